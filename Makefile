@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# The first interpreter of a version we support; PYTHON=... overrides it.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+  >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help demo test lint clean
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): setup.py
+	@test -n "$(PYTHON)" || { echo "xpo_jax needs Python 3.11 or 3.12; none found. Set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into $(VENV) with $(PYTHON) (about a minute)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: $(READY)  ## the main job on the embedded world: table, plot, report
+	@$(PY) -m xpo_jax.cli demo
+
+test: $(READY)  ## the whole test suite
+	@$(PY) -m pytest -n 2 --dist loadfile tests
+
+lint: $(READY)  ## format and lint
+	@$(PY) -m ruff format . && $(PY) -m ruff check .
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .cache build dist *.egg-info

@@ -1,0 +1,56 @@
+"""Package metadata; `pip install -e .` is all a user runs (`make` does it for you)."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+setup(
+  name="xpo_jax",
+  version="0.1.0",
+  description="Every preference-optimisation method as a pure JAX function, "
+  "trained by one sharded trainer.",
+  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11,<3.13",
+  packages=find_namespace_packages(include=["xpo_jax", "xpo_jax.*"]),
+  package_data={"xpo_jax": ["**/*.txt", "**/*.html", "**/*.css"]},
+  install_requires=[
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8,<0.14",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "chex>=0.1.92",
+    "transformers>=5.20,<6",
+    "tensorflow-datasets>=4.9.10",
+    "grain>=0.2.18",
+    "array-record>=0.8.3",
+    "safetensors>=0.8",
+    "jinja2",  # transformers' chat templates need it and do not ask for it
+    "absl-py",
+    "numpy>=2",
+    "scipy>=1.15",
+    "tyro>=1.0",
+    "pyyaml",
+    "rich",
+    "matplotlib>=3.9",
+    "tensorboardX>=2.6",
+    "vaderSentiment>=3.3.2",
+  ],
+  extras_require={
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3",
+      "nbclient>=0.10",
+      "nbformat>=5.10",
+      "ipykernel>=6.29",
+      "jupytext>=1.16",
+      "ruff>=0.9",
+    ],
+    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+    "wandb": ["wandb>=0.19"],
+    "hub": ["datasets>=4"],
+  },
+  entry_points={"console_scripts": ["xpo=xpo_jax.cli:main"]},
+)

@@ -1,0 +1,207 @@
+"""The types every part of xpo_jax speaks: records, statistics, objectives.
+
+Shape suffixes (one key for the whole project): `B` prompts, `K` completions per
+prompt, `T` response tokens, `R` packed rows, `L` row length, `V` vocabulary,
+`D` model width, `H` heads, `N` layers, `C` tokens in a chunk, `M` microbatches.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+State = Any  # a pytree of arrays: what a method remembers between steps
+Params = Any  # a pytree of arrays: the parameters of a model
+
+
+class Layout(enum.Enum):
+  """What the K completions of a prompt mean."""
+
+  DEMO = "demo"  # K=1: a demonstration
+  PAIR = "pair"  # K=2: column 0 chosen, column 1 rejected
+  RATED = "rated"  # K=1: an answer with a reward or a thumbs-up bit
+  RATED_MISMATCHED = "rated_mismatched"  # K=2: column 1 answers another prompt
+  RANKED = "ranked"  # K=n: answers with rewards, padded columns not present
+  SAMPLED = "sampled"  # K=n: rollouts of the current (or the old) policy
+
+  @property
+  def completions(self) -> int | None:
+    """The K this layout fixes, or None where any K is allowed."""
+    fixed = {"demo": 1, "pair": 2, "rated": 1, "rated_mismatched": 2}
+    return fixed.get(self.value)
+
+
+class Stat(NamedTuple):
+  """One statistic per response token that scoring produces from model outputs.
+
+  Attributes:
+    field: where it lands in `Scored`, or, if no such field, in `Scored.extra`.
+    roles: parameter sets it reads: "policy", "policy.value" (the scalar head), or
+      a frozen set of the run such as "ref".
+    fn: maps `({role: logits_CV, or value_C for a ".value" role}, target_C)` to
+      `[C, ...]`. Pure, a module-level function, so that equal needs are equal
+      objects and nothing is compiled twice.
+  """
+
+  field: str
+  roles: tuple[str, ...]
+  fn: Callable[[Mapping[str, Array], Array], Array]
+
+
+@struct.dataclass
+class Mean:
+  """A mean not yet divided: adds over shards and microbatches, divides once.
+
+  Attributes:
+    total: scalar, the weighted sum.
+    weight: scalar, the sum of weights; depends on data only, never on the policy.
+  """
+
+  total: Array
+  weight: Array
+
+  @property
+  def value(self) -> Array:
+    """`total / weight`; 0 where there is no weight at all."""
+    return self.total / jnp.where(self.weight == 0, 1, self.weight)
+
+  def __add__(self, other: "Mean") -> "Mean":
+    return Mean(self.total + other.total, self.weight + other.weight)
+
+
+@struct.dataclass
+class Scored:
+  """Everything an objective may look at: arrays laid out `B` x `K` x `T`.
+
+  A field nobody asked for is None. Log-probabilities are in nats. Build one with
+  the functions of `xpo_jax.scored`; half precision is promoted to float32 there.
+
+  Attributes:
+    mask_BKT: 1 on response tokens, EOS included.
+    length_BK: response tokens of each completion.
+    present_BK: 0 on a padded column of a ragged list.
+    weight_B: 0 on filler rows.
+    row_B: global row number; random draws fold it into their key.
+    logp_BKT: log pi(y_t | x, y_<t) of the policy, the only field with a gradient
+      beside `value_BKT` and statistics that read the policy.
+    ref_logp_BKT: the same under the frozen reference.
+    old_logp_BKT: the same under the policy that generated the data.
+    value_BKT: scalar head at the position that predicts each token.
+    old_value_BKT: the same, recorded when the data were generated.
+    ref_kl_BKT: KL(ref || policy) over the whole vocabulary at each position.
+    reward_BK: reward of each completion.
+    reward_BKT: reward of each token.
+    desirable_BK: 1 thumbs up, 0 thumbs down.
+    extra: further statistics, by name.
+  """
+
+  mask_BKT: Array
+  length_BK: Array
+  present_BK: Array
+  weight_B: Array
+  row_B: Array
+  logp_BKT: Array | None = None
+  ref_logp_BKT: Array | None = None
+  old_logp_BKT: Array | None = None
+  value_BKT: Array | None = None
+  old_value_BKT: Array | None = None
+  ref_kl_BKT: Array | None = None
+  reward_BK: Array | None = None
+  reward_BKT: Array | None = None
+  desirable_BK: Array | None = None
+  extra: Mapping[str, Array] = struct.field(default_factory=dict)
+
+  def mean_B(self, x_B: Array) -> Mean:
+    """Mean over prompts, filler rows left out."""
+    return Mean((x_B * self.weight_B).sum(), self.weight_B.sum())
+
+  def mean_BK(self, x_BK: Array) -> Mean:
+    """Mean over completions, filler rows and absent columns left out."""
+    weight_BK = self.present_BK * self.weight_B[:, None]
+    return Mean((x_BK * weight_BK).sum(), weight_BK.sum())
+
+
+class Aux(NamedTuple):
+  """What `prepare` hands to `loss`; no gradient flows into it.
+
+  Attributes:
+    rows: pytree of arrays with leading axis B, sliced with the rows.
+    shared: pytree every row sees whole (KTO's z0, beta-DPO's beta).
+  """
+
+  rows: Any = ()
+  shared: Any = ()
+
+
+@struct.dataclass
+class Loss:
+  """What an objective returns.
+
+  Attributes:
+    terms: minimised is the sum of these means, each divided by its own weight.
+    metrics: reported, not minimised.
+    per_example_B: the summand of each row where every term is a mean over rows,
+      else None.
+  """
+
+  terms: Mapping[str, Mean]
+  metrics: Mapping[str, Mean]
+  per_example_B: Array | None = None
+
+
+def no_state() -> State:
+  """`Objective.init` of a method that remembers nothing."""
+  return ()
+
+
+def nothing_shared(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+  """`Objective.prepare` of a method whose rows share and draw nothing."""
+  del scored, key
+  return Aux(), state
+
+
+class Objective(NamedTuple):
+  """A preference-optimisation method: made by a factory named after its paper.
+
+  Attributes:
+    name: the factory's name.
+    knobs: the factory's arguments.
+    layout: what the K completions must mean.
+    needs: the statistics `loss` and `prepare` read; nothing else is computed.
+    fields: data columns it requires ("reward_BK", "desirable_BK").
+    loss: `(scored, aux) -> Loss`, pure, per row; no key, no state.
+    prepare: `(scored, state, key) -> (Aux, state)`: sees the whole batch without
+      gradient and returns what rows share or draw. `nothing_shared` costs nothing.
+    init: the method's state as a pytree of arrays.
+  """
+
+  name: str
+  knobs: Mapping[str, Any]
+  layout: Layout
+  needs: frozenset[Stat]
+  loss: Callable[[Scored, Aux], Loss]
+  fields: frozenset[str] = frozenset()
+  prepare: Callable[[Scored, State, Array], tuple[Aux, State]] = nothing_shared
+  init: Callable[[], State] = no_state
+
+
+class Evaluation(NamedTuple):
+  """What `scored.evaluate` returns.
+
+  Attributes:
+    loss: scalar, the sum of the divided terms.
+    per_example_B: see `Loss`.
+    terms: each divided term.
+    metrics: each divided metric.
+    state: the method's state after this batch.
+  """
+
+  loss: Array
+  per_example_B: Array | None
+  terms: Mapping[str, Array]
+  metrics: Mapping[str, Array]
+  state: State
