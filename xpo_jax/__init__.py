@@ -1,0 +1,1 @@
+"""Preference optimisation in JAX: pure objectives, one sharded trainer."""

@@ -81,7 +81,8 @@ class Scored:
   the functions of `xpo_jax.scored`; half precision is promoted to float32 there.
 
   Attributes:
-    mask_BKT: 1 on response tokens, EOS included.
+    mask_BKT: 1 on response tokens, EOS included; None in a record of summed
+      log-probs (T=1), which an objective that reads tokens refuses.
     length_BK: response tokens of each completion.
     present_BK: 0 on a padded column of a ragged list.
     weight_B: 0 on filler rows.
@@ -99,7 +100,7 @@ class Scored:
     extra: further statistics, by name.
   """
 
-  mask_BKT: Array
+  mask_BKT: Array | None
   length_BK: Array
   present_BK: Array
   weight_B: Array
