@@ -1,0 +1,430 @@
+"""One decoder by config (Llama, GPT-NeoX, GPT-2) as pure functions over a dict.
+
+Parameters are a plain nested dict; the leaves of `"blocks"` are stacked over layers,
+so that one `lax.scan` runs them and the program does not grow with depth. A batch is
+a `Rows` record: several prompt groups per row, each prompt once with its completions
+as branches. `cache.py` runs the same block with a cache in place of a mask.
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from xpo_jax.types import Array, Params
+
+_MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
+
+
+class Norm(enum.Enum):
+  """Normalisation before each sub-layer and before the head."""
+
+  RMS = "rms"
+  LAYER = "layer"
+
+
+class Activation(enum.Enum):
+  """Non-linearity of the MLP, by the names of Hugging Face configs."""
+
+  SILU = "silu"
+  GELU = "gelu"
+  GELU_TANH = "gelu_new"
+
+
+_ACTIVATIONS = {
+  Activation.SILU: jax.nn.silu,
+  Activation.GELU: functools.partial(jax.nn.gelu, approximate=False),
+  Activation.GELU_TANH: functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+  """Llama 3.1's stretch of the slow rotary frequencies (its `rope_scaling`)."""
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+  """Rotary position embedding.
+
+  Attributes:
+    theta: base of the frequencies.
+    fraction: share of each head's dimensions that is rotated (the first ones).
+    llama3: scaling of the frequencies, or None.
+  """
+
+  theta: float = 10_000.0
+  fraction: float = 1.0
+  llama3: Llama3Scaling | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A decoder. The defaults are Llama's; sizes have none.
+
+  Attributes:
+    vocab: rows of the embedding.
+    width: D.
+    layers: N.
+    heads: query heads.
+    kv_heads: key and value heads; divides `heads`.
+    head_dim: dimensions per head.
+    mlp_width: hidden width of the MLP.
+    positions: context length; a hard limit where positions are learned.
+    norm, norm_eps: kind of normalisation and its epsilon.
+    activation, gated: of the MLP; gated is `down(act(gate(x)) * up(x))`.
+    rotary: rotary embedding, or None: positions are learned (GPT-2).
+    qkv_bias, output_bias, mlp_bias: which projections have a bias.
+    parallel_residual: attention and MLP both read the block's input (GPT-NeoX).
+    tied: the head is the embedding.
+    compute_dtype: dtype of activations; parameters stay as they are. Norms, rotary
+      angles and softmax are computed in at least float32.
+    remat: recompute each block in the backward pass instead of keeping it.
+  """
+
+  vocab: int
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp_width: int
+  positions: int = 2048
+  norm: Norm = Norm.RMS
+  norm_eps: float = 1e-5
+  activation: Activation = Activation.SILU
+  gated: bool = True
+  rotary: Rotary | None = Rotary()
+  qkv_bias: bool = False
+  output_bias: bool = False
+  mlp_bias: bool = False
+  parallel_residual: bool = False
+  tied: bool = False
+  compute_dtype: str = "float32"
+  remat: bool = True
+
+  def __post_init__(self):
+    sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
+    values = dataclasses.asdict(self)
+    for name in (*sizes, "positions"):
+      if values[name] < 1:
+        raise ValueError(f"Config.{name} is {values[name]}; it must be at least 1")
+    if self.heads % self.kv_heads:
+      raise ValueError(
+        f"Config.kv_heads is {self.kv_heads}, which does not divide "
+        f"heads = {self.heads}; take a divisor, or heads itself"
+      )
+    allowed = ("float32", "bfloat16", "float64")
+    if self.compute_dtype not in allowed:
+      raise ValueError(
+        f"Config.compute_dtype is {self.compute_dtype!r}; allowed: {allowed}"
+      )
+    if self.rotary is not None and rotary_dim(self) % 2:
+      raise ValueError(
+        f"Config.rotary.fraction {self.rotary.fraction} of head_dim {self.head_dim} "
+        f"is {rotary_dim(self)} dimensions; it must be an even number"
+      )
+
+
+@struct.dataclass
+class Rows:
+  """Packed rows: position i attends to j iff j <= i, both are of one segment (not
+  padding), and j is of the prompt or of i's own branch.
+
+  Attributes:
+    tokens_RL: token ids.
+    segment_RL: 0 padding, 1.. the prompt group within the row.
+    branch_RL: 0 the prompt, k + 1 completion k.
+    position_RL: position in the text; each branch continues from its prompt.
+  """
+
+  tokens_RL: Array
+  segment_RL: Array
+  branch_RL: Array
+  position_RL: Array
+
+  @classmethod
+  def plain(cls, tokens_RL: Array, mask_RL: Array) -> "Rows":
+    """One text per row, padded on either side (`mask_RL` 0)."""
+    segment_RL = (jnp.asarray(mask_RL) != 0).astype(jnp.int32)
+    position_RL = jnp.maximum(jnp.cumsum(segment_RL, axis=1) - 1, 0)
+    return cls(
+      jnp.asarray(tokens_RL), segment_RL, jnp.zeros_like(segment_RL), position_RL
+    )
+
+
+class Model(NamedTuple):
+  """A language model as functions; a user's own module plugs in the same way.
+
+  Attributes:
+    config: what made it; hashable.
+    init: `key -> params`.
+    hidden: `(params, Rows) -> hidden_RLD`, after the final norm.
+    head: `params -> head_VD`; logits are `hidden @ head.T`.
+    logical_axes: `() ->` pytree like params, a tuple of axis names for each leaf.
+  """
+
+  config: Any
+  init: Callable[[Array], Params]
+  hidden: Callable[[Params, Rows], Array]
+  head: Callable[[Params], Array]
+  logical_axes: Callable[[], Any]
+
+
+@functools.lru_cache
+def model(config: Config) -> Model:
+  """The decoder of a config. Equal configs give the same object: one compile."""
+  return Model(
+    config=config,
+    init=functools.partial(_init, config),
+    hidden=functools.partial(_hidden, config),
+    head=functools.partial(_head, config),
+    logical_axes=lambda: jax.tree.map(lambda w: w.axes, weights(config)),
+  )
+
+
+# --- Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """What a parameter is: its shape, axis names, and start (std, or a constant)."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  std: float = 0.0
+  constant: float = 0.0
+
+
+def weights(config: Config) -> dict[str, Any]:
+  """The parameters of a config, as a tree of `Weight`."""
+  c = config
+  sizes = {
+    "layers": c.layers,
+    "embed": c.width,
+    "heads": c.heads,
+    "kv_heads": c.kv_heads,
+    "head_dim": c.head_dim,
+    "mlp": c.mlp_width,
+    "vocab": c.vocab,
+    "position": c.positions,
+  }
+
+  def weight(*axes: str, std: float = 0.0, constant: float = 0.0) -> Weight:
+    return Weight(tuple(sizes[a] for a in axes), axes, std, constant)
+
+  def norm_weights(*axes: str) -> dict[str, Weight]:
+    scale = {"scale": weight(*axes, constant=1.0)}
+    return scale | ({"bias": weight(*axes)} if c.norm is Norm.LAYER else {})
+
+  def linear(inputs: tuple, outputs: tuple, bias: bool, shrink: float = 1.0):
+    # Variance is kept from layer to layer; the two projections into the residual
+    # stream are shrunk by depth, as in GPT-2.
+    std = shrink / np.sqrt(np.prod([sizes[a] for a in inputs]))
+    kernel = {"kernel": weight("layers", *inputs, *outputs, std=float(std))}
+    return kernel | ({"bias": weight("layers", *outputs)} if bias else {})
+
+  shrink = (2 * c.layers) ** -0.5
+  query, key = ("heads", "head_dim"), ("kv_heads", "head_dim")
+  blocks = {
+    "attention_norm": norm_weights("layers", "embed"),
+    "query": linear(("embed",), query, c.qkv_bias),
+    "key": linear(("embed",), key, c.qkv_bias),
+    "value": linear(("embed",), key, c.qkv_bias),
+    "output": linear(query, ("embed",), c.output_bias, shrink),
+    "mlp_norm": norm_weights("layers", "embed"),
+    "up": linear(("embed",), ("mlp",), c.mlp_bias),
+    "down": linear(("mlp",), ("embed",), c.mlp_bias, shrink),
+  }
+  if c.gated:
+    blocks["gate"] = linear(("embed",), ("mlp",), c.mlp_bias)
+  tree = {
+    "embedding": weight("vocab", "embed", std=0.02),
+    "blocks": blocks,
+    "final_norm": norm_weights("embed"),
+  }
+  if c.rotary is None:
+    tree["position"] = weight("position", "embed", std=0.02)
+  if not c.tied:
+    tree["head"] = weight("vocab", "embed", std=0.02)
+  return tree
+
+
+def _init(config: Config, key: Array) -> Params:
+  def start(weight: Weight, key: Array) -> Array:
+    if weight.std:
+      return weight.std * jax.random.normal(key, weight.shape, jnp.float32)
+    return jnp.full(weight.shape, weight.constant, jnp.float32)
+
+  leaves, treedef = jax.tree.flatten(weights(config))
+  keys = jax.random.split(key, len(leaves))
+  return jax.tree.unflatten(treedef, map(start, leaves, keys))
+
+
+def _head(config: Config, params: Params) -> Array:
+  head_VD = params["embedding"] if config.tied else params["head"]
+  return head_VD.astype(config.compute_dtype)
+
+
+# --- The block, on any leading axes
+
+
+def norm(config: Config, params: Params, x: Array) -> Array:
+  """RMS or layer normalisation over the last axis, in at least float32."""
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  if config.norm is Norm.LAYER:
+    x = x - x.mean(-1, keepdims=True)
+  x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)
+  x = x * _over(x, params["scale"])
+  if config.norm is Norm.LAYER:
+    x = x + _over(x, params["bias"])
+  return x.astype(config.compute_dtype)
+
+
+def _over(x: Array, y: Array) -> Array:
+  """`y` with leading axes of size 1, so that it broadcasts over `x`."""
+  return y.reshape((1,) * (x.ndim - y.ndim) + y.shape)
+
+
+def _linear(params: Params, x: Array, contract: int = 1) -> Array:
+  kernel = params["kernel"].astype(x.dtype)
+  y = jnp.tensordot(x, kernel, axes=contract)
+  if "bias" in params:
+    y = y + _over(y, params["bias"].astype(y.dtype))
+  return y
+
+
+def _mlp(config: Config, params: Params, x: Array) -> Array:
+  act = _ACTIVATIONS[config.activation]
+  if config.gated:
+    return _linear(
+      params["down"], act(_linear(params["gate"], x)) * _linear(params["up"], x)
+    )
+  return _linear(params["down"], act(_linear(params["up"], x)))
+
+
+def block(
+  config: Config, params: Params, x: Array, turn: tuple, attend: Callable
+) -> tuple[Array, Any]:
+  """One layer; `attend(query, key, value) -> (mixed, anything)` sees the context."""
+  h = norm(config, params["attention_norm"], x)
+  query = _rotate(_linear(params["query"], h), turn)
+  key = _rotate(_linear(params["key"], h), turn)
+  mixed, kept = attend(query, key, _linear(params["value"], h))
+  attended = _linear(params["output"], mixed, contract=2)
+  if config.parallel_residual:
+    h = norm(config, params["mlp_norm"], x)
+    return x + attended + _mlp(config, params, h), kept
+  x = x + attended
+  h = norm(config, params["mlp_norm"], x)
+  return x + _mlp(config, params, h), kept
+
+
+# --- Positions
+
+
+def rotary_dim(config: Config) -> int:
+  """How many dimensions of a head are rotated."""
+  return int(config.head_dim * config.rotary.fraction)
+
+
+def _frequencies(config: Config) -> np.ndarray:
+  rotary, dim = config.rotary, rotary_dim(config)
+  freq = rotary.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+  s = rotary.llama3
+  if s is None:
+    return freq.astype(np.float32)
+  # Llama 3.1: slow waves are divided by the factor, fast ones kept, between them a
+  # linear mixture in (context / wavelength).
+  turns = s.original_positions * freq / (2 * np.pi)
+  keep = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+  keep = np.clip(keep, 0.0, 1.0)
+  return (freq * (keep + (1 - keep) / s.factor)).astype(np.float32)
+
+
+def angles(config: Config, position: Array) -> tuple:
+  """Cosines and sines `[..., 1, rotated / 2]`, or () where positions are learned."""
+  if config.rotary is None:
+    return ()
+  freq = jnp.asarray(_frequencies(config))
+  angle = position[..., None, None].astype(jnp.float32) * _over(
+    position[..., None, None], freq
+  )
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x: Array, turn: tuple) -> Array:
+  if not turn:
+    return x
+  cos, sin = turn
+  half = cos.shape[-1]
+  a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+  rotated = [(a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)]
+  return jnp.concatenate([*rotated, rest], axis=-1)
+
+
+def embed(config: Config, params: Params, tokens: Array, position: Array) -> Array:
+  """Token and, where learned, position embeddings in the compute dtype."""
+  # "fill": an id or a position beyond the table is NaN and stops the run; JAX's
+  # default would clamp it.
+  x = params["embedding"].at[tokens].get(mode="fill")
+  if config.rotary is None:
+    x = x + params["position"].at[position].get(mode="fill")
+  return x.astype(config.compute_dtype)
+
+
+# --- Whole rows
+
+
+def attention_mask(rows: Rows) -> Array:
+  """`[R, L, L]` bool: may query i (axis 1) see key j (axis 2)?"""
+  segment_RL, branch_RL = rows.segment_RL, rows.branch_RL
+  length = segment_RL.shape[1]
+  causal = jnp.tril(jnp.ones((1, length, length), bool))
+  same = segment_RL[:, :, None] == segment_RL[:, None, :]
+  real = segment_RL[:, None, :] != 0
+  seen = (branch_RL[:, None, :] == 0) | (branch_RL[:, :, None] == branch_RL[:, None, :])
+  return causal & same & real & seen
+
+
+def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  R, L, H, h = query.shape
+  G = key.shape[2]
+  query = query.reshape(R, L, G, H // G, h) * h**-0.5
+  score = jnp.einsum(
+    "rqgmh,rkgh->rgmqk",
+    query,
+    key,
+    preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+  )
+  score = jnp.where(mask[:, None, None], score, _MASKED)
+  weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
+  return jnp.einsum("rgmqk,rkgh->rqgmh", weight, value).reshape(R, L, H, h)
+
+
+def _hidden(config: Config, params: Params, rows: Rows) -> Array:
+  mask = attention_mask(rows)
+  turn = angles(config, rows.position_RL)
+
+  def attend(query, key, value):
+    return _attend(query, key, value, mask), None
+
+  def step(x, layer):
+    return block(config, layer, x, turn, attend)
+
+  if config.remat:
+    step = jax.checkpoint(step, prevent_cse=False)
+  x = embed(config, params, rows.tokens_RL, rows.position_RL)
+  x, _ = jax.lax.scan(step, x, params["blocks"])
+  return norm(config, params["final_norm"], x)
