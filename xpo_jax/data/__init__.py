@@ -1,0 +1,1 @@
+"""Records to fixed-shape batches: sources, tokens, layouts, packing, an audit."""
