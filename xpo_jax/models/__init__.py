@@ -1,1 +1,1 @@
-"""Language models as pure functions: decoder, heads, Hugging Face, sampling, scoring."""
+"""Language models as pure functions: decoder, heads, checkpoints, sampling, score."""
