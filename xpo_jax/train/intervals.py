@@ -1,0 +1,208 @@
+"""Means with their noise: clustered standard errors and bootstrap intervals.
+
+The unit of resampling is the prompt: completions of one prompt are not independent,
+so a prompt's samples stay together. Over several seeds, seeds and prompts are
+resampled independently of each other (Owen 2007, "The pigeonhole bootstrap"), because
+a training seed moves every prompt and a prompt is shared by every seed.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+LEVEL = 0.95
+RESAMPLES = 4000
+# Resamples held at once: bounds memory at a few thousand prompts.
+_CHUNK = 200
+
+
+class Interval(NamedTuple):
+  """A mean with its noise.
+
+  Attributes:
+    mean: the estimate.
+    low: lower end of the 95 % bootstrap interval.
+    high: upper end.
+    se: standard error, clustered by prompt; NaN with a single prompt.
+    units: prompts (or other clusters) behind the estimate.
+  """
+
+  mean: float
+  low: float
+  high: float
+  se: float
+  units: int
+
+  def __str__(self) -> str:
+    return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def clustered_se(x: np.ndarray, cluster: np.ndarray | None = None) -> float:
+  """Standard error of the plain mean of `x` when values of a cluster hang together.
+
+  se^2 = G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2; with one value a
+  cluster this is the usual s / sqrt(n).
+
+  Args:
+    x: values, one dimension.
+    cluster: cluster id of each value; None makes each its own.
+
+  Returns:
+    The standard error, NaN with one cluster.
+  """
+  total_G, size_G = _by_cluster(x, cluster)
+  if total_G.size < 2:
+    return math.nan
+  gap_G = total_G - size_G * (total_G.sum() / size_G.sum())
+  scale = total_G.size / (total_G.size - 1)
+  return float(np.sqrt(scale * np.square(gap_G).sum()) / size_G.sum())
+
+
+def bootstrap_mean(
+  x: np.ndarray, cluster: np.ndarray | None = None, *, seed: int = 0
+) -> Interval:
+  """Mean of `x` with a percentile bootstrap interval over clusters.
+
+  Args:
+    x: values, one dimension, finite.
+    cluster: cluster id (the prompt) of each value; None makes each its own.
+    seed: of the resampling.
+
+  Returns:
+    Interval; a single cluster has no interval and gives NaN ends.
+
+  Raises:
+    ValueError: `x` is empty, not finite or not of `cluster`'s shape.
+  """
+  total_G, size_G = _by_cluster(x, cluster)
+  mean = float(total_G.sum() / size_G.sum())
+  se = clustered_se(x, cluster)
+  if total_G.size < 2:
+    return Interval(mean, math.nan, math.nan, se, total_G.size)
+
+  def ratio(total, size, axis):
+    return total.sum(axis) / size.sum(axis)
+
+  low, high = _bootstrap((total_G, size_G), ratio, paired=True, seed=seed)
+  return Interval(mean, low, high, se, total_G.size)
+
+
+def bootstrap_seeds(x_SP: np.ndarray, *, seed: int = 0) -> Interval:
+  """Mean over seeds and prompts; both are resampled, independently of each other.
+
+  With few seeds the interval is too short for the noise between them (by about
+  (S - 1) / S in variance): show the seeds apart as well.
+
+  Args:
+    x_SP: one value per seed and prompt, every seed on the same prompts.
+    seed: of the resampling.
+
+  Returns:
+    Interval; `se` is the bootstrap's, `units` the number of prompts.
+  """
+  x_SP = np.asarray(x_SP, np.float64)
+  if x_SP.ndim != 2 or not x_SP.size or not np.isfinite(x_SP).all():
+    raise ValueError(f"x_SP must be finite [seeds, prompts], got shape {x_SP.shape}")
+  seeds, prompts = x_SP.shape
+  if seeds == 1:
+    return bootstrap_mean(x_SP[0], seed=seed)
+
+  def mean(s, p, axis):
+    del axis
+    return x_SP[s[..., :, None], p[..., None, :]].mean((-2, -1))
+
+  indices = (np.arange(seeds), np.arange(prompts))
+  result = _resample(indices, mean, paired=False, seed=seed)
+  low, high = result.confidence_interval
+  se = float(result.standard_error)
+  return Interval(float(x_SP.mean()), float(low), float(high), se, prompts)
+
+
+class Seeds(NamedTuple):
+  """Several seeds of one setting, apart and pooled.
+
+  Attributes:
+    each: one Interval a seed, over prompts.
+    pooled: over seeds and prompts together.
+    sd: standard deviation of the seeds' means (ddof 1); NaN with one seed.
+  """
+
+  each: tuple[Interval, ...]
+  pooled: Interval
+  sd: float
+
+
+def by_seed(x_SP: np.ndarray, *, seed: int = 0) -> Seeds:
+  """Every seed's own interval beside the pooled one."""
+  x_SP = np.atleast_2d(np.asarray(x_SP, np.float64))
+  each = tuple(bootstrap_mean(x_P, seed=seed) for x_P in x_SP)
+  sd = float(x_SP.mean(1).std(ddof=1)) if len(x_SP) > 1 else math.nan
+  return Seeds(each, bootstrap_seeds(x_SP, seed=seed), sd)
+
+
+def paired_bootstrap(
+  a: np.ndarray,
+  b: np.ndarray,
+  cluster: np.ndarray | None = None,
+  *,
+  seed: int = 0,
+) -> Interval:
+  """Mean of `a - b` over the same prompts, each difference resampled as one.
+
+  Args:
+    a: per-prompt values `[P]`, or `[S, P]` over seeds.
+    b: the other policy's on the same prompts; `[P]` serves every seed of `a`.
+    cluster: prompt of each value, for `[n]` values with several a prompt.
+    seed: of the resampling.
+
+  Returns:
+    Interval of the difference; it excludes 0 where the two differ at 95 %.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape[-1:] != b.shape[-1:] or a.ndim > 2 or b.ndim > a.ndim:
+    raise ValueError(
+      f"a {a.shape} and b {b.shape} are not paired: the same prompts in the same order"
+    )
+  gap = a - (b if a.ndim == b.ndim else b[None])
+  if gap.ndim == 1:
+    return bootstrap_mean(gap, cluster, seed=seed)
+  if cluster is not None:
+    raise ValueError("cluster: only for values of one dimension; average per prompt")
+  return bootstrap_seeds(gap, seed=seed)
+
+
+def _by_cluster(x, cluster) -> tuple[np.ndarray, np.ndarray]:
+  """Sum and number of values of every cluster."""
+  x = np.asarray(x, np.float64)
+  if x.ndim != 1 or not x.size or not np.isfinite(x).all():
+    raise ValueError(f"x must be one non-empty dimension of finite values, got {x}")
+  if cluster is None:
+    return x, np.ones_like(x)
+  cluster = np.asarray(cluster)
+  if cluster.shape != x.shape:
+    raise ValueError(f"cluster has shape {cluster.shape}, x has {x.shape}")
+  _, index = np.unique(cluster, return_inverse=True)
+  return np.bincount(index, weights=x), np.bincount(index).astype(np.float64)
+
+
+def _resample(data: Sequence[np.ndarray], statistic, *, paired: bool, seed: int):
+  # Percentile, not BCa: BCa is NaN where a measure is constant (no repetition at all).
+  return scipy.stats.bootstrap(
+    data,
+    statistic,
+    paired=paired,
+    vectorized=True,
+    method="percentile",
+    confidence_level=LEVEL,
+    n_resamples=RESAMPLES,
+    batch=_CHUNK,
+    rng=np.random.default_rng(seed),
+  )
+
+
+def _bootstrap(data, statistic, *, paired: bool, seed: int) -> tuple[float, float]:
+  low, high = _resample(data, statistic, paired=paired, seed=seed).confidence_interval
+  return float(low), float(high)
