@@ -1,0 +1,109 @@
+"""The index of objectives: the only table of their names.
+
+Reading names, summaries and papers imports no JAX; `objectives.dpo` or `get("dpo")`
+does, on first use.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+NAMES = (
+  "sft",
+  "dpo",
+  "beta_dpo",
+  "simpo",
+  "orpo",
+  "kto",
+  "bradley_terry",
+)
+
+# Importable from here, and not objectives with a paper of their own.
+_PARTS = {
+  "mixture": "_mixture",
+  "odds_ratio": "_orpo",
+  "gamma_from_ratio": "_simpo",
+  "couple": "_beta_dpo",
+  "log_ratio": "_rewards",
+  "seq_logp": "_rewards",
+  "avg_logp": "_rewards",
+  "token_rewards": "_rewards",
+}
+_HOME = {name: f"_{name}" for name in NAMES} | _PARTS
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a factory when it is first asked for (PEP 562)."""
+  if name not in _HOME:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return vars(importlib.import_module(f"{__name__}.{_HOME[name]}"))[name]
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_HOME})
+
+
+def get(name: str) -> Callable:
+  """The factory of an objective.
+
+  Raises:
+    ValueError: no such objective; says which one was likely meant.
+  """
+  _check_name(name)
+  return __getattr__(name)
+
+
+def build(name: str, knobs: Mapping[str, Any] | None = None) -> Any:
+  """The objective `name` with these knobs: what a configuration file holds.
+
+  Raises:
+    ValueError: no such objective, a knob it does not have, or a value out of range.
+  """
+  factory, knobs = get(name), knobs or {}
+  allowed = inspect.signature(factory).parameters
+  for knob in knobs:
+    if knob not in allowed:
+      known = f"its knobs: {', '.join(allowed) or 'none'}"
+      meant = _did_you_mean(knob, allowed)
+      raise ValueError(f"{name} has no knob {knob!r}{meant}; {known}")
+  return factory(**knobs)
+
+
+def docstring(name: str) -> str:
+  """The documentation page of an objective, read from its file without importing it.
+
+  Raises:
+    ValueError: no such objective.
+  """
+  _check_name(name)
+  source = Path(__file__).with_name(f"_{name}.py").read_text(encoding="utf-8")
+  for node in ast.parse(source).body:
+    if isinstance(node, ast.FunctionDef) and node.name == name:
+      return ast.get_docstring(node)
+  raise LookupError(f"_{name}.py has no function {name}")
+
+
+def summary(name: str) -> str:
+  """First line of the documentation page."""
+  return docstring(name).partition("\n")[0]
+
+
+def arxiv(name: str) -> str:
+  """arXiv number of the objective's paper."""
+  return re.search(r"arXiv:(\d{4}\.\d{4,5})", docstring(name)).group(1)
+
+
+def _check_name(name: str) -> None:
+  if name not in NAMES:
+    meant = _did_you_mean(name, NAMES)
+    raise ValueError(f"no objective {name!r}{meant}; known: {', '.join(NAMES)}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+  close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.5)
+  return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,70 @@
+"""Range checks of knobs, made when an objective is built; traced values pass."""
+
+import jax
+import numpy as np
+
+from xpo_jax.types import Array
+
+
+def check(
+  objective: str,
+  knob: str,
+  value: float | Array,
+  *,
+  paper: float,
+  above: float | None = None,
+  least: float | None = None,
+  below: float | None = None,
+  most: float | None = None,
+) -> None:
+  """Refuses a knob outside its range.
+
+  A tracer has no value yet, so a swept knob is the caller's to check before the sweep.
+
+  Args:
+    objective: the factory's name, for the message.
+    knob: the argument's name, for the message.
+    value: what was passed.
+    paper: the paper's value, offered as the fix.
+    above: the value must be greater.
+    least: the value must be greater or equal.
+    below: the value must be smaller.
+    most: the value must be smaller or equal.
+
+  Raises:
+    ValueError: not a finite number, or outside the range.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return
+  try:
+    number = float(value)
+  except (TypeError, ValueError):
+    number = np.nan
+  bounds = {">": above, ">=": least, "<": below, "<=": most}
+  holds = {
+    ">": above is None or number > above,
+    ">=": least is None or number >= least,
+    "<": below is None or number < below,
+    "<=": most is None or number <= most,
+  }
+  if np.isfinite(number) and all(holds.values()):
+    return
+  allowed = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
+  raise ValueError(
+    f"{objective}: {knob}={value!r} is not allowed; {knob} must be "
+    f"{' and '.join(['a finite number', *allowed])} (paper: {knob}={paper:g})"
+  )
+
+
+def check_key(objective: str, key: Array | None) -> Array:
+  """The key of an objective that draws lots, refused when it is missing.
+
+  Raises:
+    ValueError: key is None.
+  """
+  if key is None:
+    raise ValueError(
+      f"{objective} draws lots and key=None; pass key=jax.random.key(seed), another "
+      "one for every batch"
+    )
+  return key

@@ -1,0 +1,105 @@
+"""A weighted sum of objectives on the same batch."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from xpo_jax.objectives import _knobs
+from xpo_jax.types import (
+  Array,
+  Aux,
+  Layout,
+  Loss,
+  Mean,
+  Objective,
+  Scored,
+  State,
+  no_state,
+  nothing_shared,
+)
+
+
+def mixture(
+  weights: Sequence[float | Array], objectives: Sequence[Objective]
+) -> Objective:
+  """A weighted sum of objectives: DPO + SFT (RPO), MPO, CPO's or SimPO's SFT term.
+
+  L = sum_i w_i L_i, each term divided by its own denominator first
+
+  Terms are called `objective/term` (`objective_i/term` where a name occurs twice);
+  metrics keep their names, and where two objectives report the same one the first has
+  it and the later are called as their terms.
+
+  Args:
+    weights: one finite number per objective; not normalised.
+    objectives: on one layout; DEMO ones (SFT) read column 0 of it.
+
+  Returns:
+    Objective with the union of needs and fields; state and draws are composed.
+
+  Raises:
+    ValueError: lengths differ, nothing to mix, or two layouts that exclude each other.
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> rpo = objectives.mixture((1.0, 0.005), (objectives.dpo(), objectives.sft()))
+    >>> sorted(scored.evaluate(rpo, toy.scored(K=2)).terms)
+    ['dpo/dpo', 'sft/sft']
+  """
+  weights, parts = tuple(weights), tuple(objectives)
+  if not parts or len(weights) != len(parts):
+    raise ValueError(
+      f"mixture: {len(weights)} weights for {len(parts)} objectives; pass one weight "
+      "per objective and at least one objective"
+    )
+  for weight in weights:
+    _knobs.check("mixture", "weight", weight, paper=1)
+  layouts = {part.layout for part in parts} - {Layout.DEMO} or {Layout.DEMO}
+  if len(layouts) > 1:
+    named = ", ".join(f"{part.name} {part.layout.name}" for part in parts)
+    raise ValueError(f"mixture: no batch has all of these layouts: {named}")
+  count = Counter(part.name for part in parts)
+  names = [
+    p.name if count[p.name] == 1 else f"{p.name}_{i}" for i, p in enumerate(parts)
+  ]
+  shares = any(part.prepare is not nothing_shared for part in parts)
+
+  def init() -> State:
+    return tuple(part.init() for part in parts)
+
+  def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+    auxes, states = [], []
+    for i, part in enumerate(parts):
+      own_key = None if key is None else jax.random.fold_in(key, i)
+      aux, new = part.prepare(scored, state[i], own_key)
+      auxes.append(aux)
+      states.append(new)
+    rows, shared = zip(*auxes, strict=True)
+    return Aux(rows, shared), tuple(states)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    none = ((),) * len(parts)
+    auxes = zip(aux.rows or none, aux.shared or none, strict=True)
+    terms, metrics, rows = {}, {}, []
+    for name, weight, part, own in zip(names, weights, parts, auxes, strict=True):
+      out = part.loss(scored, Aux(*own))
+      for term, mean in out.terms.items():
+        terms[f"{name}/{term}"] = Mean(weight * mean.total, mean.weight)
+      for metric, mean in out.metrics.items():
+        metrics[f"{name}/{metric}" if metric in metrics else metric] = mean
+      rows.append(None if out.per_example_B is None else weight * out.per_example_B)
+    whole = None if any(row is None for row in rows) else jnp.stack(rows).sum(0)
+    return Loss(terms, metrics, whole)
+
+  return Objective(
+    name="mixture",
+    knobs={"weights": weights, "objectives": parts},
+    layout=layouts.pop(),
+    needs=frozenset().union(*(part.needs for part in parts)),
+    fields=frozenset().union(*(part.fields for part in parts)),
+    loss=loss,
+    prepare=prepare if shares else nothing_shared,
+    init=init if shares else no_state,
+  )

@@ -1,0 +1,59 @@
+"""Implicit rewards and the metrics every objective reports under the same names.
+
+`reward_margin`, `reward_chosen`, `reward_rejected` are in the objective's own reward
+(its beta included), `reward_accuracy` is the share of pairs ranked right (a tie counts
+one half, so that policy = ref gives chance), `logp_chosen` and `logp_rejected` are sums
+over the completion's tokens in nats.
+"""
+
+import jax.numpy as jnp
+
+from xpo_jax import masked
+from xpo_jax.types import Array, Mean, Scored
+
+
+def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
+  """Credit per token, beta (log pi - log pi_ref), `[B, K, T]`; 0 on padding.
+
+  At the optimum this is r + V(s') - V(s), the shaped reward, not the reward itself.
+
+  Paper: Rafailov et al. 2024, "From r to Q*", arXiv:2404.12358, Eq. not checked.
+  """
+  log_ratio_BKT = scored.logp_BKT - scored.ref_logp_BKT
+  return beta * masked.zero_padding(log_ratio_BKT, scored.mask_BKT)
+
+
+def log_ratio(scored: Scored) -> Array:
+  """log pi(y|x) - log pi_ref(y|x), summed over tokens, nats, `[B, K]`."""
+  # Differences first: two long sums would lose the digits that their gap needs.
+  return masked.sum_T(scored.logp_BKT - scored.ref_logp_BKT, scored.mask_BKT)
+
+
+def seq_logp(scored: Scored) -> Array:
+  """log pi(y|x), summed over tokens, nats, `[B, K]`."""
+  return masked.sum_T(scored.logp_BKT, scored.mask_BKT)
+
+
+def avg_logp(scored: Scored) -> Array:
+  """log pi(y|x) per token, nats, `[B, K]`; 0 for an empty completion."""
+  return masked.per_token(seq_logp(scored), scored.length_BK)
+
+
+def logp_metrics(scored: Scored) -> dict[str, Mean]:
+  """Log-probabilities of the two sides of a pair, apart."""
+  logp_BK = seq_logp(scored)
+  return {
+    "logp_chosen": scored.mean_B(logp_BK[:, 0]),
+    "logp_rejected": scored.mean_B(logp_BK[:, 1]),
+  }
+
+
+def reward_metrics(scored: Scored, reward_BK: Array) -> dict[str, Mean]:
+  """Rewards of the two sides of a pair, their margin, and how often it is right."""
+  margin_B = reward_BK[:, 0] - reward_BK[:, 1]
+  return {
+    "reward_chosen": scored.mean_B(reward_BK[:, 0]),
+    "reward_rejected": scored.mean_B(reward_BK[:, 1]),
+    "reward_margin": scored.mean_B(margin_B),
+    "reward_accuracy": scored.mean_B((1 + jnp.sign(margin_B)) / 2),
+  }
