@@ -1,0 +1,40 @@
+"""Scalar head on the decoder's hidden states: values, rewards."""
+
+import jax
+import jax.numpy as jnp
+
+from xpo_jax.types import Array, Params
+
+
+def init_value_head(key: Array, width: int) -> Params:
+  """A head with kernel ~ N(0, 1 / (width + 1)) and bias 0.
+
+  The start of Stiennon et al. 2020 (arXiv:2009.01325, equation not checked): values
+  of about one on normalised hidden states.
+
+  Args:
+    key: of `jax.random`.
+    width: D of the hidden states.
+
+  Returns:
+    `{"kernel_D", "bias"}`, float32.
+  """
+  kernel_D = jax.random.normal(key, (width,), jnp.float32) * (width + 1) ** -0.5
+  return {"kernel_D": kernel_D, "bias": jnp.zeros((), jnp.float32)}
+
+
+def logical_axes() -> Params:
+  """Axis names of the head's parameters."""
+  return {"kernel_D": ("embed",), "bias": ()}
+
+
+def value(params: Params, hidden: Array) -> Array:
+  """`hidden [..., D]` to values `[...]`, in at least float32.
+
+  Example:
+    >>> head = {"kernel_D": jnp.array([1.0, -2.0]), "bias": jnp.array(0.5)}
+    >>> float(value(head, jnp.array([3.0, 1.0])))
+    1.5
+  """
+  hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+  return jnp.dot(hidden, params["kernel_D"]) + params["bias"]
