@@ -1,0 +1,1 @@
+"""Experiments: the step, the offline trainer, evaluation, the report."""

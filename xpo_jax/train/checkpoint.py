@@ -1,0 +1,150 @@
+"""Checkpoints: orbax underneath, a checksum over every file, the newest valid one.
+
+Orbax commits atomically but does not notice a flipped bit in an array's file, and a
+kill while it deletes an old step leaves that step listed and half gone. So a manifest
+of SHA-256 sums is written after the commit and checked before a restore; a step that
+fails falls back to the next older one.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from xpo_jax.train.state import TrainState
+
+MANIFEST = "MANIFEST.sha256.json"
+
+
+class Restored(NamedTuple):
+  """A checkpoint read back.
+
+  Attributes:
+    state: with the abstract state's shardings.
+    meta: what was saved beside it.
+    rejected: later steps that were found damaged, each with the reason.
+  """
+
+  state: TrainState
+  meta: Mapping[str, Any]
+  rejected: tuple[str, ...]
+
+
+def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+  """A manager that keeps the last `keep` steps and clears what a kill left behind."""
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    # Synchronous: the manifest must cover committed files before training goes on.
+    enable_async_checkpointing=False,
+    cleanup_tmp_directories=True,
+  )
+  return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def save(
+  manager: ocp.CheckpointManager, state: TrainState, meta: Mapping[str, Any]
+) -> None:
+  """Saves at `state.step` and seals the step with its manifest."""
+  step = int(state.step)
+  if step in manager.all_steps():
+    return
+  manager.save(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+    ),
+    force=True,
+  )
+  manager.wait_until_finished()
+  if jax.process_index() == 0:
+    _seal(manager.directory / str(step))
+
+
+def restore(
+  manager: ocp.CheckpointManager, like: TrainState, keep_rejected: bool = False
+) -> Restored | None:
+  """The newest checkpoint whose every file is as it was written, or None.
+
+  Args:
+    manager: see `open_manager`.
+    like: the state's tree with shapes, dtypes and shardings (a state, or
+      `jax.ShapeDtypeStruct`s).
+    keep_rejected: leave damaged steps in place rather than delete them.
+  """
+  rejected = []
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  for step in sorted(manager.all_steps(), reverse=True):
+    directory = Path(manager.directory) / str(step)
+    fault = verify(directory)
+    if fault is None:
+      read = manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        ),
+      )
+      return Restored(read["state"], read["meta"], tuple(rejected))
+    rejected.append(f"step {step}: {fault}")
+    if not keep_rejected:
+      # The run will save this step anew; orbax refuses to write over it.
+      shutil.rmtree(directory)
+      manager.reload()
+  return None
+
+
+def verify(directory: Path) -> str | None:
+  """What is wrong with a checkpoint's files, or None."""
+  manifest = directory / MANIFEST
+  if not manifest.exists():
+    return f"{MANIFEST} is missing: the save was cut off"
+  try:
+    sums = json.loads(manifest.read_text(encoding="utf-8"))
+  except json.JSONDecodeError:
+    return f"{MANIFEST} is not JSON: the save was cut off"
+  for name, digest in sums.items():
+    file = directory / name
+    if not file.exists():
+      return f"{name} is missing"
+    if _sha256(file) != digest:
+      return f"{name} differs from its checksum"
+  return None
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[threading.Event]:
+  """Turns SIGTERM into an event that the loop looks at between two steps.
+
+  In a thread other than the main one signals cannot be caught; the event then stays
+  unset and SIGTERM keeps its meaning.
+  """
+  asked = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield asked
+    return
+  before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+  try:
+    yield asked
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _seal(directory: Any) -> None:
+  directory = Path(directory)
+  files = sorted(file for file in directory.rglob("*") if file.is_file())
+  sums = {str(file.relative_to(directory)): _sha256(file) for file in files}
+  beside = directory / (MANIFEST + ".tmp")
+  beside.write_text(json.dumps(sums, indent=1), encoding="utf-8")
+  beside.replace(directory / MANIFEST)
+
+
+def _sha256(file: Path) -> str:
+  with file.open("rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,212 @@
+"""An experiment in and out of YAML, compared with another, changed from a shell."""
+
+import dataclasses
+import difflib
+import enum
+import hashlib
+import os
+import platform
+import subprocess
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+import yaml
+
+import xpo_jax
+from xpo_jax.train.experiment import (
+  Experiment,
+  Pretrained,
+  Scratch,
+  Trained,
+  Use,
+  factory,
+)
+
+FILE = "config.yaml"
+_STARTS = {kind.__name__: kind for kind in (Scratch, Pretrained, Trained)}
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xpo_jax")
+_FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")
+
+
+def write(run_dir: Path, experiment: Experiment, extra: Mapping[str, Any]) -> None:
+  """Writes config.yaml: the experiment, where it ran, and `extra` (data counts)."""
+  content = {"experiment": to_dict(experiment), **surroundings(), **extra}
+  text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
+  (run_dir / FILE).write_text(text, encoding="utf-8")
+
+
+def read(run_dir: Path) -> tuple[Experiment, dict[str, Any]]:
+  """The experiment of a run, and everything else in its config.yaml."""
+  path = Path(run_dir) / FILE
+  if not path.exists():
+    raise ValueError(f"{run_dir} is not a run: it has no {FILE}")
+  content = yaml.safe_load(path.read_text(encoding="utf-8"))
+  return from_dict(Experiment, content.pop("experiment")), content
+
+
+def surroundings() -> dict[str, Any]:
+  """Versions, flags, devices and code that the bits of a run may depend on."""
+  return {
+    "versions": {"python": platform.python_version()}
+    | {name: metadata.version(name) for name in _PACKAGES},
+    "flags": {name: os.environ[name] for name in _FLAGS if name in os.environ},
+    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "code": {"sha256": code_digest(), "git": _git()},
+  }
+
+
+def code_digest() -> str:
+  """SHA-256 over the package's Python files."""
+  total = hashlib.sha256()
+  for root in sorted(xpo_jax.__path__):
+    for file in sorted(Path(root).rglob("*.py")):
+      total.update(str(file.relative_to(root)).encode() + file.read_bytes())
+  return total.hexdigest()
+
+
+def to_dict(value: Any) -> Any:
+  """Plain data for YAML and JSON. A `Use` becomes `{"use": name, **knobs}`."""
+  if isinstance(value, Use):
+    return {"use": value.name} | {k: to_dict(v) for k, v in value.knobs.items()}
+  if dataclasses.is_dataclass(value):
+    tag = {"kind": type(value).__name__} if type(value) in _STARTS.values() else {}
+    fields = dataclasses.fields(value)
+    return tag | {f.name: to_dict(vars(value)[f.name]) for f in fields}
+  if isinstance(value, enum.Enum):
+    return value.value
+  if isinstance(value, list | tuple):
+    return [to_dict(item) for item in value]
+  return value
+
+
+def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
+  """What `to_dict` made, back as a value of the type `hint`.
+
+  Raises:
+    ValueError: a field that the class does not have; a value it refuses.
+  """
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if value is None:
+      return None
+    kinds = [h for h in typing.get_args(hint) if h is not types.NoneType]
+    if isinstance(value, Mapping) and "kind" in value:
+      value = dict(value)
+      kinds = [_STARTS[value.pop("kind")]]
+    return from_dict(kinds[0], value, where)
+  if hint is Use:
+    knobs = {k: _knob(v) for k, v in value.items() if k != "use"}
+    return Use(value["use"], **knobs)
+  if dataclasses.is_dataclass(hint):
+    hints = typing.get_type_hints(hint)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+      near = difflib.get_close_matches(unknown[0], hints, n=1)
+      meant = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(hints)}"
+      raise ValueError(f"{where} has no field {unknown[0]}{meant}")
+    made = {k: from_dict(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+    return hint(**made)
+  if isinstance(hint, type) and issubclass(hint, enum.Enum):
+    return hint(value)
+  if hint is float and isinstance(value, int):
+    return float(value)
+  return value
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Where two nested dicts differ, a line each: `data.seed: 0 -> 1`."""
+  before, after = dict(_leaves(old)), dict(_leaves(new))
+  lines = []
+  for name in before | after:
+    if before.get(name, _ABSENT) != after.get(name, _ABSENT):
+      lines.append(f"{name}: {before.get(name, _ABSENT)} -> {after.get(name, _ABSENT)}")
+  return lines
+
+
+def from_args(
+  default: Experiment, args: Sequence[str], prog: str | None = None
+) -> Experiment:
+  """The experiment with fields overridden by flags such as `--objective.beta 0.2`.
+
+  `--objective NAME` takes another objective of the index, whose own knobs are then the
+  flags. `--help` prints them all.
+  """
+  args = list(args)
+  if "--objective" in args:
+    at = args.index("--objective")
+    default = dataclasses.replace(default, objective=Use(*args[at + 1 : at + 2]))
+    del args[at : at + 2]
+  face = _face(default)
+  return _behind(default, tyro.cli(type(face), default=face, args=args, prog=prog))
+
+
+_ABSENT = "(absent)"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = ""):
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value
+
+
+def _knob(value: Any) -> Any:
+  if isinstance(value, Mapping) and "use" in value:
+    return from_dict(Use, value)
+  return tuple(_knob(v) for v in value) if isinstance(value, list) else value
+
+
+def _git() -> str | None:
+  """The commit of the working directory, "+" where files differ from it; None outside
+  a repository."""
+
+  def run(*command: str) -> str:
+    done = subprocess.run(["git", *command], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+  try:
+    return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def _face(value: Any) -> Any:
+  """A dataclass instance with the fields that a shell can set: for tyro, which wants
+  one concrete class where we have unions and knobs."""
+  if isinstance(value, Use):
+    source, items = factory(value.name), value.knobs
+  else:
+    source = type(value)
+    items = {f.name: vars(value)[f.name] for f in dataclasses.fields(value)}
+  hints = typing.get_type_hints(source)
+  fields = []
+  for name, item in items.items():
+    if dataclasses.is_dataclass(item):
+      face = _face(item)
+      fields.append((name, type(face), dataclasses.field(default=face)))
+    elif name in hints and isinstance(item, _SETTABLE):
+      fields.append((name, hints[name], dataclasses.field(default=item)))
+  face = dataclasses.make_dataclass(source.__name__, fields, frozen=True)
+  face.__doc__ = source.__doc__
+  return face()
+
+
+_SETTABLE = int | float | str | enum.Enum | None
+
+
+def _behind(value: Any, face: Any) -> Any:
+  """`value` with what was set on its face."""
+  old = value.knobs if isinstance(value, Use) else vars(value)
+  new = {
+    name: _behind(old[name], item) if dataclasses.is_dataclass(item) else item
+    for name, item in vars(face).items()
+  }
+  if isinstance(value, Use):
+    return Use(value.name, **(dict(old) | new))
+  return dataclasses.replace(value, **new)

@@ -1,0 +1,301 @@
+"""An experiment as a value: what to train, on what, from where, how, how it is judged.
+
+Every class here is a frozen dataclass that refuses bad values when it is made. It can
+be printed, compared, stored as YAML, changed from a shell (`configure`) and run
+(`offline.train`). Knobs of a method live in `Use` and nowhere else.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from xpo_jax import objectives
+from xpo_jax.models.config import Config
+from xpo_jax.train.optim import Optimizer
+from xpo_jax.types import Objective
+
+Factory = Callable[..., Objective]
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Use:
+  """An objective by factory and knobs, built when the run starts.
+
+  Attributes:
+    name: a name of the index `xpo_jax.objectives`, or "module:factory" of your own.
+    knobs: every argument of the factory, defaults filled in, so that the record of a
+      run does not change with a later default.
+  """
+
+  name: str
+  knobs: Mapping[str, Any]
+
+  def __init__(self, objective: str | Factory, /, **knobs: Any):
+    """Takes the factory or its name, and its arguments; nested `Use`s are built too.
+
+    Raises:
+      ValueError: unknown objective, a knob the factory lacks or misses, or a value
+        it refuses.
+    """
+    name = objective if isinstance(objective, str) else _name(objective)
+    signature = inspect.signature(factory(name)).parameters
+    unknown = sorted(set(knobs) - set(signature))
+    if unknown:
+      raise ValueError(
+        f"{name} has no knob {', '.join(unknown)}; its knobs: {', '.join(signature)}"
+      )
+    given = {k: p.default for k, p in signature.items() if p.default is not p.empty}
+    given |= knobs
+    missing = [k for k in signature if k not in given]
+    if missing:
+      raise ValueError(f"{name} needs a value for its knob {', '.join(missing)}")
+    object.__setattr__(self, "name", name)
+    object.__setattr__(self, "knobs", {k: given[k] for k in signature})
+    self.build()
+
+  def build(self, **traced: Any) -> Objective:
+    """The objective; `traced` overrides knobs, by numbers under a trace if need be."""
+    knobs = {k: _built(value) for k, value in (dict(self.knobs) | traced).items()}
+    return factory(self.name)(**knobs)
+
+
+def factory(name: str) -> Factory:
+  """The factory of an index name, or of "module:factory".
+
+  Raises:
+    ValueError: unknown name, with the nearest known one.
+  """
+  if ":" not in name:
+    return objectives.get(name)
+  module, _, attribute = name.partition(":")
+  found = vars(importlib.import_module(module)).get(attribute)
+  if not callable(found):
+    raise ValueError(f"{module} has no factory {attribute!r}")
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is trained on and how it is cut into steps.
+
+  Attributes:
+    path: a .jsonl or .jsonl.gz file, a TFDS builder directory, or a name that
+      `data.sources.read` knows.
+    split: of a TFDS builder or a data set of the hub.
+    limit: use only so many records from the start, or None.
+    bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
+    max_prompt: longest prompt in tokens.
+    max_completion: longest completion in tokens.
+    row_length: tokens of a packed row; None: the longest group.
+    rows_per_step: rows of an optimiser step, all microbatches and devices together.
+    microbatches: gradient accumulation; divides rows_per_step.
+    groups_per_row: most prompt groups in a row; None: as many as fit; 1: a step is
+      rows_per_step groups.
+    epochs: passes over the data.
+    steps: stop after so many steps, or None for whole epochs.
+    seed: order of the rows, and KTO's mismatched answers.
+    reference_cache: directory for the reference's log-probs that several runs share;
+      None keeps them in the run's own.
+  """
+
+  path: str
+  split: str = "train"
+  limit: int | None = None
+  bad_rows: Literal["stop", "drop"] = "stop"
+  max_prompt: int = 512
+  max_completion: int = 512
+  row_length: int | None = None
+  rows_per_step: int = 16
+  microbatches: int = 1
+  groups_per_row: int | None = None
+  epochs: int = 1
+  steps: int | None = None
+  seed: int = 0
+  reference_cache: str | None = None
+
+  def __post_init__(self):
+    if self.bad_rows not in ("stop", "drop"):
+      raise ValueError(f"Data.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'")
+    _positive(
+      self,
+      *("limit", "max_prompt", "max_completion", "row_length", "rows_per_step"),
+      *("microbatches", "groups_per_row", "epochs", "steps"),
+    )
+    if self.rows_per_step % self.microbatches:
+      raise ValueError(
+        f"Data.microbatches is {self.microbatches}, which does not divide "
+        f"rows_per_step = {self.rows_per_step}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch:
+  """Start from random weights.
+
+  Attributes:
+    model: the architecture.
+    tokenizer: directory of a Hugging Face tokenizer; None trains a byte-level BPE of
+      `model.vocab` entries on the data.
+  """
+
+  model: Config
+  tokenizer: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """Start from a Hugging Face directory.
+
+  Attributes:
+    directory: config.json, safetensors, tokenizer.
+    compute_dtype: dtype of activations.
+    remat: recompute each block in the backward pass instead of keeping it.
+  """
+
+  directory: str
+  compute_dtype: str = "float32"
+  remat: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """Start from the final policy of an earlier stage (SFT before DPO), which is also
+  the reference. The stage runs first, in `RUN/start`.
+
+  Attributes:
+    experiment: the earlier stage.
+  """
+
+  experiment: "Experiment"
+
+
+Start = Scratch | Pretrained | Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+  """Devices along each axis of the mesh; their product is the number of devices.
+
+  Attributes:
+    data: copies of the model, each with its rows.
+    fsdp: shards of parameters and optimiser state; rows are split over it too.
+    tensor: shards of heads, MLP and vocabulary.
+  """
+
+  data: int = 1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    _positive(self, "data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """What happens between steps.
+
+  Attributes:
+    log_every: steps between two lines on the screen; metrics are fetched as often.
+    eval_every: steps between two passes over the held-out data; None: after the last.
+    checkpoint_every: steps between two checkpoints; None: after the last.
+    keep: checkpoints kept.
+    wandb: project at Weights & Biases, or None.
+  """
+
+  log_every: int = 10
+  eval_every: int | None = None
+  checkpoint_every: int | None = None
+  keep: int = 2
+  wandb: str | None = None
+
+  def __post_init__(self):
+    _positive(self, "log_every", "eval_every", "checkpoint_every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Which data the policy is judged on.
+
+  Attributes:
+    path: held-out data of its own, read like `Data.path`; None splits some off.
+    split: of a TFDS builder or a data set of the hub.
+    share: share of the prompts held out where `path` is None; a prompt is on one side
+      only. 0 holds out nothing.
+    limit: use only so many held-out records, or None.
+  """
+
+  path: str | None = None
+  split: str = "test"
+  share: float = 0.0
+  limit: int | None = None
+
+  def __post_init__(self):
+    _positive(self, "limit")
+    if not 0 <= self.share < 1:
+      raise ValueError(f"Evaluation.share is {self.share}; it must be in [0, 1)")
+    if self.path is not None and self.share:
+      raise ValueError(
+        f"Evaluation.path is {self.path!r} and share is {self.share}: held-out data "
+        "come from a file or from a share of the training data, not both"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One run.
+
+  Attributes:
+    objective: what is minimised.
+    data: what it is minimised on.
+    start: where the policy and the reference start.
+    optimizer: how.
+    loop: logging, held-out evaluation, checkpoints.
+    mesh: over which devices.
+    evaluation: held-out data.
+    seed: of fresh weights and of the method's draws.
+  """
+
+  objective: Use
+  data: Data
+  start: Start
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  loop: Loop = Loop()
+  mesh: MeshShape = MeshShape()
+  evaluation: Evaluation = Evaluation()
+  seed: int = 0
+
+  def __post_init__(self):
+    rows = self.data.rows_per_step // self.data.microbatches
+    over = self.mesh.data * self.mesh.fsdp
+    if rows % over:
+      raise ValueError(
+        f"Data.rows_per_step / microbatches is {rows} rows, which mesh axes data x "
+        f"fsdp = {self.mesh.data} x {self.mesh.fsdp} = {over} do not divide; take a "
+        f"multiple of {over} rows a microbatch"
+      )
+
+
+def _positive(config: Any, *fields: str) -> None:
+  for field in fields:
+    value = vars(config)[field]
+    if value is not None and value < 1:
+      raise ValueError(
+        f"{type(config).__name__}.{field} is {value}; it must be at least 1"
+      )
+
+
+def _name(given: Factory) -> str:
+  name = given.__name__
+  if name in objectives.NAMES and objectives.get(name) is given:
+    return name
+  return f"{given.__module__}:{given.__qualname__}"
+
+
+def _built(value: Any) -> Any:
+  if isinstance(value, Use):
+    return value.build()
+  if isinstance(value, list | tuple):
+    return tuple(_built(item) for item in value)
+  return value

@@ -1,0 +1,158 @@
+"""Optimisers as optax chains of unit learning rate, and the schedule beside them.
+
+The learning rate stays outside the chain, as a traced number: a sweep over it compiles
+once, and the optimiser's state does not carry it.
+"""
+
+import difflib
+import functools
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xpo_jax.types import Array, Params
+
+Kind = Literal["adamw", "rmsprop", "adafactor"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+  """How gradients become steps.
+
+  Attributes:
+    kind: adamw, rmsprop (the DPO paper's) or adafactor.
+    learning_rate: peak, after warm-up.
+    warmup_steps: the first steps climb linearly: step 1 takes 1 / (warmup + 1).
+    schedule: after warm-up: constant, or down to `floor` by the last step, linearly
+      or along a half cosine.
+    floor: share of the peak left at the last step.
+    b1: decay of the first moment (adamw only).
+    b2: decay of the second moment (adamw, rmsprop; adafactor has its own rule).
+    eps: added to the root of the second moment (adamw, rmsprop).
+    weight_decay: decoupled, times the learning rate; matrices only, neither norms nor
+      biases nor the value head.
+    clip: global norm to which a longer gradient is cut, or None.
+    ema: decay of an average of the weights that is evaluated and exported in place of
+      the last ones, or None.
+  """
+
+  kind: Kind = "adamw"
+  learning_rate: float = 1e-5
+  warmup_steps: int = 0
+  schedule: Schedule = "linear"
+  floor: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip: float | None = 1.0
+  ema: float | None = None
+
+  def __post_init__(self):
+    _among("kind", self.kind, get_args(Kind))
+    _among("schedule", self.schedule, get_args(Schedule))
+    _within("learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
+    _within("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, ">= 0")
+    _within("floor", self.floor, 0 <= self.floor <= 1, "in [0, 1]")
+    _within("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
+    _within("b2", self.b2, 0 <= self.b2 < 1, "in [0, 1)")
+    _within("eps", self.eps, self.eps > 0, "> 0")
+    _within("weight_decay", self.weight_decay, self.weight_decay >= 0, ">= 0")
+    if self.clip is not None:
+      _within("clip", self.clip, self.clip > 0, "> 0, or None for no clipping")
+    if self.ema is not None:
+      _within("ema", self.ema, 0 < self.ema < 1, "in (0, 1), or None for no average")
+
+
+def transform(
+  config: Optimizer, logical_axes: Params
+) -> optax.GradientTransformationExtraArgs:
+  """The chain that turns a gradient into a descent direction of unit learning rate.
+
+  Args:
+    config: the optimiser.
+    logical_axes: axis names of the language model's leaves (`Model.logical_axes()`);
+      they tell a matrix from a bias stacked over layers.
+
+  Returns:
+    A transformation of `{"lm": ..., ["value": ...]}`; the step is
+    `-learning_rate * update`.
+  """
+  chain = []
+  if config.clip is not None:
+    chain.append(optax.clip_by_global_norm(config.clip))
+  match config.kind:
+    case "adamw":
+      chain.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    case "rmsprop":
+      chain.append(optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False))
+    case "adafactor":
+      # Shazeer and Stern 2018, without momentum: update clipping, relative step.
+      chain.append(optax.scale_by_factored_rms())
+      chain.append(optax.clip_by_block_rms(1.0))
+      chain.append(optax.scale_by_param_block_rms())
+  if config.weight_decay:
+    decays = functools.partial(_decays, matrices(logical_axes))
+    chain.append(optax.add_decayed_weights(config.weight_decay, decays))
+  return optax.chain(*chain)
+
+
+def matrices(logical_axes: Params) -> Params:
+  """Which parameters weight decay touches: those with two axes beside the layers'."""
+  return jax.tree.map(
+    lambda axes: sum(axis != "layers" for axis in axes) >= 2,
+    logical_axes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def _decays(lm: Params, params: Params) -> Params:
+  heads = {name: tree for name, tree in params.items() if name != "lm"}
+  return {"lm": lm} | jax.tree.map(lambda _: False, heads)
+
+
+def schedule(config: Optimizer, steps: int, step: Array) -> Array:
+  """Share of the peak learning rate at a step, in [0, 1].
+
+  Args:
+    config: the optimiser.
+    steps: steps of the whole run; the last one runs at `floor`.
+    step: 0-based, may be traced.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  warm = jnp.minimum((step + 1) / (config.warmup_steps + 1), 1.0)
+  span = max(steps - 1 - config.warmup_steps, 1)
+  done = jnp.clip((step - config.warmup_steps) / span, 0.0, 1.0)
+  match config.schedule:
+    case "constant":
+      left = jnp.ones_like(done)
+    case "linear":
+      left = 1 - done
+    case "cosine":
+      left = (1 + jnp.cos(jnp.pi * done)) / 2
+  if config.schedule != "constant":
+    left = config.floor + (1 - config.floor) * left
+  return warm * left
+
+
+def average(config: Optimizer, ema: Params, params: Params) -> Params:
+  """The moving average of the weights after a step; None where none is kept."""
+  if config.ema is None:
+    return ema
+  return jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
+
+
+def _among(field: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"Optimizer.{field} is {value!r}; allowed: {allowed}{hint}")
+
+
+def _within(field: str, value: float, holds: bool, allowed: str) -> None:
+  if not holds:
+    raise ValueError(f"Optimizer.{field} is {value}; it must be {allowed}")

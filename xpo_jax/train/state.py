@@ -1,0 +1,66 @@
+"""What a training run is between two steps: one pytree, checkpointed whole."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from xpo_jax.types import Array, Params, State
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run carries from step to step; the data's state is `step` alone.
+
+  Attributes:
+    step: steps done, int32 scalar.
+    params: `{"lm": the policy's parameters}`, and `"value"` where an objective needs
+      a scalar head.
+    opt_state: the optimiser's.
+    method_state: what the objective remembers (`Objective.init`).
+    ema: moving average of `params`, or None.
+    key: the run's PRNG key; step s draws from `fold_in(key, s)`.
+  """
+
+  step: Array
+  params: Params
+  opt_state: optax.OptState
+  method_state: State
+  ema: Params | None
+  key: Array
+
+
+def create(
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  method_state: State,
+  key: Array,
+  ema: bool = False,
+) -> TrainState:
+  """The state before the first step.
+
+  The parameters are copied: the step donates its state, and the caller's arrays (the
+  reference, the next run's start) must outlive it. `vmap` it over keys, or over
+  stacked parameters, to train several runs at once.
+
+  Args:
+    params: see `TrainState`.
+    optimizer: see `optim.transform`.
+    method_state: `objective.init()`.
+    key: typed PRNG key.
+    ema: keep a moving average of the weights.
+  """
+  params = jax.tree.map(jnp.copy, params)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    method_state=jax.tree.map(jnp.array, method_state),
+    ema=jax.tree.map(jnp.copy, params) if ema else None,
+    key=key,
+  )
+
+
+def final_params(state: TrainState) -> Params:
+  """The weights to evaluate and export: the average where one is kept."""
+  return state.params if state.ema is None else state.ema

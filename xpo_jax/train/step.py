@@ -1,0 +1,303 @@
+"""One training step for every objective: score, prepare, loss, one division, update.
+
+Gradients are accumulated over microbatches without approximation. A loss is a sum of
+means, each the ratio of a total and a weight, and weights depend on data alone. They
+are summed over the whole batch first; then the gradient of `sum_m total_m / weight`
+adds up over microbatches m, whatever their sizes.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xpo_jax import masked, scored, token_stats
+from xpo_jax.data.pack import Batch
+from xpo_jax.models.score import score
+from xpo_jax.models.transformer import Model
+from xpo_jax.train import optim
+from xpo_jax.train.state import TrainState
+from xpo_jax.types import (
+  Array,
+  Aux,
+  Layout,
+  Loss,
+  Mean,
+  Objective,
+  Params,
+  Scored,
+  Stat,
+  State,
+)
+
+Step = Callable[
+  [TrainState, Params, Batch, Mapping[str, Any]],
+  tuple[TrainState, dict[str, Array]],
+]
+
+# What the columns of K are called in metrics; other layouts average over them.
+_COLUMNS = {
+  Layout.PAIR: ("chosen", "rejected"),
+  Layout.RATED_MISMATCHED: ("completion", "mismatched"),
+}
+
+
+def make_step(
+  build: Callable[..., Objective],
+  models: Mapping[str, Model],
+  optimizer: optim.Optimizer,
+  steps: int,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  shardings: TrainState | None = None,
+  chunk: int | None = None,
+) -> Step:
+  """The jitted step `(state, frozen, batch, knobs) -> (state, metrics)`.
+
+  `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
+  in `batch.ref`). `knobs` is `{"objective": numeric knobs, "learning_rate": peak}`,
+  traced: a sweep over them, over the seed and over data of one shape compiles once.
+  Keep their types from call to call (see `knobs`). The state is donated. Nothing
+  blocks: metrics are scalars on the device; fetch many steps of them at once.
+
+  Args:
+    build: makes the objective from the knobs that are traced: `Use.build`, or
+      `functools.partial(dpo, beta=0.1)`.
+    models: role -> model; "policy", and "ref" where an objective reads it live.
+    optimizer: see `optim.Optimizer`.
+    steps: steps of the whole run, for the schedule.
+    mesh: where rows and parameters are split, or None: one device.
+    shardings: of the state on the mesh (`state.shardings`).
+    chunk: response tokens of a row whose logits are held at once; see `models.score`.
+
+  Returns:
+    The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, what
+    `observe` adds, `grad_norm` (before clipping), `learning_rate`.
+  """
+  chain = optim.transform(optimizer, models["policy"].logical_axes())
+
+  def step(state, frozen, batch, knobs):
+    objective = build(**knobs["objective"])
+    key = jax.random.fold_in(state.key, state.step)
+    score_one = _scorer(objective, models, frozen, mesh, chunk)
+    grads, means, method_state = gradient(
+      objective, score_one, state.params, batch, state.method_state, key
+    )
+    updates, opt_state = chain.update(grads, state.opt_state, state.params)
+    share = optim.schedule(optimizer, steps, state.step)
+    rate = knobs["learning_rate"] * share
+    params = jax.tree.map(
+      lambda p, u: p - (rate * u).astype(p.dtype), state.params, updates
+    )
+    state = state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      method_state=method_state,
+      ema=optim.average(optimizer, state.ema, params),
+    )
+    return state, divide(means) | {
+      "grad_norm": optax.global_norm(grads),
+      "learning_rate": rate,
+    }
+
+  out = None if shardings is None else (shardings, None)
+  return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def make_evaluation(
+  build: Callable[..., Objective],
+  models: Mapping[str, Model],
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  chunk: int | None = None,
+) -> Callable[..., dict[str, Mean]]:
+  """The jitted `(params, frozen, method_state, batch, key, knobs) -> means`.
+
+  The same numbers as a step's, before the division, so that they add over batches. The
+  method's state is read and never moved.
+  """
+
+  def evaluate(params, frozen, method_state, batch, key, knobs):
+    objective = build(**knobs["objective"])
+    score_one = _scorer(objective, models, frozen, mesh, chunk)
+    scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
+    whole = _merge(scored_MB)
+    scored.check(objective, whole)
+    aux, _ = objective.prepare(whole, method_state, key)
+    loss = objective.loss(whole, aux)
+    return observe(objective.layout, whole) | _named(loss) | _padding(batch)
+
+  return jax.jit(evaluate)
+
+
+def knobs(optimizer: optim.Optimizer, **objective: float) -> dict[str, Any]:
+  """The knobs of a step, as arrays: equal types from call to call, one compile."""
+  rate = jnp.float32(optimizer.learning_rate)
+  traced = {name: jnp.float32(value) for name, value in objective.items()}
+  return {"objective": traced, "learning_rate": rate}
+
+
+def gradient(
+  objective: Objective,
+  score_one: Callable[[Params, Batch], Scored],
+  params: Params,
+  batch: Batch,
+  method_state: State,
+  key: Array,
+) -> tuple[Params, dict[str, Mean], State]:
+  """The exact gradient of the objective on a whole batch.
+
+  One forward and one backward pass; with several microbatches, an objective whose
+  `prepare` reads the batch costs one more forward pass, without gradient.
+
+  Args:
+    objective: the objective.
+    score_one: `(params, microbatch) -> Scored`.
+    params: the policy's parameters.
+    batch: see `pack.Batch`.
+    method_state: see `Objective.prepare`.
+    key: the step's key.
+
+  Returns:
+    The gradient, all metrics as means over the whole batch, the new method state.
+  """
+  microbatches = batch.weight_MB.shape[0]
+  if microbatches == 1:
+    only = jax.tree.map(lambda x: x[0], batch)
+
+    def whole_loss(params):
+      record = score_one(params, only)
+      scored.check(objective, record)
+      frozen = jax.lax.stop_gradient(record)
+      aux, state = objective.prepare(frozen, method_state, key)
+      loss = objective.loss(record, jax.lax.stop_gradient(aux))
+      means = observe(objective.layout, frozen) | _named(loss)
+      return sum(term.value for term in loss.terms.values()), (means, state)
+
+    grads, (means, state) = jax.grad(whole_loss, has_aux=True)(params)
+    return grads, means | _padding(batch), state
+
+  # Without gradient. The compiler drops from this pass what nobody reads: all of the
+  # policy where `prepare` ignores the record, for weights depend on data alone.
+  scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
+  whole = _merge(scored_MB)
+  scored.check(objective, whole)
+  aux, state = objective.prepare(whole, method_state, key)
+  batch = batch.replace(ref=_frozen_statistics(objective, scored_MB))  # not twice
+  weights = {n: term.weight for n, term in objective.loss(whole, aux).terms.items()}
+  rows = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), aux.rows)
+
+  def add(total, part):
+    microbatch, rows = part
+
+    def part_loss(params):
+      record = score_one(params, microbatch)
+      loss = objective.loss(record, Aux(rows, aux.shared))
+      means = observe(objective.layout, jax.lax.stop_gradient(record)) | _named(loss)
+      terms = [Mean(term.total, weights[n]).value for n, term in loss.terms.items()]
+      return sum(terms), means
+
+    grads, means = jax.grad(part_loss, has_aux=True)(params)
+    return jax.tree.map(jnp.add, total, grads), means
+
+  zero = jax.tree.map(jnp.zeros_like, params)
+  grads, means_M = jax.lax.scan(add, zero, (batch, rows))
+  means = jax.tree.map(lambda x: x.sum(0), means_M)
+  return grads, means | _padding(batch), state
+
+
+def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
+  """What every run reports of its batch, whatever the objective.
+
+  Per completion, by column where columns have a meaning (`logp_chosen`): `logp` the
+  policy's summed log-prob in nats, `length` in tokens. Per response token: `entropy` of
+  the policy in nats; `kl_k3`, the estimate exp(-r) - 1 + r of KL(policy || ref) with r
+  the log-ratio, on the batch's completions. The policy did not sample them, so it is a
+  gauge of drift on the data and not an unbiased KL.
+  """
+  means = {"length": record.length_BK}
+  if record.logp_BKT is not None:
+    means["logp"] = masked.sum_T(record.logp_BKT, record.mask_BKT)
+  names = _COLUMNS.get(layout)
+  out = {}
+  for name, x_BK in means.items():
+    if names is None:
+      out[name] = record.mean_BK(x_BK)
+    else:
+      out |= {f"{name}_{c}": record.mean_B(x_BK[:, k]) for k, c in enumerate(names)}
+  weight_BKT = (
+    record.mask_BKT * (record.present_BK * record.weight_B[:, None])[..., None]
+  )
+  tokens = weight_BKT.sum()
+  if "entropy_BKT" in record.extra:
+    out["entropy"] = Mean((record.extra["entropy_BKT"] * weight_BKT).sum(), tokens)
+  if record.logp_BKT is not None and record.ref_logp_BKT is not None:
+    log_ratio_BKT = record.logp_BKT - record.ref_logp_BKT
+    k3_BKT = jnp.expm1(-log_ratio_BKT) + log_ratio_BKT
+    out["kl_k3"] = Mean((k3_BKT * weight_BKT).sum(), tokens)
+  return out
+
+
+def divide(means: Mapping[str, Mean]) -> dict[str, Array]:
+  """The one division; `loss` is the sum of the divided terms."""
+  values = {name: mean.value for name, mean in means.items()}
+  terms = [value for name, value in values.items() if name.startswith("loss/")]
+  return {"loss": sum(terms)} | values
+
+
+def needs(objective: Objective) -> tuple[Stat, ...]:
+  """What a step scores: the objective's needs, and the entropy where logits are there
+  anyway; in an order that does not change from process to process."""
+  stats = set(objective.needs)
+  if any("policy" in stat.roles for stat in stats):
+    stats.add(ENTROPY)
+  return tuple(sorted(stats, key=lambda stat: stat.field))
+
+
+def reads(stat: Stat, role: str) -> bool:
+  """Does a statistic read a parameter set, its logits or its scalar head?"""
+  return any(name.split(".")[0] == role for name in stat.roles)
+
+
+def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
+  # sg: reported, never trained on, so that its backward pass is not computed.
+  logits_CV = jax.lax.stop_gradient(roles["policy"])
+  return token_stats.ENTROPY.fn({"policy": logits_CV}, target_C)
+
+
+ENTROPY = Stat("entropy_BKT", ("policy",), _entropy)
+
+
+def _scorer(objective, models, frozen, mesh, chunk):
+  stats = needs(objective)
+
+  def score_one(params: Params, microbatch: Batch) -> Scored:
+    roles = {"policy": params, **frozen}
+    return score(models, roles, stats, microbatch, mesh, chunk)
+
+  return score_one
+
+
+def _named(loss: Loss) -> dict[str, Mean]:
+  return {f"loss/{n}": term for n, term in loss.terms.items()} | dict(loss.metrics)
+
+
+def _padding(batch: Batch) -> dict[str, Mean]:
+  """Share of the computed tokens that are padding."""
+  empty = (batch.segment_MRL == 0).astype(jnp.float32)
+  return {"padding": Mean(empty.sum(), jnp.float32(empty.size))}
+
+
+def _frozen_statistics(objective: Objective, record: Scored) -> dict[str, Array]:
+  """What does not read the policy, by field."""
+  fields = vars(record) | dict(record.extra)
+  stats = [stat for stat in objective.needs if not reads(stat, "policy")]
+  return {stat.field: fields[stat.field] for stat in stats}
+
+
+def _merge(scored_MB: Scored) -> Scored:
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored_MB)
