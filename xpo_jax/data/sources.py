@@ -1,0 +1,351 @@
+"""Files and data sets to records, by the column conventions of TRL.
+
+| columns | record |
+|---|---|
+| `prompt`, `chosen`, `rejected` | Pair |
+| `chosen`, `rejected` | Pair; the prompt is what both share (below) |
+| `prompt`, `completions`, `rewards` | Ranked |
+| `prompt`, `completion`, `label` (bool) and / or `reward` | Rated |
+| `prompt`, `completion` | Demonstration |
+| `messages` | Demonstration: the last assistant turn, or all of them |
+| `text` | Demonstration: first `prompt_words` words, then the rest |
+| `prompt` | Prompt |
+
+A text is a string, or a list of `{"role", "content"}` messages. A shared prompt is the
+leading messages that are equal; in HH transcripts everything up to the last
+"\\n\\nAssistant:"; in other strings the longest common start, cut at a space. An `id`
+column, if there is one, names the row.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from xpo_jax.data import records
+from xpo_jax.data.records import BadRow, Turn
+
+_ASSISTANT = "\n\nAssistant:"
+_COLUMNS = {  # kind: columns it must have; the first that fits the first row is taken
+  "pair": ("chosen", "rejected"),
+  "ranked": ("prompt", "completions", "rewards"),
+  "rated": ("prompt", "completion", "label"),
+  "rewarded": ("prompt", "completion", "reward"),
+  "demonstration": ("prompt", "completion"),
+  "conversation": ("messages",),
+  "text": ("text",),
+  "prompt": ("prompt",),
+}
+_OPTIONAL = {"pair": ("prompt",), "rated": ("reward",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """What a source held.
+
+  Attributes:
+    name: the file's name, or the data set's.
+    records: the good rows, in order.
+    bad: the others.
+    sha256: of the file's bytes, or of the rows as JSON.
+    unused: columns that no record looks at.
+  """
+
+  name: str
+  records: tuple[records.Record, ...]
+  bad: tuple[BadRow, ...]
+  sha256: str
+  unused: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How rows are read.
+
+  Attributes:
+    kind: one of the kinds of columns ("pair", "ranked", "rated", "rewarded",
+      "demonstration", "conversation", "text", "prompt"); None: by the first row.
+    prompt_words: words of a `text` that make its prompt; needed for that kind only.
+    loss_on: which assistant turns of a conversation carry loss: the last, or all.
+    rename: file's column to convention's column.
+  """
+
+  kind: str | None = None
+  prompt_words: int | None = None
+  loss_on: Literal["last", "all"] = "last"
+  rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if self.kind is not None and self.kind not in _COLUMNS:
+      raise ValueError(f"kind: {self.kind!r} is none of {sorted(_COLUMNS)}")
+    if self.loss_on not in ("last", "all"):
+      raise ValueError(f"loss_on: {self.loss_on!r} is none of ['all', 'last']")
+    if self.prompt_words is not None and self.prompt_words < 1:
+      raise ValueError(f"prompt_words: {self.prompt_words} is not positive")
+
+
+def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
+  """Reads JSON lines, plain or gzipped (by the name's end, `.gz`).
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: an empty file, columns that fit no kind, or a `text` file without
+      `prompt_words`. Bad rows do not raise: they are in `Loaded.bad`.
+  """
+  path = Path(path)
+  raw = path.read_bytes()
+  text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+  rows: list[tuple[str, Any]] = []
+  bad = []
+  # Not splitlines(): a JSON string may hold U+2028 and its kind unescaped.
+  for number, line in enumerate(text.split("\n"), 1):
+    if not line.strip():
+      continue
+    uid = f"{path.name}:{number}"
+    try:
+      rows.append((uid, json.loads(line)))
+    except json.JSONDecodeError as error:
+      bad.append(BadRow(uid, "not JSON", f"line {number}: {error}", line[:200]))
+  if not rows and not bad:
+    raise ValueError(f"{path.name}: the file is empty; it needs one JSON object a line")
+  digest = hashlib.sha256(raw).hexdigest()
+  return _read(rows, bad, path.name, digest, reading)
+
+
+def from_rows(
+  rows: Iterable[Mapping[str, Any]], name: str, reading: Reading = Reading()
+) -> Loaded:
+  """Reads rows that are already Python dictionaries; errors as in `read_jsonl`."""
+  named = [(f"{name}:{number}", row) for number, row in enumerate(rows, 1)]
+  if not named:
+    raise ValueError(f"{name}: the data set is empty")
+  digest = hashlib.sha256()
+  for _, row in named:
+    digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    digest.update(b"\n")
+  return _read(named, [], name, digest.hexdigest(), reading)
+
+
+def from_hub(
+  name: str, split: str, reading: Reading = Reading(), config: str | None = None
+) -> Loaded:
+  """Reads a Hugging Face data set (`pip install 'xpo_jax[hub]'`).
+
+  Raises:
+    ImportError: the optional package `datasets` is not installed.
+  """
+  try:
+    import datasets
+  except ImportError as error:
+    raise ImportError(
+      f"source: reading {name!r} needs the package 'datasets': "
+      "pip install 'xpo_jax[hub]', or save the data set as JSON lines"
+    ) from error
+  return from_rows(datasets.load_dataset(name, config, split=split), name, reading)
+
+
+def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
+  if rows and not isinstance(rows[0][1], Mapping):
+    raise ValueError(f"{rows[0][0]}: a row must be a JSON object, got {rows[0][1]!r}")
+  kind = reading.kind or (_kind_of(rows[0], reading) if rows else "prompt")
+  if kind == "text" and reading.prompt_words is None:
+    raise ValueError(
+      f"{name}: column 'text' has no prompt; say how many words make one "
+      "(prompt_words, for example 4)"
+    )
+  used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id"}
+  good, columns = [], set()
+  for uid, row in rows:
+    try:
+      row = _renamed(uid, row, reading)
+      uid = str(row.get("id", uid))
+      _require(row, kind)
+      record = _PARSERS[kind](uid, row, reading)
+    except _Unfit as unfit:
+      bad.append(BadRow(uid, unfit.problem, unfit.detail, row))
+      continue
+    columns.update(row)
+    problem = records.find_problem(record)
+    if problem is None:
+      good.append(record)
+    else:
+      bad.append(dataclasses.replace(problem, row=row))
+  return Loaded(name, tuple(good), tuple(bad), sha256, tuple(sorted(columns - used)))
+
+
+class _Unfit(Exception):
+  def __init__(self, problem: str, detail: str):
+    super().__init__(f"{problem}: {detail}")
+    self.problem, self.detail = problem, detail
+
+
+def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
+  if not isinstance(row, Mapping):
+    raise _Unfit("not a JSON object", f"got {str(row)[:60]!r}")
+  return {reading.rename.get(name, name): value for name, value in row.items()}
+
+
+def _kind_of(first: tuple[str, Any], reading: Reading) -> str:
+  uid, row = first
+  names = set(_renamed(uid, row, reading))
+  for kind, columns in _COLUMNS.items():
+    if names.issuperset(columns):
+      return kind
+  allowed = {kind: list(columns) for kind, columns in _COLUMNS.items()}
+  raise ValueError(
+    f"{uid}: missing column: {sorted(names)} fit no kind of record; rename them "
+    f"(rename) to one of {allowed}"
+  )
+
+
+def _require(row: Mapping[str, Any], kind: str) -> None:
+  for column in _COLUMNS[kind]:
+    if row.get(column) is None:
+      raise _Unfit(
+        "missing column",
+        f"{column!r} is not among {sorted(row)}; {kind} needs {list(_COLUMNS[kind])}",
+      )
+
+
+def _text(value: Any, column: str) -> str | tuple[Turn, ...]:
+  if isinstance(value, str):
+    return value
+  if not isinstance(value, (list, tuple)) or not all(
+    isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value
+  ):
+    raise _Unfit(
+      "not a text", f"{column} is neither a string nor a list of role and content"
+    )
+  return tuple(Turn(turn["role"], turn["content"]) for turn in value)
+
+
+def _with_loss(text, reading: Reading):
+  """Marks the assistant turns of a completion that carry loss."""
+  if isinstance(text, str):
+    return text
+  spoken = [i for i, turn in enumerate(text) if turn.role == "assistant"]
+  marked = spoken if reading.loss_on == "all" else spoken[-1:]
+  return tuple(
+    dataclasses.replace(turn, loss=i in marked) for i, turn in enumerate(text)
+  )
+
+
+def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  chosen, rejected = (_text(row[name], name) for name in ("chosen", "rejected"))
+  if isinstance(chosen, str) != isinstance(rejected, str):
+    raise _Unfit("not a text", "one of chosen and rejected is a string, one messages")
+  if chosen == rejected:
+    raise _Unfit("identical chosen and rejected", "the row states no preference")
+  if row.get("prompt") is not None:
+    prompt = _text(row["prompt"], "prompt")
+    if isinstance(prompt, str) != isinstance(chosen, str):
+      raise _Unfit("not a text", "one of prompt and chosen is a string, one messages")
+  else:
+    start = _shared(chosen, rejected)
+    prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
+  return records.Pair(
+    uid, prompt, _with_loss(chosen, reading), _with_loss(rejected, reading)
+  )
+
+
+def _shared(chosen, rejected) -> int:
+  """Where the shared prompt of two transcripts ends."""
+  if isinstance(chosen, str) and _ASSISTANT in chosen:
+    ends = [text.rfind(_ASSISTANT) + len(_ASSISTANT) for text in (chosen, rejected)]
+    if chosen[: ends[0]] != rejected[: ends[1]]:
+      raise _Unfit(
+        "no shared prompt",
+        "chosen and rejected differ before the last '\\n\\nAssistant:' "
+        f"({ends[0]} and {ends[1]} characters); give a prompt column",
+      )
+    return ends[0]
+  shorter = min(len(chosen), len(rejected))
+  differ = (i for i in range(shorter) if chosen[i] != rejected[i])
+  same = next(differ, shorter)
+  if isinstance(chosen, str):
+    same = max(chosen.rfind(" ", 0, same), 0)  # no word is cut; answers keep the space
+  elif same == shorter:
+    same = max(same - 1, 0)  # one continues the other: keep an answer in both
+  if not same:
+    raise _Unfit(
+      "no shared prompt",
+      "chosen and rejected have no common start; give a prompt column",
+    )
+  return same
+
+
+def _ranked(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  completions = tuple(
+    _with_loss(_text(text, "completions"), reading) for text in row["completions"]
+  )
+  rewards = tuple(_number(reward, "rewards") for reward in row["rewards"])
+  return records.Ranked(uid, _text(row["prompt"], "prompt"), completions, rewards)
+
+
+def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  label, reward = row.get("label"), row.get("reward")
+  if label is not None and label not in (0, 1):
+    raise _Unfit("not a thumb", f"label is {label!r}; it must be true or false")
+  return records.Rated(
+    uid,
+    _text(row["prompt"], "prompt"),
+    _with_loss(_text(row["completion"], "completion"), reading),
+    desirable=None if label is None else bool(label),
+    reward=None if reward is None else _number(reward, "reward"),
+  )
+
+
+def _demonstration(
+  uid: str, row: Mapping[str, Any], reading: Reading
+) -> records.Record:
+  completion = _with_loss(_text(row["completion"], "completion"), reading)
+  return records.Demonstration(uid, _text(row["prompt"], "prompt"), completion)
+
+
+def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  turns = _text(row["messages"], "messages")
+  spoken = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+  if not spoken:
+    raise _Unfit("empty completion", "messages hold no assistant turn")
+  start = spoken[0] if reading.loss_on == "all" else spoken[-1]
+  completion = _with_loss(turns[start : spoken[-1] + 1], reading)
+  return records.Demonstration(uid, turns[:start], completion)
+
+
+def _plain(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  # The space before the next word goes with the completion, where BPE wants it.
+  words = rf"\s*\S+(?:\s+\S+){{{reading.prompt_words - 1}}}"
+  match = re.match(words, row["text"])
+  if match is None:
+    raise _Unfit(
+      "empty completion", f"text has fewer than {reading.prompt_words} words"
+    )
+  return records.Demonstration(uid, match.group(), row["text"][match.end() :])
+
+
+def _prompt(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  return records.Prompt(uid, _text(row["prompt"], "prompt"))
+
+
+def _number(value: Any, column: str) -> float:
+  try:
+    return float(value)
+  except (TypeError, ValueError) as error:
+    raise _Unfit("not a number", f"{column} holds {value!r}") from error
+
+
+_PARSERS: dict[str, Callable[[str, Mapping[str, Any], Reading], records.Record]] = {
+  "pair": _pair,
+  "ranked": _ranked,
+  "rated": _rated,
+  "rewarded": _rated,
+  "demonstration": _demonstration,
+  "conversation": _conversation,
+  "text": _plain,
+  "prompt": _prompt,
+}
