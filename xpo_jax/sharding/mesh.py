@@ -1,0 +1,74 @@
+"""The device mesh: ("data", "fsdp", "tensor"), always with Auto axes."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
+
+
+def make_mesh(
+  data: int = 1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh whose axes the compiler shards automatically.
+
+  Args:
+    data: copies of the model, each on its own rows.
+    fsdp: devices that split both the rows and the parameters.
+    tensor: devices that split heads, MLP and vocabulary.
+    devices: default all of `jax.devices()`.
+
+  Raises:
+    ValueError: a size below 1, or a product that is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+  if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+    raise ValueError(
+      f"mesh {sizes} has {math.prod(sizes.values())} places for {len(devices)} "
+      f"devices; (data, fsdp, tensor) may be {_factorizations(len(devices))}"
+    )
+  # Explicit types: `jax.make_mesh` defaults to Explicit axes, `Mesh` to Auto ones.
+  return jax.make_mesh(
+    tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+  )
+
+
+def row_shards(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def check_batch(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
+  """Refuses a step whose rows do not split evenly.
+
+  Args:
+    mesh: from `make_mesh`.
+    rows: rows of an optimiser step, over all microbatches and devices.
+    microbatches: parts a step is cut into.
+
+  Raises:
+    ValueError: `rows` is no multiple of microbatches x data x fsdp.
+  """
+  multiple = microbatches * row_shards(mesh)
+  if rows < 1 or rows % multiple:
+    nearest = max(round(rows / multiple), 1) * multiple
+    sizes = {axis: mesh.shape[axis] for axis in ROWS}
+    raise ValueError(
+      f"rows={rows} of a step do not split evenly over microbatches={microbatches} "
+      f"and the mesh {sizes}; use a multiple of {multiple}, such as {nearest}"
+    )
+
+
+def _factorizations(count: int) -> str:
+  """Every (data, fsdp, tensor) whose product is `count`, for a message."""
+  divisors = [d for d in range(1, count + 1) if count % d == 0]
+  triples = [t for t in itertools.product(divisors, repeat=3) if math.prod(t) == count]
+  return ", ".join(map(str, triples[:12])) + (", ..." if len(triples) > 12 else "")

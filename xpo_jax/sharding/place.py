@@ -1,0 +1,118 @@
+"""Putting parameters, optimiser states and batches on a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
+from xpo_jax.types import Array, Params
+
+
+def place_params(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
+  """The parameters, each split by the table of `rules`.
+
+  Raises:
+    ValueError: a size that its mesh axis does not divide, by the parameter's name.
+  """
+  return jax.device_put(params, rules.param_shardings(mesh, logical_axes, params))
+
+
+def init_params(
+  mesh: Mesh, init: Callable[[Array], Params], logical_axes: Any, key: Array
+) -> Params:
+  """`init(key)`, made in place: no device ever holds the whole model.
+
+  Raises:
+    ValueError: see `place_params`.
+  """
+  shapes = jax.eval_shape(init, key)
+  shardings = rules.param_shardings(mesh, logical_axes, shapes)
+  return jax.jit(init, out_shardings=shardings)(key)
+
+
+def optimizer_shardings(
+  mesh: Mesh,
+  optimizer: optax.GradientTransformation,
+  params: Params,
+  shardings: Params,
+) -> Any:
+  """Where an optimiser's state lives: what has a parameter's shape, with it.
+
+  All else is replicated: step counts, and Adafactor's factors, which have one axis
+  less than their parameter and are small for it. Use the result as `out_shardings` of
+  a jitted `optimizer.init`; without it all moments land on one device.
+
+  Args:
+    mesh: from `make_mesh`.
+    optimizer: the optax chain.
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    shardings: the parameters', see `rules.param_shardings`.
+  """
+  whole = rules.replicated(mesh)
+  return optax.tree.map_params(
+    optimizer,
+    lambda x, param, sharding: sharding if x.shape == param.shape else whole,
+    jax.eval_shape(optimizer.init, params),
+    params,
+    shardings,
+    transform_non_params=lambda _: whole,
+  )
+
+
+def init_optimizer(
+  mesh: Mesh,
+  optimizer: optax.GradientTransformation,
+  params: Params,
+  logical_axes: Any,
+) -> optax.OptState:
+  """`optimizer.init(params)` with every moment placed with its parameter."""
+  shardings = rules.param_shardings(mesh, logical_axes, params)
+  placed = optimizer_shardings(mesh, optimizer, params, shardings)
+  return jax.jit(optimizer.init, out_shardings=placed)(params)
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+  """The shardings of a `data.pack.Batch`: rows are split, all else is replicated.
+
+  An array has rows where its name says so: an R among its axes. The arrays by prompt
+  group (B x K x T) are small, their number does not divide by devices, and an objective
+  may couple all of them: every device holds them whole.
+  """
+  whole = rules.replicated(mesh)
+
+  def sharding(path, _):
+    axes = path[0].name.rsplit("_", 1)[-1]
+    if "R" not in axes:
+      return whole
+    spec = [meshes.ROWS if axis == "R" else None for axis in axes]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(sharding, batch)
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+  """A batch on the mesh. Every process passes the same whole batch.
+
+  A batch is a function of the step, so every process can make it, and each device
+  takes its part: there is no per-process slice to get wrong
+  (`distributed.assert_same` checks it).
+
+  Raises:
+    ValueError: rows that do not split evenly.
+  """
+  meshes.check_batch(mesh, batch.tokens_MRL.shape[1])
+  shardings = batch_shardings(mesh, batch)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.make_array_from_callback(
+      x.shape, s, lambda at: jnp.asarray(x[at])
+    ),
+    batch,
+    shardings,
+  )

@@ -1,0 +1,90 @@
+"""One table: which mesh axis splits which logical axis of a parameter.
+
+A size that its mesh axis does not divide is refused, never replicated instead: a model
+that silently did not shard is found out when its memory runs out.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xpo_jax.types import Params
+
+# Logical axis of a parameter -> mesh axis, or None: whole on every device.
+RULES = {
+  "layers": None,  # scanned over
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "head_dim": None,
+  "mlp": "tensor",
+  "vocab": "tensor",
+  "position": None,
+  None: None,
+}
+
+
+def is_axes(x: Any) -> bool:
+  """Is this a leaf of a tree of logical axes (a tuple of names)?"""
+  return isinstance(x, tuple)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def param_shardings(
+  mesh: Mesh, logical_axes: Any, params: Params | None = None
+) -> Params:
+  """The sharding of every parameter, by `RULES`.
+
+  Args:
+    mesh: from `make_mesh`.
+    logical_axes: pytree like the parameters, a tuple of axis names for each leaf.
+    params: arrays or `jax.ShapeDtypeStruct`s whose sizes are checked, or None.
+
+  Returns:
+    Pytree of `NamedSharding`.
+
+  Raises:
+    ValueError: an axis name that has no rule, or a size that is not divisible.
+  """
+
+  def sharding(path, axes):
+    unknown = [axis for axis in axes if axis not in RULES]
+    if unknown:
+      raise ValueError(
+        f"parameter {_name(path)} has the axes {axes}; there is no rule for "
+        f"{unknown}, known: {sorted(axis for axis in RULES if axis)}"
+      )
+    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+
+  shardings = jax.tree_util.tree_map_with_path(sharding, logical_axes, is_leaf=is_axes)
+  if params is not None:
+    jax.tree_util.tree_map_with_path(
+      lambda path, axes, x: _check_divides(mesh, path, axes, x.shape),
+      logical_axes,
+      params,
+      is_leaf=is_axes,
+    )
+  return shardings
+
+
+def _check_divides(mesh, path, axes, shape):
+  if len(axes) != len(shape):
+    raise ValueError(f"parameter {_name(path)} of shape {shape} has the axes {axes}")
+  for axis, size in zip(axes, shape, strict=True):
+    count = mesh.shape[RULES[axis]] if RULES[axis] else 1
+    if size % count:
+      allowed = [n for n in range(1, size + 1) if size % n == 0]
+      raise ValueError(
+        f"parameter {_name(path)}: axis {axis!r} of size {size} cannot be split over "
+        f"{RULES[axis]}={count} devices; {RULES[axis]} must be one of {allowed} "
+        f"(for every parameter), or change the model's size"
+      )
+
+
+def _name(path):
+  return jax.tree_util.keystr(path, simple=True, separator="/")
