@@ -1,0 +1,394 @@
+"""Scoring packed, shared rows in chunks against one plain row per completion."""
+
+import functools
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import pytest
+
+from xpo_jax import token_stats
+from xpo_jax.models import score, transformer
+from xpo_jax.types import Stat
+
+NEEDS = (
+  token_stats.LOGP,
+  token_stats.REF_LOGP,
+  token_stats.REF_KL,
+  token_stats.ENTROPY,
+  token_stats.VALUE,
+)
+VOCAB, WIDTH, LENGTH = 23, 8, 16
+CONFIG = transformer.Config(
+  vocab=VOCAB, width=WIDTH, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=12
+)
+# Lengths of (prompt, completion 0, completion 1) of each group, by row: two groups
+# share the first row, the second holds one, and neither row is full.
+GROUPS = (((3, 2, 4), (2, 1, 3)), ((4, 3, 2),))
+
+
+@functools.cache
+def _texts():
+  """A (prompt, completions) per group, with the row and the column it starts at."""
+  rng = np.random.default_rng(0)
+  texts = []
+  for row, groups in enumerate(GROUPS):
+    column = 0
+    for lengths in groups:
+      prompt, *completions = (rng.integers(1, VOCAB, n) for n in lengths)
+      texts.append((row, column, prompt, completions))
+      column += sum(lengths)
+  return texts
+
+
+def _packed():
+  """The texts as a microbatch, written out here token by token."""
+  R, L, C, B, K, T = 2, LENGTH, 11, 3, 2, 4
+  int_RL = functools.partial(np.zeros, (R, L), np.int32)
+  batch = SimpleNamespace(
+    tokens_MRL=int_RL(),
+    segment_MRL=int_RL(),
+    branch_MRL=int_RL(),
+    position_MRL=int_RL(),
+    source_MRC=np.zeros((R, C), np.int32),
+    target_MRC=np.zeros((R, C), np.int32),
+    valid_MRC=np.zeros((R, C), np.float32),
+    index_MBKT=np.full((B, K, T), R * C, np.int32),
+    mask_MBKT=np.zeros((B, K, T), np.float32),
+    present_MBK=np.ones((B, K), np.float32),
+    weight_MB=np.ones(B, np.float32),
+    row_MB=np.arange(B, dtype=np.int32),
+    fields={},
+    ref={},
+  )
+  used, segment = [0] * R, [0] * R
+  for b, (row, column, prompt, completions) in enumerate(_texts()):
+    segment[row] += 1
+    prompt_end = column + len(prompt) - 1
+    pieces = [(0, 0, prompt)] + [
+      (k + 1, len(prompt), completion) for k, completion in enumerate(completions)
+    ]
+    for branch, start, piece in pieces:
+      for i, token in enumerate(piece):
+        batch.tokens_MRL[row, column] = token
+        batch.segment_MRL[row, column] = segment[row]
+        batch.branch_MRL[row, column] = branch
+        batch.position_MRL[row, column] = start + i
+        if branch:
+          c = used[row]
+          batch.source_MRC[row, c] = prompt_end if i == 0 else column - 1
+          batch.target_MRC[row, c] = token
+          batch.valid_MRC[row, c] = 1
+          batch.index_MBKT[b, branch - 1, i] = row * C + c
+          batch.mask_MBKT[b, branch - 1, i] = 1
+          used[row] += 1
+        column += 1
+  return batch
+
+
+@functools.cache
+def _params():
+  model = transformer.model(CONFIG)
+  policy_key, ref_key, value_key = jax.random.split(jax.random.key(0), 3)
+  init = jax.jit(lambda key: jax.tree.map(lambda x: 5 * x, model.init(key)))
+  value = {"kernel_D": jax.random.normal(value_key, (WIDTH,)), "bias": jnp.float32(0.3)}
+  return {
+    "policy": {"lm": init(policy_key), "value": value},
+    "ref": {"lm": init(ref_key)},
+  }
+
+
+def _score(policy, batch, needs=NEEDS, chunk=None):
+  model = transformer.model(CONFIG)
+  params = _params() | {"policy": policy}
+  return score.score({"policy": model, "ref": model}, params, needs, batch, chunk=chunk)
+
+
+def _total(fields):
+  """A number whose gradient weighs every field and token differently."""
+  mix = 0.0
+  for i, name in enumerate(sorted(fields)):
+    x_BKT = fields[name]
+    weight_BKT = jnp.cos(i + jnp.arange(x_BKT.size, dtype=jnp.float32))
+    mix += (jnp.sin(x_BKT) * weight_BKT.reshape(x_BKT.shape)).sum()
+  return mix
+
+
+def _packed_total(policy, batch, chunk=None):
+  scored = _score(policy, SimpleNamespace(**batch), chunk=chunk)
+  fields = {stat.field: _field(scored, stat.field) for stat in NEEDS}
+  return _total(fields), fields
+
+
+def _field(scored, name):
+  return scored.extra[name] if name in scored.extra else vars(scored)[name]
+
+
+def _plain_total(policy):
+  """Each completion after its own copy of the prompt, all logits at once."""
+  K, T = 2, 4
+  texts = [(p, y) for _, _, p, completions in _texts() for y in completions]
+  tokens, mask = np.zeros((2, len(texts), LENGTH), np.int32)
+  source, target, real = np.zeros((3, len(texts), T), np.int32)
+  for n, (prompt, completion) in enumerate(texts):
+    end = len(prompt) + len(completion)
+    tokens[n, :end] = np.concatenate([prompt, completion])
+    mask[n, :end] = 1
+    t = np.arange(len(completion))
+    source[n, t], target[n, t], real[n, t] = len(prompt) - 1 + t, completion, 1
+  rows = transformer.Rows.plain(tokens, mask)
+  model = transformer.model(CONFIG)
+
+  def outputs(params):
+    hidden = model.hidden(params["lm"], rows)
+    return hidden, jax.nn.log_softmax(hidden @ model.head(params["lm"]).T)
+
+  n = np.arange(len(texts))[:, None]
+  hidden, logp = outputs(policy)
+  _, ref_logp = outputs(_params()["ref"])
+  logp, ref_logp, hidden = logp[n, source], ref_logp[n, source], hidden[n, source]
+  fields = {
+    "logp_BKT": jnp.take_along_axis(logp, target[..., None], -1)[..., 0],
+    "ref_logp_BKT": jnp.take_along_axis(ref_logp, target[..., None], -1)[..., 0],
+    "ref_kl_BKT": (jnp.exp(ref_logp) * (ref_logp - logp)).sum(-1),
+    "entropy_BKT": -(jnp.exp(logp) * logp).sum(-1),
+    "value_BKT": hidden @ policy["value"]["kernel_D"] + policy["value"]["bias"],
+  }
+  fields = {k: jnp.where(real, x, 0).reshape(-1, K, T) for k, x in fields.items()}
+  return _total(fields), fields
+
+
+@pytest.fixture(scope="module")
+def packed():
+  return jax.jit(jax.value_and_grad(_packed_total, has_aux=True), static_argnums=2)
+
+
+def test_score_equals_plain_unshared_unpacked_full_logits(packed):
+  policy = _params()["policy"]
+  (loss, fields), grad = packed(policy, vars(_packed()))
+  plain = jax.jit(jax.value_and_grad(_plain_total, has_aux=True))
+  (plain_loss, plain_fields), plain_grad = plain(policy)
+  assert np.ptp(plain_fields["ref_kl_BKT"]) > 0.1  # the two models do differ
+  chex.assert_trees_all_close(fields, plain_fields, rtol=1e-5, atol=1e-5)
+  chex.assert_trees_all_close(loss, plain_loss, rtol=1e-5)
+  chex.assert_trees_all_close(grad, plain_grad, rtol=1e-5, atol=1e-5)
+
+
+def test_score_in_chunks_equals_one_chunk(packed):
+  # 4 does not divide C = 11: the last chunk is padded.
+  policy, batch = _params()["policy"], vars(_packed())
+  whole, chunked = packed(policy, batch), packed(policy, batch, 4)
+  chex.assert_trees_all_close(chunked, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_score_poisoned_padding_changes_nothing(packed):
+  policy, clean, poisoned = _params()["policy"], _packed(), _packed()
+  padding_RL, padding_RC = clean.segment_MRL == 0, clean.valid_MRC == 0
+  assert padding_RL[:, -1].all() and padding_RC.any()
+  poisoned.tokens_MRL[padding_RL] = VOCAB - 1
+  poisoned.branch_MRL[padding_RL] = 1
+  poisoned.position_MRL[padding_RL] = 77
+  poisoned.source_MRC[padding_RC] = LENGTH - 1
+  poisoned.target_MRC[padding_RC] = VOCAB - 1
+  poisoned.ref["old_logp_BKT"] = np.full(poisoned.mask_MBKT.shape, 1e4, np.float32)
+  chex.assert_trees_all_equal(
+    packed(policy, vars(poisoned) | {"ref": {}}), packed(policy, vars(clean))
+  )
+  cached_BKT = _score(policy, poisoned, needs=(token_stats.VALUE,)).old_logp_BKT
+  np.testing.assert_array_equal(cached_BKT, 1e4 * clean.mask_MBKT)
+
+
+@pytest.mark.nonfinite
+def test_score_of_nan_on_padding_stays_finite():
+  model, batch = transformer.model(CONFIG), _packed()
+
+  def hidden(scale, rows):
+    states = scale * jnp.ones((*rows.tokens_RL.shape, WIDTH))
+    return jnp.where(rows.segment_RL[..., None] == 0, jnp.nan, states)
+
+  model = model._replace(
+    hidden=hidden, head=lambda scale: scale * jnp.ones((VOCAB, WIDTH))
+  )
+  batch.source_MRC[batch.valid_MRC == 0] = LENGTH - 1
+
+  def total(lm):
+    needs = (token_stats.LOGP, token_stats.ENTROPY)
+    scored = score.score({"policy": model}, {"policy": {"lm": lm}}, needs, batch)
+    return scored.logp_BKT.sum()
+
+  loss, grad = jax.jit(jax.value_and_grad(total))(jnp.float32(2.0))
+  # Equal logits: every token costs log V, whatever the parameter.
+  np.testing.assert_allclose(loss, -batch.mask_MBKT.sum() * np.log(VOCAB), rtol=1e-6)
+  np.testing.assert_allclose(grad, 0, atol=1e-3)
+
+
+def test_score_of_values_alone_makes_no_logits():
+  policy, batch = _params()["policy"], _packed()
+
+  def has_logits(stat):
+    program = jax.make_jaxpr(lambda p: _score(p, batch, needs=(stat,)))(policy)
+    return f",{VOCAB}]" in str(program)
+
+  assert has_logits(token_stats.LOGP)
+  assert not has_logits(token_stats.VALUE)
+
+
+def test_score_takes_cached_statistics_instead_of_running_the_reference():
+  model, batch = transformer.model(CONFIG), _packed()
+  batch.ref = {"ref_logp_BKT": np.full(batch.mask_MBKT.shape, -7.0, np.float32)}
+  scored = score.score(
+    {"policy": model},
+    {"policy": _params()["policy"]},
+    {token_stats.LOGP, token_stats.REF_LOGP},
+    batch,
+  )
+  np.testing.assert_array_equal(scored.ref_logp_BKT, -7.0 * batch.mask_MBKT)
+
+
+def test_score_of_missing_role_or_value_head_names_it():
+  model, policy = transformer.model(CONFIG), {"lm": _params()["policy"]["lm"]}
+  with pytest.raises(ValueError, match=r"ref_logp_BKT reads the role 'ref'.*policy"):
+    score.score(
+      {"policy": model}, {"policy": policy}, (token_stats.REF_LOGP,), _packed()
+    )
+  with pytest.raises(ValueError, match=r"value_BKT reads a scalar head.*\['lm'\]"):
+    score.score({"policy": model}, {"policy": policy}, (token_stats.VALUE,), _packed())
+
+
+# --- The operation alone
+
+
+def _random(shapes, seed=1):
+  keys = jax.random.split(jax.random.key(seed), len(shapes))
+  return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+
+def test_token_statistics_gradient_is_numerical_gradient():
+  target_RC = jnp.array([[1, 4, 0], [2, 2, 3]])
+  ref_hidden, ref_head = _random([(2, 3, 4), (5, 4)], seed=2)
+
+  def total(hidden, head, value):
+    out = score.token_statistics(
+      {"policy": hidden, "ref": ref_hidden},
+      {"policy": head, "ref": ref_head},
+      target_RC,
+      (token_stats.LOGP, token_stats.REF_KL, token_stats.VALUE),
+      values={"policy.value": value},
+      chunk=2,
+    )
+    return _total(out)
+
+  args = _random([(2, 3, 4), (5, 4), (2, 3)])
+  jax.test_util.check_grads(
+    jax.jit(total), args, order=1, modes=("rev",), atol=1e-2, rtol=1e-2, eps=1e-2
+  )
+
+
+def test_token_statistics_gives_frozen_roles_no_gradient():
+  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.array([[0, 1, 2]])
+
+  def total(ref_hidden, ref_head):
+    return score.token_statistics(
+      {"policy": hidden, "ref": ref_hidden},
+      {"policy": head, "ref": ref_head},
+      target,
+      (token_stats.REF_KL,),
+      chunk=2,
+    )["ref_kl_BKT"].sum()
+
+  for x in jax.jit(jax.grad(total, (0, 1)))(hidden, 2 * head):
+    np.testing.assert_array_equal(x, 0)
+
+
+def _top2(roles, target_C):
+  del target_C
+  return jax.lax.top_k(roles["policy"], 2)[0]
+
+
+def test_token_statistics_of_a_users_stat_may_have_trailing_axes():
+  hidden, head = _random([(2, 5, 4), (7, 4)])
+  out = score.token_statistics(
+    {"policy": hidden},
+    {"policy": head},
+    jnp.zeros((2, 5), jnp.int32),
+    (Stat("top2_BKT", ("policy",), _top2),),
+    chunk=2,
+  )["top2_BKT"]
+  expected = np.sort(np.asarray(hidden) @ np.asarray(head).T, -1)[..., ::-1][..., :2]
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_token_statistics_in_bfloat16_sums_head_gradient_in_float32():
+  # Every token pulls the head's row 0 by the same d = p_0 * hidden; summed in bfloat16,
+  # 4096 of them would stall once the sum is 256 times one summand.
+  tokens = 4096
+  hidden = jnp.ones((1, tokens, 1), jnp.bfloat16)
+  head = jnp.zeros((2, 1), jnp.bfloat16)
+
+  def total(head):
+    out = score.token_statistics(
+      {"policy": hidden},
+      {"policy": head},
+      jnp.ones((1, tokens), jnp.int32),
+      (token_stats.LOGP,),
+      chunk=1,
+    )["logp_BKT"]
+    return out.sum(), out
+
+  (_, logp_RC), d_head = jax.jit(jax.value_and_grad(total, has_aux=True))(head)
+  assert logp_RC.dtype == jnp.float32 and d_head.dtype == jnp.bfloat16
+  # d log p(1) / d logit = (-1/2, 1/2) at equal logits.
+  np.testing.assert_array_equal(d_head.astype(np.float32)[:, 0], [-2048, 2048])
+
+
+def test_token_statistics_names_missing_roles_and_bad_arguments():
+  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.zeros((1, 3), jnp.int32)
+  call = functools.partial(
+    score.token_statistics, {"policy": hidden}, {"policy": head}, target
+  )
+  with pytest.raises(ValueError, match=r"pass \['ref'\] too"):
+    call((token_stats.REF_LOGP,))
+  with pytest.raises(ValueError, match="chunk=0"):
+    call((token_stats.LOGP,), chunk=0)
+  with pytest.raises(ValueError, match="share a field"):
+    call((token_stats.LOGP, token_stats.LOGP._replace(roles=("policy", "policy"))))
+
+
+@pytest.mark.parametrize(
+  "stats", [(token_stats.LOGP,), (token_stats.LOGP, token_stats.REF_KL)]
+)
+def test_token_statistics_holds_under_half_the_logits(stats):
+  # The bench: 2048 tokens, vocabulary 16,384, width 256, value and gradient.
+  R, C, V, D = 8, 256, 16_384, 256
+
+  def loss(policy, ref, target):
+    hidden, head = zip(policy, ref, strict=True)
+    out = score.token_statistics(
+      dict(zip(("policy", "ref"), hidden, strict=True)),
+      dict(zip(("policy", "ref"), head, strict=True)),
+      target,
+      stats,
+    )
+    return sum(jnp.sin(x).sum() for x in out.values())
+
+  model = (
+    jax.ShapeDtypeStruct((R, C, D), "float32"),
+    jax.ShapeDtypeStruct((V, D), "float32"),
+  )
+  target = jax.ShapeDtypeStruct((R, C), "int32")
+  compiled = jax.jit(jax.value_and_grad(loss)).lower(model, model, target).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < R * C * V * 4 / 2
+
+
+def test_chunk_length_stays_within_budget_and_capacity():
+  for rows, capacity, vocab in [(8, 256, 16_384), (64, 40, 600), (1, 4096, 128_256)]:
+    chunk = score.chunk_length(rows, capacity, vocab)
+    assert 1 <= chunk <= capacity
+    few = max(score.MIN_TOKENS, rows)
+    assert rows * chunk <= few or 4 * rows * chunk * vocab <= score.BUDGET
+    # Evened out: the padding is under one token for each chunk.
+    assert -capacity % chunk < -(-capacity // chunk)
+  assert score.chunk_length(8, 40, 600) == 40
