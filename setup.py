@@ -25,6 +25,7 @@ setup(
     "tensorflow-datasets>=4.9.10",
     "grain>=0.2.18",
     "array-record>=0.8.3",
+    "importlib_resources",  # TFDS imports it and does not ask for it
     "safetensors>=0.8",
     "jinja2",  # transformers' chat templates need it and do not ask for it
     "absl-py",

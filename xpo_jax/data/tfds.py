@@ -12,9 +12,7 @@ import tensorflow_datasets as tfds
 from xpo_jax.data import sources
 from xpo_jax.data.sources import Loaded, Reading
 
-PAIR = {"prompt": tfds.features.Text(), "chosen": tfds.features.Text()} | {
-  "rejected": tfds.features.Text()
-}
+PAIR = {name: tfds.features.Text() for name in ("prompt", "chosen", "rejected")}
 LABELLED_TEXT = {  # as imdb_reviews
   "text": tfds.features.Text(),
   "label": tfds.features.ClassLabel(names=["neg", "pos"]),
@@ -37,8 +35,7 @@ def build(
   Args:
     name: of the data set, in snake_case.
     rows: the rows of each split.
-    features: TFDS features by column, such as `PAIR`; an `id` is added, since TFDS
-      shuffles rows when it writes them.
+    features: TFDS features by column, such as `PAIR`.
     source_sha256: hash of what the rows were made from.
     data_dir: where TFDS data sets lie.
 
@@ -54,21 +51,24 @@ def build(
   if not all(splits.values()) or not splits:
     raise ValueError(f"rows: a split of {list(splits)} holds no rows")
 
-  class Builder(tfds.core.GeneratorBasedBuilder):
+  # Not TFDS's own AdhocBuilder, which needs TensorFlow.
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"sha256_{source_sha256[:16]}")]
 
     def _info(self):
-      columns = tfds.features.FeaturesDict({"id": tfds.features.Text(), **features})
-      return tfds.core.DatasetInfo(builder=self, features=columns)
+      columns = tfds.features.FeaturesDict(dict(features))
+      # disable_shuffling: row n stays line n.
+      return tfds.core.DatasetInfo(
+        builder=self, features=columns, disable_shuffling=True
+      )
 
     def _split_generators(self, dl_manager):
       del dl_manager  # nothing is downloaded
-      return {split: self._generate_examples(split) for split in splits}
+      return {split: enumerate(members) for split, members in splits.items()}
 
-    def _generate_examples(self, split):
-      for number, row in enumerate(splits[split]):
-        yield number, {"id": f"{name}/{split}:{number + 1}", **row}
+    def _generate_examples(self):
+      raise NotImplementedError("splits are given whole")
 
   Builder.name = name
   builder = Builder(data_dir=os.fspath(data_dir), file_format="array_record")
