@@ -14,19 +14,20 @@ import numpy as np
 
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _BOTTOM = 62, 16, 46
-_LEGEND_LINE, _CHARACTER = 18, 6.6
+_LEGEND_LINE, _CHARACTER = 18, 7.4
 _POINTS = 150  # a longer curve is shown as means of equal stretches
 COLOURS = 8
 
 STYLE = """
-.chart { font: 12px system-ui, sans-serif; color: #57606a; }
+.chart { font: 13px system-ui, sans-serif; color: #57606a; }
 .chart text { fill: currentColor; }
-.chart .title { font-weight: 600; font-size: 14px; fill: #1f2328; }
+.chart .title { font-weight: 600; font-size: 15px; fill: #1f2328; }
 .chart .grid { stroke: #d0d7de; stroke-width: 1; opacity: .6; }
 .chart .axis { stroke: #8c959f; stroke-width: 1; }
 .chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .chart .dashed { stroke-dasharray: 5 4; }
 .chart .bar { stroke-width: 1.25; opacity: .75; }
+.chart .label { paint-order: stroke; stroke: var(--paper, #fff); stroke-width: 3px; }
 .chart .band { opacity: .16; stroke: none; }
 .c0 { --c: #0969da; } .c1 { --c: #bc4c00; } .c2 { --c: #1a7f37; } .c3 { --c: #8250df; }
 .c4 { --c: #bf3989; } .c5 { --c: #0e7c86; } .c6 { --c: #9a6700; } .c7 { --c: #57606a; }
@@ -131,8 +132,9 @@ def svg(figure: Figure, standalone: bool = False) -> str:
   y_range = figure.y_range or _range(figure.series, ("y", "low", "high"), pad=0.06)
   across = _scale(x_range, (_LEFT, WIDTH - _RIGHT))
   up = _scale(y_range, (HEIGHT - _BOTTOM, top))
-  box = f'x="{_LEFT}" y="{top}" width="{WIDTH - _RIGHT - _LEFT}"'
-  box += f' height="{HEIGHT - _BOTTOM - top}"'
+  # A little wider than the axes, so that a point on the edge is whole.
+  box = f'x="{_LEFT - 5}" y="{top - 5}" width="{WIDTH - _RIGHT - _LEFT + 10}"'
+  box += f' height="{HEIGHT - _BOTTOM - top + 10}"'
   # Unique in a page of many charts.
   identity = repr((figure.title, figure.y_label, x_range, y_range))
   clip = f"clip{zlib.crc32(identity.encode()):08x}"
@@ -168,7 +170,7 @@ def _legend(series: Sequence[Series]) -> tuple[str, float]:
   for i, one in enumerate(series):
     if not one.name:
       continue
-    width = 28 + _CHARACTER * len(one.name)
+    width = 34 + _CHARACTER * len(one.name)
     if x + width > WIDTH - _RIGHT and x > _LEFT:
       x, y = _LEFT, y + _LEGEND_LINE
     dashed = " dashed" if one.kind == "dashed" else ""

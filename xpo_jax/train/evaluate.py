@@ -1,0 +1,388 @@
+"""What a policy is worth: reward, distance from the reference, and how it writes.
+
+Everything is measured on held-out prompts from samples at temperature 1 without
+truncation: that is the distribution whose KL the estimates are of. Values stay per
+prompt and per completion, so that two policies can be compared prompt by prompt.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.models import sample, transformer
+from xpo_jax.train import intervals, sequences
+from xpo_jax.types import Array, Params
+
+FILE, SAMPLES = "evaluation.json", "samples.jsonl"
+RewardFn = Callable[[Sequence[str]], np.ndarray]  # full texts -> one reward each
+
+
+class Draws(NamedTuple):
+  """Samples of one policy on the evaluation prompts, P prompts by K completions.
+
+  Attributes:
+    prompts: P prompt texts.
+    texts: P tuples of K completion texts.
+    tokens: P tuples of K completions as ids, without the stop token.
+    reward_PK: true reward of prompt plus completion, or None.
+    kl_PK: sum over visited positions of KL(policy || ref) over the vocabulary, nats.
+    log_ratio_PK: log policy - log reference of the completion, nats.
+    length_PK: tokens, the stop token included.
+    ended_PK: True where the completion stopped by itself.
+  """
+
+  prompts: tuple[str, ...]
+  texts: tuple[tuple[str, ...], ...]
+  tokens: tuple[tuple[tuple[int, ...], ...], ...]
+  reward_PK: np.ndarray | None
+  kl_PK: np.ndarray
+  log_ratio_PK: np.ndarray
+  length_PK: np.ndarray
+  ended_PK: np.ndarray
+
+
+class Report(NamedTuple):
+  """One policy beside its reference, on the same prompts.
+
+  Attributes:
+    policy, reference: their samples.
+    measures: name -> Interval of the policy: reward, kl, kl_plain, length, no_eos,
+      distinct_1, distinct_2, win_rate_vs_reference, win_rate_vs_chosen.
+    reference_measures: the same of the reference.
+    differences: policy minus reference, paired over prompts: reward, length.
+    chosen: chosen answer to each prompt, or None.
+  """
+
+  policy: Draws
+  reference: Draws
+  measures: Mapping[str, intervals.Interval]
+  reference_measures: Mapping[str, intervals.Interval]
+  differences: Mapping[str, intervals.Interval]
+  chosen: tuple[str, ...] | None = None
+
+
+def policy_report(
+  model: transformer.Model,
+  params: Params,
+  ref_params: Params,
+  prompts: Sequence[np.ndarray],
+  tokenizer: Any,
+  reward: RewardFn | None = None,
+  *,
+  max_tokens: int,
+  key: Array,
+  completions: int = 4,
+  reference: Draws | None = None,
+  chosen: Sequence[str] | None = None,
+  stop_ids: Sequence[int] | None = None,
+  batch: int = 64,
+) -> Report:
+  """Samples a policy on held-out prompts and measures it against its reference.
+
+  Args:
+    model, params, ref_params, prompts, tokenizer, reward, max_tokens, key,
+      completions, stop_ids, batch: see `draw`.
+    reference: the reference's own samples on the same prompts (`draw` with
+      `params=ref_params`), where several policies share them; None draws them.
+    chosen: an answer to each prompt to be compared with, or None.
+
+  Returns:
+    Report; every interval is over prompts.
+
+  Raises:
+    ValueError: see `draw`; `reference` or `chosen` of other prompts.
+  """
+
+  def draw_from(tree):
+    return draw(
+      model,
+      tree,
+      ref_params,
+      prompts,
+      tokenizer,
+      reward,
+      max_tokens=max_tokens,
+      key=key,
+      completions=completions,
+      stop_ids=stop_ids,
+      batch=batch,
+    )
+
+  policy = draw_from(params)
+  reference = draw_from(ref_params) if reference is None else reference
+  if reference.prompts != policy.prompts:
+    raise ValueError("reference: drawn on other prompts than the policy; draw it anew")
+  if chosen is not None and len(chosen) != len(prompts):
+    raise ValueError(f"chosen: {len(chosen)} answers for {len(prompts)} prompts")
+  against, against_ref = {}, {}
+  differences = {"length": (policy.length_PK, reference.length_PK)}
+  if reward is not None:
+    differences["reward"] = (policy.reward_PK, reference.reward_PK)
+    against["reference"] = reference.reward_PK
+    if chosen is not None:
+      whole = [p + c for p, c in zip(policy.prompts, chosen, strict=True)]
+      against["chosen"] = against_ref["chosen"] = _rewards(reward, whole)
+  return Report(
+    policy=policy,
+    reference=reference,
+    measures=measure(policy, against),
+    reference_measures=measure(reference, against_ref),
+    differences={
+      name: intervals.paired_bootstrap(per_prompt(a), per_prompt(b))
+      for name, (a, b) in differences.items()
+    },
+    chosen=None if chosen is None else tuple(chosen),
+  )
+
+
+def draw(
+  model: transformer.Model,
+  params: Params,
+  ref_params: Params,
+  prompts: Sequence[np.ndarray],
+  tokenizer: Any,
+  reward: RewardFn | None = None,
+  *,
+  max_tokens: int,
+  key: Array,
+  completions: int = 4,
+  stop_ids: Sequence[int] | None = None,
+  batch: int = 64,
+) -> Draws:
+  """Samples completions and measures each of them.
+
+  The text depends on key, prompt number and parameters, not on `batch`.
+
+  Args:
+    model: the architecture, shared by policy and reference.
+    params: `{"lm": ...}` of the policy.
+    ref_params: `{"lm": ...}` of the reference.
+    prompts: token ids of each prompt, BOS included.
+    tokenizer: decodes; its EOS ends a completion.
+    reward: maps full texts (prompt plus completion) to rewards; None leaves them out.
+    max_tokens: longest completion.
+    key: of the sampling.
+    completions: K samples a prompt.
+    stop_ids: tokens that end a completion; None takes the tokenizer's EOS.
+    batch: prompts decoded at once.
+
+  Returns:
+    Draws.
+
+  Raises:
+    ValueError: no prompts, an empty prompt, or rewards of the wrong shape.
+  """
+  if not len(prompts) or not all(len(prompt) for prompt in prompts):
+    raise ValueError(f"prompts: {len(prompts)} given; need at least one, none empty")
+  stop_ids = (tokenizer.eos_token_id,) if stop_ids is None else tuple(stop_ids)
+  batch = min(batch, len(prompts))
+  width = max(len(prompt) for prompt in prompts)
+  parts = []
+  for start in range(0, len(prompts), batch):
+    # The last batch is filled with its own prompts: one shape, one compile.
+    row_B = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
+    prompt_BP, length_B = sample.pad([prompts[i] for i in row_B], width)
+    samples = sample.sample(
+      model,
+      params["lm"],
+      prompt_BP,
+      length_B,
+      completions=completions,
+      max_tokens=max_tokens,
+      key=key,
+      row_B=row_B,
+      stop_ids=stop_ids,
+    )
+    tokens_BKT, mask_BKT = samples.tokens_BKT, samples.mask_BKT
+    policy, ref = {"lm": params["lm"]}, {"lm": ref_params["lm"]}
+    stats = sequences.statistics(
+      model, policy, ref, prompt_BP, length_B, tokens_BKT, mask_BKT, mask_BKT
+    )
+    kept = len(prompts) - start
+    part = (tokens_BKT, samples.length_BK, samples.ended_BK, stats)
+    parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], part))
+  tokens_PKT, length_PK, ended_PK, stats = jax.tree.map(
+    lambda *x: np.concatenate(x), *parts
+  )
+  length_PK, ended_PK = length_PK.astype(np.int64), ended_PK.astype(bool)
+  tokens = tuple(
+    tuple(tuple(t[:n].tolist()) for t, n in zip(t_KT, n_K, strict=True))
+    for t_KT, n_K in zip(tokens_PKT, length_PK - ended_PK, strict=True)
+  )
+  heads, texts, whole = _decode(tokenizer, prompts, tokens)
+  log_ratio_PK = stats["logp_BK"] - stats["ref_logp_BK"]
+  return Draws(
+    prompts=heads,
+    texts=texts,
+    tokens=tokens,
+    reward_PK=_rewards(reward, whole).reshape(length_PK.shape) if reward else None,
+    kl_PK=stats["kl_BK"].astype(np.float64),
+    log_ratio_PK=log_ratio_PK.astype(np.float64),
+    length_PK=length_PK,
+    ended_PK=ended_PK,
+  )
+
+
+def measure(
+  draws: Draws, against: Mapping[str, np.ndarray] | None = None
+) -> dict[str, intervals.Interval]:
+  """The measures of one policy, each over prompts.
+
+  Args:
+    draws: the policy's samples.
+    against: name -> rewards `[P]` or `[P, K']` of other answers to the same prompts;
+      adds `win_rate_vs_<name>`.
+
+  Returns:
+    Measure -> Interval. Distinct-n is a property of the whole set of samples and has
+    no interval; compare it between equal numbers of samples.
+  """
+  columns = {
+    "reward": draws.reward_PK,
+    "kl": draws.kl_PK,
+    "kl_plain": draws.log_ratio_PK,
+    "length": draws.length_PK,
+    "no_eos": ~draws.ended_PK,
+  }
+  out = {
+    name: intervals.bootstrap_mean(per_prompt(x_PK))
+    for name, x_PK in columns.items()
+    if x_PK is not None
+  }
+  rows = [row for rows in draws.tokens for row in rows]
+  nan = math.nan
+  for n in (1, 2):
+    value = distinct(rows, n)
+    out[f"distinct_{n}"] = intervals.Interval(value, nan, nan, nan, len(draws.tokens))
+  for name, reward in (against or {}).items():
+    rate_P = win_rate(draws.reward_PK, reward)
+    out[f"win_rate_vs_{name}"] = intervals.bootstrap_mean(rate_P)
+  return out
+
+
+def per_prompt(x_PK: np.ndarray) -> np.ndarray:
+  """Mean over each prompt's completions: the values that are resampled."""
+  return np.asarray(x_PK, np.float64).mean(-1)
+
+
+def win_rate(reward_PK: np.ndarray, other: np.ndarray) -> np.ndarray:
+  """Share of all pairs of answers to a prompt that the policy wins; a tie is half.
+
+  Args:
+    reward_PK: rewards of the policy's completions.
+    other: rewards of the other answers, `[P]` or `[P, K']`.
+
+  Returns:
+    Win rate of each prompt, `[P]`.
+  """
+  other = np.asarray(other, np.float64)
+  other = other[:, None] if other.ndim == 1 else other
+  gap = np.asarray(reward_PK, np.float64)[:, :, None] - other[:, None, :]
+  return ((gap > 0) + 0.5 * (gap == 0)).mean((1, 2))
+
+
+def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
+  """Different n-grams over all n-grams of all rows; 0 where there are none."""
+  grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
+  return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def accuracy(score_P2: np.ndarray) -> intervals.Interval:
+  """Share of pairs whose chosen column 0 scores above column 1; a tie is half.
+
+  The score is what ranks: log-ratios (the implicit reward), a reward model's values,
+  or the true rewards, whose accuracy on noisy labels is the known optimum.
+  """
+  gap_P = np.asarray(score_P2)[:, 0] - np.asarray(score_P2)[:, 1]
+  return intervals.bootstrap_mean((gap_P > 0) + 0.5 * (gap_P == 0))
+
+
+def write(run_dir: Path, report: Report, about: Mapping[str, Any]) -> None:
+  """Writes evaluation.json and samples.jsonl into a run, for `report.write`.
+
+  Args:
+    run_dir: the run.
+    report: what was measured.
+    about: how: step, prompts, completions, seed and the like.
+  """
+  content = {
+    "about": dict(about),
+    "policy": _plain(report.measures),
+    "reference": _plain(report.reference_measures),
+    "differences": _plain(report.differences),
+  }
+  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+  (Path(run_dir) / FILE).write_text(text, encoding="utf-8")
+  lines = []
+  for p, prompt in enumerate(report.policy.prompts):
+    answers = [
+      _answer(name, draws, p, k)
+      for name, draws in (("reference", report.reference), ("policy", report.policy))
+      for k in range(len(draws.texts[p]))
+    ]
+    line = {"prompt": prompt, "answers": answers}
+    if report.chosen is not None:
+      line["chosen"] = report.chosen[p]
+    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+  (Path(run_dir) / SAMPLES).write_text("".join(lines), encoding="utf-8")
+
+
+def _answer(name: str, draws: Draws, p: int, k: int) -> dict[str, Any]:
+  answer = {
+    "model": name,
+    "text": draws.texts[p][k],
+    "length": int(draws.length_PK[p, k]),
+    "ended": bool(draws.ended_PK[p, k]),
+    "log_ratio": float(draws.log_ratio_PK[p, k]),
+  }
+  if draws.reward_PK is not None:
+    answer["reward"] = float(draws.reward_PK[p, k])
+  return answer
+
+
+def _plain(measures: Mapping[str, intervals.Interval]) -> dict[str, dict[str, Any]]:
+  """For JSON, which has no NaN: null where there is no interval."""
+  return {
+    name: {
+      field: None if isinstance(value, float) and math.isnan(value) else value
+      for field, value in interval._asdict().items()
+    }
+    for name, interval in measures.items()
+  }
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+  """Text of token ids, special tokens left out."""
+  return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _decode(tokenizer, prompts, tokens):
+  """Prompt texts, completion texts, and the two together."""
+  heads = tuple(decode(tokenizer, prompt) for prompt in prompts)
+  # Decoded together: a tokenizer may read a completion's first token otherwise alone.
+  whole = [
+    decode(tokenizer, [*prompt, *row])
+    for prompt, rows in zip(prompts, tokens, strict=True)
+    for row in rows
+  ]
+  K = len(tokens[0])
+  texts = tuple(
+    tuple(w.removeprefix(head) for w in whole[p * K : (p + 1) * K])
+    for p, head in enumerate(heads)
+  )
+  return heads, texts, whole
+
+
+def _rewards(reward: RewardFn, texts: Sequence[str]) -> np.ndarray:
+  value = np.asarray(reward(texts), np.float64)
+  if value.shape != (len(texts),) or not np.isfinite(value).all():
+    raise ValueError(
+      f"reward: got shape {value.shape} for {len(texts)} texts, or a value that is "
+      "not finite; it must return one number per text"
+    )
+  return value
