@@ -1,0 +1,225 @@
+import gzip
+import hashlib
+import json
+import sys
+
+import pytest
+
+from xpo_jax.data import records, sources
+from xpo_jax.data.records import Turn
+from xpo_jax.data.sources import Reading
+
+
+def write(path, *rows):
+  lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+  path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+  return path
+
+
+def read_one(row, reading=Reading()):
+  loaded = sources.from_rows([row], "here", reading)
+  assert not loaded.bad, loaded.bad
+  return loaded.records[0]
+
+
+def say(*contents):
+  roles = ("user", "assistant")
+  return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+@pytest.mark.parametrize(
+  ("row", "record"),
+  [
+    (
+      {"prompt": "sky is", "chosen": " blue", "rejected": " green"},
+      records.Pair("here:1", "sky is", " blue", " green"),
+    ),
+    (
+      {"chosen": "the sky is blue", "rejected": "the sky is black"},
+      records.Pair("here:1", "the sky is", " blue", " black"),
+    ),
+    (
+      {"chosen": "the sky is", "rejected": "the sky is black"},
+      records.Pair("here:1", "the sky", " is", " is black"),
+    ),
+    (
+      {"prompt": "p", "completion": " c", "id": "seven"},
+      records.Demonstration("seven", "p", " c"),
+    ),
+    (
+      {"prompt": "p", "completion": " c", "label": True},
+      records.Rated("here:1", "p", " c", desirable=True),
+    ),
+    (
+      {"prompt": "p", "completion": " c", "label": 0, "reward": 2},
+      records.Rated("here:1", "p", " c", desirable=False, reward=2.0),
+    ),
+    (
+      {"prompt": "p", "completion": " c", "reward": 0.5},
+      records.Rated("here:1", "p", " c", reward=0.5),
+    ),
+    (
+      {"prompt": "p", "completions": [" a", " b"], "rewards": [1, 0]},
+      records.Ranked("here:1", "p", (" a", " b"), (1.0, 0.0)),
+    ),
+    ({"prompt": "p"}, records.Prompt("here:1", "p")),
+  ],
+)
+def test_columns_of_the_convention_make_a_record(row, record):
+  assert read_one(row) == record
+
+
+def test_transcripts_share_everything_up_to_the_last_assistant():
+  start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"
+  row = {"chosen": f"{start} fine", "rejected": f"{start} fine too"}
+  assert read_one(row) == records.Pair("here:1", start, " fine", " fine too")
+
+
+def test_conversations_share_their_equal_messages():
+  row = {"chosen": say("a", "b", "c", "good"), "rejected": say("a", "b", "c", "bad")}
+  pair = read_one(row)
+  assert [turn.content for turn in pair.prompt] == ["a", "b", "c"]
+  assert pair.chosen == (Turn("assistant", "good", loss=True),)
+  assert pair.rejected == (Turn("assistant", "bad", loss=True),)
+
+
+def test_loss_is_on_the_last_assistant_turn_or_on_all():
+  row = {"messages": say("a", "b", "c", "d")}
+  last, every = (read_one(row, Reading(loss_on=which)) for which in ("last", "all"))
+  assert [turn.content for turn in last.prompt] == ["a", "b", "c"]
+  assert last.completion == (Turn("assistant", "d", loss=True),)
+  assert [turn.content for turn in every.prompt] == ["a"]
+  assert [turn.loss for turn in every.completion] == [True, False, True]
+
+
+def test_text_is_cut_after_its_first_words():
+  row = {"text": "a loud , witless mess .", "label": 0}
+  loaded = sources.from_rows([row], "here", Reading(prompt_words=4))
+  (record,) = loaded.records
+  assert (record.prompt, record.completion) == ("a loud , witless", " mess .")
+  assert loaded.unused == ("label",)
+
+
+def test_columns_are_renamed_before_they_are_read():
+  reading = Reading(rename={"question": "prompt", "answer": "completion"})
+  assert read_one({"question": "p", "answer": " c"}, reading).completion == " c"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_file_is_read_plain_or_zipped(tmp_path, suffix):
+  # A line separator inside a string must not end the row.
+  row = json.dumps({"prompt": "p", "completion": " a\u2028b"}, ensure_ascii=False)
+  raw = f"{row}\n\n{row}\n".encode()
+  path = tmp_path / f"rows.{suffix}"
+  path.write_bytes(gzip.compress(raw) if suffix.endswith("gz") else raw)
+  loaded = sources.read_jsonl(path)
+  assert [r.completion for r in loaded.records] == [" a\u2028b"] * 2
+  assert [r.uid for r in loaded.records] == [f"{path.name}:1", f"{path.name}:3"]
+  assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+HH = "\n\nHuman: {}\n\nAssistant:{}"
+
+
+@pytest.mark.parametrize(
+  ("row", "problem", "detail"),
+  [
+    ("{oops", "not JSON", "line 2"),
+    ("[1]", "not a JSON object", "1"),
+    ({"prompt": "p", "chosen": " a"}, "missing column", "'rejected' is not among"),
+    ({"prompt": "p", "chosen": " a", "rejected": None}, "missing column", "rejected"),
+    ({"prompt": "p", "chosen": " ", "rejected": " b"}, "empty completion", "0"),
+    ({"prompt": "p", "chosen": " a", "rejected": ""}, "empty completion", "1"),
+    ({"prompt": "p", "chosen": " a", "rejected": " a"}, "identical", "preference"),
+    ({"chosen": "a b", "rejected": "a b"}, "identical", "preference"),
+    ({"chosen": "one", "rejected": "two"}, "no shared prompt", "common start"),
+    ({"chosen": say("a", "b"), "rejected": say("c", "d")}, "no shared prompt", ""),
+    (
+      {"chosen": HH.format("a", " x"), "rejected": HH.format("b", " y")},
+      "no shared prompt",
+      "Assistant",
+    ),
+    ({"prompt": "p", "chosen": 3, "rejected": " b"}, "not a text", "chosen"),
+    ({"chosen": say("a", "b"), "rejected": "a"}, "not a text", "one messages"),
+  ],
+)
+def test_bad_row_is_named_with_its_line(tmp_path, row, problem, detail):
+  good = {"prompt": "p", "chosen": " a", "rejected": " b"}
+  path = write(tmp_path / "pairs.jsonl", good, row, good)
+  loaded = sources.read_jsonl(path)
+  (bad,) = loaded.bad
+  assert bad.uid == "pairs.jsonl:2"
+  assert bad.problem.startswith(problem)
+  assert detail in bad.detail
+  assert [record.uid for record in loaded.records] == ["pairs.jsonl:1", "pairs.jsonl:3"]
+
+
+@pytest.mark.parametrize(
+  ("first", "second", "problem"),
+  [
+    (
+      {"prompt": "p", "completion": "c", "label": 1},
+      {"prompt": "p", "completion": "c", "label": "yes"},
+      "not a thumb",
+    ),
+    (
+      {"prompt": "p", "completion": "c", "reward": 1},
+      {"prompt": "p", "completion": "c", "reward": "high"},
+      "not a number",
+    ),
+    (
+      {"prompt": "p", "completions": ["a"], "rewards": [1]},
+      {"prompt": "p", "completions": ["a", "b"], "rewards": [1]},
+      "rewards do not match completions",
+    ),
+    ({"messages": say("a", "b")}, {"messages": say("a")}, "empty completion"),
+  ],
+)
+def test_bad_value_is_named(first, second, problem):
+  loaded = sources.from_rows([first, second], "here")
+  assert [(bad.uid, bad.problem) for bad in loaded.bad] == [("here:2", problem)]
+
+
+def test_short_text_has_no_completion():
+  rows = [{"text": "a b c"}, {"text": "a b"}, {"text": "a"}]
+  loaded = sources.from_rows(rows, "here", Reading(prompt_words=2))
+  assert [bad.problem for bad in loaded.bad] == ["empty completion"] * 2
+
+
+def test_list_of_bad_rows_shows_twenty_and_the_count():
+  bad = [records.BadRow(f"f:{i}", "not JSON", "why") for i in range(23)]
+  message = str(records.BadRows(bad))
+  assert "23 bad rows" in message
+  assert "f:19:" in message and "f:20:" not in message
+  assert "3 more" in message
+
+
+@pytest.mark.parametrize(
+  ("content", "reading", "message"),
+  [
+    ("", Reading(), "rows.jsonl: the file is empty"),
+    ("\n \n", Reading(), "the file is empty"),
+    ('{"question": "q"}', Reading(), "missing column: .'question'. fit no kind"),
+    ('{"text": "a b c"}', Reading(), "how many words"),
+  ],
+)
+def test_file_that_holds_no_records_is_refused(tmp_path, content, reading, message):
+  path = tmp_path / "rows.jsonl"
+  path.write_text(content)
+  with pytest.raises(ValueError, match=message):
+    sources.read_jsonl(path, reading)
+
+
+@pytest.mark.parametrize(
+  "arguments", [{"kind": "pairs"}, {"loss_on": "first"}, {"prompt_words": 0}]
+)
+def test_impossible_reading_is_refused(arguments):
+  (name,) = arguments
+  with pytest.raises(ValueError, match=name):
+    Reading(**arguments)
+
+
+def test_hub_without_its_package_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(ImportError, match=r"xpo_jax\[hub\]"):
+    sources.from_hub("some/data", "train")
