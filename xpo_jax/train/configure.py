@@ -34,9 +34,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xpo
 _FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")
 
 
-def write(run_dir: Path, experiment: Experiment, extra: Mapping[str, Any]) -> None:
-  """Writes config.yaml: the experiment, where it ran, and `extra` (data counts)."""
-  content = {"experiment": to_dict(experiment), **surroundings(), **extra}
+def write(run_dir: Path, experiment: Experiment) -> None:
+  """Writes config.yaml: the experiment, and what it ran with."""
+  content = {"experiment": to_dict(experiment), **surroundings()}
   text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
   (run_dir / FILE).write_text(text, encoding="utf-8")
 
@@ -139,7 +139,8 @@ def from_args(
   args = list(args)
   if "--objective" in args:
     at = args.index("--objective")
-    default = dataclasses.replace(default, objective=Use(*args[at + 1 : at + 2]))
+    name = args[at + 1] if at + 1 < len(args) else ""
+    default = dataclasses.replace(default, objective=Use(name))
     del args[at : at + 2]
   face = _face(default)
   return _behind(default, tyro.cli(type(face), default=face, args=args, prog=prog))
@@ -190,7 +191,7 @@ def _face(value: Any) -> Any:
     if dataclasses.is_dataclass(item):
       face = _face(item)
       fields.append((name, type(face), dataclasses.field(default=face)))
-    elif name in hints and isinstance(item, _SETTABLE):
+    elif name in hints and isinstance(item, _SETTABLE) and not _nests(hints[name]):
       fields.append((name, hints[name], dataclasses.field(default=item)))
   face = dataclasses.make_dataclass(source.__name__, fields, frozen=True)
   face.__doc__ = source.__doc__
@@ -198,6 +199,10 @@ def _face(value: Any) -> Any:
 
 
 _SETTABLE = int | float | str | enum.Enum | None
+
+
+def _nests(hint: Any) -> bool:
+  return any(map(dataclasses.is_dataclass, typing.get_args(hint)))
 
 
 def _behind(value: Any, face: Any) -> Any:

@@ -6,12 +6,15 @@ be printed, compared, stored as YAML, changed from a shell (`configure`) and run
 """
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from xpo_jax import objectives
+from xpo_jax.data.sources import Reading
+from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.models.config import Config
 from xpo_jax.train.optim import Optimizer
 from xpo_jax.types import Objective
@@ -43,9 +46,10 @@ class Use:
     signature = inspect.signature(factory(name)).parameters
     unknown = sorted(set(knobs) - set(signature))
     if unknown:
-      raise ValueError(
-        f"{name} has no knob {', '.join(unknown)}; its knobs: {', '.join(signature)}"
-      )
+      close = difflib.get_close_matches(unknown[0], signature, n=1)
+      meant = f" (did you mean {close[0]!r}?)" if close else ""
+      known = ", ".join(signature) or "none"
+      raise ValueError(f"{name} has no knob {unknown[0]!r}{meant}; its knobs: {known}")
     given = {k: p.default for k, p in signature.items() if p.default is not p.empty}
     given |= knobs
     missing = [k for k in signature if k not in given]
@@ -81,13 +85,14 @@ class Data:
   """What is trained on and how it is cut into steps.
 
   Attributes:
-    path: a .jsonl or .jsonl.gz file, a TFDS builder directory, or a name that
-      `data.sources.read` knows.
-    split: of a TFDS builder or a data set of the hub.
-    limit: use only so many records from the start, or None.
+    path: a .jsonl or .jsonl.gz file, a TFDS directory (`data.tfds`), "hub:NAME" for a
+      Hugging Face data set, or the name of records handed to `offline.train`.
+    split: of a TFDS or Hugging Face data set.
+    limit: use only the first so many records, or None.
+    reading: which columns mean what.
+    template: how a record becomes text.
+    limits: longest prompt and completion in tokens.
     bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
-    max_prompt: longest prompt in tokens.
-    max_completion: longest completion in tokens.
     row_length: tokens of a packed row; None: the longest group.
     rows_per_step: rows of an optimiser step, all microbatches and devices together.
     microbatches: gradient accumulation; divides rows_per_step.
@@ -95,17 +100,18 @@ class Data:
       rows_per_step groups.
     epochs: passes over the data.
     steps: stop after so many steps, or None for whole epochs.
-    seed: order of the rows, and KTO's mismatched answers.
-    reference_cache: directory for the reference's log-probs that several runs share;
-      None keeps them in the run's own.
+    seed: order of the rows, the held-out share, and KTO's mismatched answers.
+    reference_cache: directory of the reference's log-probs, shared by the runs that
+      name it; None keeps them in the run's own.
   """
 
   path: str
   split: str = "train"
   limit: int | None = None
+  reading: Reading = dataclasses.field(default_factory=Reading)
+  template: Template = dataclasses.field(default_factory=Template)
+  limits: Limits = dataclasses.field(default_factory=Limits)
   bad_rows: Literal["stop", "drop"] = "stop"
-  max_prompt: int = 512
-  max_completion: int = 512
   row_length: int | None = None
   rows_per_step: int = 16
   microbatches: int = 1
@@ -118,11 +124,8 @@ class Data:
   def __post_init__(self):
     if self.bad_rows not in ("stop", "drop"):
       raise ValueError(f"Data.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'")
-    _positive(
-      self,
-      *("limit", "max_prompt", "max_completion", "row_length", "rows_per_step"),
-      *("microbatches", "groups_per_row", "epochs", "steps"),
-    )
+    _positive(self, "limit", "row_length", "rows_per_step", "microbatches")
+    _positive(self, "groups_per_row", "epochs", "steps")
     if self.rows_per_step % self.microbatches:
       raise ValueError(
         f"Data.microbatches is {self.microbatches}, which does not divide "
@@ -179,12 +182,13 @@ class MeshShape:
   """Devices along each axis of the mesh; their product is the number of devices.
 
   Attributes:
-    data: copies of the model, each with its rows.
+    data: copies of the model, each with its rows; None: all devices that the other
+      axes leave. 1 x 1 x 1 is one device, however many there are.
     fsdp: shards of parameters and optimiser state; rows are split over it too.
     tensor: shards of heads, MLP and vocabulary.
   """
 
-  data: int = 1
+  data: int | None = None
   fsdp: int = 1
   tensor: int = 1
 
@@ -261,20 +265,10 @@ class Experiment:
   data: Data
   start: Start
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-  loop: Loop = Loop()
-  mesh: MeshShape = MeshShape()
-  evaluation: Evaluation = Evaluation()
+  loop: Loop = dataclasses.field(default_factory=Loop)
+  mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+  evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
-
-  def __post_init__(self):
-    rows = self.data.rows_per_step // self.data.microbatches
-    over = self.mesh.data * self.mesh.fsdp
-    if rows % over:
-      raise ValueError(
-        f"Data.rows_per_step / microbatches is {rows} rows, which mesh axes data x "
-        f"fsdp = {self.mesh.data} x {self.mesh.fsdp} = {over} do not divide; take a "
-        f"multiple of {over} rows a microbatch"
-      )
 
 
 def _positive(config: Any, *fields: str) -> None:

@@ -1,11 +1,16 @@
 """What a training run is between two steps: one pytree, checkpointed whole."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from xpo_jax.types import Array, Params, State
+from xpo_jax.models import heads
+from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import place, rules
+from xpo_jax.types import Array, Objective, Params, State
 
 
 @struct.dataclass
@@ -59,6 +64,54 @@ def create(
     ema=jax.tree.map(jnp.copy, params) if ema else None,
     key=key,
   )
+
+
+def create_on(
+  mesh: jax.sharding.Mesh,
+  model: Model,
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  method_state: State,
+  key: Array,
+  ema: bool = False,
+) -> tuple[TrainState, TrainState]:
+  """As `create`, every leaf made where it lives on the mesh.
+
+  Returns:
+    The state, and its shardings (for `step.make_step`).
+
+  Raises:
+    ValueError: a parameter that the mesh does not divide.
+  """
+  split = rules.param_shardings(mesh, axes(model, params), params)
+  whole = rules.replicated(mesh)
+  made = functools.partial(create, optimizer=optimizer, ema=ema)
+  like = jax.eval_shape(made, params, method_state=method_state, key=key)
+  shardings = TrainState(
+    step=whole,
+    params=split,
+    opt_state=place.optimizer_shardings(mesh, optimizer, params, split),
+    method_state=jax.tree.map(lambda _: whole, like.method_state),
+    ema=split if ema else None,
+    key=whole,
+  )
+  run = jax.jit(made, out_shardings=shardings)
+  return run(params, method_state=method_state, key=key), shardings
+
+
+def axes(model: Model, params: Params) -> Params:
+  """Logical axes of `{"lm": ..., ["value": ...]}`."""
+  value = {"value": heads.logical_axes()} if "value" in params else {}
+  return {"lm": model.logical_axes()} | value
+
+
+def with_heads(objective: Objective, params: Params, width: int, key: Array) -> Params:
+  """Parameters with the heads the objective reads, made where they are missing, and
+  without those it does not."""
+  wanted = {"lm": params["lm"]}
+  if any("policy.value" in stat.roles for stat in objective.needs):
+    wanted["value"] = params.get("value") or heads.init_value_head(key, width)
+  return wanted
 
 
 def final_params(state: TrainState) -> Params:

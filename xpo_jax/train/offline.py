@@ -1,0 +1,322 @@
+"""The offline trainer: from an experiment and a directory to a trained policy.
+
+A run directory holds `config.yaml` (the experiment, versions, flags, code), `data.json`
+(counts and hashes), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `references/`,
+`policy/` (a Hugging Face directory) and, when it is finished, `summary.json`.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax.data import records
+from xpo_jax.models import pretrained
+from xpo_jax.models.transformer import Model
+from xpo_jax.train import (
+  checkpoint,
+  configure,
+  inputs,
+  metrics,
+  screen,
+  setup,
+  step,
+)
+from xpo_jax.train.experiment import Experiment, Trained
+from xpo_jax.train.inputs import Memory
+from xpo_jax.train.setup import Run
+from xpo_jax.train.state import TrainState, final_params
+from xpo_jax.types import Array, Params
+
+DATA, SUMMARY = "data.json", "summary.json"
+CHECKPOINTS, POLICY, START, NONFINITE = "checkpoints", "policy", "start", "nonfinite"
+
+
+class Result(NamedTuple):
+  """What a run left.
+
+  Attributes:
+    run_dir: its directory.
+    model: the architecture.
+    params: the final policy, `{"lm": ...}`.
+    tokenizer: its tokenizer.
+    steps: steps done.
+    finished: False where SIGTERM ended it early; `resume` goes on.
+  """
+
+  run_dir: Path
+  model: Model
+  params: Params
+  tokenizer: Any
+  steps: int
+  finished: bool
+
+
+class NonFiniteLoss(ValueError):
+  """A loss or a gradient that is not a finite number; the batch was saved."""
+
+
+def train(
+  experiment: Experiment,
+  run_dir: str | Path,
+  *,
+  memory: Memory | None = None,
+  say: screen.Say = screen.say,
+) -> Result:
+  """Runs an experiment from its start.
+
+  Args:
+    experiment: what to do.
+    run_dir: a directory that does not exist yet.
+    memory: records by name, where `Data.path` is such a name and not a file.
+    say: where plain lines go.
+
+  Raises:
+    ValueError: the run directory exists, or anything about the experiment or its data
+      is wrong; all of it before the first compile, and bad values before the directory
+      is made.
+    NonFiniteLoss: the run diverged.
+  """
+  run_dir, memory = Path(run_dir), memory or {}
+  if run_dir.exists():
+    raise ValueError(
+      f"run directory {run_dir} exists; name another one, or continue that run: "
+      f"xpo resume {run_dir}"
+    )
+  say(f"{run_dir}: {_title(experiment)}")
+  setup.check(experiment, memory)
+  loaded = inputs.load(experiment.data, experiment.data, memory)
+  if loaded.bad and experiment.data.bad_rows == "stop":
+    raise records.BadRows(loaded.bad)
+  run_dir.mkdir(parents=True)
+  configure.write(run_dir, experiment)
+  return _go(experiment, run_dir, loaded, memory, say)
+
+
+def resume(
+  run_dir: str | Path,
+  experiment: Experiment | None = None,
+  *,
+  memory: Memory | None = None,
+  say: screen.Say = screen.say,
+) -> Result:
+  """Continues a run bit for bit, from its newest valid checkpoint.
+
+  Args:
+    run_dir: the run.
+    experiment: what the caller thinks it is, or None to take the run's word.
+    memory: see `train`.
+    say: where plain lines go.
+
+  Raises:
+    ValueError: no such run, or its data or configuration changed; says how.
+  """
+  run_dir, memory = Path(run_dir), memory or {}
+  kept, _ = configure.read(run_dir)
+  if experiment is not None:
+    _refuse("configuration", run_dir, *map(configure.to_dict, (kept, experiment)))
+  say(f"{run_dir}: resuming {_title(kept)}")
+  loaded = inputs.load(kept.data, kept.data, memory)
+  return _go(kept, run_dir, loaded, memory, say)
+
+
+def _go(experiment, run_dir, loaded, memory, say) -> Result:
+  stage = None
+  if isinstance(experiment.start, Trained):
+    stage = run_dir / START
+    before = _stage(experiment.start.experiment, stage, memory, say)
+    if before is not None and not before.finished:
+      return before._replace(run_dir=run_dir)
+    stage = stage / POLICY
+  run = setup.prepare(experiment, run_dir, loaded, stage, memory, say)
+  _keep_data(run_dir, run.counts)
+  sizes = setup.budget(run)
+  say(
+    f"{sizes['parameters']:,} parameters, {sizes['steps']} steps of "
+    f"{sizes['rows_per_step']} rows x {sizes['shape_L']} tokens; compiling the first"
+  )
+  meta = {"experiment": configure.to_dict(experiment), **configure.surroundings()}
+  manager = checkpoint.open_manager(run_dir / CHECKPOINTS, experiment.loop.keep)
+  state = _restored(manager, run_dir, run.state, meta, say)
+  run = run._replace(state=None)  # donated with the first step
+  with checkpoint.preemption() as asked:
+    state = _loop(run, run_dir, state, manager, meta, asked, say)
+  manager.close()
+  finished = int(state.step) == len(run.train.batches)
+  params = final_params(state)
+  if finished:
+    _export(run_dir, run, params)
+    _write_json(run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]})
+    say(f"done: {run_dir / POLICY} is a Hugging Face directory")
+  else:
+    say(f"stopped by SIGTERM at step {int(state.step)}: xpo resume {run_dir}")
+  return Result(run_dir, run.model, params, run.tokenizer, int(state.step), finished)
+
+
+def _stage(experiment, run_dir, memory, say) -> Result | None:
+  """Runs the stage before, or the rest of it; None where it is done."""
+  if (run_dir / SUMMARY).exists():
+    return None
+  if (run_dir / configure.FILE).exists():
+    return resume(run_dir, experiment, memory=memory, say=say)
+  return train(experiment, run_dir, memory=memory, say=say)
+
+
+def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
+  loop, steps = run.experiment.loop, len(run.train.batches)
+  done = int(state.step)
+  if done == steps:
+    return state
+  writer = metrics.open_writer(run_dir, done, _wandb(run, run_dir, meta))
+  pending, clock = [], time.perf_counter()
+  with screen.following(steps, done, say) as report:
+    try:
+      for index in range(done, steps):
+        batch = run.train.batch(index)
+        state, measured = run.step(state, run.frozen, batch, run.knobs)
+        pending.append((index, measured))
+        now, last = index + 1, index + 1 == steps
+        evaluating = run.held_out is not None and (last or _due(loop.eval_every, now))
+        saving = last or asked.is_set() or _due(loop.checkpoint_every, now)
+        if evaluating:
+          measured |= evaluate(run, state)
+        # The first step apart: its time is the compiler's.
+        if index == done or _due(loop.log_every, now) or evaluating or saving:
+          clock = _flush(run, run_dir, writer, pending, clock, report)
+        if saving:
+          checkpoint.save(manager, state, meta)
+        if asked.is_set():
+          break
+    finally:
+      metrics.close(writer)
+  return state
+
+
+def evaluate(run: Run, state: TrainState) -> dict[str, Array]:
+  """The objective's loss and metrics on the held-out data, as `eval/...`.
+
+  Reads the state, moves nothing of it. Draws are the same at every evaluation.
+  """
+  key = jax.random.fold_in(state.key, jnp.uint32(0xFFFFFFFF))
+  total = None
+  for index in range(len(run.held_out.batches)):
+    means = run.evaluate(
+      final_params(state),
+      run.frozen,
+      state.method_state,
+      run.held_out.batch(index),
+      key,
+      run.knobs,
+    )
+    total = means if total is None else {n: total[n] + means[n] for n in means}
+  return {f"eval/{name}": value for name, value in step.divide(total).items()}
+
+
+def _flush(run, run_dir, writer, pending, clock, report) -> float:
+  """Fetches the metrics of the pending steps at once, checks and writes them."""
+  fetched = jax.device_get([measured for _, measured in pending])
+  now = time.perf_counter()
+  batches = run.train.batches
+  seconds = (now - clock) / len(pending)
+  rate = batches.rows_per_step * batches.shape.L / seconds
+  for (index, _), values in zip(pending, fetched, strict=True):
+    numbers = {name: float(value) for name, value in values.items()}
+    line = {"step": index + 1, "epoch": batches.epoch_of(index)}
+    line |= {"loss": numbers.pop("loss")} | numbers
+    tokens = rate * (1 - numbers["padding"])
+    line |= {"time/seconds": seconds, "time/tokens_per_second": tokens}
+    metrics.write(writer, line)
+    if not np.isfinite([line["loss"], line["grad_norm"]]).all():
+      metrics.flush(writer)
+      raise _diverged(run, run_dir, index, line)
+  metrics.flush(writer)
+  report(line)
+  pending.clear()
+  return now
+
+
+def _diverged(run, run_dir, index, line) -> NonFiniteLoss:
+  """Saves the batch on which the numbers ceased to be finite."""
+  directory = run_dir / NONFINITE
+  directory.mkdir(exist_ok=True)
+  batch = run.train.batches[index]
+  leaves = jax.tree_util.tree_leaves_with_path(batch)
+  arrays = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in leaves}
+  np.savez_compressed(directory / "batch.npz", **arrays)
+  _write_json(directory / "metrics.json", line)
+  return NonFiniteLoss(
+    f"step {index + 1}: loss is {line['loss']}, grad_norm {line['grad_norm']}; the "
+    f"batch is in {directory / 'batch.npz'}, the last checkpoint is sound. Lower "
+    "Optimizer.learning_rate, raise warmup_steps, or look at the batch"
+  )
+
+
+def _restored(manager, run_dir, fresh, meta, say) -> TrainState:
+  found = checkpoint.restore(manager, fresh)
+  if found is None:
+    return fresh
+  for reason in found.rejected:
+    say(f"damaged checkpoint passed over: {reason}")
+  _refuse("configuration", run_dir, found.meta["experiment"], meta["experiment"])
+  around = ("versions", "flags", "devices", "code")
+  old, new = ({name: m[name] for name in around} for m in (found.meta, meta))
+  for line in configure.difference(old, new):
+    say(f"warning: changed since the checkpoint, bits may differ: {line}")
+  say(f"continuing after step {int(found.state.step)}")
+  return found.state
+
+
+def _keep_data(run_dir: Path, counts: Mapping[str, Any]) -> None:
+  """Writes data.json, or compares the data with what it says."""
+  path = run_dir / DATA
+  if not path.exists():
+    _write_json(path, counts)
+    return
+  old = json.loads(path.read_text(encoding="utf-8"))
+  _refuse("data", run_dir, old, json.loads(json.dumps(counts)))
+
+
+def _refuse(what: str, run_dir: Path, old: Mapping, new: Mapping) -> None:
+  lines = configure.difference(old, new)
+  if lines:
+    listed = "\n  ".join(lines)
+    raise ValueError(
+      f"{run_dir} cannot be resumed: its {what} changed\n  {listed}\n"
+      "put it back, or start a new run"
+    )
+
+
+def _export(run_dir: Path, run: Run, params: Params) -> None:
+  # Beside it, then renamed: a kill must not leave half a policy under its name.
+  beside = run_dir / f"{POLICY}.tmp"
+  shutil.rmtree(beside, ignore_errors=True)
+  if not (run_dir / POLICY).exists():
+    pretrained.save(beside, run.model.config, params, run.tokenizer)
+    beside.rename(run_dir / POLICY)
+
+
+def _wandb(run: Run, run_dir: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
+  project = run.experiment.loop.wandb
+  if project is None:
+    return None
+  return {"project": project, "dir": str(run_dir), "config": meta["experiment"]}
+
+
+def _due(every: int | None, now: int) -> bool:
+  return every is not None and now % every == 0
+
+
+def _title(experiment: Experiment) -> str:
+  use, data = experiment.objective, experiment.data
+  knobs = ", ".join(f"{name}={value}" for name, value in use.knobs.items())
+  return f"{use.name}({knobs}) on {data.path}"
+
+
+def _write_json(path: Path, content: Any) -> None:
+  path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

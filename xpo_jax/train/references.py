@@ -1,0 +1,191 @@
+"""The reference's statistics per token: computed once, kept on disk, never guessed.
+
+They are stored end to end in the order of the data set, one entry per response token,
+and cut into batches by row number, so that one file serves every packing. A cache made
+from anything else than what the run uses is refused, and the message says what differs.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.data import audit
+from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.data.store import Store
+from xpo_jax.data.tokenise import Example
+from xpo_jax.models.score import score
+from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed
+from xpo_jax.train import configure
+from xpo_jax.types import Objective, Params, Stat
+
+KEY = "key.json"
+ROLE = "ref"
+
+
+class Cache(NamedTuple):
+  """Statistics of every response token of a data set.
+
+  Attributes:
+    values: field -> float32 [tokens with loss, ...], in the order of the store.
+    start_NK: where the tokens of completion k of example n start.
+  """
+
+  values: Mapping[str, np.ndarray]
+  start_NK: np.ndarray
+
+
+def cacheable(objective: Objective) -> tuple[Stat, ...]:
+  """The needs to cache: all that read the reference, if none of them reads another
+  role too; else none, for the reference must then run with every step anyway."""
+  reading = [s for s in objective.needs if ROLE in _roots(s)]
+  if any(_roots(s) != {ROLE} for s in reading):
+    return ()
+  return tuple(sorted(reading, key=lambda stat: stat.field))
+
+
+def reads_live(objective: Objective) -> bool:
+  """Must the reference's parameters stay for the steps?"""
+  reading = any(ROLE in _roots(stat) for stat in objective.needs)
+  return reading and not cacheable(objective)
+
+
+def key(
+  examples: Sequence[Example],
+  tokenizer: Any,
+  template: Any,
+  limits: Any,
+  params: Params,
+  dtype: str,
+  stats: Sequence[Stat],
+) -> dict[str, Any]:
+  """Everything that the cached numbers depend on, by name."""
+  return {
+    "data": audit.digest(examples),
+    "tokenizer": audit.tokenizer_digest(tokenizer),
+    "template": configure.to_dict(template),
+    "truncation": configure.to_dict(limits),
+    "reference": distributed.digest(params).tobytes().hex(),
+    "dtype": dtype,
+    "statistics": [stat.field for stat in stats],
+  }
+
+
+def compute(
+  batches: Batches,
+  model: Model,
+  params: Params,
+  stats: Sequence[Stat],
+  place: Callable[[Batch], Batch] = lambda batch: batch,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Cache:
+  """Scores every example once under the reference.
+
+  Args:
+    batches: one pass over the data set (`pack.eval_batches`).
+    model: the reference's architecture.
+    params: `{"lm": its parameters}`.
+    stats: what to compute; reads the role "ref" only.
+    place: puts a batch on the mesh.
+    mesh: see `score`.
+  """
+  data = batches.store
+  cache = Cache({}, _starts(data))
+
+  @jax.jit
+  def run(params, batch):
+    one = functools.partial(_one, model, stats, mesh, params)
+    return jax.lax.map(one, batch)
+
+  for step in range(len(batches)):
+    batch = batches[step]
+    at = _positions(cache, batch)
+    kept = batch.mask_MBKT > 0
+    for field, x_MBKT in jax.device_get(run(params, place(batch))).items():
+      if field not in cache.values:
+        shape = (int(data.loss.sum()), *x_MBKT.shape[4:])
+        cache.values[field] = np.zeros(shape, x_MBKT.dtype)
+      cache.values[field][at[kept]] = x_MBKT[kept]
+  return cache
+
+
+def fill(cache: Cache | None, batch: Batch) -> Batch:
+  """The batch with the cached statistics in `ref`; padding is 0."""
+  if cache is None:
+    return batch
+  at = _positions(cache, batch)
+  kept = batch.mask_MBKT > 0
+  ref = {}
+  for field, values in cache.values.items():
+    tail = (1,) * (values.ndim - 1)
+    ref[field] = np.where(kept.reshape(*kept.shape, *tail), values[at], 0)
+  return batch.replace(ref=ref)
+
+
+def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
+  """Writes a cache, its key last: a torn one has none."""
+  directory.mkdir(parents=True, exist_ok=True)
+  for field, values in cache.values.items():
+    np.save(directory / f"{field}.npy", values)
+  (directory / KEY).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+
+
+def read(directory: Path, data: Store, wanted: Mapping[str, Any]) -> Cache | None:
+  """The cache in a directory; None where there is none yet.
+
+  Args:
+    directory: see `write`.
+    data: the run's data set.
+    wanted: the run's key.
+
+  Raises:
+    ValueError: the cache was made from something else; says from what.
+  """
+  if not (directory / KEY).exists():
+    return None
+  found = json.loads((directory / KEY).read_text(encoding="utf-8"))
+  lines = configure.difference(found, json.loads(json.dumps(wanted)))
+  if lines:
+    listed = "\n  ".join(lines)
+    raise ValueError(
+      f"stale reference cache in {directory}: it was made with another\n  {listed}\n"
+      "delete it, or name another directory in Data.reference_cache"
+    )
+  values = {
+    field: np.load(directory / f"{field}.npy", mmap_mode="r")
+    for field in wanted["statistics"]
+  }
+  return Cache(values, _starts(data))
+
+
+def _roots(stat: Stat) -> set[str]:
+  return {role.split(".")[0] for role in stat.roles}
+
+
+def _one(model, stats, mesh, params, microbatch):
+  record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh)
+  fields = vars(record) | dict(record.extra)
+  return {stat.field: fields[stat.field] for stat in stats}
+
+
+def _starts(data: Store) -> np.ndarray:
+  """For example n and column k, how many tokens with loss come before."""
+  before = np.concatenate([[0], data.loss.cumsum()])[data.piece_start]
+  counts = np.diff(data.group_start) - 1
+  start_NK = np.zeros((len(counts), int(counts.max())), np.int64)
+  within = np.arange(start_NK.shape[1]) < counts[:, None]
+  piece_NK = data.group_start[:-1, None] + 1 + np.arange(start_NK.shape[1])
+  start_NK[within] = before[piece_NK[within]]
+  return start_NK
+
+
+def _positions(cache: Cache, batch: Batch) -> np.ndarray:
+  """[M, B, K, T] positions in `values`; 0 on padding."""
+  at = cache.start_NK[np.maximum(batch.row_MB, 0)][..., None]
+  at = at + np.arange(batch.mask_MBKT.shape[-1])
+  return np.where(batch.mask_MBKT > 0, at, 0)

@@ -1,0 +1,48 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines otherwise."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from rich import progress
+
+Say = Callable[[str], None]
+Report = Callable[[Mapping[str, float]], None]
+
+_SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
+
+
+def say(text: str) -> None:
+  """Prints a line at once."""
+  print(text, flush=True)
+
+
+@contextlib.contextmanager
+def following(steps: int, done: int, say: Say = say) -> Iterator[Report]:
+  """Yields a function that shows a line of metrics.
+
+  Args:
+    steps: of the whole run.
+    done: steps done before.
+    say: where plain lines go.
+  """
+  if not sys.stdout.isatty():
+    yield lambda line: say(f"step {int(line['step'])}/{steps}  {describe(line)}")
+    return
+  columns = (
+    progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+    progress.BarColumn(),
+    progress.TimeRemainingColumn(),
+    progress.TextColumn("{task.fields[line]}"),
+  )
+  with progress.Progress(*columns) as bar:
+    task = bar.add_task("", total=steps, completed=done, line="compiling")
+    yield lambda line: bar.update(task, completed=line["step"], line=describe(line))
+
+
+def describe(line: Mapping[str, float]) -> str:
+  """The few numbers of a line that a person watches."""
+  shown = [f"{name} {line[name]:.4g}" for name in _SHOWN if name in line]
+  if "time/tokens_per_second" in line:
+    shown.append(f"{line['time/tokens_per_second']:,.0f} tokens/s")
+  return "  ".join(shown)

@@ -1,0 +1,237 @@
+"""Everything a run needs, made and checked before the first compile."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from xpo_jax.data import audit, collate, pack
+from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.models import transformer
+from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import place
+from xpo_jax.train import inputs, optim, references, screen, state, step
+from xpo_jax.train.experiment import Data, Experiment, MeshShape
+from xpo_jax.train.inputs import Memory
+from xpo_jax.train.references import Cache
+from xpo_jax.train.state import TrainState
+from xpo_jax.types import Mean, Objective, Params
+
+
+class Source(NamedTuple):
+  """Batches and the reference's statistics for them.
+
+  Attributes:
+    batches: by step.
+    cache: of the reference, or None where the objective reads none that can be cached.
+    place: puts a batch on the mesh.
+  """
+
+  batches: Batches
+  cache: Cache | None
+  place: Callable[[Batch], Batch]
+
+  def batch(self, index: int) -> Batch:
+    """The batch of a step, with cached statistics, where the step wants it."""
+    return self.place(references.fill(self.cache, self.batches[index]))
+
+
+class Run(NamedTuple):
+  """A run before its first step.
+
+  Attributes:
+    experiment: what it is.
+    objective: built.
+    model: of the policy.
+    tokenizer: of the policy.
+    train: training batches.
+    held_out: held-out batches, or None.
+    frozen: role -> parameters that every step reads.
+    state: the state before step 1.
+    step: see `step.make_step`.
+    evaluate: see `step.make_evaluation`.
+    knobs: see `step.knobs`.
+    counts: the data's audit, and the digest of what is trained on.
+  """
+
+  experiment: Experiment
+  objective: Objective
+  model: Model
+  tokenizer: Any
+  train: Source
+  held_out: Source | None
+  frozen: Mapping[str, Params]
+  state: TrainState
+  step: step.Step
+  evaluate: Callable[..., dict[str, Mean]]
+  knobs: Mapping[str, Any]
+  counts: Mapping[str, Any]
+
+
+def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
+  """What can be refused before a run directory exists: mesh, batch, source.
+
+  Returns:
+    The mesh; None for one device.
+
+  Raises:
+    ValueError: a mesh that does not fit the devices or the batch, or no such data.
+  """
+  mesh = make_mesh(experiment.mesh)
+  data = experiment.data
+  if mesh is not None:
+    meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
+  return mesh
+
+
+def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
+  """The mesh over all devices; None where one device is asked for, or there."""
+  rest = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
+  data = shape.data or rest
+  if data * shape.fsdp * shape.tensor == 1:
+    return None
+  return meshes.make_mesh(data, shape.fsdp, shape.tensor)
+
+
+def prepare(
+  experiment: Experiment,
+  run_dir: Path,
+  loaded: inputs.Loaded,
+  stage: Path | None = None,
+  memory: Memory | None = None,
+  say: screen.Say = screen.say,
+) -> Run:
+  """Reads the start, tokenises, packs, scores the reference, places the state.
+
+  Args:
+    experiment: the run.
+    run_dir: its directory.
+    loaded: its records (`inputs.load`).
+    stage: policy of the stage before, for a `Trained` start.
+    memory: see `inputs.load`.
+    say: where lines go.
+  """
+  memory = memory or {}
+  mesh = check(experiment, memory)
+  objective = experiment.objective.build()
+  begun = inputs.begin(experiment, run_dir, loaded, stage)
+  model = transformer.model(begun.config)
+  train, held_out, counts = inputs.prepare(
+    experiment, loaded, begun.tokenizer, run_dir, memory
+  )
+  data = experiment.data
+  train, held_out = (
+    collate.to_layout(examples, objective.layout, data.seed) if examples else []
+    for examples in (train, held_out)
+  )
+  counts = {**counts, "trained_on_sha256": audit.digest(train)}
+  sizes = _sizes(data)
+  plan = functools.partial(pack.plan, seed=data.seed, epochs=data.epochs)
+  batches = plan(train, steps=data.steps, **sizes)
+  held_batches = pack.eval_batches(held_out, **sizes) if held_out else None
+
+  root = jax.random.key(experiment.seed)
+  params = state.with_heads(
+    objective, begun.params, begun.config.width, jax.random.fold_in(root, 1)
+  )
+  chain = optim.transform(experiment.optimizer, model.logical_axes())
+  ema = experiment.optimizer.ema is not None
+  made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)
+  if mesh is None:
+    put, first, shardings = _as_it_is, state.create(*made), None
+  else:
+    put = functools.partial(place.place_batch, mesh)
+    first, shardings = state.create_on(mesh, model, *made)
+
+  frozen = {}
+  # The policy has taken no step: its parameters are the reference's.
+  ref = {"lm": first.params["lm"]}
+  if references.reads_live(objective):
+    frozen = {references.ROLE: jax.tree.map(jax.numpy.copy, ref)}
+  cached = functools.partial(
+    _cached, run_dir, objective, begun, ref, experiment, model, mesh, put, say
+  )
+  source = Source(batches, cached("train", train), put)
+  held = Source(held_batches, cached("held_out", held_out), put) if held_out else None
+  models = {"policy": model, references.ROLE: model}
+  build = experiment.objective.build
+  return Run(
+    experiment=experiment,
+    objective=objective,
+    model=model,
+    tokenizer=begun.tokenizer,
+    train=source,
+    held_out=held,
+    frozen=frozen,
+    state=first,
+    step=step.make_step(
+      build,
+      models,
+      experiment.optimizer,
+      len(batches),
+      mesh=mesh,
+      shardings=shardings,
+    ),
+    evaluate=step.make_evaluation(build, models, mesh=mesh),
+    knobs=step.knobs(experiment.optimizer),
+    counts=counts,
+  )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+  return batch
+
+
+def _sizes(data: Data) -> dict[str, Any]:
+  names = ("rows_per_step", "microbatches", "row_length", "groups_per_row")
+  return {name: vars(data)[name] for name in names}
+
+
+def _cached(
+  run_dir, objective, begun, ref, experiment, model, mesh, put, say, name, examples
+) -> Cache | None:
+  """The reference's statistics of a data set: from disk, or computed and kept."""
+  stats = references.cacheable(objective)
+  if not stats:
+    return None
+  data = experiment.data
+  wanted = references.key(
+    examples,
+    begun.tokenizer,
+    data.template,
+    data.limits,
+    ref,
+    begun.config.compute_dtype,
+    stats,
+  )
+  root = run_dir / "references"
+  if data.reference_cache is not None:
+    root = Path(data.reference_cache)
+  batches = pack.eval_batches(examples, **_sizes(data))
+  kept = references.read(root / name, batches.store, wanted)
+  if kept is None:
+    say(f"scoring {len(examples)} {name} examples under the reference, once")
+    kept = references.compute(batches, model, ref, stats, put, mesh)
+    references.write(root / name, kept, wanted)
+  return kept
+
+
+def budget(run: Run) -> dict[str, Any]:
+  """Sizes of the run, for a person: steps, shape of a batch, tokens, parameters."""
+  batches = run.train.batches
+  return {
+    "steps": len(batches),
+    "rows_per_step": batches.rows_per_step,
+    "microbatches": batches.microbatches,
+    **{f"shape_{k}": v for k, v in batches.shape._asdict().items()},
+    "tokens_computed": batches.tokens_computed,
+    "tokens_unique": batches.tokens_unique,
+    "parameters": sum(x.size for x in jax.tree.leaves(run.state.params)),
+    "state_bytes": sum(
+      x.nbytes for x in jax.tree.leaves(dataclasses.replace(run.state, key=None))
+    ),
+  }
