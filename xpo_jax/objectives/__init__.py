@@ -30,22 +30,24 @@ _PARTS = {
   "gamma_from_ratio": "_simpo",
   "couple": "_beta_dpo",
   "log_ratio": "_rewards",
+  "rewards": "_rewards",
   "seq_logp": "_rewards",
   "avg_logp": "_rewards",
   "token_rewards": "_rewards",
 }
-_HOME = {name: f"_{name}" for name in NAMES} | _PARTS
+# The file each importable name lives in.
+HOME = {name: f"_{name}" for name in NAMES} | _PARTS
 
 
 def __getattr__(name: str) -> Any:
   """Imports a factory when it is first asked for (PEP 562)."""
-  if name not in _HOME:
+  if name not in HOME:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return vars(importlib.import_module(f"{__name__}.{_HOME[name]}"))[name]
+  return vars(importlib.import_module(f"{__name__}.{HOME[name]}"))[name]
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_HOME})
+  return sorted({*globals(), *HOME})
 
 
 def get(name: str) -> Callable:

@@ -46,7 +46,7 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    reward_BK = beta * _rewards.log_ratio(scored)
+    reward_BK = _rewards.rewards(scored, beta)
     margin_B = reward_BK[:, 0] - reward_BK[:, 1]
     right_B = jax.nn.log_sigmoid(margin_B)
     flipped_B = jax.nn.log_sigmoid(-margin_B)

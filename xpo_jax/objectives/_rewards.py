@@ -29,6 +29,11 @@ def log_ratio(scored: Scored) -> Array:
   return masked.sum_T(scored.logp_BKT - scored.ref_logp_BKT, scored.mask_BKT)
 
 
+def rewards(scored: Scored, beta: float | Array) -> Array:
+  """Implicit reward beta log(pi/pi_ref) of each completion, nats, `[B, K]`."""
+  return beta * log_ratio(scored)
+
+
 def seq_logp(scored: Scored) -> Array:
   """log pi(y|x), summed over tokens, nats, `[B, K]`."""
   return masked.sum_T(scored.logp_BKT, scored.mask_BKT)
