@@ -1,0 +1,248 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xpo_jax.data import records, tokenise, world
+from xpo_jax.data.records import Turn
+from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.types import Layout
+
+CHAT = (
+  "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+  "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+WORDS = "user: hello there. assistant: the sky is blue, not black. why? because it is."
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return world.train_bpe([WORDS] * 3, 400)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer():
+  made = world.train_bpe([WORDS] * 3, 400)
+  made.chat_template = CHAT
+  return made
+
+
+@pytest.fixture(scope="module")
+def bare_tokenizer():
+  """As Qwen's: an EOS, but no BOS."""
+  made = world.train_bpe([WORDS] * 3, 400)
+  made.bos_token = None
+  return made
+
+
+PAIR = records.Pair("one", "the sky is", " blue", " black.")
+
+
+def one(record, tokenizer, template=Template(), limits=Limits()):
+  (example,) = tokenise.tokenise([record], tokenizer, template, limits)
+  return example
+
+
+def refusal(record, tokenizer, template=Template(), limits=Limits()):
+  done = tokenise.attempt([record], tokenizer, template, limits)
+  assert not done.examples and done.dropped == (record,)
+  (bad,) = done.bad
+  assert bad.uid == record.uid
+  return bad
+
+
+def test_bos_stands_once_and_every_completion_ends_with_eos(tokenizer):
+  example = one(PAIR, tokenizer)
+  assert example.prompt[0] == tokenizer.bos_token_id
+  assert tokenizer.decode(example.prompt[1:]) == "the sky is"
+  texts = [tokenizer.decode(y) for y in example.completions]
+  assert texts == [" blue</s>", " black.</s>"]
+  everything = np.concatenate([example.prompt, *example.completions])
+  assert (everything == tokenizer.bos_token_id).sum() == 1
+  assert (everything == tokenizer.eos_token_id).sum() == 2
+  assert {y.dtype for y in (example.prompt, *example.completions)} == {
+    np.dtype("int32")
+  }
+  assert example.masks is None
+  assert example.tokens == len(everything)
+
+
+def test_eos_that_the_text_holds_is_not_doubled(tokenizer):
+  example = one(records.Demonstration("a", "the sky", " is</s>"), tokenizer)
+  assert tokenizer.decode(example.completions[0]) == " is</s>"
+
+
+def test_tokenizer_without_bos_adds_none_and_refuses_an_empty_prompt(bare_tokenizer):
+  example = one(PAIR, bare_tokenizer)
+  assert bare_tokenizer.decode(example.prompt) == "the sky is"
+  empty = dataclasses.replace(PAIR, prompt="")
+  assert refusal(empty, bare_tokenizer).problem == "empty prompt"
+
+
+def test_empty_prompt_is_the_bos_alone(tokenizer):
+  example = one(dataclasses.replace(PAIR, prompt=""), tokenizer)
+  assert example.prompt.tolist() == [tokenizer.bos_token_id]
+
+
+def test_separators_are_part_of_the_prompt(tokenizer):
+  template = Template(before="user: ", between=" assistant:")
+  example = one(PAIR, tokenizer, template)
+  assert tokenizer.decode(example.prompt[1:]) == "user: the sky is assistant:"
+  assert tokenizer.decode(example.completions[0]) == " blue</s>"
+
+
+@pytest.mark.parametrize(
+  ("prompt", "completion", "shown"),
+  [
+    ("the sk", "y is", "'the sk' + 'y is'"),  # a word cut in two
+    ("the sky ", "is", "'the sky ' + 'is'"),  # the space belongs to the next word
+  ],
+)
+def test_merge_across_the_boundary_is_refused_and_shown(
+  tokenizer, prompt, completion, shown
+):
+  bad = refusal(records.Demonstration("row 7", prompt, completion), tokenizer)
+  assert bad.problem == "boundary"
+  assert shown in bad.detail
+  assert "template.between" in bad.detail
+
+
+def test_conversation_is_told_by_the_chat_template(chat_tokenizer):
+  asked = (Turn("user", "why?"),)
+  said = (Turn("assistant", "because it is.", loss=True),)
+  example = one(records.Demonstration("a", asked, said), chat_tokenizer)
+  prompt, answer = chat_tokenizer.batch_decode([example.prompt, example.completions[0]])
+  assert prompt == "<s>user: why?\nassistant:"
+  assert answer == " because it is.</s>"
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_loss_covers_marked_turns_with_their_eos(chat_tokenizer, every):
+  start = (Turn("user", "hello"),)
+  rest = (
+    Turn("assistant", "the sky is blue.", loss=every),
+    Turn("user", "why?"),
+    Turn("assistant", "because it is.", loss=True),
+  )
+  example = one(records.Demonstration("a", start, rest), chat_tokenizer)
+  (ids,), (mask,) = example.completions, example.masks
+  told = chat_tokenizer.decode(ids)
+  assert told == (" the sky is blue.</s>\nuser: why?\nassistant: because it is.</s>")
+  trained = chat_tokenizer.decode(ids[mask])
+  first = " the sky is blue.</s>" if every else ""
+  assert trained == first + " because it is.</s>"
+
+
+def test_template_that_rewrites_the_prompt_is_refused(chat_tokenizer):
+  # Writes the number of messages first, so that a longer conversation starts otherwise.
+  chat_tokenizer.chat_template = "{{ messages | length }}" + CHAT
+  asked, said = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
+  bad = refusal(records.Demonstration("a", asked, said), chat_tokenizer)
+  chat_tokenizer.chat_template = CHAT
+  assert bad.problem == "template rewrites the prompt"
+
+
+def test_long_completion_keeps_its_start_and_is_counted(tokenizer):
+  done = tokenise.attempt([PAIR], tokenizer, limits=Limits(completion=2))
+  (example,) = done.examples
+  assert [tokenizer.decode(y) for y in example.completions] == [" blue</s>", " black."]
+  assert (done.truncated_prompts, done.truncated_completions) == (0, 1)
+
+
+def test_long_prompt_is_refused_or_keeps_its_bos_and_its_end(tokenizer):
+  bad = refusal(PAIR, tokenizer, limits=Limits(prompt=3))
+  assert bad.problem == "over-long prompt"
+  assert bad.detail.startswith("4 tokens, the limit is 3")
+  cut = Limits(prompt=3, long_prompt="truncate")
+  done = tokenise.attempt([PAIR], tokenizer, limits=cut)
+  assert tokenizer.decode(done.examples[0].prompt) == "<s> sky is"
+  assert (done.truncated_prompts, done.truncated_completions) == (1, 0)
+  (prompt,) = tokenise.prompts([PAIR], tokenizer, limits=cut)
+  np.testing.assert_array_equal(prompt, done.examples[0].prompt)
+
+
+def test_prompt_without_its_bos_keeps_only_its_end(bare_tokenizer):
+  cut = Limits(prompt=2, long_prompt="truncate")
+  assert (
+    bare_tokenizer.decode(one(PAIR, bare_tokenizer, limits=cut).prompt) == " sky is"
+  )
+
+
+def test_truncation_that_leaves_no_loss_is_a_bad_row(chat_tokenizer):
+  start = (Turn("user", "hello"),)
+  rest = (Turn("assistant", "why?"), Turn("user", "why?"))
+  record = records.Demonstration(
+    "a", start, (*rest, Turn("assistant", "it is.", loss=True))
+  )
+  bad = refusal(record, chat_tokenizer, limits=Limits(completion=2))
+  assert bad.problem == "empty completion"
+
+
+@pytest.mark.parametrize(
+  ("record", "layout", "fields"),
+  [
+    (records.Demonstration("a", "the", " sky"), Layout.DEMO, {}),
+    (PAIR, Layout.PAIR, {}),
+    (
+      records.Rated("a", "the", " sky", desirable=True),
+      Layout.RATED,
+      {"desirable": [1]},
+    ),
+    (
+      records.Rated("a", "the", " sky", desirable=False, reward=0.5),
+      Layout.RATED,
+      {"desirable": [0], "reward": [0.5]},
+    ),
+    (
+      records.Ranked("a", "the", (" sky", " blue"), (1.0, -1.0)),
+      Layout.RANKED,
+      {"reward": [1, -1]},
+    ),
+  ],
+)
+def test_record_decides_layout_and_fields(tokenizer, record, layout, fields):
+  example = one(record, tokenizer)
+  assert example.layout is layout
+  assert {name: x.tolist() for name, x in example.fields.items()} == fields
+  assert all(x.dtype == np.float32 for x in example.fields.values())
+
+
+def test_good_rows_keep_their_order_beside_bad_ones(tokenizer):
+  rows = [
+    dataclasses.replace(PAIR, uid="a"),
+    dataclasses.replace(PAIR, uid="b", rejected=" "),
+    dataclasses.replace(PAIR, uid="c", prompt="the sk", chosen="y"),
+    records.Prompt("d", "the"),
+    dataclasses.replace(PAIR, uid="e", rejected=PAIR.chosen),
+    dataclasses.replace(PAIR, uid="f"),
+  ]
+  done = tokenise.attempt(rows, tokenizer)
+  assert [example.uid for example in done.examples] == ["a", "f"]
+  assert sorted(bad.uid for bad in done.bad) == ["b", "c", "d", "e"]
+  with pytest.raises(records.BadRows, match="4 bad rows") as caught:
+    tokenise.tokenise(rows, tokenizer)
+  assert caught.value.bad == done.bad
+
+
+def test_tokenizer_that_cannot_serve_is_refused(tokenizer):
+  asked, said = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
+  with pytest.raises(ValueError, match="no chat template"):
+    tokenise.attempt([records.Demonstration("a", asked, said)], tokenizer)
+  endless = world.train_bpe([WORDS], 300)
+  endless.eos_token = None
+  with pytest.raises(ValueError, match="no EOS"):
+    tokenise.attempt([PAIR], endless)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"prompt": 1}, r"limits\.prompt: 1"),
+    ({"completion": 0}, r"limits\.completion: 0"),
+    ({"long_prompt": "drop"}, "long_prompt: 'drop'"),
+  ],
+)
+def test_impossible_limit_is_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    Limits(**arguments)
