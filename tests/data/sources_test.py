@@ -83,6 +83,14 @@ def test_conversations_share_their_equal_messages():
   assert pair.rejected == (Turn("assistant", "bad", loss=True),)
 
 
+def test_conversation_that_another_continues_keeps_an_answer():
+  row = {"chosen": say("a", "b"), "rejected": say("a", "b", "c", "d")}
+  pair = read_one(row)
+  assert [turn.content for turn in pair.prompt] == ["a"]
+  assert [turn.content for turn in pair.chosen] == ["b"]
+  assert [turn.loss for turn in pair.rejected] == [False, False, True]
+
+
 def test_loss_is_on_the_last_assistant_turn_or_on_all():
   row = {"messages": say("a", "b", "c", "d")}
   last, every = (read_one(row, Reading(loss_on=which)) for which in ("last", "all"))
@@ -168,6 +176,11 @@ def test_bad_row_is_named_with_its_line(tmp_path, row, problem, detail):
       "not a number",
     ),
     (
+      {"prompt": "p", "completion": "c", "reward": 1},
+      {"prompt": "p", "completion": "c", "reward": float("nan")},
+      "not a number",
+    ),
+    (
       {"prompt": "p", "completions": ["a"], "rewards": [1]},
       {"prompt": "p", "completions": ["a", "b"], "rewards": [1]},
       "rewards do not match completions",
@@ -199,7 +212,8 @@ def test_list_of_bad_rows_shows_twenty_and_the_count():
   [
     ("", Reading(), "rows.jsonl: the file is empty"),
     ("\n \n", Reading(), "the file is empty"),
-    ('{"question": "q"}', Reading(), "missing column: .'question'. fit no kind"),
+    ('{"question": "q"}', Reading(), "missing column: .'question'. make no kind"),
+    ('{"prompt": "p", "chosen": " a"}', Reading(), "missing column: .*'rejected'"),
     ('{"text": "a b c"}', Reading(), "how many words"),
   ],
 )
@@ -208,6 +222,25 @@ def test_file_that_holds_no_records_is_refused(tmp_path, content, reading, messa
   path.write_text(content)
   with pytest.raises(ValueError, match=message):
     sources.read_jsonl(path, reading)
+
+
+def test_first_row_that_lacks_a_column_is_the_bad_one():
+  rows = [
+    {"prompt": "p", "chosen": " a"},
+    {"prompt": "p", "chosen": " a", "rejected": " b"},
+  ]
+  loaded = sources.from_rows(rows, "here")
+  assert [(bad.uid, bad.problem) for bad in loaded.bad] == [
+    ("here:1", "missing column")
+  ]
+  assert len(loaded.records) == 1
+
+
+def test_file_that_is_not_text_is_refused(tmp_path):
+  for name, raw in (("a.jsonl", b"\xff\xfe"), ("b.jsonl.gz", b"plain")):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match=name):
+      sources.read_jsonl(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import struct
 
+from xpo_jax.data import bins
 from xpo_jax.data.store import Store, store
 from xpo_jax.data.tokenise import Example
 
@@ -201,7 +202,7 @@ def plan(
   for epoch in range(epochs):
     epoch_start.append(len(rows))
     rng = np.random.default_rng((seed, epoch)) if shuffle else None
-    rows += _pack(data.length, L, groups_per_row, rng)
+    rows += bins.best_fit(data.length, L, groups_per_row, rng)
   row_start = np.cumsum([0, *map(len, rows)])
   available = -(-len(rows) // rows_per_step)
   if steps is not None and steps > available:
@@ -262,40 +263,6 @@ def _check_positive(**sizes: int | None) -> None:
   for name, size in sizes.items():
     if size is not None and size < 1:
       raise ValueError(f"{name}: {size} is not a positive whole number")
-
-
-def _pack(
-  length: np.ndarray,
-  row_length: int,
-  groups_per_row: int | None,
-  rng: np.random.Generator | None,
-) -> list[np.ndarray]:
-  """Best fit by falling length; rows in random order, or by their first example."""
-  order = np.arange(len(length)) if rng is None else rng.permutation(len(length))
-  if groups_per_row == 1:
-    return list(order[:, None])
-  order = order[np.argsort(-length[order], kind="stable")]
-  rows: list[list[int]] = []
-  open_rows: list[list[int]] = [[] for _ in range(row_length + 1)]  # by free tokens
-  has_room = 0  # bit f is set where open_rows[f] is not empty
-  for group, size in zip(order.tolist(), length[order].tolist(), strict=True):
-    fitting = has_room >> size
-    if fitting:
-      free = size + (fitting & -fitting).bit_length() - 1
-      row = open_rows[free].pop()
-      if not open_rows[free]:
-        has_room ^= 1 << free
-    else:
-      free, row = row_length, len(rows)
-      rows.append([])
-    rows[row].append(group)
-    free -= size
-    if free and len(rows[row]) != groups_per_row:
-      open_rows[free].append(row)
-      has_room |= 1 << free
-  if rng is None:
-    return sorted((np.sort(row) for row in rows), key=lambda row: row[0])
-  return [rng.permutation(rows[row]) for row in rng.permutation(len(rows))]
 
 
 def _smallest_shape(batches: Batches) -> Shape:

@@ -21,8 +21,10 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +33,7 @@ from xpo_jax.data import records
 from xpo_jax.data.records import BadRow, Turn
 
 _ASSISTANT = "\n\nAssistant:"
-_COLUMNS = {  # kind: columns it must have; the first that fits the first row is taken
+_COLUMNS = {  # kind: columns it must have; the first that fits is taken
   "pair": ("chosen", "rejected"),
   "ranked": ("prompt", "completions", "rewards"),
   "rated": ("prompt", "completion", "label"),
@@ -69,7 +71,7 @@ class Reading:
 
   Attributes:
     kind: one of the kinds of columns ("pair", "ranked", "rated", "rewarded",
-      "demonstration", "conversation", "text", "prompt"); None: by the first row.
+      "demonstration", "conversation", "text", "prompt"); None: by the columns.
     prompt_words: words of a `text` that make its prompt; needed for that kind only.
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
     rename: file's column to convention's column.
@@ -99,7 +101,13 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
   """
   path = Path(path)
   raw = path.read_bytes()
-  text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+  try:
+    plain = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    text = plain.decode("utf-8-sig")
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    raise ValueError(
+      f"{path.name}: not UTF-8 text, or a broken .gz: {error}"
+    ) from error
   rows: list[tuple[str, Any]] = []
   bad = []
   # Not splitlines(): a JSON string may hold U+2028 and its kind unescaped.
@@ -150,9 +158,7 @@ def from_hub(
 
 
 def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
-  if rows and not isinstance(rows[0][1], Mapping):
-    raise ValueError(f"{rows[0][0]}: a row must be a JSON object, got {rows[0][1]!r}")
-  kind = reading.kind or (_kind_of(rows[0], reading) if rows else "prompt")
+  kind = reading.kind or _kind_of(rows, name, reading)
   if kind == "text" and reading.prompt_words is None:
     raise ValueError(
       f"{name}: column 'text' has no prompt; say how many words make one "
@@ -190,17 +196,24 @@ def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
   return {reading.rename.get(name, name): value for name, value in row.items()}
 
 
-def _kind_of(first: tuple[str, Any], reading: Reading) -> str:
-  uid, row = first
-  names = set(_renamed(uid, row, reading))
-  for kind, columns in _COLUMNS.items():
-    if names.issuperset(columns):
-      return kind
-  allowed = {kind: list(columns) for kind, columns in _COLUMNS.items()}
-  raise ValueError(
-    f"{uid}: missing column: {sorted(names)} fit no kind of record; rename them "
-    f"(rename) to one of {allowed}"
-  )
+def _kind_of(rows, name: str, reading: Reading) -> str:
+  """The kind that the columns of the file, all rows together, make."""
+  names = set()
+  for _, row in rows:
+    if isinstance(row, Mapping):
+      names.update(reading.rename.get(column, column) for column in row)
+  if not names:
+    return "prompt"  # every row is bad, and already listed as such
+  fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))
+  kind = next(fits, None)
+  known = set().union(*_COLUMNS.values())
+  if kind is None or (kind == "prompt" and len(names & known) > 1):
+    allowed = {each: list(columns) for each, columns in _COLUMNS.items()}
+    raise ValueError(
+      f"{name}: missing column: {sorted(names)} make no kind of record; rename them "
+      f"(rename) to one of {allowed}"
+    )
+  return kind
 
 
 def _require(row: Mapping[str, Any], kind: str) -> None:
@@ -334,9 +347,12 @@ def _prompt(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Recor
 
 def _number(value: Any, column: str) -> float:
   try:
-    return float(value)
-  except (TypeError, ValueError) as error:
-    raise _Unfit("not a number", f"{column} holds {value!r}") from error
+    number = float(value)
+  except (TypeError, ValueError):
+    number = math.nan
+  if not math.isfinite(number):
+    raise _Unfit("not a number", f"{column} holds {value!r}")
+  return number
 
 
 _PARSERS: dict[str, Callable[[str, Mapping[str, Any], Reading], records.Record]] = {
