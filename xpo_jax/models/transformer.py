@@ -19,7 +19,7 @@ from flax import struct
 from xpo_jax.models.config import Activation, Config, Norm
 from xpo_jax.types import Array, Params
 
-_MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
+MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
 
 
 _ACTIVATIONS = {
@@ -81,7 +81,7 @@ def model(config: Config) -> Model:
     config=config,
     init=functools.partial(_init, config),
     hidden=functools.partial(_hidden, config),
-    head=functools.partial(_head, config),
+    head=functools.partial(head, config),
     logical_axes=lambda: jax.tree.map(lambda w: w.axes, weights(config)),
   )
 
@@ -164,7 +164,8 @@ def _init(config: Config, key: Array) -> Params:
   return jax.tree.unflatten(treedef, map(start, leaves, keys))
 
 
-def _head(config: Config, params: Params) -> Array:
+def head(config: Config, params: Params) -> Array:
+  """The head `[V, D]` in the compute dtype."""
   head_VD = params["embedding"] if config.tied else params["head"]
   return head_VD.astype(config.compute_dtype)
 
@@ -285,7 +286,8 @@ def attention_mask(rows: Rows) -> Array:
   return causal & same & real & seen
 
 
-def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  """Attention under a mask: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
   R, L, H, h = query.shape
   G = key.shape[2]
   query = query.reshape(R, L, G, H // G, h) * h**-0.5
@@ -295,7 +297,7 @@ def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
     key,
     preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
   )
-  score = jnp.where(mask[:, None, None], score, _MASKED)
+  score = jnp.where(mask[:, None, None], score, MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
   return jnp.einsum("rgmqk,rkgh->rqgmh", weight, value).reshape(R, L, H, h)
 
@@ -304,11 +306,11 @@ def _hidden(config: Config, params: Params, rows: Rows) -> Array:
   mask = attention_mask(rows)
   turn = angles(config, rows.position_RL)
 
-  def attend(query, key, value):
-    return _attend(query, key, value, mask), None
+  def look(query, key, value):
+    return attend(query, key, value, mask), None
 
   def step(x, layer):
-    return block(config, layer, x, turn, attend)
+    return block(config, layer, x, turn, look)
 
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)
