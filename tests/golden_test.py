@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import golden_adapters
 from tests import golden_cases as golden
 from xpo_jax import objectives
 
@@ -30,16 +31,20 @@ def test_case_matches_public_implementation(name):
 def test_every_method_is_accounted_for():
   found = {case["method"] for case in golden.CASES.values()}
   assert golden.CASES, f"no golden cases in {golden.FOLDER}"
-  assert found - golden.NOT_YET_BUILT - set(golden.ADAPTERS) == set(), "unknown methods"
-  assert golden.NOT_YET_BUILT & set(golden.ADAPTERS) == set(), (
+  assert found - golden.NOT_YET_BUILT - set(golden_adapters.ADAPTERS) == set(), (
+    "unknown methods"
+  )
+  assert golden.NOT_YET_BUILT & set(golden_adapters.ADAPTERS) == set(), (
     "built, so take them off the list"
   )
 
 
 def test_every_objective_is_guarded():
-  guarded = {file for _, files in golden.ADAPTERS.values() for file in files}
+  guarded = {file for _, files in golden_adapters.ADAPTERS.values() for file in files}
   assert guarded == {f"_{name}" for name in objectives.NAMES}
-  missing = set(golden.ADAPTERS) - {case["method"] for case in golden.CASES.values()}
+  missing = set(golden_adapters.ADAPTERS) - {
+    case["method"] for case in golden.CASES.values()
+  }
   assert golden.FOLDER != Path(__file__).with_name("golden") or not missing
 
 
@@ -111,7 +116,9 @@ def _telling(method: str) -> list[str]:
 @pytest.mark.parametrize("name", objectives.NAMES)
 def test_any_flipped_sign_fails_its_goldens(name, monkeypatch):
   file = f"_{name}"
-  methods = [method for method, (_, files) in golden.ADAPTERS.items() if file in files]
+  methods = [
+    method for method, (_, files) in golden_adapters.ADAPTERS.items() if file in files
+  ]
   cases = [case for method in methods for case in _telling(method)]
   for n in itertools.count():
     module = _flipped(file, n)
