@@ -248,13 +248,13 @@ def _encode(texts: Sequence[str], tokenizer) -> list[np.ndarray]:
   if not texts:
     return []
   bos = tokenizer.bos_token_id
-  encoded = tokenizer(
-    list(texts), add_special_tokens=False, return_attention_mask=False
-  )["input_ids"]
-  return [
-    np.array(ids if bos is None or ids[:1] == [bos] else [bos, *ids], np.int32)
-    for ids in encoded
-  ]
+  once = list(dict.fromkeys(texts))  # a prompt comes with each of its completions
+  encoded = tokenizer(once, add_special_tokens=False, return_attention_mask=False)
+  ids_of = {
+    text: np.array(ids if bos is None or ids[:1] == [bos] else [bos, *ids], np.int32)
+    for text, ids in zip(once, encoded["input_ids"], strict=True)
+  }
+  return [ids_of[text] for text in texts]
 
 
 def _example(row, answers, tokenizer, limits: Limits) -> tuple[Example, np.ndarray]:
