@@ -384,11 +384,13 @@ def test_token_statistics_holds_under_half_the_logits(stats):
 
 
 def test_chunk_length_stays_within_budget_and_capacity():
-  for rows, capacity, vocab in [(8, 256, 16_384), (64, 40, 600), (1, 4096, 128_256)]:
-    chunk = score.chunk_length(rows, capacity, vocab)
+  sizes = [(8, 256, 16_384, 256), (64, 40, 600, 64), (2, 4096, 128_256, 4096)]
+  for rows, capacity, vocab, width in sizes:
+    chunk = score.chunk_length(rows, capacity, vocab, width)
     assert 1 <= chunk <= capacity
-    few = max(score.MIN_TOKENS, rows)
-    assert rows * chunk <= few or 4 * rows * chunk * vocab <= score.BUDGET
+    logits, head = 4 * rows * chunk * vocab, 4 * vocab * width
+    assert logits <= max(score.BUDGET, head / 2)
     # Evened out: the padding is under one token for each chunk.
     assert -capacity % chunk < -(-capacity // chunk)
-  assert score.chunk_length(8, 40, 600) == 40
+  assert score.chunk_length(8, 40, 600, 64) == 40
+  assert score.chunk_length(500, 40, 600, 64) < 40

@@ -19,9 +19,8 @@ from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params, Scored, Stat
 
 TRAINED = "policy"  # the role whose hidden states, head and value get a gradient
-BUDGET = 8 << 20  # bytes of float32 logits that one chunk may hold, per device
+BUDGET = 8 << 20  # bytes of a chunk's logits, per device; see `chunk_length`
 _VOCAB = rules.RULES["vocab"]
-MIN_TOKENS = 128  # fewer per chunk and reading the head costs more than using it
 
 
 def score(
@@ -50,8 +49,11 @@ def score(
     Scored with the needs, the batch's `ref` and `fields`; padding is exactly zero.
 
   Raises:
-    ValueError: a role without model or parameters, or a value head that is missing.
+    ValueError: a role without model or parameters, a value head that is missing, or
+      rows that do not split evenly over the mesh.
   """
+  if mesh is not None:
+    meshes.check_batch(mesh, batch.tokens_MRL.shape[0])
   missing = tuple(s for s in sorted(needs, key=_field) if s.field not in batch.ref)
   _check_roles(missing, models, params)
   rows = transformer.Rows(
@@ -64,27 +66,20 @@ def score(
     lm = params[role]["lm"]
     if role != TRAINED:
       lm = jax.lax.stop_gradient(lm)
-    hidden_RLD = models[role].hidden(lm, rows)
+    lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
+    hidden_RLD = rules.pin(mesh, models[role].hidden(lm, rows), meshes.ROWS)
     hidden_RCD = jnp.take_along_axis(hidden_RLD, source_RC[..., None], axis=1)
     # Selected here, before anything is computed from it: what stands on padding, NaN
     # included, reaches neither a value nor a gradient.
     hidden_RCD = jnp.where(valid_RC[..., None] > 0, hidden_RCD, 0)
-    hidden[role] = _pin(hidden_RCD, mesh, (meshes.ROWS,))
+    hidden[role] = rules.pin(mesh, hidden_RCD, meshes.ROWS)
     if role in reads:
-      head[role] = _pin(models[role].head(lm), mesh, (_VOCAB,))
+      head[role] = rules.pin(mesh, models[role].head(lm), _VOCAB)
     if f"{role}.value" in reads:
       values[f"{role}.value"] = heads.value(params[role]["value"], hidden[role])
-  if chunk is None:
-    rows_split, vocab_split = 1, 1
-    if mesh is not None:
-      rows_split, vocab_split = meshes.row_shards(mesh), mesh.shape[_VOCAB]
-    chunk = chunk_length(
-      source_RC.shape[0] // rows_split,
-      source_RC.shape[1],
-      max((w.shape[0] // vocab_split for w in head.values()), default=1),
-      len(head),
-    )
-  fields = token_statistics(hidden, head, batch.target_MRC, missing, values, chunk)
+  fields = token_statistics(
+    hidden, head, batch.target_MRC, missing, values, chunk, mesh
+  )
   fields = {name: _gather(x, batch.index_MBKT) for name, x in fields.items()}
   fields = dict(batch.fields) | fields | dict(batch.ref)
   known = Scored.__dataclass_fields__
@@ -119,37 +114,34 @@ def _check_roles(needs, models, params):
         )
 
 
-def _pin(x, mesh, axes):
-  if mesh is None:
-    return x
-  spec = jax.sharding.PartitionSpec(*axes)
-  return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
-
-
 def _gather(x_RC, index_BKT):
   """`x_RC[...]` at flat indices; R * C, one past the end, reads 0."""
   flat = x_RC.reshape(-1, *x_RC.shape[2:])
   return flat.at[index_BKT].get(mode="fill", fill_value=0)
 
 
-def chunk_length(rows: int, capacity: int, vocab: int, roles: int = 1) -> int:
+def chunk_length(
+  rows: int, capacity: int, vocab: int, width: int, roles: int = 1
+) -> int:
   """How much of the axis C one chunk covers.
 
-  A chunk's logits stay within `BUDGET`, or at `MIN_TOKENS` tokens where the
-  vocabulary is so large that the budget would starve the matrix unit. Chunks are
+  A chunk's logits, in float32, take at most `BUDGET` bytes on a device, or half of
+  what the head's gradient takes there anyway (its float32 sum), whichever is more: a
+  small model is then one chunk, and a large one keeps the matrix unit busy. Chunks are
   evened out, so that padding C costs less than one token a chunk and row.
 
   Args:
     rows: R on one device.
     capacity: C.
     vocab: V on one device.
+    width: D.
     roles: parameter sets whose logits are held together.
 
   Returns:
     Length c, 1 <= c <= C; c = C means one chunk, whose logits are kept for the
     backward pass rather than computed twice.
   """
-  tokens = max(MIN_TOKENS, BUDGET // (4 * vocab * max(roles, 1)))
+  tokens = max(BUDGET // (4 * vocab * max(roles, 1)), width // 2, 1)
   longest = min(max(tokens // rows, 1), capacity)
   chunks = -(-capacity // longest)
   return -(-capacity // chunks)
@@ -162,6 +154,7 @@ def token_statistics(
   stats: tuple[Stat, ...],
   values: Mapping[str, Array] | None = None,
   chunk: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Array]:
   """Statistics per token from hidden states, without a batch of logits.
 
@@ -177,6 +170,7 @@ def token_statistics(
     stats: what to compute; each sees `({role: logits_CV or value_C}, target_C)`.
     values: "role.value" -> value_RC, for statistics that read a scalar head.
     chunk: length of C walked at a time; `chunk_length` says which by default.
+    mesh: where rows are split over devices, or None.
 
   Returns:
     field -> [R, C, ...], at least float32.
@@ -199,8 +193,13 @@ def token_statistics(
   rows, capacity = target_RC.shape
   logit_roles = sorted(used & set(hidden))
   if chunk is None:
-    vocab = max((head[role].shape[0] for role in logit_roles), default=1)
-    chunk = chunk_length(rows, capacity, vocab, len(logit_roles))
+    row_shards, vocab_shards = 1, 1
+    if mesh is not None:
+      row_shards, vocab_shards = meshes.row_shards(mesh), mesh.shape[_VOCAB]
+    vocab, width = max((head[role].shape for role in logit_roles), default=(1, 1))
+    chunk = chunk_length(
+      rows // row_shards, capacity, vocab // vocab_shards, width, len(logit_roles)
+    )
   if chunk < 1:
     raise ValueError(f"chunk={chunk}; it must be at least 1, or None for the rule")
   # One dict for all that has a row per token: hidden states by role, and values.
@@ -215,16 +214,18 @@ def token_statistics(
       {role: w for role, w in heads.items() if role not in own_heads},
     )
   )
-  return _statistics(stats, min(chunk, capacity), own, own_heads, frozen, target_RC)
+  static = (stats, min(chunk, capacity), mesh)
+  return _statistics(static, own, own_heads, frozen, target_RC)
 
 
 def _is_trained(role):
   return role.split(".")[0] == TRAINED
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _statistics(stats, chunk, own, own_heads, frozen, target_RC):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _statistics(static, own, own_heads, frozen, target_RC):
   """`own` and `frozen[0]`: {role: hidden_RCD, or value_RC}; heads: {role: head_VD}."""
+  stats, chunk, _ = static
   frozen_tokens, frozen_heads = frozen
   heads = own_heads | frozen_heads
 
@@ -235,10 +236,11 @@ def _statistics(stats, chunk, own, own_heads, frozen, target_RC):
   return _walk(step, None, (own | frozen_tokens, target_RC), chunk)[1]
 
 
-def _forward(stats, chunk, own, own_heads, frozen, target_RC):
+def _forward(static, own, own_heads, frozen, target_RC):
+  stats, chunk, _ = static
   inputs = (own, own_heads, frozen, target_RC)
   if chunk < target_RC.shape[1]:
-    return _statistics(stats, chunk, *inputs), (inputs, None)
+    return _statistics(static, *inputs), (inputs, None)
 
   # A single chunk is within the budget: keep what its gradient needs.
   def step(_, xs):
@@ -250,7 +252,8 @@ def _forward(stats, chunk, own, own_heads, frozen, target_RC):
   return out, (inputs, pullback)
 
 
-def _backward(stats, chunk, residuals, cotangents):
+def _backward(static, residuals, cotangents):
+  stats, chunk, mesh = static
   (own, own_heads, frozen, target_RC), pullback = residuals
 
   def step(d_heads, xs):
@@ -259,13 +262,19 @@ def _backward(stats, chunk, residuals, cotangents):
     if kept is None:
       _, kept = _linearised(stats, own_C, own_heads, frozen_C, frozen[1], target_C)
     (d_outputs,) = kept(d_out)
-    d_own, d_heads_C = _input_gradients(own_C, own_heads, d_outputs)
+    d_own, d_heads_C = _input_gradients(own_C, own_heads, d_outputs, shards)
     return jax.tree.map(jnp.add, d_heads, d_heads_C), d_own
 
-  zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, _wide(w)), own_heads)
+  def zeros(head_VD):
+    start = jnp.zeros((shards, *head_VD.shape), _wide(head_VD))
+    return rules.pin(mesh, start, meshes.ROWS, _VOCAB)
+
+  # Each shard of the rows sums its own share of the head's gradient; they are added
+  # up once, after the loop, and not by an all-reduce in every chunk.
+  shards = 1 if mesh is None else meshes.row_shards(mesh)
   xs = (own, frozen[0], target_RC, cotangents)
-  d_heads, d_own = _walk(step, zeros, xs, chunk)
-  d_heads = jax.tree.map(lambda d, w: d.astype(w.dtype), d_heads, own_heads)
+  d_heads, d_own = _walk(step, jax.tree.map(zeros, own_heads), xs, chunk)
+  d_heads = jax.tree.map(lambda d, w: d.sum(0).astype(w.dtype), d_heads, own_heads)
   return d_own, d_heads, None, None
 
 
@@ -327,13 +336,17 @@ def _linearised(stats, own, own_heads, frozen, frozen_heads, target_C):
   return jax.vjp(evaluate, _outputs(own, own_heads))
 
 
-def _input_gradients(own, own_heads, d_outputs):
-  """Gradients of a chunk's tokens, and its share, not yet rounded, of the heads'."""
+def _input_gradients(own, own_heads, d_outputs, shards):
+  """Gradients of a chunk's tokens, and what it adds to each shard's of the heads."""
+
+  def split(x):
+    return x.reshape(shards, -1, x.shape[-1])
+
   d_own, d_heads = {}, {}
   for role, x in own.items():
     d = d_outputs[role].astype(x.dtype)
     if role in own_heads:
-      d_heads[role] = _matmul("cv,cd->vd", d, x)
+      d_heads[role] = _matmul("scv,scd->svd", split(d), split(x))
       d = _matmul("cv,vd->cd", d, own_heads[role].astype(x.dtype)).astype(x.dtype)
     d_own[role] = d
   return d_own, d_heads

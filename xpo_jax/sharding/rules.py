@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xpo_jax.types import Params
+from xpo_jax.types import Array, Params
 
 # Logical axis of a parameter -> mesh axis, or None: whole on every device.
 RULES = {
@@ -70,6 +70,30 @@ def param_shardings(
       is_leaf=is_axes,
     )
   return shardings
+
+
+def pin(mesh: Mesh | None, x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+  """`x` split by these mesh axes, inside a jitted function; no mesh, no effect."""
+  if mesh is None:
+    return x
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def gather_tables(mesh: Mesh | None, params: Params, logical_axes: Any) -> Params:
+  """The parameters, those with a vocabulary axis split by that axis alone.
+
+  Looked up or multiplied while its other axis is split too, such a table makes the
+  compiler split activations along the width, and then replicate them.
+  """
+  if mesh is None:
+    return params
+
+  def gather(axes, x):
+    if "vocab" not in axes:
+      return x
+    return pin(mesh, x, *(RULES[axis] if axis == "vocab" else None for axis in axes))
+
+  return jax.tree.map(gather, logical_axes, params, is_leaf=is_axes)
 
 
 def _check_divides(mesh, path, axes, shape):
