@@ -128,6 +128,23 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return lines
 
 
+def refuse_change(
+  what: str, run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+  """Refuses to resume a run where two records of it differ, and shows the difference.
+
+  Raises:
+    ValueError: they differ.
+  """
+  lines = difference(old, new)
+  if lines:
+    listed = "\n  ".join(lines)
+    raise ValueError(
+      f"{run_dir} cannot be resumed: its {what} changed\n  {listed}\n"
+      "put it back, or start a new run"
+    )
+
+
 def from_args(
   default: Experiment, args: Sequence[str], prog: str | None = None
 ) -> Experiment:

@@ -1,8 +1,9 @@
 """The offline trainer: from an experiment and a directory to a trained policy.
 
 A run directory holds `config.yaml` (the experiment, versions, flags, code), `data.json`
-(counts and hashes), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `references/`,
-`policy/` (a Hugging Face directory) and, when it is finished, `summary.json`.
+(counts and hashes), `shown.json` (the first rows, token by token), `metrics.jsonl`,
+`tensorboard/`, `checkpoints/`, `references/`, `policy/` (a Hugging Face directory) and,
+when it is finished, `summary.json`.
 """
 
 import json
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.data import records
+from xpo_jax.data import audit, records
 from xpo_jax.models import pretrained
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import (
@@ -34,7 +35,8 @@ from xpo_jax.train.setup import Run
 from xpo_jax.train.state import TrainState, final_params
 from xpo_jax.types import Array, Params
 
-DATA, SUMMARY = "data.json", "summary.json"
+SUMMARY, SHOWN = "summary.json", "shown.json"
+SHOWN_ROWS = 4
 CHECKPOINTS, POLICY, START, NONFINITE = "checkpoints", "policy", "start", "nonfinite"
 
 
@@ -120,7 +122,8 @@ def resume(
   run_dir, memory = Path(run_dir), memory or {}
   kept, _ = configure.read(run_dir)
   if experiment is not None:
-    _refuse("configuration", run_dir, *map(configure.to_dict, (kept, experiment)))
+    dicts = map(configure.to_dict, (kept, experiment))
+    configure.refuse_change("configuration", run_dir, *dicts)
   say(f"{run_dir}: resuming {_title(kept)}")
   loaded = inputs.load(kept.data, kept.data, memory)
   return _go(kept, run_dir, loaded, memory, say)
@@ -135,7 +138,8 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
       return before._replace(run_dir=run_dir)
     stage = stage / POLICY
   run = setup.prepare(experiment, run_dir, loaded, stage, memory, say)
-  _keep_data(run_dir, run.counts)
+  rows = audit.show(run.train.batches[0], run.tokenizer)[:SHOWN_ROWS]
+  _write_json(run_dir / SHOWN, [[token._asdict() for token in row] for row in rows])
   sizes = setup.budget(run)
   say(
     f"{sizes['parameters']:,} parameters, {sizes['steps']} steps of "
@@ -263,33 +267,14 @@ def _restored(manager, run_dir, fresh, meta, say) -> TrainState:
     return fresh
   for reason in found.rejected:
     say(f"damaged checkpoint passed over: {reason}")
-  _refuse("configuration", run_dir, found.meta["experiment"], meta["experiment"])
+  old, new = found.meta["experiment"], meta["experiment"]
+  configure.refuse_change("configuration", run_dir, old, new)
   around = ("versions", "flags", "devices", "code")
   old, new = ({name: m[name] for name in around} for m in (found.meta, meta))
   for line in configure.difference(old, new):
     say(f"warning: changed since the checkpoint, bits may differ: {line}")
   say(f"continuing after step {int(found.state.step)}")
   return found.state
-
-
-def _keep_data(run_dir: Path, counts: Mapping[str, Any]) -> None:
-  """Writes data.json, or compares the data with what it says."""
-  path = run_dir / DATA
-  if not path.exists():
-    _write_json(path, counts)
-    return
-  old = json.loads(path.read_text(encoding="utf-8"))
-  _refuse("data", run_dir, old, json.loads(json.dumps(counts)))
-
-
-def _refuse(what: str, run_dir: Path, old: Mapping, new: Mapping) -> None:
-  lines = configure.difference(old, new)
-  if lines:
-    listed = "\n  ".join(lines)
-    raise ValueError(
-      f"{run_dir} cannot be resumed: its {what} changed\n  {listed}\n"
-      "put it back, or start a new run"
-    )
 
 
 def _export(run_dir: Path, run: Run, params: Params) -> None:

@@ -76,32 +76,39 @@ def key(
   }
 
 
+@functools.lru_cache
+def scorer(
+  model: Model, stats: tuple[Stat, ...], mesh: jax.sharding.Mesh | None = None
+) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+  """The jitted `(params of the reference, batch) -> {field: [M, B, K, T]}`.
+
+  Equal arguments give the same function: several data sets compile once.
+  """
+
+  def one(params, microbatch):
+    record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh)
+    fields = vars(record) | dict(record.extra)
+    return {stat.field: fields[stat.field] for stat in stats}
+
+  return jax.jit(lambda params, batch: jax.lax.map(lambda b: one(params, b), batch))
+
+
 def compute(
   batches: Batches,
-  model: Model,
+  run: Callable[[Params, Batch], dict[str, jax.Array]],
   params: Params,
-  stats: Sequence[Stat],
   place: Callable[[Batch], Batch] = lambda batch: batch,
-  mesh: jax.sharding.Mesh | None = None,
 ) -> Cache:
   """Scores every example once under the reference.
 
   Args:
     batches: one pass over the data set (`pack.eval_batches`).
-    model: the reference's architecture.
-    params: `{"lm": its parameters}`.
-    stats: what to compute; reads the role "ref" only.
+    run: see `scorer`.
+    params: `{"lm": the reference's parameters}`.
     place: puts a batch on the mesh.
-    mesh: see `score`.
   """
   data = batches.store
   cache = Cache({}, _starts(data))
-
-  @jax.jit
-  def run(params, batch):
-    one = functools.partial(_one, model, stats, mesh, params)
-    return jax.lax.map(one, batch)
-
   for step in range(len(batches)):
     batch = batches[step]
     at = _positions(cache, batch)
@@ -165,12 +172,6 @@ def read(directory: Path, data: Store, wanted: Mapping[str, Any]) -> Cache | Non
 
 def _roots(stat: Stat) -> set[str]:
   return {role.split(".")[0] for role in stat.roles}
-
-
-def _one(model, stats, mesh, params, microbatch):
-  record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh)
-  fields = vars(record) | dict(record.extra)
-  return {stat.field: fields[stat.field] for stat in stats}
 
 
 def _starts(data: Store) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ from xpo_jax.models import transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
-from xpo_jax.train import inputs, optim, references, screen, state, step
+from xpo_jax.train import configure, inputs, optim, references, screen, state, step
 from xpo_jax.train.experiment import Data, Experiment, MeshShape
 from xpo_jax.train.inputs import Memory
 from xpo_jax.train.references import Cache
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Mean, Objective, Params
+
+COUNTS = "data.json"
 
 
 class Source(NamedTuple):
@@ -129,10 +132,8 @@ def prepare(
     for examples in (train, held_out)
   )
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
-  sizes = _sizes(data)
-  plan = functools.partial(pack.plan, seed=data.seed, epochs=data.epochs)
-  batches = plan(train, steps=data.steps, **sizes)
-  held_batches = pack.eval_batches(held_out, **sizes) if held_out else None
+  keep_counts(run_dir, counts)
+  batches, reading = _plan(data, train, held_out)
 
   root = jax.random.key(experiment.seed)
   params = state.with_heads(
@@ -152,11 +153,12 @@ def prepare(
   ref = {"lm": first.params["lm"]}
   if references.reads_live(objective):
     frozen = {references.ROLE: jax.tree.map(jax.numpy.copy, ref)}
-  cached = functools.partial(
-    _cached, run_dir, objective, begun, ref, experiment, model, mesh, put, say
-  )
-  source = Source(batches, cached("train", train), put)
-  held = Source(held_batches, cached("held_out", held_out), put) if held_out else None
+  cached = functools.partial(_cached, experiment, run_dir, begun, ref, mesh, put, say)
+  source = Source(batches, cached("train", train, reading["train"]), put)
+  held = None
+  if held_out:
+    in_order = reading["held_out"]
+    held = Source(in_order, cached("held_out", held_out, in_order), put)
   models = {"policy": model, references.ROLE: model}
   build = experiment.objective.build
   return Run(
@@ -186,16 +188,41 @@ def _as_it_is(batch: Batch) -> Batch:
   return batch
 
 
-def _sizes(data: Data) -> dict[str, Any]:
+def keep_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
+  """Writes data.json, or compares the data with it.
+
+  Raises:
+    ValueError: the data changed since the run began; says how.
+  """
+  path = run_dir / COUNTS
+  if not path.exists():
+    path.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+    return
+  old = json.loads(path.read_text(encoding="utf-8"))
+  configure.refuse_change("data", run_dir, old, json.loads(json.dumps(counts)))
+
+
+def _plan(data: Data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
+  """Training batches, and each data set read once in order; all of one shape, so that
+  they share compiled programs."""
   names = ("rows_per_step", "microbatches", "row_length", "groups_per_row")
-  return {name: vars(data)[name] for name in names}
+  sizes = {name: vars(data)[name] for name in names}
+  run = {"seed": data.seed, "epochs": data.epochs, "steps": data.steps}
+  plans = {"run": pack.plan(train, **run, **sizes)}
+  for name, examples in {"train": train, "held_out": held_out}.items():
+    if examples:
+      plans[name] = pack.eval_batches(examples, **sizes)
+  widest = zip(*(plan.shape for plan in plans.values()), strict=True)
+  shape = pack.Shape(*map(max, widest))
+  plans = {n: dataclasses.replace(plan, shape=shape) for n, plan in plans.items()}
+  return plans.pop("run"), plans
 
 
 def _cached(
-  run_dir, objective, begun, ref, experiment, model, mesh, put, say, name, examples
+  experiment, run_dir, begun, ref, mesh, put, say, name, examples, batches
 ) -> Cache | None:
   """The reference's statistics of a data set: from disk, or computed and kept."""
-  stats = references.cacheable(objective)
+  stats = references.cacheable(experiment.objective.build())
   if not stats:
     return None
   data = experiment.data
@@ -211,11 +238,11 @@ def _cached(
   root = run_dir / "references"
   if data.reference_cache is not None:
     root = Path(data.reference_cache)
-  batches = pack.eval_batches(examples, **_sizes(data))
   kept = references.read(root / name, batches.store, wanted)
   if kept is None:
     say(f"scoring {len(examples)} {name} examples under the reference, once")
-    kept = references.compute(batches, model, ref, stats, put, mesh)
+    run = references.scorer(transformer.model(begun.config), stats, mesh)
+    kept = references.compute(batches, run, ref, put)
     references.write(root / name, kept, wanted)
   return kept
 

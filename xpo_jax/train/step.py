@@ -82,7 +82,7 @@ def make_step(
   def step(state, frozen, batch, knobs):
     objective = build(**knobs["objective"])
     key = jax.random.fold_in(state.key, state.step)
-    score_one = _scorer(objective, models, frozen, mesh, chunk)
+    score_one = scorer(objective, models, frozen, mesh, chunk)
     grads, means, method_state = gradient(
       objective, score_one, state.params, batch, state.method_state, key
     )
@@ -123,7 +123,7 @@ def make_evaluation(
 
   def evaluate(params, frozen, method_state, batch, key, knobs):
     objective = build(**knobs["objective"])
-    score_one = _scorer(objective, models, frozen, mesh, chunk)
+    score_one = scorer(objective, models, frozen, mesh, chunk)
     scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
     whole = _merge(scored_MB)
     scored.check(objective, whole)
@@ -272,7 +272,7 @@ def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
 ENTROPY = Stat("entropy_BKT", ("policy",), _entropy)
 
 
-def _scorer(objective, models, frozen, mesh, chunk):
+def scorer(objective, models, frozen, mesh, chunk):
   stats = needs(objective)
 
   def score_one(params: Params, microbatch: Batch) -> Scored:

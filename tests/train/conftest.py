@@ -1,0 +1,79 @@
+"""A tiny model and data set for the trainer's tests: shapes, nothing learned."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax.data import collate, pack, world
+from xpo_jax.data.records import Demonstration, Pair
+from xpo_jax.data.tokenise import Example
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Config
+from xpo_jax.types import Layout, Params
+
+# Every size is even, so that each axis can be split in two.
+CONFIG = Config(
+  vocab=32,
+  width=8,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_dim=4,
+  mlp_width=16,
+  positions=64,
+  remat=False,
+)
+
+
+class Tiny(NamedTuple):
+  """A model with two sets of parameters, and pairs to train it on."""
+
+  model: transformer.Model
+  policy: Params
+  ref: Params
+  pairs: list[Example]
+
+  def batches(self, layout: Layout, microbatches: int = 1, **sizes) -> pack.Batches:
+    """The pairs in a layout, 8 rows of 40 tokens a step."""
+    examples = collate.to_layout(self.pairs, layout, seed=0)
+    sizes = {"rows_per_step": 8, "row_length": 40} | sizes
+    return pack.plan(examples, microbatches=microbatches, **sizes)
+
+
+@functools.cache
+def _tiny() -> Tiny:
+  rng = np.random.default_rng(0)
+
+  def text(low: int, high: int) -> np.ndarray:
+    return rng.integers(3, CONFIG.vocab, rng.integers(low, high)).astype(np.int32)
+
+  pairs = [
+    Example(f"pair {i}", text(2, 5), (text(1, 7), text(1, 7)), Layout.PAIR)
+    for i in range(48)
+  ]
+  model = transformer.model(CONFIG)
+  policy, ref = (model.init(jax.random.key(seed)) for seed in (0, 1))
+  # Far enough apart that log-ratios, and what hangs on them, are not all about 0.
+  policy, ref = (jax.tree.map(lambda x: 2 * x, params) for params in (policy, ref))
+  return Tiny(model, {"lm": policy}, {"lm": ref}, pairs)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+  """See `Tiny`."""
+  return _tiny()
+
+
+@pytest.fixture(scope="session")
+def memory() -> dict[str, list]:
+  """Records by name, for `offline.train`."""
+  texts = world.generate(120, seed=0)
+  pairs = [
+    Pair(f"pair {i}", prompt, good, texts[i + 60][1])
+    for i, (prompt, good) in enumerate(texts[:40])
+  ]
+  demos = [Demonstration(f"text {i}", *text) for i, text in enumerate(texts[:40])]
+  return {"pairs": pairs, "demos": demos}
