@@ -37,6 +37,8 @@ class Interval(NamedTuple):
   units: int
 
   def __str__(self) -> str:
+    if math.isnan(self.low):
+      return f"{self.mean:.3f}"
     return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

@@ -1,0 +1,272 @@
+"""`xpo`: every command is a thin call of a function that a notebook can call.
+
+Nothing heavy is imported before a command needs it: `xpo --help` and `xpo list` start
+without JAX.
+"""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+_OVERRIDES = (
+  "any field of the experiment may follow: --objective.beta 0.2 --data.epochs 2; "
+  "--objective NAME takes another objective; RECIPE --help lists them all"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit code.
+
+  What a user can mend (a wrong value, a missing file) is one line on stderr and exit
+  code 2; `--debug` shows where it came from.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  # Its notice that torch is missing is no news here.
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+  debug = "--debug" in argv
+  args, rest = _parser().parse_known_args([a for a in argv if a != "--debug"])
+  if rest and not args.overrides:
+    return _fail(f"xpo {args.command} does not know {' '.join(rest)}; see its --help")
+  try:
+    return args.run(args, rest) or 0
+  except KeyboardInterrupt:
+    return _fail("interrupted", 130)
+  except (ValueError, OSError, ImportError) as error:
+    if debug:
+      raise
+    return _fail(str(error))
+
+
+def _fail(message: str, code: int = 2) -> int:
+  print(f"xpo: {message}", file=sys.stderr)
+  return code
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="xpo",
+    description="Preference optimisation in JAX: objectives, one trainer, reports.",
+    epilog="--debug anywhere shows the traceback of an error.",
+  )
+  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+  def command(name, run, text, overrides=False):
+    sub = commands.add_parser(
+      name,
+      help=text,
+      description=text,
+      epilog=_OVERRIDES if overrides else None,
+      add_help=not overrides,
+    )
+    sub.set_defaults(run=run, overrides=overrides)
+    return sub
+
+  command(
+    "demo", _demo, "the main job on the embedded world: table, plot, report", True
+  )
+  command("list", _list, "objectives and recipes")
+  sub = command("explain", _explain, "an objective: equation, paper, knobs, needs")
+  sub.add_argument("name", help="name of an objective")
+  sub = command("train", _train, "run a recipe", True)
+  sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
+  sub.add_argument("--run-dir", type=Path, help="new directory; default runs/RECIPE")
+  sub = command(
+    "check", _check, "validate a recipe, show its budget, train nothing", True
+  )
+  sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
+  sub = command("resume", _resume, "continue a run, bit for bit")
+  sub.add_argument("run_dir", type=Path, metavar="RUN")
+  sub = command("evaluate", _evaluate, "judge a run's policy on held-out prompts")
+  sub.add_argument("run_dir", type=Path, metavar="RUN")
+  sub.add_argument(
+    "--reward",
+    metavar="MODULE:FUNCTION",
+    help="full texts -> rewards, such as xpo_jax.data.world:true_reward (VADER)",
+  )
+  sub.add_argument("--prompts", type=int, default=128)
+  sub.add_argument("--completions", type=int, default=4)
+  sub.add_argument("--max-tokens", type=int)
+  sub.add_argument("--seed", type=int, default=0)
+  sub = command("generate", _generate, "let a run or a checkpoint complete prompts")
+  sub.add_argument("directory", type=Path, metavar="RUN", help="or a checkpoint")
+  sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+  sub.add_argument("--completions", type=int, default=1)
+  sub.add_argument("--max-tokens", type=int, default=64)
+  sub.add_argument("--temperature", type=float, default=1.0)
+  sub.add_argument("--top-k", type=int)
+  sub.add_argument("--top-p", type=float)
+  sub.add_argument("--greedy", action="store_true")
+  sub.add_argument("--seed", type=int, default=0)
+  sub = command("report", _report, "write report.html and report.md of a run")
+  sub.add_argument("run_dir", type=Path, metavar="RUN")
+  sub = command("export", _export, "copy a run's policy to a Hugging Face directory")
+  sub.add_argument("run_dir", type=Path, metavar="RUN")
+  sub.add_argument("directory", type=Path, metavar="DIR")
+  return parser
+
+
+def _demo(args, rest) -> int:
+  from xpo_jax.recipes import demo
+
+  del args
+  return demo.main(rest)
+
+
+def _list(args, rest) -> None:
+  from xpo_jax import objectives
+  from xpo_jax.recipes import find
+
+  del args, rest
+  _table("objectives", {n: objectives.summary(n) for n in objectives.NAMES})
+  _table("recipes", {n: find.summary(path) for n, path in find.names().items()})
+
+
+def _table(title: str, rows: dict[str, str]) -> None:
+  width = max(map(len, rows), default=0)
+  print(title)
+  for name, text in rows.items():
+    print(f"  {name:{width}}  {text}")
+
+
+def _explain(args, rest) -> None:
+  from xpo_jax import objectives
+
+  del rest
+  text = objectives.docstring(args.name)  # refuses an unknown name before JAX loads
+  objective = objectives.build(args.name)
+  knobs = ", ".join(f"{k}={v!r}" for k, v in objective.knobs.items())
+  print(f"{args.name}({knobs})\n")
+  print(textwrap.dedent(text).rstrip())
+  needs = sorted(stat.field for stat in objective.needs)
+  columns = sorted(objective.fields)
+  print(f"\nlayout: {objective.layout.name}   scores: {', '.join(needs)}", end="")
+  print(f"   data columns: {', '.join(columns)}" if columns else "")
+
+
+def _experiment(args, rest):
+  if args.recipe is None or args.recipe in ("-h", "--help"):
+    raise ValueError(f"xpo {args.command} RECIPE: name one (xpo list); {_OVERRIDES}")
+  from xpo_jax.recipes import find
+
+  experiment = find.load(args.recipe)
+  if not rest:
+    return experiment
+  from xpo_jax.train import configure
+
+  prog = f"xpo {args.command} {args.recipe}"
+  return configure.from_args(experiment, rest, prog=prog)
+
+
+def _train(args, rest) -> None:
+  experiment = _experiment(args, rest)
+  from xpo_jax.train import offline, report
+
+  name = Path(args.recipe)
+  run_dir = args.run_dir or Path("runs") / (
+    name.parent.name if name.name == "config.yaml" else name.stem
+  )
+  result = offline.train(experiment, run_dir)
+  print(f"report: {report.write(result.run_dir)}")
+
+
+def _check(args, rest) -> None:
+  experiment = _experiment(args, rest)
+  from xpo_jax.train import preflight
+
+  for budget in preflight.check(experiment):
+    print(budget.name)
+    dropped = sum(budget.counts["dropped"].values())
+    print(
+      f"  rows {budget.counts['rows']:,}, kept {budget.counts['kept']:,}, dropped "
+      f"{dropped:,}, truncated {budget.counts['truncated_prompts']:,} prompts and "
+      f"{budget.counts['truncated_completions']:,} completions"
+    )
+    for name, value in budget.sizes.items():
+      print(f"  {name} {value:,}")
+    ratio = budget.sizes["tokens computed"] / max(budget.sizes["unique tokens"], 1)
+    print(f"  tokens computed per unique token {ratio:.3f}")
+    for name, value in (budget.bytes or {}).items():
+      print(f"  memory, {name}: {value / 2**20:,.1f} MiB")
+    print("  first row, loss in [ ]:")
+    marked = (f"[{t.text}]" if t.loss else t.text for t in budget.shown[0][:60])
+    print(textwrap.indent("".join(marked), "    "))
+  print("nothing wrong found; nothing was trained")
+
+
+def _resume(args, rest) -> None:
+  from xpo_jax.train import offline, report
+
+  del rest
+  result = offline.resume(args.run_dir)
+  print(f"report: {report.write(result.run_dir)}")
+
+
+def _evaluate(args, rest) -> None:
+  from xpo_jax.train import finished, report
+
+  del rest
+  found = finished.evaluate_run(
+    args.run_dir,
+    reward=_function(args.reward),
+    prompts=args.prompts,
+    completions=args.completions,
+    max_tokens=args.max_tokens,
+    seed=args.seed,
+  )
+  rows = {name: str(interval) for name, interval in found.measures.items()}
+  _table("policy, mean [95 % interval over prompts]", rows)
+  print(f"report: {report.write(args.run_dir)}")
+
+
+def _function(name: str | None):
+  """A function by "module:function"."""
+  if name is None:
+    return None
+  import importlib
+
+  module, colon, function = name.partition(":")
+  found = vars(importlib.import_module(module)).get(function) if colon else None
+  if not callable(found):
+    raise ValueError(f"--reward {name}: not a MODULE:FUNCTION that can be called")
+  return found
+
+
+def _generate(args, rest) -> None:
+  from xpo_jax.train import finished
+
+  del rest
+  texts = finished.generate(
+    args.directory,
+    args.prompts,
+    completions=args.completions,
+    max_tokens=args.max_tokens,
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+    greedy=args.greedy,
+    seed=args.seed,
+  )
+  for prompt, completions in zip(args.prompts, texts, strict=True):
+    for completion in completions:
+      print(f"{prompt}|{completion}")
+
+
+def _report(args, rest) -> None:
+  from xpo_jax.train import report
+
+  del rest
+  print(report.write(args.run_dir))
+
+
+def _export(args, rest) -> None:
+  from xpo_jax.train import finished
+
+  del rest
+  print(finished.export(args.run_dir, args.directory))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

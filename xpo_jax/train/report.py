@@ -1,0 +1,326 @@
+"""A run as a page: report.html (one file, nothing beside it) and report.md.
+
+Read from the run directory alone, so that a report can be made of a run that still
+goes on, that died, or that was copied from elsewhere.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from xpo_jax import scored, toy
+from xpo_jax.train import charts, configure, evaluate, metrics, page, verdicts
+from xpo_jax.types import Objective
+
+HTML, MARKDOWN = "report.html", "report.md"
+DATA, SUMMARY, SHOWN = "data.json", "summary.json", "shown.json"
+SHOWN_PROMPTS = 8
+
+# Title, unit and columns of each chart; a column may stand in one chart only.
+_CHARTS = (
+  ("Loss", "nats", ("loss", "eval/loss")),
+  (
+    "Log-prob of the two sides",
+    "nats per completion",
+    ("logp_chosen", "logp_rejected"),
+  ),
+  ("Log-prob", "nats per completion", ("logp", "logp_completion", "logp_mismatched")),
+  ("Implicit rewards", "reward", ("reward_chosen", "reward_rejected")),
+  ("Reward margin", "reward", ("reward_margin", "eval/reward_margin")),
+  ("Accuracy", "fraction", ("reward_accuracy", "eval/reward_accuracy")),
+  ("KL estimate on the data", "nats per token", ("kl_k3",)),
+  ("Entropy", "nats per token", ("entropy",)),
+  (
+    "Completion lengths",
+    "tokens",
+    *(("length", "length_chosen", "length_rejected", "length_completion"),),
+  ),
+  ("Gradient norm, before clipping", "norm", ("grad_norm",)),
+  ("Learning rate", "rate", ("learning_rate",)),
+  ("Padding", "share of tokens", ("padding",)),
+  ("Seconds a step, the first (it compiles) left out", "seconds", ("time/seconds",)),
+  ("Tokens a second, padding included", "tokens", ("time/tokens_per_second",)),
+)
+_MEASURES = {
+  "reward": "true reward",
+  "kl": "KL to the reference, full vocabulary at each position (nats)",
+  "kl_plain": "KL to the reference, mean log-ratio (nats)",
+  "win_rate_vs_reference": "win rate against the reference",
+  "win_rate_vs_chosen": "win rate against chosen answers",
+  "preference_accuracy": "held-out pairs ordered right",
+  "length": "length (tokens)",
+  "no_eos": "cut before the end",
+  "distinct_1": "distinct-1",
+  "distinct_2": "distinct-2",
+}
+
+
+def write(run_dir: Path) -> Path:
+  """Writes report.html and report.md into a run.
+
+  Args:
+    run_dir: a run: config.yaml; metrics.jsonl, data.json, shown.json, evaluation.json
+      and samples.jsonl where there are any.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    ValueError: the directory is not a run.
+  """
+  return write_page(run_dir, run_page(Path(run_dir)))
+
+
+def write_study(directory: Path, study: page.Page) -> Path:
+  """Writes a study of several runs, given as a page, as report.html and report.md."""
+  return write_page(directory, study)
+
+
+def write_page(directory: Path, content: page.Page) -> Path:
+  """Writes a page as HTML and Markdown; returns the path of the HTML."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / MARKDOWN).write_text(page.markdown(content), encoding="utf-8")
+  path = directory / HTML
+  path.write_text(page.html(content), encoding="utf-8")
+  return path
+
+
+def run_page(run_dir: Path) -> page.Page:
+  """The page of one run; see `write`."""
+  config = _config(run_dir)
+  experiment = config["experiment"]
+  lines = metrics.read(run_dir) if (run_dir / metrics.FILE).exists() else []
+  evaluation = _json(run_dir / evaluate.FILE)
+  use = experiment["objective"]
+  first_loss, unknown = _first_loss(use)
+  found = verdicts.judge(lines, evaluation, first_loss)
+  sections = [page.Section("Verdicts", _verdicts(found, lines, unknown))]
+  if evaluation:
+    sections.append(page.Section("Evaluation", _evaluation(evaluation)))
+  if lines:
+    sections.append(page.Section("Curves", [page.Figures(curves(lines))]))
+  if (run_dir / evaluate.SAMPLES).exists():
+    sections.append(page.Section("Samples", _samples(run_dir / evaluate.SAMPLES)))
+  if counts := _json(run_dir / DATA):
+    shown = _json(run_dir / SHOWN) or []
+    sections.append(
+      page.Section("Data", _data(counts, _json(run_dir / SUMMARY), shown))
+    )
+  sections.append(page.Section("Reproduce", _reproduce(run_dir, config)))
+  return page.Page(
+    title=f"{use['use']}: {run_dir.resolve().name}",
+    lead=_lead(use, lines),
+    sections=sections,
+  )
+
+
+def curves(lines: Sequence[Mapping[str, float]]) -> list[charts.Figure]:
+  """The charts of a run's metrics: the known ones, then every other column."""
+  columns: dict[str, tuple[list, list]] = {}
+  for line in lines:
+    for name, value in line.items():
+      steps, values = columns.setdefault(name, ([], []))
+      steps.append(line["step"])
+      values.append(value)
+  for name in ("step", "epoch"):
+    columns.pop(name, None)
+  for name in columns:
+    if name.startswith("time/") and len(columns[name][0]) > 1:
+      columns[name] = (columns[name][0][1:], columns[name][1][1:])
+  figures = []
+  for title, unit, names in _CHARTS:
+    series = [_series(name, *columns.pop(name)) for name in names if name in columns]
+    if series:
+      figures.append(charts.Figure(title, "step", unit, series))
+  terms = [name for name in columns if name.startswith("loss/")]
+  if len(terms) > 1:  # a single term is the loss
+    series = [_series(name, *columns[name]) for name in terms]
+    figures.insert(1, charts.Figure("Terms of the loss", "step", "nats", series))
+  for name in terms:
+    del columns[name]
+  for name in sorted(columns):
+    if not name.startswith("eval/"):
+      series = [_series(name, *columns[name])]
+      if f"eval/{name}" in columns:
+        series.append(_series(f"eval/{name}", *columns[f"eval/{name}"]))
+      figures.append(charts.Figure(name, "step", "", series))
+  return figures
+
+
+def first_loss(objective: Objective) -> float | None:
+  """The loss that policy = reference fixes whatever the data, or None.
+
+  ln 2 for DPO. Found by evaluating the objective on two random records in which the
+  policy equals the reference: a loss that depends on the data differs between them.
+  """
+  completions = objective.layout.completions or 3
+  losses = []
+  for seed, prompts in ((0, 4), (1, 5)):
+    record = toy.scored(completions, B=prompts, seed=seed, policy_equals_ref=True)
+    key = jax.random.key(seed)
+    losses.append(float(scored.evaluate(objective, record, objective.init(), key).loss))
+  return losses[0] if abs(losses[0] - losses[1]) < 1e-6 else None
+
+
+def _first_loss(use: Mapping[str, Any]) -> tuple[float | None, str]:
+  """The fixed first loss, and why the objective could not be built, if so."""
+  try:
+    return first_loss(configure.from_dict(configure.Use, use).build()), ""
+  except (ValueError, ImportError) as error:  # another version's knob, a module gone
+    return None, str(error)
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+  path = run_dir / configure.FILE
+  if not path.exists():
+    raise ValueError(f"{run_dir} is not a run: it has no {configure.FILE}")
+  return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _json(path: Path) -> Any:
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _lead(use: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> str:
+  knobs = ", ".join(f"{k} = {v}" for k, v in use.items() if k != "use")
+  steps = f"{int(lines[-1]['step'])} steps" if lines else "no step yet"
+  return f"`{use['use']}({knobs})`, {steps}."
+
+
+def _series(name: str, steps: Sequence[float], values: Sequence[float]):
+  title = name.removeprefix("loss/")
+  title = f"held-out {name[5:]}" if name.startswith("eval/") else title
+  series = charts.condense(steps, values, title)
+  return series._replace(kind="both") if name.startswith("eval/") else series
+
+
+def _verdicts(found, lines, unknown: str) -> list:
+  blocks = [
+    page.Callout(
+      verdict.level,
+      verdict.name,
+      "\n\n".join(text for text in (verdict.seen, verdict.meaning) if text)
+      + (f"\n\n**What helps:** {verdict.remedy}" if verdict.remedy else ""),
+    )
+    for verdict in found
+    if verdict.level != verdicts.GOOD
+  ]
+  good = [f"**{v.name}:** {v.seen}" for v in found if v.level == verdicts.GOOD]
+  if good:
+    blocks.append(page.Callout("good", "Looked for and not found", "\n\n".join(good)))
+  if unknown:
+    text = f"The objective could not be built here: {unknown}"
+    blocks.append(page.Callout("note", "First loss not judged", text))
+  if not blocks:
+    text = f"{len(lines)} lines of metrics are too few to judge by."
+    blocks.append(page.Callout("note", "Nothing to judge yet", text))
+  return blocks
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> list:
+  policy, reference = evaluation["policy"], evaluation["reference"]
+  names = [name for name in _MEASURES if name in policy]
+  names += [name for name in policy if name not in _MEASURES]
+  rows = [
+    [
+      _MEASURES.get(name, name),
+      _interval(policy[name]),
+      _interval(reference.get(name)),
+      _interval(evaluation["differences"].get(name), signed=True),
+    ]
+    for name in names
+  ]
+  about = ", ".join(f"{k} {v}" for k, v in evaluation["about"].items())
+  caption = (
+    "Mean with its 95 % bootstrap interval over prompts; differences are paired by "
+    "prompt. Distinct-n has none: compare it between equal numbers of samples. "
+    f"Measured on: {about}."
+  )
+  return [page.Table(("", "policy", "reference", "difference"), rows, caption)]
+
+
+def _interval(measure: Mapping[str, Any] | None, signed: bool = False) -> str:
+  if measure is None:
+    return ""
+  sign = "+" if signed else ""
+  mean = f"{measure['mean']:{sign}.3f}"
+  if measure["low"] is None:
+    return mean
+  return f"{mean} [{measure['low']:{sign}.3f}, {measure['high']:{sign}.3f}]"
+
+
+def _samples(path: Path) -> list:
+  lines = path.read_text(encoding="utf-8").splitlines()
+  rows, models = [], []
+  for line in map(json.loads, lines[:SHOWN_PROMPTS]):
+    first: dict[str, str] = {}
+    for answer in line["answers"]:
+      first.setdefault(answer["model"], _answer(answer))
+    models = models or list(first)
+    chosen = [line["chosen"]] if "chosen" in line else []
+    rows.append([line["prompt"], *chosen, *(first[model] for model in models)])
+  header = ["prompt", *(["chosen"] if len(rows[0]) > 1 + len(models) else []), *models]
+  caption = (
+    f"The first sample of each on the first {len(rows)} of {len(lines)} prompts, not "
+    f"selected; all of them are in `{path.name}`."
+  )
+  return [page.Table(header, rows, caption)]
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+  end = "" if answer["ended"] else " …"
+  reward = f" (reward {answer['reward']:.2f})" if "reward" in answer else ""
+  return f"{answer['text'].strip()}{end}{reward}"
+
+
+def _data(counts: Mapping[str, Any], summary, shown) -> list:
+  sizes = {k: v for k, v in (summary or {}).items() if k != "final"}
+  blocks = [page.Table((), [list(fact) for fact in _leaves(counts | sizes)])]
+  if shown:
+    text = (
+      "The first rows as the model sees them: blue is prompt, green carries loss, grey "
+      "is a completion without loss. What is green was read back from the indices that "
+      "training gathers by."
+    )
+    blocks.append(page.Text(text))
+    blocks += [
+      page.Tokens(f"row {i}", [_piece(token) for token in row])
+      for i, row in enumerate(shown)
+    ]
+  return blocks
+
+
+def _piece(token: Mapping[str, Any]) -> tuple[str, str]:
+  kind = "loss" if token["loss"] else ("free" if token["branch"] else "prompt")
+  # Whitespace made visible: where a word begins is what a boundary bug moves.
+  return re.sub(r"\n", "⏎", token["text"]) or "∅", kind
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = ""):
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{name}: ")
+    elif isinstance(value, list):
+      yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
+    else:
+      yield f"{prefix}{name}".replace("_", " "), value
+
+
+def _reproduce(run_dir: Path, config: Mapping[str, Any]) -> list:
+  commands = (
+    f"xpo train {run_dir}/{configure.FILE} --run-dir NEW   # the same run again\n"
+    f"xpo resume {run_dir}                    # go on from the last checkpoint"
+  )
+  rest = {k: v for k, v in config.items() if k != "experiment"}
+  text = yaml.safe_dump(config["experiment"], sort_keys=False, allow_unicode=True)
+  return [
+    page.Code(commands),
+    page.Table((), [[name, value] for name, value in _leaves(rest)]),
+    page.Code(text, f"the whole experiment ({configure.FILE})"),
+  ]
