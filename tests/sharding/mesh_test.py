@@ -1,0 +1,40 @@
+"""Meshes: sizes, axis types, and what is refused."""
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from xpo_jax.sharding import mesh as meshes
+
+
+def test_make_mesh_has_auto_axes_in_order():
+  mesh = meshes.make_mesh(2, 1, 4)
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+  assert mesh.axis_types == (AxisType.Auto,) * 3
+  assert mesh.size == jax.device_count() == 8
+
+
+def test_make_mesh_of_chosen_devices_takes_those():
+  devices = jax.devices()[2:4]
+  mesh = meshes.make_mesh(fsdp=2, devices=devices)
+  assert list(mesh.devices.flat) == devices
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (0, 8, 1), (-2, -4, 1)])
+def test_make_mesh_that_does_not_divide_devices_says_what_does(sizes):
+  with pytest.raises(ValueError, match="8 devices") as error:
+    meshes.make_mesh(*sizes)
+  assert f"'data': {sizes[0]}" in str(error.value)
+  assert "(1, 1, 8)" in str(error.value) and "(2, 2, 2)" in str(error.value)
+
+
+def test_check_batch_refuses_uneven_rows_by_name():
+  mesh = meshes.make_mesh(2, 2, 2)
+  meshes.check_batch(mesh, 4)
+  meshes.check_batch(mesh, 24, microbatches=3)
+  with pytest.raises(ValueError, match=r"rows=6 .*'data': 2, 'fsdp': 2.*multiple of 4"):
+    meshes.check_batch(mesh, 6)
+  with pytest.raises(ValueError, match=r"microbatches=3.*multiple of 12"):
+    meshes.check_batch(mesh, 16, microbatches=3)
+  with pytest.raises(ValueError, match="rows=0"):
+    meshes.check_batch(mesh, 0)
