@@ -18,7 +18,15 @@ def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
   At the optimum this is r + V(s') - V(s), the shaped reward, not the reward itself.
 
   Paper: Rafailov et al. 2024, "From r to Q*", arXiv:2404.12358, Eq. not checked.
+
+  Raises:
+    ValueError: a record of summed log-probabilities, which has no tokens.
   """
+  if scored.mask_BKT is None:
+    raise ValueError(
+      "token_rewards reads tokens, and a record of summed log-probs has none; build it "
+      "with scored.from_token_logps or from_logits"
+    )
   log_ratio_BKT = scored.logp_BKT - scored.ref_logp_BKT
   return beta * masked.zero_padding(log_ratio_BKT, scored.mask_BKT)
 

@@ -1,0 +1,33 @@
+"""The Bradley-Terry reward model."""
+
+import numpy as np
+import pytest
+
+from xpo_jax import objectives, scored, toy
+
+
+def test_hand_computed_pair_reads_the_last_token():
+  value_BKT = np.array([[[9.0, 1.0, 77.0], [5.0, 6.0, -0.5]]])
+  mask_BKT = np.array([[[1, 1, 0], [1, 1, 1]]])
+  s = scored.from_token_logps(None, mask_BKT, value_BKT=value_BKT)
+  out = scored.evaluate(objectives.bradley_terry(margin=0.5, centring=0.1), s)
+  assert out.terms["bradley_terry"] == pytest.approx(np.log(1 + np.exp(-(1.5 - 0.5))))
+  assert out.terms["centring"] == pytest.approx(0.1 * (1.0 - 0.5) ** 2)
+  assert out.metrics["reward_margin"] == pytest.approx(1.5)
+
+
+def test_oracle():
+  s = toy.scored(K=2, B=6)
+  last = np.asarray(s.length_BK, int)[..., None] - 1
+  reward = np.take_along_axis(np.asarray(s.value_BKT, np.float64), last, -1)[..., 0]
+  expected = np.log1p(np.exp(reward[:, 1] - reward[:, 0]))
+  out = scored.evaluate(objectives.bradley_terry(), s)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
+
+
+def test_shifting_both_rewards_changes_nothing_without_centring():
+  s = toy.scored(K=2)
+  shifted = s.replace(value_BKT=s.value_BKT + 3.0)
+  o = objectives.bradley_terry(margin=0.2)
+  expected = scored.evaluate(o, s).loss
+  assert scored.evaluate(o, shifted).loss == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,296 @@
+"""Every objective through the same properties.
+
+One program per objective computes the whole batch and the same batch in microbatches;
+most properties are that program on another version of the batch.
+"""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from xpo_jax import objectives, scored, toy
+from xpo_jax.types import Array, Aux, Loss, Mean, Objective, Scored, State
+
+MIXTURE = "mixture of a coupled and a token-mean objective"
+EVERY = [*objectives.NAMES, MIXTURE]
+ROWS, FILLER, SLICES = 8, 5, 4
+POLICY_FIELDS = ("logp_BKT", "value_BKT")
+OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
+OPTIONAL |= {"reward_BKT", "desirable_BK", *POLICY_FIELDS}
+KEY = 7
+
+
+@functools.cache
+def objective(name: str) -> Objective:
+  if name == MIXTURE:
+    parts = (objectives.beta_dpo(), objectives.sft())
+    return objectives.mixture((1.0, 0.3), parts)
+  return objectives.build(name)
+
+
+@functools.cache
+def batch(name: str) -> Scored:
+  s = toy.scored_for(objective(name), B=ROWS)
+  return s.replace(weight_B=s.weight_B.at[FILLER].set(0))
+
+
+@functools.cache
+def start(name: str) -> State:
+  """A state that has seen a batch, so that it is not all zeros."""
+  o = objective(name)
+  seen = toy.scored_for(o, B=ROWS, seed=9)
+  return scored.evaluate(o, seen, o.init(), jax.random.key(3)).state
+
+
+def value_of(means: dict[str, Mean]) -> Array:
+  return sum(mean.value for mean in means.values())
+
+
+def in_microbatches(o: Objective, s: Scored, aux: Aux) -> Loss:
+  """What a trainer does: a loss per slice, undivided means added."""
+  size = ROWS // SLICES
+  total = None
+  for i in range(SLICES):
+    cut = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], (s, aux.rows))
+    out = o.loss(cut[0], Aux(cut[1], aux.shared))
+    out = (dict(out.terms), dict(out.metrics))
+    add = functools.partial(jax.tree.map, jnp.add)
+    total = out if total is None else add(total, out)
+  return Loss(*total)
+
+
+@functools.cache
+def program(name: str):
+  o = objective(name)
+
+  def run(s: Scored, state: State, seed: int) -> dict[str, Any]:
+    key = jax.random.key(seed)
+    given = {field: vars(s)[field] for field in POLICY_FIELDS}
+
+    def whole(fields):
+      out = scored.evaluate(o, s.replace(**fields), state, key)
+      return out.loss, out
+
+    def sliced(fields):
+      r = s.replace(**fields)
+      aux, _ = o.prepare(jax.lax.stop_gradient(r), state, key)
+      out = in_microbatches(o, r, aux)
+      return value_of(out.terms), out
+
+    (_, out), grad = jax.value_and_grad(whole, has_aux=True)(given)
+    (micro, means), micro_grad = jax.value_and_grad(sliced, has_aux=True)(given)
+    return {
+      "out": out._asdict(),
+      "grad": grad,
+      "micro": micro,
+      "micro_metrics": {name: mean.value for name, mean in means.metrics.items()},
+      "micro_grad": micro_grad,
+      "weights": jax.tree.map(
+        lambda mean: mean.weight,
+        (means.terms, means.metrics),
+        is_leaf=lambda x: isinstance(x, Mean),
+      ),
+    }
+
+  return jax.jit(run)
+
+
+@functools.cache
+def base(name: str) -> dict[str, Any]:
+  return jax.device_get(program(name)(batch(name), start(name), KEY))
+
+
+def close(actual: Any, expected: Any, rtol: float = 3e-6) -> None:
+  chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=1e-6)
+
+
+def poisoned(s: Scored) -> Scored:
+  """Padding, and the whole filler row, full of numbers that nobody may see."""
+  odd_BKT = np.arange(s.mask_BKT.size).reshape(s.mask_BKT.shape) % 2
+  junk_BKT = jnp.where(odd_BKT, 1e4, -1e4)
+  dead_BKT = (s.mask_BKT == 0) | (s.weight_B == 0)[:, None, None]
+
+  def poison(x: Array | None) -> Array | None:
+    return jnp.where(dead_BKT, junk_BKT, x) if x is not None and x.ndim == 3 else x
+
+  fields = {name: poison(vars(s)[name]) for name in OPTIONAL}
+  return s.replace(**fields, extra={k: poison(x) for k, x in s.extra.items()})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_loss_metrics_and_gradient_are_finite(name):
+  chex.assert_tree_all_finite(base(name))
+  assert base(name)["out"]["loss"] > 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_per_example_rows_make_up_the_loss(name):
+  out = base(name)["out"]
+  if out["per_example_B"] is None or name == "beta_dpo":  # which draws rows
+    return
+  mean = batch(name).mean_B(out["per_example_B"]).value
+  close(mean, out["loss"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_jit_equals_no_jit(name):
+  out = scored.evaluate(objective(name), batch(name), start(name), jax.random.key(KEY))
+  close(out._asdict(), base(name)["out"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_poisoned_padding_changes_nothing(name):
+  s = poisoned(batch(name))
+  result = jax.device_get(program(name)(s, start(name), KEY))
+  whole = result["out"] | {"per_example_B": None}
+  close(whole, base(name)["out"] | {"per_example_B": None})
+  close(result["grad"], base(name)["grad"])
+  live_BKT = np.asarray(s.mask_BKT * s.weight_B[:, None, None])
+  for field, grad in result["grad"].items():
+    assert not grad[live_BKT == 0].any(), f"gradient on padding of {field}"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_permuting_prompts_changes_nothing(name):
+  order = np.random.default_rng(0).permutation(ROWS)
+  s = jax.tree.map(lambda x: x[order], batch(name))
+  result = jax.device_get(program(name)(s, start(name), KEY))
+  expected = dict(base(name)["out"])
+  if expected["per_example_B"] is not None:
+    expected["per_example_B"] = expected["per_example_B"][order]
+  close(result["out"], expected)
+  close(result["grad"], jax.tree.map(lambda g: g[order], base(name)["grad"]))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sharded_over_8_devices_equals_single(name):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  s = jax.device_put(batch(name), rows)
+  state = jax.device_put(start(name), everywhere)
+  result = jax.device_get(program(name)(s, state, KEY))
+  close(result["out"], base(name)["out"])
+  close(result["grad"], base(name)["grad"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_microbatched_equals_whole(name):
+  result = base(name)
+  close(result["micro"], result["out"]["loss"])
+  close(result["micro_metrics"], result["out"]["metrics"])
+  close(result["micro_grad"], result["grad"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_weights_of_means_do_not_depend_on_the_policy(name):
+  other = toy.scored_for(objective(name), B=ROWS, seed=21)
+  s = batch(name).replace(**{field: vars(other)[field] for field in POLICY_FIELDS})
+  result = jax.device_get(program(name)(s, start(name), KEY))
+  assert abs(result["out"]["loss"] - base(name)["out"]["loss"]) > 1e-4
+  close(result["weights"], base(name)["weights"])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_beyond_needs_and_fields_is_read(name):
+  o = objective(name)
+  read = {stat.field for stat in o.needs} | o.fields
+  bare = batch(name).replace(extra={}, **dict.fromkeys(OPTIONAL - read))
+  key = jax.random.key(KEY)
+  jax.eval_shape(lambda s: scored.evaluate(o, s, start(name), key), bare)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_missing_need_or_field_is_named(name):
+  o = objective(name)
+  for field in {stat.field for stat in o.needs} | o.fields:
+    s = batch(name).replace(**{field: None})
+    with pytest.raises(ValueError, match=rf"{o.name} .*{field}"):
+      scored.evaluate(o, s, start(name), jax.random.key(KEY))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_state_keeps_tree_shapes_and_types(name):
+  o, state = objective(name), start(name)
+  chex.assert_trees_all_equal_shapes_and_dtypes(o.init(), state)
+  after = program(name)(batch(name), state, KEY)["out"]["state"]
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision_gives_a_float32_loss(name):
+  o = objective(name)
+  half = toy.scored(o.layout.completions or 3, ROWS, dtype=jnp.bfloat16)
+  key = jax.random.key(KEY)
+  out = jax.eval_shape(lambda s: scored.evaluate(o, s, start(name), key), half)
+  chex.assert_type(jax.tree.leaves(out), jnp.float32)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_restored_state_gives_the_same_next_loss(name, tmp_path):
+  state = base(name)["out"]["state"]
+  restored = state
+  if jax.tree.leaves(state):
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(tmp_path / "state", state)
+      checkpointer.wait_until_finished()
+      restored = checkpointer.restore(tmp_path / "state", target=state)
+  run = program(name)
+  expected = run(batch(name), state, KEY + 1)
+  actual = run(batch(name), restored, KEY + 1)
+  chex.assert_trees_all_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_gradient_matches_finite_differences(name):
+  o = objective(name)
+  with jax.enable_x64(True):
+    s = toy.scored(o.layout.completions or 3, 2, 3, dtype=np.float64)
+    key, state = jax.random.key(KEY), o.init()
+    aux, _ = o.prepare(s, state, key)  # no gradient flows through it
+
+    def loss(logp_BKT, value_BKT):
+      r = s.replace(logp_BKT=logp_BKT, value_BKT=value_BKT)
+      return value_of(o.loss(r, aux).terms)
+
+    args = (s.logp_BKT, s.value_BKT)
+    chex.assert_numerical_grads(jax.jit(loss), args, order=1, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [1000.0, -1000.0])
+@pytest.mark.parametrize("name", EVERY)
+def test_extreme_inputs_stay_finite(name, gap):
+  """One token or none, log-ratios of +-1000 nats, certainty, one kind of label."""
+  s = batch(name)
+  side_K = np.where(np.arange(s.logp_BKT.shape[1]) == 0, gap / 2, -gap / 2)
+  side_BKT = np.broadcast_to(side_K[:, None], s.logp_BKT.shape)
+  logp_BKT = jnp.asarray(side_BKT - 500, jnp.float32)
+  one_BKT = jnp.zeros_like(s.mask_BKT).at[:, :, 0].set(1).at[1].set(0)
+  s = s.replace(
+    mask_BKT=one_BKT,
+    length_BK=one_BKT.sum(-1),
+    logp_BKT=logp_BKT.at[0].set(0),
+    ref_logp_BKT=jnp.full_like(logp_BKT, -500),
+    value_BKT=logp_BKT,
+    desirable_BK=jnp.ones_like(s.desirable_BK),
+  )
+  chex.assert_tree_all_finite(jax.device_get(program(name)(s, start(name), KEY)))
+
+
+def test_knobs_can_be_traced():
+  s = toy.scored(K=2, B=ROWS)
+
+  def loss(beta: Array) -> Array:
+    return scored.evaluate(objectives.dpo(beta=beta), s).loss
+
+  betas = jnp.array([0.1, 0.5])
+  separate = jnp.stack([loss(0.1), loss(0.5)])
+  chex.assert_trees_all_close(jax.vmap(loss)(betas), separate, rtol=1e-6)
+  assert np.isfinite(jax.grad(loss)(0.1))

@@ -1,0 +1,105 @@
+"""The index of objectives, knobs and documentation pages."""
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xpo_jax import objectives, scored, toy
+
+HERE = Path(objectives.__file__).parent
+
+
+def test_index_lists_every_paper_file():
+  shared = {"__init__", "_knobs", "_rewards", "_mixture"}
+  files = {path.stem for path in HERE.glob("*.py")} - shared
+  assert files == {f"_{name}" for name in objectives.NAMES}
+
+
+def test_reading_the_index_imports_no_jax():
+  code = (
+    "import sys; from xpo_jax import objectives as o; "
+    "pages = [o.summary(n) + o.arxiv(n) for n in o.NAMES]; "
+    "assert len(pages) == len(o.NAMES) > 0; assert 'jax' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_objective_carries_its_name_knobs_and_page(name):
+  o = objectives.build(name)
+  parameters = inspect.signature(objectives.get(name)).parameters
+  assert o.name == name
+  assert o.knobs == {knob: p.default for knob, p in parameters.items()}
+  assert objectives.build(o.name, o.knobs)._replace(loss=0, prepare=0, init=0) == (
+    o._replace(loss=0, prepare=0, init=0)
+  )
+  page = objectives.docstring(name)
+  assert page == inspect.getdoc(objectives.get(name))
+  sections = ["Paper:", "Departs from the paper:", "Reduction:", "Returns:", "Example:"]
+  assert all(section in page for section in [*sections, "Metrics:", "Terms:"])
+  assert o.layout.name in page
+  assert all(f"{knob}: " in page for knob in parameters)
+
+
+@pytest.mark.parametrize("name", [*objectives.NAMES, "mixture"])
+def test_example_in_the_docstring_runs(name):
+  result = doctest.testmod(importlib.import_module(f"xpo_jax.objectives._{name}"))
+  assert result.attempted
+  assert not result.failed
+
+
+def test_unknown_objective_is_refused_with_the_likely_one():
+  with pytest.raises(ValueError, match=r"no objective 'dp0' \(did you mean 'dpo'\?\)"):
+    objectives.get("dp0")
+  with pytest.raises(ValueError, match=r"known: sft, dpo"):
+    objectives.build("quite something else")
+  with pytest.raises(AttributeError):
+    _ = objectives.dp0
+
+
+def test_unknown_knob_is_refused_with_the_likely_one():
+  with pytest.raises(ValueError, match=r"dpo has no knob 'bata' \(did you mean 'beta'"):
+    objectives.build("dpo", {"bata": 0.1})
+
+
+@pytest.mark.parametrize("name", ["dpo", "beta_dpo", "simpo", "kto"])
+@pytest.mark.parametrize("beta", [0.0, -0.1, float("nan"), float("inf"), "0.1x"])
+def test_beta_out_of_range_is_refused(name, beta):
+  with pytest.raises(ValueError, match=rf"{name}: beta=.* > 0 \(paper: beta="):
+    objectives.build(name, {"beta": beta})
+
+
+@pytest.mark.parametrize(
+  ("name", "knobs"),
+  [
+    ("dpo", {"label_smoothing": 0.5}),
+    ("dpo", {"label_smoothing": -0.1}),
+    ("simpo", {"gamma": -1.0}),
+    ("simpo", {"label_smoothing": 0.7}),
+    ("orpo", {"weight": -0.1}),
+    ("kto", {"desirable_weight": -1.0}),
+    ("kto", {"undesirable_weight": -1.0}),
+    ("beta_dpo", {"keep": 0.0}),
+    ("beta_dpo", {"keep": 1.1}),
+    ("beta_dpo", {"momentum": 1.0}),
+    ("beta_dpo", {"alpha": float("inf")}),
+    ("bradley_terry", {"margin": -0.1}),
+    ("bradley_terry", {"centring": -0.1}),
+  ],
+)
+def test_knob_out_of_range_is_refused(name, knobs):
+  (knob,) = knobs
+  with pytest.raises(ValueError, match=rf"{name}: {knob}=.*must be a finite number"):
+    objectives.build(name, knobs)
+
+
+@pytest.mark.parametrize("name", sorted({*objectives.NAMES} - {"sft"}))
+def test_wrong_layout_is_refused(name):
+  o = objectives.build(name)
+  with pytest.raises(ValueError, match=rf"{name} needs layout {o.layout.name} \(K=2\)"):
+    scored.evaluate(o, toy.scored(K=3), o.init())
