@@ -1,0 +1,164 @@
+"""One step for every objective: exact accumulation, any split of devices, one compile."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xpo_jax import objectives, scored
+from xpo_jax.objectives import mixture
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import place
+from xpo_jax.train import optim, state, step
+from xpo_jax.types import Layout
+
+KEY = jax.random.key(5)
+# A weight per objective is traced, so objectives of one layout share one program.
+GROUPS = {}
+for _name in objectives.NAMES:
+  _layout = objectives.get(_name)().layout
+  # A demonstration is column 0 of a pair.
+  _layout = Layout.PAIR if _layout is Layout.DEMO else _layout
+  GROUPS.setdefault(_layout, []).append(_name)
+
+
+@functools.cache
+def _program(tiny, layout: Layout, microbatches: int, devices: int):
+  """`one-hot weights -> (gradients, metrics)` of the objectives of a layout."""
+  parts = [objectives.get(name)() for name in GROUPS[layout]]
+  batch = tiny.batches(layout, microbatches)[0]
+  whole = mixture((1.0,) * len(parts), parts)
+  params = state.with_heads(whole, tiny.policy, tiny.model.config.width, KEY)
+  frozen, mesh = {"ref": tiny.ref}, None
+  if devices > 1:
+    mesh = meshes.make_mesh(2, 2, 2)
+    put = functools.partial(place.place_params, mesh)
+    params = put(params, state.axes(tiny.model, params))
+    frozen = {"ref": put(tiny.ref, state.axes(tiny.model, tiny.ref))}
+    batch = place.place_batch(mesh, batch)
+  models = {"policy": tiny.model, "ref": tiny.model}
+
+  @jax.jit
+  def run(weights, params, frozen, batch):
+    objective = mixture(weights, parts)
+    score_one = step.scorer(objective, models, frozen, mesh, None)
+    grads, means, _ = step.gradient(
+      objective, score_one, params, batch, objective.init(), KEY
+    )
+    return grads, step.divide(means)
+
+  return lambda weights: run(weights, params, frozen, batch)
+
+
+def _results(tiny, name: str, microbatches: int = 1, devices: int = 1):
+  (layout,) = [k for k, names in GROUPS.items() if name in names]
+  weights = tuple(jnp.float32(name == other) for other in GROUPS[layout])
+  return jax.device_get(_program(tiny, layout, microbatches, devices)(weights))
+
+
+def _largest(tree) -> float:
+  return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+def _assert_equal(got, want, tolerance: float):
+  (grads, metrics), (wanted, numbers) = got, want
+  assert _largest(wanted) > 1e-3  # an all-zero gradient would prove nothing
+  gap = jax.tree.map(lambda a, b: a - b, grads, wanted)
+  assert _largest(gap) < tolerance * max(_largest(wanted), 1)
+  for name, value in numbers.items():
+    if name != "padding":
+      np.testing.assert_allclose(metrics[name], value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["kto", "beta_dpo", "orpo"])
+def test_microbatches_change_neither_gradient_nor_metrics(tiny, name):
+  _assert_equal(_results(tiny, name, 4), _results(tiny, name), 1e-6)
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_eight_devices_equal_one(tiny, name):
+  _assert_equal(_results(tiny, name, devices=8), _results(tiny, name), 1e-5)
+
+
+def test_microbatches_of_unequal_weight_are_what_is_tested(tiny):
+  weight_MB = tiny.batches(Layout.PAIR, 4)[0].weight_MB
+  assert len(set(weight_MB.sum(1))) > 1
+
+
+def test_sweep_over_knobs_rate_and_seed_compiles_once(tiny):
+  traces = []
+
+  def build(**knobs):
+    traces.append(knobs)
+    return objectives.dpo(**knobs)
+
+  optimizer = optim.Optimizer(learning_rate=1e-3, clip=None, ema=0.5)
+  models = {"policy": tiny.model, "ref": tiny.model}
+  batches = tiny.batches(Layout.PAIR)
+  update = step.make_step(build, models, optimizer, len(batches))
+  chain = optim.transform(optimizer, tiny.model.logical_axes())
+  frozen = {"ref": tiny.ref}
+
+  def first(beta, rate, seed):
+    start = state.create(tiny.policy, chain, (), jax.random.key(seed), ema=True)
+    knobs = step.knobs(optimizer, beta=beta)
+    knobs["learning_rate"] = jnp.float32(rate)
+    return update(start, frozen, batches[seed], knobs)
+
+  slow, measured = first(0.1, 1e-3, 0)
+  fast, _ = first(0.1, 2e-3, 0)
+  _, strong = first(0.5, 1e-3, 0)
+  _, other = first(0.1, 1e-3, 1)
+  assert len(traces) == 1
+  # The margin is beta times a log-ratio of the same two policies.
+  np.testing.assert_allclose(
+    strong["reward_margin"], 5 * measured["reward_margin"], rtol=1e-5
+  )
+  assert other["loss"] != measured["loss"]
+  # Adam's first step is proportional to the rate; the average moves half of it.
+  for before, once, twice, mean in zip(
+    *map(jax.tree.leaves, (tiny.policy, slow.params, fast.params, slow.ema)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(twice - before, 2 * (once - before), atol=1e-6)
+    np.testing.assert_allclose(mean, (before + once) / 2, atol=1e-7)
+
+
+def test_knobs_of_a_build_are_the_defaults_where_not_swept():
+  assert step.knobs(optim.Optimizer())["objective"] == {}
+
+
+def _record(log_ratio: float):
+  mask_BKT = np.array([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]], np.float32)
+  return scored.from_token_logps(
+    np.full(mask_BKT.shape, -1.0, np.float32),
+    mask_BKT,
+    np.full(mask_BKT.shape, -1.0 - log_ratio, np.float32),
+    weight_B=np.array([1, 0], np.float32),
+    extra={"entropy_BKT": np.full(mask_BKT.shape, 2.0, np.float32)},
+  )
+
+
+def test_observed_metrics_leave_filler_out_and_keep_columns_apart():
+  seen = step.divide(step.observe(Layout.PAIR, _record(0.0)))
+  wanted = {"length_chosen": 2, "length_rejected": 1, "entropy": 2, "kl_k3": 0}
+  wanted |= {"logp_chosen": -2, "logp_rejected": -1, "loss": 0}
+  assert {name: float(value) for name, value in seen.items()} == wanted
+
+
+def test_kl_estimate_is_k3_of_the_log_ratio():
+  seen = step.divide(step.observe(Layout.PAIR, _record(0.3)))
+  np.testing.assert_allclose(seen["kl_k3"], np.exp(-0.3) - 1 + 0.3, rtol=1e-5)
+
+
+def test_metrics_of_other_layouts_average_over_completions():
+  seen = step.divide(step.observe(Layout.RANKED, _record(0.0)))
+  assert float(seen["length"]) == 1.5
+
+
+def test_needs_come_in_one_order_and_add_the_entropy_to_logits_only():
+  fields = [stat.field for stat in step.needs(objectives.dpo())]
+  assert fields == ["entropy_BKT", "logp_BKT", "ref_logp_BKT"]
+  assert [s.field for s in step.needs(objectives.bradley_terry())] == ["value_BKT"]
