@@ -243,10 +243,9 @@ def _check_params(config: Config, lm: Params) -> None:
 def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
   content = hf.to_dict()
   if tokenizer is not None:
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-      content[name] = tokenizer.convert_tokens_to_ids(
-        tokenizer.special_tokens_map.get(name.removesuffix("_id"))
-      )
+    content["bos_token_id"] = tokenizer.bos_token_id
+    content["eos_token_id"] = tokenizer.eos_token_id
+    content["pad_token_id"] = tokenizer.pad_token_id
   content["dtype"] = dtype
   content["transformers_version"] = transformers.__version__
   # transformers 4 reads these and would silently take its defaults instead.

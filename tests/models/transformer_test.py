@@ -1,0 +1,189 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Activation, Config, Norm, Rotary
+
+LLAMA = Config(
+  vocab=32,
+  width=16,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_dim=8,
+  mlp_width=24,
+  positions=64,
+  remat=False,
+)
+GPT2 = dataclasses.replace(
+  LLAMA,
+  kv_heads=4,
+  head_dim=4,
+  norm=Norm.LAYER,
+  activation=Activation.GELU_TANH,
+  gated=False,
+  rotary=None,
+  qkv_bias=True,
+  output_bias=True,
+  mlp_bias=True,
+  tied=True,
+)
+GPT_NEOX = dataclasses.replace(
+  GPT2, head_dim=8, rotary=Rotary(fraction=0.25), parallel_residual=True, tied=False
+)
+
+
+def noisy_params(config: Config):
+  """Parameters with every leaf random: biases and norms too."""
+  params = jax.jit(transformer.model(config).init)(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params
+  )
+
+
+def packed() -> transformer.Rows:
+  """A row of two groups (3 + 2 + 3 and 2 + 2 tokens) and padding; tokens differ."""
+  segment = [1] * 8 + [2] * 4 + [0] * 2
+  branch = [0, 0, 0, 1, 1, 2, 2, 2, 0, 0, 1, 1, 0, 0]
+  position = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3, 0, 0]
+  tokens = list(range(1, 15))
+  return transformer.Rows(
+    *(jnp.array([x]) for x in (tokens, segment, branch, position))
+  )
+
+
+def test_hidden_sees_its_prompt_and_branch_and_nothing_else():
+  # The gradient of hidden state i to the embedding of token j (tokens are distinct)
+  # is exactly zero wherever i must not see j: later tokens, other branches, other
+  # segments, padding; and not zero wherever it must.
+  model, rows = transformer.model(LLAMA), packed()
+  params = noisy_params(LLAMA)
+  probe_D = jnp.asarray(np.random.default_rng(1).standard_normal(16), jnp.float32)
+
+  @jax.jit
+  def influence(embedding):
+    return jax.jacrev(
+      lambda e: model.hidden(params | {"embedding": e}, rows) @ probe_D
+    )(embedding)
+
+  size = np.abs(influence(params["embedding"])[0]).max(-1)  # [L, V]
+  tokens, segment, branch = (
+    np.asarray(x)[0] for x in (rows.tokens_RL, rows.segment_RL, rows.branch_RL)
+  )
+  real = [i for i in range(len(tokens)) if segment[i]]
+  for i in real:
+    for j in range(len(tokens)):
+      own_group = segment[i] == segment[j]
+      seen = j <= i and own_group and branch[j] in (0, branch[i])
+      assert (size[i, tokens[j]] > 0) == seen, (i, j)
+
+
+@pytest.mark.parametrize(
+  "config", [LLAMA, GPT2, GPT_NEOX], ids=["llama", "gpt2", "neox"]
+)
+def test_packed_branches_equal_separate_rows(config):
+  model, params, rows = transformer.model(config), noisy_params(config), packed()
+  hidden = jax.jit(model.hidden)
+  shared_LD = np.asarray(hidden(params, rows))[0]
+  # Each text alone: prompt and one branch, padded to one width.
+  texts = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9, 10, 11]]
+  tokens_RL, mask_RL = np.zeros((3, 6), np.int32), np.zeros((3, 6), np.int32)
+  for row, where in enumerate(texts):
+    tokens_RL[row, : len(where)] = np.asarray(rows.tokens_RL)[0, where]
+    mask_RL[row, : len(where)] = 1
+  alone_RLD = np.asarray(hidden(params, transformer.Rows.plain(tokens_RL, mask_RL)))
+  for row, where in enumerate(texts):
+    np.testing.assert_allclose(
+      shared_LD[where], alone_RLD[row, : len(where)], atol=1e-5, rtol=0
+    )
+
+
+def test_remat_changes_no_value_and_no_gradient():
+  params = noisy_params(LLAMA)
+
+  def value_and_grad(remat):
+    model = transformer.model(dataclasses.replace(LLAMA, remat=remat))
+
+    def loss(params):
+      return (model.hidden(params, packed()) @ model.head(params).T).std()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
+    value_and_grad(True),
+    value_and_grad(False),
+  )
+
+
+def test_bfloat16_compute_stays_close_and_keeps_float32_parameters():
+  half = dataclasses.replace(LLAMA, compute_dtype="bfloat16")
+  params, rows = noisy_params(LLAMA), packed()
+  full = jax.jit(transformer.model(LLAMA).hidden)(params, rows)
+  model = transformer.model(half)
+  hidden, gradient = jax.jit(
+    lambda p: (
+      model.hidden(p, rows),
+      jax.grad(lambda p: model.hidden(p, rows).astype(jnp.float32).std())(p),
+    )
+  )(params)
+  assert hidden.dtype == jnp.bfloat16 and model.head(params).dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
+  # Hidden states are normalised to about one; bfloat16 has 8 bits.
+  error = np.abs(np.asarray(hidden, np.float32) - full)[0, :12]
+  assert 0 < error.max() < 0.1
+
+
+@pytest.mark.nonfinite
+@pytest.mark.parametrize("field", ["tokens_RL", "position_RL"])
+def test_index_beyond_its_table_is_nan_not_clamped(field):
+  rows = packed().replace(**{field: jnp.full((1, 14), 64)})
+  hidden = transformer.model(GPT2).hidden(noisy_params(GPT2), rows)
+  assert np.isnan(hidden).all()
+
+
+@pytest.mark.parametrize(
+  "config", [LLAMA, GPT2, GPT_NEOX], ids=["llama", "gpt2", "neox"]
+)
+def test_logical_axes_name_every_axis_of_every_parameter(config):
+  model = transformer.model(config)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  axes = model.logical_axes()
+  sizes = {"layers": 2, "vocab": 32, "embed": 16, "mlp": 24, "position": 64}
+  sizes |= {"heads": 4, "kv_heads": config.kv_heads, "head_dim": config.head_dim}
+
+  def check(shape, names):
+    assert shape.shape == tuple(sizes[name] for name in names)
+
+  jax.tree.map(check, shapes, axes)
+
+
+def test_equal_configs_give_one_model_object():
+  assert transformer.model(LLAMA) is transformer.model(dataclasses.replace(LLAMA))
+
+
+def test_start_is_near_uniform_over_the_vocabulary():
+  model = transformer.model(LLAMA)
+  params = jax.jit(model.init)(jax.random.key(1))
+  logits = jax.jit(lambda p: model.hidden(p, packed()) @ model.head(p).T)(params)
+  loss = -jax.nn.log_softmax(logits).mean()
+  assert abs(float(loss) - np.log(32)) < 0.05
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"kv_heads": 3}, "kv_heads is 3"),
+    ({"layers": 0}, "layers is 0"),
+    ({"compute_dtype": "float8"}, "compute_dtype is 'float8'; allowed"),
+    ({"rotary": Rotary(fraction=0.4)}, "even number"),
+  ],
+)
+def test_impossible_config_is_refused_by_name(change, words):
+  with pytest.raises(ValueError, match=words):
+    dataclasses.replace(LLAMA, **change)
