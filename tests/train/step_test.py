@@ -1,4 +1,4 @@
-"""One step for every objective: exact accumulation, any split of devices, one compile."""
+"""One step for every objective: exact accumulation, any split of devices."""
 
 import functools
 

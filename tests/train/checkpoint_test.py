@@ -1,0 +1,159 @@
+"""A checkpoint is either exactly what was saved or it is passed over, with a reason."""
+
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xpo_jax.train import checkpoint
+from xpo_jax.train.state import TrainState
+
+
+def _state(step: int) -> TrainState:
+  w = jnp.arange(4096.0).reshape(64, 64) + step
+  return TrainState(
+    step=jnp.int32(step),
+    params={"lm": {"w": w}},
+    opt_state=({"mu": w / 3}, ()),
+    method_state={"gap_mean": jnp.float32(0.1 * step)},
+    ema=None,
+    key=jax.random.fold_in(jax.random.key(7), step),
+  )
+
+
+def _bits(state: TrainState) -> list[bytes]:
+  leaves = jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
+  return [np.asarray(x).tobytes() for x in leaves]
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Checkpoints at steps 1, 2 and 3, of which two are kept."""
+  manager = checkpoint.open_manager(tmp_path / "checkpoints", keep=2)
+  for step in (1, 2, 3):
+    checkpoint.save(manager, _state(step), {"note": step})
+  manager.close()
+  return tmp_path / "checkpoints"
+
+
+def _restore(directory):
+  manager = checkpoint.open_manager(directory, keep=2)
+  found = checkpoint.restore(manager, _state(0))
+  manager.close()
+  return found
+
+
+def test_restored_state_is_the_saved_one_bit_for_bit(saved):
+  found = _restore(saved)
+  assert _bits(found.state) == _bits(_state(3))
+  assert found.meta == {"note": 3} and found.rejected == ()
+
+
+def test_only_the_last_checkpoints_are_kept(saved):
+  assert sorted(p.name for p in saved.iterdir() if p.is_dir()) == ["2", "3"]
+
+
+def test_directory_without_checkpoints_restores_nothing(tmp_path):
+  assert _restore(tmp_path / "none") is None
+
+
+def _flip_a_bit(step_dir):
+  file = max(step_dir.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  raw = bytearray(file.read_bytes())
+  raw[len(raw) // 2] ^= 1
+  file.write_bytes(raw)
+
+
+def _delete_half(step_dir):
+  files = sorted(p for p in step_dir.rglob("*") if p.is_file())
+  for file in files[: len(files) // 2]:
+    if file.name != checkpoint.MANIFEST:
+      file.unlink()
+
+
+def _lose_manifest(step_dir):
+  (step_dir / checkpoint.MANIFEST).unlink()
+
+
+def _cut_manifest(step_dir):
+  file = step_dir / checkpoint.MANIFEST
+  file.write_text(file.read_text()[:50])
+
+
+@pytest.mark.parametrize(
+  ("damage", "says"),
+  [
+    (_flip_a_bit, "differs from its checksum"),
+    (_delete_half, "is missing"),
+    (_lose_manifest, "the save was cut off"),
+    (_cut_manifest, "not JSON"),
+  ],
+)
+def test_damaged_checkpoint_falls_back_to_the_one_before(saved, damage, says):
+  damage(saved / "3")
+  found = _restore(saved)
+  assert _bits(found.state) == _bits(_state(2))
+  assert len(found.rejected) == 1 and says in found.rejected[0]
+
+
+def test_step_lost_to_damage_can_be_saved_again(saved):
+  _flip_a_bit(saved / "3")
+  manager = checkpoint.open_manager(saved, keep=2)
+  checkpoint.restore(manager, _state(0))
+  checkpoint.save(manager, _state(3), {"note": "again"})
+  manager.close()
+  assert _restore(saved).meta == {"note": "again"}
+
+
+def test_no_valid_checkpoint_restores_nothing(saved):
+  for step_dir in (saved / "2", saved / "3"):
+    _flip_a_bit(step_dir)
+  assert _restore(saved) is None
+
+
+def test_manifest_covers_every_file(saved):
+  sums = json.loads((saved / "3" / checkpoint.MANIFEST).read_text())
+  files = {
+    str(p.relative_to(saved / "3")) for p in (saved / "3").rglob("*") if p.is_file()
+  }
+  assert set(sums) == files - {checkpoint.MANIFEST}
+
+
+def test_sharded_state_restores_onto_its_shardings(saved):
+  mesh = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Auto,))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+  like = _state(0)
+  like = like.replace(params=jax.device_put(like.params, split))
+  manager = checkpoint.open_manager(saved, keep=2)
+  found = checkpoint.restore(manager, like)
+  w = found.state.params["lm"]["w"]
+  assert w.sharding == split and w.addressable_shards[0].data.shape == (8, 64)
+  np.testing.assert_array_equal(w, _state(3).params["lm"]["w"])
+
+
+def test_sigterm_becomes_an_event_and_the_handler_is_put_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with checkpoint.preemption() as asked:
+    assert not asked.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked.wait(5)
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_leave_signals_alone():
+  before = signal.getsignal(signal.SIGTERM)
+
+  def body():
+    with checkpoint.preemption() as asked:
+      seen.append((signal.getsignal(signal.SIGTERM), asked.is_set()))
+
+  seen = []
+  thread = threading.Thread(target=body)
+  thread.start()
+  thread.join()
+  assert seen == [(before, False)]
