@@ -5,10 +5,15 @@ frontier is one method's runs over its strengths; its reward at a given KL is re
 linear interpolation between its own neighbouring runs, never beyond them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from xpo_jax.train import intervals
+
+RESAMPLES = 1000
 
 
 class Run(NamedTuple):
@@ -29,95 +34,71 @@ class Run(NamedTuple):
   kl_P: np.ndarray
 
 
-class Interval(NamedTuple):
-  """An estimate with its 95 % bootstrap interval; NaN where a KL was not reached."""
-
-  value: float
-  low: float
-  high: float
-
-  @property
-  def reached(self) -> bool:
-    return bool(np.isfinite(self.value))
-
-
-def _interpolate(kl_S: np.ndarray, reward_S: np.ndarray, at: float) -> float:
-  """Reward at KL `at` between neighbouring strengths; NaN outside their range."""
-  order = np.argsort(kl_S)
-  return float(np.interp(at, kl_S[order], reward_S[order], left=np.nan, right=np.nan))
-
-
-def _by_seed(runs: Sequence[Run]) -> dict[int, list[Run]]:
-  seeds: dict[int, list[Run]] = {}
-  for run in runs:
-    seeds.setdefault(run.seed, []).append(run)
-  return seeds
-
-
-def _resamples(prompts: int, seeds: int, draws: int, rng: np.random.Generator):
-  """Prompt weights `[draws, P]` (they sum to 1) and seed indices `[draws, seeds]`."""
-  counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
-  return counts / prompts, rng.integers(seeds, size=(draws, seeds))
-
-
 def reward_at_kl(
-  runs: Sequence[Run], at: float, draws: int = 1000, seed: int = 0
-) -> Interval:
+  runs: Sequence[Run], at: float, *, seed: int = 0
+) -> intervals.Interval | None:
   """Reward of one method's frontier at one KL, mean over seeds.
 
   Args:
     runs: one method's runs, several strengths for each seed, all on the same prompts.
     at: the KL, nats per completion.
-    draws: bootstrap resamples; prompts and seeds are resampled together.
-    seed: of the resampling.
+    seed: of the resampling; prompts and seeds are resampled together.
 
   Returns:
-    Interval; NaN where some seed's runs do not bracket `at`.
+    Interval, or None where some seed's runs do not bracket `at` (not reached).
   """
-  value, draws_ = _frontier_draws(runs, at, draws, seed)
-  return _interval(value, draws_)
+  return _interval(*_drawn(runs, at, seed), runs[0].reward_P.size)
 
 
 def difference_at_kl(
-  runs_a: Sequence[Run], runs_b: Sequence[Run], at: float, draws=1000, seed=0
-) -> Interval:
-  """Reward of frontier a minus frontier b at one KL, paired over prompts and seeds."""
-  value_a, draws_a = _frontier_draws(runs_a, at, draws, seed)
-  value_b, draws_b = _frontier_draws(runs_b, at, draws, seed)
-  return _interval(value_a - value_b, draws_a - draws_b)
+  runs_a: Sequence[Run], runs_b: Sequence[Run], at: float, *, seed: int = 0
+) -> intervals.Interval | None:
+  """Reward of frontier a minus frontier b at one KL, paired over prompts and seeds.
+
+  Raises:
+    ValueError: the two were not run with the same seeds.
+  """
+  seeds = [sorted({run.seed for run in runs}) for runs in (runs_a, runs_b)]
+  if seeds[0] != seeds[1]:
+    raise ValueError(f"frontiers of seeds {seeds[0]} and {seeds[1]} are not paired")
+  value_a, drawn_a = _drawn(runs_a, at, seed)
+  value_b, drawn_b = _drawn(runs_b, at, seed)
+  return _interval(value_a - value_b, drawn_a - drawn_b, runs_a[0].reward_P.size)
 
 
-def mean_difference(
-  runs_a: Sequence[Run], reward_b_P: np.ndarray, draws: int = 1000, seed: int = 0
-) -> Interval:
-  """Mean reward of runs (one a seed) minus a fixed policy's, paired over prompts."""
-  gap_SP = np.stack([run.reward_P - reward_b_P for run in runs_a])
+def _drawn(runs, at, seed) -> tuple[float, np.ndarray]:
+  """The reward at a KL, and its resamples; NaN where the runs do not bracket it."""
+  by_seed: dict[int, list[Run]] = {}
+  for run in sorted(runs, key=lambda run: run.seed):
+    by_seed.setdefault(run.seed, []).append(run)
+  prompts, seeds = runs[0].reward_P.size, len(by_seed)
   rng = np.random.default_rng(seed)
-  weight, pick = _resamples(gap_SP.shape[1], len(runs_a), draws, rng)
-  drawn = np.take_along_axis(weight @ gap_SP.T, pick, axis=1).mean(1)
-  return _interval(float(gap_SP.mean()), drawn)
+  uniform_P = np.full(prompts, 1 / prompts)
+  weight_DP = rng.multinomial(prompts, uniform_P, size=RESAMPLES) / prompts
+  pick_DS = rng.integers(seeds, size=(RESAMPLES, seeds))
+  values, drawn = [], []
+  for group in by_seed.values():
+    kl_GP = np.stack([run.kl_P for run in group])
+    reward_GP = np.stack([run.reward_P for run in group])
+    values.append(_interpolate(kl_GP.mean(1), reward_GP.mean(1), at))
+    both = zip(weight_DP @ kl_GP.T, weight_DP @ reward_GP.T, strict=True)
+    drawn.append([_interpolate(kl_G, reward_G, at) for kl_G, reward_G in both])
+  drawn_DS = np.take_along_axis(np.array(drawn).T, pick_DS, axis=1)
+  return float(np.mean(values)), drawn_DS.mean(1)
 
 
-def _frontier_draws(runs, at, draws, seed):
-  groups = list(_by_seed(runs).values())
-  rng = np.random.default_rng(seed)
-  weight, pick = _resamples(runs[0].reward_P.size, len(groups), draws, rng)
-  values, per_seed = [], []
-  for group in groups:
-    kl_SP = np.stack([run.kl_P for run in group])
-    reward_SP = np.stack([run.reward_P for run in group])
-    values.append(_interpolate(kl_SP.mean(1), reward_SP.mean(1), at))
-    drawn = zip(weight @ kl_SP.T, weight @ reward_SP.T, strict=True)
-    per_seed.append([_interpolate(kl_S, reward_S, at) for kl_S, reward_S in drawn])
-  per_seed = np.take_along_axis(np.array(per_seed).T, pick, axis=1)
-  return float(np.mean(values)), per_seed.mean(1)
+def _interpolate(kl_G: np.ndarray, reward_G: np.ndarray, at: float) -> float:
+  order = np.argsort(kl_G)
+  return float(
+    np.interp(at, kl_G[order], reward_G[order], left=math.nan, right=math.nan)
+  )
 
 
-def _interval(value: float, drawn: np.ndarray) -> Interval:
-  # A resample may leave the range of the runs; it is left out, and where more than
-  # half do, the edge of the frontier is too close for an interval.
+def _interval(value: float, drawn: np.ndarray, units: int) -> intervals.Interval | None:
+  # A resample may fall outside the range of the runs and is left out; where more than
+  # half do, the KL lies at the very edge of the frontier: not reached.
   kept = drawn[np.isfinite(drawn)]
-  if not np.isfinite(value) or kept.size < drawn.size / 2:
-    return Interval(float("nan"), float("nan"), float("nan"))
+  if not math.isfinite(value) or kept.size < drawn.size / 2:
+    return None
   low, high = np.percentile(kept, [2.5, 97.5])
-  return Interval(value, float(low), float(high))
+  return intervals.Interval(value, float(low), float(high), float(kept.std()), units)

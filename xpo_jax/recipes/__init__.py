@@ -1,0 +1,1 @@
+"""Recipes that ship with the package: the demo's study, and what it shares."""

@@ -1,0 +1,108 @@
+"""`xpo demo`: the controlled-sentiment study on the embedded world, start to report."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the demo; returns 1 if one of its checks does not hold."""
+  parser = argparse.ArgumentParser(prog="xpo demo", description=__doc__)
+  parser.add_argument(
+    "--run-dir", type=Path, help="new directory; default runs/demo-DATE-TIME"
+  )
+  args = parser.parse_args(argv)
+  run_dir = args.run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+  _environment()
+  print("xpo demo: controlled sentiment on the embedded world", flush=True)
+  from xpo_jax.recipes.sentiment_study import Study
+
+  return run(Study(), run_dir, command="xpo demo")
+
+
+def _environment() -> None:
+  """What must be set before JAX starts."""
+  # Compiled programs outlive the process: a second demo starts at once.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", ".cache/jax")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def run(study, run_dir: Path, command: str, corpus=None) -> int:
+  """Runs a study, writes its page, prints its tables.
+
+  Args:
+    study: the settings.
+    run_dir: a new directory.
+    command: what rebuilds it, for the page.
+    corpus: `sentiment_data.Corpus`, or None for the embedded world.
+
+  Returns:
+    0, or 1 where a check does not hold.
+
+  Raises:
+    ValueError: the directory exists.
+  """
+  if run_dir.exists():
+    raise ValueError(
+      f"run directory {run_dir} exists; name another with --run-dir, or remove it"
+    )
+  from xpo_jax.recipes import controlled_sentiment, sentiment_findings, sentiment_page
+  from xpo_jax.train import charts, configure, report
+
+  run_dir.mkdir(parents=True)
+  settings = {"study": configure.to_dict(study), **configure.surroundings()}
+  (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
+  result = controlled_sentiment.run(study, corpus, lambda line: print(line, flush=True))
+  figure = charts.svg(sentiment_page.figure(result), standalone=True)
+  (run_dir / "frontier.svg").write_text(figure)
+  (run_dir / "runs.jsonl").write_text(_lines(result))
+  written = report.write_study(run_dir, sentiment_page.build(result, command))
+  for table in (
+    sentiment_page.checks_table(result),
+    sentiment_page.table(result),
+    sentiment_page.claims_table(result),
+    sentiment_page.judges_table(result),
+  ):
+    _show(table)
+  print(f"report: {written}")
+  failed = [c.statement for c in sentiment_findings.checks(result) if not c.holds]
+  for statement in failed:
+    print(f"DOES NOT HOLD: {statement}")
+  return 1 if failed else 0
+
+
+def _lines(result) -> str:
+  """One line a run: setting, reward, KL, and both per prompt."""
+  from xpo_jax.train import evaluate
+
+  out = []
+  for one in result.trained:
+    reward_P = evaluate.per_prompt(one.draws.reward_PK)
+    kl_P = evaluate.per_prompt(one.draws.kl_PK)
+    line = {
+      "method": one.label,
+      "strength": one.strength,
+      "seed": one.seed,
+      "reward": reward_P.mean(),
+      "kl": kl_P.mean(),
+      "seconds": one.seconds,
+      "reward_P": reward_P.round(6).tolist(),
+      "kl_P": kl_P.round(6).tolist(),
+    }
+    out.append(json.dumps(line))
+  return "\n".join(out) + "\n"
+
+
+def _show(table) -> None:
+  """A table of the page, on the terminal."""
+  from rich import box, console
+  from rich import table as rich_table
+
+  shown = rich_table.Table(*table.header, box=box.SIMPLE, caption=table.caption)
+  for row in table.rows:
+    shown.add_row(*(str(cell).replace("**", "") for cell in row))
+  console.Console().print(shown)

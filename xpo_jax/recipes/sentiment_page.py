@@ -1,0 +1,268 @@
+"""The study's page: tables and the frontier, from what was measured."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from xpo_jax.recipes import sentiment_findings as findings
+from xpo_jax.recipes.sentiment_study import Result, Trained
+from xpo_jax.train import ceiling, charts, evaluate, frontier, intervals, page
+
+CUT = 4.0  # nats beyond which seeds differ by more than methods
+BEST_OF = (1, 2, 4, 8, 16, 32)
+TILTS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+
+
+def build(result: Result, reproduce: str) -> page.Page:
+  """The whole page.
+
+  Args:
+    result: what was measured.
+    reproduce: the command that rebuilds it.
+  """
+  study = result.study
+  parameters = result.counts["parameters"]
+  lead = (
+    f"The controlled-sentiment study of the DPO paper on: {result.corpus}. A model of "
+    f"{parameters:,} parameters, {study.pairs:,} pairs a seed, labels drawn by "
+    f"Bradley-Terry on the VADER compound at temperature {study.temperature:g}, "
+    f"{len(study.seeds)} seeds. It shows mechanics, not what any method does at scale."
+  )
+  return page.Page(
+    "Controlled sentiment: reward against KL",
+    lead,
+    [
+      page.Section("Does it hold?", [checks_table(result)]),
+      page.Section(
+        "The frontier", [page.Figures([figure(result)]), table(result), _caveats(study)]
+      ),
+      page.Section("Papers' claims, and ours", [claims_table(result)]),
+      page.Section("SFT and reward models", [judges_table(result)]),
+      page.Section("Every setting", [runs_table(result)]),
+      page.Section("Samples", [samples_table(result)]),
+      page.Section("How to reproduce", [page.Code(reproduce), _facts(result)]),
+    ],
+  )
+
+
+def checks_table(result: Result) -> page.Table:
+  """The study's checks and whether they hold."""
+  rows = [
+    ["yes" if check.holds else "**NO**", check.statement, check.found]
+    for check in findings.checks(result)
+  ]
+  return page.Table(
+    ["holds", "what must hold", "found"],
+    rows,
+    "95 % paired bootstrap over prompts and seeds. A NO fails the command.",
+  )
+
+
+def claims_table(result: Result) -> page.Table:
+  """Papers' orderings beside ours."""
+  return page.Table(
+    ["paper", "claim", "ours: difference in true reward", "verdict"],
+    [list(claim) for claim in findings.claims(result)],
+    "At equal KL, paired over prompts and seeds. The papers' claims are about models "
+    "thousands of times larger: a verdict here is a finding about this setting.",
+  )
+
+
+def _caveats(study) -> page.Text:
+  trials = {len(arm.strengths) for arm in study.arms}
+  return page.Text(
+    f"Every method had {'/'.join(map(str, sorted(trials)))} settings and the same "
+    "pairs, one pass; settings were chosen on the tune split, policies are judged on "
+    "the test split, no prompt is in two. Best of n pays with n samples at inference. "
+    "One SFT model serves all seeds, so intervals leave out the noise of pre-training. "
+    "PPO, which the DPO paper compares with, is not among the methods here. The reward "
+    "grows with the number of positive words, so length is part of it."
+  )
+
+
+def samples_table(result: Result, prompts: int = 6) -> page.Table:
+  """SFT beside each method's strongest setting, on the first prompts."""
+  best = {}
+  for run in result.trained:
+    kept = best.get(run.label)
+    inside = run.draws.kl_PK.mean() <= CUT and run.seed == result.study.seeds[0]
+    if inside and (kept is None or _reward(run) > _reward(kept)):
+      best[run.label] = run
+  labels = [arm.label for arm in result.study.arms if arm.label in best]
+  rows = [
+    [
+      result.sft.prompts[p],
+      result.sft.texts[p][0],
+      *(best[label].draws.texts[p][0] for label in labels),
+    ]
+    for p in range(min(prompts, len(result.sft.prompts)))
+  ]
+  return page.Table(
+    ["prompt", "SFT", *labels],
+    rows,
+    f"The first sample of the setting with most reward within {CUT:g} nats, seed "
+    f"{result.study.seeds[0]}.",
+  )
+
+
+def _reward(run: Trained) -> float:
+  return float(run.draws.reward_PK.mean())
+
+
+def _facts(result: Result) -> page.Table:
+  rows = [[name, str(value)] for name, value in result.counts.items()]
+  rows += [[f"seconds: {stage}", f"{s:.1f}"] for stage, s in result.seconds.items()]
+  return page.Table((), rows)
+
+
+def table(result: Result) -> page.Table:
+  """Reward at matched KL, a row a method."""
+  header = [
+    "method",
+    *(f"reward at {kl:g} nats" for kl in findings.MATCHED),
+    "runs",
+    "KL span",
+  ]
+  rows = []
+  tilted = _curve(ceiling.tilted(result.pool_PS, TILTS))
+  best = _curve(ceiling.best_of_n(result.pool_PS, BEST_OF))
+  for name, curve in (("ceiling (tilted SFT samples)", tilted), ("best of n", best)):
+    cells = [_cell(frontier.reward_at_kl(curve, kl)) for kl in findings.MATCHED]
+    rows.append([name, *cells, "", findings.span("", curve).strip()])
+  for arm in result.study.arms:
+    runs = findings.points(result, arm.label)
+    cells = [_cell(frontier.reward_at_kl(runs, kl)) for kl in findings.MATCHED]
+    rows.append([arm.label, *cells, len(runs), findings.span("", runs).strip()])
+  return page.Table(
+    header,
+    rows,
+    "True reward (VADER compound) on held-out prompts, interpolated on each method's "
+    "own frontier; 95 % intervals over seeds and prompts. SFT itself: "
+    f"{intervals.bootstrap_mean(result.pool_PS.mean(1))}.",
+  )
+
+
+def _curve(found: Sequence[ceiling.Point]) -> list[frontier.Run]:
+  return [frontier.Run("", p.strength, 0, p.reward_P, p.kl_P) for p in found]
+
+
+def _cell(found: intervals.Interval | None) -> str:
+  return "not reached" if found is None else str(found)
+
+
+def runs_table(result: Result) -> page.Table:
+  """Every setting, mean and standard deviation over seeds."""
+  header = [
+    *("method", "strength", "reward", "KL", "KL, log-ratio", "length", "distinct-2"),
+    *("cut", "chosen logp", "rejected logp"),
+  ]
+  rows = [["SFT", "", *_measures([result.sft]), "", ""]]
+  for label in dict.fromkeys(run.label for run in result.trained):
+    mine = findings.runs_of(result, label)
+    knob = next((a.knob for a in result.study.arms if a.label == label), "beta")
+    for strength in sorted({run.strength for run in mine}):
+      runs = [run for run in mine if run.strength == strength]
+      drift = [
+        _over_seeds([_change(run, name) for run in runs])
+        for name in ("logp_chosen", "logp_rejected")
+      ]
+      measured = _measures([run.draws for run in runs])
+      rows.append([label, f"{knob} {strength:g}", *measured, *drift])
+  return page.Table(
+    header,
+    rows,
+    "Mean ± standard deviation over seeds. KL in nats: the full-vocabulary KL summed "
+    "over visited positions, and the plain mean log-ratio beside it. Cut: share of "
+    "samples without an end. The last two: change of the summed log-probability of the "
+    "chosen and rejected answers from the first to the last tenth of training, nats.",
+  )
+
+
+def _measures(draws: Sequence[evaluate.Draws]) -> list[str]:
+  tokens = [[row for rows in d.tokens for row in rows] for d in draws]
+  columns = (
+    [d.reward_PK.mean() for d in draws],
+    [d.kl_PK.mean() for d in draws],
+    [d.log_ratio_PK.mean() for d in draws],
+    [d.length_PK.mean() for d in draws],
+    [evaluate.distinct(rows, 2) for rows in tokens],
+    [1 - d.ended_PK.mean() for d in draws],
+  )
+  return [_over_seeds(column) for column in columns]
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+  values = np.asarray(values, np.float64)
+  if not np.isfinite(values).all():
+    return ""
+  if values.size == 1:
+    return f"{values[0]:.3f}"
+  return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+
+
+def _change(run: Trained, name: str) -> float:
+  if name not in run.curve:
+    return math.nan
+  tenth = max(len(run.curve[name]) // 10, 1)
+  return float(run.curve[name][-tenth:].mean() - run.curve[name][:tenth].mean())
+
+
+def figure(result: Result, cut: float = CUT) -> charts.Figure:
+  """The reward-KL frontier of every method, with best-of-n and the ceiling."""
+  series = []
+  for name, found in (
+    ("ceiling", ceiling.tilted(result.pool_PS, TILTS)),
+    ("best of n", ceiling.best_of_n(result.pool_PS, BEST_OF)),
+  ):
+    x = [p.kl.mean for p in found]
+    series.append(charts.Series(name, x, [p.reward.mean for p in found], kind="dashed"))
+  for arm in result.study.arms:
+    runs = findings.points(result, arm.label)
+    x, y, low, high = [], [], [], []
+    for strength in arm.strengths:
+      same = [run for run in runs if run.strength == strength]
+      x.append(np.mean([run.kl_P.mean() for run in same]))
+      found = intervals.bootstrap_seeds(np.stack([run.reward_P for run in same]))
+      y.append(found.mean)
+      low.append(found.low)
+      high.append(found.high)
+    order = np.argsort(x)
+    x, y, low, high = (np.asarray(v)[order] for v in (x, y, low, high))
+    series.append(charts.Series(arm.label, x, y, low, high, kind="both"))
+  return charts.Figure(
+    "True reward against KL to the SFT policy",
+    "KL(policy || SFT), nats per completion",
+    "true reward",
+    series,
+    x_range=(0.0, cut),
+    note="Points: settings, mean over seeds; bars: 95 % over seeds and prompts. "
+    f"Settings beyond {cut:g} nats are in the table only.",
+  )
+
+
+def judges_table(result: Result) -> page.Table:
+  """SFT's and the reward models' own rows."""
+  nll = intervals.bootstrap_mean(result.sft_nll_P)
+  rows = [["sft", "held-out nats a token", str(nll), ""]]
+  for judge in result.judges:
+    rows += [
+      [
+        f"bradley_terry, seed {judge.seed}",
+        "held-out pairs in the true order",
+        str(intervals.bootstrap_mean(judge.right_P)),
+        "1",
+      ],
+      [
+        f"bradley_terry, seed {judge.seed}",
+        "agreement with noisy labels",
+        str(intervals.bootstrap_mean(judge.agrees_P)),
+        f"{judge.optimum:.3f}",
+      ],
+    ]
+  return page.Table(
+    ["objective", "measure", "found", "known optimum"],
+    rows,
+    "Ties left out. The optimum of the second measure is the share of Bradley-Terry "
+    "labels that agree with the true order: no model can agree more often.",
+  )

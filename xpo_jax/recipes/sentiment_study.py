@@ -1,0 +1,159 @@
+"""The controlled-sentiment study as a value: its settings, and what it measures."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpo_jax.train import evaluate, optim, step
+from xpo_jax.train.experiment import Use
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One method and the runs that make its frontier.
+
+  Attributes:
+    label: its row in the tables.
+    objective: the objective and the knobs that stay.
+    strengths: values of `knob`, one run each and seed.
+    knob: a numeric knob of the objective, or "learning_rate".
+    learning_rate: peak, where it is not the knob.
+  """
+
+  label: str
+  objective: Use
+  strengths: tuple[float, ...]
+  knob: str = "beta"
+  learning_rate: float = 1e-3
+
+  def knobs(self, strength: float) -> dict[str, Any]:
+    """The traced knobs of a run."""
+    if self.knob == "learning_rate":
+      return step.knobs(optim.Optimizer(learning_rate=strength))
+    rate = optim.Optimizer(learning_rate=self.learning_rate)
+    return step.knobs(rate, **{self.knob: strength})
+
+
+ARMS = (
+  Arm("DPO", Use("dpo"), (0.5, 1.0, 2.0, 5.0)),
+  Arm("beta-DPO", Use("beta_dpo"), (0.5, 1.0, 2.0, 5.0)),
+  Arm("ORPO", Use("orpo"), (0.5, 2.0, 4.0, 8.0), knob="weight"),
+  Arm("SimPO", Use("simpo"), (5e-5, 1e-4, 2e-4, 3e-4), knob="learning_rate"),
+  Arm("KTO", Use("kto"), (0.3, 1.0, 2.0, 3.0), learning_rate=3e-4),
+  Arm("Preferred-FT", Use("sft"), (3e-4, 1e-3, 3e-3, 6e-3), knob="learning_rate"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """All that the study depends on.
+
+  Attributes:
+    texts: reviews drawn from the embedded world (unused for a corpus of your own).
+    vocab: entries of the BPE tokenizer.
+    width: of the model.
+    layers: of the model.
+    sft_steps: steps of supervised fine-tuning on the corpus.
+    sft_rows: packed rows of such a step.
+    sft_rate: its peak learning rate.
+    longest: most tokens of a completion.
+    row_length: tokens of a packed row.
+    pairs: prompts sampled for pairs, per seed.
+    rows: packed rows of a step on pairs.
+    temperature: of the Bradley-Terry labels, in units of reward.
+    arms: the methods.
+    judge_rate: peak learning rate of the reward models.
+    seeds: each has its own pairs, labels, order and samples.
+    checked: strength of the DPO runs with flipped and with random labels.
+    split: the prompts policies are judged on: "test", or "tune" to choose settings.
+    prompts: how many of them.
+    samples: completions a prompt and policy.
+    pool: SFT samples a prompt, for best-of-n and the ceiling.
+    seed: of the corpus, the tokenizer and the SFT model, shared by all seeds.
+  """
+
+  texts: int = 12_000
+  vocab: int = 640
+  width: int = 64
+  layers: int = 2
+  sft_steps: int = 500
+  sft_rows: int = 14
+  sft_rate: float = 3e-3
+  longest: int = 24
+  row_length: int = 64
+  pairs: int = 3200
+  rows: int = 6
+  temperature: float = 0.25
+  arms: tuple[Arm, ...] = ARMS
+  judge_rate: float = 1e-3
+  seeds: tuple[int, ...] = (0, 1, 2)
+  checked: float = 1.0
+  split: str = "test"
+  prompts: int = 128
+  samples: int = 4
+  pool: int = 64
+  seed: int = 0
+
+
+class Trained(NamedTuple):
+  """One run on pairs.
+
+  Attributes:
+    label: its arm, or "flipped" or "random".
+    strength: the knob's value.
+    seed: the run's seed.
+    draws: its samples on the evaluation prompts.
+    curve: metric -> one value a step.
+    seconds: of training.
+  """
+
+  label: str
+  strength: float
+  seed: int
+  draws: evaluate.Draws
+  curve: dict[str, np.ndarray]
+  seconds: float
+
+
+class Judge(NamedTuple):
+  """A Bradley-Terry reward model of one seed on held-out pairs.
+
+  Attributes:
+    seed: the run's seed.
+    right_P: 1 where it orders a pair as the true reward does (ties left out).
+    agrees_P: 1 where it agrees with the noisy label.
+    optimum: share of noisy labels that agree with the true order: nobody can do
+      better on `agrees_P`.
+  """
+
+  seed: int
+  right_P: np.ndarray
+  agrees_P: np.ndarray
+  optimum: float
+
+
+class Result(NamedTuple):
+  """Everything measured; the page is made from it.
+
+  Attributes:
+    study: the settings.
+    corpus: name of the corpus.
+    counts: facts of the data, by name.
+    sft_nll_P: nats a token of each held-out text under the SFT model.
+    sft: the SFT policy's own draws.
+    pool_PS: rewards of its pool of samples.
+    trained: every run.
+    judges: a reward model for each seed.
+    seconds: stage -> seconds.
+  """
+
+  study: Study
+  corpus: str
+  counts: dict[str, Any]
+  sft_nll_P: np.ndarray
+  sft: evaluate.Draws
+  pool_PS: np.ndarray
+  trained: list[Trained]
+  judges: list[Judge]
+  seconds: dict[str, float]
