@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   # Its notice that torch is missing is no news here.
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   debug = "--debug" in argv
   args, rest = _parser().parse_known_args([a for a in argv if a != "--debug"])
   if rest and not args.overrides:

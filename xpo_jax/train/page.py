@@ -111,9 +111,11 @@ def markdown(page: Page) -> str:
 
 
 def cell(value) -> str:
-  """A table cell as text: floats to four significant digits."""
+  """A cell as text: floats to four significant digits, long integers in groups."""
   if value is None:
     return ""
+  if isinstance(value, int) and abs(value) >= 10_000:
+    return f"{value:,}"
   if isinstance(value, float):
     return f"{value:.4g}"
   return str(value)

@@ -213,7 +213,7 @@ def _verdicts(found, lines, unknown: str) -> list:
   ]
   good = [f"**{v.name}:** {v.seen}" for v in found if v.level == verdicts.GOOD]
   if good:
-    blocks.append(page.Callout("good", "Looked for and not found", "\n\n".join(good)))
+    blocks.append(page.Callout("good", "Looked for, and sound", "\n\n".join(good)))
   if unknown:
     text = f"The objective could not be built here: {unknown}"
     blocks.append(page.Callout("note", "First loss not judged", text))

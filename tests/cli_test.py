@@ -1,0 +1,249 @@
+"""The command line, and the README: every command in it runs here or is `make`."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xpo_jax import cli, objectives
+from xpo_jax.data import world
+from xpo_jax.recipes import find
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S)
+
+
+def _commands():
+  lines = [
+    line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()
+  ]
+  return [line.partition("#")[0].strip() for line in lines if line.strip()]
+
+
+# One interpreter for all commands: imports and compiles are paid once.
+_DRIVER = """
+import contextlib, io, json, shlex, sys
+from xpo_jax import cli
+out = {}
+for command in json.load(sys.stdin):
+  shown = io.StringIO()
+  with contextlib.redirect_stdout(shown):
+    code = cli.main(shlex.split(command)[1:])
+  out[command] = [code, shown.getvalue()]
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+  """The README's walk through a user's own data, verbatim: `{command: (code, out)}`."""
+  home = tmp_path_factory.mktemp("readme")
+  (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
+  (home / "my_recipe.py").write_text(recipe, encoding="utf-8")
+  (row,) = [t for k, t in BLOCKS if k == "json"]
+  texts, others = world.generate(60, 0), world.generate(60, 1)
+  rows = [
+    {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    for (prompt, chosen), (_, rejected) in zip(texts, others, strict=True)
+    if chosen != rejected
+  ]
+  lines = [row.strip(), *map(json.dumps, rows)]
+  (home / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  commands = [c for c in _commands() if c.startswith("xpo ")]
+  environment = dict(os.environ)
+  environment.pop("XLA_FLAGS", None)  # one device, as on a laptop
+  done = subprocess.run(
+    [sys.executable, "-c", _DRIVER],
+    input=json.dumps(commands),
+    cwd=home,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return home, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if c.startswith("xpo ")])
+def test_readme_command_succeeds(walked, command):
+  _, results, stderr = walked
+  code, shown = results[command]
+  assert code == 0, stderr[-3000:]
+  assert shown.strip()
+
+
+def test_walk_leaves_what_the_readme_says(walked):
+  home, results, _ = walked
+  run = home / "runs" / "mine"
+  assert (run / "report.html").exists() and (run / "report.md").exists()
+  assert (home / "my_policy" / "model.safetensors").exists()
+  evaluation = json.loads((run / "evaluation.json").read_text())
+  assert {"reward", "kl", "preference_accuracy"} <= set(evaluation["policy"])
+  config = (run / "config.yaml").read_text()
+  assert "beta: 0.2" in config  # the override of the shell
+  (generated,) = [v for k, v in results.items() if k.startswith("xpo generate")]
+  assert len(generated[1].strip().splitlines()) == 2
+  report = (run / "report.html").read_text()
+  assert "First loss as it must be" in report
+  assert 'class="loss"' in report  # tokens with their mask
+
+
+def test_check_trains_nothing_and_shows_both_stages(walked):
+  _, results, _ = walked
+  (shown,) = [v[1] for k, v in results.items() if k.startswith("xpo check")]
+  assert "sft(" in shown and "dpo(" in shown
+  assert "memory, temporaries" in shown
+  assert "rows 60" in shown or "rows 61" in shown
+
+
+def test_every_other_readme_command_is_covered():
+  extras = re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), flags=re.M)
+  makefile = (ROOT / "Makefile").read_text()
+  for command in _commands():
+    words = shlex.split(command)
+    if words[0] == "make":
+      assert re.search(rf"^{words[1]}:", makefile, flags=re.M), command
+    elif words[0] == "pip":
+      assert re.search(r"\[(\w+)\]", words[-1]).group(1) in extras, command
+    else:
+      assert words[0] == "xpo", command
+
+
+def test_readme_python_runs():
+  for kind, text in BLOCKS:
+    if kind == "python":
+      exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_flags_are_fields(tmp_path):
+  from xpo_jax.train import configure
+
+  scope = {}
+  (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
+  exec(compile(recipe, "README.md", "exec"), scope)
+  for flags in re.findall(r"`(--[a-z].*?)`", README):
+    if " " in flags:
+      configure.from_args(scope["experiment"](), shlex.split(flags))
+
+
+def test_readme_table_has_every_objective_and_its_paper():
+  rows = re.findall(r"^\| `(\w+)` \| \[([\d.]+)\]\((\S+)\)", README, flags=re.M)
+  assert [name for name, _, _ in rows] == list(objectives.NAMES)
+  for name, number, address in rows:
+    assert number == objectives.arxiv(name)
+    assert address == f"https://arxiv.org/abs/{number}"
+
+
+def test_readme_tree_names_the_package_file_for_file():
+  (tree,) = [t for k, t in BLOCKS if k == "" and "xpo_jax/" in t]
+  folders, named = [], set()
+  for line in tree.splitlines():
+    depth = (len(line) - len(line.lstrip())) // 2
+    name = line.split()[0]
+    folders = [*folders[:depth], name]
+    path = "".join(folders)
+    assert (ROOT / path).exists(), path
+    named.add(path)
+  there = {
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "xpo_jax").rglob("*.py")
+    if not path.name.startswith("_")
+  }
+  assert not there - named, "add a line for each to the tree of README.md"
+
+
+def _xpo(*args, cwd=None):
+  return subprocess.run(
+    [sys.executable, "-m", "xpo_jax.cli", *args],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+  )
+
+
+def test_help_and_list_import_no_jax():
+  code = (
+    "import sys, contextlib\n"
+    "from xpo_jax import cli\n"
+    "with contextlib.suppress(SystemExit): cli.main(['--help'])\n"
+    "assert cli.main(['list']) == 0\n"
+    "heavy = {'jax', 'flax', 'transformers', 'orbax', 'tyro', 'numpy'}\n"
+    "print('loaded:', sorted(heavy & set(sys.modules)))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == "loaded: []"
+  assert all(name in done.stdout for name in objectives.NAMES)
+
+
+def test_error_is_one_line_and_exit_code_2():
+  done = _xpo("explain", "dpoo")
+  assert done.returncode == 2
+  assert done.stderr.count("\n") == 1 and "did you mean 'dpo'" in done.stderr
+  assert not done.stdout
+
+
+def test_debug_shows_the_traceback(capsys):
+  assert cli.main(["explain", "dpoo"]) == 2
+  assert "Traceback" not in capsys.readouterr().err
+  with pytest.raises(ValueError, match="dpoo"):
+    cli.main(["explain", "dpoo", "--debug"])
+
+
+@pytest.mark.parametrize(
+  ("args", "match"),
+  [
+    (["train", "nothing.py"], "no such file"),
+    (["train"], "name one"),
+    (["resume", "nowhere"], "not a run"),
+    (["report", "nowhere"], "not a run"),
+    (["evaluate", "nowhere"], "not a run"),
+    (["list", "--bet", "2"], "does not know --bet 2"),
+    (["evaluate", "nowhere", "--reward", "json:nothing"], "MODULE:FUNCTION"),
+  ],
+)
+def test_bad_arguments_say_what_is_wrong(args, match, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert cli.main(args) == 2
+  assert match in capsys.readouterr().err
+
+
+def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "experiments").mkdir()
+  path = tmp_path / "experiments" / "hh_pairs.py"
+  path.write_text('"""DPO on HH."""\n\n\ndef experiment():\n  return 7\n')
+  (tmp_path / "experiments" / "helpers.py").write_text("X = 1\n")
+  names = find.names()
+  assert names["hh_pairs"] == path and "helpers" not in names
+  assert find.summary(path) == "DPO on HH."
+  assert find.load("hh_pairs") == find.load(str(path)) == 7
+  with pytest.raises(ValueError, match="did you mean 'hh_pairs'"):
+    find.load("hh_pair")
+  with pytest.raises(ValueError, match="no function experiment"):
+    find.load(str(tmp_path / "experiments" / "helpers.py"))
+
+
+def test_unknown_knob_is_refused_by_name(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
+  bad = recipe.replace('Use("dpo", beta=0.1)', 'Use("dpo", gamma=0.1)')
+  ast.parse(bad)
+  (tmp_path / "bad.py").write_text(bad)
+  assert cli.main(["check", "bad.py"]) == 2
+  assert "dpo has no knob 'gamma'" in capsys.readouterr().err
+
+
+def test_explain_shows_equation_paper_reduction_and_needs(capsys):
+  assert cli.main(["explain", "kto"]) == 0
+  shown = capsys.readouterr().out
+  for part in ("arXiv:2402.01306", "Reduction", "RATED_MISMATCHED", "desirable_BK"):
+    assert part in shown
