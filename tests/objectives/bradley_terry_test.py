@@ -29,5 +29,5 @@ def test_shifting_both_rewards_changes_nothing_without_centring():
   s = toy.scored(K=2)
   shifted = s.replace(value_BKT=s.value_BKT + 3.0)
   o = objectives.bradley_terry(margin=0.2)
-  expected = scored.evaluate(o, s).loss
+  expected = float(scored.evaluate(o, s).loss)
   assert scored.evaluate(o, shifted).loss == pytest.approx(expected, rel=1e-5)

@@ -32,7 +32,7 @@ def test_two_denominators_tokens_and_pairs():
 
 def test_weight_0_is_sft():
   s = toy.scored(K=2)
-  expected = scored.evaluate(objectives.sft(), s).loss
+  expected = float(scored.evaluate(objectives.sft(), s).loss)
   assert scored.evaluate(objectives.orpo(weight=0.0), s).loss == pytest.approx(expected)
 
 

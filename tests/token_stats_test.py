@@ -1,0 +1,72 @@
+"""Statistics per token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+from scipy import stats as scipy_stats
+
+from xpo_jax import token_stats
+from xpo_jax.types import Scored
+
+RNG = np.random.default_rng(0)
+POLICY, REF = RNG.normal(size=(2, 4, 6)).astype(np.float32) * 3
+TARGET = np.array([0, 5, 2, 2])
+ROLES = {"policy": POLICY, "ref": REF, "policy.value": POLICY[:, 0]}
+P, Q = special.softmax(POLICY.astype(np.float64), -1), special.softmax(REF, -1)
+ORACLE = {
+  "LOGP": np.log(P[np.arange(4), TARGET]),
+  "REF_LOGP": np.log(Q[np.arange(4), TARGET]),
+  "VALUE": POLICY[:, 0],
+  "ENTROPY": scipy_stats.entropy(P, axis=-1),
+  "REF_KL": scipy_stats.entropy(Q, P, axis=-1),
+  "POLICY_KL": scipy_stats.entropy(P, Q, axis=-1),
+}
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_matches_scipy(name):
+  stat = vars(token_stats)[name]
+  roles = {role: jnp.asarray(ROLES[role]) for role in stat.roles}  # no other is read
+  actual = stat.fn(roles, jnp.asarray(TARGET))
+  np.testing.assert_allclose(actual, ORACLE[name], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_any_number_of_leading_axes(name):
+  stat = vars(token_stats)[name]
+  roles = {role: jnp.asarray(ROLES[role]) for role in stat.roles}
+  flat = stat.fn(roles, jnp.asarray(TARGET))
+  roles = {role: x.reshape(2, 2, *x.shape[1:]) for role, x in roles.items()}
+  np.testing.assert_allclose(
+    stat.fn(roles, TARGET.reshape(2, 2)).reshape(4), flat, 1e-6
+  )
+
+
+def test_statistics_land_where_they_say():
+  fields = {vars(token_stats)[name].field for name in ORACLE}
+  extra = fields - set(Scored.__dataclass_fields__)
+  assert len(fields) == len(ORACLE)
+  assert extra == {"entropy_BKT", "policy_kl_BKT"}
+
+
+def test_impossible_tokens_add_nothing():
+  logits = jnp.array([[0.0, 0.0, -jnp.inf]])
+  other = jnp.array([[0.0, jnp.log(3.0), -jnp.inf]])
+  assert token_stats.entropy(logits)[0] == pytest.approx(np.log(2))
+  expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+  assert token_stats.kl(logits, other)[0] == pytest.approx(expected, rel=1e-5)
+  for function in (token_stats.entropy, lambda x: token_stats.kl(x, other)):
+    assert np.isfinite(jax.grad(lambda x, f=function: f(x).sum())(logits)).all()
+
+
+def test_underflowing_probability_gives_a_finite_kl():
+  p = jnp.array([[0.0, -500.0]])
+  q = jnp.array([[-500.0, 0.0]])
+  assert token_stats.kl(p, q)[0] == pytest.approx(500.0)
+
+
+def test_target_is_picked_without_a_gather():
+  hlo = jax.jit(token_stats.logp).lower(POLICY, TARGET).as_text()
+  assert "gather" not in hlo
