@@ -121,6 +121,11 @@ def test_key_row_and_completion_each_change_the_text():
   assert (tokens[:, 0] != tokens[:, 1]).any()
 
 
+def test_longer_limit_only_adds_text():
+  short, long = draw(max_tokens=4, **TRUNCATED), truncated()
+  np.testing.assert_array_equal(short.tokens_BKT, long.tokens_BKT[:, :, :4])
+
+
 def test_mask_covers_the_completion_with_its_stop_token_and_nothing_after():
   drawn = truncated()
   assert drawn.ended_BK.any() and not drawn.ended_BK.all()  # both kinds are seen
@@ -200,7 +205,7 @@ def test_decoding_ends_when_every_row_has_ended(monkeypatch):
 def test_calls_of_one_shape_compile_once():
   truncated()
   before = sample._sample._cache_size()
-  changed = TRUNCATED | {"temperature": 1.3, "top_p": 0.5}
+  changed = {"temperature": 1.3, "top_p": 0.5, "top_k": 7}
   draw(prompts=[[1], [2, 3], [4], [5]], rows=(8, 9, 10, 11), **changed)
   draw(key=jax.random.key(9), stop_ids=list(range(len(STOP))), **changed)
   assert sample._sample._cache_size() == before

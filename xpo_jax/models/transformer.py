@@ -8,6 +8,7 @@ as branches. `cache.py` runs the same block with a cache in place of a mask.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -154,14 +155,18 @@ def weights(config: Config) -> dict[str, Any]:
 
 
 def _init(config: Config, key: Array) -> Params:
-  def start(weight: Weight, key: Array) -> Array:
-    if weight.std:
-      return weight.std * jax.random.normal(key, weight.shape, jnp.float32)
-    return jnp.full(weight.shape, weight.constant, jnp.float32)
-
   leaves, treedef = jax.tree.flatten(weights(config))
-  keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(treedef, map(start, leaves, keys))
+  # One draw, cut into pieces: XLA needs half a second to compile each draw.
+  sizes = [math.prod(leaf.shape) if leaf.std else 0 for leaf in leaves]
+  noise = jax.random.normal(key, (sum(sizes),), jnp.float32)
+  pieces = jnp.split(noise, np.cumsum(sizes)[:-1])
+  params = [
+    leaf.std * piece.reshape(leaf.shape)
+    if leaf.std
+    else jnp.full(leaf.shape, leaf.constant, jnp.float32)
+    for leaf, piece in zip(leaves, pieces, strict=True)
+  ]
+  return jax.tree.unflatten(treedef, params)
 
 
 def head(config: Config, params: Params) -> Array:
