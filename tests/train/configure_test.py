@@ -87,7 +87,7 @@ def test_field_that_does_not_exist_is_refused_with_the_nearest():
 
 
 def test_directory_without_config_is_not_a_run(tmp_path):
-  with pytest.raises(ValueError, match="is not a run: it has no config.yaml"):
+  with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
     configure.read(tmp_path)
 
 

@@ -187,7 +187,8 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
         pending.append((index, measured))
         now, last = index + 1, index + 1 == steps
         evaluating = run.held_out is not None and (last or _due(loop.eval_every, now))
-        saving = last or asked.is_set() or _due(loop.checkpoint_every, now)
+        stopping = asked.is_set()  # once: a signal from here on is seen a step later
+        saving = last or stopping or _due(loop.checkpoint_every, now)
         if evaluating:
           measured |= evaluate(run, state)
         # The first step apart: its time is the compiler's.
@@ -195,7 +196,7 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
           clock = _flush(run, run_dir, writer, pending, clock, report)
         if saving:
           checkpoint.save(manager, state, meta)
-        if asked.is_set():
+        if stopping:
           break
     finally:
       metrics.close(writer)
