@@ -33,17 +33,29 @@ import contextlib, io, json, shlex, sys
 from xpo_jax import cli
 out = {}
 for command in json.load(sys.stdin):
-  shown = io.StringIO()
-  with contextlib.redirect_stdout(shown):
+  shown, wrong = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(wrong):
     code = cli.main(shlex.split(command)[1:])
-  out[command] = [code, shown.getvalue()]
+  out[command] = [code, shown.getvalue(), wrong.getvalue()]
 print(json.dumps(out))
 """
 
 
+# What a user may get wrong after the walk, and the word that says so.
+_REFUSED = {
+  "xpo train my_recipe.py --run-dir runs/mine": "exists",
+  "xpo export runs/mine runs": "exists",
+  "xpo export runs my_other": "neither a run nor",
+  "xpo train my_recipe.py --run-dir runs/new --data.path none.jsonl": "no such file",
+  "xpo check my_recipe.py --mesh.fsdp 3": "devices",
+  "xpo generate runs/mine x --temperature 0": "temperature",
+  "xpo evaluate runs/mine --reward json:nothing": "MODULE:FUNCTION",
+}
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-  """The README's walk through a user's own data, verbatim: `{command: (code, out)}`."""
+  """The README's walk, verbatim, then refusals: `{command: (code, out, err)}`."""
   home = tmp_path_factory.mktemp("readme")
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   (home / "my_recipe.py").write_text(recipe, encoding="utf-8")
@@ -61,7 +73,7 @@ def walked(tmp_path_factory):
   environment.pop("XLA_FLAGS", None)  # one device, as on a laptop
   done = subprocess.run(
     [sys.executable, "-c", _DRIVER],
-    input=json.dumps(commands),
+    input=json.dumps([*commands, *_REFUSED]),
     cwd=home,
     env=environment,
     capture_output=True,
@@ -69,19 +81,27 @@ def walked(tmp_path_factory):
     timeout=600,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  return home, json.loads(done.stdout.splitlines()[-1]), done.stderr
+  return home, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("command", [c for c in _commands() if c.startswith("xpo ")])
 def test_readme_command_succeeds(walked, command):
-  _, results, stderr = walked
-  code, shown = results[command]
-  assert code == 0, stderr[-3000:]
+  _, results = walked
+  code, shown, wrong = results[command]
+  assert code == 0, wrong[-3000:]
   assert shown.strip()
 
 
+@pytest.mark.parametrize(("command", "word"), _REFUSED.items())
+def test_refusal_is_one_clean_line(walked, command, word):
+  _, results = walked
+  code, _, wrong = results[command]
+  assert code == 2
+  assert word in wrong and "Traceback" not in wrong
+
+
 def test_walk_leaves_what_the_readme_says(walked):
-  home, results, _ = walked
+  home, results = walked
   run = home / "runs" / "mine"
   assert (run / "report.html").exists() and (run / "report.md").exists()
   assert (home / "my_policy" / "model.safetensors").exists()
@@ -89,16 +109,17 @@ def test_walk_leaves_what_the_readme_says(walked):
   assert {"reward", "kl", "preference_accuracy"} <= set(evaluation["policy"])
   config = (run / "config.yaml").read_text()
   assert "beta: 0.2" in config  # the override of the shell
-  (generated,) = [v for k, v in results.items() if k.startswith("xpo generate")]
-  assert len(generated[1].strip().splitlines()) == 2
+  (generate,) = [c for c in _commands() if c.startswith("xpo generate")]
+  assert len(results[generate][1].strip().splitlines()) == 2
   report = (run / "report.html").read_text()
   assert "First loss as it must be" in report
   assert 'class="loss"' in report  # tokens with their mask
 
 
 def test_check_trains_nothing_and_shows_both_stages(walked):
-  _, results, _ = walked
-  (shown,) = [v[1] for k, v in results.items() if k.startswith("xpo check")]
+  _, results = walked
+  (check,) = [c for c in _commands() if c.startswith("xpo check")]
+  shown = results[check][1]
   assert "sft(" in shown and "dpo(" in shown
   assert "memory, temporaries" in shown
   assert "rows 60" in shown or "rows 61" in shown
@@ -189,6 +210,13 @@ def test_error_is_one_line_and_exit_code_2():
   assert done.returncode == 2
   assert done.stderr.count("\n") == 1 and "did you mean 'dpo'" in done.stderr
   assert not done.stdout
+
+
+def test_help_of_a_command_without_a_recipe_is_its_usage(capsys):
+  with pytest.raises(SystemExit) as left:
+    cli.main(["train", "--help"])
+  assert left.value.code == 0
+  assert "--run-dir" in capsys.readouterr().out
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -59,9 +59,10 @@ def _parser() -> argparse.ArgumentParser:
       help=text,
       description=text,
       epilog=_OVERRIDES if overrides else None,
-      add_help=not overrides,
+      add_help=not overrides,  # the recipe's own --help lists its fields
+      allow_abbrev=False,
     )
-    sub.set_defaults(run=run, overrides=overrides)
+    sub.set_defaults(run=run, overrides=overrides, usage=sub.format_help)
     return sub
 
   command(
@@ -147,7 +148,10 @@ def _explain(args, rest) -> None:
 
 
 def _experiment(args, rest):
-  if args.recipe is None or args.recipe in ("-h", "--help"):
+  if args.recipe is None and {"-h", "--help"} & set(rest):
+    print(args.usage())
+    raise SystemExit(0)
+  if args.recipe is None:
     raise ValueError(f"xpo {args.command} RECIPE: name one (xpo list); {_OVERRIDES}")
   from xpo_jax.recipes import find
 

@@ -52,7 +52,7 @@ _MEASURES = {
   "kl_plain": "KL to the reference, mean log-ratio (nats)",
   "win_rate_vs_reference": "win rate against the reference",
   "win_rate_vs_chosen": "win rate against chosen answers",
-  "preference_accuracy": "held-out pairs ordered right",
+  "preference_accuracy": "held-out pairs ordered right by the log-ratio",
   "length": "length (tokens)",
   "no_eos": "cut before the end",
   "distinct_1": "distinct-1",
