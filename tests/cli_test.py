@@ -109,6 +109,8 @@ def test_walk_leaves_what_the_readme_says(walked):
   assert {"reward", "kl", "preference_accuracy"} <= set(evaluation["policy"])
   config = (run / "config.yaml").read_text()
   assert "beta: 0.2" in config  # the override of the shell
+  again = find.load(str(run / "config.yaml"))  # as the report says
+  assert again.objective.knobs["beta"] == 0.2
   (generate,) = [c for c in _commands() if c.startswith("xpo generate")]
   assert len(results[generate][1].strip().splitlines()) == 2
   report = (run / "report.html").read_text()

@@ -250,6 +250,7 @@ def test_full_run_shows_evaluation_samples_and_tokens(run):
   assert "fine … (reward 0.25)" in text and "good" in text
   for kind in ("prompt", "loss", "free"):
     assert f'<span class="{kind}">a</span>' in text
+  assert '<span class="prompt">a</span><br><span class="loss">a</span>' in text
 
 
 def test_report_is_the_same_when_written_again(run):

@@ -59,7 +59,10 @@ class Code(NamedTuple):
 
 
 class Tokens(NamedTuple):
-  """One row of tokens; kind is "prompt", "loss" or "free" (a completion without loss).
+  """One row of tokens.
+
+  A piece's kind is "prompt", "loss", "free" (of a completion, without loss), or
+  "break": a new line, its text left out.
 
   Attributes:
     title: which row.
@@ -182,7 +185,7 @@ def _markdown_code(code: Code) -> str:
 
 
 def _markdown_tokens(tokens: Tokens) -> str:
-  marks = {"prompt": "{}", "loss": "[{}]", "free": "({})"}
+  marks = {"prompt": "{}", "loss": "[{}]", "free": "({})", "break": "\n"}
   text = " ".join(marks[kind].format(piece) for piece, kind in tokens.pieces)
   return f"{tokens.title}\n\n```\n{text}\n```"
 

@@ -5,7 +5,6 @@ goes on, that died, or that was copied from elsewhere.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -284,22 +283,27 @@ def _data(counts: Mapping[str, Any], summary, shown) -> list:
   blocks = [page.Table((), [list(fact) for fact in _leaves(counts | sizes)])]
   if shown:
     text = (
-      "The first rows as the model sees them: blue is prompt, green carries loss, grey "
-      "is a completion without loss. What is green was read back from the indices that "
-      "training gathers by."
+      "The first rows as the model sees them, a line for each prompt and completion: "
+      "blue is prompt, green carries loss, grey is a completion without loss. What is "
+      "green was read back from the indices that training gathers by."
     )
     blocks.append(page.Text(text))
-    blocks += [
-      page.Tokens(f"row {i}", [_piece(token) for token in row])
-      for i, row in enumerate(shown)
-    ]
+    blocks += [page.Tokens(f"row {i}", _pieces(row)) for i, row in enumerate(shown)]
   return blocks
 
 
-def _piece(token: Mapping[str, Any]) -> tuple[str, str]:
-  kind = "loss" if token["loss"] else ("free" if token["branch"] else "prompt")
-  # Whitespace made visible: where a word begins is what a boundary bug moves.
-  return re.sub(r"\n", "⏎", token["text"]) or "∅", kind
+def _pieces(row: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+  """A row's tokens, a line for each prompt and completion."""
+  pieces, before = [], None
+  for token in row:
+    here = (token["segment"], token["branch"])
+    if before not in (None, here):
+      pieces.append(("", "break"))
+    before = here
+    kind = "loss" if token["loss"] else ("free" if token["branch"] else "prompt")
+    # A line break or nothing at all must still be seen as a token.
+    pieces.append((token["text"].replace("\n", "⏎") or "∅", kind))
+  return pieces
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = ""):
