@@ -93,7 +93,13 @@ def _packed():
 def _params():
   model = transformer.model(CONFIG)
   policy_key, ref_key, value_key = jax.random.split(jax.random.key(0), 3)
-  init = jax.jit(lambda key: jax.tree.map(lambda x: 5 * x, model.init(key)))
+
+  @jax.jit
+  def init(key):
+    lm = model.init(key)
+    # Of about one: peaked distributions, and gradients that rounding does not swamp.
+    return lm | {name: 30 * lm[name] for name in ("embedding", "head")}
+
   value = {"kernel_D": jax.random.normal(value_key, (WIDTH,)), "bias": jnp.float32(0.3)}
   return {
     "policy": {"lm": init(policy_key), "value": value},

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -110,9 +110,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
   if jax.process_count() == 1:
     return jax.device_put(batch, shardings)
   return jax.tree.map(
-    lambda x, s: jax.make_array_from_callback(
-      x.shape, s, lambda at: jnp.asarray(x[at])
-    ),
+    lambda x, s: jax.make_array_from_callback(x.shape, s, lambda at: np.asarray(x)[at]),
     batch,
     shardings,
   )
