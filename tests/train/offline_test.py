@@ -289,7 +289,7 @@ def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   data = Data(str(path), rows_per_step=2)
   stop = Experiment(Use("dpo"), data, Scratch(MODEL), mesh=ONE)
-  with pytest.raises(BadRows, match="1 bad row.*\n.*pairs.jsonl:3: identical"):
+  with pytest.raises(BadRows, match=r"1 bad row.*\n.*pairs.jsonl:3: identical"):
     offline.train(stop, tmp_path / "run", say=_quiet)
   assert not (tmp_path / "run").exists()
   drop = dataclasses.replace(stop, data=dataclasses.replace(data, bad_rows="drop"))

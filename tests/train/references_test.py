@@ -1,4 +1,4 @@
-"""The reference's cache: the same numbers as scoring, and never those of another run."""
+"""The reference's cache: the numbers of scoring, and never those of another run."""
 
 import functools
 
