@@ -139,7 +139,7 @@ def _beta_dpo(h: Arrays, x: Arrays) -> Arrays:
     log_weight.append(log_weight_B)
     return x["selected_mask"]
 
-  aux, state = objectives.couple(frozen, state, recorded, **knobs)
+  aux, state = objectives.beta_dpo_coupling(frozen, state, recorded, **knobs)
   o = objectives.beta_dpo(**knobs)._replace(prepare=lambda *_: (aux, state))
   out = scored.evaluate(o, s, state)
   return _outputs(out) | {

@@ -106,8 +106,8 @@ def _compare(actual: Any, expected: Any, case: dict, what: str) -> None:
     np.testing.assert_allclose(actual, expected, case["rtol"], lost, err_msg=what)
 
 
-def compute(names: Sequence[str], jit: bool = True) -> list[tuple[dict, dict]]:
-  """Outputs and gradients of some cases, as one program if `jit`."""
+def compute(names: Sequence[str]) -> list[tuple[dict, dict]]:
+  """Outputs and gradients of some cases, as one program."""
   inputs = [_inputs(CASES[name]) for name in names]
   recorded = [_gradients(CASES[name], x) for name, x in zip(names, inputs, strict=True)]
 
@@ -141,7 +141,7 @@ def compute(names: Sequence[str], jit: bool = True) -> list[tuple[dict, dict]]:
       {k: a[k].astype(jnp.float64) for k in g}
       for a, g in zip(arrays, recorded, strict=True)
     ]
-    return jax.device_get((jax.jit(every) if jit else every)(arrays, wanted))
+    return jax.device_get(jax.jit(every)(arrays, wanted))
 
 
 def compare(case: dict, out: dict, gradient: dict) -> None:

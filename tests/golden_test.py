@@ -51,7 +51,7 @@ def test_every_objective_is_guarded():
 class _Flip(ast.NodeTransformer):
   """Turns the n-th sign of an objective's maths around, its metrics left out."""
 
-  FUNCTIONS = ("loss", "couple")
+  FUNCTIONS = ("loss", "beta_dpo_coupling")
 
   def __init__(self, n: int):
     self.n, self.seen, self.inside = n, 0, False
@@ -126,7 +126,7 @@ def test_any_flipped_sign_fails_its_goldens(name, monkeypatch):
       break
     for attribute in [k for k, home in objectives.HOME.items() if home == file]:
       monkeypatch.setattr(objectives, attribute, vars(module)[attribute], raising=False)
-    results = golden.compute(cases, jit=False)
+    results = golden.compute(cases)
     with pytest.raises(AssertionError):
       for case, result in zip(cases, results, strict=True):
         golden.compare(golden.CASES[case], *result)

@@ -12,7 +12,7 @@ from xpo_jax.types import Scored
 
 RNG = np.random.default_rng(0)
 POLICY, REF = RNG.normal(size=(2, 4, 6)).astype(np.float32) * 3
-TARGET = np.array([0, 5, 2, 2])
+TARGET = np.array([0, 5, 2, 2], np.int32)
 ROLES = {"policy": POLICY, "ref": REF, "policy.value": POLICY[:, 0]}
 P, Q = special.softmax(POLICY.astype(np.float64), -1), special.softmax(REF, -1)
 ORACLE = {

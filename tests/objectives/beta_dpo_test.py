@@ -22,7 +22,9 @@ def test_hand_computed_state_beta_and_loss():
   state = {"gap_mean": jnp.float32(2.0), "gap_std": jnp.float32(1.0)}
   selected = np.array([1.0, 0.0, 1.0, 0.0])
   knobs = {"beta": 0.1, "alpha": 0.2, "momentum": 0.9}
-  aux, state = objectives.couple(pairs(gap), state, lambda _: selected, **knobs)
+  aux, state = objectives.beta_dpo_coupling(
+    pairs(gap), state, lambda _: selected, **knobs
+  )
   mean = 0.9 * 2 + 0.1 * gap.mean()
   assert state["gap_mean"] == pytest.approx(mean)
   assert state["gap_std"] == pytest.approx(0.9 * 1 + 0.1 * gap.std(ddof=1))
@@ -49,18 +51,26 @@ def test_first_step_without_any_gap_is_log_2():
   assert out.state["gap_std"] == 0
 
 
-@pytest.mark.parametrize(("rows", "keep"), [(8, 0.8), (10, 0.7), (5, 0.1), (4, 1.0)])
-def test_draws_the_stated_share(rows, keep):
+@jax.jit
+def drawn(keep, weight_B):
   o = objectives.beta_dpo(keep=keep)
-  aux, _ = o.prepare(toy.scored(K=2, B=rows), o.init(), KEY)
-  assert aux.rows.sum() == max(1, int(rows * keep + 1e-9))
-  assert set(np.unique(aux.rows)) <= {0.0, 1.0}
+  s = toy.scored(K=2, B=10).replace(weight_B=weight_B)
+  return o.prepare(s, o.init(), KEY)[0].rows
+
+
+@pytest.mark.parametrize(("rows", "keep"), [(8, 0.8), (10, 0.7), (5, 0.1), (4, 1.0)])
+def test_draws_the_stated_share_of_the_real_rows(rows, keep):
+  weight_B = (np.arange(10) < rows).astype(np.float32)
+  selected_B = np.asarray(drawn(keep, weight_B))
+  assert selected_B.sum() == max(1, int(rows * keep + 1e-9))
+  assert set(np.unique(selected_B)) <= {0.0, 1.0}
+  assert not selected_B[rows:].any()
 
 
 def test_typical_pairs_are_drawn_more_often():
   gap = np.array([0.0, 0.1, -0.1, 4.0])
   o = objectives.beta_dpo(keep=0.5, momentum=0.0)
-  draw = jax.vmap(lambda key: o.prepare(pairs(gap), o.init(), key)[0].rows)
+  draw = jax.jit(jax.vmap(lambda key: o.prepare(pairs(gap), o.init(), key)[0].rows))
   share = np.asarray(draw(jax.random.split(KEY, 400))).mean(0)
   assert share.sum() == pytest.approx(2)
   assert share[3] < share[:3].min() - 0.2

@@ -28,7 +28,7 @@ _PARTS = {
   "mixture": "_mixture",
   "odds_ratio": "_orpo",
   "gamma_from_ratio": "_simpo",
-  "couple": "_beta_dpo",
+  "beta_dpo_coupling": "_beta_dpo",
   "log_ratio": "_rewards",
   "rewards": "_rewards",
   "seq_logp": "_rewards",

@@ -12,7 +12,7 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, Sta
 _FLOOR = 1e-3  # the authors' code: beta is never smaller
 
 
-def couple(
+def beta_dpo_coupling(
   scored: Scored,
   state: State,
   select: Callable[[Array], Array],
@@ -90,7 +90,7 @@ def beta_dpo(
     def draw(log_weight_B: Array) -> Array:
       return selection.without_replacement(log_weight_B, keep, *rows)
 
-    return couple(scored, state, draw, beta, alpha, momentum)
+    return beta_dpo_coupling(scored, state, draw, beta, alpha, momentum)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     every = _dpo.dpo(aux.shared).loss(scored, Aux())

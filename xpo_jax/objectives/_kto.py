@@ -68,18 +68,11 @@ def kto(
       "z0": scored.mean_B(jnp.broadcast_to(aux.shared, loss_B.shape)),
       "reward_accuracy": scored.mean_B((1 + jnp.sign(gain_B)) / 2),
     }
-    logp_B = _rewards.seq_logp(scored)[:, 0]
-    for side, member_B in {"chosen": desirable_B, "rejected": ~desirable_B}.items():
-      among = scored.replace(weight_B=jnp.where(member_B, scored.weight_B, 0))
-      metrics[f"reward_{side}"] = among.mean_B(beta * log_ratio_B)
-      metrics[f"logp_{side}"] = among.mean_B(logp_B)
+    metrics |= _rewards.unpaired_metrics(scored, beta * log_ratio_B, desirable_B)
     return Loss({"kto": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {
-    "beta": beta,
-    "desirable_weight": desirable_weight,
-    "undesirable_weight": undesirable_weight,
-  }
+  knobs = {"beta": beta, "desirable_weight": desirable_weight}
+  knobs["undesirable_weight"] = undesirable_weight
   needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   fields = frozenset({"desirable_BK"})
   layout = Layout.RATED_MISMATCHED

@@ -70,3 +70,16 @@ def reward_metrics(scored: Scored, reward_BK: Array) -> dict[str, Mean]:
     "reward_margin": scored.mean_B(margin_B),
     "reward_accuracy": scored.mean_B((1 + jnp.sign(margin_B)) / 2),
   }
+
+
+def unpaired_metrics(
+  scored: Scored, reward_B: Array, desirable_B: Array
+) -> dict[str, Mean]:
+  """Rewards and log-probs of column 0, apart for desirable and undesirable rows."""
+  logp_B = seq_logp(scored)[:, 0]
+  metrics = {}
+  for side, member_B in (("chosen", desirable_B), ("rejected", ~desirable_B)):
+    among = scored.replace(weight_B=jnp.where(member_B, scored.weight_B, 0))
+    metrics[f"reward_{side}"] = among.mean_B(reward_B)
+    metrics[f"logp_{side}"] = among.mean_B(logp_B)
+  return metrics
