@@ -109,7 +109,7 @@ def test_walk_leaves_what_the_readme_says(walked):
   assert {"reward", "kl", "preference_accuracy"} <= set(evaluation["policy"])
   config = (run / "config.yaml").read_text()
   assert "beta: 0.2" in config  # the override of the shell
-  again = find.load(str(run / "config.yaml"))  # as the report says
+  again = find.load(str(run / "config.yaml")).experiment  # as the report says
   assert again.objective.knobs["beta"] == 0.2
   (generate,) = [c for c in _commands() if c.startswith("xpo generate")]
   assert len(results[generate][1].strip().splitlines()) == 2
@@ -255,7 +255,7 @@ def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):
   names = find.names()
   assert names["hh_pairs"] == path and "helpers" not in names
   assert find.summary(path) == "DPO on HH."
-  assert find.load("hh_pairs") == find.load(str(path)) == 7
+  assert find.load("hh_pairs").experiment == find.load(str(path)).experiment == 7
   with pytest.raises(ValueError, match="did you mean 'hh_pairs'"):
     find.load("hh_pair")
   with pytest.raises(ValueError, match="no function experiment"):

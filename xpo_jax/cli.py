@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _OVERRIDES = (
-  "any field of the experiment may follow: --objective.beta 0.2 --data.epochs 2; "
+  "its arguments (path=FILE) and any field of the experiment may follow: "
+  "--objective.beta 0.2 --data.epochs 2; "
   "--objective NAME takes another objective; RECIPE --help lists them all"
 )
 
@@ -147,7 +148,7 @@ def _explain(args, rest) -> None:
   print(f"   data columns: {', '.join(columns)}" if columns else "")
 
 
-def _experiment(args, rest):
+def _recipe(args, rest):
   if args.recipe is None and {"-h", "--help"} & set(rest):
     print(args.usage())
     raise SystemExit(0)
@@ -155,32 +156,40 @@ def _experiment(args, rest):
     raise ValueError(f"xpo {args.command} RECIPE: name one (xpo list); {_OVERRIDES}")
   from xpo_jax.recipes import find
 
-  experiment = find.load(args.recipe)
-  if not rest:
-    return experiment
+  # Words before the first flag are the recipe's own arguments.
+  flags = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+  recipe = find.load(args.recipe, rest[:flags])
+  if flags == len(rest):
+    return recipe
   from xpo_jax.train import configure
 
   prog = f"xpo {args.command} {args.recipe}"
-  return configure.from_args(experiment, rest, prog=prog)
+  changed = configure.from_args(recipe.experiment, rest[flags:], prog=prog)
+  return recipe._replace(experiment=changed)
 
 
-def _train(args, rest) -> None:
-  experiment = _experiment(args, rest)
-  from xpo_jax.train import offline, report
-
+def _train(args, rest) -> int | None:
+  recipe = _recipe(args, rest)
   name = Path(args.recipe)
   run_dir = args.run_dir or Path("runs") / (
     name.parent.name if name.name == "config.yaml" else name.stem
   )
-  result = offline.train(experiment, run_dir)
+  if recipe.run is not None:
+    return recipe.run(recipe.experiment, run_dir)
+  from xpo_jax.train import offline, report
+
+  result = offline.train(recipe.experiment, run_dir)
   print(f"report: {report.write(result.run_dir)}")
+  return None
 
 
 def _check(args, rest) -> None:
-  experiment = _experiment(args, rest)
+  recipe = _recipe(args, rest)
+  if recipe.run is not None:
+    raise ValueError(f"{args.recipe} is a study of many runs; check is for single runs")
   from xpo_jax.train import preflight
 
-  for budget in preflight.check(experiment):
+  for budget in preflight.check(recipe.experiment):
     print(budget.name)
     dropped = sum(budget.counts["dropped"].values())
     print(

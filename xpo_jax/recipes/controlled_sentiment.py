@@ -10,13 +10,13 @@ Sec. 6.1).
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from xpo_jax.data import collate, pack, world
-from xpo_jax.models import config, transformer
+from xpo_jax.models import config, pretrained, transformer
 from xpo_jax.recipes import sentiment_data
 from xpo_jax.recipes.sentiment_study import Arm, Judge, Result, Study, Trained
 from xpo_jax.token_stats import REF_LOGP
@@ -27,25 +27,52 @@ from xpo_jax.types import Layout, Params
 Say = Callable[[str], None]
 
 
-def run(
-  study: Study, corpus: sentiment_data.Corpus | None = None, say: Say = print
-) -> Result:
+class Beginning(NamedTuple):
+  """What a study starts from: texts, architecture, weights before fine-tuning."""
+
+  study: Study
+  corpus: sentiment_data.Corpus
+  model: transformer.Model
+  params: Params
+
+
+def prepare(study: Study) -> Beginning:
+  """Reads everything the study needs, and refuses what it cannot use.
+
+  Raises:
+    BadRows: a text that cannot be used.
+    ValueError: no such source or checkpoint, or too few prompts to judge on.
+  """
+  held = None if study.policy is None else pretrained.load(study.policy)
+  corpus = sentiment_data.corpus(study, held and held.tokenizer)
+  prompts = len(corpus.prompts(study.split))
+  if prompts < study.prompts:
+    raise ValueError(
+      f"Study.prompts is {study.prompts}, the {study.split} split of {corpus.name} "
+      f"has {prompts} distinct prompts; take fewer prompts or more texts"
+    )
+  if held is not None:
+    model = transformer.model(held.config)
+    return Beginning(study, corpus, model, {"lm": held.params["lm"]})
+  model = transformer.model(_config(study, len(corpus.tokenizer)))
+  params = {"lm": jax.jit(model.init)(jax.random.key(study.seed))}
+  return Beginning(study, corpus, model, params)
+
+
+def run(beginning: Beginning, say: Say = print) -> Result:
   """Runs the whole study.
 
   Args:
-    study: the settings.
-    corpus: texts with a tokenizer; None draws the embedded world's.
+    beginning: of `prepare`.
     say: takes a line of progress.
 
-  Returns:
-    Result.
+  Raises:
+    FloatingPointError: a run diverged.
   """
+  study, corpus, model, start = beginning
   clock = _Clock(say)
-  clock.start(f"{jax.default_backend()} x {jax.device_count()}: texts and tokenizer")
-  corpus = corpus or sentiment_data.embedded(study.texts, study.vocab, study.seed)
-  model = transformer.model(_model(study, len(corpus.tokenizer)))
   clock.start(f"supervised fine-tuning, {study.sft_steps} steps")
-  sft_params = _fine_tune(study, corpus, model, say)
+  sft_params = _fine_tune(study, corpus, model, start, say)
   nll_P = _nll(model, sft_params, corpus, study)
   judged = _Judged(study, corpus, model, sft_params)
   clock.start("samples of the SFT policy, for best-of-n and the ceiling")
@@ -108,7 +135,7 @@ class _Clock:
     return self._seconds
 
 
-def _model(study: Study, vocab: int) -> config.Config:
+def _config(study: Study, vocab: int) -> config.Config:
   return config.Config(
     vocab=vocab,
     width=study.width,
@@ -162,15 +189,13 @@ class Trainer:
     return run.params, curve
 
 
-def _fine_tune(study: Study, corpus, model: transformer.Model, say: Say) -> Params:
+def _fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
   examples = corpus.examples("train", study.longest)
   plan = functools.partial(
     pack.plan, examples, rows_per_step=study.sft_rows, row_length=study.row_length
   )
   epochs = -(-study.sft_steps // len(plan())) + 1
   data = plan(seed=study.seed, epochs=epochs, steps=study.sft_steps)
-  key = jax.random.key(study.seed)
-  start = {"lm": jax.jit(model.init)(key)}
   train = Trainer(Use("sft"), model, start, study.sft_steps)
   knobs = step.knobs(_optimizer(study.sft_rate))
   params, curve = train((data[i] for i in range(len(data))), knobs, study.seed)
@@ -190,14 +215,8 @@ class _Judged:
   """How every policy is sampled and rewarded, on the same prompts."""
 
   def __init__(self, study: Study, corpus, model, ref: Params):
-    prompts = corpus.prompts(study.split)
-    if len(prompts) < study.prompts:
-      raise ValueError(
-        f"Study.prompts is {study.prompts}, the {study.split} split of {corpus.name} "
-        f"has {len(prompts)} distinct prompts; take fewer prompts or more texts"
-      )
     self._study, self._corpus, self._model, self._ref = study, corpus, model, ref
-    self._prompts = prompts[: study.prompts]
+    self._prompts = corpus.prompts(study.split)[: study.prompts]
 
   def draws(self, params: Params, seed: int) -> evaluate.Draws:
     return evaluate.draw(

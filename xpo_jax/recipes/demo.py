@@ -31,14 +31,13 @@ def _environment() -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
-def run(study, run_dir: Path, command: str, corpus=None) -> int:
+def run(study, run_dir: Path, command: str) -> int:
   """Runs a study, writes its page, prints its tables.
 
   Args:
     study: the settings.
     run_dir: a new directory.
     command: what rebuilds it, for the page.
-    corpus: `sentiment_data.Corpus`, or None for the embedded world.
 
   Returns:
     0, or 1 where a check does not hold.
@@ -50,13 +49,17 @@ def run(study, run_dir: Path, command: str, corpus=None) -> int:
     raise ValueError(
       f"run directory {run_dir} exists; name another with --run-dir, or remove it"
     )
+  import jax
+
   from xpo_jax.recipes import controlled_sentiment, sentiment_findings, sentiment_page
   from xpo_jax.train import charts, configure, report
 
+  print(f"{jax.device_count()} x {jax.devices()[0].device_kind}: {run_dir}", flush=True)
+  beginning = controlled_sentiment.prepare(study)
   run_dir.mkdir(parents=True)
   settings = {"study": configure.to_dict(study), **configure.surroundings()}
   (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
-  result = controlled_sentiment.run(study, corpus, lambda line: print(line, flush=True))
+  result = controlled_sentiment.run(beginning, lambda line: print(line, flush=True))
   figure = charts.svg(sentiment_page.figure(result), standalone=True)
   (run_dir / "frontier.svg").write_text(figure)
   (run_dir / "runs.jsonl").write_text(_lines(result))

@@ -1,16 +1,33 @@
-"""Recipes by name: files with a function `experiment() -> Experiment`.
+"""Recipes by name: files with a function `experiment(...) -> Experiment`.
 
 They live in `experiments/` of the working directory or of the checkout, and in this
-package. Listing them reads their text and imports nothing.
+package. Arguments of that function (`path`) are given as `path=FILE`. A file that also
+has `run(experiment, run_dir)` is run by it, not by the trainer: a study of many runs
+returns its own settings from `experiment`. Listing reads text and imports nothing.
 """
 
 import ast
 import difflib
 import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 _HERE = Path(__file__).parent
 _PLACES = (_HERE, _HERE.parent.parent / "experiments")
+
+
+class Recipe(NamedTuple):
+  """A recipe that was found.
+
+  Attributes:
+    experiment: `train.experiment.Experiment`, or the settings of a study.
+    run: `(experiment, run_dir) -> exit code` of a study; None: the trainer runs it.
+  """
+
+  experiment: Any
+  run: Callable[[Any, Path], int] | None = None
 
 
 def names() -> dict[str, Path]:
@@ -45,26 +62,43 @@ def path_of(recipe: str) -> Path:
   return known[recipe]
 
 
-def load(recipe: str):
+def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
   """The experiment of a recipe, by name or path, or of a run's config.yaml.
 
-  Returns:
-    `train.experiment.Experiment`.
+  Args:
+    recipe: name, path of a .py, or path of a config.yaml.
+    arguments: `name=value` for the parameters of its `experiment`.
 
   Raises:
-    ValueError: no such recipe, or its file has no `experiment()`.
+    ValueError: no such recipe, its file has no `experiment`, or an argument that is
+      missing or that it does not have.
   """
   if Path(recipe).name == "config.yaml":
     from xpo_jax.train import configure  # imports JAX, which listing must not
 
-    return configure.read(Path(recipe).parent)[0]
+    return Recipe(configure.read(Path(recipe).parent)[0])
   path = path_of(recipe)
   if not _defines_experiment(path):
     raise ValueError(f"{path} is not a recipe: it has no function experiment()")
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.experiment()
+  held = vars(module)
+  given = _arguments(recipe, held["experiment"], arguments)
+  return Recipe(held["experiment"](**given), held.get("run"))
+
+
+def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, str]:
+  wanted = inspect.signature(make).parameters
+  pairs = dict(one.partition("=")[::2] for one in given)
+  unknown = sorted(set(pairs) - set(wanted))
+  missing = [n for n, p in wanted.items() if p.default is p.empty and n not in pairs]
+  takes = " ".join(f"{name}=..." for name in wanted) or "no arguments"
+  if unknown:
+    raise ValueError(f"recipe {recipe} has no argument {unknown[0]}; it takes {takes}")
+  if missing:
+    raise ValueError(f"recipe {recipe} needs {missing[0]}=...; it takes {takes}")
+  return pairs
 
 
 def summary(path: Path) -> str:

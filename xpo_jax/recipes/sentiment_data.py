@@ -11,7 +11,8 @@ import numpy as np
 
 from xpo_jax.data import records, sources, split, tokenise, world
 from xpo_jax.models import sample, transformer
-from xpo_jax.train import evaluate
+from xpo_jax.recipes.sentiment_study import Study
+from xpo_jax.train import evaluate, experiment, inputs
 from xpo_jax.types import Array, Layout, Params
 
 SPLITS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
@@ -65,37 +66,52 @@ class Pairs(NamedTuple):
     return np.where(np.array(turned)[:, None], self.reward_P2[:, ::-1], self.reward_P2)
 
 
-def embedded(texts: int, vocab: int, seed: int) -> Corpus:
-  """The embedded world's reviews."""
-  rows = [
-    records.Demonstration(f"review {i}", prompt, completion)
-    for i, (prompt, completion) in enumerate(world.generate(texts, seed))
-  ]
-  return _corpus("embedded world", rows, vocab, seed)
+def corpus(study: Study, tokenizer: Any = None) -> Corpus:
+  """The study's texts, split by prompt.
 
-
-def from_loaded(loaded: sources.Loaded, vocab: int, seed: int) -> Corpus:
-  """Real sentences: what a reader of `data.sources` returned.
+  Args:
+    study: names the source.
+    tokenizer: of a pretrained policy; None trains one on the train split.
 
   Raises:
     BadRows: any row is bad.
-    ValueError: the rows are not texts.
+    ValueError: no such source, or its rows are not texts.
   """
+  if study.source is None:
+    name, rows = "embedded world", _embedded(study.texts, study.seed)
+  else:
+    name, rows = _read(study)
+  parts = split.by_prompt(rows, SPLITS, study.seed)
+  if tokenizer is None:
+    texts = [row.prompt + row.completion for row in parts["train"]]
+    tokenizer = world.train_bpe(texts, study.vocab)
+  return Corpus(name, parts, tokenizer)
+
+
+def _embedded(texts: int, seed: int) -> list[records.Demonstration]:
+  return [
+    records.Demonstration(f"review {i}", prompt, completion)
+    for i, (prompt, completion) in enumerate(world.generate(texts, seed))
+  ]
+
+
+def _read(study: Study) -> tuple[str, list[records.Demonstration]]:
+  data = experiment.Data(
+    path=study.source,
+    split=study.source_split,
+    limit=study.texts,
+    reading=sources.Reading(prompt_words=study.prompt_words),
+  )
+  loaded = inputs.load(data, data, {})
   if loaded.bad:
     raise records.BadRows(loaded.bad)
   if not isinstance(loaded.records[0], records.Demonstration):
     kind = type(loaded.records[0]).__name__
     raise ValueError(
-      f"source: {loaded.name} holds {kind} rows; this study needs texts (a 'text' "
-      "column, or 'prompt' and 'completion')"
+      f"Study.source: {loaded.name} holds {kind} rows; this study needs texts (a "
+      "'text' column, or 'prompt' and 'completion')"
     )
-  return _corpus(loaded.name, list(loaded.records), vocab, seed)
-
-
-def _corpus(name, rows, vocab: int, seed: int) -> Corpus:
-  parts = split.by_prompt(rows, SPLITS, seed)
-  texts = [row.prompt + row.completion for row in parts["train"]]
-  return Corpus(name, parts, world.train_bpe(texts, vocab))
+  return loaded.name, list(loaded.records)
 
 
 def complete(

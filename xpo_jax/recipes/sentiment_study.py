@@ -50,10 +50,14 @@ class Study:
   """All that the study depends on.
 
   Attributes:
-    texts: reviews drawn from the embedded world (unused for a corpus of your own).
-    vocab: entries of the BPE tokenizer.
-    width: of the model.
-    layers: of the model.
+    source: None: the embedded world; else as `train.experiment.Data.path`.
+    source_split: of a TFDS or Hugging Face data set.
+    prompt_words: words of a text that make its prompt, for a source without prompts.
+    texts: how many, from the start of a source; None: all of it.
+    policy: a Hugging Face directory to start from; None: a small model from scratch.
+    vocab: entries of the BPE tokenizer trained from scratch.
+    width: of the model from scratch.
+    layers: of the model from scratch.
     sft_steps: steps of supervised fine-tuning on the corpus.
     sft_rows: packed rows of such a step.
     sft_rate: its peak learning rate.
@@ -73,7 +77,11 @@ class Study:
     seed: of the corpus, the tokenizer and the SFT model, shared by all seeds.
   """
 
-  texts: int = 12_000
+  source: str | None = None
+  source_split: str = "train"
+  prompt_words: int = 4
+  texts: int | None = 12_000
+  policy: str | None = None
   vocab: int = 640
   width: int = 64
   layers: int = 2
