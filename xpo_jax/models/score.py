@@ -66,7 +66,8 @@ def score(
     lm = params[role]["lm"]
     if role != TRAINED:
       lm = jax.lax.stop_gradient(lm)
-    lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
+    if mesh is not None:
+      lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
     hidden_RLD = rules.pin(mesh, models[role].hidden(lm, rows), meshes.ROWS)
     hidden_RCD = jnp.take_along_axis(hidden_RLD, source_RC[..., None], axis=1)
     # Selected here, before anything is computed from it: what stands on padding, NaN

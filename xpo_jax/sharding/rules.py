@@ -79,14 +79,12 @@ def pin(mesh: Mesh | None, x: Array, *axes: str | tuple[str, ...] | None) -> Arr
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-def gather_tables(mesh: Mesh | None, params: Params, logical_axes: Any) -> Params:
+def gather_tables(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
   """The parameters, those with a vocabulary axis split by that axis alone.
 
   Looked up or multiplied while its other axis is split too, such a table makes the
   compiler split activations along the width, and then replicate them.
   """
-  if mesh is None:
-    return params
 
   def gather(axes, x):
     if "vocab" not in axes:
