@@ -50,11 +50,7 @@ def open_writer(
     truncate(path, step)
   worker = pipe = None
   if wandb is not None:
-    if importlib.util.find_spec("wandb") is None:
-      raise ValueError(
-        "Loop.wandb is on, but wandb is not installed; pip install 'xpo_jax[wandb]', "
-        "or turn it off"
-      )
+    check_wandb()
     pipe = queue.SimpleQueue()
     worker = threading.Thread(target=_forward, args=(pipe, dict(wandb)), daemon=True)
     worker.start()
@@ -62,6 +58,15 @@ def open_writer(
     str(run_dir / "tensorboard"), purge_step=step + 1, flush_secs=10
   )
   return Writer(path.open("a", encoding="utf-8"), board, pipe, worker)
+
+
+def check_wandb() -> None:
+  """Refuses Weights & Biases where it is not installed."""
+  if importlib.util.find_spec("wandb") is None:
+    raise ValueError(
+      "Loop.wandb is on, but wandb is not installed; pip install 'xpo_jax[wandb]', "
+      "or turn it off"
+    )
 
 
 def write(writer: Writer, line: Mapping[str, float]) -> None:

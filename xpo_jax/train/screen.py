@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich import progress
 
@@ -31,18 +31,20 @@ def following(steps: int, done: int, say: Say = say) -> Iterator[Report]:
     return
   columns = (
     progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-    progress.BarColumn(),
+    progress.BarColumn(bar_width=12),
     progress.TimeRemainingColumn(),
     progress.TextColumn("{task.fields[line]}"),
   )
   with progress.Progress(*columns) as bar:
     task = bar.add_task("", total=steps, completed=done, line="compiling")
-    yield lambda line: bar.update(task, completed=line["step"], line=describe(line))
+    yield lambda line: bar.update(
+      task, completed=line["step"], line=describe(line, _SHOWN[:2])
+    )
 
 
-def describe(line: Mapping[str, float]) -> str:
+def describe(line: Mapping[str, float], names: Sequence[str] = _SHOWN) -> str:
   """The few numbers of a line that a person watches."""
-  shown = [f"{name} {line[name]:.4g}" for name in _SHOWN if name in line]
+  shown = [f"{name} {line[name]:.4g}" for name in names if name in line]
   if "time/tokens_per_second" in line:
     shown.append(f"{line['time/tokens_per_second']:,.0f} tokens/s")
   return "  ".join(shown)

@@ -15,7 +15,16 @@ from xpo_jax.models import transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
-from xpo_jax.train import configure, inputs, optim, references, screen, state, step
+from xpo_jax.train import (
+  configure,
+  inputs,
+  metrics,
+  optim,
+  references,
+  screen,
+  state,
+  step,
+)
 from xpo_jax.train.experiment import Data, Experiment, MeshShape
 from xpo_jax.train.inputs import Memory
 from xpo_jax.train.references import Cache
@@ -76,15 +85,18 @@ class Run(NamedTuple):
 
 
 def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
-  """What can be refused before a run directory exists: mesh, batch, source.
+  """What can be refused before anything is read: mesh, batch, missing packages.
 
   Returns:
     The mesh; None for one device.
 
   Raises:
-    ValueError: a mesh that does not fit the devices or the batch, or no such data.
+    ValueError: a mesh that does not fit the devices or the batch; wandb asked for and
+      not installed.
   """
   mesh = make_mesh(experiment.mesh)
+  if experiment.loop.wandb is not None:
+    metrics.check_wandb()
   data = experiment.data
   if mesh is not None:
     meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
