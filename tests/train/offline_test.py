@@ -16,6 +16,7 @@ import pytest
 
 from xpo_jax import token_stats
 from xpo_jax.data.records import BadRows
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import pretrained
 from xpo_jax.models.config import Config
 from xpo_jax.objectives import dpo
@@ -268,9 +269,16 @@ def test_stage_before_is_start_and_reference(memory, tmp_path):
     ({"mesh": MeshShape(data=4, fsdp=2)}, "rows=4 of a step do not split evenly"),
     ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
     ({"data": Data("paris")}, "hub:NAME, or one of the records in memory: pairs"),
+    (
+      {"data": Data("demos", rows_per_step=4)},
+      "the data are DEMO, the objective needs",
+    ),
+    ({"data": dataclasses.replace(DATA, row_length=9)}, "row_length: 9 is shorter"),
+    ({"data": dataclasses.replace(DATA, limits=Limits(prompt=2))}, "bad rows"),
+    ({"data": dataclasses.replace(DATA, steps=10**6)}, "raise epochs"),
   ],
 )
-def test_bad_run_is_refused_before_a_directory_is_made(memory, tmp_path, change, says):
+def test_bad_run_is_refused_and_leaves_no_directory(memory, tmp_path, change, says):
   experiment = dataclasses.replace(RUN, **change)
   with pytest.raises(ValueError, match=says):
     offline.train(experiment, tmp_path / "run", memory=memory, say=_quiet)

@@ -70,6 +70,11 @@ def test_weight_decay_touches_matrices_only():
   assert not got["lm"]["bias"].any() and not got["value"]["kernel_D"].any()
 
 
+def test_weight_decay_without_axes_is_refused():
+  with pytest.raises(ValueError, match=r"weight_decay is 0\.5.*no logical axes"):
+    optim.transform(Optimizer(weight_decay=0.5))
+
+
 def test_gradient_longer_than_clip_is_cut_to_it():
   params = _params()
   config = Optimizer(kind="rmsprop", b2=0.0, eps=1e6, clip=0.1)

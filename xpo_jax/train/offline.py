@@ -81,8 +81,7 @@ def train(
 
   Raises:
     ValueError: the run directory exists, or anything about the experiment or its data
-      is wrong; all of it before the first compile, and bad values before the directory
-      is made.
+      is wrong; all of it before the first compile, and no directory is left.
     NonFiniteLoss: the run diverged.
   """
   run_dir, memory = Path(run_dir), memory or {}
@@ -98,7 +97,12 @@ def train(
     raise records.BadRows(loaded.bad)
   run_dir.mkdir(parents=True)
   configure.write(run_dir, experiment)
-  return _go(experiment, run_dir, loaded, memory, say)
+  try:
+    return _go(experiment, run_dir, loaded, memory, say)
+  except ValueError:
+    if not any((run_dir / done).exists() for done in (CHECKPOINTS, START)):
+      shutil.rmtree(run_dir)  # refused, nothing computed: the same name can be used
+    raise
 
 
 def resume(

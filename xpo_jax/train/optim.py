@@ -69,19 +69,27 @@ class Optimizer:
 
 
 def transform(
-  config: Optimizer, logical_axes: Params
+  config: Optimizer, logical_axes: Params | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """The chain that turns a gradient into a descent direction of unit learning rate.
 
   Args:
     config: the optimiser.
     logical_axes: axis names of the language model's leaves (`Model.logical_axes()`);
-      they tell a matrix from a bias stacked over layers.
+      they tell a matrix from a bias stacked over layers. Read by weight decay only.
 
   Returns:
     A transformation of `{"lm": ..., ["value": ...]}`; the step is
     `-learning_rate * update`.
+
+  Raises:
+    ValueError: weight decay without logical axes.
   """
+  if config.weight_decay and logical_axes is None:
+    raise ValueError(
+      f"Optimizer.weight_decay is {config.weight_decay}, but the model names no "
+      "logical axes, which tell matrices from biases; name them, or set it to 0"
+    )
   chain = []
   if config.clip is not None:
     chain.append(optax.clip_by_global_norm(config.clip))

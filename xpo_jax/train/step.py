@@ -77,7 +77,9 @@ def make_step(
     The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, what
     `observe` adds, `grad_norm` (before clipping), `learning_rate`.
   """
-  chain = optim.transform(optimizer, models["policy"].logical_axes())
+  # A user's own module need not name its axes where nothing reads them.
+  axes = models["policy"].logical_axes() if optimizer.weight_decay else None
+  chain = optim.transform(optimizer, axes)
 
   def step(state, frozen, batch, knobs):
     objective = build(**knobs["objective"])
