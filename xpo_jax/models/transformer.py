@@ -293,18 +293,17 @@ def attention_mask(rows: Rows) -> Array:
 
 def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
   """Attention under a mask: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
-  R, L, H, h = query.shape
-  G = key.shape[2]
-  query = query.reshape(R, L, G, H // G, h) * h**-0.5
-  score = jnp.einsum(
-    "rqgmh,rkgh->rgmqk",
-    query,
-    key,
-    preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
-  )
-  score = jnp.where(mask[:, None, None], score, MASKED)
+  H, h = query.shape[2:]
+  shared = H // key.shape[2]
+  key, value = (jnp.repeat(x, shared, axis=2) for x in (key, value))
+  # Heads before positions, in four axes: two plain batched products, which XLA on CPU
+  # runs about twice as fast as the same contraction in any other layout.
+  query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  score = jnp.matmul(query * h**-0.5, key.swapaxes(-1, -2), preferred_element_type=wide)
+  score = jnp.where(mask[:, None], score, MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
-  return jnp.einsum("rgmqk,rkgh->rqgmh", weight, value).reshape(R, L, H, h)
+  return jnp.matmul(weight, value).transpose(0, 2, 1, 3)
 
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:
