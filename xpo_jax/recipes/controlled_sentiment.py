@@ -9,8 +9,8 @@ Sec. 6.1).
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +18,16 @@ import numpy as np
 from xpo_jax.data import collate, pack, world
 from xpo_jax.models import config, pretrained, transformer
 from xpo_jax.recipes import sentiment_data
-from xpo_jax.recipes.sentiment_study import Arm, Judge, Result, Study, Trained
+from xpo_jax.recipes.sentiment_study import (
+  Arm,
+  Judge,
+  Result,
+  Study,
+  Trained,
+  rate_knob,
+)
 from xpo_jax.token_stats import REF_LOGP
-from xpo_jax.train import evaluate, optim, references, sequences, state, step
+from xpo_jax.train import evaluate, optim, references, sequences, sweep
 from xpo_jax.train.experiment import Use
 from xpo_jax.types import Layout, Params
 
@@ -74,11 +81,11 @@ def run(beginning: Beginning, say: Say = print) -> Result:
   clock.start(f"supervised fine-tuning, {study.sft_steps} steps")
   sft_params = _fine_tune(study, corpus, model, start, say)
   nll_P = _nll(model, sft_params, corpus, study)
-  judged = _Judged(study, corpus, model, sft_params)
+  judged = Judged(study, corpus, model, sft_params)
   clock.start("samples of the SFT policy, for best-of-n and the ceiling")
   sft, pool_PS = judged.draws(sft_params, seed=study.seed), judged.pool(sft_params)
   clock.start(f"{study.pairs} pairs for each of {len(study.seeds)} seeds")
-  lab = _Lab(study, corpus, model, sft_params, judged)
+  lab = Lab(study, corpus, model, sft_params, judged)
   trained: list[Trained] = []
   for arm in study.arms:
     clock.start(f"{arm.label}: {len(arm.strengths) * len(study.seeds)} runs")
@@ -88,7 +95,7 @@ def run(beginning: Beginning, say: Say = print) -> Result:
     clock.start(f"DPO on {kind} labels: {len(study.seeds)} runs")
     trained += lab.train(dpo, kind, kind)
   clock.start(f"reward models: {len(study.seeds)} runs")
-  judges = [lab.judge(seed) for seed in study.seeds]
+  judges = lab.judges()
   counts = {
     "texts": sum(map(len, corpus.demonstrations.values())),
     "prompts by split": {
@@ -150,43 +157,8 @@ def _config(study: Study, vocab: int) -> config.Config:
   )
 
 
-def _optimizer(rate: float) -> optim.Optimizer:
-  return optim.Optimizer(learning_rate=rate, warmup_steps=10, floor=0.1)
-
-
-class Trainer:
-  """The trainer's own step for one objective; all its runs share one compilation."""
-
-  def __init__(self, use: Use, model: transformer.Model, params: Params, steps: int):
-    self._objective = use.build()
-    optimizer = _optimizer(1.0)  # the peak is a knob
-    self._update = step.make_step(use.build, {"policy": model}, optimizer, steps)
-    chain = optim.transform(optimizer, model.logical_axes())
-
-    def create(key):
-      start = state.with_heads(self._objective, params, model.config.width, key)
-      return state.create(start, chain, self._objective.init(), key)
-
-    self._create = jax.jit(create)
-
-  def __call__(
-    self, batches: Iterable[pack.Batch], knobs: Mapping[str, Any], seed: int
-  ) -> tuple[Params, dict[str, np.ndarray]]:
-    """One run: the final parameters, and metric -> one value a step.
-
-    Raises:
-      FloatingPointError: a loss that is not finite.
-    """
-    run, metrics = self._create(jax.random.key(seed)), []
-    for batch in batches:
-      run, found = self._update(run, {}, batch, knobs)
-      metrics.append(found)
-    fetched = jax.device_get(metrics)  # once: nothing waits for a step
-    curve = {name: np.array([m[name] for m in fetched]) for name in fetched[0]}
-    bad = np.flatnonzero(~np.isfinite(curve["loss"]))
-    if bad.size:
-      raise FloatingPointError(f"loss is {curve['loss'][bad[0]]} at step {bad[0]}")
-    return run.params, curve
+# The peak is a knob of every run.
+_OPTIMIZER = optim.Optimizer(warmup_steps=10, floor=0.1)
 
 
 def _fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
@@ -195,13 +167,12 @@ def _fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
     pack.plan, examples, rows_per_step=study.sft_rows, row_length=study.row_length
   )
   epochs = -(-study.sft_steps // len(plan())) + 1
-  data = plan(seed=study.seed, epochs=epochs, steps=study.sft_steps)
-  train = Trainer(Use("sft"), model, start, study.sft_steps)
-  knobs = step.knobs(_optimizer(study.sft_rate))
-  params, curve = train((data[i] for i in range(len(data))), knobs, study.seed)
-  first, last = curve["loss"][0], curve["loss"][-20:].mean()
+  data = sweep.stack(plan(seed=study.seed, epochs=epochs, steps=study.sft_steps))
+  train = sweep.Sweep(Use("sft"), model, start, _OPTIMIZER)
+  (done,) = train([sweep.Run(data, rate_knob(study.sft_rate), study.seed)])
+  first, last = done.curve["loss"][0], done.curve["loss"][-20:].mean()
   say(f"          {first:.2f} -> {last:.2f} nats a token")
-  return params
+  return done.params
 
 
 def _nll(model, params, corpus, study) -> np.ndarray:
@@ -211,7 +182,7 @@ def _nll(model, params, corpus, study) -> np.ndarray:
   return -logp_B / np.array([len(e.completions[0]) for e in examples])
 
 
-class _Judged:
+class Judged:
   """How every policy is sampled and rewarded, on the same prompts."""
 
   def __init__(self, study: Study, corpus, model, ref: Params):
@@ -246,15 +217,16 @@ class _Judged:
     return world.true_reward(texts).reshape(self._study.prompts, self._study.pool)
 
 
-class _Lab:
-  """Trains arms on the same pairs; a layout's batches are laid out once."""
+class Lab:
+  """Trains arms on the same pairs; a layout's batches are laid out once, and an
+  objective has one sweep for all of its runs."""
 
-  def __init__(self, study: Study, corpus, model, ref: Params, judged: _Judged):
+  def __init__(self, study: Study, corpus, model, ref: Params, judged: Judged):
     self._study, self._corpus, self._model, self._ref = study, corpus, model, ref
     self._judged = judged
     self.pairs = {seed: self._draw(seed, "train") for seed in study.seeds}
-    self._batches: dict[tuple[Layout, str], dict[int, list[pack.Batch]]] = {}
-    self._trainers: dict[str, Trainer] = {}
+    self._data: dict[tuple[Layout, str], dict[int, pack.Batch]] = {}
+    self.sweeps: dict[str, sweep.Sweep] = {}
 
   def _draw(self, seed: int, split: str) -> sentiment_data.Pairs:
     """Pairs over the prompts of a split; each is used as often as any other, +-1."""
@@ -273,26 +245,31 @@ class _Lab:
 
   def train(self, arm: Arm, label: str, kind: str) -> list[Trained]:
     """An arm's runs over strengths and seeds, on labels of one kind."""
-    batches = self._laid_out(arm.objective.build().layout, kind)
-    trainer = self._trainer(arm.objective, batches)
+    settings = [(seed, x) for seed in self._study.seeds for x in arm.strengths]
+    knobs = [arm.knobs(strength) for _, strength in settings]
+    began = time.perf_counter()
+    seeds = [seed for seed, _ in settings]
+    outcomes = self._run(arm.objective, seeds, knobs, kind)
+    seconds = (time.perf_counter() - began) / len(settings)
     out = []
-    for seed in self._study.seeds:
-      for strength in arm.strengths:
-        began = time.perf_counter()
-        params, curve = trainer(batches[seed], arm.knobs(strength), seed)
-        seconds = time.perf_counter() - began
-        draws = self._judged.draws(params, seed)
-        out.append(Trained(label, strength, seed, draws, curve, seconds))
+    for (seed, strength), found in zip(settings, outcomes, strict=True):
+      draws = self._judged.draws(found.params, seed)
+      out.append(Trained(label, strength, seed, draws, found.curve, seconds))
     return out
 
-  def judge(self, seed: int) -> Judge:
-    """A reward model on one seed's pairs, judged on pairs of held-out prompts."""
-    study, use = self._study, Use("bradley_terry")
-    batches = self._laid_out(use.build().layout, "true")
-    knobs = step.knobs(_optimizer(study.judge_rate))
-    params, _ = self._trainer(use, batches)(batches[seed], knobs, seed)
+  def judges(self) -> list[Judge]:
+    """A reward model on each seed's pairs."""
+    seeds = self._study.seeds
+    knobs = [rate_knob(self._study.judge_rate)] * len(seeds)
+    found = self._run(Use("bradley_terry"), seeds, knobs, "true")
+    return [
+      self._judge(seed, one.params) for seed, one in zip(seeds, found, strict=True)
+    ]
+
+  def _judge(self, seed: int, params: Params) -> Judge:
+    """A reward model on pairs of held-out prompts, under labels no run has seen."""
+    study = self._study
     pairs = self._draw(seed, study.split)
-    # Other labels than any run has seen.
     labels = sentiment_data.label(pairs, study.temperature, (seed, 1))
     found = sequences.score_pairs(self._model, params, self._ref, labels)["value_BK"]
     reward_P2 = pairs.in_order(labels)
@@ -302,16 +279,19 @@ class _Lab:
     optimum = world.expected_accuracy(*reward_P2.T, study.temperature)
     return Judge(seed, right_P.astype(float), agrees_P.astype(float), optimum)
 
-  def _trainer(self, use: Use, batches: dict[int, list[pack.Batch]]) -> Trainer:
-    if use.name not in self._trainers:
-      steps = len(next(iter(batches.values())))
-      self._trainers[use.name] = Trainer(use, self._model, self._ref, steps)
-    return self._trainers[use.name]
+  def _run(self, use: Use, seeds, knobs, kind: str) -> list[sweep.Outcome]:
+    data = self._laid_out(use.build().layout, kind)
+    if use.name not in self.sweeps:
+      self.sweeps[use.name] = sweep.Sweep(use, self._model, self._ref, _OPTIMIZER)
+    runs = [
+      sweep.Run(data[seed], own, seed) for seed, own in zip(seeds, knobs, strict=True)
+    ]
+    return self.sweeps[use.name](runs)
 
-  def _laid_out(self, layout: Layout, kind: str) -> dict[int, list[pack.Batch]]:
-    """One epoch of each seed: equal shapes and numbers of steps, on the device."""
-    if (layout, kind) in self._batches:
-      return self._batches[layout, kind]
+  def _laid_out(self, layout: Layout, kind: str) -> dict[int, pack.Batch]:
+    """One epoch of each seed: equal shapes and numbers of steps, reference scored."""
+    if (layout, kind) in self._data:
+      return self._data[layout, kind]
     study = self._study
     examples = {}
     for seed, pairs in self.pairs.items():
@@ -324,14 +304,13 @@ class _Lab:
     steps = min(map(len, first))
     sizes = zip(*(p.shape for p in first), strict=True)
     shape = pack.Shape(*map(max, sizes))
-    self._batches[layout, kind] = {
-      seed: self._scored(plan(e, seed=seed, steps=steps, shape=shape))
-      for seed, e in examples.items()
-    }
-    return self._batches[layout, kind]
-
-  def _scored(self, plan: pack.Batches) -> list[pack.Batch]:
-    """The batches on the device, each with the reference's log-probs."""
     scorer = references.scorer(self._model, (REF_LOGP,))
-    batches = (jax.device_put(plan[i]) for i in range(len(plan)))
-    return [batch.replace(ref=scorer(self._ref, batch)) for batch in batches]
+    laid_out = {}
+    for seed, e in examples.items():
+      data = sweep.stack(plan(e, seed=seed, steps=steps, shape=shape))
+      # Steps and microbatches are one axis to the scorer.
+      flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+      ref = jax.device_get(scorer(self._ref, flat))
+      laid_out[seed] = data.replace(ref={n: x[:, None] for n, x in ref.items()})
+    self._data[layout, kind] = laid_out
+    return laid_out

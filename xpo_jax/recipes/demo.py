@@ -16,15 +16,21 @@ def main(argv: Sequence[str]) -> int:
   )
   args = parser.parse_args(argv)
   run_dir = args.run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-  _environment()
+  environment()
   print("xpo demo: controlled sentiment on the embedded world", flush=True)
   from xpo_jax.recipes.sentiment_study import Study
 
   return run(Study(), run_dir, command="xpo demo")
 
 
-def _environment() -> None:
+def environment() -> None:
   """What must be set before JAX starts."""
+  # Two runs at a time on a machine without an accelerator.
+  flags = os.environ.get("XLA_FLAGS", "")
+  if "host_platform_device_count" not in flags:
+    cores = min(os.cpu_count() or 1, 4)
+    flags = f"{flags} --xla_force_host_platform_device_count={cores}"
+    os.environ["XLA_FLAGS"] = flags.strip()
   # Compiled programs outlive the process: a second demo starts at once.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", ".cache/jax")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

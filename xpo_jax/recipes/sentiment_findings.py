@@ -148,7 +148,7 @@ def claims(result: Result) -> list[Claim]:
     if not reached:
       spans = ", ".join(span(label, p) for label, p in ((better, a), (worse, b)))
       ours = f"no matched KL that both reach ({spans})"
-    out.append(Claim(source, claim, ours, _verdict(list(reached.values()))))
+    out.append(Claim(source, claim, ours, verdict(list(reached.values()))))
   return out
 
 
@@ -157,7 +157,8 @@ def span(label: str, runs: Sequence[frontier.Run]) -> str:
   return f"{label} {min(kl):.2f}-{max(kl):.2f} nats"
 
 
-def _verdict(gaps: Sequence[intervals.Interval]) -> str:
+def verdict(gaps: Sequence[intervals.Interval]) -> str:
+  """What the differences at the matched KLs say of a claim that they are positive."""
   if not gaps:
     return "cannot be compared here: the frontiers do not overlap"
   above = sum(gap.low > 0 for gap in gaps)

@@ -126,7 +126,7 @@ def table(result: Result) -> page.Table:
   ]
   rows = []
   tilted = _curve(ceiling.tilted(result.pool_PS, TILTS))
-  best = _curve(ceiling.best_of_n(result.pool_PS, BEST_OF))
+  best = _curve(ceiling.best_of_n(result.pool_PS, _sizes(result)))
   for name, curve in (("ceiling (tilted SFT samples)", tilted), ("best of n", best)):
     cells = [_cell(frontier.reward_at_kl(curve, kl)) for kl in findings.MATCHED]
     rows.append([name, *cells, "", findings.span("", curve).strip()])
@@ -141,6 +141,10 @@ def table(result: Result) -> page.Table:
     "own frontier; 95 % intervals over seeds and prompts. SFT itself: "
     f"{intervals.bootstrap_mean(result.pool_PS.mean(1))}.",
   )
+
+
+def _sizes(result: Result) -> list[int]:
+  return [n for n in BEST_OF if n <= result.study.pool]
 
 
 def _curve(found: Sequence[ceiling.Point]) -> list[frontier.Run]:
@@ -213,7 +217,7 @@ def figure(result: Result, cut: float = CUT) -> charts.Figure:
   series = []
   for name, found in (
     ("ceiling", ceiling.tilted(result.pool_PS, TILTS)),
-    ("best of n", ceiling.best_of_n(result.pool_PS, BEST_OF)),
+    ("best of n", ceiling.best_of_n(result.pool_PS, _sizes(result))),
   ):
     x = [p.kl.mean for p in found]
     series.append(charts.Series(name, x, [p.reward.mean for p in found], kind="dashed"))

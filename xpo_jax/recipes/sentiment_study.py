@@ -30,9 +30,13 @@ class Arm:
   def knobs(self, strength: float) -> dict[str, Any]:
     """The traced knobs of a run."""
     if self.knob == "learning_rate":
-      return step.knobs(optim.Optimizer(learning_rate=strength))
-    rate = optim.Optimizer(learning_rate=self.learning_rate)
-    return step.knobs(rate, **{self.knob: strength})
+      return rate_knob(strength)
+    return rate_knob(self.learning_rate, **{self.knob: strength})
+
+
+def rate_knob(rate: float, **objective: float) -> dict[str, Any]:
+  """A peak learning rate and knobs of the objective, as a step wants them."""
+  return step.knobs(optim.Optimizer(learning_rate=rate), **objective)
 
 
 ARMS = (
@@ -86,12 +90,12 @@ class Study:
   width: int = 64
   layers: int = 2
   sft_steps: int = 500
-  sft_rows: int = 14
+  sft_rows: int = 10
   sft_rate: float = 3e-3
   longest: int = 24
-  row_length: int = 64
+  row_length: int = 96
   pairs: int = 3200
-  rows: int = 6
+  rows: int = 4
   temperature: float = 0.25
   arms: tuple[Arm, ...] = ARMS
   judge_rate: float = 1e-3
