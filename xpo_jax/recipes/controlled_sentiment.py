@@ -226,7 +226,7 @@ class Lab:
     self._judged = judged
     self.pairs = {seed: self._draw(seed, "train") for seed in study.seeds}
     self._data: dict[tuple[Layout, str], dict[int, pack.Batch]] = {}
-    self.sweeps: dict[str, sweep.Sweep] = {}
+    self.sweeps: dict[tuple, sweep.Sweep] = {}
 
   def _draw(self, seed: int, split: str) -> sentiment_data.Pairs:
     """Pairs over the prompts of a split; each is used as often as any other, +-1."""
@@ -281,12 +281,13 @@ class Lab:
 
   def _run(self, use: Use, seeds, knobs, kind: str) -> list[sweep.Outcome]:
     data = self._laid_out(use.build().layout, kind)
-    if use.name not in self.sweeps:
-      self.sweeps[use.name] = sweep.Sweep(use, self._model, self._ref, _OPTIMIZER)
+    own = (use.name, *use.knobs.items())
+    if own not in self.sweeps:
+      self.sweeps[own] = sweep.Sweep(use, self._model, self._ref, _OPTIMIZER)
     runs = [
-      sweep.Run(data[seed], own, seed) for seed, own in zip(seeds, knobs, strict=True)
+      sweep.Run(data[seed], at, seed) for seed, at in zip(seeds, knobs, strict=True)
     ]
-    return self.sweeps[use.name](runs)
+    return self.sweeps[own](runs)
 
   def _laid_out(self, layout: Layout, kind: str) -> dict[int, pack.Batch]:
     """One epoch of each seed: equal shapes and numbers of steps, reference scored."""

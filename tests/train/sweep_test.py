@@ -1,0 +1,81 @@
+"""A sweep is the trainer's step, run by run; compiled once, a device each."""
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax.data import pack, tokenise
+from xpo_jax.models import config, transformer
+from xpo_jax.train import optim, state, step, sweep
+from xpo_jax.train.experiment import Use
+from xpo_jax.types import Layout
+
+OPTIMIZER = optim.Optimizer(warmup_steps=1)
+SMALL = config.Config(
+  vocab=32, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16
+)
+
+
+def _data(seed):
+  rng = np.random.default_rng(seed)
+
+  def text(size):
+    return rng.integers(3, 32, size=size).astype(np.int32)
+
+  examples = [
+    tokenise.Example(str(i), text(3), (text(4), text(4)), Layout.PAIR)
+    for i in range(12)
+  ]
+  return pack.plan(examples, rows_per_step=2, row_length=22, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def swept():
+  """SimPO (no reference needed) at three settings on two data sets."""
+  model = transformer.model(SMALL)
+  start = {"lm": model.init(jax.random.key(0))}
+  data = {seed: _data(seed) for seed in (0, 1)}
+  settings = [(0, 1.0, 1e-2), (0, 2.0, 1e-3), (1, 2.0, 1e-2)]
+  runs = [
+    sweep.Run(
+      sweep.stack(data[seed]),
+      step.knobs(optim.Optimizer(learning_rate=rate), beta=beta),
+      seed,
+    )
+    for seed, beta, rate in settings
+  ]
+  many = sweep.Sweep(Use("simpo"), model, start, OPTIMIZER, jax.devices()[:2])
+  return model, start, data, settings, runs, many, many(runs)
+
+
+def test_sweep_equals_the_runs_one_by_one(swept):
+  model, start, data, settings, runs, _, outcomes = swept
+  models = {"policy": model}
+  update = step.make_step(Use("simpo").build, models, OPTIMIZER, len(data[0]))
+  for (seed, _, _), run, outcome in zip(settings, runs, outcomes, strict=True):
+    chain = optim.transform(OPTIMIZER)
+    carry = state.create(start, chain, (), jax.random.key(seed))
+    losses = []
+    for i in range(len(data[seed])):
+      carry, metrics = update(carry, {}, data[seed][i], run.knobs)
+      losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(outcome.curve["loss"], losses, rtol=1e-5)
+    for a, b in zip(
+      jax.tree.leaves(outcome.params), jax.tree.leaves(carry.params), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_runs_of_a_sweep_differ_and_share_one_program(swept):
+  *_, many, outcomes = swept
+  ends = [outcome.curve["loss"][-1] for outcome in outcomes]
+  assert len(set(map(float, ends))) == 3
+  assert [program._cache_size() for program in many.programs.values()] == [1]
+
+
+@pytest.mark.nonfinite
+def test_diverged_run_is_named(swept):
+  _, _, _, _, runs, many, _ = swept
+  rate = step.knobs(optim.Optimizer(learning_rate=1e30), beta=1.0)
+  with pytest.raises(FloatingPointError, match=r"run 1 .* at step 1"):
+    many([runs[0], runs[1]._replace(knobs=rate)])
