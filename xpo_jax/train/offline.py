@@ -183,11 +183,11 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
     return state
   writer = metrics.open_writer(run_dir, done, _wandb(run, run_dir, meta))
   pending, clock = [], time.perf_counter()
+  batches = run.train.following(done)
   with screen.following(steps, done, say) as report:
     try:
       for index in range(done, steps):
-        batch = run.train.batch(index)
-        state, measured = run.step(state, run.frozen, batch, run.knobs)
+        state, measured = run.step(state, run.frozen, next(batches), run.knobs)
         pending.append((index, measured))
         now, last = index + 1, index + 1 == steps
         evaluating = run.held_out is not None and (last or _due(loop.eval_every, now))

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grain
 import jax
 
 from xpo_jax.data import audit, collate, pack
@@ -50,6 +51,13 @@ class Source(NamedTuple):
   def batch(self, index: int) -> Batch:
     """The batch of a step, with cached statistics, where the step wants it."""
     return self.place(references.fill(self.cache, self.batches[index]))
+
+  def following(self, done: int) -> Iterator[Batch]:
+    """The batches after `done` steps; a thread makes the next ones meanwhile."""
+    dataset = grain.MapDataset.source(self.batches).slice(slice(done, None))
+    dataset = dataset.map(functools.partial(references.fill, self.cache))
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return map(self.place, dataset.to_iter_dataset(ahead))
 
 
 class Run(NamedTuple):
