@@ -128,6 +128,8 @@ def table(result: Result) -> page.Table:
   tilted = _curve(ceiling.tilted(result.pool_PS, TILTS))
   best = _curve(ceiling.best_of_n(result.pool_PS, _sizes(result)))
   for name, curve in (("ceiling (tilted SFT samples)", tilted), ("best of n", best)):
+    if not curve:  # a pool too small to show any KL
+      continue
     cells = [_cell(frontier.reward_at_kl(curve, kl)) for kl in findings.MATCHED]
     rows.append([name, *cells, "", findings.span("", curve).strip()])
   for arm in result.study.arms:

@@ -1,0 +1,115 @@
+"""Every recipe loads and says what it is; the runnable ones run, made small."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from xpo_jax.data import world
+from xpo_jax.models import config
+from xpo_jax.recipes import find
+from xpo_jax.recipes.sentiment_study import Arm, Study
+from xpo_jax.train import offline
+from xpo_jax.train.experiment import Experiment, MeshShape, Scratch, Trained, Use
+
+ROOT = Path(__file__).parent.parent / "experiments"
+RECIPES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "tables").glob("*.py"))
+TINY = Study(
+  texts=400,
+  vocab=600,
+  width=16,
+  layers=1,
+  sft_steps=2,
+  sft_rows=2,
+  longest=8,
+  pairs=16,
+  rows=2,
+  arms=(
+    Arm("DPO", Use("dpo"), (1.0,)),
+    Arm("Preferred-FT", Use("sft"), (1e-3,), knob="learning_rate"),
+  ),
+  seeds=(0, 1),
+  prompts=4,
+  samples=2,
+  pool=4,
+)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_header_says_command_hardware_and_last_result(path):
+  header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+  for field in ("Command:", "Hardware:", "Last result:"):
+    assert field in header, f"{path.name} does not say its {field}"
+  if path.parent.name == "tables" or path.stem in find.names():
+    assert "arXiv:" in header and "Expected:" in header
+
+
+@pytest.mark.parametrize(
+  "name, arguments",
+  [
+    ("controlled_sentiment", ["source=texts.jsonl"]),
+    ("controlled_sentiment_imdb", ["source=imdb", "policy=gpt2"]),
+    ("dpo_hh", ["path=hh.jsonl"]),
+    ("dpo_hh_pythia", ["path=hub:some/name", "policy=pythia"]),
+  ],
+)
+def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
+  recipe = find.load(name, arguments)
+  assert isinstance(recipe.experiment, Study if recipe.run else Experiment)
+  with pytest.raises(ValueError, match="needs"):
+    find.load(name)
+
+
+def test_every_named_recipe_is_tested():
+  assert set(find.names()) == {
+    *("controlled_sentiment", "controlled_sentiment_imdb"),
+    *("dpo_hh", "dpo_hh_pythia"),
+  }
+
+
+def _hh(path: Path) -> None:
+  """Transcripts as in Anthropic HH, with one row that shares no prompt."""
+  texts = world.generate(80, 0)
+  rows = []
+  for (prompt, a), (_, b) in zip(texts[::2], texts[1::2], strict=True):
+    start = f"\n\nHuman: what of {prompt}?\n\nAssistant:"
+    if a != b:
+      rows.append({"chosen": start + a, "rejected": start + b})
+  rows.append({"chosen": rows[0]["chosen"], "rejected": rows[1]["rejected"]})
+  path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+@pytest.mark.slow
+def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
+  _hh(tmp_path / "hh.jsonl")
+  whole = find.load("dpo_hh", [f"path={tmp_path / 'hh.jsonl'}"]).experiment
+  small = config.Config(
+    vocab=400, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16
+  )
+  data = dataclasses.replace(whole.data, steps=2, row_length=256, rows_per_step=2)
+  one = {"data": data, "mesh": MeshShape(data=1)}
+  first = dataclasses.replace(whole.start.experiment, start=Scratch(small), **one)
+  whole = dataclasses.replace(whole, start=Trained(first), **one)
+  done = offline.train(whole, tmp_path / "run", say=lambda line: None)
+  assert done.finished and done.steps == 2
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  assert "eval/reward_accuracy" in json.loads(lines[-1])
+  counts = json.loads((tmp_path / "run" / "data.json").read_text())
+  assert "no shared prompt" in json.dumps(counts)
+
+
+@pytest.mark.slow
+def test_dpo_table_is_rebuilt_by_its_script(tmp_path, monkeypatch, capsys):
+  spec = importlib.util.spec_from_file_location("table", ROOT / "tables" / "dpo.py")
+  table = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(table)
+  monkeypatch.setattr(table, "Study", lambda: TINY)
+  monkeypatch.setattr("sys.argv", ["dpo.py", "--run-dir", str(tmp_path / "run")])
+  table.main()
+  shown = capsys.readouterr().out
+  assert "more reward at equal KL" in shown.replace("\n", " ") or "2305.18290" in shown
+  assert (tmp_path / "run" / "frontier.svg").read_text().startswith("<svg")
+  assert "Preferred-FT" in (tmp_path / "run" / "report.md").read_text()
