@@ -16,7 +16,7 @@ import sys
 
 from xpo_jax.recipes import demo
 
-RATES = (2e-4, 3e-4, 5e-4)
+RATES = (5e-4, 7e-4, 1e-3)
 SEEDS = (100, 101)
 
 
@@ -28,19 +28,21 @@ def groups():
   def named(arm: Arm, text: str, **changes) -> Arm:
     return dataclasses.replace(arm, label=f"{arm.label}: {text}", **changes)
 
+  # Where the learning rate is the strength, another knob is what varies.
+  betas = {"SimPO": ("simpo", (2.0, 5.0, 10.0)), "KTO": ("kto", (0.3, 1.0, 3.0))}
   found = {}
   for arm in ARMS:
     if arm.knob != "learning_rate":
       found[arm.label] = [named(arm, f"{x:g}", learning_rate=x) for x in RATES]
-    elif arm.label == "SimPO":
+    elif arm.label in betas:
+      name, values = betas[arm.label]
       found[arm.label] = [
-        named(arm, f"beta {b:g}", objective=Use("simpo", beta=b, gamma=b / 2))
-        for b in (2.0, 5.0, 10.0)
+        named(arm, f"beta {x:g}", objective=Use(name, beta=x)) for x in values
       ]
     else:
       found[arm.label] = [
         named(arm, f"x {x:g}", strengths=tuple(s * x for s in arm.strengths))
-        for x in (0.3, 1.0, 3.0)
+        for x in (0.5, 1.0, 2.0)
       ]
   return found
 

@@ -108,7 +108,7 @@ def prepare(
   if bad and bad_rows_file is None:
     raise ValueError(f"bad_rows_file: name a file to write the {len(bad)} bad rows to")
   if bad:
-    _write(bad, bad_rows_file)
+    write_bad_rows(bad, bad_rows_file)
   if not done.examples:
     raise ValueError(f"{loaded.name}: none of {len(bad)} rows is good; see the file")
   dropped = set(map(id, done.dropped))
@@ -139,7 +139,8 @@ def prepare(
   )
 
 
-def _write(bad: Sequence[records.BadRow], path: str | os.PathLike) -> None:
+def write_bad_rows(bad: Sequence[records.BadRow], path: str | os.PathLike) -> None:
+  """Writes dropped rows as JSON lines: where, what is wrong, the row itself."""
   lines = (json.dumps(dataclasses.asdict(row), default=str) for row in bad)
   Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

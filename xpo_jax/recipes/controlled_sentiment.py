@@ -9,6 +9,7 @@ Sec. 6.1).
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -98,6 +99,7 @@ def run(beginning: Beginning, say: Say = print) -> Result:
   judges = lab.judges()
   counts = {
     "texts": sum(map(len, corpus.demonstrations.values())),
+    "dropped rows": dict(Counter(row.problem for row in corpus.dropped)),
     "prompts by split": {
       name: len({r.prompt for r in rows})
       for name, rows in corpus.demonstrations.items()

@@ -57,6 +57,7 @@ def run(study, run_dir: Path, command: str) -> int:
     )
   import jax
 
+  from xpo_jax.data import audit
   from xpo_jax.recipes import controlled_sentiment, sentiment_findings, sentiment_page
   from xpo_jax.train import charts, configure, report
 
@@ -65,6 +66,8 @@ def run(study, run_dir: Path, command: str) -> int:
   run_dir.mkdir(parents=True)
   settings = {"study": configure.to_dict(study), **configure.surroundings()}
   (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
+  if beginning.corpus.dropped:
+    audit.write_bad_rows(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
   result = controlled_sentiment.run(beginning, lambda line: print(line, flush=True))
   figure = charts.svg(sentiment_page.figure(result), standalone=True)
   (run_dir / "frontier.svg").write_text(figure)

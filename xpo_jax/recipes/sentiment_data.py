@@ -25,11 +25,13 @@ class Corpus(NamedTuple):
     name: where they come from.
     demonstrations: split -> records.
     tokenizer: encodes and decodes them.
+    dropped: rows that could not be used.
   """
 
   name: str
   demonstrations: dict[str, list[records.Demonstration]]
   tokenizer: Any
+  dropped: tuple[records.BadRow, ...] = ()
 
   def examples(self, name: str, longest: int) -> list[tokenise.Example]:
     """A split in tokens, completions cut to `longest`."""
@@ -78,14 +80,14 @@ def corpus(study: Study, tokenizer: Any = None) -> Corpus:
     ValueError: no such source, or its rows are not texts.
   """
   if study.source is None:
-    name, rows = "embedded world", _embedded(study.texts, study.seed)
+    name, rows, dropped = "embedded world", _embedded(study.texts, study.seed), ()
   else:
-    name, rows = _read(study)
+    name, rows, dropped = _read(study)
   parts = split.by_prompt(rows, SPLITS, study.seed)
   if tokenizer is None:
     texts = [row.prompt + row.completion for row in parts["train"]]
     tokenizer = world.train_bpe(texts, study.vocab)
-  return Corpus(name, parts, tokenizer)
+  return Corpus(name, parts, tokenizer, dropped)
 
 
 def _embedded(texts: int, seed: int) -> list[records.Demonstration]:
@@ -95,7 +97,7 @@ def _embedded(texts: int, seed: int) -> list[records.Demonstration]:
   ]
 
 
-def _read(study: Study) -> tuple[str, list[records.Demonstration]]:
+def _read(study: Study):
   data = experiment.Data(
     path=study.source,
     split=study.source_split,
@@ -103,15 +105,17 @@ def _read(study: Study) -> tuple[str, list[records.Demonstration]]:
     reading=sources.Reading(prompt_words=study.prompt_words),
   )
   loaded = inputs.load(data, data, {})
-  if loaded.bad:
+  if loaded.bad and study.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
+  if not loaded.records:
+    raise ValueError(f"Study.source: {loaded.name} has no row that can be used")
   if not isinstance(loaded.records[0], records.Demonstration):
     kind = type(loaded.records[0]).__name__
     raise ValueError(
       f"Study.source: {loaded.name} holds {kind} rows; this study needs texts (a "
       "'text' column, or 'prompt' and 'completion')"
     )
-  return loaded.name, list(loaded.records)
+  return loaded.name, list(loaded.records), loaded.bad
 
 
 def complete(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xpo_jax.recipes import sentiment_findings as findings
-from xpo_jax.recipes.sentiment_study import Result, Trained
+from xpo_jax.recipes.sentiment_study import ARMS, Result, Trained
 from xpo_jax.train import ceiling, charts, evaluate, frontier, intervals, page
 
 CUT = 4.0  # nats beyond which seeds differ by more than methods
@@ -71,10 +71,13 @@ def claims_table(result: Result) -> page.Table:
 
 def _caveats(study) -> page.Text:
   trials = {len(arm.strengths) for arm in study.arms}
+  chosen = "they were set by hand and not tuned"
+  if study.arms == ARMS and study.source is None:
+    chosen = "they were chosen on the tune split, policies are judged on the test split"
   return page.Text(
     f"Every method had {'/'.join(map(str, sorted(trials)))} settings and the same "
-    "pairs, one pass; settings were chosen on the tune split, policies are judged on "
-    "the test split, no prompt is in two. Best of n pays with n samples at inference. "
+    f"pairs, one pass; {chosen}. No prompt is in two splits. Best of n pays with n "
+    "samples at inference. "
     "One SFT model serves all seeds, so intervals leave out the noise of pre-training. "
     "PPO, which the DPO paper compares with, is not among the methods here. The reward "
     "grows with the number of positive words, so length is part of it."
