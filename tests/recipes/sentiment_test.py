@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.data import tfds, world
+from xpo_jax.data import records, tfds, world
 from xpo_jax.models import config, pretrained, transformer
 from xpo_jax.recipes import controlled_sentiment, demo, sentiment_data
 from xpo_jax.recipes import sentiment_findings as findings
@@ -220,6 +220,21 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
   assert code == (0 if held else 1)
   with pytest.raises(ValueError, match="exists"):
     demo.run(study, tmp_path / "run", "xpo demo")
+
+
+def test_bad_rows_stop_the_study_or_are_dropped_by_name(tmp_path):
+  path = tmp_path / "texts.jsonl"
+  texts = [prompt + completion for prompt, completion in world.generate(300, 0)]
+  rows = [{"text": text} for text in [*texts, "too short"]]
+  path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+  study = dataclasses.replace(TINY, source=str(path), texts=None, prompt_words=3)
+  with pytest.raises(records.BadRows, match=r"texts.jsonl:301"):
+    sentiment_data.corpus(study)
+  kept = sentiment_data.corpus(dataclasses.replace(study, bad_rows="drop"))
+  assert [row.uid for row in kept.dropped] == ["texts.jsonl:301"]
+  assert sum(map(len, kept.demonstrations.values())) == 300
+  with pytest.raises(ValueError, match="bad_rows is 'keep'"):
+    dataclasses.replace(study, bad_rows="keep")
 
 
 def test_source_that_is_not_there_is_refused_by_name(tmp_path, monkeypatch, capsys):
