@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def environment() -> None:
-  """What must be set before JAX starts."""
+  """What must be set before JAX looks for devices."""
   # Two runs at a time on a machine without an accelerator.
   flags = os.environ.get("XLA_FLAGS", "")
   if "host_platform_device_count" not in flags:
@@ -51,6 +51,7 @@ def run(study, run_dir: Path, command: str) -> int:
   Raises:
     ValueError: the directory exists.
   """
+  environment()
   if run_dir.exists():
     raise ValueError(
       f"run directory {run_dir} exists; name another with --run-dir, or remove it"
