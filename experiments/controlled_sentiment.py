@@ -4,11 +4,13 @@ Paper: Rafailov et al. 2023, arXiv:2305.18290, Sec. 6.1 and Fig. 2 (left).
 Command: xpo train controlled_sentiment source=FILE --bad-rows drop
   source: JSON lines with a `text` column (plain or .gz), a TFDS directory, hub:NAME.
   A text's first four words are its prompt; rows without more words are bad rows.
-Hardware: 2 CPU cores, about a quarter of an hour on 9,600 sentences.
+Hardware: 2 CPU cores; 17 CPU minutes on 9,600 sentences.
 Expected: the paper has a figure, no table. A few thousand sentences do not teach this
   model to write: samples are phrases of real words without a thread, so the page shows
   how methods trade reward for KL, not reviews. Settings are set by hand, not tuned.
-Last result: see README, "Papers, rebuilt".
+Last result: 2026-11-22, 22 minutes beside other jobs: reward over SFT 0.063 [0.037,
+  0.091] for DPO at beta 0.2, -0.046 [-0.078, -0.011] with flipped labels; at equal KL no
+  method separates from another; reward models at chance (0.49 to 0.53).
 """
 
 from pathlib import Path

