@@ -9,8 +9,8 @@ Expected: the paper has a figure, no table. A few thousand sentences do not teac
   model to write: samples are phrases of real words without a thread, so the page shows
   how methods trade reward for KL, not reviews. Settings are set by hand, not tuned.
 Last result: 2026-11-22, 22 minutes beside other jobs: reward over SFT 0.063 [0.037,
-  0.091] for DPO at beta 0.2, -0.046 [-0.078, -0.011] with flipped labels; at equal KL no
-  method separates from another; reward models at chance (0.49 to 0.53).
+  0.091] for DPO at beta 0.2, -0.046 [-0.078, -0.011] with flipped labels; at equal KL
+  no method separates from another; reward models at chance (0.49 to 0.53).
 """
 
 from pathlib import Path
