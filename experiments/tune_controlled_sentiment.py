@@ -7,8 +7,9 @@ matched KLs, and among those has most reward there, is the one to write into
 `xpo_jax/recipes/sentiment_study.py`.
 
 Command: python experiments/tune_controlled_sentiment.py [FILE of sentences]
-Hardware: 2 CPU cores, about six minutes on the embedded world.
-Last result: the settings of `sentiment_study.ARMS`.
+Hardware: 2 CPU cores, six to eight minutes on the embedded world.
+Last result: after four rounds, each around the last one's choice, the settings of
+`sentiment_study.ARMS`.
 """
 
 import dataclasses

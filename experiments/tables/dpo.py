@@ -6,8 +6,9 @@ Command: python experiments/tables/dpo.py
 Hardware: 2 CPU cores.
 Expected: DPO above preferred fine-tuning at every matched KL; best of n and the
   ceiling above both.
-Last result: 2026-11-22, by the demo, which holds the same runs: DPO - preferred
-  fine-tuning 0.126 [0.060, 0.188] at 0.5 nats and 0.275 [0.216, 0.346] at 1.3.
+Last result: 2026-11-22, from `xpo demo`, whose runs these are (this script itself was
+  run in miniature only): DPO - preferred fine-tuning 0.126 [0.060, 0.188] at 0.5 nats
+  and 0.275 [0.216, 0.346] at 1.3.
 """
 
 import argparse

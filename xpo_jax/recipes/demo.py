@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
 def environment() -> None:
   """What must be set before JAX looks for devices."""
-  # Two runs at a time on a machine without an accelerator.
+  # A run on each of up to four cores where there is no accelerator.
   flags = os.environ.get("XLA_FLAGS", "")
   if "host_platform_device_count" not in flags:
     cores = min(os.cpu_count() or 1, 4)

@@ -74,7 +74,8 @@ def _caveats(study) -> page.Text:
   chosen = "they were set by hand and not tuned"
   if study.arms == ARMS and study.source is None:
     chosen = (
-      "they were chosen on the tune split, policies are judged on the test split (the "
+      "they were chosen on the tune split in four rounds of twelve trials a method, "
+      "policies are judged on the test split (the "
       "ends of three ranges, of DPO, KTO and Preferred-FT, were moved after one look "
       "at the KLs on the test split, so as to bracket the matched ones)"
     )

@@ -39,9 +39,10 @@ def rate_knob(rate: float, **objective: float) -> dict[str, Any]:
   return step.knobs(optim.Optimizer(learning_rate=rate), **objective)
 
 
-# Chosen on the tune split by experiments/tune_controlled_sentiment.py, twelve trials a
-# method. The weakest of KTO and Preferred-FT and the strongest of DPO were then moved,
-# after one look at the KLs of the test split, to bracket the matched KLs.
+# Chosen on the tune split by experiments/tune_controlled_sentiment.py, in four rounds
+# of twelve trials a method. The weakest of KTO and Preferred-FT and the strongest of
+# DPO were then moved, after one look at the KLs of the test split, to bracket the
+# matched KLs.
 ARMS = (
   Arm("DPO", Use("dpo"), (0.07, 0.3, 1.0, 3.0)),
   Arm("beta-DPO", Use("beta_dpo"), (0.1, 0.3, 1.0, 3.0)),
@@ -129,7 +130,7 @@ class Trained(NamedTuple):
     seed: the run's seed.
     draws: its samples on the evaluation prompts.
     curve: metric -> one value a step.
-    seconds: of training.
+    seconds: its share of the arm's training, compilation included.
   """
 
   label: str
