@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 
 from xpo_jax import objectives, scored, token_stats, toy
-from xpo_jax.types import Layout, Loss, Objective
+from xpo_jax.types import Layout, Loss, Objective, Part
 
 RNG = np.random.default_rng(1)
 LOGITS, REF = RNG.normal(size=(2, 3, 2, 4, 6)).astype(np.float32)
@@ -124,3 +124,18 @@ def test_evaluate_is_differentiable_jitable_and_vmapable():
   # At margin 0 each chosen token has gradient -beta / (2 B).
   live_BT = np.asarray(s.mask_BKT)[:, 0]
   np.testing.assert_allclose(gradients[1][:, 0], -0.1 / (2 * 4) * live_BT, rtol=1e-5)
+
+
+def test_parts_add_up_over_batches_of_their_own():
+  forget, keep = toy.scored(K=2, seed=1), toy.scored(K=1, seed=2)
+  parts = (
+    Part(2.0, objectives.dpo(beta=0.3), "forget"),
+    Part(0.5, objectives.sft(), "keep"),
+  )
+  out = scored.evaluate_parts(parts, {"forget": forget, "keep": keep})
+  dpo = scored.evaluate(parts[0].objective, forget).loss
+  sft = scored.evaluate(parts[1].objective, keep).loss
+  np.testing.assert_allclose(out.loss, 2 * dpo + 0.5 * sft, rtol=1e-6)
+  assert set(out.terms) == {"forget/dpo", "keep/sft"}
+  with pytest.raises(ValueError, match="reads the batch 'keep'"):
+    scored.evaluate_parts(parts, {"forget": forget})

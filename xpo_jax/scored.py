@@ -5,14 +5,23 @@ lengths. Half precision is promoted to float32 here, float64 stays, padding is z
 All of it is pure: differentiable, jit-able, vmap-able.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from xpo_jax import masked, token_stats
-from xpo_jax.types import Array, Evaluation, Layout, Objective, Scored, Stat, State
+from xpo_jax.types import (
+  Array,
+  Evaluation,
+  Layout,
+  Objective,
+  Part,
+  Scored,
+  Stat,
+  State,
+)
 
 _FIELDS = frozenset(Scored.__dataclass_fields__)
 
@@ -246,6 +255,42 @@ def evaluate(
   terms = {name: mean.value for name, mean in out.terms.items()}
   metrics = {name: mean.value for name, mean in out.metrics.items()}
   return Evaluation(sum(terms.values()), out.per_example_B, terms, metrics, state)
+
+
+def evaluate_parts(
+  parts: Sequence[Part],
+  batches: Mapping[str, Scored],
+  states: Sequence[State] | None = None,
+  key: Array | None = None,
+) -> Evaluation:
+  """The weighted sum of objectives that each have a batch of their own.
+
+  Terms and metrics are called `data/name`; `.state` is the tuple of the parts' states.
+
+  Args:
+    parts: see `types.Part`.
+    batches: the batch of each part, by its `data`.
+    states: one for each part, or None, as in `evaluate`.
+    key: folded with the part's index.
+
+  Raises:
+    ValueError: no batch of that name; else see `evaluate`.
+  """
+  loss, terms, metrics, after = 0.0, {}, {}, []
+  for i, part in enumerate(parts):
+    if part.data not in batches:
+      raise ValueError(
+        f"part {part.objective.name} reads the batch {part.data!r}, which is not among "
+        f"{sorted(batches)}"
+      )
+    own_key = None if key is None else jax.random.fold_in(key, i)
+    state = None if states is None else states[i]
+    out = evaluate(part.objective, batches[part.data], state, own_key)
+    loss = loss + part.weight * out.loss
+    terms |= {f"{part.data}/{n}": part.weight * x for n, x in out.terms.items()}
+    metrics |= {f"{part.data}/{n}": x for n, x in out.metrics.items()}
+    after.append(out.state)
+  return Evaluation(loss, None, terms, metrics, tuple(after))
 
 
 def _get(scored: Scored, field: str) -> Array | None:

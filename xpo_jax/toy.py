@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from xpo_jax import masked
 from xpo_jax import scored as scored_lib
 from xpo_jax.types import Objective, Scored
 
@@ -64,5 +65,20 @@ def scored(
 def scored_for(
   objective: Objective, B: int = 4, T: int = 5, *, seed: int = 0
 ) -> Scored:
-  """A record with the K that the objective's layout fixes, or K = 3."""
-  return scored(objective.layout.completions or 3, B, T, seed=seed)
+  """A record with the K that the objective's layout fixes, or K = 3.
+
+  Statistics of `objective.needs` that `scored` does not fill are computed from random
+  logits over 7 tokens.
+  """
+  record = scored(objective.layout.completions or 3, B, T, seed=seed)
+  given = {**vars(record), **record.extra}
+  rng = np.random.default_rng(seed)
+  extra = dict(record.extra)
+  for stat in sorted(objective.needs, key=lambda stat: stat.field):
+    logits = {role: rng.normal(size=(*record.mask_BKT.shape, 7)) for role in stat.roles}
+    target_BKT = jnp.asarray(rng.integers(7, size=record.mask_BKT.shape))
+    if given.get(stat.field) is None:
+      roles = {role: jnp.asarray(x, jnp.float32) for role, x in logits.items()}
+      found = stat.fn(roles, target_BKT)
+      extra[stat.field] = masked.zero_padding(found, record.mask_BKT)
+  return record.replace(extra=extra)

@@ -190,6 +190,23 @@ class Objective(NamedTuple):
   init: Callable[[], State] = no_state
 
 
+class Part(NamedTuple):
+  """One of several objectives that share an update and not a batch.
+
+  PPO-ptx is PPO on rollouts and SFT on pretraining text; NPO with a retain set is NPO
+  on what to forget and SFT on what to keep.
+
+  Attributes:
+    weight: of its loss.
+    objective: on the batch of its data.
+    data: the name of its batch.
+  """
+
+  weight: float | Array
+  objective: Objective
+  data: str
+
+
 class Evaluation(NamedTuple):
   """What `scored.evaluate` returns.
 

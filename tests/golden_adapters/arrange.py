@@ -1,0 +1,74 @@
+"""From the ways public codes lay out a pair to a `Scored`; no arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xpo_jax import masked, scored
+from xpo_jax.types import Evaluation, Scored
+
+Arrays = dict[str, Any]
+
+
+def sides(first: jax.Array, second: jax.Array) -> jax.Array:
+  return jnp.stack([first, second], 1)
+
+
+def halves(rows: jax.Array) -> jax.Array:
+  """Chosen rows, then rejected rows, to one row per pair."""
+  return sides(*jnp.split(rows, 2))
+
+
+def rows(x_BK: jax.Array) -> jax.Array:
+  """Back to chosen rows, then rejected rows."""
+  return jnp.concatenate([x_BK[:, 0], x_BK[:, 1]])
+
+
+def from_labels(x: Arrays, names: tuple[str, ...], rows: Callable) -> Scored:
+  """Logits and labels of which the first is never predicted; -100 is masked."""
+  labels = x["labels"][:, 1:]
+  logits = [rows(x[name][:, :-1]) for name in names]
+  tokens = jnp.where(labels == -100, 0, labels)
+  return scored.from_logits(logits[0], rows(tokens), rows(labels != -100), *logits[1:])
+
+
+def from_ids(x: Arrays) -> Scored:
+  """Logits, token ids and a completion mask, pairs as halves."""
+  logits = [halves(x[name][:, :-1]) for name in ("policy_logits", "ref_logits")]
+  ids, mask = halves(x["input_ids"][:, 1:]), halves(x["completion_mask"][:, 1:])
+  return scored.from_logits(logits[0], ids, mask, logits[1])
+
+
+def pair(x: Arrays, reference: bool = True) -> Scored:
+  """A pair record from any of the files' ways to write one."""
+  if "policy_chosen_logps" in x:
+    logp = sides(x["policy_chosen_logps"], x["policy_rejected_logps"])
+    ref = sides(x["ref_chosen_logps"], x["ref_rejected_logps"]) if reference else None
+    return scored.from_sequence_logps(logp, jnp.ones_like(logp), ref)
+  if "policy_chosen_token_logps" in x:
+    logp = sides(x["policy_chosen_token_logps"], x["policy_rejected_token_logps"])
+    ref = sides(x["ref_chosen_token_logps"], x["ref_rejected_token_logps"])
+    # Masked positions hold 0 and that code adds them up: they have a gradient there.
+    s = scored.from_token_logps(logp, jnp.ones_like(logp), ref)
+    length = masked.length(sides(x["chosen_mask"], x["rejected_mask"]))
+    return s.replace(length_BK=length)
+  if "policy_per_token_logps" in x:
+    return scored.from_token_logps(
+      halves(x["policy_per_token_logps"]),
+      halves(x["shifted_completion_mask"]),
+      halves(x["ref_per_token_logps"]),
+    )
+  if "completion_mask" in x:
+    return from_ids(x)
+  names = ("policy_logits", "reference_logits") if reference else ("policy_logits",)
+  return from_labels(x, names, halves)
+
+
+def outputs(out: Evaluation) -> Arrays:
+  return {
+    "differentiate": out.loss,
+    "mean_loss": out.loss,
+    "per_example_losses": out.per_example_B,
+  }

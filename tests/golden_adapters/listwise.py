@@ -1,0 +1,6 @@
+"""Losses on lists."""
+
+# method: (adapter, the files whose every sign its cases guard)
+ADAPTERS = {}
+ELSEWHERE = {}
+EXCEPTIONS: dict[str, str] = {}
