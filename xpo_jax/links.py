@@ -2,13 +2,17 @@
 
 A link maps a margin (how far the chosen answer leads) to a loss. GPO (Tang et al.
 2024, arXiv:2402.05749, equations not checked) calls it f and asks for a convex f with
-f'(0) < 0; the savage loss is bounded and not convex.
+f'(0) < 0; the savage loss is bounded and not convex. Every function here is
+elementwise and finite, with its gradient, for margins of +-1000.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from xpo_jax.types import Array
 
@@ -17,7 +21,7 @@ class Link(NamedTuple):
   """A loss of the margin.
 
   Attributes:
-    name: what a table calls it.
+    name: what a configuration and a table call it.
     fn: margin -> loss, elementwise.
     convex: whether `fn` is convex on the whole line.
     slope_at_0: fn'(0), negative for every link here.
@@ -27,6 +31,9 @@ class Link(NamedTuple):
   fn: Callable[[Array], Array]
   convex: bool
   slope_at_0: float
+
+  def __repr__(self) -> str:
+    return self.name
 
 
 def logistic(margin_B: Array) -> Array:
@@ -45,3 +52,68 @@ def smoothed_logistic(margin_B: Array, label_smoothing: float | Array = 0.0) -> 
   """
   right_B, flipped_B = logistic(margin_B), logistic(-margin_B)
   return (1 - label_smoothing) * right_B + label_smoothing * flipped_B
+
+
+def hinge(margin_B: Array) -> Array:
+  """max(0, 1 - m): RSO's hinge-norm, SLiC's form."""
+  # maximum splits the gradient at the kink; relu would give 0 there.
+  return jnp.maximum(1 - margin_B, 0)
+
+
+def squared(margin_B: Array) -> Array:
+  """(m - 1)^2: IPO, up to scale (its beta is half of GPO's)."""
+  return (margin_B - 1) ** 2
+
+
+def exponential(margin_B: Array) -> Array:
+  """exp(-m): AdaBoost's loss.
+
+  Where exp would leave the type's range (an exponent over 0.8 of its logarithm: 71 in
+  float32, 567 in float64) it goes on along its tangent: finite, and still convex.
+  """
+  most = 0.8 * np.log(jnp.finfo(jnp.result_type(margin_B)).max)
+  inside_B = jnp.minimum(-margin_B, most)
+  return jnp.exp(inside_B) * (1 + jnp.maximum(-margin_B - most, 0))
+
+
+def truncated_quadratic(margin_B: Array) -> Array:
+  """max(0, 1 - m)^2."""
+  return hinge(margin_B) ** 2
+
+
+def savage(margin_B: Array) -> Array:
+  """sigma(-m)^2 = 1 / (1 + exp(m))^2: bounded, not convex, robust to wrong labels."""
+  return jax.nn.sigmoid(-margin_B) ** 2
+
+
+LOGISTIC = Link("logistic", logistic, convex=True, slope_at_0=-0.5)
+HINGE = Link("hinge", hinge, convex=True, slope_at_0=-1.0)
+SQUARED = Link("squared", squared, convex=True, slope_at_0=-2.0)
+EXPONENTIAL = Link("exponential", exponential, convex=True, slope_at_0=-1.0)
+TRUNCATED_QUADRATIC = Link(
+  "truncated_quadratic", truncated_quadratic, convex=True, slope_at_0=-2.0
+)
+SAVAGE = Link("savage", savage, convex=False, slope_at_0=-0.25)
+
+# GPO's family by name: how a configuration file says which.
+LINKS = {
+  link.name: link
+  for link in (LOGISTIC, HINGE, SQUARED, EXPONENTIAL, TRUNCATED_QUADRATIC, SAVAGE)
+}
+
+
+def get(link: Link | str) -> Link:
+  """The link of this name; a `Link` is returned as it is.
+
+  Raises:
+    ValueError: no link of that name, or neither a `Link` nor a name.
+  """
+  if isinstance(link, Link):
+    return link
+  if isinstance(link, str) and link in LINKS:
+    return LINKS[link]
+  close = difflib.get_close_matches(str(link), LINKS, n=1)
+  meant = f" (did you mean {close[0]!r}?)" if close else ""
+  raise ValueError(
+    f"link={link!r} is no link{meant}; give a links.Link, or one of {', '.join(LINKS)}"
+  )
