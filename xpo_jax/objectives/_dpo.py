@@ -1,8 +1,6 @@
 """Direct Preference Optimization, and its label-smoothed form."""
 
-import jax
-
-from xpo_jax import token_stats
+from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -48,9 +46,7 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     del aux
     reward_BK = _rewards.rewards(scored, beta)
     margin_B = reward_BK[:, 0] - reward_BK[:, 1]
-    right_B = jax.nn.log_sigmoid(margin_B)
-    flipped_B = jax.nn.log_sigmoid(-margin_B)
-    loss_B = -(1 - label_smoothing) * right_B - label_smoothing * flipped_B
+    loss_B = links.smoothed_logistic(margin_B, label_smoothing)
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 

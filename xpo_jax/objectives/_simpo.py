@@ -1,8 +1,6 @@
 """SimPO: a reference-free reward with a target margin."""
 
-import jax
-
-from xpo_jax import token_stats
+from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -55,9 +53,7 @@ def simpo(
     del aux
     reward_BK = beta * _rewards.avg_logp(scored)
     z_B = reward_BK[:, 0] - reward_BK[:, 1] - gamma
-    right_B = jax.nn.log_sigmoid(z_B)
-    flipped_B = jax.nn.log_sigmoid(-z_B)
-    loss_B = -(1 - label_smoothing) * right_B - label_smoothing * flipped_B
+    loss_B = links.smoothed_logistic(z_B, label_smoothing)
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"simpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
