@@ -39,3 +39,16 @@ def test_policy_equal_to_ref_has_no_log_ratio():
 def test_record_fits_the_objective(name):
   o = objectives.build(name)
   scored.check(o, toy.scored_for(o))
+
+
+def test_curve_of_dpo_is_the_logistic_loss_of_the_margin():
+  gap = np.linspace(-6, 6, 5)
+  found = toy.curve(objectives.dpo(beta=0.5), gap)
+  np.testing.assert_allclose(found.loss, np.log1p(np.exp(-0.5 * gap)), rtol=1e-5)
+  np.testing.assert_allclose(found.slope, -0.5 / (1 + np.exp(0.5 * gap)), rtol=1e-5)
+
+
+def test_curve_of_an_undesirable_answer_rises():
+  gap = np.linspace(-6, 6, 5)
+  assert (toy.curve(objectives.kto(), gap, desirable=False).slope > 0).all()
+  assert (toy.curve(objectives.kto(), gap, desirable=True).slope < 0).all()

@@ -69,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
   command(
     "demo", _demo, "the main job on the embedded world: table, plot, report", True
   )
-  command("list", _list, "objectives and recipes")
-  sub = command("explain", _explain, "an objective: equation, paper, knobs, needs")
+  command("list", _list, "objectives, the survey's table, recipes")
+  sub = command(
+    "explain",
+    _explain,
+    "an objective: equation, paper, knobs, place in the survey, curve",
+  )
   sub.add_argument("name", help="name of an objective")
   sub = command("train", _train, "run a recipe", True)
   sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
@@ -118,11 +122,14 @@ def _demo(args, rest) -> int:
 
 
 def _list(args, rest) -> None:
-  from xpo_jax import objectives
+  from xpo_jax import objectives, survey
   from xpo_jax.recipes import find
 
   del args, rest
   _table("objectives", {n: objectives.summary(n) for n in objectives.NAMES})
+  print()
+  print(survey.table())
+  print()
   _table("recipes", {n: find.summary(path) for n, path in find.names().items()})
 
 
@@ -134,18 +141,10 @@ def _table(title: str, rows: dict[str, str]) -> None:
 
 
 def _explain(args, rest) -> None:
-  from xpo_jax import objectives
+  from xpo_jax import explain
 
   del rest
-  text = objectives.docstring(args.name)  # refuses an unknown name before JAX loads
-  objective = objectives.build(args.name)
-  knobs = ", ".join(f"{k}={v!r}" for k, v in objective.knobs.items())
-  print(f"{args.name}({knobs})\n")
-  print(textwrap.dedent(text).rstrip())
-  needs = sorted(stat.field for stat in objective.needs)
-  columns = sorted(objective.fields)
-  print(f"\nlayout: {objective.layout.name}   scores: {', '.join(needs)}", end="")
-  print(f"   data columns: {', '.join(columns)}" if columns else "")
+  print(explain.page(args.name))
 
 
 def _recipe(args, rest):

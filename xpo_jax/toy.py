@@ -1,11 +1,14 @@
 """Tiny records with every field filled, for doctests, tests and notebooks."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax import masked
 from xpo_jax import scored as scored_lib
-from xpo_jax.types import Objective, Scored
+from xpo_jax.types import Array, Objective, Scored
 
 
 def scored(
@@ -63,22 +66,88 @@ def scored(
 
 
 def scored_for(
-  objective: Objective, B: int = 4, T: int = 5, *, seed: int = 0
+  objective: Objective,
+  B: int = 4,
+  T: int = 5,
+  *,
+  seed: int = 0,
+  policy_equals_ref: bool = False,
 ) -> Scored:
   """A record with the K that the objective's layout fixes, or K = 3.
 
   Statistics of `objective.needs` that `scored` does not fill are computed from random
-  logits over 7 tokens.
+  logits over 7 tokens, the same for every role where `policy_equals_ref`.
   """
-  record = scored(objective.layout.completions or 3, B, T, seed=seed)
+  K = objective.layout.completions or 3
+  record = scored(K, B, T, seed=seed, policy_equals_ref=policy_equals_ref)
   given = {**vars(record), **record.extra}
   rng = np.random.default_rng(seed)
   extra = dict(record.extra)
+  shape = record.mask_BKT.shape
   for stat in sorted(objective.needs, key=lambda stat: stat.field):
-    logits = {role: rng.normal(size=(*record.mask_BKT.shape, 7)) for role in stat.roles}
-    target_BKT = jnp.asarray(rng.integers(7, size=record.mask_BKT.shape))
+    shared = rng.normal(size=(*shape, 7))
+    own = {role: rng.normal(size=(*shape, 7)) for role in stat.roles}
+    logits = dict.fromkeys(stat.roles, shared) if policy_equals_ref else own
+    target_BKT = jnp.asarray(rng.integers(7, size=shape))
     if given.get(stat.field) is None:
       roles = {role: jnp.asarray(x, jnp.float32) for role, x in logits.items()}
       found = stat.fn(roles, target_BKT)
       extra[stat.field] = masked.zero_padding(found, record.mask_BKT)
   return record.replace(extra=extra)
+
+
+class Curve(NamedTuple):
+  """An objective as one quantity moves.
+
+  Attributes:
+    gap: nats by which the first completion's log-probability was raised (reward models:
+      by which its value was raised).
+    loss: at each gap.
+    slope: d loss / d gap.
+  """
+
+  gap: np.ndarray
+  loss: np.ndarray
+  slope: np.ndarray
+
+
+def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> Curve:
+  """Loss and gradient as every prompt's first completion becomes likelier.
+
+  Policy and reference start alike; completions are 4 tokens long, 2 nats a token; the
+  first has reward 1, the others less; a rise is spread evenly over its tokens. For a
+  pair the gap is the margin before beta.
+
+  Args:
+    objective: any; one that draws lots draws the same at every gap.
+    gap: where to look, nats per completion.
+    desirable: the thumbs-up bit of every row, for objectives that read one.
+  """
+  tokens = 4
+  s = scored_for(objective, 4, tokens, policy_equals_ref=True)
+  one_BKT = jnp.ones_like(s.mask_BKT)
+  shape = s.reward_BK.shape
+  level_BKT = -2 * one_BKT
+  s = s.replace(
+    mask_BKT=one_BKT,
+    length_BK=masked.length(one_BKT),
+    present_BK=jnp.ones(shape),
+    reward_BK=jnp.broadcast_to(1 - jnp.arange(shape[1], dtype=jnp.float32), shape),
+    desirable_BK=jnp.full(shape, float(desirable)),
+    ref_logp_BKT=level_BKT,
+    old_logp_BKT=level_BKT,
+    value_BKT=jnp.zeros_like(one_BKT),
+    old_value_BKT=jnp.zeros_like(one_BKT),
+  )
+  first_BKT = jnp.zeros_like(one_BKT).at[:, 0].set(1)
+
+  def loss(gap: Array) -> Array:
+    moved = s.replace(
+      logp_BKT=level_BKT + first_BKT * gap / tokens, value_BKT=first_BKT * gap
+    )
+    return scored_lib.evaluate(
+      objective, moved, objective.init(), jax.random.key(0)
+    ).loss
+
+  found, slope = jax.jit(jax.vmap(jax.value_and_grad(loss)))(jnp.asarray(gap))
+  return Curve(np.asarray(gap), np.asarray(found), np.asarray(slope))

@@ -1,0 +1,59 @@
+"""One objective as a page of text: what `xpo explain` prints."""
+
+import textwrap
+
+import numpy as np
+
+from xpo_jax import objectives, survey, terminal, toy
+from xpo_jax.recipes import find
+from xpo_jax.types import Objective
+
+_GAP = np.linspace(-20, 20, 65)
+
+
+def page(name: str) -> str:
+  """Equation, source, knobs, needs, place in the survey, loss and gradient drawn.
+
+  Raises:
+    ValueError: no such objective; says which one was likely meant.
+  """
+  text = objectives.docstring(name)
+  objective = objectives.build(name)
+  knobs = ", ".join(f"{k}={_show(v)}" for k, v in objective.knobs.items())
+  parts = [f"{name}({knobs})", text.rstrip(), _reads(objective)]
+  parts += [survey.place(paper) for paper in survey.papers_of(name)]
+  recipes = [
+    one for one, path in find.names().items() if f'"{name}"' in path.read_text()
+  ]
+  parts.append(
+    f"recipes that use it: {', '.join(recipes) or 'none'}; any other: "
+    f"xpo train RECIPE --objective {name}"
+  )
+  return "\n\n".join([*parts, *_drawn(objective)])
+
+
+def _show(value: object) -> str:
+  """A knob's value; a link or a divergence by its name."""
+  return value.name if isinstance(value, tuple) else repr(value)
+
+
+def _reads(objective: Objective) -> str:
+  needs = ", ".join(sorted(stat.field for stat in objective.needs))
+  line = f"layout: {objective.layout.name}   scores: {needs or 'nothing'}"
+  columns = ", ".join(sorted(objective.fields))
+  return f"{line}   data columns: {columns}" if columns else line
+
+
+def _drawn(objective: Objective) -> list[str]:
+  """Charts of loss and slope; one more for an answer with thumbs down."""
+  kinds = {"": True}
+  if "desirable_BK" in objective.fields:
+    kinds = {"desirable answer: ": True, "undesirable answer: ": False}
+  charts = []
+  for kind, desirable in kinds.items():
+    found = toy.curve(objective, _GAP, desirable=desirable)
+    for what, y in (("loss", found.loss), ("gradient", found.slope)):
+      drawn = terminal.chart(_GAP, {what: y}, height=9, label="nats")
+      title = f"{kind}{what} as the first completion rises by that many nats"
+      charts.append(textwrap.indent(f"{title}\n{drawn}", "  "))
+  return charts
