@@ -18,6 +18,7 @@ P, Q = special.softmax(POLICY.astype(np.float64), -1), special.softmax(REF, -1)
 ORACLE = {
   "LOGP": np.log(P[np.arange(4), TARGET]),
   "REF_LOGP": np.log(Q[np.arange(4), TARGET]),
+  "REST_LOGP": np.log(1 - P[np.arange(4), TARGET]),
   "VALUE": POLICY[:, 0],
   "ENTROPY": scipy_stats.entropy(P, axis=-1),
   "REF_KL": scipy_stats.entropy(Q, P, axis=-1),
@@ -48,7 +49,7 @@ def test_statistics_land_where_they_say():
   fields = {vars(token_stats)[name].field for name in ORACLE}
   extra = fields - set(Scored.__dataclass_fields__)
   assert len(fields) == len(ORACLE)
-  assert extra == {"entropy_BKT", "policy_kl_BKT"}
+  assert extra == {"entropy_BKT", "policy_kl_BKT", "rest_logp_BKT"}
 
 
 def test_impossible_tokens_add_nothing():
@@ -70,3 +71,38 @@ def test_underflowing_probability_gives_a_finite_kl():
 def test_target_is_picked_without_a_gather():
   hlo = jax.jit(token_stats.logp).lower(POLICY, TARGET).as_text()
   assert "gather" not in hlo
+
+
+def test_rest_of_a_certain_token_is_finite():
+  logits, target = jnp.array([[0.0, -300.0, -200.0]]), jnp.array([0])
+  rest, slope = jax.value_and_grad(lambda x: token_stats.rest_logp(x, target)[0])(
+    logits
+  )
+  assert rest == pytest.approx(-200.0)
+  # d log(1 - p) / d logits = softmax of the others - softmax
+  np.testing.assert_allclose(slope, [[-1.0, 0.0, 1.0]], atol=1e-6)
+
+
+def test_rivals_are_the_largest_other_logits_and_the_target_last():
+  logits = jnp.array([[3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
+  target = jnp.array([0, 1])  # the largest itself, and another
+  found = token_stats.rivals(2).fn({"policy": logits}, target)
+  np.testing.assert_array_equal(found, [[2.0, 1.0, 3.0], [3.0, 2.0, 1.0]])
+  _, ids = token_stats.top_rivals(logits, target, 2)
+  np.testing.assert_array_equal(ids, [[2, 1], [0, 2]])
+
+
+def test_equal_rivals_are_one_need():
+  assert token_stats.rivals(2) is token_stats.rivals(2)
+  assert token_stats.rivals(2).field != token_stats.rivals(3).field
+
+
+@pytest.mark.parametrize("k", [0, 1.0, -1])
+def test_number_of_rivals_is_a_positive_whole_number(k):
+  with pytest.raises(ValueError, match=rf"k={k} must be a whole number >= 1"):
+    token_stats.rivals(k)
+
+
+def test_vocabulary_without_enough_rivals_is_refused():
+  with pytest.raises(ValueError, match="need a vocabulary > 6, this is 6"):
+    token_stats.top_rivals(POLICY, TARGET, 6)

@@ -1,11 +1,13 @@
 """The shared statistics per token: what scoring computes from logits, once.
 
-Every `fn` maps `({role: logits_CV or value_C}, target_C)` to `[C]`; `C` may stand for
-several leading axes. Logits are taken as they come (float32 or wider). Nothing gathers
-along the vocabulary: the target's logit is picked by comparing an iota with the target
-and summing, so that logits sharded over the vocabulary stay where they are.
+Every `fn` maps `({role: logits_CV or value_C}, target_C)` to `[C]`, or with axes after
+C; `C` may stand for several leading axes. Logits are taken as they come (float32 or
+wider). The target's logit is not gathered along the vocabulary, it is picked by
+comparing an iota with the target and summing, so that logits sharded over the
+vocabulary stay where they are; only `rivals` has to collect them.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -16,10 +18,54 @@ from xpo_jax.types import Array, Stat
 
 def logp(logits_CV: Array, target_C: Array) -> Array:
   """log softmax of the logits at the target, in nats, `[C]`."""
-  id_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, logits_CV.ndim - 1)
-  hit_CV = id_CV == target_C[..., None]
-  target_logit_C = jnp.where(hit_CV, logits_CV, 0).sum(-1)
-  return target_logit_C - jax.nn.logsumexp(logits_CV, axis=-1)
+  return _target_logit(logits_CV, target_C) - jax.nn.logsumexp(logits_CV, axis=-1)
+
+
+def rest_logp(logits_CV: Array, target_C: Array) -> Array:
+  """log(1 - p(target)), in nats, `[C]`: the log-probability of all other tokens.
+
+  Taken between two sums of exponentials, so that it stays finite, with its gradient,
+  where p rounds to 1 and log1p(-p) does not.
+  """
+  others_CV = jnp.where(_is_target(logits_CV, target_C), -jnp.inf, logits_CV)
+  return jax.nn.logsumexp(others_CV, axis=-1) - jax.nn.logsumexp(logits_CV, axis=-1)
+
+
+def top_rivals(logits_CV: Array, target_C: Array, k: int) -> tuple[Array, Array]:
+  """The k likeliest tokens other than the target, the likeliest first.
+
+  Returns:
+    Their logits and their ids, `[C, J]` with J = k.
+
+  Raises:
+    ValueError: the vocabulary has no k other tokens.
+  """
+  vocab = logits_CV.shape[-1]
+  if k >= vocab:
+    raise ValueError(
+      f"k={k} rivals of a token need a vocabulary > {k}, this is {vocab}"
+    )
+  others_CV = jnp.where(_is_target(logits_CV, target_C), -jnp.inf, logits_CV)
+  return jax.lax.top_k(others_CV, k)
+
+
+@functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
+def rivals(k: int) -> Stat:
+  """The logits of a token's `top_rivals`, then the token's own: `[C, k + 1]`.
+
+  Raises:
+    ValueError: k is not a whole number of at least 1.
+  """
+  if not isinstance(k, int) or k < 1:
+    raise ValueError(f"rivals: k={k!r} must be a whole number >= 1 (CRINGE: k=1)")
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    logits_CV = roles["policy"]
+    rival_CJ, _ = top_rivals(logits_CV, target_C, k)
+    own_C = _target_logit(logits_CV, target_C)
+    return jnp.concatenate([rival_CJ, own_C[..., None]], axis=-1)
+
+  return Stat(f"rivals_{k}_BKTJ", ("policy",), fn)
 
 
 def entropy(logits_CV: Array) -> Array:
@@ -43,12 +89,25 @@ def kl(p_logits_CV: Array, q_logits_CV: Array) -> Array:
   return (jnp.exp(logp_CV) * ratio_CV).sum(-1)
 
 
+def _is_target(logits_CV: Array, target_C: Array) -> Array:
+  id_CV = jax.lax.broadcasted_iota(target_C.dtype, logits_CV.shape, logits_CV.ndim - 1)
+  return id_CV == target_C[..., None]
+
+
+def _target_logit(logits_CV: Array, target_C: Array) -> Array:
+  return jnp.where(_is_target(logits_CV, target_C), logits_CV, 0).sum(-1)
+
+
 def _logp(roles: Mapping[str, Array], target_C: Array) -> Array:
   return logp(roles["policy"], target_C)
 
 
 def _ref_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
   return logp(roles["ref"], target_C)
+
+
+def _rest_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
+  return rest_logp(roles["policy"], target_C)
 
 
 def _value(roles: Mapping[str, Array], target_C: Array) -> Array:
@@ -73,6 +132,7 @@ def _policy_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
 
 LOGP = Stat("logp_BKT", ("policy",), _logp)
 REF_LOGP = Stat("ref_logp_BKT", ("ref",), _ref_logp)
+REST_LOGP = Stat("rest_logp_BKT", ("policy",), _rest_logp)  # in Scored.extra
 VALUE = Stat("value_BKT", ("policy.value",), _value)
 ENTROPY = Stat("entropy_BKT", ("policy",), _entropy)  # in Scored.extra
 REF_KL = Stat("ref_kl_BKT", ("ref", "policy"), _ref_kl)  # KL(ref || policy)
