@@ -72,14 +72,22 @@ def reward_metrics(scored: Scored, reward_BK: Array) -> dict[str, Mean]:
   }
 
 
+def by_label(
+  scored: Scored, what: str, x_B: Array, desirable_B: Array
+) -> dict[str, Mean]:
+  """Means of `x` apart for desirable (`what_chosen`) and undesirable rows."""
+  sides = {"chosen": desirable_B, "rejected": ~desirable_B}
+  return {
+    f"{what}_{side}": scored.replace(
+      weight_B=jnp.where(member_B, scored.weight_B, 0)
+    ).mean_B(x_B)
+    for side, member_B in sides.items()
+  }
+
+
 def unpaired_metrics(
   scored: Scored, reward_B: Array, desirable_B: Array
 ) -> dict[str, Mean]:
   """Rewards and log-probs of column 0, apart for desirable and undesirable rows."""
-  logp_B = seq_logp(scored)[:, 0]
-  metrics = {}
-  for side, member_B in (("chosen", desirable_B), ("rejected", ~desirable_B)):
-    among = scored.replace(weight_B=jnp.where(member_B, scored.weight_B, 0))
-    metrics[f"reward_{side}"] = among.mean_B(reward_B)
-    metrics[f"logp_{side}"] = among.mean_B(logp_B)
-  return metrics
+  reward = by_label(scored, "reward", reward_B, desirable_B)
+  return reward | by_label(scored, "logp", seq_logp(scored)[:, 0], desirable_B)
