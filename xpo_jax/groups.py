@@ -1,0 +1,178 @@
+"""Statistics over the K completions of a prompt.
+
+Every function takes `present_BK`: 1 where a completion counts, 0 where it does not
+(a padded column of a ragged group, a filler row, a completion that was not scored).
+What stands in an absent column, NaN included, is never looked at; a NaN in a present
+one stays a NaN, so that a missing reward is masked by the caller or stops the run.
+
+Sums are taken of differences to the group's largest number: where all are equal, what
+is left is exactly 0, and not the rounding that a small `eps` would blow up.
+"""
+
+import enum
+
+import chex
+import jax.numpy as jnp
+
+from xpo_jax.types import Array
+
+
+class Over(enum.Enum):
+  """What a standard deviation is taken over."""
+
+  GROUP = "group"  # the completions of one prompt
+  BATCH = "batch"  # all completions of the batch
+  NOTHING = "nothing"  # no scaling
+
+
+def count(present_BK: Array) -> Array:
+  """Completions that count, `[B]`."""
+  return present_BK.sum(-1)
+
+
+def total(x_BK: Array, present_BK: Array) -> Array:
+  """Sum over the completions that count, `[B]`."""
+  return _present(x_BK, present_BK).sum(-1)
+
+
+def mean(x_BK: Array, present_BK: Array) -> Array:
+  """Mean over the completions that count, `[B]`; 0 for an empty group."""
+  largest_B1, gap_BK = _gap(x_BK, present_BK)
+  return largest_B1[:, 0] + gap_BK.sum(-1) / _at_least_1(count(present_BK))
+
+
+def centre(x_BK: Array, present_BK: Array) -> Array:
+  """`x` less its group's mean, `[B, K]`; 0 on absent columns and where all agree."""
+  _, gap_BK = _gap(x_BK, present_BK)
+  mean_B = gap_BK.sum(-1) / _at_least_1(count(present_BK))
+  return _present(gap_BK - mean_B[:, None], present_BK)
+
+
+def leave_one_out(x_BK: Array, present_BK: Array) -> Array:
+  """Mean of the group's other completions, `[B, K]`: a baseline for each one.
+
+  Independent of the completion it is subtracted from, which the mean is not.
+
+  Returns:
+    0 on absent columns, and for a completion that has no others: see
+    `leave_one_out_advantage`.
+  """
+  largest_B1, gap_BK = _gap(x_BK, present_BK)
+  others_B1 = count(present_BK)[:, None] - 1
+  rest_BK = (gap_BK.sum(-1, keepdims=True) - gap_BK) / _at_least_1(others_B1)
+  return jnp.where((present_BK > 0) & (others_B1 > 0), largest_B1 + rest_BK, 0)
+
+
+def leave_one_out_advantage(x_BK: Array, present_BK: Array) -> Array:
+  """`x` less the mean of the others, `[B, K]`: K / (K - 1) times `centre`.
+
+  A completion that has no others tells nothing about which is better: 0.
+  """
+  K_B = count(present_BK)
+  scale_B = jnp.where(K_B > 1, K_B / _at_least_1(K_B - 1), 0)
+  return scale_B[:, None] * centre(x_BK, present_BK)
+
+
+def std(x_BK: Array, present_BK: Array, *, ddof: int = 1) -> Array:
+  """Standard deviation within each group, `[B]`; 0 for a group of `ddof` or fewer.
+
+  Args:
+    x_BK: any number per completion.
+    present_BK: 1 where it counts.
+    ddof: 1 for the unbiased variance (divided by K - 1), 0 for the biased one (by K).
+  """
+  square_B = (centre(x_BK, present_BK) ** 2).sum(-1)
+  return jnp.sqrt(square_B / _at_least_1(count(present_BK) - ddof))
+
+
+def standardise(
+  x_BK: Array,
+  present_BK: Array,
+  *,
+  over: Over = Over.GROUP,
+  ddof: int = 1,
+  eps: float | Array = 1e-4,
+) -> Array:
+  """`(x - group mean) / (std + eps)`, `[B, K]`: GRPO's advantages of rewards.
+
+  Args:
+    x_BK: the rewards.
+    present_BK: 1 where a completion counts.
+    over: what the deviation is taken over; the mean is always the group's.
+    ddof: see `std`. TRL and verl: 1.
+    eps: added to the deviation. TRL: 1e-4, verl: 1e-6.
+
+  Returns:
+    0 on absent columns and wherever a whole group agrees.
+  """
+  centred_BK = centre(x_BK, present_BK)
+  if over is Over.NOTHING:
+    return centred_BK
+  if over is Over.BATCH:
+    deviation = std(x_BK.reshape(1, -1), present_BK.reshape(1, -1), ddof=ddof)
+  else:
+    deviation = std(x_BK, present_BK, ddof=ddof)
+  return centred_BK / (deviation[:, None] + eps)
+
+
+def best(x_BK: Array, present_BK: Array) -> Array:
+  """Index of the largest, `[B]`; the first of a tie; 0 for an empty group."""
+  chex.assert_equal_shape([x_BK, present_BK])
+  return jnp.argmax(jnp.where(present_BK > 0, x_BK, -jnp.inf), -1)
+
+
+def worst(x_BK: Array, present_BK: Array) -> Array:
+  """Index of the smallest, `[B]`; the last of a tie, so that it is not `best` too."""
+  chex.assert_equal_shape([x_BK, present_BK])
+  K = x_BK.shape[-1]
+  smallest_first = jnp.flip(jnp.where(present_BK > 0, x_BK, jnp.inf), -1)
+  return K - 1 - jnp.argmin(smallest_first, -1)
+
+
+def differ(x_BK: Array, present_BK: Array) -> Array:
+  """1 where two completions of the group differ, else 0, `[B]`.
+
+  A group that agrees teaches a group-relative method nothing: DAPO samples such a
+  prompt again (its dynamic sampling).
+  """
+  _, gap_BK = _gap(x_BK, present_BK)
+  return jnp.where((gap_BK < 0).any(-1), 1, 0).astype(present_BK.dtype)
+
+
+def weighted_sum(
+  reward_BKF: Array, weight_F: Array, scored_BKF: Array
+) -> tuple[Array, Array]:
+  """One reward of several, and which completions have any.
+
+  Args:
+    reward_BKF: the last axis holds the rewards of different judges.
+    weight_F: of each judge.
+    scored_BKF: 1 where a judge gave a reward, 0 where it did not: it then adds
+      nothing.
+
+  Returns:
+    `(reward_BK, present_BK)`: the sum over the judges that gave one, and 1 where at
+    least one did.
+  """
+  chex.assert_equal_shape([reward_BKF, scored_BKF])
+  chex.assert_shape(weight_F, reward_BKF.shape[-1:])
+  reward_BK = jnp.where(scored_BKF > 0, reward_BKF, 0) @ weight_F
+  return reward_BK, jnp.where((scored_BKF > 0).any(-1), 1.0, 0.0)
+
+
+def _present(x_BK: Array, present_BK: Array) -> Array:
+  chex.assert_equal_shape([x_BK, present_BK])
+  return jnp.where(present_BK > 0, x_BK, 0)
+
+
+def _gap(x_BK: Array, present_BK: Array) -> tuple[Array, Array]:
+  """The group's largest number, and how far below it each one stands."""
+  chex.assert_equal_shape([x_BK, present_BK])
+  here_BK = present_BK > 0
+  largest_B1 = jnp.where(here_BK, x_BK, -jnp.inf).max(-1, keepdims=True)
+  largest_B1 = jnp.where(here_BK.any(-1, keepdims=True), largest_B1, 0)
+  return largest_B1, jnp.where(here_BK, x_BK - largest_B1, 0)
+
+
+def _at_least_1(n: Array) -> Array:
+  return jnp.maximum(n, 1)
