@@ -63,12 +63,3 @@ def test_smoothing_mixes_both_labels():
   m = jnp.asarray([-2.0, 0.0, 3.0])
   expected = 0.8 * np.log1p(np.exp(-m)) + 0.2 * np.log1p(np.exp(m))
   np.testing.assert_allclose(links.smoothed_logistic(m, 0.2), expected, rtol=1e-6)
-
-
-def test_links_are_found_by_name():
-  assert links.get("hinge") is links.HINGE
-  assert links.get(links.SAVAGE) is links.SAVAGE
-  with pytest.raises(ValueError, match="did you mean 'hinge'"):
-    links.get("hnge")
-  with pytest.raises(ValueError, match=r"link=3 .* truncated_quadratic"):
-    links.get(3)

@@ -6,7 +6,6 @@ f'(0) < 0; the savage loss is bounded and not convex. Every function here is
 elementwise and finite, with its gradient, for margins of +-1000.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,25 +94,8 @@ TRUNCATED_QUADRATIC = Link(
 )
 SAVAGE = Link("savage", savage, convex=False, slope_at_0=-0.25)
 
-# GPO's family by name: how a configuration file says which.
+# GPO's family by name: how a configuration says which.
 LINKS = {
   link.name: link
   for link in (LOGISTIC, HINGE, SQUARED, EXPONENTIAL, TRUNCATED_QUADRATIC, SAVAGE)
 }
-
-
-def get(link: Link | str) -> Link:
-  """The link of this name; a `Link` is returned as it is.
-
-  Raises:
-    ValueError: no link of that name, or neither a `Link` nor a name.
-  """
-  if isinstance(link, Link):
-    return link
-  if isinstance(link, str) and link in LINKS:
-    return LINKS[link]
-  close = difflib.get_close_matches(str(link), LINKS, n=1)
-  meant = f" (did you mean {close[0]!r}?)" if close else ""
-  raise ValueError(
-    f"link={link!r} is no link{meant}; give a links.Link, or one of {', '.join(LINKS)}"
-  )
