@@ -1,4 +1,8 @@
-"""Range checks of knobs, made when an objective is built; traced values pass."""
+"""Checks of knobs, made when an objective is built; traced values pass."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,6 +57,31 @@ def check(
   raise ValueError(
     f"{objective}: {knob}={value!r} is not allowed; {knob} must be "
     f"{' and '.join(['a finite number', *allowed])} (paper: {knob}={paper:g})"
+  )
+
+
+def choice(objective: str, knob: str, value: Any, named: Mapping[str, Any]) -> Any:
+  """A structural knob (a link, a divergence): a value, or the name of one.
+
+  Args:
+    objective: the factory's name, for the message.
+    knob: the argument's name, for the message.
+    value: what was passed.
+    named: name -> value; a value of the type of these is returned as it is.
+
+  Raises:
+    ValueError: neither such a value nor one of the names.
+  """
+  kind = type(next(iter(named.values())))
+  if isinstance(value, kind):
+    return value
+  if isinstance(value, str) and value in named:
+    return named[value]
+  close = difflib.get_close_matches(str(value), named, n=1)
+  meant = f" (did you mean {close[0]!r}?)" if close else ""
+  raise ValueError(
+    f"{objective}: {knob}={value!r} is not known{meant}; give a {kind.__name__}, or "
+    f"one of {', '.join(named)}"
   )
 
 
