@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
   >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test docs lint clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -26,8 +26,11 @@ demo: $(READY)  ## the main job on the embedded world: table, plot, report
 test: $(READY)  ## the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadfile tests
 
+docs: $(READY)  ## the API reference, into docs/_build
+	@$(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
+
 lint: $(READY)  ## format and lint
 	@$(PY) -m ruff format . && $(PY) -m ruff check .
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .cache build dist *.egg-info
+	rm -rf $(VENV) .cache docs/_build docs/api build dist *.egg-info

@@ -47,6 +47,8 @@ setup(
       "ipykernel>=6.29",
       "jupytext>=1.16",
       "ruff>=0.9",
+      "sphinx>=8",
+      "furo>=2024.8.6",
     ],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],

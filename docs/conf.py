@@ -1,0 +1,28 @@
+"""Sphinx: the API reference from the docstrings, one page per objective.
+
+python -m sphinx -W -b html docs docs/_build
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+import pages  # noqa: E402
+
+project = "xpo_jax"
+copyright = "the xpo_jax authors"
+extensions = ["sphinx.ext.autodoc", "docstrings", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_math_renderer = "native"
+exclude_patterns = ["_build"]
+default_role = "code"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+nitpicky = False
+
+pages.write(HERE / "api")
