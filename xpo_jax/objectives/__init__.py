@@ -15,9 +15,11 @@ from typing import Any
 
 NAMES = (
   "sft",
+  "nll",
   "dpo",
   "beta_dpo",
   "simpo",
+  "slic",
   "orpo",
   "kto",
   "bradley_terry",

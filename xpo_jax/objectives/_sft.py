@@ -1,8 +1,7 @@
 """Supervised fine-tuning."""
 
-from xpo_jax import token_stats
-from xpo_jax.objectives import _rewards
-from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
+from xpo_jax.objectives import _nll
+from xpo_jax.types import Aux, Loss, Objective, Scored
 
 
 def sft() -> Objective:
@@ -12,9 +11,9 @@ def sft() -> Objective:
 
   Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Eq. not checked.
   Departs from the paper: nothing known.
-  Reduction: one mean over all response tokens of the batch, so that a long answer
-    weighs more than a short one and accumulation stays exact. Reads column 0 of any
-    layout: a demonstration, or the chosen answer of a pair.
+  Reduction: `nll` with `token_mean`: one mean over all response tokens of the batch, so
+    that a long answer weighs more than a short one and accumulation stays exact. Reads
+    column 0 of any layout: a demonstration, or the chosen answer of a pair.
 
   Returns:
     Objective; layout DEMO; needs LOGP. Terms: `sft`.
@@ -26,14 +25,10 @@ def sft() -> Objective:
     >>> float(scored.evaluate(objectives.sft(), quarter).loss)
     0.25
   """
+  likelihood = _nll.nll("token_mean")
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    del aux
-    weight_B = scored.weight_B * scored.present_BK[:, 0]
-    nll_B = -_rewards.seq_logp(scored)[:, 0]
-    nll = Mean((nll_B * weight_B).sum(), (scored.length_BK[:, 0] * weight_B).sum())
-    metrics = {"logp_chosen": Mean(-nll.total, weight_B.sum())}
-    return Loss({"sft": nll}, metrics)
+    out = likelihood.loss(scored, aux)
+    return Loss({"sft": out.terms["nll"]}, out.metrics)
 
-  needs = frozenset({token_stats.LOGP})
-  return Objective("sft", {}, Layout.DEMO, needs, loss)
+  return likelihood._replace(name="sft", knobs={}, loss=loss)

@@ -1,0 +1,101 @@
+"""Negative log-likelihood with a stated reduction, alone and beside a preference.
+
+Over 80 lines: the reductions live here too, and the helper of those that add an NLL.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from xpo_jax import token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
+
+
+class Reduction(NamedTuple):
+  """How an NLL is averaged.
+
+  Attributes:
+    name: what `REDUCTIONS` calls it.
+    logp: the log-probability of each completion, `[B, K]`.
+    over_tokens: whether the batch's mean is over tokens, or over completions.
+  """
+
+  name: str
+  logp: Callable[[Scored], Array]
+  over_tokens: bool
+
+
+REDUCTIONS = {
+  "token_mean": Reduction("token_mean", _rewards.seq_logp, True),
+  "sequence_sum": Reduction("sequence_sum", _rewards.seq_logp, False),
+  "sequence_mean": Reduction("sequence_mean", _rewards.avg_logp, False),
+}
+
+
+def nll(reduction: str | Reduction = "token_mean") -> Objective:
+  """NLL: negative log-likelihood of the demonstration, or of the chosen answer.
+
+  token_mean:    - sum_{prompts, t} log pi(y_t | x, y_<t) / number of tokens
+  sequence_sum:  - mean over prompts of log pi(y | x)
+  sequence_mean: - mean over prompts of log pi(y | x) / |y|
+
+  Paper: Pang et al. 2024 (iterative RPO: DPO plus this term), arXiv:2404.19733, Eq. not
+    checked.
+  Departs from the paper: nothing; it divides the term by the answer's length
+    (`sequence_mean`). TRL and SimPO's code take `token_mean`, CPO and SLiC write
+    `sequence_sum`: three losses, an answer's length apart, and one coefficient does not
+    carry over from one to another.
+  Reduction: as named. Reads column 0 of any layout.
+
+  Args:
+    reduction: token_mean, sequence_sum or sequence_mean. Paper: sequence_mean.
+
+  Returns:
+    Objective; layout DEMO; needs LOGP. Terms: `nll`.
+    Metrics: logp_chosen (nats per completion).
+
+  Raises:
+    ValueError: no such reduction (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> two = scored.from_sequence_logps([[-6.0], [-1.0]], [[3], [1]])
+    >>> [
+    ...   float(scored.evaluate(objectives.nll(r), two).loss)
+    ...   for r in ("token_mean", "sequence_sum", "sequence_mean")
+    ... ]
+    [1.75, 3.5, 1.5]
+  """
+  chosen = _knobs.choice("nll", "reduction", reduction, REDUCTIONS)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    weight_B = scored.weight_B * scored.present_BK[:, 0]
+    nll_B = -chosen.logp(scored)[:, 0]
+    size_B = scored.length_BK[:, 0] if chosen.over_tokens else jnp.ones_like(weight_B)
+    mean = Mean((nll_B * weight_B).sum(), (size_B * weight_B).sum())
+    logp_B = _rewards.seq_logp(scored)[:, 0]
+    metrics = {"logp_chosen": Mean((logp_B * weight_B).sum(), weight_B.sum())}
+    return Loss({"nll": mean}, metrics, None if chosen.over_tokens else nll_B)
+
+  needs = frozenset({token_stats.LOGP})
+  return Objective("nll", {"reduction": chosen.name}, Layout.DEMO, needs, loss)
+
+
+def with_nll(
+  preference: Objective, weight: float | Array, reduction: str | Reduction
+) -> Objective:
+  """A preference loss over rows with a second term, `weight` times `nll(reduction)`."""
+  likelihood = nll(reduction)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    out, own = preference.loss(scored, aux), likelihood.loss(scored, Aux())
+    mean, rows_B = own.terms["nll"], own.per_example_B
+    if rows_B is not None:
+      rows_B = out.per_example_B + weight * rows_B
+    terms = out.terms | {"nll": Mean(weight * mean.total, mean.weight)}
+    return Loss(terms, out.metrics, rows_B)
+
+  return preference._replace(loss=loss)
