@@ -94,6 +94,7 @@ def _alphapo(h: Arrays, x: Arrays) -> Arrays:
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
   "slic_hf": (_slic, ("_slic", "_nll")),
+  "alphapo": (_alphapo, ("_alphapo",)),
 }
 ELSEWHERE = {}
 EXCEPTIONS: dict[str, str] = {}

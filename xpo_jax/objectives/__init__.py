@@ -20,6 +20,7 @@ NAMES = (
   "beta_dpo",
   "simpo",
   "slic",
+  "alphapo",
   "orpo",
   "kto",
   "bradley_terry",

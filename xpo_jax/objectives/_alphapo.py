@@ -1,0 +1,74 @@
+"""AlphaPO: SimPO with a bent reward."""
+
+import jax.numpy as jnp
+
+from xpo_jax import links, token_stats
+from xpo_jax.objectives import _knobs, _rewards, _simpo
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
+
+
+def alpha_reward(avg_logp: Array, alpha: float | Array) -> Array:
+  """(1 - P^-alpha) / alpha, log P = `avg_logp`; log P itself at alpha = 0.
+
+  Where P^-alpha would leave the type's range it goes on along its tangent, as
+  `links.exponential` does (in float32 from 284 nats per token on, at alpha = 0.25).
+  """
+  exponent = -alpha * avg_logp
+  small = exponent < 1  # there expm1 keeps the digits
+  grown = jnp.where(
+    small, jnp.expm1(jnp.minimum(exponent, 1)), links.exponential(-exponent) - 1
+  )
+  is_log = jnp.asarray(alpha) == 0
+  return jnp.where(is_log, avg_logp, -grown / jnp.where(is_log, 1, alpha))
+
+
+def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Objective:
+  """AlphaPO: SimPO whose reward is a power of the probability, not its logarithm.
+
+  L = SimPO's -log sigma(beta (r_w - r_l) - gamma),   r = (1 - P^-alpha) / alpha
+  with log P the log-probability per token; alpha -> 0 gives r = log P, SimPO.
+
+  Paper: Gupta et al. 2025, arXiv:2501.03884, Eq. not checked.
+  Departs from the paper: as in TRL, `gamma` is absolute. Very improbable answers get
+    the reward's tangent (see `alpha_reward`).
+  Reduction: log-probability averaged over tokens; loss averaged over pairs.
+
+  Args:
+    beta: scale of the reward; > 0. Paper: tuned, not checked; 2.5 is SimPO's.
+    gamma: target reward margin; >= 0. Paper: tuned, not checked; ratio 0.1 as SimPO's.
+    alpha: bend of the reward; any number; > 0 weighs improbable answers more, 0 is
+      SimPO. Paper: 0.25, not checked.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP. Terms: `alphapo`.
+    Metrics: reward_* (beta r; the margin before gamma), reward_accuracy (fraction),
+    logp_chosen, logp_rejected (nats per completion).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> import numpy as np
+    >>> from xpo_jax import objectives, scored
+    >>> halves = scored.from_sequence_logps(np.log([[0.5, 0.25]]), [[1, 1]])
+    >>> o = objectives.alphapo(beta=1.0, alpha=1.0)  # r = 1 - 1/P: -1 and -3
+    >>> float(scored.evaluate(o, halves).metrics["reward_margin"])
+    2.0
+  """
+  _knobs.check("alphapo", "beta", beta, paper=2.5, above=0)
+  _knobs.check("alphapo", "gamma", gamma, paper=0.25, least=0)
+  _knobs.check("alphapo", "alpha", alpha, paper=0.25)
+  simpo = _simpo.simpo(beta, gamma)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    reward_BK = alpha_reward(_rewards.avg_logp(scored), alpha)
+    bent = scored.replace(
+      mask_BKT=None, logp_BKT=reward_BK[..., None], length_BK=jnp.ones_like(reward_BK)
+    )
+    out = simpo.loss(bent, aux)
+    metrics = out.metrics | _rewards.logp_metrics(scored)
+    return Loss({"alphapo": out.terms["simpo"]}, metrics, out.per_example_B)
+
+  knobs = {"beta": beta, "gamma": gamma, "alpha": alpha}
+  needs = frozenset({token_stats.LOGP})
+  return Objective("alphapo", knobs, Layout.PAIR, needs, loss)
