@@ -1,6 +1,103 @@
-"""Selection, labels, controllers, merges: the rules around a loss."""
+"""Selection, labels, merges, mixtures, self-play: the rules around a loss."""
+
+import jax.numpy as jnp
+
+from tests.golden_adapters.arrange import Arrays
+from xpo_jax import games, labels, pairing, selection
+from xpo_jax.models import merge
+
+
+def _rso_rejection_sampling(h: Arrays, x: Arrays) -> Arrays:
+  num, reward = h["num_samples"], x["rewards"]
+  # As many numbers as could ever be used; those beyond the recorded ones are not.
+  uniform = jnp.resize(x["uniforms"], (num, len(reward)))
+  out = selection.rejection_sample_from(reward, num, h["beta"], uniform)
+  return {"accepted": out.index_J, "uniforms_used": out.draws}
+
+
+def _raft_top_selection(h: Arrays, x: Arrays) -> Arrays:
+  index = selection.top_share(x["rewards"], h["alpha"])
+  return {"selected": index, "rewards_selected": x["rewards"][index]}
+
+
+def _rlaif_soft_label_debias(h: Arrays, x: Arrays) -> Arrays:
+  p = labels.debiased(x["logprob_tokens_order_ab"], x["logprob_tokens_order_ba"])
+  return {"p_first_second": p, "cai_clamped": labels.clamped(p)}
+
+
+def _direct_rlaif_score(h: Arrays, x: Arrays) -> Arrays:
+  score = labels.expected_score(x["score_token_logits"])
+  return {"expected_score": score, "normalised": labels.rescaled(score)}
+
+
+def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
+  reward, texts = x["rewards"], x["responses"]
+  present = jnp.ones_like(reward)
+  if h["choose_type"] == "max_random":
+    pairs = pairing.best_first(reward, present)
+  else:
+    length = jnp.array([[len(text) for text in row] for row in texts])
+    pairs = pairing.best_worst(reward, present, length, h["length_penalty"])
+  (kept,) = jnp.nonzero(pairs.keep_B)
+  return {
+    "prompt": [str(b) for b in kept],
+    "chosen": [texts[b][pairs.chosen_B[b]] for b in kept],
+    "rejected": [texts[b][pairs.rejected_B[b]] for b in kept],
+    "margin": pairs.margin_B[kept],
+  }
+
+
+def _sppo_pair_construction(h: Arrays, x: Arrays) -> Arrays:
+  win = games.from_rewards(x["scores"])
+  rate = games.win_rate(win, jnp.ones_like(x["scores"]))
+  pairs = pairing.best_worst(rate, jnp.ones_like(rate))
+
+  def row(b: int) -> Arrays:
+    chosen, rejected = pairs.chosen_B[b], pairs.rejected_B[b]
+    return {
+      "prob": win[b],
+      "chosen": chosen,
+      "rejected": rejected,
+      "chosen_probs": win[b, chosen, rejected],
+      "chosen_probs_win": rate[b, chosen],
+      "chosen_probs_lose": rate[b, rejected],
+    }
+
+  return {"rows": [row(b) for b in range(len(rate))]}
+
+
+def _ties_merge(h: Arrays, x: Arrays) -> Arrays:
+  trimmed = [merge.trim(delta, h["K"]) for delta in x["task_deltas"]]
+  combine = {"dis-sum": merge.disjoint_sum, "dis-mean": merge.disjoint_mean}
+  return {
+    "trimmed": jnp.stack(trimmed),
+    "elected_sign": merge.elect_sign(trimmed),
+    "merged_delta": combine[h["merge_func"]](trimmed),
+  }
+
+
+def _nash_md_mixture_logits(h: Arrays, x: Arrays) -> Arrays:
+  mixed = games.mixture(x["model_logits"], x["ref_logits"], h["mixture_coef"])
+  return {"log_probs": mixed}
+
 
 # method: (adapter, the files whose every sign its cases guard)
-ADAPTERS = {}
+ADAPTERS = {
+  "rso_rejection_sampling": (_rso_rejection_sampling, ()),
+  "raft_top_selection": (_raft_top_selection, ()),
+  "rlaif_soft_label_debias": (_rlaif_soft_label_debias, ()),
+  "direct_rlaif_score": (_direct_rlaif_score, ()),
+  "rlhflow_pair_selection": (_rlhflow_pair_selection, ()),
+  "sppo_pair_construction": (_sppo_pair_construction, ()),
+  "ties_merge": (_ties_merge, ()),
+  "nash_md_mixture_logits": (_nash_md_mixture_logits, ()),
+}
+
+# Expected values that no adapter returns.
 ELSEWHERE = {}
-EXCEPTIONS: dict[str, str] = {}
+
+_ONE_TOO_MANY = "bug: that code's trimming keeps one entry more than the stated share"
+# Cases that do not pass, and why: a recorded bug, an unidentifiable convention.
+EXCEPTIONS: dict[str, str] = {
+  f"pairwise:ties_merge/{n}": _ONE_TOO_MANY for n in ("0311", "0312", "0314", "0316")
+}
