@@ -40,6 +40,9 @@ OWED = [
 # Codes that round: one takes 1 - sigmoid(x), which loses the digits that sigmoid(-x)
 # keeps, one log(softmax), which leaves a rest where two models are the same.
 _ROUNDED = {"kto": 1, "tdpo1": 2, "tdpo2": 2}
+# Codes that round: one takes 1 - sigmoid(x), which loses the digits that sigmoid(-x)
+# keeps, one log(softmax), which leaves a rest where two models are the same.
+_ROUNDED = {"kto": 1, "tdpo1": 2, "tdpo2": 2}
 _NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
 

@@ -1,13 +1,13 @@
 """From the ways public codes lay out a pair to a `Scored`; no arithmetic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from xpo_jax import masked, scored
-from xpo_jax.types import Evaluation, Scored
+from xpo_jax.types import Evaluation, Objective, Scored, Stat
 
 Arrays = dict[str, Any]
 
@@ -26,12 +26,18 @@ def rows(x_BK: jax.Array) -> jax.Array:
   return jnp.concatenate([x_BK[:, 0], x_BK[:, 1]])
 
 
-def from_labels(x: Arrays, names: tuple[str, ...], rows: Callable) -> Scored:
+def from_labels(
+  x: Arrays,
+  names: tuple[str, ...],
+  rows: Callable,
+  labels: str = "labels",
+  needs: Iterable[Stat] | None = None,
+) -> Scored:
   """Logits and labels of which the first is never predicted; -100 is masked."""
-  labels = x["labels"][:, 1:]
+  labels = x[labels][:, 1:]
   logits = [rows(x[name][:, :-1]) for name in names]
-  tokens = jnp.where(labels == -100, 0, labels)
-  return scored.from_logits(logits[0], rows(tokens), rows(labels != -100), *logits[1:])
+  tokens, mask = rows(jnp.where(labels == -100, 0, labels)), rows(labels != -100)
+  return scored.from_logits(logits[0], tokens, mask, *logits[1:], needs=needs)
 
 
 def from_ids(x: Arrays) -> Scored:
@@ -72,3 +78,9 @@ def outputs(out: Evaluation) -> Arrays:
     "mean_loss": out.loss,
     "per_example_losses": out.per_example_B,
   }
+
+
+def row_by_row(objective: Objective, record: Scored) -> Evaluation:
+  """Every row as a batch of its own: what a row adds where denominators differ."""
+  one = jax.tree.map(lambda x: x[:, None], record)
+  return jax.vmap(lambda row: scored.evaluate(objective, row))(one)

@@ -22,6 +22,8 @@ NAMES = (
   "slic",
   "alphapo",
   "orpo",
+  "tdpo1",
+  "tdpo2",
   "kto",
   "bradley_terry",
 )
@@ -31,6 +33,8 @@ _PARTS = {
   "mixture": "_mixture",
   "odds_ratio": "_orpo",
   "gamma_from_ratio": "_simpo",
+  "sequential_kl": "_tdpo1",
+  "tdpo_rewards": "_tdpo1",
   "beta_dpo_coupling": "_beta_dpo",
   "log_ratio": "_rewards",
   "rewards": "_rewards",
