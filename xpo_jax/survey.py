@@ -9,408 +9,198 @@ against the objectives by a test.
 Reading this imports no JAX.
 """
 
-import enum
-from collections.abc import Mapping
-from typing import NamedTuple
-
-
-class Reward(enum.Enum):
-  """RM1: is a reward model fitted, or implied by the policy?"""
-
-  EXPLICIT = "explicit"
-  IMPLICIT = "implicit"
-
-
-class Preference(enum.Enum):
-  """RM2: a reward of one answer, or a probability that one beats another?"""
-
-  POINTWISE = "pointwise"
-  PREFERENCEWISE = "preferencewise"
-
-
-class Level(enum.Enum):
-  """RM3: what is rewarded?"""
-
-  RESPONSE = "response"
-  TOKEN = "token"
-
-
-class Sign(enum.Enum):
-  """RM4: answers of which kind teach?"""
-
-  BOTH = "both"
-  NEGATIVE = "negative only"
-
-
-class Feedback(enum.Enum):
-  """F1: what a label says."""
-
-  PREFERENCE = "preference"
-  BINARY = "binary"
-
-
-class Size(enum.Enum):
-  """F2: how many answers a label compares."""
-
-  PAIR = "pair"
-  LIST = "list"
-
-
-class Labeller(enum.Enum):
-  """F3: who labels."""
-
-  HUMAN = "human"
-  AI = "AI"
-
-
-class Reference(enum.Enum):
-  """RL1: is the policy tied to a reference?"""
-
-  BASED = "reference"
-  FREE = "free"
-
-
-class Length(enum.Enum):
-  """RL2: is the length of answers controlled?"""
-
-  CONTROLLED = "controlled"
-  NOT = "not"
-
-
-class Tie(enum.Enum):
-  """RL3: the divergence that ties the policy to the reference."""
-
-  REVERSE_KL = "reverse KL"
-  OTHER = "other"
-
-
-class Sampling(enum.Enum):
-  """RL4: whose answers are learned from."""
-
-  ON_POLICY = "on"
-  OFF_POLICY = "off"
-
-
-class Iteration(enum.Enum):
-  """O1: are data or reference renewed while training?"""
-
-  ITERATIVE = "iterative"
-  ONCE = "once"
-
-
-class Sft(enum.Enum):
-  """O2: is fine-tuning a stage of its own, or part of the loss?"""
-
-  SEPARATE = "separate"
-  MERGED = "merged"
-
-
-# In the order of the survey's Figure 1; the codes RM1 .. O2 were not checked.
-DIRECTIONS: Mapping[str, type[enum.Enum]] = {
-  "RM1": Reward,
-  "RM2": Preference,
-  "RM3": Level,
-  "RM4": Sign,
-  "F1": Feedback,
-  "F2": Size,
-  "F3": Labeller,
-  "RL1": Reference,
-  "RL2": Length,
-  "RL3": Tie,
-  "RL4": Sampling,
-  "O1": Iteration,
-  "O2": Sft,
-}
-
-
-class Basis(enum.Enum):
-  """What a cell rests on."""
-
-  STATED = "*"  # the survey, the paper or its code says so
-  INFERRED = ""  # the survey's definition applied to the paper
-  AMBIGUOUS = "?"  # the survey's own terms leave it open
-
-
-class Cell(NamedTuple):
-  """Where a paper stands in one direction.
-
-  Attributes:
-    values: members of the direction's enum; none where it does not apply.
-    basis: of the values.
-    note: what the values leave out, or "".
-  """
-
-  values: frozenset[enum.Enum]
-  basis: Basis
-  note: str = ""
-
-
-class Paper(NamedTuple):
-  """One row.
-
-  Attributes:
-    name: as the survey calls it.
-    section: of the survey (3.9 and later were not checked); "" for a relative that it
-      does not discuss.
-    arxiv: number; "" where there is none.
-    cells: direction code -> cell.
-    objectives: names in `xpo_jax.objectives`; of a recipe without a loss of its own,
-      those it uses.
-    recipe: what the method is where it is not a loss, or "".
-  """
-
-  name: str
-  section: str
-  arxiv: str
-  cells: Mapping[str, Cell]
-  objectives: tuple[str, ...]
-  recipe: str
-
-
-_SHORT: Mapping[str, enum.Enum] = {
-  "E": Reward.EXPLICIT,
-  "I": Reward.IMPLICIT,
-  "P": Preference.POINTWISE,
-  "Pr": Preference.PREFERENCEWISE,
-  "R": Level.RESPONSE,
-  "T": Level.TOKEN,
-  "+-": Sign.BOTH,
-  "-": Sign.NEGATIVE,
-  "Pf": Feedback.PREFERENCE,
-  "B": Feedback.BINARY,
-  "Pw": Size.PAIR,
-  "Lw": Size.LIST,
-  "H": Labeller.HUMAN,
-  "A": Labeller.AI,
-  "Ref": Reference.BASED,
-  "Free": Reference.FREE,
-  "len": Length.CONTROLLED,
-  "no": Length.NOT,
-  "rKL": Tie.REVERSE_KL,
-  "other": Tie.OTHER,
-  "On": Sampling.ON_POLICY,
-  "Off": Sampling.OFF_POLICY,
-  "It": Iteration.ITERATIVE,
-  "Once": Iteration.ONCE,
-  "Sep": Sft.SEPARATE,
-  "Mrg": Sft.MERGED,
-}
-
-
-def _paper(
-  name: str,
-  section: str,
-  arxiv: str,
-  row: str,
-  objectives: str,
-  recipe: str = "",
-  notes: Mapping[str, str] | None = None,
-) -> Paper:
-  """A row from 13 short cells: values joined by "/" ("n/a": none), then its basis."""
-  notes = notes or {}
-  shorts = row.split()
-  if len(shorts) != len(DIRECTIONS) or not set(notes) <= set(DIRECTIONS):
-    raise ValueError(f"{name}: {len(shorts)} cells, notes of {sorted(notes)}")
-  cells = {}
-  for (code, direction), short in zip(DIRECTIONS.items(), shorts, strict=True):
-    basis = Basis(short[-1]) if short[-1] in "*?" else Basis.INFERRED
-    given = short.rstrip("*?")
-    values = {_SHORT[one] for one in given.split("/")} if given != "n/a" else set()
-    if not all(isinstance(value, direction) for value in values):
-      raise ValueError(f"{name}: {short} is no value of {code}")
-    cells[code] = Cell(frozenset(values), basis, notes.get(code, ""))
-  return Paper(name, section, arxiv, cells, tuple(objectives.split()), recipe)
-
+from xpo_jax import directions
+from xpo_jax.directions import paper
 
 # fmt: off
 PAPERS = (
   # name, section, arXiv, RM1 RM2 RM3 RM4  F1 F2 F3  RL1 RL2 RL3 RL4  O1 O2
-  _paper("InstructGPT", "3.1.1", "2203.02155",
-         "E* P* R* +-*  Pf* Lw* H*  Ref* no rKL* On  Once Sep*", "ppo kwise sft",
-         notes={"F2": "4 to 9 answers ranked, expanded to pairs"}),
-  _paper("RLHF (Anthropic)", "3.1.2", "2204.05862",
-         "E* P R +-  Pf Pw H*  Ref* no rKL* On  It* Sep", "ppo bradley_terry",
-         recipe="PPO, reward model and policy refreshed in turn"),
-  _paper("Online / iterative RLHF", "3.1.3", "2405.07863",
-         "E* P R +-  Pf Pw A?  Ref no rKL On*  It* Sep", "dpo bradley_terry",
-         recipe="best against worst of n, DPO, again",
-         notes={"RM2": "a preference model is used too"}),
-  _paper("RLAIF (Anthropic)", "3.2.1", "2212.08073",
-         "E P R +-  Pf Pw A*  Ref no rKL On  Once Sep*", "ppo bradley_terry sft",
-         recipe="critique and revise, then PPO on AI labels"),
-  _paper("RLAIF (Google)", "3.2.2", "2309.00267",
-         "E* P R +-  Pf Pw A*  Ref no rKL On  Once Sep", "reinforce bradley_terry",
-         recipe="REINFORCE on AI labels, or on an AI's score",
-         notes={"RM1": "direct RLAIF fits no reward model"}),
-  _paper("SLiC-HF", "3.3.1", "2305.10425",
-         "I/E P R +-  Pf Pw H  Free? no n/a? Off  Once Sep", "slic",
-         notes={"RM1": "implicit when direct, explicit with sample-rank",
+  paper("InstructGPT", "3.1.1", "2203.02155",
+        "E* P* R* +-*  Pf* Lw* H*  Ref* no rKL* On  Once Sep*", "ppo kwise sft",
+        notes={"F2": "4 to 9 answers ranked, expanded to pairs"}),
+  paper("RLHF (Anthropic)", "3.1.2", "2204.05862",
+        "E* P R +-  Pf Pw H*  Ref* no rKL* On  It* Sep", "ppo bradley_terry",
+        recipe="PPO, reward model and policy refreshed in turn"),
+  paper("Online / iterative RLHF", "3.1.3", "2405.07863",
+        "E* P R +-  Pf Pw A?  Ref no rKL On*  It* Sep", "dpo bradley_terry",
+        recipe="best against worst of n, DPO, again",
+        notes={"RM2": "a preference model is used too"}),
+  paper("RLAIF (Anthropic)", "3.2.1", "2212.08073",
+        "E P R +-  Pf Pw A*  Ref no rKL On  Once Sep*", "ppo bradley_terry sft",
+        recipe="critique and revise, then PPO on AI labels"),
+  paper("RLAIF (Google)", "3.2.2", "2309.00267",
+        "E* P R +-  Pf Pw A*  Ref no rKL On  Once Sep", "reinforce bradley_terry",
+        recipe="REINFORCE on AI labels, or on an AI's score",
+        notes={"RM1": "direct RLAIF fits no reward model"}),
+  paper("SLiC-HF", "3.3.1", "2305.10425",
+        "I/E P R +-  Pf Pw H  Free? no n/a? Off  Once Sep", "slic",
+        notes={"RM1": "implicit when direct, explicit with sample-rank",
                 "RL1": "an SFT regulariser instead of a ratio",
                 "O2": "the regulariser is an SFT term"}),
-  _paper("RSO", "3.3.2", "2309.06657",
-         "E* P R +-  Pf Pw H/A  Ref no rKL Off  Once Sep", "rso",
-         notes={"RM1": "for the rejection sampler",
+  paper("RSO", "3.3.2", "2309.06657",
+        "E* P R +-  Pf Pw H/A  Ref no rKL Off  Once Sep", "rso",
+        notes={"RM1": "for the rejection sampler",
                 "RL4": "approximates samples of the optimal policy"}),
-  _paper("DPO", "3.3.3", "2305.18290",
-         "I* P R* +-  Pf* Pw* H  Ref* no rKL* Off*  Once* Sep", "dpo"),
-  _paper("DPOP (Smaug)", "3.3.4", "2402.13228",
-         "I P R +-  Pf Pw H  Ref* no rKL Off  Once Sep", "dpop"),
-  _paper("beta-DPO", "3.3.5", "2407.08639",
-         "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "beta_dpo"),
-  _paper("IPO", "3.3.6", "2310.12036",
-         "I Pr* R +-  Pf Pw H  Ref* no rKL Off  Once Sep", "ipo"),
-  _paper("sDPO", "3.3.7", "2403.19270",
-         "I P R +-  Pf Pw H  Ref* no rKL Off  It? Sep", "dpo",
-         recipe="DPO in stages, each stage's policy the next reference"),
-  _paper("GPO", "3.3.8", "2402.05749",
-         "I P R +-  Pf Pw H  Ref* no rKL* Off  Once Sep", "gpo"),
-  _paper("From r to Q*", "3.4.1", "2404.12358",
-         "I* P T* +-  Pf Pw H  Ref* no rKL Off  Once Sep", "token_dpo"),
-  _paper("TDPO", "3.4.2", "2404.11999",
-         "I* P T* +-  Pf Pw H  Ref* no other* Off  Once Sep", "tdpo1 tdpo2",
-         notes={"RL3": "forward KL summed over the sequence"}),
-  _paper("Self-Rewarding LMs", "3.5.1", "2401.10020",
-         "I P R +-  Pf Pw A*  Ref no rKL On  It* Sep", "dpo",
-         recipe="iterated DPO, the policy its own judge"),
-  _paper("CRINGE", "3.5.2", "2312.16682",
-         "E? P R/T +-  B/Pf* Pw* H/A  Free* no n/a On  It* Sep", "pairwise_cringe",
-         notes={"RM3": "tokens inside the loss",
+  paper("DPO", "3.3.3", "2305.18290",
+        "I* P R* +-  Pf* Pw* H  Ref* no rKL* Off*  Once* Sep", "dpo"),
+  paper("DPOP (Smaug)", "3.3.4", "2402.13228",
+        "I P R +-  Pf Pw H  Ref* no rKL Off  Once Sep", "dpop"),
+  paper("beta-DPO", "3.3.5", "2407.08639",
+        "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "beta_dpo"),
+  paper("IPO", "3.3.6", "2310.12036",
+        "I Pr* R +-  Pf Pw H  Ref* no rKL Off  Once Sep", "ipo"),
+  paper("sDPO", "3.3.7", "2403.19270",
+        "I P R +-  Pf Pw H  Ref* no rKL Off  It? Sep", "dpo",
+        recipe="DPO in stages, each stage's policy the next reference"),
+  paper("GPO", "3.3.8", "2402.05749",
+        "I P R +-  Pf Pw H  Ref* no rKL* Off  Once Sep", "gpo"),
+  paper("From r to Q*", "3.4.1", "2404.12358",
+        "I* P T* +-  Pf Pw H  Ref* no rKL Off  Once Sep", "token_dpo"),
+  paper("TDPO", "3.4.2", "2404.11999",
+        "I* P T* +-  Pf Pw H  Ref* no other* Off  Once Sep", "tdpo1 tdpo2",
+        notes={"RL3": "forward KL summed over the sequence"}),
+  paper("Self-Rewarding LMs", "3.5.1", "2401.10020",
+        "I P R +-  Pf Pw A*  Ref no rKL On  It* Sep", "dpo",
+        recipe="iterated DPO, the policy its own judge"),
+  paper("CRINGE", "3.5.2", "2312.16682",
+        "E? P R/T +-  B/Pf* Pw* H/A  Free* no n/a On  It* Sep", "pairwise_cringe",
+        notes={"RM3": "tokens inside the loss",
                 "RL4": "its iterations sample; one training run does not",
                 "O2": "the likelihood of the chosen answer is part of the loss"}),
-  _paper("KTO", "3.6.1", "2402.01306",
-         "I* P* R +-  B* n/a H  Ref* no rKL* Off  Once Sep", "kto",
-         notes={"O2": "can do without fine-tuning"}),
-  _paper("DRO", "3.6.2", "2405.19107",
-         "I* P* R* +-  B* n/a H  Ref* no rKL* Off*  Once* Sep", "dro",
-         notes={"F1": "any scalar"}),
-  _paper("ORPO", "3.7.1", "2403.07691",
-         "I P R +-  Pf Pw H  Free* no n/a Off  Once Mrg*", "orpo",
-         notes={"RL2": "log-probabilities are averaged over length"}),
-  _paper("PAFT", "3.7.2", "2406.17923",
-         "I P R +-  Pf Pw H  Ref no rKL Off  Once Mrg*", "dpo sft",
-         recipe="SFT and DPO in parallel, weights merged",
-         notes={"O2": "merged as weights, not in a loss"}),
-  _paper("R-DPO", "3.8.1", "2403.19159",
-         "I P R +-  Pf Pw H  Ref* len* rKL* Off  Once Sep", "r_dpo"),
-  _paper("SimPO", "3.8.2", "2405.14734",
-         "I P R +-  Pf Pw H  Free* len* n/a Off  Once Sep", "simpo"),
-  _paper("RLOO", "3.8.3", "2402.14740",
-         "E* P R +-  Pf Pw H  Ref/Free? no rKL? On*  Once Sep", "rloo",
-         notes={"RL1": "survey: free; paper and codes put a KL term in the reward"}),
-  _paper("LiPO", "3.9", "2402.01878",
-         "I P R +-  Pf Lw* A  Ref* no rKL Off  Once* Sep", "lipo"),
-  _paper("RRHF", "3.9", "2304.05302",
-         "E P R +-  Pf Lw H/A  Free* no n/a Off  Once Mrg?", "rrhf",
-         notes={"RL2": "log-probabilities are averaged over length"}),
-  _paper("PRO", "3.9", "2306.17492",
-         "E P R +-  Pf Lw* H/A  Free* no n/a Off  Once Mrg?", "pro",
-         notes={"RM1": "rewards are temperatures",
+  paper("KTO", "3.6.1", "2402.01306",
+        "I* P* R +-  B* n/a H  Ref* no rKL* Off  Once Sep", "kto",
+        notes={"O2": "can do without fine-tuning"}),
+  paper("DRO", "3.6.2", "2405.19107",
+        "I* P* R* +-  B* n/a H  Ref* no rKL* Off*  Once* Sep", "dro",
+        notes={"F1": "any scalar"}),
+  paper("ORPO", "3.7.1", "2403.07691",
+        "I P R +-  Pf Pw H  Free* no n/a Off  Once Mrg*", "orpo",
+        notes={"RL2": "log-probabilities are averaged over length"}),
+  paper("PAFT", "3.7.2", "2406.17923",
+        "I P R +-  Pf Pw H  Ref no rKL Off  Once Mrg*", "dpo sft",
+        recipe="SFT and DPO in parallel, weights merged",
+        notes={"O2": "merged as weights, not in a loss"}),
+  paper("R-DPO", "3.8.1", "2403.19159",
+        "I P R +-  Pf Pw H  Ref* len* rKL* Off  Once Sep", "r_dpo"),
+  paper("SimPO", "3.8.2", "2405.14734",
+        "I P R +-  Pf Pw H  Free* len* n/a Off  Once Sep", "simpo"),
+  paper("RLOO", "3.8.3", "2402.14740",
+        "E* P R +-  Pf Pw H  Ref/Free? no rKL? On*  Once Sep", "rloo",
+        notes={"RL1": "survey: free; paper and codes put a KL term in the reward"}),
+  paper("LiPO", "3.9", "2402.01878",
+        "I P R +-  Pf Lw* A  Ref* no rKL Off  Once* Sep", "lipo"),
+  paper("RRHF", "3.9", "2304.05302",
+        "E P R +-  Pf Lw H/A  Free* no n/a Off  Once Mrg?", "rrhf",
+        notes={"RL2": "log-probabilities are averaged over length"}),
+  paper("PRO", "3.9", "2306.17492",
+        "E P R +-  Pf Lw* H/A  Free* no n/a Off  Once Mrg?", "pro",
+        notes={"RM1": "rewards are temperatures",
                 "RL2": "log-probabilities are averaged over length"}),
-  _paper("Negating Negatives (D2O)", "3.10", "2403.03419",
-         "I P R -*  B n/a H  Ref* no other On  It? Sep", "d2o",
-         notes={"RL1": "two references", "RM4": "self-samples are anchors"}),
-  _paper("NPO", "3.10", "2404.05868",
-         "I P R -*  B n/a H  Ref* no rKL Off*  Once Sep", "npo"),
-  _paper("CPO", "3.10", "2401.08417",
-         "I P R +-/-?  Pf* Pw* A*  Free* no n/a Off*  Once Mrg?", "cpo",
-         notes={"RM4": "the survey lists it here; it uses pairs"}),
-  _paper("Nash learning (NLHF)", "3.11", "2312.00886",
-         "E Pr* R +-  Pf Pw H  Ref no rKL On  It Sep", "nash_md preference_model"),
-  _paper("SPPO", "3.11", "2405.00675",
-         "E Pr* R +-  Pf Pw A  Ref no rKL On  It* Sep", "sppo"),
-  _paper("DNO", "3.11", "2404.03715",
-         "E? Pr* R +-  Pf Pw A  Ref no rKL On  It Sep", "dno"),
-  _paper("Beyond reverse KL (f-DPO)", "3.12", "2309.16240",
-         "I P R +-  Pf Pw H  Ref* no other* Off  Once Sep", "f_dpo"),
+  paper("Negating Negatives (D2O)", "3.10", "2403.03419",
+        "I P R -*  B n/a H  Ref* no other On  It? Sep", "d2o",
+        notes={"RL1": "two references", "RM4": "self-samples are anchors"}),
+  paper("NPO", "3.10", "2404.05868",
+        "I P R -*  B n/a H  Ref* no rKL Off*  Once Sep", "npo"),
+  paper("CPO", "3.10", "2401.08417",
+        "I P R +-/-?  Pf* Pw* A*  Free* no n/a Off*  Once Mrg?", "cpo",
+        notes={"RM4": "the survey lists it here; it uses pairs"}),
+  paper("Nash learning (NLHF)", "3.11", "2312.00886",
+        "E Pr* R +-  Pf Pw H  Ref no rKL On  It Sep", "nash_md preference_model"),
+  paper("SPPO", "3.11", "2405.00675",
+        "E Pr* R +-  Pf Pw A  Ref no rKL On  It* Sep", "sppo"),
+  paper("DNO", "3.11", "2404.03715",
+        "E? Pr* R +-  Pf Pw A  Ref no rKL On  It Sep", "dno"),
+  paper("Beyond reverse KL (f-DPO)", "3.12", "2309.16240",
+        "I P R +-  Pf Pw H  Ref* no other* Off  Once Sep", "f_dpo"),
   # Relatives that the survey does not discuss; placed by its definitions.
-  _paper("Robust DPO", "", "2403.00409",
-         "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "robust_dpo"),
-  _paper("IPO, averaged", "", "2310.12036",
-         "I Pr R +-  Pf Pw H  Ref no rKL Off  Once Sep", "ipo_avg",
-         notes={"RL2": "log-ratios are averaged over length"}),
-  _paper("Length-normalised DPO (Tulu 3)", "", "2411.15124",
-         "I P R +-  Pf Pw H/A  Ref len rKL Off  Once Sep", "dpo_norm"),
-  _paper("X-ALMA (ARPO)", "", "2410.03115",
-         "I P R +-  Pf Pw A  Free no n/a Off  Once Mrg?", "arpo",
-         notes={"RL2": "the penalty reads log-probabilities per token"}),
-  _paper("EXO", "", "2402.00856",
-         "I P R +-  Pf Pw/Lw H  Ref no rKL Off  Once Sep", "exo"),
-  _paper("APO", "", "2408.06266",
-         "I P R +-  Pf Pw A  Ref no rKL Off  Once Sep", "apo_zero apo_down"),
-  _paper("APO-zero, unpaired", "", "2408.06266",
-         "I P R +-  B n/a A  Ref no rKL Off  Once Sep", "apo_zero_unpaired"),
-  _paper("NCA, InfoNCA", "", "2402.05369",
-         "I P R +-  Pf Pw/Lw A  Ref no rKL Off  Once Sep", "nca infonca"),
-  _paper("BCO", "", "2404.04656",
-         "I P R +-  B Pw/Lw H  Ref no rKL Off  Once Sep", "bco"),
-  _paper("AOT", "", "2406.05882",
-         "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "aot aot_unpaired"),
-  _paper("DiscoPOP", "", "2406.08414",
-         "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "discopop"),
-  _paper("WPO", "", "2406.11827",
-         "I P R +-  Pf Pw A  Ref no rKL Off  Once Sep", "wpo",
-         notes={"RL2": "a pair's weight is an average over length"}),
-  _paper("LD-DPO", "", "2409.06411",
-         "I P R +-  Pf Pw H  Ref len rKL Off  Once Sep", "ld_dpo"),
-  _paper("SamPO", "", "2406.10957",
-         "I P R +-  Pf Pw H  Ref len rKL Off  Once Sep", "sampo"),
-  _paper("AlphaPO", "", "2501.03884",
-         "I P R +-  Pf Pw H  Free len n/a Off  Once Sep", "alphapo"),
-  _paper("CRINGE, binary", "", "2211.05826",
-         "E? P T +-  B n/a H/A  Free no n/a Off  It Mrg", "cringe"),
-  _paper("Unlikelihood", "", "1908.04319",
-         "I P T +-  B n/a A  Free no n/a Off  Once Mrg", "unlikelihood"),
-  _paper("SimNPO", "", "2410.07163",
-         "I P R -  B n/a H  Free len n/a Off  Once Sep", "simnpo"),
-  _paper("Plackett-Luce DPO", "", "2305.18290",
-         "I P R +-  Pf Lw H  Ref no rKL Off  Once Sep", "plackett_luce"),
-  _paper("ListMLE, ListNet, ApproxNDCG", "", "2402.01878",
-         "I P R +-  Pf Lw A  Ref no rKL Off  Once Sep", "list_mle list_net approx_ndcg",
-         notes={"F2": "classical ranking losses, as LiPO compares them"}),
-  _paper("REINFORCE", "", "2402.14740",
-         "E P R +-  Pf Pw H  Ref/Free no rKL On  Once Sep", "reinforce"),
-  _paper("GRPO", "", "2402.03300",
-         "E P R +-  Pf Pw/Lw H/A  Ref no rKL On  It Sep", "grpo",
-         notes={"RL2": "each answer's tokens are averaged"}),
-  _paper("Dr. GRPO", "", "2503.20783",
-         "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "dr_grpo"),
-  _paper("DAPO", "", "2503.14476",
-         "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "dapo"),
-  _paper("CISPO", "", "2506.13585",
-         "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "cispo"),
-  _paper("GSPO", "", "2507.18071",
-         "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "gspo",
-         notes={"RL2": "the ratio is averaged over length"}),
-  _paper("ReMax", "", "2310.10505",
-         "E P R +-  Pf Pw H  Ref/Free no rKL On  Once Sep", "remax"),
-  _paper("RAFT", "", "2304.06767",
-         "E P R +-  Pf Pw/Lw H  Free no n/a On  It Sep", "raft"),
-  _paper("IPO-MD", "", "2403.08635",
-         "E Pr R +-  Pf Pw A  Ref no rKL On  It Sep", "ipo_md"),
-  _paper("Online DPO (OAIF)", "", "2402.04792",
-         "I P R +-  Pf Pw A  Ref no rKL On  It Sep", "online_dpo"),
-  _paper("XPO, exploratory", "", "2405.21046",
-         "I P R +-  Pf Pw H/A  Ref no rKL On  It Sep", "exploratory_dpo"),
+  paper("Robust DPO", "", "2403.00409",
+        "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "robust_dpo"),
+  paper("IPO, averaged", "", "2310.12036",
+        "I Pr R +-  Pf Pw H  Ref no rKL Off  Once Sep", "ipo_avg",
+        notes={"RL2": "log-ratios are averaged over length"}),
+  paper("Length-normalised DPO (Tulu 3)", "", "2411.15124",
+        "I P R +-  Pf Pw H/A  Ref len rKL Off  Once Sep", "dpo_norm"),
+  paper("X-ALMA (ARPO)", "", "2410.03115",
+        "I P R +-  Pf Pw A  Free no n/a Off  Once Mrg?", "arpo",
+        notes={"RL2": "the penalty reads log-probabilities per token"}),
+  paper("EXO", "", "2402.00856",
+        "I P R +-  Pf Pw/Lw H  Ref no rKL Off  Once Sep", "exo"),
+  paper("APO", "", "2408.06266",
+        "I P R +-  Pf Pw A  Ref no rKL Off  Once Sep", "apo_zero apo_down"),
+  paper("APO-zero, unpaired", "", "2408.06266",
+        "I P R +-  B n/a A  Ref no rKL Off  Once Sep", "apo_zero_unpaired"),
+  paper("NCA, InfoNCA", "", "2402.05369",
+        "I P R +-  Pf Pw/Lw A  Ref no rKL Off  Once Sep", "nca infonca"),
+  paper("BCO", "", "2404.04656",
+        "I P R +-  B Pw/Lw H  Ref no rKL Off  Once Sep", "bco"),
+  paper("AOT", "", "2406.05882",
+        "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "aot aot_unpaired"),
+  paper("DiscoPOP", "", "2406.08414",
+        "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "discopop"),
+  paper("WPO", "", "2406.11827",
+        "I P R +-  Pf Pw A  Ref no rKL Off  Once Sep", "wpo",
+        notes={"RL2": "a pair's weight is an average over length"}),
+  paper("LD-DPO", "", "2409.06411",
+        "I P R +-  Pf Pw H  Ref len rKL Off  Once Sep", "ld_dpo"),
+  paper("SamPO", "", "2406.10957",
+        "I P R +-  Pf Pw H  Ref len rKL Off  Once Sep", "sampo"),
+  paper("AlphaPO", "", "2501.03884",
+        "I P R +-  Pf Pw H  Free len n/a Off  Once Sep", "alphapo"),
+  paper("CRINGE, binary", "", "2211.05826",
+        "E? P T +-  B n/a H/A  Free no n/a Off  It Mrg", "cringe"),
+  paper("Unlikelihood", "", "1908.04319",
+        "I P T +-  B n/a A  Free no n/a Off  Once Mrg", "unlikelihood"),
+  paper("SimNPO", "", "2410.07163",
+        "I P R -  B n/a H  Free len n/a Off  Once Sep", "simnpo"),
+  paper("Plackett-Luce DPO", "", "2305.18290",
+        "I P R +-  Pf Lw H  Ref no rKL Off  Once Sep", "plackett_luce"),
+  paper("ListMLE, ListNet, ApproxNDCG", "", "2402.01878",
+        "I P R +-  Pf Lw A  Ref no rKL Off  Once Sep", "list_mle list_net approx_ndcg",
+        notes={"F2": "classical ranking losses, as LiPO compares them"}),
+  paper("REINFORCE", "", "2402.14740",
+        "E P R +-  Pf Pw H  Ref/Free no rKL On  Once Sep", "reinforce"),
+  paper("GRPO", "", "2402.03300",
+        "E P R +-  Pf Pw/Lw H/A  Ref no rKL On  It Sep", "grpo",
+        notes={"RL2": "each answer's tokens are averaged"}),
+  paper("Dr. GRPO", "", "2503.20783",
+        "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "dr_grpo"),
+  paper("DAPO", "", "2503.14476",
+        "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "dapo"),
+  paper("CISPO", "", "2506.13585",
+        "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "cispo"),
+  paper("GSPO", "", "2507.18071",
+        "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "gspo",
+        notes={"RL2": "the ratio is averaged over length"}),
+  paper("ReMax", "", "2310.10505",
+        "E P R +-  Pf Pw H  Ref/Free no rKL On  Once Sep", "remax"),
+  paper("RAFT", "", "2304.06767",
+        "E P R +-  Pf Pw/Lw H  Free no n/a On  It Sep", "raft"),
+  paper("IPO-MD", "", "2403.08635",
+        "E Pr R +-  Pf Pw A  Ref no rKL On  It Sep", "ipo_md"),
+  paper("Online DPO (OAIF)", "", "2402.04792",
+        "I P R +-  Pf Pw A  Ref no rKL On  It Sep", "online_dpo"),
+  paper("XPO, exploratory", "", "2405.21046",
+        "I P R +-  Pf Pw H/A  Ref no rKL On  It Sep", "exploratory_dpo"),
 )
 # fmt: on
 
 
-def papers_of(objective: str) -> tuple[Paper, ...]:
+def papers_of(objective: str) -> tuple[directions.Paper, ...]:
   """The rows an objective belongs to."""
   return tuple(paper for paper in PAPERS if objective in paper.objectives)
 
 
-def show(cell: Cell) -> str:
+def show(cell: directions.Cell) -> str:
   """A cell as text: its values, then what it rests on."""
   values = "/".join(sorted(value.value for value in cell.values)) or "n/a"
   return values + cell.basis.value
 
 
-def place(paper: Paper) -> str:
+def place(paper: directions.Paper) -> str:
   """A row in full: each direction's question, value, basis and note."""
   where = f"survey {paper.section}" if paper.section else "not in the survey"
   lines = [f"{paper.name} (arXiv:{paper.arxiv}, {where})"]
-  for code, direction in DIRECTIONS.items():
+  for code, direction in directions.DIRECTIONS.items():
     cell = paper.cells[code]
     question = direction.__doc__.partition(": ")[2]
     note = f" ({cell.note})" if cell.note else ""
@@ -420,12 +210,12 @@ def place(paper: Paper) -> str:
   return "\n".join(lines)
 
 
-_ABBREVIATED = {value: short for short, value in _SHORT.items()}
+_ABBREVIATED = {value: short for short, value in directions.SHORT.items()}
 
 
 def table() -> str:
   """Every row in short cells, with the key; labelled as the reconstruction it is."""
-  head = ["paper", "section", *DIRECTIONS, "objectives"]
+  head = ["paper", "section", *directions.DIRECTIONS, "objectives"]
   rows = [head]
   for paper in PAPERS:
     cells = []
@@ -440,7 +230,7 @@ def table() -> str:
     cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
     lines.append("  " + " ".join(cells).rstrip())
   lines.append("  * stated by the survey, the paper or its code; ? open; else inferred")
-  for code, direction in DIRECTIONS.items():
+  for code, direction in directions.DIRECTIONS.items():
     key = ", ".join(f"{_ABBREVIATED[value]} {value.value}" for value in direction)
     lines.append(f"  {code:3} {direction.__doc__.partition(': ')[2]} {key}")
   return "\n".join(lines)

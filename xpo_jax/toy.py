@@ -114,7 +114,7 @@ class Curve(NamedTuple):
 def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> Curve:
   """Loss and gradient as every prompt's first completion becomes likelier.
 
-  Policy and reference start alike; completions are 4 tokens long, 2 nats a token; the
+  Policy and reference start alike; completions are 4 tokens long, 8 nats a token; the
   first has reward 1, the others less; a rise is spread evenly over its tokens. For a
   pair the gap is the margin before beta.
 
@@ -127,7 +127,7 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
   s = scored_for(objective, 4, tokens, policy_equals_ref=True)
   one_BKT = jnp.ones_like(s.mask_BKT)
   shape = s.reward_BK.shape
-  level_BKT = -2 * one_BKT
+  level_BKT = -8 * one_BKT
   s = s.replace(
     mask_BKT=one_BKT,
     length_BK=masked.length(one_BKT),

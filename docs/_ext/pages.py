@@ -15,7 +15,7 @@ _MODULES = {
     "policy_loss",
   ),
   "Rules around a loss": ("selection", "controllers", "models.merge"),
-  "The survey": ("survey",),
+  "The survey": ("directions", "survey"),
 }
 
 

@@ -1,0 +1,104 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Divergences
+#
+# What ties a policy to its reference, as a function of the log-ratio
+# u = log(policy / ref): the penalty f, its slope f', which is the reward that f-DPO
+# reads off a policy, and the estimators k1, k2, k3 of the reverse KL from samples.
+
+# %%
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from xpo_jax import bandit, divergences, objectives
+
+# %% [markdown]
+# ## f and f'
+#
+# A slope that goes to minus infinity on the left keeps every answer of the reference
+# possible; one that levels off (dashed) does not, and f-DPO refuses it. A slope that
+# levels off on the right lets an answer grow as it likes once it is likely.
+
+# %%
+u = jnp.linspace(-5, 4, 200)
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+for divergence in divergences.DIVERGENCES.values():
+  style = "-" if divergence.slope_at_0 == -np.inf else "--"
+  left.plot(u, divergence.f(u), style, label=divergence.name.replace("_", " "))
+  right.plot(u, divergence.slope(u), style)
+left.set(xlabel="log-ratio u", ylabel="f", ylim=(-0.2, 6))
+right.set(xlabel="log-ratio u", ylabel="f', the implicit reward", ylim=(-6, 4))
+_ = left.legend(frameon=False, fontsize=8)
+
+# %% [markdown]
+# ## What it does to a policy
+#
+# f-DPO on the exact bandit, the same 2,000 pairs, over a range of beta. A beta means
+# something else under every divergence, so the policies are compared by their KL to the
+# reference, on prompts that were not trained on.
+
+# %%
+task = bandit.make(jax.random.key(0))
+pairs = bandit.draw(task, 2000, jax.random.key(1), prompts=32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def frontier(divergence, betas):
+  def one(beta):
+    objective = objectives.f_dpo(beta=beta, divergence=divergence)
+    theta = bandit.fit(objective, task, pairs, jax.random.key(2))
+    logp = bandit.logp(task, theta)[32:]
+    entropy = -(jnp.exp(logp) * logp).sum(-1).mean()
+    return bandit.measure(task, theta, first=32), entropy
+
+  return jax.vmap(one)(betas)
+
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+for name in ("reverse_kl", "forward_kl", "jensen_shannon", "alpha(0.5)"):
+  divergence = divergences.DIVERGENCES[name]
+  found, entropy = frontier(divergence, jnp.geomspace(0.05, 3.0, 7))
+  left.plot(found.kl, found.reward, "o-", ms=3, label=name.replace("_", " "))
+  right.plot(found.kl, entropy, "o-", ms=3)
+left.set(xlabel="KL(policy || ref), nats", ylabel="true reward over the reference")
+right.set(xlabel="KL(policy || ref), nats", ylabel="entropy of the policy, nats")
+_ = left.legend(frameon=False, fontsize=8)
+
+# %% [markdown]
+# ## Estimating a KL from samples
+#
+# The same 200,000 samples of one policy over 32 tokens. As a value k1 and k3 are right
+# on average, k2 is not; k3 is never negative and varies less than k1 when the policies
+# are near. As a gradient it is the other way round: k2's is the reverse KL's, k3's the
+# forward KL's, k1's is noise around nothing (tests/theory holds this exactly).
+
+# %%
+logits = jax.random.normal(jax.random.key(3), (2, 32))
+logp, ref_logp = jax.nn.log_softmax(logits * 0.5)
+samples = jax.random.categorical(jax.random.key(4), logp, shape=(200_000,))
+log_ratio = (logp - ref_logp)[samples]
+exact = divergences.between(divergences.REVERSE_KL, logp, ref_logp)
+print(f"exact KL  {exact:.4f} nats")
+figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+for estimator in (divergences.K1, divergences.K2, divergences.K3):
+  found = estimator.fn(log_ratio)
+  print(f"{estimator.name}: mean {found.mean():.4f}, std {found.std():.4f}")
+  axis.hist(found, bins=np.linspace(-2.5, 3, 111), histtype="step", label=estimator.name)
+axis.axvline(exact, color="0.5", linewidth=1)
+axis.set(xlabel="estimate from one sample, nats", ylabel="samples")
+_ = axis.legend(frameon=False)
