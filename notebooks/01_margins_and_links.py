@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Margins and links
 #
-# Every pairwise objective of the package on one pair: its loss, and its gradient, as the
-# chosen completion gains on the rejected one. Policy and reference start alike;
-# completions have four tokens at 8 nats each, the rise is spread evenly over them. Knobs
-# are the defaults, which are the papers' where a paper gives one.
+# Every pairwise objective of the package on one pair: its loss, and its gradient, as
+# the chosen completion gains on the rejected one. Policy and reference start alike;
+# completions have four tokens at 8 nats each, the rise is spread evenly over them.
+# Knobs are the defaults, which are the papers' where a paper gives one.
 
 # %%
 import math
@@ -46,10 +46,10 @@ _ = axis.legend(frameon=False, fontsize=8)
 # %% [markdown]
 # ## Every pairwise objective
 #
-# Loss on the left axis (blue, from its value at the start), gradient with respect to the
-# gain on the right (orange). What to look for: where the gradient ends (DPO: where the
-# pair is won; IPO: at its target, beyond which it pulls back), where it vanishes on lost
-# pairs (EXO, APO), and which never end (robust DPO is unbounded below).
+# Loss on the left axis (blue, from its value at the start), gradient with respect to
+# the gain on the right (orange). What to look for: where the gradient ends (DPO: where
+# the pair is won; IPO: at its target, beyond which it pulls back), where it vanishes on
+# lost pairs (EXO, APO), and which never end (robust DPO is unbounded below).
 
 # %%
 gap = np.linspace(-30, 30, 121)

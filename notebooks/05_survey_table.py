@@ -26,8 +26,8 @@ from xpo_jax import directions, survey
 
 # %% [markdown]
 # One row a paper, one column a direction. Dark: the first pole of the direction (a
-# fitted reward, on-policy, ..), light: the second, between: both, white: does not apply.
-# A star: the survey, the paper or its code says so; a question mark: left open.
+# fitted reward, on-policy, ..), light: the second, between: both, white: does not
+# apply. A star: the survey, the paper or its code says so; a question mark: left open.
 
 # %%
 poles = [list(direction) for direction in directions.DIRECTIONS.values()]

@@ -12,7 +12,7 @@ def test_page_has_equation_source_place_and_curves():
   assert "DPO (arXiv:2305.18290, survey 3.3.3)" in page
   assert "RL1  reference*" in page
   assert "layout: PAIR   scores: logp_BKT, ref_logp_BKT" in page
-  assert "recipes that use it: dpo_hh" in page
+  assert "controlled_sentiment, " in page.partition("recipes that use it: ")[2]
   assert page.count("as the first completion rises") == 2
 
 

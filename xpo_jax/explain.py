@@ -21,7 +21,13 @@ def page(name: str) -> str:
   objective = objectives.build(name)
   knobs = ", ".join(f"{k}={_show(v)}" for k, v in objective.knobs.items())
   parts = [f"{name}({knobs})", text.rstrip(), _reads(objective)]
-  parts += [survey.place(paper) for paper in survey.papers_of(name)]
+  papers = survey.papers_of(name)
+  parts += [survey.place(paper) for paper in papers if not paper.recipe]
+  parts += [
+    f"part of {paper.name} (survey {paper.section}): {paper.recipe}"
+    for paper in papers
+    if paper.recipe
+  ]
   recipes = [
     one for one, path in find.names().items() if f'"{name}"' in path.read_text()
   ]

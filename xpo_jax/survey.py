@@ -217,13 +217,13 @@ def table() -> str:
   """Every row in short cells, with the key; labelled as the reconstruction it is."""
   head = ["paper", "section", *directions.DIRECTIONS, "objectives"]
   rows = [head]
-  for paper in PAPERS:
+  for one in PAPERS:
     cells = []
-    for cell in paper.cells.values():
+    for cell in one.cells.values():
       shorts = sorted(_ABBREVIATED[value] for value in cell.values)
       cells.append(("/".join(shorts) or "n/a") + cell.basis.value)
-    names = " ".join(paper.objectives)
-    rows.append([paper.name, paper.section or "-", *cells, names])
+    names = " ".join(one.objectives)
+    rows.append([one.name, one.section or "-", *cells, names])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ["survey table (a reconstruction, not the printed one)"]
   for row in rows:
