@@ -1,9 +1,10 @@
 """Selection, labels, merges, mixtures, self-play: the rules around a loss."""
 
+import jax
 import jax.numpy as jnp
 
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import games, labels, pairing, selection
+from xpo_jax import games, labels, objectives, pairing, scored, selection
 from xpo_jax.models import merge
 
 
@@ -81,6 +82,30 @@ def _nash_md_mixture_logits(h: Arrays, x: Arrays) -> Arrays:
   return {"log_probs": mixed}
 
 
+def _nash_md_loss(h: Arrays, x: Arrays) -> Arrays:
+  win_rate, beta = x["probability"][:, None], h["beta"]
+  ref = x["ref_logprobs"][:, None]
+
+  def record(logp: jax.Array, mask: jax.Array) -> scored.Scored:
+    return scored.from_token_logps(
+      logp[:, None], mask[:, None], ref, reward_BK=win_rate
+    )
+
+  def paper(logp: jax.Array) -> jax.Array:
+    s = record(logp, x["mask"])
+    return s.mean_BK(objectives.nash_md_surrogate(s, beta)).value
+
+  # Masked positions hold 0 and that code adds them up: they have a gradient there.
+  s = record(x["model_logprobs"], jnp.ones_like(x["mask"]))
+  loss = s.mean_BK(objectives.nash_md_token_local(s, beta)).value
+  return {
+    "differentiate": loss,
+    "loss": loss,
+    "kl_div_log": objectives.log_ratio(s)[:, 0],
+    "DERIVED_sequence_level_grad": jax.grad(paper)(x["model_logprobs"]),
+  }
+
+
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
   "rso_rejection_sampling": (_rso_rejection_sampling, ()),
@@ -91,10 +116,11 @@ ADAPTERS = {
   "sppo_pair_construction": (_sppo_pair_construction, ()),
   "ties_merge": (_ties_merge, ()),
   "nash_md_mixture_logits": (_nash_md_mixture_logits, ()),
+  "nash_md_loss": (_nash_md_loss, ("_nash_md",)),
 }
 
 # Expected values that no adapter returns.
-ELSEWHERE = {}
+ELSEWHERE = {"nash_md_loss": {"score"}}  # the negated loss of each row at beta 0
 
 _ONE_TOO_MANY = "bug: that code's trimming keeps one entry more than the stated share"
 # Cases that do not pass, and why: a recorded bug, an unidentifiable convention.

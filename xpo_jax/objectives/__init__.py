@@ -26,6 +26,7 @@ NAMES = (
   "tdpo2",
   "kto",
   "bradley_terry",
+  "nash_md",
 )
 
 # Importable from here, and not objectives with a paper of their own.
@@ -36,6 +37,8 @@ _PARTS = {
   "sequential_kl": "_tdpo1",
   "tdpo_rewards": "_tdpo1",
   "beta_dpo_coupling": "_beta_dpo",
+  "nash_md_surrogate": "_nash_md",
+  "nash_md_token_local": "_nash_md",
   "log_ratio": "_rewards",
   "rewards": "_rewards",
   "seq_logp": "_rewards",
