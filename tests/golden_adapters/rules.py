@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import games, labels, objectives, pairing, scored, selection
 from xpo_jax.models import merge
@@ -106,6 +107,36 @@ def _nash_md_loss(h: Arrays, x: Arrays) -> Arrays:
   }
 
 
+def _sppo_record(x: Arrays, win_rate: jax.Array) -> scored.Scored:
+  logp = arrange.sides(x["policy_chosen_logps"], x["policy_rejected_logps"])
+  ref = arrange.sides(x["reference_chosen_logps"], x["reference_rejected_logps"])
+  return scored.from_sequence_logps(logp, jnp.ones_like(logp), ref, reward_BK=win_rate)
+
+
+def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
+  win_rate = {
+    "sppo": arrange.sides(x["chosen_probs_win"], x["chosen_probs_lose"]),
+    "sppo_single": games.duel(x["chosen_probs"]),
+  }[h["loss_type"]]
+  s = _sppo_record(x, win_rate)
+  out = scored.evaluate(objectives.sppo(beta=h["beta"]), s)
+  reward = objectives.rewards(s, h["beta"])
+  return {
+    "differentiate": out.loss,
+    "losses": out.per_example_B,
+    "chosen_rewards": reward[:, 0],
+    "rejected_rewards": reward[:, 1],
+  }
+
+
+def _sppo_hard(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.pair(x)
+  s = s.replace(reward_BK=games.duel(jnp.ones(len(s.row_B))))
+  # That code adds the two squares, the authors' takes their mean.
+  o = objectives.mixture((2.0,), (objectives.sppo(beta=h["beta"]),))
+  return arrange.outputs(scored.evaluate(o, s))
+
+
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
   "rso_rejection_sampling": (_rso_rejection_sampling, ()),
@@ -117,6 +148,8 @@ ADAPTERS = {
   "ties_merge": (_ties_merge, ()),
   "nash_md_mixture_logits": (_nash_md_mixture_logits, ()),
   "nash_md_loss": (_nash_md_loss, ("_nash_md",)),
+  "sppo_loss": (_sppo_loss, ("_sppo",)),
+  "sppo_hard": (_sppo_hard, ()),
 }
 
 # Expected values that no adapter returns.

@@ -27,6 +27,7 @@ NAMES = (
   "kto",
   "bradley_terry",
   "nash_md",
+  "sppo",
 )
 
 # Importable from here, and not objectives with a paper of their own.

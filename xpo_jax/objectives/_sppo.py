@@ -1,0 +1,56 @@
+"""SPPO: log-ratios regressed on win rates, in self-play."""
+
+from xpo_jax import token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def sppo(beta: float = 1e-3) -> Objective:
+  """SPPO: the log-ratio of an answer becomes proportional to its win rate.
+
+  L = mean over y in (y_w, y_l) of (log-ratio_y - (P_y - 1/2) / beta)^2
+  with P_y = P(y > policy of the last round), which is also the reference. An exact
+  minimiser is a step of multiplicative weights with eta = 1 / beta, whose log-partition
+  is taken to be eta / 2 (`games.sppo_step` is the step without this).
+
+  Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked; eta is 1 / beta.
+    Survey 3.11.
+  Departs from the paper: nothing; as the authors' code, on the best and the worst of
+    the samples (of 5, `pairing.best_worst` on `games.win_rate`; it keeps pairs whose
+    two answers are the same, we do not). Its "sppo_single" has `games.duel` of the two
+    as win rates; TRL's "sppo_hard" 1 and 0, the two squares added.
+  Reduction: log-ratio summed over tokens; mean over the two answers, then over pairs.
+
+  Args:
+    beta: 1 / eta, in win probability per nat; > 0. Paper: 1e-3 (eta = 1000).
+
+  Returns:
+    Objective; layout PAIR; needs LOGP, REF_LOGP; field reward_BK, the win rates.
+    Terms: `sppo`. Metrics: reward_* (beta times log-ratio, to become P - 1/2),
+    reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
+
+  Raises:
+    ValueError: beta <= 0 (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> s = scored.from_sequence_logps(
+    ...   [[-1.0, -4.0]], [[4, 4]], [[-3.0, -3.0]], reward_BK=[[0.75, 0.25]]
+    ... )
+    >>> float(scored.evaluate(objectives.sppo(beta=0.25), s).loss)  # (1^2 + 0^2) / 2
+    0.5
+  """
+  _knobs.check("sppo", "beta", beta, paper=1e-3, above=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    log_ratio_BK = _rewards.log_ratio(scored)
+    target_BK = (scored.reward_BK - 0.5) / beta
+    loss_B = ((log_ratio_BK - target_BK) ** 2).mean(1)
+    metrics = _rewards.reward_metrics(scored, beta * log_ratio_BK)
+    metrics |= _rewards.logp_metrics(scored)
+    return Loss({"sppo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  fields = frozenset({"reward_BK"})
+  return Objective("sppo", {"beta": beta}, Layout.PAIR, needs, loss, fields)
