@@ -28,6 +28,7 @@ NAMES = (
   "bradley_terry",
   "nash_md",
   "sppo",
+  "dno",
 )
 
 # Importable from here, and not objectives with a paper of their own.

@@ -1,0 +1,58 @@
+"""DNO: logistic regression of log-ratio margins on win rates, in self-play."""
+
+import jax
+
+from xpo_jax import links, token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def dno(beta: float = 0.1) -> Objective:
+  """DNO: the margin of two samples becomes the difference of their win rates.
+
+  L = -p log sigma(m) - (1 - p) log sigma(-m),   p = sigma(P_y - P_y')
+  with m = beta (log-ratio_y - log-ratio_y') and P_y = P(y > policy of the last round),
+  which is also the reference. At the minimum m = P_y - P_y': the next policy is
+  proportional to policy exp(P_y / beta), SPPO's step with nothing approximated.
+
+  Paper: Rosset et al. 2024, arXiv:2404.03715, Eq. not checked; beta is its eta.
+    Survey 3.11.
+  Departs from the paper: nothing known; there is no public code. Its practical form,
+    DNO-Prct, takes pairs ranked far apart among samples and a stronger model's answer
+    as certain: that is `dpo` on them.
+  Reduction: log-ratio summed over tokens; loss averaged over pairs.
+
+  Args:
+    beta: tie to the last round's policy, in win probability per nat; > 0. Paper: no
+      value seen; 0.1 is DPO's.
+
+  Returns:
+    Objective; layout PAIR, in any order: the loss is the same with the two swapped;
+    needs LOGP, REF_LOGP; field reward_BK, the win rates. Terms: `dno`.
+    Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
+    logp_rejected (nats per completion); chosen is column 0.
+
+  Raises:
+    ValueError: beta <= 0 (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> first_step = toy.scored(K=2, policy_equals_ref=True)
+    >>> loss = scored.evaluate(objectives.dno(), first_step).loss
+    >>> round(float(loss), 4)  # no margin yet, so log 2 whatever the win rates
+    0.6931
+  """
+  _knobs.check("dno", "beta", beta, paper=0.1, above=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    margin_B = reward_BK[:, 0] - reward_BK[:, 1]
+    other_wins_B = jax.nn.sigmoid(scored.reward_BK[:, 1] - scored.reward_BK[:, 0])
+    loss_B = links.smoothed_logistic(margin_B, other_wins_B)
+    metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
+    return Loss({"dno": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  fields = frozenset({"reward_BK"})
+  return Objective("dno", {"beta": beta}, Layout.PAIR, needs, loss, fields)
