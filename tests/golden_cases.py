@@ -38,11 +38,16 @@ OWED = [
   and name not in golden_adapters.EXCEPTIONS
 ]
 # Codes that round: one takes 1 - sigmoid(x), which loses the digits that sigmoid(-x)
-# keeps, one log(softmax), which leaves a rest where two models are the same.
-_ROUNDED = {"kto": 1, "tdpo1": 2, "tdpo2": 2}
-# Codes that round: one takes 1 - sigmoid(x), which loses the digits that sigmoid(-x)
-# keeps, one log(softmax), which leaves a rest where two models are the same.
-_ROUNDED = {"kto": 1, "tdpo1": 2, "tdpo2": 2}
+# keeps, one log(softmax), which leaves a rest where two models are the same, and means
+# of whitened advantages and gradients of two whitened tokens are 0 but for rounding.
+_ROUNDED = {
+  "kto": 1,
+  "ltr_lambdaLoss": 1,
+  "tdpo1": 2,
+  "tdpo2": 2,
+  "ppo_loss": 1,
+  "masked_whiten": 1,
+}
 _NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
 

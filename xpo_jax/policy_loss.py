@@ -70,7 +70,7 @@ def clipped_share(
   """1 where the clip of `clipped_surrogate` decides, else 0: a metric."""
   rho = ratio(logp, old_logp)
   clipped = jnp.clip(rho, 1 - low, 1 + high)
-  return jnp.where(-advantage * clipped > -advantage * rho, 1.0, 0.0)
+  return (-advantage * clipped > -advantage * rho).astype(logp.dtype)
 
 
 def dual_clipped(loss: Array, advantage: Array, most: float | Array) -> Array:
@@ -104,6 +104,25 @@ def clipped_value(
   return jnp.maximum((value - target) ** 2, (near - target) ** 2) / 2
 
 
+def value_clipped_share(
+  value: Array, old_value: Array, target: Array, clip: float | Array
+) -> Array:
+  """1 where the clip of `clipped_value` decides, else 0: a metric."""
+  near = jnp.clip(value, old_value - clip, old_value + clip)
+  return ((near - target) ** 2 > (value - target) ** 2).astype(value.dtype)
+
+
+def policy_gradient(logp: Array, advantage: Array) -> Array:
+  """REINFORCE's loss, elementwise: -A log pi.
+
+  Args:
+    logp: of the policy, nats.
+    advantage: of each action; no gradient should flow into it.
+  """
+  chex.assert_equal_shape([logp, advantage])
+  return -advantage * logp
+
+
 def token_mean(scored: Scored, x_BKT: Array) -> Mean:
   """One mean over all tokens of the batch: a long completion weighs more."""
   weight_BK = scored.present_BK * scored.weight_B[:, None]
@@ -128,7 +147,7 @@ def mean_of_means(
     eps: added to each completion's number of tokens; verl: 1e-8.
   """
   x_BK = masked.sum_T(x_BKT, scored.mask_BKT)
-  length_BK = masked.length(scored.mask_BKT) + eps
+  length_BK = masked.length(scored.mask_BKT).astype(x_BK.dtype) + eps
   return _mean_BK(scored, masked.per_token(x_BK, length_BK), count_empty)
 
 
