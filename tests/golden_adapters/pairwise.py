@@ -1,11 +1,14 @@
 """DPO and its nearest relatives."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
+from xpo_jax.types import Objective, Scored
 
 
 def _dpo(h: Arrays, x: Arrays) -> Arrays:
@@ -15,9 +18,12 @@ def _dpo(h: Arrays, x: Arrays) -> Arrays:
   )
 
 
+def _without_reference(s: Scored) -> Scored:
+  return s.replace(ref_logp_BKT=jnp.zeros_like(s.logp_BKT))
+
+
 def _dpo_reference_free(h: Arrays, x: Arrays) -> Arrays:
-  s = arrange.pair(x)
-  s = s.replace(ref_logp_BKT=jnp.zeros_like(s.ref_logp_BKT))
+  s = _without_reference(arrange.pair(x))
   return arrange.outputs(scored.evaluate(objectives.dpo(beta=h["beta"]), s))
 
 
@@ -119,6 +125,17 @@ def _orpo_llamafactory(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(out) | {"per_example_losses": out.loss[None]}  # a single pair
 
 
+def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arrays]:
+  """A pair loss of which only the knobs differ."""
+
+  def adapter(h: Arrays, x: Arrays) -> Arrays:
+    return arrange.outputs(scored.evaluate(make(h), arrange.pair(x)))
+
+  return adapter
+
+
+_robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
+
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
   "dpo": (_dpo, ()),
@@ -132,6 +149,7 @@ ADAPTERS = {
   "simpo_cpo": (_simpo_cpo, ()),
   "orpo_or_term": (_orpo_or_term, ("_orpo",)),
   "orpo_llamafactory": (_orpo_llamafactory, ()),
+  "robust_dpo": (_robust_dpo, ("_robust_dpo",)),
 }
 
 # Expected values that no adapter returns.
