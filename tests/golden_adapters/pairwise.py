@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import objectives, scored
+from xpo_jax import links, objectives, scored
 from xpo_jax.types import Objective, Scored
 
 
@@ -135,6 +135,13 @@ def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arr
 
 
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
+_GPO = {
+  f"gpo_{name}": (
+    _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
+    ("_gpo",),
+  )
+  for name in links.LINKS
+}
 
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
@@ -150,6 +157,7 @@ ADAPTERS = {
   "orpo_or_term": (_orpo_or_term, ("_orpo",)),
   "orpo_llamafactory": (_orpo_llamafactory, ()),
   "robust_dpo": (_robust_dpo, ("_robust_dpo",)),
+  **_GPO,
 }
 
 # Expected values that no adapter returns.

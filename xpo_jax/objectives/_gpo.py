@@ -1,0 +1,56 @@
+"""GPO: any link in the place of DPO's logistic one."""
+
+from xpo_jax import links, token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def gpo(
+  beta: float = 0.1, link: links.Link | str = links.TRUNCATED_QUADRATIC
+) -> Objective:
+  """GPO: one family of losses of the margin, with DPO, IPO and SLiC's form in it.
+
+  L = f(m),   m = beta (log-ratio_w - log-ratio_l)
+  with f convex and f'(0) < 0: logistic is DPO; hinge max(0, 1 - m); squared (m - 1)^2,
+  which is beta^2 times IPO at beta / 2; exponential exp(-m); truncated quadratic
+  max(0, 1 - m)^2; savage sigma(-m)^2, which is bounded and not convex.
+
+  Paper: Tang et al. 2024, arXiv:2402.05749, Eq. not checked. Survey 3.3.8.
+  Departs from the paper: nothing known; no public code was found. The exponential link
+    goes on along its tangent where exp would overflow (see `links.exponential`).
+  Reduction: log-ratio summed over tokens; loss averaged over pairs.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: swept, per link; the same number ties each
+      link differently, as f''(0) / |f'(0)|: 0 hinge, 1/2 logistic and savage, 1 others.
+    link: f; a `links.Link` or a name of `links.LINKS`. Paper: all six; the default is
+      one of those it adds.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `gpo`.
+    Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
+    (nats per completion), as `dpo`.
+
+  Raises:
+    ValueError: beta out of range, an unknown link (when built).
+
+  Example:
+    >>> from xpo_jax import links, objectives, scored, toy
+    >>> first_step = toy.scored(K=2, policy_equals_ref=True)
+    >>> o = objectives.gpo(link=links.SAVAGE)
+    >>> float(scored.evaluate(o, first_step).loss)  # sigma(0)^2
+    0.25
+  """
+  _knobs.check("gpo", "beta", beta, paper=0.1, above=0)
+  link = _knobs.choice("gpo", "link", link, links.LINKS)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    loss_B = link.fn(reward_BK[:, 0] - reward_BK[:, 1])
+    metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
+    return Loss({"gpo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"beta": beta, "link": link}
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective("gpo", knobs, Layout.PAIR, needs, loss)
