@@ -135,6 +135,7 @@ def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arr
 
 
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
+_hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _GPO = {
   f"gpo_{name}": (
     _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
@@ -157,6 +158,7 @@ ADAPTERS = {
   "orpo_or_term": (_orpo_or_term, ("_orpo",)),
   "orpo_llamafactory": (_orpo_llamafactory, ()),
   "robust_dpo": (_robust_dpo, ("_robust_dpo",)),
+  "rso_hinge_norm": (_hinge_norm, ("_rso",)),
   **_GPO,
 }
 
