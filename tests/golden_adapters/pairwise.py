@@ -136,6 +136,7 @@ def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arr
 
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
 _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
+_ipo = _pair(lambda h: objectives.ipo(h["beta"]))
 _GPO = {
   f"gpo_{name}": (
     _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
@@ -159,6 +160,7 @@ ADAPTERS = {
   "orpo_llamafactory": (_orpo_llamafactory, ()),
   "robust_dpo": (_robust_dpo, ("_robust_dpo",)),
   "rso_hinge_norm": (_hinge_norm, ("_rso",)),
+  "ipo_sum": (_ipo, ("_ipo",)),
   **_GPO,
 }
 
