@@ -134,9 +134,15 @@ def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arr
   return adapter
 
 
+def _cpo_ipo(h: Arrays, x: Arrays) -> Arrays:
+  s = _without_reference(arrange.pair(x, reference=False))
+  return arrange.outputs(scored.evaluate(objectives.ipo_avg(h["beta"]), s))
+
+
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
 _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
+_ipo_avg = _pair(lambda h: objectives.ipo_avg(h.get("beta", h.get("tau"))))
 _GPO = {
   f"gpo_{name}": (
     _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
@@ -160,7 +166,9 @@ ADAPTERS = {
   "orpo_llamafactory": (_orpo_llamafactory, ()),
   "robust_dpo": (_robust_dpo, ("_robust_dpo",)),
   "rso_hinge_norm": (_hinge_norm, ("_rso",)),
+  "ipo": (_ipo_avg, ("_ipo_avg",)),
   "ipo_sum": (_ipo, ("_ipo",)),
+  "cpo_ipo": (_cpo_ipo, ("_ipo_avg",)),
   **_GPO,
 }
 
