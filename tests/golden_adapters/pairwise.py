@@ -143,6 +143,7 @@ _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothin
 _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
 _ipo_avg = _pair(lambda h: objectives.ipo_avg(h.get("beta", h.get("tau"))))
+_dpo_norm = _pair(lambda h: objectives.dpo_norm(h["beta"]))
 _GPO = {
   f"gpo_{name}": (
     _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
@@ -169,6 +170,7 @@ ADAPTERS = {
   "ipo": (_ipo_avg, ("_ipo_avg",)),
   "ipo_sum": (_ipo, ("_ipo",)),
   "cpo_ipo": (_cpo_ipo, ("_ipo_avg",)),
+  "dpo_length_norm": (_dpo_norm, ("_dpo_norm",)),
   **_GPO,
 }
 
