@@ -144,6 +144,7 @@ _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
 _ipo_avg = _pair(lambda h: objectives.ipo_avg(h.get("beta", h.get("tau"))))
 _dpo_norm = _pair(lambda h: objectives.dpo_norm(h["beta"]))
+_dpop = _pair(lambda h: objectives.dpop(h["beta"], h["dpop_lambda"]))
 _GPO = {
   f"gpo_{name}": (
     _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
@@ -171,6 +172,7 @@ ADAPTERS = {
   "ipo_sum": (_ipo, ("_ipo",)),
   "cpo_ipo": (_cpo_ipo, ("_ipo_avg",)),
   "dpo_length_norm": (_dpo_norm, ("_dpo_norm",)),
+  "dpop": (_dpop, ("_dpop",)),
   **_GPO,
 }
 
