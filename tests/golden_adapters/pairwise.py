@@ -139,6 +139,13 @@ def _cpo_ipo(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(objectives.ipo_avg(h["beta"]), s))
 
 
+def _r_dpo(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.pair(x)
+  lengths = jnp.asarray([h["chosen_lengths"], h["rejected_lengths"]], s.logp_BKT.dtype)
+  o = objectives.r_dpo(h["beta"], h.get("alpha", h.get("lenN_lambda")))
+  return arrange.outputs(scored.evaluate(o, s.replace(length_BK=lengths.T)))
+
+
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
 _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
@@ -173,6 +180,7 @@ ADAPTERS = {
   "cpo_ipo": (_cpo_ipo, ("_ipo_avg",)),
   "dpo_length_norm": (_dpo_norm, ("_dpo_norm",)),
   "dpop": (_dpop, ("_dpop",)),
+  "r_dpo": (_r_dpo, ("_r_dpo",)),
   **_GPO,
 }
 

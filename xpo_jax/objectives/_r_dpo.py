@@ -1,0 +1,55 @@
+"""R-DPO: DPO for a reward from which length is subtracted."""
+
+from xpo_jax import links, token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
+  """R-DPO: DPO whose reward is r - alpha |y|, so that length earns nothing.
+
+  L = -log sigma(beta (log-ratio_w - log-ratio_l) + alpha (|y_w| - |y_l|))
+  with |y| in tokens: a longer chosen answer explains part of the preference already.
+
+  Paper: Park et al. 2024, arXiv:2403.19159, Eq. not checked. Survey 3.8.1.
+  Departs from the paper: nothing known; no authors' code was found. The sign is that of
+    the derivation and of SamPO's code; notes that subtract have alpha < 0 in mind.
+    alpha is not multiplied by beta.
+  Reduction: log-ratio summed over tokens; loss averaged over pairs.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: 0.1.
+    alpha: price of a token, nats; > 0 for shorter answers, < 0 for longer. Paper: not
+      checked; SamPO's script: 0.01. 0 gives DPO.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `r_dpo`.
+    Metrics: reward_* (nats, without length), reward_accuracy (fraction), logp_chosen,
+    logp_rejected (nats per completion), length_gap (tokens, chosen minus rejected).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> s = scored.from_sequence_logps([[-3.0, -2.0]], [[110, 100]], [[0.0, 0.0]])
+    >>> o = objectives.r_dpo(beta=0.1, alpha=0.01)
+    >>> round(float(scored.evaluate(o, s).loss), 4)  # 0.1 (-3 + 2) + 0.01 * 10 = 0
+    0.6931
+  """
+  _knobs.check("r_dpo", "beta", beta, paper=0.1, above=0)
+  _knobs.check("r_dpo", "alpha", alpha, paper=0.01)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    longer_B = scored.length_BK[:, 0] - scored.length_BK[:, 1]
+    margin_B = reward_BK[:, 0] - reward_BK[:, 1]
+    loss_B = links.logistic(margin_B + alpha * longer_B)
+    metrics = _rewards.reward_metrics(scored, reward_BK)
+    metrics |= _rewards.logp_metrics(scored) | {"length_gap": scored.mean_B(longer_B)}
+    return Loss({"r_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"beta": beta, "alpha": alpha}
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective("r_dpo", knobs, Layout.PAIR, needs, loss)
