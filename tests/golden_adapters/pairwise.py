@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import links, objectives, scored
+from xpo_jax import divergences, links, objectives, scored
 from xpo_jax.types import Objective, Scored
 
 
@@ -146,6 +146,16 @@ def _r_dpo(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(o, s.replace(length_BK=lengths.T)))
 
 
+def _f_dpo_alpha(h: Arrays) -> Objective:
+  alpha = h["alpha"] if "alpha" in h else h["fp"]["alpha_divergence_coef"]
+  return objectives.f_dpo(h["beta"], divergences.alpha(alpha))
+
+
+def _f_dpo_alpha_trl1(h: Arrays) -> Objective:
+  divergence = divergences.alpha_from_trl(h["f_alpha_divergence_coef"])
+  return objectives.f_dpo(h["beta"], divergence)
+
+
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
 _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
@@ -158,6 +168,14 @@ _GPO = {
     ("_gpo",),
   )
   for name in links.LINKS
+}
+_F_DPO = {
+  f"f_dpo_{theirs}": (_pair(lambda h, d=d: objectives.f_dpo(h["beta"], d)), ("_f_dpo",))
+  for theirs, d in {
+    "reverse_kl": divergences.REVERSE_KL,
+    "forward_kl": divergences.FORWARD_KL,
+    "js": divergences.JENSEN_SHANNON,
+  }.items()
 }
 
 # method: (adapter, the files whose every sign its cases guard)
@@ -182,6 +200,9 @@ ADAPTERS = {
   "dpop": (_dpop, ("_dpop",)),
   "r_dpo": (_r_dpo, ("_r_dpo",)),
   **_GPO,
+  **_F_DPO,
+  "f_dpo_alpha": (_pair(_f_dpo_alpha), ("_f_dpo",)),
+  "f_dpo_alpha_trl1": (_pair(_f_dpo_alpha_trl1), ()),
 }
 
 # Expected values that no adapter returns.
