@@ -156,6 +156,30 @@ def _f_dpo_alpha_trl1(h: Arrays) -> Objective:
   return objectives.f_dpo(h["beta"], divergence)
 
 
+def _kl_of(estimator: divergences.KLEstimator, x: Arrays, names: list[str]) -> Arrays:
+  logp, ref = (x[name][:, None] for name in names)
+  # Their estimates on padding count, until the mask of the recorded sum.
+  s = scored.from_token_logps(logp, jnp.ones_like(logp), ref)
+  kl = estimator.fn(objectives.token_rewards(s, beta=1.0))[:, 0]
+  return {"differentiate": jnp.vdot(kl, x["mask"]), "kl": kl}
+
+
+def _kl_openrlhf(h: Arrays, x: Arrays) -> Arrays:
+  estimator = divergences.KL_ESTIMATORS[h["kl_estimator"]]
+  estimator = divergences.clipped(estimator, h["clamp"])
+  return _kl_of(estimator, x, ["log_probs", "log_probs_base"])
+
+
+def _kl_verl(h: Arrays, x: Arrays) -> Arrays:
+  estimator = {
+    "k1": divergences.K1,
+    "k1+": divergences.K1_PLUS,
+    "k2": divergences.K2,
+    "abs": divergences.ABSOLUTE,
+  }[h["kind"]]
+  return _kl_of(estimator, x, ["logprob", "ref_logprob"])
+
+
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))
 _hinge_norm = _pair(lambda h: objectives.rso(h["beta"], links.HINGE))
 _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
@@ -203,6 +227,8 @@ ADAPTERS = {
   **_F_DPO,
   "f_dpo_alpha": (_pair(_f_dpo_alpha), ("_f_dpo",)),
   "f_dpo_alpha_trl1": (_pair(_f_dpo_alpha_trl1), ()),
+  "kl_estimator_openrlhf": (_kl_openrlhf, ()),
+  "kl_penalty_verl": (_kl_verl, ()),
 }
 
 # Expected values that no adapter returns.
