@@ -125,6 +125,20 @@ def _orpo_llamafactory(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(out) | {"per_example_losses": out.loss[None]}  # a single pair
 
 
+def _orpo_official_avg_logps(h: Arrays, x: Arrays) -> Arrays:
+  # Their mask counts the first pad token of a row as one of the completion.
+  mask = x["attention_mask"][:, :-1] > x["prompt_attention_mask"][:, 1:]
+  logits, ids = x["logits"][:, :-1], x["input_ids"][:, 1:]
+  s = scored.from_logits(logits[:, None], ids[:, None], mask[:, None])
+  logp_B = objectives.avg_logp(s)[:, 0]
+  mean = s.mean_B(logp_B)
+  return {
+    "differentiate": mean.total,
+    "mean_loss": mean.value,
+    "per_example_losses": logp_B,
+  }
+
+
 def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arrays]:
   """A pair loss of which only the knobs differ."""
 
@@ -215,6 +229,7 @@ ADAPTERS = {
   "simpo_cpo": (_simpo_cpo, ()),
   "orpo_or_term": (_orpo_or_term, ("_orpo",)),
   "orpo_llamafactory": (_orpo_llamafactory, ()),
+  "orpo_official_avg_logps": (_orpo_official_avg_logps, ()),
   "robust_dpo": (_robust_dpo, ("_robust_dpo",)),
   "rso_hinge_norm": (_hinge_norm, ("_rso",)),
   "ipo": (_ipo_avg, ("_ipo_avg",)),
