@@ -30,9 +30,15 @@ def count(present_BK: Array) -> Array:
   return present_BK.sum(-1)
 
 
+def zero_absent(x_BK: Array, present_BK: Array) -> Array:
+  """`x_BK` with exact zeros on absent columns."""
+  chex.assert_equal_shape([x_BK, present_BK])
+  return jnp.where(present_BK > 0, x_BK, 0)
+
+
 def total(x_BK: Array, present_BK: Array) -> Array:
   """Sum over the completions that count, `[B]`."""
-  return _present(x_BK, present_BK).sum(-1)
+  return zero_absent(x_BK, present_BK).sum(-1)
 
 
 def mean(x_BK: Array, present_BK: Array) -> Array:
@@ -45,7 +51,7 @@ def centre(x_BK: Array, present_BK: Array) -> Array:
   """`x` less its group's mean, `[B, K]`; 0 on absent columns and where all agree."""
   _, gap_BK = _gap(x_BK, present_BK)
   mean_B = gap_BK.sum(-1) / _at_least_1(count(present_BK))
-  return _present(gap_BK - mean_B[:, None], present_BK)
+  return zero_absent(gap_BK - mean_B[:, None], present_BK)
 
 
 def leave_one_out(x_BK: Array, present_BK: Array) -> Array:
@@ -158,11 +164,6 @@ def weighted_sum(
   chex.assert_shape(weight_F, reward_BKF.shape[-1:])
   reward_BK = jnp.where(scored_BKF > 0, reward_BKF, 0) @ weight_F
   return reward_BK, jnp.where((scored_BKF > 0).any(-1), 1.0, 0.0)
-
-
-def _present(x_BK: Array, present_BK: Array) -> Array:
-  chex.assert_equal_shape([x_BK, present_BK])
-  return jnp.where(present_BK > 0, x_BK, 0)
 
 
 def _gap(x_BK: Array, present_BK: Array) -> tuple[Array, Array]:
