@@ -1,0 +1,65 @@
+"""CPO: DPO against a uniform reference, and the NLL of the chosen answer."""
+
+from xpo_jax import links, token_stats
+from xpo_jax.objectives import _knobs, _nll, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def cpo(
+  beta: float = 0.1,
+  weight: float = 1.0,
+  label_smoothing: float = 0.0,
+  reduction: str | _nll.Reduction = "sequence_sum",
+) -> Objective:
+  """CPO: DPO without its reference, held in place by the chosen answer's NLL.
+
+  L = -(1 - e) log sigma(m) - e log sigma(-m) + w NLL(y_w),
+  m = beta (log pi(y_w|x) - log pi(y_l|x)), e the label smoothing.
+
+  Paper: Xu et al. 2024, arXiv:2401.08417, Eq. not checked. Survey 3.10.
+  Departs from the paper: nothing in the formula. The authors' code (and TRL) takes the
+    NLL per token of the batch, a length smaller: `reduction="token_mean"`; its `w = 1`
+    was used with that. Label smoothing is TRL's. The authors' repository now holds
+    `arpo` under the same name.
+  Reduction: log-probability summed over tokens, so that of two answers the shorter one
+    starts ahead; losses averaged over pairs; the NLL as `reduction` says.
+
+  Args:
+    beta: scale of the log-likelihoods, per nat; > 0. Paper: 0.1.
+    weight: of the NLL term; >= 0. Paper: 1.
+    label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
+    reduction: of the NLL, see `nll`. Paper: sequence_sum as written.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP. Terms: `cpo`, `nll`.
+    Metrics: reward_* (beta times nats), reward_accuracy (fraction), logp_chosen,
+    logp_rejected (nats per completion).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> tie = scored.from_sequence_logps([[-2.0, -2.0]], [[4, 2]])
+    >>> terms = scored.evaluate(objectives.cpo(), tie).terms
+    >>> {name: round(float(term), 4) for name, term in terms.items()}  # log 2, 2 nats
+    {'cpo': 0.6931, 'nll': 2.0}
+  """
+  _knobs.check("cpo", "beta", beta, paper=0.1, above=0)
+  _knobs.check("cpo", "weight", weight, paper=1, least=0)
+  _knobs.check("cpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  chosen = _knobs.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = beta * _rewards.seq_logp(scored)
+    margin_B = reward_BK[:, 0] - reward_BK[:, 1]
+    loss_B = links.smoothed_logistic(margin_B, label_smoothing)
+    metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
+    return Loss({"cpo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"beta": beta, "weight": weight, "label_smoothing": label_smoothing}
+  knobs["reduction"] = chosen.name
+  needs = frozenset({token_stats.LOGP})
+  preference = Objective("cpo", knobs, Layout.PAIR, needs, loss)
+  return _nll.with_nll(preference, weight, chosen)
