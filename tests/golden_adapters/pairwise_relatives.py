@@ -196,6 +196,8 @@ def _bco(h: Arrays, x: Arrays) -> Arrays:
 ADAPTERS = {
   "slic_hf": (_slic, ("_slic", "_nll")),
   "cpo": (_cpo, ("_cpo", "_nll")),
+  "arpo_relaxed_cpo": (_arpo, ("_arpo",)),
+  "arpo_xalma": (_arpo, ("_arpo",)),
   "alphapo": (_alphapo, ("_alphapo",)),
 }
 ELSEWHERE = {
