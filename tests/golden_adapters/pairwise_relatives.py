@@ -199,6 +199,10 @@ ADAPTERS = {
   "arpo_relaxed_cpo": (_arpo, ("_arpo",)),
   "arpo_xalma": (_arpo, ("_arpo",)),
   "alphapo": (_alphapo, ("_alphapo",)),
+  "nca_biased": (_of(_bco_without_shift), ("_bco",)),
+  "bco_pair_no_shift": (_of(_bco_without_shift), ("_bco",)),
+  "bco": (_bco, ("_bco",)),
+  "mixed_mpo": (_mixed_mpo, ()),
 }
 ELSEWHERE = {
   "bco": {"running_after"},  # its mean is delta; its variance is used by nobody
