@@ -37,17 +37,23 @@ OWED = [
   if case["method"] in golden_adapters.ADAPTERS
   and name not in golden_adapters.EXCEPTIONS
 ]
-# Codes that round: one takes 1 - sigmoid(x), which loses the digits that sigmoid(-x)
+# Codes that round: some take 1 - sigmoid(x), which loses the digits that sigmoid(-x)
 # keeps, one log(softmax), which leaves a rest where two models are the same, and means
 # of whitened advantages and gradients of two whitened tokens are 0 but for rounding.
+# A softmax of two log-ratios (ours) ends where a sigmoid (theirs) goes on.
 _ROUNDED = {
   "kto": 1,
+  "apo_zero": 1,
+  "apo_down": 1,
+  "infonca_pair": 1,
   "ltr_lambdaLoss": 1,
   "tdpo1": 2,
   "tdpo2": 2,
   "ppo_loss": 1,
   "masked_whiten": 1,
 }
+# An input that the gradients of a case call by a shorter name.
+_FULL_NAME = {"reward_diff": "reward_diff_first_minus_second"}
 _NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
 
@@ -88,6 +94,7 @@ def _gradients(case: dict, x: dict) -> dict:
       names = [n for n in (stem, f"{stem}_logps", f"{stem}_token_logps") if n in x]
       if names:
         found[names[0]] = value
+  found = {_FULL_NAME.get(name, name): value for name, value in found.items()}
   return {name: value for name, value in found.items() if name in x}
 
 

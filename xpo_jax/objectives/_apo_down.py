@@ -1,0 +1,51 @@
+"""APO-down: both answers down, the rejected one more."""
+
+import jax
+
+from xpo_jax import token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def apo_down(beta: float = 0.1) -> Objective:
+  """APO-down: lower the chosen answer, and the rejected one faster.
+
+  L = sigma(beta u_w) + (1 - sigma(beta (u_w - u_l))),   u = log-ratio of an answer
+
+  For models that already say better things than the chosen answers; see `apo_zero`.
+
+  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked.
+  Departs from the paper: nothing up to a constant; TRL's 1 is kept, so that the loss
+    lies in (0, 2). The gradient fades for |beta u| beyond about 6.
+  Reduction: log-ratio summed over tokens; loss averaged over pairs.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: 0.1.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `apo_down`.
+    Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
+    (nats per completion).
+
+  Raises:
+    ValueError: beta <= 0 (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> first_step = toy.scored(K=2, policy_equals_ref=True)
+    >>> float(scored.evaluate(objectives.apo_down(), first_step).loss)  # 1/2 + 1/2
+    1.0
+  """
+  _knobs.check("apo_down", "beta", beta, paper=0.1, above=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    # 1 - sigma(x) as sigma(-x), keeping its digits.
+    behind_B = reward_BK[:, 1] - reward_BK[:, 0]
+    loss_B = jax.nn.sigmoid(reward_BK[:, 0]) + jax.nn.sigmoid(behind_B)
+    metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
+    return Loss({"apo_down": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective("apo_down", {"beta": beta}, Layout.PAIR, needs, loss)

@@ -1,0 +1,50 @@
+"""APO-zero: the chosen answer up, the rejected one down, each from where it stands."""
+
+import jax
+
+from xpo_jax import token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def apo_zero(beta: float = 0.1) -> Objective:
+  """APO-zero: raise the chosen answer and lower the rejected one, both bounded.
+
+  L = (1 - sigma(beta u_w)) + sigma(beta u_l),   u = log-ratio of an answer
+
+  For chosen answers better than what the model would say; see `apo_down` for others.
+
+  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked.
+  Departs from the paper: nothing up to a constant; TRL's 1 is kept, so that the loss
+    lies in (0, 2). The gradient fades for |beta u| beyond about 6.
+  Reduction: log-ratio summed over tokens; loss averaged over pairs.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: 0.1.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `apo_zero`.
+    Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
+    (nats per completion).
+
+  Raises:
+    ValueError: beta <= 0 (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> first_step = toy.scored(K=2, policy_equals_ref=True)
+    >>> float(scored.evaluate(objectives.apo_zero(), first_step).loss)  # 1/2 + 1/2
+    1.0
+  """
+  _knobs.check("apo_zero", "beta", beta, paper=0.1, above=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    # 1 - sigma(x) as sigma(-x), keeping its digits.
+    loss_B = jax.nn.sigmoid(-reward_BK[:, 0]) + jax.nn.sigmoid(reward_BK[:, 1])
+    metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
+    return Loss({"apo_zero": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective("apo_zero", {"beta": beta}, Layout.PAIR, needs, loss)

@@ -1,0 +1,56 @@
+"""APO-zero on single answers with a thumbs-up or a thumbs-down."""
+
+import jax
+import jax.numpy as jnp
+
+from xpo_jax import token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def apo_zero_unpaired(beta: float = 0.1) -> Objective:
+  """APO-zero, unpaired: desirable answers up, undesirable ones down.
+
+  L = 1 - sigma(beta u) for a desirable answer, sigma(beta u) for an undesirable one,
+  u = its log-ratio: `kto` with its reference point held at 0.
+
+  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked; the unpaired form
+    is that of TRL's KTO trainer.
+  Departs from the paper: the paper's loss is of pairs (`apo_zero`, the sum of the two
+    lines above).
+  Reduction: log-ratio summed over tokens; loss averaged over all rows, desirable and
+    undesirable pooled.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: 0.1.
+
+  Returns:
+    Objective; layout RATED; needs LOGP, REF_LOGP; field desirable_BK.
+    Terms: `apo_zero_unpaired`. Metrics: reward_chosen, logp_chosen over desirable rows,
+    reward_rejected, logp_rejected over undesirable ones (nats), reward_accuracy
+    (fraction of rows whose reward has the right sign).
+
+  Raises:
+    ValueError: beta <= 0 (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> first_step = toy.scored(K=1, policy_equals_ref=True)
+    >>> float(scored.evaluate(objectives.apo_zero_unpaired(), first_step).loss)
+    0.5
+  """
+  _knobs.check("apo_zero_unpaired", "beta", beta, paper=0.1, above=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    desirable_B = scored.desirable_BK[:, 0] > 0
+    reward_B = _rewards.rewards(scored, beta)[:, 0]
+    gain_B = jnp.where(desirable_B, reward_B, -reward_B)
+    loss_B = jax.nn.sigmoid(-gain_B)
+    metrics = _rewards.unpaired_metrics(scored, reward_B, desirable_B)
+    metrics |= {"reward_accuracy": scored.mean_B((1 + jnp.sign(gain_B)) / 2)}
+    return Loss({"apo_zero_unpaired": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  fields, knobs = frozenset({"desirable_BK"}), {"beta": beta}
+  return Objective("apo_zero_unpaired", knobs, Layout.RATED, needs, loss, fields)
