@@ -30,16 +30,18 @@ CONFIG = Config(
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
 class Tiny:
-  """A model with two sets of parameters, and pairs to train it on."""
+  """A model with two sets of parameters, and pairs and lists to train it on."""
 
   model: transformer.Model
   policy: Params
   ref: Params
   pairs: list[Example]
+  lists: list[Example]
 
   def batches(self, layout: Layout, microbatches: int = 1, **sizes) -> pack.Batches:
-    """The pairs in a layout, 8 rows of 40 tokens a step."""
-    examples = collate.to_layout(self.pairs, layout, seed=0)
+    """The pairs, or lists, in a layout, 8 rows of 40 tokens a step."""
+    source = self.lists if layout is Layout.RANKED else self.pairs
+    examples = collate.to_layout(source, layout, seed=0)
     sizes = {"rows_per_step": 8, "row_length": 40} | sizes
     return pack.plan(examples, microbatches=microbatches, **sizes)
 
@@ -55,11 +57,21 @@ def _tiny() -> Tiny:
     Example(f"pair {i}", text(2, 5), (text(1, 7), text(1, 7)), Layout.PAIR)
     for i in range(48)
   ]
+  lists = [
+    Example(
+      f"list {i}",
+      text(2, 5),
+      tuple(text(1, 7) for _ in range(3)),
+      Layout.RANKED,
+      fields={"reward": rng.normal(size=3).astype(np.float32)},
+    )
+    for i in range(32)
+  ]
   model = transformer.model(CONFIG)
   policy, ref = (model.init(jax.random.key(seed)) for seed in (0, 1))
   # Far enough apart that log-ratios, and what hangs on them, are not all about 0.
   policy, ref = (jax.tree.map(lambda x: 2 * x, params) for params in (policy, ref))
-  return Tiny(model, {"lm": policy}, {"lm": ref}, pairs)
+  return Tiny(model, {"lm": policy}, {"lm": ref}, pairs, lists)
 
 
 @pytest.fixture(scope="session")
