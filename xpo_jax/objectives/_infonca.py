@@ -1,0 +1,72 @@
+"""InfoNCA: a cross-entropy between a softmax of rewards and one of log-ratios."""
+
+import jax.numpy as jnp
+
+from xpo_jax import ranking, token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
+
+
+def reward_targets(
+  scored: Scored, alpha: float | Array, lead: float | Array = 0.0
+) -> Array:
+  """softmax(reward / alpha) over present columns, `[B, K]`; 0 on absent ones.
+
+  Args:
+    scored: with `reward_BK`.
+    alpha: temperature of the rewards.
+    lead: added to the best reward (the first of equals) before; a public code has 0.01.
+  """
+  best_BK = ranking.rank(scored.reward_BK, scored.present_BK) == 1
+  reward_BK = scored.reward_BK + jnp.where(best_BK, lead, 0)
+  return ranking.softmax(reward_BK / alpha, scored.present_BK)
+
+
+def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objective:
+  """InfoNCA: the policy's log-ratios learn to rank a list as its rewards do.
+
+  L = - sum_i p_i log softmax(beta u)_i,   p = softmax(r / alpha),   u = log-ratios
+
+  On a pair, as alpha -> 0 (the better answer takes all), this is `dpo`.
+
+  Paper: Chen et al. 2024, arXiv:2402.05369, Eq. not checked.
+  Departs from the paper: nothing. The authors' code adds 0.01 to the best reward
+    (`lead`), and its comment and its code take inverse views of alpha: here rewards are
+    divided by it.
+  Reduction: log-ratio summed over tokens; loss averaged over lists. A list of fewer
+    than two answers costs nothing; equal rewards share p.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Authors' code: 0.01.
+    alpha: temperature of the rewards, in their unit; > 0. Authors' code: 1.
+    lead: added to the best reward; >= 0. Paper: 0; its code 0.01.
+
+  Returns:
+    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK. Terms: `infonca`.
+    Metrics: of the best against the worst answer, see `ranking.metrics`.
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> same = toy.scored(K=2, policy_equals_ref=True)
+    >>> round(float(scored.evaluate(objectives.infonca(), same).loss), 4)  # log 2
+    0.6931
+  """
+  _knobs.check("infonca", "beta", beta, paper=0.01, above=0)
+  _knobs.check("infonca", "alpha", alpha, paper=1, above=0)
+  _knobs.check("infonca", "lead", lead, paper=0, least=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    target_BK = reward_targets(scored, alpha, lead)
+    loss_B = ranking.cross_entropy(reward_BK, target_BK, scored.present_BK)
+    metrics = ranking.metrics(scored, reward_BK)
+    return Loss({"infonca": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"beta": beta, "alpha": alpha, "lead": lead}
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  fields = frozenset({"reward_BK"})
+  return Objective("infonca", knobs, Layout.RANKED, needs, loss, fields)
