@@ -202,6 +202,8 @@ ADAPTERS = {
   "apo_zero": (_of(lambda beta: objectives.apo_zero(beta)), ("_apo_zero",)),
   "apo_down": (_of(lambda beta: objectives.apo_down(beta)), ("_apo_down",)),
   "apo_zero_unpaired": (_apo_zero_unpaired, ("_apo_zero_unpaired",)),
+  "nca_pair": (_of(lambda beta: objectives.nca(beta)), ("_nca",)),
+  "nca_reward_k4": (_nca_reward, ("_nca",)),
   "infonca_pair": (_infonca_pair, ("_infonca",)),
   "infonca_reward_k4": (_infonca_reward, ("_infonca",)),
   "nca_biased": (_of(_bco_without_shift), ("_bco",)),

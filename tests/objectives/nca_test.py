@@ -1,0 +1,62 @@
+"""NCA, of pairs and of lists."""
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax import objectives, scored, toy
+
+
+def log_sigmoid(x):
+  return -np.log1p(np.exp(-x))
+
+
+def log_ratio(s):
+  gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
+  return np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1)
+
+
+def test_pair_oracle():
+  s = toy.scored(K=2, B=6)
+  w, l = (0.5 * log_ratio(s)).T
+  expected = -log_sigmoid(w) - 0.5 * log_sigmoid(-w) - 0.5 * log_sigmoid(-l)
+  out = scored.evaluate(objectives.nca(beta=0.5), s)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
+
+
+def test_list_oracle_with_an_absent_column():
+  s = toy.scored(K=3, B=3)  # the last column of prompt 0 is absent
+  r, reward = 0.5 * log_ratio(s), np.asarray(s.reward_BK, np.float64)
+  expected = []
+  for b, n in enumerate((2, 3, 3)):
+    p = np.exp(reward[b, :n] / 0.7)
+    p = p / p.sum()
+    up, down = log_sigmoid(r[b, :n]), log_sigmoid(-r[b, :n])
+    expected.append(-(p * up).sum() - down.mean())
+  out = scored.evaluate(objectives.nca_list(beta=0.5, alpha=0.7), s)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
+
+
+def test_a_list_as_cold_as_a_pair_is_the_pair():
+  s = toy.scored(K=2, B=4).replace(reward_BK=np.array([[1.0, 0.0]] * 4, np.float32))
+  pair = scored.evaluate(objectives.nca(beta=0.3), s).per_example_B
+  cold = scored.evaluate(objectives.nca_list(beta=0.3, alpha=1e-3), s).per_example_B
+  np.testing.assert_allclose(cold, pair, rtol=1e-6)
+
+
+def test_fewer_than_two_answers_cost_nothing():
+  s = toy.scored(K=3, B=2)
+  s = s.replace(present_BK=np.array([[1.0, 0, 0], [0, 0, 0]], np.float32))
+
+  def loss(logp_BKT):
+    return scored.evaluate(objectives.nca_list(), s.replace(logp_BKT=logp_BKT)).loss
+
+  value, slope = jax.value_and_grad(loss)(s.logp_BKT)
+  assert value == 0
+  assert not slope.any()
+
+
+@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"alpha": 0.0}, {"lead": -1.0}])
+def test_knob_out_of_range_is_refused(knobs):
+  with pytest.raises(ValueError, match=r"nca_list: .* must be"):
+    objectives.nca_list(**knobs)
