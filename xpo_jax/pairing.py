@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from xpo_jax import selection
 from xpo_jax.types import Array
 
 
@@ -57,8 +58,8 @@ def best_worst(
     length_BK = jnp.zeros_like(reward_BK)
   chex.assert_equal_shape([reward_BK, present_BK, length_BK])
   score_BK = reward_BK - length_penalty * length_BK
-  best_B = _present(score_BK, present_BK, -jnp.inf).argmax(-1)
-  worst_B = _present(score_BK, present_BK, jnp.inf).argmin(-1)
+  best_B = selection.best_of(score_BK, present_BK)
+  worst_B = jnp.where(present_BK > 0, score_BK, jnp.inf).argmin(-1)
   return _pairs(reward_BK, present_BK, best_B, worst_B)
 
 
@@ -69,14 +70,14 @@ def best_first(reward_BK: Array, present_BK: Array) -> Pairs:
   "max_random".
   """
   chex.assert_equal_shape([reward_BK, present_BK])
-  best_B = _present(reward_BK, present_BK, -jnp.inf).argmax(-1)
+  best_B = selection.best_of(reward_BK, present_BK)
   return _pairs(reward_BK, present_BK, best_B, jnp.where(best_B == 0, 1, 0))
 
 
 def best_second(reward_BK: Array, present_BK: Array) -> Pairs:
   """The best answer against the next best: RLHF Workflow's "max_max"."""
   chex.assert_equal_shape([reward_BK, present_BK])
-  _, two_BJ = jax.lax.top_k(_present(reward_BK, present_BK, -jnp.inf), 2)
+  _, two_BJ = jax.lax.top_k(jnp.where(present_BK > 0, reward_BK, -jnp.inf), 2)
   return _pairs(reward_BK, present_BK, two_BJ[:, 0], two_BJ[:, 1])
 
 
@@ -85,10 +86,6 @@ def first_two(reward_BK: Array, present_BK: Array) -> Pairs:
   chex.assert_equal_shape([reward_BK, present_BK])
   first_B = jnp.zeros(len(reward_BK), int)
   return _pairs(reward_BK, present_BK, first_B, first_B + 1)
-
-
-def _present(x_BK: Array, present_BK: Array, absent: float) -> Array:
-  return jnp.where(present_BK > 0, x_BK, absent)
 
 
 def _pairs(reward_BK: Array, present_BK: Array, left_B: Array, right_B: Array) -> Pairs:
