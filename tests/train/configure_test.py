@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from xpo_jax import objectives
+from xpo_jax import links, objectives
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.config import Config, Llama3Scaling, Rotary
@@ -111,6 +111,20 @@ def test_shell_changes_the_objective_and_then_its_own_knobs():
   args = ["--objective", "simpo", "--objective.beta", "2.5", "--seed", "4"]
   got = configure.from_args(PLAIN, args)
   assert got == dataclasses.replace(PLAIN, objective=Use("simpo", beta=2.5), seed=4)
+
+
+def test_structural_knob_is_kept_and_set_by_its_name(tmp_path):
+  experiment = dataclasses.replace(SFT, objective=Use("gpo", link=links.HINGE))
+  assert experiment.objective.build().knobs["link"] is links.HINGE
+  plain = yaml.safe_load(yaml.safe_dump(configure.to_dict(experiment)))
+  assert plain["objective"]["link"] == "hinge"
+  again = configure.from_dict(Experiment, plain)
+  assert again.objective.build().knobs["link"] is links.HINGE
+  args = ["--objective", "gpo", "--objective.link", "savage"]
+  changed = configure.from_args(SFT, args).objective
+  assert changed.build().knobs["link"] is links.SAVAGE
+  default = configure.from_args(SFT, ["--objective", "gpo"]).objective
+  assert default.build().knobs == objectives.gpo().knobs
 
 
 def test_shell_reaches_the_stage_before():

@@ -71,7 +71,8 @@ def code_digest() -> str:
 
 
 def to_dict(value: Any) -> Any:
-  """Plain data for YAML and JSON. A `Use` becomes `{"use": name, **knobs}`."""
+  """Plain data for YAML and JSON. A `Use` becomes `{"use": name, **knobs}`; a named
+  knob, such as a link or a divergence, its name."""
   if isinstance(value, Use):
     return {"use": value.name} | {k: to_dict(v) for k, v in value.knobs.items()}
   if dataclasses.is_dataclass(value):
@@ -80,6 +81,8 @@ def to_dict(value: Any) -> Any:
     return tag | {f.name: to_dict(vars(value)[f.name]) for f in fields}
   if isinstance(value, enum.Enum):
     return value.value
+  if _is_named(value):
+    return value.name
   if isinstance(value, list | tuple):
     return [to_dict(item) for item in value]
   return value
@@ -208,11 +211,23 @@ def _face(value: Any) -> Any:
     if dataclasses.is_dataclass(item):
       face = _face(item)
       fields.append((name, type(face), dataclasses.field(default=face)))
+    elif name in hints and _may_be_named(hints[name]):
+      fields.append((name, str, dataclasses.field(default=to_dict(item))))
     elif name in hints and isinstance(item, _SETTABLE) and not _nests(hints[name]):
       fields.append((name, hints[name], dataclasses.field(default=item)))
   face = dataclasses.make_dataclass(source.__name__, fields, frozen=True)
   face.__doc__ = source.__doc__
   return face()
+
+
+def _is_named(value: Any) -> bool:
+  """Whether it is a NamedTuple: a knob that files and shells give by its name."""
+  return isinstance(value, tuple) and type(value) is not tuple
+
+
+def _may_be_named(hint: Any) -> bool:
+  kinds = [kind for kind in typing.get_args(hint) if isinstance(kind, type)]
+  return any(issubclass(kind, tuple) for kind in kinds) and str in kinds
 
 
 _SETTABLE = int | float | str | enum.Enum | None

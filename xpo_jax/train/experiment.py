@@ -290,6 +290,6 @@ def _name(given: Factory) -> str:
 def _built(value: Any) -> Any:
   if isinstance(value, Use):
     return value.build()
-  if isinstance(value, list | tuple):
+  if type(value) in (list, tuple):  # a NamedTuple, such as a link, stays whole
     return tuple(_built(item) for item in value)
   return value
