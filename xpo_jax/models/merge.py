@@ -73,27 +73,6 @@ def task_arithmetic(
   )
 
 
-def ties(
-  deltas: Sequence[Params],
-  keep: float = 0.2,
-  combine: Callable[[Sequence[Params]], Params] | None = None,
-) -> Params:
-  """TIES: trim each difference, elect a sign per entry, average those that agree.
-
-  Paper: Yadav et al. 2023, arXiv:2306.01708. Its code keeps one entry more than the
-  share it is given: not copied.
-
-  Args:
-    deltas: one difference per task.
-    keep: share of the entries kept, see `trim`. Paper: 0.2.
-    combine: `disjoint_mean` (the default, and the paper's) or `disjoint_sum`.
-
-  Raises:
-    ValueError: trees that differ, by path; `keep` out of range.
-  """
-  return (combine or disjoint_mean)([trim(one, keep) for one in deltas])
-
-
 def trim(change: Params, keep: float) -> Params:
   """The share of entries largest in magnitude, the others 0.
 
@@ -153,6 +132,27 @@ def _sum_agreeing(
     return sum(jnp.where(x * sign > 0, counted(x), 0) for x in deltas)
 
   return jax.tree.map(total, elect_sign(deltas), *deltas)
+
+
+def ties(
+  deltas: Sequence[Params],
+  keep: float = 0.2,
+  combine: Callable[[Sequence[Params]], Params] = disjoint_mean,
+) -> Params:
+  """TIES: trim each difference, elect a sign per entry, average those that agree.
+
+  Paper: Yadav et al. 2023, arXiv:2306.01708. Its code keeps one entry more than the
+  share it is given: not copied.
+
+  Args:
+    deltas: one difference per task.
+    keep: share of the entries kept, see `trim`. Paper: 0.2.
+    combine: `disjoint_mean` (the default, and the paper's) or `disjoint_sum`.
+
+  Raises:
+    ValueError: trees that differ, by path; `keep` out of range.
+  """
+  return combine([trim(one, keep) for one in deltas])
 
 
 def dare(change: Params, drop: float, key: Array) -> Params:
