@@ -38,6 +38,7 @@ NAMES = (
   "nca",
   "infonca",
   "orpo",
+  "token_dpo",
   "tdpo1",
   "tdpo2",
   "kto",
