@@ -66,6 +66,7 @@ NAMES = (
   "ppo",
   "reinforce",
   "rloo",
+  "remax",
   "grpo",
   "dr_grpo",
   "dapo",
