@@ -157,12 +157,11 @@ def test_readme_flags_are_fields(tmp_path):
       configure.from_args(scope["experiment"](), shlex.split(flags))
 
 
-def test_readme_table_has_every_objective_and_its_paper():
-  rows = re.findall(r"^\| `(\w+)` \| \[([\d.]+)\]\((\S+)\)", README, flags=re.M)
-  assert [name for name, _, _ in rows] == list(objectives.NAMES)
-  for name, number, address in rows:
-    assert number == objectives.arxiv(name)
-    assert address == f"https://arxiv.org/abs/{number}"
+def test_readme_names_objectives_that_exist():
+  table = re.search(r"\| feedback \| objectives \|\n(.*?)\n\n", README, flags=re.S)[1]
+  named = re.findall(r"`(\w+)`", table)
+  assert len(named) == len(set(named)) > 40
+  assert set(named) <= set(objectives.NAMES)
 
 
 def test_readme_tree_names_the_package_file_for_file():

@@ -1,0 +1,138 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Token credit
+#
+# From r to Q* (arXiv:2404.12358): the log-ratio of a DPO policy, token by token, is
+# the advantage of the KL-tied optimum, r + V*(s') - V*(s): the shaped reward, not the
+# reward itself. Here on a token MDP small enough to be exact: 3 tokens, completions of
+# 4, a random reward for every token in every state.
+
+# %%
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+from xpo_jax import objectives, scored, token_mdp
+
+V, T, BETA = 3, 4, 0.5
+keys = jax.random.split(jax.random.key(0), 5)
+next_SV = token_mdp.tree(V, T)
+reward_SV = jax.random.normal(keys[0], next_SV.shape)
+ref_logp_SV = jax.nn.log_softmax(jax.random.normal(keys[1], next_SV.shape))
+optimum = token_mdp.soft_bellman(reward_SV, ref_logp_SV, next_SV, BETA, T)
+every = token_mdp.sequences(V, T)
+print(f"{next_SV.shape[0]} states, {len(every)} completions")
+
+# %% [markdown]
+# ## Labels of whole completions
+#
+# Pairs are drawn from the reference; a label says only which of two completions is
+# better, by Bradley-Terry on the sum of its rewards. The policy is a table of logits.
+
+
+# %%
+def total(table, tokens):
+  return token_mdp.along(table, next_SV, tokens).sum(-1)
+
+
+ref_of_every = total(ref_logp_SV, every)
+reward_of_every = total(reward_SV, every)
+
+
+def labelled(count, key):
+  which, who = jax.random.split(key)
+  pair = jax.random.categorical(which, ref_of_every, shape=(count, 2))
+  lead = reward_of_every[pair[:, 0]] - reward_of_every[pair[:, 1]]
+  first = jax.random.bernoulli(who, jax.nn.sigmoid(lead))
+  return every[jnp.where(first[:, None], pair, pair[:, ::-1])]
+
+
+def record(logits_SV, tokens):
+  policy = token_mdp.along(jax.nn.log_softmax(logits_SV), next_SV, tokens)
+  ref = token_mdp.along(ref_logp_SV, next_SV, tokens)
+  return scored.from_token_logps(policy, jnp.ones_like(ref), ref)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def train(tokens, steps=400):
+  objective, chain = objectives.token_dpo(beta=BETA), optax.adam(0.05)
+
+  def loss(logits_SV):
+    return scored.evaluate(objective, record(logits_SV, tokens)).loss
+
+  def step(carry, _):
+    logits_SV, state = carry
+    update, state = chain.update(jax.grad(loss)(logits_SV), state)
+    return (logits_SV + update, state), None
+
+  (logits_SV, _), _ = jax.lax.scan(
+    step, (ref_logp_SV, chain.init(ref_logp_SV)), length=steps
+  )
+  return objectives.token_rewards(record(logits_SV, every[:, None]), BETA)[:, 0]
+
+
+# %% [markdown]
+# ## Credit against the exact advantage
+#
+# One row a completion (every fifth of the 81), one column a token.
+
+# %%
+exact = token_mdp.along(optimum.advantage_SV, next_SV, every)
+raw = token_mdp.along(reward_SV, next_SV, every)
+credit = {n: train(labelled(n, keys[2])) for n in (300, 3_000, 30_000)}
+shown = {"reward": raw, "exact advantage": exact}
+shown |= {f"credit, {n:,} pairs": x for n, x in credit.items()}
+figure, axes = plt.subplots(1, len(shown), figsize=(11, 4), layout="constrained")
+for axis, (title, table) in zip(axes, shown.items(), strict=True):
+  image = axis.imshow(table[::5], cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+  axis.set_title(title, fontsize=9)
+  axis.set(xticks=range(T), yticks=[])
+  for (row, column), token in np.ndenumerate(np.asarray(every[::5])):
+    axis.text(column, row, token, ha="center", va="center", fontsize=6)
+axes[0].set_ylabel("completions; numbers are tokens")
+_ = figure.colorbar(image, ax=axes, label="nats, or units of reward", shrink=0.8)
+
+# %% [markdown]
+# Labels of whole completions are enough to tell which token did it. The credit agrees
+# with the advantage better and better; with the reward it cannot, since the exact
+# advantage does not either.
+
+
+# %%
+def correlation(x, y):
+  return np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]
+
+
+for n, found in credit.items():
+  with_exact, with_raw = correlation(found, exact), correlation(found, raw)
+  print(f"{n:6,} pairs: {with_exact:.3f} with the advantage, {with_raw:.3f} with r")
+print(f"exact advantage: {correlation(exact, raw):.3f} with r")
+
+# %% [markdown]
+# ## Beam search by likelihood
+#
+# The optimum's log-probability of a prefix is its rewards so far plus the value of
+# where it stands (over beta, but for a constant): beam search by likelihood is a search
+# by the policy's own value, for the sum of r + beta log ref.
+
+# %%
+wanted = total(reward_SV + BETA * ref_logp_SV, every)
+for width in (1, 2, 4, 8):
+  found, _ = token_mdp.beam_search(optimum.logp_SV, next_SV, width, T)
+  regret = wanted.max() - total(reward_SV + BETA * ref_logp_SV, found[:1])[0]
+  print(f"width {width}: {np.asarray(found[0])}, regret {regret:.4f}")
