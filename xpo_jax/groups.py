@@ -74,9 +74,9 @@ def leave_one_out_advantage(x_BK: Array, present_BK: Array) -> Array:
 
   A completion that has no others tells nothing about which is better: 0.
   """
-  K_B = count(present_BK)
-  scale_B = jnp.where(K_B > 1, K_B / _at_least_1(K_B - 1), 0)
-  return scale_B[:, None] * centre(x_BK, present_BK)
+  K_B1 = count(present_BK)[:, None]
+  advantage_BK = K_B1 * centre(x_BK, present_BK) / _at_least_1(K_B1 - 1)
+  return jnp.where(K_B1 > 1, advantage_BK, 0)
 
 
 def std(x_BK: Array, present_BK: Array, *, ddof: int = 1) -> Array:
