@@ -1,0 +1,89 @@
+"""RLOO: REINFORCE on whole completions, each with the others as its baseline.
+
+A few lines over 80 for the advantages, which other losses take too.
+"""
+
+import jax.numpy as jnp
+
+from xpo_jax import groups, policy_loss, token_stats
+from xpo_jax.objectives import _grpo, _knobs, _rewards
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
+
+
+def rloo_advantages(
+  scored: Scored,
+  beta: float | Array | None = None,
+  *,
+  reward_range: tuple[float, float] | None = None,
+) -> Array:
+  """R less the mean R of the prompt's other completions, `[B, K]`.
+
+  R = r - beta (log pi_old(y|x) - log pi_ref(y|x)): the KL penalty, k1 summed over
+  tokens, belongs to the reward; no gradient should flow into it.
+
+  Args:
+    scored: with reward_BK; a beta needs old_logp_BKT and ref_logp_BKT too.
+    beta: tie to ref, per nat; None for none.
+    reward_range: r is clipped to it before the penalty: TRL's `reward_clip_range`.
+  """
+  reward_BK = scored.reward_BK
+  if reward_range is not None:
+    reward_BK = jnp.clip(reward_BK, *reward_range)
+  if beta is not None:
+    rollout = scored.replace(logp_BKT=scored.old_logp_BKT)
+    reward_BK = reward_BK - beta * _rewards.log_ratio(rollout)
+  return groups.leave_one_out_advantage(reward_BK, scored.present_BK)
+
+
+def rloo(beta: float | None = 0.03) -> Objective:
+  """RLOO: REINFORCE with the mean reward of a prompt's other samples as baseline.
+
+  L = - mean_i A_i log pi(y_i | x),   A_i = R_i - mean_{j != i} R_j,
+  R = r - beta log(pi_old(y|x) / pi_ref(y|x)). A whole completion is one action. The
+  baseline does not depend on y_i, so that the gradient is unbiased; A_i is K / (K - 1)
+  times R_i less the mean of all.
+
+  Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked. Survey 3.8.
+  Departs from the paper: nothing known; like it, no ratio and no clip, so rollouts are
+    to be of the policy itself. TRL clips the ratio of sequences, OpenRLHF that of
+    tokens, with the KL penalty left out of the baseline: `policy_loss` has both, and
+    `rloo_advantages` these advantages. TRL's default beta is 0.05.
+  Reduction: log-probability summed over tokens; mean over a prompt's completions, mean
+    over prompts. A prompt with fewer than 2 completions adds 0.
+
+  Args:
+    beta: tie to ref, per nat; > 0, or None for no tie: then neither ref_logp_BKT nor
+      old_logp_BKT is needed. Paper: 0.03 (TL;DR), 0.10 (HH).
+
+  Returns:
+    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
+    reward_BK, and old_logp_BKT unless beta is None. Terms: `rloo`.
+    Metrics: reward, informative (fraction of prompts whose rewards differ).
+
+  Raises:
+    ValueError: beta out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> s = scored.from_sequence_logps([[-2.0, -3.0]], [[4, 4]], reward_BK=[[1.0, 0.0]])
+    >>> float(scored.evaluate(objectives.rloo(beta=None), s).loss)  # (2 - 3) / 2
+    -0.5
+  """
+  if beta is not None:
+    _knobs.check("rloo", "beta", beta, paper=0.03, above=0)
+
+  def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+    del key
+    return Aux(rloo_advantages(scored, beta)), state
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    loss_BK = policy_loss.policy_gradient(_rewards.seq_logp(scored), aux.rows)
+    loss_B = groups.mean(loss_BK, scored.present_BK)
+    metrics = _grpo.reward_metrics(scored)
+    return Loss({"rloo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP})
+  fields = frozenset({"reward_BK"})
+  if beta is not None:
+    needs, fields = needs | {token_stats.REF_LOGP}, fields | {"old_logp_BKT"}
+  return Objective("rloo", {"beta": beta}, Layout.SAMPLED, needs, loss, fields, prepare)
