@@ -1,0 +1,72 @@
+"""Dr. GRPO: GRPO without the two divisions that bias it."""
+
+from xpo_jax import groups, masked
+from xpo_jax.objectives import _grpo, _knobs
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
+
+
+def dr_grpo(
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  length: float = 1.0,
+  beta: float | None = None,
+  dual_clip: float | None = None,
+) -> Objective:
+  """Dr. GRPO: GRPO divided neither by the group's deviation nor by a length.
+
+  L = mean_i 1/length sum_t max(-A_i rho_t, -A_i clip(rho_t, 1 - e, 1 + e))
+  with A_i = r_i - mean r over the completions of a prompt: at ratio 1 the gradient is
+  (K - 1) / K of the policy gradient's, in expectation, whatever the lengths.
+
+  Paper: Liu et al. 2025, arXiv:2503.20783, Eq. not checked.
+  Departs from the paper: nothing known. `length` is that of its code, which divides by
+    the longest completion allowed; its formula has none (1). `beta` and `dual_clip` are
+    TRL's and not the paper's.
+  Reduction: sum over tokens divided by `length`, mean over a prompt's completions, mean
+    over prompts. Every token weighs the same.
+
+  Args:
+    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: not stated; 0.2.
+    clip_high: how far it may rise above 1; >= 0. Paper: not stated; 0.2.
+    length: what a sum over tokens is divided by, the same for all, in tokens; > 0.
+      Paper: 1 in the formula, the generation budget in the code.
+    beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
+    dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
+
+  Returns:
+    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
+    reward_BK, old_logp_BKT, mask_BKT. Terms: `dr_grpo`. Metrics: those of `grpo`.
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> s = scored.from_token_logps(
+    ...   [[[-1.0, -1.0], [-2.0, 0.0]]],
+    ...   [[[1, 1], [1, 0]]],
+    ...   old_logp_BKT=[[[-1.0, -1.0], [-2.0, 0.0]]],
+    ...   reward_BK=[[1.0, 0.0]],
+    ... )
+    >>> float(scored.evaluate(objectives.dr_grpo(), s).loss)  # (-0.5 * 2 + 0.5 * 1) / 2
+    -0.25
+  """
+  _grpo.check_knobs("dr_grpo", clip_low, clip_high, beta, dual_clip)
+  _knobs.check("dr_grpo", "length", length, paper=1, above=0)
+
+  def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+    del key
+    return Aux(groups.centre(scored.reward_BK, scored.present_BK)), state
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    token_BKT = _grpo.surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
+    token_BKT = token_BKT + _grpo.kl_penalty(scored, beta)
+    loss_BK = masked.sum_T(token_BKT, scored.mask_BKT) / length
+    loss_B = groups.mean(loss_BK, scored.present_BK)
+    metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
+    return Loss({"dr_grpo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"clip_low": clip_low, "clip_high": clip_high, "length": length}
+  knobs |= {"beta": beta, "dual_clip": dual_clip}
+  layout, needs = Layout.SAMPLED, _grpo.needs(beta)
+  return Objective("dr_grpo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
