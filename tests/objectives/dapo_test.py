@@ -1,0 +1,29 @@
+"""DAPO."""
+
+import numpy as np
+import pytest
+
+from tests.objectives import group_oracle as oracle
+from xpo_jax import objectives, scored
+
+
+def check():
+  s = oracle.record()
+  found = scored.evaluate(objectives.dapo(beta=0.5, dual_clip=1.5), s).loss
+  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.28, 0.5, most=1.5)
+  expected = np.mean([np.concatenate(group).mean() for group in tokens])
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_oracle():
+  check()
+
+
+def test_one_prompt_is_bnpo():
+  """They differ in how prompts are averaged, and in the upper clip."""
+  s = oracle.record()
+  one = s.replace(weight_B=s.weight_B.at[1:].set(0))
+  dapo, bnpo = objectives.dapo(clip_high=0.2), objectives.bnpo()
+  same = scored.evaluate(bnpo, one).loss
+  assert scored.evaluate(dapo, one).loss == pytest.approx(same)
+  assert abs(scored.evaluate(dapo, s).loss - scored.evaluate(bnpo, s).loss) > 1e-3

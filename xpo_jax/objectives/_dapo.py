@@ -1,0 +1,61 @@
+"""DAPO: GRPO with a higher upper clip and one mean over a prompt's tokens."""
+
+from xpo_jax.objectives import _grpo
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def dapo(
+  clip_low: float = 0.2,
+  clip_high: float = 0.28,
+  beta: float | None = None,
+  dual_clip: float | None = None,
+) -> Objective:
+  """DAPO: GRPO that clips higher above than below and counts every token the same.
+
+  L = sum_i sum_t max(-A_i rho_t, -A_i clip(rho_t, 1 - e_low, 1 + e_high)) / sum_i |y_i|
+  over the completions of a prompt, A_i = (r_i - mean r) / std r.
+
+  Paper: Yu et al. 2025, arXiv:2503.14476, Eq. not checked.
+  Departs from the paper: nothing in the loss; the deviation is that of `grpo`. Its code
+    and TRL take one mean over the tokens of all prompts: that is `bnpo`. Dynamic
+    sampling, which asks again until rewards differ, is the loop's: `groups.differ` says
+    for which prompts. So is the reward's penalty on overlong completions. `beta` and
+    `dual_clip` are TRL's and not the paper's.
+  Reduction: one mean over all tokens of a prompt's completions, mean over prompts.
+
+  Args:
+    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: 0.2.
+    clip_high: how far it may rise above 1; >= 0. Paper: 0.28.
+    beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
+    dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
+
+  Returns:
+    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
+    reward_BK, old_logp_BKT, mask_BKT. Terms: `dapo`. Metrics: those of `grpo`.
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> same = [[[-1.0, -1.0, -1.0], [-2.0, 0.0, 0.0]]]
+    >>> s = scored.from_token_logps(
+    ...   same, [[[1, 1, 1], [1, 0, 0]]], old_logp_BKT=same, reward_BK=[[1.0, 0.0]]
+    ... )
+    >>> loss = scored.evaluate(objectives.dapo(), s).loss
+    >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: -(3 A - A) / 4
+    -0.354
+  """
+  _grpo.check_knobs("dapo", clip_low, clip_high, beta, dual_clip, paper=(0.2, 0.28))
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    token_BKT = _grpo.surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
+    token_BKT = token_BKT + _grpo.kl_penalty(scored, beta)
+    loss_B = _grpo.token_mean_of_prompt(scored, token_BKT)
+    metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
+    return Loss({"dapo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"clip_low": clip_low, "clip_high": clip_high}
+  knobs |= {"beta": beta, "dual_clip": dual_clip}
+  layout, needs, prepare = Layout.SAMPLED, _grpo.needs(beta), _grpo.standardised
+  return Objective("dapo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
