@@ -1,0 +1,72 @@
+"""GSPO: one importance ratio for a whole completion."""
+
+import jax.numpy as jnp
+
+from xpo_jax import groups, masked, policy_loss
+from xpo_jax.objectives import _grpo
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
+
+
+def _avg_log_ratio(scored: Scored) -> Array:
+  """log pi(y|x) - log pi_old(y|x) per token of the completion, nats, `[B, K]`."""
+  log_ratio_BK = masked.sum_T(scored.logp_BKT - scored.old_logp_BKT, scored.mask_BKT)
+  return masked.per_token(log_ratio_BK, scored.length_BK)
+
+
+def gspo(
+  clip_low: float = 3e-4, clip_high: float = 4e-4, beta: float | None = None
+) -> Objective:
+  """GSPO: GRPO with the ratio of sequences, length-normalised, in place of tokens'.
+
+  L = mean_i max(-A_i s_i, -A_i clip(s_i, 1 - e_low, 1 + e_high))
+  with s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|), A_i = (r_i - mean r) / std r over the
+  completions of a prompt: rewards, ratio and clip are all of the whole completion.
+
+  Paper: Zheng et al. 2025, arXiv:2507.18071, Eq. not checked.
+  Departs from the paper: nothing known; the deviation is that of `grpo`. `beta` adds k3
+    averaged over each completion's tokens: TRL's, and not in the paper's experiments.
+  Reduction: mean over a prompt's completions, mean over prompts.
+
+  Args:
+    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: 3e-4.
+    clip_high: how far it may rise above 1; >= 0. Paper: 4e-4.
+    beta: tie to ref, per nat; > 0, or None for no tie and no reference. Paper: None.
+
+  Returns:
+    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
+    reward_BK, old_logp_BKT, mask_BKT. Terms: `gspo`. Metrics: reward, informative
+    (fraction of prompts whose rewards differ), clip_fraction (of completions).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> s = toy.scored(K=3)
+    >>> s = s.replace(old_logp_BKT=s.logp_BKT)  # ratio 1: the advantages sum to 0
+    >>> abs(round(float(scored.evaluate(objectives.gspo(), s).loss), 4))
+    0.0
+  """
+  paper = (3e-4, 4e-4)
+  _grpo.check_knobs("gspo", clip_low, clip_high, beta, None, paper=paper)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    log_ratio_BK = _avg_log_ratio(scored)
+    against = (
+      log_ratio_BK,
+      jnp.zeros_like(log_ratio_BK),
+      aux.rows,
+      clip_low,
+      clip_high,
+    )
+    surrogate_BK = policy_loss.clipped_surrogate(*against)
+    token_BKT = surrogate_BK[..., None] + _grpo.kl_penalty(scored, beta)
+    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
+    loss_B = groups.mean(loss_BK, scored.present_BK)
+    metrics = {"clip_fraction": scored.mean_BK(policy_loss.clipped_share(*against))}
+    metrics |= _grpo.reward_metrics(scored)
+    return Loss({"gspo": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  knobs = {"clip_low": clip_low, "clip_high": clip_high, "beta": beta}
+  layout, needs, prepare = Layout.SAMPLED, _grpo.needs(beta), _grpo.standardised
+  return Objective("gspo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
