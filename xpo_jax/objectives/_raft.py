@@ -1,0 +1,52 @@
+"""RAFT: fine-tune on the best of the samples."""
+
+import jax
+
+from xpo_jax import groups, masked, policy_loss, selection, token_stats
+from xpo_jax.objectives import _grpo
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
+
+
+def raft() -> Objective:
+  """RAFT: supervised fine-tuning on each prompt's best sample.
+
+  L = - sum log pi(y_t | x, y_<t) / number of tokens,   over best-of-K completions
+
+  Paper: Dong et al. 2023, arXiv:2304.06767, Eq. not checked.
+  Departs from the paper: nothing. Its code keeps the best fifth of all completions of
+    the batch by default, whatever their prompts (`selection.top_share`). What is kept is `Aux.rows`, 1 or 0 for
+    each completion: hand in another choice. With a KL penalty the paper ranks by
+    r - beta log(pi / pi_ref): that is a reward of the data.
+  Reduction: one mean over all tokens of the kept completions. A tie keeps the first; a
+    lone completion is its own best.
+
+  Returns:
+    Objective; layout SAMPLED; needs LOGP; fields reward_BK, mask_BKT. Terms: `raft`.
+    Metrics: reward, informative (fraction of prompts whose rewards differ),
+    reward_kept (mean reward of the kept).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> s = scored.from_token_logps(
+    ...   [[[-2.0, -1.0], [-9.0, -9.0]]], [[[1, 1], [1, 1]]], reward_BK=[[1.0, 0.0]]
+    ... )
+    >>> float(scored.evaluate(objectives.raft(), s).loss)  # (2 + 1) / 2
+    1.5
+  """
+
+  def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+    del key
+    present_BK = scored.present_BK
+    best_B = selection.best_of(scored.reward_BK, present_BK)
+    best_BK = jax.nn.one_hot(best_B, present_BK.shape[1], dtype=present_BK.dtype)
+    return Aux(best_BK * present_BK), state
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    kept = scored.replace(present_BK=aux.rows)
+    nll_BKT = -masked.zero_padding(scored.logp_BKT, scored.mask_BKT)
+    reward_BK = groups.zero_absent(scored.reward_BK, aux.rows)
+    metrics = {"reward_kept": kept.mean_BK(reward_BK)} | _grpo.reward_metrics(scored)
+    return Loss({"raft": policy_loss.token_mean(kept, nll_BKT)}, metrics)
+
+  needs, fields = frozenset({token_stats.LOGP}), frozenset({"mask_BKT", "reward_BK"})
+  return Objective("raft", {}, Layout.SAMPLED, needs, loss, fields, prepare)
