@@ -1,0 +1,113 @@
+"""Online DPO: DPO on the best and the worst of fresh samples.
+
+Over 80 lines for the combinator, which does the same for any pairwise objective.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from xpo_jax import pairing
+from xpo_jax.objectives import _dpo, _grpo, _knobs
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
+
+
+def columns(scored: Scored, index_BK: Array) -> Scored:
+  """The record with these completions of each prompt, in this order."""
+
+  def take(x: Array) -> Array:
+    if x.ndim < 2:  # weight_B and row_B have no completions
+      return x
+    trailing = tuple(range(2, x.ndim))
+    return jnp.take_along_axis(x, jnp.expand_dims(index_BK, trailing), axis=1)
+
+  return jax.tree.map(take, scored)
+
+
+def best_against_worst(pairwise: Objective) -> Objective:
+  """A pairwise objective on sampled completions: the best is chosen, the worst is not.
+
+  A prompt whose rewards all agree, or with fewer than 2 completions, makes no pair: it
+  adds nothing, and the loss is a mean over the pairs that there are.
+
+  Args:
+    pairwise: any objective of layout PAIR: `dpo`, `ipo`, `slic` ...
+
+  Returns:
+    Objective of layout SAMPLED with the field reward_BK beside those of `pairwise`.
+    `Aux.rows` is `(pairs, rows)`: a `pairing.Pairs`, so that another rule of `pairing`
+    can be handed in, and what `pairwise` prepares. Metrics: those of `pairwise`, of the
+    pairs, and reward, informative (fraction of prompts whose rewards differ).
+
+  Raises:
+    ValueError: `pairwise` is not of layout PAIR.
+  """
+  if pairwise.layout is not Layout.PAIR:
+    raise ValueError(
+      f"best_against_worst needs an objective of layout PAIR, {pairwise.name} is of "
+      f"{pairwise.layout.name}; pass one such as dpo(beta=0.1)"
+    )
+
+  def pair(scored: Scored, pairs: pairing.Pairs) -> Scored:
+    two_B2 = jnp.stack([pairs.chosen_B, pairs.rejected_B], 1)
+    two = columns(scored, two_B2)
+    return two.replace(weight_B=scored.weight_B * pairs.keep_B)
+
+  def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+    pairs = pairing.best_worst(scored.reward_BK, scored.present_BK)
+    aux, state = pairwise.prepare(pair(scored, pairs), state, key)
+    return Aux((pairs, aux.rows), aux.shared), state
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    pairs, rows = aux.rows
+    out = pairwise.loss(pair(scored, pairs), Aux(rows, aux.shared))
+    metrics = out.metrics | _grpo.reward_metrics(scored)
+    return Loss(out.terms, metrics)
+
+  return pairwise._replace(
+    name="best_against_worst",
+    knobs={"pairwise": pairwise},
+    layout=Layout.SAMPLED,
+    fields=pairwise.fields | {"reward_BK"},
+    loss=loss,
+    prepare=prepare,
+  )
+
+
+def online_dpo(beta: float = 0.1) -> Objective:
+  """Online DPO: DPO on the policy's own samples, the best against the worst of each.
+
+  L = -log sigma(beta (log-ratio_best - log-ratio_worst)),   no gradient through samples
+  or rewards.
+
+  Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792, Eq. not checked. Survey 3.5.
+  Departs from the paper: it samples two; of more, the best and the worst are taken, as
+    in RLHF Workflow (Dong et al. 2024, arXiv:2405.07863). Equal rewards are no
+    preference: left out, where TRL trains on the first of the two. Online IPO and SLiC
+    are `best_against_worst(ipo(...))`, `best_against_worst(slic(...))`.
+  Reduction: log-ratio summed over tokens; loss averaged over prompts that make a pair.
+
+  Args:
+    beta: tie to ref, per nat; > 0. TRL: 0.1.
+
+  Returns:
+    Objective; layout SAMPLED; needs LOGP, REF_LOGP; field reward_BK. Terms:
+    `online_dpo`. Metrics: those of `dpo`, of the pairs; reward (mean of all samples),
+    informative (fraction of prompts whose rewards differ).
+
+  Raises:
+    ValueError: beta out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> s = toy.scored(K=3, policy_equals_ref=True)
+    >>> round(float(scored.evaluate(objectives.online_dpo(), s).loss), 4)  # log 2
+    0.6931
+  """
+  _knobs.check("online_dpo", "beta", beta, paper=0.1, above=0)
+  online = best_against_worst(_dpo.dpo(beta))
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    out = online.loss(scored, aux)
+    return out.replace(terms={"online_dpo": out.terms["dpo"]})
+
+  return online._replace(name="online_dpo", knobs={"beta": beta}, loss=loss)
