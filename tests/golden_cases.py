@@ -51,6 +51,8 @@ _ROUNDED = {
   "tdpo2": 2,
   "ppo_loss": 1,
   "masked_whiten": 1,
+  "rloo_advantages": 1,
+  "rloo_loss": 1,
 }
 # An input that the gradients of a case call by a shorter name.
 _FULL_NAME = {"reward_diff": "reward_diff_first_minus_second"}
