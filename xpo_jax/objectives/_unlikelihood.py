@@ -1,0 +1,97 @@
+"""Unlikelihood: probability is taken from undesirable tokens, one by one.
+
+Over 80 lines: the form for labelled answers, which CRINGE shares, and the paper's own.
+"""
+
+import jax.numpy as jnp
+
+from xpo_jax import masked, token_stats
+from xpo_jax.objectives import _knobs, _rewards, _sft
+from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
+
+
+def likelihood_and(name: str, scored: Scored, penalty_B: Array) -> Loss:
+  """Likelihood of desirable answers, a penalty on the others, both per token of all.
+
+  Args:
+    name: of the penalty's term; the other is `likelihood`.
+    penalty_B: summed over the tokens of the answer, weighted.
+  """
+  desirable_B = scored.desirable_BK[:, 0] > 0
+  logp_B = _rewards.seq_logp(scored)[:, 0]
+  terms_B = {
+    "likelihood": jnp.where(desirable_B, -logp_B, 0),
+    name: jnp.where(desirable_B, 0, penalty_B),
+  }
+  tokens = (scored.length_BK[:, 0] * scored.weight_B).sum()
+  terms = {k: Mean((x_B * scored.weight_B).sum(), tokens) for k, x_B in terms_B.items()}
+  return Loss(terms, _rewards.by_label(scored, "logp", logp_B, desirable_B))
+
+
+def token_unlikelihood(alpha: float = 1.0) -> Objective:
+  """The paper's token-level form: SFT plus `alpha` times a penalty on every token.
+
+  The penalty is a field `penalty_BKT` of `Scored.extra` that the caller fills, as
+  `repetition.unlikelihood` does for tokens that occurred before. Terms: `sft`,
+  `unlikelihood`, both per token.
+  """
+  _knobs.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  nll = _sft.sft()
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    out = nll.loss(scored, aux)
+    penalty_BK = alpha * masked.sum_T(scored.extra["penalty_BKT"], scored.mask_BKT)
+    penalty_B = penalty_BK[:, 0] * scored.weight_B * scored.present_BK[:, 0]
+    penalty = Mean(penalty_B.sum(), out.terms["sft"].weight)
+    return Loss({**out.terms, "unlikelihood": penalty}, out.metrics)
+
+  fields = frozenset({"mask_BKT", "penalty_BKT"})
+  knobs = {"alpha": alpha}
+  return Objective("token_unlikelihood", knobs, Layout.DEMO, nll.needs, loss, fields)
+
+
+def unlikelihood(alpha: float = 1.0) -> Objective:
+  """Unlikelihood: SFT on desirable answers, log(1 - p) on tokens of undesirable ones.
+
+  L = (sum_{desirable, t} -log p(y_t) + alpha sum_{undesirable, t} -log(1 - p(y_t)))
+      / number of tokens
+
+  Paper: Welleck et al. 2019, arXiv:1908.04319, Eq. not checked.
+  Departs from the paper: its negatives are tokens seen before and repeated n-grams,
+    here they are the tokens of answers labelled undesirable (CRINGE's baseline). For
+    the paper's own see `token_unlikelihood` and the module `repetition`.
+    The authors' code clamps 1 - p at 1e-5, which takes the gradient away exactly where
+    p is 1: here log(1 - p) comes from the logits and needs no clamp.
+  Reduction: one mean over all response tokens of the batch, desirable or not.
+
+  Args:
+    alpha: weight of the undesirable tokens; >= 0. Paper: 1.
+
+  Returns:
+    Objective; layout RATED; needs LOGP, REST_LOGP; field desirable_BK.
+    Terms: `likelihood`, `unlikelihood`. Metrics: logp_chosen, logp_rejected (nats per
+    completion).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> import numpy as np
+    >>> from xpo_jax import objectives, scored
+    >>> o, one, bad = objectives.unlikelihood(), np.ones((1, 1, 1), int), [[0]]
+    >>> logits = np.log([[[[0.25, 0.75]]]])
+    >>> s = scored.from_logits(logits, one, one, needs=o.needs, desirable_BK=bad)
+    >>> round(float(scored.evaluate(o, s).loss), 4)  # -log(1 - 0.75) = log 4
+    1.3863
+  """
+  _knobs.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    rest_BK = masked.sum_T(scored.extra["rest_logp_BKT"], scored.mask_BKT)
+    return likelihood_and("unlikelihood", scored, -alpha * rest_BK[:, 0])
+
+  needs = frozenset({token_stats.LOGP, token_stats.REST_LOGP})
+  fields = frozenset({"desirable_BK"})
+  knobs = {"alpha": alpha}
+  return Objective("unlikelihood", knobs, Layout.RATED, needs, loss, fields)
