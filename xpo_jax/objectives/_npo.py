@@ -1,0 +1,62 @@
+"""NPO: unlearning by one half of DPO."""
+
+import jax.numpy as jnp
+
+from xpo_jax import links, token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def forget_rows(scored: Scored) -> Scored:
+  """The record with no weight on rows whose answer is desirable."""
+  desirable_B = scored.desirable_BK[:, 0] > 0
+  return scored.replace(weight_B=jnp.where(desirable_B, 0, scored.weight_B))
+
+
+def npo(beta: float = 0.1) -> Objective:
+  """NPO: lowers the probability of undesirable answers, less the lower it is.
+
+  L = -(2 / beta) log sigma(-beta log-ratio)   on undesirable answers only
+
+  beta -> 0 is gradient ascent on the log-likelihood, up to the constant 2 log 2 / beta.
+
+  Paper: Zhang et al. 2024, arXiv:2404.05868, Eq. not checked. Survey 3.10.
+  Departs from the paper: nothing. Its retain terms are parts with data of their own:
+    `Part(1.0, sft(), "retain")` (NPO + RT), `Part(1.0, retain_kl(), "retain")` (NPO +
+    KL), beside `Part(1.0, npo(), "forget")`. On pairs or thumbs the desirable rows only
+    take no part.
+  Reduction: log-ratio summed over tokens; loss averaged over the undesirable rows.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: 0.1.
+
+  Returns:
+    Objective; layout RATED; needs LOGP, REF_LOGP; field desirable_BK. Terms: `npo`.
+    Metrics: reward_rejected (beta times the log-ratio), logp_rejected (nats per
+    completion).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored
+    >>> x, bad = [[-3.0]], [[0]]
+    >>> first_step = scored.from_sequence_logps(x, [[8]], x, desirable_BK=bad)
+    >>> round(float(scored.evaluate(objectives.npo(beta=2.0), first_step).loss), 4)
+    0.6931
+  """
+  _knobs.check("npo", "beta", beta, paper=0.1, above=0)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_B = _rewards.rewards(scored, beta)[:, 0]
+    forget = forget_rows(scored)
+    metrics = {
+      "reward_rejected": forget.mean_B(reward_B),
+      "logp_rejected": forget.mean_B(_rewards.seq_logp(scored)[:, 0]),
+    }
+    return Loss({"npo": forget.mean_B(2 / beta * links.logistic(-reward_B))}, metrics)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  fields = frozenset({"desirable_BK"})
+  return Objective("npo", {"beta": beta}, Layout.RATED, needs, loss, fields)
