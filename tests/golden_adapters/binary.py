@@ -1,11 +1,14 @@
 """Thumbs up or down, and negatives only."""
 
+from collections.abc import Iterable
+
+import jax
 import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
-from xpo_jax.types import Scored
+from xpo_jax.types import Mean, Objective, Part, Scored, Stat
 
 
 def _kto_record(x: Arrays) -> Scored:
@@ -59,7 +62,146 @@ def _kto(h: Arrays, x: Arrays) -> Arrays:
   }
 
 
+def _kto_vanilla_paired(h: Arrays, x: Arrays) -> Arrays:
+  """Each side is measured from the other side's mean, which has a gradient here."""
+  o, total = objectives.kto(beta=h["beta"]), []
+  for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+    logp, ref = (
+      arrange.sides(x[f"{role}_{side}_logps"], x[f"{role}_{other}_logps"])
+      for role in ("policy", "reference")
+    )
+    up = jnp.full_like(logp, side == "chosen")
+    s = scored.from_sequence_logps(logp, jnp.ones_like(logp), ref, desirable_BK=up)
+    aux, _ = o.prepare(s, o.init(), None)
+    total.append(o.loss(s, aux).terms["kto"])
+  mean = jax.tree.reduce(Mean.__add__, total, is_leaf=lambda x: isinstance(x, Mean))
+  return {"differentiate": mean.value, "mean_loss": mean.value}
+
+
+def _single(rows: jax.Array) -> jax.Array:
+  return rows[:, None]
+
+
+def _dro_v(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.from_labels(x, ("policy_logits", "reference_logits"), _single)
+  log_ratio_B = objectives.log_ratio(s)[:, 0]
+  square_B = objectives.half_square(x["rewards"], x["values"], log_ratio_B, h["tau"])
+  whole = s.mean_B(square_B).value
+  # Without the 1 / tau, that code's two gradients are those of the square itself.
+  out = {"residual_mse_half": whole, "sequence_logratio": log_ratio_B}
+  if not h["rescaling"]:
+    return out | {"differentiate": whole}
+  function = objectives.avg_logp if h["length_mean"] else objectives.seq_logp
+  logp = function(s)[..., None]
+  ref = function(s.replace(logp_BKT=s.ref_logp_BKT))[..., None]
+  one = scored.from_token_logps(
+    logp,
+    jnp.ones_like(logp),
+    ref,
+    value_BKT=x["values"][:, None, None],
+    reward_BK=_single(x["rewards"]),
+  )
+  # The rows' summands must make up the loss too.
+  per_example_B = scored.evaluate(objectives.dro(h["tau"]), one).per_example_B
+  return out | {"differentiate": one.mean_B(per_example_B).value}
+
+
+def _forget(x: Arrays, needs: Iterable[Stat]) -> Scored:
+  names = ("policy_forget_logits", "reference_forget_logits")
+  s = arrange.from_labels(x, names, _single, "forget_labels", needs)
+  return s.replace(desirable_BK=jnp.zeros_like(s.length_BK))
+
+
+def _retain(x: Arrays) -> Scored:
+  names = ("policy_retain_logits", "reference_retain_logits")
+  return arrange.from_labels(x, names, _single, "retain_labels")
+
+
+def _everywhere(x: Arrays) -> Scored:
+  """Prompt and padding too: which tokens they were makes no difference to a KL."""
+  policy, ref = (
+    x[f"{role}_retain_logits"][:, None] for role in ("policy", "reference")
+  )
+  tokens = jnp.zeros(policy.shape[:-1], int)
+  needs = objectives.retain_kl().needs
+  return scored.from_logits(policy, tokens, jnp.ones_like(tokens), ref, needs=needs)
+
+
+def _forgetting(
+  x: Arrays, h: Arrays, o: Objective, keep: Part | None = None, retain: Scored = None
+) -> Arrays:
+  forget = _forget(x, o.needs)
+  parts = [Part(h["npo_coeff"], o, "forget"), *([keep] if keep else [])]
+  out = scored.evaluate_parts(parts, {"forget": forget, "retain": retain})
+  return {
+    "differentiate": out.loss,
+    "total_loss": out.loss,
+    "per_example_forget_losses": arrange.row_by_row(o, forget).loss,
+  }
+
+
+def _npo(h: Arrays, x: Arrays) -> Arrays:
+  return _forgetting(x, h, objectives.npo(h["beta"]))
+
+
+def _npo_grad_diff(h: Arrays, x: Arrays) -> Arrays:
+  keep = Part(h["grad_diff_coeff"], objectives.sft(), "retain")
+  return _forgetting(x, h, objectives.npo(h["beta"]), keep, _retain(x))
+
+
+def _npo_kl(h: Arrays, x: Arrays) -> Arrays:
+  keep = Part(h["KL_coeff"], objectives.retain_kl(), "retain")
+  return _forgetting(x, h, objectives.npo(h["beta"]), keep, _everywhere(x))
+
+
+def _simnpo(h: Arrays, x: Arrays) -> Arrays:
+  return _forgetting(x, h, objectives.simnpo(h["beta"], h["gamma"]))
+
+
+def _simnpo_grad_diff(h: Arrays, x: Arrays) -> Arrays:
+  keep = Part(h["grad_diff_coeff"], objectives.sft(), "retain")
+  o = objectives.simnpo(h["beta"], h["gamma"])
+  return _forgetting(x, h, o, keep, _retain(x))
+
+
+def _d2o(h: Arrays, x: Arrays) -> Arrays:
+  own, rejected = x["policy_self_logps"], _single(x["policy_neg_logps"])
+  minus, plus = x["ref_minus_self_logps"], _single(x["ref_plus_neg_logps"])
+  logp = jnp.concatenate([own, rejected], 1)[..., None]
+  # A reference is not asked about the other side.
+  refs = {
+    "ref_minus_logp_BKT": jnp.concatenate([minus, jnp.zeros_like(rejected)], 1),
+    "ref_plus_logp_BKT": jnp.concatenate([jnp.zeros_like(own), plus], 1),
+  }
+  s = scored.from_token_logps(
+    logp,
+    jnp.ones_like(logp),
+    desirable_BK=jnp.concatenate([jnp.ones_like(own), jnp.zeros_like(rejected)], 1),
+    extra={name: ref[..., None] for name, ref in refs.items()},
+  )
+  o = objectives.d2o(h["beta"], h["alpha"])
+  margin = arrange.row_by_row(o, s).metrics["reward_margin"]
+  return arrange.outputs(scored.evaluate(o, s)) | {"logits": margin}
+
+
 # method: (adapter, the files whose every sign its cases guard)
-ADAPTERS = {"kto": (_kto, ("_kto",))}
-ELSEWHERE = {}
+ADAPTERS = {
+  "kto": (_kto, ("_kto",)),
+  "kto_vanilla_paired": (_kto_vanilla_paired, ()),
+  "dro_v": (_dro_v, ("_dro",)),
+  "npo": (_npo, ("_npo",)),
+  "npo_grad_diff": (_npo_grad_diff, ()),
+  "npo_KL": (_npo_kl, ("_retain_kl",)),
+  "simnpo": (_simnpo, ()),  # gamma is 0: its sign is guarded by the test of simnpo
+  "simnpo_grad_diff": (_simnpo_grad_diff, ()),
+  "d2o": (_d2o, ("_d2o",)),
+}
+ELSEWHERE = {
+  # Surrogates whose gradients are compared and whose values mean nothing.
+  "dro_v": {"policy_loss", "value_loss"},
+} | {
+  # The negative of a log-probability; the losses are made of it.
+  name: {"forget_nll_sum"}
+  for name in ("npo", "npo_grad_diff", "npo_KL", "simnpo", "simnpo_grad_diff")
+}
 EXCEPTIONS: dict[str, str] = {}
