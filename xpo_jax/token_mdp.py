@@ -96,7 +96,7 @@ def along(x_SV: Array, next_SV: Array, token_BKT: Array) -> Array:
     token_BKT: completions from state 0; any leading axes.
   """
   chex.assert_equal_shape([x_SV, next_SV])
-  end = len(next_SV)
+  x_SV, next_SV, end = jnp.asarray(x_SV), jnp.asarray(next_SV), len(next_SV)
 
   def step(state_BK: Array, token_BK: Array) -> tuple[Array, Array]:
     here = (state_BK, token_BK)
@@ -128,6 +128,7 @@ def beam_search(
     -inf where there are fewer completions than `width`.
   """
   chex.assert_equal_shape([logp_SV, next_SV])
+  logp_SV, next_SV = jnp.asarray(logp_SV), jnp.asarray(next_SV)
   V, end = logp_SV.shape[1], len(next_SV)
   # A finished completion stays: at the end, token 0 costs nothing.
   stay_V = jnp.where(jnp.arange(V) == 0, 0, -jnp.inf).astype(logp_SV.dtype)
