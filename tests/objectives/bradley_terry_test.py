@@ -31,3 +31,14 @@ def test_shifting_both_rewards_changes_nothing_without_centring():
   o = objectives.bradley_terry(margin=0.2)
   expected = float(scored.evaluate(o, s).loss)
   assert scored.evaluate(o, shifted).loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_label_is_the_cross_entropy_to_the_share_of_votes():
+  value_BKT = np.array([[[2.0], [0.5]], [[-1.0], [1.0]]])
+  votes = np.array([[0.7, 0.3], [0.2, 0.8]])
+  one = np.ones((2, 2, 1))
+  s = scored.from_token_logps(None, one, value_BKT=value_BKT, reward_BK=votes)
+  out = scored.evaluate(objectives.soft_bradley_terry(), s)
+  p = 1 / (1 + np.exp(-np.array([1.5, -2.0])))
+  expected = -votes[:, 0] * np.log(p) - votes[:, 1] * np.log(1 - p)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)

@@ -1,10 +1,29 @@
-"""The Bradley-Terry reward model."""
+"""The Bradley-Terry reward model, from comparisons and from shares of votes."""
 
-import jax
-
-from xpo_jax import masked, token_stats
+from xpo_jax import links, masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def soft_bradley_terry() -> Objective:
+  """Bradley-Terry on soft labels: cross-entropy to P(column 0 is preferred).
+
+  L = -p log sigma(r_0 - r_1) - (1 - p) log sigma(r_1 - r_0)
+
+  The probability p (a share of votes, another model's confidence) is reward_BK of
+  column 0; column 1 is not read. p = 1 is `bradley_terry`. Layout PAIR, needs VALUE.
+  """
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    lead_B = reward_BK[:, 0] - reward_BK[:, 1]
+    loss_B = links.smoothed_logistic(lead_B, 1 - scored.reward_BK[:, 0])
+    metrics = _rewards.reward_metrics(scored, reward_BK)
+    return Loss({"soft_bradley_terry": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs, fields = frozenset({token_stats.VALUE}), frozenset({"reward_BK"})
+  return Objective("soft_bradley_terry", {}, Layout.PAIR, needs, loss, fields)
 
 
 def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
@@ -14,9 +33,10 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
   with r the scalar head at the last token of the completion.
 
   Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. not checked,
-    here for K = 2.
+    here for K = 2 (`kwise` for more).
   Departs from the paper: `margin` and `centring` are TRL's (also OpenRLHF's margin);
-    both are 0 in the paper, which shifts the finished model to mean 0 instead.
+    both are 0 in the paper, which shifts the finished model to mean 0 instead. Soft
+    labels: `soft_bradley_terry`.
   Reduction: value at the last response token (EOS where the answer ends with it); both
     terms averaged over pairs.
 
@@ -47,7 +67,7 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     del aux
     reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
     lead_B = reward_BK[:, 0] - reward_BK[:, 1]
-    pair_B = -jax.nn.log_sigmoid(lead_B - margin)
+    pair_B = links.logistic(lead_B - margin)
     centre_B = centring * (reward_BK[:, 0] + reward_BK[:, 1]) ** 2
     terms = {
       "bradley_terry": scored.mean_B(pair_B),
