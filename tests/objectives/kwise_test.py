@@ -1,0 +1,42 @@
+"""InstructGPT's K-wise reward model."""
+
+import numpy as np
+import pytest
+
+from tests.objectives import ragged
+from xpo_jax import objectives, scored
+
+
+def test_hand_computed_list_reads_the_last_token():
+  value_BKT = np.array([[[9.0, 1.0, 7.0], [5.0, 6.0, 0.0], [2.0, 7.0, 7.0]]])
+  mask_BKT = np.array([[[1, 1, 0], [1, 1, 1], [1, 0, 0]]])  # rewards 1, 0, 2
+  order = [[2.0, 1.0, 1.0]]  # the tie makes no pair
+  s = scored.from_token_logps(None, mask_BKT, value_BKT=value_BKT, reward_BK=order)
+  out = scored.evaluate(objectives.kwise(), s)
+  assert out.loss == pytest.approx((np.log(1 + np.exp(-1)) + np.log(1 + np.exp(1))) / 2)
+  assert out.metrics["reward_accuracy"] == pytest.approx(1 / 2)
+
+
+def test_oracle_on_ragged_lists():
+  def oracle(order, reward):
+    pairs = [
+      np.log1p(np.exp(reward[j] - reward[i]))
+      for i in range(len(order))
+      for j in range(len(order))
+      if order[i] > order[j]
+    ]
+    return np.mean(pairs) if pairs else 0.0
+
+  s = ragged.several()
+  last = np.maximum(np.asarray(s.length_BK, int)[..., None] - 1, 0)
+  value_BKT = np.asarray(s.value_BKT, np.float64)
+  reward_BK = np.take_along_axis(value_BKT, last, -1)[..., 0]
+  out = scored.evaluate(objectives.kwise(), s)
+  expected = ragged.rows(s, oracle, reward_BK)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prompts_weigh_the_same_whatever_their_pairs():
+  s = ragged.several()
+  out = scored.evaluate(objectives.kwise(), s)
+  assert out.loss == pytest.approx(float(np.mean(out.per_example_B)))

@@ -1,0 +1,48 @@
+"""InstructGPT's reward model: all pairs of a ranking as one example."""
+
+from xpo_jax import masked, ranking, token_stats
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def kwise() -> Objective:
+  """K-wise: Bradley-Terry on all pairs of a prompt, their mean one example.
+
+  L = - mean over pairs (label_i > label_j) of log sigma(r_i - r_j)
+  with r the scalar head at the last token of the completion.
+
+  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. not checked.
+    Survey 3.1.
+  Departs from the paper: tied pairs, which its formula does not know, are dropped, and
+    the mean is over the pairs left. OpenAI's earlier code (2019) takes the best of four
+    against the rest: `ranking.softmax_nll` at the best answer.
+  Reduction: value at the last response token; mean over the ordered pairs of a prompt,
+    then over prompts: each prompt weighs the same whatever its K. A list of one, or
+    all tied, gives 0 and counts.
+
+  Returns:
+    Objective; layout RANKED; needs VALUE; field reward_BK (the annotators' order,
+    higher is better). Terms: `kwise`. Metrics: reward_chosen, reward_rejected (best and
+    worst answer), reward_margin (units of the reward), reward_accuracy (fraction of
+    pairs), ndcg.
+
+  Example:
+    >>> import numpy as np
+    >>> from xpo_jax import objectives, scored
+    >>> one = np.ones((1, 3, 1))
+    >>> s = scored.from_token_logps(None, one, value_BKT=one, reward_BK=[[2, 0, 1]])
+    >>> round(float(scored.evaluate(objectives.kwise(), s).loss), 4)
+    0.6931
+  """
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    better_BKK = ranking.better(scored.reward_BK, scored.present_BK)
+    weight_BKK = better_BKK.astype(reward_BK.dtype)
+    sum_B = ranking.pair_logistic(reward_BK, weight_BKK)
+    loss_B = masked.per_token(sum_B, weight_BKK.sum((1, 2)))
+    metrics = ranking.metrics(scored, reward_BK)
+    return Loss({"kwise": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs, fields = frozenset({token_stats.VALUE}), frozenset({"reward_BK"})
+  return Objective("kwise", {}, Layout.RANKED, needs, loss, fields)
