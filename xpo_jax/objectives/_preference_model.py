@@ -1,0 +1,69 @@
+"""A preference model: a head that reads both answers at once."""
+
+import jax
+import jax.numpy as jnp
+
+from xpo_jax import links, masked, token_stats
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
+
+
+def preference(scored: Scored) -> Array:
+  """P(chosen beats rejected) by a model that saw both orders, `[B]`.
+
+  (sigma(l_01) + 1 - sigma(l_10)) / 2: swapping the answers gives 1 less this, exactly,
+  whatever the model prefers by position. The record: see `preference_model`.
+  """
+  logit_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+  first_B = jax.nn.sigmoid(logit_BK[:, 0])
+  second_B = jax.nn.sigmoid(-logit_BK[:, 1])
+  return (first_B + second_B) / 2
+
+
+def preference_model() -> Objective:
+  """Preference model: P(y beats y') from a head over both answers, not two rewards.
+
+  L = 1/2 [-log sigma(l_01) - log sigma(-l_10)]
+
+  The record: both columns hold the prompt and BOTH answers, column 0 the chosen one
+  first, column 1 the rejected one first; the scalar head at the last token of each is
+  l, the log odds that the answer shown first is the better one. Unlike a difference of
+  rewards it can be intransitive, which is what Nash learning asks for.
+
+  Paper: Munos et al. 2023 (Nash learning from human feedback), arXiv:2312.00886, Eq.
+    not checked. Survey 3.1.
+  Departs from the paper: each pair is seen in both orders, their losses averaged, where
+    a random order gives the same in expectation. Antisymmetry is not trained for:
+    `preference` averages the two orders wherever a probability is used.
+  Reduction: value at the last response token; mean over both orders, then over pairs.
+
+  Returns:
+    Objective; layout PAIR (as above); needs VALUE. Terms: `preference_model`. Metrics:
+    win_rate (mean P of the chosen, both orders averaged), reward_accuracy (share of
+    pairs where it is over one half; a tie counts one half), first_rate (mean P of the
+    answer shown first; 0.5 without a position bias).
+
+  Example: a model that always takes the first answer knows nothing.
+    >>> import numpy as np
+    >>> from xpo_jax import objectives, scored
+    >>> one = np.ones((1, 2, 1))
+    >>> biased = scored.from_token_logps(None, one, value_BKT=5 * one)
+    >>> float(
+    ...   scored.evaluate(objectives.preference_model(), biased).metrics["win_rate"]
+    ... )
+    0.5
+  """
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    logit_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    loss_B = (links.logistic(logit_BK[:, 0]) + links.logistic(-logit_BK[:, 1])) / 2
+    win_rate_B = preference(scored)
+    metrics = {
+      "win_rate": scored.mean_B(win_rate_B),
+      "reward_accuracy": scored.mean_B((1 + jnp.sign(win_rate_B - 0.5)) / 2),
+      "first_rate": scored.mean_B(jax.nn.sigmoid(logit_BK).mean(1)),
+    }
+    return Loss({"preference_model": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.VALUE})
+  return Objective("preference_model", {}, Layout.PAIR, needs, loss)
