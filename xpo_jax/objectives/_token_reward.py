@@ -1,0 +1,79 @@
+"""Token-level reward models: labels of steps, or a target for each token."""
+
+import jax.numpy as jnp
+
+from xpo_jax import links, masked, token_stats
+from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
+
+_NEEDS = frozenset({token_stats.VALUE})
+_FIELDS = frozenset({"mask_BKT", "reward_BKT"})
+
+
+def token_regression() -> Objective:
+  """Token-level reward by regression: (v_t - reward_t)^2, a mean over all tokens.
+
+  Every response token is labelled, 0 included. Layout RATED, needs VALUE, field
+  reward_BKT.
+  """
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    weight_BKT = _tokens(scored)
+    error_BKT = masked.zero_padding(scored.value_BKT - scored.reward_BKT, weight_BKT)
+    square = Mean((error_BKT**2 * weight_BKT).sum(), weight_BKT.sum())
+    return Loss({"token_regression": square}, {})
+
+  return Objective("token_regression", {}, Layout.RATED, _NEEDS, loss, _FIELDS)
+
+
+def _tokens(scored: Scored) -> Array:
+  """1 on the response tokens that count, `[B, K, T]`."""
+  weight_BK = scored.present_BK * scored.weight_B[:, None]
+  return scored.mask_BKT * weight_BK[..., None]
+
+
+def token_reward() -> Objective:
+  """Token-level reward model: is the answer right so far? A logit at labelled tokens.
+
+  L = - sum over labelled tokens of log sigma(sign(label_t) v_t) / their number
+  with v the scalar head; reward_BKT > 0 is right, < 0 wrong, and 0 has no label.
+
+  A process reward model labels the token that ends each step (a separator, EOS) and no
+  other; one label at the last token makes an outcome reward model. v_t is read where
+  token t is predicted: it has seen the step, and not the separator itself.
+
+  Paper: Lightman et al. 2023 ("Let's verify step by step"), arXiv:2305.20050, Eq. not
+    checked. Survey 3.1.
+  Departs from the paper: its third label, neutral, is here no label. TRL's trainer has
+    a two-way softmax, whose difference of logits is v, and an option to keep the last
+    step's label only in training and not in evaluation. Targets instead of labels:
+    `token_regression`.
+  Reduction: one mean over the labelled tokens of the batch.
+
+  Returns:
+    Objective; layout RATED; needs VALUE; field reward_BKT. Terms: `token_reward`.
+    Metrics: token_accuracy (fraction of labelled tokens; v = 0 counts one half).
+
+  Example:
+    >>> import numpy as np
+    >>> from xpo_jax import objectives, scored
+    >>> one = np.ones((1, 1, 4))
+    >>> steps = scored.from_token_logps(
+    ...   None, one, value_BKT=0 * one, reward_BKT=[[[0, 1, 0, -1]]]
+    ... )
+    >>> round(float(scored.evaluate(objectives.token_reward(), steps).loss), 4)
+    0.6931
+  """
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    token_BKT = _tokens(scored)
+    sign_BKT = jnp.sign(masked.zero_padding(scored.reward_BKT, token_BKT))
+    weight_BKT = token_BKT * jnp.abs(sign_BKT)
+    margin_BKT = sign_BKT * masked.zero_padding(scored.value_BKT, token_BKT)
+    nll = Mean((links.logistic(margin_BKT) * weight_BKT).sum(), weight_BKT.sum())
+    right_BKT = jnp.heaviside(margin_BKT, 0.5)
+    metrics = {"token_accuracy": nll.replace(total=(right_BKT * weight_BKT).sum())}
+    return Loss({"token_reward": nll}, metrics)
+
+  return Objective("token_reward", {}, Layout.RATED, _NEEDS, loss, _FIELDS)
