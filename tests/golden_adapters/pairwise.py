@@ -200,6 +200,7 @@ _ipo = _pair(lambda h: objectives.ipo(h["beta"]))
 _ipo_avg = _pair(lambda h: objectives.ipo_avg(h.get("beta", h.get("tau"))))
 _dpo_norm = _pair(lambda h: objectives.dpo_norm(h["beta"]))
 _dpop = _pair(lambda h: objectives.dpop(h["beta"], h["dpop_lambda"]))
+_exo = _pair(lambda h: objectives.exo(h["beta"], h["label_smoothing"]))
 _GPO = {
   f"gpo_{name}": (
     _pair(lambda h, name=name: objectives.gpo(h["beta"], name)),
@@ -242,6 +243,7 @@ ADAPTERS = {
   **_F_DPO,
   "f_dpo_alpha": (_pair(_f_dpo_alpha), ("_f_dpo",)),
   "f_dpo_alpha_trl1": (_pair(_f_dpo_alpha_trl1), ()),
+  "exo_pair": (_exo, ("_exo",)),
   "kl_estimator_openrlhf": (_kl_openrlhf, ()),
   "kl_penalty_verl": (_kl_verl, ()),
 }
