@@ -124,7 +124,7 @@ PAPERS = (
         "I P R +-  Pf Pw A  Free no n/a Off  Once Mrg?", "arpo",
         notes={"RL2": "the penalty reads log-probabilities per token"}),
   paper("EXO", "", "2402.00856",
-        "I P R +-  Pf Pw/Lw H  Ref no rKL Off  Once Sep", "exo"),
+        "I P R +-  Pf Pw/Lw H  Ref no rKL Off  Once Sep", "exo exo_list"),
   paper("APO", "", "2408.06266",
         "I P R +-  Pf Pw A  Ref no rKL Off  Once Sep", "apo_zero apo_down"),
   paper("APO-zero, unpaired", "", "2408.06266",

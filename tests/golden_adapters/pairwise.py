@@ -170,6 +170,38 @@ def _f_dpo_alpha_trl1(h: Arrays) -> Objective:
   return objectives.f_dpo(h["beta"], divergence)
 
 
+def _exo_lists(x: Arrays, n: int) -> Scored:
+  """Groups of n contiguous rows; a row's prompt is masked."""
+  real = x["attention_mask"][:, 1:] > 0
+  answer = jnp.arange(1, x["input_ids"].shape[1])[None] >= x["prompt_lens"]
+
+  def lists(rows: jax.Array) -> jax.Array:
+    return rows.reshape(-1, n, *rows.shape[1:])
+
+  logits = [lists(x[name][:, :-1]) for name in ("policy_logits", "ref_logits")]
+  ids, mask = lists(x["input_ids"][:, 1:]), lists(real & answer)
+  reward_BK = x["energy_labels"].reshape(-1, n)
+  return scored.from_logits(logits[0], ids, mask, logits[1], reward_BK=reward_BK)
+
+
+def _exo_official(h: Arrays, x: Arrays) -> Arrays:
+  s = _exo_lists(x, h["N"])
+  if h["loss_type"] == "exo-rw":
+    o = objectives.exo_list(h["beta_pi"], h["beta_r"])
+    return arrange.outputs(scored.evaluate(o, s))
+  # Their target of a pair, which does not sum to 1.
+  reward_BK = objectives.rewards(s, h["beta_pi"])
+  target_BK = jnp.broadcast_to(jnp.asarray([0.0, -10.0]), reward_BK.shape)
+  loss_B = objectives.exo_divergence(reward_BK, target_BK, s.present_BK)
+  mean = s.mean_B(loss_B).value
+  return {"differentiate": mean, "mean_loss": mean}
+
+
+def _dpo_rw(h: Arrays, x: Arrays) -> Arrays:
+  o = objectives.infonca(h["beta_pi"], alpha=h["beta_r"])
+  return arrange.outputs(scored.evaluate(o, _exo_lists(x, h["N"])))
+
+
 def _kl_of(estimator: divergences.KLEstimator, x: Arrays, names: list[str]) -> Arrays:
   logp, ref = (x[name][:, None] for name in names)
   # Their estimates on padding count, until the mask of the recorded sum.
@@ -244,6 +276,8 @@ ADAPTERS = {
   "f_dpo_alpha": (_pair(_f_dpo_alpha), ("_f_dpo",)),
   "f_dpo_alpha_trl1": (_pair(_f_dpo_alpha_trl1), ()),
   "exo_pair": (_exo, ("_exo",)),
+  "exo_official": (_exo_official, ("_exo", "_exo_list")),
+  "dpo_rw_exo_repo": (_dpo_rw, ()),
   "kl_estimator_openrlhf": (_kl_openrlhf, ()),
   "kl_penalty_verl": (_kl_verl, ()),
 }

@@ -27,6 +27,7 @@ NAMES = (
   "f_dpo",
   "r_dpo",
   "exo",
+  "exo_list",
   "beta_dpo",
   "simpo",
   "slic",
