@@ -48,6 +48,24 @@ def test_divergence_of_two_distributions_is_the_formula(divergence):
   )
 
 
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("reverse_kl", np.log(2)),
+    ("forward_kl", np.inf),
+    ("jensen_shannon", np.log(4 / 3) + (np.log(2) + np.log(2 / 3)) / 2),
+    ("alpha(0.5)", 4 * (1 - np.sqrt(0.5))),
+    ("total_variation", 0.5),
+    ("chi_square", 0.5),
+  ],
+)
+def test_answer_that_is_never_given_counts_f_at_0(name, expected):
+  """All mass on one of two answers that the reference gives equally often."""
+  policy, ref = jnp.array([-jnp.inf, 0.0]), jnp.log(jnp.array([0.5, 0.5]))
+  found = divergences.between(divergences.DIVERGENCES[name], policy, ref)
+  assert found == pytest.approx(expected, rel=1e-6)
+
+
 @every_smooth
 def test_slope_is_the_derivative_of_f_in_the_ratio(divergence):
   with jax.enable_x64(True):

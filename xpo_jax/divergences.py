@@ -148,15 +148,18 @@ DIVERGENCES = {
 
 
 def between(divergence: Divergence, logp_V: Array, ref_logp_V: Array) -> Array:
-  """D_f(policy || ref) of two distributions over the last axis, exactly, nats.
+  """D_f(policy || ref) of two distributions over the last axis, exactly, `[...]`.
 
   Args:
     divergence: which.
-    logp_V: log-probabilities of the policy, any leading axes.
+    logp_V: log-probabilities of the policy; -inf on an answer it never gives.
     ref_logp_V: log-probabilities of the reference, all finite.
   """
   chex.assert_equal_shape([logp_V, ref_logp_V])
-  return (jnp.exp(ref_logp_V) * divergence.f(logp_V - ref_logp_V)).sum(-1)
+  never_V = jnp.isneginf(logp_V)
+  # Select before f is taken: at -inf its formula may be 0 * inf.
+  f_V = divergence.f(jnp.where(never_V, 0, logp_V - ref_logp_V))
+  return (jnp.exp(ref_logp_V) * jnp.where(never_V, divergence.f_at_0, f_V)).sum(-1)
 
 
 class KLEstimator(NamedTuple):
