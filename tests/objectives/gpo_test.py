@@ -1,5 +1,7 @@
 """GPO and its links."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,6 +44,18 @@ def test_oracle():
   expected = np.maximum(0, 1 - 0.7 * pairs.gap(s)) ** 2
   out = scored.evaluate(objectives.gpo(0.7), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("gap", [1000.0, -1000.0])
+@pytest.mark.parametrize("name", links.LINKS)
+def test_extreme_log_ratios_stay_finite(name, gap):
+  def loss(ratio):
+    s = scored.from_sequence_logps(ratio[None], [[1, 1]], [[0.0, 0.0]])
+    return scored.evaluate(objectives.gpo(1.0, name), s).loss
+
+  value, slope = jax.value_and_grad(loss)(jnp.array([gap, -gap]))
+  assert np.isfinite(value)
+  assert np.all(np.isfinite(slope))
 
 
 def test_link_is_taken_by_value_or_name():
