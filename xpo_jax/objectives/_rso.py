@@ -11,7 +11,7 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
   L = f(gamma (log-ratio_w - log-ratio_l))
   with f the logistic link (sigmoid-norm) or the hinge (hinge-norm). What makes it RSO
   is where the pairs come from: answers of the SFT policy, accepted with probability
-  exp((r - r_max) / beta) by `selection`'s rejection sampler, ranked by the reward.
+  exp((r - r_max) / beta) by `selection.rejection_sample`, ranked by the reward.
 
   Paper: Liu et al. 2023, arXiv:2309.06657, Eq. 8 to 10. Survey 3.3.2.
   Departs from the paper: nothing. `beta` here is the paper's gamma, which scales the
