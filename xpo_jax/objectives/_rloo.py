@@ -6,7 +6,7 @@ A few lines over 80 for the advantages, which other losses take too.
 import jax.numpy as jnp
 
 from xpo_jax import groups, policy_loss, token_stats
-from xpo_jax.objectives import _grpo, _knobs, _rewards
+from xpo_jax.objectives import _grpo, _knobs, _reinforce, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -26,12 +26,9 @@ def rloo_advantages(
     beta: tie to ref, per nat; None for none.
     reward_range: r is clipped to it before the penalty: TRL's `reward_clip_range`.
   """
-  reward_BK = scored.reward_BK
   if reward_range is not None:
-    reward_BK = jnp.clip(reward_BK, *reward_range)
-  if beta is not None:
-    rollout = scored.replace(logp_BKT=scored.old_logp_BKT)
-    reward_BK = reward_BK - beta * _rewards.log_ratio(rollout)
+    scored = scored.replace(reward_BK=jnp.clip(scored.reward_BK, *reward_range))
+  reward_BK = _reinforce.penalised_reward(scored, beta)
   return groups.leave_one_out_advantage(reward_BK, scored.present_BK)
 
 
@@ -43,7 +40,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
   baseline does not depend on y_i, so that the gradient is unbiased; A_i is K / (K - 1)
   times R_i less the mean of all.
 
-  Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked. Survey 3.8.
+  Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked. Survey 3.8.3.
   Departs from the paper: nothing known; like it, no ratio and no clip, so rollouts are
     to be of the policy itself. TRL clips the ratio of sequences, OpenRLHF that of
     tokens, with the KL penalty left out of the baseline: `policy_loss` has both, and
