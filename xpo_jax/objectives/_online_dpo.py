@@ -79,7 +79,7 @@ def online_dpo(beta: float = 0.1) -> Objective:
   L = -log sigma(beta (log-ratio_best - log-ratio_worst)),   no gradient through samples
   or rewards.
 
-  Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792, Eq. not checked. Survey 3.5.
+  Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792, Eq. not checked.
   Departs from the paper: it samples two; of more, the best and the worst are taken, as
     in RLHF Workflow (Dong et al. 2024, arXiv:2405.07863). Equal rewards are no
     preference: left out, where TRL trains on the first of the two. Online IPO and SLiC
