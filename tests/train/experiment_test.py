@@ -43,7 +43,7 @@ def test_use_of_a_mixture_builds_its_parts():
 @pytest.mark.parametrize(
   ("name", "knobs", "says"),
   [
-    ("dppo", {}, "did you mean 'dpo'"),
+    ("dpo_", {}, "did you mean 'dpo'"),
     ("dpo", {"bta": 1.0}, "dpo has no knob 'bta'.*did you mean 'beta'"),
     ("dpo", {"gamma": 1.0}, "its knobs: beta, label_smoothing"),
     ("dpo", {"beta": 0.0}, "beta must be .*> 0"),
