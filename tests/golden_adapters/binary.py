@@ -85,7 +85,9 @@ def _single(rows: jax.Array) -> jax.Array:
 def _dro_v(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.from_labels(x, ("policy_logits", "reference_logits"), _single)
   log_ratio_B = objectives.log_ratio(s)[:, 0]
-  square_B = objectives.half_square(x["rewards"], x["values"], log_ratio_B, h["tau"])
+  square_B = objectives.dro_half_square(
+    x["rewards"], x["values"], log_ratio_B, h["tau"]
+  )
   whole = s.mean_B(square_B).value
   # Without the 1 / tau, that code's two gradients are those of the square itself.
   out = {"residual_mse_half": whole, "sequence_logratio": log_ratio_B}

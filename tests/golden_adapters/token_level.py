@@ -58,7 +58,7 @@ def _cringe(h: Arrays, x: Arrays) -> Arrays:
   )
   aux = _drawn(o, logits, targets, token)
   out = scored.evaluate(_handed(o, aux), s)
-  contrast_BKT = objectives.contrast(s, aux.rows, k, h["detach_positives"])
+  contrast_BKT = objectives.rival_contrast(s, aux.rows, k, h["detach_positives"])
   return {
     "differentiate": out.loss,
     "mean_loss": out.loss,

@@ -46,7 +46,7 @@ def drawing(objective: str, k: int) -> Callable:
   return nothing_shared if k == 1 else prepare
 
 
-def contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -> Array:
+def rival_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -> Array:
   """softplus(s_target - s_rival) of the logits s, `[B, K, T]`; 0 on padding.
 
   Args:
@@ -103,7 +103,9 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
   need = token_stats.rivals(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    contrast_BK = masked.sum_T(contrast(scored, aux.rows, k, detach), scored.mask_BKT)
+    contrast_BK = masked.sum_T(
+      rival_contrast(scored, aux.rows, k, detach), scored.mask_BKT
+    )
     return _unlikelihood.likelihood_and("cringe", scored, alpha * contrast_BK[:, 0])
 
   knobs = {"alpha": alpha, "k": k, "detach": detach}

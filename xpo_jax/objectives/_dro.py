@@ -7,7 +7,7 @@ from xpo_jax.objectives import _knobs, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
-def half_square(
+def dro_half_square(
   reward_B: Array, value_B: Array, log_ratio_B: Array, beta: float | Array
 ) -> Array:
   """DRO's objective per row, (r - V - beta log-ratio)^2 / 2, live in every argument."""
@@ -26,7 +26,7 @@ def dro(beta: float = 1.0) -> Objective:
   Departs from the paper: one network with a scalar head, read where the first answer
     token is predicted (it has seen the prompt only); the paper's best networks are
     apart, with a value per token. No authors' code; a public one divides the log-ratio
-    by the length (pass that to `half_square` to compare), another omits 1 / beta.
+    by the length (pass that to `dro_half_square` to compare), another omits 1 / beta.
   Reduction: log-ratio summed over tokens; both terms averaged over rows. No gradient
     from the first term into V nor from the second into the policy. The 1 / beta is
     the paper's: the policy's gradient is -(r - V - beta lr) grad log pi at any beta.
@@ -59,8 +59,8 @@ def dro(beta: float = 1.0) -> Objective:
     value_B = masked.first(scored.value_BKT, scored.mask_BKT)[:, 0]
     log_ratio_B = _rewards.log_ratio(scored)[:, 0]
     sg = jax.lax.stop_gradient
-    policy_B = half_square(reward_B, sg(value_B), log_ratio_B, beta) / beta
-    fit_B = half_square(reward_B, value_B, sg(log_ratio_B), beta)
+    policy_B = dro_half_square(reward_B, sg(value_B), log_ratio_B, beta) / beta
+    fit_B = dro_half_square(reward_B, value_B, sg(log_ratio_B), beta)
     terms = {"dro": scored.mean_B(policy_B), "value": scored.mean_B(fit_B)}
     metrics = {
       "value": scored.mean_B(value_B),

@@ -60,7 +60,7 @@ def pairwise_cringe(
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     logp_BK = _rewards.seq_logp(scored)
-    contrast_BKT = _cringe.contrast(scored, aux.rows, k, detach=False)
+    contrast_BKT = _cringe.rival_contrast(scored, aux.rows, k, detach=False)
     contrast_B = masked.sum_T(contrast_BKT, scored.mask_BKT)[:, 1]
     gap_B = logp_BK[:, 0] - logp_BK[:, 1]
     gate_B = jax.nn.sigmoid((margin - gap_B) / temperature)
