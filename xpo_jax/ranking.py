@@ -112,11 +112,13 @@ def contrast(
 
 def softmax(x_BK: Array, present_BK: Array) -> Array:
   """exp(x) divided by its sum over present columns, `[B, K]`: ListNet's target."""
+  chex.assert_equal_shape([x_BK, present_BK])
   return jnp.exp(_log_softmax(x_BK, present_BK)) * (present_BK > 0)
 
 
 def shares(x_BK: Array, present_BK: Array) -> Array:
   """x >= 0 divided by its sum over present columns, `[B, K]`; 0 where all are 0."""
+  chex.assert_equal_shape([x_BK, present_BK])
   x_BK = jnp.where(present_BK > 0, x_BK, 0)
   total_B1 = x_BK.sum(-1, keepdims=True)
   return x_BK / jnp.where(total_B1 == 0, 1, total_B1)
@@ -131,12 +133,14 @@ def cross_entropy(score_BK: Array, target_BK: Array, present_BK: Array) -> Array
 
 def above_worst(label_BK: Array, present_BK: Array) -> Array:
   """Labels counted from the worst of the list, `[B, K]`; 0 on absent columns."""
+  chex.assert_equal_shape([label_BK, present_BK])
   worst_B1 = jnp.where(present_BK > 0, label_BK, jnp.inf).min(-1, keepdims=True)
   return jnp.where(present_BK > 0, label_BK - worst_B1, 0)
 
 
 def gain(label_BK: Array, present_BK: Array) -> Array:
   """2^label - 1, `[B, K]`; 0 on absent columns."""
+  chex.assert_equal_shape([label_BK, present_BK])
   return jnp.expm1(jnp.where(present_BK > 0, label_BK, 0) * math.log(2))
 
 
@@ -192,7 +196,7 @@ def pair_logistic(score_BK: Array, weight_BKK: Array, floor: float = 0.0) -> Arr
     floor: static; no probability counts as smaller, before nor after it is raised to
       its weight. 0 is exact; a public code has 1e-10, where its gradient vanishes.
   """
-  chex.assert_equal_shape_prefix([score_BK, weight_BKK], 2)
+  chex.assert_shape(weight_BKK, (*score_BK.shape, score_BK.shape[1]))
   nll_BKK = -jax.nn.log_sigmoid(_gap(score_BK))
   if floor:
     most = -math.log(floor)

@@ -11,7 +11,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
   L = - sum_i log [exp(s_i) / sum_{j not better than i} exp(s_j)],  s = beta log-ratio
 
   Paper: Rafailov et al. 2023 (DPO), arXiv:2305.18290, Appendix, Eq. not checked; called
-    DPO_PL by LiPO. Survey 3.9.
+    DPO_PL by LiPO.
   Departs from the paper: it has no ties. Here tied answers compete with each other and
     with the worse ones (Breslow's rule): a tie pulls them together and no column is
     favoured. `list_mle` breaks ties by lot instead.

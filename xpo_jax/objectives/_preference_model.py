@@ -30,7 +30,7 @@ def preference_model() -> Objective:
   rewards it can be intransitive, which is what Nash learning asks for.
 
   Paper: Munos et al. 2023 (Nash learning from human feedback), arXiv:2312.00886, Eq.
-    not checked. Survey 3.1.
+    not checked. Survey 3.11.
   Departs from the paper: each pair is seen in both orders, their losses averaged, where
     a random order gives the same in expectation. Antisymmetry is not trained for:
     `preference` averages the two orders wherever a probability is used.

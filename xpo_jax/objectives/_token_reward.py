@@ -43,7 +43,7 @@ def token_reward() -> Objective:
   token t is predicted: it has seen the step, and not the separator itself.
 
   Paper: Lightman et al. 2023 ("Let's verify step by step"), arXiv:2305.20050, Eq. not
-    checked. Survey 3.1.
+    checked. Survey 2.1.3.
   Departs from the paper: its third label, neutral, is here no label. TRL's trainer has
     a two-way softmax, whose difference of logits is v, and an option to keep the last
     step's label only in training and not in evaluation. Targets instead of labels:
