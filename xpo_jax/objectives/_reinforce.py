@@ -23,7 +23,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
   b the mean over past batches of their mean R. A whole completion is one action.
 
   Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked; after Williams 1992
-    (not on arXiv). Survey 3.8.
+    (not on arXiv). Survey 3.8.3 (as RLOO).
   Departs from the paper: nothing known; K = 1 there, any K here. The first batch has no
     past: b = 0. No ratio and no clip: rollouts are to be of the policy itself.
   Reduction: log-probability summed over tokens; mean over a prompt's completions, mean

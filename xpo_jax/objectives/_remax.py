@@ -14,7 +14,7 @@ def remax(beta: float | None = 0.05) -> Objective:
   The baseline does not depend on the sample, so that the gradient stays unbiased.
   Column 0 of K holds the greedy completion of the same policy, the others samples.
 
-  Paper: Li et al. 2023, arXiv:2310.10505, Eq. not checked. Survey 3.8.
+  Paper: Li et al. 2023, arXiv:2310.10505, Eq. not checked.
   Departs from the paper: nothing known. The authors' code gives token t gamma^(n - t)
     of the difference (gamma 0.99, one discount at the last token too), clipped to +-5,
     and the KL penalty of token t alone, and averages over tokens: `returns` has these
