@@ -94,7 +94,7 @@ def train(tokens, steps=400):
 # %%
 exact = token_mdp.along(optimum.advantage_SV, next_SV, every)
 raw = token_mdp.along(reward_SV, next_SV, every)
-credit = {n: train(labelled(n, keys[2])) for n in (300, 3_000, 30_000)}
+credit = {n: train(labelled(n, keys[2])) for n in (300, 1_000, 10_000)}
 shown = {"reward": raw, "exact advantage": exact}
 shown |= {f"credit, {n:,} pairs": x for n, x in credit.items()}
 figure, axes = plt.subplots(1, len(shown), figsize=(11, 4), layout="constrained")

@@ -72,7 +72,7 @@ def frontier(divergence, betas):
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for name in ("reverse_kl", "forward_kl", "jensen_shannon", "alpha(0.5)"):
   divergence = divergences.DIVERGENCES[name]
-  found, entropy = frontier(divergence, jnp.geomspace(0.05, 3.0, 7))
+  found, entropy = frontier(divergence, jnp.geomspace(0.05, 3.0, 6))
   left.plot(found.kl, found.reward, "o-", ms=3, label=name.replace("_", " "))
   right.plot(found.kl, entropy, "o-", ms=3)
 left.set(xlabel="KL(policy || ref), nats", ylabel="true reward over the reference")
@@ -80,6 +80,10 @@ right.set(xlabel="KL(policy || ref), nats", ylabel="entropy of the policy, nats"
 _ = left.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
+# At small KL the curves all but coincide; further out the forward KL and alpha have
+# less reward at the same KL here (one task, one seed: no ranking of divergences).
+# Entropy follows KL whatever the divergence: the policies tilt by the same features.
+#
 # ## Estimating a KL from samples
 #
 # The same 200,000 samples of one policy over 32 tokens. As a value k1 and k3 are right

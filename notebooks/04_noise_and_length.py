@@ -25,6 +25,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 
 from xpo_jax import bandit, objectives
 
@@ -32,12 +33,34 @@ SEEDS = jnp.arange(10)
 TRAINED = 32  # prompts; as many are held out
 
 
-def run(objective, count, seed, **how):
-  key = jax.random.key(seed)
-  task = bandit.make(jax.random.fold_in(key, 0))
-  pairs = bandit.draw(task, count, jax.random.fold_in(key, 1), prompts=TRAINED, **how)
-  theta = bandit.fit(objective, task, pairs, jax.random.fold_in(key, 2))
-  return bandit.measure(task, theta, first=TRAINED)
+@functools.partial(jax.jit, static_argnums=0)
+def draw(count, flipped, length_bias):
+  """A task and its pairs for every seed."""
+
+  def one(seed):
+    keys = jax.random.split(jax.random.key(seed))
+    task = bandit.make(keys[0])
+    how = {"flipped": flipped, "length_bias": length_bias, "prompts": TRAINED}
+    return task, bandit.draw(task, count, keys[1], **how)
+
+  return jax.vmap(one)(SEEDS)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learn(make, knob, task, pairs):
+  """Trains on every seed's pairs; measures on prompts held out."""
+
+  def one(task, pairs):
+    theta = bandit.fit(make(knob), task, pairs, jax.random.key(0))
+    return bandit.measure(task, theta, first=TRAINED)
+
+  return jax.vmap(one)(task, pairs)
+
+
+def over(make, knobs, data):
+  """One row a knob, one column a seed."""
+  rows = [learn(make, knob, *given) for knob, given in zip(knobs, data, strict=True)]
+  return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
 # %% [markdown]
@@ -53,17 +76,9 @@ flips = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4])
 against_noise = {
   "DPO": lambda flip: objectives.dpo(beta=1.0),
   "conservative DPO": lambda flip: objectives.dpo(beta=1.0, label_smoothing=flip),
-  "robust DPO": lambda flip: objectives.robust_dpo(beta=1.0, label_smoothing=flip),
+  "robust DPO": lambda flip: objectives.robust_dpo(beta=1.0, flip_rate=flip),
   "beta-DPO": lambda flip: objectives.beta_dpo(beta=1.0, alpha=0.0),
 }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def over_flips(make):
-  def one(flip, seed):
-    return run(make(flip), 400, seed, flipped=flip)
-
-  return jax.vmap(lambda flip: jax.vmap(lambda seed: one(flip, seed))(SEEDS))(flips)
 
 
 def band(axis, x, values, label):
@@ -72,9 +87,10 @@ def band(axis, x, values, label):
   axis.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.12)
 
 
+noisy = [draw(400, flip, 0.0) for flip in flips]
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
 for label, make in against_noise.items():
-  found = over_flips(make)
+  found = over(make, flips, noisy)
   for axis, values in zip(axes, (found.accuracy, found.reward, found.kl), strict=True):
     band(axis, flips, values, label)
 titles = ("accuracy on held-out pairs", "true reward over the reference", "KL, nats")
@@ -102,17 +118,10 @@ against_length = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def over_strength(make):
-  def one(s, seed):
-    return run(make(s), 1000, seed, length_bias=0.1)
-
-  return jax.vmap(lambda s: jax.vmap(lambda seed: one(s, seed))(SEEDS))(strength)
-
-
+leaning = [draw(1000, 0.0, 0.1)] * len(strength)
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for label, make in against_length.items():
-  found = over_strength(make)
+  found = over(make, strength, leaning)
   kl = found.kl.mean(1)
   left.plot(kl, found.reward.mean(1), "o-", ms=3, label=label)
   right.plot(kl, found.length.mean(1), "o-", ms=3)
