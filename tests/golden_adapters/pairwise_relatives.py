@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import objectives, scored
+from xpo_jax import discovered, links, objectives, scored
 from xpo_jax.types import Aux, Evaluation, Objective, Part, Scored, State, no_state
 
 
@@ -192,6 +193,107 @@ def _bco(h: Arrays, x: Arrays) -> Arrays:
   return found
 
 
+def _discopop(h: Arrays, x: Arrays) -> Arrays:
+  o = objectives.discopop(h["beta"], h.get("tau", 0.05))
+  return arrange.outputs(scored.evaluate(o, arrange.pair(x)))
+
+
+def _discopop_old(h: Arrays, x: Arrays) -> Arrays:
+  """The search's own code looked at the log-ratios without beta."""
+  o = objectives.discopop(h["beta"], tau=h["beta"])
+  return arrange.outputs(scored.evaluate(o, arrange.pair(x)))
+
+
+def _linked(fn: Callable[[jax.Array], jax.Array], beta: float, s: Scored) -> Evaluation:
+  """GPO with a link of its own, which may look at all margins of the batch."""
+  link = links.Link("own", fn, convex=False, slope_at_0=0.0)
+  return scored.evaluate(objectives.gpo(beta, link), s)
+
+
+def _discovered(
+  fn: Callable[[jax.Array], jax.Array],
+) -> Callable[[Arrays, Arrays], Arrays]:
+  return lambda h, x: arrange.outputs(_linked(fn, h["beta"], arrange.pair(x)))
+
+
+def _padll_single(margin_B: jax.Array) -> jax.Array:
+  """That code holds its weight in float32."""
+  return discovered.padll(margin_B, np.float32(0.9))
+
+
+def _discovered_pfl(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.pair(x)
+  logp_BK = objectives.seq_logp(s)
+  right_B = logp_BK[:, 0] > logp_BK[:, 1]
+  return arrange.outputs(
+    _linked(lambda margin_B: discovered.pfl(margin_B, right_B), h["beta"], s)
+  )
+
+
+def _aot(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.pair(x)
+  out = scored.evaluate(objectives.aot(h["beta"], h.get("label_smoothing", 0.0)), s)
+  # That code lists the pairs in the order of the policy's own leads.
+  alone = s.replace(ref_logp_BKT=jnp.zeros_like(s.ref_logp_BKT))
+  order = jnp.argsort(_linked(lambda lead_B: lead_B, 1.0, alone).per_example_B)
+  return arrange.outputs(out) | {"per_example_losses": out.per_example_B[order]}
+
+
+def _aot_unpaired(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.pair(x)
+  o = objectives.aot_unpaired(h["beta"], h.get("label_smoothing", 0.0))
+  out = scored.evaluate(o, s)
+  # That code lists the matches in the order of the chosen answers.
+  order = jnp.argsort(objectives.log_ratio(s)[:, 0])
+  return arrange.outputs(out) | {"per_example_losses": out.per_example_B[order]}
+
+
+def _wpo(h: Arrays, x: Arrays) -> Arrays:
+  # One of the codes does not cut the weight.
+  most = 1.0 if "labels" in x else 1e9
+  o = objectives.wpo(h["beta"], h.get("label_smoothing", 0.0), most)
+  if "labels" in x:
+    names = ("policy_logits", "ref_logits")
+    s = arrange.from_labels(x, names, arrange.halves, needs=o.needs)
+  else:
+    s = arrange.from_ids(x, o.needs)
+  return arrange.outputs(scored.evaluate(o, s)) | {
+    "pair_weights": objectives.wpo_weight(s, most),
+    "policy_logps": arrange.rows(objectives.seq_logp(s)),
+  }
+
+
+def _logps(s: Scored) -> Arrays:
+  """Summed log-probs of each answer; the case records the gradient of their sum."""
+  logp_BK = objectives.seq_logp(s)
+  mean = s.mean_BK(logp_BK)
+  return {
+    "differentiate": mean.total,
+    "mean_loss": mean.value,
+    "per_example_losses": arrange.rows(logp_BK),
+  }
+
+
+def _ld_dpo(h: Arrays, x: Arrays) -> Arrays:
+  o = objectives.ld_dpo(h["beta"], h["ld_alpha"])
+  return arrange.outputs(scored.evaluate(o, arrange.pair(x)))
+
+
+def _ld_dpo_logps(h: Arrays, x: Arrays) -> Arrays:
+  s = arrange.from_labels(x, ("logits",), arrange.halves)
+  return _logps(objectives.desensitised(s, h["ld_alpha"]))
+
+
+def _sampo_logps(h: Arrays, x: Arrays) -> Arrays:
+  del h
+  s = arrange.from_labels(x, ("logits",), arrange.halves)
+  # The draw of the longer side, or of the chosen one.
+  longer, kept = jnp.argmax(s.length_BK, 1), s.mask_BKT
+  for pair, drawn in enumerate(x["picked_positions_in_shifted_coords"]):
+    kept = kept.at[pair, longer[pair]].set(0).at[pair, longer[pair], drawn].set(1)
+  return _logps(s.replace(mask_BKT=kept))
+
+
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
   "slic_hf": (_slic, ("_slic", "_nll")),
@@ -210,6 +312,8 @@ ADAPTERS = {
   "bco_pair_no_shift": (_of(_bco_without_shift), ("_bco",)),
   "bco": (_bco, ("_bco",)),
   "mixed_mpo": (_mixed_mpo, ()),
+  "aot_paired": (_aot, ("_aot",)),
+  "aot_unpaired": (_aot_unpaired, ("_aot_unpaired",)),
 }
 ELSEWHERE = {
   "bco": {"running_after"},  # its mean is delta; its variance is used by nobody

@@ -38,6 +38,8 @@ NAMES = (
   "apo_down",
   "nca",
   "infonca",
+  "aot",
+  "aot_unpaired",
   "orpo",
   "token_dpo",
   "tdpo1",
