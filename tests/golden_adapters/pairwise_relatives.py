@@ -314,6 +314,14 @@ ADAPTERS = {
   "mixed_mpo": (_mixed_mpo, ()),
   "aot_paired": (_aot, ("_aot",)),
   "aot_unpaired": (_aot_unpaired, ("_aot_unpaired",)),
+  "discopop": (_discopop, ("_discopop",)),
+  "discopop_old_lrml": (_discopop_old, ()),
+  "discopop_dbaql": (_discovered(discovered.dbaql), ()),
+  "discopop_aql": (_discovered(discovered.aql), ()),
+  "discopop_aqfl": (_discovered(discovered.aqfl), ()),
+  "discopop_padll": (_discovered(_padll_single), ()),
+  "discopop_cell": (_discovered(discovered.cell), ()),
+  "discopop_pfl": (_discovered_pfl, ()),
 }
 ELSEWHERE = {
   "bco": {"running_after"},  # its mean is delta; its variance is used by nobody

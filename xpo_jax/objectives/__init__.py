@@ -40,6 +40,7 @@ NAMES = (
   "infonca",
   "aot",
   "aot_unpaired",
+  "discopop",
   "orpo",
   "token_dpo",
   "tdpo1",

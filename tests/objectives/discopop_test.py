@@ -1,0 +1,23 @@
+"""DiscoPOP."""
+
+import numpy as np
+import pytest
+
+from xpo_jax import objectives, scored, toy
+
+
+def test_oracle():
+  s = toy.scored(K=2, B=6)
+  gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
+  u = np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1)
+  m = 0.3 * (u[:, 0] - u[:, 1])
+  blend = 1 / (1 + np.exp(-m / 0.2))
+  expected = (1 - blend) * np.log1p(np.exp(-m)) + blend * np.exp(-m)
+  out = scored.evaluate(objectives.discopop(beta=0.3, tau=0.2), s)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"tau": 0.0}, {"tau": 1.1}])
+def test_knob_out_of_range_is_refused(knobs):
+  with pytest.raises(ValueError, match=r"discopop: .* must be"):
+    objectives.discopop(**knobs)

@@ -1,0 +1,52 @@
+"""DiscoPOP: the loss that a language model's search found best."""
+
+from xpo_jax import discovered, token_stats
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+
+
+def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
+  """DiscoPOP (LRML): logistic for wrong pairs, exponential for right ones, blended.
+
+  L = (1 - s) (-log sigma(m)) + s exp(-m),   s = sigma(m / tau),
+  m = beta (log-ratio_w - log-ratio_l)
+
+  Paper: Lu et al. 2024, arXiv:2406.08414, Eq. 27.
+  Departs from the paper: nothing. The search's own code left beta out of s, which is
+    tau = beta; the paper corrects it with tau = 0.05. s exp(-m) is computed as one
+    exponential: the authors' code gives 0 * inf for very wrong pairs. The other losses
+    of the search are in `discovered`.
+  Reduction: log-ratio summed over tokens; loss averaged over pairs.
+
+  Args:
+    beta: tie to ref, per nat; > 0. Paper: 0.05.
+    tau: how abruptly the blend changes, nats of m; 0 < tau <= 1. Paper: 0.05.
+
+  Returns:
+    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `discopop`.
+    Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
+    (nats per completion).
+
+  Raises:
+    ValueError: a knob out of range (when built, never inside the trace).
+
+  Example:
+    >>> from xpo_jax import objectives, scored, toy
+    >>> first_step = toy.scored(K=2, policy_equals_ref=True)
+    >>> loss = scored.evaluate(objectives.discopop(), first_step).loss
+    >>> round(float(loss), 4)  # (log 2 + 1) / 2
+    0.8466
+  """
+  _knobs.check("discopop", "beta", beta, paper=0.05, above=0)
+  _knobs.check("discopop", "tau", tau, paper=0.05, above=0, most=1)
+
+  def loss(scored: Scored, aux: Aux) -> Loss:
+    del aux
+    reward_BK = _rewards.rewards(scored, beta)
+    loss_B = discovered.lrml(reward_BK[:, 0] - reward_BK[:, 1], tau)
+    metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
+    return Loss({"discopop": scored.mean_B(loss_B)}, metrics, loss_B)
+
+  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  knobs = {"beta": beta, "tau": tau}
+  return Objective("discopop", knobs, Layout.PAIR, needs, loss)
