@@ -40,11 +40,11 @@ def from_labels(
   return scored.from_logits(logits[0], tokens, mask, *logits[1:], needs=needs)
 
 
-def from_ids(x: Arrays) -> Scored:
+def from_ids(x: Arrays, needs: Iterable[Stat] | None = None) -> Scored:
   """Logits, token ids and a completion mask, pairs as halves."""
   logits = [halves(x[name][:, :-1]) for name in ("policy_logits", "ref_logits")]
   ids, mask = halves(x["input_ids"][:, 1:]), halves(x["completion_mask"][:, 1:])
-  return scored.from_logits(logits[0], ids, mask, logits[1])
+  return scored.from_logits(logits[0], ids, mask, logits[1], needs=needs)
 
 
 def pair(x: Arrays, reference: bool = True) -> Scored:

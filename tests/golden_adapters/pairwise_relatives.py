@@ -322,6 +322,7 @@ ADAPTERS = {
   "discopop_padll": (_discovered(_padll_single), ()),
   "discopop_cell": (_discovered(discovered.cell), ()),
   "discopop_pfl": (_discovered_pfl, ()),
+  "wpo": (_wpo, ("_wpo",)),
 }
 ELSEWHERE = {
   "bco": {"running_after"},  # its mean is delta; its variance is used by nobody
