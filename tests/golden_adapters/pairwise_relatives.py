@@ -323,6 +323,8 @@ ADAPTERS = {
   "discopop_cell": (_discovered(discovered.cell), ()),
   "discopop_pfl": (_discovered_pfl, ()),
   "wpo": (_wpo, ("_wpo",)),
+  "ld_dpo": (_ld_dpo, ("_ld_dpo",)),
+  "ld_dpo_logps": (_ld_dpo_logps, ("_ld_dpo",)),
 }
 ELSEWHERE = {
   "bco": {"running_after"},  # its mean is delta; its variance is used by nobody
