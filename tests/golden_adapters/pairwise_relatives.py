@@ -325,6 +325,7 @@ ADAPTERS = {
   "wpo": (_wpo, ("_wpo",)),
   "ld_dpo": (_ld_dpo, ("_ld_dpo",)),
   "ld_dpo_logps": (_ld_dpo_logps, ("_ld_dpo",)),
+  "sampo_logps": (_sampo_logps, ()),
 }
 ELSEWHERE = {
   "bco": {"running_after"},  # its mean is delta; its variance is used by nobody
