@@ -1,5 +1,6 @@
 """DAPO."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,10 @@ def check():
   tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.28, 0.5, most=1.5)
   expected = np.mean([np.concatenate(group).mean() for group in tokens])
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  # No penalty up to 10 - 4 tokens, half of it at 8, all of it from 10 on.
+  penalty = objectives.overlong_penalty(jnp.array([[3.0, 6.0, 8.0, 10.0, 12.0]]), 10, 4)
+  np.testing.assert_allclose(penalty, [[0, 0, -0.5, -1, -1]], atol=1e-7)
 
 
 def test_oracle():

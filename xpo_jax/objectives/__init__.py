@@ -113,6 +113,7 @@ _PARTS = {
   "lipo_softmax": "_lipo",
   "penalised_reward": "_reinforce",
   "rloo_advantages": "_rloo",
+  "overlong_penalty": "_dapo",
   "nash_md_surrogate": "_nash_md",
   "nash_md_token_local": "_nash_md",
   "best_against_worst": "_online_dpo",

@@ -1,7 +1,24 @@
 """DAPO: GRPO with a higher upper clip and one mean over a prompt's tokens."""
 
+import chex
+import jax.numpy as jnp
+
 from xpo_jax.objectives import _grpo
-from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
+from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
+
+
+def overlong_penalty(
+  length_BK: Array, longest: float | Array, buffer: float | Array
+) -> Array:
+  """DAPO's soft punishment, added to the reward: 0 down to -1 over the last tokens.
+
+  Args:
+    length_BK: tokens of each completion.
+    longest: where the penalty reaches -1, in tokens. Paper: 20480.
+    buffer: over how many tokens it falls; > 0. Paper: 4096.
+  """
+  chex.assert_rank(length_BK, 2)
+  return -jnp.clip((length_BK - longest) / buffer + 1, 0, 1)
 
 
 def dapo(
@@ -19,8 +36,8 @@ def dapo(
   Departs from the paper: nothing in the loss; the deviation is that of `grpo`. Its code
     and TRL take one mean over the tokens of all prompts: that is `bnpo`. Dynamic
     sampling, which asks again until rewards differ, is the loop's: `groups.differ` says
-    for which prompts. So is the reward's penalty on overlong completions. `beta` and
-    `dual_clip` are TRL's and not the paper's.
+    for which prompts. `overlong_penalty` goes into the reward before it comes here.
+    `beta` and `dual_clip` are TRL's and not the paper's.
   Reduction: one mean over all tokens of a prompt's completions, mean over prompts.
 
   Args:
