@@ -41,6 +41,11 @@ def _slic(h: Arrays, x: Arrays) -> Arrays:
   return {"differentiate": whole, "mean_loss": whole, "per_example_losses": rows}
 
 
+def _slic_unnormalised(h: Arrays, x: Arrays) -> Arrays:
+  o = objectives.rso(h["beta"], links.HINGE)
+  return arrange.outputs(scored.evaluate(o, _zero_reference(x)))
+
+
 def _with_nll(preference: Objective, h: Arrays, s: Scored, logp_BK: jax.Array):
   """A preference loss and its NLL per token of the batch."""
   likelihood = objectives.nll("token_mean")
@@ -297,6 +302,7 @@ def _sampo_logps(h: Arrays, x: Arrays) -> Arrays:
 # method: (adapter, the files whose every sign its cases guard)
 ADAPTERS = {
   "slic_hf": (_slic, ("_slic", "_nll")),
+  "slic_hinge_unnormalised": (_slic_unnormalised, ()),
   "cpo": (_cpo, ("_cpo", "_nll")),
   "arpo_relaxed_cpo": (_arpo, ("_arpo",)),
   "arpo_xalma": (_arpo, ("_arpo",)),
