@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from xpo_jax import objectives, scored, token_stats
 
 
 def record(logp, minus, plus, desirable, present=None):
@@ -50,3 +50,20 @@ def test_prompt_with_one_side_only_gives_zeros(desirable):
 
   value, slope = jax.value_and_grad(loss)(s.logp_BKT)
   chex.assert_trees_all_equal((value, slope), (jnp.zeros(()), jnp.zeros_like(slope)))
+
+
+def test_each_reference_is_read_by_its_own_statistic():
+  logits, target = jnp.array([[0.0, 1.0, 2.0]]), jnp.array([1])
+  by_field = {stat.field: stat for stat in objectives.d2o().needs}
+  for role in ("ref_minus", "ref_plus"):
+    stat = by_field[f"{role}_logp_BKT"]
+    assert stat.roles == (role,)
+    found = stat.fn({role: logits}, target)
+    np.testing.assert_array_equal(found, token_stats.logp(logits, target))
+
+
+@pytest.mark.parametrize("knobs", [{"alpha": 0.0}, {"beta": -0.1}])
+def test_knob_out_of_range_is_refused(knobs):
+  (knob,) = knobs
+  with pytest.raises(ValueError, match=f"d2o: {knob}="):
+    objectives.build("d2o", knobs)
