@@ -17,6 +17,10 @@ def record(o, label=((1,), (0,)), logits=LOGITS):
   return scored.from_logits(logits, TOKENS, MASK, needs=o.needs, desirable_BK=label)
 
 
+def drawn(o, s, seed):
+  return jax.jit(lambda s, key: o.prepare(s, (), key)[0].rows)(s, jax.random.key(seed))
+
+
 def test_hand_computed_batch_and_denominator():
   o = objectives.cringe(alpha=0.5)
   out = scored.evaluate(o, record(o))
@@ -45,8 +49,7 @@ def test_rivals_are_drawn_by_their_softmax():
   logits = np.broadcast_to([[[[0.0, 1.0, 7.0, -3.0]]]], (rows, 1, 1, 4))
   one = np.full((rows, 1, 1), 2)  # rivals: token 1, then token 0
   s = scored.from_logits(logits, one, one, needs=o.needs, desirable_BK=one[..., 0])
-  aux, _ = o.prepare(s, (), jax.random.key(0))
-  second = np.asarray(aux.rows).mean()
+  second = np.asarray(drawn(o, s, 0)).mean()
   p = 1 / (1 + np.e)
   assert abs(second - p) < 4 * np.sqrt(p * (1 - p) / rows)
 
@@ -56,10 +59,10 @@ def test_draw_depends_on_row_and_position_not_on_the_layout():
   rng = np.random.default_rng(0)
   logits, tokens = rng.normal(size=(4, 1, 6, 8)), rng.integers(8, size=(4, 1, 6))
   s = scored.from_logits(logits, tokens, tokens >= 0, needs=o.needs)
-  key, order = jax.random.key(2), np.array([2, 0, 3])
+  order = np.array([2, 0, 3])
   cut = jax.tree.map(lambda x: x[order], s)
   cut = cut.replace(extra={k: x[:, :, :4] for k, x in cut.extra.items()})
-  whole, part = o.prepare(s, (), key)[0].rows, o.prepare(cut, (), key)[0].rows
+  whole, part = drawn(o, s, 2), drawn(o, cut, 2)
   np.testing.assert_array_equal(part, whole[order, :, :4])
   assert len(np.unique(whole)) == 3
 
