@@ -26,7 +26,7 @@ def dro(beta: float = 1.0) -> Objective:
   Departs from the paper: one network with a scalar head, read where the first answer
     token is predicted (it has seen the prompt only); the paper's best networks are
     apart, with a value per token. No authors' code; a public one divides the log-ratio
-    by the length (pass that to `dro_half_square` to compare), another omits 1 / beta.
+    by the length unless told otherwise, and has a switch for the 1 / beta.
   Reduction: log-ratio summed over tokens; both terms averaged over rows. No gradient
     from the first term into V nor from the second into the policy. The 1 / beta is
     the paper's: the policy's gradient is -(r - V - beta lr) grad log pi at any beta.

@@ -22,8 +22,8 @@ def pairwise_cringe(
 
   Paper: Xu et al. 2023, arXiv:2312.16682, Eq. not checked. Survey 3.5.2.
   Departs from the paper: no authors' code was found, and whether gradient flows through
-    the gate is not known; by default it does, which widens the margin once more (at a
-    large loss by more than the loss itself): `detach_gate` stops it.
+    the gate is not known. By default it does, and widening the gap then also lowers
+    the loss by shutting the gate, the more so the greater the loss: see `detach_gate`.
   Reduction: log-probabilities, likelihood and contrast summed over tokens; loss
     averaged over pairs.
 
@@ -33,7 +33,7 @@ def pairwise_cringe(
       quoted (unverified).
     temperature: the paper's tau, nats; > 0. Paper: per task, 10 is quoted (unverified).
     k: number of rivals to draw from; 1 draws nothing. Paper: per task.
-    detach_gate: no gradient through the gate.
+    detach_gate: no gradient through the gate. Paper: not known.
 
   Returns:
     Objective; layout PAIR; needs LOGP, rivals(k); draws if k > 1.
