@@ -30,5 +30,5 @@ def test_one_prompt_is_bnpo():
   one = s.replace(weight_B=s.weight_B.at[1:].set(0))
   dapo, bnpo = objectives.dapo(clip_high=0.2), objectives.bnpo()
   same = scored.evaluate(bnpo, one).loss
-  assert scored.evaluate(dapo, one).loss == pytest.approx(same)
+  assert scored.evaluate(dapo, one).loss == pytest.approx(float(same))
   assert abs(scored.evaluate(dapo, s).loss - scored.evaluate(bnpo, s).loss) > 1e-3
