@@ -47,7 +47,7 @@ def drawing(objective: str, k: int) -> Callable:
 
 
 def rival_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -> Array:
-  """softplus(s_target - s_rival) of the logits s, `[B, K, T]`; 0 on padding.
+  """softplus(s_t - u_t), logits of token and rival, `[B, K, T]`; 0 on padding.
 
   Args:
     drawn: see `drawing`; not read if k is 1.
@@ -65,10 +65,9 @@ def rival_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -
 def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
   """CRINGE: SFT on desirable answers, a contrast on each token of undesirable ones.
 
-  L = (sum_{desirable, t} -log p(y_t) + alpha sum_{undesirable, t} softplus(s_t - s+_t))
-      / number of tokens
-  with s_t the logit of the token and s+_t that of a rival, drawn by softmax among the
-  k likeliest other tokens.
+  L = (sum_D -log p(y_t) + alpha sum_U softplus(s_t - u_t)) / number of tokens
+  with D and U the tokens of desirable and undesirable answers, s_t the logit of the
+  token and u_t that of a rival, drawn by softmax among the k likeliest other tokens.
 
   Paper: Adolphs et al. 2022, arXiv:2211.05826, Eq. not checked. Survey 3.5.2.
   Departs from the paper: nothing. The authors' `train_ct_on_positive_examples` has no

@@ -24,9 +24,9 @@ REF_PLUS_LOGP = Stat("ref_plus_logp_BKT", ("ref_plus",), _ref_plus_logp)
 def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
   """D2O: away from an undesirable answer, towards the average of self-samples.
 
-  L = -log sigma(beta mean_i log(pi / pi_ref-)(y_i) - alpha log(pi / pi_ref+)(y_l))
-  with y_i own samples, y_l the undesirable answer, ref- a more harmful reference and
-  ref+ a more helpful one (in the paper's runs both are the starting model).
+  L = -log sigma(beta mean_i log(pi / pi_minus)(y_i) - alpha log(pi / pi_plus)(y_l))
+  with y_i own samples, y_l the undesirable answer, and two references, a more harmful
+  pi_minus and a more helpful pi_plus (in the paper's runs both are the starting model).
 
   Paper: Duan et al. 2024, arXiv:2403.03419, Eq. not checked. Survey 3.10.
   Departs from the paper: nothing known; no authors' code was found. Several undesirable

@@ -18,9 +18,9 @@ def dro(beta: float = 1.0) -> Objective:
   """DRO-V: the reward of an answer explained by a value and a log-ratio.
 
   L = (r - sg(V) - beta lr)^2 / (2 beta)  +  (r - V - beta sg(lr))^2 / 2
-  with lr the log-ratio of the answer and V(x) the value of the prompt. The optimum is
-  V* = beta log E_ref exp(r / beta) and pi* = ref exp((r - V*) / beta), whatever policy
-  the data came from.
+  with lr the log-ratio of the answer and V(x) the value of the prompt. Whatever policy
+  the data came from, the optimum is the value beta log E_ref exp(r / beta) and the
+  policy ref exp((r - value) / beta).
 
   Paper: Richemond et al. 2024, arXiv:2405.19107, Eq. not checked. Survey 3.6.2.
   Departs from the paper: one network with a scalar head, read where the first answer

@@ -16,9 +16,10 @@ def pairwise_cringe(
 ) -> Objective:
   """Pairwise CRINGE: binary CRINGE on both sides of a pair, under a soft gate.
 
-  L = g (sum_t -log p(y_w,t) + alpha sum_t softplus(s_t - s+_t)(y_l)),
+  L = g (-log p(y_w) + alpha sum_t softplus(s_t - u_t))
   g = sigma((margin - (log p(y_w) - log p(y_l))) / temperature)
-  with s_t, s+_t the logits of a token and of its rival, as in `cringe`.
+  with s_t the logits of the rejected tokens and u_t those of their rivals, as in
+  `cringe`.
 
   Paper: Xu et al. 2023, arXiv:2312.16682, Eq. not checked. Survey 3.5.2.
   Departs from the paper: no authors' code was found, and whether gradient flows through

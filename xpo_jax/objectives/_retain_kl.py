@@ -7,8 +7,9 @@ from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 def retain_kl() -> Objective:
   """Retain-KL: holds the policy to the reference on texts to be kept.
 
-  L = sum_{prompts, t} KL(ref(.|s_t) || policy(.|s_t)) / number of tokens
-  over the whole vocabulary: a companion of `npo` and `simnpo` with data of its own.
+  L = sum_t KL(ref(.|s_t) || policy(.|s_t)) / number of tokens
+  over all prompts and the whole vocabulary: a companion of `npo` and `simnpo`, with
+  data of its own.
 
   Paper: Zhang et al. 2024 (NPO), arXiv:2404.05868, Eq. not checked.
   Departs from the paper: tokens are those of the mask, the answer's; the authors' code

@@ -53,8 +53,8 @@ def token_unlikelihood(alpha: float = 1.0) -> Objective:
 def unlikelihood(alpha: float = 1.0) -> Objective:
   """Unlikelihood: SFT on desirable answers, log(1 - p) on tokens of undesirable ones.
 
-  L = (sum_{desirable, t} -log p(y_t) + alpha sum_{undesirable, t} -log(1 - p(y_t)))
-      / number of tokens
+  L = (sum_D -log p(y_t) - alpha sum_U log(1 - p(y_t))) / number of tokens
+  with D and U the tokens of desirable and undesirable answers.
 
   Paper: Welleck et al. 2019, arXiv:1908.04319, Eq. not checked.
   Departs from the paper: its negatives are tokens seen before and repeated n-grams,
