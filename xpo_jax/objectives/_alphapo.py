@@ -25,8 +25,8 @@ def alpha_reward(avg_logp: Array, alpha: float | Array) -> Array:
 def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Objective:
   """AlphaPO: SimPO whose reward is a power of the probability, not its logarithm.
 
-  L = SimPO's -log sigma(beta (r_w - r_l) - gamma),   r = (1 - P^-alpha) / alpha
-  with log P the log-probability per token; alpha -> 0 gives r = log P, SimPO.
+  L = -log sigma(beta (r_w - r_l) - gamma),   r = (1 - exp(-alpha a)) / alpha
+  with a the log-probability per token; alpha -> 0 gives r = a, SimPO.
 
   Paper: Gupta et al. 2025, arXiv:2501.03884, Eq. not checked.
   Departs from the paper: as in TRL, `gamma` is absolute. Very improbable answers get

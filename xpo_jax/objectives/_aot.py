@@ -24,9 +24,9 @@ def partner(own_B: Array, other_B: Array, weight_B: Array, row_B: Array) -> Arra
 def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   """AOT: the sorted leads of the policy against the sorted leads of the reference.
 
-  L = mean_i f(beta (g_(i) - h_(i))),   f(m) = -(1 - e) log sigma(m) - e log sigma(-m),
-  g = log pi(y_w|x) - log pi(y_l|x), h the same of the reference, each sorted over the
-  batch: the i-th smallest of one meets the i-th smallest of the other.
+  L = mean_i f(beta (g_i - h_i)),   f(m) = -(1 - e) log sigma(m) - e log sigma(-m)
+  with g_i the i-th smallest log pi(y_w|x) - log pi(y_l|x) of the batch, and h_i the
+  i-th smallest of the same under the reference, whichever pair it belongs to.
 
   Paper: Melnyk et al. 2024, arXiv:2406.05882, Eq. not checked.
   Departs from the paper: nothing known. Public codes sort each device's microbatch:

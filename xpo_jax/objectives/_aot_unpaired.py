@@ -8,8 +8,9 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   """AOT, unpaired: the sorted log-ratios of chosen answers against those of rejected.
 
-  L = mean_i f(beta (u_w(i) - u_l(i))),   f as in `aot`, u = log-ratio of an answer,
-  each side sorted over the batch. Who was paired with whom does not matter.
+  L = mean_i f(beta (u_wi - u_li))
+  with u_wi the i-th smallest log-ratio of the batch's chosen answers, u_li of its
+  rejected ones, f as in `aot`. Who was paired with whom does not matter.
 
   Paper: Melnyk et al. 2024, arXiv:2406.05882, Eq. not checked.
   Departs from the paper: nothing known; see `aot` on microbatches. Both sides have as

@@ -25,8 +25,9 @@ def desensitised(scored: Scored, alpha: float | Array) -> Scored:
 def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
   """LD-DPO: DPO in which the longer answer's surplus counts `alpha`.
 
-  DPO on log-probabilities sum_{t <= n} log p_t + alpha sum_{t > n} log p_t with
-  n = min(|y_w|, |y_l|), of the policy and of the reference; alpha = 1 is `dpo`.
+  L = -log sigma(beta (v_w - v_l)),   v = p + alpha q
+  with p the log-ratio of an answer's first n tokens, q that of the rest, and n the
+  shorter answer's length; alpha = 1 is `dpo`.
 
   Paper: Liu et al. 2024, arXiv:2409.06411, Eq. not checked.
   Departs from the paper: nothing. Two public codes leave the reference's surplus whole,

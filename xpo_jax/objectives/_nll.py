@@ -37,9 +37,9 @@ REDUCTIONS = {
 def nll(reduction: str | Reduction = "token_mean") -> Objective:
   """NLL: negative log-likelihood of the demonstration, or of the chosen answer.
 
-  token_mean:    - sum_{prompts, t} log pi(y_t | x, y_<t) / number of tokens
-  sequence_sum:  - mean over prompts of log pi(y | x)
-  sequence_mean: - mean over prompts of log pi(y | x) / |y|
+  L = - sum_t log pi(y_t|s_t) / n
+  over all tokens of the batch, with n their number (`token_mean`) or the number of
+  prompts (`sequence_sum`); `sequence_mean` is the mean over prompts of their own means.
 
   Paper: Pang et al. 2024 (iterative RPO: DPO plus this term), arXiv:2404.19733, Eq. not
     checked.

@@ -32,8 +32,9 @@ def down_sample(mask_BKT: Array, row_B: Array, key: Array) -> Array:
 def sampo(beta: float = 0.1) -> Objective:
   """SamPO: DPO on a random sample of the longer answer, as long as the shorter one.
 
-  L = -log sigma(beta (sum_{t in S_w} log-ratio_t - sum_{t in S_l} log-ratio_t)),
-  S_y a draw of min(|y_w|, |y_l|) tokens of y without replacement, new at every step.
+  L = -log sigma(beta (v_w - v_l))
+  with v the log-ratio of as many tokens of an answer as the shorter one has, drawn
+  without replacement and anew at every step.
 
   Paper: Lu et al. 2024, arXiv:2406.10957, Eq. not checked.
   Departs from the paper: nothing. The authors' code draws once for the policy and again

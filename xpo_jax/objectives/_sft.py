@@ -7,7 +7,8 @@ from xpo_jax.types import Aux, Loss, Objective, Scored
 def sft() -> Objective:
   """SFT: negative log-likelihood of the demonstration, per token.
 
-  L = - sum_{prompts, t} log pi(y_t | x, y_<t) / number of tokens
+  L = - sum_t log pi(y_t|s_t) / n
+  over all n tokens of the batch's demonstrations.
 
   Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Eq. not checked.
   Departs from the paper: nothing known.
