@@ -60,3 +60,18 @@ def test_fewer_than_two_answers_cost_nothing():
 def test_knob_out_of_range_is_refused(knobs):
   with pytest.raises(ValueError, match=r"nca_list: .* must be"):
     objectives.nca_list(**knobs)
+
+
+@pytest.mark.parametrize("factory", [objectives.nca_list, objectives.bco_pair])
+def test_forms_that_the_index_does_not_list_stay_finite(factory):
+  """Log-ratios of +-1000, a tie, a completion without tokens."""
+  logp = np.array([[1000.0, -1000.0], [-1000.0, 1000.0], [0.0, 0.0]], np.float32)
+  s = scored.from_sequence_logps(logp, [[1, 1], [1, 1], [0, 0]], 0 * logp)
+  s = s.replace(reward_BK=np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 0.0]], np.float32))
+  o = factory(beta=1.0)
+
+  def loss(logp_BKT):
+    return scored.evaluate(o, s.replace(logp_BKT=logp_BKT), o.init()).loss
+
+  value, slope = jax.value_and_grad(loss)(s.logp_BKT)
+  assert np.isfinite(value) and np.isfinite(slope).all()
