@@ -37,12 +37,27 @@ def test_objective_has_a_page_with_its_equation(built, name):
   assert "In the survey" in page
 
 
+def test_every_module_of_mathematics_has_a_place(built):
+  listed = "".join(
+    p.read_text(encoding="utf-8") for p in (built / "api").glob("*.html")
+  )
+  for path in (ROOT / "xpo_jax").glob("*.py"):
+    if path.stem not in ("__init__", "cli"):
+      assert f'id="module-xpo_jax.{path.stem}"' in listed, path.stem
+
+
 def test_plain_letters_become_mathematics(docstrings):
   line = "L = -log sigma(beta a_w) - lambda_D x,   for the rest"
   words = docstrings.tex(line).split()
   assert " ".join(words) == (
     r"L = -\log \sigma (\beta a_{\text{w}} ) - \lambda_{\text{D}} x ,\quad "
     r"\text{ for the rest}"
+  )
+
+
+def test_what_stands_below_a_sum_is_mathematics_too(docstrings):
+  assert docstrings.tex("sum_{i, j: r_i > 1} x").split() == (
+    r"\sum _{i , j : r_{\text{i}} > 1} x".split()
   )
 
 

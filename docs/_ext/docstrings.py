@@ -46,6 +46,7 @@ _MARKS = {
 }
 _TOKEN = re.compile(
   r"(?P<word>[A-Za-z]+(?:-[A-Za-z]+)*(?:_[A-Za-z0-9]+)?'?)"
+  r"|_\{(?P<below>[^}]*)\}"
   r"|(?P<gap> {2,})"
   r"|(?P<mark>\|\||<=|>=|!=|->)"
   r"|(?P<other>.)"
@@ -71,6 +72,8 @@ def tex(line: str) -> str:
     prose = False
     if word:
       out.append(_symbol(word))
+    elif match["below"]:
+      out.append(f"_{{{tex(match['below'])}}}")
     elif match["gap"]:
       out.append(r"\quad ")
     else:

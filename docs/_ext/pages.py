@@ -4,17 +4,27 @@ from pathlib import Path
 
 from xpo_jax import objectives, survey
 
-_MODULES = {
-  "Records and evaluation": ("types", "scored", "masked", "token_stats", "toy"),
+MODULES = {
+  "Records and evaluation": ("types", "scored", "masked", "token_stats"),
   "Mathematics": (
     "links",
     "divergences",
     "token_mdp",
+    "returns",
+    "policy_loss",
     "groups",
     "ranking",
-    "policy_loss",
+    "games",
+    "repetition",
   ),
-  "Rules around a loss": ("selection", "controllers", "models.merge"),
+  "Rules around a loss": (
+    "selection",
+    "pairing",
+    "labels",
+    "controllers",
+    "models.merge",
+  ),
+  "To try things on": ("toy", "bandit", "explain", "terminal"),
   "The survey": ("directions", "survey"),
 }
 
@@ -31,7 +41,10 @@ def write(folder: Path) -> None:
     folder / "objectives.rst",
     _title("Objectives") + f".. toctree::\n   :maxdepth: 1\n\n{listed}\n",
   )
-  for title, modules in _MODULES.items():
+  parts = sorted(set(objectives.HOME) - set(objectives.NAMES))
+  blocks = "".join(f".. autofunction:: xpo_jax.objectives.{one}\n\n" for one in parts)
+  _write(folder / "building_blocks.rst", _title("Building blocks") + blocks)
+  for title, modules in MODULES.items():
     body = "".join(
       f"{_title(module, '-')}.. automodule:: xpo_jax.{module}\n   :members:\n\n"
       for module in modules
