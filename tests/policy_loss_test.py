@@ -9,9 +9,9 @@ from xpo_jax import policy_loss, scored, toy
 
 
 def surrogate(rho, advantage, low=0.2, high=0.3):
-  logp = jnp.log(jnp.array([rho]))
-  advantage = jnp.array([advantage])
-  args = (0 * logp, advantage, low, high)
+  old = jnp.array([-1.5])
+  logp = old + jnp.log(jnp.array([rho]))
+  args = (old, jnp.array([advantage]), low, high)
   loss, slope = jax.value_and_grad(
     lambda logp: policy_loss.clipped_surrogate(logp, *args).sum()
   )(logp)
@@ -26,6 +26,7 @@ def surrogate(rho, advantage, low=0.2, high=0.3):
     (0.5, 2.0, -1.0, -1.0, 0),  # a loss does, on either side
     (0.5, -2.0, 2 * 0.8, 0.0, 1),
     (1.5, -2.0, 3.0, 3.0, 0),
+    (0.9, -2.0, 1.8, 1.8, 0),
     (1.0, 2.0, -2.0, -2.0, 0),  # at ratio 1 both branches agree: the policy gradient
   ],
 )
@@ -56,13 +57,29 @@ def test_ratio_of_policies_far_apart_is_finite():
 
 
 def test_value_may_move_by_the_clip_and_no_further():
-  value, old, target = jnp.array([1.0, 0.1, 3.0]), jnp.zeros(3), jnp.array([2.0] * 3)
+  value, old = jnp.array([2.0, 1.1, 4.0, 0.0]), jnp.ones(4)
+  target = jnp.array([3.0, 3.0, 3.0, -2.0])
   loss, slope = jax.vmap(
     jax.value_and_grad(policy_loss.clipped_value), (0, 0, 0, None)
   )(value, old, target, 0.2)
-  # Near the target but far from the old value: held at 0.2. Within reach: itself.
-  np.testing.assert_allclose(loss, [1.8**2 / 2, 1.9**2 / 2, 1.8**2 / 2], rtol=1e-6)
-  np.testing.assert_allclose(slope, [0.0, 0.1 - 2, 0.0], rtol=1e-5)
+  # Near the target but far from the old value: held at 1.2. Within reach: itself.
+  held = [1.2 - 3, 1.1 - 3, 1.2 - 3, 0.8 + 2]
+  np.testing.assert_allclose(loss, np.square(held) / 2, rtol=1e-6)
+  np.testing.assert_allclose(slope, [0.0, 1.1 - 3, 0.0, 0.0], rtol=1e-5)
+  share = policy_loss.value_clipped_share(value, old, target, 0.2)
+  np.testing.assert_array_equal(share, [1, 0, 1, 1])
+  # Away from the target nothing is held, below the old value as above it.
+  value = jnp.array([0.0, -1.0, 0.9])
+  np.testing.assert_array_equal(
+    policy_loss.value_clipped_share(value, old[:3], jnp.array([3.0, -2.0, -2.0]), 0.2),
+    [0, 1, 0],
+  )
+
+
+def test_policy_gradient_raises_what_is_better_than_expected():
+  logp, advantage = jnp.array([-2.0, -3.0]), jnp.array([0.5, -4.0])
+  loss = policy_loss.policy_gradient(logp, advantage)
+  np.testing.assert_array_equal(loss, [0.5 * 2, -4 * 3])
 
 
 def test_averages_are_what_they_say():

@@ -45,6 +45,8 @@ def test_along_picks_what_each_completion_walks_through(mdp):
   found = token_mdp.along(reward, NEXT_SV, token_mdp.sequences(V, T))
   expected = [np.asarray(reward)[walk(path)] for path in PATHS]
   np.testing.assert_array_equal(found, expected)
+  grouped = token_mdp.along(reward, NEXT_SV, jnp.asarray(PATHS).reshape(3, -1, T))
+  np.testing.assert_array_equal(grouped.reshape(-1, T), expected)
   beyond = token_mdp.along(reward, NEXT_SV, jnp.zeros((1, T + 2), jnp.int32))
   assert not beyond[:, T:].any()
 

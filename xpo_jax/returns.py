@@ -20,6 +20,7 @@ def one_longer(mask_BKT: Array) -> Array:
 
   TRL and its model, "The N+ implementation details" (arXiv:2403.17031), put the score
   there and train the value of that state. An empty completion gets its first position.
+  For responses without holes: each run of ones grows by one.
   """
   chex.assert_rank(mask_BKT, 3)
   before_BKT = jnp.pad(mask_BKT[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1)
