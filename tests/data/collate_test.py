@@ -78,6 +78,16 @@ def test_pairs_become_thumbs_beside_an_answer_to_another_prompt():
   assert {row.layout for row in rows} == {Layout.RATED_MISMATCHED}
 
 
+def test_reward_of_a_pair_without_one_is_its_thumb():
+  pairs = [
+    example("a", Layout.PAIR, [1], [2], [3]),
+    example("b", Layout.PAIR, [4], [5], [6], reward=[0.7, 0.2]),
+  ]
+  rows = collate.to_layout(pairs, Layout.RATED)
+  assert [row.fields["reward"][0] for row in rows] == pytest.approx([1, 0, 0.7, 0.2])
+  assert [row.fields["desirable"][0] for row in rows] == [1, 0, 1, 0]
+
+
 def test_pair_gives_its_chosen_answer_as_demonstration():
   (row,) = collate.to_layout([example("a", Layout.PAIR, [1], [2], [3])], Layout.DEMO)
   assert (row.layout, lists(row.completions)) == (Layout.DEMO, [[2]])

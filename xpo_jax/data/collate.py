@@ -4,7 +4,7 @@
 |---|---|---|
 | any | the same | unchanged |
 | PAIR | DEMO | the chosen completion |
-| PAIR | RATED | two rows: chosen desirable, rejected not |
+| PAIR | RATED | two rows: chosen desirable, reward 1; rejected not, reward 0 |
 | RANKED | DEMO | the completion of highest reward |
 | RANKED | PAIR | highest reward against lowest |
 | RANKED | RATED | one row per completion |
@@ -132,10 +132,10 @@ def _thumbs(example: Example) -> list[Example]:
   rows = []
   for column, name in enumerate(("chosen", "rejected")):
     row = _take(example, [column], Layout.RATED, f"/{name}")
-    desirable_K = np.array([1 - column], np.float32)
-    rows.append(
-      dataclasses.replace(row, fields={**row.fields, "desirable": desirable_K})
-    )
+    thumb_K = np.array([1 - column], np.float32)
+    # A reward that the pair brings stays; without one it is the thumb.
+    fields = {"reward": thumb_K, **row.fields, "desirable": thumb_K}
+    rows.append(dataclasses.replace(row, fields=fields))
   return rows
 
 
