@@ -79,3 +79,29 @@ def test_diverged_run_is_named(swept):
   rate = step.knobs(optim.Optimizer(learning_rate=1e30), beta=1.0)
   with pytest.raises(FloatingPointError, match=r"run 1 .* at step 1"):
     many([runs[0], runs[1]._replace(knobs=rate)])
+
+
+@pytest.mark.nonfinite
+def test_attempt_returns_what_diverged_beside_what_did_not(swept):
+  _, _, _, _, runs, many, outcomes = swept
+  rate = step.knobs(optim.Optimizer(learning_rate=1e30), beta=1.0)
+  fine, wild = many.attempt([runs[0], runs[1]._replace(knobs=rate)])
+  assert (fine.diverged, wild.diverged) == (None, 1)
+  np.testing.assert_array_equal(fine.curve["loss"], outcomes[0].curve["loss"])
+
+
+def test_start_is_the_reference_of_what_the_batches_do_not_hold(swept):
+  """TDPO2 reads reference and policy together, so that nothing of it is cached."""
+  model, start, data, *_ = swept
+  knobs = step.knobs(optim.Optimizer(learning_rate=1e-2), beta=1.0)
+  many = sweep.Sweep(Use("tdpo2"), model, start, OPTIMIZER, jax.devices()[:1])
+  (outcome,) = many([sweep.Run(sweep.stack(data[0]), knobs, 0)])
+  models = {"policy": model, "ref": model}
+  update = step.make_step(Use("tdpo2").build, models, OPTIMIZER, len(data[0]))
+  carry = state.create(start, optim.transform(OPTIMIZER), (), jax.random.key(0))
+  losses = []
+  for i in range(len(data[0])):
+    carry, metrics = update(carry, {"ref": start}, data[0][i], knobs)
+    losses.append(float(metrics["loss"]))
+  assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[-1] != losses[0]
+  np.testing.assert_allclose(outcome.curve["loss"], losses, rtol=1e-5)

@@ -46,6 +46,12 @@ class Outcome(NamedTuple):
   params: Params
   curve: dict[str, np.ndarray]
 
+  @property
+  def diverged(self) -> int | None:
+    """The first step whose loss or gradient is not finite, or None."""
+    finite = np.isfinite(self.curve["loss"]) & np.isfinite(self.curve["grad_norm"])
+    return None if finite.all() else int(np.argmin(finite))
+
 
 def stack(batches: Batches) -> Batch:
   """Every batch of a run as one `Batch` with a leading axis of steps."""
@@ -69,7 +75,8 @@ class Sweep:
     Args:
       use: the objective; what `Run.knobs` names replaces its knobs.
       model: the architecture.
-      start: `{"lm": ...}`; also the reference whose log-probs the batches hold.
+      start: `{"lm": ...}`; also the reference: what the batches do not hold of it is
+        computed in the step.
       optimizer: the learning rate is a knob and not taken from here.
       devices: one run at a time on each; None takes all of this process.
     """
@@ -82,8 +89,21 @@ class Sweep:
     """Trains every run.
 
     Raises:
-      FloatingPointError: a run's loss is not finite; names run and step.
+      FloatingPointError: a run diverged; names run and step.
     """
+    outcomes = self.attempt(runs)
+    for i, outcome in enumerate(outcomes):
+      at = outcome.diverged
+      if at is not None:
+        loss, norm = (outcome.curve[name][at] for name in ("loss", "grad_norm"))
+        raise FloatingPointError(
+          f"run {i} of the sweep: loss is {loss}, its gradient's norm {norm} at step "
+          f"{at}; lower its learning rate"
+        )
+    return outcomes
+
+  def attempt(self, runs: Sequence[Run]) -> list[Outcome]:
+    """Trains every run; one may have `diverged`, and its weights are then worthless."""
     width = min(len(runs), len(self._devices))
     if width not in self.programs:
       self.programs[width] = self._compile(width)
@@ -99,9 +119,7 @@ class Sweep:
       seeds = np.array([run.seed for run in filled])
       found = jax.device_get(self.programs[width](self._start, data, knobs, seeds))
       for i in range(len(group)):
-        outcome = Outcome(*jax.tree.map(lambda x, i=i: x[i], found))
-        _check(outcome.curve["loss"], first + i)
-        outcomes.append(outcome)
+        outcomes.append(Outcome(*jax.tree.map(lambda x, i=i: x[i], found)))
     return outcomes
 
   def _compile(self, width: int):
@@ -111,14 +129,14 @@ class Sweep:
     def train(start, data, knobs, seed):
       data, knobs, seed = jax.tree.map(lambda x: x[0], (data, knobs, seed))
       steps = data.weight_MB.shape[0]
-      models = {"policy": self._model}
+      models = dict.fromkeys(("policy", "ref"), self._model)
       update = step.make_step(self._use.build, models, self._optimizer, steps)
       key = jax.random.key(seed)
       params = state.with_heads(objective, start, self._model.config.width, key)
       begun = state.create(params, chain, objective.init(), key)
 
       def one(carry, batch):
-        return update(carry, {}, batch, knobs)
+        return update(carry, {"ref": start}, batch, knobs)
 
       done, curve = jax.lax.scan(one, begun, data)
       outcome = (state.final_params(done), curve)
@@ -131,13 +149,4 @@ class Sweep:
       jax.shard_map(
         train, mesh=mesh, in_specs=split, out_specs=P("run"), check_vma=False
       )
-    )
-
-
-def _check(loss: np.ndarray, run: int) -> None:
-  bad = np.flatnonzero(~np.isfinite(loss))
-  if bad.size:
-    raise FloatingPointError(
-      f"run {run} of the sweep: loss is {loss[bad[0]]} at step {bad[0]}; lower its "
-      "learning rate"
     )
