@@ -80,18 +80,26 @@ def _drawn(runs, at, seed) -> tuple[float, np.ndarray]:
   for group in by_seed.values():
     kl_GP = np.stack([run.kl_P for run in group])
     reward_GP = np.stack([run.reward_P for run in group])
-    values.append(_interpolate(kl_GP.mean(1), reward_GP.mean(1), at))
-    both = zip(weight_DP @ kl_GP.T, weight_DP @ reward_GP.T, strict=True)
-    drawn.append([_interpolate(kl_G, reward_G, at) for kl_G, reward_G in both])
+    means = kl_GP.mean(1, keepdims=True).T, reward_GP.mean(1, keepdims=True).T
+    values.append(_interpolate(*means, at)[0])
+    drawn.append(_interpolate(weight_DP @ kl_GP.T, weight_DP @ reward_GP.T, at))
   drawn_DS = np.take_along_axis(np.array(drawn).T, pick_DS, axis=1)
   return float(np.mean(values)), drawn_DS.mean(1)
 
 
-def _interpolate(kl_G: np.ndarray, reward_G: np.ndarray, at: float) -> float:
-  order = np.argsort(kl_G)
-  return float(
-    np.interp(at, kl_G[order], reward_G[order], left=math.nan, right=math.nan)
+def _interpolate(kl_DG: np.ndarray, reward_DG: np.ndarray, at: float) -> np.ndarray:
+  """Each row's reward at a KL, between its neighbours there; NaN beyond the ends."""
+  order_DG = np.argsort(kl_DG, axis=1)
+  kl_DG = np.take_along_axis(kl_DG, order_DG, axis=1)
+  reward_DG = np.take_along_axis(reward_DG, order_DG, axis=1)
+  after_D = (kl_DG < at).sum(1)  # the first run that is not below
+  ends_D2 = np.stack([after_D - 1, after_D], 1).clip(0, kl_DG.shape[1] - 1)
+  (low_D, high_D), (first_D, second_D) = (
+    np.take_along_axis(x_DG, ends_D2, axis=1).T for x_DG in (kl_DG, reward_DG)
   )
+  gap_D = np.where(high_D > low_D, high_D - low_D, 1)
+  reward_D = first_D + (at - low_D) / gap_D * (second_D - first_D)
+  return np.where((kl_DG[:, 0] <= at) & (at <= kl_DG[:, -1]), reward_D, math.nan)
 
 
 def _interval(value: float, drawn: np.ndarray, units: int) -> intervals.Interval | None:
