@@ -22,6 +22,9 @@ STYLE = """
 .chart { font: 13px system-ui, sans-serif; color: #57606a; }
 .chart text { fill: currentColor; }
 .chart .title { font-weight: 600; font-size: 15px; fill: #1f2328; }
+.chart .small { font-size: 13px; }
+.chart .stripe { fill: #8c959f; opacity: .09; }
+.chart .absent { font-size: 11px; opacity: .7; }
 .chart .grid { stroke: #d0d7de; stroke-width: 1; opacity: .6; }
 .chart .axis { stroke: #8c959f; stroke-width: 1; }
 .chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
@@ -41,7 +44,7 @@ STYLE = """
   .c6 { --c: #e3b341; } .c7 { --c: #9198a1; }
 }
 """
-_PAPER = """
+PAPER = """
 .paper { fill: #ffffff; }
 @media (prefers-color-scheme: dark) { .paper { fill: #0d1117; } }
 """
@@ -141,7 +144,7 @@ def svg(figure: Figure, standalone: bool = False) -> str:
   parts = [
     f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
     f'viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{html.escape(figure.title)}">',
-    f"<style>{STYLE}{_PAPER}</style>" if standalone else "",
+    f"<style>{STYLE}{PAPER}</style>" if standalone else "",
     f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>' if standalone else "",
     f'<clipPath id="{clip}"><rect {box}/></clipPath>',
     f'<text class="title" x="{_LEFT}" y="18">{html.escape(figure.title)}</text>',

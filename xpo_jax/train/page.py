@@ -43,6 +43,20 @@ class Figures(NamedTuple):
   figures: Sequence[charts.Figure]
 
 
+class Drawing(NamedTuple):
+  """An SVG element as it is; Markdown, which cannot hold it, says where it is.
+
+  Attributes:
+    svg: the element, without a style of its own.
+    file: beside the page, for Markdown.
+    note: a sentence under it.
+  """
+
+  svg: str
+  file: str
+  note: str = ""
+
+
 class Callout(NamedTuple):
   """A remark that stands out; level is "good", "note" or "warning"."""
 
@@ -88,7 +102,7 @@ class Page(NamedTuple):
   sections: Sequence[Section]
 
 
-_KINDS = (Text, Table, Figures, Callout, Code, Tokens)
+_KINDS = (Text, Table, Figures, Drawing, Callout, Code, Tokens)
 _NUMBER = re.compile(r"^\**[-+−±~<>≤≥]?\s?[.\d]")
 
 
@@ -144,6 +158,7 @@ def _template() -> jinja2.Template:
   environment.filters["inline"] = inline
   environment.filters["cell"] = cell
   environment.filters["svg"] = lambda figure: markupsafe.Markup(charts.svg(figure))
+  environment.filters["markup"] = markupsafe.Markup
   environment.tests["numeric"] = lambda value: bool(_NUMBER.match(cell(value)))
   environment.globals["kind"] = lambda block: type(block).__name__
   return environment.from_string(_resource("page.html"))
@@ -194,6 +209,7 @@ _MARKDOWN = {
   Text: lambda text: text.text,
   Table: _markdown_table,
   Figures: _markdown_figures,
+  Drawing: lambda drawing: f"![]({drawing.file})\n\n{drawing.note}",
   Callout: lambda c: f"> **{c.title}** ({c.level})\n> " + c.text.replace("\n", "\n> "),
   Code: _markdown_code,
   Tokens: _markdown_tokens,
