@@ -67,6 +67,7 @@ def test_every_named_recipe_is_tested():
   assert set(find.names()) == {
     *("controlled_sentiment", "controlled_sentiment_imdb"),
     *("dpo_hh", "dpo_hh_pythia"),
+    "compare_objectives",  # in recipes/compare_test.py
   }
 
 

@@ -69,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
   command(
     "demo", _demo, "the main job on the embedded world: table, plot, report", True
   )
+  sub = command(
+    "compare-objectives",
+    _compare,
+    "train every objective that pairs can train; reward at equal KL",
+    True,
+  )
+  sub.add_argument("--run-dir", type=Path, help="new, or of an interrupted comparison")
   command("list", _list, "objectives, the survey's table, recipes")
   sub = command(
     "explain",
@@ -119,6 +126,14 @@ def _demo(args, rest) -> int:
 
   del args
   return demo.main(rest)
+
+
+def _compare(args, rest) -> int | None:
+  from xpo_jax.recipes import demo
+
+  demo.environment()  # before JAX is imported
+  args.recipe = "compare_objectives"
+  return _train(args, rest)
 
 
 def _list(args, rest) -> None:

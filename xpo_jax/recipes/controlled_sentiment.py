@@ -53,18 +53,27 @@ def prepare(study: Study) -> Beginning:
   """
   held = None if study.policy is None else pretrained.load(study.policy)
   corpus = sentiment_data.corpus(study, held and held.tokenizer)
-  prompts = len(corpus.prompts(study.split))
-  if prompts < study.prompts:
-    raise ValueError(
-      f"Study.prompts is {study.prompts}, the {study.split} split of {corpus.name} "
-      f"has {prompts} distinct prompts; take fewer prompts or more texts"
-    )
+  check_prompts(study, corpus)
   if held is not None:
     model = transformer.model(held.config)
     return Beginning(study, corpus, model, {"lm": held.params["lm"]})
   model = transformer.model(_config(study, len(corpus.tokenizer)))
   params = {"lm": jax.jit(model.init)(jax.random.key(study.seed))}
   return Beginning(study, corpus, model, params)
+
+
+def check_prompts(study: Study, corpus: sentiment_data.Corpus) -> None:
+  """Refuses a split with fewer prompts than policies are judged on.
+
+  Raises:
+    ValueError: too few.
+  """
+  prompts = len(corpus.prompts(study.split))
+  if prompts < study.prompts:
+    raise ValueError(
+      f"Study.prompts is {study.prompts}, the {study.split} split of {corpus.name} "
+      f"has {prompts} distinct prompts; take fewer prompts or more texts"
+    )
 
 
 def run(beginning: Beginning, say: Say = print) -> Result:
@@ -80,7 +89,7 @@ def run(beginning: Beginning, say: Say = print) -> Result:
   study, corpus, model, start = beginning
   clock = _Clock(say)
   clock.start(f"supervised fine-tuning, {study.sft_steps} steps")
-  sft_params = _fine_tune(study, corpus, model, start, say)
+  sft_params = fine_tune(study, corpus, model, start, say)
   nll_P = _nll(model, sft_params, corpus, study)
   judged = Judged(study, corpus, model, sft_params)
   clock.start("samples of the SFT policy, for best-of-n and the ceiling")
@@ -163,7 +172,8 @@ def _config(study: Study, vocab: int) -> config.Config:
 _OPTIMIZER = optim.Optimizer(warmup_steps=10, floor=0.1)
 
 
-def _fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
+def fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
+  """The SFT policy that every run starts from."""
   examples = corpus.examples("train", study.longest)
   plan = functools.partial(
     pack.plan, examples, rows_per_step=study.sft_rows, row_length=study.row_length
@@ -191,14 +201,14 @@ class Judged:
     self._study, self._corpus, self._model, self._ref = study, corpus, model, ref
     self._prompts = corpus.prompts(study.split)[: study.prompts]
 
-  def draws(self, params: Params, seed: int) -> evaluate.Draws:
+  def draws(self, params: Params, seed: int, rewarded: bool = True) -> evaluate.Draws:
     return evaluate.draw(
       self._model,
       params,
       self._ref,
       self._prompts,
       self._corpus.tokenizer,
-      world.true_reward,
+      world.true_reward if rewarded else None,
       completions=self._study.samples,
       max_tokens=self._study.longest,
       key=jax.random.fold_in(jax.random.key(seed), 1),
@@ -251,7 +261,7 @@ class Lab:
     knobs = [arm.knobs(strength) for _, strength in settings]
     began = time.perf_counter()
     seeds = [seed for seed, _ in settings]
-    outcomes = self._run(arm.objective, seeds, knobs, kind)
+    outcomes = self.sweep(arm.objective)(self.runs(arm.objective, seeds, knobs, kind))
     seconds = (time.perf_counter() - began) / len(settings)
     out = []
     for (seed, strength), found in zip(settings, outcomes, strict=True):
@@ -263,7 +273,8 @@ class Lab:
     """A reward model on each seed's pairs."""
     seeds = self._study.seeds
     knobs = [rate_knob(self._study.judge_rate)] * len(seeds)
-    found = self._run(Use("bradley_terry"), seeds, knobs, "true")
+    use = Use("bradley_terry")
+    found = self.sweep(use)(self.runs(use, seeds, knobs))
     return [
       self._judge(seed, one.params) for seed, one in zip(seeds, found, strict=True)
     ]
@@ -281,15 +292,23 @@ class Lab:
     optimum = world.expected_accuracy(*reward_P2.T, study.temperature)
     return Judge(seed, right_P.astype(float), agrees_P.astype(float), optimum)
 
-  def _run(self, use: Use, seeds, knobs, kind: str) -> list[sweep.Outcome]:
+  def runs(self, use: Use, seeds, knobs, kind: str = "true") -> list[sweep.Run]:
+    """Runs of an objective: each one's seed, its knobs, and the seed's pairs."""
     data = self._laid_out(use.build().layout, kind)
+    return [
+      sweep.Run(data[seed], at, seed) for seed, at in zip(seeds, knobs, strict=True)
+    ]
+
+  def sweep(self, use: Use) -> sweep.Sweep:
+    """What trains an objective's runs; made once."""
     own = (use.name, *use.knobs.items())
     if own not in self.sweeps:
       self.sweeps[own] = sweep.Sweep(use, self._model, self._ref, _OPTIMIZER)
-    runs = [
-      sweep.Run(data[seed], at, seed) for seed, at in zip(seeds, knobs, strict=True)
-    ]
-    return self.sweeps[own](runs)
+    return self.sweeps[own]
+
+  def forget(self, use: Use) -> None:
+    """Lets go of an objective's programs, where many objectives follow each other."""
+    self.sweeps.pop((use.name, *use.knobs.items()), None)
 
   def _laid_out(self, layout: Layout, kind: str) -> dict[int, pack.Batch]:
     """One epoch of each seed: equal shapes and numbers of steps, reference scored."""
@@ -300,8 +319,10 @@ class Lab:
     for seed, pairs in self.pairs.items():
       labelled = sentiment_data.label(pairs, study.temperature, (seed, 0), kind)
       examples[seed] = collate.to_layout(labelled, layout, seed)
-    # A layout of two rows a pair (KTO) has twice the rows: a step covers as many pairs.
-    rows = study.rows * round(len(examples[seed]) / len(self.pairs[seed].prompts))
+    # Where pairs take more tokens in this layout (KTO: twice), a step has more rows.
+    rows = max(
+      round(study.rows * _tokens(examples[seed]) / _tokens(labelled)), study.rows
+    )
     plan = functools.partial(pack.plan, rows_per_step=rows, row_length=study.row_length)
     first = [plan(e, seed=seed) for seed, e in examples.items()]
     steps = min(map(len, first))
@@ -317,3 +338,7 @@ class Lab:
       laid_out[seed] = data.replace(ref={n: x[:, None] for n, x in ref.items()})
     self._data[layout, kind] = laid_out
     return laid_out
+
+
+def _tokens(examples) -> int:
+  return sum(len(e.prompt) + sum(map(len, e.completions)) for e in examples)

@@ -80,7 +80,7 @@ def run(study, run_dir: Path, command: str) -> int:
     sentiment_page.claims_table(result),
     sentiment_page.judges_table(result),
   ):
-    _show(table)
+    show(table)
   print(f"report: {written}")
   failed = [c.statement for c in sentiment_findings.checks(result) if not c.holds]
   for statement in failed:
@@ -110,7 +110,7 @@ def _lines(result) -> str:
   return "\n".join(out) + "\n"
 
 
-def _show(table) -> None:
+def show(table) -> None:
   """A table of the page, on the terminal."""
   from rich import box, console
   from rich import table as rich_table
