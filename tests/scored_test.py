@@ -139,3 +139,13 @@ def test_parts_add_up_over_batches_of_their_own():
   assert set(out.terms) == {"forget/dpo", "keep/sft"}
   with pytest.raises(ValueError, match="reads the batch 'keep'"):
     scored.evaluate_parts(parts, {"forget": forget})
+
+
+@pytest.mark.nonfinite
+def test_means_leave_out_what_is_not_there_even_nan():
+  s = toy.scored(K=3, B=2).replace(
+    present_BK=jnp.array([[1.0, 1, 0], [1, 1, 1]]), weight_B=jnp.array([1.0, 0])
+  )
+  nan = jnp.nan
+  assert s.mean_B(jnp.array([3.0, nan])).value == 3
+  assert s.mean_BK(jnp.array([[1.0, 3, nan], [nan, nan, nan]])).value == 2

@@ -117,13 +117,15 @@ class Scored:
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
   def mean_B(self, x_B: Array) -> Mean:
-    """Mean over prompts, filler rows left out."""
-    return Mean((x_B * self.weight_B).sum(), self.weight_B.sum())
+    """Mean over prompts, filler rows left out, whatever stands there."""
+    kept_B = jnp.where(self.weight_B == 0, 0, x_B)
+    return Mean((kept_B * self.weight_B).sum(), self.weight_B.sum())
 
   def mean_BK(self, x_BK: Array) -> Mean:
     """Mean over completions, filler rows and absent columns left out."""
     weight_BK = self.present_BK * self.weight_B[:, None]
-    return Mean((x_BK * weight_BK).sum(), weight_BK.sum())
+    kept_BK = jnp.where(weight_BK == 0, 0, x_BK)
+    return Mean((kept_BK * weight_BK).sum(), weight_BK.sum())
 
 
 class Aux(NamedTuple):
