@@ -8,7 +8,7 @@ import numpy as np
 
 from xpo_jax import masked
 from xpo_jax import scored as scored_lib
-from xpo_jax.types import Array, Objective, Scored
+from xpo_jax.types import Array, Layout, Objective, Scored
 
 
 def scored(
@@ -128,12 +128,17 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
   one_BKT = jnp.ones_like(s.mask_BKT)
   shape = s.reward_BK.shape
   level_BKT = -8 * one_BKT
+  # In a list the first answer is the good one; else all rows are of one kind.
+  first_BK = jnp.arange(shape[1])[None] == 0
+  listed = objective.layout is Layout.RANKED
+  label_BK = jnp.broadcast_to(first_BK == desirable if listed else desirable, shape)
+  moves_value = not any(stat.field == "logp_BKT" for stat in objective.needs)
   s = s.replace(
     mask_BKT=one_BKT,
     length_BK=masked.length(one_BKT),
     present_BK=jnp.ones(shape),
     reward_BK=jnp.broadcast_to(1 - jnp.arange(shape[1], dtype=jnp.float32), shape),
-    desirable_BK=jnp.full(shape, float(desirable)),
+    desirable_BK=label_BK.astype(jnp.float32),
     ref_logp_BKT=level_BKT,
     old_logp_BKT=level_BKT,
     value_BKT=jnp.zeros_like(one_BKT),
@@ -143,7 +148,8 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
 
   def loss(gap: Array) -> Array:
     moved = s.replace(
-      logp_BKT=level_BKT + first_BKT * gap / tokens, value_BKT=first_BKT * gap
+      logp_BKT=level_BKT + first_BKT * gap / tokens,
+      value_BKT=first_BKT * gap * moves_value,
     )
     return scored_lib.evaluate(
       objective, moved, objective.init(), jax.random.key(0)
