@@ -8,6 +8,7 @@ MODULES = {
   "Records and evaluation": ("types", "scored", "masked", "token_stats"),
   "Mathematics": (
     "links",
+    "discovered",
     "divergences",
     "token_mdp",
     "returns",
