@@ -26,6 +26,14 @@ OPTIONAL |= {"reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
 KEY = 7
 
 
+@pytest.fixture(scope="module", params=EVERY)
+def name(request):
+  """An objective; its tests run one after another and share what is compiled."""
+  yield request.param
+  for cached in (objective, batch, start, program, base):
+    cached.cache_clear()
+
+
 @functools.cache
 def objective(name: str) -> Objective:
   if name == MIXTURE:
@@ -143,13 +151,11 @@ def poisoned(s: Scored) -> Scored:
   return s.replace(**fields, extra={k: poison(x) for k, x in s.extra.items()})
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_loss_metrics_and_gradient_are_finite(name):
   chex.assert_tree_all_finite(base(name))
   assert base(name)["out"]["loss"] != 0
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_per_example_rows_make_up_the_loss(name):
   out = base(name)["out"]
   if out["per_example_B"] is None or name == "beta_dpo":  # which draws rows
@@ -158,13 +164,11 @@ def test_per_example_rows_make_up_the_loss(name):
   close(mean, out["loss"])
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_jit_equals_no_jit(name):
   out = scored.evaluate(objective(name), batch(name), start(name), jax.random.key(KEY))
   close(out._asdict(), base(name)["out"])
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_poisoned_padding_changes_nothing(name):
   s = poisoned(batch(name))
   result = jax.device_get(program(name)(s, start(name), KEY))
@@ -176,7 +180,6 @@ def test_poisoned_padding_changes_nothing(name):
     assert not np.asarray(grad)[live_BKT == 0].any(), f"gradient on padding of {field}"
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_permuting_prompts_changes_nothing(name):
   order = np.random.default_rng(0).permutation(ROWS)
   s = jax.tree.map(lambda x: x[order], batch(name))
@@ -188,7 +191,6 @@ def test_permuting_prompts_changes_nothing(name):
   close(result["grad"], jax.tree.map(lambda g: g[order], base(name)["grad"]))
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_sharded_over_8_devices_equals_single(name):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   rows = NamedSharding(mesh, PartitionSpec("data"))
@@ -200,7 +202,6 @@ def test_sharded_over_8_devices_equals_single(name):
   close(result["grad"], base(name)["grad"])
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_microbatched_equals_whole(name):
   result = base(name)
   close(result["micro"], result["out"]["loss"])
@@ -208,7 +209,6 @@ def test_microbatched_equals_whole(name):
   close(result["micro_grad"], result["grad"])
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_weights_of_means_do_not_depend_on_the_policy(name):
   other = toy.scored_for(objective(name), B=ROWS, seed=21)
   s = put(batch(name), get(other, policy_fields(name)))
@@ -217,7 +217,6 @@ def test_weights_of_means_do_not_depend_on_the_policy(name):
   close(result["weights"], base(name)["weights"])
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_nothing_beyond_needs_and_fields_is_read(name):
   o = objective(name)
   read = {stat.field for stat in o.needs} | o.fields
@@ -228,7 +227,6 @@ def test_nothing_beyond_needs_and_fields_is_read(name):
   jax.eval_shape(lambda s: scored.evaluate(o, s, start(name), key), bare)
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_missing_need_or_field_is_named(name):
   o = objective(name)
   for field in {stat.field for stat in o.needs} | o.fields:
@@ -237,7 +235,6 @@ def test_missing_need_or_field_is_named(name):
       scored.evaluate(o, s, start(name), jax.random.key(KEY))
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_state_keeps_tree_shapes_and_types(name):
   o, state = objective(name), start(name)
   chex.assert_trees_all_equal_shapes_and_dtypes(o.init(), state)
@@ -245,7 +242,6 @@ def test_state_keeps_tree_shapes_and_types(name):
   chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_half_precision_gives_a_float32_loss(name):
   o = objective(name)
   half = toy.scored(o.layout.completions or 3, ROWS, dtype=jnp.bfloat16)
@@ -255,7 +251,6 @@ def test_half_precision_gives_a_float32_loss(name):
   chex.assert_type(jax.tree.leaves(out), jnp.float32)
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_restored_state_gives_the_same_next_loss(name, tmp_path):
   state = base(name)["out"]["state"]
   restored = state
@@ -270,7 +265,6 @@ def test_restored_state_gives_the_same_next_loss(name, tmp_path):
   chex.assert_trees_all_equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", EVERY)
 def test_gradient_matches_finite_differences(name, monkeypatch):
   o = objective(name)
   with jax.enable_x64(True):
@@ -305,7 +299,6 @@ def test_gradient_matches_finite_differences(name, monkeypatch):
 
 
 @pytest.mark.parametrize("gap", [1000.0, -1000.0])
-@pytest.mark.parametrize("name", EVERY)
 def test_extreme_inputs_stay_finite(name, gap):
   """One token or none, log-ratios of +-1000 nats, certainty, one kind of label."""
   s = batch(name)
