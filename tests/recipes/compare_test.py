@@ -60,7 +60,9 @@ def reads_a_reward_of_pairs():
 
 def reads_a_reward_of_answers():
   return made(
-    {token_stats.LOGP, token_stats.VALUE}, Layout.RATED, {"reward_BK", "desirable_BK"}
+    {token_stats.LOGP, token_stats.VALUE},
+    Layout.RATED,
+    {"reward_BK", "desirable_BK", "mask_BKT"},
   )
 
 
@@ -78,7 +80,7 @@ def has_no_defaults(weight):
     (reads_two_starts, "another frozen model: ref_minus"),
     (reads_old_logp, "data columns that pairs do not give: old_logp_BKT"),
     (reads_a_reward_of_pairs, "reward_BK"),
-    (reads_lists, "the objective needs RANKED"),
+    (reads_lists, "layout RANKED: pairs do not lead there"),
     (has_no_defaults, "needs a value for its knob weight"),
   ],
 )
@@ -90,7 +92,7 @@ def test_who_can_be_trained_on_pairs_takes_part():
   assert compare_study.barrier(f"{__name__}:reads_a_reward_of_answers") is None
   for name in ("sft", "dpo", "kto", "tdpo2"):
     assert compare_study.barrier(name) is None
-  assert "scalar head only" in compare_study.barrier("bradley_terry")
+  assert "probability of an answer" in compare_study.barrier("bradley_terry")
 
 
 @pytest.mark.parametrize("factor, power", [(1e7, 2.0), (1e3, 1.5), (3e9, 2.3)])

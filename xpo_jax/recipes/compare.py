@@ -173,7 +173,7 @@ def _start(beginning, directory: Path, say: Say) -> Params:
 
 def _one(comparison: Comparison, use: Use, lab, tune, test) -> Entry:
   """An objective's search; an error is its result."""
-  began = time.perf_counter()
+  began, busy = time.perf_counter(), time.process_time()
   objective = use.build()
   code = configure.code_digest()
   entry = Entry(use.name, _knobs(use), feedback(objective), code, [], {})
@@ -187,6 +187,7 @@ def _one(comparison: Comparison, use: Use, lab, tune, test) -> Entry:
   finally:
     lab.forget(use)
   seconds["in all"] = time.perf_counter() - began
+  seconds["of the processor"] = time.process_time() - busy
   return entry._replace(trials=trials, seconds=seconds)
 
 

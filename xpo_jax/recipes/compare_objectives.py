@@ -23,13 +23,12 @@ def experiment(source: str | None = None) -> Comparison:
   return Comparison(
     source=source,
     texts=None,
-    vocab=4096,
-    width=96,
+    vocab=2048,
     sft_steps=600,
     sft_rows=12,
     longest=20,
     pairs=800,
-    rows=8,
+    rows=4,
   )
 
 

@@ -156,8 +156,9 @@ def _method(found: Found) -> page.Text:
   trials = study.rounds * len(study.first_rates)
   return page.Text(
     "**Who takes part** is decided from the objective itself: its layout is one that "
-    "pairs can be turned into; it reads the policy, a scalar head on it and the frozen "
-    "start, nothing else; every data column it reads follows from a pair (the chosen "
+    "pairs can be turned into; it reads the policy's probability of an answer, and "
+    "beside the policy a scalar head on it and the frozen start, nothing else; every "
+    "data column it reads follows from a pair (the chosen "
     "answer is desirable with reward 1, the rejected one is not, with reward 0).\n\n"
     "**One knob moves every objective along its frontier: the peak learning rate.** "
     "All have it, it means the same in each and reaches every KL, while a beta is a "

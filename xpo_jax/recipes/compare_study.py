@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpo_jax import objectives
+from xpo_jax import objectives, token_stats
 from xpo_jax.data import collate, tokenise
 from xpo_jax.recipes.sentiment_study import Arm, Study
 from xpo_jax.train import frontier, intervals
 from xpo_jax.train.experiment import Use, factory
-from xpo_jax.types import Layout, Objective
+from xpo_jax.types import Layout, Objective, Scored
 
 HELD = {"policy", "policy.value", "ref"}  # parameter sets that a run has
 
@@ -72,12 +72,15 @@ def barrier(name: str) -> str | None:
   """
   try:
     objective = Use(name).build()
-    columns = _columns(objective.layout)
   except ValueError as error:
     return str(error)
+  try:
+    columns = _columns(objective.layout)
+  except ValueError:
+    return f"layout {objective.layout.name}: pairs do not lead there"
+  if token_stats.LOGP not in objective.needs:
+    return "does not read the policy's probability of an answer"
   roles = {role for stat in objective.needs for role in stat.roles}
-  if "policy" not in roles:
-    return "trains no policy: it reads a scalar head only"
   if roles - HELD:
     return f"reads another frozen model: {', '.join(sorted(roles - HELD))}"
   missing = sorted(objective.fields - columns)
@@ -87,7 +90,7 @@ def barrier(name: str) -> str | None:
 
 
 def _columns(layout: Layout) -> set[str]:
-  """The data columns that pairs have in a layout, found by laying some out.
+  """The fields that a batch of pairs has in a layout, found by laying some out.
 
   Raises:
     ValueError: pairs do not lead there.
@@ -97,7 +100,12 @@ def _columns(layout: Layout) -> set[str]:
     tokenise.Example(str(i), prompts[i], tuple(answers), Layout.PAIR) for i in range(2)
   ]
   laid_out = collate.to_layout(pairs, layout)
-  return {f"{field}_BK" for field in laid_out[0].fields}
+  always = {
+    field.name
+    for field in dataclasses.fields(Scored)
+    if field.default is field.default_factory is dataclasses.MISSING
+  }
+  return always | {f"{field}_BK" for field in laid_out[0].fields}
 
 
 def feedback(objective: Objective) -> str:
