@@ -1,8 +1,10 @@
 """The index of objectives, knobs and documentation pages."""
 
+import ast
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,31 @@ def test_index_lists_every_paper_file():
   shared = {"__init__", "_knobs", "_rewards", "_mixture"}
   files = {path.stem for path in HERE.glob("*.py")} - shared
   assert files == {f"_{name}" for name in objectives.NAMES}
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("_*.py")), ids=lambda p: p.stem)
+def test_file_is_short_or_says_why_and_imports_mathematics_only(path):
+  source = path.read_text(encoding="utf-8")
+  tree = ast.parse(source)
+  page = ast.get_docstring(tree)
+  helpers = {"__init__", "_rewards", "_knobs"}  # no paper's file
+  if len(source.splitlines()) > 80 and path.stem not in helpers:
+    assert re.search(r"over 80|longer than other", page, flags=re.I), "say why"
+  imported = [
+    f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.Import, ast.ImportFrom))
+    for alias in node.names
+  ]
+  barred = ("optax", "transformers", "xpo_jax.models", "xpo_jax.data", "xpo_jax.train")
+  assert not [name for name in imported if name.startswith(barred)]
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_page_cites_its_paper_and_says_whether_the_equation_was_checked(name):
+  page = objectives.docstring(name)
+  assert re.search(r"arXiv:\d{4}\.\d{4,5}", page)
+  assert re.search(r"Eq\.\s+not\s+checked|Eq\.\s+\(?\d|Appendix \w", page)
 
 
 def test_reading_the_index_imports_no_jax():

@@ -1,4 +1,7 @@
-"""LiPO-lambda, and LiPO's softmax loss."""
+"""LiPO-lambda, and LiPO's softmax loss.
+
+A few lines over 80 for the paper's second loss.
+"""
 
 import math
 

@@ -14,9 +14,9 @@ def raft() -> Objective:
 
   Paper: Dong et al. 2023, arXiv:2304.06767, Eq. not checked.
   Departs from the paper: nothing. Its code keeps the best fifth of all completions of
-    the batch by default, whatever their prompts (`selection.top_share`). What is kept is `Aux.rows`, 1 or 0 for
-    each completion: hand in another choice. With a KL penalty the paper ranks by
-    r - beta log(pi / pi_ref): that is a reward of the data.
+    the batch by default, whatever their prompts (`selection.top_share`). What is kept
+    is `Aux.rows`, 1 or 0 for each completion: hand in another choice. With a KL penalty
+    the paper ranks by r - beta log(pi / pi_ref): that is a reward of the data.
   Reduction: one mean over all tokens of the kept completions. A tie keeps the first; a
     lone completion is its own best.
 
