@@ -114,6 +114,13 @@ def test_search_halves_the_way_to_a_run_that_diverged():
   assert rate == pytest.approx(1e-3)
 
 
+def test_search_does_not_run_a_rate_twice_where_targets_are_out_of_reach():
+  wanted, other = compare_search.next_rates({1e-4: 1e-6}, (0.35, 0.9, 3.2), 2), 3e-3
+  assert wanted == pytest.approx([other, other])  # as far as it goes, for all of them
+  near = compare_search.next_rates({1e-4: 0.01, 1e-3: 0.02}, (0.03, 1e5, 1e6), 2)
+  assert near[0] == pytest.approx(3e-2) and near[1] < 3e-3
+
+
 def test_search_stays_within_its_bounds():
   assert compare_search.rate_at({1e-2: 1e-6}, 1.0) == compare_search.MOST
   assert compare_search.rate_at({1e-6: math.inf}, 1.0) == compare_search.LEAST

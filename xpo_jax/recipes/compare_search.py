@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 LEAST, MOST = 1e-7, 1e-1  # no rate outside is tried
+_SLOWEST, _FASTEST = 0.75, 4.0  # slopes that are believed beyond all runs
 _SLOPE = 2.0  # of log KL over log rate, where one run says nothing of it: small steps
 _REACH = 30.0  # a rate is at most so many times another, where nothing brackets the KL
 _NO_KL = 1e-9  # of a policy that did not move
@@ -28,7 +29,9 @@ def next_rates(
     Rates, the farthest target's first.
   """
   far = sorted(targets, key=lambda kl: -_distance(found, kl))
-  return [rate_at(found, kl) for kl in far[:count]]
+  rates = [rate_at(found, kl) for kl in far]
+  apart = list(dict.fromkeys(rates))  # targets out of reach all have the farthest rate
+  return (apart + rates)[:count]
 
 
 def rate_at(found: Mapping[float, float], target: float) -> float:
@@ -56,7 +59,7 @@ def rate_at(found: Mapping[float, float], target: float) -> float:
   slope = _SLOPE
   if other and all(math.isfinite(kl) for _, kl in (near, *other)):
     (rate, kl), ((other_rate, other_kl),) = near, other
-    slope = min(max((kl - other_kl) / (rate - other_rate), 0.5), 4.0)
+    slope = min(max((kl - other_kl) / (rate - other_rate), _SLOWEST), _FASTEST)
   reach = math.log(_REACH)
   step = min(max((wanted - near[1]) / slope, -reach), reach)
   return min(max(math.exp(near[0] + step), LEAST), MOST)
