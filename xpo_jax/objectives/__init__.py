@@ -25,6 +25,7 @@ NAMES = (
   "dpop",
   "gpo",
   "f_dpo",
+  "chi_po",
   "r_dpo",
   "exo",
   "exo_list",
