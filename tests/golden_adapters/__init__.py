@@ -33,9 +33,3 @@ _FAMILIES = (
 ADAPTERS = {
   method: one for family in _FAMILIES for method, one in family.ADAPTERS.items()
 }
-# method: expected values that no adapter returns.
-ELSEWHERE = {m: names for family in _FAMILIES for m, names in family.ELSEWHERE.items()}
-# case: why it does not pass (a recorded bug, an unidentifiable convention).
-EXCEPTIONS = {
-  case: why for family in _FAMILIES for case, why in family.EXCEPTIONS.items()
-}

@@ -198,12 +198,3 @@ ADAPTERS = {
   "simnpo_grad_diff": (_simnpo_grad_diff, ()),
   "d2o": (_d2o, ("_d2o",)),
 }
-ELSEWHERE = {
-  # Surrogates whose gradients are compared and whose values mean nothing.
-  "dro_v": {"policy_loss", "value_loss"},
-} | {
-  # The negative of a log-probability; the losses are made of it.
-  name: {"forget_nll_sum"}
-  for name in ("npo", "npo_grad_diff", "npo_KL", "simnpo", "simnpo_grad_diff")
-}
-EXCEPTIONS: dict[str, str] = {}

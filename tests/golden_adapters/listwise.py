@@ -138,5 +138,3 @@ ADAPTERS = {
   "pro": (_pro, ("_pro",)),
   "rrhf": (_rrhf, ("_rrhf",)),
 }
-ELSEWHERE = {}
-EXCEPTIONS: dict[str, str] = {}

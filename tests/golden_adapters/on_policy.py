@@ -197,9 +197,3 @@ ADAPTERS = {
   "online_dpo": (_online_dpo, ("_online_dpo",)),
   "xpo_loss": (_xpo_loss, ()),
 }
-# Expected values that no adapter returns.
-ELSEWHERE = {
-  # Whitened by a number of tokens plus 1e-8, and so 2e-9 off `returns.whiten`.
-  "outcome_advantages_verl": {"reinforce_pp"},
-}
-EXCEPTIONS: dict[str, str] = {}

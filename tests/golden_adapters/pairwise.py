@@ -281,12 +281,3 @@ ADAPTERS = {
   "kl_estimator_openrlhf": (_kl_openrlhf, ()),
   "kl_penalty_verl": (_kl_verl, ()),
 }
-
-# Expected values that no adapter returns.
-ELSEWHERE = {
-  "orpo_or_term": {"mean_log_sigmoid_log_odds"},  # -mean_loss / lambda
-  "beta_dpo": {"num_selected"},  # the sum of an input
-}
-
-# Cases that do not pass, and why: a recorded bug, an unidentifiable convention.
-EXCEPTIONS: dict[str, str] = {}

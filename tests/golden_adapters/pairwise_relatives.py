@@ -333,12 +333,3 @@ ADAPTERS = {
   "ld_dpo_logps": (_ld_dpo_logps, ("_ld_dpo",)),
   "sampo_logps": (_sampo_logps, ()),
 }
-ELSEWHERE = {
-  "bco": {"running_after"},  # its mean is delta; its variance is used by nobody
-  "apo_zero_unpaired": {"z0"},  # 0, for the loss has none
-}
-_SINGLE = "that code rounds the batch's mean to float32; two other cases pass at 1e-6"
-EXCEPTIONS: dict[str, str] = {
-  "pairwise:bco/0174": _SINGLE,
-  "pairwise:bco/0175": _SINGLE,
-}

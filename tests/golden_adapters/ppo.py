@@ -237,7 +237,7 @@ def _whiten(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _remax_official(h: Arrays, x: Arrays) -> Arrays:
-  begin = x["prompt_len"] - 1  # of what is predicted after the prompt
+  begin = range(x["prompt_len"])[-1]  # what it predicts comes after the prompt
   names = ("action_mask", "kl_penalty_per_token", "log_probs")
   mask, penalty, logp = (_one(x[name])[..., begin:] for name in names)
   # It spends one discount too many: that of a score one past the end.
@@ -321,5 +321,3 @@ ADAPTERS = {
   "token_mdp_soft_bellman": (_token_mdp_soft_bellman, ()),
   "rto_token_reward": (_rto_token_reward, ()),
 }
-ELSEWHERE = {}
-EXCEPTIONS: dict[str, str] = {}

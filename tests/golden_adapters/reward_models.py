@@ -61,5 +61,3 @@ ADAPTERS = {
   "rm_soft_label_ce": (_soft_label, ("_bradley_terry",)),
   "rm_kwise_instructgpt": (_kwise, ("_kwise",)),
 }
-ELSEWHERE = {}
-EXCEPTIONS: dict[str, str] = {}

@@ -153,10 +153,3 @@ ADAPTERS = {
 }
 
 # Expected values that no adapter returns.
-ELSEWHERE = {"nash_md_loss": {"score"}}  # the negated loss of each row at beta 0
-
-_ONE_TOO_MANY = "bug: that code's trimming keeps one entry more than the stated share"
-# Cases that do not pass, and why: a recorded bug, an unidentifiable convention.
-EXCEPTIONS: dict[str, str] = {
-  f"pairwise:ties_merge/{n}": _ONE_TOO_MANY for n in ("0311", "0312", "0314", "0316")
-}

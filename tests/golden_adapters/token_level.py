@@ -139,15 +139,3 @@ ADAPTERS = {
   "unlikelihood_token": (_unlikelihood_token, ()),
   "unlikelihood_seq_mask": (_unlikelihood_seq_mask, ()),
 }
-ELSEWHERE = {
-  "tdpo_underflow_bug": {"official_position_kl_is_nan"},  # of that code
-  "unlikelihood_token": {"loss_sum", "sample_size"},  # whose quotient is compared
-  # Log-probabilities with their signs turned, and sums of these and `token_ct`.
-  "cringe_binary": {"token_ce", "token_losses", "per_example_losses"},
-  "pairwise_cringe": {"chosen_nll_sum"},
-}
-EXCEPTIONS: dict[str, str] = {
-  "token_binary_listwise:unlikelihood_token/with_pad": (
-    "a bug of that code: candidates are penalised at padding positions too"
-  ),
-}
