@@ -141,7 +141,8 @@ def _list(args, rest) -> None:
   from xpo_jax.recipes import find
 
   del args, rest
-  _table("objectives", {n: objectives.summary(n) for n in objectives.NAMES})
+  pages = {n: (objectives.arxiv(n), objectives.summary(n)) for n in objectives.NAMES}
+  _table("objectives", {n: f"{number}  {text}" for n, (number, text) in pages.items()})
   print()
   print(survey.table())
   print()
