@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from xpo_jax.feedback import protocol
+from xpo_jax.feedback.protocol import Scores
+
+
+def _length(prompts, completions):
+  return Scores(
+    np.array([len(p + c) for p, c in zip(prompts, completions, strict=True)])
+  )
+
+
+def _alphabet(prompts, first, second):
+  """The text that is later in the alphabet wins; `?` cannot be judged."""
+  del prompts
+  pairs = zip(first, second, strict=True)
+  return Scores(np.array([np.nan if "?" in a + b else a > b for a, b in pairs]))
+
+
+def test_scores_go_to_their_prompts():
+  reward_BK = protocol.score_groups(_length, ["p", "long "], [["a", "bb"], ["", "c"]])
+  assert reward_BK.dtype == np.float32
+  assert reward_BK.tolist() == [[2, 3], [5, 6]]
+
+
+def test_padded_columns_are_not_asked_about():
+  asked = []
+
+  def scorer(prompts, completions):
+    asked.extend(completions)
+    return _length(prompts, completions)
+
+  present_BK = np.array([[1, 0], [1, 1]])
+  texts_BK = [["a", "no"], ["b", "c"]]
+  reward_BK = protocol.score_groups(scorer, ["p", "q"], texts_BK, present=present_BK)
+  assert asked == ["a", "b", "c"]
+  assert reward_BK.tolist() == [[2, 0], [2, 2]]
+
+
+def test_win_rates_average_over_the_group_and_itself():
+  reward_BK = protocol.win_rates(_alphabet, ["p"], [["b", "a", "c"]])
+  expected = [[(0.5 + 1 + 0) / 3, (0.5 + 0 + 0) / 3, (0.5 + 1 + 1) / 3]]
+  np.testing.assert_allclose(reward_BK, expected, rtol=1e-6)
+
+
+def test_each_pair_is_asked_about_once():
+  asked = []
+
+  def preference(prompts, first, second):
+    asked.extend(zip(prompts, first, second, strict=True))
+    return _alphabet(prompts, first, second)
+
+  win_BKK = protocol.win_matrix(preference, ["p", "q"], [["b", "a"], ["a", "c"]])
+  assert asked == [("p", "b", "a"), ("q", "a", "c")]
+  assert win_BKK.tolist() == [[[0.5, 1], [0, 0.5]], [[0.5, 0], [1, 0.5]]]
+
+
+@pytest.mark.nonfinite
+def test_an_abstention_is_a_draw_and_silence_is_nan():
+  one = protocol.win_rates(_alphabet, ["p"], [["b", "a", "?"]])
+  assert np.isnan(one[0, 2])
+  np.testing.assert_allclose(one[0, :2], [(0.5 + 1 + 0.5) / 3, (0.5 + 0 + 0.5) / 3])
+  matrix = protocol.win_matrix(_alphabet, ["p"], [["b", "a", "?"]])
+  assert protocol.abstentions(matrix) == 2 * 2
+  assert protocol.abstentions(one) == 1
+
+
+def test_padded_columns_take_no_part_in_win_rates():
+  present_BK = np.array([[1, 1, 0], [1, 0, 0]])
+  texts_BK = [["b", "a", "z"], ["x", "y", "z"]]
+  reward_BK = protocol.win_rates(_alphabet, ["p", "q"], texts_BK, present=present_BK)
+  np.testing.assert_allclose(reward_BK, [[0.75, 0.25, 0], [0.5, 0, 0]])
+
+
+@pytest.mark.parametrize(
+  ("scores", "message"),
+  [
+    (Scores(np.zeros(1)), r"shape \(1,\) on 2"),
+    (Scores(np.array([0, np.inf])), "question 1 is inf"),
+    (Scores(np.zeros(2), ("why",)), "1 reasons for 2"),
+  ],
+)
+def test_a_wrong_answer_is_refused(scores, message):
+  with pytest.raises(ValueError, match=message):
+    protocol.score_groups(lambda *_: scores, ["p"], [["a", "b"]])
+
+
+def test_a_score_is_no_probability():
+  with pytest.raises(ValueError, match=r"question 0 is 7.0.*score_groups"):
+    protocol.win_rates(lambda *_: Scores(np.array([7.0])), ["p"], [["a", "b"]])
+
+
+@pytest.mark.parametrize(
+  ("prompts", "texts_BK", "present", "message"),
+  [
+    ([], [], None, "prompts is empty"),
+    (["p"], [["a"], ["b"]], None, "1 prompts, but 2 groups"),
+    (["p", "q"], [["a"], ["b", "c"]], None, r"groups of \[1, 2\]"),
+    (["p"], [["a"]], np.ones((1, 2)), r"present has shape \(1, 2\)"),
+  ],
+)
+def test_groups_that_do_not_fit_are_refused(prompts, texts_BK, present, message):
+  with pytest.raises(ValueError, match=message):
+    protocol.score_groups(_length, prompts, texts_BK, present=present)

@@ -1,0 +1,1 @@
+"""Feedback on texts: reward models, judges, rules. Text in, numbers out."""

@@ -1,0 +1,200 @@
+"""What every source of feedback is: a function of texts, and how groups are asked.
+
+A reward model, a judge, a rule and the embedded world are all a `Scorer` (a number for
+each completion) or a `Preference` (the probability that one completion beats another).
+Whoever cannot tell abstains with NaN; nothing here turns that into a verdict silently.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from xpo_jax import games
+
+
+class Scores(NamedTuple):
+  """Verdicts on N questions.
+
+  Attributes:
+    value_N: float32: a score, or a probability; NaN: abstained.
+    reason: why, in words, "" where there is none; None: this source never says.
+  """
+
+  value_N: np.ndarray
+  reason: tuple[str, ...] | None = None
+
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
+"""`(prompts, completions) -> Scores`: the n-th completion answers the n-th prompt."""
+
+Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores]
+"""`(prompts, first, second) -> Scores`: P(first beats second), each in [0, 1]."""
+
+
+def score_groups(
+  scorer: Scorer,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  *,
+  present: np.ndarray | None = None,
+) -> np.ndarray:
+  """Scores every completion of every prompt, in one call of the scorer.
+
+  Args:
+    scorer: who is asked.
+    prompts: B texts.
+    texts_BK: K completions each.
+    present: [B, K], 0 on padded columns: they are not asked about and get 0.
+
+  Returns:
+    `reward_BK`, float32; NaN where the scorer abstained.
+
+  Raises:
+    ValueError: groups of unequal size, or an answer that is no list of scores.
+  """
+  present_BK = _present(prompts, texts_BK, present)
+  row_N, column_N = np.nonzero(present_BK)
+  asked = [texts_BK[b][k] for b, k in zip(row_N, column_N, strict=True)]
+  scores = check_scores(scorer([prompts[b] for b in row_N], asked), len(asked))
+  reward_BK = np.zeros(present_BK.shape, np.float32)
+  reward_BK[row_N, column_N] = scores.value_N
+  return reward_BK
+
+
+def win_matrix(
+  preference: Preference,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  *,
+  present: np.ndarray | None = None,
+) -> np.ndarray:
+  """P(row beats column) within each group, in one call of the preference.
+
+  Each pair is asked about once; the other half is 1 - P, the diagonal 1/2.
+
+  Args:
+    preference: who is asked.
+    prompts: B texts.
+    texts_BK: K completions each.
+    present: [B, K], 0 on padded columns: they are not asked about and get 0.
+
+  Returns:
+    `win_BKK`, float32; NaN where the preference abstained.
+
+  Raises:
+    ValueError: groups of unequal size, or an answer that is no list of probabilities.
+  """
+  present_BK = _present(prompts, texts_BK, present)
+  both_BKK = present_BK[:, :, None] * present_BK[:, None, :]
+  row_N, first_N, second_N = np.nonzero(np.triu(both_BKK, 1))
+  first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
+  second = [texts_BK[b][k] for b, k in zip(row_N, second_N, strict=True)]
+  answers = preference([prompts[b] for b in row_N], first, second)
+  p_N = check_probabilities(answers, len(first)).value_N
+  win_BKK = np.where(both_BKK, np.float32(0.5), np.float32(0))
+  win_BKK[row_N, first_N, second_N] = p_N
+  win_BKK[row_N, second_N, first_N] = 1 - p_N
+  return win_BKK
+
+
+def win_rates(
+  preference: Preference,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  *,
+  present: np.ndarray | None = None,
+) -> np.ndarray:
+  """Mean probability of each completion to beat its group, itself included (1/2).
+
+  A pair on which the preference abstained counts as a draw; see `win_matrix` for which.
+
+  Args:
+    preference: who is asked.
+    prompts: B texts.
+    texts_BK: K completions each.
+    present: [B, K], 0 on padded columns: they are not asked about and get 0.
+
+  Returns:
+    `reward_BK`, float32; NaN where every verdict on a completion was an abstention.
+
+  Raises:
+    ValueError: as `win_matrix`.
+  """
+  present_BK = _present(prompts, texts_BK, present).astype(np.float32)
+  win_BKK = win_matrix(preference, prompts, texts_BK, present=present)
+  reward_BK = np.array(
+    games.win_rate(np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK), present_BK)
+  )
+  others_BK = present_BK.sum(-1, keepdims=True) - 1
+  silent_BK = (np.isnan(win_BKK).sum(-1) == others_BK) & (others_BK > 0)
+  return np.where(silent_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
+
+
+def abstentions(values: np.ndarray) -> int:
+  """How many of these verdicts are abstentions; of `win_matrix`, twice the pairs."""
+  return int(np.isnan(values).sum())
+
+
+def check_scores(scores: Scores, count: int) -> Scores:
+  """The scores, if they are one number or NaN for each of `count` questions.
+
+  Raises:
+    ValueError: another shape, an infinite score, or reasons of another count.
+  """
+  value_N = np.asarray(scores.value_N, np.float32)
+  if value_N.shape != (count,):
+    raise ValueError(
+      f"feedback of shape {value_N.shape} on {count} questions; it must be ({count},), "
+      "NaN where it abstains"
+    )
+  if np.isinf(value_N).any():
+    worst = int(np.isinf(value_N).argmax())
+    raise ValueError(
+      f"feedback on question {worst} is {value_N[worst]}; it must be finite, or NaN to "
+      "abstain"
+    )
+  if scores.reason is not None and len(scores.reason) != count:
+    raise ValueError(f"{len(scores.reason)} reasons for {count} questions")
+  return Scores(value_N, scores.reason)
+
+
+def check_probabilities(scores: Scores, count: int) -> Scores:
+  """As `check_scores`, of numbers in [0, 1].
+
+  Raises:
+    ValueError: also for a number outside [0, 1].
+  """
+  scores = check_scores(scores, count)
+  wrong_N = (scores.value_N < 0) | (scores.value_N > 1)  # False for NaN
+  if wrong_N.any():
+    worst = int(wrong_N.argmax())
+    raise ValueError(
+      f"preference on question {worst} is {scores.value_N[worst]}; a probability lies "
+      "in [0, 1] (a score? use score_groups)"
+    )
+  return scores
+
+
+def _present(
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  present: np.ndarray | None,
+) -> np.ndarray:
+  """Which completions there are, bool [B, K]."""
+  if not len(prompts):
+    raise ValueError("prompts is empty; there is nothing to give feedback on")
+  if len(prompts) != len(texts_BK):
+    raise ValueError(f"{len(prompts)} prompts, but {len(texts_BK)} groups of texts")
+  sizes = {len(texts) for texts in texts_BK}
+  if len(sizes) != 1:
+    raise ValueError(
+      f"groups of {sorted(sizes)} completions; pad them to one size and give `present`"
+    )
+  shape = (len(prompts), sizes.pop())
+  if present is None:
+    return np.ones(shape, bool)
+  present_BK = np.asarray(present) > 0
+  if present_BK.shape != shape:
+    raise ValueError(f"present has shape {present_BK.shape}, the texts {shape}")
+  return present_BK
