@@ -256,3 +256,52 @@ def test_hub_without_its_package_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
   with pytest.raises(ImportError, match=r"xpo_jax\[hub\]"):
     sources.from_hub("some/data", "train")
+
+
+def test_lists_of_objects_become_a_ranked_record():
+  feedback = [
+    {"text": " a", "p_beats_baseline": 0.1, "generator": "x"},
+    {"text": " b", "p_beats_baseline": 0.7, "generator": "y"},
+  ]
+  reading = Reading(
+    rename={
+      "responses.text": "completions",
+      "responses.p_beats_baseline": "rewards",
+    }
+  )
+  rows = [
+    {"prompt": "p", "source": "s", "responses": feedback},
+    {"prompt": "p", "source": "s", "responses": feedback[:1]},  # ragged
+    {"prompt": "p", "source": "s", "responses": [{"text": " a"}]},
+    {"prompt": "p", "source": "s", "responses": "none"},
+  ]
+  loaded = sources.from_rows(rows, "here", reading)
+  assert loaded.records == (
+    records.Ranked("here:1", "p", (" a", " b"), (0.1, 0.7)),
+    records.Ranked("here:2", "p", (" a",), (0.1,)),
+  )
+  assert [(bad.uid, bad.problem) for bad in loaded.bad] == [
+    ("here:3", "missing column"),
+    ("here:4", "missing column"),
+  ]
+  assert loaded.unused == ("source",)
+
+
+def test_field_of_a_list_may_take_the_place_of_the_list():
+  # UltraFeedback's columns.
+  row = {"instruction": "p", "completions": [{"response": " a", "overall_score": 3}]}
+  names = {
+    "instruction": "prompt",
+    "completions.response": "completions",
+    "completions.overall_score": "rewards",
+  }
+  loaded = sources.from_rows([row], "here", Reading(rename=names))
+  assert loaded.records == (records.Ranked("here:1", "p", (" a",), (3.0,)),)
+
+
+def test_share_of_votes_comes_with_its_pair():
+  pair = {"prompt": "p", "chosen": " a", "rejected": " b"}
+  rows = [pair | {"probability": 0.75}, pair | {"probability": 1.5}]
+  loaded = sources.from_rows(rows, "here")
+  assert loaded.records[0].probability == 0.75
+  assert [bad.problem for bad in loaded.bad] == ["not a probability"]

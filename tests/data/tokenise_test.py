@@ -185,6 +185,11 @@ def test_truncation_that_leaves_no_loss_is_a_bad_row(chat_tokenizer):
     (records.Demonstration("a", "the", " sky"), Layout.DEMO, {}),
     (PAIR, Layout.PAIR, {}),
     (
+      records.Pair("a", "the", " sky", " blue", probability=0.75),
+      Layout.PAIR,
+      {"reward": [0.75, 0.25]},
+    ),
+    (
       records.Rated("a", "the", " sky", desirable=True),
       Layout.RATED,
       {"desirable": [1]},

@@ -42,12 +42,17 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A preferred and a dispreferred answer."""
+  """A preferred and a dispreferred answer.
+
+  Attributes:
+    probability: share of votes for the chosen one, where labels are soft.
+  """
 
   uid: str
   prompt: Text
   chosen: Text
   rejected: Text
+  probability: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

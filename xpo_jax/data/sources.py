@@ -14,7 +14,8 @@
 A text is a string, or a list of `{"role", "content"}` messages. A shared prompt is the
 leading messages that are equal; in HH transcripts everything up to the last
 "\\n\\nAssistant:"; in other strings the longest common start, cut at a space. An `id`
-column, if there is one, names the row.
+column, if there is one, names the row; a pair's `probability`, if there is one, is the
+share of votes for the chosen answer.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ _COLUMNS = {  # kind: columns it must have; the first that fits is taken
   "text": ("text",),
   "prompt": ("prompt",),
 }
-_OPTIONAL = {"pair": ("prompt",), "rated": ("reward",)}
+_OPTIONAL = {"pair": ("prompt", "probability"), "rated": ("reward",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Reading:
       "demonstration", "conversation", "text", "prompt"); None: by the columns.
     prompt_words: words of a `text` that make its prompt; needed for that kind only.
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
-    rename: file's column to convention's column.
+    rename: file's column to convention's column. "responses.text" takes the `text` of
+      each object in the list `responses`, as a column of lists.
   """
 
   kind: str | None = None
@@ -193,7 +195,30 @@ class _Unfit(Exception):
 def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
   if not isinstance(row, Mapping):
     raise _Unfit("not a JSON object", f"got {str(row)[:60]!r}")
-  return {reading.rename.get(name, name): value for name, value in row.items()}
+  return {name: _take(row, source) for name, source in _sources(row, reading).items()}
+
+
+def _sources(row: Mapping[str, Any], reading: Reading) -> dict[str, str]:
+  """Where each of the convention's columns is in a row: "column" or "list.field"."""
+  nested = {
+    name: source
+    for source, name in reading.rename.items()
+    if source not in row and "." in source and source.partition(".")[0] in row
+  }
+  taken = {source.partition(".")[0] for source in nested.values()}
+  return {reading.rename.get(n, n): n for n in row if n not in taken} | nested
+
+
+def _take(row: Mapping[str, Any], source: str) -> Any:
+  if source in row:
+    return row[source]
+  column, _, field = source.partition(".")
+  items = row[column]
+  if not isinstance(items, (list, tuple)) or not all(
+    isinstance(item, Mapping) and field in item for item in items
+  ):
+    raise _Unfit("missing column", f"{column} is no list of objects with {field!r}")
+  return [item[field] for item in items]
 
 
 def _kind_of(rows, name: str, reading: Reading) -> str:
@@ -201,7 +226,7 @@ def _kind_of(rows, name: str, reading: Reading) -> str:
   names = set()
   for _, row in rows:
     if isinstance(row, Mapping):
-      names.update(reading.rename.get(column, column) for column in row)
+      names.update(_sources(row, reading))
   if not names:
     return "prompt"  # every row is bad, and already listed as such
   fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))
@@ -261,9 +286,13 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   else:
     start = _shared(chosen, rejected)
     prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
-  return records.Pair(
-    uid, prompt, _with_loss(chosen, reading), _with_loss(rejected, reading)
-  )
+  share = row.get("probability")
+  if share is not None:
+    share = _number(share, "probability")
+    if not 0 <= share <= 1:
+      raise _Unfit("not a probability", f"probability is {share}; it lies in [0, 1]")
+  both = (_with_loss(text, reading) for text in (chosen, rejected))
+  return records.Pair(uid, prompt, *both, probability=share)
 
 
 def _shared(chosen, rejected) -> int:

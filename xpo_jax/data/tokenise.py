@@ -354,6 +354,8 @@ def _fields(row: records.Record) -> dict[str, np.ndarray]:
   match row:
     case records.Ranked():
       return {"reward": np.array(row.rewards, np.float32)}
+    case records.Pair() if row.probability is not None:
+      return {"reward": np.array([row.probability, 1 - row.probability], np.float32)}
     case records.Rated():
       columns = {"desirable": row.desirable, "reward": row.reward}
       return {
