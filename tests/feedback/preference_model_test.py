@@ -1,0 +1,134 @@
+"""The preference model reads both answers, in both orders."""
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax import objectives, token_stats
+from xpo_jax.data import pack, records, tokenise, world
+from xpo_jax.data.tokenise import Example, Limits, Template
+from xpo_jax.feedback import preference_model, protocol, reward_model
+from xpo_jax.models import heads, pretrained, score, transformer
+from xpo_jax.models.config import Config
+from xpo_jax.types import Layout
+
+CONFIG = Config(
+  vocab=300,
+  width=8,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_dim=4,
+  mlp_width=16,
+  positions=256,
+  remat=False,
+)
+LIMITS = Limits(completion=5)
+TEXTS = world.generate(8, seed=0)
+ROWS = [
+  records.Pair(str(n), *TEXTS[n], TEXTS[n + 4][1]) for n in range(4)
+]  # prompt, chosen, rejected
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return world.train_bpe(["".join(text) for text in TEXTS], CONFIG.vocab)
+
+
+@pytest.fixture(scope="module")
+def directory(tokenizer, tmp_path_factory):
+  place = tmp_path_factory.mktemp("preference")
+  model, head = transformer.model(CONFIG), heads.init_value_head(jax.random.key(1), 8)
+  lm = jax.tree.map(lambda x: 2 * x, model.init(jax.random.key(0)))
+  pretrained.save(place, CONFIG, {"lm": lm, "value": head}, tokenizer)
+  kind = reward_model.PREFERENCE
+  reward_model.describe(place, Template(), LIMITS, kind=kind)
+  return str(place)
+
+
+@pytest.fixture(scope="module")
+def preference(directory):
+  return preference_model.preference(directory, batch=4)
+
+
+def test_record_holds_both_answers_in_both_orders(tokenizer):
+  prompt, a, b = np.array([7, 8]), np.array([3, 4, 1]), np.array([5, 6])
+  example = Example("x", prompt, (a, b), Layout.PAIR)
+  assert tokenizer.eos_token_id == 1
+  (made,) = preference_model.both_orders([example], tokenizer)
+  assert made.layout is Layout.PAIR and made.prompt is prompt
+  # b lost its EOS to truncation and gets one.
+  assert [y.tolist() for y in made.completions] == [
+    [3, 4, 1, 5, 6, 1],
+    [5, 6, 1, 3, 4, 1],
+  ]
+
+
+def test_list_gives_pairs_half_a_list_apart(tokenizer):
+  answers = tuple(np.array([10 + k, 1]) for k in range(5))
+  reward_K = np.array([2, 5, 1, 5, 2], np.float32)  # ranks: 1 3 0 4 2
+  example = Example(
+    "x", np.array([7]), answers, Layout.RANKED, fields={"reward": reward_K}
+  )
+  made = preference_model.both_orders([example], tokenizer)
+  # 1 against 0 and 3 against 4; the worst meets nobody.
+  assert [(y.uid, y.completions[0].tolist()) for y in made] == [
+    ("x/0", [11, 1, 10, 1]),
+    ("x/1", [13, 1, 14, 1]),
+  ]
+  tied = Example(
+    "y", np.array([7]), answers, Layout.RANKED, fields={"reward": np.ones(5)}
+  )
+  assert not preference_model.both_orders([tied], tokenizer)
+
+
+def test_other_layouts_are_refused(tokenizer):
+  example = Example("x", np.array([7]), (np.array([1]),), Layout.DEMO)
+  with pytest.raises(ValueError, match="PAIR or RANKED, not DEMO"):
+    preference_model.both_orders([example], tokenizer)
+
+
+def test_probability_is_that_of_the_objective_on_its_record(
+  directory, preference, tokenizer
+):
+  examples = tokenise.tokenise(ROWS, tokenizer, limits=LIMITS)
+  arranged = preference_model.both_orders(examples, tokenizer)
+  batch = pack.eval_batches(arranged, rows_per_step=4, row_length=96)[0]
+  held = reward_model.load(directory, kind=reward_model.PREFERENCE)
+  record = score.score(
+    {"policy": held.model},
+    {"policy": held.params},
+    (token_stats.VALUE,),
+    jax.tree.map(lambda x: x[0], batch),
+  )
+  kept = np.asarray(record.weight_B) > 0
+  want = np.zeros(4)
+  want[np.asarray(record.row_B)[kept]] = np.asarray(objectives.preference(record))[kept]
+  found = preference(
+    *zip(*((r.prompt, r.chosen, r.rejected) for r in ROWS), strict=True)
+  )
+  np.testing.assert_allclose(found.value_N, want, atol=1e-6)
+  assert np.ptp(want) > 1e-3
+
+
+def test_swapping_the_answers_gives_the_complement(preference):
+  prompts, first = zip(*TEXTS[:3], strict=True)
+  second = [text[1] for text in TEXTS[3:6]]
+  one = preference(prompts, first, second).value_N
+  other = preference(prompts, second, first).value_N
+  np.testing.assert_allclose(one + other, 1, atol=1e-7)
+  same = preference(prompts, first, first).value_N
+  np.testing.assert_allclose(same, 0.5, atol=1e-7)
+
+
+def test_groups_are_asked_through_the_protocol(preference):
+  texts = [text[1] for text in TEXTS[:3]]
+  win_BKK = protocol.win_matrix(preference, [TEXTS[0][0]], [texts])
+  np.testing.assert_allclose(win_BKK + win_BKK.swapaxes(1, 2), 1, atol=1e-6)
+  rate_BK = protocol.win_rates(preference, [TEXTS[0][0]], [texts])
+  np.testing.assert_allclose(rate_BK, win_BKK.mean(-1), atol=1e-6)
+
+
+def test_reward_model_is_refused_as_a_preference(directory, tmp_path):
+  with pytest.raises(ValueError, match="a reward model is needed"):
+    reward_model.scorer(directory)

@@ -1,0 +1,235 @@
+"""Saved reward models read texts as training read them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax import controllers, masked, token_stats
+from xpo_jax.controllers import Affine
+from xpo_jax.data import pack, records, tokenise, world
+from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.feedback import _texts, protocol, reward_model
+from xpo_jax.feedback.protocol import Scores
+from xpo_jax.models import heads, pretrained, score, transformer
+from xpo_jax.models.config import Config
+from xpo_jax.sharding import mesh as meshes
+
+CONFIG = Config(
+  vocab=300,
+  width=8,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_dim=4,
+  mlp_width=16,
+  positions=256,
+  remat=False,
+)
+TEMPLATE, LIMITS = Template("Q: ", "\nA:"), Limits(12, 6, "truncate")
+TEXTS = world.generate(6, seed=0)
+PROMPTS, ANSWERS = (list(column) for column in zip(*TEXTS, strict=True))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return world.train_bpe([f"Q: {p}\nA:{y}" for p, y in TEXTS], CONFIG.vocab)
+
+
+def _params(seed):
+  lm, head = jax.random.split(jax.random.key(seed))
+  model = transformer.model(CONFIG)
+  lm = jax.tree.map(lambda x: 2 * x, model.init(lm))
+  return {"lm": lm, "value": heads.init_value_head(head, CONFIG.width)}
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+  """Two reward models, of other seeds."""
+  places = []
+  for seed in (0, 1):
+    place = tmp_path_factory.mktemp("reward")
+    pretrained.save(place, CONFIG, _params(seed), tokenizer)
+    reward_model.describe(place, TEMPLATE, LIMITS)
+    places.append(str(place))
+  return places
+
+
+@pytest.fixture(scope="module")
+def scorer(saved):
+  return reward_model.scorer(saved[0], batch=4)
+
+
+def test_reward_is_the_value_that_training_reads(scorer, tokenizer):
+  rows = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
+  examples = tokenise.tokenise(rows, tokenizer, TEMPLATE, LIMITS)
+  batch = pack.eval_batches(examples, rows_per_step=3, row_length=64)[0]
+  microbatch = jax.tree.map(lambda x: x[0], batch)
+  needs = (token_stats.VALUE,)
+  record = score.score(
+    {"policy": transformer.model(CONFIG)}, {"policy": _params(0)}, needs, microbatch
+  )
+  by_row = np.asarray(masked.last(record.value_BKT, record.mask_BKT))[:, 0]
+  kept = np.asarray(record.weight_B) > 0
+  want = np.zeros(len(TEXTS), np.float32)
+  want[np.asarray(record.row_B)[kept]] = by_row[kept]
+  found = scorer(PROMPTS, ANSWERS)
+  assert found.reason is None and found.value_N.dtype == np.float32
+  np.testing.assert_allclose(found.value_N, want, atol=2e-6)
+  assert np.ptp(want) > 0.1  # they do differ
+
+
+def test_tokens_are_those_of_training_whatever_is_truncated(tokenizer):
+  for limits in (LIMITS, Limits(), Limits(completion=1)):
+    rows = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
+    want = tokenise.tokenise(rows, tokenizer, TEMPLATE, limits)
+    made = _texts.examples(PROMPTS, ANSWERS, tokenizer, TEMPLATE, limits)
+    for a, b in zip(made, want, strict=True):
+      assert a.prompt.tolist() == b.prompt.tolist()
+      assert a.completions[0].tolist() == b.completions[0].tolist()
+
+
+def test_any_text_has_a_reward(scorer, tokenizer):
+  # Nothing said; a word that goes on without a space; an end-of-text inside.
+  texts = ["", "s", " fine.</s>", " " * 3]
+  found = scorer(["the film"] * 4, texts).value_N
+  assert np.isfinite(found).all()
+  (empty, *_) = _texts.examples(["the"], [""], tokenizer, TEMPLATE, LIMITS)
+  assert empty.completions[0].tolist() == [tokenizer.eos_token_id]
+  bare = Template()
+  (merged,) = _texts.examples(["the fil"], ["m"], tokenizer, bare, Limits())
+  whole = [*merged.prompt, *merged.completions[0]]
+  joint = tokenizer("the film", add_special_tokens=False)["input_ids"]
+  assert whole == [tokenizer.bos_token_id, *joint, tokenizer.eos_token_id]
+
+
+def test_reward_does_not_depend_on_the_others_of_a_batch(scorer, saved):
+  alone = [scorer([p], [y]).value_N[0] for p, y in TEXTS]
+  np.testing.assert_allclose(scorer(PROMPTS, ANSWERS).value_N, alone, atol=2e-6)
+
+
+def test_sharded_over_eight_devices_gives_the_same(scorer, saved):
+  mesh = meshes.make_mesh(2, 2, 2)
+  split = reward_model.scorer(saved[0], batch=4, mesh=mesh)
+  want = scorer(PROMPTS, ANSWERS).value_N
+  np.testing.assert_allclose(split(PROMPTS, ANSWERS).value_N, want, atol=2e-6)
+  with pytest.raises(ValueError, match="do not split evenly"):
+    reward_model.scorer(saved[0], batch=3, mesh=mesh)(PROMPTS, ANSWERS)
+
+
+def test_normalised_on_reference_samples_and_kept_with_the_directory(saved, tokenizer):
+  held = reward_model.load(saved[0])
+  raw = reward_model.of(held, batch=4)(PROMPTS, ANSWERS).value_N
+  unit = reward_model.normalise(held, PROMPTS, ANSWERS)
+  found = reward_model.of(unit, batch=4)(PROMPTS, ANSWERS).value_N
+  np.testing.assert_allclose(found, (raw - raw.mean()) / raw.std(), atol=1e-4)
+  again = reward_model.normalise(unit, PROMPTS, ANSWERS)  # from the head's values anew
+  np.testing.assert_allclose(again.affine, unit.affine, rtol=1e-6)
+  centred = reward_model.normalise(held, PROMPTS, ANSWERS, controllers.centring)
+  np.testing.assert_allclose(centred.affine, (1, -raw.mean()), atol=1e-6)
+  directory = saved[1]
+  reward_model.describe(directory, TEMPLATE, LIMITS, affine=unit.affine)
+  loaded = reward_model.load(directory)
+  assert loaded.affine == unit.affine
+  assert (loaded.template, loaded.limits) == (TEMPLATE, LIMITS)
+  reward_model.describe(directory, TEMPLATE, LIMITS)
+  with pytest.raises(ValueError, match="at least 2"):
+    reward_model.normalise(held, ["p"], ["y"])
+
+
+def test_equal_rewards_normalise_to_zero(saved):
+  held = reward_model.load(saved[0])
+  unit = reward_model.normalise(held, ["p"] * 3, [" y"] * 3)
+  found = reward_model.of(unit, batch=4)(["p"] * 3, [" y"] * 3).value_N
+  assert np.abs(found).max() < 0.1
+
+
+def _constant(*values):
+  return lambda prompts, completions: Scores(np.array(values, np.float32))
+
+
+def test_ensemble_takes_the_mean_or_the_least():
+  members = [_constant(1, 5), _constant(3, 4), _constant(5, np.nan)]
+  np.testing.assert_array_equal(reward_model.mean(members)("ab", "cd").value_N[0], 3)
+  least = reward_model.worst(members)("ab", "cd").value_N
+  assert least[0] == 1 and np.isnan(least[1])  # a member abstained
+  with pytest.raises(ValueError, match="at least one"):
+    reward_model.worst([])
+
+
+def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
+  judge = reward_model.implicit(
+    *saved, beta=0.3, template=TEMPLATE, limits=LIMITS, batch=4
+  )
+  found = judge(PROMPTS, ANSWERS).value_N
+  made = _texts.examples(PROMPTS, ANSWERS, tokenizer, TEMPLATE, LIMITS)
+  model, sums = transformer.model(CONFIG), []
+  for seed in (0, 1):
+    lm = _params(seed)["lm"]
+    for example in made:
+      ids = np.concatenate([example.prompt, *example.completions])[None]
+      rows = transformer.Rows.plain(ids, np.ones_like(ids))
+      logits = np.asarray(model.hidden(lm, rows)[0] @ model.head(lm).T, np.float64)
+      logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+      at = np.arange(len(example.prompt) - 1, ids.shape[1] - 1)
+      sums.append(logp[at, ids[0, at + 1]].sum())
+  policy, ref = np.split(np.array(sums), 2)
+  np.testing.assert_allclose(found, 0.3 * (policy - ref), atol=1e-4)
+  same = reward_model.implicit(saved[0], saved[0], batch=4)
+  assert not same(PROMPTS, ANSWERS).value_N.any()
+  with pytest.raises(ValueError, match="beta=0"):
+    reward_model.implicit(*saved, beta=0)
+
+
+def test_implicit_reward_of_two_tokenizers_is_refused(saved, tmp_path):
+  other = world.train_bpe(["another text of other words"], CONFIG.vocab)
+  pretrained.save(tmp_path / "other", CONFIG, _params(1), other)
+  with pytest.raises(ValueError, match="different tokenizers"):
+    reward_model.implicit(saved[0], str(tmp_path / "other"))
+
+
+def test_what_is_no_reward_model_is_refused(saved, tokenizer, tmp_path):
+  with pytest.raises(ValueError, match=r"no reward\.json"):
+    reward_model.scorer(str(tmp_path))
+  policy = tmp_path / "policy"
+  pretrained.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer)
+  reward_model.describe(policy, TEMPLATE, LIMITS)
+  with pytest.raises(ValueError, match="no scalar head"):
+    reward_model.scorer(str(policy))
+  reward_model.describe(policy, TEMPLATE, LIMITS, kind=reward_model.PREFERENCE)
+  with pytest.raises(ValueError, match="holds a preference model"):
+    reward_model.scorer(str(policy))
+  with pytest.raises(ValueError, match="finite"):
+    reward_model.describe(policy, TEMPLATE, LIMITS, affine=Affine(np.nan, 0))
+
+
+@pytest.mark.nonfinite
+def test_diverged_weights_are_named_not_taken_for_an_abstention(saved):
+  held = reward_model.load(saved[0])
+  wild = dict(held.params, value={"kernel_D": np.full(8, np.nan), "bias": np.zeros(())})
+  with pytest.raises(ValueError, match="reward of text 0 is nan"):
+    reward_model.of(held._replace(params=wild), batch=4)(PROMPTS, ANSWERS)
+
+
+def test_groups_are_scored_through_the_protocol(scorer):
+  reward_BK = protocol.score_groups(scorer, PROMPTS[:2], [ANSWERS[:2], ANSWERS[2:4]])
+  assert reward_BK.shape == (2, 2)
+
+
+def test_few_shapes_are_compiled(saved):
+  held = reward_model.load(saved[0])
+  judge = reward_model.of(held, batch=4)
+  judge(PROMPTS, ANSWERS)
+  before = reward_model._values._cache_size()
+  for count in (1, 3, 5, 6):
+    judge(PROMPTS[:count], ANSWERS[:count])
+  assert reward_model._values._cache_size() == before
+
+
+def test_limits_are_kept_whole(saved):
+  assert dataclasses.asdict(reward_model.load(saved[0]).limits) == {
+    "prompt": 12,
+    "completion": 6,
+    "long_prompt": "truncate",
+  }
