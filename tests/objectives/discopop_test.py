@@ -21,3 +21,11 @@ def test_oracle():
 def test_knob_out_of_range_is_refused(knobs):
   with pytest.raises(ValueError, match=r"discopop: .* must be"):
     objectives.discopop(**knobs)
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.1, 1.0])
+def test_slope_at_the_start_is_uphill_for_a_small_tau(tau):
+  found = toy.curve(objectives.discopop(beta=1.0, tau=tau), np.array([0.0]))
+  expected = (1 - np.log(2)) / (4 * tau) - 0.75
+  np.testing.assert_allclose(found.slope, expected, rtol=1e-5)
+  assert (found.slope > 0).all() == (tau < (1 - np.log(2)) / 3)
