@@ -8,7 +8,8 @@ Command: xpo compare-objectives [source=FILE --bad-rows drop] [--only dpo,ipo]
 Hardware: 2 CPU cores, about 25 minutes for 41 objectives (not yet run as a whole).
 Expected: no paper compares these at equal KL. Differences are small beside the
   ceiling, and a default made for another scale can put an objective last.
-Last result: not run.
+Last result: embedded world, commit 10efff6, 19 minutes: 42 objectives, of which tdpo2,
+  chi_po and ipo have more reward at 1.3 nats than dpo (0.422 [0.330, 0.498]), 18 less.
 """
 
 from pathlib import Path
