@@ -155,7 +155,12 @@ def weights(config: Config) -> dict[str, Any]:
 
 
 def _init(config: Config, key: Array) -> Params:
-  leaves, treedef = jax.tree.flatten(weights(config))
+  return draw(weights(config), key)
+
+
+def draw(tree: dict[str, Any], key: Array) -> Params:
+  """Fresh float32 parameters of a tree of `Weight`."""
+  leaves, treedef = jax.tree.flatten(tree)
   # One draw, cut into pieces: XLA needs half a second to compile each draw.
   sizes = [math.prod(leaf.shape) if leaf.std else 0 for leaf in leaves]
   noise = jax.random.normal(key, (sum(sizes),), jnp.float32)
@@ -200,6 +205,9 @@ def _linear(params: Params, x: Array, contract: int = 1) -> Array:
   y = jnp.tensordot(x, kernel, axes=contract)
   if "bias" in params:
     y = y + _over(y, params["bias"].astype(y.dtype))
+  if "lora" in params:  # of `lora.attach`
+    a, b = (params["lora"][name].astype(x.dtype) for name in ("a", "b"))
+    y = y + jnp.tensordot(jnp.tensordot(x, a, axes=contract), b, axes=1)
   return y
 
 

@@ -21,6 +21,7 @@ RULES = {
   "mlp": "tensor",
   "vocab": "tensor",
   "position": None,
+  "rank": None,  # of an adapter
   None: None,
 }
 

@@ -1,0 +1,214 @@
+import dataclasses
+import functools
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xpo_jax.models import lora, merge, pretrained, sample, transformer
+from xpo_jax.models.lora import Adapter
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+NAMES = ["llama", "gpt_neox", "gpt2"]
+ADAPTER = Adapter(rank=3, alpha=12.0)
+
+
+@pytest.fixture(scope="module")
+def bases():
+  loaded = {name: pretrained.load(FIXTURES / name) for name in NAMES}
+  return {n: x._replace(params=jax.device_put(x.params)) for n, x in loaded.items()}
+
+
+def rows_of(name: str) -> transformer.Rows:
+  expected = np.load(FIXTURES / name / "expected.npz")
+  return transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
+
+
+def drawn(config, adapter=ADAPTER, seed=1):
+  """Adapters with both factors non-zero."""
+  params = lora.init(config, adapter, jax.random.key(0))
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(seed)
+  noise = [0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+  return jax.tree.unflatten(tree, noise)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_of(config, lm, rows):
+  return transformer.model(config).hidden(lm, rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fresh_adapters_change_no_bit_and_attached_ones_equal_merged(bases, name):
+  config, lm = bases[name].config, bases[name].params["lm"]
+  rows = rows_of(name)
+  base = np.asarray(hidden_of(config, lm, rows))
+  fresh = lora.init(config, ADAPTER, jax.random.key(0))
+  begun = np.asarray(hidden_of(config, lora.attach(lm, fresh, ADAPTER), rows))
+  np.testing.assert_array_equal(begun, base)
+  moved = drawn(config)
+  attached = hidden_of(config, lora.attach(lm, moved, ADAPTER), rows)
+  merged = hidden_of(config, lora.merged(lm, moved, ADAPTER), rows)
+  assert np.abs(attached - base).max() > 0.1
+  np.testing.assert_allclose(attached, merged, atol=2e-5)
+
+
+def test_merged_kernel_is_base_plus_scaled_product(bases):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  params = drawn(config)
+  merged = lora.merged(lm, params, ADAPTER)
+  for part in ("query", "output", "down"):
+    pair = params["blocks"][part]
+    a, b = (np.asarray(pair[x][1], np.float64) for x in ("a", "b"))
+    outputs = b.shape[1:]
+    product = a.reshape(-1, 3) @ b.reshape(3, -1)
+    want = lm["blocks"][part]["kernel"][1] + 12 / 3 * product.reshape(
+      *a.shape[:-1], *outputs
+    )
+    got = merged["blocks"][part]["kernel"][1]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+  untouched = jax.tree.map(jnp.array_equal, merged, lm)
+  assert untouched["embedding"] and not untouched["blocks"]["up"]["kernel"]
+
+
+def test_change_merges_as_whole_weights_do(bases):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  sft, dpo = (drawn(config, seed=seed) for seed in (2, 3))
+  mean = merge.linear([lora.delta(p, ADAPTER) for p in (sft, dpo)], [1, 3])
+  got = lora.add(lm, mean)
+  whole = [merge.delta(lora.merged(lm, p, ADAPTER), lm) for p in (sft, dpo)]
+  want = merge.apply(lm, merge.linear(whole, [1, 3]))
+  chex.assert_trees_all_close(got, want, atol=1e-5)
+
+
+def test_gradient_is_that_of_the_merged_model_through_the_product(bases):
+  config, lm = bases["gpt2"].config, bases["gpt2"].params["lm"]
+  rows, params = rows_of("gpt2"), drawn(bases["gpt2"].config)
+  model = transformer.model(config)
+  rng = np.random.default_rng(0)
+  weigh = rng.normal(size=(*rows.tokens_RL.shape, config.width)).astype(np.float32)
+  weigh *= (np.asarray(rows.segment_RL) > 0)[..., None]
+
+  def loss(lm):
+    return (model.hidden(lm, rows) * weigh).sum()
+
+  got = jax.jit(jax.grad(lambda p: loss(lora.attach(lm, p, ADAPTER))))(params)
+  full = jax.jit(jax.grad(loss))(lora.merged(lm, params, ADAPTER))
+  for part, pair in params["blocks"].items():
+    d_kernel, s = full["blocks"][part]["kernel"], ADAPTER.scale
+    for n in range(config.layers):
+      a, b = (np.asarray(pair[x][n]) for x in ("a", "b"))
+      d = np.asarray(d_kernel[n]).reshape(a.reshape(-1, 3).shape[0], -1)
+      scale = np.abs(d).max()
+      want_a, want_b = s * d @ b.reshape(3, -1).T, s * a.reshape(-1, 3).T @ d
+      got_a, got_b = (np.asarray(got["blocks"][part][x][n]) for x in ("a", "b"))
+      np.testing.assert_allclose(got_a.reshape(want_a.shape), want_a, atol=1e-4 * scale)
+      np.testing.assert_allclose(got_b.reshape(want_b.shape), want_b, atol=1e-4 * scale)
+
+
+def test_gradient_of_l1_is_numerical(bases):
+  config = bases["llama"].config
+  adapter = Adapter(rank=2, alpha=4.0, targets="query")
+  params = drawn(config, adapter)
+  total = float(lora.l1(params, adapter))
+  pair = jax.tree.map(np.asarray, params["blocks"]["query"])
+  by_hand = 2 * np.abs(np.einsum("nir,nrhd->nihd", pair["a"], pair["b"])).sum()
+  assert total == pytest.approx(by_hand, rel=1e-5)
+  grads = jax.grad(lora.l1)(params, adapter)
+  step = jax.tree.map(lambda x: 1e-4 * jnp.sign(x), params)
+  up, down = (jax.tree.map(lambda p, s, g=g: p + g * s, params, step) for g in (1, -1))
+  slope = (lora.l1(up, adapter) - lora.l1(down, adapter)) / 2
+  dots = jax.tree.map(lambda g, s: (g * s).sum(), grads, step)
+  assert float(slope) == pytest.approx(float(sum(jax.tree.leaves(dots))), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+  ("name", "pattern", "parts"),
+  [
+    ("llama", "query|value", {"query", "value"}),
+    ("llama", "q_proj|v_proj", {"query", "value"}),
+    ("llama", r"mlp[.].*", {"gate", "up", "down"}),
+    ("llama", "blocks/output/kernel", {"output"}),
+    ("llama", ".*", {"query", "key", "value", "output", "gate", "up", "down"}),
+    ("gpt_neox", "key", {"key"}),
+    ("gpt_neox", "query_key_value", {"query", "key", "value"}),
+    ("gpt2", r"attn\.c_proj", {"output"}),
+    ("gpt2", "c_proj", {"output", "down"}),
+    ("gpt2", r"transformer\.h\.\d+\.mlp\.c_fc", {"up"}),
+  ],
+)
+def test_targets_match_our_names_and_hugging_faces(bases, name, pattern, parts):
+  adapter = Adapter(targets=pattern)
+  assert set(lora.targets(bases[name].config, adapter)) == parts
+
+
+@pytest.mark.parametrize(
+  ("pattern", "message"),
+  [
+    ("lm_head", r"'lm_head' matches no linear layer; there are query, key.*q_proj"),
+    (r"layers\.0\..*", r"matches model.layers.0.self_attn.q_proj but not every layer"),
+  ],
+)
+def test_targets_that_cannot_be_adapted_are_named(bases, pattern, message):
+  with pytest.raises(ValueError, match=message):
+    lora.init(bases["llama"].config, Adapter(targets=pattern), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("rank", 0), ("alpha", 0.0), ("targets", "(q"), ("l1", -1.0)]
+)
+def test_bad_settings_are_named(field, value):
+  with pytest.raises(ValueError, match=rf"Adapter.{field} is "):
+    Adapter(**{field: value})
+
+
+def test_fresh_a_has_the_stated_spread_and_b_is_zero(bases):
+  config = dataclasses.replace(bases["llama"].config, width=512, layers=1)
+  adapter = Adapter(rank=16, targets="query")
+  pair = lora.init(config, adapter, jax.random.key(0))["blocks"]["query"]
+  assert not pair["b"].any()
+  assert float(pair["a"].std()) == pytest.approx((3 * 512) ** -0.5, rel=0.05)
+
+
+def test_sampling_from_attached_adapters_is_sampling_from_the_merged_model(bases):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  params = drawn(config)
+  draw = functools.partial(
+    sample.sample,
+    transformer.model(config),
+    prompt_BP=np.array([[5, 6, 7]]),
+    length_B=np.array([3]),
+    completions=2,
+    max_tokens=5,
+    key=jax.random.key(0),
+    row_B=np.array([0]),
+    stop_ids=(),
+  )
+  attached = draw(lora.attach(lm, params, ADAPTER))
+  merged = draw(lora.merged(lm, params, ADAPTER))
+  np.testing.assert_array_equal(attached.tokens_BKT, merged.tokens_BKT)
+  np.testing.assert_allclose(attached.logp_BKT, merged.logp_BKT, atol=1e-4)
+
+
+def test_adapters_are_split_with_the_kernels_they_hang_on(bases):
+  model = transformer.model(bases["llama"].config)
+  mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
+  trained, attached = lora.trained(model, ADAPTER), lora.attached(model, ADAPTER)
+  shapes = jax.eval_shape(trained.init, jax.random.key(0))
+  split = rules.param_shardings(mesh, trained.logical_axes(), shapes)
+  pair = split["blocks"]["output"]
+  assert tuple(pair["a"].spec) == (None, "tensor", None, None)
+  assert tuple(pair["b"].spec) == (None, None, "fsdp")
+  whole = jax.eval_shape(
+    lambda lm, p: lora.attach(lm, p, ADAPTER),
+    jax.eval_shape(model.init, jax.random.key(0)),
+    shapes,
+  )
+  of_whole = rules.param_shardings(mesh, attached.logical_axes(), whole)
+  assert of_whole["blocks"]["output"]["lora"] == pair
+  assert lora.trained(model, None) is model and lora.attached(model, None) is model

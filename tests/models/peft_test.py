@@ -1,0 +1,185 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from xpo_jax.models import families, lora, peft, pretrained
+from xpo_jax.models.lora import Adapter
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+NAMES = ["llama", "gpt_neox", "gpt2"]
+
+
+@pytest.fixture(scope="module")
+def bases():
+  return {name: pretrained.load(FIXTURES / name) for name in NAMES}
+
+
+def drawn(config, adapter):
+  params = lora.init(config, adapter, jax.random.key(0))
+  rng = np.random.default_rng(1)
+  return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+
+
+def merged_as_peft_does(name: str, adapter: Path, directory: Path):
+  """The base's own tensors with PEFT's rule applied to each, read back."""
+  shutil.copytree(FIXTURES / name, directory)
+  content = json.loads((adapter / "adapter_config.json").read_text())
+  pairs = load_file(adapter / "adapter_model.safetensors")
+  files = sorted(directory.glob("*.safetensors"))
+  tensors = {file: load_file(file) for file in files}
+  for key in pairs:
+    if "lora_A" not in key:
+      continue
+    module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    # PEFT: a pattern fits a module whose name ends with it, after a dot.
+    fits = [t for t in content["rank_pattern"] if re.match(rf".*\.{t}$", module)]
+    rank, alpha = content["r"], content["lora_alpha"]
+    if fits:
+      rank, alpha = (content[f"{n}_pattern"][fits[0]] for n in ("rank", "alpha"))
+    a, b = pairs[key], pairs[key.replace("lora_A", "lora_B")]
+    assert a.shape[0] == b.shape[1] == rank
+    change = alpha / rank * b @ a
+    if content["fan_in_fan_out"]:
+      change = change.T
+    (file,) = (f for f in files if f"{module}.weight" in tensors[f])
+    tensors[file][f"{module}.weight"] += change
+  for file, held in tensors.items():
+    save_file(held, file)
+  return pretrained.load(directory).params["lm"]
+
+
+@pytest.mark.parametrize("targets", [".*", "query|value|up"])
+@pytest.mark.parametrize("name", NAMES)
+def test_written_adapter_means_to_peft_what_it_means_here(
+  bases, name, targets, tmp_path
+):
+  config, lm = bases[name].config, bases[name].params["lm"]
+  adapter = Adapter(rank=2, alpha=3.0, targets=targets)
+  params = drawn(config, adapter)
+  peft.save(tmp_path / "adapter", config, adapter, params, lm, "the base")
+  theirs = merged_as_peft_does(name, tmp_path / "adapter", tmp_path / "merged")
+  ours = lora.merged(lm, params, adapter)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+def test_names_are_those_peft_writes(bases, tmp_path):
+  wanted = {
+    "llama": ("q_proj", "model.layers.1.self_attn.q_proj", {"self_attn.q_proj"}),
+    "gpt_neox": (
+      "query_key_value",
+      "gpt_neox.layers.1.attention.query_key_value",
+      {"attention.query_key_value"},
+    ),
+    "gpt2": ("c_attn", "transformer.h.1.attn.c_attn", {"attn.c_attn"}),
+  }
+  for name, (targets, module, tails) in wanted.items():
+    config, lm = bases[name].config, bases[name].params["lm"]
+    adapter = Adapter(rank=2, targets=targets)
+    directory = peft.save(
+      tmp_path / name, config, adapter, drawn(config, adapter), lm, "there"
+    )
+    tensors = load_file(directory / "adapter_model.safetensors")
+    assert {f"base_model.model.{module}.lora_{x}.weight" for x in "AB"} <= set(tensors)
+    assert len(tensors) == 2 * config.layers
+    content = json.loads((directory / "adapter_config.json").read_text())
+    assert set(content["target_modules"]) == tails
+    assert content["peft_type"] == "LORA" and content["r"] == 2
+    assert content["lora_alpha"] == 16 and content["bias"] == "none"
+    assert content["base_model_name_or_path"] == "there"
+    assert content["fan_in_fan_out"] == (name == "gpt2")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapter_comes_back_as_it_was(bases, name, tmp_path):
+  config, lm = bases[name].config, bases[name].params["lm"]
+  adapter = Adapter(rank=2, alpha=3.0, targets="query|key|down", l1=0.5)
+  params = drawn(config, adapter)
+  directory = peft.save(tmp_path / "a", config, adapter, params, lm)
+  found, back = peft.load(directory, config, lm)
+  assert (found.rank, found.alpha, found.l1) == (2, 3.0, 0.5)
+  assert set(lora.targets(config, found)) == {"query", "key", "down"}
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+  with pytest.raises(ValueError, match="already holds an adapter"):
+    peft.save(directory, config, adapter, params, lm)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2"])
+def test_adapter_of_pefts_with_one_a_for_query_key_and_value(bases, name, tmp_path):
+  config, lm = bases[name].config, bases[name].params["lm"]
+  rng = np.random.default_rng(0)
+  entries = families.of(config).entries(config)
+  fused = [e for e in entries if len(e.paths) == 3 and len(e.shape) == 2]
+  modules = {e.name.removesuffix(".weight"): sorted(e.shape) for e in fused}
+  assert len(modules) == config.layers
+  tensors = {}
+  for module, (inputs, outputs) in modules.items():
+    shapes = {"A": (2, inputs), "B": (outputs, 2)}
+    for x, shape in shapes.items():
+      key = f"base_model.model.{module}.lora_{x}.weight"
+      tensors[key] = rng.normal(size=shape).astype(np.float32)
+  (tmp_path / "theirs").mkdir()
+  save_file(tensors, tmp_path / "theirs" / "adapter_model.safetensors")
+  content = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "rank_pattern": {}}
+  content["fan_in_fan_out"] = name == "gpt2"
+  (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(content))
+  adapter, params = peft.load(tmp_path / "theirs", config, lm)
+  assert adapter.scale == 3 and set(params["blocks"]) == {"query", "key", "value"}
+  want = merged_as_peft_does(name, tmp_path / "theirs", tmp_path / "merged")
+  got = lora.merged(lm, params, adapter)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_adapter_for_another_base_is_refused_by_name(bases, tmp_path):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  adapter = Adapter(rank=2)
+  directory = peft.save(
+    tmp_path / "a", config, adapter, drawn(config, adapter), lm, "my/base"
+  )
+  other = lm | {"embedding": lm["embedding"] + 1}
+  with pytest.raises(
+    ValueError, match=r"own is 'my/base'\):\n  the base has other weights"
+  ):
+    peft.load(directory, config, other)
+  gpt2 = bases["gpt2"]
+  with pytest.raises(
+    ValueError, match=r"'my/base'.*\n(.*\n)*.*the base no such module"
+  ):
+    peft.load(directory, gpt2.config, gpt2.params["lm"])
+  path = directory / "adapter_model.safetensors"
+  tensors = load_file(path)
+  key = next(key for key in sorted(tensors) if "q_proj.lora_A" in key)
+  tensors[key] = tensors[key][:, :-1].copy()
+  save_file(tensors, path)
+  with pytest.raises(ValueError, match=rf"{key} has shape \(2, \d+\), the base makes"):
+    peft.load(directory, config, lm)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"use_dora": True}, "use_dora is True; supported: False"),
+    ({"bias": "all"}, "bias is 'all'"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+  ],
+)
+def test_features_that_are_not_supported_are_named(bases, tmp_path, change, message):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  adapter = Adapter(rank=2, targets="query")
+  directory = peft.save(tmp_path / "a", config, adapter, drawn(config, adapter), lm)
+  path = directory / "adapter_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(ValueError, match=message):
+    peft.load(directory, config, lm)
+
+
+def test_no_adapter_is_named(bases, tmp_path):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  with pytest.raises(ValueError, match=r"adapter_config\.json does not exist"):
+    peft.load(tmp_path, config, lm)
