@@ -16,6 +16,7 @@ from xpo_jax import objectives
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
 from xpo_jax.train.optim import Optimizer
 from xpo_jax.types import Objective
 
@@ -259,6 +260,8 @@ class Experiment:
     mesh: over which devices.
     evaluation: held-out data.
     seed: of fresh weights and of the method's draws.
+    adapter: train low-rank adapters on the start, which stays as it is and is the
+      reference too; None trains every weight.
   """
 
   objective: Use
@@ -269,6 +272,7 @@ class Experiment:
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
+  adapter: Adapter | None = None
 
 
 def _positive(config: Any, *fields: str) -> None:

@@ -2,8 +2,9 @@
 
 A run directory holds `config.yaml` (the experiment, versions, flags, code), `data.json`
 (counts and hashes), `shown.json` (the first rows, token by token), `metrics.jsonl`,
-`tensorboard/`, `checkpoints/`, `references/`, `policy/` (a Hugging Face directory) and,
-when it is finished, `summary.json`.
+`tensorboard/`, `checkpoints/`, `references/`, `policy/` (a Hugging Face directory),
+`adapter/` (PEFT's format; `policy/` then has it merged) and, when it is finished,
+`summary.json`.
 """
 
 import json
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.data import audit, records
-from xpo_jax.models import pretrained
+from xpo_jax.models import peft, pretrained
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import (
   checkpoint,
@@ -29,15 +30,16 @@ from xpo_jax.train import (
   setup,
   step,
 )
-from xpo_jax.train.experiment import Experiment, Trained
+from xpo_jax.train.experiment import Experiment, Pretrained, Trained
 from xpo_jax.train.inputs import Memory
 from xpo_jax.train.setup import Run
-from xpo_jax.train.state import TrainState, final_params
+from xpo_jax.train.state import BASE, TrainState, final_params
 from xpo_jax.types import Array, Params
 
 SUMMARY, SHOWN = "summary.json", "shown.json"
 SHOWN_ROWS = 4
 CHECKPOINTS, POLICY, START, NONFINITE = "checkpoints", "policy", "start", "nonfinite"
+ADAPTER = "adapter"
 
 
 class Result(NamedTuple):
@@ -46,7 +48,7 @@ class Result(NamedTuple):
   Attributes:
     run_dir: its directory.
     model: the architecture.
-    params: the final policy, `{"lm": ...}`.
+    params: the final policy, `{"lm": ...}`, adapters merged.
     tokenizer: its tokenizer.
     steps: steps done.
     finished: False where SIGTERM ended it early; `resume` goes on.
@@ -157,8 +159,11 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
     state = _loop(run, run_dir, state, manager, meta, asked, say)
   manager.close()
   finished = int(state.step) == len(run.train.batches)
-  params = final_params(state)
+  trained = final_params(state)
+  params = setup.merged(run, trained)
   if finished:
+    if experiment.adapter is not None:
+      _export_adapter(run_dir, run, trained)
     _export(run_dir, run, params)
     _write_json(run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]})
     say(f"done: {run_dir / POLICY} is a Hugging Face directory")
@@ -289,6 +294,22 @@ def _export(run_dir: Path, run: Run, params: Params) -> None:
   if not (run_dir / POLICY).exists():
     pretrained.save(beside, run.model.config, params, run.tokenizer)
     beside.rename(run_dir / POLICY)
+
+
+def _export_adapter(run_dir: Path, run: Run, params: Params) -> None:
+  beside = run_dir / f"{ADAPTER}.tmp"
+  shutil.rmtree(beside, ignore_errors=True)
+  if (run_dir / ADAPTER).exists():
+    return
+  start, base = run.experiment.start, run.frozen[BASE]["lm"]
+  name = None
+  if isinstance(start, Pretrained):
+    name = start.directory
+  elif isinstance(start, Trained):
+    name = str(run_dir / START / POLICY)
+  adapter = run.experiment.adapter
+  peft.save(beside, run.model.config, adapter, params["lm"], base, name)
+  beside.rename(run_dir / ADAPTER)
 
 
 def _wandb(run: Run, run_dir: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:

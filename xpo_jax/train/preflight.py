@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from xpo_jax.data import audit, collate, pack
-from xpo_jax.models import transformer
+from xpo_jax.models import lora, transformer
 from xpo_jax.train import inputs, optim, references, setup, state, step
 from xpo_jax.train.experiment import Experiment, Trained
 from xpo_jax.train.inputs import Beginning, Memory
@@ -105,7 +105,9 @@ def _memory(experiment: Experiment, begun: Beginning, batches) -> dict[str, int]
   """Bytes of the compiled step; parameters and state are never made."""
   objective = experiment.objective.build()
   model = transformer.model(begun.config)
-  chain = optim.transform(experiment.optimizer, model.logical_axes())
+  adapter = experiment.adapter
+  trained = lora.trained(model, adapter)
+  chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
 
   def create(lm):
@@ -116,6 +118,9 @@ def _memory(experiment: Experiment, begun: Beginning, batches) -> dict[str, int]
 
   lm = jax.eval_shape(lambda: begun.params["lm"])
   frozen = {references.ROLE: {"lm": lm}} if references.reads_live(objective) else {}
+  if adapter is not None:
+    frozen[state.BASE] = {"lm": lm}
+    lm = jax.eval_shape(trained.init, jax.random.key(0))
   batch = batches[0]
   cached = {stat.field: batch.mask_MBKT for stat in references.cacheable(objective)}
   batch = batch.replace(ref={k: np.zeros_like(v) for k, v in cached.items()})
@@ -124,6 +129,7 @@ def _memory(experiment: Experiment, begun: Beginning, batches) -> dict[str, int]
     {"policy": model, references.ROLE: model},
     experiment.optimizer,
     len(batches),
+    adapter=adapter,
   )
   knobs = step.knobs(experiment.optimizer)
   make = functools.partial(jax.eval_shape, create)

@@ -12,10 +12,10 @@ import jax
 
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
-from xpo_jax.models import transformer
+from xpo_jax.models import lora, transformer
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed, place
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import place
 from xpo_jax.train import (
   configure,
   inputs,
@@ -70,7 +70,8 @@ class Run(NamedTuple):
     tokenizer: of the policy.
     train: training batches.
     held_out: held-out batches, or None.
-    frozen: role -> parameters that every step reads.
+    frozen: role -> parameters that every step reads; "base", what adapters hang on,
+      and "ref" are then one and the same.
     state: the state before step 1.
     step: see `step.make_step`.
     evaluate: see `step.make_evaluation`.
@@ -143,6 +144,8 @@ def prepare(
   objective = experiment.objective.build()
   begun = inputs.begin(experiment, run_dir, loaded, stage)
   model = transformer.model(begun.config)
+  adapter = experiment.adapter
+  trained = lora.trained(model, adapter)
   train, held_out, counts = inputs.prepare(
     experiment, loaded, begun.tokenizer, run_dir, memory
   )
@@ -152,27 +155,35 @@ def prepare(
     for examples in (train, held_out)
   )
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
+  if adapter is not None:  # checkpoints do not hold it
+    counts["base_sha256"] = distributed.digest(begun.params["lm"]).tobytes().hex()
   keep_counts(run_dir, counts)
   batches, reading = _plan(data, train, held_out)
 
   root = jax.random.key(experiment.seed)
+  start = begun.params
+  if adapter is not None:
+    start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
   params = state.with_heads(
-    objective, begun.params, begun.config.width, jax.random.fold_in(root, 1)
+    objective, start, begun.config.width, jax.random.fold_in(root, 1)
   )
-  chain = optim.transform(experiment.optimizer, model.logical_axes())
+  chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
   made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)
   if mesh is None:
     put, first, shardings = _as_it_is, state.create(*made), None
   else:
     put = functools.partial(place.place_batch, mesh)
-    first, shardings = state.create_on(mesh, model, *made)
+    first, shardings = state.create_on(mesh, trained, *made)
 
   frozen = {}
   # The policy has taken no step: its parameters are the reference's.
   ref = {"lm": first.params["lm"]}
+  if adapter is not None:
+    frozen[state.BASE] = ref = {"lm": _placed(mesh, model, begun.params["lm"])}
   if references.reads_live(objective):
-    frozen = {references.ROLE: jax.tree.map(jax.numpy.copy, ref)}
+    live = ref if adapter is not None else jax.tree.map(jax.numpy.copy, ref)
+    frozen[references.ROLE] = live
   cached = functools.partial(_cached, experiment, run_dir, begun, ref, mesh, put, say)
   source = Source(batches, cached("train", train, reading["train"]), put)
   held = None
@@ -197,11 +208,27 @@ def prepare(
       len(batches),
       mesh=mesh,
       shardings=shardings,
+      adapter=adapter,
     ),
-    evaluate=step.make_evaluation(build, models, mesh=mesh),
+    evaluate=step.make_evaluation(build, models, mesh=mesh, adapter=adapter),
     knobs=step.knobs(experiment.optimizer),
     counts=counts,
   )
+
+
+def _placed(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
+  if mesh is None:
+    return jax.tree.map(jax.numpy.asarray, lm)
+  return place.place_params(mesh, lm, model.logical_axes())
+
+
+def merged(run: Run, params: Params) -> Params:
+  """The policy's parameters without adapters: what is evaluated and exported."""
+  adapter = run.experiment.adapter
+  if adapter is None:
+    return params
+  base = run.frozen[state.BASE]["lm"]
+  return params | {"lm": lora.merged(base, params["lm"], adapter)}
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -277,7 +304,11 @@ def budget(run: Run) -> dict[str, Any]:
     **{f"shape_{k}": v for k, v in batches.shape._asdict().items()},
     "tokens_computed": batches.tokens_computed,
     "tokens_unique": batches.tokens_unique,
-    "parameters": sum(x.size for x in jax.tree.leaves(run.state.params)),
+    "parameters": sum(
+      x.size
+      for x in jax.tree.leaves([run.state.params, run.frozen.get(state.BASE, {})])
+    ),
+    "parameters_trained": sum(x.size for x in jax.tree.leaves(run.state.params)),
     "state_bytes": sum(
       x.nbytes for x in jax.tree.leaves(dataclasses.replace(run.state, key=None))
     ),

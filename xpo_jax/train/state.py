@@ -1,16 +1,20 @@
 """What a training run is between two steps: one pytree, checkpointed whole."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from xpo_jax.models import heads
+from xpo_jax.models import heads, lora
+from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import place, rules
 from xpo_jax.types import Array, Objective, Params, State
+
+BASE = "base"  # the frozen parameters that adapters hang on
 
 
 @struct.dataclass
@@ -19,8 +23,8 @@ class TrainState:
 
   Attributes:
     step: steps done, int32 scalar.
-    params: `{"lm": the policy's parameters}`, and `"value"` where an objective needs
-      a scalar head.
+    params: `{"lm": the policy's trained parameters}`, all of them or its adapters,
+      and `"value"` where an objective needs a scalar head.
     opt_state: the optimiser's.
     method_state: what the objective remembers (`Objective.init`).
     ema: moving average of `params`, or None.
@@ -117,3 +121,18 @@ def with_heads(objective: Objective, params: Params, width: int, key: Array) -> 
 def final_params(state: TrainState) -> Params:
   """The weights to evaluate and export: the average where one is kept."""
   return state.params if state.ema is None else state.ema
+
+
+def policy(
+  params: Params, frozen: Mapping[str, Params], adapter: Adapter | None
+) -> Params:
+  """The policy's parameters: those trained, hung on the base where they are adapters.
+
+  Args:
+    params: see `TrainState`.
+    frozen: role -> parameters; "base" where there is an adapter.
+    adapter: of the experiment.
+  """
+  if adapter is None:
+    return params
+  return params | {"lm": lora.attach(frozen[BASE]["lm"], params["lm"], adapter)}

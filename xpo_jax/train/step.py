@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xpo_jax import masked, scored, token_stats
+from xpo_jax import masked, policy_loss, scored, token_stats
 from xpo_jax.data.pack import Batch
+from xpo_jax.models import lora
+from xpo_jax.models.lora import Adapter
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import optim
+from xpo_jax.train import state as states
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import (
   Array,
@@ -54,6 +57,7 @@ def make_step(
   mesh: jax.sharding.Mesh | None = None,
   shardings: TrainState | None = None,
   chunk: int | None = None,
+  adapter: Adapter | None = None,
 ) -> Step:
   """The jitted step `(state, frozen, batch, knobs) -> (state, metrics)`.
 
@@ -72,22 +76,26 @@ def make_step(
     mesh: where rows and parameters are split, or None: one device.
     shardings: of the state on the mesh (`state.shardings`).
     chunk: response tokens of a row whose logits are held at once; see `models.score`.
+    adapter: what is trained, on the frozen role "base"; None: all of the policy.
 
   Returns:
     The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, what
     `observe` adds, `grad_norm` (before clipping), `learning_rate`.
   """
   # A user's own module need not name its axes where nothing reads them.
-  axes = models["policy"].logical_axes() if optimizer.weight_decay else None
+  trained = lora.trained(models["policy"], adapter)
+  axes = trained.logical_axes() if optimizer.weight_decay else None
   chain = optim.transform(optimizer, axes)
 
   def step(state, frozen, batch, knobs):
     objective = build(**knobs["objective"])
     key = jax.random.fold_in(state.key, state.step)
-    score_one = scorer(objective, models, frozen, mesh, chunk)
+    score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
     grads, means, method_state = gradient(
       objective, score_one, state.params, batch, state.method_state, key
     )
+    if adapter is not None and adapter.l1:
+      grads, means = _sparse(adapter, state.params, grads, means)
     updates, opt_state = chain.update(grads, state.opt_state, state.params)
     share = optim.schedule(optimizer, steps, state.step)
     rate = knobs["learning_rate"] * share
@@ -116,6 +124,7 @@ def make_evaluation(
   *,
   mesh: jax.sharding.Mesh | None = None,
   chunk: int | None = None,
+  adapter: Adapter | None = None,
 ) -> Callable[..., dict[str, Mean]]:
   """The jitted `(params, frozen, method_state, batch, key, knobs) -> means`.
 
@@ -125,7 +134,7 @@ def make_evaluation(
 
   def evaluate(params, frozen, method_state, batch, key, knobs):
     objective = build(**knobs["objective"])
-    score_one = scorer(objective, models, frozen, mesh, chunk)
+    score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
     scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
     whole = _merge(scored_MB)
     scored.check(objective, whole)
@@ -219,7 +228,9 @@ def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
   policy's summed log-prob in nats, `length` in tokens. Per response token: `entropy` of
   the policy in nats; `kl_k3`, the estimate exp(-r) - 1 + r of KL(policy || ref) with r
   the log-ratio, on the batch's completions. The policy did not sample them, so it is a
-  gauge of drift on the data and not an unbiased KL.
+  gauge of drift on the data and not an unbiased KL. Where rollouts bring the log-probs
+  they were drawn with, also `ratio`, pi / pi_old, and `kl_old`, log pi_old - log pi:
+  1 and 0 in the first step on rollouts of the policy itself.
   """
   means = {"length": record.length_BK}
   if record.logp_BKT is not None:
@@ -241,6 +252,11 @@ def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
     log_ratio_BKT = record.logp_BKT - record.ref_logp_BKT
     k3_BKT = jnp.expm1(-log_ratio_BKT) + log_ratio_BKT
     out["kl_k3"] = Mean((k3_BKT * weight_BKT).sum(), tokens)
+  if record.logp_BKT is not None and record.old_logp_BKT is not None:
+    ratio_BKT = policy_loss.ratio(record.logp_BKT, record.old_logp_BKT)
+    out["ratio"] = Mean((ratio_BKT * weight_BKT).sum(), tokens)
+    gap_BKT = record.old_logp_BKT - record.logp_BKT
+    out["kl_old"] = Mean((gap_BKT * weight_BKT).sum(), tokens)
   return out
 
 
@@ -255,7 +271,8 @@ def needs(objective: Objective) -> tuple[Stat, ...]:
   """What a step scores: the objective's needs, and the entropy where logits are there
   anyway; in an order that does not change from process to process."""
   stats = set(objective.needs)
-  if any("policy" in stat.roles for stat in stats):
+  fields = {stat.field for stat in stats}
+  if ENTROPY.field not in fields and any("policy" in stat.roles for stat in stats):
     stats.add(ENTROPY)
   return tuple(sorted(stats, key=lambda stat: stat.field))
 
@@ -274,11 +291,12 @@ def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
 ENTROPY = Stat("entropy_BKT", ("policy",), _entropy)
 
 
-def scorer(objective, models, frozen, mesh, chunk):
+def scorer(objective, models, frozen, mesh, chunk, adapter=None):
   stats = needs(objective)
+  models = dict(models) | {"policy": lora.attached(models["policy"], adapter)}
 
   def score_one(params: Params, microbatch: Batch) -> Scored:
-    roles = {"policy": params, **frozen}
+    roles = {"policy": states.policy(params, frozen, adapter), **frozen}
     return score(models, roles, stats, microbatch, mesh, chunk)
 
   return score_one
@@ -286,6 +304,19 @@ def scorer(objective, models, frozen, mesh, chunk):
 
 def _named(loss: Loss) -> dict[str, Mean]:
   return {f"loss/{n}": term for n, term in loss.terms.items()} | dict(loss.metrics)
+
+
+def _sparse(
+  adapter: Adapter, params: Params, grads: Params, means: Mapping[str, Mean]
+) -> tuple[Params, dict[str, Mean]]:
+  """Adds the L1 norm of the adapters' changes, once a step, to loss and gradient."""
+
+  def penalty(lm: Params) -> Array:
+    return adapter.l1 * lora.l1(lm, adapter)
+
+  value, d_lm = jax.value_and_grad(penalty)(params["lm"])
+  grads = grads | {"lm": jax.tree.map(jnp.add, grads["lm"], d_lm)}
+  return grads, dict(means) | {"loss/l1": Mean(value, jnp.ones_like(value))}
 
 
 def _padding(batch: Batch) -> dict[str, Mean]:
