@@ -12,7 +12,7 @@ from xpo_jax.data import world
 from xpo_jax.models import config
 from xpo_jax.recipes import find
 from xpo_jax.recipes.sentiment_study import Arm, Study
-from xpo_jax.train import offline
+from xpo_jax.train import offline, reward_run
 from xpo_jax.train.experiment import Experiment, MeshShape, Scratch, Trained, Use
 
 ROOT = Path(__file__).parent.parent / "experiments"
@@ -54,6 +54,9 @@ def test_header_says_command_hardware_and_last_result(path):
     ("controlled_sentiment_imdb", ["source=imdb", "policy=gpt2"]),
     ("dpo_hh", ["path=hh.jsonl"]),
     ("dpo_hh_pythia", ["path=hub:some/name", "policy=pythia"]),
+    ("reward_hh", ["path=hh.jsonl"]),
+    ("preference_hh", ["path=hh.jsonl"]),
+    ("reward_listwise", ["path=lists.jsonl"]),
   ],
 )
 def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
@@ -67,6 +70,7 @@ def test_every_named_recipe_is_tested():
   assert set(find.names()) == {
     *("controlled_sentiment", "controlled_sentiment_imdb"),
     *("dpo_hh", "dpo_hh_pythia"),
+    *("reward_hh", "preference_hh", "reward_listwise"),
     "compare_objectives",  # in recipes/compare_test.py
   }
 
@@ -100,6 +104,52 @@ def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
   assert "eval/reward_accuracy" in json.loads(lines[-1])
   counts = json.loads((tmp_path / "run" / "data.json").read_text())
   assert "no shared prompt" in json.dumps(counts)
+
+
+def _lists(path: Path) -> None:
+  """Prompts with ragged lists of judged answers."""
+  texts = world.generate(120, 0)
+  rows = []
+  for n in range(40):
+    answers = [text.strip() for _, text in texts[3 * n : 3 * n + 2 + n % 2]]
+    judged = zip(answers, world.true_reward(answers).tolist(), strict=True)
+    responses = [{"text": text, "p_beats_baseline": p} for text, p in judged]
+    rows.append({"prompt": f"what of {texts[n][0]}?", "responses": responses})
+  path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+@pytest.mark.parametrize(
+  ("name", "write", "stages"),
+  [("reward_hh", _hh, 1), ("preference_hh", _hh, 1), ("reward_listwise", _lists, 2)],
+)
+def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
+  tmp_path, name, write, stages
+):
+  write(tmp_path / "data.jsonl")
+  whole = find.load(name, [f"path={tmp_path / 'data.jsonl'}"]).experiment
+  small = config.Config(
+    vocab=400, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
+  )
+  sizes = {"steps": 1, "row_length": 320, "rows_per_step": 2, "microbatches": 1}
+  one = {"mesh": MeshShape(data=1)}
+  start = Scratch(small)
+  if stages == 2:  # the reference samples come from the stage before
+    first = whole.start.experiment
+    data = dataclasses.replace(first.data, **sizes)
+    start = Trained(dataclasses.replace(first, data=data, start=start, **one))
+  data = dataclasses.replace(whole.data, **sizes)
+  whole = dataclasses.replace(whole, data=data, start=start, **one)
+  run_dir = tmp_path / "run"
+  done = offline.train(whole, run_dir, say=lambda line: None)
+  assert done.finished
+  found = reward_run.judge_run(run_dir, samples=4, most=None, batch=8)
+  measured = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+  if name != "reward_listwise":  # there prompts weigh the same, not pairs
+    accuracy = found.measures["accuracy"].mean
+    assert accuracy == pytest.approx(measured["eval/reward_accuracy"], abs=1e-6)
+  about = json.loads((run_dir / "policy" / "reward.json").read_text())
+  assert about["kind"] == ("preference" if name == "preference_hh" else "reward")
+  assert (about["gain"] == 1) == (name == "preference_hh")
 
 
 @pytest.mark.slow

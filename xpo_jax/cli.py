@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
   sub = command("resume", _resume, "continue a run, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
-  sub = command("evaluate", _evaluate, "judge a run's policy on held-out prompts")
+  sub = command(
+    "evaluate", _evaluate, "judge a run's policy or reward model on held-out prompts"
+  )
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub.add_argument(
     "--reward",
@@ -233,9 +235,16 @@ def _resume(args, rest) -> None:
 
 
 def _evaluate(args, rest) -> None:
-  from xpo_jax.train import finished, report
+  from xpo_jax.train import finished, report, reward_run
 
   del rest
+  if reward_run.is_reward(args.run_dir):
+    agreed = reward_run.judge_run(args.run_dir, seed=args.seed)
+    rows = {name: str(interval) for name, interval in agreed.measures.items()}
+    rows["calibration_error"] = f"{agreed.calibration_error:.3f}"
+    _table("agreement with held-out labels, mean [95 % interval over prompts]", rows)
+    print(f"report: {report.write(args.run_dir)}")
+    return
   found = finished.evaluate_run(
     args.run_dir,
     reward=_function(args.reward),

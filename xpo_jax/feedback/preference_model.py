@@ -20,6 +20,8 @@ from xpo_jax.feedback.protocol import Preference, Scores
 from xpo_jax.feedback.reward_model import RewardModel
 from xpo_jax.types import Layout
 
+BOTH_ORDERS = "xpo_jax.feedback.preference_model:both_orders"  # for `Data.transform`
+
 
 def both_orders(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
   """Pairs as the objective `preference_model` reads them; for `Data.transform`.

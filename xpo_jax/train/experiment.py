@@ -94,6 +94,9 @@ class Data:
     template: how a record becomes text.
     limits: longest prompt and completion in tokens.
     bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
+    transform: "module:function" that turns the examples and the tokenizer into other
+      examples before they are laid out, or None; such as
+      "xpo_jax.feedback.preference_model:both_orders".
     row_length: tokens of a packed row; None: the longest group.
     rows_per_step: rows of an optimiser step, all microbatches and devices together.
     microbatches: gradient accumulation; divides rows_per_step.
@@ -113,6 +116,7 @@ class Data:
   template: Template = dataclasses.field(default_factory=Template)
   limits: Limits = dataclasses.field(default_factory=Limits)
   bad_rows: Literal["stop", "drop"] = "stop"
+  transform: str | None = None
   row_length: int | None = None
   rows_per_step: int = 16
   microbatches: int = 1
@@ -125,6 +129,10 @@ class Data:
   def __post_init__(self):
     if self.bad_rows not in ("stop", "drop"):
       raise ValueError(f"Data.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'")
+    if self.transform is not None and ":" not in self.transform:
+      raise ValueError(
+        f"Data.transform is {self.transform!r}; it must be 'module:function'"
+      )
     _positive(self, "limit", "row_length", "rows_per_step", "microbatches")
     _positive(self, "groups_per_row", "epochs", "steps")
     if self.rows_per_step % self.microbatches:

@@ -16,7 +16,14 @@ from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import pretrained, transformer
 from xpo_jax.models.config import Config
-from xpo_jax.train.experiment import Data, Evaluation, Experiment, Pretrained, Scratch
+from xpo_jax.train.experiment import (
+  Data,
+  Evaluation,
+  Experiment,
+  Pretrained,
+  Scratch,
+  factory,
+)
 from xpo_jax.types import Params
 
 Memory = Mapping[str, Sequence[Record]]
@@ -123,6 +130,9 @@ def prepare(
     made = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | made.examples
     counts = counts | {"held_out": made.audit.summary()}
+  if data.transform is not None:
+    transform = factory(data.transform)
+    examples = {name: transform(rows, tokenizer) for name, rows in examples.items()}
   return examples["train"], examples.get("held_out", []), counts
 
 

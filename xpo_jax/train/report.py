@@ -13,7 +13,15 @@ import jax
 import yaml
 
 from xpo_jax import scored, toy
-from xpo_jax.train import charts, configure, evaluate, metrics, page, verdicts
+from xpo_jax.train import (
+  agreement,
+  charts,
+  configure,
+  evaluate,
+  metrics,
+  page,
+  verdicts,
+)
 from xpo_jax.types import Objective
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -63,8 +71,8 @@ def write(run_dir: Path) -> Path:
   """Writes report.html and report.md into a run.
 
   Args:
-    run_dir: a run: config.yaml; metrics.jsonl, data.json, shown.json, evaluation.json
-      and samples.jsonl where there are any.
+    run_dir: a run: config.yaml; metrics.jsonl, data.json, shown.json,
+      evaluation.json, agreement.json and samples.jsonl where there are any.
 
   Returns:
     The path of report.html.
@@ -102,6 +110,9 @@ def run_page(run_dir: Path) -> page.Page:
   sections = [page.Section("Verdicts", _verdicts(found, lines, unknown))]
   if evaluation:
     sections.append(page.Section("Evaluation", _evaluation(evaluation)))
+  if agreed := _json(run_dir / agreement.FILE):
+    tables = agreement.tables(agreed)
+    sections.append(page.Section("Agreement with held-out labels", tables))
   if lines:
     sections.append(page.Section("Curves", [page.Figures(curves(lines))]))
   if (run_dir / evaluate.SAMPLES).exists():
