@@ -1,0 +1,130 @@
+"""Critique and revision by a constitution: Constitutional AI's first phase.
+
+Bai et al. 2022, arXiv:2212.08073. Its second phase is `judge.preference` with the
+prompt "principle" and a file of principles.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from xpo_jax.feedback import prompting
+from xpo_jax.feedback.judge import Backend
+from xpo_jax.feedback.prompting import Turn
+
+
+class Revised(NamedTuple):
+  """One round of revision of N completions.
+
+  Attributes:
+    critique: what is wrong with each.
+    text: each without it; None: the critic gave no revision.
+    principle: by which; "" for a critic without principles.
+  """
+
+  critique: tuple[str, ...]
+  text: tuple[str | None, ...]
+  principle: tuple[str, ...]
+
+
+Critic = Callable[[Sequence[str], Sequence[str], int], Revised]
+"""`(prompts, completions, draw) -> Revised`; another draw is another principle."""
+
+
+def critic(
+  backend: Backend,
+  *,
+  critique: str = "critique",
+  revision: str = "revision",
+  principles: str = "principles",
+  retries: int = 2,
+  seed: int = 0,
+) -> Critic:
+  """A language model that criticises by a drawn principle, then revises.
+
+  Args:
+    backend: who writes.
+    critique: a prompt file with `{prompt}`, `{completion}` and `{principle}`.
+    revision: a prompt file that also has `{critique}`.
+    principles: a file of principles; one is drawn for each prompt and draw.
+    retries: how often an empty answer is asked for again.
+    seed: of the drawn principle.
+
+  Raises:
+    ValueError: a file that is missing or does not fit.
+  """
+  parts, places = ("sample", "ending"), ("prompt", "completion", "principle")
+  ask = prompting.load(critique, parts, places)
+  mend = prompting.load(revision, parts, (*places, "critique"))
+  known = prompting.principles(principles)
+
+  def criticise(
+    prompts: Sequence[str], completions: Sequence[str], draw: int
+  ) -> Revised:
+    drawn = [
+      known[int(len(known) * prompting.draw(seed, str(draw), prompt))]
+      for prompt in prompts
+    ]
+    texts = [
+      {"prompt": prompt, "completion": completion}
+      for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    said = _written(backend, ask, texts, drawn, draw, retries)
+    heard = [n for n, critique in enumerate(said) if critique is not None]
+    filled = [texts[n] | {"critique": said[n]} for n in heard]
+    new: list[str | None] = [None] * len(texts)
+    mended = _written(backend, mend, filled, [drawn[n] for n in heard], draw, retries)
+    for n, text in zip(heard, mended, strict=True):
+      new[n] = text
+    return Revised(tuple(c or "" for c in said), tuple(new), tuple(drawn))
+
+  return criticise
+
+
+def revise(
+  critic: Critic, prompts: Sequence[str], completions: Sequence[str], rounds: int = 4
+) -> list[Revised]:
+  """Rounds of critique and revision, each of what the one before left.
+
+  Args:
+    critic: who criticises.
+    prompts: N texts.
+    completions: an answer to each.
+    rounds: how many. Paper: 4.
+
+  Returns:
+    The rounds in order; where a revision is None, the next has the text before it.
+  """
+  made, texts = [], list(completions)
+  for number in range(rounds):
+    made.append(critic(prompts, texts, number))
+    texts = [b if a is None else a for a, b in zip(made[-1].text, texts, strict=True)]
+  return made
+
+
+def _written(
+  backend: Backend,
+  prompt: prompting.Prompt,
+  texts: Sequence[dict[str, str]],
+  principles: Sequence[str],
+  draw: int,
+  retries: int,
+) -> list[str | None]:
+  asked = [
+    (
+      Turn(
+        "user", prompting.fill(prompt, ("sample", "ending"), each, {"principle": p})
+      ),
+    )
+    for each, p in zip(texts, principles, strict=True)
+  ]
+  written: list[str | None] = [None] * len(asked)
+  waiting = list(range(len(asked)))
+  for attempt in range(retries + 1):
+    if not waiting:
+      break
+    # The number of the round leaves room for the attempts between rounds.
+    answers = backend.write([asked[n] for n in waiting], draw * (retries + 1) + attempt)
+    for n, answer in zip(waiting, answers, strict=True):
+      written[n] = (answer or "").strip() or None
+    waiting = [n for n in waiting if written[n] is None]
+  return written
