@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from scipy import special
+
+from xpo_jax.data import world
+from xpo_jax.feedback import rules
+
+
+def _value(scorer, texts, prompts=None):
+  return scorer(prompts or ["p"] * len(texts), texts).value_N.tolist()
+
+
+def test_the_world_reads_the_whole_text_and_sentiment_the_completion():
+  prompts, texts = ["a dreadful, awful plot"], [" with fun."]
+  whole = world.true_reward([prompts[0] + texts[0]]).tolist()
+  assert _value(rules.world_reward(), texts, prompts) == whole
+  assert _value(rules.sentiment(), texts, prompts) == world.true_reward(texts).tolist()
+  assert _value(rules.sentiment(), texts)[0] > whole[0]
+
+
+def test_patterns_are_searched_for_or_match_whole():
+  texts = ["the answer is 42", " 42\n", "none"]
+  assert _value(rules.matches(r"\d+"), texts) == [1, 1, 0]
+  assert _value(rules.matches(r"\d+", whole=True), texts) == [0, 1, 0]
+
+
+@pytest.mark.nonfinite
+def test_answers_are_compared_exactly_and_unknown_prompts_abstain():
+  scorer = rules.exact({"2+2": "4", "capital": "Paris"}, extract=r"#### *(.*)")
+  prompts = ["2+2", "2+2", "2+2", "capital", "other"]
+  texts = ["#### 5 no #### 4", "#### 44", "4", "so\n#### paris ", "#### 4"]
+  np.testing.assert_equal(_value(scorer, texts, prompts), [0, 0, 0, 1, np.nan])
+  texts = ["#### 5 no\n#### 4", "4"]
+  assert _value(scorer, texts, ["2+2", "2+2"]) == [1, 0]
+  assert _value(rules.exact({"2+2": "4"}), [" 4 ", "#### 4"], ["2+2"] * 2) == [1, 0]
+
+
+def test_length_counts_words():
+  assert _value(rules.length(), ["", "a  bc d"]) == [0, 3]
+  assert _value(rules.length(target=2), ["", "a  bc d"]) == [-2, -1]
+
+
+def test_a_scorer_becomes_a_preference():
+  ask = ["p"] * 3, ["a b c", "a", "x"], ["a", "a b", "y"]
+  p_N = rules.bradley_terry(rules.length(), temperature=0.5)(*ask).value_N
+  np.testing.assert_allclose(p_N, special.expit([4, -2, 0]), rtol=1e-6)
+  p_N = rules.bradley_terry(rules.length(), temperature=0)(*ask).value_N
+  assert p_N.tolist() == [1, 0, 0.5]
+
+
+@pytest.mark.nonfinite
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_preference_abstains_with_its_scorer(temperature):
+  judge = rules.bradley_terry(rules.exact({"p": "a"}), temperature)
+  p_N = judge(["p", "other"], ["a", "a"], ["b", "b"]).value_N
+  assert p_N[0] > 0.5
+  assert np.isnan(p_N[1])
+
+
+def test_what_cannot_be_a_rule_is_refused():
+  with pytest.raises(ValueError, match="no regular expression"):
+    rules.matches("(")
+  with pytest.raises(ValueError, match="no answers"):
+    rules.exact({})
+  with pytest.raises(ValueError, match="temperature is -1"):
+    rules.bradley_terry(rules.length(), -1)
