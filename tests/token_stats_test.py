@@ -106,3 +106,23 @@ def test_number_of_rivals_is_a_positive_whole_number(k):
 def test_vocabulary_without_enough_rivals_is_refused():
   with pytest.raises(ValueError, match="need a vocabulary > 6, this is 6"):
     token_stats.top_rivals(POLICY, TARGET, 6)
+
+
+def test_tempered_is_the_statistic_of_divided_logits():
+  logits_CV = jnp.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+  target_C = jnp.array([2, 0])
+  cool = token_stats.tempered(token_stats.LOGP, 0.5)
+  p_CV = np.exp(np.asarray(logits_CV, np.float64) / 0.5)
+  expected = np.log(p_CV[[0, 1], [2, 0]] / p_CV.sum(1))
+  np.testing.assert_allclose(cool.fn({"policy": logits_CV}, target_C), expected, 1e-5)
+
+
+def test_tempered_leaves_values_and_temperature_1_alone_and_equal_needs_equal():
+  value = token_stats.tempered(token_stats.VALUE, 0.5)
+  assert value.fn({"policy.value": jnp.array([3.0])}, None).tolist() == [3.0]
+  assert token_stats.tempered(token_stats.LOGP, 1.0) is token_stats.LOGP
+  assert token_stats.tempered(token_stats.LOGP, 0.7) is token_stats.tempered(
+    token_stats.LOGP, 0.7
+  )
+  with pytest.raises(ValueError, match="temperature=0"):
+    token_stats.tempered(token_stats.LOGP, 0.0)

@@ -68,6 +68,34 @@ def rivals(k: int) -> Stat:
   return Stat(f"rivals_{k}_BKTJ", ("policy",), fn)
 
 
+@functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
+def tempered(stat: Stat, temperature: float) -> Stat:
+  """The statistic of policies whose logits are divided by a temperature.
+
+  Every role's logits are: policy, reference and all; scalar heads are not.
+
+  Args:
+    stat: any.
+    temperature: > 0; 1 gives the statistic itself.
+
+  Raises:
+    ValueError: temperature <= 0.
+  """
+  if not temperature > 0:
+    raise ValueError(f"tempered: temperature={temperature} must be > 0")
+  if temperature == 1:
+    return stat
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    warm = {
+      role: x if role.endswith(".value") else x / temperature
+      for role, x in roles.items()
+    }
+    return stat.fn(warm, target_C)
+
+  return stat._replace(fn=fn)
+
+
 def entropy(logits_CV: Array) -> Array:
   """Entropy of the softmax, in nats, `[C]`; a token of logit -inf adds nothing."""
   logp_CV = jax.nn.log_softmax(logits_CV)

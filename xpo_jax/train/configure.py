@@ -27,27 +27,29 @@ from xpo_jax.train.experiment import (
   Use,
   factory,
 )
+from xpo_jax.train.online_experiment import Call, OnlineExperiment
 
 FILE = "config.yaml"
 _STARTS = {kind.__name__: kind for kind in (Scratch, Pretrained, Trained)}
+_KINDS = _STARTS | {OnlineExperiment.__name__: OnlineExperiment}  # told by a tag
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xpo_jax")
 _FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")
 
 
-def write(run_dir: Path, experiment: Experiment) -> None:
+def write(run_dir: Path, experiment: Experiment | OnlineExperiment) -> None:
   """Writes config.yaml: the experiment, and what it ran with."""
   content = {"experiment": to_dict(experiment), **surroundings()}
   text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
   (run_dir / FILE).write_text(text, encoding="utf-8")
 
 
-def read(run_dir: Path) -> tuple[Experiment, dict[str, Any]]:
+def read(run_dir: Path) -> tuple[Experiment | OnlineExperiment, dict[str, Any]]:
   """The experiment of a run, and everything else in its config.yaml."""
   path = Path(run_dir) / FILE
   if not path.exists():
     raise ValueError(f"{run_dir} is not a run: it has no {FILE}")
   content = yaml.safe_load(path.read_text(encoding="utf-8"))
-  return from_dict(Experiment, content.pop("experiment")), content
+  return from_dict(Experiment | OnlineExperiment, content.pop("experiment")), content
 
 
 def surroundings() -> dict[str, Any]:
@@ -71,12 +73,13 @@ def code_digest() -> str:
 
 
 def to_dict(value: Any) -> Any:
-  """Plain data for YAML and JSON. A `Use` becomes `{"use": name, **knobs}`; a named
-  knob, such as a link or a divergence, its name."""
-  if isinstance(value, Use):
-    return {"use": value.name} | {k: to_dict(v) for k, v in value.knobs.items()}
+  """Plain data for YAML and JSON. A `Use` becomes `{"use": name, **knobs}`, a `Call`
+  `{"call": name, **knobs}`; a named knob, such as a link or a divergence, its name."""
+  if isinstance(value, Use | Call):
+    word = "use" if isinstance(value, Use) else "call"
+    return {word: value.name} | {k: to_dict(v) for k, v in value.knobs.items()}
   if dataclasses.is_dataclass(value):
-    tag = {"kind": type(value).__name__} if type(value) in _STARTS.values() else {}
+    tag = {"kind": type(value).__name__} if type(value) in _KINDS.values() else {}
     fields = dataclasses.fields(value)
     return tag | {f.name: to_dict(vars(value)[f.name]) for f in fields}
   if isinstance(value, enum.Enum):
@@ -100,11 +103,12 @@ def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
     kinds = [h for h in typing.get_args(hint) if h is not types.NoneType]
     if isinstance(value, Mapping) and "kind" in value:
       value = dict(value)
-      kinds = [_STARTS[value.pop("kind")]]
+      kinds = [_KINDS[value.pop("kind")]]
     return from_dict(kinds[0], value, where)
-  if hint is Use:
-    knobs = {k: _knob(v) for k, v in value.items() if k != "use"}
-    return Use(value["use"], **knobs)
+  if hint is Use or hint is Call:
+    word = "use" if hint is Use else "call"
+    knobs = {k: _knob(v) for k, v in value.items() if k != word}
+    return hint(value[word], **knobs)
   if dataclasses.is_dataclass(hint):
     hints = typing.get_type_hints(hint)
     unknown = sorted(set(value) - set(hints))
@@ -149,8 +153,8 @@ def refuse_change(
 
 
 def from_args(
-  default: Experiment, args: Sequence[str], prog: str | None = None
-) -> Experiment:
+  default: Experiment | OnlineExperiment, args: Sequence[str], prog: str | None = None
+) -> Experiment | OnlineExperiment:
   """The experiment with fields overridden by flags such as `--objective.beta 0.2`.
 
   `--objective NAME` takes another objective of the index, whose own knobs are then the
@@ -180,6 +184,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = ""):
 def _knob(value: Any) -> Any:
   if isinstance(value, Mapping) and "use" in value:
     return from_dict(Use, value)
+  if isinstance(value, Mapping) and "call" in value:
+    return from_dict(Call, value)
   return tuple(_knob(v) for v in value) if isinstance(value, list) else value
 
 
@@ -200,7 +206,7 @@ def _git() -> str | None:
 def _face(value: Any) -> Any:
   """A dataclass instance with the fields that a shell can set: for tyro, which wants
   one concrete class where we have unions and knobs."""
-  if isinstance(value, Use):
+  if isinstance(value, Use | Call):
     source, items = factory(value.name), value.knobs
   else:
     source = type(value)
@@ -239,11 +245,11 @@ def _nests(hint: Any) -> bool:
 
 def _behind(value: Any, face: Any) -> Any:
   """`value` with what was set on its face."""
-  old = value.knobs if isinstance(value, Use) else vars(value)
+  old = value.knobs if isinstance(value, Use | Call) else vars(value)
   new = {
     name: _behind(old[name], item) if dataclasses.is_dataclass(item) else item
     for name, item in vars(face).items()
   }
-  if isinstance(value, Use):
-    return Use(value.name, **(dict(old) | new))
+  if isinstance(value, Use | Call):
+    return type(value)(value.name, **(dict(old) | new))
   return dataclasses.replace(value, **new)

@@ -43,27 +43,36 @@ class Use:
       ValueError: unknown objective, a knob the factory lacks or misses, or a value
         it refuses.
     """
-    name = objective if isinstance(objective, str) else _name(objective)
-    signature = inspect.signature(factory(name)).parameters
-    unknown = sorted(set(knobs) - set(signature))
-    if unknown:
-      close = difflib.get_close_matches(unknown[0], signature, n=1)
-      meant = f" (did you mean {close[0]!r}?)" if close else ""
-      known = ", ".join(signature) or "none"
-      raise ValueError(f"{name} has no knob {unknown[0]!r}{meant}; its knobs: {known}")
-    given = {k: p.default for k, p in signature.items() if p.default is not p.empty}
-    given |= knobs
-    missing = [k for k in signature if k not in given]
-    if missing:
-      raise ValueError(f"{name} needs a value for its knob {', '.join(missing)}")
+    name = objective if isinstance(objective, str) else name_of(objective)
     object.__setattr__(self, "name", name)
-    object.__setattr__(self, "knobs", {k: given[k] for k in signature})
+    object.__setattr__(self, "knobs", bound(name, knobs))
     self.build()
 
   def build(self, **traced: Any) -> Objective:
     """The objective; `traced` overrides knobs, by numbers under a trace if need be."""
     knobs = {k: _built(value) for k, value in (dict(self.knobs) | traced).items()}
     return factory(self.name)(**knobs)
+
+
+def bound(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Every argument of a factory, defaults filled in, in the order of its signature.
+
+  Raises:
+    ValueError: an argument that the factory lacks or misses.
+  """
+  signature = inspect.signature(factory(name)).parameters
+  unknown = sorted(set(given) - set(signature))
+  if unknown:
+    close = difflib.get_close_matches(unknown[0], signature, n=1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    known = ", ".join(signature) or "none"
+    raise ValueError(f"{name} has no knob {unknown[0]!r}{meant}; its knobs: {known}")
+  defaults = {k: p.default for k, p in signature.items() if p.default is not p.empty}
+  knobs = defaults | dict(given)
+  missing = [k for k in signature if k not in knobs]
+  if missing:
+    raise ValueError(f"{name} needs a value for its knob {', '.join(missing)}")
+  return {k: knobs[k] for k in signature}
 
 
 def factory(name: str) -> Factory:
@@ -87,7 +96,8 @@ class Data:
 
   Attributes:
     path: a .jsonl or .jsonl.gz file, a TFDS directory (`data.tfds`), "hub:NAME" for a
-      Hugging Face data set, or the name of records handed to `offline.train`.
+      Hugging Face data set, "world:NUMBER" for so many reviews of the embedded world,
+      or the name of records handed to `offline.train`.
     split: of a TFDS or Hugging Face data set.
     limit: use only the first so many records, or None.
     reading: which columns mean what.
@@ -133,8 +143,8 @@ class Data:
       raise ValueError(
         f"Data.transform is {self.transform!r}; it must be 'module:function'"
       )
-    _positive(self, "limit", "row_length", "rows_per_step", "microbatches")
-    _positive(self, "groups_per_row", "epochs", "steps")
+    check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
+    check_positive(self, "groups_per_row", "epochs", "steps")
     if self.rows_per_step % self.microbatches:
       raise ValueError(
         f"Data.microbatches is {self.microbatches}, which does not divide "
@@ -202,7 +212,7 @@ class MeshShape:
   tensor: int = 1
 
   def __post_init__(self):
-    _positive(self, "data", "fsdp", "tensor")
+    check_positive(self, "data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +234,7 @@ class Loop:
   wandb: str | None = None
 
   def __post_init__(self):
-    _positive(self, "log_every", "eval_every", "checkpoint_every", "keep")
+    check_positive(self, "log_every", "eval_every", "checkpoint_every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +255,7 @@ class Evaluation:
   limit: int | None = None
 
   def __post_init__(self):
-    _positive(self, "limit")
+    check_positive(self, "limit")
     if not 0 <= self.share < 1:
       raise ValueError(f"Evaluation.share is {self.share}; it must be in [0, 1)")
     if self.path is not None and self.share:
@@ -283,7 +293,8 @@ class Experiment:
   adapter: Adapter | None = None
 
 
-def _positive(config: Any, *fields: str) -> None:
+def check_positive(config: Any, *fields: str) -> None:
+  """Refuses a field of a config that is set and less than 1, by name."""
   for field in fields:
     value = vars(config)[field]
     if value is not None and value < 1:
@@ -292,7 +303,8 @@ def _positive(config: Any, *fields: str) -> None:
       )
 
 
-def _name(given: Factory) -> str:
+def name_of(given: Factory) -> str:
+  """The index name of an objective's factory, else "module:factory"."""
   name = given.__name__
   if name in objectives.NAMES and objectives.get(name) is given:
     return name

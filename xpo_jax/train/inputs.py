@@ -57,6 +57,8 @@ def load(data: Data | Evaluation, like: Data, memory: Memory) -> Loaded:
   path = data.path
   if path in memory:
     loaded = _from_memory(path, memory[path])
+  elif path.startswith("world:"):
+    loaded = _embedded(path)
   elif path.endswith((".jsonl", ".jsonl.gz")):
     if not Path(path).exists():
       raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
@@ -69,7 +71,7 @@ def load(data: Data | Evaluation, like: Data, memory: Memory) -> Loaded:
     held = f", or one of the records in memory: {', '.join(memory)}" if memory else ""
     raise ValueError(
       f"{type(data).__name__}.path is {path!r}; it must be a .jsonl or .jsonl.gz file, "
-      f"a TFDS directory, or hub:NAME{held}"
+      f"a TFDS directory, hub:NAME, or world:NUMBER{held}"
     )
   if data.limit is not None:
     loaded = dataclasses.replace(loaded, records=loaded.records[: data.limit])
@@ -152,6 +154,19 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
 def _from_memory(name: str, rows: Sequence[Record]) -> Loaded:
   text = json.dumps([dataclasses.asdict(row) for row in rows], sort_keys=True)
   return Loaded(name, tuple(rows), (), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _embedded(path: str) -> Loaded:
+  number = path.removeprefix("world:")
+  if not number.isdecimal() or not int(number):
+    raise ValueError(
+      f"path {path!r}: world:NUMBER wants a number of reviews, at least 1"
+    )
+  rows = [
+    records.Demonstration(f"review {i}", prompt, completion)
+    for i, (prompt, completion) in enumerate(world.generate(int(number), seed=0))
+  ]
+  return _from_memory(path, rows)
 
 
 def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:

@@ -139,7 +139,7 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
   stage = None
   if isinstance(experiment.start, Trained):
     stage = run_dir / START
-    before = _stage(experiment.start.experiment, stage, memory, say)
+    before = stage_before(experiment.start.experiment, stage, memory, say)
     if before is not None and not before.finished:
       return before._replace(run_dir=run_dir)
     stage = stage / POLICY
@@ -172,7 +172,9 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
   return Result(run_dir, run.model, params, run.tokenizer, int(state.step), finished)
 
 
-def _stage(experiment, run_dir, memory, say) -> Result | None:
+def stage_before(
+  experiment: Experiment, run_dir: Path, memory: Memory, say: screen.Say
+) -> Result | None:
   """Runs the stage before, or the rest of it; None where it is done."""
   if (run_dir / SUMMARY).exists():
     return None

@@ -18,16 +18,19 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def following(steps: int, done: int, say: Say = say) -> Iterator[Report]:
+def following(
+  steps: int, done: int, say: Say = say, names: Sequence[str] = _SHOWN
+) -> Iterator[Report]:
   """Yields a function that shows a line of metrics.
 
   Args:
     steps: of the whole run.
     done: steps done before.
     say: where plain lines go.
+    names: what is shown of a line; a terminal's bar has room for the first two.
   """
   if not sys.stdout.isatty():
-    yield lambda line: say(f"step {int(line['step'])}/{steps}  {describe(line)}")
+    yield lambda line: say(f"step {int(line['step'])}/{steps}  {describe(line, names)}")
     return
   columns = (
     progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -38,7 +41,7 @@ def following(steps: int, done: int, say: Say = say) -> Iterator[Report]:
   with progress.Progress(*columns) as bar:
     task = bar.add_task("", total=steps, completed=done, line="compiling")
     yield lambda line: bar.update(
-      task, completed=line["step"], line=describe(line, _SHOWN[:2])
+      task, completed=line["step"], line=describe(line, names[:2])
     )
 
 

@@ -39,6 +39,26 @@ class TrainState:
   key: Array
 
 
+@struct.dataclass
+class OnlineState:
+  """All that an online run carries from iteration to iteration.
+
+  Attributes:
+    step: iterations done, int32 scalar.
+    train: of the optimiser; its `step` counts updates.
+    ref: `{"lm": ...}` of the reference where it is renewed; None: it is the start.
+    sampler: the policy's parameters at the start of the last iterations, the oldest
+      first, as many as the sampler is behind.
+    beta: of the KL controller, or None.
+  """
+
+  step: Array
+  train: TrainState
+  ref: Params | None
+  sampler: tuple[Params, ...]
+  beta: Array | None
+
+
 def create(
   params: Params,
   optimizer: optax.GradientTransformation,

@@ -1,0 +1,100 @@
+"""An online experiment survives YAML, takes flags, and refuses what cannot be meant."""
+
+import pytest
+
+from xpo_jax import controllers
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.train import configure, experiment
+from xpo_jax.train.experiment import Pretrained, Use
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+
+
+def pair_of(first: object, others: tuple = (), scale: float = 1.0):
+  """What a `Call` makes, for these tests."""
+  return first, others, scale
+
+
+SOURCE = Call(pair_of, first=Call(pair_of, first=1), others=[Call(pair_of, first=2)])
+RUN = OnlineExperiment(
+  Use("ppo", beta=0.02),
+  Prompts("prompts.jsonl", limits=Limits(prompt=32)),
+  Pretrained("policy"),
+  Feedback(SOURCE, missing_eos=1.0),
+  controller=Call(controllers.adaptive_kl, beta=0.02),
+)
+
+
+def test_experiment_survives_yaml(tmp_path):
+  configure.write(tmp_path, RUN)
+  again, _ = configure.read(tmp_path)
+  dicts = map(configure.to_dict, (again, RUN))
+  assert configure.difference(*dicts) == []
+  assert again.feedback.source.build() == RUN.feedback.source.build()
+  assert again.controller == RUN.controller
+
+
+def test_call_makes_what_it_holds():
+  made = SOURCE.build()
+  assert made == ((1, (), 1.0), ((2, (), 1.0),), 1.0)
+
+
+def test_call_refuses_an_argument_the_function_lacks():
+  with pytest.raises(
+    ValueError, match=r"has no knob 'target_kl'.*did you mean 'target'"
+  ):
+    Call(controllers.adaptive_kl, beta=0.1, target_kl=6.0)
+  with pytest.raises(ValueError, match="needs a value for its knob beta"):
+    Call(controllers.adaptive_kl)
+
+
+def test_flags_reach_calls_and_sampling():
+  flags = ["--controller.target", "3", "--sampling.completions", "8"]
+  flags += ["--feedback.source.scale", "2", "--feedback.missing-eos", "0.5"]
+  changed = configure.from_args(RUN, flags)
+  assert changed.controller.build().beta == 0.02
+  assert changed.controller.knobs["target"] == 3
+  assert changed.sampling.completions == 8
+  assert changed.feedback.source.knobs["scale"] == 2
+  assert changed.feedback.missing_eos == 0.5
+
+
+@pytest.mark.parametrize(
+  ("make", "match"),
+  [
+    (lambda: Sampling(temperature=0.0), "temperature is 0.0"),
+    (lambda: Sampling(top_p=1.5), "top_p is 1.5"),
+    (lambda: Sampling(staleness=-1), "staleness is -1"),
+    (lambda: Sampling(completions=0), "completions is 0"),
+    (lambda: Sampling(completions=1, first="greedy"), "at least 2"),
+    (lambda: Sampling(first="likeliest"), "'greedy'"),
+    (lambda: Feedback(SOURCE, kind="ranks"), "'win_rates'"),
+    (lambda: Prompts("p", limits=Limits(completion=8)), "max_tokens"),
+  ],
+)
+def test_value_out_of_range_is_refused_by_name(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
+
+
+@pytest.mark.parametrize(
+  ("sizes", "match"),
+  [
+    ({"minibatches": 3}, "prompts_per_iteration = 32"),
+    ({"minibatches": 4, "microbatches": 3}, "8 prompts of a minibatch"),
+    ({"iterations": 0}, "iterations is 0"),
+    ({"renew_reference": 0}, "renew_reference is 0"),
+  ],
+)
+def test_sizes_that_do_not_divide_are_refused(sizes, match):
+  with pytest.raises(ValueError, match=match):
+    OnlineExperiment(RUN.objective, RUN.prompts, RUN.start, RUN.feedback, **sizes)
+
+
+def test_name_of_an_objective_is_its_name_in_the_index():
+  assert experiment.name_of(pair_of).endswith(":pair_of")

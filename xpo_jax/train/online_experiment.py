@@ -1,0 +1,238 @@
+"""An online experiment as a value: prompts, how to sample, who judges, how to learn.
+
+One loop runs all of them (`online.train`): what differs between PPO, RLOO or iterative
+DPO is the objective, the source of feedback and the arrangement, values handed in.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from xpo_jax.data.sources import Reading
+from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.train import experiment
+from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Start, Use
+from xpo_jax.train.optim import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Call:
+  """Anything made by a function when the run starts: a judge, a rule, a controller.
+
+  Attributes:
+    name: "module:function".
+    knobs: every argument of the function, defaults filled in; `Call`s among them are
+      made too, singly or in a list.
+  """
+
+  name: str
+  knobs: Mapping[str, Any]
+
+  def __init__(self, make: str | Callable[..., Any], /, **knobs: Any):
+    """Takes the function or its name, and its arguments.
+
+    Raises:
+      ValueError: no such function, or an argument it lacks or misses.
+    """
+    name = make if isinstance(make, str) else experiment.name_of(make)
+    object.__setattr__(self, "name", name)
+    object.__setattr__(self, "knobs", experiment.bound(name, knobs))
+
+  def build(self) -> Any:
+    """What the function returns."""
+    knobs = {name: _made(value) for name, value in self.knobs.items()}
+    return experiment.factory(self.name)(**knobs)
+
+
+def _made(value: Any) -> Any:
+  if isinstance(value, Call | Use):
+    return value.build()
+  if type(value) in (list, tuple):
+    return tuple(_made(item) for item in value)
+  return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """What completions are sampled for. Equal prompts count once.
+
+  Attributes:
+    path: as `experiment.Data.path`; of a record only its prompt is used.
+    split: of a TFDS or Hugging Face data set.
+    limit: use only the first so many records, or None.
+    reading: which columns mean what.
+    template: how a prompt becomes text.
+    limits: longest prompt in tokens; `limits.completion` is `Sampling.max_tokens`'s.
+    bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
+    seed: order of the prompts, and the held-out share.
+  """
+
+  path: str
+  split: str = "train"
+  limit: int | None = None
+  reading: Reading = dataclasses.field(default_factory=Reading)
+  template: Template = dataclasses.field(default_factory=Template)
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  bad_rows: Literal["stop", "drop"] = "stop"
+  seed: int = 0
+
+  def __post_init__(self):
+    _among(self, "bad_rows", ("stop", "drop"))
+    experiment.check_positive(self, "limit")
+    if self.limits.completion is not None:
+      raise ValueError(
+        f"Prompts.limits.completion is {self.limits.completion}; prompts have no "
+        "completions, set Sampling.max_tokens"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How completions are drawn. The policy that is trained is the one that is sampled:
+  every log-prob of the run, the reference's too, is taken at `temperature`.
+
+  Attributes:
+    completions: K of each prompt.
+    max_tokens: longest completion, EOS included.
+    temperature: divides the logits.
+    top_k: draw among the k likeliest tokens, or None. Recorded log-probs and ratios
+      are those of the whole distribution.
+    top_p: draw among the fewest tokens whose probability reaches p, or None.
+    first: where column 0 of K comes from: "sample", as the others; "greedy", the
+      policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
+      reference (XPO).
+    staleness: iterations by which the sampler's weights are behind the policy's.
+    prompts_at_once: decoded together; None: all of an iteration.
+  """
+
+  completions: int = 4
+  max_tokens: int = 64
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float | None = None
+  first: Literal["sample", "greedy", "reference"] = "sample"
+  staleness: int = 0
+  prompts_at_once: int | None = None
+
+  def __post_init__(self):
+    _among(self, "first", ("sample", "greedy", "reference"))
+    experiment.check_positive(
+      self, "completions", "max_tokens", "top_k", "prompts_at_once"
+    )
+    if not self.temperature > 0:
+      raise ValueError(f"Sampling.temperature is {self.temperature}; it must be > 0")
+    if self.top_p is not None and not 0 < self.top_p <= 1:
+      raise ValueError(f"Sampling.top_p is {self.top_p}; allowed: 0 < top_p <= 1")
+    if self.staleness < 0:
+      raise ValueError(f"Sampling.staleness is {self.staleness}; it must be >= 0")
+    if self.first != "sample" and self.completions < 2:
+      raise ValueError(
+        f"Sampling.first is {self.first!r}, which takes one of the completions, and "
+        f"completions is {self.completions}; sample at least 2"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Feedback:
+  """Who judges completions, and what becomes of the verdicts.
+
+  Attributes:
+    source: makes a `feedback.protocol.Scorer`, or a `Preference` for win rates.
+    kind: "scores", a reward each; "win_rates", the mean probability to beat the other
+      completions of the prompt.
+    abstained: what a NaN does: "stop" the run, the completion shown; or "drop" the
+      completion, counted.
+    missing_eos: what happens to the reward of a completion that was cut at
+      `Sampling.max_tokens`: None leaves it; else this much is taken from it, or
+      replaces it.
+    missing_eos_rule: "subtract" (TRL) or "replace" (Ziegler et al. 2019 with -1).
+  """
+
+  source: Call
+  kind: Literal["scores", "win_rates"] = "scores"
+  abstained: Literal["stop", "drop"] = "stop"
+  missing_eos: float | None = None
+  missing_eos_rule: Literal["subtract", "replace"] = "subtract"
+
+  def __post_init__(self):
+    _among(self, "kind", ("scores", "win_rates"))
+    _among(self, "abstained", ("stop", "drop"))
+    _among(self, "missing_eos_rule", ("subtract", "replace"))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineExperiment:
+  """One online run.
+
+  Attributes:
+    objective: what is minimised.
+    prompts: what completions are sampled for.
+    start: where policy and reference start.
+    feedback: who judges.
+    sampling: how completions are drawn.
+    iterations: rounds of sampling, feedback and updates.
+    prompts_per_iteration: B of a round.
+    minibatches: optimiser steps that one pass over a round takes; divides B.
+    inner_epochs: passes over a round.
+    microbatches: gradient accumulation; divides the prompts of a minibatch.
+    arrange: makes a `arrange.Arrangement`, how K completions become the objective's
+      layout; None: the layout's own (`arrange.DEFAULTS`).
+    controller: makes a `controllers.Controller` that moves the objective's `beta`
+      after every iteration, or None.
+    renew_reference: the policy becomes the reference after every so many iterations;
+      None: the reference is the start.
+    optimizer: how.
+    loop: logging and held-out evaluation, counted in iterations; a checkpoint is made
+      after every iteration unless `checkpoint_every` says less often.
+    mesh: over which devices.
+    evaluation: held-out prompts, judged by the same feedback: a share, or a path.
+    seed: of fresh weights, samples and the method's draws.
+  """
+
+  objective: Use
+  prompts: Prompts
+  start: Start
+  feedback: Feedback
+  sampling: Sampling = dataclasses.field(default_factory=Sampling)
+  iterations: int = 100
+  prompts_per_iteration: int = 32
+  minibatches: int = 1
+  inner_epochs: int = 1
+  microbatches: int = 1
+  arrange: Call | None = None
+  controller: Call | None = None
+  renew_reference: int | None = None
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  loop: Loop = dataclasses.field(default_factory=lambda: Loop(log_every=1))
+  mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+  evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+  seed: int = 0
+
+  def __post_init__(self):
+    experiment.check_positive(
+      *(self, "iterations", "prompts_per_iteration", "minibatches"),
+      *("inner_epochs", "microbatches", "renew_reference"),
+    )
+    if self.prompts_per_iteration % self.minibatches:
+      raise ValueError(
+        f"OnlineExperiment.minibatches is {self.minibatches}, which does not divide "
+        f"prompts_per_iteration = {self.prompts_per_iteration}"
+      )
+    if self.rows_per_step % self.microbatches:
+      raise ValueError(
+        f"OnlineExperiment.microbatches is {self.microbatches}, which does not divide "
+        f"the {self.rows_per_step} prompts of a minibatch"
+      )
+
+  @property
+  def rows_per_step(self) -> int:
+    """Prompts of an optimiser step."""
+    return self.prompts_per_iteration // self.minibatches
+
+
+def _among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
+  value = vars(config)[field]
+  if value not in allowed:
+    raise ValueError(
+      f"{type(config).__name__}.{field} is {value!r}; allowed: {allowed}"
+    )
