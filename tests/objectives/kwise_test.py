@@ -40,3 +40,12 @@ def test_prompts_weigh_the_same_whatever_their_pairs():
   s = ragged.several()
   out = scored.evaluate(objectives.kwise(), s)
   assert out.loss == pytest.approx(float(np.mean(out.per_example_B)))
+
+
+def test_pointwise_is_the_squared_error_of_the_last_value():
+  value_BKT = np.array([[[9.0, 1.0, 7.0]], [[5.0, 6.0, 2.5]]])
+  mask_BKT = np.array([[[1, 1, 0]], [[1, 1, 1]]])
+  rated = {"value_BKT": value_BKT, "reward_BK": [[3.0], [2.0]]}
+  s = scored.from_token_logps(None, mask_BKT, **rated)
+  out = scored.evaluate(objectives.pointwise(), s)
+  np.testing.assert_allclose(out.per_example_B, [(1 - 3) ** 2, (2.5 - 2) ** 2])
