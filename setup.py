@@ -49,7 +49,9 @@ setup(
       "ruff>=0.9",
       "sphinx>=8",
       "furo>=2024.8.6",
+      "openai>=3,<4",
     ],
+    "judge": ["openai>=3,<4"],  # a judge behind an endpoint
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "wandb": ["wandb>=0.19"],
