@@ -261,3 +261,25 @@ def test_step_outside_the_run_is_an_index_error():
   for step in (-1, 1):
     with pytest.raises(IndexError, match="run of 1 steps"):
       batches[step]
+
+
+def test_numbers_of_tokens_go_to_their_tokens():
+  rng = np.random.default_rng(0)
+  examples = []
+  for n in range(5):
+    answer = rng.integers(3, 9, 2 + n)
+    mask = np.arange(len(answer)) != 1 if n == 3 else np.ones(len(answer), bool)
+    column = {"reward": (100 * n + np.arange(len(answer)),)}
+    prompt = rng.integers(3, 9, 2)
+    examples.append(
+      Example(str(n), prompt, (answer,), Layout.RATED, (mask,), token_fields=column)
+    )
+  batch = pack.plan(examples, rows_per_step=2, microbatches=2, row_length=32)[0]
+  value_MBKT = batch.fields["reward_BKT"]
+  assert value_MBKT.shape == batch.mask_MBKT.shape
+  assert not value_MBKT[batch.mask_MBKT == 0].any()
+  for m, b in np.argwhere(batch.weight_MB > 0):
+    n = batch.row_MB[m, b]
+    (want,), (mask,) = examples[n].token_fields["reward"], examples[n].masks
+    kept = batch.mask_MBKT[m, b, 0] > 0
+    assert value_MBKT[m, b, 0][kept].tolist() == want[mask].tolist()

@@ -305,3 +305,22 @@ def test_share_of_votes_comes_with_its_pair():
   loaded = sources.from_rows(rows, "here")
   assert loaded.records[0].probability == 0.75
   assert [bad.problem for bad in loaded.bad] == ["not a probability"]
+
+
+def test_labelled_steps_make_one_answer():
+  rows = [
+    {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
+    {"prompt": "p", "completions": ["a"], "labels": [0]},
+    {"prompt": "p", "completions": ["a", "b"], "labels": [True]},
+    {"prompt": "p", "completions": ["a", 3], "labels": [True, True]},
+  ]
+  loaded = sources.from_rows(rows, "here")
+  assert loaded.records == (
+    records.Stepped("here:1", "p", ("a", "b"), (1.0, -1.0)),
+    records.Stepped("here:2", "p", ("a",), (0.0,)),
+  )
+  assert [bad.problem for bad in loaded.bad] == [
+    "labels do not match steps",
+    "not a text",
+  ]
+  assert records.answers(loaded.records[0]) == ("a\nb",)

@@ -251,3 +251,17 @@ def test_tokenizer_that_cannot_serve_is_refused(tokenizer):
 def test_impossible_limit_is_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
     Limits(**arguments)
+
+
+def test_label_of_a_step_stands_on_the_token_after_it(tokenizer):
+  row = records.Stepped("a", "the", (" sky is", "blue", "why"), (1.0, 0.0, -1.0))
+  example = one(row, tokenizer)
+  (completion,), (label_T,) = example.completions, example.token_fields["reward"]
+  assert example.layout is Layout.RATED
+  before = {
+    tokenizer.decode(completion[:t]): label for t, label in enumerate(label_T) if label
+  }
+  assert before == {" sky is": 1, " sky is\nblue\nwhy": -1}
+  assert completion[-1] == tokenizer.eos_token_id and label_T[-1] == -1
+  short = one(row, tokenizer, limits=Limits(completion=len(completion) - 1))
+  assert short.token_fields["reward"][0].tolist() == label_T[:-1].tolist()

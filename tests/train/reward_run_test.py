@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.data import world
-from xpo_jax.data.records import Pair
+from xpo_jax.data.records import Pair, Stepped
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import preference_model, reward_model
 from xpo_jax.models.config import Config
@@ -118,6 +118,18 @@ def test_soft_labels_train(memory, tmp_path):
   assert entropy < first["loss"] < 3
   with pytest.raises(ValueError, match="holds no data out"):
     reward_run.judge_run(tmp_path / "run", memory=memory)
+
+
+def test_steps_with_labels_train_a_token_reward(tmp_path):
+  texts = world.generate(60, seed=0)
+  rows = []
+  for n, (prompt, answer) in enumerate(texts):
+    steps = (answer, "it is good" if n % 2 else "it is bad")
+    rows.append(Stepped(str(n), prompt, steps, (0.0, 1.0 if n % 2 else -1.0)))
+  data = dataclasses.replace(RUN.data, limits=Limits(), epochs=6)
+  run = dataclasses.replace(RUN, objective=Use("token_reward"), data=data)
+  offline.train(run, tmp_path / "run", memory={"pairs": rows}, say=_quiet)
+  assert metrics.read(tmp_path / "run")[-1]["eval/token_accuracy"] == 1
 
 
 def test_policy_run_is_no_reward_run(tmp_path, memory):

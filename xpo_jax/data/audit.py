@@ -169,6 +169,8 @@ def digest(examples: Sequence[Example]) -> str:
     sha.update(np.ascontiguousarray(array).tobytes())
   for name in sorted(data.fields):
     sha.update(data.fields[name].tobytes())
+  for name in sorted(data.token_fields):
+    sha.update(name.encode() + data.token_fields[name].tobytes())
   return sha.hexdigest()
 
 

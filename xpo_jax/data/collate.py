@@ -101,6 +101,7 @@ def _beside(example: Example, other: Example) -> Example:
     fields={
       name: np.append(x_K, x_K.dtype.type(0)) for name, x_K in example.fields.items()
     },
+    token_fields={},  # they are of column 0 alone
   )
 
 
@@ -121,6 +122,9 @@ def _take(
     layout=layout,
     masks=None if example.masks is None else tuple(example.masks[k] for k in columns),
     fields={name: x_K[list(columns)] for name, x_K in example.fields.items()},
+    token_fields={
+      name: tuple(x[k] for k in columns) for name, x in example.token_fields.items()
+    },
   )
 
 

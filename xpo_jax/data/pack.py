@@ -37,7 +37,8 @@ class Batch:
     present_MBK: 0 on a column the group does not have.
     weight_MB: 1 on groups, 0 on filler.
     row_MB: number of the example in the data set, -1 on filler.
-    fields: data columns named as in `Scored` ("reward_BK"), each [M, B, K].
+    fields: data columns named as in `Scored`, each [M, B, K] ("reward_BK"), or
+      [M, B, K, T] ("reward_BKT").
     ref: cached statistics named as in `Scored` ("ref_logp_BKT"), each [M, B, K, T].
   """
 
@@ -356,6 +357,9 @@ def _build(batches: Batches, group: np.ndarray, row: np.ndarray) -> Batch:
   for name, column_NK in data.fields.items():
     fields[f"{name}_BK"] = np.zeros((M, B, K), np.float32)
     fields[f"{name}_BK"].reshape(-1, K)[at_group] = column_NK[group]
+  for name, value in data.token_fields.items():
+    fields[f"{name}_BKT"] = np.zeros((M, B, K, T), np.float32)
+    fields[f"{name}_BKT"][cell] = value[from_t[loss_t]]
   return Batch(
     tokens_MRL=scatter((M, R, L), at_t, tokens_t),
     segment_MRL=scatter((M, R, L), at_t, segment[group_t]),

@@ -76,7 +76,21 @@ class Ranked:
   rewards: tuple[float, ...]
 
 
-Record = Prompt | Demonstration | Pair | Rated | Ranked
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+  """An answer in steps, a line each, of which each has a label.
+
+  Attributes:
+    labels: > 0 the answer is right so far, < 0 it is wrong, 0 nobody said.
+  """
+
+  uid: str
+  prompt: Text
+  steps: tuple[str, ...]
+  labels: tuple[float, ...]
+
+
+Record = Prompt | Demonstration | Pair | Rated | Ranked | Stepped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +132,8 @@ def answers(record: Record) -> tuple[Text, ...]:
       return record.completions
     case Demonstration() | Rated():
       return (record.completion,)
+    case Stepped():
+      return ("\n".join(record.steps),)
   return ()
 
 
@@ -151,6 +167,12 @@ def find_problem(record: Record) -> BadRow | None:
       record.uid,
       "rewards do not match completions",
       f"{len(record.rewards)} rewards for {len(record.completions)} completions",
+    )
+  if isinstance(record, Stepped) and len(record.labels) != len(record.steps):
+    return BadRow(
+      record.uid,
+      "labels do not match steps",
+      f"{len(record.labels)} labels for {len(record.steps)} steps",
     )
   return None
 

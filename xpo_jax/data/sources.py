@@ -5,6 +5,7 @@
 | `prompt`, `chosen`, `rejected` | Pair |
 | `chosen`, `rejected` | Pair; the prompt is what both share (below) |
 | `prompt`, `completions`, `rewards` | Ranked |
+| `prompt`, `completions`, `labels` | Stepped: the completions are steps of one answer |
 | `prompt`, `completion`, `label` (bool) and / or `reward` | Rated |
 | `prompt`, `completion` | Demonstration |
 | `messages` | Demonstration: the last assistant turn, or all of them |
@@ -30,13 +31,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.data import records
+from xpo_jax.data import columns, records
 from xpo_jax.data.records import BadRow, Turn
 
 _ASSISTANT = "\n\nAssistant:"
 _COLUMNS = {  # kind: columns it must have; the first that fits is taken
   "pair": ("chosen", "rejected"),
   "ranked": ("prompt", "completions", "rewards"),
+  "stepped": ("prompt", "completions", "labels"),
   "rated": ("prompt", "completion", "label"),
   "rewarded": ("prompt", "completion", "reward"),
   "demonstration": ("prompt", "completion"),
@@ -71,8 +73,9 @@ class Reading:
   """How rows are read.
 
   Attributes:
-    kind: one of the kinds of columns ("pair", "ranked", "rated", "rewarded",
-      "demonstration", "conversation", "text", "prompt"); None: by the columns.
+    kind: one of the kinds of columns ("pair", "ranked", "stepped", "rated",
+      "rewarded", "demonstration", "conversation", "text", "prompt"); None: by the
+      columns.
     prompt_words: words of a `text` that make its prompt; needed for that kind only.
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
     rename: file's column to convention's column. "responses.text" takes the `text` of
@@ -167,7 +170,7 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
       "(prompt_words, for example 4)"
     )
   used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id"}
-  good, columns = [], set()
+  good, known = [], set()
   for uid, row in rows:
     try:
       row = _renamed(uid, row, reading)
@@ -177,13 +180,13 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
     except _Unfit as unfit:
       bad.append(BadRow(uid, unfit.problem, unfit.detail, row))
       continue
-    columns.update(row)
+    known.update(row)
     problem = records.find_problem(record)
     if problem is None:
       good.append(record)
     else:
       bad.append(dataclasses.replace(problem, row=row))
-  return Loaded(name, tuple(good), tuple(bad), sha256, tuple(sorted(columns - used)))
+  return Loaded(name, tuple(good), tuple(bad), sha256, tuple(sorted(known - used)))
 
 
 class _Unfit(Exception):
@@ -195,30 +198,11 @@ class _Unfit(Exception):
 def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
   if not isinstance(row, Mapping):
     raise _Unfit("not a JSON object", f"got {str(row)[:60]!r}")
-  return {name: _take(row, source) for name, source in _sources(row, reading).items()}
-
-
-def _sources(row: Mapping[str, Any], reading: Reading) -> dict[str, str]:
-  """Where each of the convention's columns is in a row: "column" or "list.field"."""
-  nested = {
-    name: source
-    for source, name in reading.rename.items()
-    if source not in row and "." in source and source.partition(".")[0] in row
-  }
-  taken = {source.partition(".")[0] for source in nested.values()}
-  return {reading.rename.get(n, n): n for n in row if n not in taken} | nested
-
-
-def _take(row: Mapping[str, Any], source: str) -> Any:
-  if source in row:
-    return row[source]
-  column, _, field = source.partition(".")
-  items = row[column]
-  if not isinstance(items, (list, tuple)) or not all(
-    isinstance(item, Mapping) and field in item for item in items
-  ):
-    raise _Unfit("missing column", f"{column} is no list of objects with {field!r}")
-  return [item[field] for item in items]
+  where = columns.sources(row, reading.rename)
+  try:
+    return {name: columns.take(row, source) for name, source in where.items()}
+  except LookupError as error:
+    raise _Unfit("missing column", str(error.args[0])) from error
 
 
 def _kind_of(rows, name: str, reading: Reading) -> str:
@@ -226,7 +210,7 @@ def _kind_of(rows, name: str, reading: Reading) -> str:
   names = set()
   for _, row in rows:
     if isinstance(row, Mapping):
-      names.update(_sources(row, reading))
+      names.update(columns.sources(row, reading.rename))
   if not names:
     return "prompt"  # every row is bad, and already listed as such
   fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))
@@ -329,6 +313,18 @@ def _ranked(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Recor
   return records.Ranked(uid, _text(row["prompt"], "prompt"), completions, rewards)
 
 
+def _stepped(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
+  del reading
+  steps = tuple(row["completions"])
+  if not all(isinstance(step, str) for step in steps):
+    raise _Unfit("not a text", "completions hold a step that is no string")
+  labels = tuple(
+    2.0 * label - 1 if isinstance(label, bool) else _number(label, "labels")
+    for label in row["labels"]
+  )
+  return records.Stepped(uid, _text(row["prompt"], "prompt"), steps, labels)
+
+
 def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   label, reward = row.get("label"), row.get("reward")
   if label is not None and label not in (0, 1):
@@ -387,6 +383,7 @@ def _number(value: Any, column: str) -> float:
 _PARSERS: dict[str, Callable[[str, Mapping[str, Any], Reading], records.Record]] = {
   "pair": _pair,
   "ranked": _ranked,
+  "stepped": _stepped,
   "rated": _rated,
   "rewarded": _rated,
   "demonstration": _demonstration,

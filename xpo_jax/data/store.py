@@ -19,6 +19,7 @@ class Store(NamedTuple):
     length: int64, tokens of each example.
     responses: int64, tokens with loss of each example.
     fields: each float32 [examples, K], 0 beyond an example's completions.
+    token_fields: each float32, a number for every token in `tokens`; 0 on prompts.
     T: the longest completion, in tokens with loss.
   """
 
@@ -29,6 +30,7 @@ class Store(NamedTuple):
   length: np.ndarray
   responses: np.ndarray
   fields: Mapping[str, np.ndarray]
+  token_fields: Mapping[str, np.ndarray]
   T: int
 
 
@@ -41,13 +43,14 @@ def store(examples: Sequence[Example]) -> Store:
   """
   if not examples:
     raise ValueError("examples: the data set is empty; see the audit for dropped rows")
-  names = set(examples[0].fields)
+  names, token_names = set(examples[0].fields), set(examples[0].token_fields)
   pieces, masks = [], []
   for example in examples:
-    if set(example.fields) != names:
+    if (set(example.fields), set(example.token_fields)) != (names, token_names):
       raise ValueError(
-        f"{example.uid}: fields {sorted(example.fields)}, but {examples[0].uid} has "
-        f"{sorted(names)}; every example needs the same columns"
+        f"{example.uid}: fields {sorted({*example.fields, *example.token_fields})}, "
+        f"but {examples[0].uid} has {sorted(names | token_names)}; every example needs "
+        "the same columns"
       )
     pieces.append(example.prompt)
     pieces += example.completions
@@ -75,8 +78,16 @@ def store(examples: Sequence[Example]) -> Store:
     length=np.add.reduceat(size, group_start[:-1]),
     responses=np.add.reduceat(responses, group_start[:-1]),
     fields=fields,
+    token_fields={name: _by_token(examples, name) for name in sorted(token_names)},
     T=int(responses.max()),
   )
+
+
+def _by_token(examples: Sequence[Example], name: str) -> np.ndarray:
+  pieces = []
+  for example in examples:
+    pieces += [np.zeros(len(example.prompt)), *example.token_fields[name]]
+  return np.concatenate(pieces).astype(np.float32)
 
 
 def _check_pieces(examples, size, responses, is_prompt, group_start) -> None:

@@ -29,6 +29,7 @@ class Example:
     layout: what the completions mean.
     masks: K boolean arrays [T_k], True where there is loss; None: everywhere.
     fields: data columns, each float32 [K]: "reward", "desirable".
+    token_fields: columns with a number for each token: K arrays float32 [T_k] each.
   """
 
   uid: str
@@ -37,6 +38,9 @@ class Example:
   layout: Layout
   masks: tuple[np.ndarray, ...] | None = None
   fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  token_fields: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def tokens(self) -> int:
@@ -153,6 +157,9 @@ def attempt(
       dropped.append(row)
       continue
     sound.append(row)
+    if isinstance(row, records.Stepped):
+      texts.append(_render_steps(row, tokenizer, template))
+      continue
     texts += [_render(row.prompt, y, tokenizer, template) for y in records.answers(row)]
   flat = [text for cuts in texts for text in cuts.texts]
   ids = iter(_encode(flat, tokenizer))
@@ -225,6 +232,13 @@ def _render(prompt, completion, tokenizer, template: Template) -> _Cuts:
   return _Cuts((*cuts, _chat((*prompt, *completion[: last + 1]), tokenizer).rstrip()))
 
 
+def _render_steps(row: records.Stepped, tokenizer, template: Template) -> _Cuts:
+  """The prompt, then a cut where each step ends."""
+  start = _prompt_text(row.prompt, tokenizer, template)
+  ends = range(1, len(row.steps) + 1)
+  return _Cuts((start, *(start + "\n".join(row.steps[:n]) for n in ends)))
+
+
 def _prompt_text(prompt, tokenizer, template: Template) -> str:
   if isinstance(prompt, str):
     return template.before + prompt + template.between
@@ -259,12 +273,13 @@ def _encode(texts: Sequence[str], tokenizer) -> list[np.ndarray]:
 
 def _example(row, answers, tokenizer, limits: Limits) -> tuple[Example, np.ndarray]:
   prompt = answers[0][1][0]
+  stepped = isinstance(row, records.Stepped)
   completions, masks, cut_completions = [], [], 0
   for cuts, ids in answers:
     whole = ids[-1]
     for text, part in zip(cuts.texts[:-1], ids[:-1], strict=True):
       _check_prefix(text, part, cuts.texts[-1], whole, tokenizer)
-    loss = _loss_mask(ids)
+    loss = _loss_mask([ids[0], whole] if stepped else ids)
     if whole[-1] != tokenizer.eos_token_id:
       whole = np.append(whole, np.int32(tokenizer.eos_token_id))
       loss = np.append(loss, True)
@@ -287,8 +302,18 @@ def _example(row, answers, tokenizer, limits: Limits) -> tuple[Example, np.ndarr
     layout=_layout(row),
     masks=None if all(mask.all() for mask in masks) else tuple(masks),
     fields=_fields(row),
+    token_fields=_step_labels(row, answers[0][1], completions[0]) if stepped else {},
   )
   return example, np.array([cut_prompt, cut_completions])
+
+
+def _step_labels(row: records.Stepped, ids, completion) -> dict:
+  """Each step's label on the token after it, a line's end or EOS; 0 elsewhere."""
+  label_T = np.zeros(len(completion), np.float32)
+  for part, label in zip(ids[1:], row.labels, strict=True):
+    if len(part) - len(ids[0]) < len(completion):  # else it was truncated away
+      label_T[len(part) - len(ids[0])] = label
+  return {"reward": (label_T,)}
 
 
 def _check_prefix(text: str, part, whole_text: str, whole, tokenizer) -> None:
@@ -342,6 +367,7 @@ _LAYOUTS = {
   records.Demonstration: Layout.DEMO,
   records.Pair: Layout.PAIR,
   records.Rated: Layout.RATED,
+  records.Stepped: Layout.RATED,
   records.Ranked: Layout.RANKED,
 }
 
