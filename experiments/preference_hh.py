@@ -44,8 +44,8 @@ def experiment(path: str) -> Experiment:
   data = Data(
     path=path,
     bad_rows="drop",  # seven rows of the test split are empty or share no prompt
-    limits=Limits(prompt=384, completion=160, long_prompt="truncate"),
-    row_length=1024,  # a prompt, and twice both answers
+    limits=Limits(prompt=380, completion=160, long_prompt="truncate"),
+    row_length=1024,  # a prompt, and twice both answers, each with its EOS
     rows_per_step=4,
   )
   held_out = Evaluation(share=0.15)

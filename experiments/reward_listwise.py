@@ -9,6 +9,7 @@ Command: xpo train reward_listwise path=ai_feedback_listwise.jsonl.gz
 Hardware: 2 CPU cores.
 Expected: no number of the paper applies. The judge likes long answers, so a model may
   be right often by length alone: read accuracy beside `accuracy_shorter` and `length`.
+  It reads 128 tokens of an answer (62 % of the answers are longer), the judge all.
 Last result: not run.
 """
 
@@ -65,9 +66,7 @@ def experiment(path: str) -> Experiment:
   return Experiment(
     objective=Use("kwise"),
     # A row is a prompt with its whole list: up to 256 + 24 x 128 tokens.
-    data=dataclasses.replace(
-      data, row_length=3328, rows_per_step=8, microbatches=8, epochs=2
-    ),
+    data=dataclasses.replace(data, row_length=3328, rows_per_step=8, microbatches=8),
     start=Trained(sft),
     optimizer=Optimizer(learning_rate=1e-4, warmup_steps=10, floor=0.1),
     loop=Loop(eval_every=50, checkpoint_every=25),

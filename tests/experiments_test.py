@@ -120,6 +120,15 @@ def _lists(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+  ("name", "answers"), [("reward_hh", 2), ("preference_hh", 4), ("reward_listwise", 24)]
+)
+def test_longest_group_of_a_feedback_recipe_fits_its_row(name, answers):
+  data = find.load(name, ["path=data.jsonl"]).experiment.data
+  longest = data.limits.completion + (data.transform is not None)  # its own EOS
+  assert data.limits.prompt + answers * longest <= data.row_length
+
+
+@pytest.mark.parametrize(
   ("name", "write", "stages"),
   [("reward_hh", _hh, 1), ("preference_hh", _hh, 1), ("reward_listwise", _lists, 2)],
 )
