@@ -160,7 +160,13 @@ def test_ensemble_takes_the_mean_or_the_least():
 
 def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
   judge = reward_model.implicit(
-    *saved, beta=0.3, template=TEMPLATE, limits=LIMITS, batch=4
+    *saved,
+    beta=0.3,
+    before=TEMPLATE.before,
+    between=TEMPLATE.between,
+    prompt_tokens=LIMITS.prompt,
+    completion_tokens=LIMITS.completion,
+    batch=4,
   )
   found = judge(PROMPTS, ANSWERS).value_N
   made = _texts.examples(PROMPTS, ANSWERS, tokenizer, TEMPLATE, LIMITS)

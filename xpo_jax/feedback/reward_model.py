@@ -219,8 +219,10 @@ def implicit(
   reference: str,
   *,
   beta: float = 0.1,
-  template: Template = Template(),
-  limits: Limits = Limits(),
+  before: str = "",
+  between: str = "",
+  prompt_tokens: int | None = None,
+  completion_tokens: int | None = None,
   batch: int = 32,
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
@@ -234,8 +236,10 @@ def implicit(
     policy: a Hugging Face directory.
     reference: another, with the same tokenizer.
     beta: tie to the reference that the policy was trained with, per nat; > 0.
-    template: puts a prompt and a completion together.
-    limits: of tokens.
+    before: put before a prompt; see `tokenise.Template`.
+    between: put between a prompt and its completion.
+    prompt_tokens: a longer prompt keeps its end; None: any length.
+    completion_tokens: a longer completion keeps its start; None: any length.
     batch: texts scored at once.
     compute_dtype: dtype of activations.
     mesh: where parameters and rows are split, or None: one device.
@@ -254,6 +258,8 @@ def implicit(
       f"{policy} and {reference} have different tokenizers: their log-probs are of "
       "different tokens, and a ratio of them is no reward"
     )
+  template = Template(before, between)
+  limits = Limits(prompt_tokens, completion_tokens, "truncate")
   models = [transformer.model(one.config) for one in held]
   params = [
     _placed(model, {"lm": one.params["lm"]}, mesh)
