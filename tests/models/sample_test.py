@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.models import sample, transformer
+from xpo_jax.models import cache, sample, transformer
 from xpo_jax.models.config import Activation, Config, Norm
 
 # 150 tokens: more than one block of the two-step draw, and not a whole number.
@@ -33,21 +33,23 @@ TRUNCATED = dict(temperature=0.7, top_k=20, top_p=0.8)
 
 
 @functools.cache
-def params(config):
+def params(config, seed=0):
   """Random parameters, large enough that the next token is far from uniform."""
-  start = jax.jit(transformer.model(config).init)(jax.random.key(0))
-  rng = np.random.default_rng(0)
+  start = jax.jit(transformer.model(config).init)(jax.random.key(seed))
+  rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: x + 0.25 * rng.standard_normal(x.shape, np.float32), start
   )
 
 
-def draw(config=LLAMA, prompts=PROMPTS, rows=(0, 1, 2, 3), width=5, **changes):
+def draw(
+  config=LLAMA, prompts=PROMPTS, rows=(0, 1, 2, 3), width=5, weights=None, **changes
+):
   prompt_BP, length_B = sample.pad(prompts, width)
   arguments = dict(completions=K, max_tokens=T, key=jax.random.key(7), stop_ids=STOP)
   drawn = sample.sample(
     transformer.model(config),
-    params(config),
+    params(config) if weights is None else weights,
     prompt_BP,
     length_B,
     row_B=np.asarray(rows),
@@ -63,8 +65,12 @@ def truncated(config=LLAMA):
 
 @functools.cache
 def rescored(config):
-  """Log-probs `[B, K, T, V]` at temperature 1 of `truncated`, by whole rows."""
-  drawn, model = truncated(config), transformer.model(config)
+  """Logits `[B, K, T, V]` of `truncated`, by whole rows."""
+  return logits_of(truncated(config), config)
+
+
+def logits_of(drawn, config, seed=0):
+  model = transformer.model(config)
   texts = [
     prompt + list(drawn.tokens_BKT[b, k, : drawn.length_BK[b, k]])
     for b, prompt in enumerate(PROMPTS)
@@ -72,7 +78,8 @@ def rescored(config):
   ]
   tokens_RL, length_R = sample.pad(texts, 5 + T)
   rows = transformer.Rows.plain(tokens_RL, np.arange(5 + T) < length_R[:, None])
-  logits = jax.jit(lambda p: model.hidden(p, rows) @ model.head(p).T)(params(config))
+  logits = jax.jit(lambda p: model.hidden(p, rows) @ model.head(p).T)
+  logits = np.asarray(logits(params(config, seed)))
   logits_BKTV = np.zeros((len(PROMPTS), K, T, config.vocab), np.float32)
   for b, prompt in enumerate(PROMPTS):
     for k in range(K):
@@ -187,13 +194,13 @@ def test_draws_follow_the_distribution():
 def test_decoding_ends_when_every_row_has_ended(monkeypatch):
   # Every token stops: the loop's body (one decode) must not run at all.
   ran = []
-  decode = sample.cache.decode
+  decode = cache.decode
 
   def watched(*args):
     jax.debug.callback(lambda: ran.append(1))
     return decode(*args)
 
-  monkeypatch.setattr(sample.cache, "decode", watched)
+  monkeypatch.setattr(cache, "decode", watched)
   drawn = draw(completions=2, stop_ids=range(150))
   jax.effects_barrier()
   assert not ran and drawn.ended_BK.all() and (drawn.length_BK == 1).all()

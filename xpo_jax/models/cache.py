@@ -14,30 +14,30 @@ from xpo_jax.types import Array, Params
 
 
 @struct.dataclass
-class Cache:
-  """Keys and values of all layers, `g` the key-value heads and `h` their dimensions.
+class Prompts:
+  """What the branches share; `g` the key-value heads and `h` their dimensions.
 
   Attributes:
-    prompt_key, prompt_value: `[N, B, g, P, h]`.
-    key, value: `[N, B, K, g, T, h]`, the branches' own tokens.
+    key, value: `[N, B, g, P, h]`, of all layers.
     length_B: tokens of each prompt.
   """
 
-  prompt_key: Array
-  prompt_value: Array
   key: Array
   value: Array
   length_B: Array
 
 
+@struct.dataclass
+class Branches:
+  """Keys and values of the branches' own tokens, `[N, B, K, g, T, h]`."""
+
+  key: Array
+  value: Array
+
+
 def prefill(
-  config: Config,
-  params: Params,
-  prompt_BP: Array,
-  length_B: Array,
-  completions: int,
-  max_tokens: int,
-) -> tuple[Array, Cache]:
+  config: Config, params: Params, prompt_BP: Array, length_B: Array
+) -> tuple[Array, Prompts]:
   """Reads the prompts, padded on the right.
 
   Args:
@@ -45,8 +45,6 @@ def prefill(
     params: of the decoder.
     prompt_BP: token ids.
     length_B: of each prompt, at least 1.
-    completions: K.
-    max_tokens: T, room for the branches.
 
   Returns:
     hidden_BD at each prompt's last token, after the final norm; the cache.
@@ -67,32 +65,59 @@ def prefill(
     params["blocks"],
   )
   last = jnp.take_along_axis(x, (length_B - 1)[:, None, None], axis=1)[:, 0]
-  N, B, g, _, h = key.shape
-  room = jnp.zeros((N, B, completions, g, max_tokens, h), key.dtype)
   hidden_BD = transformer.norm(config, params["final_norm"], last)
-  return hidden_BD, Cache(key, value, room, room, length_B)
+  return hidden_BD, Prompts(key, value, length_B)
+
+
+def zeros(prompts: Prompts, B: int) -> Prompts:
+  """The cache of B other prompts as wide, none of which was read."""
+  N, _, *sizes = prompts.key.shape
+  key = jnp.zeros((N, B, *sizes), prompts.key.dtype)
+  return Prompts(key, key, jnp.zeros(B, jnp.int32))
+
+
+def copy(to: Prompts, at: Array, prompts: Prompts, b: Array) -> Prompts:
+  """Puts the cache of prompt `b` at place `at` of another."""
+  return Prompts(
+    to.key.at[:, at].set(prompts.key[:, b]),
+    to.value.at[:, at].set(prompts.value[:, b]),
+    to.length_B.at[at].set(prompts.length_B[b]),
+  )
+
+
+def branches(prompts: Prompts, completions: int, max_tokens: int) -> Branches:
+  """Room for K branches of T tokens beside each prompt."""
+  N, B, g, _, h = prompts.key.shape
+  room = jnp.zeros((N, B, completions, g, max_tokens, h), prompts.key.dtype)
+  return Branches(room, room)
 
 
 def decode(
-  config: Config, params: Params, token_BK: Array, t: Array, cache: Cache
-) -> tuple[Array, Cache]:
-  """Reads token t of every branch.
+  config: Config,
+  params: Params,
+  token_BK: Array,
+  at_BK: Array,
+  prompts: Prompts,
+  branches: Branches,
+) -> tuple[Array, Branches]:
+  """Reads the next token of every branch.
 
   Args:
     config: of the decoder.
     params: of the decoder.
     token_BK: token ids.
-    t: scalar, how many tokens each branch holds already.
-    cache: of `prefill` or of the last `decode`.
+    at_BK: how many tokens each branch holds already, less than T.
+    prompts: of `prefill`.
+    branches: of `branches` or of the last `decode`.
 
   Returns:
-    hidden_BKD, after the final norm, which predicts token t + 1; the cache.
+    hidden_BKD, after the final norm, which predicts the token after it; the cache.
   """
-  position_BK = jnp.broadcast_to((cache.length_B + t)[:, None], token_BK.shape)
+  position_BK = prompts.length_B[:, None] + at_BK
   turn = transformer.angles(config, position_BK)
-  P, T = cache.prompt_key.shape[3], cache.key.shape[4]
-  in_prompt = jnp.arange(P)[None] < cache.length_B[:, None]
-  in_branch = jnp.arange(T) < t
+  P, T = prompts.key.shape[3], branches.key.shape[4]
+  in_prompt = jnp.arange(P)[None] < prompts.length_B[:, None]
+  in_branch = jnp.arange(T)[None, None] < at_BK[..., None]
 
   def step(x, xs):
     layer, prompt_key, prompt_value, old_key, old_value = xs
@@ -110,9 +135,7 @@ def decode(
         jnp.einsum("bkgmh,bkgh->bkgm", query, key, preferred_element_type=wide),
       ]
       score[0] = jnp.where(in_prompt[:, None, None, None], score[0], transformer.MASKED)
-      score[1] = jnp.where(
-        in_branch[None, None, None, None], score[1], transformer.MASKED
-      )
+      score[1] = jnp.where(in_branch[:, :, None, None], score[1], transformer.MASKED)
       score = jnp.concatenate([*score[:2], score[2][..., None]], axis=-1)
       weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
       mixed = (
@@ -125,11 +148,18 @@ def decode(
     return transformer.block(config, layer, x, turn, attend)
 
   x = transformer.embed(config, params, token_BK, position_BK)
-  xs = (params["blocks"], cache.prompt_key, cache.prompt_value, cache.key, cache.value)
+  xs = (params["blocks"], prompts.key, prompts.value, branches.key, branches.value)
   x, (key, value) = jax.lax.scan(step, x, xs)
-  at = (0, 0, 0, 0, t, 0)
-  cache = cache.replace(
-    key=jax.lax.dynamic_update_slice(cache.key, key[:, :, :, :, None], at),
-    value=jax.lax.dynamic_update_slice(cache.value, value[:, :, :, :, None], at),
+  grown = Branches(
+    _write(branches.key, key, at_BK), _write(branches.value, value, at_BK)
   )
-  return transformer.norm(config, params["final_norm"], x), cache
+  return transformer.norm(config, params["final_norm"], x), grown
+
+
+def _write(cache: Array, new: Array, at_BK: Array) -> Array:
+  """Puts `[N, B, K, g, h]` at its branches' places in `[N, B, K, g, T, h]`."""
+  B, K = at_BK.shape
+  b, k = jnp.arange(B)[:, None], jnp.arange(K)[None]
+  # Advanced indices apart from one another come first: [B, K, N, g, h].
+  new = jnp.moveaxis(new, 0, 2)
+  return cache.at[:, b, k, :, at_BK].set(new, mode="promise_in_bounds")
