@@ -191,6 +191,47 @@ def test_draws_follow_the_distribution():
   assert abs(chi2 - degrees) < 5 * np.sqrt(2 * degrees)
 
 
+def mixed(share, **changes):
+  reference = sample.Mixture(transformer.model(LLAMA), params(LLAMA, 1), share)
+  return draw(mixture=reference, temperature=0.7, **changes)
+
+
+def test_mixture_draws_from_the_geometric_mean_and_keeps_the_policys_log_prob():
+  drawn = mixed(0.4)
+  at = drawn.tokens_BKT[..., None]
+  policy, ref = (logits_of(drawn, LLAMA, seed) / 0.7 for seed in (0, 1))
+  mean = 0.6 * jax.nn.log_softmax(policy) + 0.4 * jax.nn.log_softmax(ref)
+  for ours, logits in ((drawn.logp_BKT, policy), (drawn.proposal_logp_BKT, mean)):
+    logp_BKT = np.take_along_axis(jax.nn.log_softmax(logits), at, -1)[..., 0]
+    np.testing.assert_allclose(ours, logp_BKT * drawn.mask_BKT, atol=1e-5, rtol=0)
+
+
+def test_ends_of_the_mixture_are_the_policy_and_the_reference():
+  policy = draw(temperature=0.7)
+  ref = draw(temperature=0.7, weights=params(LLAMA, 1))
+  for share, alone in ((0.0, policy), (1.0, ref)):
+    drawn = mixed(share)
+    np.testing.assert_array_equal(drawn.tokens_BKT, alone.tokens_BKT)
+    np.testing.assert_allclose(drawn.proposal_logp_BKT, alone.logp_BKT, atol=1e-5)
+  assert (policy.tokens_BKT != ref.tokens_BKT).any()
+
+
+@pytest.mark.parametrize(
+  ("config", "share", "words"),
+  [
+    (LLAMA, 1.1, r"mixture.share is 1.1; .* in \[0, 1\]"),
+    (LLAMA, float("nan"), "mixture.share is nan"),
+    (dataclasses.replace(LLAMA, vocab=151), 0.5, "reference has 151 tokens, .* 150"),
+    ("their own", 0.5, r"needs a model of transformer\.model"),
+    (dataclasses.replace(GPT2, positions=10), 0.5, "has 10 learned positions"),
+  ],
+)
+def test_mixture_that_cannot_be_is_refused(config, share, words):
+  model = transformer.model(LLAMA)._replace(config=config)
+  with pytest.raises(ValueError, match=words):
+    draw(mixture=sample.Mixture(model, {}, share))
+
+
 def test_decoding_ends_when_every_row_has_ended(monkeypatch):
   # Every token stops: the loop's body (one decode) must not run at all.
   ran = []

@@ -6,6 +6,7 @@ on how the batch was cut or padded.
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,6 +50,24 @@ def pad(
   return prompt_BP, length_B
 
 
+class Mixture(NamedTuple):
+  """A second model beside the policy: tokens come from policy^(1 - share) ref^share.
+
+  Normalised token by token, after both have been divided by the temperature; see
+  `games.mixture`. Nash-MD's opponent (Munos et al. 2023, arXiv:2312.00886) and the
+  sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635).
+
+  Attributes:
+    model: the reference, of `transformer.model`; its vocabulary is the policy's.
+    params: of its decoder.
+    share: its exponent, in [0, 1]: 0 draws from the policy, 1 from the reference.
+  """
+
+  model: Model
+  params: Params
+  share: float
+
+
 def sample(
   model: Model,
   params: Params,
@@ -64,6 +83,7 @@ def sample(
   top_k: int | None = None,
   top_p: float | None = None,
   greedy: bool = False,
+  mixture: Mixture | None = None,
 ) -> Samples:
   """Draws K completions of each prompt; the prompt is read once for its K.
 
@@ -84,13 +104,16 @@ def sample(
     top_p: draw among the fewest likeliest tokens whose probability reaches p (and
       ties with the last); after top_k, if both are given.
     greedy: take the likeliest token. `logp_BKT` is still at `temperature`.
+    mixture: draw from a mixture with this model; top_k, top_p and greedy then
+      are about the mixture. `logp_BKT` is still the policy's.
 
   Returns:
     The completions with their log-probs.
 
   Raises:
     ValueError: an empty prompt; a number outside its range; prompt and max_tokens
-      beyond learned positions; a model without a cache. Before any compile.
+      beyond learned positions; a model without a cache; a mixture of two
+      vocabularies. Before any compile.
   """
   decoder, prompt_BP, length_B, row_B = checked(
     model,
@@ -105,6 +128,7 @@ def sample(
     top_k=top_k,
     top_p=top_p,
     greedy=greedy,
+    mixture=mixture,
   )
   return _sample(
     decoder,
@@ -131,22 +155,28 @@ def checked(
   top_k: int | None,
   top_p: float | None,
   greedy: bool,
+  mixture: Mixture | None,
 ) -> tuple[decoding.Decoder, np.ndarray, np.ndarray, np.ndarray]:
   """The arguments of `sample` as a decoder, prompts, lengths and row numbers.
 
   Raises:
     ValueError: as `sample`.
   """
-  config = model.config
-  if not isinstance(config, Config):
-    raise ValueError(
-      f"sample needs a model of transformer.model, whose cache it knows; model.config "
-      f"is a {type(config).__name__}"
-    )
-  vocab = config.vocab
+  models = (model,) if mixture is None else (model, mixture.model)
+  for one in models:
+    if not isinstance(one.config, Config):
+      raise ValueError(
+        f"sample needs a model of transformer.model, whose cache it knows; "
+        f"model.config is a {type(one.config).__name__}"
+      )
+  configs = tuple(one.config for one in models)
+  vocab = configs[0].vocab
   _check_draw(vocab, completions, max_tokens, temperature, top_k, top_p, greedy)
+  if mixture is not None:
+    _check_mixture(vocab, mixture)
   prompt_BP, length_B = np.asarray(prompt_BP), np.asarray(length_B)
-  _check_prompts(config, prompt_BP, length_B, max_tokens)
+  for config in configs:
+    _check_prompts(config, prompt_BP, length_B, max_tokens)
   row_B = np.asarray(row_B)
   if row_B.shape != length_B.shape:
     raise ValueError(
@@ -160,9 +190,10 @@ def checked(
     np.float32(temperature),
     None if top_k is None else np.int32(top_k),
     None if top_p is None else np.float32(top_p),
-    None,
+    None if mixture is None else np.float32(mixture.share),
   )
-  decoder = decoding.Decoder((params,), rule, (config,), greedy)
+  both = (params,) if mixture is None else (params, mixture.params)
+  decoder = decoding.Decoder(both, rule, configs, greedy)
   prompt_BP, length_B, row_B = (
     x.astype(np.int32) for x in (prompt_BP, length_B, row_B)
   )
@@ -196,6 +227,18 @@ def _check_draw(
   if greedy and (top_k is not None or top_p is not None):
     raise ValueError(
       f"greedy=True takes one token: top_k={top_k} and top_p={top_p} must be None"
+    )
+
+
+def _check_mixture(vocab: int, mixture: Mixture) -> None:
+  if not 0 <= mixture.share <= 1:
+    raise ValueError(
+      f"mixture.share is {mixture.share}; it is the reference's exponent, in [0, 1]"
+    )
+  if mixture.model.config.vocab != vocab:
+    raise ValueError(
+      f"the mixture's reference has {mixture.model.config.vocab} tokens, the policy "
+      f"{vocab}; both must be of one tokenizer"
     )
 
 
