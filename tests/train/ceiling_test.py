@@ -85,3 +85,30 @@ def test_bad_pools_and_strengths_are_refused():
     ceiling.tilted(np.ones((2, 4)), [-1.0])
   with pytest.raises(ValueError, match="prompts, samples"):
     ceiling.tilted(np.ones(4), [1.0])
+
+
+@pytest.mark.parametrize("reward", [[0, 1, 2], [1, 1, 3, 0, 3], [2, 2]])
+def test_exact_kl_of_best_of_n_is_that_of_every_outcome(reward):
+  S, n = len(reward), 3
+  law = np.zeros(S)
+  for drawn in itertools.product(range(S), repeat=n):
+    best = max(reward[i] for i in drawn)
+    at = [i for i in drawn if reward[i] == best]
+    for i in at:
+      law[i] += 1 / len(at) / S**n
+  want = sum(p * math.log(p * S) for p in law if p > 0)
+  assert ceiling.best_of_n_kl(np.array(reward), n) == pytest.approx(want, abs=1e-12)
+
+
+def test_exact_kl_of_best_of_n_comes_near_the_bound_from_below():
+  bound = math.log(4) - 3 / 4
+  gaps = [bound - ceiling.best_of_n_kl(np.arange(S), 4) for S in (16, 256, 4096)]
+  assert gaps[0] > gaps[1] > gaps[2] > 0
+  assert gaps[2] == pytest.approx(0, abs=1e-4)
+  assert ceiling.best_of_n_kl(np.arange(9), 1) == pytest.approx(0, abs=1e-15)
+  assert ceiling.best_of_n_kl(np.arange(9), 10**4) == pytest.approx(math.log(9))
+
+
+def test_best_of_none_is_refused():
+  with pytest.raises(ValueError, match="n=0; it must be at least 1"):
+    ceiling.best_of_n_kl(np.arange(3), 0)

@@ -65,6 +65,44 @@ def best_of_n(reward_PS: np.ndarray, ns: Sequence[int]) -> list[Point]:
   return points
 
 
+def best_of_n_kl(reward_S: np.ndarray, n: int) -> float:
+  """KL of best-of-n to its base, exactly, for a base uniform over S answers.
+
+  A tie for the best is broken at random, so that answers of equal reward stay as likely
+  relative to each other. With F(r) the share of answers no better than r, the best of n
+  has reward r with probability P(r) = F(r)^n - F(r-)^n, and
+
+  KL = sum_r P(r) log(P(r) / (F(r) - F(r-)))
+
+  which ties, and few answers, keep below the bound log n - (n - 1) / n of a base
+  without them (Beirami et al. 2024, arXiv:2401.01879). An answer that stands twice in
+  the pool is twice as likely: a pool of samples is an estimate of its policy, too low
+  once n comes near S.
+
+  Args:
+    reward_S: rewards of the answers.
+    n: at least 1; may be larger than S, for draws are with replacement.
+
+  Returns:
+    Nats, from 0 to log S.
+
+  Raises:
+    ValueError: n < 1, or rewards that are not finite.
+
+  Example:
+    >>> round(best_of_n_kl(np.array([0.0, 1.0]), 2), 4)  # 1/4 and 3/4 against 1/2
+    0.1308
+  """
+  if n < 1:
+    raise ValueError(f"best_of_n_kl: n={n}; it must be at least 1")
+  _, count_R = np.unique(_pool(np.asarray(reward_S)[None]), return_counts=True)
+  below_R = np.concatenate([[0], count_R.cumsum()]) / count_R.sum()
+  best_R = np.diff(below_R**n)
+  # A reward whose chance is too small for a float adds nothing.
+  ratio_R = np.where(best_R > 0, best_R / np.diff(below_R), 1)
+  return float((best_R * np.log(ratio_R)).sum())
+
+
 def tilted(reward_PS: np.ndarray, strengths: Sequence[float]) -> list[Point]:
   """The ceiling: reference samples reweighted by exp(lambda r), per prompt.
 
