@@ -73,6 +73,8 @@ def test_every_named_recipe_is_tested():
     *("dpo_hh", "dpo_hh_pythia"),
     *("reward_hh", "preference_hh", "reward_listwise"),
     "compare_objectives",  # in recipes/compare_test.py
+    # in recipes/staged_test.py
+    *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
   }
 
 

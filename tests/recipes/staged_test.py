@@ -1,0 +1,208 @@
+"""Recipes of several stages in miniature: what a stage sees, and that they resume."""
+
+import dataclasses
+import functools
+import json
+import math
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax.data import world
+from xpo_jax.models import lora, pretrained
+from xpo_jax.models.lora import Adapter
+from xpo_jax.recipes import find, staged
+from xpo_jax.recipes.staged import Sampled, World
+from xpo_jax.train import metrics
+from xpo_jax.train.experiment import Use
+
+TINY = World(
+  texts=240,
+  vocab=400,
+  width=8,
+  layers=1,
+  longest=6,
+  row_length=40,
+  sft_steps=2,
+  sft_rows=2,
+  asked=8,
+  rows=2,
+  prompts=3,
+  samples=2,
+  seeds=(0,),
+)
+SMALLER = {
+  "rso": {"candidates": 4, "kept": 2},
+  "slic_sample_rank": {"candidates": 4},
+  "sdpo": {},
+  "best_of_n": {"ns": (1, 2), "pool": 2, "distilled": 2},
+  "paft": {"adapter": Adapter(rank=2, targets="query|up"), "l1": (1e-3,)},
+}
+
+
+def _reward(texts) -> np.ndarray:
+  """Of any text, for the tiny model writes nothing that a lexicon knows."""
+  return np.array([zlib.crc32(t.encode()) % 997 / 997 for t in texts], np.float32)
+
+
+@functools.cache
+def _start(config):
+  texts = ["".join(text) for text in world.generate(200, seed=0)]
+  model = staged.transformer.model(config)
+  params = {"lm": jax.jit(model.init)(jax.random.key(0))}
+  return pretrained.Pretrained(config, params, world.train_bpe(texts, config.vocab))
+
+
+@pytest.fixture
+def stages(monkeypatch):
+  """Stages that train nothing and are remembered: (name, objective, rows, how)."""
+  seen = []
+
+  def stage(lab, name, objective, rows, **how):
+    seen.append((name, objective, list(rows), how))
+    return lab.start
+
+  def change(lab, name):
+    adapter = SMALLER["paft"]["adapter"]
+    shapes = lora.weights(lab.model.config, adapter)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    noise = {
+      part: {x: rng.normal(size=weight.shape) for x, weight in pair.items()}
+      for part, pair in shapes["blocks"].items()
+    }
+    noise = jax.tree.map(np.float32, {"blocks": noise})
+    return lora.delta(noise, adapter)
+
+  start = property(lambda lab: _start(lab.model.config))
+  monkeypatch.setattr(staged.Lab, "start", start)
+  monkeypatch.setattr(staged.Lab, "stage", stage)
+  monkeypatch.setattr(staged.Lab, "change", change)
+  monkeypatch.setattr(world, "true_reward", _reward)
+  return seen
+
+
+def _run(name, run_dir):
+  recipe = find.load(name)
+  small = dataclasses.replace(recipe.experiment, world=TINY, **SMALLER[name])
+  assert recipe.run(small, run_dir) == 0
+  rows = json.loads((run_dir / staged.RESULTS).read_text())
+  for row in rows:
+    assert math.isfinite(row["reward"]["mean"]) and row["kl"]["mean"] >= -1e-6
+  return {row["label"]: row for row in rows}
+
+
+def _assert_better_is_chosen(rows):
+  for row in rows:
+    chosen, rejected = _reward([row.prompt + row.chosen, row.prompt + row.rejected])
+    assert chosen > rejected
+
+
+def test_rso_trains_on_pairs_of_accepted_samples(stages, tmp_path):
+  rows = _run("rso", tmp_path / "run")
+  assert set(rows) == {"SFT", "RSO, sigmoid-norm", "RSO, hinge-norm", "sft-sample-rank"}
+  (_, one, accepted, _), (_, two, again, _), (_, three, first, _) = stages
+  assert one == three == Use("rso", beta=0.05)
+  assert two == Use("rso", beta=0.05, link="hinge")
+  assert accepted == again and accepted != first
+  assert 0 < len(accepted) <= 8  # kept = 2: one pair a prompt
+  _assert_better_is_chosen(accepted + first)
+
+
+def test_sample_rank_makes_a_tournaments_pairs_and_a_best_worst_one(stages, tmp_path):
+  _run("slic_sample_rank", tmp_path / "run")
+  (_, one, duels, _), (_, two, extremes, _) = stages
+  assert one == two == Use("slic", delta=1.0, weight=0.1)
+  assert 8 < len(duels) <= 8 * 3 and len(extremes) <= 8
+  _assert_better_is_chosen(duels + extremes)
+  best = {row.prompt: row.chosen for row in extremes}
+  champions = {row.prompt: row.chosen for row in duels}  # of the last duel
+  assert all(champions[prompt] == answer for prompt, answer in best.items())
+
+
+def test_sdpo_starts_each_stage_where_the_one_before_ended(stages, tmp_path):
+  rows = _run("sdpo", tmp_path / "run")
+  assert {"sDPO, easy first", "sDPO, hard first", "DPO"} < set(rows)
+  starts = {name: how.get("start") for name, _, _, how in stages}
+  assert starts["easy-first-0-stage-1"] == staged.SFT
+  assert starts["easy-first-0-stage-2"] == "easy-first-0-stage-1"
+  data = {name: rows for name, _, rows, _ in stages}
+  first, second = (data[f"easy-first-0-stage-{i}"] for i in (1, 2))
+  assert data["hard-first-0-stage-1"] == second
+  assert sorted(r.uid for r in first + second) == sorted(
+    r.uid for r in data["dpo-0.3-0"]
+  )
+  assert stages[-1][1] == Use("dpo", beta=0.15)
+
+
+def test_best_of_n_has_its_exact_kl_below_the_bound(stages, tmp_path):
+  rows = _run("best_of_n", tmp_path / "run")
+  assert rows["best of 1"]["kl"]["mean"] == pytest.approx(0, abs=1e-12)
+  assert rows["best of 2"]["kl"]["mean"] < rows["best of 2"]["kl_bound"]
+  assert rows["best of 2"]["reward"]["mean"] >= rows["best of 1"]["reward"]["mean"]
+  ((_, objective, answers, _),) = stages
+  assert objective == Use("sft") and 0 < len(answers) <= 8
+
+
+def test_paft_trains_both_changes_on_the_base_and_merges_them(stages, tmp_path):
+  rows = _run("paft", tmp_path / "run")
+  merges = ("linear", "task arithmetic", "TIES", "DARE", "DARE-TIES")
+  assert {f"{name}, l1 0.001" for name in merges} < set(rows)
+  (_, dpo, _, apart), (_, sft, demos, sparse), (_, _, _, after) = stages
+  assert (dpo.name, sft.name) == ("dpo", "sft")
+  assert apart["adapter"].l1 == 0 and sparse["adapter"].l1 == 1e-3
+  assert "start" not in apart | sparse and after["start"] == "sft-l1-0.001-0"
+  assert all("," in row.completion or " and the " in row.completion for row in demos)
+  assert 0 < rows["TIES, l1 0.001"]["conflicts"] < 1
+  assert rows["DPO"]["skill_nll"] != rows["linear, l1 0.001"]["skill_nll"]
+
+
+def test_ties_and_wordless_answers_make_no_pair():
+  texts = [["good", "bad", " ", "fine"]]
+  sampled = Sampled(["x"], texts, np.array([[1.0, 0.0, 2.0, 1.0]]))
+  made = staged.pairs(
+    sampled,
+    np.array([[0, 2, 0, 3]]),
+    np.array([[1, 1, 3, 1]]),
+    np.array([[1, 1, 1, 0]]),
+  )
+  assert [(pair.chosen, pair.rejected) for pair in made] == [("good", "bad")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Of a recipe with nothing but a world."""
+
+  world: World = TINY
+
+
+def test_stages_train_are_read_back_and_stand_at_their_own_reference(tmp_path):
+  said = []
+  lab = staged.Lab(Settings(), tmp_path / "run", said.append)
+  rows = [
+    staged.records.Pair(f"pair {i}", row.prompt, row.completion, other.completion)
+    for i, (row, other) in enumerate(
+      zip(
+        lab.demonstrations["train"][:6], lab.demonstrations["train"][6:], strict=False
+      )
+    )
+  ]
+  use = Use("dpo", beta=0.5)
+  lab.stage("one", use, rows, rate=1e-2)
+  two = lab.stage("two", use, rows, start="one", rate=1e-2)
+  for name in ("one", "two"):
+    first = metrics.read(lab.run_dir / name)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+  begun = len(metrics.read(lab.run_dir / "two"))
+  again = staged.Lab(Settings(), tmp_path / "run", said.append)
+  same = again.stage("two", use, rows, start="one", rate=1e-2)
+  jax.tree.map(np.testing.assert_array_equal, same.params, two.params)
+  assert len(metrics.read(lab.run_dir / "two")) == begun
+  other = Settings(dataclasses.replace(TINY, rate=1.0))
+  with pytest.raises(ValueError, match=r"settings changed\n  world\.rate: "):
+    staged.Lab(other, tmp_path / "run")
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "file").write_text("mine")
+  with pytest.raises(ValueError, match="holds something else"):
+    staged.Lab(Settings(), tmp_path / "full")

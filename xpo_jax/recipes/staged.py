@@ -1,0 +1,416 @@
+"""What recipes of several stages share: the embedded world, stages, samples, rows.
+
+A recipe's directory holds `study.json`, the SFT model (`sft/`), a directory a stage
+and seed, each a run of the trainer, and `results.json`. Run again with the same
+directory it goes on: a finished stage is read, a broken one resumed.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.data import records, split, tokenise, world
+from xpo_jax.models import lora, peft, pretrained, sample, transformer
+from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
+from xpo_jax.models.pretrained import Pretrained
+from xpo_jax.train import configure, evaluate, experiment, intervals, offline, page
+from xpo_jax.train.experiment import Use
+from xpo_jax.train.optim import Optimizer
+from xpo_jax.types import Array, Params
+
+Say = Callable[[str], None]
+STUDY, RESULTS, SFT = "study.json", "results.json", "sft"
+SPLITS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """Texts, model and sizes: what every recipe starts from and is judged by.
+
+  Attributes:
+    texts: reviews of the embedded world.
+    vocab: entries of the tokenizer trained on them.
+    width: of the model.
+    layers: of the model.
+    longest: most tokens of a completion.
+    row_length: tokens of a packed row.
+    sft_steps: of supervised fine-tuning on the reviews, the start of all that follows.
+    sft_rows: packed rows of such a step.
+    sft_rate: its peak learning rate.
+    asked: prompts of the training split that are sampled, the first so many.
+    rows: packed rows of a step after SFT.
+    rate: peak learning rate after SFT.
+    prompts: held-out prompts that policies are judged on.
+    samples: completions for each.
+    seeds: each has its own samples, order and judging draws; SFT is shared.
+  """
+
+  texts: int = 12_000
+  vocab: int = 1024
+  width: int = 64
+  layers: int = 2
+  longest: int = 16
+  row_length: int = 96
+  sft_steps: int = 400
+  sft_rows: int = 10
+  sft_rate: float = 3e-3
+  asked: int = 800
+  rows: int = 4
+  rate: float = 7e-4
+  prompts: int = 128
+  samples: int = 4
+  seeds: tuple[int, ...] = (0, 1, 2)
+
+
+class Sampled(NamedTuple):
+  """Completions of the asked prompts.
+
+  Attributes:
+    prompts: B texts.
+    texts_BK: K completions each.
+    reward_BK: their true reward.
+  """
+
+  prompts: list[str]
+  texts_BK: list[list[str]]
+  reward_BK: np.ndarray
+
+
+class Row(NamedTuple):
+  """One policy, or one arm's policies over the seeds.
+
+  Attributes:
+    label: what it is.
+    measures: name -> Interval or number; reward, kl and length at least.
+    seconds: of its stages, compilation included, the shared SFT not.
+  """
+
+  label: str
+  measures: Mapping[str, intervals.Interval | float]
+  seconds: float
+
+
+class Lab:
+  """A recipe's directory, its world, and what can be done there."""
+
+  def __init__(self, settings: Any, run_dir: str | Path, say: Say = print):
+    """Opens a directory, new or of an interrupted run with the same settings.
+
+    Args:
+      settings: the recipe's dataclass; its field `world` is the `World`.
+      run_dir: the directory.
+      say: takes a line of progress.
+
+    Raises:
+      ValueError: the directory holds something else, or another study.
+    """
+    self.world: World = settings.world
+    self.run_dir, self._say = Path(run_dir), say
+    self._began = time.perf_counter()
+    _keep(self.run_dir, configure.to_dict(settings))
+    rows = [
+      records.Demonstration(f"review {i}", prompt, completion)
+      for i, (prompt, completion) in enumerate(world.generate(self.world.texts, seed=0))
+    ]
+    self.demonstrations = split.by_prompt(rows, SPLITS, seed=0)
+    self.model = transformer.model(self._config())
+
+  @functools.cached_property
+  def start(self) -> Pretrained:
+    """The SFT model: where all stages start, and the reference of all KLs."""
+    self.say(f"supervised fine-tuning, {self.world.sft_steps} steps")
+    w = self.world
+    first = experiment.Experiment(
+      Use("sft"),
+      self._data(SFT, rows=w.sft_rows, steps=w.sft_steps, epochs=w.sft_steps),
+      experiment.Scratch(self.model.config),
+      _optimizer(w.sft_rate),
+      mesh=experiment.MeshShape(data=1),
+    )
+    return self._run(first, SFT, self.demonstrations["train"])
+
+  def stage(
+    self,
+    name: str,
+    objective: Use,
+    rows: Sequence[records.Record],
+    *,
+    start: str = SFT,
+    seed: int = 0,
+    epochs: int = 1,
+    rate: float | None = None,
+    adapter: Adapter | None = None,
+  ) -> Pretrained:
+    """Trains on records, or reads what was trained; the reference is the start.
+
+    Args:
+      name: of the stage's directory.
+      objective: what is minimised.
+      rows: what on; those that do not survive the tokenizer are dropped and counted.
+      start: name of the stage it starts from.
+      seed: of order and draws.
+      epochs: passes over the rows.
+      rate: peak learning rate; None: the world's.
+      adapter: see `Experiment.adapter`.
+    """
+    _ = self.start
+    if not rows:
+      raise ValueError(f"stage {name} has nothing to train on")
+    self.say(f"{name}: {objective.name} on {len(rows)} rows")
+    where = str(self.run_dir / start / offline.POLICY)
+    one = experiment.Experiment(
+      objective,
+      self._data(name, rows=self.world.rows, epochs=epochs, seed=seed),
+      experiment.Pretrained(where, remat=False),
+      _optimizer(self.world.rate if rate is None else rate),
+      mesh=experiment.MeshShape(data=1),
+      seed=seed,
+      adapter=adapter,
+    )
+    return self._run(one, name, rows)
+
+  def sample(
+    self,
+    params: Params,
+    *,
+    completions: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    sequences: int = 1024,
+  ) -> Sampled:
+    """Draws completions of the asked prompts and rewards them.
+
+    Args:
+      params: `{"lm": ...}` of the policy.
+      completions: K.
+      seed: of the draws.
+      temperature, top_k: see `models.sample`.
+      sequences: decoded at once.
+    """
+    prompts = self._prompts("train")[: self.world.asked]
+    ids = self.encode(prompts)
+    prompt_BP, length_B = sample.pad(ids)
+    batch = min(max(sequences // completions, 1), len(ids))
+    texts_BK = []
+    for first in range(0, len(ids), batch):
+      # The last batch is filled with the last prompt: one shape, one compile.
+      row_B = np.minimum(np.arange(first, first + batch), len(ids) - 1)
+      drawn = sample.sample(
+        self.model,
+        params["lm"],
+        prompt_BP[row_B],
+        length_B[row_B],
+        completions=completions,
+        max_tokens=self.world.longest,
+        key=jax.random.fold_in(jax.random.key(seed), 3),
+        row_B=row_B,
+        stop_ids=(self.tokenizer.eos_token_id,),
+        temperature=temperature,
+        top_k=top_k,
+      )
+      tokens = np.asarray(drawn.tokens_BKT)
+      length = np.asarray(drawn.length_BK)
+      for i in range(min(batch, len(ids) - first)):
+        texts_BK.append(self._decode(ids[first + i], tokens[i], length[i]))
+    whole = [p + t for p, texts in zip(prompts, texts_BK, strict=True) for t in texts]
+    reward_BK = world.true_reward(whole).reshape(len(prompts), completions)
+    return Sampled(prompts, texts_BK, reward_BK)
+
+  def change(self, name: str) -> Params:
+    """What a stage with an adapter added to the SFT model's kernels (`lora.delta`)."""
+    base = self.start
+    directory = self.run_dir / name / offline.ADAPTER
+    adapter, params = peft.load(directory, base.config, base.params["lm"])
+    return lora.delta(params, adapter)
+
+  def judge(
+    self, params: Params, seed: int, samples: int | None = None
+  ) -> evaluate.Draws:
+    """Samples on held-out prompts, with true rewards and KL to the SFT model.
+
+    Args:
+      params: `{"lm": ...}` of the policy.
+      seed: of the draws.
+      samples: completions for each prompt; None: the world's.
+    """
+    prompts = self._prompts("test")
+    if len(prompts) < self.world.prompts:
+      raise ValueError(
+        f"World.prompts is {self.world.prompts}, the held-out split has "
+        f"{len(prompts)}; take fewer prompts or more texts"
+      )
+    return evaluate.draw(
+      self.model,
+      params,
+      self.start.params,
+      self.encode(prompts[: self.world.prompts]),
+      self.tokenizer,
+      world.true_reward,
+      max_tokens=self.world.longest,
+      key=jax.random.fold_in(jax.random.key(seed), 4),
+      completions=self.world.samples if samples is None else samples,
+      batch=self.world.prompts,
+    )
+
+  def row(
+    self,
+    label: str,
+    policies: Mapping[int, Params],
+    seconds: float = 0.0,
+    **more: intervals.Interval | float,
+  ) -> Row:
+    """Judges an arm: seed -> its policy's parameters."""
+    draws = [self.judge(params, seed) for seed, params in policies.items()]
+    columns = {
+      "reward": [d.reward_PK for d in draws],
+      "kl": [d.kl_PK for d in draws],
+      "length": [d.length_PK for d in draws],
+    }
+    measures = {
+      name: intervals.bootstrap_seeds(np.stack([evaluate.per_prompt(x) for x in xs]))
+      for name, xs in columns.items()
+    }
+    return Row(label, measures | more, seconds)
+
+  def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of prompts."""
+    rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
+    return tokenise.prompts(rows, self.tokenizer)
+
+  @property
+  def tokenizer(self) -> Any:
+    """The world's, trained with the SFT model."""
+    return self.start.tokenizer
+
+  def say(self, text: str) -> None:
+    """A line of progress, with the time."""
+    self._say(f"[{time.perf_counter() - self._began:5.0f} s] {text}")
+
+  def finish(self, title: str, rows: Sequence[Row]) -> page.Table:
+    """Writes results.json and returns the rows as a table."""
+    content = [
+      {
+        "label": row.label,
+        "seconds": round(row.seconds, 1),
+        **{
+          name: x._asdict() if isinstance(x, intervals.Interval) else x
+          for name, x in row.measures.items()
+        },
+      }
+      for row in rows
+    ]
+    text = json.dumps(content, indent=1) + "\n"
+    (self.run_dir / RESULTS).write_text(text, encoding="utf-8")
+    names = list(dict.fromkeys(name for row in rows for name in row.measures))
+    cells = [
+      [row.label, *(_cell(row.measures.get(n)) for n in names), f"{row.seconds:.0f}"]
+      for row in rows
+    ]
+    w = self.world
+    caption = (
+      f"{title}. Mean [95 %] over {w.prompts} held-out prompts x {w.samples} samples "
+      f"and {len(w.seeds)} seeds; reward: VADER; KL to the SFT model, nats."
+    )
+    return page.Table(["", *names, "seconds"], cells, caption)
+
+  def _config(self) -> Config:
+    w = self.world
+    return Config(
+      vocab=w.vocab,
+      width=w.width,
+      layers=w.layers,
+      heads=4,
+      kv_heads=4,
+      head_dim=w.width // 4,
+      mlp_width=3 * w.width,
+      positions=1024,
+      tied=True,
+      remat=False,
+    )
+
+  def _data(self, name: str, rows: int, epochs: int, steps=None, seed=0):
+    return experiment.Data(
+      name,
+      limits=tokenise.Limits(completion=self.world.longest),
+      bad_rows="drop",
+      row_length=self.world.row_length,
+      rows_per_step=rows,
+      epochs=epochs,
+      steps=steps,
+      seed=seed,
+    )
+
+  def _run(self, one: experiment.Experiment, name: str, rows) -> Pretrained:
+    run_dir, memory = self.run_dir / name, {name: list(rows)}
+    if not (run_dir / offline.SUMMARY).exists():
+      if (run_dir / configure.FILE).exists():
+        done = offline.resume(run_dir, one, memory=memory, say=_quiet)
+      else:
+        done = offline.train(one, run_dir, memory=memory, say=_quiet)
+      if not done.finished:
+        raise KeyboardInterrupt  # SIGTERM: its checkpoint is written
+    return pretrained.load(run_dir / offline.POLICY, remat=False)
+
+  def _prompts(self, name: str) -> list[str]:
+    return list(dict.fromkeys(row.prompt for row in self.demonstrations[name]))
+
+  def _decode(self, prompt: np.ndarray, tokens_KT: Array, length_K: Array) -> list[str]:
+    head = evaluate.decode(self.tokenizer, prompt)
+    # Decoded together: a tokenizer may read a completion's first token otherwise alone.
+    return [
+      evaluate.decode(self.tokenizer, [*prompt, *row[:n]]).removeprefix(head)
+      for row, n in zip(tokens_KT, length_K, strict=True)
+    ]
+
+
+def pairs(
+  sampled: Sampled, winner_BJ: np.ndarray, loser_BJ: np.ndarray, keep_BJ: np.ndarray
+) -> list[records.Pair]:
+  """Duels (`pairing.Duels`) as preference records.
+
+  Two answers of the same reward, the same text, or without a word make no pair.
+  """
+  out = []
+  for b, prompt in enumerate(sampled.prompts):
+    duels = zip(winner_BJ[b], loser_BJ[b], keep_BJ[b], strict=True)
+    for j, (w, l, keep) in enumerate(duels):
+      chosen, rejected = sampled.texts_BK[b][w], sampled.texts_BK[b][l]
+      tied = sampled.reward_BK[b, w] == sampled.reward_BK[b, l]
+      if keep and not tied and chosen.strip() and rejected.strip():
+        out.append(records.Pair(f"prompt {b} duel {j}", prompt, chosen, rejected))
+  return out
+
+
+def _keep(run_dir: Path, settings: Mapping[str, Any]) -> None:
+  path = run_dir / STUDY
+  if path.exists():
+    old = json.loads(path.read_text(encoding="utf-8"))
+    configure.refuse_change("settings", run_dir, old, json.loads(json.dumps(settings)))
+    return
+  if run_dir.exists() and any(run_dir.iterdir()):
+    raise ValueError(f"run directory {run_dir} holds something else; name another one")
+  run_dir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _optimizer(rate: float) -> Optimizer:
+  return Optimizer(learning_rate=rate, warmup_steps=10, floor=0.1)
+
+
+def _cell(x: intervals.Interval | float | None) -> str:
+  if x is None:
+    return ""
+  return str(x) if isinstance(x, intervals.Interval) else f"{x:.3g}"
+
+
+def _quiet(text: str) -> None:
+  del text
