@@ -52,6 +52,7 @@ setup(
       "openai>=3,<4",
     ],
     "judge": ["openai>=3,<4"],  # a judge behind an endpoint
+    "serve": ["transformers[serving]>=5.20,<6", "torch>=2.6"],  # one served here
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "wandb": ["wandb>=0.19"],
