@@ -2,7 +2,7 @@
 
 Paper: Pentyala et al. 2024, arXiv:2406.17923: SFT with an L1 penalty on its change, DPO
   straight on the base, merged linearly, by task arithmetic, TIES or DARE.
-Command: xpo train paft [--l1 1e-5 --keep 0.2 --drop 0.5]
+Command: xpo train paft [--keep 0.2 --drop 0.5 --adapter.rank 4]
 Hardware: 2 CPU cores, minutes (not yet measured).
 Expected: merged models keep more of both than SFT then DPO, TIES and DARE-TIES better
   with a sparse SFT change (paper: mean of six tasks 65.2 merged, 60.7 SFT, 63.3 DPO).
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from xpo_jax.models.lora import Adapter
-from xpo_jax.recipes.staged import World
+from xpo_jax.recipes.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged import World
+from xpo_jax.recipes.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)

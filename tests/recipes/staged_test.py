@@ -14,7 +14,8 @@ from xpo_jax.data import world
 from xpo_jax.models import lora, pretrained
 from xpo_jax.models.lora import Adapter
 from xpo_jax.recipes import find, staged
-from xpo_jax.recipes.staged import Sampled, World
+from xpo_jax.recipes.staged import Sampled
+from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import metrics
 from xpo_jax.train.experiment import Use
 

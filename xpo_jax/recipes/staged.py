@@ -5,7 +5,6 @@ and seed, each a run of the trainer, and `results.json`. Run again with the same
 directory it goes on: a finished stage is read, a broken one resumed.
 """
 
-import dataclasses
 import functools
 import json
 import time
@@ -21,6 +20,7 @@ from xpo_jax.models import lora, peft, pretrained, sample, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.pretrained import Pretrained
+from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import configure, evaluate, experiment, intervals, offline, page
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.optim import Optimizer
@@ -29,45 +29,6 @@ from xpo_jax.types import Array, Params
 Say = Callable[[str], None]
 STUDY, RESULTS, SFT = "study.json", "results.json", "sft"
 SPLITS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-  """Texts, model and sizes: what every recipe starts from and is judged by.
-
-  Attributes:
-    texts: reviews of the embedded world.
-    vocab: entries of the tokenizer trained on them.
-    width: of the model.
-    layers: of the model.
-    longest: most tokens of a completion.
-    row_length: tokens of a packed row.
-    sft_steps: of supervised fine-tuning on the reviews, the start of all that follows.
-    sft_rows: packed rows of such a step.
-    sft_rate: its peak learning rate.
-    asked: prompts of the training split that are sampled, the first so many.
-    rows: packed rows of a step after SFT.
-    rate: peak learning rate after SFT.
-    prompts: held-out prompts that policies are judged on.
-    samples: completions for each.
-    seeds: each has its own samples, order and judging draws; SFT is shared.
-  """
-
-  texts: int = 12_000
-  vocab: int = 1024
-  width: int = 64
-  layers: int = 2
-  longest: int = 16
-  row_length: int = 96
-  sft_steps: int = 400
-  sft_rows: int = 10
-  sft_rate: float = 3e-3
-  asked: int = 800
-  rows: int = 4
-  rate: float = 7e-4
-  prompts: int = 128
-  samples: int = 4
-  seeds: tuple[int, ...] = (0, 1, 2)
 
 
 class Sampled(NamedTuple):
