@@ -193,11 +193,19 @@ def _train(args, rest) -> int | None:
   )
   if recipe.run is not None:
     return recipe.run(recipe.experiment, run_dir)
-  from xpo_jax.train import offline, report
+  from xpo_jax.train import report
 
-  result = offline.train(recipe.experiment, run_dir)
+  result = _trainer(recipe.experiment).train(recipe.experiment, run_dir)
   print(f"report: {report.write(result.run_dir)}")
   return None
+
+
+def _trainer(experiment):
+  """The module whose `train` and `resume` run such an experiment."""
+  from xpo_jax.train import offline, online
+  from xpo_jax.train.online_experiment import OnlineExperiment
+
+  return online if isinstance(experiment, OnlineExperiment) else offline
 
 
 def _check(args, rest) -> None:
@@ -227,10 +235,10 @@ def _check(args, rest) -> None:
 
 
 def _resume(args, rest) -> None:
-  from xpo_jax.train import offline, report
+  from xpo_jax.train import configure, report
 
   del rest
-  result = offline.resume(args.run_dir)
+  result = _trainer(configure.read(args.run_dir)[0]).resume(args.run_dir)
   print(f"report: {report.write(result.run_dir)}")
 
 

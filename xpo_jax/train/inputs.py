@@ -179,7 +179,7 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
     texts = [
       records.text_of(row.prompt) + records.text_of(answer)
       for row in loaded.records
-      for answer in records.answers(row)
+      for answer in records.answers(row) or ("",)  # a bare prompt has none
     ]
     tokenizer = world.train_bpe(texts, start.model.vocab)
     tokenizer.save_pretrained(kept)

@@ -7,10 +7,8 @@ A run directory holds `config.yaml` (the experiment, versions, flags, code), `da
 `summary.json`.
 """
 
-import json
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.data import audit, records
-from xpo_jax.models import peft, pretrained
+from xpo_jax.models import peft
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import (
   checkpoint,
   configure,
   inputs,
   metrics,
+  run_dirs,
   screen,
   setup,
   step,
@@ -145,7 +144,9 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
     stage = stage / POLICY
   run = setup.prepare(experiment, run_dir, loaded, stage, memory, say)
   rows = audit.show(run.train.batches[0], run.tokenizer)[:SHOWN_ROWS]
-  _write_json(run_dir / SHOWN, [[token._asdict() for token in row] for row in rows])
+  run_dirs.write_json(
+    run_dir / SHOWN, [[token._asdict() for token in row] for row in rows]
+  )
   sizes = setup.budget(run)
   say(
     f"{sizes['parameters']:,} parameters, {sizes['steps']} steps of "
@@ -153,7 +154,7 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
   )
   meta = {"experiment": configure.to_dict(experiment), **configure.surroundings()}
   manager = checkpoint.open_manager(run_dir / CHECKPOINTS, experiment.loop.keep)
-  state = _restored(manager, run_dir, run.state, meta, say)
+  state = run_dirs.restored(manager, run_dir, run.state, meta, say)
   run = run._replace(state=None)  # donated with the first step
   with checkpoint.preemption() as asked:
     state = _loop(run, run_dir, state, manager, meta, asked, say)
@@ -164,8 +165,8 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
   if finished:
     if experiment.adapter is not None:
       _export_adapter(run_dir, run, trained)
-    _export(run_dir, run, params)
-    _write_json(run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]})
+    run_dirs.export(run_dir / POLICY, run.model.config, params, run.tokenizer)
+    run_dirs.write_json(run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]})
     say(f"done: {run_dir / POLICY} is a Hugging Face directory")
   else:
     say(f"stopped by SIGTERM at step {int(state.step)}: xpo resume {run_dir}")
@@ -188,7 +189,7 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
   done = int(state.step)
   if done == steps:
     return state
-  writer = metrics.open_writer(run_dir, done, _wandb(run, run_dir, meta))
+  writer = metrics.open_writer(run_dir, done, run_dirs.wandb(loop.wandb, run_dir, meta))
   pending, clock = [], time.perf_counter()
   batches = run.train.following(done)
   with screen.following(steps, done, say) as report:
@@ -197,13 +198,15 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
         state, measured = run.step(state, run.frozen, next(batches), run.knobs)
         pending.append((index, measured))
         now, last = index + 1, index + 1 == steps
-        evaluating = run.held_out is not None and (last or _due(loop.eval_every, now))
+        evaluating = run.held_out is not None and (
+          last or run_dirs.due(loop.eval_every, now)
+        )
         stopping = asked.is_set()  # once: a signal from here on is seen a step later
-        saving = last or stopping or _due(loop.checkpoint_every, now)
+        saving = last or stopping or run_dirs.due(loop.checkpoint_every, now)
         if evaluating:
           measured |= evaluate(run, state)
         # The first step apart: its time is the compiler's.
-        if index == done or _due(loop.log_every, now) or evaluating or saving:
+        if index == done or run_dirs.due(loop.log_every, now) or evaluating or saving:
           clock = _flush(run, run_dir, writer, pending, clock, report)
         if saving:
           checkpoint.save(manager, state, meta)
@@ -259,43 +262,12 @@ def _flush(run, run_dir, writer, pending, clock, report) -> float:
 
 def _diverged(run, run_dir, index, line) -> NonFiniteLoss:
   """Saves the batch on which the numbers ceased to be finite."""
-  directory = run_dir / NONFINITE
-  directory.mkdir(exist_ok=True)
-  batch = run.train.batches[index]
-  leaves = jax.tree_util.tree_leaves_with_path(batch)
-  arrays = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in leaves}
-  np.savez_compressed(directory / "batch.npz", **arrays)
-  _write_json(directory / "metrics.json", line)
+  kept = run_dirs.keep_batch(run_dir / NONFINITE, run.train.batches[index], line)
   return NonFiniteLoss(
     f"step {index + 1}: loss is {line['loss']}, grad_norm {line['grad_norm']}; the "
-    f"batch is in {directory / 'batch.npz'}, the last checkpoint is sound. Lower "
+    f"batch is in {kept}, the last checkpoint is sound. Lower "
     "Optimizer.learning_rate, raise warmup_steps, or look at the batch"
   )
-
-
-def _restored(manager, run_dir, fresh, meta, say) -> TrainState:
-  found = checkpoint.restore(manager, fresh)
-  if found is None:
-    return fresh
-  for reason in found.rejected:
-    say(f"damaged checkpoint passed over: {reason}")
-  old, new = found.meta["experiment"], meta["experiment"]
-  configure.refuse_change("configuration", run_dir, old, new)
-  around = ("versions", "flags", "devices", "code")
-  old, new = ({name: m[name] for name in around} for m in (found.meta, meta))
-  for line in configure.difference(old, new):
-    say(f"warning: changed since the checkpoint, bits may differ: {line}")
-  say(f"continuing after step {int(found.state.step)}")
-  return found.state
-
-
-def _export(run_dir: Path, run: Run, params: Params) -> None:
-  # Beside it, then renamed: a kill must not leave half a policy under its name.
-  beside = run_dir / f"{POLICY}.tmp"
-  shutil.rmtree(beside, ignore_errors=True)
-  if not (run_dir / POLICY).exists():
-    pretrained.save(beside, run.model.config, params, run.tokenizer)
-    beside.rename(run_dir / POLICY)
 
 
 def _export_adapter(run_dir: Path, run: Run, params: Params) -> None:
@@ -314,22 +286,7 @@ def _export_adapter(run_dir: Path, run: Run, params: Params) -> None:
   beside.rename(run_dir / ADAPTER)
 
 
-def _wandb(run: Run, run_dir: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
-  project = run.experiment.loop.wandb
-  if project is None:
-    return None
-  return {"project": project, "dir": str(run_dir), "config": meta["experiment"]}
-
-
-def _due(every: int | None, now: int) -> bool:
-  return every is not None and now % every == 0
-
-
 def _title(experiment: Experiment) -> str:
   use, data = experiment.objective, experiment.data
   knobs = ", ".join(f"{name}={value}" for name, value in use.knobs.items())
   return f"{use.name}({knobs}) on {data.path}"
-
-
-def _write_json(path: Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -121,6 +121,11 @@ def compute(
   return cache
 
 
+def cache(values: Mapping[str, np.ndarray], data: Store) -> Cache:
+  """Statistics found elsewhere, in the order of the data set's response tokens."""
+  return Cache(values, _starts(data))
+
+
 def fill(cache: Cache | None, batch: Batch) -> Batch:
   """The batch with the cached statistics in `ref`; padding is 0."""
   if cache is None:

@@ -198,7 +198,8 @@ def gradient(
   whole = _merge(scored_MB)
   scored.check(objective, whole)
   aux, state = objective.prepare(whole, method_state, key)
-  batch = batch.replace(ref=_frozen_statistics(objective, scored_MB))  # not twice
+  known = dict(batch.ref) | _frozen_statistics(objective, scored_MB)  # not twice
+  batch = batch.replace(ref=known)
   weights = {n: term.weight for n, term in objective.loss(whole, aux).terms.items()}
   rows = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), aux.rows)
 

@@ -1,0 +1,83 @@
+"""What an online run refuses before anything is read or compiled."""
+
+import dataclasses
+
+import pytest
+
+from xpo_jax import controllers
+from xpo_jax.data.records import Prompt
+from xpo_jax.feedback import rules
+from xpo_jax.models.config import Config
+from xpo_jax.train import arrange, online, online_setup
+from xpo_jax.train.experiment import MeshShape, Scratch, Use
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+
+MODEL = Config(
+  vocab=320, width=12, layers=1, heads=2, kv_heads=2, head_dim=6, mlp_width=16
+)
+RUN = OnlineExperiment(
+  Use("ppo"),
+  Prompts("world:20"),
+  Scratch(MODEL),
+  Feedback(Call(rules.world_reward)),
+  Sampling(completions=2, max_tokens=4),
+  prompts_per_iteration=4,
+  mesh=MeshShape(data=1),
+)
+ONE = Sampling(completions=1)
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"objective": Use("rloo"), "sampling": ONE}, "rloo learns nothing.*2 or more"),
+    ({"objective": Use("dpo"), "sampling": ONE}, "dpo learns nothing.*2 or more"),
+    ({"objective": Use("kto")}, "layout RATED_MISMATCHED; rollouts become"),
+    ({"arrange": Call(arrange.best)}, "ppo needs layout SAMPLED.*makes DEMO"),
+    ({"controller": Call(controllers.fixed_kl, beta=0.5)}, "beta 0.5, ppo has beta"),
+    (
+      {
+        "objective": Use("raft"),
+        "controller": Call(controllers.fixed_kl, beta=0.5),
+      },
+      "raft has no number beta",
+    ),
+  ],
+)
+def test_what_cannot_learn_is_refused_by_name(changes, match):
+  with pytest.raises(ValueError, match=match):
+    online_setup.check(dataclasses.replace(RUN, **changes))
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_one_completion_is_enough_without_a_group_baseline(name):
+  online_setup.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))
+
+
+def test_empty_prompt_set_is_refused_and_leaves_no_directory(tmp_path):
+  empty = dataclasses.replace(
+    RUN, prompts=Prompts("none"), start=Scratch(MODEL, tokenizer=None)
+  )
+  with pytest.raises(ValueError, match="holds no prompt"):
+    online.train(empty, tmp_path / "run", memory={"none": []}, say=lambda text: None)
+  assert not (tmp_path / "run").exists()
+
+
+def test_equal_prompts_count_once_and_the_held_out_share_is_apart(tmp_path):
+  rows = [Prompt(f"row {i}", f"prompt {i % 12}") for i in range(24)]
+  held = dataclasses.replace(
+    RUN,
+    prompts=Prompts("rows"),
+    evaluation=dataclasses.replace(RUN.evaluation, share=0.25),
+  )
+  loaded = online_setup.inputs.load(held.prompts, held.prompts, {"rows": rows})
+  run = online_setup.prepare(held, tmp_path, loaded)
+  train, apart = set(run.prompts.texts), set(run.held_out.texts)
+  assert not train & apart and len(train) + len(apart) == 12
+  assert run.counts["prompts"] == len(train) == len(run.prompts.ids)

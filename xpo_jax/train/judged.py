@@ -1,0 +1,104 @@
+"""Verdicts on rollouts: asked for, refused if no number, shaped, summed up."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from xpo_jax.feedback import protocol
+from xpo_jax.train.online_experiment import Feedback, Sampling
+from xpo_jax.train.rollouts import Rollouts
+
+Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]
+"""`(prompts, texts_BK) -> reward_BK`, NaN where it abstains."""
+
+_GROUPS = {"scores": protocol.score_groups, "win_rates": protocol.win_rates}
+
+
+def judge(feedback: Feedback) -> Judge:
+  """The judge of an experiment, made once for the run."""
+  source, ask_groups = feedback.source.build(), _GROUPS[feedback.kind]
+
+  def asked(prompts, texts_BK):
+    return ask_groups(source, prompts, texts_BK)
+
+  return asked
+
+
+def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
+  """The rollouts with their rewards.
+
+  Raises:
+    ValueError: a NaN, where abstentions stop the run; shows the completion.
+  """
+  reward_BK = np.asarray(asked(rollouts.prompts, rollouts.texts_BK), np.float32)
+  abstained = np.argwhere(np.isnan(reward_BK))
+  if len(abstained) and feedback.abstained == "stop":
+    b, k = abstained[0]
+    raise ValueError(
+      f"feedback gave NaN on {len(abstained)} of {reward_BK.size} completions of "
+      f"iteration {rollouts.iteration + 1}, first on prompt {rollouts.prompts[b]!r}, "
+      f"completion {rollouts.texts_BK[b][k]!r}; mend the source, or set "
+      'Feedback.abstained="drop" to leave such completions out, counted'
+    )
+  return dataclasses.replace(rollouts, reward_BK=reward_BK)
+
+
+def shaped(
+  rollouts: Rollouts, feedback: Feedback, sampling: Sampling
+) -> tuple[np.ndarray, np.ndarray]:
+  """What is learned from: rewards with the missing-EOS rule, and which count.
+
+  Returns:
+    reward_BK, 0 where absent; present_BK float32, 0 where feedback abstained, and on a
+    whole prompt whose column 0 plays a part of its own and has no verdict.
+  """
+  reward_BK = rollouts.reward_BK
+  if feedback.missing_eos is not None:
+    cut = {
+      "subtract": reward_BK - np.float32(feedback.missing_eos),
+      "replace": np.full_like(reward_BK, feedback.missing_eos),
+    }[feedback.missing_eos_rule]
+    # An abstention stays one, whatever the rule.
+    changed = ~rollouts.ended_BK & ~np.isnan(reward_BK)
+    reward_BK = np.where(changed, cut, reward_BK)
+  present_BK = ~np.isnan(reward_BK)
+  if sampling.first != "sample":
+    present_BK &= present_BK[:, :1]
+  return (
+    np.where(present_BK, reward_BK, 0).astype(np.float32),
+    present_BK.astype(np.float32),
+  )
+
+
+def summary(
+  rollouts: Rollouts,
+  reward_BK: np.ndarray,
+  present_BK: np.ndarray,
+  kl_BK: np.ndarray,
+  sampling: Sampling,
+) -> dict[str, float]:
+  """What a person watches of an iteration's samples, as `rollout/...`.
+
+  `reward` is the feedback's, before the missing-EOS rule; `reward_std` over all
+  completions; `kl` the log-ratio of sampler and reference summed over a completion's
+  tokens (k1), nats; `length` in tokens; shares: `no_eos`, `abstained`, `informative`
+  (prompts whose rewards, as learned from, differ). A column 0 that the policy did not
+  sample is left out of all but the last two.
+  """
+  own = slice(None) if sampling.first == "sample" else slice(1, None)
+  told_BK = rollouts.reward_BK[:, own]
+  there = ~np.isnan(told_BK)
+  # Of equal rewards the greatest is the least; absent ones must not decide.
+  most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
+  least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
+  found = {
+    "reward": told_BK[there].mean() if there.any() else 0.0,
+    "reward_std": told_BK[there].std() if there.any() else 0.0,
+    "kl": kl_BK[:, own].mean(),
+    "length": rollouts.length_BK[:, own].mean(),
+    "no_eos": 1 - rollouts.ended_BK[:, own].mean(),
+    "abstained": np.isnan(rollouts.reward_BK).mean(),
+    "informative": (most_B > least_B).mean(),
+  }
+  return {f"rollout/{name}": float(value) for name, value in found.items()}

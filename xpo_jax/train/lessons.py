@@ -1,0 +1,96 @@
+"""From judged rollouts to minibatches: what is recorded, chosen and packed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xpo_jax.data import pack
+from xpo_jax.data.pack import Batches
+from xpo_jax.data.tokenise import Example
+from xpo_jax.train import online_setup, references
+from xpo_jax.train.online_setup import Run
+from xpo_jax.train.references import Cache
+from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.types import Params
+
+Values = Mapping[str, Sequence[Sequence[np.ndarray]]]
+"""Field -> for each prompt and completion an array with an entry for each token."""
+
+
+def recorded(run: Run, drawn: Rollouts, sampler: Params, ref: Params) -> Values:
+  """What is known of each token at birth: `old_logp_BKT` as sampled; in one pass of
+  scoring, the reference's statistics and, where wanted, the sampler's values."""
+  examples = drawn.examples
+  batches = pack.eval_batches(
+    examples, groups_per_row=1, **_sizes_of(run, examples, drawn.length_BK.shape[1])
+  )
+  roles = {"policy": sampler, references.ROLE: ref}
+  found = references.compute(batches, run.record, roles, run.place).values
+  ends = np.cumsum(drawn.length_BK)[:-1]
+  K = drawn.length_BK.shape[1]
+  values = {"old_logp_BKT": drawn.logp}
+  for field, flat in found.items():
+    pieces = np.split(flat, ends)
+    values[field] = [pieces[b : b + K] for b in range(0, len(pieces), K)]
+  return values
+
+
+def _sizes_of(run: Run, examples: Sequence[Example], K: int) -> dict[str, Any]:
+  shape = online_setup.row_shape(run, max(e.tokens for e in examples), K)
+  sizes = {"rows_per_step": run.experiment.rows_per_step, "row_length": shape.L}
+  return sizes | {"microbatches": run.experiment.microbatches, "shape": shape}
+
+
+def seq_kl(values: Values) -> np.ndarray:
+  """log pi_old - log pi_ref summed over each completion's tokens (k1), nats."""
+  old, ref = values["old_logp_BKT"], values["ref_logp_BKT"]
+  return np.array(
+    [
+      [(a - b).sum(dtype=np.float64) for a, b in zip(*pair, strict=True)]
+      for pair in zip(old, ref, strict=True)
+    ]
+  )
+
+
+def arranged(
+  run: Run, drawn: Rollouts, values: Values, reward_BK, present_BK
+) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
+  """Examples in the objective's layout, and each field's arrays in their order."""
+  columns = run.arrangement.choose(reward_BK, present_BK, drawn.length_BK)
+  examples, kept = [], {field: [] for field in values}
+  for b, chosen in enumerate(columns):
+    if not chosen:
+      continue
+    example = drawn.examples[b]
+    examples.append(
+      dataclasses.replace(
+        example,
+        completions=tuple(example.completions[k] for k in chosen),
+        layout=run.arrangement.layout,
+        fields={"reward": reward_BK[b, chosen]},
+      )
+    )
+    for field, arrays in values.items():
+      kept[field] += [arrays[b][k] for k in chosen]
+  return examples, kept
+
+
+def batches_of(
+  run: Run, index: int, examples: Sequence[Example], kept: Mapping[str, Any]
+) -> tuple[Batches, Cache]:
+  """The minibatches of an iteration, and what `references.fill` puts into them."""
+  experiment = run.experiment
+  K = run.arrangement.completions or experiment.sampling.completions
+  # One number from two, so that iterations and seeds do not share orders.
+  order = np.random.SeedSequence((experiment.seed, index)).generate_state(1)
+  batches = pack.plan(
+    examples,
+    seed=int(order[0]),
+    epochs=experiment.inner_epochs,
+    groups_per_row=1,
+    **_sizes_of(run, examples, K),
+  )
+  values = {field: np.concatenate(arrays) for field, arrays in kept.items()}
+  return batches, references.cache(values, batches.store)

@@ -1,0 +1,381 @@
+"""Everything an online run needs, made and checked before the first sample."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax import controllers, scored, token_stats, toy
+from xpo_jax.data import audit, records, split, tokenise
+from xpo_jax.data.pack import Batch, Shape
+from xpo_jax.data.sources import Loaded
+from xpo_jax.models import transformer
+from xpo_jax.models.score import score
+from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import place
+from xpo_jax.train import (
+  arrange,
+  inputs,
+  judged,
+  metrics,
+  optim,
+  references,
+  setup,
+  state,
+  step,
+)
+from xpo_jax.train.arrange import Arrangement
+from xpo_jax.train.inputs import Memory
+from xpo_jax.train.online_experiment import OnlineExperiment, Prompts
+from xpo_jax.train.rollouts import PromptSet
+from xpo_jax.train.state import OnlineState
+from xpo_jax.types import Layout, Objective, Params, Stat
+
+OLD_VALUE = "old_value_BKT"
+_RECORDED = frozenset({"mask_BKT", "reward_BK", "old_logp_BKT", OLD_VALUE})
+_BUCKETS = 4  # row lengths that updates may compile for
+
+
+class Run(NamedTuple):
+  """An online run before its first iteration.
+
+  Attributes:
+    experiment: what it is.
+    objective: built, its statistics at the sampling temperature.
+    arrangement: how completions become its layout.
+    controller: of beta, or None.
+    judge: who gives rewards.
+    model: of policy and reference.
+    tokenizer: of the policy.
+    prompts: to sample from.
+    held_out: to judge the policy on, or None.
+    ref: `{"lm": ...}`, the reference that the run starts with.
+    state: before iteration 1.
+    step: see `step.make_step`.
+    record: see `recorder`.
+    place: puts a batch on the mesh.
+    counts: of the prompts, and a digest of them.
+  """
+
+  experiment: OnlineExperiment
+  objective: Objective
+  arrangement: Arrangement
+  controller: controllers.Controller | None
+  judge: judged.Judge
+  model: Model
+  tokenizer: Any
+  prompts: PromptSet
+  held_out: PromptSet | None
+  ref: Params
+  state: OnlineState
+  step: step.Step
+  record: Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]
+  place: Callable[[Batch], Batch]
+  counts: Mapping[str, Any]
+
+
+def check(experiment: OnlineExperiment) -> None:
+  """What can be refused before anything is read.
+
+  Raises:
+    ValueError: an objective that rollouts cannot feed, that the arrangement does not
+      fit, or that cannot tell rewards apart with so few completions; a controller of a
+      beta that is not the objective's; a mesh that does not fit.
+  """
+  objective, made = experiment.objective.build(), arrangement(experiment)
+  name, completions = objective.name, experiment.sampling.completions
+  if made.layout is not objective.layout:
+    raise ValueError(
+      f"{name} needs layout {objective.layout.name}, the arrangement makes "
+      f"{made.layout.name}; see xpo_jax.train.arrange"
+    )
+  unknown = sorted(objective.fields - _RECORDED)
+  if unknown:
+    raise ValueError(
+      f"{name} requires the field {unknown[0]}, which rollouts do not bring; they "
+      f"bring {', '.join(sorted(_RECORDED))}"
+    )
+  roles = {role.split(".")[0] for stat in objective.needs for role in stat.roles}
+  if roles - {"policy", references.ROLE}:
+    raise ValueError(
+      f"{name} reads the roles {sorted(roles)}; an online run has a policy and a ref"
+    )
+  if completions == 1 and not _sees_rewards(objective, made):
+    raise ValueError(
+      f"{name} learns nothing from the rewards of one completion: its baseline or its "
+      "pair is made of the others of the prompt; set Sampling.completions to 2 or more "
+      "(is 1)"
+    )
+  if experiment.controller is not None:
+    _check_controller(experiment)
+  mesh = setup.make_mesh(experiment.mesh)
+  if mesh is not None:
+    meshes.check_batch(mesh, experiment.rows_per_step, experiment.microbatches)
+  if experiment.loop.wandb is not None:
+    metrics.check_wandb()
+
+
+def _check_controller(experiment: OnlineExperiment) -> None:
+  first = experiment.controller.build().beta
+  name, knobs = experiment.objective.name, experiment.objective.knobs
+  if not isinstance(knobs.get("beta"), float | int):
+    raise ValueError(
+      f"controller: {name} has no number beta to control, it has {knobs}"
+    )
+  if knobs["beta"] != first:
+    raise ValueError(
+      f"controller starts at beta {first}, {name} has beta {knobs['beta']}; give both "
+      "the same"
+    )
+
+
+def _sees_rewards(objective: Objective, made: Arrangement) -> bool:
+  """Whether other rewards give another gradient where a prompt has one completion."""
+  record = toy.scored_for(objective._replace(layout=Layout.RATED))
+  reward_BK, length_BK = np.asarray(record.reward_BK), np.asarray(record.length_BK)
+  present_BK = np.asarray(record.present_BK)
+  if not any(made.choose(reward_BK, present_BK, length_BK)):
+    return False
+  if objective.layout is not Layout.SAMPLED:  # the same column whatever its reward
+    return False
+
+  def loss(logp_BKT, reward_BK):
+    one = record.replace(logp_BKT=logp_BKT, reward_BK=reward_BK)
+    key = jax.random.key(0)
+    return scored.evaluate(objective, one, objective.init(), key).loss
+
+  slope = jax.jit(jax.grad(loss))
+  other_BK = reward_BK[::-1] + np.arange(len(reward_BK), dtype=np.float32)[:, None]
+  found = [slope(record.logp_BKT, x_BK) for x_BK in (reward_BK, other_BK)]
+  return bool(jnp.any(found[0] != found[1]))
+
+
+def arrangement(experiment: OnlineExperiment) -> Arrangement:
+  """The experiment's, or that of the objective's layout.
+
+  Raises:
+    ValueError: none is given, and the layout has none of its own.
+  """
+  if experiment.arrange is not None:
+    return experiment.arrange.build()
+  objective = experiment.objective.build()
+  if objective.layout not in arrange.DEFAULTS:
+    known = ", ".join(layout.name for layout in arrange.DEFAULTS)
+    raise ValueError(
+      f"{objective.name} needs layout {objective.layout.name}; rollouts become "
+      f"{known}, or what OnlineExperiment.arrange makes of them"
+    )
+  return arrange.DEFAULTS[objective.layout]()
+
+
+def at_temperature(
+  build: Callable[..., Objective], temperature: float
+) -> Callable[..., Objective]:
+  """The objective on policies sampled at a temperature: every log-prob that it reads,
+  and the entropy that is reported, is of divided logits."""
+
+  def made(**traced: Any) -> Objective:
+    objective = build(**traced)
+    if temperature == 1:
+      return objective
+    needs = step.needs(objective)
+    return objective._replace(
+      needs=frozenset(token_stats.tempered(stat, temperature) for stat in needs)
+    )
+
+  return made
+
+
+def prepare(
+  experiment: OnlineExperiment,
+  run_dir: Path,
+  loaded: Loaded,
+  stage: Path | None = None,
+  memory: Memory | None = None,
+) -> Run:
+  """Reads start and prompts, makes judge, step and state.
+
+  Args:
+    experiment: the run; `check` let it pass.
+    run_dir: its directory.
+    loaded: its prompts' records (`inputs.load`).
+    stage: policy of the stage before, for a `Trained` start.
+    memory: see `inputs.load`.
+
+  Raises:
+    ValueError: no prompts, or prompts that cannot be used.
+  """
+  mesh = setup.make_mesh(experiment.mesh)
+  build = at_temperature(experiment.objective.build, experiment.sampling.temperature)
+  objective = build()
+  begun = inputs.begin(experiment, run_dir, loaded, stage)
+  model = transformer.model(begun.config)
+  prompts, held_out, counts = _prompts(
+    experiment, loaded, begun.tokenizer, run_dir, memory or {}
+  )
+  setup.keep_counts(run_dir, counts)
+  root = jax.random.key(experiment.seed)
+  params = state.with_heads(
+    objective, begun.params, begun.config.width, jax.random.fold_in(root, 1)
+  )
+  first, shardings, put = _placed(experiment, mesh, model, params, objective, root)
+  ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
+  models = {"policy": model, references.ROLE: model}
+  controller = experiment.controller and experiment.controller.build()
+  updates = experiment.iterations * experiment.minibatches * experiment.inner_epochs
+  return Run(
+    experiment=experiment,
+    objective=objective,
+    arrangement=arrangement(experiment),
+    controller=controller,
+    judge=judged.judge(experiment.feedback),
+    model=model,
+    tokenizer=begun.tokenizer,
+    prompts=prompts,
+    held_out=held_out,
+    ref=ref,
+    state=OnlineState(
+      step=jnp.zeros((), jnp.int32),
+      train=first,
+      ref=None if experiment.renew_reference is None else ref,
+      sampler=tuple(_copied(first) for _ in range(experiment.sampling.staleness)),
+      beta=None if controller is None else jnp.float32(controller.beta),
+    ),
+    step=step.make_step(
+      build, models, experiment.optimizer, updates, mesh=mesh, shardings=shardings
+    ),
+    record=recorder(
+      models, _recorded(objective, experiment.sampling.temperature), mesh
+    ),
+    place=put,
+    counts=counts,
+  )
+
+
+def _copied(first: state.TrainState) -> Params:
+  return jax.tree.map(jnp.copy, first.params)
+
+
+def _placed(experiment, mesh, model, params, objective, root):
+  chain = optim.transform(experiment.optimizer, model.logical_axes())
+  ema = experiment.optimizer.ema is not None
+  made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)
+  if mesh is None:
+    return state.create(*made), None, lambda batch: batch
+  first, shardings = state.create_on(mesh, model, *made)
+  return first, shardings, functools.partial(place.place_batch, mesh)
+
+
+def _prompts(
+  experiment, loaded, tokenizer, run_dir, memory
+) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
+  """The training prompts, the held-out ones, and counts of both."""
+  config, held = experiment.prompts, experiment.evaluation
+  made, bad = _prompt_set(config, loaded, tokenizer)
+  chosen, held_out = made, None
+  if held.share:
+    parts = split.by_prompt(
+      range(len(made.texts)),
+      {"train": 1 - held.share, "held_out": held.share},
+      config.seed,
+      prompt=lambda row: made.texts[row],
+    )
+    chosen, held_out = (_some(made, parts[name]) for name in ("train", "held_out"))
+  elif held.path is not None:
+    other = inputs.load(held, config, memory)
+    held_out, more = _prompt_set(config, other, tokenizer)
+    bad += more
+  if held_out is not None:
+    held_out = _some(held_out, range(len(held_out.ids))[: held.limit])
+    width = max(chosen.width, held_out.width)
+    chosen, held_out = (x._replace(width=width) for x in (chosen, held_out))
+  if bad:
+    audit.write_bad_rows(bad, run_dir / "bad_rows.jsonl")
+  counts = {
+    "source": loaded.name,
+    "source_sha256": loaded.sha256,
+    "rows": len(loaded.records) + len(loaded.bad),
+    "dropped": len(bad),
+    "prompts": len(chosen.ids),
+    "held_out_prompts": 0 if held_out is None else len(held_out.ids),
+    "longest_prompt": chosen.width,
+  }
+  return chosen, held_out, counts
+
+
+def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
+  first = {split.prompt_of(row): row for row in reversed(loaded.records)}
+  rows, bad = list(reversed(first.values())), list(loaded.bad)
+  try:
+    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
+  except records.BadRows as found:
+    if config.bad_rows == "stop":
+      raise
+    bad += found.bad
+    wrong = {row.uid for row in found.bad}
+    rows = [row for row in rows if row.uid not in wrong]
+    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
+  if not rows:
+    raise ValueError(
+      f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
+      "dropped); give at least one"
+    )
+  texts = tuple(map(split.prompt_of, rows))
+  made = PromptSet(
+    tuple(row.uid for row in rows), texts, tuple(ids), max(map(len, ids))
+  )
+  return made, bad
+
+
+def _some(prompts: PromptSet, rows) -> PromptSet:
+  columns = (prompts.uids, prompts.texts, prompts.ids)
+  return PromptSet(*(tuple(x[row] for row in rows) for x in columns), prompts.width)
+
+
+def _recorded(objective: Objective, temperature: float) -> tuple[Stat, ...]:
+  """What is scored once an iteration: the reference's statistics, and the values of
+  the policy that sampled."""
+  stats = {stat.field: stat for stat in references.cacheable(objective)}
+  ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
+  stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
+  if OLD_VALUE in objective.fields:
+    stats[OLD_VALUE] = token_stats.VALUE._replace(field=OLD_VALUE)
+  return tuple(stats[field] for field in sorted(stats))
+
+
+def recorder(
+  models: Mapping[str, Model], stats: tuple[Stat, ...], mesh: jax.sharding.Mesh | None
+) -> Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]:
+  """The jitted `(role -> params, batch) -> {field: [M, B, K, T]}`, without gradient."""
+
+  def one(roles: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
+    record = score(models, roles, stats, microbatch, mesh)
+    fields = vars(record) | dict(record.extra)
+    return {stat.field: fields[stat.field] for stat in stats}
+
+  return jax.jit(lambda roles, batch: jax.lax.map(lambda b: one(roles, b), batch))
+
+
+def row_shape(run: Run, longest: int, completions: int) -> Shape:
+  """The sizes of a batch of rollouts: a prompt group a row, one of few row lengths.
+
+  Row lengths are quarters of the longest possible row, so that short completions are
+  not padded to the limit, and at most four programs are compiled.
+
+  Args:
+    run: the run.
+    longest: tokens of the longest group.
+    completions: of a group.
+  """
+  most_tokens = run.experiment.sampling.max_tokens
+  responses = completions * most_tokens
+  most = run.prompts.width + responses
+  quarter = -(-most // _BUCKETS)
+  length = -(-longest // quarter) * quarter
+  groups = run.experiment.rows_per_step // run.experiment.microbatches
+  return Shape(length, groups, completions, most_tokens, min(responses, length))
