@@ -1,5 +1,10 @@
 """The online loop, tiny: exact under kills, compiled once, true to the papers."""
 
+import pickle
+import signal
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,11 +12,7 @@ import pytest
 from xpo_jax import controllers
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
-from xpo_jax.train import (
-  metrics,
-  online,
-  rollouts,
-)
+from xpo_jax.train import checkpoint, metrics, offline, online, rollouts
 from xpo_jax.train.experiment import Loop, MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
   Call,
@@ -128,3 +129,86 @@ def test_rollouts_of_an_iteration_can_be_read(whole):
   line = metrics.read(run_dir)[2]
   assert drawn.reward_BK.mean() == pytest.approx(line["rollout/reward"])
   assert set(np.unique(drawn.reward_BK)) <= {0.0, 1.0}
+
+
+_CHILD = """
+import os, pickle, signal, sys
+from xpo_jax.train import judged, online, references, rollouts
+with open(sys.argv[1], "rb") as file:
+  experiment = pickle.load(file)
+run_dir, log, where, when = *sys.argv[2:5], int(sys.argv[5])
+module, name = {
+  "rollout": (rollouts, "draw"),
+  "feedback": (judged, "ask"),
+  "update": (references, "fill"),
+}[where]
+asked, calls = judged.ask, []
+
+def dying(*args, **named):
+  calls.append(1)
+  if len(calls) == when:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return real(*args, **named)
+
+def ask(judge, drawn, feedback):
+  with open(log, "a") as file:
+    file.write(f"{drawn.iteration} ")
+  return asked(judge, drawn, feedback)
+
+judged.ask = ask
+real = getattr(module, name)
+setattr(module, name, dying)
+if os.path.exists(run_dir):
+  online.resume(run_dir)
+else:
+  online.train(experiment, run_dir)
+"""
+
+
+def test_killed_anywhere_it_goes_on_bit_for_bit(whole, tmp_path):
+  run_dir, log, handed = tmp_path / "run", tmp_path / "asked", tmp_path / "handed"
+  handed.write_bytes(pickle.dumps(RUN))
+  # In the rollouts of iteration 2; before the judge's answer in iteration 3, the second
+  # of that life; between two updates of iteration 4, whose life did the 4 of another.
+  for where, when in (("rollout", 2), ("feedback", 2), ("update", 4 + 3)):
+    command = [sys.executable, "-c", _CHILD, str(handed), str(run_dir), str(log)]
+    died = subprocess.run(
+      [*command, where, str(when)], timeout=600, capture_output=True, text=True
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+  # Iteration 3 was drawn anew; the answers of iteration 4 were on disk.
+  assert log.read_text().split() == ["0", "1", "2", "3"]
+  said = []
+  result = online.resume(run_dir, say=said.append)
+  assert result.finished
+  assert "continuing after step 3" in said
+  _assert_same_run(run_dir, whole[0])
+
+
+def _leaves(run_dir) -> list[np.ndarray]:
+  manager = checkpoint.open_manager(run_dir / offline.CHECKPOINTS, keep=2)
+  args = checkpoint.ocp.args
+  tree = manager.restore(
+    manager.latest_step(), args=args.Composite(state=args.StandardRestore())
+  )
+  manager.close()
+  keys = jax.dtypes.prng_key
+  return [
+    np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, keys) else x)
+    for x in jax.tree.leaves(tree["state"])
+  ]
+
+
+def _assert_same_run(run_dir, whole):
+  def lines(directory):
+    return [
+      {name: x for name, x in line.items() if not name.startswith("time/")}
+      for line in metrics.read(directory)
+    ]
+
+  for got, want in zip(_leaves(run_dir), _leaves(whole), strict=True):
+    assert got.tobytes() == want.tobytes()
+  assert lines(run_dir) == lines(whole)
+  for iteration in range(1, RUN.iterations + 1):
+    name = f"{online.ROLLOUTS}/{iteration:06d}.jsonl"
+    assert (run_dir / name).read_bytes() == (whole / name).read_bytes()
