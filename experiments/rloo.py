@@ -1,7 +1,7 @@
 """RLOO on the embedded world: REINFORCE with the other samples as baseline.
 
-Paper: Ahmadian et al. 2024, arXiv:2402.14740. Table 1 there is of language models of
-  billions of parameters; nothing of it can be rebuilt at this size.
+Paper: Ahmadian et al. 2024, arXiv:2402.14740. Its results are of language models of
+  billions of parameters; nothing of them can be rebuilt at this size.
 Command: xpo train rloo
 Hardware: 2 CPU cores, one and a half minutes.
 Expected: the true reward of held-out prompts rises above the start's; no number is
