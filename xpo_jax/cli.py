@@ -246,6 +246,7 @@ def _evaluate(args, rest) -> None:
   from xpo_jax.train import finished, report, reward_run
 
   del rest
+  reward = _function(args.reward)
   if reward_run.is_reward(args.run_dir):
     agreed = reward_run.judge_run(args.run_dir, seed=args.seed)
     rows = {name: str(interval) for name, interval in agreed.measures.items()}
@@ -255,7 +256,7 @@ def _evaluate(args, rest) -> None:
     return
   found = finished.evaluate_run(
     args.run_dir,
-    reward=_function(args.reward),
+    reward=reward,
     prompts=args.prompts,
     completions=args.completions,
     max_tokens=args.max_tokens,

@@ -268,7 +268,7 @@ def test_stage_before_is_start_and_reference(memory, tmp_path):
     ({"mesh": MeshShape(data=3)}, "places for 8 devices"),
     ({"mesh": MeshShape(data=4, fsdp=2)}, "rows=4 of a step do not split evenly"),
     ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
-    ({"data": Data("paris")}, "hub:NAME, or one of the records in memory: pairs"),
+    ({"data": Data("paris")}, "or one of the records in memory: pairs"),
     (
       {"data": Data("demos", rows_per_step=4)},
       "the data are DEMO, the objective needs",

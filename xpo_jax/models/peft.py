@@ -28,7 +28,7 @@ from xpo_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_OURS = "xpo_jax"  # in the header of the safetensors file, which PEFT does not read
+_OURS = "xpo_jax.json"  # beside the two files, not read by PEFT
 
 # Features of PEFT that change what an adapter computes, and the value that does not.
 _PLAIN = {
@@ -122,8 +122,8 @@ def save(
   text = json.dumps(content, indent=2, sort_keys=True) + "\n"
   (directory / CONFIG).write_text(text, encoding="utf-8")
   ours = {"parts": sorted(blocks), "l1": adapter.l1, "base_sha256": _digest(base)}
-  header = {"format": "pt", _OURS: json.dumps(ours)}
-  save_file(tensors, directory / WEIGHTS, metadata=header)
+  (directory / _OURS).write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+  save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
   return directory
 
 
@@ -148,8 +148,9 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
       raise ValueError(f"{directory} holds no adapter: {name} does not exist")
   content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
   _check_plain(directory, content)
+  beside = directory / _OURS
+  header = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
   with safe_open(directory / WEIGHTS, "numpy") as file:
-    header = json.loads((file.metadata() or {}).get(_OURS, "null"))
     tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
   found = [m for m in _modules(config) if f"{_PREFIX}{m.name}.lora_A.weight" in tensors]
   _check_base(directory, content, config, base, header, tensors, found)
