@@ -1,7 +1,7 @@
 """BNPO, as TRL calls it: GRPO with one mean over the tokens of the batch."""
 
 from xpo_jax import policy_loss
-from xpo_jax.objectives import _grpo
+from xpo_jax.objectives import _grpo, _rewards
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -57,5 +57,5 @@ def bnpo(
 
   knobs = {"clip_low": clip_low, "clip_high": clip_high}
   knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, needs, prepare = Layout.SAMPLED, _grpo.needs(beta), _grpo.standardised
+  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
   return Objective("bnpo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)

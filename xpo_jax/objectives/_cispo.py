@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xpo_jax import policy_loss
-from xpo_jax.objectives import _grpo, _knobs
+from xpo_jax.objectives import _grpo, _knobs, _rewards
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -47,8 +47,7 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     -0.707
   """
   _knobs.check("cispo", "most_ratio", most_ratio, paper=5, above=0)
-  if beta is not None:
-    _knobs.check("cispo", "beta", beta, paper=0.04, above=0)
+  _knobs.check_tie("cispo", beta, paper=0.04)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     rho_BKT = policy_loss.ratio(scored.logp_BKT, scored.old_logp_BKT)
@@ -63,5 +62,5 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     return Loss({"cispo": scored.mean_B(loss_B)}, metrics, loss_B)
 
   knobs = {"most_ratio": most_ratio, "beta": beta}
-  layout, needs, prepare = Layout.SAMPLED, _grpo.needs(beta), _grpo.standardised
+  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
   return Objective("cispo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)

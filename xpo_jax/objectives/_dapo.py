@@ -3,7 +3,7 @@
 import chex
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _grpo
+from xpo_jax.objectives import _grpo, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -74,5 +74,5 @@ def dapo(
 
   knobs = {"clip_low": clip_low, "clip_high": clip_high}
   knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, needs, prepare = Layout.SAMPLED, _grpo.needs(beta), _grpo.standardised
+  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
   return Objective("dapo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)

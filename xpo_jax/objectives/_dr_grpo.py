@@ -1,7 +1,7 @@
 """Dr. GRPO: GRPO without the two divisions that bias it."""
 
 from xpo_jax import groups, masked
-from xpo_jax.objectives import _grpo, _knobs
+from xpo_jax.objectives import _grpo, _knobs, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -68,5 +68,5 @@ def dr_grpo(
 
   knobs = {"clip_low": clip_low, "clip_high": clip_high, "length": length}
   knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, needs = Layout.SAMPLED, _grpo.needs(beta)
+  layout, needs = Layout.SAMPLED, _rewards.needs(beta)
   return Objective("dr_grpo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)

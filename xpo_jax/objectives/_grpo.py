@@ -5,9 +5,9 @@ Longer than other objectives because the relatives are written with it.
 
 import jax.numpy as jnp
 
-from xpo_jax import divergences, groups, masked, policy_loss, token_stats
-from xpo_jax.objectives import _knobs
-from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, Stat, State
+from xpo_jax import divergences, groups, masked, policy_loss
+from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 FIELDS = frozenset({"mask_BKT", "old_logp_BKT", "reward_BK"})
 
@@ -23,16 +23,9 @@ def check_knobs(
   """Refuses what GRPO or a relative does not allow; `paper` holds the two clips."""
   _knobs.check(name, "clip_low", clip_low, paper=paper[0], least=0, most=1)
   _knobs.check(name, "clip_high", clip_high, paper=paper[1], least=0)
-  if beta is not None:
-    _knobs.check(name, "beta", beta, paper=0.04, above=0)
+  _knobs.check_tie(name, beta, paper=0.04)
   if dual_clip is not None:
     _knobs.check(name, "dual_clip", dual_clip, paper=3, above=1)
-
-
-def needs(beta: float | Array | None) -> frozenset[Stat]:
-  """Without a tie to ref, nothing of the reference is read."""
-  stats = {token_stats.LOGP} | (set() if beta is None else {token_stats.REF_LOGP})
-  return frozenset(stats)
 
 
 def standardised(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
@@ -151,5 +144,5 @@ def grpo(
 
   knobs = {"clip_low": clip_low, "clip_high": clip_high}
   knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, stats = Layout.SAMPLED, needs(beta)
-  return Objective("grpo", knobs, layout, stats, loss, FIELDS, standardised)
+  layout, needs = Layout.SAMPLED, _rewards.needs(beta)
+  return Objective("grpo", knobs, layout, needs, loss, FIELDS, standardised)

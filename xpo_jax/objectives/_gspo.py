@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from xpo_jax import groups, masked, policy_loss
-from xpo_jax.objectives import _grpo
+from xpo_jax.objectives import _grpo, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -68,5 +68,5 @@ def gspo(
     return Loss({"gspo": scored.mean_B(loss_B)}, metrics, loss_B)
 
   knobs = {"clip_low": clip_low, "clip_high": clip_high, "beta": beta}
-  layout, needs, prepare = Layout.SAMPLED, _grpo.needs(beta), _grpo.standardised
+  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
   return Objective("gspo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)

@@ -60,6 +60,16 @@ def check(
   )
 
 
+def check_tie(objective: str, beta: float | Array | None, *, paper: float) -> None:
+  """Refuses a tie to the reference that is neither > 0 nor left out (None).
+
+  Raises:
+    ValueError: beta is given and not > 0.
+  """
+  if beta is not None:
+    check(objective, "beta", beta, paper=paper, above=0)
+
+
 def choice(objective: str, knob: str, value: Any, named: Mapping[str, Any]) -> Any:
   """A structural knob (a link, a divergence): a value, or the name of one.
 

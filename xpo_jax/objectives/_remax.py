@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import groups, policy_loss, token_stats
+from xpo_jax import groups, policy_loss
 from xpo_jax.objectives import _knobs, _reinforce, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
@@ -41,8 +41,7 @@ def remax(beta: float | None = 0.05) -> Objective:
     >>> float(scored.evaluate(objectives.remax(None), s).loss)  # (2 - 0.5) 2
     3.0
   """
-  if beta is not None:
-    _knobs.check("remax", "beta", beta, paper=0.05, above=0)
+  _knobs.check_tie("remax", beta, paper=0.05)
 
   def sampled(scored: Scored) -> Array:
     """1 on samples whose prompt has a greedy completion, `[B, K]`."""
@@ -68,8 +67,6 @@ def remax(beta: float | None = 0.05) -> Objective:
     metrics |= {"greedy_reward": Mean(greedy, greedy_B.sum())}
     return Loss({"remax": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs, fields = frozenset({token_stats.LOGP}), frozenset({"reward_BK"})
-  if beta is not None:
-    needs, fields = needs | {token_stats.REF_LOGP}, fields | {"old_logp_BKT"}
+  needs, fields = _rewards.needs(beta), _reinforce.fields(beta)
   layout = Layout.SAMPLED
   return Objective("remax", {"beta": beta}, layout, needs, loss, fields, prepare)

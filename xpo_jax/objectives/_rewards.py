@@ -8,8 +8,8 @@ over the completion's tokens in nats.
 
 import jax.numpy as jnp
 
-from xpo_jax import masked
-from xpo_jax.types import Array, Mean, Scored
+from xpo_jax import masked, token_stats
+from xpo_jax.types import Array, Mean, Scored, Stat
 
 
 def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
@@ -29,6 +29,12 @@ def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
     )
   log_ratio_BKT = scored.logp_BKT - scored.ref_logp_BKT
   return beta * masked.zero_padding(log_ratio_BKT, scored.mask_BKT)
+
+
+def needs(beta: float | Array | None) -> frozenset[Stat]:
+  """LOGP, and REF_LOGP where there is a tie to the reference (beta is not None)."""
+  tie = () if beta is None else (token_stats.REF_LOGP,)
+  return frozenset({token_stats.LOGP, *tie})
 
 
 def log_ratio(scored: Scored) -> Array:

@@ -5,7 +5,7 @@ A few lines over 80 for the advantages, which other losses take too.
 
 import jax.numpy as jnp
 
-from xpo_jax import groups, policy_loss, token_stats
+from xpo_jax import groups, policy_loss
 from xpo_jax.objectives import _grpo, _knobs, _reinforce, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -66,8 +66,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
     >>> float(scored.evaluate(objectives.rloo(beta=None), s).loss)  # (2 - 3) / 2
     -0.5
   """
-  if beta is not None:
-    _knobs.check("rloo", "beta", beta, paper=0.03, above=0)
+  _knobs.check_tie("rloo", beta, paper=0.03)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -79,8 +78,5 @@ def rloo(beta: float | None = 0.03) -> Objective:
     metrics = _grpo.reward_metrics(scored)
     return Loss({"rloo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP})
-  fields = frozenset({"reward_BK"})
-  if beta is not None:
-    needs, fields = needs | {token_stats.REF_LOGP}, fields | {"old_logp_BKT"}
+  needs, fields = _rewards.needs(beta), _reinforce.fields(beta)
   return Objective("rloo", {"beta": beta}, Layout.SAMPLED, needs, loss, fields, prepare)
