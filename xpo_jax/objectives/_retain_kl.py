@@ -1,6 +1,7 @@
 """The retain term of NPO + KL: stay where the reference is on what is to be kept."""
 
-from xpo_jax import masked, token_stats
+from xpo_jax import token_stats
+from xpo_jax.objectives import _tdpo1
 from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 
 
@@ -30,7 +31,7 @@ def retain_kl() -> Objective:
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     weight_B = scored.weight_B * scored.present_BK[:, 0]
-    total = (masked.sum_T(scored.ref_kl_BKT, scored.mask_BKT)[:, 0] * weight_B).sum()
+    total = (_tdpo1.sequential_kl(scored)[:, 0] * weight_B).sum()
     tokens = (scored.length_BK[:, 0] * weight_B).sum()
     metrics = {"seq_kl": Mean(total, weight_B.sum())}
     return Loss({"retain_kl": Mean(total, tokens)}, metrics)
