@@ -12,7 +12,7 @@ from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
 
-_LABELS = ("Paper", "Departs from the paper", "Starts uphill", "Reduction")
+_LABELS = ("Paper", "Departs from the paper", "Reduction")
 _SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Example:")
 _GREEK = (
   "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma "

@@ -22,8 +22,8 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
-    beta: tie to ref; > 0. Paper: 0.1, not checked.
-    largest_reward: R, rewards lie within [0, R]; > 0. Paper: 1, not checked.
+    beta: tie to ref; > 0. Paper: no value seen; 0.1 is DPO's.
+    largest_reward: R, rewards lie within [0, R]; > 0. Paper: no value seen.
 
   Returns:
     Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `chi_po`.

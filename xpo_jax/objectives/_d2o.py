@@ -26,20 +26,20 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
 
   L = -log sigma(beta mean_i log(pi / pi_minus)(y_i) - alpha log(pi / pi_plus)(y_l))
   with y_i own samples, y_l the undesirable answer, and two references, a more harmful
-  pi_minus and a more helpful pi_plus (in the paper's runs both are the starting model).
+  pi_minus and a more helpful pi_plus (both may be the starting model).
 
   Paper: Duan et al. 2024, arXiv:2403.03419, Eq. not checked. Survey 3.10.
-  Departs from the paper: nothing known; no authors' code was found. Several undesirable
-    answers are averaged; a prompt with none, or without samples, adds 0 to the mean.
+  Departs from the paper: form and defaults are a third party's (11 samples a prompt);
+    no authors' code was found. No undesirable answer, or no samples: the row gives 0.
   Reduction: log-ratios summed over tokens; loss averaged over prompts.
 
   Args:
-    beta: weight of the self-samples' log-ratio, per nat; > 0. Paper: 0.1.
-    alpha: weight of the undesirable answer's, per nat; > 0. Paper: 0.1.
+    beta: weight of the self-samples' log-ratio, per nat; > 0. That code: 0.1.
+    alpha: weight of the undesirable answer's, per nat; > 0. That code: 0.1.
 
   Returns:
-    Objective; layout RANKED, in any order: self-samples (paper: 11) are desirable 1,
-    the other answer 0; needs LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP; field desirable_BK.
+    Objective; layout RANKED, in any order: self-samples are desirable 1, the other
+    answer 0; needs LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP; field desirable_BK.
     Terms: `d2o`. Metrics: reward_* (nats), reward_accuracy (fraction).
 
   Raises:
@@ -76,5 +76,5 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
 
   knobs = {"beta": beta, "alpha": alpha}
   needs = frozenset({token_stats.LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP})
-  fields = frozenset({"desirable_BK"})
-  return Objective("d2o", knobs, Layout.RANKED, needs, loss, fields)
+  layout, fields = Layout.RANKED, frozenset({"desirable_BK"})
+  return Objective("d2o", knobs, layout, needs, loss, fields)

@@ -10,15 +10,15 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
 
   L = (1 - s) (-log sigma(m)) + s exp(-m),   s = sigma(m / tau),
   m = beta (log-ratio_w - log-ratio_l)
+  It starts uphill: at m = 0 the slope is (1 - log 2) / (4 tau) - 3/4, +0.78 at tau
+  0.05, and the nearest minimum lies at m near -0.12. Small steps from the reference end
+  there, with the rejected answer ahead; those that jump the bump learn the preference.
 
   Paper: Lu et al. 2024, arXiv:2406.08414, Eq. 27.
   Departs from the paper: nothing. The search's own code left beta out of s, which is
     tau = beta; the paper corrects it with tau = 0.05. s exp(-m) is computed as one
     exponential: the authors' code gives 0 * inf for very wrong pairs. The other losses
     of the search are in `discovered`.
-  Starts uphill: at m = 0 dL/dm = (1 - log 2) / (4 tau) - 3/4, +0.78 at tau = 0.05, and
-    the nearest minimum is at m = -0.12. Small steps from the reference end there, with
-    the rejected answer ahead; only steps that jump the bump learn the preference.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:

@@ -69,10 +69,8 @@ def wpo(
   Example:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
-    >>> o, flat = (
-    ...   objectives.wpo(),
-    ...   np.zeros((1, 2, 1, 7)),
-    ... )  # every token as likely: w = 1
+    >>> o = objectives.wpo()
+    >>> flat = np.zeros((1, 2, 1, 7))  # every token as likely: w = 1
     >>> s = scored.from_logits(
     ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, needs=o.needs
     ... )
