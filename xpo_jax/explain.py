@@ -1,5 +1,6 @@
 """One objective as a page of text: what `xpo explain` prints."""
 
+import re
 import textwrap
 
 import numpy as np
@@ -28,8 +29,9 @@ def page(name: str) -> str:
     for paper in papers
     if paper.recipe
   ]
+  used = re.compile(rf'Use\(\s*"{name}"')
   recipes = [
-    one for one, path in find.names().items() if f'"{name}"' in path.read_text()
+    one for one, path in find.names().items() if used.search(path.read_text("utf-8"))
   ]
   parts.append(
     f"recipes that use it: {', '.join(recipes) or 'none'}; any other: "
@@ -59,7 +61,7 @@ def _drawn(objective: Objective) -> list[str]:
   for kind, desirable in kinds.items():
     found = toy.curve(objective, _GAP, desirable=desirable)
     for what, y in (("loss", found.loss), ("gradient", found.slope)):
-      drawn = terminal.chart(_GAP, {what: y}, height=9, label="nats")
+      drawn = terminal.chart(_GAP, y, height=9, label="nats")
       title = f"{kind}{what} as the first completion rises by that many nats"
       charts.append(textwrap.indent(f"{title}\n{drawn}", "  "))
   return charts

@@ -1,40 +1,28 @@
 """A line chart in plain text."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 
 def chart(
-  x: np.ndarray,
-  lines: Mapping[str, np.ndarray],
-  *,
-  width: int = 64,
-  height: int = 12,
-  label: str = "",
+  x: np.ndarray, y: np.ndarray, *, width: int = 64, height: int = 12, label: str = ""
 ) -> str:
-  """Lines over a common x axis, one letter each: the first of its name.
+  """A line over an x axis.
 
   Args:
     x: ascending.
-    lines: name -> y, of the length of `x`; finite.
+    y: of the length of `x`; finite.
     width: columns of the plot.
     height: its rows.
     label: of the x axis.
 
   Returns:
-    Text, the y range at the left, the x range below; a `*` where lines meet.
+    Text, the y range at the left, the x range below.
   """
-  low = min(float(np.min(y)) for y in lines.values())
-  high = max(float(np.max(y)) for y in lines.values())
-  grid = np.full((height, width), " ")
+  low, high = float(np.min(y)), float(np.max(y))
   columns = np.linspace(x[0], x[-1], width)
-  for name, y in lines.items():
-    at = np.interp(columns, x, y)
-    rows = np.round((high - at) / ((high - low) or 1) * (height - 1)).astype(int)
-    for column, row in enumerate(rows):
-      taken = grid[row, column] not in (" ", name[0])
-      grid[row, column] = "*" if taken else name[0]
+  depth = (high - np.interp(columns, x, y)) / ((high - low) or 1)
+  grid = np.full((height, width), " ")
+  grid[np.round(depth * (height - 1)).astype(int), np.arange(width)] = "*"
   side = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"]
   margin = max(map(len, side))
   body = [
