@@ -65,10 +65,12 @@ def build(
 
     def _split_generators(self, dl_manager):
       del dl_manager  # nothing is downloaded
-      return {split: enumerate(members) for split, members in splits.items()}
+      return {
+        split: self._generate_examples(members) for split, members in splits.items()
+      }
 
-    def _generate_examples(self):
-      raise NotImplementedError("splits are given whole")
+    def _generate_examples(self, members):
+      return enumerate(members)  # TFDS wants a key for each row
 
   Builder.name = name
   builder = Builder(data_dir=os.fspath(data_dir), file_format="array_record")
