@@ -1,5 +1,8 @@
 """Adapters in and out of PEFT's format: adapter_config.json, adapter_model.safetensors.
 
+Beside the two lies `xpo_jax.json`, which PEFT does not read: the adapted parts, the L1
+penalty and the digest of the base. Adapters from elsewhere do without it.
+
 A module is `base_model.model.NAME.lora_A.weight` [rank, inputs] and `.lora_B.weight`
 [outputs, rank], NAME that of the base's module in Hugging Face's model (PEFT's guide
 "PEFT checkpoint format").
@@ -28,7 +31,7 @@ from xpo_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_OURS = "xpo_jax.json"  # beside the two files, not read by PEFT
+_OURS = "xpo_jax.json"
 
 # Features of PEFT that change what an adapter computes, and the value that does not.
 _PLAIN = {
@@ -80,7 +83,8 @@ def save(
     config: of the decoder.
     adapter: what `params` are.
     params: of `lora.init`'s tree.
-    base: the decoder's parameters that they were trained on; their digest is kept.
+    base: the decoder's parameters that they were trained on; `xpo_jax.json` keeps
+      their digest.
     base_name: where the base is, for `base_model_name_or_path`.
 
   Returns:
@@ -131,7 +135,8 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   """Reads an adapter of ours or of PEFT's onto a base.
 
   Args:
-    directory: holds the two files.
+    directory: holds the two files of PEFT's format; where `xpo_jax.json` is beside
+      them, the base must have the digest it holds.
     config: of the decoder.
     base: the decoder's parameters it is to hang on.
 
