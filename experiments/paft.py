@@ -5,8 +5,8 @@ Paper: Pentyala et al. 2024, arXiv:2406.17923: SFT with an L1 penalty on its cha
 Command: xpo train paft [--keep 0.2 --drop 0.5 --adapter.rank 4]
 Hardware: 2 CPU cores, minutes (not yet measured).
 Expected: merged models keep more of both than SFT then DPO, TIES and DARE-TIES better
-  with a sparse SFT change (paper: mean of six tasks 65.2 merged, 60.7 SFT, 63.3 DPO).
-  A small model has little to spare: DARE with p >= 0.9 hurts here.
+  with a sparse SFT change; no number is taken from the paper, which was not opened. A
+  small model has little to spare: DARE that drops nine in ten is likely to hurt here.
 Departs from the paper: the penalty is on the product A B, not on the factors, and Adam
   leaves no exact zeros: sparsity is the share of entries below 1 % of the largest. The
   skill that SFT teaches is a second clause in every review, the preference its reward.
