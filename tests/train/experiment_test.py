@@ -67,6 +67,11 @@ def test_bad_objective_is_refused(name, knobs, says):
     (lambda: Loop(log_every=0), "Loop.log_every is 0"),
     (lambda: Evaluation(share=1.0), "Evaluation.share is 1.0"),
     (lambda: Evaluation(path="a", share=0.1), "not both"),
+    (
+      lambda: Data("x", portion="half"),
+      "Data.portion is 'half'; allowed: train, tune, test",
+    ),
+    (lambda: Evaluation("x", portion="all"), "Evaluation.portion is 'all'; allowed"),
   ],
 )
 def test_bad_value_is_refused_by_field(make, says):

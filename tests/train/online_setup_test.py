@@ -9,7 +9,7 @@ from xpo_jax.data.records import Prompt
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
 from xpo_jax.train import arrange, online, online_setup
-from xpo_jax.train.experiment import MeshShape, Scratch, Use
+from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
@@ -81,3 +81,17 @@ def test_equal_prompts_count_once_and_the_held_out_share_is_apart(tmp_path):
   train, apart = set(run.prompts.texts), set(run.held_out.texts)
   assert not train & apart and len(train) + len(apart) == 12
   assert run.counts["prompts"] == len(train) == len(run.prompts.ids)
+
+
+def test_portions_of_the_data_share_no_prompt_and_a_limit_counts_prompts(tmp_path):
+  rows = [Prompt(f"row {i}", f"prompt {i // 2}") for i in range(200)]
+  apart = dataclasses.replace(
+    RUN,
+    prompts=Prompts("rows", portion="train"),
+    evaluation=Evaluation("rows", portion="test", limit=5),
+  )
+  loaded = online_setup.inputs.load(apart.prompts, apart.prompts, {"rows": rows})
+  run = online_setup.prepare(apart, tmp_path, loaded, memory={"rows": rows})
+  train, test = set(run.prompts.texts), set(run.held_out.texts)
+  assert not train & test and len(test) == 5
+  assert 60 < len(train) < 100  # about 80 of 100

@@ -7,6 +7,7 @@ from typing import TypeVar
 from xpo_jax.data import records
 
 Row = TypeVar("Row")
+PORTIONS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
 
 
 def prompt_of(row: records.Record) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from xpo_jax import objectives
 from xpo_jax.data.sources import Reading
+from xpo_jax.data import split
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
@@ -100,6 +101,8 @@ class Data:
       or the name of records handed to `offline.train`.
     split: of a TFDS or Hugging Face data set.
     limit: use only the first so many records, or None.
+    portion: only the rows of these prompts, by a hash of `seed` and the prompt:
+      "train" (80 %), "tune" or "test" (10 % each); None: all rows.
     reading: which columns mean what.
     template: how a record becomes text.
     limits: longest prompt and completion in tokens.
@@ -114,7 +117,7 @@ class Data:
       rows_per_step groups.
     epochs: passes over the data.
     steps: stop after so many steps, or None for whole epochs.
-    seed: order of the rows, the held-out share, and KTO's mismatched answers.
+    seed: order of the rows, portions and held-out share, and KTO's mismatched answers.
     reference_cache: directory of the reference's log-probs, shared by the runs that
       name it; None keeps them in the run's own.
   """
@@ -122,6 +125,7 @@ class Data:
   path: str
   split: str = "train"
   limit: int | None = None
+  portion: str | None = None
   reading: Reading = dataclasses.field(default_factory=Reading)
   template: Template = dataclasses.field(default_factory=Template)
   limits: Limits = dataclasses.field(default_factory=Limits)
@@ -144,6 +148,7 @@ class Data:
         f"Data.transform is {self.transform!r}; it must be 'module:function'"
       )
     check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
+    check_portion(self)
     check_positive(self, "groups_per_row", "epochs", "steps")
     if self.rows_per_step % self.microbatches:
       raise ValueError(
@@ -246,7 +251,7 @@ class Evaluation:
     split: of a TFDS builder or a data set of the hub.
     share: share of the prompts held out where `path` is None; a prompt is on one side
       only. 0 holds out nothing.
-    limit: use only so many held-out records, or None.
+    limit: use only so many held-out records (prompts, in an online run), or None.
   """
 
   path: str | None = None
@@ -287,6 +292,7 @@ class Experiment:
   start: Start
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   loop: Loop = dataclasses.field(default_factory=Loop)
+    portion: as `Data.portion`, by the seed of the training data.
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
@@ -294,10 +300,12 @@ class Experiment:
 
 
 def check_positive(config: Any, *fields: str) -> None:
+  portion: str | None = None
   """Refuses a field of a config that is set and less than 1, by name."""
   for field in fields:
     value = vars(config)[field]
     if value is not None and value < 1:
+    check_portion(self)
       raise ValueError(
         f"{type(config).__name__}.{field} is {value}; it must be at least 1"
       )
@@ -317,3 +325,12 @@ def _built(value: Any) -> Any:
   if type(value) in (list, tuple):  # a NamedTuple, such as a link, stays whole
     return tuple(_built(item) for item in value)
   return value
+def check_portion(config: Any) -> None:
+  """Refuses a portion of the data that is none of `split.PORTIONS`."""
+  if config.portion is not None and config.portion not in split.PORTIONS:
+    raise ValueError(
+      f"{type(config).__name__}.portion is {config.portion!r}; allowed: "
+      f"{', '.join(split.PORTIONS)}, or None for all rows"
+    )
+
+

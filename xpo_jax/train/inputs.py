@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import transformers
 
-from xpo_jax.data import audit, records, sources, tfds, world
+from xpo_jax.data import audit, records, sources, split, tfds, world
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
@@ -73,6 +73,9 @@ def load(data: Data | Evaluation, like: Data, memory: Memory) -> Loaded:
       f"{type(data).__name__}.path is {path!r}; it must be a .jsonl or .jsonl.gz file, "
       f"a TFDS directory, hub:NAME, or world:NUMBER{held}"
     )
+  if data.portion is not None:
+    rows = split.by_prompt(loaded.records, split.PORTIONS, like.seed)[data.portion]
+    loaded = dataclasses.replace(loaded, records=tuple(rows))
   if data.limit is not None:
     loaded = dataclasses.replace(loaded, records=loaded.records[: data.limit])
   return loaded

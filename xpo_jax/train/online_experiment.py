@@ -59,16 +59,18 @@ class Prompts:
   Attributes:
     path: as `experiment.Data.path`; of a record only its prompt is used.
     split: of a TFDS or Hugging Face data set.
+    portion: as `experiment.Data.portion`.
     limit: use only the first so many records, or None.
     reading: which columns mean what.
     template: how a prompt becomes text.
     limits: longest prompt in tokens; `limits.completion` is `Sampling.max_tokens`'s.
     bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
-    seed: order of the prompts, and the held-out share.
+    seed: order of the prompts, their portions and the held-out share.
   """
 
   path: str
   split: str = "train"
+  portion: str | None = None
   limit: int | None = None
   reading: Reading = dataclasses.field(default_factory=Reading)
   template: Template = dataclasses.field(default_factory=Template)
@@ -78,6 +80,7 @@ class Prompts:
 
   def __post_init__(self):
     _among(self, "bad_rows", ("stop", "drop"))
+    experiment.check_portion(self)
     experiment.check_positive(self, "limit")
     if self.limits.completion is not None:
       raise ValueError(

@@ -1,5 +1,6 @@
 """Everything an online run needs, made and checked before the first sample."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -287,7 +288,7 @@ def _prompts(
     )
     chosen, held_out = (_some(made, parts[name]) for name in ("train", "held_out"))
   elif held.path is not None:
-    other = inputs.load(held, config, memory)
+    other = inputs.load(dataclasses.replace(held, limit=None), config, memory)
     held_out, more = _prompt_set(config, other, tokenizer)
     bad += more
   if held_out is not None:
