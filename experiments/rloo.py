@@ -2,7 +2,7 @@
 
 Paper: Ahmadian et al. 2024, arXiv:2402.14740. Its results are of language models of
   billions of parameters; nothing of them can be rebuilt at this size.
-Command: xpo train rloo
+Command: xpo train rloo [source=FILE]
 Hardware: 2 CPU cores, one and a half minutes.
 Expected: the true reward of held-out prompts rises above the start's; no number is
   taken from the paper.
@@ -12,10 +12,11 @@ Last result: 2026-11-22, one seed, no interval: true reward of 64 held-out promp
 """
 
 from xpo_jax.recipes import online_world
+from xpo_jax.recipes.staged_world import World
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import OnlineExperiment
 
 
-def experiment() -> OnlineExperiment:
+def experiment(source: str | None = None) -> OnlineExperiment:
   """Four samples a prompt, one update an iteration, beta of the paper's HH runs."""
-  return online_world.run(Use("rloo", beta=0.1))
+  return online_world.run(Use("rloo", beta=0.1), World(source))

@@ -1,15 +1,18 @@
 """Online runs on the embedded world: a small model that writes reviews, judged truly.
 
-The start is supervised fine-tuning on the world's reviews; the reward is the world's
-own, VADER's compound of prompt and completion; held-out prompts are judged the same.
+The start is supervised fine-tuning on the world's reviews, the same for every recipe;
+the reward is the world's own, VADER's compound of prompt and completion; held-out
+prompts are judged the same.
 """
 
 import dataclasses
 from typing import Any
 
+from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
+from xpo_jax.recipes.staged_world import World
 from xpo_jax.train.experiment import (
   Data,
   Evaluation,
@@ -29,55 +32,66 @@ from xpo_jax.train.online_experiment import (
 )
 from xpo_jax.train.optim import Optimizer
 
-LONGEST = 16  # tokens of a completion
-MODEL = Config(
-  vocab=1024,
-  width=64,
-  layers=2,
-  heads=4,
-  kv_heads=4,
-  head_dim=16,
-  mlp_width=192,
-  positions=64,
-  tied=True,
-  remat=False,
-)
 ONE = MeshShape(data=1)
 
 
-def writer(texts: int = 4000, steps: int = 300) -> Experiment:
-  """Supervised fine-tuning on reviews of the world: where the policies start."""
+def config(world: World) -> Config:
+  """The model's sizes."""
+  return Config(
+    vocab=world.vocab,
+    width=world.width,
+    layers=world.layers,
+    heads=4,
+    kv_heads=4,
+    head_dim=world.width // 4,
+    mlp_width=3 * world.width,
+    positions=1024,
+    tied=True,
+    remat=False,
+  )
+
+
+def writer(world: World) -> Experiment:
+  """Supervised fine-tuning on a world's texts: where all policies start."""
   data = Data(
-    f"world:{texts}",
-    limits=Limits(completion=LONGEST),
-    row_length=96,
-    rows_per_step=10,
-    epochs=8,
-    steps=steps,
+    _path(world),
+    portion="train",
+    reading=_reading(world),
+    limits=Limits(completion=world.longest),
+    bad_rows="drop",
+    row_length=world.row_length,
+    rows_per_step=world.sft_rows,
+    epochs=world.sft_steps,
+    steps=world.sft_steps,
   )
-  return Experiment(
-    Use("sft"),
-    data,
-    Scratch(MODEL),
-    Optimizer(learning_rate=3e-3, warmup_steps=20),
-    Loop(log_every=50),
-    ONE,
-  )
+  optimizer = Optimizer(learning_rate=world.sft_rate, warmup_steps=10, floor=0.1)
+  start = Scratch(config(world))
+  return Experiment(Use("sft"), data, start, optimizer, Loop(log_every=50), ONE)
 
 
-def run(objective: Use, **changes: Any) -> OnlineExperiment:
-  """An online experiment on the world; `changes` replace its fields."""
+def run(objective: Use, world: World, **changes: Any) -> OnlineExperiment:
+  """An online experiment on a world; `changes` replace its fields."""
   made = OnlineExperiment(
     objective=objective,
-    prompts=Prompts("world:4000"),
-    start=Trained(writer()),
+    prompts=Prompts(
+      _path(world), portion="train", reading=_reading(world), bad_rows="drop"
+    ),
+    start=Trained(writer(world)),
     feedback=Feedback(Call(rules.world_reward), missing_eos=0.5),
-    sampling=Sampling(completions=4, max_tokens=LONGEST),
+    sampling=Sampling(completions=4, max_tokens=world.longest),
     iterations=60,
     prompts_per_iteration=32,
     optimizer=Optimizer(learning_rate=3e-4, schedule="constant"),
     loop=Loop(log_every=5, eval_every=20),
     mesh=ONE,
-    evaluation=Evaluation(share=0.1, limit=64),
+    evaluation=Evaluation(_path(world), portion="test", limit=world.prompts),
   )
   return dataclasses.replace(made, **changes)
+
+
+def _path(world: World) -> str:
+  return f"world:{world.texts}" if world.source is None else world.source
+
+
+def _reading(world: World) -> Reading:
+  return Reading(prompt_words=world.prompt_words)

@@ -1,4 +1,4 @@
-"""Sizes of the recipes that go through several stages on the embedded world."""
+"""The world of the online and the staged recipes: texts, model, start and sizes."""
 
 import dataclasses
 
@@ -8,6 +8,8 @@ class World:
   """Texts, model and sizes: what every recipe starts from and is judged by.
 
   Attributes:
+    source: texts of your own in place of the embedded world's, as `Data.path`.
+    prompt_words: words of such a text that make its prompt.
     texts: reviews of the embedded world.
     vocab: entries of the tokenizer trained on them.
     width: of the model.
@@ -25,6 +27,8 @@ class World:
     seeds: each has its own samples, order and judging draws; SFT is shared.
   """
 
+  source: str | None = None
+  prompt_words: int = 4
   texts: int = 12_000
   vocab: int = 1024
   width: int = 64
