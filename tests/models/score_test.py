@@ -6,13 +6,11 @@ from types import SimpleNamespace
 import chex
 import jax
 import jax.numpy as jnp
-import jax.test_util
 import numpy as np
 import pytest
 
 from xpo_jax import token_stats
 from xpo_jax.models import score, transformer
-from xpo_jax.types import Stat
 
 NEEDS = (
   token_stats.LOGP,
@@ -262,141 +260,3 @@ def test_score_of_missing_role_or_value_head_names_it():
     )
   with pytest.raises(ValueError, match=r"value_BKT reads a scalar head.*\['lm'\]"):
     score.score({"policy": model}, {"policy": policy}, (token_stats.VALUE,), _packed())
-
-
-# --- The operation alone
-
-
-def _random(shapes, seed=1):
-  keys = jax.random.split(jax.random.key(seed), len(shapes))
-  return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
-
-
-def test_token_statistics_gradient_is_numerical_gradient():
-  target_RC = jnp.array([[1, 4, 0], [2, 2, 3]])
-  ref_hidden, ref_head = _random([(2, 3, 4), (5, 4)], seed=2)
-
-  def total(hidden, head, value):
-    out = score.token_statistics(
-      {"policy": hidden, "ref": ref_hidden},
-      {"policy": head, "ref": ref_head},
-      target_RC,
-      (token_stats.LOGP, token_stats.REF_KL, token_stats.VALUE),
-      values={"policy.value": value},
-      chunk=2,
-    )
-    return _total(out)
-
-  args = _random([(2, 3, 4), (5, 4), (2, 3)])
-  jax.test_util.check_grads(
-    jax.jit(total), args, order=1, modes=("rev",), atol=1e-2, rtol=1e-2, eps=1e-2
-  )
-
-
-def test_token_statistics_gives_frozen_roles_no_gradient():
-  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.array([[0, 1, 2]])
-
-  def total(ref_hidden, ref_head):
-    return score.token_statistics(
-      {"policy": hidden, "ref": ref_hidden},
-      {"policy": head, "ref": ref_head},
-      target,
-      (token_stats.REF_KL,),
-      chunk=2,
-    )["ref_kl_BKT"].sum()
-
-  for x in jax.jit(jax.grad(total, (0, 1)))(hidden, 2 * head):
-    np.testing.assert_array_equal(x, 0)
-
-
-def _top2(roles, target_C):
-  del target_C
-  return jax.lax.top_k(roles["policy"], 2)[0]
-
-
-def test_token_statistics_of_a_users_stat_may_have_trailing_axes():
-  hidden, head = _random([(2, 5, 4), (7, 4)])
-  out = score.token_statistics(
-    {"policy": hidden},
-    {"policy": head},
-    jnp.zeros((2, 5), jnp.int32),
-    (Stat("top2_BKT", ("policy",), _top2),),
-    chunk=2,
-  )["top2_BKT"]
-  expected = np.sort(np.asarray(hidden) @ np.asarray(head).T, -1)[..., ::-1][..., :2]
-  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_token_statistics_in_bfloat16_sums_head_gradient_in_float32():
-  # Every token pulls the head's row 0 by the same d = p_0 * hidden; summed in bfloat16,
-  # 4096 of them would stall once the sum is 256 times one summand.
-  tokens = 4096
-  hidden = jnp.ones((1, tokens, 1), jnp.bfloat16)
-  head = jnp.zeros((2, 1), jnp.bfloat16)
-
-  def total(head):
-    out = score.token_statistics(
-      {"policy": hidden},
-      {"policy": head},
-      jnp.ones((1, tokens), jnp.int32),
-      (token_stats.LOGP,),
-      chunk=1,
-    )["logp_BKT"]
-    return out.sum(), out
-
-  (_, logp_RC), d_head = jax.jit(jax.value_and_grad(total, has_aux=True))(head)
-  assert logp_RC.dtype == jnp.float32 and d_head.dtype == jnp.bfloat16
-  # d log p(1) / d logit = (-1/2, 1/2) at equal logits.
-  np.testing.assert_array_equal(d_head.astype(np.float32)[:, 0], [-2048, 2048])
-
-
-def test_token_statistics_names_missing_roles_and_bad_arguments():
-  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.zeros((1, 3), jnp.int32)
-  call = functools.partial(
-    score.token_statistics, {"policy": hidden}, {"policy": head}, target
-  )
-  with pytest.raises(ValueError, match=r"pass \['ref'\] too"):
-    call((token_stats.REF_LOGP,))
-  with pytest.raises(ValueError, match="chunk=0"):
-    call((token_stats.LOGP,), chunk=0)
-  with pytest.raises(ValueError, match="share a field"):
-    call((token_stats.LOGP, token_stats.LOGP._replace(roles=("policy", "policy"))))
-
-
-@pytest.mark.parametrize(
-  "stats", [(token_stats.LOGP,), (token_stats.LOGP, token_stats.REF_KL)]
-)
-def test_token_statistics_holds_under_half_the_logits(stats):
-  # The bench: 2048 tokens, vocabulary 16,384, width 256, value and gradient.
-  R, C, V, D = 8, 256, 16_384, 256
-
-  def loss(policy, ref, target):
-    hidden, head = zip(policy, ref, strict=True)
-    out = score.token_statistics(
-      dict(zip(("policy", "ref"), hidden, strict=True)),
-      dict(zip(("policy", "ref"), head, strict=True)),
-      target,
-      stats,
-    )
-    return sum(jnp.sin(x).sum() for x in out.values())
-
-  model = (
-    jax.ShapeDtypeStruct((R, C, D), "float32"),
-    jax.ShapeDtypeStruct((V, D), "float32"),
-  )
-  target = jax.ShapeDtypeStruct((R, C), "int32")
-  compiled = jax.jit(jax.value_and_grad(loss)).lower(model, model, target).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes < R * C * V * 4 / 2
-
-
-def test_chunk_length_stays_within_budget_and_capacity():
-  sizes = [(8, 256, 16_384, 256), (64, 40, 600, 64), (2, 4096, 128_256, 4096)]
-  for rows, capacity, vocab, width in sizes:
-    chunk = score.chunk_length(rows, capacity, vocab, width)
-    assert 1 <= chunk <= capacity
-    logits, head = 4 * rows * chunk * vocab, 4 * vocab * width
-    assert logits <= max(score.BUDGET, head / 2)
-    # Evened out: the padding is under one token for each chunk.
-    assert -capacity % chunk < -(-capacity // chunk)
-  assert score.chunk_length(8, 40, 600, 64) == 40
-  assert score.chunk_length(500, 40, 600, 64) < 40
