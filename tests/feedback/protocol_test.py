@@ -56,6 +56,19 @@ def test_each_pair_is_asked_about_once():
   assert win_BKK.tolist() == [[[0.5, 1], [0, 0.5]], [[0.5, 0], [1, 0.5]]]
 
 
+def test_win_rates_against_opponents_are_means_over_them():
+  texts_BK, opponents_BJ = [["b", "d"], ["y", "a"]], [["a", "c", "e"], ["x", "z", "b"]]
+  reward_BK = protocol.win_rates_against(_alphabet, ["p", "q"], texts_BK, opponents_BJ)
+  np.testing.assert_allclose(reward_BK, [[1 / 3, 2 / 3], [2 / 3, 0]], rtol=1e-6)
+
+
+@pytest.mark.nonfinite
+def test_silence_on_opponents_is_nan():
+  texts_BK, opponents_BJ = [["b", "?"]], [["a", "?"]]
+  reward_BK = protocol.win_rates_against(_alphabet, ["p"], texts_BK, opponents_BJ)
+  np.testing.assert_array_equal(reward_BK, [[(1 + 0.5) / 2, np.nan]])
+
+
 @pytest.mark.nonfinite
 def test_an_abstention_is_a_draw_and_silence_is_nan():
   one = protocol.win_rates(_alphabet, ["p"], [["b", "a", "?"]])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.feedback import rules
+from xpo_jax.feedback.protocol import Scores
 from xpo_jax.train import judged
 from xpo_jax.train.online_experiment import Call, Feedback, Sampling
 
@@ -25,6 +26,7 @@ def _drawn(reward=None, ended=((True, True), (False, True))):
       default_factory=lambda: np.array([[2, 2], [4, 6]])
     )
     iteration: int = 2
+    opponents_BJ: tuple = ()
     reward_BK: np.ndarray | None = None
 
   return Drawn(reward_BK=None if reward is None else np.array(reward, np.float32))
@@ -35,6 +37,21 @@ def test_rewards_are_those_of_the_source_in_place():
   assert drawn.reward_BK.shape == (2, 2)
   assert drawn.reward_BK[0, 0] > 0 > drawn.reward_BK[0, 1]
   assert drawn.reward_BK[1, 0] == 0 < drawn.reward_BK[1, 1]
+
+
+def later_wins():
+  """A preference for the text that is later in the alphabet."""
+  return lambda prompts, first, second: Scores(np.array(first) > np.array(second))
+
+
+def test_win_rates_are_against_the_group_or_its_opponents():
+  feedback = Feedback(Call(later_wins), kind="win_rates")
+  asked = judged.judge(feedback)
+  alone = judged.ask(asked, _drawn(), feedback).reward_BK
+  np.testing.assert_allclose(alone[0], [(0.5 + 1) / 2, (0.5 + 0) / 2])
+  met = dataclasses.replace(_drawn(), opponents_BJ=((" b.", " c."), (" m.", " p.")))
+  reward_BK = judged.ask(asked, met, feedback).reward_BK
+  np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])
 
 
 def test_nan_is_refused_with_the_completion_shown():

@@ -10,9 +10,11 @@ from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
   OnlineExperiment,
+  Opponent,
   Prompts,
   Sampling,
 )
+from xpo_jax.train.optim import Optimizer
 
 
 def pair_of(first: object, others: tuple = (), scale: float = 1.0):
@@ -73,6 +75,7 @@ def test_flags_reach_calls_and_sampling():
     (lambda: Sampling(completions=0), "completions is 0"),
     (lambda: Sampling(completions=1, first="greedy"), "at least 2"),
     (lambda: Sampling(first="likeliest"), "'greedy'"),
+    (lambda: Opponent(share=1.5), "share is 1.5"),
     (lambda: Feedback(SOURCE, kind="ranks"), "'win_rates'"),
     (lambda: Prompts("p", limits=Limits(completion=8)), "max_tokens"),
   ],
@@ -94,6 +97,22 @@ def test_value_out_of_range_is_refused_by_name(make, match):
 def test_sizes_that_do_not_divide_are_refused(sizes, match):
   with pytest.raises(ValueError, match=match):
     OnlineExperiment(RUN.objective, RUN.prompts, RUN.start, RUN.feedback, **sizes)
+
+
+def test_opponent_survives_yaml_and_needs_win_rates(tmp_path):
+  sampling = Sampling(opponent=Opponent(share=0.5, of="average"))
+  first = (RUN.objective, RUN.prompts, RUN.start)
+  against = Feedback(SOURCE, kind="win_rates")
+  with pytest.raises(ValueError, match=r"needs Feedback.kind .* 'scores'"):
+    OnlineExperiment(*first, RUN.feedback, sampling)
+  with pytest.raises(ValueError, match=r"Optimizer.ema"):
+    OnlineExperiment(*first, against, sampling)
+  run = OnlineExperiment(*first, against, sampling, optimizer=Optimizer(ema=0.5))
+  configure.write(tmp_path, run)
+  assert configure.read(tmp_path)[0].sampling == sampling
+  changed = configure.from_args(run, ["--sampling.opponent.share", "0.125"])
+  assert changed.sampling.opponent == Opponent(share=0.125, of="average")
+  assert configure.from_args(RUN, []).sampling.opponent is None
 
 
 def test_name_of_an_objective_is_its_name_in_the_index():

@@ -144,6 +144,40 @@ def check_scores(scores: Scores, count: int) -> Scores:
   """
   value_N = np.asarray(scores.value_N, np.float32)
   if value_N.shape != (count,):
+def win_rates_against(
+  preference: Preference,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  opponents_BJ: Sequence[Sequence[str]],
+) -> np.ndarray:
+  """Mean probability of each completion to beat its prompt's J opponents.
+
+  A pair on which the preference abstained counts as a draw.
+
+  Args:
+    preference: who is asked, in one call.
+    prompts: B texts.
+    texts_BK: K completions each.
+    opponents_BJ: J completions each.
+
+  Returns:
+    `reward_BK`, float32; NaN where every verdict on a completion was an abstention.
+
+  Raises:
+    ValueError: groups of unequal size, or an answer that is no list of probabilities.
+  """
+  B, K = _present(prompts, texts_BK, None).shape
+  _, J = _present(prompts, opponents_BJ, None).shape
+  row_N, first_N, second_N = (x.ravel() for x in np.indices((B, K, J)))
+  first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
+  second = [opponents_BJ[b][j] for b, j in zip(row_N, second_N, strict=True)]
+  answers = preference([prompts[b] for b in row_N], first, second)
+  p_BKJ = check_probabilities(answers, B * K * J).value_N.reshape(B, K, J)
+  silent_BKJ = np.isnan(p_BKJ)
+  win_rate_BK = np.where(silent_BKJ, np.float32(0.5), p_BKJ).mean(-1)
+  return np.where(silent_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
+
+
     raise ValueError(
       f"feedback of shape {value_N.shape} on {count} questions; it must be ({count},), "
       "NaN where it abstains"

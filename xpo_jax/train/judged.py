@@ -1,28 +1,40 @@
 """Verdicts on rollouts: asked for, refused if no number, shaped, summed up."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from xpo_jax.feedback import protocol
+from xpo_jax.feedback.protocol import Preference, Scorer
 from xpo_jax.train.online_experiment import Feedback, Sampling
 from xpo_jax.train.rollouts import Rollouts
 
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]
-"""`(prompts, texts_BK) -> reward_BK`, NaN where it abstains."""
-
-_GROUPS = {"scores": protocol.score_groups, "win_rates": protocol.win_rates}
+_Groups = Sequence[Sequence[str]]
+Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
+"""`(prompts, texts_BK, opponents_BJ) -> reward_BK`, NaN where it abstains; without
+opponents the last is empty."""
 
 
 def judge(feedback: Feedback) -> Judge:
   """The judge of an experiment, made once for the run."""
   source, ask_groups = feedback.source.build(), _GROUPS[feedback.kind]
+  return functools.partial(ask_groups, source)
 
-  def asked(prompts, texts_BK):
-    return ask_groups(source, prompts, texts_BK)
 
-  return asked
+def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
+  del opponents_BJ
+  return protocol.score_groups(scorer, prompts, texts_BK)
+
+
+def _win_rates(preference: Preference, prompts, texts_BK, opponents_BJ) -> np.ndarray:
+  if not opponents_BJ:
+    return protocol.win_rates(preference, prompts, texts_BK)
+  return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
+
+
+_GROUPS = {"scores": _scores, "win_rates": _win_rates}
 
 
 def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
@@ -31,7 +43,8 @@ def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
   Raises:
     ValueError: a NaN, where abstentions stop the run; shows the completion.
   """
-  reward_BK = np.asarray(asked(rollouts.prompts, rollouts.texts_BK), np.float32)
+  texts = (rollouts.prompts, rollouts.texts_BK, rollouts.opponents_BJ)
+  reward_BK = np.asarray(asked(*texts), np.float32)
   abstained = np.argwhere(np.isnan(reward_BK))
   if len(abstained) and feedback.abstained == "stop":
     b, k = abstained[0]

@@ -40,7 +40,7 @@ from xpo_jax.train import (
 from xpo_jax.train.experiment import Trained
 from xpo_jax.train.inputs import Memory
 from xpo_jax.train.offline import NonFiniteLoss, Result
-from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.train.online_experiment import OnlineExperiment, Opponent
 from xpo_jax.train.online_setup import Run
 from xpo_jax.train.rollouts import Rollouts
 from xpo_jax.train.state import OnlineState, final_params
@@ -219,7 +219,10 @@ def iterate(
   ref = run.ref if state.ref is None else state.ref
   sampler = state.sampler[0] if state.sampler else state.train.params
   path = run_dir / ROLLOUTS / f"{index + 1:06d}.jsonl"
-  drawn = rollouts.read(path) if path.exists() else _draw(run, sampler, ref, index)
+  if path.exists():
+    drawn = rollouts.read(path)
+  else:
+    drawn = _draw(run, sampler, ref, index, final_params(state.train))
   clock.append(time.perf_counter())
   if drawn.reward_BK is None:
     drawn = judged.ask(run.judge, drawn, experiment.feedback)
@@ -245,7 +248,9 @@ def iterate(
   return _after(run, state, trained, before, index, line, kl_BK.size), line
 
 
-def _draw(run: Run, sampler: Params, ref: Params, index: int) -> Rollouts:
+def _draw(
+  run: Run, sampler: Params, ref: Params, index: int, average: Params | None = None
+) -> Rollouts:
   experiment = run.experiment
   count = experiment.prompts_per_iteration
   row_B = rollouts.order(
@@ -262,6 +267,7 @@ def _draw(run: Run, sampler: Params, ref: Params, index: int) -> Rollouts:
     key=jax.random.fold_in(_sampling_key(run), index),
     ref_params=ref["lm"],
   )
+    average=average and average["lm"],
 
 
 def _sampling_key(run: Run) -> jax.Array:
@@ -338,7 +344,8 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
   """The policy on held-out prompts, judged by the run's feedback, as `eval/...`.
 
   Samples as in training, from the current policy; the draws are the same at every
-  evaluation. The KL is to the reference that the run started with.
+  evaluation. The KL is to the reference that the run started with, and win rates are
+  against samples of it.
   """
   experiment, held_out = run.experiment, run.held_out
   sampling = dataclasses.replace(
@@ -351,6 +358,7 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
   drawn = rollouts.draw(
     run.model,
     params["lm"],
+    opponent=Opponent(share=1.0) if experiment.feedback.kind == "win_rates" else None,
     held_out,
     np.arange(len(held_out.ids)),
     sampling,
@@ -363,3 +371,4 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
   kl_BK = lessons.seq_kl(lessons.recorded(run, drawn, params, run.ref))
   found = judged.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
   return {f"eval/{n.removeprefix('rollout/')}": x for n, x in found.items()}
+    ref_params=run.ref["lm"],

@@ -90,6 +90,33 @@ class Prompts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Opponent:
+  """Whom completions must beat: a mixture of the policy and the reference.
+
+  Drawn token by token from policy^(1 - share) ref^share (`sample.Mixture`), judged
+  against, kept with the rollouts, never trained on. Nash-MD (Munos et al. 2023,
+  arXiv:2312.00886).
+
+  Attributes:
+    share: the reference's, in [0, 1]: 0 is self-play, 1 the best response to the
+      reference. Paper: best at 0.125 to 0.375.
+    of: the policy in the mixture: "sampler", who draws the completions; "average", the
+      mean of the policy's weights that `Optimizer.ema` keeps (Nash-EMA, with share 0).
+    completions: of each prompt; a win rate is the mean over them.
+  """
+
+  share: float = 0.25
+  of: Literal["sampler", "average"] = "sampler"
+  completions: int = 1
+
+  def __post_init__(self):
+    _among(self, "of", ("sampler", "average"))
+    experiment.check_positive(self, "completions")
+    if not 0 <= self.share <= 1:
+      raise ValueError(f"Opponent.share is {self.share}; allowed: 0 <= share <= 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampling:
   """How completions are drawn. The policy that is trained is the one that is sampled:
   every log-prob of the run, the reference's too, is taken at `temperature`.
@@ -104,6 +131,8 @@ class Sampling:
     first: where column 0 of K comes from: "sample", as the others; "greedy", the
       policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
       reference (XPO).
+    opponent: whom completions are judged against, where `Feedback.kind` is
+      "win_rates"; None: the others of the prompt.
     staleness: iterations by which the sampler's weights are behind the policy's.
     prompts_at_once: decoded together; None: all of an iteration.
   """
@@ -114,6 +143,7 @@ class Sampling:
   top_k: int | None = None
   top_p: float | None = None
   first: Literal["sample", "greedy", "reference"] = "sample"
+  opponent: Opponent | None = None
   staleness: int = 0
   prompts_at_once: int | None = None
 
@@ -141,8 +171,10 @@ class Feedback:
 
   Attributes:
     source: makes a `feedback.protocol.Scorer`, or a `Preference` for win rates.
-    kind: "scores", a reward each; "win_rates", the mean probability to beat the other
-      completions of the prompt.
+    kind: "scores", a reward each; "win_rates", the mean probability to beat
+      `Sampling.opponent`, or where there is none the prompt's completions, itself
+      included (1/2). Held-out win rates are against the reference that the run started
+      with.
     abstained: what a NaN does: "stop" the run, the completion shown; or "drop" the
       completion, counted.
     missing_eos: what happens to the reward of a completion that was cut at
@@ -225,12 +257,25 @@ class OnlineExperiment:
       raise ValueError(
         f"OnlineExperiment.microbatches is {self.microbatches}, which does not divide "
         f"the {self.rows_per_step} prompts of a minibatch"
+    self._check_opponent()
       )
 
   @property
   def rows_per_step(self) -> int:
     """Prompts of an optimiser step."""
     return self.prompts_per_iteration // self.minibatches
+  def _check_opponent(self) -> None:
+    opponent = self.sampling.opponent
+    if opponent is not None and self.feedback.kind != "win_rates":
+      raise ValueError(
+        f'Sampling.opponent needs Feedback.kind "win_rates" (is {self.feedback.kind!r})'
+        ": who gives a score each compares with nobody"
+      )
+    if opponent is not None and opponent.of == "average" and not self.optimizer.ema:
+      raise ValueError(
+        'Opponent.of is "average"; set Optimizer.ema, the decay of that average'
+      )
+
 
 
 def _among(config: Any, field: str, allowed: tuple[str, ...]) -> None:

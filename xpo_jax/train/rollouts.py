@@ -52,6 +52,7 @@ class Rollouts:
       policy that drew it, at the sampling temperature, before any truncation.
     ended_BK: False where a completion was cut at the limit.
     reward_BK: as feedback gave it, NaN where it abstained; None before feedback.
+    opponents_BJ: texts that the completions are judged against, or none at all.
   """
 
   iteration: int
@@ -62,6 +63,7 @@ class Rollouts:
   logp: tuple[tuple[np.ndarray, ...], ...]
   ended_BK: np.ndarray
   reward_BK: np.ndarray | None = None
+  opponents_BJ: tuple[tuple[str, ...], ...] = ()
 
   @property
   def length_BK(self) -> np.ndarray:
@@ -80,6 +82,7 @@ def draw(
   iteration: int,
   key: Array,
   ref_params: Params | None = None,
+  average: Params | None = None,
 ) -> Rollouts:
   """Samples completions.
 
@@ -92,12 +95,13 @@ def draw(
     tokenizer: decodes; its EOS ends a completion.
     iteration: names the rollouts.
     key: of these rollouts; slot b draws from it and b alone.
-    ref_params: of the reference, where column 0 is its sample.
+    ref_params: of the reference, where column 0 is its sample or an opponent speaks.
+    average: of the averaged policy, where an opponent is made of it.
 
   Returns:
     Rollouts without rewards.
   """
-  several, alone = jax.random.split(key)
+  several, alone, against = jax.random.split(key, 3)
   one, rest = _columns(sampling)
   parts = []
   if one is not None:
@@ -109,11 +113,17 @@ def draw(
   tokens_BKT, length_BK, ended_BK, logp_BKT = (
     np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
   )
-  completions = [
-    tuple(y[:n].astype(np.int32) for y, n in zip(ys, ns, strict=True))
-    for ys, ns in zip(tokens_BKT, length_BK, strict=True)
-  ]
+  completions = _cut(tokens_BKT, length_BK)
   ids = [prompts.ids[row] for row in row_B]
+  opponents_BJ = ()
+  if sampling.opponent is not None:
+    mixed = params if sampling.opponent.of == "sampler" else average
+    rival = sample.Mixture(model, ref_params, sampling.opponent.share)
+    those = dataclasses.replace(rest, completions=sampling.opponent.completions)
+    tokens_BJT, length_BJ, *_ = _sampled(
+      model, mixed, prompts, row_B, those, tokenizer, against, mixture=rival
+    )
+    opponents_BJ = _texts(tokenizer, ids, _cut(tokens_BJT, length_BJ))
   return Rollouts(
     iteration=iteration,
     row_B=np.asarray(row_B),
@@ -128,7 +138,16 @@ def draw(
       for ps, ns in zip(logp_BKT, length_BK, strict=True)
     ),
     ended_BK=ended_BK,
+    opponents_BJ=opponents_BJ,
   )
+
+
+def _cut(tokens_BKT: np.ndarray, length_BK: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+  """Completions without their padding."""
+  return [
+    tuple(y[:n].astype(np.int32) for y, n in zip(ys, ns, strict=True))
+    for ys, ns in zip(tokens_BKT, length_BK, strict=True)
+  ]
 
 
 def _columns(sampling: Sampling) -> tuple[Sampling | None, Sampling]:
@@ -145,7 +164,7 @@ def _columns(sampling: Sampling) -> tuple[Sampling | None, Sampling]:
 
 
 def _sampled(
-  model, params, prompts, row_B, sampling, tokenizer, key, greedy=False
+  model, params, prompts, row_B, sampling, tokenizer, key, greedy=False, mixture=None
 ) -> tuple[np.ndarray, ...]:
   """Tokens, lengths, ends and log-probs of B x K completions."""
   prompt_BP, length_B = sample.pad([prompts.ids[row] for row in row_B], prompts.width)
@@ -168,6 +187,7 @@ def _sampled(
       top_k=sampling.top_k,
       top_p=sampling.top_p,
       greedy=greedy,
+      mixture=mixture,
     )
     arrays = (drawn.tokens_BKT, drawn.length_BK, drawn.ended_BK, drawn.logp_BKT)
     parts.append([x[: len(row_B) - start] for x in jax.device_get(arrays)])
@@ -204,6 +224,8 @@ def write(path: Path, rollouts: Rollouts) -> None:
       }
       if k == 0:  # once a prompt
         line |= {"prompt_tokens": example.prompt.tolist()}
+        if rollouts.opponents_BJ:
+          line |= {"opponents": list(rollouts.opponents_BJ[b])}
       lines.append(json.dumps(line, ensure_ascii=False) + "\n")
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_suffix(".tmp")
@@ -243,6 +265,9 @@ def read(path: Path) -> Rollouts:
     logp=tuple(map(tuple, of("logp", np.float32))),
     ended_BK=np.array(of("ended"), bool),
     reward_BK=np.array(of("reward"), np.float32),  # None becomes NaN
+    opponents_BJ=tuple(
+      tuple(group[0]["opponents"]) for group in groups if "opponents" in group[0]
+    ),
   )
 
 
