@@ -17,32 +17,13 @@ import dataclasses
 
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
-from xpo_jax.models.config import Config
-from xpo_jax.train.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Loop,
-  Scratch,
-  Trained,
-  Use,
-)
+from xpo_jax.recipes import small_dialogue
+from xpo_jax.train.experiment import Data, Experiment, Loop, Use
 from xpo_jax.train.optim import Optimizer
 
 
 def experiment(path: str) -> Experiment:
   """SFT on the best answer of each list, then all pairs of a list as one example."""
-  model = Config(
-    vocab=4096,
-    width=128,
-    layers=4,
-    heads=4,
-    kv_heads=4,
-    head_dim=32,
-    mlp_width=384,
-    positions=1024,
-    tied=True,
-  )
   data = Data(
     path=path,
     reading=Reading(
@@ -55,20 +36,12 @@ def experiment(path: str) -> Experiment:
     bad_rows="drop",  # an answer that begins with a line break merges with the colon
     limits=Limits(prompt=256, completion=128, long_prompt="truncate"),
   )
-  held_out = Evaluation(share=0.15)
-  sft = Experiment(
-    objective=Use("sft"),
-    data=dataclasses.replace(data, row_length=1024, rows_per_step=4, epochs=6),
-    start=Scratch(model),
-    optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, floor=0.1),
-    evaluation=held_out,
-  )
-  return Experiment(
-    objective=Use("kwise"),
-    # A row is a prompt with its whole list: up to 256 + 24 x 128 tokens.
-    data=dataclasses.replace(data, row_length=3328, rows_per_step=8, microbatches=8),
-    start=Trained(sft),
+  # A row is a prompt with its whole list: up to 256 + 24 x 128 tokens.
+  lists = dataclasses.replace(data, row_length=3328, rows_per_step=8, microbatches=8)
+  return small_dialogue.after_sft(
+    Use("kwise"),
+    lists,
+    dataclasses.replace(data, row_length=1024, rows_per_step=4, epochs=6),
     optimizer=Optimizer(learning_rate=1e-4, warmup_steps=10, floor=0.1),
     loop=Loop(eval_every=50, checkpoint_every=25),
-    evaluation=held_out,
   )
