@@ -131,19 +131,6 @@ def win_rates(
   return np.where(silent_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
 
 
-def abstentions(values: np.ndarray) -> int:
-  """How many of these verdicts are abstentions; of `win_matrix`, twice the pairs."""
-  return int(np.isnan(values).sum())
-
-
-def check_scores(scores: Scores, count: int) -> Scores:
-  """The scores, if they are one number or NaN for each of `count` questions.
-
-  Raises:
-    ValueError: another shape, an infinite score, or reasons of another count.
-  """
-  value_N = np.asarray(scores.value_N, np.float32)
-  if value_N.shape != (count,):
 def win_rates_against(
   preference: Preference,
   prompts: Sequence[str],
@@ -178,6 +165,19 @@ def win_rates_against(
   return np.where(silent_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
 
 
+def abstentions(values: np.ndarray) -> int:
+  """How many of these verdicts are abstentions; of `win_matrix`, twice the pairs."""
+  return int(np.isnan(values).sum())
+
+
+def check_scores(scores: Scores, count: int) -> Scores:
+  """The scores, if they are one number or NaN for each of `count` questions.
+
+  Raises:
+    ValueError: another shape, an infinite score, or reasons of another count.
+  """
+  value_N = np.asarray(scores.value_N, np.float32)
+  if value_N.shape != (count,):
     raise ValueError(
       f"feedback of shape {value_N.shape} on {count} questions; it must be ({count},), "
       "NaN where it abstains"

@@ -266,8 +266,8 @@ def _draw(
     iteration=index,
     key=jax.random.fold_in(_sampling_key(run), index),
     ref_params=ref["lm"],
-  )
     average=average and average["lm"],
+  )
 
 
 def _sampling_key(run: Run) -> jax.Array:
@@ -351,6 +351,7 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
   sampling = dataclasses.replace(
     experiment.sampling,
     first="sample",
+    opponent=Opponent(share=1.0) if experiment.feedback.kind == "win_rates" else None,
     prompts_at_once=experiment.sampling.prompts_at_once
     or experiment.prompts_per_iteration,
   )
@@ -358,17 +359,16 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
   drawn = rollouts.draw(
     run.model,
     params["lm"],
-    opponent=Opponent(share=1.0) if experiment.feedback.kind == "win_rates" else None,
     held_out,
     np.arange(len(held_out.ids)),
     sampling,
     run.tokenizer,
     iteration=-1,
     key=jax.random.fold_in(_sampling_key(run), _HELD_OUT),
+    ref_params=run.ref["lm"],
   )
   drawn = judged.ask(run.judge, drawn, experiment.feedback)
   reward_BK, present_BK = judged.shaped(drawn, experiment.feedback, sampling)
   kl_BK = lessons.seq_kl(lessons.recorded(run, drawn, params, run.ref))
   found = judged.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
   return {f"eval/{n.removeprefix('rollout/')}": x for n, x in found.items()}
-    ref_params=run.ref["lm"],

@@ -253,17 +253,13 @@ class OnlineExperiment:
         f"OnlineExperiment.minibatches is {self.minibatches}, which does not divide "
         f"prompts_per_iteration = {self.prompts_per_iteration}"
       )
+    self._check_opponent()
     if self.rows_per_step % self.microbatches:
       raise ValueError(
         f"OnlineExperiment.microbatches is {self.microbatches}, which does not divide "
         f"the {self.rows_per_step} prompts of a minibatch"
-    self._check_opponent()
       )
 
-  @property
-  def rows_per_step(self) -> int:
-    """Prompts of an optimiser step."""
-    return self.prompts_per_iteration // self.minibatches
   def _check_opponent(self) -> None:
     opponent = self.sampling.opponent
     if opponent is not None and self.feedback.kind != "win_rates":
@@ -276,6 +272,10 @@ class OnlineExperiment:
         'Opponent.of is "average"; set Optimizer.ema, the decay of that average'
       )
 
+  @property
+  def rows_per_step(self) -> int:
+    """Prompts of an optimiser step."""
+    return self.prompts_per_iteration // self.minibatches
 
 
 def _among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
