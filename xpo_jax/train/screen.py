@@ -17,6 +17,9 @@ def say(text: str) -> None:
   print(text, flush=True)
 
 
+_printed = say  # what a bar stands for; lines that go elsewhere stay lines
+
+
 @contextlib.contextmanager
 def following(
   steps: int, done: int, say: Say = say, names: Sequence[str] = _SHOWN
@@ -26,10 +29,10 @@ def following(
   Args:
     steps: of the whole run.
     done: steps done before.
-    say: where plain lines go.
+    say: where plain lines go; a bar takes the place of `screen.say` alone.
     names: what is shown of a line; a terminal's bar has room for the first two.
   """
-  if not sys.stdout.isatty():
+  if say is not _printed or not sys.stdout.isatty():
     yield lambda line: say(f"step {int(line['step'])}/{steps}  {describe(line, names)}")
     return
   columns = (
