@@ -13,7 +13,7 @@ from xpo_jax import controllers
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
 from xpo_jax.train import checkpoint, metrics, offline, online, rollouts
-from xpo_jax.train.experiment import Loop, MeshShape, Scratch, Use
+from xpo_jax.train.experiment import Data, Loop, MeshShape, PartUse, Scratch, Use
 from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
@@ -35,7 +35,8 @@ MODEL = Config(
   remat=False,
 )
 # All that a resume can get wrong: a controller, stale samples, a reference that moves,
-# several passes over minibatches of microbatches, a value, an average of weights.
+# several passes over minibatches of microbatches, a value, an average of weights, a
+# second objective with data of its own.
 RUN = OnlineExperiment(
   Use("ppo", beta=0.1),
   Prompts("world:30"),
@@ -52,6 +53,7 @@ RUN = OnlineExperiment(
   optimizer=Optimizer(learning_rate=1e-2, ema=0.9),
   loop=Loop(log_every=1),
   mesh=MeshShape(data=1),
+  parts=(PartUse(2.0, Use("sft"), Data("world:30", rows_per_step=3, row_length=64)),),
 )
 
 
@@ -106,6 +108,8 @@ def test_line_of_metrics_says_what_happened(whole):
   for line in lines:
     assert names <= set(line)
     assert line["updates"] == 4
+    terms = ("loss/policy", "loss/value", "loss/text/sft")
+    assert line["loss"] == pytest.approx(sum(line[name] for name in terms))
     parts = line["time/rollout"] + line["time/feedback"] + line["time/update"]
     assert parts == pytest.approx(line["time/seconds"])
   assert lines[0]["rollout/kl"] == pytest.approx(0, abs=1e-5)  # policy = reference

@@ -120,6 +120,9 @@ def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
     return hint(**made)
   if isinstance(hint, type) and issubclass(hint, enum.Enum):
     return hint(value)
+  if typing.get_origin(hint) is tuple:
+    kind, *_ = typing.get_args(hint)
+    return tuple(from_dict(kind, x, f"{where}.{i}") for i, x in enumerate(value))
   if hint is float and isinstance(value, int):
     return float(value)
   return value

@@ -9,17 +9,18 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from xpo_jax import objectives
-from xpo_jax.data.sources import Reading
 from xpo_jax.data import split
+from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.train.optim import Optimizer
-from xpo_jax.types import Objective
+from xpo_jax.types import Objective, Part
 
 Factory = Callable[..., Objective]
 
@@ -100,9 +101,9 @@ class Data:
       Hugging Face data set, "world:NUMBER" for so many reviews of the embedded world,
       or the name of records handed to `offline.train`.
     split: of a TFDS or Hugging Face data set.
-    limit: use only the first so many records, or None.
     portion: only the rows of these prompts, by a hash of `seed` and the prompt:
       "train" (80 %), "tune" or "test" (10 % each); None: all rows.
+    limit: use only the first so many records, or None.
     reading: which columns mean what.
     template: how a record becomes text.
     limits: longest prompt and completion in tokens.
@@ -124,8 +125,8 @@ class Data:
 
   path: str
   split: str = "train"
-  limit: int | None = None
   portion: str | None = None
+  limit: int | None = None
   reading: Reading = dataclasses.field(default_factory=Reading)
   template: Template = dataclasses.field(default_factory=Template)
   limits: Limits = dataclasses.field(default_factory=Limits)
@@ -147,8 +148,8 @@ class Data:
       raise ValueError(
         f"Data.transform is {self.transform!r}; it must be 'module:function'"
       )
-    check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
     check_portion(self)
+    check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
     check_positive(self, "groups_per_row", "epochs", "steps")
     if self.rows_per_step % self.microbatches:
       raise ValueError(
@@ -202,6 +203,48 @@ Start = Scratch | Pretrained | Trained
 
 
 @dataclasses.dataclass(frozen=True)
+class PartUse:
+  """A further objective of a run, on data of its own: `types.Part` as a value.
+
+  PPO-ptx is PPO with `PartUse(27.8, Use("sft"), Data("texts.jsonl"))`; NPO keeps what
+  is not to be forgotten with `PartUse(1.0, Use("sft"), Data("keep.jsonl"), "retain")`.
+
+  Attributes:
+    weight: of its loss in the sum that is minimised; > 0.
+    objective: what is minimised. A reference that it reads is the run's, scored with
+      every step.
+    data: what on. The steps of the run read its batches in turn and begin again after
+      the last; each is divided by its own count, whatever the size of the run's.
+    name: of its metrics: `loss/NAME/term`, `NAME/metric`.
+  """
+
+  weight: float
+  objective: Use
+  data: Data
+  name: str = "text"
+
+  def __post_init__(self):
+    if not 0 < self.weight < math.inf:
+      raise ValueError(f"PartUse.weight is {self.weight}; it must be a number > 0")
+    if not self.name.isidentifier():
+      raise ValueError(
+        f"PartUse.name is {self.name!r}; it must be a word, as in 'text'"
+      )
+
+  def build(self) -> Part:
+    """The part that the step takes."""
+    return Part(self.weight, self.objective.build(), self.name)
+
+
+def check_names(parts: tuple[PartUse, ...]) -> None:
+  """Refuses two parts of one name."""
+  names = [part.name for part in parts]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"two parts are called {name!r}; give each PartUse.name its own")
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshShape:
   """Devices along each axis of the mesh; their product is the number of devices.
 
@@ -249,6 +292,7 @@ class Evaluation:
   Attributes:
     path: held-out data of its own, read like `Data.path`; None splits some off.
     split: of a TFDS builder or a data set of the hub.
+    portion: as `Data.portion`, by the seed of the training data.
     share: share of the prompts held out where `path` is None; a prompt is on one side
       only. 0 holds out nothing.
     limit: use only so many held-out records (prompts, in an online run), or None.
@@ -256,10 +300,12 @@ class Evaluation:
 
   path: str | None = None
   split: str = "test"
+  portion: str | None = None
   share: float = 0.0
   limit: int | None = None
 
   def __post_init__(self):
+    check_portion(self)
     check_positive(self, "limit")
     if not 0 <= self.share < 1:
       raise ValueError(f"Evaluation.share is {self.share}; it must be in [0, 1)")
@@ -285,6 +331,7 @@ class Experiment:
     seed: of fresh weights and of the method's draws.
     adapter: train low-rank adapters on the start, which stays as it is and is the
       reference too; None trains every weight.
+    parts: what else is minimised, each on data of its own.
   """
 
   objective: Use
@@ -292,23 +339,33 @@ class Experiment:
   start: Start
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   loop: Loop = dataclasses.field(default_factory=Loop)
-    portion: as `Data.portion`, by the seed of the training data.
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
   adapter: Adapter | None = None
+  parts: tuple[PartUse, ...] = ()
+
+  def __post_init__(self):
+    check_names(self.parts)
 
 
 def check_positive(config: Any, *fields: str) -> None:
-  portion: str | None = None
   """Refuses a field of a config that is set and less than 1, by name."""
   for field in fields:
     value = vars(config)[field]
     if value is not None and value < 1:
-    check_portion(self)
       raise ValueError(
         f"{type(config).__name__}.{field} is {value}; it must be at least 1"
       )
+
+
+def check_portion(config: Any) -> None:
+  """Refuses a portion of the data that is none of `split.PORTIONS`."""
+  if config.portion is not None and config.portion not in split.PORTIONS:
+    raise ValueError(
+      f"{type(config).__name__}.portion is {config.portion!r}; allowed: "
+      f"{', '.join(split.PORTIONS)}, or None for all rows"
+    )
 
 
 def name_of(given: Factory) -> str:
@@ -325,12 +382,3 @@ def _built(value: Any) -> Any:
   if type(value) in (list, tuple):  # a NamedTuple, such as a link, stays whole
     return tuple(_built(item) for item in value)
   return value
-def check_portion(config: Any) -> None:
-  """Refuses a portion of the data that is none of `split.PORTIONS`."""
-  if config.portion is not None and config.portion not in split.PORTIONS:
-    raise ValueError(
-      f"{type(config).__name__}.portion is {config.portion!r}; allowed: "
-      f"{', '.join(split.PORTIONS)}, or None for all rows"
-    )
-
-

@@ -141,6 +141,28 @@ def prepare(
   return examples["train"], examples.get("held_out", []), counts
 
 
+def examples(
+  data: Data, tokenizer: Any, file: Path, memory: Memory
+) -> tuple[list[Example], dict[str, Any]]:
+  """All examples of a source, and the audit as plain data.
+
+  Args:
+    data: the source.
+    tokenizer: of transformers.
+    file: where bad rows are listed, where they are dropped.
+    memory: see `load`.
+
+  Raises:
+    BadRows: bad rows, where they stop the run.
+  """
+  loaded = load(data, data, memory)
+  made = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
+  rows = made.examples["train"]
+  if data.transform is not None:
+    rows = factory(data.transform)(rows, tokenizer)
+  return rows, made.audit.summary()
+
+
 def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
   return audit.prepare(
     loaded,

@@ -195,7 +195,9 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
   with screen.following(steps, done, say) as report:
     try:
       for index in range(done, steps):
-        state, measured = run.step(state, run.frozen, next(batches), run.knobs)
+        beside = run.beside.batch(index)
+        batch = next(batches)
+        state, measured = run.step(state, run.frozen, batch, run.knobs, beside)
         pending.append((index, measured))
         now, last = index + 1, index + 1 == steps
         evaluating = run.held_out is not None and (

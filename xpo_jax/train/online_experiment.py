@@ -11,7 +11,7 @@ from typing import Any, Literal
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.train import experiment
-from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Start, Use
+from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, PartUse, Start, Use
 from xpo_jax.train.optim import Optimizer
 
 
@@ -222,6 +222,8 @@ class OnlineExperiment:
     mesh: over which devices.
     evaluation: held-out prompts, judged by the same feedback: a share, or a path.
     seed: of fresh weights, samples and the method's draws.
+    parts: what else every update minimises, each on data of its own, at temperature 1
+      (PPO-ptx: `sft` on pretraining text).
   """
 
   objective: Use
@@ -242,8 +244,10 @@ class OnlineExperiment:
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
+  parts: tuple[PartUse, ...] = ()
 
   def __post_init__(self):
+    experiment.check_names(self.parts)
     experiment.check_positive(
       *(self, "iterations", "prompts_per_iteration", "minibatches"),
       *("inner_epochs", "microbatches", "renew_reference"),

@@ -21,6 +21,7 @@ from xpo_jax.train import (
   inputs,
   metrics,
   optim,
+  parts,
   references,
   screen,
   state,
@@ -69,6 +70,7 @@ class Run(NamedTuple):
     model: of the policy.
     tokenizer: of the policy.
     train: training batches.
+    beside: the parts and their batches.
     held_out: held-out batches, or None.
     frozen: role -> parameters that every step reads; "base", what adapters hang on,
       and "ref" are then one and the same.
@@ -84,6 +86,7 @@ class Run(NamedTuple):
   model: Model
   tokenizer: Any
   train: Source
+  beside: parts.Beside
   held_out: Source | None
   frozen: Mapping[str, Params]
   state: TrainState
@@ -94,21 +97,22 @@ class Run(NamedTuple):
 
 
 def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
-  """What can be refused before anything is read: mesh, batch, missing packages.
+  """What can be refused before anything is made: mesh, batch, missing packages, parts.
 
   Returns:
     The mesh; None for one device.
 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb asked for and
-      not installed.
+      not installed; a part that cannot be (`parts.check`).
   """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
-  data = experiment.data
-  if mesh is not None:
-    meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
+  for data in (experiment.data, *(part.data for part in experiment.parts)):
+    if mesh is not None:
+      meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
+  parts.check(experiment.parts, memory)
   return mesh
 
 
@@ -157,6 +161,10 @@ def prepare(
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   if adapter is not None:  # checkpoints do not hold it
     counts["base_sha256"] = distributed.digest(begun.params["lm"]).tobytes().hex()
+  put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
+  beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory, put)
+  if beside.parts:
+    counts["parts"] = beside.counts
   keep_counts(run_dir, counts)
   batches, reading = _plan(data, train, held_out)
 
@@ -164,16 +172,16 @@ def prepare(
   start = begun.params
   if adapter is not None:
     start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
+  needed = parts.joined(objective, beside.parts)
   params = state.with_heads(
-    objective, start, begun.config.width, jax.random.fold_in(root, 1)
+    needed, start, begun.config.width, jax.random.fold_in(root, 1)
   )
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
   made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)
   if mesh is None:
-    put, first, shardings = _as_it_is, state.create(*made), None
+    first, shardings = state.create(*made), None
   else:
-    put = functools.partial(place.place_batch, mesh)
     first, shardings = state.create_on(mesh, trained, *made)
 
   frozen = {}
@@ -181,7 +189,7 @@ def prepare(
   ref = {"lm": first.params["lm"]}
   if adapter is not None:
     frozen[state.BASE] = ref = {"lm": _placed(mesh, model, begun.params["lm"])}
-  if references.reads_live(objective):
+  if references.reads_live(objective) or parts.read_reference(beside.parts):
     live = ref if adapter is not None else jax.tree.map(jax.numpy.copy, ref)
     frozen[references.ROLE] = live
   cached = functools.partial(_cached, experiment, run_dir, begun, ref, mesh, put, say)
@@ -198,6 +206,7 @@ def prepare(
     model=model,
     tokenizer=begun.tokenizer,
     train=source,
+    beside=beside,
     held_out=held,
     frozen=frozen,
     state=first,
@@ -209,6 +218,7 @@ def prepare(
       mesh=mesh,
       shardings=shardings,
       adapter=adapter,
+      parts=beside.parts,
     ),
     evaluate=step.make_evaluation(build, models, mesh=mesh, adapter=adapter),
     knobs=step.knobs(experiment.optimizer),

@@ -1,5 +1,8 @@
 """One training step for every objective: score, prepare, loss, one division, update.
 
+Objectives that share an update and not a batch (`types.Part`: PPO-ptx, a retain set)
+are further gradients, each exact on its own batch, added before the optimiser sees any.
+
 Gradients are accumulated over microbatches without approximation. A loss is a sum of
 means, each the ratio of a total and a weight, and weights depend on data alone. They
 are summed over the whole batch first; then the gradient of `sum_m total_m / weight`
@@ -7,7 +10,7 @@ adds up over microbatches m, whatever their sizes.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,15 +34,13 @@ from xpo_jax.types import (
   Mean,
   Objective,
   Params,
+  Part,
   Scored,
   Stat,
   State,
 )
 
-Step = Callable[
-  [TrainState, Params, Batch, Mapping[str, Any]],
-  tuple[TrainState, dict[str, Array]],
-]
+Step = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 # What the columns of K are called in metrics; other layouts average over them.
 _COLUMNS = {
@@ -58,14 +59,16 @@ def make_step(
   shardings: TrainState | None = None,
   chunk: int | None = None,
   adapter: Adapter | None = None,
+  parts: Sequence[Part] = (),
 ) -> Step:
-  """The jitted step `(state, frozen, batch, knobs) -> (state, metrics)`.
+  """The jitted step `(state, frozen, batch, knobs, beside) -> (state, metrics)`.
 
   `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
   in `batch.ref`). `knobs` is `{"objective": numeric knobs, "learning_rate": peak}`,
   traced: a sweep over them, over the seed and over data of one shape compiles once.
-  Keep their types from call to call (see `knobs`). The state is donated. Nothing
-  blocks: metrics are scalars on the device; fetch many steps of them at once.
+  Keep their types from call to call (see `knobs`). `beside` maps each part's `data` to
+  its batch; without parts it is left out. The state is donated. Nothing blocks: metrics
+  are scalars on the device; fetch many steps of them at once.
 
   Args:
     build: makes the objective from the knobs that are traced: `Use.build`, or
@@ -77,23 +80,41 @@ def make_step(
     shardings: of the state on the mesh (`state.shardings`).
     chunk: response tokens of a row whose logits are held at once; see `models.score`.
     adapter: what is trained, on the frozen role "base"; None: all of the policy.
+    parts: what else is minimised, its weight times its loss on its own batch. A part
+      keeps no state from step to step.
 
   Returns:
     The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, what
-    `observe` adds, `grad_norm` (before clipping), `learning_rate`.
+    `observe` adds, `grad_norm` (before clipping), `learning_rate`; of a part the
+    weighted `loss/<data>/<term>` and `<data>/<metric>`.
+
+  Raises:
+    ValueError: a part whose objective keeps a state.
   """
+  for part in parts:
+    if jax.tree.leaves(part.objective.init()):
+      raise ValueError(
+        f"part {part.data!r}: {part.objective.name} keeps a state from step to step; "
+        "only the objective of the run may"
+      )
   # A user's own module need not name its axes where nothing reads them.
   trained = lora.trained(models["policy"], adapter)
   axes = trained.logical_axes() if optimizer.weight_decay else None
   chain = optim.transform(optimizer, axes)
 
-  def step(state, frozen, batch, knobs):
+  def step(state, frozen, batch, knobs, beside=None):
     objective = build(**knobs["objective"])
     key = jax.random.fold_in(state.key, state.step)
     score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
     grads, means, method_state = gradient(
       objective, score_one, state.params, batch, state.method_state, key
     )
+    for number, part in enumerate(parts):
+      score_part = scorer(part.objective, models, frozen, mesh, chunk, adapter)
+      own_key = jax.random.fold_in(key, number)
+      more, found = weighted(part, score_part, state.params, beside, own_key)
+      grads = jax.tree.map(jnp.add, grads, more)
+      means |= found
     if adapter is not None and adapter.l1:
       grads, means = _sparse(adapter, state.params, grads, means)
     updates, opt_state = chain.update(grads, state.opt_state, state.params)
@@ -220,6 +241,28 @@ def gradient(
   grads, means_M = jax.lax.scan(add, zero, (batch, rows))
   means = jax.tree.map(lambda x: x.sum(0), means_M)
   return grads, means | _padding(batch), state
+
+
+def weighted(
+  part: Part,
+  score_one: Callable[[Params, Batch], Scored],
+  params: Params,
+  batches: Mapping[str, Batch],
+  key: Array,
+) -> tuple[Params, dict[str, Mean]]:
+  """A part's gradient on its own batch times its weight, and its metrics by name."""
+  grads, means, _ = gradient(
+    part.objective, score_one, params, batches[part.data], part.objective.init(), key
+  )
+  grads = jax.tree.map(lambda x: part.weight * x, grads)
+  named = {}
+  for name, mean in means.items():
+    term = name.removeprefix("loss/")
+    if term == name:
+      named[f"{part.data}/{name}"] = mean
+    else:
+      named[f"loss/{part.data}/{term}"] = mean.replace(total=part.weight * mean.total)
+  return grads, named
 
 
 def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
