@@ -161,6 +161,22 @@ def test_a_verdict_of_two_tokens_is_refused_before_it_is_read(params, single):
   assert -1 < value_N[0] < 1
 
 
+def test_a_policy_rates_itself_with_the_parameters_it_has(params, single):
+  own = local.own_rating(prompt=single, levels=3, rows=4)
+  ask = ["the film is"] * 2, [" good.", " bad."]
+  for now in (params, jax.tree.map(lambda x: x / 2, params)):
+    rated = own.make(MODEL, now, PLAIN)(*ask)
+    other = judge.rating(_backend(now), prompt=single, levels=3)(*ask)
+    np.testing.assert_array_equal(rated.value_N, other.value_N)
+  assert len(set(rated.value_N.tolist())) == 2
+
+
+@pytest.mark.parametrize("own", [local.own_rating, local.own_scorer])
+def test_a_prompt_that_does_not_fit_is_named_before_there_is_a_policy(own, pairs):
+  with pytest.raises(ValueError, match="prompt .*pairs.txt"):
+    own(prompt=pairs)
+
+
 def test_texts_depend_on_draw_and_content_not_on_neighbours(params):
   backend = _backend(params, seed=3)
   asked = [_conversation(str(n)) for n in range(6)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.feedback import rules
-from xpo_jax.feedback.protocol import Scores
+from xpo_jax.feedback.protocol import OfPolicy, Scores
 from xpo_jax.train import judged
 from xpo_jax.train.online_experiment import Call, Feedback, Sampling
 
@@ -52,6 +52,30 @@ def test_win_rates_are_against_the_group_or_its_opponents():
   met = dataclasses.replace(_drawn(), opponents_BJ=((" b.", " c."), (" m.", " p.")))
   reward_BK = judged.ask(asked, met, feedback).reward_BK
   np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])
+
+
+def own_length():
+  """A policy that likes answers of as many letters as it has parameters."""
+
+  def make(model, params, tokenizer):
+    assert (model, tokenizer) == ("model", "tokenizer")
+    return lambda prompts, texts: Scores(
+      -np.abs(np.array(list(map(len, texts)), np.float32) - len(params))
+    )
+
+  return OfPolicy(make)
+
+
+def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
+  feedback = Feedback(Call(own_length))
+  asked = judged.judge(feedback)
+  for size in (6, 7):
+    facing = judged.facing(asked, "model", [0.0] * size, "tokenizer")
+    reward_BK = judged.ask(facing, _drawn(), feedback).reward_BK
+    lengths = np.array([[7, 7], [6, 8]])  # of " great." and the others
+    np.testing.assert_array_equal(reward_BK, -np.abs(lengths - size))
+  other = judged.judge(Feedback(SOURCE))
+  assert judged.facing(other, "model", [], "tokenizer") is other
 
 
 def test_nan_is_refused_with_the_completion_shown():

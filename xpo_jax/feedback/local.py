@@ -5,7 +5,7 @@ into control tokens; the policy can so be its own judge.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from xpo_jax.feedback import judge, prompting
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.prompting import Conversation, Piece
-from xpo_jax.feedback.protocol import Preference, Scorer
+from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
 from xpo_jax.models import pretrained, sample, transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Array, Params
@@ -162,6 +162,57 @@ def scorer(
     samples=samples,
     retries=retries,
   )
+
+
+def own_rating(*, prompt: str = "rating", levels: int = 5, rows: int = 64) -> OfPolicy:
+  """The policy as its own judge, by `judge.rating`.
+
+  Args:
+    prompt: a prompt file with `{prompt}`, `{completion}` and `{levels}`.
+    levels: the highest rating.
+    rows: answers judged at once.
+
+  Raises:
+    ValueError: a prompt file that does not fit, or too few levels.
+  """
+  return _own(lambda held: judge.rating(held, prompt=prompt, levels=levels), rows)
+
+
+def own_scorer(
+  *,
+  prompt: str = "additive",
+  least: float = 0,
+  most: float = 5,
+  samples: int = 3,
+  rows: int = 64,
+) -> OfPolicy:
+  """The policy as its own judge, by `judge.scorer`: it argues, then writes a score.
+
+  Paper: Self-Rewarding Language Models, Yuan et al. 2024, arXiv:2401.10020.
+
+  Args:
+    prompt: a prompt file with `{prompt}` and `{completion}`.
+    least: the lowest score.
+    most: the highest.
+    samples: verdicts averaged over.
+    rows: answers judged at once.
+
+  Raises:
+    ValueError: a prompt file that does not fit, or numbers out of range.
+  """
+  knobs = {"prompt": prompt, "least": least, "most": most, "samples": samples}
+  return _own(lambda held: judge.scorer(held, **knobs), rows)
+
+
+def _own(made: Callable[[Backend], Scorer], rows: int) -> OfPolicy:
+  name = "the policy itself"
+  nobody = Backend(name, lambda *asked: [], lambda *asked: np.zeros((0, 0)))
+  made(nobody)  # a prompt file that does not fit is named now, not after sampling
+
+  def make(model: Model, params: Params, tokenizer: Any) -> Scorer:
+    return made(backend(model, params, tokenizer, name=name, rows=rows))
+
+  return OfPolicy(make)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -6,11 +6,13 @@ Whoever cannot tell abstains with NaN; nothing here turns that into a verdict si
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpo_jax import games
+from xpo_jax.models.transformer import Model
+from xpo_jax.types import Params
 
 
 class Scores(NamedTuple):
@@ -30,6 +32,17 @@ Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
 
 Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores]
 """`(prompts, first, second) -> Scores`: P(first beats second), each in [0, 1]."""
+
+
+class OfPolicy(NamedTuple):
+  """Feedback that a policy gives on itself, made anew whenever it has learned.
+
+  Attributes:
+    make: `(model, params, tokenizer) -> Scorer or Preference`, of the decoder as it is
+      now.
+  """
+
+  make: Callable[[Model, Params, Any], Any]
 
 
 def score_groups(

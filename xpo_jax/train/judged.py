@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from xpo_jax.feedback import protocol
-from xpo_jax.feedback.protocol import Preference, Scorer
+from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
+from xpo_jax.models.transformer import Model
 from xpo_jax.train.online_experiment import Feedback, Sampling
 from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.types import Params
 
 _Groups = Sequence[Sequence[str]]
 Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
@@ -17,10 +20,29 @@ Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
 opponents the last is empty."""
 
 
-def judge(feedback: Feedback) -> Judge:
-  """The judge of an experiment, made once for the run."""
+def judge(feedback: Feedback) -> Judge | OfPolicy:
+  """The judge of an experiment, made once for the run; `facing` makes the one that is
+  asked."""
   source, ask_groups = feedback.source.build(), _GROUPS[feedback.kind]
+  if isinstance(source, OfPolicy):
+    return OfPolicy(lambda *policy: functools.partial(ask_groups, source.make(*policy)))
   return functools.partial(ask_groups, source)
+
+
+def facing(
+  judge: Judge | OfPolicy, model: Model, params: Params, tokenizer: Any
+) -> Judge:
+  """Who judges what this policy wrote: itself where it is its own judge.
+
+  Args:
+    judge: of `judge`.
+    model: the policy's.
+    params: the policy's now, the "lm" part.
+    tokenizer: the policy's.
+  """
+  if isinstance(judge, OfPolicy):
+    return judge.make(model, params, tokenizer)
+  return judge
 
 
 def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:

@@ -31,7 +31,6 @@ from xpo_jax.train import (
   metrics,
   offline,
   online_setup,
-  parts,
   references,
   rollouts,
   run_dirs,
@@ -80,7 +79,7 @@ def train(
       f"xpo resume {run_dir}"
     )
   say(f"{run_dir}: {_title(experiment)}")
-  online_setup.check(experiment, memory)
+  online_setup.check(experiment)
   loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
   if loaded.bad and experiment.prompts.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
@@ -226,7 +225,7 @@ def iterate(
     drawn = _draw(run, sampler, ref, index, final_params(state.train))
   clock.append(time.perf_counter())
   if drawn.reward_BK is None:
-    drawn = judged.ask(run.judge, drawn, experiment.feedback)
+    drawn = judged.ask(_judge(run, state.train.params), drawn, experiment.feedback)
     rollouts.write(path, drawn)
   clock.append(time.perf_counter())
   reward_BK, present_BK = judged.shaped(drawn, experiment.feedback, sampling)
@@ -271,6 +270,10 @@ def _draw(
   )
 
 
+def _judge(run: Run, params: Params) -> judged.Judge:
+  return judged.facing(run.judge, run.model, params["lm"], run.tokenizer)
+
+
 def _sampling_key(run: Run) -> jax.Array:
   return jax.random.fold_in(jax.random.key(run.experiment.seed), 4)
 
@@ -288,16 +291,14 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     shown = [[token._asdict() for token in row] for row in rows]
     run_dirs.write_json(run_dir / offline.SHOWN, shown)
   frozen = {}
-  if references.reads_live(run.objective) or parts.read_reference(run.beside.parts):
+  if references.reads_live(run.objective):
     frozen = {references.ROLE: ref}
   beta = {} if state.beta is None else {"beta": float(state.beta)}
   knobs = step.knobs(run.experiment.optimizer, **beta)
-  trained, measured, done = state.train, [], int(state.train.step)
+  trained, measured = state.train, []
   for at in range(len(batches)):
-    batch = run.place(references.fill(cache, batches[at]))
-    trained, found = run.step(
-      trained, frozen, batch, knobs, run.beside.batch(done + at)
-    )
+    batch = references.fill(cache, batches[at])
+    trained, found = run.step(trained, frozen, run.place(batch), knobs)
     measured.append(found)
   measured = jax.device_get(measured)
   for at, found in enumerate(measured):
@@ -370,7 +371,7 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
     key=jax.random.fold_in(_sampling_key(run), _HELD_OUT),
     ref_params=run.ref["lm"],
   )
-  drawn = judged.ask(run.judge, drawn, experiment.feedback)
+  drawn = judged.ask(_judge(run, params), drawn, experiment.feedback)
   reward_BK, present_BK = judged.shaped(drawn, experiment.feedback, sampling)
   kl_BK = lessons.seq_kl(lessons.recorded(run, drawn, params, run.ref))
   found = judged.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
