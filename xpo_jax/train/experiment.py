@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.train.optim import Optimizer
-from xpo_jax.types import Objective
+from xpo_jax.types import Objective, Part
 
 Factory = Callable[..., Objective]
 
@@ -202,6 +203,48 @@ Start = Scratch | Pretrained | Trained
 
 
 @dataclasses.dataclass(frozen=True)
+class PartUse:
+  """A further objective of a run, on data of its own: `types.Part` as a value.
+
+  PPO-ptx is PPO with `PartUse(27.8, Use("sft"), Data("texts.jsonl"))`; NPO keeps what
+  is not to be forgotten with `PartUse(1.0, Use("sft"), Data("keep.jsonl"), "retain")`.
+
+  Attributes:
+    weight: of its loss in the sum that is minimised; > 0.
+    objective: what is minimised. A reference that it reads is the run's, scored with
+      every step.
+    data: what on. The steps of the run read its batches in turn and begin again after
+      the last; each is divided by its own count, whatever the size of the run's.
+    name: of its metrics: `loss/NAME/term`, `NAME/metric`.
+  """
+
+  weight: float
+  objective: Use
+  data: Data
+  name: str = "text"
+
+  def __post_init__(self):
+    if not 0 < self.weight < math.inf:
+      raise ValueError(f"PartUse.weight is {self.weight}; it must be a number > 0")
+    if not self.name.isidentifier():
+      raise ValueError(
+        f"PartUse.name is {self.name!r}; it must be a word, as in 'text'"
+      )
+
+  def build(self) -> Part:
+    """The part that the step takes."""
+    return Part(self.weight, self.objective.build(), self.name)
+
+
+def check_names(parts: tuple[PartUse, ...]) -> None:
+  """Refuses two parts of one name."""
+  names = [part.name for part in parts]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"two parts are called {name!r}; give each PartUse.name its own")
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshShape:
   """Devices along each axis of the mesh; their product is the number of devices.
 
@@ -288,6 +331,7 @@ class Experiment:
     seed: of fresh weights and of the method's draws.
     adapter: train low-rank adapters on the start, which stays as it is and is the
       reference too; None trains every weight.
+    parts: what else is minimised, each on data of its own.
   """
 
   objective: Use
@@ -299,6 +343,10 @@ class Experiment:
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
   adapter: Adapter | None = None
+  parts: tuple[PartUse, ...] = ()
+
+  def __post_init__(self):
+    check_names(self.parts)
 
 
 def check_positive(config: Any, *fields: str) -> None:
