@@ -31,6 +31,7 @@ from xpo_jax.train import (
   metrics,
   offline,
   online_setup,
+  parts,
   references,
   rollouts,
   run_dirs,
@@ -79,7 +80,7 @@ def train(
       f"xpo resume {run_dir}"
     )
   say(f"{run_dir}: {_title(experiment)}")
-  online_setup.check(experiment)
+  online_setup.check(experiment, memory)
   loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
   if loaded.bad and experiment.prompts.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
@@ -291,14 +292,16 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     shown = [[token._asdict() for token in row] for row in rows]
     run_dirs.write_json(run_dir / offline.SHOWN, shown)
   frozen = {}
-  if references.reads_live(run.objective):
+  if references.reads_live(run.objective) or parts.read_reference(run.beside.parts):
     frozen = {references.ROLE: ref}
   beta = {} if state.beta is None else {"beta": float(state.beta)}
   knobs = step.knobs(run.experiment.optimizer, **beta)
-  trained, measured = state.train, []
+  trained, measured, done = state.train, [], int(state.train.step)
   for at in range(len(batches)):
-    batch = references.fill(cache, batches[at])
-    trained, found = run.step(trained, frozen, run.place(batch), knobs)
+    batch = run.place(references.fill(cache, batches[at]))
+    trained, found = run.step(
+      trained, frozen, batch, knobs, run.beside.batch(done + at)
+    )
     measured.append(found)
   measured = jax.device_get(measured)
   for at, found in enumerate(measured):

@@ -26,6 +26,7 @@ from xpo_jax.train import (
   judged,
   metrics,
   optim,
+  parts,
   references,
   setup,
   state,
@@ -59,6 +60,7 @@ class Run(NamedTuple):
     ref: `{"lm": ...}`, the reference that the run starts with.
     state: before iteration 1.
     step: see `step.make_step`.
+    beside: the parts and their batches.
     record: see `recorder`.
     place: puts a batch on the mesh.
     counts: of the prompts, and a digest of them.
@@ -76,18 +78,24 @@ class Run(NamedTuple):
   ref: Params
   state: OnlineState
   step: step.Step
+  beside: parts.Beside
   record: Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]
   place: Callable[[Batch], Batch]
   counts: Mapping[str, Any]
 
 
-def check(experiment: OnlineExperiment) -> None:
-  """What can be refused before anything is read.
+def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
+  """What can be refused before anything is made.
+
+  Args:
+    experiment: the run.
+    memory: see `inputs.load`.
 
   Raises:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
       fit, or that cannot tell rewards apart with so few completions; a controller of a
-      beta that is not the objective's; a mesh that does not fit.
+      beta that is not the objective's; a mesh that does not fit; a part that cannot be
+      (`parts.check`).
   """
   objective, made = experiment.objective.build(), arrangement(experiment)
   name, completions = objective.name, experiment.sampling.completions
@@ -118,6 +126,9 @@ def check(experiment: OnlineExperiment) -> None:
   mesh = setup.make_mesh(experiment.mesh)
   if mesh is not None:
     meshes.check_batch(mesh, experiment.rows_per_step, experiment.microbatches)
+    for part in experiment.parts:
+      meshes.check_batch(mesh, part.data.rows_per_step, part.data.microbatches)
+  parts.check(experiment.parts, memory or {})
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
 
@@ -220,12 +231,17 @@ def prepare(
   prompts, held_out, counts = _prompts(
     experiment, loaded, begun.tokenizer, run_dir, memory or {}
   )
+  put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
+  beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory or {}, put)
+  if beside.parts:
+    counts["parts"] = beside.counts
   setup.keep_counts(run_dir, counts)
   root = jax.random.key(experiment.seed)
+  needed = parts.joined(objective, beside.parts)
   params = state.with_heads(
-    objective, begun.params, begun.config.width, jax.random.fold_in(root, 1)
+    needed, begun.params, begun.config.width, jax.random.fold_in(root, 1)
   )
-  first, shardings, put = _placed(experiment, mesh, model, params, objective, root)
+  first, shardings = _placed(experiment, mesh, model, params, objective, root)
   ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
   models = {"policy": model, references.ROLE: model}
   controller = experiment.controller and experiment.controller.build()
@@ -249,8 +265,15 @@ def prepare(
       beta=None if controller is None else jnp.float32(controller.beta),
     ),
     step=step.make_step(
-      build, models, experiment.optimizer, updates, mesh=mesh, shardings=shardings
+      build,
+      models,
+      experiment.optimizer,
+      updates,
+      mesh=mesh,
+      shardings=shardings,
+      parts=beside.parts,
     ),
+    beside=beside,
     record=recorder(
       models, _recorded(objective, experiment.sampling.temperature), mesh
     ),
@@ -268,9 +291,12 @@ def _placed(experiment, mesh, model, params, objective, root):
   ema = experiment.optimizer.ema is not None
   made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)
   if mesh is None:
-    return state.create(*made), None, lambda batch: batch
-  first, shardings = state.create_on(mesh, model, *made)
-  return first, shardings, functools.partial(place.place_batch, mesh)
+    return state.create(*made), None
+  return state.create_on(mesh, model, *made)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+  return batch
 
 
 def _prompts(
@@ -281,13 +307,13 @@ def _prompts(
   made, bad = _prompt_set(config, loaded, tokenizer)
   chosen, held_out = made, None
   if held.share:
-    parts = split.by_prompt(
+    sides = split.by_prompt(
       range(len(made.texts)),
       {"train": 1 - held.share, "held_out": held.share},
       config.seed,
       prompt=lambda row: made.texts[row],
     )
-    chosen, held_out = (_some(made, parts[name]) for name in ("train", "held_out"))
+    chosen, held_out = (_some(made, sides[name]) for name in ("train", "held_out"))
   elif held.path is not None:
     other = inputs.load(dataclasses.replace(held, limit=None), config, memory)
     held_out, more = _prompt_set(config, other, tokenizer)
