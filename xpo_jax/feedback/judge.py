@@ -70,7 +70,7 @@ def preference(
     reasoning: let the judge argue first (the part `reasoning`).
     samples: verdicts averaged over, each with reasons of its own; >= 1.
     retries: how often an unreadable verdict is asked for again.
-    both_orders: False: ask with the first answer first only; for `examine`.
+    both_orders: False: ask with the first answer first only; for `train.examine`.
     clamp: bounds of the probability, or None.
     seed: of the drawn principle.
 

@@ -11,7 +11,7 @@ from xpo_jax.feedback.protocol import Preference, check_probabilities
 
 
 class Questions(NamedTuple):
-  """Pairs in an order that tells nothing, ready for a judge or for `examine`.
+  """Pairs in an order that tells nothing, ready for a judge.
 
   Attributes:
     prompts: as plain text.
