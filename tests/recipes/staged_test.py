@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from xpo_jax.data import world
+from xpo_jax.feedback import reward_model, rules
 from xpo_jax.models import lora, pretrained
 from xpo_jax.models.lora import Adapter
-from xpo_jax.recipes import find, staged
+from xpo_jax.recipes import find, online_world, staged
 from xpo_jax.recipes.staged import Sampled
 from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import metrics
-from xpo_jax.train.experiment import Use
+from xpo_jax.train import configure, inputs, metrics
+from xpo_jax.train.experiment import Evaluation, Use
+from xpo_jax.train.online_experiment import Call, Feedback, Sampling
+from xpo_jax.train.optim import Optimizer
 
 TINY = World(
   texts=240,
@@ -178,17 +181,30 @@ class Settings:
   world: World = TINY
 
 
-def test_stages_train_are_read_back_and_stand_at_their_own_reference(tmp_path):
-  said = []
-  lab = staged.Lab(Settings(), tmp_path / "run", said.append)
-  rows = [
+def _quiet(text):
+  del text
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+  """A directory in which the SFT model is really trained."""
+  made = staged.Lab(Settings(), tmp_path_factory.mktemp("labs") / "run", _quiet)
+  assert made.start
+  return made
+
+
+def _pairs(lab):
+  both = zip(
+    lab.demonstrations["train"][:6], lab.demonstrations["train"][6:], strict=False
+  )
+  return [
     staged.records.Pair(f"pair {i}", row.prompt, row.completion, other.completion)
-    for i, (row, other) in enumerate(
-      zip(
-        lab.demonstrations["train"][:6], lab.demonstrations["train"][6:], strict=False
-      )
-    )
+    for i, (row, other) in enumerate(both)
   ]
+
+
+def test_stages_train_are_read_back_and_stand_at_their_own_reference(lab, tmp_path):
+  rows = _pairs(lab)
   use = Use("dpo", beta=0.5)
   lab.stage("one", use, rows, rate=1e-2)
   two = lab.stage("two", use, rows, start="one", rate=1e-2)
@@ -196,14 +212,58 @@ def test_stages_train_are_read_back_and_stand_at_their_own_reference(tmp_path):
     first = metrics.read(lab.run_dir / name)[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
   begun = len(metrics.read(lab.run_dir / "two"))
-  again = staged.Lab(Settings(), tmp_path / "run", said.append)
+  again = staged.Lab(Settings(), lab.run_dir, _quiet)
   same = again.stage("two", use, rows, start="one", rate=1e-2)
   jax.tree.map(np.testing.assert_array_equal, same.params, two.params)
   assert len(metrics.read(lab.run_dir / "two")) == begun
   other = Settings(dataclasses.replace(TINY, rate=1.0))
   with pytest.raises(ValueError, match=r"settings changed\n  world\.rate: "):
-    staged.Lab(other, tmp_path / "run")
+    staged.Lab(other, lab.run_dir)
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "file").write_text("mine")
   with pytest.raises(ValueError, match="holds something else"):
     staged.Lab(Settings(), tmp_path / "full")
+
+
+def test_reward_of_the_start_has_mean_0_and_deviation_1(lab):
+  directory = lab.reward("judge", _pairs(lab), rate=1e-2)
+  score = reward_model.scorer(str(directory))
+  drawn = lab.sample(lab.start.params, completions=1, seed=0)
+  told = score(drawn.prompts, [texts[0] for texts in drawn.texts_BK]).value_N
+  assert (told.mean(), told.std()) == pytest.approx((0, 1), abs=1e-3)
+  written = (directory / reward_model.FILE).stat().st_mtime_ns
+  assert lab.reward("judge", _pairs(lab), rate=1e-2) == directory
+  assert (directory / reward_model.FILE).stat().st_mtime_ns == written
+
+
+def test_online_stage_learns_from_its_feedback_and_is_read_back(lab):
+  def learn():
+    return lab.online(
+      "rl",
+      Use("rloo", beta=0.1),
+      feedback=Feedback(Call(rules.length)),
+      sampling=Sampling(completions=2, max_tokens=TINY.longest),
+      iterations=2,
+      prompts_per_iteration=4,
+      optimizer=Optimizer(learning_rate=1e-2),
+      evaluation=Evaluation(),
+    )
+
+  first = learn()
+  jax.tree.map(np.testing.assert_array_equal, learn().params, first.params)
+  lines = metrics.read(lab.run_dir / "rl")
+  assert [line["step"] for line in lines] == [1, 2]
+  # The first samples are the reference's own, and longer than none.
+  assert lines[0]["rollout/kl"] == pytest.approx(0, abs=1e-4)
+  assert lines[1]["rollout/kl"] != lines[0]["rollout/kl"]
+  assert lines[0]["rollout/reward"] >= 0
+
+
+def test_lab_and_single_runs_share_start_and_prompts(lab):
+  one = online_world.run(Use("rloo"), TINY)
+  assert configure.read(lab.run_dir / staged.SFT)[0] == one.start.experiment
+  for source, part in ((one.prompts, "train"), (one.evaluation, "test")):
+    every = dataclasses.replace(source, limit=None)
+    assert inputs.load(every, one.prompts, {}).records == tuple(
+      lab.demonstrations[part]
+    )

@@ -5,6 +5,7 @@ and seed, each a run of the trainer, and `results.json`. Run again with the same
 directory it goes on: a finished stage is read, a broken one resumed.
 """
 
+import dataclasses
 import functools
 import json
 import time
@@ -16,19 +17,29 @@ import jax
 import numpy as np
 
 from xpo_jax.data import records, split, tokenise, world
+from xpo_jax.feedback import reward_model
 from xpo_jax.models import lora, peft, pretrained, sample, transformer
-from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.pretrained import Pretrained
+from xpo_jax.recipes import online_world
 from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import configure, evaluate, experiment, intervals, offline, page
+from xpo_jax.train import (
+  configure,
+  evaluate,
+  experiment,
+  inputs,
+  intervals,
+  offline,
+  online,
+  page,
+)
 from xpo_jax.train.experiment import Use
+from xpo_jax.train.online_experiment import Feedback
 from xpo_jax.train.optim import Optimizer
 from xpo_jax.types import Array, Params
 
 Say = Callable[[str], None]
 STUDY, RESULTS, SFT = "study.json", "results.json", "sft"
-SPLITS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
 
 
 class Sampled(NamedTuple):
@@ -77,26 +88,16 @@ class Lab:
     self.run_dir, self._say = Path(run_dir), say
     self._began = time.perf_counter()
     _keep(self.run_dir, configure.to_dict(settings))
-    rows = [
-      records.Demonstration(f"review {i}", prompt, completion)
-      for i, (prompt, completion) in enumerate(world.generate(self.world.texts, seed=0))
-    ]
-    self.demonstrations = split.by_prompt(rows, SPLITS, seed=0)
-    self.model = transformer.model(self._config())
+    data = dataclasses.replace(online_world.writer(self.world).data, portion=None)
+    rows = inputs.load(data, data, {}).records
+    self.demonstrations = split.by_prompt(rows, split.PORTIONS, data.seed)
+    self.model = transformer.model(online_world.config(self.world))
 
   @functools.cached_property
   def start(self) -> Pretrained:
     """The SFT model: where all stages start, and the reference of all KLs."""
     self.say(f"supervised fine-tuning, {self.world.sft_steps} steps")
-    w = self.world
-    first = experiment.Experiment(
-      Use("sft"),
-      self._data(SFT, rows=w.sft_rows, steps=w.sft_steps, epochs=w.sft_steps),
-      experiment.Scratch(self.model.config),
-      _optimizer(w.sft_rate),
-      mesh=experiment.MeshShape(data=1),
-    )
-    return self._run(first, SFT, self.demonstrations["train"])
+    return self._run(offline, online_world.writer(self.world), SFT)
 
   def stage(
     self,
@@ -126,17 +127,89 @@ class Lab:
     if not rows:
       raise ValueError(f"stage {name} has nothing to train on")
     self.say(f"{name}: {objective.name} on {len(rows)} rows")
-    where = str(self.run_dir / start / offline.POLICY)
+    rate = self.world.rate if rate is None else rate
     one = experiment.Experiment(
       objective,
-      self._data(name, rows=self.world.rows, epochs=epochs, seed=seed),
-      experiment.Pretrained(where, remat=False),
-      _optimizer(self.world.rate if rate is None else rate),
-      mesh=experiment.MeshShape(data=1),
+      self.data(name, epochs, seed),
+      self._at(start),
+      Optimizer(learning_rate=rate, warmup_steps=10, floor=0.1),
+      mesh=online_world.ONE,
       seed=seed,
       adapter=adapter,
     )
-    return self._run(one, name, rows)
+    return self._run(offline, one, name, {name: list(rows)})
+
+  def reward(
+    self,
+    name: str,
+    rows: Sequence[records.Record],
+    *,
+    objective: Use | None = None,
+    start: str = SFT,
+    seed: int = 0,
+    epochs: int = 1,
+    rate: float | None = None,
+  ) -> Path:
+    """Trains a reward model, or reads what was trained; rewards of the SFT model's own
+    samples have mean 0 and deviation 1.
+
+    Args:
+      name: of the stage's directory.
+      rows: pairs, ranked lists, or whatever the objective's layout is made of.
+      objective: None: Bradley-Terry.
+      start: name of the stage whose weights it starts from; the head is new.
+      seed, epochs, rate: see `stage`.
+
+    Returns:
+      The directory, as `feedback.reward_model.scorer` takes it.
+    """
+    objective = Use("bradley_terry") if objective is None else objective
+    how = {"start": start, "seed": seed, "epochs": epochs, "rate": rate}
+    held = self.stage(name, objective, rows, **how)
+    directory = self.run_dir / name / offline.POLICY
+    if (directory / reward_model.FILE).exists():
+      return directory
+    limits = tokenise.Limits(completion=self.world.longest)
+    found = reward_model.normalise(
+      reward_model.RewardModel(
+        self.model, held.params, held.tokenizer, tokenise.Template(), limits
+      ),
+      *self._reference,
+    )
+    reward_model.describe(directory, found.template, limits, affine=found.affine)
+    return directory
+
+  def online(
+    self,
+    name: str,
+    objective: Use,
+    *,
+    feedback: Feedback | None = None,
+    start: str = SFT,
+    seed: int = 0,
+    memory: inputs.Memory | None = None,
+    **changes: Any,
+  ) -> Pretrained:
+    """Trains on samples of its own, or reads what was trained; the reference is the
+    start, the prompts are those of the training split.
+
+    Args:
+      name: of the stage's directory.
+      objective: what is minimised.
+      feedback: who judges; None: the world's true reward.
+      start: name of the stage it starts from.
+      seed: of samples and draws.
+      memory: records by name, for parts of the experiment that name them.
+      changes: fields of `OnlineExperiment`, in place of those of `online_world.run`.
+    """
+    _ = self.start
+    if feedback is not None:
+      changes = changes | {"feedback": feedback}
+    changes = changes | {"start": self._at(start), "seed": seed}
+    one = online_world.run(objective, self.world, **changes)
+    judge = one.feedback.source.name.partition(":")[2]
+    self.say(f"{name}: {objective.name}, {one.iterations} iterations, {judge}")
+    return self._run(online, one, name, memory or {})
 
   def sample(
     self,
@@ -247,6 +320,12 @@ class Lab:
     rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
     return tokenise.prompts(rows, self.tokenizer)
 
+  @functools.cached_property
+  def _reference(self) -> tuple[list[str], list[str]]:
+    """Prompts, and the SFT model's own completion of each."""
+    drawn = self.sample(self.start.params, completions=1, seed=0)
+    return drawn.prompts, [texts[0] for texts in drawn.texts_BK]
+
   @property
   def tokenizer(self) -> Any:
     """The world's, trained with the SFT model."""
@@ -283,40 +362,30 @@ class Lab:
     )
     return page.Table(["", *names, "seconds"], cells, caption)
 
-  def _config(self) -> Config:
-    w = self.world
-    return Config(
-      vocab=w.vocab,
-      width=w.width,
-      layers=w.layers,
-      heads=4,
-      kv_heads=4,
-      head_dim=w.width // 4,
-      mlp_width=3 * w.width,
-      positions=1024,
-      tied=True,
-      remat=False,
-    )
-
-  def _data(self, name: str, rows: int, epochs: int, steps=None, seed=0):
+  def data(self, name: str, epochs: int = 1, seed: int = 0) -> experiment.Data:
+    """How a stage reads records that it is handed under a name."""
     return experiment.Data(
       name,
       limits=tokenise.Limits(completion=self.world.longest),
       bad_rows="drop",
       row_length=self.world.row_length,
-      rows_per_step=rows,
+      rows_per_step=self.world.rows,
       epochs=epochs,
-      steps=steps,
       seed=seed,
     )
 
-  def _run(self, one: experiment.Experiment, name: str, rows) -> Pretrained:
-    run_dir, memory = self.run_dir / name, {name: list(rows)}
+  def _at(self, stage: str) -> experiment.Pretrained:
+    directory = str(self.run_dir / stage / offline.POLICY)
+    return experiment.Pretrained(directory, remat=False)
+
+  def _run(self, trainer, one, name: str, memory: inputs.Memory | None = None):
+    """A run of a trainer (`offline` or `online`), the rest of it, or what it left."""
+    run_dir = self.run_dir / name
     if not (run_dir / offline.SUMMARY).exists():
       if (run_dir / configure.FILE).exists():
-        done = offline.resume(run_dir, one, memory=memory, say=_quiet)
+        done = trainer.resume(run_dir, one, memory=memory, say=_quiet)
       else:
-        done = offline.train(one, run_dir, memory=memory, say=_quiet)
+        done = trainer.train(one, run_dir, memory=memory, say=_quiet)
       if not done.finished:
         raise KeyboardInterrupt  # SIGTERM: its checkpoint is written
     return pretrained.load(run_dir / offline.POLICY, remat=False)
@@ -361,10 +430,6 @@ def _keep(run_dir: Path, settings: Mapping[str, Any]) -> None:
     raise ValueError(f"run directory {run_dir} holds something else; name another one")
   run_dir.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
-def _optimizer(rate: float) -> Optimizer:
-  return Optimizer(learning_rate=rate, warmup_steps=10, floor=0.1)
 
 
 def _cell(x: intervals.Interval | float | None) -> str:
