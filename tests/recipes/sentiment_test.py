@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import compiling
 from xpo_jax import cli
 from xpo_jax.data import records, tfds, world
 from xpo_jax.models import config, pretrained, transformer
@@ -103,10 +104,10 @@ def test_sweep_over_strength_seed_and_labels_compiles_once(beginning):
   study, corpus, model, params = beginning
   judged = controlled_sentiment.Judged(study, corpus, model, params)
   lab = controlled_sentiment.Lab(study, corpus, model, params, judged)
-  lab.train(study.arms[0], "DPO", "true")
-  lab.train(study.arms[0], "flipped", "flipped")
-  (found,) = lab.sweeps.values()
-  assert [program._cache_size() for program in found.programs.values()] == [1]
+  with compiling.heard() as names:
+    lab.train(study.arms[0], "DPO", "true")
+    lab.train(study.arms[0], "flipped", "flipped")
+  assert names.count("jit(train)") == 1
 
 
 def test_a_point_starts_at_no_distance_and_knobs_move_it(result):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import compiling
 from xpo_jax.data import pack, tokenise
 from xpo_jax.models import config, transformer
 from xpo_jax.train import optim, state, step, sweep
@@ -45,7 +46,10 @@ def swept():
     for seed, beta, rate in settings
   ]
   many = sweep.Sweep(Use("simpo"), model, start, OPTIMIZER, jax.devices()[:2])
-  return model, start, data, settings, runs, many, many(runs)
+  with compiling.heard() as names:
+    outcomes = many(runs)
+  assert names.count("jit(train)") == 1
+  return model, start, data, settings, runs, many, outcomes
 
 
 def test_sweep_equals_the_runs_one_by_one(swept):
@@ -67,10 +71,12 @@ def test_sweep_equals_the_runs_one_by_one(swept):
 
 
 def test_runs_of_a_sweep_differ_and_share_one_program(swept):
-  *_, many, outcomes = swept
+  *_, runs, many, outcomes = swept
   ends = [outcome.curve["loss"][-1] for outcome in outcomes]
   assert len(set(map(float, ends))) == 3
-  assert [program._cache_size() for program in many.programs.values()] == [1]
+  with compiling.heard() as names:
+    many(runs[::-1])
+  assert names == []
 
 
 @pytest.mark.nonfinite
