@@ -24,7 +24,7 @@ demo: $(READY)  ## the main job on the embedded world: table, plot, report
 	@$(PY) -m xpo_jax.cli demo
 
 test: $(READY)  ## the whole test suite
-	@$(PY) -m pytest -n 2 --dist loadfile tests
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 docs: $(READY)  ## the API reference, into docs/_build
 	@$(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
