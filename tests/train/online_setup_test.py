@@ -55,6 +55,22 @@ def test_what_cannot_learn_is_refused_by_name(changes, match):
     online_setup.check(dataclasses.replace(RUN, **changes))
 
 
+def test_a_rating_is_brought_by_its_arrangement_alone():
+  cringe = dataclasses.replace(RUN, objective=Use("cringe"))
+  rated = dataclasses.replace(cringe, arrange=Call(arrange.rated_by_threshold))
+  with pytest.raises(ValueError, match=r"layout RATED; rollouts become"):
+    online_setup.check(cringe)
+  # One completion is enough for a rating, and not for a best and a worst.
+  for made, completions in ((rated, 2), (rated, 1)):
+    sampling = dataclasses.replace(ONE, completions=completions)
+    online_setup.check(dataclasses.replace(made, sampling=sampling))
+  extremes = dataclasses.replace(
+    cringe, arrange=Call(arrange.rated_best_worst), sampling=ONE
+  )
+  with pytest.raises(ValueError, match=r"cringe learns nothing.*2 or more"):
+    online_setup.check(extremes)
+
+
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_one_completion_is_enough_without_a_group_baseline(name):
   online_setup.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))

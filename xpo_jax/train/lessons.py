@@ -37,9 +37,12 @@ def recorded(run: Run, drawn: Rollouts, sampler: Params, ref: Params) -> Values:
   return values
 
 
-def _sizes_of(run: Run, examples: Sequence[Example], K: int) -> dict[str, Any]:
-  shape = online_setup.row_shape(run, max(e.tokens for e in examples), K)
-  sizes = {"rows_per_step": run.experiment.rows_per_step, "row_length": shape.L}
+def _sizes_of(
+  run: Run, examples: Sequence[Example], K: int, rows: int = 1
+) -> dict[str, Any]:
+  shape = online_setup.row_shape(run, max(e.tokens for e in examples), K, rows)
+  rows_per_step = rows * run.experiment.rows_per_step
+  sizes = {"rows_per_step": rows_per_step, "row_length": shape.L}
   return sizes | {"microbatches": run.experiment.microbatches, "shape": shape}
 
 
@@ -58,22 +61,22 @@ def arranged(
   run: Run, drawn: Rollouts, values: Values, reward_BK, present_BK
 ) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
   """Examples in the objective's layout, and each field's arrays in their order."""
-  columns = run.arrangement.choose(reward_BK, present_BK, drawn.length_BK)
+  rows = run.arrangement.choose(reward_BK, present_BK, drawn.length_BK)
   examples, kept = [], {field: [] for field in values}
-  for b, chosen in enumerate(columns):
-    if not chosen:
-      continue
-    example = drawn.examples[b]
+  for b, columns, desirable in rows:
+    example, fields = drawn.examples[b], {"reward": reward_BK[b, columns]}
+    if desirable is not None:
+      fields["desirable"] = np.full(len(columns), desirable, np.float32)
     examples.append(
       dataclasses.replace(
         example,
-        completions=tuple(example.completions[k] for k in chosen),
+        completions=tuple(example.completions[k] for k in columns),
         layout=run.arrangement.layout,
-        fields={"reward": reward_BK[b, chosen]},
+        fields=fields,
       )
     )
     for field, arrays in values.items():
-      kept[field] += [arrays[b][k] for k in chosen]
+      kept[field] += [arrays[b][k] for k in columns]
   return examples, kept
 
 
@@ -82,7 +85,7 @@ def batches_of(
 ) -> tuple[Batches, Cache]:
   """The minibatches of an iteration, and what `references.fill` puts into them."""
   experiment = run.experiment
-  K = run.arrangement.completions or experiment.sampling.completions
+  K = experiment.sampling.completions
   # One number from two, so that iterations and seeds do not share orders.
   order = np.random.SeedSequence((experiment.seed, index)).generate_state(1)
   batches = pack.plan(
@@ -90,7 +93,9 @@ def batches_of(
     seed=int(order[0]),
     epochs=experiment.inner_epochs,
     groups_per_row=1,
-    **_sizes_of(run, examples, K),
+    **_sizes_of(
+      run, examples, run.arrangement.completions or K, run.arrangement.rows(K)
+    ),
   )
   values = {field: np.concatenate(arrays) for field, arrays in kept.items()}
   return batches, references.cache(values, batches.store)

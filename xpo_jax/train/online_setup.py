@@ -104,11 +104,12 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
       f"{name} needs layout {objective.layout.name}, the arrangement makes "
       f"{made.layout.name}; see xpo_jax.train.arrange"
     )
-  unknown = sorted(objective.fields - _RECORDED)
+  brought = _RECORDED | made.brings
+  unknown = sorted(objective.fields - brought)
   if unknown:
     raise ValueError(
       f"{name} requires the field {unknown[0]}, which rollouts do not bring; they "
-      f"bring {', '.join(sorted(_RECORDED))}"
+      f"bring {', '.join(sorted(brought))}"
     )
   roles = {role.split(".")[0] for stat in objective.needs for role in stat.roles}
   if roles - {"policy", references.ROLE}:
@@ -150,12 +151,16 @@ def _check_controller(experiment: OnlineExperiment) -> None:
 def _sees_rewards(objective: Objective, made: Arrangement) -> bool:
   """Whether other rewards give another gradient where a prompt has one completion."""
   record = toy.scored_for(objective._replace(layout=Layout.RATED))
-  reward_BK, length_BK = np.asarray(record.reward_BK), np.asarray(record.length_BK)
-  present_BK = np.asarray(record.present_BK)
-  if not any(made.choose(reward_BK, present_BK, length_BK)):
+  length_BK, present_BK = np.asarray(record.length_BK), np.asarray(record.present_BK)
+  least, most = (
+    made.choose(np.full_like(present_BK, reward), present_BK, length_BK)
+    for reward in (-1e30, 1e30)
+  )
+  if least != most:  # chosen or labelled by its reward alone
+    return True
+  if not least or objective.layout is not Layout.SAMPLED:
     return False
-  if objective.layout is not Layout.SAMPLED:  # the same column whatever its reward
-    return False
+  reward_BK = np.asarray(record.reward_BK)
 
   def loss(logp_BKT, reward_BK):
     one = record.replace(logp_BKT=logp_BKT, reward_BK=reward_BK)
@@ -389,7 +394,7 @@ def recorder(
   return jax.jit(lambda roles, batch: jax.lax.map(lambda b: one(roles, b), batch))
 
 
-def row_shape(run: Run, longest: int, completions: int) -> Shape:
+def row_shape(run: Run, longest: int, completions: int, rows: int = 1) -> Shape:
   """The sizes of a batch of rollouts: a prompt group a row, one of few row lengths.
 
   Row lengths are quarters of the longest possible row, so that short completions are
@@ -399,11 +404,12 @@ def row_shape(run: Run, longest: int, completions: int) -> Shape:
     run: the run.
     longest: tokens of the longest group.
     completions: of a group.
+    rows: that a prompt makes at most.
   """
   most_tokens = run.experiment.sampling.max_tokens
   responses = completions * most_tokens
   most = run.prompts.width + responses
   quarter = -(-most // _BUCKETS)
   length = -(-longest // quarter) * quarter
-  groups = run.experiment.rows_per_step // run.experiment.microbatches
+  groups = rows * run.experiment.rows_per_step // run.experiment.microbatches
   return Shape(length, groups, completions, most_tokens, min(responses, length))

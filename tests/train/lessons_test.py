@@ -1,0 +1,104 @@
+"""From rollouts to batches: every row carries its own prompt, tokens and records."""
+
+import numpy as np
+import pytest
+
+from xpo_jax.data.tokenise import Example
+from xpo_jax.feedback import rules
+from xpo_jax.models.config import Config
+from xpo_jax.train import arrange, lessons, online_setup, references, rollouts
+from xpo_jax.train.experiment import Scratch, Use
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+from xpo_jax.types import Layout
+
+B, K, T = 4, 3, 5
+MODEL = Config(
+  vocab=320, width=12, layers=1, heads=2, kv_heads=2, head_dim=6, mlp_width=16
+)
+
+
+def _run(objective: Use, made: Call) -> online_setup.Run:
+  """As much of a run as batches are made from."""
+  experiment = OnlineExperiment(
+    objective,
+    Prompts("world:20"),
+    Scratch(MODEL),
+    Feedback(Call(rules.world_reward)),
+    Sampling(completions=K, max_tokens=T),
+    prompts_per_iteration=B,
+    minibatches=2,
+    arrange=made,
+  )
+  prompts = rollouts.PromptSet((), (), (), width=4)
+  known = {"experiment": experiment, "arrangement": made.build(), "prompts": prompts}
+  return online_setup.Run(**dict.fromkeys(online_setup.Run._fields) | known)
+
+
+def _drawn() -> tuple[rollouts.Rollouts, lessons.Values]:
+  """Token t of completion k of prompt b is n = 100 b + 10 k + t, its log-prob -n."""
+  rng = np.random.default_rng(0)
+  lengths_BK = rng.integers(1, T + 1, (B, K))
+  tokens = [
+    [100 * b + 10 * k + np.arange(n, dtype=np.int32) for k, n in enumerate(row)]
+    for b, row in enumerate(lengths_BK)
+  ]
+  prompt = np.arange(3, dtype=np.int32)
+  drawn = rollouts.Rollouts(
+    iteration=0,
+    row_B=np.arange(B),
+    prompts=("",) * B,
+    texts_BK=(("",) * K,) * B,
+    examples=tuple(
+      Example(f"row {b}", prompt, tuple(ys), Layout.SAMPLED)
+      for b, ys in enumerate(tokens)
+    ),
+    logp=(),
+    ended_BK=np.ones((B, K), bool),
+  )
+  logp = [[-y.astype(np.float32) for y in ys] for ys in tokens]
+  return drawn, {"old_logp_BKT": logp}
+
+
+@pytest.mark.parametrize(
+  ("objective", "made"),
+  [
+    (Use("dno"), Call(arrange.all_pairs)),
+    (Use("cringe"), Call(arrange.rated_by_threshold, threshold=0.0)),
+    (Use("rloo"), Call(arrange.as_sampled)),
+  ],
+  ids=["all_pairs", "rated", "as_sampled"],
+)
+def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective, made):
+  run, (drawn, values) = _run(objective, made), _drawn()
+  reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
+  present_BK = np.ones((B, K), np.float32)
+  present_BK[1, 0] = 0
+  examples, kept = lessons.arranged(run, drawn, values, reward_BK, present_BK)
+  batches, cache = lessons.batches_of(run, 0, examples, kept)
+  assert len(batches) == 2  # minibatches, however many rows a prompt has
+  seen = []
+  for step in range(len(batches)):
+    batch = references.fill(cache, batches[step])
+    for b in np.flatnonzero(batch.weight_MB[0]):
+      columns = []
+      for column in np.flatnonzero(batch.present_MBK[0, b]):
+        kept_T = batch.mask_MBKT[0, b, column] > 0
+        at = batch.index_MBKT[0, b, column][kept_T]
+        tokens = batch.target_MRC[0].reshape(-1)[at]
+        old_logp = batch.ref["old_logp_BKT"][0, b, column][kept_T]
+        np.testing.assert_array_equal(tokens, -old_logp)
+        prompt, k = divmod(int(tokens[0]), 100)
+        columns.append(k // 10)
+        reward = reward_BK[prompt, columns[-1]]
+        assert batch.fields["reward_BK"][0, b, column] == reward
+        if "desirable_BK" in batch.fields:
+          assert batch.fields["desirable_BK"][0, b, column] == (reward > 0)
+      seen.append((prompt, columns))
+  rows = made.build().choose(reward_BK, present_BK, drawn.length_BK)
+  assert sorted(seen) == sorted(row[:2] for row in rows)
