@@ -101,6 +101,19 @@ def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, s
   return pairs
 
 
+def required(recipe: str) -> tuple[str, ...]:
+  """Arguments without which a recipe, by name or path, cannot be loaded."""
+  body = ast.parse(path_of(recipe).read_text(encoding="utf-8")).body
+  made = {n.name: n.args for n in body if isinstance(n, ast.FunctionDef)}["experiment"]
+  names = [argument.arg for argument in made.args]
+  without = [
+    argument.arg
+    for argument, default in zip(made.kwonlyargs, made.kw_defaults, strict=True)
+    if default is None
+  ]
+  return (*names[: len(names) - len(made.defaults)], *without)
+
+
 def summary(path: Path) -> str:
   """First line of a recipe's docstring."""
   text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

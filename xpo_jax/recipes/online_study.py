@@ -1,0 +1,293 @@
+"""Policies along online runs on the reward-KL plane, and many runs at once.
+
+A study's directory is a `staged.Lab`'s. Beside its stages lies `points/`, a file a run:
+what its policies are worth on held-out prompts. What is measured is not run again.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from xpo_jax.feedback import protocol
+from xpo_jax.recipes import staged
+from xpo_jax.recipes.staged_world import World
+from xpo_jax.train import (
+  charts,
+  checkpoint,
+  evaluate,
+  frontier,
+  intervals,
+  metrics,
+  offline,
+)
+from xpo_jax.train.experiment import Loop
+from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.types import Params
+
+POINTS = "points"
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Settings of a study that has nothing of its own but a world."""
+
+  world: World = dataclasses.field(default_factory=World)
+
+
+class Point(NamedTuple):
+  """A policy on the held-out prompts.
+
+  Attributes:
+    label: its arm.
+    seed: of its run.
+    iteration: of its run; of an offline run, steps.
+    seconds: its run took until then, compilation included, judging not.
+    reward_P, kl_P, length_P: true reward, KL to the start in nats, and tokens of each
+      prompt's completions.
+    more: name -> what else was asked about the samples, one number a prompt.
+  """
+
+  label: str
+  seed: int
+  iteration: int
+  seconds: float
+  reward_P: np.ndarray
+  kl_P: np.ndarray
+  length_P: np.ndarray
+  more: Mapping[str, np.ndarray]
+
+  def column(self, name: str) -> np.ndarray:
+    """A number of each prompt: "reward", "kl", "length", or a name of `more`."""
+    own = {"reward": self.reward_P, "kl": self.kl_P, "length": self.length_P}
+    return (own | dict(self.more))[name]
+
+
+def point(
+  lab: staged.Lab,
+  label: str,
+  seed: int,
+  params: Params,
+  iteration: int = 0,
+  seconds: float = 0.0,
+  ask: Mapping[str, protocol.Scorer] | None = None,
+) -> Point:
+  """Judges a policy with the draws of the seed; `ask` scores them too, by name."""
+  draws = lab.judge(params, seed)
+  columns = (draws.reward_PK, draws.kl_PK, draws.length_PK)
+  more = {
+    name: protocol.score_groups(scorer, draws.prompts, draws.texts).mean(1)
+    for name, scorer in (ask or {}).items()
+  }
+  return Point(
+    label, seed, iteration, seconds, *map(evaluate.per_prompt, columns), more
+  )
+
+
+def online(
+  lab: staged.Lab,
+  label: str,
+  experiment: OnlineExperiment,
+  seed: int,
+  every: int | None = None,
+  ask: Mapping[str, protocol.Scorer] | None = None,
+) -> list[Point]:
+  """Runs an online experiment from the study's start, and judges its policies.
+
+  Args:
+    lab: the study's.
+    label: of the arm; with the seed, the name of its stage.
+    experiment: what to run; start, prompts and held-out prompts are the study's.
+    seed: of samples, draws and judging.
+    every: iterations from one judged policy to the next; None: the last alone.
+    ask: see `point`.
+
+  Returns:
+    The points in order, read where they are there already.
+  """
+  last = experiment.iterations
+  kept = math.ceil(last / every) if every else 1
+  loop = Loop(log_every=last, eval_every=last, checkpoint_every=every, keep=kept)
+  theirs = {"objective", "start", "prompts", "evaluation", "seed", "loop"}
+  changes = {k: x for k, x in vars(experiment).items() if k not in theirs}
+
+  def run() -> Iterator[Point]:
+    name = f"{label}-{seed}"
+    lab.online(name, experiment.objective, seed=seed, loop=loop, **changes)
+    for iteration, params in policies(lab.run_dir / name):
+      seconds = _seconds(lab.run_dir / name, iteration)
+      yield point(lab, label, seed, params, iteration, seconds, ask)
+
+  return _kept(lab, label, seed, run)
+
+
+def other(
+  lab: staged.Lab,
+  label: str,
+  seed: int,
+  stages: Callable[[], Iterable[tuple[int, Params]]],
+  ask: Mapping[str, protocol.Scorer] | None = None,
+) -> list[Point]:
+  """Judges policies that are not of an online run.
+
+  Args:
+    lab: the study's.
+    label: of the arm.
+    seed: of judging.
+    stages: makes `(number, params)` of each, the number in place of the iteration.
+    ask: see `point`.
+  """
+
+  def run() -> Iterator[Point]:
+    began = time.perf_counter()
+    for number, params in stages():
+      spent = time.perf_counter() - began
+      yield point(lab, label, seed, params, number, spent, ask)
+      began = time.perf_counter()
+
+  return _kept(lab, label, seed, run)
+
+
+def policies(run_dir: Path) -> Iterator[tuple[int, Params]]:
+  """`(iteration, params)` of every checkpoint that an online run kept, in order."""
+  manager = checkpoint.open_manager(run_dir / offline.CHECKPOINTS, keep=1_000_000)
+  try:
+    for step in sorted(manager.all_steps()):
+      args = ocp.args.Composite(state=ocp.args.StandardRestore())
+      trained = manager.restore(step, args=args)["state"]["train"]
+      yield step, trained["ema"] or trained["params"]
+  finally:
+    manager.close()
+
+
+def read(run_dir: Path) -> list[Point]:
+  """Every point that a study's directory holds."""
+  files = sorted((run_dir / POINTS).glob("*.json"))
+  return [one for file in files for one in _read(file)]
+
+
+def by_arm(points: Sequence[Point]) -> dict[str, dict[int, list[Point]]]:
+  """Label -> seed -> points in order of their iterations."""
+  found: dict[str, dict[int, list[Point]]] = {}
+  for one in sorted(points, key=lambda p: (p.seed, p.iteration)):
+    found.setdefault(one.label, {}).setdefault(one.seed, []).append(one)
+  return found
+
+
+def mean(points: Sequence[Point], column: str) -> intervals.Interval:
+  """Mean of a column over prompts and the points' seeds, one point a seed."""
+  return intervals.bootstrap_seeds(np.stack([p.column(column) for p in points]))
+
+
+def gap(
+  points: Sequence[Point], others: Sequence[Point], column: str
+) -> intervals.Interval | None:
+  """Mean difference of a column over the seeds that both have; None without any."""
+  theirs = {p.seed: p.column(column) for p in others}
+  both = [(p.column(column), theirs[p.seed]) for p in points if p.seed in theirs]
+  if not both:
+    return None
+  a_SP, b_SP = map(np.stack, zip(*both, strict=True))
+  return intervals.paired_bootstrap(a_SP, b_SP)
+
+
+def runs(points: Sequence[Point]) -> list[frontier.Run]:
+  """Points as `train.frontier` compares them."""
+  return [
+    frontier.Run(p.label, float(p.iteration), p.seed, p.reward_P, p.kl_P)
+    for p in points
+  ]
+
+
+def curve(label: str, seeds: Mapping[int, Sequence[Point]]) -> charts.Series:
+  """An arm on the plane: means over its seeds, 95 % intervals of the reward."""
+  steps = zip(*seeds.values(), strict=True)
+  kl, reward = zip(
+    *((mean(step, "kl").mean, mean(step, "reward")) for step in steps),
+    strict=True,
+  )
+  low, high = [r.low for r in reward], [r.high for r in reward]
+  return charts.Series(label, kl, [r.mean for r in reward], low, high, kind="both")
+
+
+def at_once(
+  tasks: Mapping[str, tuple[Any, ...]], jobs: int, say: Say = print
+) -> dict[str, str]:
+  """Calls functions, in processes of their own where there are several jobs.
+
+  Args:
+    tasks: name -> `(function, *arguments)`, all of which can be pickled.
+    jobs: how many at once; 1: here, one after the other.
+    say: takes a line as each ends.
+
+  Returns:
+    Name -> what went wrong, of those that failed: the others go on.
+  """
+  began, failed = time.perf_counter(), {}
+
+  def ended(name: str, error: BaseException | None) -> None:
+    done = "done"
+    if error is not None:
+      traceback.print_exception(error)
+      failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+      done = failed[name]
+    say(f"[{time.perf_counter() - began:5.0f} s] {name}: {done}")
+
+  if jobs == 1:
+    for name, (function, *given) in tasks.items():
+      error = None
+      try:
+        function(*given)
+      except Exception as found:  # one arm's trouble, named in the table
+        error = found
+      ended(name, error)
+    return failed
+  # Not forked: JAX's threads would not come along.
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+    futures = {pool.submit(*task): name for name, task in tasks.items()}
+    for future in concurrent.futures.as_completed(futures):
+      ended(futures[future], future.exception())
+  return failed
+
+
+def _seconds(run_dir: Path, iteration: int) -> float:
+  lines = metrics.read(run_dir)[:iteration]
+  return sum(line["time/seconds"] for line in lines)
+
+
+def _kept(
+  lab: staged.Lab, label: str, seed: int, run: Callable[[], Iterable[Point]]
+) -> list[Point]:
+  path = lab.run_dir / POINTS / f"{label}-{seed}.json"
+  if path.exists():
+    return _read(path)
+  found = list(run())
+  lines = [one._asdict() for one in found]
+  path.parent.mkdir(exist_ok=True)
+  beside = path.with_suffix(".tmp")
+  beside.write_text(json.dumps(lines, default=_rounded) + "\n", encoding="utf-8")
+  beside.replace(path)
+  return found
+
+
+def _rounded(x_P: np.ndarray) -> list[float]:
+  return x_P.astype(np.float64).round(6).tolist()
+
+
+def _read(path: Path) -> list[Point]:
+  def arrays(held: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: np.array(x) if isinstance(x, list) else x for n, x in held.items()}
+
+  lines = json.loads(path.read_text(encoding="utf-8"))
+  return [Point(**arrays(line | {"more": arrays(line["more"])})) for line in lines]
