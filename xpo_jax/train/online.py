@@ -6,7 +6,7 @@ iteration and the row, are written before they are learned from, and a checkpoin
 follows the updates: a run killed anywhere goes on bit for bit and asks no judge twice.
 
 A run directory holds what an offline run's does (see `offline`), and `rollouts/`, JSON
-lines of each iteration.
+lines of each iteration, `held_out/`, the same of each evaluation by iterations done.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ from xpo_jax.train.rollouts import Rollouts
 from xpo_jax.train.state import OnlineState, final_params
 from xpo_jax.types import Params
 
-ROLLOUTS = "rollouts"
+ROLLOUTS, HELD_OUT = "rollouts", "held_out"
 _SHOWN = ("rollout/reward", "rollout/kl", "rollout/length", "loss", "eval/reward")
 _SHOWN += ("time/rollout", "time/feedback", "time/update")
 _HELD_OUT = jnp.uint32(0xFFFFFFFF)  # the iteration that held-out samples draw from
@@ -93,7 +93,7 @@ def train(
   try:
     return _go(experiment, run_dir, loaded, memory, say)
   except ValueError:
-    begun = (offline.CHECKPOINTS, offline.START, ROLLOUTS)
+    begun = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
     if not any((run_dir / done).exists() for done in begun):
       shutil.rmtree(run_dir)  # refused, nothing computed: the same name can be used
     raise
@@ -177,11 +177,13 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> OnlineState:
   writer = metrics.open_writer(run_dir, done, run_dirs.wandb(loop.wandb, run_dir, meta))
   with screen.following(iterations, done, say, _SHOWN) as report:
     try:
+      if run.held_out is not None and not done:
+        evaluate(run, run_dir, state)  # the start's samples, to compare with
       for index in range(done, iterations):
         state, line = iterate(run, run_dir, state, index, say)
         now, last = index + 1, index + 1 == iterations
         if run.held_out is not None and (last or run_dirs.due(loop.eval_every, now)):
-          line |= evaluate(run, state)
+          line |= evaluate(run, run_dir, state)
         metrics.write(writer, line)
         metrics.flush(writer)
         if index == done or last or run_dirs.due(loop.log_every, now):
@@ -347,12 +349,12 @@ def _after(run, state, trained, before, index, line, episodes) -> OnlineState:
   return OnlineState(jnp.int32(index + 1), trained, ref, sampler, beta)
 
 
-def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
+def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
   """The policy on held-out prompts, judged by the run's feedback, as `eval/...`.
 
   Samples as in training, from the current policy; the draws are the same at every
-  evaluation. The KL is to the reference that the run started with, and win rates are
-  against samples of it.
+  evaluation. They are written to `held_out/`, or read where they are there. The KL is
+  to the reference that the run started with, and win rates are against samples of it.
   """
   experiment, held_out = run.experiment, run.held_out
   sampling = dataclasses.replace(
@@ -363,18 +365,23 @@ def evaluate(run: Run, state: OnlineState) -> dict[str, float]:
     or experiment.prompts_per_iteration,
   )
   params = final_params(state.train)
-  drawn = rollouts.draw(
-    run.model,
-    params["lm"],
-    held_out,
-    np.arange(len(held_out.ids)),
-    sampling,
-    run.tokenizer,
-    iteration=-1,
-    key=jax.random.fold_in(_sampling_key(run), _HELD_OUT),
-    ref_params=run.ref["lm"],
-  )
-  drawn = judged.ask(_judge(run, params), drawn, experiment.feedback)
+  path = run_dir / HELD_OUT / f"{int(state.step):06d}.jsonl"
+  if path.exists():
+    drawn = rollouts.read(path)
+  else:
+    drawn = rollouts.draw(
+      run.model,
+      params["lm"],
+      held_out,
+      np.arange(len(held_out.ids)),
+      sampling,
+      run.tokenizer,
+      iteration=-1,
+      key=jax.random.fold_in(_sampling_key(run), _HELD_OUT),
+      ref_params=run.ref["lm"],
+    )
+    drawn = judged.ask(_judge(run, params), drawn, experiment.feedback)
+    rollouts.write(path, drawn)
   reward_BK, present_BK = judged.shaped(drawn, experiment.feedback, sampling)
   kl_BK = lessons.seq_kl(lessons.recorded(run, drawn, params, run.ref))
   found = judged.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
