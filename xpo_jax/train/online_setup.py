@@ -233,7 +233,7 @@ def prepare(
   objective = build()
   begun = inputs.begin(experiment, run_dir, loaded, stage)
   model = transformer.model(begun.config)
-  prompts, held_out, counts = _prompts(
+  prompts, held_out, counts = prompt_sets(
     experiment, loaded, begun.tokenizer, run_dir, memory or {}
   )
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
@@ -304,8 +304,12 @@ def _as_it_is(batch: Batch) -> Batch:
   return batch
 
 
-def _prompts(
-  experiment, loaded, tokenizer, run_dir, memory
+def prompt_sets(
+  experiment: OnlineExperiment,
+  loaded: Loaded,
+  tokenizer: Any,
+  run_dir: Path,
+  memory: Memory,
 ) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
   """The training prompts, the held-out ones, and counts of both."""
   config, held = experiment.prompts, experiment.evaluation
