@@ -27,6 +27,7 @@ def _drawn(reward=None, ended=((True, True), (False, True))):
     )
     iteration: int = 2
     opponents_BJ: tuple = ()
+    idle: float = 0.125
     reward_BK: np.ndarray | None = None
 
   return Drawn(reward_BK=None if reward is None else np.array(reward, np.float32))
@@ -122,6 +123,7 @@ def test_summary_counts_what_it_says():
     "rollout/no_eos": 0.25,
     "rollout/abstained": 0.25,
     "rollout/informative": 0.5,  # the lone completion of prompt 2 differs from none
+    "rollout/idle": 0.125,
   }
   apart = judged.summary(drawn, reward_BK, present_BK, kl_BK, Sampling(first="greedy"))
   assert apart["rollout/reward"] == 3.5 and apart["rollout/kl"] == 0.75

@@ -76,6 +76,8 @@ def test_flags_reach_calls_and_sampling():
     (lambda: Sampling(completions=1, first="greedy"), "at least 2"),
     (lambda: Sampling(first="likeliest"), "'greedy'"),
     (lambda: Opponent(share=1.5), "share is 1.5"),
+    (lambda: Sampling(slots=0), "slots is 0"),
+    (lambda: Sampling(slots=8, prompts_at_once=4), "slots is 8 and prompts_at_once 4"),
     (lambda: Feedback(SOURCE, kind="ranks"), "'win_rates'"),
     (lambda: Prompts("p", limits=Limits(completion=8)), "max_tokens"),
   ],

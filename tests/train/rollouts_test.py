@@ -31,6 +31,8 @@ def _rollouts() -> rollouts.Rollouts:
     ),
     ended_BK=np.array([[True, False], [True, True]]),
     reward_BK=np.array([[0.1, np.nan], [-3e-7, 1.0]], np.float32),
+    opponents_BJ=((" o\n", ""), ("\u2028", " p")),
+    idle=1 / 3,
   )
 
 
@@ -38,7 +40,7 @@ def test_rollouts_come_back_bit_for_bit(tmp_path):
   made = _rollouts()
   rollouts.write(tmp_path / "r" / "1.jsonl", made)
   again = rollouts.read(tmp_path / "r" / "1.jsonl")
-  for name in ("iteration", "prompts", "texts_BK"):
+  for name in ("iteration", "prompts", "texts_BK", "opponents_BJ", "idle"):
     assert vars(again)[name] == vars(made)[name]
   for name in ("row_B", "ended_BK", "reward_BK", "length_BK"):
     np.testing.assert_array_equal(getattr(again, name), getattr(made, name))

@@ -118,8 +118,9 @@ def summary(
   `reward` is the feedback's, before the missing-EOS rule; `reward_std` over all
   completions; `kl` the log-ratio of sampler and reference summed over a completion's
   tokens (k1), nats; `length` in tokens; shares: `no_eos`, `abstained`, `informative`
-  (prompts whose rewards, as learned from, differ). A column 0 that the policy did not
-  sample is left out of all but the last two.
+  (prompts whose rewards, as learned from, differ), `idle` (of the sampler's slots, see
+  `rollouts.Rollouts`). A column 0 that the policy did not sample is left out of all but
+  the last three.
   """
   own = slice(None) if sampling.first == "sample" else slice(1, None)
   told_BK = rollouts.reward_BK[:, own]
@@ -135,5 +136,6 @@ def summary(
     "no_eos": 1 - rollouts.ended_BK[:, own].mean(),
     "abstained": np.isnan(rollouts.reward_BK).mean(),
     "informative": (most_B > least_B).mean(),
+    "idle": rollouts.idle,
   }
   return {f"rollout/{name}": float(value) for name, value in found.items()}

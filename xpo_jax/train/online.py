@@ -357,12 +357,12 @@ def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
   to the reference that the run started with, and win rates are against samples of it.
   """
   experiment, held_out = run.experiment, run.held_out
+  at_once = experiment.sampling.prompts_at_once or experiment.prompts_per_iteration
   sampling = dataclasses.replace(
     experiment.sampling,
     first="sample",
     opponent=Opponent(share=1.0) if experiment.feedback.kind == "win_rates" else None,
-    prompts_at_once=experiment.sampling.prompts_at_once
-    or experiment.prompts_per_iteration,
+    prompts_at_once=None if experiment.sampling.slots else at_once,
   )
   params = final_params(state.train)
   path = run_dir / HELD_OUT / f"{int(state.step):06d}.jsonl"

@@ -134,7 +134,9 @@ class Sampling:
     opponent: whom completions are judged against, where `Feedback.kind` is
       "win_rates"; None: the others of the prompt.
     staleness: iterations by which the sampler's weights are behind the policy's.
-    prompts_at_once: decoded together; None: all of an iteration.
+    prompts_at_once: decoded together until all have ended; None: all of an iteration.
+    slots: instead, completions decoded at once, each place refilled as it falls free
+      (`slots.sample`); the draws are the same.
   """
 
   completions: int = 4
@@ -146,12 +148,18 @@ class Sampling:
   opponent: Opponent | None = None
   staleness: int = 0
   prompts_at_once: int | None = None
+  slots: int | None = None
 
   def __post_init__(self):
     _among(self, "first", ("sample", "greedy", "reference"))
     experiment.check_positive(
-      self, "completions", "max_tokens", "top_k", "prompts_at_once"
+      *(self, "completions", "max_tokens", "top_k", "prompts_at_once", "slots")
     )
+    if self.slots is not None and self.prompts_at_once is not None:
+      raise ValueError(
+        f"Sampling.slots is {self.slots} and prompts_at_once {self.prompts_at_once}; "
+        "set one of them"
+      )
     if not self.temperature > 0:
       raise ValueError(f"Sampling.temperature is {self.temperature}; it must be > 0")
     if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xpo_jax.data.tokenise import Example
-from xpo_jax.models import sample
+from xpo_jax.models import decoding, sample, slots
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import evaluate
 from xpo_jax.train.online_experiment import Sampling
@@ -53,6 +53,8 @@ class Rollouts:
     ended_BK: False where a completion was cut at the limit.
     reward_BK: as feedback gave it, NaN where it abstained; None before feedback.
     opponents_BJ: texts that the completions are judged against, or none at all.
+    idle: share of the sampler's decode slots (places times steps) that had nothing to
+      continue, opponents included.
   """
 
   iteration: int
@@ -64,6 +66,7 @@ class Rollouts:
   ended_BK: np.ndarray
   reward_BK: np.ndarray | None = None
   opponents_BJ: tuple[tuple[str, ...], ...] = ()
+  idle: float = 0.0
 
   @property
   def length_BK(self) -> np.ndarray:
@@ -101,29 +104,17 @@ def draw(
   Returns:
     Rollouts without rewards.
   """
-  several, alone, against = jax.random.split(key, 3)
-  one, rest = _columns(sampling)
-  parts = []
-  if one is not None:
-    greedy = sampling.first == "greedy"
-    source = params if greedy else ref_params
-    drawn = _sampled(model, source, prompts, row_B, one, tokenizer, alone, greedy)
-    parts.append(drawn)
-  parts.append(_sampled(model, params, prompts, row_B, rest, tokenizer, several))
-  tokens_BKT, length_BK, ended_BK, logp_BKT = (
-    np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
-  )
-  completions = _cut(tokens_BKT, length_BK)
+  groups = _groups(model, params, sampling, key, ref_params, average)
+  drawn = [_sample(model, prompts, row_B, sampling, tokenizer, one) for one in groups]
+  room = sum(places for _, places in drawn)
+  used = sum(np.maximum(out.length_BK - 1, 0).sum() for out, _ in drawn)
   ids = [prompts.ids[row] for row in row_B]
   opponents_BJ = ()
   if sampling.opponent is not None:
-    mixed = params if sampling.opponent.of == "sampler" else average
-    rival = sample.Mixture(model, ref_params, sampling.opponent.share)
-    those = dataclasses.replace(rest, completions=sampling.opponent.completions)
-    tokens_BJT, length_BJ, *_ = _sampled(
-      model, mixed, prompts, row_B, those, tokenizer, against, mixture=rival
-    )
-    opponents_BJ = _texts(tokenizer, ids, _cut(tokens_BJT, length_BJ))
+    rivals, _ = drawn.pop()
+    opponents_BJ = _texts(tokenizer, ids, _cut(rivals.tokens_BKT, rivals))
+  out = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(one for one, _ in drawn))
+  completions = _cut(out.tokens_BKT, out)
   return Rollouts(
     iteration=iteration,
     row_B=np.asarray(row_B),
@@ -133,65 +124,82 @@ def draw(
       Example(prompts.uids[row], x, ys, Layout.SAMPLED)
       for row, x, ys in zip(row_B, ids, completions, strict=True)
     ),
-    logp=tuple(
-      tuple(p[:n] for p, n in zip(ps, ns, strict=True))
-      for ps, ns in zip(logp_BKT, length_BK, strict=True)
-    ),
-    ended_BK=ended_BK,
+    logp=_cut(out.logp_BKT, out),
+    ended_BK=out.ended_BK,
     opponents_BJ=opponents_BJ,
+    idle=1 - float(used / room) if room else 0.0,
   )
 
 
-def _cut(tokens_BKT: np.ndarray, length_BK: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-  """Completions without their padding."""
-  return [
-    tuple(y[:n].astype(np.int32) for y, n in zip(ys, ns, strict=True))
-    for ys, ns in zip(tokens_BKT, length_BK, strict=True)
-  ]
+class _Group(NamedTuple):
+  """Columns that are drawn alike."""
+
+  completions: int
+  params: Params
+  key: Array
+  greedy: bool = False
+  mixture: sample.Mixture | None = None
 
 
-def _columns(sampling: Sampling) -> tuple[Sampling | None, Sampling]:
-  """How column 0 is drawn where it is apart, and how the others are."""
-  if sampling.first == "sample":
-    return None, sampling
-  rest = dataclasses.replace(
-    sampling, completions=sampling.completions - 1, first="sample"
-  )
-  one = dataclasses.replace(rest, completions=1)
-  if sampling.first == "greedy":
-    one = dataclasses.replace(one, top_k=None, top_p=None)
-  return one, rest
+def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
+  """The columns of K in their order, then those of the opponent."""
+  several, alone, against = jax.random.split(key, 3)
+  apart = {
+    "sample": [],
+    "greedy": [_Group(1, params, alone, greedy=True)],
+    "reference": [_Group(1, ref_params, alone)],
+  }[sampling.first]
+  rivals, opponent = [], sampling.opponent
+  if opponent is not None:
+    mixed = params if opponent.of == "sampler" else average
+    mixture = sample.Mixture(model, ref_params, opponent.share)
+    rivals = [_Group(opponent.completions, mixed, against, mixture=mixture)]
+  return [*apart, _Group(sampling.completions - len(apart), params, several), *rivals]
 
 
-def _sampled(
-  model, params, prompts, row_B, sampling, tokenizer, key, greedy=False, mixture=None
-) -> tuple[np.ndarray, ...]:
-  """Tokens, lengths, ends and log-probs of B x K completions."""
+def _sample(
+  model, prompts, row_B, sampling, tokenizer, group
+) -> tuple[decoding.Samples, int]:
+  """The samples on the host, and the decode slots they took."""
   prompt_BP, length_B = sample.pad([prompts.ids[row] for row in row_B], prompts.width)
-  at_once = sampling.prompts_at_once or len(row_B)
-  parts = []
-  for start in range(0, len(row_B), at_once):
-    # The last batch is filled with its last prompt: one shape, one compile.
-    slots = np.minimum(np.arange(start, start + at_once), len(row_B) - 1)
-    drawn = sample.sample(
-      model,
-      params,
-      prompt_BP[slots],
-      length_B[slots],
-      completions=sampling.completions,
-      max_tokens=sampling.max_tokens,
-      key=key,
-      row_B=slots,
-      stop_ids=(tokenizer.eos_token_id,),
-      temperature=sampling.temperature,
-      top_k=sampling.top_k,
-      top_p=sampling.top_p,
-      greedy=greedy,
-      mixture=mixture,
+  how = dict(
+    completions=group.completions,
+    max_tokens=sampling.max_tokens,
+    key=group.key,
+    stop_ids=(tokenizer.eos_token_id,),
+    temperature=sampling.temperature,
+    top_k=None if group.greedy else sampling.top_k,
+    top_p=None if group.greedy else sampling.top_p,
+    greedy=group.greedy,
+    mixture=group.mixture,
+  )
+  B, whole = len(row_B), (prompt_BP, length_B)
+  if sampling.slots is not None:
+    rows, places = np.arange(B), sampling.slots
+    out, work = slots.sample(
+      model, group.params, *whole, row_B=rows, slots=places, **how
     )
-    arrays = (drawn.tokens_BKT, drawn.length_BK, drawn.ended_BK, drawn.logp_BKT)
-    parts.append([x[: len(row_B) - start] for x in jax.device_get(arrays)])
-  return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return out, work.steps * sampling.slots
+  at_once, parts, room = sampling.prompts_at_once or B, [], 0
+  for start in range(0, B, at_once):
+    # The last batch is filled with its last prompt: one shape, one compile.
+    rows = np.minimum(np.arange(start, start + at_once), B - 1)
+    batch = (x[rows] for x in whole)
+    out = sample.sample(model, group.params, *batch, row_B=rows, **how)
+    out = jax.device_get(out)
+    room += int(out.length_BK.max() - 1) * out.length_BK.size
+    parts.append(jax.tree.map(lambda x, kept=B - start: x[:kept], out))
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts), room
+
+
+def _cut(
+  x_BKT: np.ndarray, out: decoding.Samples
+) -> tuple[tuple[np.ndarray, ...], ...]:
+  """What belongs to each completion, without padding."""
+  return tuple(
+    tuple(x[:n] for x, n in zip(xs, ns, strict=True))
+    for xs, ns in zip(x_BKT, out.length_BK, strict=True)
+  )
 
 
 def _texts(tokenizer, ids, completions) -> tuple[tuple[str, ...], ...]:
@@ -223,7 +231,7 @@ def write(path: Path, rollouts: Rollouts) -> None:
         "logp": rollouts.logp[b][k].tolist(),
       }
       if k == 0:  # once a prompt
-        line |= {"prompt_tokens": example.prompt.tolist()}
+        line |= {"prompt_tokens": example.prompt.tolist(), "idle": rollouts.idle}
         if rollouts.opponents_BJ:
           line |= {"opponents": list(rollouts.opponents_BJ[b])}
       lines.append(json.dumps(line, ensure_ascii=False) + "\n")
@@ -268,6 +276,7 @@ def read(path: Path) -> Rollouts:
     opponents_BJ=tuple(
       tuple(group[0]["opponents"]) for group in groups if "opponents" in group[0]
     ),
+    idle=lines[0]["idle"],
   )
 
 

@@ -1,8 +1,10 @@
-"""Opponents: drawn from the mixture they name, judged against, kept, never trained on.
+"""What an iteration draws: opponents, and slots that are refilled.
 
-One tiny run of Nash-MD; what is drawn is told from whose parameters it hangs on.
+Opponents are told from whose parameters they hang on; they are judged against, kept,
+and never trained on: one tiny run of Nash-MD.
 """
 
+import copy
 import dataclasses
 import functools
 import json
@@ -92,39 +94,62 @@ def test_held_out_win_rates_are_against_the_start(run_dir):
 
 
 @pytest.fixture(scope="module")
-def against(tmp_path_factory):
-  """`(params, ref, average, opponent) -> texts of the opponents`."""
+def draw(tmp_path_factory):
+  """`(params, ref, average, **changes of Sampling) -> Rollouts`."""
   loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
   run = online_setup.prepare(RUN, tmp_path_factory.mktemp("drawn"), loaded)
   start = run.state.train.params["lm"]
   rng = np.random.default_rng(0)
   other = jax.tree.map(lambda x: x + rng.standard_normal(x.shape).astype("f"), start)
+  models = {"start": start, "other": other}
+  tokenizer = copy.deepcopy(run.tokenizer)
 
   @functools.cache
-  def texts(params: str, ref: str, average: str, opponent: Opponent):
-    models = {"start": start, "other": other}
-    drawn = rollouts.draw(
+  def drawn(params="start", ref="start", average="start", **changes):
+    return rollouts.draw(
       run.model,
       models[params],
       run.prompts,
       np.arange(6),
-      dataclasses.replace(RUN.sampling, opponent=opponent),
-      run.tokenizer,
+      dataclasses.replace(RUN.sampling, **changes),
+      tokenizer,
       iteration=0,
       key=jax.random.key(1),
       ref_params=models[ref],
       average=models[average],
     )
-    return drawn.opponents_BJ
 
-  return texts
+  # So small a model hardly ever draws EOS: what it draws most becomes that.
+  spoken = np.concatenate([y for e in drawn("other").examples for y in e.completions])
+  tokenizer.eos_token = tokenizer.convert_ids_to_tokens(
+    int(np.bincount(spoken).argmax())
+  )
+  drawn.cache_clear()
+  return drawn
 
 
-def test_share_and_policy_say_whose_texts_they_are(against):
-  best_response, self_play = Opponent(1.0, completions=3), Opponent(0.0, completions=3)
-  average = Opponent(0.0, of="average", completions=3)
-  reference = against("start", "other", "start", best_response)
-  assert reference == against("other", "other", "start", best_response)
-  assert reference == against("other", "start", "start", self_play)
-  assert reference == against("start", "start", "other", average)
-  assert reference != against("start", "start", "start", self_play)
+def test_share_and_policy_say_whose_texts_opponents_are(draw):
+  def texts(*models, **opponent):
+    return draw(*models, opponent=Opponent(completions=3, **opponent)).opponents_BJ
+
+  reference = texts("start", "other", "start", share=1.0)
+  assert reference == texts("other", "other", "start", share=1.0)
+  assert reference == texts("other", "start", "start", share=0.0)
+  assert reference == texts("start", "start", "other", share=0.0, of="average")
+  assert reference != texts("start", "start", "start", share=0.0)
+
+
+def test_slots_draw_what_whole_batches_draw_and_idle_less(draw):
+  whole, refilled = (draw("other", opponent=None, slots=n) for n in (None, 4))
+  assert not whole.ended_BK.all() and len(np.unique(whole.length_BK)) > 2
+  assert refilled.texts_BK == whole.texts_BK
+  np.testing.assert_array_equal(refilled.ended_BK, whole.ended_BK)
+  for ours, theirs in zip(refilled.logp, whole.logp, strict=True):
+    for a, b in zip(ours, theirs, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
+  # Of a batch every place waits for the longest; refilled ones only at the end.
+  length_BK = whole.length_BK
+  used, room = (length_BK - 1).sum(), length_BK.size * (length_BK.max() - 1)
+  assert whole.idle == pytest.approx(1 - used / room)
+  steps = used / (4 * (1 - refilled.idle))
+  assert steps == pytest.approx(round(steps)) and 0 < refilled.idle < whole.idle
