@@ -232,6 +232,16 @@ def test_mixture_that_cannot_be_is_refused(config, share, words):
     draw(mixture=sample.Mixture(model, {}, share))
 
 
+def test_warmth_draws_at_its_temperature_and_keeps_the_log_prob():
+  drawn = draw(temperature=0.7, warmth=2.0)
+  np.testing.assert_array_equal(drawn.tokens_BKT, draw(temperature=2.0).tokens_BKT)
+  at, logits = drawn.tokens_BKT[..., None], logits_of(drawn, LLAMA)
+  for ours, divisor in ((drawn.logp_BKT, 0.7), (drawn.proposal_logp_BKT, 2.0)):
+    logp_BKTV = jax.nn.log_softmax(logits / divisor)
+    logp_BKT = np.take_along_axis(logp_BKTV, at, -1)[..., 0]
+    np.testing.assert_allclose(ours, logp_BKT * drawn.mask_BKT, atol=1e-5, rtol=0)
+
+
 def test_decoding_ends_when_every_row_has_ended(monkeypatch):
   # Every token stops: the loop's body (one decode) must not run at all.
   ran = []
@@ -276,6 +286,8 @@ def test_calls_of_one_shape_compile_once():
     ({"completions": 0}, "completions is 0"),
     ({"max_tokens": 0}, "max_tokens is 0"),
     ({"greedy": True, "top_k": 3}, "greedy=True takes one token"),
+    ({"greedy": True, "warmth": 2.0}, "warmth is 2.0, greedy is True"),
+    ({"warmth": 0.0}, "warmth is 0.0"),
     ({"config": GPT2, "max_tokens": 8}, r"is 13; this model has 12 learned positions"),
     ({"rows": (0, 1)}, r"row_B has shape \(2,\); .* 4 prompts"),
   ],

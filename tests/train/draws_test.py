@@ -139,6 +139,26 @@ def test_share_and_policy_say_whose_texts_opponents_are(draw):
   assert reference != texts("start", "start", "start", share=0.0)
 
 
+def test_explorers_are_the_last_columns_and_change_no_other(draw):
+  cold, same, hot = (
+    draw("other", opponent=None, explore=explore, completions=3)
+    for explore in (0.01, 1.0, 4.0)
+  )
+  for b in range(6):
+    assert cold.texts_BK[b][:2] == same.texts_BK[b][:2] == hot.texts_BK[b][:2]
+  assert all(drawn.length_BK.shape == (6, 3) for drawn in (cold, hot))
+
+  def kinds(drawn):
+    return len({int(y[0]) for e in drawn.examples for y in e.completions[2:]})
+
+  # Hotter draws differ more; their log-probs are the policy's, and so lower.
+  assert kinds(cold) < kinds(hot)
+  cold_logp, hot_logp = (
+    np.mean([group[2][0] for group in drawn.logp]) for drawn in (cold, hot)
+  )
+  assert hot_logp < cold_logp
+
+
 def test_slots_draw_what_whole_batches_draw_and_idle_less(draw):
   whole, refilled = (draw("other", opponent=None, slots=n) for n in (None, 4))
   assert not whole.ended_BK.all() and len(np.unique(whole.length_BK)) > 2

@@ -79,6 +79,17 @@ def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
   assert judged.facing(other, "model", [], "tokenizer") is other
 
 
+def test_summary_leaves_out_what_is_not_the_policys():
+  assert Sampling(completions=5, explore=2.0).own == slice(0, 3)
+  assert Sampling(completions=5, first="greedy").own == slice(1, 5)
+  drawn = _drawn([[1.0, 3.0], [2.0, 4.0]])
+  explored = Sampling(completions=2, explore=2.0)
+  found = judged.summary(
+    drawn, drawn.reward_BK, np.ones((2, 2)), drawn.reward_BK, explored
+  )
+  assert found["rollout/reward"] == found["rollout/kl"] == 1.5
+
+
 def test_nan_is_refused_with_the_completion_shown():
   answer = np.array([[0.0, 1.0], [NAN, 1.0]])
   with pytest.raises(ValueError, match=r"1 of 4 .* iteration 3.*'the plot was'.*long"):

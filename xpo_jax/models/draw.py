@@ -25,6 +25,7 @@ class Rule(NamedTuple):
     temperature: divides the logits.
     top_k, top_p: of the truncation, or None.
     share: the reference's exponent in a mixture, or None.
+    warmth: divides the logits that are drawn from instead, or None.
   """
 
   stop: Array
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
   top_k: Array | None
   top_p: Array | None
   share: Array | None
+  warmth: Array | None
 
 
 class Token(NamedTuple):
@@ -69,8 +71,11 @@ def choose(
   x_BKV = x_BKV - x_BKV.max(-1, keepdims=True)
   p_BKV = jnp.exp(x_BKV)  # not normalised: the likeliest token has 1
   q_BKV, weight_BKV = x_BKV, p_BKV  # what is drawn from
-  if len(logits) > 1:
-    q_BKV = games.mixture(x_BKV, logits[1] / rule.temperature, rule.share)
+  if len(logits) > 1 or rule.warmth is not None:
+    divisor = rule.temperature if rule.warmth is None else rule.warmth
+    q_BKV = logits[0] / divisor
+    if len(logits) > 1:
+      q_BKV = games.mixture(q_BKV, logits[1] / divisor, rule.share)
     q_BKV = q_BKV - q_BKV.max(-1, keepdims=True)
     weight_BKV = jnp.exp(q_BKV)
   kept_BKV = _truncate(weight_BKV, rule.top_k, rule.top_p)

@@ -84,6 +84,7 @@ def sample(
   top_p: float | None = None,
   greedy: bool = False,
   mixture: Mixture | None = None,
+  warmth: float | None = None,
 ) -> Samples:
   """Draws K completions of each prompt; the prompt is read once for its K.
 
@@ -106,6 +107,8 @@ def sample(
     greedy: take the likeliest token. `logp_BKT` is still at `temperature`.
     mixture: draw from a mixture with this model; top_k, top_p and greedy then
       are about the mixture. `logp_BKT` is still the policy's.
+    warmth: draw at this temperature instead, to explore. `logp_BKT` is still at
+      `temperature`.
 
   Returns:
     The completions with their log-probs.
@@ -129,6 +132,7 @@ def sample(
     top_p=top_p,
     greedy=greedy,
     mixture=mixture,
+    warmth=warmth,
   )
   return _sample(
     decoder,
@@ -156,6 +160,7 @@ def checked(
   top_p: float | None,
   greedy: bool,
   mixture: Mixture | None,
+  warmth: float | None,
 ) -> tuple[decoding.Decoder, np.ndarray, np.ndarray, np.ndarray]:
   """The arguments of `sample` as a decoder, prompts, lengths and row numbers.
 
@@ -172,6 +177,11 @@ def checked(
   configs = tuple(one.config for one in models)
   vocab = configs[0].vocab
   _check_draw(vocab, completions, max_tokens, temperature, top_k, top_p, greedy)
+  if warmth is not None and not (warmth > 0 and not greedy):
+    raise ValueError(
+      f"warmth is {warmth}, greedy is {greedy}; warmth must be > 0, and greedy=True "
+      "draws nothing"
+    )
   if mixture is not None:
     _check_mixture(vocab, mixture)
   prompt_BP, length_B = np.asarray(prompt_BP), np.asarray(length_B)
@@ -191,6 +201,7 @@ def checked(
     None if top_k is None else np.int32(top_k),
     None if top_p is None else np.float32(top_p),
     None if mixture is None else np.float32(mixture.share),
+    None if warmth is None else np.float32(warmth),
   )
   both = (params,) if mixture is None else (params, mixture.params)
   decoder = decoding.Decoder(both, rule, configs, greedy)

@@ -91,6 +91,7 @@ def sample(
   top_p: float | None = None,
   greedy: bool = False,
   mixture: whole.Mixture | None = None,
+  warmth: float | None = None,
 ) -> tuple[Samples, Work]:
   """Draws K completions of each prompt; any number of prompts, one compile.
 
@@ -105,7 +106,7 @@ def sample(
     freed: free slots that call for a refill. One leaves fewest slots idle; more ask
       the host less often.
     completions, max_tokens, key, row_B, stop_ids: as in `sample.sample`.
-    temperature, top_k, top_p, greedy, mixture: as in `sample.sample`.
+    temperature, top_k, top_p, greedy, mixture, warmth: as in `sample.sample`.
 
   Returns:
     The completions, on the host, and the work.
@@ -131,6 +132,7 @@ def sample(
     top_p=top_p,
     greedy=greedy,
     mixture=mixture,
+    warmth=warmth,
   )
   B, K, T = len(length_B), completions, max_tokens
   group = min(-(-slots // K), B)

@@ -119,10 +119,10 @@ def summary(
   completions; `kl` the log-ratio of sampler and reference summed over a completion's
   tokens (k1), nats; `length` in tokens; shares: `no_eos`, `abstained`, `informative`
   (prompts whose rewards, as learned from, differ), `idle` (of the sampler's slots, see
-  `rollouts.Rollouts`). A column 0 that the policy did not sample is left out of all but
-  the last three.
+  `rollouts.Rollouts`). Columns that are not the policy's (`Sampling.own`) are left out
+  of all but the last three.
   """
-  own = slice(None) if sampling.first == "sample" else slice(1, None)
+  own = sampling.own
   told_BK = rollouts.reward_BK[:, own]
   there = ~np.isnan(told_BK)
   # Of equal rewards the greatest is the least; absent ones must not decide.

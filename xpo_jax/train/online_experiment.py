@@ -131,6 +131,10 @@ class Sampling:
     first: where column 0 of K comes from: "sample", as the others; "greedy", the
       policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
       reference (XPO).
+    explore: the last K // 2 completions are drawn at this temperature instead, or
+      None: they explore for the others (the enhancer of Dong et al. 2024,
+      arXiv:2405.07863). Their log-probs are recorded at `temperature`, so that ratios
+      against them are not exact: for methods that learn from pairs.
     opponent: whom completions are judged against, where `Feedback.kind` is
       "win_rates"; None: the others of the prompt.
     staleness: iterations by which the sampler's weights are behind the policy's.
@@ -145,6 +149,7 @@ class Sampling:
   top_k: int | None = None
   top_p: float | None = None
   first: Literal["sample", "greedy", "reference"] = "sample"
+  explore: float | None = None
   opponent: Opponent | None = None
   staleness: int = 0
   prompts_at_once: int | None = None
@@ -164,6 +169,14 @@ class Sampling:
       raise ValueError(f"Sampling.temperature is {self.temperature}; it must be > 0")
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise ValueError(f"Sampling.top_p is {self.top_p}; allowed: 0 < top_p <= 1")
+    if self.explore is not None and not self.explore > 0:
+      raise ValueError(f"Sampling.explore is {self.explore}; it must be > 0")
+    if self.explore is not None and (self.first != "sample" or self.completions < 2):
+      raise ValueError(
+        f"Sampling.explore is {self.explore}, with first {self.first!r} and "
+        f"completions {self.completions}; it takes half of at least 2 completions, all "
+        "of them samples"
+      )
     if self.staleness < 0:
       raise ValueError(f"Sampling.staleness is {self.staleness}; it must be >= 0")
     if self.first != "sample" and self.completions < 2:
@@ -171,6 +184,12 @@ class Sampling:
         f"Sampling.first is {self.first!r}, which takes one of the completions, and "
         f"completions is {self.completions}; sample at least 2"
       )
+
+  @property
+  def own(self) -> slice:
+    """The columns of K that are the policy's, drawn as `temperature` says."""
+    explorers = 0 if self.explore is None else self.completions // 2
+    return slice(int(self.first != "sample"), self.completions - explorers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,22 +139,29 @@ class _Group(NamedTuple):
   key: Array
   greedy: bool = False
   mixture: sample.Mixture | None = None
+  warmth: float | None = None
 
 
 def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
   """The columns of K in their order, then those of the opponent."""
-  several, alone, against = jax.random.split(key, 3)
+  several, alone, against, curious = jax.random.split(key, 4)
   apart = {
     "sample": [],
     "greedy": [_Group(1, params, alone, greedy=True)],
     "reference": [_Group(1, ref_params, alone)],
   }[sampling.first]
+  explorers = []
+  if sampling.explore is not None:
+    half = sampling.completions // 2
+    explorers = [_Group(half, params, curious, warmth=sampling.explore)]
   rivals, opponent = [], sampling.opponent
   if opponent is not None:
     mixed = params if opponent.of == "sampler" else average
     mixture = sample.Mixture(model, ref_params, opponent.share)
     rivals = [_Group(opponent.completions, mixed, against, mixture=mixture)]
-  return [*apart, _Group(sampling.completions - len(apart), params, several), *rivals]
+  columns = sampling.own
+  own = _Group(columns.stop - columns.start, params, several)
+  return [*apart, own, *explorers, *rivals]
 
 
 def _sample(
@@ -172,6 +179,7 @@ def _sample(
     top_p=None if group.greedy else sampling.top_p,
     greedy=group.greedy,
     mixture=group.mixture,
+    warmth=group.warmth,
   )
   B, whole = len(row_B), (prompt_BP, length_B)
   if sampling.slots is not None:
