@@ -361,6 +361,7 @@ def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
   sampling = dataclasses.replace(
     experiment.sampling,
     first="sample",
+    explore=None,
     opponent=Opponent(share=1.0) if experiment.feedback.kind == "win_rates" else None,
     prompts_at_once=None if experiment.sampling.slots else at_once,
   )
