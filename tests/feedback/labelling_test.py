@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from xpo_jax.data.records import Pair, Turn
-from xpo_jax.feedback import labelling
+from xpo_jax.feedback import judge, labelling
+from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.protocol import Scores
 
 ROWS = [Pair(str(n), f"p{n}", "aa", "b", probability=0.9) for n in range(60)]
@@ -47,3 +48,24 @@ def test_the_judges_labels_replace_the_old_ones():
 def test_hard_labels_have_no_probability():
   labelled = labelling.label(_sure, ROWS, hard=True)
   assert {pair.probability for pair in labelled.pairs} == {None}
+
+
+def test_ratings_teach_what_a_judge_is_asked():
+  prompts, texts = [f"p{n}" for n in range(7)], [f" a{n}" for n in range(7)]
+  taught = labelling.ratings(
+    prompts, texts, [5, 5, 5, 5, 2, 2, 1], prompt="brief", levels=5
+  )
+  # One of each rating that there is, for there is but one of the rarest.
+  assert [row.completion for row in taught] == [" 5", " 2", " 1"]
+  asked = {}
+
+  def options(conversations, names, draw):
+    for conversation in conversations:
+      (turn,) = conversation
+      asked["".join(piece.text for piece in turn.pieces)] = names
+    return np.zeros((len(conversations), len(names)), np.float32)
+
+  rate = judge.rating(Backend("all alike", None, options), prompt="brief", levels=5)
+  rated = [int(row.uid.split()[1]) for row in taught]
+  rate([prompts[n] for n in rated], [texts[n] for n in rated])
+  assert [row.prompt for row in taught] == list(asked)

@@ -173,7 +173,7 @@ def test_a_policy_rates_itself_with_the_parameters_it_has(params, single):
 
 @pytest.mark.parametrize("own", [local.own_rating, local.own_scorer])
 def test_a_prompt_that_does_not_fit_is_named_before_there_is_a_policy(own, pairs):
-  with pytest.raises(ValueError, match="prompt .*pairs.txt"):
+  with pytest.raises(ValueError, match=r"prompt .*pairs\.txt"):
     own(prompt=pairs)
 
 

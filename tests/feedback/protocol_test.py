@@ -56,6 +56,31 @@ def test_each_pair_is_asked_about_once():
   assert win_BKK.tolist() == [[[0.5, 1], [0, 0.5]], [[0.5, 0], [1, 0.5]]]
 
 
+def test_both_orders_cancel_a_liking_for_the_first():
+  def biased(prompts, first, second):
+    sure = {"pa": 0.9, "pb": 0.6, "qa": 0.8, "qb": 0.4}
+    return Scores(
+      [sure[prompt + text] for prompt, text in zip(prompts, first, strict=True)], None
+    )
+
+  asked = protocol.both_orders(biased)
+  p_N = asked(["p", "q"], ["a", "a"], ["b", "b"]).value_N
+  np.testing.assert_allclose(p_N, [(0.9 + 0.4) / 2, (0.8 + 0.6) / 2], rtol=1e-6)
+  swapped_N = asked(["p", "q"], ["b", "b"], ["a", "a"]).value_N
+  np.testing.assert_allclose(p_N + swapped_N, 1, rtol=1e-6)
+
+
+@pytest.mark.nonfinite
+def test_clamped_probabilities_stay_in_their_bounds_and_silence_stays():
+  def says(prompts, first, second):
+    return Scores([0.0, 0.55, 1.0, np.nan])
+
+  p_N = protocol.clamped(says)(*[["x"] * 4] * 3).value_N
+  np.testing.assert_array_equal(p_N, np.float32([0.4, 0.55, 0.6, np.nan]))
+  with pytest.raises(ValueError, match=r"low=0.7"):
+    protocol.clamped(says, low=0.7)
+
+
 def test_win_rates_against_opponents_are_means_over_them():
   texts_BK, opponents_BJ = [["b", "d"], ["y", "a"]], [["a", "c", "e"], ["x", "z", "b"]]
   reward_BK = protocol.win_rates_against(_alphabet, ["p", "q"], texts_BK, opponents_BJ)

@@ -43,6 +43,14 @@ def test_a_judge_without_error_is_the_truth_and_with_all_its_opposite():
   np.testing.assert_array_equal(_ask(scripted.preference(error=1)), 1 - TRUE)
 
 
+def test_an_unsure_judge_is_as_unsure_where_it_is_wrong():
+  sure = rules.bradley_terry(rules.world_reward(), 0.5)(PROMPTS, FIRST, SECOND).value_N
+  p_N = _ask(scripted.preference(error=0.2, temperature=0.5))
+  wrong = p_N != sure
+  np.testing.assert_allclose(p_N[wrong], 1 - sure[wrong])
+  assert _near(wrong[sure != 0.5].mean(), 0.2, (sure != 0.5).sum())
+
+
 def test_a_lazy_judge_takes_the_first_shown():
   judge = scripted.preference(error=0, position=0.3)
   both = (_ask(judge) == 1) & (_ask(judge, SECOND, FIRST) == 1)
@@ -99,3 +107,24 @@ def test_revisions_raise_the_worlds_reward():
 def test_a_share_outside_its_range_is_refused(make):
   with pytest.raises(ValueError, match=r"error is 1.5; allowed: 0 to 1"):
     make(error=1.5)
+
+
+def test_harshness_counts_what_the_critic_mends():
+  texts = [" a dull, stupid film.", " fine.", " Terrible"]
+  found = scripted.harshness()(["p"] * 3, texts)
+  assert found.value_N.tolist() == [2, 0, 1]
+  critic = scripted.critic(error=0)
+  last = constitution.revise(critic, ["p"] * 3, texts, rounds=2)[-1].text
+  assert scripted.harshness()(["p"] * 3, last).value_N.tolist() == [0, 0, 0]
+
+
+def test_each_pair_is_judged_by_one_drawn_principle():
+  kinder = scripted.preference(error=0)
+  crueller = scripted.preference(error=1)
+  judge = constitution.by_principle((kinder, crueller), seed=2)
+  p_N = _ask(judge)
+  np.testing.assert_array_equal(_ask(judge, SECOND, FIRST), 1 - p_N)
+  decided = TRUE != 0.5
+  assert _near((p_N == TRUE)[decided].mean(), 0.5, decided.sum())
+  with pytest.raises(ValueError, match="no judge"):
+    constitution.by_principle(())

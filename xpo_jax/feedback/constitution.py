@@ -1,15 +1,18 @@
 """Critique and revision by a constitution: Constitutional AI's first phase.
 
 Bai et al. 2022, arXiv:2212.08073. Its second phase is `judge.preference` with the
-prompt "principle" and a file of principles.
+prompt "principle" and a file of principles, or `by_principle` of judges of one each.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from xpo_jax.feedback import prompting
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.prompting import Turn
+from xpo_jax.feedback.protocol import Preference, Scores, check_probabilities
 
 
 class Revised(NamedTuple):
@@ -99,6 +102,36 @@ def revise(
     made.append(critic(prompts, texts, number))
     texts = [b if a is None else a for a, b in zip(made[-1].text, texts, strict=True)]
   return made
+
+
+def by_principle(judges: Sequence[Preference], seed: int = 0) -> Preference:
+  """For each pair one of several judges: each stands for a principle.
+
+  Args:
+    judges: at least one.
+    seed: of the draw, which depends on it and on the pair, not on the order.
+
+  Raises:
+    ValueError: no judge.
+  """
+  if not judges:
+    raise ValueError("by_principle: no judge; give one for each principle")
+
+  def judge(
+    prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+  ) -> Scores:
+    rows = list(zip(prompts, first, second, strict=True))
+    luck_N = [prompting.draw(seed, x, *sorted(pair)) for x, *pair in rows]
+    who_N = (np.array(luck_N) * len(judges)).astype(int)
+    p_N = np.zeros(len(rows), np.float32)
+    for number, each in enumerate(judges):
+      at_N = np.flatnonzero(who_N == number)
+      if at_N.size:
+        asked = zip(*(rows[n] for n in at_N), strict=True)
+        p_N[at_N] = check_probabilities(each(*asked), at_N.size).value_N
+    return Scores(p_N)
+
+  return judge
 
 
 def _written(

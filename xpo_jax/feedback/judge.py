@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from xpo_jax import labels
-from xpo_jax.feedback import prompting, verdicts
+from xpo_jax.feedback import prompting, protocol, verdicts
 from xpo_jax.feedback.prompting import Conversation, Piece, Turn
 from xpo_jax.feedback.protocol import Preference, Scorer, Scores
 
 _IMPOSSIBLE = -1e30  # log-probability of the option a text did not choose
+_RATED = ("preamble", "sample", "ending")
+_RATING = ("prompt", "completion", "levels")
 
 
 class Backend(NamedTuple):
@@ -88,8 +90,6 @@ def preference(
   _check(backend, logprobs, reasoning, samples, retries)
   if len(set(options)) != 2:
     raise ValueError(f"options: {tuple(options)}; a judge of pairs needs two names")
-  if clamp is not None:
-    labels.clamped(np.full((1, 2), 0.5, np.float32), *clamp)  # checks the bounds
 
   def question(asked: str, first: str, second: str) -> _Question:
     texts = {"prompt": asked, "first": first, "second": second}
@@ -115,11 +115,9 @@ def preference(
       p_SN.append(_first_wins(logp_NJ, both_orders))
       reason = argued if reason is None else reason
     p_N = _mean(np.stack(p_SN))
-    if clamp is not None:
-      p_N = np.clip(p_N, *clamp)  # as `labels.clamped`; NaN stays
     return Scores(p_N, tuple(reason[: len(prompts)]))
 
-  return judge
+  return judge if clamp is None else protocol.clamped(judge, *clamp)
 
 
 def scorer(
@@ -206,8 +204,7 @@ def rating(
     ValueError: a prompt file that does not fit, a backend without log-probabilities, or
       numbers out of range.
   """
-  parts = ("preamble", "sample", "ending") + (("reasoning",) if reasoning else ())
-  made = prompting.load(prompt, parts, ("prompt", "completion", "levels"))
+  made = prompting.load(prompt, _RATED + (("reasoning",) * reasoning), _RATING)
   _check(backend, True, reasoning, samples, retries)
   if levels < 2:
     raise ValueError(f"rating: levels={levels}; at least 2")
@@ -233,6 +230,22 @@ def rating(
     return Scores(_mean(np.stack(value_SN)), tuple(reason))
 
   return rate
+
+
+def rating_question(
+  asked: str, completion: str, *, prompt: str = "rating", levels: int = 10
+) -> Conversation:
+  """What `rating` asks about one answer, to teach a model to answer it.
+
+  Args:
+    asked: the prompt of the answer.
+    completion: the answer.
+    prompt: a prompt file, see `rating`.
+    levels: the highest rating.
+  """
+  made = prompting.load(prompt, _RATED, _RATING)
+  texts = {"prompt": asked, "completion": completion}
+  return _question(made, texts, {"levels": str(levels)}).plain
 
 
 class _Question(NamedTuple):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpo_jax.data.records import Pair, Text
-from xpo_jax.feedback import prompting
+from xpo_jax.data.records import Demonstration, Pair, Text
+from xpo_jax.feedback import judge, prompting
 from xpo_jax.feedback.protocol import Preference, check_probabilities
 
 
@@ -94,6 +94,44 @@ def label(
       pairs.append(_labelled(row, p, hard))
   abstained = int(np.isnan(p_N).sum())
   return Labelled(pairs, abstained, len(rows) - len(pairs) - abstained)
+
+
+def ratings(
+  prompts: Sequence[str],
+  completions: Sequence[str],
+  levels_N: Sequence[int],
+  *,
+  prompt: str = "rating",
+  levels: int = 5,
+) -> list[Demonstration]:
+  """Answers and their ratings as demonstrations of a judge: seed data of a model that
+  is to rate itself.
+
+  Paper: the evaluation part of Self-Rewarding Language Models' seed data, Yuan et al.
+  2024, arXiv:2401.10020. As many of each rating as of the rarest, which the paper
+  approaches too: a judge of mostly fours learns to say four.
+
+  Args:
+    prompts: N texts.
+    completions: an answer to each.
+    levels_N: its rating, 1 to `levels`.
+    prompt: a prompt file, see `judge.rating`. The demonstration is plain text: for a
+      tokenizer without a chat template.
+    levels: the highest rating.
+  """
+  of = [
+    [n for n, given in enumerate(levels_N) if given == 1 + i] for i in range(levels)
+  ]
+  fewest = min(filter(None, map(len, of)), default=0)
+  kept = sorted(n for rated in of for n in rated[:fewest])
+  made = []
+  for n in kept:
+    (turn,) = judge.rating_question(
+      prompts[n], completions[n], prompt=prompt, levels=levels
+    )
+    question = "".join(piece.text for piece in turn.pieces)
+    made.append(Demonstration(f"rating {n}", question, f" {levels_N[n]}"))
+  return made
 
 
 def _labelled(row: Pair, p: float, hard: bool) -> Pair:

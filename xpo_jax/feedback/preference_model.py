@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from xpo_jax.data.tokenise import Example
-from xpo_jax.feedback import _texts, reward_model
+from xpo_jax.feedback import _texts, protocol, reward_model
 from xpo_jax.feedback.protocol import Preference, Scores
 from xpo_jax.feedback.reward_model import RewardModel
 from xpo_jax.types import Layout
@@ -56,8 +56,7 @@ def both_orders(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
 def of(held: RewardModel, *, batch: int = 32) -> Preference:
   """The Preference of a model in memory.
 
-  P = (sigma(l_12) + 1 - sigma(l_21)) / 2, so that swapping the answers gives 1 - P
-  exactly; see `objectives.preference`.
+  Both orders are asked about (`protocol.both_orders`); see `objectives.preference`.
 
   Args:
     held: a preference model.
@@ -68,14 +67,11 @@ def of(held: RewardModel, *, batch: int = 32) -> Preference:
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
     reading = (held.tokenizer, held.template, held.limits)
-    one, other = (_texts.examples(prompts, y, *reading) for y in (first, second))
-    orders = zip([*one, *other], [*other, *one], strict=True)
-    made = [_shown(a, b, held.tokenizer) for a, b in orders]
-    log_odds_N = reward_model.values(held, made, batch)
-    p_shown_N, p_swapped_N = np.split(special.expit(log_odds_N.astype(np.float64)), 2)
-    return Scores(((p_shown_N + 1 - p_swapped_N) / 2).astype(np.float32))
+    sides = (_texts.examples(prompts, y, *reading) for y in (first, second))
+    made = [_shown(a, b, held.tokenizer) for a, b in zip(*sides, strict=True)]
+    return Scores(special.expit(reward_model.values(held, made, batch)))
 
-  return preference
+  return protocol.both_orders(preference)
 
 
 def preference(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpo_jax import games
+from xpo_jax import games, labels
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Params
 
@@ -43,6 +43,47 @@ class OfPolicy(NamedTuple):
   """
 
   make: Callable[[Model, Params, Any], Any]
+
+
+def both_orders(preference: Preference) -> Preference:
+  """Asks twice, the answers swapped, and averages the two probabilities.
+
+  P = (P(first, shown first) + 1 - P(second, shown first)) / 2: a liking for what comes
+  first cancels, and swapping the answers gives 1 - P. NaN where either order abstains.
+
+  Paper: position debiasing of RLAIF, Lee et al. 2023, arXiv:2309.00267.
+
+  Args:
+    preference: whose answer may depend on the order; asked once, about all.
+  """
+
+  def asked(
+    prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+  ) -> Scores:
+    orders = ([*prompts, *prompts], [*first, *second], [*second, *first])
+    found = check_probabilities(preference(*orders), 2 * len(prompts))
+    shown_N, swapped_N = np.split(found.value_N, 2)
+    reason = found.reason and found.reason[: len(prompts)]
+    return Scores((shown_N + 1 - swapped_N) / 2, reason)
+
+  return asked
+
+
+def clamped(preference: Preference, low: float = 0.4, high: float = 0.6) -> Preference:
+  """A preference kept from being too sure of itself; see `labels.clamped`.
+
+  Raises:
+    ValueError: a bound out of range.
+  """
+  labels.clamped(np.full((1, 2), 0.5, np.float32), low, high)  # checks the bounds
+
+  def asked(
+    prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+  ) -> Scores:
+    found = check_probabilities(preference(prompts, first, second), len(prompts))
+    return found._replace(value_N=np.clip(found.value_N, low, high))  # NaN stays
+
+  return asked
 
 
 def score_groups(

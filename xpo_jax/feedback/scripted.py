@@ -14,12 +14,15 @@ from xpo_jax.feedback import prompting, rules
 from xpo_jax.feedback.constitution import Critic, Revised
 from xpo_jax.feedback.protocol import Preference, Scorer, Scores, check_scores
 
+_MARKS = ".,;!?"
+
 
 def preference(
   truth: Scorer | None = None,
   *,
   error: float = 0.1,
   position: float = 0.0,
+  temperature: float = 0.0,
   seed: int = 0,
 ) -> Preference:
   """A judge that knows the truth and errs.
@@ -29,18 +32,19 @@ def preference(
     error: share of pairs on which it is wrong, whichever is shown first; in [0, 1].
     position: share of pairs on which it looks at nothing and takes what is shown
       first; in [0, 1].
+    temperature: how unsure it is, as in `rules.bradley_terry`; 0: quite sure. Where it
+      is wrong it is so as surely.
     seed: of its luck.
 
   Returns:
-    Preference of 0, 1, or 1/2 where the truth is a draw. It abstains where the truth
-    does.
+    Preference; 1/2 where the truth is a draw. It abstains where the truth does.
 
   Raises:
     ValueError: a share outside [0, 1].
   """
   _check_share("error", error)
   _check_share("position", position)
-  better = rules.bradley_terry(truth or rules.world_reward(), temperature=0)
+  better = rules.bradley_terry(truth or rules.world_reward(), temperature)
 
   def judge(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -101,6 +105,19 @@ def scorer(
   return rate
 
 
+def harshness() -> Scorer:
+  """How many words of a completion VADER holds to be negative: what `critic` mends."""
+  known = _harsh_words()
+
+  def count(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
+    if len(prompts) != len(completions):
+      raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions")
+    found = [len(_wrong(text.split(" "), known)) for text in completions]
+    return Scores(np.array(found, np.float32))
+
+  return count
+
+
 def critic(
   better: Mapping[str, str] | None = None, *, error: float = 0.1, seed: int = 0
 ) -> Critic:
@@ -124,14 +141,12 @@ def critic(
     said, texts = [], []
     for prompt, completion in zip(prompts, completions, strict=True):
       words = completion.split(" ")
-      wrong = [
-        n for n, word in enumerate(words) if word.strip(".,;!?").lower() in known
-      ]
+      wrong = _wrong(words, known)
       forgets = prompting.draw(seed, str(draw), prompt, completion) < error
       if not wrong:
         said.append("No word is wrong.")
       else:
-        bare = words[wrong[0]].strip(".,;!?")
+        bare = words[wrong[0]].strip(_MARKS)
         said.append(f"The word {bare!r} is wrong.")
         if not forgets:
           words[wrong[0]] = words[wrong[0]].replace(bare, known[bare.lower()])
@@ -144,6 +159,11 @@ def critic(
 def _harsh_words() -> dict[str, str]:
   lexicon = vaderSentiment.SentimentIntensityAnalyzer().lexicon
   return {word: "fine" for word, valence in lexicon.items() if valence < 0}
+
+
+def _wrong(words: Sequence[str], known: Mapping[str, str]) -> list[int]:
+  """Places of the words that are known to be wrong."""
+  return [n for n, word in enumerate(words) if word.strip(_MARKS).lower() in known]
 
 
 def _check_share(name: str, share: float) -> None:
