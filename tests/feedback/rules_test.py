@@ -64,3 +64,20 @@ def test_what_cannot_be_a_rule_is_refused():
     rules.exact({})
   with pytest.raises(ValueError, match="temperature is -1"):
     rules.bradley_terry(rules.length(), -1)
+
+
+def test_a_cycle_has_no_best_kind_and_its_verdicts_add_up():
+  prefer = rules.cycle(["rock", "paper", "scissors"], edge=0.8)
+  texts = ["rock", "paper", "scissors", "well"]
+  pairs = [(a, b) for a in texts for b in texts]
+  win = prefer(["p"] * 16, *zip(*pairs, strict=True)).value_N.reshape(4, 4)
+  np.testing.assert_allclose(win + win.T, 1, rtol=1e-6)
+  assert win[0, 1] == win[1, 2] == win[2, 0] == np.float32(0.8)
+  assert (win[:3, 3] == np.float32(0.8)).all()  # any kind beats none
+  np.testing.assert_allclose(win[:3, :3].mean(1), 0.5, rtol=1e-6)
+  for wrong, says in (
+    ({"patterns": ["a", "b"]}, "at least 3"),
+    ({"edge": 0.3}, "edge"),
+  ):
+    with pytest.raises(ValueError, match=says):
+      rules.cycle(**({"patterns": ["a", "b", "c"]} | wrong))

@@ -115,6 +115,44 @@ def bradley_terry(scorer: Scorer, temperature: float = 1.0) -> Preference:
   return prefer
 
 
+def cycle(patterns: Sequence[str], *, edge: float = 0.9) -> Preference:
+  """A preference that no reward explains: each kind beats the next, the last the first.
+
+  A completion is of the first kind whose pattern is found in it. One of any kind beats
+  one of none; within a kind, and between kinds that are not neighbours, it is a draw.
+
+  Args:
+    patterns: of Python's `re`, one for each kind; at least 3.
+    edge: probability of the kind that is preferred; in [1/2, 1].
+
+  Raises:
+    ValueError: too few patterns, one that is no regular expression, or an edge outside
+      its range.
+  """
+  if len(patterns) < 3:
+    raise ValueError(f"cycle: {len(patterns)} patterns; a cycle takes at least 3")
+  if not 0.5 <= edge <= 1:
+    raise ValueError(f"cycle: edge is {edge!r}; allowed: 1/2 to 1")
+  kinds, none = list(map(_compiled, patterns)), len(patterns)
+  win = np.full((none + 1, none + 1), 0.5, np.float32)  # row beats column
+  win[:none, none], win[none, :none] = edge, 1 - edge
+  for kind in range(none):
+    win[kind, (kind + 1) % none] = edge
+    win[(kind + 1) % none, kind] = 1 - edge
+
+  def kind_of(text: str) -> int:
+    return next((n for n, kind in enumerate(kinds) if kind.search(text)), none)
+
+  def prefer(
+    prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+  ) -> Scores:
+    del prompts
+    pair = [list(map(kind_of, texts)) for texts in (first, second)]
+    return Scores(win[pair[0], pair[1]])
+
+  return prefer
+
+
 def _compiled(pattern: str) -> re.Pattern[str]:
   try:
     return re.compile(pattern)
