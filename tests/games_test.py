@@ -40,3 +40,17 @@ def test_impossible_tokens_stay_impossible_without_nan():
     np.testing.assert_array_equal(games.mixture(policy, ref, share), [[0, -np.inf]])
   ref_alone = games.mixture(policy, ref, 1.0)
   np.testing.assert_allclose(ref_alone, jax.nn.log_softmax(ref), rtol=1e-6)
+
+
+def test_bradley_terry_predicts_each_answers_wins_against_the_policy():
+  # Rock beats scissors, scissors paper, paper rock: 0.9, 0.7, 0.6.
+  win = jnp.array([[0.5, 0.4, 0.9], [0.6, 0.5, 0.3], [0.1, 0.7, 0.5]])
+  policy = jnp.array([0.6, 0.3, 0.1])
+  fit = jax.jit(games.bradley_terry)
+  reward = fit(win, jnp.log(policy))
+  predicted = games.from_rewards(reward[None])[0]
+  np.testing.assert_allclose(predicted @ policy, win @ policy, atol=1e-5)
+  assert float(reward.mean()) == pytest.approx(0, abs=1e-5)
+  known = jnp.array([0.7, -0.2, -0.5])  # a game that rewards explain
+  found = fit(games.from_rewards(known[None])[0], jnp.log(policy))
+  np.testing.assert_allclose(found, known, atol=1e-4)

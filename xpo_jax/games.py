@@ -19,6 +19,34 @@ def from_rewards(reward_BK: Array) -> Array:
   return jax.nn.sigmoid(reward_BK[:, :, None] - reward_BK[:, None, :])
 
 
+def bradley_terry(win_VV: Array, logp_V: Array, steps: int = 30) -> Array:
+  """The reward that Bradley-Terry reads into a game, mean 0, `[V]`.
+
+  It minimises the expected logistic loss on pairs of independent draws of the policy,
+  labelled by the game, by Newton's method. At the minimum, against the policy, each
+  answer is predicted to win as often as it does: with a cycle in the game the reward
+  depends on who plays.
+
+  Args:
+    win_VV: row beats column; no answer that always wins, for its reward has no end.
+    logp_V: log-probabilities of the policy, all finite.
+    steps: of Newton's method.
+  """
+  chex.assert_shape(win_VV, (*logp_V.shape, logp_V.shape[0]))
+  weight_VV = jnp.exp(logp_V[:, None] + logp_V[None])
+
+  def loss(reward_V: Array) -> Array:
+    margin_VV = reward_V[:, None] - reward_V[None]
+    shift = reward_V.mean() ** 2 / 2  # what pairs do not tell, so that it has a minimum
+    return shift - (weight_VV * win_VV * jax.nn.log_sigmoid(margin_VV)).sum()
+
+  def step(_, reward_V: Array) -> Array:
+    slope_V, bend_VV = jax.grad(loss)(reward_V), jax.hessian(loss)(reward_V)
+    return reward_V - jnp.linalg.solve(bend_VV, slope_V)
+
+  return jax.lax.fori_loop(0, steps, step, jnp.zeros_like(logp_V))
+
+
 def symmetrised(raw_BKK: Array) -> Array:
   """A matrix of wins from a model asked in both orders: (P_ij + 1 - P_ji) / 2."""
   chex.assert_rank(raw_BKK, 3)

@@ -10,7 +10,6 @@ Expected: more true reward than the start's for every recipe; nothing is claimed
 Last result: not run.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -19,8 +18,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xpo_jax.recipes import demo, find
+from xpo_jax.recipes import demo, find, online_study, staged
 from xpo_jax.recipes.staged_world import World
+from xpo_jax.train import intervals, page
+from xpo_jax.train.online_experiment import OnlineExperiment
 
 STAGED = "staged"  # a directory for each recipe that has stages of its own
 START = "SFT"
@@ -71,17 +72,11 @@ CLAIMS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs what is left to run, prints both tables; 1 where a recipe failed."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--run-dir", type=Path, default=Path("runs/tables-online"))
-  parser.add_argument("--seeds", type=int, default=3, help="of every recipe")
-  parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+  parser = online_study.parser(__doc__, "runs/tables-online")
   parser.add_argument("--only", help="recipes, with commas between; default: all")
-  parser.add_argument("--show", action="store_true", help="run nothing")
   args = parser.parse_args(arguments)
   demo.environment()
-  from xpo_jax.recipes import online_study, staged
-
-  study, failed = online_study.Study(), {}
+  study, failed = online_study.study(), {}
   chosen = recipes(args.only.split(",") if args.only else None)
   if not args.show:
     # Both the lab and the tokenizer belong to the start: made before any job.
@@ -92,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   last = {arm: [p[-1] for p in seeds.values()] for arm, seeds in points.items()}
   demo.show(results(last, study.world, args.run_dir))
   demo.show(claims(last))
-  for name, error in failed.items():
-    print(f"FAILED: {name}: {error}")
-  return 1 if failed else 0
+  return online_study.report(failed)
 
 
 def recipes(only: Sequence[str] | None = None) -> dict[str, find.Recipe]:
@@ -103,8 +96,6 @@ def recipes(only: Sequence[str] | None = None) -> dict[str, find.Recipe]:
   Raises:
     ValueError: one of `only` is none of them.
   """
-  from xpo_jax.train.online_experiment import OnlineExperiment
-
   found = {}
   for name in find.names():
     if find.required(name):  # a file of one's own
@@ -140,28 +131,22 @@ def tasks(study, run_dir: Path, chosen: Mapping[str, find.Recipe], seeds) -> dic
 
 def judge_start(study, run_dir: Path, seed: int) -> None:
   """The row of the start."""
-  from xpo_jax.recipes import online_study, staged
-
-  lab = staged.Lab(study, run_dir, _quiet)
+  lab = staged.Lab(study, run_dir, online_study.quiet)
   online_study.other(lab, START, seed, lambda: [(0, lab.start.params)])
 
 
 def run_loop(study, run_dir: Path, name: str, seed: int) -> None:
   """One recipe that is an online experiment, one seed."""
-  from xpo_jax.recipes import online_study, staged
-
-  lab = staged.Lab(study, run_dir, _quiet)
+  lab = staged.Lab(study, run_dir, online_study.quiet)
   online_study.online(lab, name, find.load(name).experiment, seed)
 
 
 def run_stages(study, run_dir: Path, name: str, seeds: tuple[int, ...]) -> None:
   """One recipe of several stages, all seeds; it starts from a copy of the start."""
-  from xpo_jax.recipes import staged
-
   recipe, directory = find.load(name), run_dir / STAGED / name
   world = dataclasses.replace(study.world, seeds=seeds)
   settings = dataclasses.replace(recipe.experiment, world=world)
-  _ = staged.Lab(settings, directory, _quiet)  # the directory's, or refused
+  _ = staged.Lab(settings, directory, online_study.quiet)  # the directory's, or refused
   if not (directory / staged.SFT).exists():
     half = directory / f"{staged.SFT}.part"
     shutil.rmtree(half, ignore_errors=True)
@@ -174,9 +159,6 @@ def run_stages(study, run_dir: Path, name: str, seeds: tuple[int, ...]) -> None:
 
 def results(last: Mapping, world: World, run_dir: Path):
   """A row a recipe; of a recipe with stages, a row for each of its arms."""
-  from xpo_jax.recipes import online_study
-  from xpo_jax.train import page
-
   header = ["recipe", "true reward", "over SFT", "KL, nats", "tokens", "seconds"]
   rows = []
   for label, points in last.items():
@@ -202,7 +184,6 @@ def results(last: Mapping, world: World, run_dir: Path):
 
 
 def _cell(x) -> str:
-  from xpo_jax.train import intervals
 
   if x is None:
     return ""
@@ -211,9 +192,6 @@ def _cell(x) -> str:
 
 def claims(last: Mapping):
   """Papers' claims beside ours, where both recipes have been run."""
-  from xpo_jax.recipes import online_study
-  from xpo_jax.train import page
-
   rows = []
   for source, claim, more, less, column in CLAIMS:
     if more in last and less in last:
@@ -236,10 +214,6 @@ def verdict(found) -> str:
   if found.low > 0:
     return "the same way here"
   return "the other way here" if found.high < 0 else "not separable here"
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 if __name__ == "__main__":

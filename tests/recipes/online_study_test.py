@@ -81,7 +81,7 @@ def table(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "table"
   module, said = script("online"), []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(online_study, "Study", lambda: Study(TINY))
+    patch.setattr(online_study, "study", lambda source=None: Study(TINY))
     patch.setattr(find, "names", lambda: dict.fromkeys(RECIPES))
     patch.setattr(find, "required", lambda name: ())
     patch.setattr(find, "load", RECIPES.__getitem__)

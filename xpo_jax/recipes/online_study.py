@@ -4,6 +4,7 @@ A study's directory is a `staged.Lab`'s. Beside its stages lies `points/`, a fil
 what its policies are worth on held-out prompts. What is measured is not run again.
 """
 
+import argparse
 import concurrent.futures
 import dataclasses
 import json
@@ -22,10 +23,8 @@ from xpo_jax.feedback import protocol
 from xpo_jax.recipes import staged
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import (
-  charts,
   checkpoint,
   evaluate,
-  frontier,
   intervals,
   metrics,
   offline,
@@ -43,6 +42,11 @@ class Study:
   """Settings of a study that has nothing of its own but a world."""
 
   world: World = dataclasses.field(default_factory=World)
+
+
+def study(source: str | None = None) -> Study:
+  """On the embedded world, or on texts of one's own (as `Data.path`)."""
+  return Study(World(source))
 
 
 class Point(NamedTuple):
@@ -201,23 +205,33 @@ def gap(
   return intervals.paired_bootstrap(a_SP, b_SP)
 
 
-def runs(points: Sequence[Point]) -> list[frontier.Run]:
-  """Points as `train.frontier` compares them."""
-  return [
-    frontier.Run(p.label, float(p.iteration), p.seed, p.reward_P, p.kl_P)
-    for p in points
-  ]
+def parser(doc: str, run_dir: str) -> argparse.ArgumentParser:
+  """What the command line of every study takes.
 
-
-def curve(label: str, seeds: Mapping[int, Sequence[Point]]) -> charts.Series:
-  """An arm on the plane: means over its seeds, 95 % intervals of the reward."""
-  steps = zip(*seeds.values(), strict=True)
-  kl, reward = zip(
-    *((mean(step, "kl").mean, mean(step, "reward")) for step in steps),
-    strict=True,
+  Args:
+    doc: the script's docstring, whose first line describes it.
+    run_dir: the default.
+  """
+  made = argparse.ArgumentParser(description=doc.partition("\n")[0])
+  made.add_argument("--run-dir", type=Path, default=Path(run_dir))
+  made.add_argument("--seeds", type=int, default=3, help="of every arm")
+  made.add_argument("--jobs", type=int, default=2, help="processes at once")
+  made.add_argument(
+    "--show", action="store_true", help="run nothing, show what is there"
   )
-  low, high = [r.low for r in reward], [r.high for r in reward]
-  return charts.Series(label, kl, [r.mean for r in reward], low, high, kind="both")
+  return made
+
+
+def report(failed: Mapping[str, str]) -> int:
+  """Says which tasks failed; the exit code."""
+  for name, error in failed.items():
+    print(f"FAILED: {name}: {error}")
+  return 1 if failed else 0
+
+
+def quiet(text: str) -> None:
+  """Says nothing."""
+  del text
 
 
 def at_once(

@@ -1,0 +1,187 @@
+"""A preference that goes round in a circle: Nash-MD against a Bradley-Terry reward.
+
+Paper: Munos et al. 2023 (NLHF), arXiv:2312.00886: no reward explains an intransitive
+  preference; a Nash equilibrium of the game is beaten by nobody more often than not.
+Command: python experiments/tables/nash.py
+  With the same --run-dir it goes on where it was; --show prints what there is, the
+  exact part always.
+Hardware: 2 CPU cores; the exact part takes seconds.
+Expected: at equal KL the best answer to the policy wins less often against Nash-MD than
+  against the optimum of a Bradley-Terry reward fitted on the start's own answers.
+Departs from the paper: exploitability is what the best single answer gains; the paper
+  compares head to head, which an equilibrium need not win.
+Last result: not run.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax import games, pairing
+from xpo_jax.feedback import reward_model
+from xpo_jax.recipes import demo, find, online_study, online_world, staged
+from xpo_jax.train import page
+from xpo_jax.train.experiment import Use
+from xpo_jax.train.online_experiment import Call, Feedback
+
+# Rock beats scissors, scissors paper, paper rock: 0.9, 0.7, 0.6; rock is common.
+WIN = np.array([[0.5, 0.4, 0.9], [0.6, 0.5, 0.3], [0.1, 0.7, 0.5]])
+REFERENCE = np.log([0.6, 0.3, 0.1])
+BETAS = (1.0, 0.3, 0.1, 0.03, 0.01)
+EVERY = 15  # iterations from one point to the next
+# An answer of each kind of praise that `nash_md`'s judge tells apart.
+PRAISE = (" good.", " fine.", " warm.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The exact table; then runs what is left to run, and prints theirs."""
+  args = online_study.parser(__doc__, "runs/nash").parse_args(arguments)
+  demo.environment()
+  demo.show(exact())
+  study, failed = online_study.study(), {}
+  if not args.show:
+    _ = staged.Lab(study, args.run_dir).start
+    planned = {
+      f"{label}, seed {seed}": (run, study, args.run_dir, label, seed)
+      for seed in range(args.seeds)
+      for label in ARMS
+    }
+    failed = online_study.at_once(planned, args.jobs)
+  demo.show(sampled(online_study.by_arm(online_study.read(args.run_dir))))
+  return online_study.report(failed)
+
+
+def exact() -> page.Table:
+  """Tabular policies of three answers, no sampling: both at the equilibrium's KL."""
+  equilibrium, tilted = jax.jit(_equilibrium), jax.jit(_tilted)
+  reward = games.bradley_terry(WIN, REFERENCE)
+  rows = []
+  for beta in BETAS:
+    nash = equilibrium(beta)
+    kl = _kl(nash)
+    rewarded = tilted(reward, kl)
+    gaps = [float(games.exploitability(WIN, logp)) for logp in (nash, rewarded)]
+    shares = [" ".join(f"{p:.2f}" for p in np.exp(x)) for x in (nash, rewarded)]
+    head = float(np.exp(nash) @ WIN @ np.exp(rewarded))
+    rows.append(
+      [beta, f"{kl:.3f}", *(f"{g:.3f}" for g in gaps), *shares, f"{head:.3f}"]
+    )
+  start = float(games.exploitability(WIN, REFERENCE))
+  header = ["beta", "KL, nats", "Nash", "Bradley-Terry", "Nash plays", "BT plays"]
+  caption = (
+    "Exploitability, max P(answer > policy) - 1/2, of the equilibrium tied to the "
+    "reference by beta and of the Bradley-Terry optimum at the same KL; the reference "
+    f"has {start:.3f}. Last: how often Nash beats Bradley-Terry."
+  )
+  return page.Table([*header, "head to head"], rows, caption)
+
+
+def _equilibrium(beta):
+  """Nash-MD's last iterate."""
+
+  def step(logp, t):
+    eta = 2 / (beta * (t + 2))
+    return games.nash_md_step(logp, REFERENCE, WIN, beta, eta), None
+
+  return jax.lax.scan(step, jnp.asarray(REFERENCE), jnp.arange(20_000.0))[0]
+
+
+def _tilted(reward, kl):
+  """ref exp(strength reward) / Z at a KL, the strength found by halving."""
+
+  def at(strength):
+    return jax.nn.log_softmax(REFERENCE + strength * reward)
+
+  def halve(_, ends):
+    middle = ends.mean()
+    less = _kl(at(middle)) < kl
+    return jnp.where(less, ends.at[0].set(middle), ends.at[1].set(middle))
+
+  return at(jax.lax.fori_loop(0, 50, halve, jnp.array([0.0, 100.0])).mean())
+
+
+def _kl(logp):
+  return (jnp.exp(logp) * (logp - REFERENCE)).sum()
+
+
+def _win_rates(lab: staged.Lab, seed: int) -> Feedback:
+  """The judge itself, about the policy's own samples."""
+  del lab, seed
+  return find.load("nash_md").experiment.feedback
+
+
+def _rewards(lab: staged.Lab, seed: int) -> Feedback:
+  """A reward model of pairs of the start's samples, labelled by the judge."""
+  judge = _win_rates(lab, seed).source.build()
+  drawn = lab.sample(lab.start.params, completions=2, seed=seed)
+  first, second = zip(*drawn.texts_BK, strict=True)
+  p_B = judge(drawn.prompts, first, second).value_N
+  luck_B = np.random.default_rng((seed, 6)).random(len(p_B))
+  duel_BK = np.stack([luck_B < p_B, luck_B >= p_B], 1).astype(np.float32)
+  labelled = drawn._replace(reward_BK=duel_BK)
+  both = pairing.best_worst(duel_BK, np.ones_like(duel_BK))
+  columns = (both.chosen_B, both.rejected_B, both.keep_B)
+  rows = staged.pairs(labelled, *(np.asarray(x)[:, None] for x in columns))
+  directory = lab.reward(f"reward-{seed}", rows, seed=seed, epochs=3)
+  return Feedback(Call(reward_model.scorer, directory=str(directory)))
+
+
+# Label -> objective, how it is judged; both learn from as many samples.
+ARMS = {
+  "Nash-MD": (Use("nash_md", beta=0.05), _win_rates),
+  "RLOO, Bradley-Terry": (Use("rloo", beta=0.05), _rewards),
+}
+
+
+def run(study, run_dir: Path, label: str, seed: int) -> None:
+  """One arm, one seed; at each point every kind of praise plays against the policy."""
+  lab = staged.Lab(study, run_dir, online_study.quiet)
+  objective, feedback = ARMS[label]
+  sampling = find.load("nash_md").experiment.sampling
+  judged = feedback(lab, seed)
+  if judged.kind == "scores":
+    sampling = find.load("rloo").experiment.sampling
+  experiment = online_world.run(
+    objective, study.world, feedback=judged, sampling=sampling
+  )
+  judge = _win_rates(lab, seed).source.build()
+  ask = {text: functools.partial(_plays, judge, text) for text in PRAISE}
+  online_study.online(lab, label, experiment, seed, every=EVERY, ask=ask)
+
+
+def _plays(judge, text: str, prompts, completions):
+  """How an answer fares against the policy's completions."""
+  return judge(prompts, [text] * len(prompts), completions)
+
+
+def sampled(arms) -> page.Table:
+  """The loop's policies on text: KL, and what the best kind of praise gains."""
+  rows = []
+  for label, seeds in arms.items():
+    for step in zip(*seeds.values(), strict=True):
+      wins = [online_study.mean(step, text) for text in PRAISE]
+      best = max(wins, key=lambda one: one.mean)
+      gain = f"{best.mean - 0.5:.3f} [{best.low - 0.5:.3f}, {best.high - 0.5:.3f}]"
+      kl = online_study.mean(step, "kl")
+      rows.append(
+        [label, step[0].iteration, str(kl), gain, *(f"{w.mean:.3f}" for w in wins)]
+      )
+  header = ["arm", "iteration", "KL, nats", "exploitability", *PRAISE]
+  caption = (
+    "Mean [95 %] over held-out prompts and the seeds; exploitability: the best kind's "
+    "win rate against the policy, less 1/2 (the interval is of that kind alone); then "
+    "each kind's win rate."
+  )
+  return page.Table(header, rows, caption)
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except ValueError as error:
+    sys.exit(f"{error}")
