@@ -13,7 +13,7 @@ import scipy.special
 
 from xpo_jax.data import tokenise
 from xpo_jax.models import config, heads, sample, transformer
-from xpo_jax.train import evaluate, intervals, sequences
+from xpo_jax.train import evaluate, finished, intervals, sequences
 from xpo_jax.types import Layout
 
 VOCAB, EOS, LONGEST = 5, 1, 2
@@ -271,7 +271,7 @@ def test_report_compares_prompt_by_prompt_and_round_trips(tiny, drawn, tmp_path)
   against = report.measures["win_rate_vs_reference"].mean
   backwards = evaluate.win_rate(drawn.reward_PK, report.policy.reward_PK).mean()
   np.testing.assert_allclose(against + backwards, 1)
-  evaluate.write(tmp_path, report, {"step": 3})
+  finished.write(tmp_path, report, {"step": 3})
   read = json.loads((tmp_path / "evaluation.json").read_text())
   assert read["policy"]["kl"]["mean"] == report.measures["kl"].mean
   assert read["policy"]["distinct_1"]["low"] is None

@@ -215,7 +215,7 @@ def _axes(figure, x_range, y_range, across, up, top) -> str:
       f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{_number(value)}</text>'
     )
     parts.append(label)
-  for value in ticks(*x_range, count=7):
+  for value in _x_ticks(figure, x_range):
     x = across(value)
     parts.append(
       f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>'
@@ -230,6 +230,14 @@ def _axes(figure, x_range, y_range, across, up, top) -> str:
     f"{html.escape(figure.y_label)}</text>",
   ]
   return "\n".join(parts)
+
+
+def _x_ticks(figure: Figure, x_range: tuple[float, float]) -> list[float]:
+  """Where all x are whole, as steps are, nothing between two of them is named."""
+  found = ticks(*x_range, count=7)
+  columns = [np.asarray(series.x, np.float64) for series in figure.series]
+  whole = all((x[np.isfinite(x)] % 1 == 0).all() for x in columns)
+  return [value for value in found if value % 1 == 0] if whole else found
 
 
 def _number(value: float) -> str:

@@ -5,10 +5,8 @@ truncation: that is the distribution whose KL the estimates are of. Values stay 
 prompt and per completion, so that two policies can be compared prompt by prompt.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +16,6 @@ from xpo_jax.models import sample, transformer
 from xpo_jax.train import intervals, sequences
 from xpo_jax.types import Array, Params
 
-FILE, SAMPLES = "evaluation.json", "samples.jsonl"
 RewardFn = Callable[[Sequence[str]], np.ndarray]  # full texts -> one reward each
 
 
@@ -119,14 +116,31 @@ def policy_report(
     raise ValueError("reference: drawn on other prompts than the policy; draw it anew")
   if chosen is not None and len(chosen) != len(prompts):
     raise ValueError(f"chosen: {len(chosen)} answers for {len(prompts)} prompts")
+  answers = None
+  if reward is not None and chosen is not None:
+    whole = [p + c for p, c in zip(policy.prompts, chosen, strict=True)]
+    answers = _rewards(reward, whole)
+  report = beside(policy, reference, answers)
+  return report._replace(chosen=None if chosen is None else tuple(chosen))
+
+
+def beside(
+  policy: Draws, reference: Draws, chosen_P: np.ndarray | None = None
+) -> Report:
+  """Measures a policy's samples beside its reference's on the same prompts.
+
+  Args:
+    policy: its samples, with rewards or without.
+    reference: the same of the reference.
+    chosen_P: rewards of an answer to each prompt to be compared with, or None.
+  """
   against, against_ref = {}, {}
   differences = {"length": (policy.length_PK, reference.length_PK)}
-  if reward is not None:
+  if policy.reward_PK is not None:
     differences["reward"] = (policy.reward_PK, reference.reward_PK)
     against["reference"] = reference.reward_PK
-    if chosen is not None:
-      whole = [p + c for p, c in zip(policy.prompts, chosen, strict=True)]
-      against["chosen"] = against_ref["chosen"] = _rewards(reward, whole)
+    if chosen_P is not None:
+      against["chosen"] = against_ref["chosen"] = chosen_P
   return Report(
     policy=policy,
     reference=reference,
@@ -136,7 +150,6 @@ def policy_report(
       name: intervals.paired_bootstrap(per_prompt(a), per_prompt(b))
       for name, (a, b) in differences.items()
     },
-    chosen=None if chosen is None else tuple(chosen),
   )
 
 
@@ -300,60 +313,6 @@ def accuracy(score_P2: np.ndarray) -> intervals.Interval:
   """
   gap_P = np.asarray(score_P2)[:, 0] - np.asarray(score_P2)[:, 1]
   return intervals.bootstrap_mean((gap_P > 0) + 0.5 * (gap_P == 0))
-
-
-def write(run_dir: Path, report: Report, about: Mapping[str, Any]) -> None:
-  """Writes evaluation.json and samples.jsonl into a run, for `report.write`.
-
-  Args:
-    run_dir: the run.
-    report: what was measured.
-    about: how: step, prompts, completions, seed and the like.
-  """
-  content = {
-    "about": dict(about),
-    "policy": _plain(report.measures),
-    "reference": _plain(report.reference_measures),
-    "differences": _plain(report.differences),
-  }
-  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-  (Path(run_dir) / FILE).write_text(text, encoding="utf-8")
-  lines = []
-  for p, prompt in enumerate(report.policy.prompts):
-    answers = [
-      _answer(name, draws, p, k)
-      for name, draws in (("reference", report.reference), ("policy", report.policy))
-      for k in range(len(draws.texts[p]))
-    ]
-    line = {"prompt": prompt, "answers": answers}
-    if report.chosen is not None:
-      line["chosen"] = report.chosen[p]
-    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-  (Path(run_dir) / SAMPLES).write_text("".join(lines), encoding="utf-8")
-
-
-def _answer(name: str, draws: Draws, p: int, k: int) -> dict[str, Any]:
-  answer = {
-    "model": name,
-    "text": draws.texts[p][k],
-    "length": int(draws.length_PK[p, k]),
-    "ended": bool(draws.ended_PK[p, k]),
-    "log_ratio": float(draws.log_ratio_PK[p, k]),
-  }
-  if draws.reward_PK is not None:
-    answer["reward"] = float(draws.reward_PK[p, k])
-  return answer
-
-
-def _plain(measures: Mapping[str, intervals.Interval]) -> dict[str, dict[str, Any]]:
-  """For JSON, which has no NaN: null where there is no interval."""
-  return {
-    name: {
-      field: None if isinstance(value, float) and math.isnan(value) else value
-      for field, value in interval._asdict().items()
-    }
-    for name, interval in measures.items()
-  }
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

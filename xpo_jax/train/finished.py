@@ -1,18 +1,31 @@
 """What is done with a finished run: judge its policy, let it write, hand it on."""
 
 import dataclasses
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from xpo_jax.data import records, tokenise
 from xpo_jax.models import pretrained, sample, transformer
-from xpo_jax.train import configure, evaluate, inputs, offline, sequences
+from xpo_jax.train import (
+  configure,
+  evaluate,
+  inputs,
+  intervals,
+  offline,
+  online_finished,
+  sequences,
+)
 from xpo_jax.train.experiment import Trained
 from xpo_jax.train.inputs import Memory
+from xpo_jax.train.online_experiment import OnlineExperiment
 from xpo_jax.types import Layout
+
+FILE, SAMPLES = "evaluation.json", "samples.jsonl"
 
 
 def evaluate_run(
@@ -30,7 +43,8 @@ def evaluate_run(
 
   Args:
     run_dir: a finished run whose experiment holds data out (`Evaluation`).
-    reward: full texts -> rewards; None measures everything else.
+    reward: full texts -> rewards; None measures everything else, and by an online
+      run's own feedback.
     prompts: at most so many different held-out prompts, in the data's order.
     completions: samples a prompt.
     max_tokens: longest completion; None takes the experiment's limit.
@@ -39,7 +53,8 @@ def evaluate_run(
     memory: records by name, where the run was given some.
 
   Returns:
-    The report, also written as evaluation.json and samples.jsonl.
+    The report, also written as evaluation.json and samples.jsonl; of an online run
+    win_rates.json too, its checkpoints against each other.
 
   Raises:
     ValueError: the run is not finished, holds nothing out, or sets no limit.
@@ -47,6 +62,53 @@ def evaluate_run(
   run_dir, memory = Path(run_dir), memory or {}
   experiment, _ = configure.read(run_dir)
   policy = pretrained.load(policy_dir(run_dir))
+  online = isinstance(experiment, OnlineExperiment)
+  limit = (
+    experiment.sampling.max_tokens if online else experiment.data.limits.completion
+  )
+  max_tokens = limit if max_tokens is None else max_tokens
+  if max_tokens is None:
+    raise ValueError("max_tokens: the experiment sets no limit either; name one")
+  how = {
+    "prompts": prompts,
+    "completions": completions,
+    "max_tokens": max_tokens,
+    "seed": seed,
+    "batch": batch,
+    "memory": memory,
+  }
+  judge = {}
+  if online:
+    by = online_finished.judge(experiment, policy, reward)
+    report = online_finished.policy_report(experiment, run_dir, policy, by, **how)
+    online_finished.checkpoint_win_rates(run_dir, by)
+    judge = {"judge": by.name}
+  else:
+    report = _policy_report(experiment, run_dir, policy, reward, **how)
+  about = {
+    "prompts": len(report.policy.prompts),
+    "completions a prompt": completions,
+    "longest": max_tokens,
+    "seed": seed,
+  }
+  write(run_dir, report, about | judge)
+  return report
+
+
+def _policy_report(
+  experiment,
+  run_dir,
+  policy,
+  reward,
+  *,
+  prompts,
+  completions,
+  max_tokens,
+  seed,
+  batch,
+  memory,
+) -> evaluate.Report:
+  """Of an offline run: the held-out records' prompts, and their answers beside."""
   loaded = inputs.load(experiment.data, experiment.data, memory)
   stage = run_dir / offline.START / offline.POLICY
   trained = isinstance(experiment.start, Trained)
@@ -59,10 +121,6 @@ def evaluate_run(
       f"{run_dir} holds no data out; set Evaluation.share or Evaluation.path and train "
       "again"
     )
-  limit = experiment.data.limits.completion
-  max_tokens = limit if max_tokens is None else max_tokens
-  if max_tokens is None:
-    raise ValueError("max_tokens: the experiment sets no limit either; name one")
   first = {example.prompt.tobytes(): example for example in reversed(held_out)}
   judged = list(reversed(first.values()))[:prompts]
   answers = None
@@ -91,14 +149,54 @@ def evaluate_run(
     right = evaluate.accuracy(stats["logp_BK"] - stats["ref_logp_BK"])
     measures = dict(report.measures) | {"preference_accuracy": right}
     report = report._replace(measures=measures)
-  about = {
-    "prompts": len(judged),
-    "completions a prompt": completions,
-    "longest": max_tokens,
-    "seed": seed,
-  }
-  evaluate.write(run_dir, report, about)
   return report
+
+
+def write(run_dir: Path, report: evaluate.Report, about: Mapping[str, Any]) -> None:
+  """Writes evaluation.json and samples.jsonl into a run, for `report.write`.
+
+  Args:
+    run_dir: the run.
+    report: what was measured.
+    about: how: step, prompts, completions, seed and the like.
+  """
+
+  def plain(measures):
+    return {name: intervals.plain(interval) for name, interval in measures.items()}
+
+  content = {
+    "about": dict(about),
+    "policy": plain(report.measures),
+    "reference": plain(report.reference_measures),
+    "differences": plain(report.differences),
+  }
+  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+  (Path(run_dir) / FILE).write_text(text, encoding="utf-8")
+  lines = []
+  for p, prompt in enumerate(report.policy.prompts):
+    answers = [
+      _answer(name, draws, p, k)
+      for name, draws in (("reference", report.reference), ("policy", report.policy))
+      for k in range(len(draws.texts[p]))
+    ]
+    line = {"prompt": prompt, "answers": answers}
+    if report.chosen is not None:
+      line["chosen"] = report.chosen[p]
+    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+  (Path(run_dir) / SAMPLES).write_text("".join(lines), encoding="utf-8")
+
+
+def _answer(name: str, draws: evaluate.Draws, p: int, k: int) -> dict[str, Any]:
+  answer = {
+    "model": name,
+    "text": draws.texts[p][k],
+    "length": int(draws.length_PK[p, k]),
+    "ended": bool(draws.ended_PK[p, k]),
+    "log_ratio": float(draws.log_ratio_PK[p, k]),
+  }
+  if draws.reward_PK is not None:
+    answer["reward"] = float(draws.reward_PK[p, k])
+  return answer
 
 
 def policy_dir(directory: str | Path) -> Path:
@@ -149,7 +247,9 @@ def generate(
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   template = tokenise.Template()
   if (directory / configure.FILE).exists():
-    template = configure.read(directory)[0].data.template
+    experiment, _ = configure.read(directory)
+    online = isinstance(experiment, OnlineExperiment)
+    template = (experiment.prompts if online else experiment.data).template
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
   ids = tokenise.prompts(rows, held.tokenizer, template)
   prompt_BP, length_B = sample.pad(ids)

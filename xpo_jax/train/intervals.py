@@ -7,7 +7,7 @@ a training seed moves every prompt and a prompt is shared by every seed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,19 @@ class Interval(NamedTuple):
     if math.isnan(self.low):
       return f"{self.mean:.3f}"
     return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def plain(interval: Interval) -> dict[str, float | int | None]:
+  """For JSON, which has no NaN: null where there is no interval."""
+  return {
+    field: None if math.isnan(value) else value
+    for field, value in interval._asdict().items()
+  }
+
+
+def read(kept: Mapping[str, float | int | None]) -> Interval:
+  """What `plain` made, back."""
+  return Interval(**{k: math.nan if v is None else v for k, v in kept.items()})
 
 
 def clustered_se(x: np.ndarray, cluster: np.ndarray | None = None) -> float:

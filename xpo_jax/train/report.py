@@ -15,10 +15,12 @@ import yaml
 from xpo_jax import scored, toy
 from xpo_jax.train import (
   agreement,
-  charts,
   configure,
-  evaluate,
+  curves,
+  finished,
   metrics,
+  online_report,
+  online_verdicts,
   page,
   verdicts,
 )
@@ -28,31 +30,6 @@ HTML, MARKDOWN = "report.html", "report.md"
 DATA, SUMMARY, SHOWN = "data.json", "summary.json", "shown.json"
 SHOWN_PROMPTS = 8
 
-# Title, unit and columns of each chart; a column may stand in one chart only.
-_CHARTS = (
-  ("Loss", "nats", ("loss", "eval/loss")),
-  (
-    "Log-prob of the two sides",
-    "nats per completion",
-    ("logp_chosen", "logp_rejected"),
-  ),
-  ("Log-prob", "nats per completion", ("logp", "logp_completion", "logp_mismatched")),
-  ("Implicit rewards", "reward", ("reward_chosen", "reward_rejected")),
-  ("Reward margin", "reward", ("reward_margin", "eval/reward_margin")),
-  ("Accuracy", "fraction", ("reward_accuracy", "eval/reward_accuracy")),
-  ("KL estimate on the data", "nats per token", ("kl_k3",)),
-  ("Entropy", "nats per token", ("entropy",)),
-  (
-    "Completion lengths",
-    "tokens",
-    *(("length", "length_chosen", "length_rejected", "length_completion"),),
-  ),
-  ("Gradient norm, before clipping", "norm", ("grad_norm",)),
-  ("Learning rate", "rate", ("learning_rate",)),
-  ("Padding", "share of tokens", ("padding",)),
-  ("Seconds a step, the first (it compiles) left out", "seconds", ("time/seconds",)),
-  ("Tokens a second, padding included", "tokens", ("time/tokens_per_second",)),
-)
 _MEASURES = {
   "reward": "true reward",
   "kl": "KL to the reference, full vocabulary at each position (nats)",
@@ -103,20 +80,27 @@ def run_page(run_dir: Path) -> page.Page:
   config = _config(run_dir)
   experiment = config["experiment"]
   lines = metrics.read(run_dir) if (run_dir / metrics.FILE).exists() else []
-  evaluation = _json(run_dir / evaluate.FILE)
+  evaluation = _json(run_dir / finished.FILE)
   use = experiment["objective"]
   first_loss, unknown = _first_loss(use)
+  online = online_report.is_online(run_dir)
+  axis = "iteration" if online else "step"
   found = verdicts.judge(lines, evaluation, first_loss)
+  if online:
+    found = verdicts.by_level([*found, *online_verdicts.judge(lines)])
   sections = [page.Section("Verdicts", _verdicts(found, lines, unknown))]
   if evaluation:
     sections.append(page.Section("Evaluation", _evaluation(evaluation)))
   if agreed := _json(run_dir / agreement.FILE):
     tables = agreement.tables(agreed)
     sections.append(page.Section("Agreement with held-out labels", tables))
+  if online and lines:
+    sections += online_report.sections(run_dir, experiment, lines)
   if lines:
-    sections.append(page.Section("Curves", [page.Figures(curves(lines))]))
-  if (run_dir / evaluate.SAMPLES).exists():
-    sections.append(page.Section("Samples", _samples(run_dir / evaluate.SAMPLES)))
+    figures = curves.figures(lines, axis)
+    sections.append(page.Section("Curves", [page.Figures(figures)]))
+  if (run_dir / finished.SAMPLES).exists():
+    sections.append(page.Section("Samples", _samples(run_dir / finished.SAMPLES)))
   if counts := _json(run_dir / DATA):
     shown = _json(run_dir / SHOWN) or []
     sections.append(
@@ -125,42 +109,9 @@ def run_page(run_dir: Path) -> page.Page:
   sections.append(page.Section("Reproduce", _reproduce(run_dir, config)))
   return page.Page(
     title=f"{use['use']}: {run_dir.resolve().name}",
-    lead=_lead(use, lines),
+    lead=_lead(use, lines, axis),
     sections=sections,
   )
-
-
-def curves(lines: Sequence[Mapping[str, float]]) -> list[charts.Figure]:
-  """The charts of a run's metrics: the known ones, then every other column."""
-  columns: dict[str, tuple[list, list]] = {}
-  for line in lines:
-    for name, value in line.items():
-      steps, values = columns.setdefault(name, ([], []))
-      steps.append(line["step"])
-      values.append(value)
-  for name in ("step", "epoch"):
-    columns.pop(name, None)
-  for name in columns:
-    if name.startswith("time/") and len(columns[name][0]) > 1:
-      columns[name] = (columns[name][0][1:], columns[name][1][1:])
-  figures = []
-  for title, unit, names in _CHARTS:
-    series = [_series(name, *columns.pop(name)) for name in names if name in columns]
-    if series:
-      figures.append(charts.Figure(title, "step", unit, series))
-  terms = [name for name in columns if name.startswith("loss/")]
-  if len(terms) > 1:  # a single term is the loss
-    series = [_series(name, *columns[name]) for name in terms]
-    figures.insert(1, charts.Figure("Terms of the loss", "step", "nats", series))
-  for name in terms:
-    del columns[name]
-  for name in sorted(columns):
-    if not name.startswith("eval/"):
-      series = [_series(name, *columns[name])]
-      if f"eval/{name}" in columns:
-        series.append(_series(f"eval/{name}", *columns[f"eval/{name}"]))
-      figures.append(charts.Figure(name, "step", "", series))
-  return figures
 
 
 def first_loss(objective: Objective) -> float | None:
@@ -197,17 +148,10 @@ def _json(path: Path) -> Any:
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _lead(use: Mapping[str, Any], lines: Sequence[Mapping[str, float]]) -> str:
+def _lead(use: Mapping[str, Any], lines: Sequence[Mapping[str, float]], axis) -> str:
   knobs = ", ".join(f"{k} = {v}" for k, v in use.items() if k != "use")
-  steps = f"{int(lines[-1]['step'])} steps" if lines else "no step yet"
+  steps = f"{int(lines[-1]['step'])} {axis}s" if lines else f"no {axis} yet"
   return f"`{use['use']}({knobs})`, {steps}."
-
-
-def _series(name: str, steps: Sequence[float], values: Sequence[float]):
-  title = name.removeprefix("loss/")
-  title = f"held-out {name[5:]}" if name.startswith("eval/") else title
-  series = charts.condense(steps, values, title)
-  return series._replace(kind="both") if name.startswith("eval/") else series
 
 
 def _verdicts(found, lines, unknown: str) -> list:

@@ -67,28 +67,34 @@ def judge(
   if evaluation and evaluation.get("reference"):
     policy, reference = evaluation["policy"], evaluation["reference"]
     found += [
-      _length_drift(policy, reference),
+      length_drift(_mean(policy, "length"), _mean(reference, "length")),
       _repetition(policy, reference),
-      _unended(policy, reference),
+      unended(_mean(policy, "no_eos"), _mean(reference, "no_eos")),
     ]
+  return by_level([v for v in found if v])
+
+
+def by_level(found: Sequence[Verdict]) -> list[Verdict]:
+  """Warnings first, then notes."""
   order = {WARNING: 0, NOTE: 1, GOOD: 2}
-  return sorted((v for v in found if v), key=lambda v: order[v.level])
+  return sorted(found, key=lambda v: order[v.level])
 
 
-def _column(metrics, name: str) -> np.ndarray:
+def column(metrics: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+  """The finite values of a column."""
   values = np.array([m[name] for m in metrics if name in m], np.float64)
   return values[np.isfinite(values)]
 
 
-def _ends(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ends(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The first and the last tenth, at least one value each."""
   size = max(1, x.size // 10)
   return x[:size], x[-size:]
 
 
-def _change(x: np.ndarray) -> tuple[float, float]:
+def change(x: np.ndarray) -> tuple[float, float]:
   """Last tenth minus first tenth, and the standard error from the noise of steps."""
-  first, last = _ends(x)
+  first, last = ends(x)
   # Half the mean square of successive differences: the noise without the trend.
   noise = np.square(np.diff(x)).mean() / 2
   return float(last.mean() - first.mean()), math.sqrt(2 * noise / first.size)
@@ -97,6 +103,8 @@ def _change(x: np.ndarray) -> tuple[float, float]:
 def _first_loss(metrics, expected) -> Verdict | None:
   if expected is None or not metrics or metrics[0].get("step") != 1:
     return None
+  if "loss" not in metrics[0] or metrics[0].get("updates", 1) != 1:
+    return None  # an iteration without a step, or a mean over several
   loss = metrics[0]["loss"]
   seen = f"first loss {loss:.6f}; policy = reference demands {expected:.6f}"
   if abs(loss - expected) <= FIRST_LOSS_TOLERANCE * max(1.0, abs(expected)):
@@ -114,16 +122,16 @@ def _first_loss(metrics, expected) -> Verdict | None:
 
 
 def _chosen_falling(metrics) -> Verdict | None:
-  chosen = _column(metrics, "logp_chosen")
-  rejected = _column(metrics, "logp_rejected")
+  chosen = column(metrics, "logp_chosen")
+  rejected = column(metrics, "logp_rejected")
   if chosen.size < 10 or rejected.size != chosen.size:
     return None
-  change, noise = _change(chosen)
+  moved, noise = change(chosen)
   seen = (
-    f"log-prob of chosen {change:+.2f} nats per completion (noise {noise:.2f}), of "
-    f"rejected {_change(rejected)[0]:+.2f}"
+    f"log-prob of chosen {moved:+.2f} nats per completion (noise {noise:.2f}), of "
+    f"rejected {change(rejected)[0]:+.2f}"
   )
-  if change > -CHOSEN_FALL or change > -NOISE * noise:
+  if moved > -CHOSEN_FALL or moved > -NOISE * noise:
     return Verdict("Chosen log-prob holds", GOOD, seen)
   return Verdict(
     "Chosen log-prob falling",
@@ -139,11 +147,11 @@ def _chosen_falling(metrics) -> Verdict | None:
 
 
 def _saturated(metrics) -> Verdict | None:
-  accuracy = _column(metrics, "reward_accuracy")
+  accuracy = column(metrics, "reward_accuracy")
   if accuracy.size < 10:
     return None
-  last = float(_ends(accuracy)[1].mean())
-  held_out = _column(metrics, "eval/reward_accuracy")
+  last = float(ends(accuracy)[1].mean())
+  held_out = column(metrics, "eval/reward_accuracy")
   seen = f"training accuracy {last:.3f} at the end"
   if held_out.size:
     seen += f", held-out {held_out[-1]:.3f}"
@@ -163,16 +171,16 @@ def _saturated(metrics) -> Verdict | None:
 
 
 def _not_moving(metrics) -> Verdict | None:
-  margin = _column(metrics, "reward_margin")
+  margin = column(metrics, "reward_margin")
   if margin.size < 10:
     return None
-  change, noise = _change(margin)
-  if abs(change) > NOISE * noise:
+  moved, noise = change(margin)
+  if abs(moved) > NOISE * noise:
     return None
   return Verdict(
     "Margin does not move",
     NOTE,
-    f"reward margin {change:+.4f} over the run, noise {noise:.4f}",
+    f"reward margin {moved:+.4f} over the run, noise {noise:.4f}",
     "Over the whole run chosen and rejected answers were not told apart: labels at "
     "random, a learning rate near 0, or columns that are mixed up.",
     "Look at the tokens under Data; raise the learning rate tenfold for a short run.",
@@ -183,11 +191,13 @@ def _mean(measures, name: str) -> float | None:
   return measures[name]["mean"] if name in measures else None
 
 
-def _length_drift(policy, reference) -> Verdict | None:
-  ours, theirs = _mean(policy, "length"), _mean(reference, "length")
+def length_drift(
+  ours: float | None, theirs: float | None, before: str = "reference"
+) -> Verdict | None:
+  """Judges mean lengths of completions; `before` names the other side."""
   if ours is None or not theirs:
     return None
-  seen = f"{ours:.1f} tokens per completion, reference {theirs:.1f}"
+  seen = f"{ours:.1f} tokens per completion, {before} {theirs:.1f}"
   ratio = ours / theirs
   if 1 / LENGTH_DRIFT < ratio < LENGTH_DRIFT:
     return Verdict("Length holds", GOOD, seen)
@@ -219,14 +229,16 @@ def _repetition(policy, reference) -> Verdict | None:
   )
 
 
-def _unended(policy, reference) -> Verdict | None:
-  ours, theirs = _mean(policy, "no_eos"), _mean(reference, "no_eos")
+def unended(
+  ours: float | None, theirs: float | None, before: str = "reference"
+) -> Verdict | None:
+  """Judges shares of completions that were cut; `before` names the other side."""
   if ours is None or theirs is None or ours - theirs <= UNENDED:
     return None
   return Verdict(
     "Completions do not end",
     WARNING,
-    f"{ours:.0%} are cut at the limit, reference {theirs:.0%}",
+    f"{ours:.0%} are cut at the limit, {before} {theirs:.0%}",
     "Either the limit is too low for this policy's length, or it has lost the end "
     "token: truncated training completions carry none.",
     "Check the truncation counts under Data; raise the completion limit.",

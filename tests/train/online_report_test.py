@@ -1,0 +1,137 @@
+"""The page of an online run, from files written by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.train import written
+from xpo_jax.train import (
+  curves,
+  intervals,
+  online,
+  online_finished,
+  online_report,
+  report,
+  rollouts,
+)
+
+CONFIG = {
+  "objective": {"use": "rloo", "beta": 0.1},
+  "sampling": {"first": "sample"},
+  "feedback": {"kind": "scores"},
+  "renew_reference": None,
+}
+LINES = [
+  {
+    "step": i + 1,
+    "loss": 0.1,
+    "rollout/reward": 0.1 * i,
+    "rollout/kl": 0.04 * i,
+    "rollout/length": 8.0,
+    "rollout/abstained": 0.0,
+  }
+  | ({"eval/kl": 0.25, "eval/reward": 0.5} if i == 3 else {})
+  for i in range(4)
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+  config = {"experiment": CONFIG, "versions": {}}
+  (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+  text = "".join(json.dumps(line) + "\n" for line in LINES)
+  (tmp_path / "metrics.jsonl").write_text(text)
+  for number in range(1, 5):
+    path = tmp_path / online.ROLLOUTS / f"{number:06d}.jsonl"
+    texts = [["mute", "fine", f"bad {number}…"]]
+    rollouts.write(path, written.rollouts([[math.nan, 0.75, -0.25]], texts, number - 1))
+  for number, shift in ((0, 0.0), (4, 0.5)):
+    path = tmp_path / online.HELD_OUT / f"{number:06d}.jsonl"
+    reward = np.array([[0, 1], [0, 1], [0.25, 0.25]]) + shift
+    rollouts.write(path, written.rollouts(reward))
+  return tmp_path
+
+
+def test_page_shows_reward_distance_samples_and_checkpoints(run):
+  text = report.write(run).read_text()
+  assert "4 iterations" in text
+  for title in ("Reward against distance", "Best of n", "Diversity of the samples"):
+    assert f">{title}</text>" in text
+  assert "Checkpoints against each other" in text
+  assert "Groups inform" not in text  # no such column, no verdict on it
+  assert "fine (0.75)" in text and "bad 4… … (-0.25)" in text
+  assert "mute" not in text
+  assert "b0 k0 (0.00)" in text and "b0 k0 (0.50)" in text
+
+
+def test_reward_stands_over_the_root_of_the_kl(run):
+  held_out = {n: rollouts.read(p) for n, p in _held_out(run).items()}
+  figure = online_report.reward_kl(LINES, held_out, {0: 0.0, 4: 0.25})
+  trained, kept, best = figure.series
+  np.testing.assert_allclose(np.square(trained.x), [0.04 * i for i in range(4)])
+  assert kept.x == [0.0, 0.5] and kept.labels == ["0", "4"]
+  np.testing.assert_allclose(kept.y, [1.25 / 3, 1.25 / 3 + 0.5])
+  np.testing.assert_allclose(np.square(best.x), [0, math.log(2) - 1 / 2])
+  np.testing.assert_allclose(best.y, [1.25 / 3, 2.25 / 3])
+
+
+def test_best_of_one_is_the_mean(run):
+  held_out = {n: rollouts.read(p) for n, p in _held_out(run).items()}
+  figure = online_report.best_of_n(held_out)
+  assert [series.name for series in figure.series] == [
+    "the start",
+    "after 4 iterations",
+  ]
+  for series, drawn in zip(figure.series, held_out.values(), strict=True):
+    assert list(series.x) == [1, 2]
+    assert series.y[0] == pytest.approx(drawn.reward_BK.mean())
+    assert series.y[1] == pytest.approx(drawn.reward_BK.max(1).mean())
+
+
+def _held_out(run):
+  return {n: run / online.HELD_OUT / f"{n:06d}.jsonl" for n in (0, 4)}
+
+
+def test_win_rates_are_not_drawn_as_rewards(run):
+  config = {"experiment": CONFIG | {"feedback": {"kind": "win_rates"}}, "versions": {}}
+  (run / "config.yaml").write_text(yaml.safe_dump(config))
+  text = report.write(run).read_text()
+  assert "Win rate against the start" in text
+  assert ">Best of n</text>" not in text and ">trained on</text>" not in text
+  assert "Checkpoints against each other" not in text
+
+
+def test_kept_win_rates_come_before_those_of_the_feedback(run):
+  rate = intervals.Interval(0.625, 0.5, math.nan, 0.1, 3)
+  content = {
+    "judge": "some:one",
+    "rates": [
+      {"row": 0, "column": 4, **intervals.plain(rate)},
+      {"row": 4, "column": 0, **intervals.plain(rate)},
+    ],
+  }
+  (run / online_finished.WIN_RATES).write_text(json.dumps(content))
+  judge, rates = online_finished.kept_win_rates(run)
+  assert judge == "some:one" and rates[0][4].mean == 0.625
+  assert math.isnan(rates[0][4].high)
+  text = report.write(run).read_text()
+  assert "Judged by some:one" in text and "0.62 [0.50" in text
+
+
+def test_run_that_samples_nothing_out_is_shown_too(run):
+  for path in _held_out(run).values():
+    path.unlink()
+  text = report.write(run).read_text()
+  assert "Reward against distance" in text and "Held-out prompts" not in text
+
+
+def test_charts_of_a_loop_have_units_and_leave_zeros_out():
+  figures = {figure.title: figure for figure in curves.figures(LINES, "iteration")}
+  assert figures["Reward"].x_label == "iteration"
+  names = [series.name for series in figures["Reward"].series]
+  assert names == ["samples", "held-out reward"]
+  assert figures["KL to the reference"].y_label == "nats per completion"
+  assert "Without a verdict" not in figures

@@ -1,0 +1,194 @@
+"""A finished online run judged: its policy, and its checkpoints against each other.
+
+The judge is the run's own feedback, or a true reward where one is given: what a policy
+was trained on says little about what it is worth.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.feedback import protocol
+from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
+from xpo_jax.models import transformer
+from xpo_jax.models.pretrained import Pretrained
+from xpo_jax.train import (
+  evaluate,
+  inputs,
+  intervals,
+  offline,
+  online,
+  online_setup,
+  trajectory,
+)
+from xpo_jax.train.evaluate import Draws, Report, RewardFn
+from xpo_jax.train.experiment import Trained
+from xpo_jax.train.inputs import Memory
+from xpo_jax.train.intervals import Interval
+from xpo_jax.train.online_experiment import OnlineExperiment
+
+WIN_RATES = "win_rates.json"
+CHECKPOINTS = 5  # evaluations that are held against each other
+
+
+class Judge(NamedTuple):
+  """Who judges a finished run: one of the last two.
+
+  Attributes:
+    name: for readers.
+    scorer: gives each completion a score.
+    preference: says which of two is better.
+  """
+
+  name: str
+  scorer: Scorer | None = None
+  preference: Preference | None = None
+
+
+def judge(
+  experiment: OnlineExperiment, policy: Pretrained, reward: RewardFn | None
+) -> Judge:
+  """The true reward as a judge where there is one, else the run's own feedback; where
+  the policy is its own judge, the finished one."""
+  if reward is not None:
+
+    def score(prompts, completions):
+      whole = [p + c for p, c in zip(prompts, completions, strict=True)]
+      return Scores(np.asarray(reward(whole), np.float32))
+
+    return Judge(f"{reward.__module__}:{reward.__name__}", scorer=score)
+  source = experiment.feedback.source
+  made, name = source.build(), f"the run's own feedback, {source.name}"
+  if isinstance(made, OfPolicy):
+    model = transformer.model(policy.config)
+    made = made.make(model, policy.params["lm"], policy.tokenizer)
+  if experiment.feedback.kind == "scores":
+    return Judge(name, scorer=made)
+  return Judge(name, preference=made)
+
+
+def policy_report(
+  experiment: OnlineExperiment,
+  run_dir: Path,
+  policy: Pretrained,
+  by: Judge,
+  *,
+  prompts: int,
+  completions: int,
+  max_tokens: int,
+  seed: int,
+  batch: int,
+  memory: Memory,
+) -> Report:
+  """Judges the policy on held-out prompts beside the start; see
+  `finished.evaluate_run`.
+
+  Raises:
+    ValueError: the run holds nothing out, or the judge abstains.
+  """
+  loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
+  stage = run_dir / offline.START / offline.POLICY
+  trained = isinstance(experiment.start, Trained)
+  start = inputs.begin(experiment, run_dir, loaded, stage if trained else None)
+  _, held_out, _ = online_setup.prompt_sets(
+    experiment, loaded, start.tokenizer, run_dir, memory
+  )
+  if held_out is None:
+    raise ValueError(
+      f"{run_dir} holds no prompts out; set Evaluation.share or Evaluation.path and "
+      "train again"
+    )
+  texts = held_out.texts[:prompts]
+  ours, theirs = (
+    evaluate.draw(
+      transformer.model(start.config),
+      params,
+      start.params,
+      held_out.ids[:prompts],
+      policy.tokenizer,
+      max_tokens=max_tokens,
+      key=jax.random.key(seed),
+      completions=completions,
+      batch=batch,
+    )
+    for params in (policy.params, start.params)
+  )
+  if by.scorer is not None:
+    ours, theirs = (_rewarded(by.scorer, texts, draws) for draws in (ours, theirs))
+    return evaluate.beside(ours, theirs)
+  rivals = [answers[:1] for answers in theirs.texts]
+  rate_PK = protocol.win_rates_against(by.preference, texts, ours.texts, rivals)
+  _refuse_silence(rate_PK)
+  report = evaluate.beside(ours, theirs)
+  rate = intervals.bootstrap_mean(evaluate.per_prompt(rate_PK))
+  measures = dict(report.measures) | {"win_rate_vs_reference": rate}
+  return report._replace(measures=measures)
+
+
+def _rewarded(scorer: Scorer, prompts, draws: Draws) -> Draws:
+  reward_PK = protocol.score_groups(scorer, prompts, draws.texts)
+  _refuse_silence(reward_PK)
+  return draws._replace(reward_PK=reward_PK.astype(np.float64))
+
+
+def _refuse_silence(verdict_PK: np.ndarray) -> None:
+  if count := protocol.abstentions(verdict_PK):
+    raise ValueError(
+      f"the judge abstains on {count} of {verdict_PK.size} completions, and what is "
+      "left would be no sample of the policy; judge by another one with --reward"
+    )
+
+
+def checkpoint_win_rates(
+  run_dir: Path, by: Judge
+) -> dict[int, dict[int, Interval]] | None:
+  """Policies along a run held against each other on their held-out samples.
+
+  Args:
+    run_dir: the run.
+    by: who judges.
+
+  Returns:
+    What is also written as win_rates.json; None where a run kept no held-out samples.
+  """
+  samples = trajectory.read(run_dir / online.HELD_OUT, CHECKPOINTS)
+  if not samples:
+    return None
+  if by.scorer is None:
+    rates = trajectory.preferred(by.preference, samples)
+  else:
+    rates = trajectory.win_rates(
+      {
+        number: protocol.score_groups(by.scorer, drawn.prompts, drawn.texts_BK)
+        for number, drawn in samples.items()
+      }
+    )
+  content = {
+    "judge": by.name,
+    "rates": [
+      {"row": row, "column": column, **intervals.plain(rate)}
+      for row, columns in rates.items()
+      for column, rate in columns.items()
+    ],
+  }
+  text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+  (run_dir / WIN_RATES).write_text(text, encoding="utf-8")
+  return rates
+
+
+def kept_win_rates(
+  run_dir: Path,
+) -> tuple[str, Mapping[int, Mapping[int, Interval]]] | None:
+  """Who judged, and what `checkpoint_win_rates` found; None before it ran."""
+  if not (run_dir / WIN_RATES).exists():
+    return None
+  content = json.loads((run_dir / WIN_RATES).read_text(encoding="utf-8"))
+  rates: dict[int, dict[int, Interval]] = {}
+  for rate in content["rates"]:
+    row, column = rate.pop("row"), rate.pop("column")
+    rates.setdefault(row, {})[column] = intervals.read(rate)
+  return content["judge"], rates
