@@ -38,6 +38,7 @@ def experiment(source: str, policy: str) -> Study:
       Arm("DPO", Use("dpo"), (0.05, 0.1, 1.0, 5.0), learning_rate=1e-6),
       Arm("Preferred-FT", Use("sft"), (1e-6, 3e-6, 1e-5, 3e-5), knob="learning_rate"),
     ),
+    online=(),
     checked=0.1,
     judge_rate=1e-5,
     prompts=512,

@@ -14,6 +14,7 @@ Last result: after four rounds, each around the last one's choice, the settings 
 
 import dataclasses
 import sys
+from pathlib import Path
 
 from xpo_jax.recipes import demo
 
@@ -61,8 +62,8 @@ def main(source: str | None) -> None:
   if source is not None:
     study = dataclasses.replace(study, texts=None)
   arms = tuple(arm for trio in every.values() for arm in trio)
-  study = dataclasses.replace(study, arms=arms)
-  result = controlled_sentiment.run(controlled_sentiment.prepare(study))
+  study = dataclasses.replace(study, arms=arms, online=())  # nothing to be kept
+  result = controlled_sentiment.run(controlled_sentiment.prepare(study), Path())
   for method, trio in every.items():
     scores = {}
     for arm in trio:

@@ -32,6 +32,7 @@ TINY = Study(
     Arm("DPO", Use("dpo"), (1.0,)),
     Arm("Preferred-FT", Use("sft"), (1e-3,), knob="learning_rate"),
   ),
+  online=(),
   seeds=(0, 1),
   prompts=4,
   samples=2,

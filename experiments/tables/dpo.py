@@ -29,7 +29,7 @@ def main() -> int:
   args = parser.parse_args()
   study = Study()
   arms = tuple(arm for arm in study.arms if arm.label in METHODS)
-  study = dataclasses.replace(study, arms=arms)
+  study = dataclasses.replace(study, arms=arms, online=())
   return demo.run(study, args.run_dir, "python experiments/tables/dpo.py")
 
 

@@ -13,8 +13,8 @@ from xpo_jax.data import records, tfds, world
 from xpo_jax.models import config, pretrained, transformer
 from xpo_jax.recipes import controlled_sentiment, demo, sentiment_data
 from xpo_jax.recipes import sentiment_findings as findings
-from xpo_jax.recipes.sentiment_study import Arm, Study
-from xpo_jax.train import intervals
+from xpo_jax.recipes.sentiment_study import Arm, OnlineArm, Study
+from xpo_jax.train import intervals, rollouts
 from xpo_jax.train.experiment import Use
 
 TINY = Study(
@@ -28,6 +28,7 @@ TINY = Study(
   pairs=40,
   rows=2,
   arms=(Arm("DPO", Use("dpo"), (0.5, 2.0)),),
+  online=(OnlineArm("RLOO", Use("rloo"), (1, 2), prompts=4, completions=2),),
   seeds=(0, 1),
   prompts=8,
   samples=2,
@@ -41,8 +42,13 @@ def beginning():
 
 
 @pytest.fixture(scope="module")
-def result(beginning):
-  return controlled_sentiment.run(beginning, say=lambda line: None)
+def run_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def result(beginning, run_dir):
+  return controlled_sentiment.run(beginning, run_dir, say=lambda line: None)
 
 
 @pytest.fixture
@@ -94,10 +100,31 @@ def test_every_run_is_there_and_starts_at_ln_2(result):
   runs = [(r.label, r.strength, r.seed) for r in result.trained]
   dpo = [("DPO", strength, seed) for seed in (0, 1) for strength in (0.5, 2.0)]
   rest = [(kind, 1.0, seed) for kind in ("flipped", "random") for seed in (0, 1)]
-  assert runs == dpo + rest
+  online = [("RLOO", iterations, seed) for seed in (0, 1) for iterations in (1, 2)]
+  assert runs == dpo + rest + online
   for run in result.trained:
-    assert run.curve["loss"][0] == pytest.approx(np.log(2), abs=1e-5)
     assert run.draws.reward_PK.shape == (8, 2)
+    if run.label != "RLOO":
+      assert run.curve["loss"][0] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_online_points_lie_along_a_run_that_is_kept(result, run_dir):
+  online = [run for run in result.trained if run.label == "RLOO"]
+  for first, second in zip(online[::2], online[1::2], strict=True):
+    assert [len(run.curve["rollout/reward"]) for run in (first, second)] == [1, 2]
+    assert first.curve["loss"][0] == second.curve["loss"][0]  # one run, two points
+    assert 0 < first.draws.kl_PK.mean() != second.draws.kl_PK.mean()
+  for seed in TINY.seeds:
+    drawn = rollouts.read(run_dir / f"RLOO-{seed}" / "rollouts" / "000002.jsonl")
+    assert drawn.length_BK.shape == (4, 2)
+    policy = pretrained.load(run_dir / f"RLOO-{seed}" / "policy").params["lm"]
+    start = pretrained.load(run_dir / "sft").params["lm"]
+    assert np.abs(policy["embedding"] - start["embedding"]).max() > 0
+
+
+def test_points_of_an_online_arm_that_no_checkpoint_holds_are_refused():
+  with pytest.raises(ValueError, match=r"\(4, 6\); each must be a multiple"):
+    OnlineArm("RLOO", Use("rloo"), (4, 6))
 
 
 def test_sweep_over_strength_seed_and_labels_compiles_once(beginning):
@@ -203,6 +230,7 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
     texts=None,
     prompt_words=2,
     arms=(Arm("DPO", Use("dpo"), (1.0,)),),
+    online=(),
     sft_steps=2,
     longest=16,
     pairs=12,

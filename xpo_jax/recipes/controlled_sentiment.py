@@ -11,6 +11,8 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 
 from xpo_jax.data import collate, pack, world
 from xpo_jax.models import config, pretrained, transformer
-from xpo_jax.recipes import sentiment_data
+from xpo_jax.recipes import sentiment_data, sentiment_online
 from xpo_jax.recipes.sentiment_study import (
   Arm,
   Judge,
@@ -76,11 +78,12 @@ def check_prompts(study: Study, corpus: sentiment_data.Corpus) -> None:
     )
 
 
-def run(beginning: Beginning, say: Say = print) -> Result:
+def run(beginning: Beginning, run_dir: Path, say: Say = print) -> Result:
   """Runs the whole study.
 
   Args:
     beginning: of `prepare`.
+    run_dir: online runs are kept in it.
     say: takes a line of progress.
 
   Raises:
@@ -92,20 +95,28 @@ def run(beginning: Beginning, say: Say = print) -> Result:
   sft_params = fine_tune(study, corpus, model, start, say)
   nll_P = _nll(model, sft_params, corpus, study)
   judged = Judged(study, corpus, model, sft_params)
-  clock.start("samples of the SFT policy, for best-of-n and the ceiling")
-  sft, pool_PS = judged.draws(sft_params, seed=study.seed), judged.pool(sft_params)
-  clock.start(f"{study.pairs} pairs for each of {len(study.seeds)} seeds")
-  lab = Lab(study, corpus, model, sft_params, judged)
-  trained: list[Trained] = []
-  for arm in study.arms:
-    clock.start(f"{arm.label}: {len(arm.strengths) * len(study.seeds)} runs")
-    trained += lab.train(arm, arm.label, "true")
-  dpo = Arm("DPO", Use("dpo"), (study.checked,))
-  for kind in ("flipped", "random"):
-    clock.start(f"DPO on {kind} labels: {len(study.seeds)} runs")
-    trained += lab.train(dpo, kind, kind)
-  clock.start(f"reward models: {len(study.seeds)} runs")
-  judges = lab.judges()
+  # Online runs take turns with the host: in a thread, they fill what others leave idle.
+  with futures.ThreadPoolExecutor(1) as beside:
+    going = [
+      beside.submit(sentiment_online.train, arm, beginning, sft_params, judged, run_dir)
+      for arm in study.online
+    ]
+    clock.start("samples of the SFT policy, for best-of-n and the ceiling")
+    sft, pool_PS = judged.draws(sft_params, seed=study.seed), judged.pool(sft_params)
+    clock.start(f"{study.pairs} pairs for each of {len(study.seeds)} seeds")
+    lab = Lab(study, corpus, model, sft_params, judged)
+    trained: list[Trained] = []
+    for arm in study.arms:
+      clock.start(f"{arm.label}: {len(arm.strengths) * len(study.seeds)} runs")
+      trained += lab.train(arm, arm.label, "true")
+    dpo = Arm("DPO", Use("dpo"), (study.checked,))
+    for kind in ("flipped", "random"):
+      clock.start(f"DPO on {kind} labels: {len(study.seeds)} runs")
+      trained += lab.train(dpo, kind, kind)
+    clock.start(f"reward models: {len(study.seeds)} runs")
+    judges = lab.judges()
+    clock.start("the rest of the online runs, begun beside the others")
+    trained += [one for done in going for one in done.result()]
   counts = {
     "texts": sum(map(len, corpus.demonstrations.values())),
     "dropped rows": dict(Counter(row.problem for row in corpus.dropped)),

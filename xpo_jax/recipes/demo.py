@@ -69,7 +69,9 @@ def run(study, run_dir: Path, command: str) -> int:
   (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
   if beginning.corpus.dropped:
     audit.write_bad_rows(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
-  result = controlled_sentiment.run(beginning, lambda line: print(line, flush=True))
+  result = controlled_sentiment.run(
+    beginning, run_dir, lambda line: print(line, flush=True)
+  )
   figure = charts.svg(sentiment_page.figure(result), standalone=True)
   (run_dir / "frontier.svg").write_text(figure)
   (run_dir / "runs.jsonl").write_text(_lines(result))

@@ -107,6 +107,12 @@ _CLAIMS = (
     "Preferred-FT",
   ),
   (
+    "DPO, arXiv:2305.18290, Fig. 2",
+    "more reward at equal KL than PPO, be it told the true reward; RLOO stands for PPO",
+    "DPO",
+    "RLOO",
+  ),
+  (
     "beta-DPO, arXiv:2407.08639",
     "a beta that follows the batch, on filtered pairs, improves on DPO",
     "beta-DPO",

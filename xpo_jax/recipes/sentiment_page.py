@@ -88,12 +88,22 @@ def _caveats(study) -> page.Text:
       "hold little such a model can learn."
     )
   return page.Text(
-    f"Every method had {'/'.join(map(str, sorted(trials)))} settings and the same "
-    f"pairs, one pass; {chosen}. No prompt is in two splits. Best of n pays with n "
-    "samples at inference. "
+    f"Every method on pairs had {'/'.join(map(str, sorted(trials)))} settings and the "
+    f"same pairs, one pass; {chosen}. No prompt is in two splits. Best of n pays with "
+    "n samples at inference. "
     "One SFT model serves all seeds, so intervals leave out the noise of pre-training. "
-    "PPO, which the DPO paper compares with, is not among the methods here. The reward "
+    f"{''.join(map(_told, study.online))}The reward "
     f"grows with the number of positive words, so length is part of it.{corpus}"
+  )
+
+
+def _told(arm) -> str:
+  """What sets a method on its own samples apart from those on pairs."""
+  samples = arm.prompts * arm.completions
+  return (
+    f"{arm.label} samples for itself, {samples} completions an iteration, and is told "
+    "the true reward of each, where the others see one noisy choice between two: its "
+    "points lie along one run a seed, at settings tried by hand. "
   )
 
 
@@ -105,7 +115,7 @@ def samples_table(result: Result, prompts: int = 6) -> page.Table:
     inside = run.draws.kl_PK.mean() <= CUT and run.seed == result.study.seeds[0]
     if inside and (kept is None or _reward(run) > _reward(kept)):
       best[run.label] = run
-  labels = [arm.label for arm in result.study.arms if arm.label in best]
+  labels = [arm.label for arm in result.study.methods if arm.label in best]
   rows = [
     [
       result.sft.prompts[p],
@@ -148,7 +158,7 @@ def table(result: Result) -> page.Table:
       continue
     cells = [_cell(frontier.reward_at_kl(curve, kl)) for kl in findings.MATCHED]
     rows.append([name, *cells, "", findings.span("", curve).strip()])
-  for arm in result.study.arms:
+  for arm in result.study.methods:
     runs = findings.points(result, arm.label)
     cells = [_cell(frontier.reward_at_kl(runs, kl)) for kl in findings.MATCHED]
     rows.append([arm.label, *cells, len(runs), findings.span("", runs).strip()])
@@ -182,7 +192,7 @@ def runs_table(result: Result) -> page.Table:
   rows = [["SFT", "", *_measures([result.sft]), "", ""]]
   for label in dict.fromkeys(run.label for run in result.trained):
     mine = findings.runs_of(result, label)
-    knob = next((a.knob for a in result.study.arms if a.label == label), "beta")
+    knob = next((a.knob for a in result.study.methods if a.label == label), "beta")
     for strength in sorted({run.strength for run in mine}):
       runs = [run for run in mine if run.strength == strength]
       drift = [
@@ -239,7 +249,7 @@ def figure(result: Result, cut: float = CUT) -> charts.Figure:
   ):
     x = [p.kl.mean for p in found]
     series.append(charts.Series(name, x, [p.reward.mean for p in found], kind="dashed"))
-  for arm in result.study.arms:
+  for arm in result.study.methods:
     runs = findings.points(result, arm.label)
     x, y, low, high = [], [], [], []
     for strength in arm.strengths:

@@ -20,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from xpo_jax.train.state import TrainState
+from xpo_jax.types import Params
 
 MANIFEST = "MANIFEST.sha256.json"
 
@@ -98,6 +99,26 @@ def restore(
       shutil.rmtree(directory)
       manager.reload()
   return None
+
+
+def policies(directory: Path) -> Iterator[tuple[int, Params]]:
+  """Steps and parameters of the checkpoints that a run kept, in order.
+
+  The parameters are those of `state.final_params`; damaged checkpoints are left out.
+
+  Args:
+    directory: of the checkpoints.
+  """
+  manager = open_manager(directory, keep=len(list(directory.iterdir())))
+  args = ocp.args.Composite(state=ocp.args.StandardRestore())
+  try:
+    for step in sorted(manager.all_steps()):
+      if verify(directory / str(step)) is None:
+        held = manager.restore(step, args=args)["state"]
+        trained = held.get("train", held)  # an online state holds a trainer's
+        yield step, trained["ema"] or trained["params"]
+  finally:
+    manager.close()
 
 
 def verify(directory: Path) -> str | None:
