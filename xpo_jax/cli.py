@@ -7,7 +7,6 @@ without JAX.
 import argparse
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -215,22 +214,7 @@ def _check(args, rest) -> None:
   from xpo_jax.train import preflight
 
   for budget in preflight.check(recipe.experiment):
-    print(budget.name)
-    dropped = sum(budget.counts["dropped"].values())
-    print(
-      f"  rows {budget.counts['rows']:,}, kept {budget.counts['kept']:,}, dropped "
-      f"{dropped:,}, truncated {budget.counts['truncated_prompts']:,} prompts and "
-      f"{budget.counts['truncated_completions']:,} completions"
-    )
-    for name, value in budget.sizes.items():
-      print(f"  {name} {value:,}")
-    ratio = budget.sizes["tokens computed"] / max(budget.sizes["unique tokens"], 1)
-    print(f"  tokens computed per unique token {ratio:.3f}")
-    for name, value in (budget.bytes or {}).items():
-      print(f"  memory, {name}: {value / 2**20:,.1f} MiB")
-    print("  first row, loss in [ ]:")
-    marked = (f"[{t.text}]" if t.loss else t.text for t in budget.shown[0][:60])
-    print(textwrap.indent("".join(marked), "    "))
+    print("\n".join(preflight.lines(budget)))
   print("nothing wrong found; nothing was trained")
 
 

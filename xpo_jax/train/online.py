@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax import controllers
-from xpo_jax.data import audit, records
+from xpo_jax.data import audit
 from xpo_jax.train import (
   checkpoint,
   configure,
@@ -80,14 +80,7 @@ def train(
       f"xpo resume {run_dir}"
     )
   say(f"{run_dir}: {_title(experiment)}")
-  online_setup.check(experiment, memory)
-  loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
-  if loaded.bad and experiment.prompts.bad_rows == "stop":
-    raise records.BadRows(loaded.bad)
-  if not loaded.records:
-    raise ValueError(
-      f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
-    )
+  loaded = online_setup.load(experiment, memory)
   run_dir.mkdir(parents=True)
   configure.write(run_dir, experiment)
   try:

@@ -134,6 +134,23 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
     metrics.check_wandb()
 
 
+def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
+  """The prompts' records of an experiment that `check` let pass.
+
+  Raises:
+    ValueError: what `check` refuses, unreadable rows that stop the run, no rows.
+  """
+  check(experiment, memory)
+  loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
+  if loaded.bad and experiment.prompts.bad_rows == "stop":
+    raise records.BadRows(loaded.bad)
+  if not loaded.records:
+    raise ValueError(
+      f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
+    )
+  return loaded
+
+
 def _check_controller(experiment: OnlineExperiment) -> None:
   first = experiment.controller.build().beta
   name, knobs = experiment.objective.name, experiment.objective.knobs

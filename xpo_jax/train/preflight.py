@@ -1,11 +1,13 @@
 """Everything that can be wrong with a recipe, found without training it.
 
 Reads and tokenises the data, packs it, reads the start's weights, and compiles the
-step to learn its memory; no step is run and no reference is scored.
+step to learn its memory; no step is run and no reference is scored. Of an online run
+the judge is made, and nothing is sampled: what it will pack is not known yet.
 """
 
 import functools
 import tempfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +17,20 @@ import numpy as np
 
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.models import lora, transformer
-from xpo_jax.train import inputs, optim, references, setup, state, step
-from xpo_jax.train.experiment import Experiment, Trained
+from xpo_jax.train import (
+  inputs,
+  offline,
+  online_setup,
+  optim,
+  references,
+  run_dirs,
+  setup,
+  state,
+  step,
+)
+from xpo_jax.train.experiment import Experiment, Trained, Use
 from xpo_jax.train.inputs import Beginning, Memory
+from xpo_jax.train.online_experiment import OnlineExperiment
 
 
 class Budget(NamedTuple):
@@ -28,8 +41,9 @@ class Budget(NamedTuple):
     counts: the data's audit.
     sizes: steps, shapes, tokens, parameters.
     bytes: of the compiled step on one device: "arguments" (state and batch),
-      "temporaries"; None on a mesh.
-    shown: the first rows, token by token (`audit.show`).
+      "temporaries"; None on a mesh, and of an online run.
+    shown: the first rows, token by token (`audit.show`); of an online run the first
+      prompt.
   """
 
   name: str
@@ -39,11 +53,13 @@ class Budget(NamedTuple):
   shown: list[list[audit.Shown]]
 
 
-def check(experiment: Experiment, memory: Memory | None = None) -> list[Budget]:
+def check(
+  experiment: Experiment | OnlineExperiment, memory: Memory | None = None
+) -> list[Budget]:
   """Validates an experiment and each stage before it.
 
   Args:
-    experiment: the recipe's.
+    experiment: the recipe's, offline or online.
     memory: records by name; see `offline.train`.
 
   Returns:
@@ -52,8 +68,74 @@ def check(experiment: Experiment, memory: Memory | None = None) -> list[Budget]:
   Raises:
     ValueError: whatever training would refuse before its first step.
   """
+  if isinstance(experiment, OnlineExperiment):
+    return _online(experiment, memory or {})
   budgets, _ = _stages(experiment, memory or {})
   return budgets
+
+
+def lines(budget: Budget) -> list[str]:
+  """A budget for a screen."""
+  counts, sizes = budget.counts, budget.sizes
+  rows = f"rows {counts['rows']:,}"
+  if "prompts" in counts:
+    rows += f", dropped {counts['dropped']:,}; prompts {counts['prompts']:,}"
+    rows += f", held out {counts['held_out_prompts']:,}"
+    rows += f", the longest {counts['longest_prompt']:,} tokens"
+  else:
+    rows += f", kept {counts['kept']:,}, dropped {sum(counts['dropped'].values()):,}"
+    rows += f", truncated {counts['truncated_prompts']:,} prompts and "
+    rows += f"{counts['truncated_completions']:,} completions"
+  found = [rows, *(f"{name} {value:,}" for name, value in sizes.items())]
+  if "tokens computed" in sizes:
+    ratio = sizes["tokens computed"] / max(sizes["unique tokens"], 1)
+    found.append(f"tokens computed per unique token {ratio:.3f}")
+  for name, value in (budget.bytes or {}).items():
+    found.append(f"memory, {name}: {value / 2**20:,.1f} MiB")
+  marked = (f"[{t.text}]" if t.loss else t.text for t in budget.shown[0][:60])
+  text = textwrap.indent("".join(marked), "    ")
+  return [
+    budget.name,
+    *(f"  {line}" for line in found),
+    "  first row, loss in [ ]:",
+    text,
+  ]
+
+
+def _online(experiment: OnlineExperiment, memory: Memory) -> list[Budget]:
+  loaded = online_setup.load(experiment, memory)
+  with tempfile.TemporaryDirectory() as scratch:
+    run_dir, before, stage = Path(scratch), [], None
+    if isinstance(experiment.start, Trained):
+      before, begun = _stages(experiment.start.experiment, memory)
+      # What the stage would leave, untrained: shapes and tokenizer are the same.
+      stage = run_dir / offline.POLICY
+      run_dirs.export(stage, begun.config, begun.params, begun.tokenizer)
+    run = online_setup.prepare(experiment, run_dir, loaded, stage, memory)
+  sampling, each = experiment.sampling, experiment.prompts_per_iteration
+  completions = experiment.iterations * each * sampling.completions
+  sizes = {
+    "iterations": experiment.iterations,
+    "prompts an iteration": each,
+    "completions a prompt": sampling.completions,
+    "updates an iteration": experiment.minibatches * experiment.inner_epochs,
+    "completions in all": completions,
+    "tokens sampled, at most": completions * sampling.max_tokens,
+    "parameters": sum(x.size for x in jax.tree.leaves(run.ref)),
+    "parameters trained": sum(x.size for x in jax.tree.leaves(run.state.train.params)),
+  }
+  prompt = [
+    audit.Shown(run.tokenizer.decode([int(token)]), 1, 0, at, False)
+    for at, token in enumerate(run.prompts.ids[0])
+  ]
+  return [
+    *before,
+    Budget(_name(experiment.objective), run.counts, sizes, None, [prompt]),
+  ]
+
+
+def _name(use: Use) -> str:
+  return f"{use.name}({', '.join(f'{k}={v}' for k, v in use.knobs.items())})"
 
 
 def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Beginning]:
@@ -95,9 +177,8 @@ def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Begin
     "parameters": parameters,
   }
   memory_bytes = None if mesh is not None else _memory(experiment, begun, batches)
-  knobs = ", ".join(f"{k}={v}" for k, v in experiment.objective.knobs.items())
   shown = audit.show(batches[0], begun.tokenizer)
-  name = f"{experiment.objective.name}({knobs})"
+  name = _name(experiment.objective)
   return [*before, Budget(name, counts, sizes, memory_bytes, shown)], begun
 
 

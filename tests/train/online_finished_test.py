@@ -1,0 +1,156 @@
+"""What is done with a finished online run, on one that is over in a moment."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from xpo_jax.feedback import rules
+from xpo_jax.feedback.protocol import Scores
+from xpo_jax.models import pretrained
+from xpo_jax.models.config import Config
+from xpo_jax.train import (
+  evaluate,
+  finished,
+  metrics,
+  online,
+  online_finished,
+  preflight,
+  report,
+  rollouts,
+)
+from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+
+MODEL = Config(
+  vocab=320,
+  width=8,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_dim=4,
+  mlp_width=16,
+  tied=True,
+  remat=False,
+)
+RUN = OnlineExperiment(
+  Use("rloo"),
+  Prompts("world:40"),
+  Scratch(MODEL),
+  Feedback(Call(rules.matches, pattern="[aeiou]")),
+  Sampling(completions=2, max_tokens=4),
+  iterations=2,
+  prompts_per_iteration=4,
+  evaluation=Evaluation(share=0.3, limit=4),
+  mesh=MeshShape(data=1),
+)
+HOW = {"prompts": 4, "completions": 2, "max_tokens": 4, "seed": 0, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  run_dir = tmp_path_factory.mktemp("runs") / "run"
+  result = online.train(RUN, run_dir, say=lambda text: None)
+  assert result.finished
+  return run_dir
+
+
+def test_held_out_samples_of_the_start_and_the_end_are_kept(run):
+  kept = sorted((run / online.HELD_OUT).iterdir())
+  assert [path.name for path in kept] == ["000000.jsonl", "000002.jsonl"]
+  first, last = map(rollouts.read, kept)
+  assert first.prompts == last.prompts and len(first.prompts) == 4
+  line = metrics.read(run)[-1]
+  assert line["eval/reward"] == pytest.approx(last.reward_BK.mean())
+
+
+def test_evaluation_is_by_the_runs_own_feedback(run):
+  found = finished.evaluate_run(run, prompts=4, completions=2, batch=4)
+  texts = [text for texts in found.policy.texts for text in texts]
+  right = [any(letter in text for letter in "aeiou") for text in texts]
+  assert found.measures["reward"].mean == pytest.approx(np.mean(right))
+  content = json.loads((run / finished.FILE).read_text())
+  assert "matches" in content["about"]["judge"]
+  assert content["about"]["longest"] == RUN.sampling.max_tokens
+  judge, rates = online_finished.kept_win_rates(run)
+  assert "matches" in judge and list(rates) == [0, 2]
+  text = report.write(run).read_text()
+  assert "Checkpoints against each other" in text and ">Evaluation</h2>" in text
+
+
+def test_a_true_reward_judges_instead(run):
+  def shortness(texts):
+    return -np.array([len(text) for text in texts], np.float64)
+
+  found = finished.evaluate_run(
+    run, reward=shortness, prompts=4, completions=2, batch=4
+  )
+  assert found.policy.reward_PK.max() < 0
+  judge, rates = online_finished.kept_win_rates(run)
+  assert "shortness" in judge
+  samples = [rollouts.read(run / online.HELD_OUT / f"00000{n}.jsonl") for n in (0, 2)]
+  lengths = [np.array([[len(t) for t in x] for x in s.texts_BK]) for s in samples]
+  want = evaluate.win_rate(-lengths[1], -lengths[0]).mean()
+  assert rates[2][0].mean == pytest.approx(want)
+
+
+def test_a_preference_gives_win_rates_against_the_start(run):
+  def first_wins(prompts, first, second):
+    return Scores(np.ones(len(prompts), np.float32))
+
+  by = online_finished.Judge("first", preference=first_wins)
+  policy = pretrained.load(finished.policy_dir(run))
+  found = online_finished.policy_report(RUN, run, policy, by, memory={}, **HOW)
+  assert found.measures["win_rate_vs_reference"].mean == 1
+  assert "reward" not in found.measures
+  rates = online_finished.checkpoint_win_rates(run, by)
+  assert rates[0][2].mean == 1 and rates[2][0].mean == 0
+
+
+def test_a_judge_that_abstains_is_refused(run):
+  def silent(prompts, completions):
+    return Scores(np.full(len(prompts), math.nan, np.float32))
+
+  by = online_finished.Judge("silent", scorer=silent)
+  policy = pretrained.load(finished.policy_dir(run))
+  with pytest.raises(ValueError, match=r"abstains on 8 of 8 completions.*--reward"):
+    online_finished.policy_report(RUN, run, policy, by, memory={}, **HOW)
+
+
+def test_run_without_held_out_prompts_is_refused(run):
+  bare = dataclasses.replace(RUN, evaluation=Evaluation())
+  policy = pretrained.load(finished.policy_dir(run))
+  by = online_finished.judge(bare, policy, None)
+  with pytest.raises(ValueError, match="holds no prompts out"):
+    online_finished.policy_report(bare, run, policy, by, memory={}, **HOW)
+
+
+def test_policy_writes_in_the_runs_template(run):
+  texts = finished.generate(run, ["the film"], completions=2, max_tokens=4)
+  assert len(texts) == 1 and len(texts[0]) == 2
+
+
+def test_check_shows_the_budget_of_a_loop_and_samples_nothing(run, monkeypatch):
+  monkeypatch.setattr(rollouts, "draw", None)
+  (budget,) = preflight.check(RUN)
+  assert budget.sizes["completions in all"] == 2 * 4 * 2
+  assert budget.sizes["tokens sampled, at most"] == 2 * 4 * 2 * 4
+  text = "\n".join(preflight.lines(budget))
+  assert "rloo(beta=0.03)" in text and "held out 4" in text
+  kept = json.loads((run / "data.json").read_text())
+  assert f"prompts {kept['prompts']:,}" in text
+
+
+def test_check_makes_the_judge(run):
+  missing = Call(rules.matches, pattern="[")
+  broken = dataclasses.replace(RUN, feedback=Feedback(missing))
+  with pytest.raises(ValueError, match="pattern"):
+    preflight.check(broken)
