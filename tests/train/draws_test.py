@@ -136,7 +136,9 @@ def test_share_and_policy_say_whose_texts_opponents_are(draw):
   assert reference == texts("other", "other", "start", share=1.0)
   assert reference == texts("other", "start", "start", share=0.0)
   assert reference == texts("start", "start", "other", share=0.0, of="average")
-  assert reference != texts("start", "start", "start", share=0.0)
+  policy = texts("start", "start", "start", share=0.0)
+  assert len({reference, policy, texts("start", "other", "start", share=0.5)}) == 3
+  assert policy == texts("start", "start", "start", share=0.5)  # of one with itself
 
 
 def test_explorers_are_the_last_columns_and_change_no_other(draw):

@@ -157,8 +157,11 @@ def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
   rivals, opponent = [], sampling.opponent
   if opponent is not None:
     mixed = params if opponent.of == "sampler" else average
-    mixture = sample.Mixture(model, ref_params, opponent.share)
-    rivals = [_Group(opponent.completions, mixed, against, mixture=mixture)]
+    ends, mixture = {0.0: mixed, 1.0: ref_params}, None  # one model speaks at the ends
+    if opponent.share not in ends:
+      mixture = sample.Mixture(model, ref_params, opponent.share)
+    source = ends.get(opponent.share, mixed)
+    rivals = [_Group(opponent.completions, source, against, mixture=mixture)]
   columns = sampling.own
   own = _Group(columns.stop - columns.start, params, several)
   return [*apart, own, *explorers, *rivals]
