@@ -2,15 +2,36 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from xpo_jax.feedback import rules
+from xpo_jax.feedback import client, endpoint, reward_model, rules
 from xpo_jax.feedback.protocol import OfPolicy, Scores
-from xpo_jax.train import judged
-from xpo_jax.train.online_experiment import Call, Feedback, Sampling
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Config
+from xpo_jax.train import judged, online, rollouts
+from xpo_jax.train.experiment import (
+  Data,
+  Experiment,
+  MeshShape,
+  Scratch,
+  Trained,
+  Use,
+)
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+from xpo_jax.train.optim import Optimizer
 
 NAN = np.float32(np.nan)
+MODEL = Config(
+  vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
+)
 SOURCE = Call(rules.world_reward)
 
 
@@ -138,3 +159,63 @@ def test_summary_counts_what_it_says():
   }
   apart = judged.summary(drawn, reward_BK, present_BK, kl_BK, Sampling(first="greedy"))
   assert apart["rollout/reward"] == 3.5 and apart["rollout/kl"] == 0.75
+
+
+def own_weight():
+  """Rates every answer by the policy's first weight."""
+
+  def make(model, params, tokenizer):
+    weight = np.float32(jax.tree.leaves(params)[0].ravel()[0])
+    return lambda prompts, texts: Scores(np.full(len(texts), weight))
+
+  return OfPolicy(make)
+
+
+def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):
+  run = OnlineExperiment(
+    Use("reinforce", beta=None),
+    Prompts("world:20"),
+    Scratch(MODEL),
+    Feedback(Call(own_weight)),
+    Sampling(completions=1, max_tokens=4),
+    iterations=2,
+    prompts_per_iteration=4,
+    optimizer=Optimizer(learning_rate=0.1, schedule="constant"),
+    mesh=MeshShape(data=1),
+  )
+  start = transformer.model(MODEL).init(jax.random.fold_in(jax.random.key(0), 0))
+  done = online.train(run, tmp_path / "run", say=lambda text: None)
+  first, second = (
+    set(rollouts.read(path).reward_BK.ravel().tolist())
+    for path in sorted((tmp_path / "run" / online.ROLLOUTS).iterdir())
+  )
+  assert first == {float(jax.tree.leaves(start)[0].ravel()[0])}
+  assert len(second) == 1 and second != first
+  last = float(jax.tree.leaves(done.params["lm"])[0].ravel()[0])
+  assert second != {last}  # of the policy before the second iteration's update
+
+
+ENDPOINT = {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
+
+
+@pytest.mark.parametrize(
+  ("source", "error", "match"),
+  [
+    (
+      Call(endpoint.scorer, endpoint=ENDPOINT),
+      client.JudgeError,
+      "127.0.0.1:9/v1 cannot be reached",
+    ),
+    (Call(reward_model.scorer, directory="nowhere"), ValueError, "no reward model"),
+  ],
+)
+def test_a_judge_that_cannot_judge_is_named_before_the_start_is_trained(
+  source, error, match, tmp_path
+):
+  begun = Experiment(Use("sft"), Data("world:20"), Scratch(MODEL))
+  run = OnlineExperiment(
+    Use("reinforce"), Prompts("world:20"), Trained(begun), Feedback(source)
+  )
+  with pytest.raises(error, match=match):
+    online.train(run, tmp_path / "run", say=lambda text: None)
+  assert not (tmp_path / "run").exists()

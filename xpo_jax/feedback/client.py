@@ -83,7 +83,7 @@ class Endpoint:
       )
 
 
-class JudgeError(RuntimeError):
+class JudgeError(OSError):
   """A judge that cannot be asked, or leaves too many questions open."""
 
 

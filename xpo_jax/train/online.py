@@ -71,6 +71,7 @@ def train(
   Raises:
     ValueError: the run directory exists, or anything about the experiment or its
       prompts is wrong, before anything expensive; feedback that is no number.
+    JudgeError: no judge can be asked, before anything expensive.
     NonFiniteLoss: the run diverged.
   """
   run_dir, memory = Path(run_dir), memory or {}
@@ -81,10 +82,11 @@ def train(
     )
   say(f"{run_dir}: {_title(experiment)}")
   loaded = online_setup.load(experiment, memory)
+  judge = judged.judge(experiment.feedback)  # asked for now: the start may be hours
   run_dir.mkdir(parents=True)
   configure.write(run_dir, experiment)
   try:
-    return _go(experiment, run_dir, loaded, memory, say)
+    return _go(experiment, run_dir, loaded, judge, memory, say)
   except ValueError:
     begun = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
     if not any((run_dir / done).exists() for done in begun):
@@ -108,7 +110,7 @@ def resume(
     configure.refuse_change("configuration", run_dir, *dicts)
   say(f"{run_dir}: resuming {_title(kept)}")
   loaded = inputs.load(kept.prompts, kept.prompts, memory)
-  return _go(kept, run_dir, loaded, memory, say)
+  return _go(kept, run_dir, loaded, judged.judge(kept.feedback), memory, say)
 
 
 def _title(experiment: OnlineExperiment) -> str:
@@ -118,7 +120,7 @@ def _title(experiment: OnlineExperiment) -> str:
   return f"{use.name}({knobs}) on samples for {experiment.prompts.path}, by {source}"
 
 
-def _go(experiment, run_dir, loaded, memory, say) -> Result:
+def _go(experiment, run_dir, loaded, judge, memory, say) -> Result:
   stage = None
   if isinstance(experiment.start, Trained):
     stage = run_dir / offline.START
@@ -126,7 +128,7 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
     if before is not None and not before.finished:
       return before._replace(run_dir=run_dir)
     stage = stage / offline.POLICY
-  run = online_setup.prepare(experiment, run_dir, loaded, stage, memory)
+  run = online_setup.prepare(experiment, run_dir, loaded, stage, memory, judge)
   sizes = _sizes(run)
   say(
     f"{sizes['parameters']:,} parameters, {experiment.iterations} iterations of "

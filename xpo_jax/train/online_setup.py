@@ -232,6 +232,7 @@ def prepare(
   loaded: Loaded,
   stage: Path | None = None,
   memory: Memory | None = None,
+  judge: judged.Judge | OfPolicy | None = None,
 ) -> Run:
   """Reads start and prompts, makes judge, step and state.
 
@@ -241,6 +242,7 @@ def prepare(
     loaded: its prompts' records (`inputs.load`).
     stage: policy of the stage before, for a `Trained` start.
     memory: see `inputs.load`.
+    judge: of `judged.judge`; None: made here.
 
   Raises:
     ValueError: no prompts, or prompts that cannot be used.
@@ -273,7 +275,7 @@ def prepare(
     objective=objective,
     arrangement=arrangement(experiment),
     controller=controller,
-    judge=judged.judge(experiment.feedback),
+    judge=judged.judge(experiment.feedback) if judge is None else judge,
     model=model,
     tokenizer=begun.tokenizer,
     prompts=prompts,
