@@ -76,7 +76,8 @@ def test_every_named_recipe_is_tested():
     "compare_objectives",  # in recipes/compare_test.py
     # in recipes/staged_test.py
     *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
-    *("rloo", "ppo"),  # in recipes/online_test.py
+    # in recipes/online_test.py
+    *("rloo", "ppo", "reinforce"),
   }
 
 

@@ -1,16 +1,93 @@
-"""Online recipes are found by name and refuse nothing before they start."""
+"""Online recipes are found by name, refuse nothing, and run in miniature."""
 
+import dataclasses
+import zlib
+
+import jax
+import numpy as np
 import pytest
 
-from xpo_jax.recipes import find
-from xpo_jax.train import configure, online_setup
+from xpo_jax.data import world
+from xpo_jax.recipes import find, online_world
+from xpo_jax.recipes.staged_world import World
+from xpo_jax.train import configure, metrics, offline, online, online_setup
+from xpo_jax.train.experiment import Evaluation, Loop, Pretrained
 from xpo_jax.train.online_experiment import OnlineExperiment
 
+TINY = World(
+  texts=60, vocab=320, width=8, layers=1, longest=4, row_length=40, sft_steps=1
+)
+# What only this method's line of metrics has, or must have.
+SHOWS = {
+  "rloo": "informative",
+  "ppo": "entropy",
+  "reinforce": "baseline",
+}
 
-@pytest.mark.parametrize("name", ["rloo", "ppo"])
+
+@pytest.mark.parametrize("name", SHOWS)
 def test_recipe_passes_every_check_that_needs_no_data(name, tmp_path):
   experiment = find.load(name).experiment
   assert isinstance(experiment, OnlineExperiment)
   online_setup.check(experiment)
   configure.write(tmp_path, experiment)
   assert configure.read(tmp_path)[0] == experiment
+  assert experiment.start.experiment == online_world.writer(World())  # all start alike
+
+
+def test_recipe_takes_texts_of_ones_own():
+  experiment = find.load("rloo", ["source=mine.jsonl"]).experiment
+  first, held_out = experiment.start.experiment.data, experiment.evaluation
+  assert first.path == experiment.prompts.path == held_out.path == "mine.jsonl"
+  assert first.portion == experiment.prompts.portion == "train"
+  assert held_out.portion == "test"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """A policy that has seen one step: all recipes start from it."""
+  run_dir = tmp_path_factory.mktemp("runs") / "start"
+  offline.train(online_world.writer(TINY), run_dir, say=_quiet)
+  return run_dir / offline.POLICY
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
+  # Of any text, for the tiny model writes nothing that a lexicon knows.
+  monkeypatch.setattr(world, "true_reward", _reward)
+  whole = find.load(name).experiment
+  small = dataclasses.replace(
+    whole,
+    prompts=dataclasses.replace(whole.prompts, path="world:60"),
+    start=Pretrained(str(start), remat=False),
+    sampling=dataclasses.replace(
+      whole.sampling,
+      completions=min(whole.sampling.completions, 2),
+      max_tokens=TINY.longest,
+      prompts_at_once=None,
+    ),
+    iterations=2,
+    prompts_per_iteration=4,
+    minibatches=min(whole.minibatches, 2),
+    loop=Loop(log_every=1),
+    evaluation=Evaluation(),
+  )
+  done = online.train(small, tmp_path / "run", say=_quiet)
+  lines = metrics.read(tmp_path / "run")
+  assert [line["updates"] for line in lines] == [
+    small.minibatches * small.inner_epochs
+  ] * 2
+  assert SHOWS[name] in lines[0]
+  assert lines[0]["rollout/kl"] == pytest.approx(0, abs=1e-5)
+  # In the second iteration the policy has moved, its reference with it if it is to.
+  still = small.renew_reference is not None
+  assert (abs(lines[1]["rollout/kl"]) < 1e-5) == still
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(done.params))
+
+
+def _reward(texts) -> np.ndarray:
+  return np.array([zlib.crc32(t.encode()) % 997 / 997 for t in texts], np.float32)
+
+
+def _quiet(text: str) -> None:
+  del text
