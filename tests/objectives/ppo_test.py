@@ -144,6 +144,32 @@ def test_ptx_is_ppo_and_language_modelling_on_two_batches():
   np.testing.assert_allclose(terms["rollouts/value"], alone["value"], rtol=1e-6)
 
 
+def test_reported_statistics_are_those_of_the_advantages_before_whitening():
+  s = toy.scored_for(objectives.ppo(**KNOBS), seed=2)
+  knobs = {"beta": 0.3, "gamma": 0.9, "lam": 0.8, "whiten_reward": True}
+  _, target = advantages(s, **knobs)
+  old = np.concatenate([own["old_value_BKT"] for _, own in completions(s)])
+  found = scored.evaluate(objectives.ppo(**KNOBS), s).metrics
+  raw = target - old
+  np.testing.assert_allclose(found["advantage_mean"], raw.mean(), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(found["advantage_std"], raw.std(), rtol=1e-4)
+  explained = 1 - raw.var() / target.var()
+  np.testing.assert_allclose(found["explained_variance"], explained, rtol=1e-3)
+
+
+def test_values_that_are_the_returns_explain_all_of_them():
+  s = toy.scored(K=1)
+  # With gamma = lam = 1 and no tie the return of every token is the score.
+  exact = jnp.broadcast_to(s.reward_BK[..., None], s.mask_BKT.shape) * s.mask_BKT
+  s = s.replace(old_value_BKT=exact, ref_logp_BKT=s.old_logp_BKT)
+  o = objectives.ppo(lam=1.0, whiten_reward=False)
+  found = scored.evaluate(o, s).metrics
+  np.testing.assert_allclose(found["explained_variance"], 1, atol=1e-6)
+  np.testing.assert_allclose(found["advantage_std"], 0, atol=1e-6)
+  none = scored.evaluate(o, s.replace(reward_BK=0 * s.reward_BK)).metrics
+  assert np.isfinite(float(none["explained_variance"]))
+
+
 def test_score_past_the_end_is_discounted_once_more():
   """TRL's placement, with what `ppo` is built from."""
   mask = jnp.array([[[1.0, 1, 0]]])

@@ -150,7 +150,9 @@ def test_summary_counts_what_it_says():
   assert found == {
     "rollout/reward": pytest.approx(8 / 3),
     "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
+    "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
     "rollout/kl": 1.0,
+    "rollout/kl_token": pytest.approx(4.0 / 14),
     "rollout/length": 3.5,
     "rollout/no_eos": 0.25,
     "rollout/abstained": 0.25,

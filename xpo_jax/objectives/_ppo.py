@@ -3,6 +3,8 @@
 Over 80 lines: seven knobs, and three papers and three public codes to tell apart.
 """
 
+import jax.numpy as jnp
+
 from xpo_jax import divergences, masked, policy_loss, returns, token_stats
 from xpo_jax.objectives import _knobs, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
@@ -51,7 +53,9 @@ def ppo(
     Objective; layout SAMPLED; needs LOGP, REF_LOGP, VALUE; fields mask_BKT,
     old_logp_BKT, old_value_BKT, reward_BK. Terms: `policy`, `value`.
     Metrics: reward (mean score), seq_kl (k1 of the rollout, nats per completion: what a
-    controller observes), clip_fraction, value_clip_fraction (of tokens).
+    controller observes), clip_fraction, value_clip_fraction (of tokens); of the whole
+    batch's tokens advantage_mean, advantage_std (before whitening) and
+    explained_variance, 1 - var(R - V_old) / var(R).
 
   Raises:
     ValueError: a knob out of range (when built, never inside the trace).
@@ -88,7 +92,12 @@ def ppo(
     estimates = returns.gae(reward_BKT, scored.old_value_BKT, mask_BKT, gamma, lam)
     advantage_BKT, return_BKT = estimates
     white_BKT = returns.whiten(advantage_BKT, population_BKT)
-    return Aux(rows=(white_BKT, return_BKT)), state
+    mean, unexplained = returns.moments(advantage_BKT, population_BKT)  # A = R - V_old
+    _, variance = returns.moments(return_BKT, population_BKT)
+    share = unexplained / jnp.where(variance > 0, variance, 1)
+    seen = {"advantage_mean": mean, "advantage_std": jnp.sqrt(unexplained)}
+    seen |= {"explained_variance": jnp.where(variance > 0, 1 - share, 0)}
+    return Aux((white_BKT, return_BKT), seen), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     advantage_BKT, return_BKT = aux.rows
@@ -100,6 +109,7 @@ def ppo(
       "clip_fraction": policy_loss.clipped_share(*policy),
       "value_clip_fraction": policy_loss.value_clipped_share(*value),
     }
+    tokens_BKT |= {n: jnp.full_like(scored.logp_BKT, x) for n, x in aux.shared.items()}
     means = {n: policy_loss.token_mean(scored, x) for n, x in tokens_BKT.items()}
     terms = {name: means.pop(name) for name in ("policy", "value")}
     seq_kl = scored.mean_BK(masked.sum_T(old_kl(scored), scored.mask_BKT))

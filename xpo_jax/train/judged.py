@@ -116,26 +116,37 @@ def summary(
   """What a person watches of an iteration's samples, as `rollout/...`.
 
   `reward` is the feedback's, before the missing-EOS rule; `reward_std` over all
-  completions; `kl` the log-ratio of sampler and reference summed over a completion's
-  tokens (k1), nats; `length` in tokens; shares: `no_eos`, `abstained`, `informative`
+  completions, `reward_std_within` over a prompt's, as learned from; `kl` the log-ratio
+  of sampler and reference summed over a completion's tokens (k1), nats, `kl_token` a
+  token's share of it; `length` in tokens; shares: `no_eos`, `abstained`, `informative`
   (prompts whose rewards, as learned from, differ), `idle` (of the sampler's slots, see
   `rollouts.Rollouts`). Columns that are not the policy's (`Sampling.own`) are left out
   of all but the last three.
   """
   own = sampling.own
   told_BK = rollouts.reward_BK[:, own]
-  there = ~np.isnan(told_BK)
+  there, length_BK = ~np.isnan(told_BK), rollouts.length_BK[:, own]
   # Of equal rewards the greatest is the least; absent ones must not decide.
   most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
   least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
   found = {
     "reward": told_BK[there].mean() if there.any() else 0.0,
     "reward_std": told_BK[there].std() if there.any() else 0.0,
+    "reward_std_within": _spread(reward_BK[:, own], present_BK[:, own]).mean(),
     "kl": kl_BK[:, own].mean(),
-    "length": rollouts.length_BK[:, own].mean(),
+    "kl_token": kl_BK[:, own].sum() / length_BK.sum(),
+    "length": length_BK.mean(),
     "no_eos": 1 - rollouts.ended_BK[:, own].mean(),
     "abstained": np.isnan(rollouts.reward_BK).mean(),
     "informative": (most_B > least_B).mean(),
     "idle": rollouts.idle,
   }
   return {f"rollout/{name}": float(value) for name, value in found.items()}
+
+
+def _spread(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:
+  """Standard deviation of each prompt's present rewards; 0 where there is none."""
+  count_B = np.maximum(present_BK.sum(1), 1)
+  mean_B = (reward_BK * present_BK).sum(1) / count_B
+  square_BK = present_BK * (reward_BK - mean_B[:, None]) ** 2
+  return np.sqrt(square_BK.sum(1) / count_B)
