@@ -40,8 +40,8 @@ class Stat(NamedTuple):
 
   Attributes:
     field: where it lands in `Scored`, or, if no such field, in `Scored.extra`.
-    roles: parameter sets it reads: "policy", "policy.value" (the scalar head), or
-      a frozen set of the run such as "ref".
+    roles: parameter sets it reads: "policy", "policy.value" (the scalar head),
+      "critic.value" (of a decoder apart), or a frozen set of the run such as "ref".
     fn: maps `({role: logits_CV, or value_C for a ".value" role}, target_C)` to
       `[C, ...]`. Pure, a module-level function, so that equal needs are equal
       objects and nothing is compiled twice.

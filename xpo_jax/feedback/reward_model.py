@@ -91,6 +91,28 @@ def describe(
   return path
 
 
+def about(directory: str | Path, kind: str = REWARD) -> dict[str, Any]:
+  """What reward.json says of a directory; reads no weight.
+
+  Raises:
+    ValueError: no reward.json, or a model of the other kind.
+  """
+  path = Path(directory) / FILE
+  if not path.exists():
+    raise ValueError(
+      f"{directory} is no reward model: it has no {FILE}; `xpo evaluate RUN` writes it "
+      "into the policy/ of a finished reward run, reward_model.describe anywhere"
+    )
+  found = json.loads(path.read_text(encoding="utf-8"))
+  if found["kind"] != kind:
+    raise ValueError(
+      f"{directory} holds a {found['kind']} model, a {kind} model is needed; a reward "
+      "model gives a Scorer (reward_model.scorer), a preference model a Preference "
+      "(preference_model.preference)"
+    )
+  return found
+
+
 def load(
   directory: str | Path,
   *,
@@ -110,19 +132,7 @@ def load(
     ValueError: no reward.json, no scalar head or no tokenizer; a model of the other
       kind; sizes that the mesh does not divide; and what `pretrained.load` raises.
   """
-  directory = Path(directory)
-  if not (directory / FILE).exists():
-    raise ValueError(
-      f"{directory} is no reward model: it has no {FILE}; `xpo evaluate RUN` writes it "
-      "into the policy/ of a finished reward run, reward_model.describe anywhere"
-    )
-  about = json.loads((directory / FILE).read_text(encoding="utf-8"))
-  if about["kind"] != kind:
-    raise ValueError(
-      f"{directory} holds a {about['kind']} model, a {kind} model is needed; a reward "
-      "model gives a Scorer (reward_model.scorer), a preference model a Preference "
-      "(preference_model.preference)"
-    )
+  said = about(directory, kind)
   held = pretrained.load(directory, compute_dtype)
   if "value" not in held.params:
     raise ValueError(f"{directory} has no scalar head; was it trained as a policy?")
@@ -133,10 +143,10 @@ def load(
     model=model,
     params=_placed(model, held.params, mesh),
     tokenizer=held.tokenizer,
-    template=Template(**about["template"]),
-    limits=Limits(**about["limits"]),
+    template=Template(**said["template"]),
+    limits=Limits(**said["limits"]),
     kind=kind,
-    affine=Affine(about["gain"], about["bias"]),
+    affine=Affine(said["gain"], said["bias"]),
     mesh=mesh,
   )
 

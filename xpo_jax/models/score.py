@@ -18,7 +18,8 @@ from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params, Scored, Stat
 
-TRAINED = "policy"  # the role whose hidden states, head and value get a gradient
+# The roles whose hidden states, heads and values get a gradient.
+TRAINED = frozenset({"policy", "critic"})
 BUDGET = 8 << 20  # bytes of a chunk's logits, per device; see `chunk_length`
 _VOCAB = rules.RULES["vocab"]
 
@@ -37,9 +38,10 @@ def score(
   reads it is cached in `batch.ref`, no logits for an objective that reads values only.
 
   Args:
-    models: role -> model: "policy", and each frozen role ("ref").
-    params: role -> `{"lm": parameters, "value": scalar head, where needed}`. Only the
-      policy's get a gradient.
+    models: role -> model: "policy", "critic" where values have a decoder of their own,
+      and each frozen role ("ref").
+    params: role -> `{"lm": parameters, "value": scalar head, where needed}`. Only those
+      of policy and critic get a gradient.
     needs: an objective's `needs`.
     batch: one microbatch of a `data.pack.Batch` (its arrays without the axis M).
     mesh: where rows are split over devices; pins rows, and the head's vocabulary.
@@ -64,7 +66,7 @@ def score(
   hidden, head, values = {}, {}, {}
   for role in sorted({read.split(".")[0] for read in reads}):
     lm = params[role]["lm"]
-    if role != TRAINED:
+    if role not in TRAINED:
       lm = jax.lax.stop_gradient(lm)
     if mesh is not None:
       lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
@@ -159,7 +161,7 @@ def token_statistics(
 ) -> dict[str, Array]:
   """Statistics per token from hidden states, without a batch of logits.
 
-  Differentiable in what belongs to the role "policy" (hidden states, head, value);
+  Differentiable in what belongs to the roles `TRAINED` (hidden states, head, value);
   every other role is frozen. The head's gradient is summed in float32 and returned
   in the head's dtype. Logits are float32: operands in the dtype of the hidden
   states, accumulated in float32 (float64 stays float64).
@@ -220,7 +222,7 @@ def token_statistics(
 
 
 def _is_trained(role):
-  return role.split(".")[0] == TRAINED
+  return role.split(".")[0] in TRAINED
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

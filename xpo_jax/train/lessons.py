@@ -26,7 +26,7 @@ def recorded(run: Run, drawn: Rollouts, sampler: Params, ref: Params) -> Values:
   batches = pack.eval_batches(
     examples, groups_per_row=1, **_sizes_of(run, examples, drawn.length_BK.shape[1])
   )
-  roles = {"policy": sampler, references.ROLE: ref}
+  roles = online_setup.roles(run, sampler) | {references.ROLE: ref}
   found = references.compute(batches, run.record, roles, run.place).values
   ends = np.cumsum(drawn.length_BK)[:-1]
   K = drawn.length_BK.shape[1]

@@ -164,7 +164,7 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
   params = setup.merged(run, trained)
   if finished:
     if experiment.adapter is not None:
-      _export_adapter(run_dir, run, trained)
+      export_adapter(run_dir, run, trained)
     run_dirs.export(run_dir / POLICY, run.model.config, params, run.tokenizer)
     run_dirs.write_json(run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]})
     say(f"done: {run_dir / POLICY} is a Hugging Face directory")
@@ -272,7 +272,8 @@ def _diverged(run, run_dir, index, line) -> NonFiniteLoss:
   )
 
 
-def _export_adapter(run_dir: Path, run: Run, params: Params) -> None:
+def export_adapter(run_dir: Path, run: Run, params: Params) -> None:
+  """Writes the adapters in PEFT's format, unless they are there."""
   beside = run_dir / f"{ADAPTER}.tmp"
   shutil.rmtree(beside, ignore_errors=True)
   if (run_dir / ADAPTER).exists():

@@ -36,6 +36,7 @@ from xpo_jax.train import (
   rollouts,
   run_dirs,
   screen,
+  setup,
   step,
 )
 from xpo_jax.train.experiment import Trained
@@ -49,7 +50,7 @@ from xpo_jax.types import Params
 
 ROLLOUTS, HELD_OUT = "rollouts", "held_out"
 _SHOWN = ("rollout/reward", "rollout/kl", "rollout/length", "loss", "eval/reward")
-_SHOWN += ("time/rollout", "time/feedback", "time/update")
+_SHOWN += ("rollout/idle", "time/rollout", "time/feedback", "time/update")
 _HELD_OUT = jnp.uint32(0xFFFFFFFF)  # the iteration that held-out samples draw from
 
 
@@ -142,9 +143,12 @@ def _go(experiment, run_dir, loaded, judge, memory, say) -> Result:
   with checkpoint.preemption() as asked:
     state = _loop(run, run_dir, state, manager, meta, asked, say)
   manager.close()
-  params, done = final_params(state.train), int(state.step)
+  trained, done = final_params(state.train), int(state.step)
+  params = setup.merged(run, trained)
   finished = done == experiment.iterations
   if finished:
+    if experiment.adapter is not None:
+      offline.export_adapter(run_dir, run, trained)
     run_dirs.export(run_dir / offline.POLICY, run.model.config, params, run.tokenizer)
     sizes["final"] = metrics.read(run_dir)[-1]
     run_dirs.write_json(run_dir / offline.SUMMARY, sizes)
@@ -155,12 +159,13 @@ def _go(experiment, run_dir, loaded, judge, memory, say) -> Result:
 
 
 def _sizes(run: Run) -> dict[str, Any]:
-  experiment, params = run.experiment, jax.tree.leaves(run.state.train.params)
+  experiment, params = run.experiment, run.state.train.params
   return {
     "iterations": experiment.iterations,
     "prompts_per_iteration": experiment.prompts_per_iteration,
     "completions": experiment.sampling.completions,
-    "parameters": sum(x.size for x in params),
+    "parameters": sum(x.size for x in jax.tree.leaves([params, run.frozen])),
+    "parameters_trained": sum(x.size for x in jax.tree.leaves(params)),
   }
 
 
@@ -256,7 +261,7 @@ def _draw(
   )
   return rollouts.draw(
     run.model,
-    sampler["lm"],
+    _policy(run, sampler),
     run.prompts,
     row_B,
     experiment.sampling,
@@ -264,12 +269,16 @@ def _draw(
     iteration=index,
     key=jax.random.fold_in(_sampling_key(run), index),
     ref_params=ref["lm"],
-    average=average and average["lm"],
+    average=average and _policy(run, average),
   )
 
 
+def _policy(run: Run, params: Params) -> Params:
+  return online_setup.roles(run, params)["policy"]["lm"]
+
+
 def _judge(run: Run, params: Params) -> judged.Judge:
-  return judged.facing(run.judge, run.model, params["lm"], run.tokenizer)
+  return judged.facing(run.judge, run.model, _policy(run, params), run.tokenizer)
 
 
 def _sampling_key(run: Run) -> jax.Array:
@@ -288,9 +297,9 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     rows = audit.show(batches[0], run.tokenizer)[: offline.SHOWN_ROWS]
     shown = [[token._asdict() for token in row] for row in rows]
     run_dirs.write_json(run_dir / offline.SHOWN, shown)
-  frozen = {}
+  frozen = dict(run.frozen)
   if references.reads_live(run.objective) or parts.read_reference(run.beside.parts):
-    frozen = {references.ROLE: ref}
+    frozen[references.ROLE] = ref
   beta = {} if state.beta is None else {"beta": float(state.beta)}
   knobs = step.knobs(run.experiment.optimizer, **beta)
   trained, measured, done = state.train, [], int(state.train.step)
@@ -337,7 +346,8 @@ def _after(run, state, trained, before, index, line, episodes) -> OnlineState:
     )
     beta = jnp.float32(run.controller.update(beta, seen))
   if every is not None and (index + 1) % every == 0:
-    ref = {"lm": jax.tree.map(jnp.copy, trained.params["lm"])}
+    merged = setup.merged(run, trained.params)
+    ref = {"lm": jax.tree.map(jnp.copy, merged["lm"])}
   sampler = state.sampler
   if sampler:
     sampler = (*sampler[1:], before)
@@ -367,7 +377,7 @@ def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
   else:
     drawn = rollouts.draw(
       run.model,
-      params["lm"],
+      _policy(run, params),
       held_out,
       np.arange(len(held_out.ids)),
       sampling,

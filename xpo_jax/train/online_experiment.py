@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.models.lora import Adapter
 from xpo_jax.train import experiment
 from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, PartUse, Start, Use
 from xpo_jax.train.optim import Optimizer
@@ -251,6 +252,11 @@ class OnlineExperiment:
     seed: of fresh weights, samples and the method's draws.
     parts: what else every update minimises, each on data of its own, at temperature 1
       (PPO-ptx: `sft` on pretraining text).
+    value_start: directory of a reward model (`feedback.reward_model`): values are then
+      those of a critic apart that starts as it, of any size but the policy's tokenizer
+      (InstructGPT). None: of a new scalar head on the policy's own hidden states.
+    adapter: train low-rank adapters on the start, which stays as it is and is the
+      reference too; None trains every weight. A critic is trained whole either way.
   """
 
   objective: Use
@@ -272,6 +278,8 @@ class OnlineExperiment:
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
   parts: tuple[PartUse, ...] = ()
+  value_start: str | None = None
+  adapter: Adapter | None = None
 
   def __post_init__(self):
     experiment.check_names(self.parts)

@@ -15,13 +15,14 @@ from xpo_jax.data import audit, records, split, tokenise
 from xpo_jax.data.pack import Batch, Shape
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback.protocol import OfPolicy
-from xpo_jax.models import transformer
+from xpo_jax.models import lora, transformer
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed, place
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import place
 from xpo_jax.train import (
   arrange,
+  critic,
   inputs,
   judged,
   metrics,
@@ -58,6 +59,7 @@ class Run(NamedTuple):
     prompts: to sample from.
     held_out: to judge the policy on, or None.
     ref: `{"lm": ...}`, the reference that the run starts with.
+    frozen: `{"base": what adapters hang on}`, one and the same with `ref`; or {}.
     state: before iteration 1.
     step: see `step.make_step`.
     beside: the parts and their batches.
@@ -76,6 +78,7 @@ class Run(NamedTuple):
   prompts: PromptSet
   held_out: PromptSet | None
   ref: Params
+  frozen: Mapping[str, Params]
   state: OnlineState
   step: step.Step
   beside: parts.Beside
@@ -94,8 +97,8 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
   Raises:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
       fit, or that cannot tell rewards apart with so few completions; a controller of a
-      beta that is not the objective's; a mesh that does not fit; a part that cannot be
-      (`parts.check`).
+      beta that is not the objective's; a critic for an objective without values; a
+      mesh that does not fit; a part that cannot be (`parts.check`).
   """
   objective, made = experiment.objective.build(), arrangement(experiment)
   name, completions = objective.name, experiment.sampling.completions
@@ -124,6 +127,8 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
     )
   if experiment.controller is not None:
     _check_controller(experiment)
+  if experiment.value_start is not None:
+    critic.check(experiment.value_start, objective)
   mesh = setup.make_mesh(experiment.mesh)
   if mesh is not None:
     meshes.check_batch(mesh, experiment.rows_per_step, experiment.microbatches)
@@ -249,9 +254,15 @@ def prepare(
   """
   mesh = setup.make_mesh(experiment.mesh)
   build = at_temperature(experiment.objective.build, experiment.sampling.temperature)
-  objective = build()
   begun = inputs.begin(experiment, run_dir, loaded, stage)
-  model = transformer.model(begun.config)
+  model, adapter = transformer.model(begun.config), experiment.adapter
+  models = {"policy": model, references.ROLE: model}
+  trained, start, own = lora.trained(model, adapter), begun.params, None
+  if experiment.value_start is not None:
+    own = critic.load(experiment.value_start, begun.tokenizer, begun.config)
+    build = critic.judged_by(build)
+    models[state.CRITIC] = own.model
+  objective = build()
   prompts, held_out, counts = prompt_sets(
     experiment, loaded, begun.tokenizer, run_dir, memory or {}
   )
@@ -259,15 +270,24 @@ def prepare(
   beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory or {}, put)
   if beside.parts:
     counts["parts"] = beside.counts
+  if adapter is not None:  # checkpoints do not hold it
+    counts["base_sha256"] = distributed.digest(start["lm"]).tobytes().hex()
   setup.keep_counts(run_dir, counts)
   root = jax.random.key(experiment.seed)
+  if adapter is not None:
+    start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
   needed = parts.joined(objective, beside.parts)
   params = state.with_heads(
-    needed, begun.params, begun.config.width, jax.random.fold_in(root, 1)
+    needed, start, begun.config.width, jax.random.fold_in(root, 1)
   )
-  first, shardings = _placed(experiment, mesh, model, params, objective, root)
-  ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
-  models = {"policy": model, references.ROLE: model}
+  if own is not None:
+    params[state.CRITIC] = own.params
+  first, shardings = _placed(experiment, mesh, trained, own, params, objective, root)
+  frozen = {}
+  if adapter is None:
+    ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
+  else:
+    frozen[state.BASE] = ref = {"lm": setup.placed(mesh, model, begun.params["lm"])}
   controller = experiment.controller and experiment.controller.build()
   updates = experiment.iterations * experiment.minibatches * experiment.inner_epochs
   return Run(
@@ -281,6 +301,7 @@ def prepare(
     prompts=prompts,
     held_out=held_out,
     ref=ref,
+    frozen=frozen,
     state=OnlineState(
       step=jnp.zeros((), jnp.int32),
       train=first,
@@ -295,11 +316,14 @@ def prepare(
       updates,
       mesh=mesh,
       shardings=shardings,
+      adapter=adapter,
       parts=beside.parts,
     ),
     beside=beside,
     record=recorder(
-      models, _recorded(objective, experiment.sampling.temperature), mesh
+      models | {"policy": lora.attached(model, adapter)},
+      _recorded(objective, experiment.sampling.temperature),
+      mesh,
     ),
     place=put,
     counts=counts,
@@ -310,13 +334,18 @@ def _copied(first: state.TrainState) -> Params:
   return jax.tree.map(jnp.copy, first.params)
 
 
-def _placed(experiment, mesh, model, params, objective, root):
-  chain = optim.transform(experiment.optimizer, model.logical_axes())
+def roles(run: Run, params: Params) -> dict[str, Params]:
+  """What sampling and scoring read of trained parameters; see `state.roles`."""
+  return state.roles(params, run.frozen, run.experiment.adapter)
+
+
+def _placed(experiment, mesh, trained, own, params, objective, root):
+  chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
   made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)
   if mesh is None:
     return state.create(*made), None
-  return state.create_on(mesh, model, *made)
+  return state.create_on(mesh, trained, *made, critic=own and own.model)
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -400,7 +429,9 @@ def _recorded(objective: Objective, temperature: float) -> tuple[Stat, ...]:
   ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
   stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
   if OLD_VALUE in objective.fields:
-    stats[OLD_VALUE] = token_stats.VALUE._replace(field=OLD_VALUE)
+    field = token_stats.VALUE.field
+    (value,) = (stat for stat in objective.needs if stat.field == field)
+    stats[OLD_VALUE] = value._replace(field=OLD_VALUE)
   return tuple(stats[field] for field in sorted(stats))
 
 

@@ -76,10 +76,11 @@ def transform(
   Args:
     config: the optimiser.
     logical_axes: axis names of the language model's leaves (`Model.logical_axes()`);
-      they tell a matrix from a bias stacked over layers. Read by weight decay only.
+      they tell a matrix from a bias stacked over layers. Read by weight decay only,
+      which leaves a scalar head and a critic alone.
 
   Returns:
-    A transformation of `{"lm": ..., ["value": ...]}`; the step is
+    A transformation of `{"lm": ..., ["value": ...], ["critic": ...]}`; the step is
     `-learning_rate * update`.
 
   Raises:

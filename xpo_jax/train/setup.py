@@ -188,7 +188,7 @@ def prepare(
   # The policy has taken no step: its parameters are the reference's.
   ref = {"lm": first.params["lm"]}
   if adapter is not None:
-    frozen[state.BASE] = ref = {"lm": _placed(mesh, model, begun.params["lm"])}
+    frozen[state.BASE] = ref = {"lm": placed(mesh, model, begun.params["lm"])}
   if references.reads_live(objective) or parts.read_reference(beside.parts):
     live = ref if adapter is not None else jax.tree.map(jax.numpy.copy, ref)
     frozen[references.ROLE] = live
@@ -226,7 +226,8 @@ def prepare(
   )
 
 
-def _placed(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
+def placed(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
+  """A decoder's frozen parameters on the mesh, or on the device."""
   if mesh is None:
     return jax.tree.map(jax.numpy.asarray, lm)
   return place.place_params(mesh, lm, model.logical_axes())

@@ -15,6 +15,7 @@ from xpo_jax.sharding import place, rules
 from xpo_jax.types import Array, Objective, Params, State
 
 BASE = "base"  # the frozen parameters that adapters hang on
+CRITIC = "critic"  # the decoder of values that are not the policy's own
 
 
 @struct.dataclass
@@ -24,7 +25,8 @@ class TrainState:
   Attributes:
     step: steps done, int32 scalar.
     params: `{"lm": the policy's trained parameters}`, all of them or its adapters,
-      and `"value"` where an objective needs a scalar head.
+      `"value"` where an objective needs a scalar head, and `"critic"`, a decoder with
+      a head, where values have one of their own.
     opt_state: the optimiser's.
     method_state: what the objective remembers (`Objective.init`).
     ema: moving average of `params`, or None.
@@ -98,6 +100,7 @@ def create_on(
   method_state: State,
   key: Array,
   ema: bool = False,
+  critic: Model | None = None,
 ) -> tuple[TrainState, TrainState]:
   """As `create`, every leaf made where it lives on the mesh.
 
@@ -107,7 +110,7 @@ def create_on(
   Raises:
     ValueError: a parameter that the mesh does not divide.
   """
-  split = rules.param_shardings(mesh, axes(model, params), params)
+  split = rules.param_shardings(mesh, axes(model, params, critic), params)
   whole = rules.replicated(mesh)
   made = functools.partial(create, optimizer=optimizer, ema=ema)
   like = jax.eval_shape(made, params, method_state=method_state, key=key)
@@ -123,10 +126,15 @@ def create_on(
   return run(params, method_state=method_state, key=key), shardings
 
 
-def axes(model: Model, params: Params) -> Params:
-  """Logical axes of `{"lm": ..., ["value": ...]}`."""
-  value = {"value": heads.logical_axes()} if "value" in params else {}
-  return {"lm": model.logical_axes()} | value
+def axes(model: Model, params: Params, critic: Model | None = None) -> Params:
+  """Logical axes of `{"lm": ..., ["value": ...], ["critic": ...]}`."""
+  found = {"lm": model.logical_axes()}
+  if "value" in params:
+    found["value"] = heads.logical_axes()
+  if critic is not None:
+    own = {"lm": critic.logical_axes(), "value": heads.logical_axes()}
+    found[CRITIC] = own
+  return found
 
 
 def with_heads(objective: Objective, params: Params, width: int, key: Array) -> Params:
@@ -141,6 +149,14 @@ def with_heads(objective: Objective, params: Params, width: int, key: Array) -> 
 def final_params(state: TrainState) -> Params:
   """The weights to evaluate and export: the average where one is kept."""
   return state.params if state.ema is None else state.ema
+
+
+def roles(
+  params: Params, frozen: Mapping[str, Params], adapter: Adapter | None
+) -> dict[str, Params]:
+  """What scoring reads of the trained parameters, by role; see `policy`."""
+  own = {"policy": policy(params, frozen, adapter)}
+  return own | {name: params[name] for name in (CRITIC,) if name in params}
 
 
 def policy(

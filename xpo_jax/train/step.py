@@ -73,7 +73,8 @@ def make_step(
   Args:
     build: makes the objective from the knobs that are traced: `Use.build`, or
       `functools.partial(dpo, beta=0.1)`.
-    models: role -> model; "policy", and "ref" where an objective reads it live.
+    models: role -> model; "policy", "ref" where an objective reads it live, "critic"
+      where values have a decoder of their own.
     optimizer: see `optim.Optimizer`.
     steps: steps of the whole run, for the schedule.
     mesh: where rows and parameters are split, or None: one device.
@@ -340,7 +341,7 @@ def scorer(objective, models, frozen, mesh, chunk, adapter=None):
   models = dict(models) | {"policy": lora.attached(models["policy"], adapter)}
 
   def score_one(params: Params, microbatch: Batch) -> Scored:
-    roles = {"policy": states.policy(params, frozen, adapter), **frozen}
+    roles = states.roles(params, frozen, adapter) | frozen
     return score(models, roles, stats, microbatch, mesh, chunk)
 
   return score_one

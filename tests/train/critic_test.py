@@ -1,0 +1,177 @@
+"""A critic that starts as a reward model; a policy that trains adapters online."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax.controllers import Affine
+from xpo_jax.data import world
+from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.feedback import reward_model
+from xpo_jax.models import heads, lora, peft, pretrained, transformer
+from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
+from xpo_jax.train import inputs, lessons, metrics, offline, online, online_setup
+from xpo_jax.train import rollouts as rolls
+from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Pretrained, Use
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+from xpo_jax.train.optim import Optimizer
+
+POLICY = Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)
+CRITIC = dataclasses.replace(POLICY, width=16, head_dim=8, layers=2)  # another size
+
+
+def _quiet(text: str) -> None:
+  del text
+
+
+def _save(place, config, tokenizer, seed):
+  lm, head = jax.random.split(jax.random.key(seed))
+  params = jax.tree.map(lambda x: 2 * x, transformer.model(config).init(lm))
+  value = {"value": heads.init_value_head(head, config.width)}
+  pretrained.save(place, config, {"lm": params} | value, tokenizer)
+  return str(place)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """Directories: a policy, a reward model, and one of another tokenizer."""
+  root = tmp_path_factory.mktemp("saved")
+  texts = [prompt + answer for prompt, answer in world.generate(30, seed=0)]
+  tokenizer, other = (world.train_bpe(texts, vocab) for vocab in (320, 310))
+  made = {
+    "policy": _save(root / "policy", POLICY, tokenizer, 0),
+    "reward": _save(root / "reward", CRITIC, tokenizer, 1),
+    "other": _save(root / "other", CRITIC, other, 1),
+  }
+  for name in ("reward", "other"):
+    affine = Affine(0.5, -3.0)
+    reward_model.describe(made[name], Template(), Limits(), affine=affine)
+  return made
+
+
+@pytest.fixture(scope="module")
+def experiment(saved):
+  return OnlineExperiment(
+    Use("ppo"),
+    Prompts("world:30"),
+    Pretrained(saved["policy"], remat=False),
+    Feedback(Call(reward_model.scorer, directory=saved["reward"], batch=8)),
+    Sampling(completions=2, max_tokens=6),
+    iterations=2,
+    prompts_per_iteration=4,
+    renew_reference=1,
+    optimizer=Optimizer(learning_rate=1e-2, ema=0.5),
+    loop=Loop(log_every=1),
+    mesh=MeshShape(data=1),
+    evaluation=Evaluation(share=0.2, limit=4),
+    value_start=saved["reward"],
+    adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up"),
+  )
+
+
+def _prepared(experiment, run_dir):
+  run_dir.mkdir(exist_ok=True)
+  loaded = inputs.load(experiment.prompts, experiment.prompts, {})
+  return online_setup.prepare(experiment, run_dir, loaded)
+
+
+@pytest.fixture(scope="module")
+def trained(experiment, tmp_path_factory):
+  run_dir = tmp_path_factory.mktemp("runs") / "run"
+  return run_dir, online.train(experiment, run_dir, say=_quiet)
+
+
+@pytest.fixture(scope="module")
+def prepared(experiment, tmp_path_factory):
+  return _prepared(experiment, tmp_path_factory.mktemp("prepared"))
+
+
+def test_first_values_at_the_last_tokens_are_the_rewards(trained, prepared, saved):
+  drawn = rolls.read(trained[0] / online.ROLLOUTS / "000001.jsonl")
+  params = prepared.state.train.params
+  found = lessons.recorded(prepared, drawn, params, prepared.ref)
+  last = [value[-1] for pair in found["old_value_BKT"] for value in pair]
+  # The tokens as sampled: those of an untrained policy are not their text's.
+  alone = [
+    dataclasses.replace(example, completions=(completion,))
+    for example in drawn.examples
+    for completion in example.completions
+  ]
+  held = reward_model.load(saved["reward"])
+  rewards = held.affine.of(reward_model.values(held, alone, 8))
+  assert np.ptp(rewards) > 0.05  # those of untrained weights differ
+  np.testing.assert_allclose(last, rewards, atol=1e-5)
+
+
+def test_critic_and_adapters_are_trained_and_nothing_else(trained, prepared):
+  run_dir, result = trained
+  base, after = prepared.frozen["base"]["lm"], result.params
+  same = jax.tree.map(np.array_equal, after["lm"], base)
+  moved = {part for part, x in same["blocks"].items() if not all(x.values())}
+  assert moved == {"query", "value", "up"} and same["embedding"]
+  before = prepared.state.train.params["critic"]
+  changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), after["critic"], before)
+  assert changed["value"]["kernel_D"] and changed["lm"]["blocks"]["up"]["kernel"]
+  adapter, params = peft.load(run_dir / offline.ADAPTER, POLICY, base)
+  merged = lora.merged(base, params, adapter)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, after["lm"]
+  )
+  written = pretrained.load(run_dir / offline.POLICY).params
+  jax.tree.map(np.testing.assert_array_equal, written["lm"], after["lm"])
+  assert "value" not in written
+
+
+def test_base_is_the_reference_without_a_copy(prepared):
+  pairs = map(jax.tree.leaves, (prepared.ref, prepared.frozen["base"]))
+  assert all(a is b for a, b in zip(*pairs, strict=True))
+
+
+def test_adapters_start_at_the_reference_and_it_follows_them(trained):
+  lines = metrics.read(trained[0])
+  # Renewed after every iteration: both rollouts are of the reference itself.
+  for line in lines:
+    assert line["rollout/kl"] == pytest.approx(0, abs=1e-4)
+    assert line["grad_norm"] > 0
+  assert abs(lines[-1]["eval/kl"]) > 1e-3  # the KL to the start has grown
+
+
+def test_adapters_of_another_base_are_refused(experiment, trained, saved, tmp_path):
+  run_dir, _ = trained
+  moved = pretrained.load(saved["policy"]).params["lm"]
+  moved = moved | {"embedding": moved["embedding"] + 1}
+  with pytest.raises(ValueError, match="an adapter for another base"):
+    peft.load(run_dir / offline.ADAPTER, POLICY, moved)
+  _prepared(experiment, tmp_path / "run")
+  tokenizer = pretrained.load(saved["policy"]).tokenizer
+  other = Pretrained(_save(tmp_path / "other", POLICY, tokenizer, 5), remat=False)
+  with pytest.raises(ValueError, match=r"changed\n  base_sha256: "):
+    _prepared(dataclasses.replace(experiment, start=other), tmp_path / "run")
+
+
+def test_reward_model_of_another_tokenizer_is_no_critic(experiment, saved, tmp_path):
+  other = dataclasses.replace(experiment, value_start=saved["other"])
+  with pytest.raises(ValueError, match=r"value_start .* of another tokenizer"):
+    online.train(other, tmp_path / "run", say=_quiet)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"objective": Use("rloo")}, "value_start is .* but rloo reads no value"),
+    ({"value_start": "nowhere"}, "nowhere is no reward model"),
+  ],
+)
+def test_what_can_be_no_critic_is_refused_before_anything(experiment, changes, match):
+  with pytest.raises(ValueError, match=match):
+    online_setup.check(dataclasses.replace(experiment, **changes))
