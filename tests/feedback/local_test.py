@@ -231,3 +231,11 @@ def test_prompts_as_filled_keep_their_texts_apart():
   assert [token for token in ids if token in PLAIN.all_special_ids] == [
     PLAIN.bos_token_id
   ]
+
+
+def test_a_directory_that_cannot_judge_is_named(params, tmp_path):
+  with pytest.raises(ValueError, match=r"nowhere.config\.json does not exist"):
+    local.preference(str(tmp_path / "nowhere"))
+  pretrained.save(tmp_path, CONFIG, {"lm": params}, None)
+  with pytest.raises(ValueError, match="has no tokenizer"):
+    local.scorer(str(tmp_path))

@@ -188,6 +188,17 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
     reward_model.implicit(*saved, beta=0)
 
 
+def test_a_model_of_another_tokenizer_reads_texts_by_its_own(saved, tmp_path):
+  other = world.train_bpe(["another text of other words"], CONFIG.vocab)
+  pretrained.save(tmp_path, CONFIG, _params(0), other)
+  reward_model.describe(tmp_path, TEMPLATE, LIMITS)
+  held = reward_model.load(tmp_path)
+  reward_N = reward_model.of(held, batch=4)(PROMPTS, ANSWERS).value_N
+  made = _texts.examples(PROMPTS, ANSWERS, other, TEMPLATE, LIMITS)
+  np.testing.assert_array_equal(reward_N, reward_model.values(held, made, 4))
+  assert (reward_N != reward_model.scorer(saved[0], batch=4)(PROMPTS, ANSWERS)[0]).all()
+
+
 def test_implicit_reward_of_two_tokenizers_is_refused(saved, tmp_path):
   other = world.train_bpe(["another text of other words"], CONFIG.vocab)
   pretrained.save(tmp_path / "other", CONFIG, _params(1), other)
