@@ -22,6 +22,7 @@ SHOWS = {
   "rloo": "informative",
   "ppo": "entropy",
   "reinforce": "baseline",
+  "grpo": "clip_fraction",
 }
 
 
