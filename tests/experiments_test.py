@@ -77,7 +77,7 @@ def test_every_named_recipe_is_tested():
     # in recipes/staged_test.py
     *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
     # in recipes/online_test.py
-    *("rloo", "ppo", "reinforce", "grpo"),
+    *("rloo", "ppo", "reinforce", "grpo", "dr_grpo"),
   }
 
 

@@ -23,6 +23,7 @@ SHOWS = {
   "ppo": "entropy",
   "reinforce": "baseline",
   "grpo": "clip_fraction",
+  "dr_grpo": "clip_fraction",
 }
 
 

@@ -1,0 +1,28 @@
+"""Dr. GRPO on the embedded world: GRPO without the divisions that bias it.
+
+Paper: Liu et al. 2025, arXiv:2503.20783: no division by a group's deviation or by a
+  completion's length, no KL.
+Command: xpo train dr_grpo [source=FILE]
+Hardware: 2 CPU cores; 75 s of CPU time, 37 s of them the start's.
+Expected: the true reward of held-out prompts rises above the start's; with nothing that
+  ties the policy to the start, its KL is greater than that of `grpo`.
+Last result: 2026-11-22, one seed, intervals over prompts: true reward of 128 held-out
+  prompts 0.709 [0.676, 0.740] at 5.65 nats; the start has 0.099 [0.050, 0.147]. GRPO's
+  policy went 4.36 nats.
+"""
+
+from xpo_jax.recipes import online_world
+from xpo_jax.recipes.staged_world import World
+from xpo_jax.train.experiment import Use
+from xpo_jax.train.online_experiment import OnlineExperiment, Sampling
+
+
+def experiment(source: str | None = None) -> OnlineExperiment:
+  """Sums over tokens divided by the longest completion allowed, as the paper's code."""
+  world = World(source)
+  return online_world.run(
+    Use("dr_grpo", length=float(world.longest)),
+    world,
+    sampling=Sampling(completions=8, max_tokens=world.longest),
+    prompts_per_iteration=16,
+  )
