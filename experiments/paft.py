@@ -69,7 +69,7 @@ def run(paft: Paft, run_dir: Path) -> int:
   def add(label, seed, lm, began, **extra):
     policies.setdefault(label, {})[seed] = {"lm": lm}
     seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - began
-    extra["skill_nll"] = _nll(lab, lm, held)
+    extra["skill_nll"] = lab.nll([{"lm": lm}], held).mean
     for name, value in extra.items():
       more.setdefault(label, {}).setdefault(name, []).append(value)
 
@@ -140,20 +140,6 @@ def _pairs(lab, seed: int):
 def _skill(rows):
   """Reviews with a second clause."""
   return [row for row in rows if "," in row.completion or " and the " in row.completion]
-
-
-def _nll(lab, lm, rows) -> float:
-  """Nats a token of held-out reviews of the skill."""
-  import numpy as np
-
-  from xpo_jax.data import tokenise
-  from xpo_jax.train import sequences
-
-  limits = tokenise.Limits(completion=lab.world.longest)
-  examples = tokenise.tokenise(rows, lab.tokenizer, limits=limits)
-  found = sequences.score_pairs(lab.model, {"lm": lm}, {"lm": lm}, examples)
-  tokens = sum(len(example.completions[0]) for example in examples)
-  return float(-np.sum(found["logp_BK"]) / tokens)
 
 
 def _sparsity(change) -> float:

@@ -76,6 +76,7 @@ def test_every_named_recipe_is_tested():
     "compare_objectives",  # in recipes/compare_test.py
     # in recipes/staged_test.py
     *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
+    *("instructgpt", "iterated_rlhf"),
     # in recipes/online_test.py
     *("rloo", "ppo", "reinforce", "grpo", "dr_grpo"),
   }

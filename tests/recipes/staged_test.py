@@ -10,17 +10,20 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.data import world
-from xpo_jax.feedback import reward_model, rules
-from xpo_jax.models import lora, pretrained
+from xpo_jax.data import tokenise, world
+from xpo_jax.data.tokenise import Example
+from xpo_jax.feedback import reward_model
+from xpo_jax.models import heads, lora, pretrained
 from xpo_jax.models.lora import Adapter
 from xpo_jax.recipes import find, online_world, staged
 from xpo_jax.recipes.staged import Sampled
 from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import configure, inputs, metrics
-from xpo_jax.train.experiment import Evaluation, Use
+from xpo_jax.train import configure, inputs, metrics, rollouts
+from xpo_jax.train import online as online_loop
+from xpo_jax.train.experiment import Evaluation, PartUse, Use
 from xpo_jax.train.online_experiment import Call, Feedback, Sampling
 from xpo_jax.train.optim import Optimizer
+from xpo_jax.types import Layout
 
 TINY = World(
   texts=240,
@@ -43,7 +46,21 @@ SMALLER = {
   "sdpo": {},
   "best_of_n": {"ns": (1, 2), "pool": 2, "distilled": 2},
   "paft": {"adapter": Adapter(rank=2, targets="query|up"), "l1": (1e-3,)},
+  "instructgpt": {"texts": 10, "gammas": (0.0, 2.0)},
+  "iterated_rlhf": {"rounds": 2, "comparisons": 4, "iterations": 2, "every": 2},
 }
+ROLLOUTS = rollouts.Rollouts(
+  iteration=0,
+  row_B=np.array([0]),
+  prompts=("the plot is",),
+  texts_BK=((" good.", " bad."),),
+  examples=(
+    Example("0", np.array([0, 5]), (np.array([6]), np.array([7])), Layout.SAMPLED),
+  ),
+  logp=((np.zeros(1, np.float32), np.zeros(1, np.float32)),),
+  ended_BK=np.array([[True, True]]),
+  reward_BK=np.array([[1.0, 0.0]], np.float32),
+)
 
 
 def _reward(texts) -> np.ndarray:
@@ -68,6 +85,25 @@ def stages(monkeypatch):
     seen.append((name, objective, list(rows), how))
     return lab.start
 
+  def reward(lab, name, rows, **how):
+    seen.append((name, how.pop("objective", None), list(rows), how))
+    directory = lab.run_dir / name
+    head = heads.init_value_head(jax.random.key(1), TINY.width)
+    params = lab.start.params | {"value": head}
+    pretrained.save(directory, lab.start.config, params, lab.start.tokenizer)
+    limits = tokenise.Limits(completion=TINY.longest)
+    reward_model.describe(directory, tokenise.Template(), limits)
+    return directory
+
+  def online(lab, name, objective, **how):
+    seen.append((name, objective, None, how))
+    for step in range(1, how["iterations"] + 1):
+      path = lab.run_dir / name / online_loop.ROLLOUTS / f"{step:06d}.jsonl"
+      rollouts.write(path, dataclasses.replace(ROLLOUTS, iteration=step - 1))
+    lines = [{"step": 1, "rollout/kl": 1.0}, {"step": 2, "rollout/kl": 3.0}]
+    (lab.run_dir / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return lab.start
+
   def change(lab, name):
     adapter = SMALLER["paft"]["adapter"]
     shapes = lora.weights(lab.model.config, adapter)
@@ -82,6 +118,9 @@ def stages(monkeypatch):
   start = property(lambda lab: _start(lab.model.config))
   monkeypatch.setattr(staged.Lab, "start", start)
   monkeypatch.setattr(staged.Lab, "stage", stage)
+  monkeypatch.setattr(staged.Lab, "policy", lambda lab, stage: lab.start)
+  monkeypatch.setattr(staged.Lab, "reward", reward)
+  monkeypatch.setattr(staged.Lab, "online", online)
   monkeypatch.setattr(staged.Lab, "change", change)
   monkeypatch.setattr(world, "true_reward", _reward)
   return seen
@@ -162,6 +201,52 @@ def test_paft_trains_both_changes_on_the_base_and_merges_them(stages, tmp_path):
   assert rows["DPO"]["skill_nll"] != rows["linear, l1 0.001"]["skill_nll"]
 
 
+def test_instructgpt_ranks_the_starts_samples_and_learns_from_a_reward_model(
+  stages, tmp_path
+):
+  rows = _run("instructgpt", tmp_path / "run")
+  assert list(rows) == ["SFT", "PPO", "PPO-ptx, gamma 2", "PPO, beta 0.5"]
+  for row in rows.values():
+    assert row["reward model"]["mean"] != row["reward"]["mean"]
+    assert row["other_nll"]["mean"] > 0
+  (both, *_), (name, kwise, ranked, how), plain, ptx, strict = stages
+  assert (kwise, how["start"]) == (Use("kwise"), both)
+  for one in ranked:
+    assert len(set(one.completions)) == len(one.completions) >= 2
+    assert len(set(one.rewards)) == len(one.rewards)
+  assert [one[1].knobs["beta"] for one in (plain, ptx, strict)] == [0.05, 0.05, 0.5]
+  for _, _, _, how in (plain, ptx, strict):
+    assert how["start"] == both
+    assert how["feedback"].source.knobs["directory"] == how["value_start"]
+    assert how["value_start"].endswith(name)
+  assert plain[3]["parts"] == strict[3]["parts"] == ()
+  (part,) = ptx[3]["parts"]
+  assert (part.weight, part.objective) == (2.0, Use("sft"))
+  assert len(ptx[3]["memory"][part.data.path]) == 10
+
+
+def test_iterated_rlhf_adds_to_all_older_labels_and_starts_from_scratch(
+  stages, tmp_path
+):
+  rows = _run("iterated_rlhf", tmp_path / "run")
+  assert list(rows) == ["SFT", "round 1", "round 2", "at once"]
+  assert {"train score", "test score"} < set(rows["round 2"])
+  seen = {name: (rows, how) for name, _, rows, how in stages}
+  halves = {}
+  for label in ("round-1-0", "round-2-0", "at-once-0"):
+    train_rows, test_rows = (
+      {(row.prompt, row.chosen, row.rejected) for row in seen[f"{half}-{label}"][0]}
+      for half in ("train-reward", "test-reward")
+    )
+    assert train_rows and test_rows and not train_rows & test_rows
+    halves[label] = train_rows | test_rows
+    judge = seen[label][1]["feedback"].source.knobs["directory"]
+    assert judge.endswith(f"train-reward-{label}")
+    assert not any("start" in seen[name][1] for name in seen)
+  assert halves["round-1-0"] < halves["round-2-0"]
+  assert len(halves["at-once-0"]) <= 8
+
+
 def test_ties_and_wordless_answers_make_no_pair():
   texts = [["good", "bad", " ", "fine"]]
   sampled = Sampled(["x"], texts, np.array([[1.0, 0.0, 2.0, 1.0]]))
@@ -236,27 +321,33 @@ def test_reward_of_the_start_has_mean_0_and_deviation_1(lab):
   assert (directory / reward_model.FILE).stat().st_mtime_ns == written
 
 
-def test_online_stage_learns_from_its_feedback_and_is_read_back(lab):
+def test_online_stage_learns_from_a_reward_model_beside_text(lab):
+  directory = lab.reward("judge", _pairs(lab), rate=1e-2)
+
   def learn():
     return lab.online(
       "rl",
-      Use("rloo", beta=0.1),
-      feedback=Feedback(Call(rules.length)),
+      Use("ppo"),
+      feedback=Feedback(Call(reward_model.scorer, directory=str(directory))),
+      memory={"text": lab.demonstrations["train"][:8]},
       sampling=Sampling(completions=2, max_tokens=TINY.longest),
       iterations=2,
       prompts_per_iteration=4,
       optimizer=Optimizer(learning_rate=1e-2),
       evaluation=Evaluation(),
+      parts=(PartUse(3.0, Use("sft"), lab.data("text")),),
     )
 
   first = learn()
   jax.tree.map(np.testing.assert_array_equal, learn().params, first.params)
-  lines = metrics.read(lab.run_dir / "rl")
-  assert [line["step"] for line in lines] == [1, 2]
-  # The first samples are the reference's own, and longer than none.
-  assert lines[0]["rollout/kl"] == pytest.approx(0, abs=1e-4)
-  assert lines[1]["rollout/kl"] != lines[0]["rollout/kl"]
-  assert lines[0]["rollout/reward"] >= 0
+  one, two = metrics.read(lab.run_dir / "rl")
+  # The first samples are the reference's own: rewards of mean 0 and deviation 1.
+  assert one["rollout/kl"] == pytest.approx(0, abs=1e-4)
+  assert abs(one["rollout/reward"]) < 4 / math.sqrt(8)
+  assert two["rollout/kl"] != one["rollout/kl"]
+  # A model of two steps knows nothing yet: log(vocabulary) a token, three times.
+  (text,) = (x for name, x in one.items() if name.startswith("loss/text/"))
+  assert text == pytest.approx(3 * math.log(TINY.vocab), rel=0.1)
 
 
 def test_lab_and_single_runs_share_start_and_prompts(lab):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from xpo_jax.train import (
   offline,
   online,
   page,
+  sequences,
 )
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Feedback
@@ -39,6 +40,8 @@ from xpo_jax.train.optim import Optimizer
 from xpo_jax.types import Array, Params
 
 Say = Callable[[str], None]
+Score = Callable[[int, evaluate.Draws], np.ndarray]
+"""`(seed, draws) -> [P, K]`: of each sample of that seed's policy."""
 STUDY, RESULTS, SFT = "study.json", "results.json", "sft"
 
 
@@ -150,8 +153,8 @@ class Lab:
     epochs: int = 1,
     rate: float | None = None,
   ) -> Path:
-    """Trains a reward model, or reads what was trained; rewards of the SFT model's own
-    samples have mean 0 and deviation 1.
+    """Trains a reward model, or reads what was trained; rewards of samples of the stage
+    it starts from have mean 0 and deviation 1.
 
     Args:
       name: of the stage's directory.
@@ -174,7 +177,7 @@ class Lab:
       reward_model.RewardModel(
         self.model, held.params, held.tokenizer, tokenise.Template(), limits
       ),
-      *self._reference,
+      *self._samples(start),
     )
     reward_model.describe(directory, found.template, limits, affine=found.affine)
     return directory
@@ -211,6 +214,12 @@ class Lab:
     self.say(f"{name}: {objective.name}, {one.iterations} iterations, {judge}")
     return self._run(online, one, name, memory or {})
 
+  def policy(self, stage: str) -> Pretrained:
+    """What a finished stage left; the SFT model is trained where it is missing."""
+    if stage == SFT:
+      return self.start
+    return pretrained.load(self.run_dir / stage / offline.POLICY, remat=False)
+
   def sample(
     self,
     params: Params,
@@ -219,6 +228,7 @@ class Lab:
     seed: int,
     temperature: float = 1.0,
     top_k: int | None = None,
+    asked: slice = slice(None),
     sequences: int = 1024,
   ) -> Sampled:
     """Draws completions of the asked prompts and rewards them.
@@ -228,9 +238,10 @@ class Lab:
       completions: K.
       seed: of the draws.
       temperature, top_k: see `models.sample`.
+      asked: which of those prompts.
       sequences: decoded at once.
     """
-    prompts = self._prompts("train")[: self.world.asked]
+    prompts = self._prompts("train")[: self.world.asked][asked]
     ids = self.encode(prompts)
     prompt_BP, length_B = sample.pad(ids)
     batch = min(max(sequences // completions, 1), len(ids))
@@ -267,14 +278,19 @@ class Lab:
     return lora.delta(params, adapter)
 
   def judge(
-    self, params: Params, seed: int, samples: int | None = None
+    self,
+    params: Params,
+    seed: int,
+    samples: int | None = None,
+    reference: str = SFT,
   ) -> evaluate.Draws:
-    """Samples on held-out prompts, with true rewards and KL to the SFT model.
+    """Samples on held-out prompts, with true rewards and KL to a stage's policy.
 
     Args:
       params: `{"lm": ...}` of the policy.
       seed: of the draws.
       samples: completions for each prompt; None: the world's.
+      reference: name of that stage.
     """
     prompts = self._prompts("test")
     if len(prompts) < self.world.prompts:
@@ -285,7 +301,7 @@ class Lab:
     return evaluate.draw(
       self.model,
       params,
-      self.start.params,
+      self.policy(reference).params,
       self.encode(prompts[: self.world.prompts]),
       self.tokenizer,
       world.true_reward,
@@ -300,31 +316,57 @@ class Lab:
     label: str,
     policies: Mapping[int, Params],
     seconds: float = 0.0,
+    *,
+    reference: str = SFT,
+    scores: Mapping[str, Score] | None = None,
     **more: intervals.Interval | float,
   ) -> Row:
-    """Judges an arm: seed -> its policy's parameters."""
-    draws = [self.judge(params, seed) for seed, params in policies.items()]
+    """Judges an arm.
+
+    Args:
+      label: what it is called.
+      policies: seed -> its policy's parameters.
+      seconds: of its stages.
+      reference: name of the stage whose policy the KL is to.
+      scores: further measures of the samples, by name.
+      more: further measures, by name.
+    """
+    draws = {s: self.judge(p, s, reference=reference) for s, p in policies.items()}
     columns = {
-      "reward": [d.reward_PK for d in draws],
-      "kl": [d.kl_PK for d in draws],
-      "length": [d.length_PK for d in draws],
+      "reward": [d.reward_PK for d in draws.values()],
+      "kl": [d.kl_PK for d in draws.values()],
+      "length": [d.length_PK for d in draws.values()],
     }
+    for name, score in (scores or {}).items():
+      columns[name] = [score(seed, d) for seed, d in draws.items()]
     measures = {
       name: intervals.bootstrap_seeds(np.stack([evaluate.per_prompt(x) for x in xs]))
       for name, xs in columns.items()
     }
     return Row(label, measures | more, seconds)
 
+  def nll(
+    self, policies: Iterable[Params], rows: Sequence[records.Record]
+  ) -> intervals.Interval:
+    """Nats a token of demonstrations under an arm's policies, over rows and seeds.
+
+    Args:
+      policies: `{"lm": ...}` each.
+      rows: held out.
+    """
+    limits = tokenise.Limits(completion=self.world.longest)
+    examples = tokenise.tokenise(rows, self.tokenizer, limits=limits)
+    tokens_P = np.array([len(example.completions[0]) for example in examples])
+    found = [
+      sequences.score_pairs(self.model, params, params, examples)["logp_BK"][:, 0]
+      for params in policies
+    ]
+    return intervals.bootstrap_seeds(-np.stack(found) / tokens_P)
+
   def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of prompts."""
     rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
     return tokenise.prompts(rows, self.tokenizer)
-
-  @functools.cached_property
-  def _reference(self) -> tuple[list[str], list[str]]:
-    """Prompts, and the SFT model's own completion of each."""
-    drawn = self.sample(self.start.params, completions=1, seed=0)
-    return drawn.prompts, [texts[0] for texts in drawn.texts_BK]
 
   @property
   def tokenizer(self) -> Any:
@@ -373,6 +415,11 @@ class Lab:
       epochs=epochs,
       seed=seed,
     )
+
+  def _samples(self, stage: str) -> tuple[list[str], list[str]]:
+    """Prompts, and a stage's own completion of each."""
+    drawn = self.sample(self.policy(stage).params, completions=1, seed=0)
+    return drawn.prompts, [texts[0] for texts in drawn.texts_BK]
 
   def _at(self, stage: str) -> experiment.Pretrained:
     directory = str(self.run_dir / stage / offline.POLICY)
