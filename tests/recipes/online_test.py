@@ -24,6 +24,7 @@ SHOWS = {
   "reinforce": "baseline",
   "grpo": "clip_fraction",
   "dr_grpo": "clip_fraction",
+  "dapo": "clip_fraction",
 }
 
 
