@@ -25,6 +25,7 @@ SHOWS = {
   "grpo": "clip_fraction",
   "dr_grpo": "clip_fraction",
   "dapo": "clip_fraction",
+  "gspo": "clip_fraction",
 }
 
 
