@@ -78,7 +78,7 @@ def test_every_named_recipe_is_tested():
     *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
     *("instructgpt", "iterated_rlhf"),
     # in recipes/online_test.py
-    *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo"),
+    *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo", "online_dpo"),
   }
 
 

@@ -26,6 +26,7 @@ SHOWS = {
   "dr_grpo": "clip_fraction",
   "dapo": "clip_fraction",
   "gspo": "clip_fraction",
+  "online_dpo": "reward_margin",
 }
 
 
