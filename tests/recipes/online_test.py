@@ -27,6 +27,7 @@ SHOWS = {
   "dapo": "clip_fraction",
   "gspo": "clip_fraction",
   "online_dpo": "reward_margin",
+  "exploratory_dpo": "logp_of_ref_sample",
 }
 
 
