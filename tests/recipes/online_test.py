@@ -28,6 +28,7 @@ SHOWS = {
   "gspo": "clip_fraction",
   "online_dpo": "reward_margin",
   "exploratory_dpo": "logp_of_ref_sample",
+  "sppo": "reward_margin",
 }
 
 
