@@ -29,6 +29,7 @@ SHOWS = {
   "online_dpo": "reward_margin",
   "exploratory_dpo": "logp_of_ref_sample",
   "sppo": "reward_margin",
+  "dno": "reward_margin",
 }
 
 

@@ -1,0 +1,39 @@
+"""DNO on the embedded world: margins regressed on win rates, in self-play.
+
+Paper: Rosset et al. 2024, arXiv:2404.03715: rounds of samples ranked by a preference;
+  the last round's policy is the reference.
+Command: xpo train dno [source=FILE]
+Hardware: 2 CPU cores; 76 s of CPU time, 37 s of them the start's.
+Expected: the true reward of held-out prompts rises with every round; `eval/reward` is
+  the win rate against the start.
+Departs from the paper: its exact form, on all pairs of four samples; its practical form
+  takes pairs far apart and a stronger model's answers, which this world has not. The
+  preference is Bradley-Terry of the true reward.
+Last result: 2026-11-22, one seed, intervals over prompts: true reward of 128 held-out
+  prompts 0.633 [0.602, 0.664] at 2.91 nats; the start has 0.099 [0.050, 0.147].
+"""
+
+from xpo_jax.feedback import rules
+from xpo_jax.recipes import online_world
+from xpo_jax.recipes.staged_world import World
+from xpo_jax.train import arrange
+from xpo_jax.train.experiment import Loop, Use
+from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment, Sampling
+
+
+def experiment(source: str | None = None) -> OnlineExperiment:
+  """Four rounds, each of one pass of 16 updates on 96 pairs."""
+  world = World(source)
+  judge = Call(rules.bradley_terry, scorer=Call(rules.world_reward), temperature=0.25)
+  return online_world.run(
+    Use("dno", beta=0.1),
+    world,
+    feedback=Feedback(judge, kind="win_rates"),
+    sampling=Sampling(completions=4, max_tokens=world.longest, prompts_at_once=64),
+    arrange=Call(arrange.all_pairs),
+    iterations=4,
+    prompts_per_iteration=256,
+    minibatches=16,
+    renew_reference=1,
+    loop=Loop(log_every=1, eval_every=1),
+  )
