@@ -86,24 +86,14 @@ def train(
     NonFiniteLoss: the run diverged.
   """
   run_dir, memory = Path(run_dir), memory or {}
-  if run_dir.exists():
-    raise ValueError(
-      f"run directory {run_dir} exists; name another one, or continue that run: "
-      f"xpo resume {run_dir}"
-    )
+  run_dirs.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
   setup.check(experiment, memory)
   loaded = inputs.load(experiment.data, experiment.data, memory)
   if loaded.bad and experiment.data.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
-  run_dir.mkdir(parents=True)
-  configure.write(run_dir, experiment)
-  try:
+  with run_dirs.begun(run_dir, experiment, (CHECKPOINTS, START)):
     return _go(experiment, run_dir, loaded, memory, say)
-  except ValueError:
-    if not any((run_dir / done).exists() for done in (CHECKPOINTS, START)):
-      shutil.rmtree(run_dir)  # refused, nothing computed: the same name can be used
-    raise
 
 
 def resume(
@@ -125,10 +115,7 @@ def resume(
     ValueError: no such run, or its data or configuration changed; says how.
   """
   run_dir, memory = Path(run_dir), memory or {}
-  kept, _ = configure.read(run_dir)
-  if experiment is not None:
-    dicts = map(configure.to_dict, (kept, experiment))
-    configure.refuse_change("configuration", run_dir, *dicts)
+  kept = run_dirs.kept(run_dir, experiment)
   say(f"{run_dir}: resuming {_title(kept)}")
   loaded = inputs.load(kept.data, kept.data, memory)
   return _go(kept, run_dir, loaded, memory, say)

@@ -10,7 +10,6 @@ lines of each iteration, `held_out/`, the same of each evaluation by iterations 
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,23 +75,13 @@ def train(
     NonFiniteLoss: the run diverged.
   """
   run_dir, memory = Path(run_dir), memory or {}
-  if run_dir.exists():
-    raise ValueError(
-      f"run directory {run_dir} exists; name another one, or continue that run: "
-      f"xpo resume {run_dir}"
-    )
+  run_dirs.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
   loaded = online_setup.load(experiment, memory)
   judge = judged.judge(experiment.feedback)  # asked for now: the start may be hours
-  run_dir.mkdir(parents=True)
-  configure.write(run_dir, experiment)
-  try:
+  computed = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
+  with run_dirs.begun(run_dir, experiment, computed):
     return _go(experiment, run_dir, loaded, judge, memory, say)
-  except ValueError:
-    begun = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
-    if not any((run_dir / done).exists() for done in begun):
-      shutil.rmtree(run_dir)  # refused, nothing computed: the same name can be used
-    raise
 
 
 def resume(
@@ -105,10 +94,7 @@ def resume(
   """Continues a run bit for bit, from its newest valid checkpoint; see
   `offline.resume`."""
   run_dir, memory = Path(run_dir), memory or {}
-  kept, _ = configure.read(run_dir)
-  if experiment is not None:
-    dicts = map(configure.to_dict, (kept, experiment))
-    configure.refuse_change("configuration", run_dir, *dicts)
+  kept = run_dirs.kept(run_dir, experiment)
   say(f"{run_dir}: resuming {_title(kept)}")
   loaded = inputs.load(kept.prompts, kept.prompts, memory)
   return _go(kept, run_dir, loaded, judged.judge(kept.feedback), memory, say)

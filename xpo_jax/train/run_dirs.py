@@ -1,8 +1,9 @@
 """What every trainer does with its run directory: go on, keep, hand over."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,56 @@ from xpo_jax.models import pretrained
 from xpo_jax.models.config import Config
 from xpo_jax.train import checkpoint, configure, screen
 from xpo_jax.types import Params
+
+
+def refuse_taken(run_dir: Path) -> None:
+  """Refuses to begin a run where there is one.
+
+  Raises:
+    ValueError: the directory exists.
+  """
+  if run_dir.exists():
+    raise ValueError(
+      f"run directory {run_dir} exists; name another one, or continue that run: "
+      f"xpo resume {run_dir}"
+    )
+
+
+@contextlib.contextmanager
+def begun(run_dir: Path, experiment: Any, computed: Sequence[str]) -> Iterator[None]:
+  """Makes the directory of a run and its config.yaml; a run that is refused with
+  nothing computed leaves none, so that the same name can be used.
+
+  Args:
+    run_dir: does not exist yet.
+    experiment: what runs.
+    computed: names in the directory, of what is worth keeping.
+  """
+  run_dir.mkdir(parents=True)
+  configure.write(run_dir, experiment)
+  try:
+    yield
+  except ValueError:
+    if not any((run_dir / name).exists() for name in computed):
+      shutil.rmtree(run_dir)
+    raise
+
+
+def kept(run_dir: Path, experiment: Any | None) -> Any:
+  """The experiment of a run that is there.
+
+  Args:
+    run_dir: the run.
+    experiment: what the caller thinks it is, or None to take the run's word.
+
+  Raises:
+    ValueError: no such run, or of another experiment; says how.
+  """
+  found, _ = configure.read(run_dir)
+  if experiment is not None:
+    dicts = map(configure.to_dict, (found, experiment))
+    configure.refuse_change("configuration", run_dir, *dicts)
+  return found
 
 
 def restored(
