@@ -79,7 +79,7 @@ def test_every_named_recipe_is_tested():
     *("instructgpt", "iterated_rlhf"),
     # in recipes/online_test.py
     *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo", "online_dpo"),
-    *("exploratory_dpo", "sppo", "dno"),
+    *("exploratory_dpo", "sppo", "dno", "direct_rlaif"),
   }
 
 

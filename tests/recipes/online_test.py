@@ -30,6 +30,7 @@ SHOWS = {
   "exploratory_dpo": "logp_of_ref_sample",
   "sppo": "reward_margin",
   "dno": "reward_margin",
+  "direct_rlaif": "baseline",
 }
 
 
