@@ -77,6 +77,8 @@ def test_every_named_recipe_is_tested():
     # in recipes/staged_test.py
     *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
     *("instructgpt", "iterated_rlhf"),
+    # in recipes/ai_feedback_test.py
+    *("rlaif", "constitutional_ai", "self_rewarding"),
     # in recipes/online_test.py
     *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo", "online_dpo"),
     *("exploratory_dpo", "sppo", "dno", "direct_rlaif"),

@@ -1,0 +1,166 @@
+"""Self-rewarding: a policy that rates its own samples, and learns from its ratings.
+
+Paper: Yuan et al. 2024, arXiv:2401.10020: M0 pretrained; M1 fine-tuned on seed answers
+  and seed ratings; M2 and M3 each one round of DPO (beta 0.1, the model before as
+  reference) on the best against the worst of 4 samples, rated by the model itself.
+Command: xpo train self_rewarding [--error 0.1 --rounds 2]
+Hardware: 2 CPU cores, minutes.
+Expected: the policies get better from M1 to M3, and so do they as judges (paper:
+  AlpacaEval win rates 9.9, 15.4, 20.4 %; judging 78.7, 80.4, 81.7 % of pairs right).
+  The claim itself, that a language model teaches itself to follow instructions and to
+  judge, cannot be tested at this size: here a judgement is to know kind words from
+  harsh ones, and the seed ratings teach all there is to know. The arm whose judge is
+  the scripted rater of the seed shows what the model's own judging costs.
+Departs from the paper: no new prompts are written; a rating is the mean under the
+  probabilities of 1 to 5, where the paper averages three that are written out; M1's
+  seed answers are reviews as the world writes them, not chosen ones.
+Last result: not run.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from xpo_jax.recipes.staged_world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfRewarding:
+  """Settings.
+
+  Attributes:
+    rounds: of DPO after M1. Paper: 2.
+    beta: of DPO. Paper: 0.1.
+    asked: prompts of a round.
+    samples: for each prompt. Paper: 4.
+    temperature: of the samples. Paper: 0.7.
+    top_p: of the samples. Paper: 0.9.
+    step_prompts: prompts of an update; divides `asked`. Paper: 16 pairs.
+    rate: learning rate of DPO.
+    seed_answers: reviews that M1 is fine-tuned on.
+    seed_ratings: reviews of which it learns the rating, before they are balanced.
+    error: share of the seed ratings, and of the scripted judge's, that are wrong.
+    epochs: over the seed data.
+    levels: of a rating.
+    world: start and sizes.
+  """
+
+  rounds: int = 2
+  beta: float = 0.1
+  asked: int = 480
+  samples: int = 4
+  temperature: float = 0.7
+  top_p: float = 0.9
+  step_prompts: int = 16
+  rate: float = 3e-4
+  seed_answers: int = 2000
+  seed_ratings: int = 4000
+  error: float = 0.1
+  epochs: int = 2
+  levels: int = 5
+  world: World = dataclasses.field(default_factory=lambda: World(row_length=288))
+
+  def __post_init__(self):
+    if self.asked % self.step_prompts:
+      raise ValueError(
+        f"SelfRewarding.step_prompts is {self.step_prompts}, which does not divide "
+        f"asked = {self.asked}"
+      )
+
+
+def experiment() -> SelfRewarding:
+  """Two rounds on the embedded world."""
+  return SelfRewarding()
+
+
+def run(settings: SelfRewarding, run_dir: Path) -> int:
+  """M0 to M1 on the seed, rounds by two judges, judged as writers and as judges."""
+  from xpo_jax.feedback import local, rules, scripted
+  from xpo_jax.recipes import demo, staged, staged_judging
+  from xpo_jax.train.experiment import Use
+  from xpo_jax.train.online_experiment import Call, Feedback
+
+  lab = staged.Lab(settings, run_dir)
+  seeds = settings.world.seeds
+  own = Call(local.own_rating, prompt="brief", levels=settings.levels)
+  rater = Call(scripted.scorer, error=settings.error, levels=settings.levels - 1)
+  arms = {"own judge": Feedback(own), "scripted judge": Feedback(rater)}
+  asked = {seed: staged_judging.questions(lab, seed) for seed in seeds}
+  rows = []
+
+  def add(label, policies, began):
+    seconds, make = time.perf_counter() - began, own.build().make
+    judges = {
+      seed: rules.bradley_terry(make(lab.model, params["lm"], lab.tokenizer))
+      for seed, params in policies.items()
+    }
+    judging = staged_judging.accuracy(judges, asked)
+    rows.append(lab.row(label, policies, seconds, judging=judging))
+
+  add("M0", dict.fromkeys(seeds, lab.start.params), time.perf_counter())
+  began = time.perf_counter()
+  first = {seed: f"M1-{seed}" for seed in seeds}
+  made = {
+    seed: lab.stage(
+      *(first[seed], Use("sft"), _seed_data(settings, lab, seed)),
+      seed=seed,
+      epochs=settings.epochs,
+    ).params
+    for seed in seeds
+  }
+  add("M1", made, began)
+  for label, feedback in arms.items():
+    before = first
+    for number in range(settings.rounds):
+      began = time.perf_counter()
+      names = {seed: f"M{2 + number}-{label.split()[0]}-{seed}" for seed in seeds}
+      made = {
+        seed: _round(settings, lab, names[seed], before[seed], feedback, seed)
+        for seed in seeds
+      }
+      add(f"M{2 + number}, {label}", made, began)
+      before = names
+  demo.show(lab.finish("Self-rewarding; judging: share of held-out pairs", rows))
+  return 0
+
+
+def _seed_data(settings: SelfRewarding, lab, seed: int):
+  """Answers as they are, and ratings of others by a rater that errs."""
+  from xpo_jax.feedback import labelling, scripted
+
+  most = settings.seed_answers + settings.seed_ratings
+  known = lab.demonstrations["train"][:most]
+  answers, rated = known[: settings.seed_answers], known[settings.seed_answers :]
+  prompts, texts = zip(*((row.prompt, row.completion) for row in rated), strict=True)
+  rate = scripted.scorer(error=settings.error, levels=settings.levels - 1, seed=seed)
+  levels_N = 1 + rate(prompts, texts).value_N.astype(int)
+  knobs = {"prompt": "brief", "levels": settings.levels}
+  return [*answers, *labelling.ratings(prompts, texts, levels_N.tolist(), **knobs)]
+
+
+def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: int):
+  """DPO on samples of the start, its reference, that feedback rated."""
+  from xpo_jax.train.experiment import Evaluation, Use
+  from xpo_jax.train.online_experiment import Sampling
+  from xpo_jax.train.optim import Optimizer
+
+  sampling = Sampling(
+    settings.samples,
+    lab.world.longest,
+    temperature=settings.temperature,
+    top_p=settings.top_p,
+  )
+  done = lab.online(
+    name,
+    Use("dpo", beta=settings.beta),
+    feedback=feedback,
+    start=start,
+    seed=seed,
+    sampling=sampling,
+    iterations=1,
+    prompts_per_iteration=settings.asked,
+    minibatches=settings.asked // settings.step_prompts,
+    optimizer=Optimizer(learning_rate=settings.rate, warmup_steps=3, floor=0.1),
+    evaluation=Evaluation(),
+  )
+  return done.params
