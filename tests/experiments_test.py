@@ -80,8 +80,8 @@ def test_every_named_recipe_is_tested():
     # in recipes/ai_feedback_test.py
     *("rlaif", "constitutional_ai", "self_rewarding"),
     # in recipes/online_test.py
-    *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo", "online_dpo"),
-    *("exploratory_dpo", "sppo", "dno", "direct_rlaif"),
+    *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo", "remax"),
+    *("online_dpo", "exploratory_dpo", "sppo", "dno", "direct_rlaif"),
   }
 
 

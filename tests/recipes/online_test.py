@@ -26,6 +26,7 @@ SHOWS = {
   "dr_grpo": "clip_fraction",
   "dapo": "clip_fraction",
   "gspo": "clip_fraction",
+  "remax": "greedy_reward",
   "online_dpo": "reward_margin",
   "exploratory_dpo": "logp_of_ref_sample",
   "sppo": "reward_margin",
