@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from xpo_jax.data import world
+from xpo_jax.feedback import rules
 from xpo_jax.recipes import find, online_world
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import configure, metrics, offline, online, online_setup
 from xpo_jax.train.experiment import Evaluation, Loop, Pretrained
-from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment
 
 TINY = World(
   texts=60, vocab=320, width=8, layers=1, longest=4, row_length=40, sft_steps=1
@@ -31,6 +32,7 @@ SHOWS = {
   "exploratory_dpo": "logp_of_ref_sample",
   "sppo": "reward_margin",
   "dno": "reward_margin",
+  "nash_md": "win_rate",
   "direct_rlaif": "baseline",
 }
 
@@ -61,6 +63,11 @@ def start(tmp_path_factory):
   return run_dir / offline.POLICY
 
 
+# What the tiny model writes holds no praise of any kind, but letters.
+LETTERS = Call(rules.cycle, patterns=("[a-h]", "[i-q]", "[r-z]"))
+JUDGES = {"nash_md": Feedback(LETTERS, kind="win_rates")}
+
+
 @pytest.mark.parametrize("name", SHOWS)
 def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
   # Of any text, for the tiny model writes nothing that a lexicon knows.
@@ -70,6 +77,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     whole,
     prompts=dataclasses.replace(whole.prompts, path="world:60"),
     start=Pretrained(str(start), remat=False),
+    feedback=JUDGES.get(name, whole.feedback),
     sampling=dataclasses.replace(
       whole.sampling,
       completions=min(whole.sampling.completions, 2),
