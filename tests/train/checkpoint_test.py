@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.train import checkpoint
-from xpo_jax.train.state import TrainState
+from xpo_jax.train.state import OnlineState, TrainState
 
 
 def _state(step: int) -> TrainState:
@@ -56,6 +56,27 @@ def test_restored_state_is_the_saved_one_bit_for_bit(saved):
 
 def test_only_the_last_checkpoints_are_kept(saved):
   assert sorted(p.name for p in saved.iterdir() if p.is_dir()) == ["2", "3"]
+
+
+def test_policies_are_those_of_every_sound_checkpoint(saved):
+  def first_weights():
+    found = checkpoint.policies(saved)
+    return {step: float(params["lm"]["w"][0, 0]) for step, params in found}
+
+  assert first_weights() == {2: 2.0, 3: 3.0}
+  _flip_a_bit(saved / "3")
+  assert first_weights() == {2: 2.0}
+
+
+def test_policy_of_a_checkpoint_is_the_average_where_one_is_kept(tmp_path):
+  manager = checkpoint.open_manager(tmp_path / "checkpoints", keep=2)
+  average = {"lm": {"w": jnp.full((64, 64), 7.0)}}
+  held = _state(1).replace(ema=average)
+  online = OnlineState(jnp.int32(1), held, ref=None, sampler=(), beta=None)
+  checkpoint.save(manager, online, {})
+  manager.close()
+  ((step, params),) = checkpoint.policies(tmp_path / "checkpoints")
+  assert step == 1 and (np.asarray(params["lm"]["w"]) == 7.0).all()
 
 
 def test_directory_without_checkpoints_restores_nothing(tmp_path):
