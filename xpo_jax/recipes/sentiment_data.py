@@ -15,8 +15,6 @@ from xpo_jax.recipes.sentiment_study import Study
 from xpo_jax.train import evaluate, experiment, inputs
 from xpo_jax.types import Array, Layout, Params
 
-SPLITS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
-
 
 class Corpus(NamedTuple):
   """Texts cut into prompt and completion; no prompt is in two splits.
@@ -83,7 +81,7 @@ def corpus(study: Study, tokenizer: Any = None) -> Corpus:
     name, rows, dropped = "embedded world", _embedded(study.texts, study.seed), ()
   else:
     name, rows, dropped = _read(study)
-  parts = split.by_prompt(rows, SPLITS, study.seed)
+  parts = split.by_prompt(rows, split.PORTIONS, study.seed)
   if tokenizer is None:
     texts = [row.prompt + row.completion for row in parts["train"]]
     tokenizer = world.train_bpe(texts, study.vocab)
