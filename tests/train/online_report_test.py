@@ -20,7 +20,7 @@ from xpo_jax.train import (
 
 CONFIG = {
   "objective": {"use": "rloo", "beta": 0.1},
-  "sampling": {"first": "sample"},
+  "sampling": {"first": "sample", "completions": 2},
   "feedback": {"kind": "scores"},
   "renew_reference": None,
 }
@@ -99,7 +99,7 @@ def test_win_rates_are_not_drawn_as_rewards(run):
   config = {"experiment": CONFIG | {"feedback": {"kind": "win_rates"}}, "versions": {}}
   (run / "config.yaml").write_text(yaml.safe_dump(config))
   text = report.write(run).read_text()
-  assert "Win rate against the start" in text
+  assert "Win rate against distance" in text and "win rate against the start" in text
   assert ">Best of n</text>" not in text and ">trained on</text>" not in text
   assert "Checkpoints against each other" not in text
 

@@ -77,3 +77,10 @@ def test_few_iterations_say_nothing_of_a_change():
   names = set(_found(_run(kl=(0, 12, 0.1))[:5]))
   assert names == {"Groups inform"}
   assert online_verdicts.judge([]) == []
+
+
+def test_nothing_is_read_into_win_rates_or_single_completions():
+  lines = _run(informative=(0, 0, 0), reward=(1, 0, 0.05))
+  names = {v.name for v in online_verdicts.judge(lines, 1, by_score=False)}
+  assert "KL within bounds" in names
+  assert not {"Reward falls", "Few informative groups"} & names

@@ -54,6 +54,23 @@ def test_band_and_bars_follow_the_interval():
   assert sum("bar" in (e.get("class") or "") for e in root.iter(SVG + "line")) == 4
 
 
+def test_labels_stay_within_the_chart():
+  line = charts.Series("", [0, 1], [0, 1], kind="points", labels=["first", "last"])
+  root = ET.fromstring(charts.svg(_figure(line)))
+  sides = {e.text: e.get("text-anchor") for e in root.iter(SVG + "text")}
+  assert sides["first"] == "start" and sides["last"] == "end"
+
+
+def test_whole_numbers_have_no_halves_between_them():
+  def ticks(x):
+    root = ET.fromstring(charts.svg(_figure(charts.Series("", x, [0, 90]))))
+    labels = [e for e in root.iter(SVG + "text") if e.get("text-anchor") == "middle"]
+    return {e.text for e in labels} - {"x", "y"}
+
+  assert ticks([1, 4]) == {"1", "2", "3", "4"}
+  assert "1.5" in ticks([1, 3.9])
+
+
 @pytest.mark.parametrize(
   "series",
   [

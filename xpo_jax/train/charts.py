@@ -275,7 +275,10 @@ def _draw(series: Series, index: int, across, up) -> str:
       parts.append(f'<circle class="fill" cx="{across(x[i])}" cy="{up(y[i])}" r="4"/>')
   for i, label in enumerate(series.labels or ()):
     if label and finite[i]:
-      at = f'x="{across(x[i]) + 7}" y="{up(y[i]) - 6}"'
+      left, side = across(x[i]), (7, "start")
+      if left + 7 + _CHARACTER * len(label) > WIDTH - _RIGHT:  # no room on its right
+        side = (-7, "end")
+      at = f'x="{left + side[0]}" y="{up(y[i]) - 6}" text-anchor="{side[1]}"'
       parts.append(f'<text class="label" {at}>{html.escape(label)}</text>')
   return f'<g class="c{index % COLOURS}">{"".join(parts)}</g>'
 

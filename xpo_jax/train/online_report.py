@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from xpo_jax.train import ceiling, online, online_finished, page, trajectory
+from xpo_jax.train import (
+  ceiling,
+  online,
+  online_finished,
+  online_verdicts,
+  page,
+  trajectory,
+  verdicts,
+)
 from xpo_jax.train.charts import Figure, Series
 from xpo_jax.train.intervals import Interval
 from xpo_jax.train.rollouts import Rollouts
@@ -31,6 +39,15 @@ _DIVERSITY = {
 def is_online(run_dir: Path) -> bool:
   """Whether a run sampled what it learned from."""
   return (run_dir / online.ROLLOUTS).exists()
+
+
+def judge(
+  config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
+) -> list[verdicts.Verdict]:
+  """The patterns of an online run; see `online_verdicts`."""
+  return online_verdicts.judge(
+    lines, config["sampling"]["completions"], config["feedback"]["kind"] == "scores"
+  )
 
 
 def sections(
@@ -128,7 +145,7 @@ def reward_kl(
   )
   if best:
     note += "Best of n: exact over the start's samples, at most log n - (n - 1)/n nats."
-  title = f"{what.capitalize()} against distance"
+  title = ("Reward" if by_score else "Win rate") + " against distance"
   return Figure(title, "sqrt(KL), KL in nats", what, series, note=note.strip())
 
 
@@ -177,7 +194,10 @@ def _diversity(written: Mapping[int, Rollouts]) -> Figure:
 def _matrix(judge: str, rates: Mapping[int, Mapping[int, Interval]]) -> page.Table:
   numbers = list(rates)
   rows = [
-    [f"after {row}", *(_rate(rates[row].get(column)) for column in numbers)]
+    [
+      f"after {row}",
+      *("0.50" if row == n else _rate(rates[row].get(n)) for n in numbers),
+    ]
     for row in numbers
   ]
   caption = (

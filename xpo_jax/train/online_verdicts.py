@@ -17,14 +17,22 @@ CLIPPED = 0.3  # share of tokens
 _LEAST = 10  # iterations, before anything is said of a change
 
 
-def judge(metrics: Sequence[Mapping[str, float]]) -> list[Verdict]:
+def judge(
+  metrics: Sequence[Mapping[str, float]], completions: int = 2, by_score: bool = True
+) -> list[Verdict]:
   """Every pattern that an online run's numbers allow to be looked for.
 
   Args:
     metrics: lines of metrics.jsonl, in order.
+    completions: of a prompt; one alone has nothing to differ from.
+    by_score: whether rewards are scores. Win rates say how a policy does against
+      others that move too: nothing is read into their change.
   """
-  looked_for = (_kl, _kl_without_reward, _reward, _informative, _length, _unended)
-  looked_for += (_entropy, _abstained, _clipped, _value)
+  looked_for = [_kl, _length, _unended, _entropy, _abstained, _clipped, _value]
+  if by_score:
+    looked_for += [_reward, _kl_without_reward]
+  if completions > 1:
+    looked_for += [_informative]
   return [found for look in looked_for if (found := look(metrics)) is not None]
 
 
@@ -93,8 +101,7 @@ def _reward(metrics) -> Verdict | None:
     NOTE,
     seen,
     "No gain that exceeds the noise between iterations: too few of them, a learning "
-    "rate near 0, a strong tie to the reference, or a reward already at its most. "
-    "(Win rates within a group are 1/2 on average whatever happens.)",
+    "rate near 0, a strong tie to the reference, or a reward already at its most.",
     "Compare held-out reward; raise the learning rate for a short run.",
   )
 

@@ -20,7 +20,6 @@ from xpo_jax.train import (
   finished,
   metrics,
   online_report,
-  online_verdicts,
   page,
   verdicts,
 )
@@ -87,7 +86,7 @@ def run_page(run_dir: Path) -> page.Page:
   axis = "iteration" if online else "step"
   found = verdicts.judge(lines, evaluation, first_loss)
   if online:
-    found = verdicts.by_level([*found, *online_verdicts.judge(lines)])
+    found = verdicts.by_level([*found, *online_report.judge(experiment, lines)])
   sections = [page.Section("Verdicts", _verdicts(found, lines, unknown))]
   if evaluation:
     sections.append(page.Section("Evaluation", _evaluation(evaluation)))
@@ -179,11 +178,14 @@ def _verdicts(found, lines, unknown: str) -> list:
 
 def _evaluation(evaluation: Mapping[str, Any]) -> list:
   policy, reference = evaluation["policy"], evaluation["reference"]
+  titles = _MEASURES
+  if "judge" in evaluation["about"]:  # which may be what the policy learned from
+    titles = _MEASURES | {"reward": "reward by the judge"}
   names = [name for name in _MEASURES if name in policy]
   names += [name for name in policy if name not in _MEASURES]
   rows = [
     [
-      _MEASURES.get(name, name),
+      titles.get(name, name),
       _interval(policy[name]),
       _interval(reference.get(name)),
       _interval(evaluation["differences"].get(name), signed=True),
