@@ -111,11 +111,26 @@ def test_reward_does_not_depend_on_the_others_of_a_batch(scorer, saved):
 
 def test_sharded_over_eight_devices_gives_the_same(scorer, saved):
   mesh = meshes.make_mesh(2, 2, 2)
-  split = reward_model.scorer(saved[0], batch=4, mesh=mesh)
+  split = reward_model.sharded(saved[0], data=2, fsdp=2, tensor=2, batch=4)
   want = scorer(PROMPTS, ANSWERS).value_N
   np.testing.assert_allclose(split(PROMPTS, ANSWERS).value_N, want, atol=2e-6)
   with pytest.raises(ValueError, match="do not split evenly"):
     reward_model.scorer(saved[0], batch=3, mesh=mesh)(PROMPTS, ANSWERS)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "match"),
+  [
+    ({"data": 3}, "has 3 places for 8 devices"),
+    ({"data": 8, "batch": 12}, "rows=12 of a step do not split evenly"),
+    ({"fsdp": 2, "tensor": 4}, r"reward model .*: .*heads.*2"),  # 2 heads over 4
+  ],
+)
+def test_reward_model_on_a_mesh_that_does_not_fit_is_refused_by_name(
+  sizes, match, saved
+):
+  with pytest.raises(ValueError, match=match):
+    reward_model.sharded(saved[0], **sizes)
 
 
 def test_normalised_on_reference_samples_and_kept_with_the_directory(saved, tokenizer):

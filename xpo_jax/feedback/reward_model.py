@@ -139,9 +139,13 @@ def load(
   if held.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   model = transformer.model(held.config)
+  try:
+    params = _placed(model, held.params, mesh)
+  except ValueError as error:
+    raise ValueError(f"reward model {directory}: {error}") from None
   return RewardModel(
     model=model,
-    params=_placed(model, held.params, mesh),
+    params=params,
     tokenizer=held.tokenizer,
     template=Template(**said["template"]),
     limits=Limits(**said["limits"]),
@@ -181,6 +185,34 @@ def scorer(
 ) -> Scorer:
   """The Scorer of a saved reward model: `of` what `load` reads."""
   return of(load(directory, compute_dtype=compute_dtype, mesh=mesh), batch=batch)
+
+
+def sharded(
+  directory: str,
+  *,
+  data: int = 1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  batch: int = 32,
+  compute_dtype: str = "float32",
+) -> Scorer:
+  """As `scorer`, over a mesh of all devices, whatever the mesh of a policy.
+
+  Args:
+    directory: see `load`.
+    data: copies of the model.
+    fsdp: devices that split rows and parameters.
+    tensor: devices that split heads, MLP and vocabulary.
+    batch: texts scored at once, over all devices.
+    compute_dtype: dtype of activations.
+
+  Raises:
+    ValueError: a mesh that is not all devices, that does not divide the batch or the
+      model's sizes; see `load`.
+  """
+  mesh = meshes.make_mesh(data, fsdp, tensor)
+  meshes.check_batch(mesh, batch)
+  return scorer(directory, batch=batch, compute_dtype=compute_dtype, mesh=mesh)
 
 
 def normalise(
