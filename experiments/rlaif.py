@@ -57,7 +57,7 @@ def experiment() -> Rlaif:
 
 def run(settings: Rlaif, run_dir: Path) -> int:
   """Samples pairs, labels them, trains reward models and policies, judges."""
-  from xpo_jax.feedback import protocol, rules
+  from xpo_jax.feedback import protocol
   from xpo_jax.recipes import demo, staged, staged_judging
   from xpo_jax.train import agreement, examine
 
@@ -76,7 +76,7 @@ def run(settings: Rlaif, run_dir: Path) -> int:
       source, deviation = make(settings, lab, pairs, protocol.both_orders(judge), seed)
       name = f"{label.replace(', ', '-').lower()}-{seed}"
       policies[label][seed] = _policy(settings, lab, name, source, deviation, seed)
-      judges[label][seed] = rules.bradley_terry(source.build())
+      judges[label][seed] = source.build()
       seconds[label] += time.perf_counter() - began
   rows = [lab.row("SFT", dict.fromkeys(seeds, lab.start.params))]
   for label in arms:

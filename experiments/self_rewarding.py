@@ -58,7 +58,9 @@ class SelfRewarding:
   error: float = 0.1
   epochs: int = 2
   levels: int = 5
-  world: World = dataclasses.field(default_factory=lambda: World(row_length=288))
+  world: World = dataclasses.field(
+    default_factory=lambda: World(row_length=288, sft_rows=3)
+  )
 
   def __post_init__(self):
     if self.asked % self.step_prompts:
@@ -75,7 +77,7 @@ def experiment() -> SelfRewarding:
 
 def run(settings: SelfRewarding, run_dir: Path) -> int:
   """M0 to M1 on the seed, rounds by two judges, judged as writers and as judges."""
-  from xpo_jax.feedback import local, rules, scripted
+  from xpo_jax.feedback import local, scripted
   from xpo_jax.recipes import demo, staged, staged_judging
   from xpo_jax.train.experiment import Use
   from xpo_jax.train.online_experiment import Call, Feedback
@@ -91,7 +93,7 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
   def add(label, policies, began):
     seconds, make = time.perf_counter() - began, own.build().make
     judges = {
-      seed: rules.bradley_terry(make(lab.model, params["lm"], lab.tokenizer))
+      seed: make(lab.model, params["lm"], lab.tokenizer)
       for seed, params in policies.items()
     }
     judging = staged_judging.accuracy(judges, asked)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from xpo_jax.data import records
-from xpo_jax.feedback.protocol import Preference
+from xpo_jax.feedback.protocol import Scorer
 from xpo_jax.recipes.staged import Lab
 from xpo_jax.train import agreement
 from xpo_jax.train.agreement import Questions
@@ -30,9 +30,7 @@ def questions(lab: Lab, seed: int) -> Questions:
   )
 
 
-def accuracy(
-  judges: Mapping[int, Preference], asked: Mapping[int, Questions]
-) -> Interval:
+def accuracy(judges: Mapping[int, Scorer], asked: Mapping[int, Questions]) -> Interval:
   """Share of pairs that each seed's judge orders right, over prompts.
 
   Args:
@@ -42,7 +40,7 @@ def accuracy(
   p, prompts, better, worse = [], (), (), ()
   for seed, judge in judges.items():
     one = asked[seed]
-    p.append(judge(one.prompts, one.better, one.worse).value_N)
+    p.append(agreement.compare(judge, one))
     prompts, better = prompts + one.prompts, better + one.better
     worse += one.worse
   prompt_N = np.unique(prompts, return_inverse=True)[1]

@@ -132,7 +132,12 @@ def questions(
 
 
 def of_scorer(scorer: Scorer, asked: Questions, scale: float = 1.0) -> Agreement:
-  """Agreement of a Scorer: P(better) = sigma((score - score of the worse) / scale).
+  """Agreement of a Scorer; arguments as of `compare`."""
+  return measure(compare(scorer, asked, scale), asked)
+
+
+def compare(scorer: Scorer, asked: Questions, scale: float = 1.0) -> np.ndarray:
+  """P(better) = sigma((score - score of the worse) / scale) of each question.
 
   Args:
     scorer: scores each text once.
@@ -154,7 +159,7 @@ def of_scorer(scorer: Scorer, asked: Questions, scale: float = 1.0) -> Agreement
     for answers in (asked.better, asked.worse)
   )
   better_N, worse_N = sides
-  return measure(special.expit((better_N - worse_N) / scale), asked)
+  return special.expit((better_N - worse_N) / scale)
 
 
 def of_preference(preference: Preference, asked: Questions) -> Agreement:
