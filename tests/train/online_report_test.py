@@ -135,3 +135,10 @@ def test_charts_of_a_loop_have_units_and_leave_zeros_out():
   assert names == ["samples", "held-out reward"]
   assert figures["KL to the reference"].y_label == "nats per completion"
   assert "Without a verdict" not in figures
+
+
+def test_no_two_curves_of_a_chart_share_a_name():
+  columns = {name: 1.0 for _, _, names in curves.CHARTS for name in names}
+  for figure in curves.figures([columns | {"step": 1}]):
+    names = [series.name for series in figure.series]
+    assert len(set(names)) == len(names), figure.title

@@ -61,6 +61,13 @@ def test_labels_stay_within_the_chart():
   assert sides["first"] == "start" and sides["last"] == "end"
 
 
+def test_small_numbers_are_short():
+  figure = _figure(charts.Series("", [0, 1], [0, 3e-4]), y_range=(0, 3.1e-4))
+  root = ET.fromstring(charts.svg(figure))
+  labels = {e.text for e in root.iter(SVG + "text")}
+  assert {"1e-4", "3e-4", "0"} <= labels
+
+
 def test_whole_numbers_have_no_halves_between_them():
   def ticks(x):
     root = ET.fromstring(charts.svg(_figure(charts.Series("", x, [0, 90]))))

@@ -241,6 +241,9 @@ def _x_ticks(figure: Figure, x_range: tuple[float, float]) -> list[float]:
 
 
 def _number(value: float) -> str:
+  if 0 < abs(value) < 1e-3:  # 0.00032 would run into the axis's name
+    digits, power = f"{value:.5e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
   return f"{value:.6g}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from xpo_jax.train import charts
 
 # Title, unit and columns of each chart; a column may stand in one chart only.
-_CHARTS = (
+CHARTS = (
   ("Loss", "nats", ("loss", "eval/loss")),
   ("Reward", "reward", ("rollout/reward", "reward", "eval/reward")),
   ("KL to the reference", "nats per completion", ("rollout/kl", "seq_kl", "eval/kl")),
@@ -19,6 +19,8 @@ _CHARTS = (
   ("Reward margin", "reward", ("reward_margin", "eval/reward_margin")),
   ("Accuracy", "fraction", ("reward_accuracy", "eval/reward_accuracy")),
   ("KL estimate on the data", "nats per token", ("kl_k3",)),
+  ("KL to the reference, per token", "nats", ("rollout/kl_token", "eval/kl_token")),
+  ("KL to the policy that sampled", "nats per token", ("kl_old",)),
   ("Entropy", "nats per token", ("entropy",)),
   (
     "Completion lengths",
@@ -38,6 +40,11 @@ _CHARTS = (
     "standard deviation",
     ("rollout/reward_std", "eval/reward_std"),
   ),
+  (
+    "Spread of the rewards within a prompt",
+    "standard deviation",
+    ("rollout/reward_std_within", "eval/reward_std_within"),
+  ),
   ("Cut before the end", "fraction", ("rollout/no_eos", "eval/no_eos")),
   ("Without a verdict", "fraction", ("rollout/abstained", "eval/abstained")),
   ("Ratio to the policy that sampled", "ratio", ("ratio",)),
@@ -45,6 +52,7 @@ _CHARTS = (
   ("Explained variance of the value", "fraction", ("explained_variance",)),
   ("Advantages", "reward", ("advantage_mean", "advantage_std")),
   ("Strength of the tie to the reference", "beta", ("beta",)),
+  ("Optimiser steps of an iteration", "steps", ("updates",)),
   ("Gradient norm, before clipping", "norm", ("grad_norm",)),
   ("Learning rate", "rate", ("learning_rate",)),
   ("Padding", "share of tokens", ("padding",)),
@@ -81,7 +89,7 @@ def figures(
     if name.startswith("time/") and len(columns[name][0]) > 1:
       columns[name] = (columns[name][0][1:], columns[name][1][1:])
   found = []
-  for title, unit, names in _CHARTS:
+  for title, unit, names in CHARTS:
     there = {name: columns.pop(name) for name in names if name in columns}
     if any(any(values) for _, values in there.values()):
       series = [_series(name, *column) for name, column in there.items()]
