@@ -90,6 +90,7 @@ class Lab:
     self.world: World = settings.world
     self.run_dir, self._say = Path(run_dir), say
     self._began = time.perf_counter()
+    self._start_rewards: dict[int, np.ndarray] = {}
     _keep(self.run_dir, configure.to_dict(settings))
     data = dataclasses.replace(online_world.writer(self.world).data, portion=None)
     rows = inputs.load(data, data, {}).records
@@ -334,6 +335,7 @@ class Lab:
     draws = {s: self.judge(p, s, reference=reference) for s, p in policies.items()}
     columns = {
       "reward": [d.reward_PK for d in draws.values()],
+      "change": [d.reward_PK - self._start_reward(s) for s, d in draws.items()],
       "kl": [d.kl_PK for d in draws.values()],
       "length": [d.length_PK for d in draws.values()],
     }
@@ -344,6 +346,12 @@ class Lab:
       for name, xs in columns.items()
     }
     return Row(label, measures | more, seconds)
+
+  def _start_reward(self, seed: int) -> np.ndarray:
+    """True rewards of the SFT model's draws of a seed, for paired differences."""
+    if seed not in self._start_rewards:
+      self._start_rewards[seed] = self.judge(self.start.params, seed).reward_PK
+    return self._start_rewards[seed]
 
   def nll(
     self, policies: Iterable[Params], rows: Sequence[records.Record]
@@ -400,7 +408,8 @@ class Lab:
     w = self.world
     caption = (
       f"{title}. Mean [95 %] over {w.prompts} held-out prompts x {w.samples} samples "
-      f"and {len(w.seeds)} seeds; reward: VADER; KL to the SFT model, nats."
+      f"and {len(w.seeds)} seeds; reward: VADER; change: paired with the SFT model's; "
+      "KL to the SFT model, nats."
     )
     return page.Table(["", *names, "seconds"], cells, caption)
 
