@@ -22,9 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import games, pairing
+from xpo_jax import games
 from xpo_jax.feedback import reward_model
-from xpo_jax.recipes import demo, find, online_study, online_world, staged
+from xpo_jax.recipes import (
+  demo,
+  find,
+  online_study,
+  online_study_page,
+  online_world,
+  staged,
+)
 from xpo_jax.train import page
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Call, Feedback
@@ -39,10 +46,9 @@ PRAISE = (" good.", " fine.", " warm.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """The exact table; then runs what is left to run, and prints theirs."""
+  """Runs what is left to run; prints the exact table and theirs."""
   args = online_study.parser(__doc__, "runs/nash").parse_args(arguments)
   demo.environment()
-  demo.show(exact())
   study, failed = online_study.study(), {}
   if not args.show:
     _ = staged.Lab(study, args.run_dir).start
@@ -50,9 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
       f"{label}, seed {seed}": (run, study, args.run_dir, label, seed)
       for seed in range(args.seeds)
       for label in ARMS
+      if not online_study.done(args.run_dir, label, seed)
     }
     failed = online_study.at_once(planned, args.jobs)
-  demo.show(sampled(online_study.by_arm(online_study.read(args.run_dir))))
+  arms = online_study.by_arm(online_study.read(args.run_dir))
+  tables = {"Three answers, exact": exact(), "On text": sampled(arms)}
+  online_study_page.show(args.run_dir, "Nash and Bradley-Terry", tables)
   return online_study.report(failed)
 
 
@@ -121,12 +130,7 @@ def _rewards(lab: staged.Lab, seed: int) -> Feedback:
   drawn = lab.sample(lab.start.params, completions=2, seed=seed)
   first, second = zip(*drawn.texts_BK, strict=True)
   p_B = judge(drawn.prompts, first, second).value_N
-  luck_B = np.random.default_rng((seed, 6)).random(len(p_B))
-  duel_BK = np.stack([luck_B < p_B, luck_B >= p_B], 1).astype(np.float32)
-  labelled = drawn._replace(reward_BK=duel_BK)
-  both = pairing.best_worst(duel_BK, np.ones_like(duel_BK))
-  columns = (both.chosen_B, both.rejected_B, both.keep_B)
-  rows = staged.pairs(labelled, *(np.asarray(x)[:, None] for x in columns))
+  rows = online_study.labelled(drawn, p_B, np.random.default_rng((seed, 6)))
   directory = lab.reward(f"reward-{seed}", rows, seed=seed, epochs=3)
   return Feedback(Call(reward_model.scorer, directory=str(directory)))
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xpo_jax.recipes import demo, find, online_study, staged
+from xpo_jax.recipes import demo, find, online_study, online_study_page, staged
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import intervals, page
 from xpo_jax.train.online_experiment import OnlineExperiment
@@ -85,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = online_study.at_once(planned, args.jobs)
   points = online_study.by_arm(online_study.read(args.run_dir))
   last = {arm: [p[-1] for p in seeds.values()] for arm, seeds in points.items()}
-  demo.show(results(last, study.world, args.run_dir))
-  demo.show(claims(last))
+  tables = {"Recipes": results(last, study.world, args.run_dir), "Claims": claims(last)}
+  online_study_page.show(args.run_dir, "Every recipe that learns from samples", tables)
   return online_study.report(failed)
 
 

@@ -3,17 +3,19 @@
 import dataclasses
 import importlib.util
 import operator
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from xpo_jax.feedback import reward_model, rules
 from xpo_jax.models import pretrained
 from xpo_jax.recipes import find, online_study, online_world, staged
 from xpo_jax.recipes.online_study import Point, Study
 from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import offline
+from xpo_jax.train import offline, online_setup
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Sampling
 
@@ -110,6 +112,7 @@ def test_table_has_a_row_for_every_recipe_and_arm(table):
   assert [row[0] for row in few.rows] == ["SFT (1 seeds)", "rloo (1 seeds)"]
   assert [row[0] for row in rows.rows] == ["SFT", "rloo", "stages: same"]
   assert {len(row) for row in rows.rows} == {len(rows.header)}
+  assert rows.rows[-1][2] == "0.000 [0.000, 0.000]"  # it is the start
 
 
 def test_what_was_run_is_not_run_again(table):
@@ -128,14 +131,111 @@ def test_stages_start_from_the_studys_own_start(table):
   jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-def test_last_point_is_of_the_policy_that_the_run_exports(table):
+def test_points_are_of_the_start_and_of_the_last_policy(table):
   run_dir, _, _ = table
-  ((iteration, params),) = online_study.policies(run_dir / "rloo-1")
-  assert iteration == 2
-  exported = pretrained.load(run_dir / "rloo-1" / offline.POLICY).params
-  jax.tree.map(np.testing.assert_array_equal, params["lm"], exported["lm"])
-  start = online_study.by_arm(online_study.read(run_dir))["SFT"][0][-1]
-  np.testing.assert_allclose(start.kl_P, 0, atol=1e-5)
+  arms = online_study.by_arm(online_study.read(run_dir))
+  assert set(arms) == {"SFT", "rloo"} and set(arms["rloo"]) == {0, 1}
+  np.testing.assert_allclose(arms["SFT"][0][-1].kl_P, 0, atol=1e-5)
+  assert [p.iteration for p in arms["rloo"][1]] == [2]
+  assert arms["rloo"][1][0].kl_P.mean() > 1e-6
+
+
+def count_words(directory: str):
+  """Stands in for a reward model."""
+  del directory
+  return rules.length()
+
+
+@pytest.fixture
+def studied(table, tmp_path, monkeypatch):
+  """Runs a script without training: what would be run is checked and remembered, its
+  policies are the start, and the start with stronger weights."""
+  seen = []
+
+  def online(lab, label, experiment, seed, every=None, ask=None):
+    online_setup.check(experiment)
+    seen.append((label, experiment, seed, every))
+    start = lab.start.params
+    strong = jax.tree.map(lambda x: 3 * x, start)
+    path = [(1, start), (2, strong)]
+    return online_study.other(lab, label, seed, lambda: path, ask)
+
+  monkeypatch.setattr(online_study, "online", online)
+  monkeypatch.setattr(online_study, "study", lambda source=None: Study(TINY))
+  monkeypatch.setattr(staged.Lab, "stage", lambda lab, name, *given, **how: lab.start)
+  monkeypatch.setattr(staged.Lab, "reward", lambda lab, name, *given, **how: name)
+  monkeypatch.setattr(reward_model, "scorer", count_words)
+
+  def run(name, **constants):
+    run_dir = tmp_path / name
+    staged.Lab(Study(TINY), run_dir)
+    shutil.copytree(table[0] / staged.SFT, run_dir / staged.SFT)
+    module, shown = script(name), []
+    monkeypatch.setattr(module.demo, "environment", lambda: None)
+    monkeypatch.setattr(module.demo, "show", shown.append)
+    for constant, value in constants.items():
+      monkeypatch.setattr(module, constant, value)
+    where = ["--run-dir", str(run_dir), "--jobs", "1", "--seeds", "2"]
+    assert module.main(where) == 0
+    count = len(seen)
+    assert module.main([*where, "--show"]) == 0 and len(seen) == count
+    return shown[: len(shown) // 2], seen, run_dir
+
+  return run
+
+
+def test_frontier_has_every_arm_and_best_of_n(studied):
+  sizes = {"POOL": 4, "BEST_OF": (1, 2), "MATCHED": (0.01,), "BETAS": (1.0,)}
+  (rewards, claims), seen, run_dir = studied("online_frontier", **sizes)
+  labels = {"PPO", "RLOO", "REINFORCE", "RAFT", "online DPO"}
+  assert {row[0] for row in rewards.rows} == labels | {"offline DPO", "best of n"}
+  assert {(one[0], one[2]) for one in seen} == {(x, s) for x in labels for s in (0, 1)}
+  assert {row[2].split(":")[0] for row in claims.rows} == {
+    "online DPO - offline DPO",
+    *("RLOO - RAFT", "RLOO - PPO", "RLOO - REINFORCE"),
+  }
+  # Where two arms are the same policies, no claim holds.
+  assert all("0.000 [0.000, 0.000]" in row[2] for row in claims.rows[1:])
+  assert (run_dir / "frontier.svg").read_text().startswith("<svg")
+
+
+def test_noisy_judges_differ_in_nothing_but_their_error(studied):
+  (_, claims), seen, _ = studied("noisy_judge", MATCHED=(0.01,))
+  knobs = [one[1].feedback.source.knobs for one in seen if one[2] == 1]
+  assert [k["error"] for k in knobs] == [0.0, 0.1, 0.25, 0.4]
+  rest = [{n: x for n, x in k.items() if n != "error"} for k in knobs]
+  assert all(k == rest[0] for k in rest) and len(claims.rows) == 3
+
+
+def test_overoptimisation_asks_both_reward_models_and_the_truth(studied):
+  (points, claims), seen, run_dir = studied("overoptimisation")
+  assert [row[1] for row in points.rows] == [1, 2, 1, 2]
+  assert {row[1].split(":")[0] for row in claims.rows} == {
+    "few labels",
+    "labels like length",
+  }
+  judges = {(label, one.feedback.source.knobs["directory"]) for label, one, *_ in seen}
+  assert judges == {(a, f"{a}-train-{s}") for a, _ in judges for s in (0, 1)}
+  assert (run_dir / "few_labels.svg").read_text().startswith("<svg")
+  for one in online_study.read(run_dir):  # both stand-ins count words
+    np.testing.assert_array_equal(one.column("train score"), one.column("test score"))
+
+
+def test_equilibrium_is_exploited_less_than_a_reward_at_its_kl(studied):
+  (exact, played), seen, _ = studied("nash")
+  closest = exact.rows[-1]  # next to no tie: the game's own equilibrium
+  assert float(closest[2]) < 0.01 < float(closest[3])
+  assert {one[1].feedback.kind for one in seen} == {"scores", "win_rates"}
+  assert len(played.rows) == 4 and {len(row) for row in played.rows} == {7}
+
+
+def test_labels_follow_the_probability_and_the_same_text_twice_is_no_pair():
+  texts = [["a", "b"], ["a", "b"], ["a", "a"]]
+  drawn = staged.Sampled(["x", "y", "z"], texts, np.zeros((3, 2)))
+  rng = np.random.default_rng(0)
+  pairs = online_study.labelled(drawn, np.array([1.0, 0.0, 1.0]), rng)
+  found = [(p.prompt, p.chosen, p.rejected) for p in pairs]
+  assert found == [("x", "a", "b"), ("y", "b", "a")]
 
 
 def _points(label, values_SP):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 
+from xpo_jax.data import records
 from xpo_jax.feedback import protocol
 from xpo_jax.recipes import staged
 from xpo_jax.recipes.staged_world import World
@@ -34,6 +34,7 @@ from xpo_jax.train.online_experiment import OnlineExperiment
 from xpo_jax.types import Params
 
 POINTS = "points"
+SAVED = 20  # iterations between checkpoints that only a resume reads
 Say = Callable[[str], None]
 
 
@@ -120,15 +121,20 @@ def online(
     The points in order, read where they are there already.
   """
   last = experiment.iterations
-  kept = math.ceil(last / every) if every else 1
-  loop = Loop(log_every=last, eval_every=last, checkpoint_every=every, keep=kept)
+  loop = Loop(log_every=last, eval_every=last, checkpoint_every=SAVED)
+  if every is not None:
+    kept = {"checkpoint_every": every, "keep": math.ceil(last / every)}
+    loop = dataclasses.replace(loop, **kept)
   theirs = {"objective", "start", "prompts", "evaluation", "seed", "loop"}
   changes = {k: x for k, x in vars(experiment).items() if k not in theirs}
 
   def run() -> Iterator[Point]:
     name = f"{label}-{seed}"
-    lab.online(name, experiment.objective, seed=seed, loop=loop, **changes)
-    for iteration, params in policies(lab.run_dir / name):
+    held = lab.online(name, experiment.objective, seed=seed, loop=loop, **changes)
+    along = [(last, held.params)]
+    if every is not None:
+      along = checkpoint.policies(lab.run_dir / name / offline.CHECKPOINTS)
+    for iteration, params in along:
       seconds = _seconds(lab.run_dir / name, iteration)
       yield point(lab, label, seed, params, iteration, seconds, ask)
 
@@ -162,16 +168,27 @@ def other(
   return _kept(lab, label, seed, run)
 
 
-def policies(run_dir: Path) -> Iterator[tuple[int, Params]]:
-  """`(iteration, params)` of every checkpoint that an online run kept, in order."""
-  manager = checkpoint.open_manager(run_dir / offline.CHECKPOINTS, keep=1_000_000)
-  try:
-    for step in sorted(manager.all_steps()):
-      args = ocp.args.Composite(state=ocp.args.StandardRestore())
-      trained = manager.restore(step, args=args)["state"]["train"]
-      yield step, trained["ema"] or trained["params"]
-  finally:
-    manager.close()
+def labelled(
+  drawn: staged.Sampled, p_B: np.ndarray, rng: np.random.Generator
+) -> list[records.Pair]:
+  """Pairs of two samples a prompt, by a label that is drawn.
+
+  Args:
+    drawn: two completions of each prompt; two that are the same make no pair.
+    p_B: probability that the first is called better.
+    rng: the draw.
+  """
+  first_B = rng.random(len(p_B)) < p_B
+  apart_B = np.array([a != b for a, b in drawn.texts_BK])
+  duel_BK = np.stack([first_B, ~first_B], 1)
+  winner_B, loser_B = duel_BK.argmax(1), duel_BK.argmin(1)
+  columns = (x[:, None] for x in (winner_B, loser_B, apart_B))
+  return staged.pairs(drawn._replace(reward_BK=duel_BK), *columns)
+
+
+def done(run_dir: Path, label: str, seed: int) -> bool:
+  """Whether an arm's points of a seed are there."""
+  return (run_dir / POINTS / f"{label}-{seed}.json").exists()
 
 
 def read(run_dir: Path) -> list[Point]:
@@ -284,7 +301,7 @@ def _kept(
   lab: staged.Lab, label: str, seed: int, run: Callable[[], Iterable[Point]]
 ) -> list[Point]:
   path = lab.run_dir / POINTS / f"{label}-{seed}.json"
-  if path.exists():
+  if done(lab.run_dir, label, seed):
     return _read(path)
   found = list(run())
   lines = [one._asdict() for one in found]

@@ -1,0 +1,83 @@
+"""A judge that errs: what AI feedback costs in true reward, at equal KL.
+
+Paper: Lee et al. 2023 (RLAIF), arXiv:2309.00267: a judge that agrees with people on
+  about three quarters of pairs trains a policy people like as well as RLHF's; Guo et
+  al. 2024 (OAIF), arXiv:2402.04792, asks the judge about the policy's own samples.
+Command: python experiments/tables/noisy_judge.py [--source TEXTS.jsonl]
+  With the same --run-dir it goes on where it was; --show draws what there is.
+Hardware: 2 CPU cores.
+Expected: an error rate that is the same on every pair shrinks the expected gradient by
+  1 - 2 error and turns it nowhere: the way to a KL is longer, reward at it little less,
+  until at one half there is nothing to learn.
+Departs from the paper: the judge is scripted; it errs at random, not on hard pairs.
+Last result: not run.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from xpo_jax.feedback import scripted
+from xpo_jax.recipes import demo, find, online_study, online_study_page, staged
+from xpo_jax.recipes.online_study_page import Claim
+from xpo_jax.train.online_experiment import Call, Feedback
+
+ERRORS = (0.0, 0.1, 0.25, 0.4)
+EVERY = 10  # iterations from one point to the next
+MATCHED = (0.25, 0.5, 1.0)  # nats
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs what is left to run, draws the plot, prints both tables."""
+  parser = online_study.parser(__doc__, "runs/noisy-judge")
+  parser.add_argument("--source", help="texts of your own, as JSONL")
+  args = parser.parse_args(arguments)
+  demo.environment()
+  study = online_study.study(args.source)
+  _ = staged.Lab(study, args.run_dir).start
+  planned = {
+    f"{arm(error)}, seed {seed}": (run, study, args.run_dir, error, seed)
+    for seed in range(args.seeds)
+    for error in ERRORS
+  }
+  failed = {} if args.show else online_study.at_once(planned, args.jobs)
+  arms = online_study.by_arm(online_study.read(args.run_dir))
+  series = [online_study_page.curve(label, seeds) for label, seeds in arms.items()]
+  title = "Online DPO by judges that err, along training"
+  note = "Bands: 95 % over prompts and seeds."
+  online_study_page.draw(args.run_dir / "noisy_judge.svg", title, series, note)
+  found = {label: online_study_page.runs(seeds) for label, seeds in arms.items()}
+  caption = "True reward, mean [95 %] over held-out prompts and the seeds."
+  claims = [
+    Claim("RLAIF, arXiv:2309.00267", "clean labels are no better", arm(error), arm(0.0))
+    for error in ERRORS[1:]
+  ]
+  tables = {
+    "Equal KL": online_study_page.matched(found, MATCHED, caption),
+    "Claims": online_study_page.claims(claims, arms, MATCHED),
+  }
+  online_study_page.show(args.run_dir, title, tables)
+  return online_study.report(failed)
+
+
+def arm(error: float) -> str:
+  """Its label."""
+  return f"error {error:.0%}"
+
+
+def run(study, run_dir: Path, error: float, seed: int) -> None:
+  """Online DPO by a judge that errs on a share of the pairs."""
+  lab = staged.Lab(study, run_dir, online_study.quiet)
+  judge = Call(scripted.preference, error=error, seed=seed)
+  feedback = Feedback(judge, kind="win_rates")
+  experiment = find.load("online_dpo").experiment
+  experiment = dataclasses.replace(experiment, feedback=feedback)
+  online_study.online(lab, arm(error), experiment, seed, every=EVERY)
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except ValueError as error:
+    sys.exit(f"{error}")

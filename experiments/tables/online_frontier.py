@@ -1,0 +1,123 @@
+"""Online methods, offline DPO and best of n on one reward-KL plot.
+
+Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792: online DPO above offline DPO; Ahmadian
+  et al. 2024, arXiv:2402.14740: RLOO above RAFT, REINFORCE and PPO.
+Command: python experiments/tables/online_frontier.py [--source TEXTS.jsonl]
+  With the same --run-dir it goes on where it was; --show draws what there is.
+Hardware: 2 CPU cores.
+Expected: every method's reward rises with KL and stays below best of n.
+Last result: not run.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xpo_jax import pairing
+from xpo_jax.recipes import demo, find, online_study, online_study_page, staged
+from xpo_jax.recipes.online_study_page import Claim
+from xpo_jax.train import ceiling, charts, frontier
+from xpo_jax.train.experiment import Use
+
+# Label -> recipe, judged along its training.
+ONLINE = {
+  "PPO": "ppo",
+  "RLOO": "rloo",
+  "REINFORCE": "reinforce",
+  "RAFT": "raft",
+  "online DPO": "online_dpo",
+}
+OFFLINE, BETAS = "offline DPO", (0.1, 0.3, 1.0, 3.0)
+EVERY = 10  # iterations from one point to the next
+POOL, BEST_OF = 64, (1, 2, 4, 8, 16, 32)
+MATCHED = (0.25, 0.5, 1.0, 2.0)  # nats
+CLAIMS = (
+  Claim("OAIF, arXiv:2402.04792", "online beats offline", "online DPO", OFFLINE),
+  Claim(
+    "RLOO, arXiv:2402.14740", "all samples teach more than the best", "RLOO", "RAFT"
+  ),
+  Claim("RLOO, arXiv:2402.14740", "PPO's machinery is not needed", "RLOO", "PPO"),
+  Claim(
+    "RLOO, arXiv:2402.14740", "a baseline of the prompt's own", "RLOO", "REINFORCE"
+  ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs what is left to run, draws the plot, prints both tables."""
+  parser = online_study.parser(__doc__, "runs/online-frontier")
+  parser.add_argument("--source", help="texts of your own, as JSONL")
+  args = parser.parse_args(arguments)
+  demo.environment()
+  study, failed = online_study.study(args.source), {}
+  lab = staged.Lab(study, args.run_dir)
+  pool_PS = lab.judge(lab.start.params, seed=0, samples=POOL).reward_PK
+  if not args.show:
+    planned = {}
+    for seed in range(args.seeds):
+      for label in ONLINE:
+        planned[f"{label}, seed {seed}"] = (
+          run_online,
+          study,
+          args.run_dir,
+          label,
+          seed,
+        )
+      planned[f"{OFFLINE}, seed {seed}"] = (run_offline, study, args.run_dir, seed)
+    failed = online_study.at_once(planned, args.jobs)
+  arms = online_study.by_arm(online_study.read(args.run_dir))
+  best = [
+    frontier.Run("best of n", p.strength, 0, p.reward_P, p.kl_P)
+    for p in ceiling.best_of_n(pool_PS, BEST_OF)
+  ]
+  series = [online_study_page.curve(label, seeds) for label, seeds in arms.items()]
+  kl, reward = [r.kl_P.mean() for r in best], [r.reward_P.mean() for r in best]
+  series.append(charts.Series("best of n", kl, reward, kind="dashed"))
+  note = "Bands: 95 % over prompts and seeds. Offline DPO: a point a beta."
+  title = "True reward against KL, along training"
+  online_study_page.draw(args.run_dir / "frontier.svg", title, series, note)
+  found = {label: online_study_page.runs(seeds) for label, seeds in arms.items()}
+  caption = (
+    f"True reward, mean [95 %] over {len(pool_PS)} held-out prompts and the seeds; the "
+    f"start has {pool_PS.mean():.3f}. Best of n at the bound of its KL, from one pool "
+    "of the start's samples: it pays at inference."
+  )
+  found["best of n"] = best
+  tables = {
+    "Equal KL": online_study_page.matched(found, MATCHED, caption),
+    "Claims": online_study_page.claims(CLAIMS, arms, MATCHED),
+  }
+  online_study_page.show(args.run_dir, title, tables)
+  return online_study.report(failed)
+
+
+def run_online(study, run_dir: Path, label: str, seed: int) -> None:
+  """One recipe, one seed, a point every few iterations."""
+  lab = staged.Lab(study, run_dir, online_study.quiet)
+  experiment = find.load(ONLINE[label]).experiment
+  online_study.online(lab, label, experiment, seed, every=EVERY)
+
+
+def run_offline(study, run_dir: Path, seed: int) -> None:
+  """DPO on one pair of the start's samples for each asked prompt, a point a beta."""
+  lab = staged.Lab(study, run_dir, online_study.quiet)
+
+  def stages():
+    sampled = lab.sample(lab.start.params, completions=2, seed=seed)
+    both = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
+    columns = (both.chosen_B, both.rejected_B, both.keep_B)
+    rows = staged.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+    for number, beta in enumerate(BETAS):
+      name = f"dpo-{beta:g}-{seed}"
+      yield number, lab.stage(name, Use("dpo", beta=beta), rows, seed=seed).params
+
+  online_study.other(lab, OFFLINE, seed, stages)
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except ValueError as error:
+    sys.exit(f"{error}")

@@ -1,0 +1,148 @@
+"""A misspecified reward model, over-optimised: its score, another's, and the truth.
+
+Paper: Gao et al. 2022, arXiv:2210.10760: the score of a learned reward rises with KL
+  while the true reward turns; Bai et al. 2022, arXiv:2204.05862, Sec. 4: a reward model
+  of other data ("test") parts from the one that is trained on ("train").
+Command: python experiments/tables/overoptimisation.py
+  With the same --run-dir it goes on where it was; --show draws what there is.
+Hardware: 2 CPU cores.
+Expected: the train score rises throughout; with few labels the test score stays behind
+  it, and the true reward stops rising, or turns; where the labels like long answers
+  both scores rise together and the true reward does not follow: what both halves of
+  the labels have wrong, holding half of them out does not show.
+Departs from the paper: the misspecifications are stated, few labels in one arm, a
+  liking for length in the other; RLOO with next to no tie to the start, not PPO.
+Last result: not run.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+from xpo_jax.feedback import reward_model
+from xpo_jax.recipes import demo, online_study, online_study_page, online_world, staged
+from xpo_jax.train import charts, page
+from xpo_jax.train.experiment import Use
+from xpo_jax.train.online_experiment import Call, Feedback
+from xpo_jax.train.optim import Optimizer
+
+TEMPERATURE = 0.25  # reward that is one logit of a label
+# Label -> pairs of each half, logits of a label for each word the answer is longer.
+ARMS = {"few labels": (60, 0.0), "labels like length": (400, 1.0)}
+ITERATIONS, EVERY = 120, 20
+NAMES = ("train score", "test score")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs what is left to run, draws both arms, prints the table."""
+  args = online_study.parser(__doc__, "runs/overoptimisation").parse_args(arguments)
+  demo.environment()
+  study = online_study.study()
+  _ = staged.Lab(study, args.run_dir).start
+  planned = {
+    f"{label}, seed {seed}": (run, study, args.run_dir, label, seed)
+    for seed in range(args.seeds)
+    for label in ARMS
+    if not online_study.done(args.run_dir, label, seed)
+  }
+  failed = {} if args.show else online_study.at_once(planned, args.jobs)
+  arms = online_study.by_arm(online_study.read(args.run_dir))
+  for label, seeds in arms.items():
+    path = args.run_dir / f"{label.replace(' ', '_')}.svg"
+    path.write_text(charts.svg(figure(label, seeds), standalone=True), encoding="utf-8")
+  tables = {"Along training": table(arms), "Claims": claims(arms)}
+  online_study_page.show(args.run_dir, "Overoptimisation", tables)
+  return online_study.report(failed)
+
+
+def run(study, run_dir: Path, label: str, seed: int) -> None:
+  """Two reward models on disjoint halves of the labels, RLOO on the first."""
+  lab = staged.Lab(study, run_dir, online_study.quiet)
+  halves = _labelled(lab, *ARMS[label], seed)
+  directories = [
+    lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=3)
+    for name, rows in zip(("train", "test"), halves, strict=True)
+  ]
+  scorers = [Call(reward_model.scorer, directory=str(d)) for d in directories]
+  experiment = online_world.run(
+    Use("rloo", beta=0.01),
+    study.world,
+    feedback=Feedback(scorers[0]),
+    iterations=ITERATIONS,
+    optimizer=Optimizer(learning_rate=1e-3, schedule="constant"),
+  )
+  ask = {name: s.build() for name, s in zip(NAMES, scorers, strict=True)}
+  online_study.online(lab, label, experiment, seed, every=EVERY, ask=ask)
+
+
+def _labelled(lab: staged.Lab, pairs: int, liking: float, seed: int):
+  """Pairs of the start's samples with drawn labels: those of the two halves."""
+  drawn = lab.sample(lab.start.params, completions=2, seed=seed)
+  words_BK = np.array([[len(y.split()) for y in ys] for ys in drawn.texts_BK])
+  logit_BK = drawn.reward_BK / TEMPERATURE + liking * words_BK
+  p_B = special.expit(logit_BK[:, 0] - logit_BK[:, 1])
+  rows = online_study.labelled(drawn, p_B, np.random.default_rng((seed, 7)))
+  return rows[::2][:pairs], rows[1::2][:pairs]
+
+
+def figure(label: str, seeds: Mapping) -> charts.Figure:
+  """Scores and true reward of an arm against sqrt(KL)."""
+  steps = list(zip(*seeds.values(), strict=True))
+  root = [online_study.mean(step, "kl").mean ** 0.5 for step in steps]
+  series = []
+  for name in ("reward", *NAMES):
+    found = [online_study.mean(step, name) for step in steps]
+    low, high = [x.low for x in found], [x.high for x in found]
+    shown = "true reward" if name == "reward" else name
+    y = [x.mean for x in found]
+    series.append(charts.Series(shown, root, y, low, high, kind="both"))
+  note = "Scores: 0 on the start's samples, in their deviations; true reward: VADER."
+  return charts.Figure(label, "square root of KL, nats", "score", series, note=note)
+
+
+def table(arms: online_study_page.Arms) -> page.Table:
+  """A row a point: what is optimised, what is held out, what is true."""
+  rows = []
+  for label, seeds in arms.items():
+    for step in zip(*seeds.values(), strict=True):
+      cells = [online_study.mean(step, x) for x in ("kl", *NAMES, "reward", "length")]
+      rows.append([label, step[0].iteration, *map(str, cells)])
+  header = ["arm", "iteration", "KL, nats", *NAMES, "true reward", "tokens"]
+  caption = (
+    "Mean [95 %] over held-out prompts and the seeds; scores in deviations of the "
+    "start's samples."
+  )
+  return page.Table(header, rows, caption)
+
+
+def claims(arms: online_study_page.Arms) -> page.Table:
+  """Whether the score went on where the truth did not."""
+  rows = []
+  for label, seeds in arms.items():
+    best = max(
+      range(len(next(iter(seeds.values())))),
+      key=lambda i: online_study.mean([p[i] for p in seeds.values()], "reward").mean,
+    )
+    at, last = ([p[i] for p in seeds.values()] for i in (best, -1))
+    score, true = (online_study.gap(last, at, x) for x in (NAMES[0], "reward"))
+    ours = (
+      f"from iteration {at[0].iteration}, where it is best, to {last[0].iteration}: "
+      f"train score {score}, true reward {true}"
+    )
+    turns = score.low > 0 and true.high < 0
+    verdict = "reproduces" if turns else "does not separate here"
+    rows.append(
+      ["arXiv:2210.10760", f"{label}: score up, true reward down", ours, verdict]
+    )
+  caption = "Paired over prompts and seeds; the best point is chosen on these prompts."
+  return page.Table(["paper", "claim", "ours", "verdict"], rows, caption)
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except ValueError as error:
+    sys.exit(f"{error}")
