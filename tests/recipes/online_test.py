@@ -29,6 +29,7 @@ SHOWS = {
   "gspo": "clip_fraction",
   "remax": "greedy_reward",
   "online_dpo": "reward_margin",
+  "iterative_dpo": "reward_margin",
   "exploratory_dpo": "logp_of_ref_sample",
   "sppo": "reward_margin",
   "dno": "reward_margin",

@@ -1,0 +1,39 @@
+"""Iterative DPO (RLHF Workflow): rounds of best against worst of eight samples.
+
+Paper: Dong et al. 2024, arXiv:2405.07863; theory Xiong et al. 2023, arXiv:2312.11456:
+  three rounds of 20,000 prompts, eight samples each, DPO for two epochs on the best
+  against the worst.
+Command: xpo train iterative_dpo [source=FILE] [--renew-reference None]
+Hardware: 2 CPU cores; 50 s of CPU time, 37 s of them the start's.
+Expected: the true reward of held-out prompts rises with every round. The released code
+  makes each round's policy the next one's reference, as here; with `--renew-reference
+  None` the start stays the reference, as in the theory, and the policy nearer to it.
+Departs from the paper: 320 prompts a round; the true reward in place of a reward model;
+  the theory trains on all rounds' pairs together, here as in the code on the newest.
+Last result: 2026-11-22, one seed, intervals over prompts: true reward of 128 held-out
+  prompts 0.405 [0.362, 0.448] at 1.10 nats; the start has 0.099 [0.050, 0.147]. With
+  the start as reference 0.429 [0.388, 0.472] at 0.88 nats: nearer to it, as expected.
+"""
+
+from xpo_jax.recipes import online_world
+from xpo_jax.recipes.staged_world import World
+from xpo_jax.train.experiment import Loop, Use
+from xpo_jax.train.online_experiment import OnlineExperiment, Sampling
+from xpo_jax.train.optim import Optimizer
+
+
+def experiment(source: str | None = None) -> OnlineExperiment:
+  """Three rounds, each of two passes of 20 updates."""
+  world = World(source)
+  return online_world.run(
+    Use("dpo", beta=0.1),
+    world,
+    sampling=Sampling(completions=8, max_tokens=world.longest, prompts_at_once=32),
+    iterations=3,
+    prompts_per_iteration=320,
+    minibatches=20,
+    inner_epochs=2,
+    renew_reference=1,
+    optimizer=Optimizer(learning_rate=1e-4, schedule="constant"),
+    loop=Loop(log_every=1, eval_every=1),
+  )
