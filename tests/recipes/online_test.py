@@ -28,6 +28,7 @@ SHOWS = {
   "dapo": "clip_fraction",
   "gspo": "clip_fraction",
   "remax": "greedy_reward",
+  "raft": "reward_kept",
   "online_dpo": "reward_margin",
   "iterative_dpo": "reward_margin",
   "exploratory_dpo": "logp_of_ref_sample",
