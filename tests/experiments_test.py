@@ -81,8 +81,8 @@ def test_every_named_recipe_is_tested():
     *("rlaif", "constitutional_ai", "self_rewarding"),
     # in recipes/online_test.py
     *("rloo", "ppo", "reinforce", "grpo", "dr_grpo", "dapo", "gspo", "remax", "raft"),
-    *("online_dpo", "iterative_dpo", "exploratory_dpo", "sppo", "dno", "nash_md"),
-    *("direct_rlaif"),
+    *("online_dpo", "iterative_dpo", "exploratory_dpo", "sppo", "dno"),
+    *("iterative_cringe", "nash_md", "direct_rlaif"),
   }
 
 

@@ -34,6 +34,7 @@ SHOWS = {
   "exploratory_dpo": "logp_of_ref_sample",
   "sppo": "reward_margin",
   "dno": "reward_margin",
+  "iterative_cringe": "loss/cringe",
   "nash_md": "win_rate",
   "direct_rlaif": "baseline",
 }
