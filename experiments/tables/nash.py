@@ -10,7 +10,11 @@ Expected: at equal KL the best answer to the policy wins less often against Nash
   against the optimum of a Bradley-Terry reward fitted on the start's own answers.
 Departs from the paper: exploitability is what the best single answer gains; the paper
   compares head to head, which an equilibrium need not win.
-Last result: not run.
+Last result: 2026-11-22, the exact part alone: exploitability of Nash, and of
+  Bradley-Terry at its KL, 0.043 and 0.044 (0.002 nats), 0.047 and 0.050 (0.015), 0.039
+  and 0.056 (0.081), 0.015 and 0.046 (0.190), 0.005 and 0.045 (0.205); the reference has
+  0.040, so that a strong tie makes both worse than it. Head to head Nash wins 50.0 to
+  50.3 %. The part on text: not run.
 """
 
 import functools
