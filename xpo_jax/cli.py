@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--reward",
     metavar="MODULE:FUNCTION",
-    help="full texts -> rewards, such as xpo_jax.data.world:true_reward (VADER)",
+    help="full texts -> rewards, such as xpo_jax.data.world:true_reward (VADER); "
+    "without it an online run is judged by its own feedback",
   )
   sub.add_argument("--prompts", type=int, default=128)
   sub.add_argument("--completions", type=int, default=4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.feedback import rules
-from xpo_jax.feedback.protocol import Scores
+from xpo_jax.feedback.protocol import OfPolicy, Scores
 from xpo_jax.models import pretrained
 from xpo_jax.models.config import Config
 from xpo_jax.train import (
@@ -113,6 +113,25 @@ def test_a_preference_gives_win_rates_against_the_start(run):
   assert "reward" not in found.measures
   rates = online_finished.checkpoint_win_rates(run, by)
   assert rates[0][2].mean == 1 and rates[2][0].mean == 0
+
+
+def its_own_judge() -> OfPolicy:
+  """Scores by the sum of the policy's embedding: which policy judged can be told."""
+
+  def make(model, params, tokenizer):
+    del model, tokenizer
+    total = float(np.sum(params["embedding"]))
+    return lambda prompts, completions: Scores(np.full(len(prompts), total, np.float32))
+
+  return OfPolicy(make)
+
+
+def test_the_finished_policy_judges_where_it_was_its_own_judge(run):
+  alone = dataclasses.replace(RUN, feedback=Feedback(Call(its_own_judge)))
+  policy = pretrained.load(finished.policy_dir(run))
+  scores = online_finished.judge(alone, policy, None).scorer(["x"], ["y"])
+  want = np.sum(policy.params["lm"]["embedding"])
+  np.testing.assert_allclose(scores.value_N, [want], rtol=1e-5)
 
 
 def test_a_judge_that_abstains_is_refused(run):

@@ -140,8 +140,8 @@ def reward_kl(
     return None
   what = "reward" if by_score else "win rate against the start"
   note = (
-    "By the run's own feedback. KL to the reference: the mean log-ratio of completions "
-    "sampled here. Numbers are iterations, bars 95 % over prompts. "
+    "By the run's own feedback. KL to the start: the mean log-ratio of the completions "
+    "sampled. Numbers are iterations, bars 95 % over prompts. "
   )
   if best:
     note += "Best of n: exact over the start's samples, at most log n - (n - 1)/n nats."
