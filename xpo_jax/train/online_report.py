@@ -103,42 +103,17 @@ def reward_kl(
   Returns:
     The chart, or None where there is nothing to draw.
   """
-  series = []
-  if lines:
-    parts = np.array_split(np.arange(len(lines)), min(_STRETCHES, len(lines)))
-    names = ("rollout/kl", "rollout/reward")
-    x, y = (
-      [float(np.mean([lines[i][name] for i in part])) for part in parts]
-      for name in names
-    )
-    series.append(Series("trained on", [_root(v) for v in x], y, kind="both"))
+  series = [_trained_on(lines)] if lines else []
   points = {n: trajectory.mean_reward(held_out[n]) for n in held_out if n in kl}
   points = {n: point for n, point in points.items() if point is not None}
   if points:
-    series.append(
-      Series(
-        "held-out prompts",
-        [_root(kl[n]) for n in points],
-        [point.mean for point in points.values()],
-        [point.low for point in points.values()],
-        [point.high for point in points.values()],
-        kind="both",
-        labels=[str(n) for n in points],
-      )
-    )
+    series.append(_along(points, kl))
   best = _best(held_out[0]) if by_score and 0 in held_out else []
   if best:
-    series.append(
-      Series(
-        "best of n samples of the start",
-        [_root(p.kl.mean) for p in best],
-        [p.reward.mean for p in best],
-        kind="dashed",
-      )
-    )
+    x, y = [_root(p.kl.mean) for p in best], [p.reward.mean for p in best]
+    series.append(Series("best of n samples of the start", x, y, kind="dashed"))
   if not series:
     return None
-  what = "reward" if by_score else "win rate against the start"
   note = (
     "By the run's own feedback. KL to the start: the mean log-ratio of the completions "
     "sampled. Numbers are iterations, bars 95 % over prompts. "
@@ -146,7 +121,30 @@ def reward_kl(
   if best:
     note += "Best of n: exact over the start's samples, at most log n - (n - 1)/n nats."
   title = ("Reward" if by_score else "Win rate") + " against distance"
-  return Figure(title, "sqrt(KL), KL in nats", what, series, note=note.strip())
+  y_label = "reward" if by_score else "win rate against the start"
+  return Figure(title, "sqrt(KL), KL in nats", y_label, series, note=note.strip())
+
+
+def _trained_on(lines: Sequence[Mapping[str, float]]) -> Series:
+  """Means over stretches of the run: single iterations are mostly noise."""
+  stretches = np.array_split(np.arange(len(lines)), min(_STRETCHES, len(lines)))
+  kl, reward = (
+    [float(np.mean([lines[i][name] for i in stretch])) for stretch in stretches]
+    for name in ("rollout/kl", "rollout/reward")
+  )
+  return Series("trained on", [_root(x) for x in kl], reward, kind="both")
+
+
+def _along(points: Mapping[int, Interval], kl: Mapping[int, float]) -> Series:
+  return Series(
+    "held-out prompts",
+    [_root(kl[n]) for n in points],
+    [point.mean for point in points.values()],
+    [point.low for point in points.values()],
+    [point.high for point in points.values()],
+    kind="both",
+    labels=[str(n) for n in points],
+  )
 
 
 def best_of_n(samples: Mapping[int, Rollouts]) -> Figure | None:
