@@ -13,12 +13,12 @@ Expected: the policies get better from M1 to M3, and so do they as judges (paper
 Departs from the paper: no new prompts are written; a rating is the mean under the
   probabilities of 1 to 5, where the paper averages three that are written out; M1's
   seed answers are reviews as the world writes them, not chosen ones.
-Last result: 2026-11-22, one seed, 128 held-out prompts x 4 samples. M1 does not learn to
-  judge: its loss on ratings stays at the log of 5, and M0 to M3 order 48 % [43, 53] of
-  pairs right, chance. So its own judge leads nowhere but to shorter texts: true reward
-  0.11 [0.07, 0.16] of M1, 0.08 [0.04, 0.12] of M2, 0.05 [0.01, 0.09] of M3 at 0.2, 0.9,
-  2.3 nats and 7.6, 4.6, 3.8 tokens. By the scripted judge: M2 0.18 [0.13, 0.23], M3
-  0.32 [0.27, 0.36] at 0.4 and 0.9 nats.
+Last result: 2026-11-22, one seed, 128 held-out prompts x 4 samples. M1 does not learn
+  to judge: its loss on ratings stays at the log of 5, and M0 to M3 order 47 to 49 % of
+  pairs right, each interval within 43 to 53. So its own judge leads to shorter texts
+  alone: true reward 0.11 [0.07, 0.16] of M1, 0.08 [0.04, 0.12] of M2, 0.05 [0.01, 0.09]
+  of M3 at 0.2, 0.9, 2.3 nats and 7.6, 4.6, 3.8 tokens. By the scripted judge: M2 0.18
+  [0.13, 0.23], M3 0.32 [0.27, 0.36] at 0.4 and 0.9 nats.
 """
 
 import dataclasses
