@@ -32,8 +32,9 @@ class InstructGpt:
     answers: of each prompt, ranked. Paper: 4 to 9.
     noise: reward that is one logit of the labeller.
     texts: of the other grammar; a tenth more are held out.
-    epochs: of supervised fine-tuning on both.
-    beta: of PPO. Paper: 0.02, on rewards of their own scale.
+    epochs: passes of supervised fine-tuning over both.
+    reward_epochs: passes of the reward model over the lists. Paper: 1.
+    beta: of PPO, whose rewards deviate by 1 on the SFT model's samples. Paper: 0.02.
     strict: a larger beta, without ptx. Paper: 100 times as much.
     gammas: weights of the language-model loss. Paper: 27.8; 0 is PPO alone.
     iterations: of PPO.
@@ -44,8 +45,9 @@ class InstructGpt:
   noise: float = 0.25
   texts: int = 2000
   epochs: int = 1
-  beta: float = 0.05
-  strict: float = 0.5
+  reward_epochs: int = 3
+  beta: float = 0.2
+  strict: float = 2.0
   gammas: tuple[float, ...] = (0.0, 1.0, 30.0)
   iterations: int = 40
   world: World = dataclasses.field(default_factory=World)
@@ -81,9 +83,8 @@ def run(settings: InstructGpt, run_dir: Path) -> int:
   policies, seconds, scorers = {label: {} for label in arms}, dict.fromkeys(arms, 0), {}
   for seed in settings.world.seeds:
     rows = _ranked(settings, lab, start, seed)
-    directory = str(
-      lab.reward(f"reward-{seed}", rows, objective=Use("kwise"), start=START, seed=seed)
-    )
+    how = {"start": START, "seed": seed, "epochs": settings.reward_epochs}
+    directory = str(lab.reward(f"reward-{seed}", rows, objective=Use("kwise"), **how))
     scorers[seed] = reward_model.scorer(directory)
     feedback = Feedback(Call(reward_model.scorer, directory=directory), missing_eos=1.0)
     for label, (beta, gamma) in arms.items():

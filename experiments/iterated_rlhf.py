@@ -4,7 +4,7 @@ Paper: Bai et al. 2022, arXiv:2204.05862 (Anthropic's helpful and harmless assis
   comparisons of the best policy's answers join all older ones, reward models and
   policies are trained from scratch, about weekly; comparisons are halved into those of
   a train and of a test reward model, and both scores are read against sqrt(KL).
-Command: xpo train iterated_rlhf [--rounds 4 --comparisons 200 --beta 0.05]
+Command: xpo train iterated_rlhf [--rounds 4 --comparisons 300 --beta 0.1]
 Hardware: 2 CPU cores, minutes (not yet measured).
 Expected: with as many labels, reward models that have seen the policy's own answers
   lead to more reward than those that have seen the SFT model's only; the train score
@@ -31,20 +31,20 @@ class IteratedRlhf:
       reward model.
     noise: reward that is one logit of the labeller.
     epochs: passes of a reward model over its comparisons.
-    beta: of PPO. Paper: 0.001, on rewards of their own scale.
+    beta: of PPO, whose rewards deviate by 1 on the SFT model's samples. Paper: 0.001.
     iterations: of PPO.
     every: iterations between two points of the curve, each a mean over so many.
     world: start and sizes.
   """
 
   rounds: int = 3
-  comparisons: int = 200
+  comparisons: int = 500
   noise: float = 0.25
-  epochs: int = 2
-  beta: float = 0.05
+  epochs: int = 4
+  beta: float = 0.2
   iterations: int = 40
   every: int = 8
-  world: World = dataclasses.field(default_factory=World)
+  world: World = dataclasses.field(default_factory=lambda: World(asked=1500))
 
   def __post_init__(self):
     if self.rounds < 1 or self.comparisons < 4:

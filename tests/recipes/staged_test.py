@@ -205,7 +205,7 @@ def test_instructgpt_ranks_the_starts_samples_and_learns_from_a_reward_model(
   stages, tmp_path
 ):
   rows = _run("instructgpt", tmp_path / "run")
-  assert list(rows) == ["SFT", "PPO", "PPO-ptx, gamma 2", "PPO, beta 0.5"]
+  assert list(rows) == ["SFT", "PPO", "PPO-ptx, gamma 2", "PPO, beta 2"]
   for row in rows.values():
     assert row["reward model"]["mean"] != row["reward"]["mean"]
     assert row["other_nll"]["mean"] > 0
@@ -214,7 +214,7 @@ def test_instructgpt_ranks_the_starts_samples_and_learns_from_a_reward_model(
   for one in ranked:
     assert len(set(one.completions)) == len(one.completions) >= 2
     assert len(set(one.rewards)) == len(one.rewards)
-  assert [one[1].knobs["beta"] for one in (plain, ptx, strict)] == [0.05, 0.05, 0.5]
+  assert [one[1].knobs["beta"] for one in (plain, ptx, strict)] == [0.2, 0.2, 2.0]
   for _, _, _, how in (plain, ptx, strict):
     assert how["start"] == both
     assert how["feedback"].source.knobs["directory"] == how["value_start"]

@@ -151,7 +151,7 @@ class Lab:
     objective: Use | None = None,
     start: str = SFT,
     seed: int = 0,
-    epochs: int = 1,
+    epochs: int = 3,
     rate: float | None = None,
   ) -> Path:
     """Trains a reward model, or reads what was trained; rewards of samples of the stage
@@ -162,12 +162,15 @@ class Lab:
       rows: pairs, ranked lists, or whatever the objective's layout is made of.
       objective: None: Bradley-Terry.
       start: name of the stage whose weights it starts from; the head is new.
-      seed, epochs, rate: see `stage`.
+      seed: of order and draws.
+      epochs: passes over the rows.
+      rate: peak learning rate; None: the world's for reward models.
 
     Returns:
       The directory, as `feedback.reward_model.scorer` takes it.
     """
     objective = Use("bradley_terry") if objective is None else objective
+    rate = self.world.reward_rate if rate is None else rate
     how = {"start": start, "seed": seed, "epochs": epochs, "rate": rate}
     held = self.stage(name, objective, rows, **how)
     directory = self.run_dir / name / offline.POLICY
