@@ -165,6 +165,21 @@ def test_reward_model_of_another_tokenizer_is_no_critic(experiment, saved, tmp_p
   assert not (tmp_path / "run").exists()
 
 
+def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
+  experiment, saved, tmp_path
+):
+  config = dataclasses.replace(CRITIC, width=18, heads=3, kv_heads=3)  # over two
+  tokenizer = pretrained.load(saved["policy"]).tokenizer
+  odd = _save(tmp_path / "odd", config, tokenizer, 1)
+  reward_model.describe(odd, Template(), Limits())
+  mesh = MeshShape(data=2, fsdp=2, tensor=2)
+  apart = dataclasses.replace(experiment, value_start=odd, mesh=mesh)
+  with pytest.raises(
+    ValueError, match=r"critic.*of size 3 cannot be split over tensor=2"
+  ):
+    _prepared(apart, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
