@@ -90,7 +90,7 @@ class Lab:
     self.world: World = settings.world
     self.run_dir, self._say = Path(run_dir), say
     self._began = time.perf_counter()
-    self._start_rewards: dict[int, np.ndarray] = {}
+    self._start_rewards: dict[tuple[str, int], np.ndarray] = {}
     _keep(self.run_dir, configure.to_dict(settings))
     data = dataclasses.replace(online_world.writer(self.world).data, portion=None)
     rows = inputs.load(data, data, {}).records
@@ -331,14 +331,16 @@ class Lab:
       label: what it is called.
       policies: seed -> its policy's parameters.
       seconds: of its stages.
-      reference: name of the stage whose policy the KL is to.
+      reference: name of the stage whose policy KL and change are to.
       scores: further measures of the samples, by name.
       more: further measures, by name.
     """
     draws = {s: self.judge(p, s, reference=reference) for s, p in policies.items()}
     columns = {
       "reward": [d.reward_PK for d in draws.values()],
-      "change": [d.reward_PK - self._start_reward(s) for s, d in draws.items()],
+      "change": [
+        d.reward_PK - self._start_reward(reference, s) for s, d in draws.items()
+      ],
       "kl": [d.kl_PK for d in draws.values()],
       "length": [d.length_PK for d in draws.values()],
     }
@@ -350,11 +352,12 @@ class Lab:
     }
     return Row(label, measures | more, seconds)
 
-  def _start_reward(self, seed: int) -> np.ndarray:
-    """True rewards of the SFT model's draws of a seed, for paired differences."""
-    if seed not in self._start_rewards:
-      self._start_rewards[seed] = self.judge(self.start.params, seed).reward_PK
-    return self._start_rewards[seed]
+  def _start_reward(self, stage: str, seed: int) -> np.ndarray:
+    """True rewards of a stage's draws of a seed, for paired differences."""
+    if (stage, seed) not in self._start_rewards:
+      drawn = self.judge(self.policy(stage).params, seed)
+      self._start_rewards[stage, seed] = drawn.reward_PK
+    return self._start_rewards[stage, seed]
 
   def nll(
     self, policies: Iterable[Params], rows: Sequence[records.Record]
