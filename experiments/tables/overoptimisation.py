@@ -12,7 +12,10 @@ Expected: the train score rises throughout; with few labels the test score stays
   the labels have wrong, holding half of them out does not show.
 Departs from the paper: the misspecifications are stated, few labels in one arm, a
   liking for length in the other; RLOO with next to no tie to the start, not PPO.
-Last result: not run.
+Last result: 2026-11-22, few labels, one seed: from 3.2 to 6.7 nats the train score goes
+  from 1.33 [1.30, 1.36] to 1.48 [1.45, 1.51], the test score from 0.24 [0.06, 0.41] to
+  0.31 [0.12, 0.50], the true reward from 0.08 [0.03, 0.12] to -0.28 [-0.32, -0.24],
+  below the start's 0.10. Labels that like length: not run.
 """
 
 import sys
@@ -32,7 +35,7 @@ from xpo_jax.train.optim import Optimizer
 TEMPERATURE = 0.25  # reward that is one logit of a label
 # Label -> pairs of each half, logits of a label for each word the answer is longer.
 ARMS = {"few labels": (60, 0.0), "labels like length": (400, 1.0)}
-ITERATIONS, EVERY = 120, 20
+ITERATIONS, EVERY = 120, 10
 NAMES = ("train score", "test score")
 
 

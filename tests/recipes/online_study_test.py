@@ -140,6 +140,23 @@ def test_points_are_of_the_start_and_of_the_last_policy(table):
   assert arms["rloo"][1][0].kl_P.mean() > 1e-6
 
 
+def _lab(run_dir: Path, start: Path) -> staged.Lab:
+  """A lab whose start is that of another directory."""
+  lab = staged.Lab(Study(TINY), run_dir)
+  shutil.copytree(start / staged.SFT, run_dir / staged.SFT)
+  return lab
+
+
+def test_points_along_a_run_lead_from_the_start_to_its_policy(table, tmp_path):
+  lab = _lab(tmp_path / "run", table[0])
+  found = online_study.online(lab, "rloo", RECIPES["rloo"].experiment, 0, every=1)
+  assert [p.iteration for p in found] == [0, 1, 2]
+  np.testing.assert_allclose(found[0].kl_P, 0, atol=1e-5)
+  assert 0 == found[0].seconds < found[1].seconds < found[2].seconds
+  arms = online_study.by_arm(online_study.read(table[0]))
+  np.testing.assert_allclose(found[2].kl_P, arms["rloo"][0][0].kl_P, atol=1e-6)
+
+
 def count_words(directory: str):
   """Stands in for a reward model."""
   del directory
@@ -168,8 +185,7 @@ def studied(table, tmp_path, monkeypatch):
 
   def run(name, **constants):
     run_dir = tmp_path / name
-    staged.Lab(Study(TINY), run_dir)
-    shutil.copytree(table[0] / staged.SFT, run_dir / staged.SFT)
+    _lab(run_dir, table[0])
     module, shown = script(name), []
     monkeypatch.setattr(module.demo, "environment", lambda: None)
     monkeypatch.setattr(module.demo, "show", shown.append)

@@ -114,7 +114,8 @@ def online(
     label: of the arm; with the seed, the name of its stage.
     experiment: what to run; start, prompts and held-out prompts are the study's.
     seed: of samples, draws and judging.
-    every: iterations from one judged policy to the next; None: the last alone.
+    every: iterations from one judged policy to the next, from the start on; None: the
+      last alone.
     ask: see `point`.
 
   Returns:
@@ -133,7 +134,8 @@ def online(
     held = lab.online(name, experiment.objective, seed=seed, loop=loop, **changes)
     along = [(last, held.params)]
     if every is not None:
-      along = checkpoint.policies(lab.run_dir / name / offline.CHECKPOINTS)
+      saved = checkpoint.policies(lab.run_dir / name / offline.CHECKPOINTS)
+      along = [(0, lab.start.params), *saved]
     for iteration, params in along:
       seconds = _seconds(lab.run_dir / name, iteration)
       yield point(lab, label, seed, params, iteration, seconds, ask)
