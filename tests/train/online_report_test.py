@@ -20,7 +20,7 @@ from xpo_jax.train import (
 
 CONFIG = {
   "objective": {"use": "rloo", "beta": 0.1},
-  "sampling": {"first": "sample", "completions": 2},
+  "sampling": {"first": "sample", "completions": 3},
   "feedback": {"kind": "scores"},
   "renew_reference": None,
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from xpo_jax.train import (
   ceiling,
+  configure,
   online,
   online_finished,
   online_verdicts,
@@ -22,6 +23,7 @@ from xpo_jax.train import (
 )
 from xpo_jax.train.charts import Figure, Series
 from xpo_jax.train.intervals import Interval
+from xpo_jax.train.online_experiment import Sampling
 from xpo_jax.train.rollouts import Rollouts
 
 _POINTS = 24  # of a curve that files are read for
@@ -60,7 +62,7 @@ def sections(
     config: its experiment, as in config.yaml.
     lines: of metrics.jsonl.
   """
-  own = slice(None if config["sampling"]["first"] == "sample" else 1, None)
+  own = configure.from_dict(Sampling, config["sampling"]).own
   written = trajectory.read(run_dir / online.ROLLOUTS, _POINTS, own)
   held_out = trajectory.read(run_dir / online.HELD_OUT, _POINTS)
   by_score = config["feedback"]["kind"] == "scores"
