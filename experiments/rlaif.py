@@ -5,15 +5,21 @@ Paper: Lee et al. 2023, arXiv:2309.00267: a language model prefers one of two sa
   Direct RLAIF rates each sample instead, and needs no reward model.
 Command: xpo train rlaif [--error 0.15 --position 0.2]
 Hardware: 2 CPU cores, minutes.
-Expected: both orders averaged agree with the truth more often than one; distilled RLAIF
-  comes near RLHF (paper: preferred in 50 % of summaries, with a judge that agrees with
-  people on 78 %), direct RLAIF is not worse than distilled (74 against 71 % over SFT).
-  No language model judges here, so none of these figures is testable; what is: how much
-  of a judge's stated error reaches the policy.
+Expected: asked in both orders, the judge draws where it looked at nothing, so that such
+  pairs are left out, not wrong; distilled RLAIF comes near RLHF (paper: preferred in
+  50 % of summaries, with a judge that agrees with people on 78 %), direct RLAIF is not
+  worse than distilled (74 against 71 % over SFT). No language model judges here, so
+  none of these figures is testable; what is: how much of a judge's stated error reaches
+  the policy.
 Departs from the paper: a scripted judge knows the truth, is wrong on a stated share of
   pairs, and on another takes what is shown first; pairs it then draws on are dropped.
   The baseline of REINFORCE is the mean of past rewards, not a learned value.
-Last result: not run.
+Last result: 2026-11-22, one seed, 128 held-out prompts x 4 samples; the judge is right
+  on 77 % of pairs, 156 of 794 are draws. With reward models trained at a rate of 7e-4,
+  at which they learned little (61 % of held-out pairs right on clean labels, 54 % on
+  the judge's; ratings: 81 %): true reward 0.10 [0.05, 0.15] of the SFT model, 0.18
+  [0.13, 0.22] RLHF, 0.08 [0.03, 0.13] distilled, 0.40 [0.35, 0.45] direct, at 5.4, 3.4
+  and 0.6 nats. At the rate that stands here now (2e-3): not run.
 """
 
 import dataclasses
