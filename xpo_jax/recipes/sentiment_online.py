@@ -47,7 +47,7 @@ def train(
   found = []
   for seed in study.seeds:
     began, where = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
-    made = experiment(arm, study, run_dir / START, seed)
+    made = arm_run(arm, study, run_dir / START, seed)
     online.train(made, where, memory={made.prompts.path: prompts}, say=_quiet)
     seconds = (time.perf_counter() - began) / len(arm.strengths)
     lines = metrics.read(where)
@@ -58,9 +58,7 @@ def train(
   return found
 
 
-def experiment(
-  arm: OnlineArm, study: Study, start: Path, seed: int
-) -> OnlineExperiment:
+def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> OnlineExperiment:
   """An arm's run from the SFT policy, on the prompts of the train split."""
   return OnlineExperiment(
     objective=arm.objective,
