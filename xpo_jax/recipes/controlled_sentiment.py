@@ -247,21 +247,21 @@ class Lab:
   def __init__(self, study: Study, corpus, model, ref: Params, judged: Judged):
     self._study, self._corpus, self._model, self._ref = study, corpus, model, ref
     self._judged = judged
-    self.pairs = {seed: self._draw(seed, "train") for seed in study.seeds}
+    self.pairs = {seed: self._draw(seed, "train", study.pairs) for seed in study.seeds}
     self._data: dict[tuple[Layout, str], dict[int, pack.Batch]] = {}
     self.sweeps: dict[tuple, sweep.Sweep] = {}
 
-  def _draw(self, seed: int, split: str) -> sentiment_data.Pairs:
+  def _draw(self, seed: int, split: str, count: int) -> sentiment_data.Pairs:
     """Pairs over the prompts of a split; each is used as often as any other, +-1."""
     prompts = self._corpus.prompts(split)
     rng = np.random.default_rng((self._study.seed, seed, len(split)))
-    turns = -(-self._study.pairs // len(prompts))
+    turns = -(-count // len(prompts))
     order = np.concatenate([rng.permutation(len(prompts)) for _ in range(turns)])
     return sentiment_data.draw_pairs(
       self._model,
       self._ref,
       self._corpus.tokenizer,
-      [prompts[i] for i in order[: self._study.pairs]],
+      [prompts[i] for i in order[:count]],
       longest=self._study.longest,
       key=jax.random.key(int(rng.integers(2**31))),
     )
@@ -291,9 +291,9 @@ class Lab:
     ]
 
   def _judge(self, seed: int, params: Params) -> Judge:
-    """A reward model on pairs of held-out prompts, under labels no run has seen."""
+    """A reward model on a pair a held-out prompt, under labels no run has seen."""
     study = self._study
-    pairs = self._draw(seed, study.split)
+    pairs = self._draw(seed, study.split, len(self._corpus.prompts(study.split)))
     labels = sentiment_data.label(pairs, study.temperature, (seed, 1))
     found = sequences.score_pairs(self._model, params, self._ref, labels)["value_BK"]
     reward_P2 = pairs.in_order(labels)
