@@ -16,12 +16,12 @@ Departs from the paper: a scripted judge knows the truth, is wrong on a stated s
   The baseline of REINFORCE is the mean of past rewards, not a learned value.
 Last result: 2026-11-22, one seed, 128 held-out prompts x 4 samples, 60 CPU seconds
   after SFT without the direct arm. The judge is right on 77 % of pairs; 156 of 794 are
-  draws. Two samples of 800 prompts are too few for these reward models: they order 58 %
-  [54, 62] of held-out pairs right on clean labels, 53 % [48, 57] on the judge's, and
-  policies run away from them: true reward 0.10 [0.05, 0.15] of the SFT model, 0.18
-  [0.13, 0.23] RLHF at 27 nats, 0.16 [0.11, 0.21] distilled at 18 nats. Ratings order 81
-  % [78, 84] right: direct 0.40 [0.35, 0.45] at 0.6 nats. So direct beats distilled here
-  by the data that a reward model needs, not by what the paper measured.
+  draws. The reward models hardly learn: they order 58 % [54, 62] of held-out pairs
+  right on clean labels, 53 % [48, 57] on the judge's, and policies run away from them:
+  true reward 0.10 [0.05, 0.15] of the SFT model, 0.18 [0.13, 0.23] RLHF at 27 nats,
+  0.16 [0.11, 0.21] distilled at 18 nats. Ratings order 81 % [78, 84] right: direct 0.40
+  [0.35, 0.45] at 0.6 nats. Distilled and direct are so compared across unequal judges;
+  more pairs were not tried.
 """
 
 import dataclasses
