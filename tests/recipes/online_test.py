@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from xpo_jax.data import world
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
 from xpo_jax.recipes import find, online_world
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import configure, metrics, offline, online, online_setup
-from xpo_jax.train.experiment import Evaluation, Loop, Pretrained
+from xpo_jax.train.experiment import Evaluation, Loop, PartUse, Pretrained
 from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment
 
 TINY = World(
@@ -22,6 +23,7 @@ TINY = World(
 SHOWS = {
   "rloo": "informative",
   "ppo": "entropy",
+  "ppo_ptx": "loss/text/sft",
   "reinforce": "baseline",
   "grpo": "clip_fraction",
   "dr_grpo": "clip_fraction",
@@ -92,6 +94,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     minibatches=min(whole.minibatches, 2),
     loop=Loop(log_every=1),
     evaluation=Evaluation(),
+    parts=tuple(map(_small, whole.parts)),
   )
   done = online.train(small, tmp_path / "run", say=_quiet)
   lines = metrics.read(tmp_path / "run")
@@ -104,6 +107,11 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
   still = small.renew_reference is not None
   assert (abs(lines[1]["rollout/kl"]) < 1e-5) == still
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(done.params))
+
+
+def _small(part: PartUse) -> PartUse:
+  sizes = {"path": "world:60", "rows_per_step": 2, "limits": Limits()}
+  return dataclasses.replace(part, data=dataclasses.replace(part.data, **sizes))
 
 
 def _reward(texts) -> np.ndarray:
