@@ -3,8 +3,9 @@
 Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155: 4 to 9 answers ranked by
   people, a reward model on all pairs of a list, PPO against it from its own weights'
   value, and PPO-ptx, which adds 27.8 times the language-model loss on pretraining text.
-Command: xpo train instructgpt [--gammas 0 1 30 --world.seeds 0]
-Hardware: 2 CPU cores, minutes (not yet measured).
+Command: xpo train instructgpt [--iterations 40 --beta 0.2]
+Hardware: 2 CPU cores; one seed with 20 iterations and three arms took 2 CPU minutes
+  after the SFT model.
 Expected: reward rises above the SFT model's with and without ptx; the loss on text of
   another kind drifts up under PPO, stays with a large gamma at little cost in reward,
   and a larger beta does not do the same (paper, App. E.6: ptx of at least 20 mends what
@@ -12,7 +13,12 @@ Expected: reward rises above the SFT model's with and without ptx; the loss on t
 Departs from the paper: the labeller is the world's true reward with logistic noise; all
   models have one size; the pretraining text is a little grammar of its own, on which
   the SFT model was trained too, so that there is something to forget.
-Last result: not run.
+Last result: 2026-11-22, one seed, 20 iterations, gammas 0 and 30; [95 %] over prompts.
+  True reward of SFT 0.08 [0.03, 0.13], PPO 0.38 [0.33, 0.42] at 0.83 nats, PPO-ptx 0.35
+  [0.31, 0.40] at 0.48, beta 2 0.29 [0.24, 0.33] at 0.10; reward model's 0.04, 0.70,
+  0.56, 0.39. Other text, nats a token: 0.787, 0.805, 0.763, 0.800, each +-0.002: PPO
+  drifts a little and a larger beta does too, ptx goes on learning, for the SFT model
+  had not learned that text to its end. The defaults were not run.
 """
 
 import dataclasses

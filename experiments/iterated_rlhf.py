@@ -11,7 +11,9 @@ Expected: with as many labels, reward models that have seen the policy's own ans
   rises with sqrt(KL) about linearly at first, the test score falls behind it.
 Departs from the paper: the people are the world's true reward with logistic noise; one
   size of model, no pretraining of the reward model on other preferences.
-Last result: not run.
+Last result: not run to its end. Of one seed with 300 comparisons a round and 16
+  iterations, 2026-11-22, round 1 alone: train score 0.32 at 0.58 nats on held-out
+  prompts, from 0 at the SFT model by construction.
 """
 
 import dataclasses
