@@ -55,7 +55,7 @@ def run(settings: BestOfN, run_dir: Path) -> int:
 
   from xpo_jax import selection
   from xpo_jax.data import records
-  from xpo_jax.recipes import demo, staged
+  from xpo_jax.recipes import demo, staged, staged_rows
   from xpo_jax.train import ceiling, intervals
   from xpo_jax.train.experiment import Use
 
@@ -68,7 +68,7 @@ def run(settings: BestOfN, run_dir: Path) -> int:
     exact_P = np.array([ceiling.best_of_n_kl(reward_S, n) for reward_S in pool_PS])
     measures = {"reward": point.reward, "kl": intervals.bootstrap_mean(exact_P)}
     measures["kl_bound"] = point.kl.mean
-    rows.append(staged.Row(f"best of {n}", measures, 0.0))
+    rows.append(staged_rows.Row(f"best of {n}", measures, 0.0))
   policies, began = {}, time.perf_counter()
   for seed in settings.world.seeds:
     sampled = lab.sample(start, completions=settings.distilled, seed=seed)

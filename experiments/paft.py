@@ -129,12 +129,12 @@ def _pairs(lab, seed: int):
   import numpy as np
 
   from xpo_jax import pairing
-  from xpo_jax.recipes import staged
+  from xpo_jax.recipes import staged_samples
 
   sampled = lab.sample(lab.start.params, completions=2, seed=seed)
   first = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
   columns = (first.chosen_B, first.rejected_B, first.keep_B)
-  return staged.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+  return staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
 
 
 def _skill(rows):

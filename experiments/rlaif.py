@@ -104,14 +104,14 @@ def _pairs(settings: Rlaif, lab, seed: int):
   import numpy as np
 
   from xpo_jax import pairing
-  from xpo_jax.recipes import staged
+  from xpo_jax.recipes import staged_samples
 
   sampled = lab.sample(
     lab.start.params, completions=2, seed=seed, temperature=settings.temperature
   )
   two = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
   columns = (two.chosen_B, two.rejected_B, two.keep_B)
-  return staged.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+  return staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
 
 
 def _judge(settings: Rlaif, seed: int):

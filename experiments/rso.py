@@ -64,7 +64,7 @@ def experiment() -> Rso:
 
 def run(rso: Rso, run_dir: Path) -> int:
   """Samples, accepts, ranks, trains, judges."""
-  from xpo_jax.recipes import demo, staged
+  from xpo_jax.recipes import demo, staged, staged_samples
   from xpo_jax.train.experiment import Use
 
   lab = staged.Lab(rso, run_dir)
@@ -79,7 +79,7 @@ def run(rso: Rso, run_dir: Path) -> int:
     sampled, pairs = _pairs(rso, lab, seed)
     for label, (rejecting, objective) in arms.items():
       began = time.perf_counter()
-      rows = staged.pairs(sampled, *pairs[rejecting])
+      rows = staged_samples.pairs(sampled, *pairs[rejecting])
       name = f"{label.replace(', ', '-')}-{seed}"
       policies[label][seed] = lab.stage(name, objective, rows, seed=seed).params
       seconds[label] += time.perf_counter() - began

@@ -103,13 +103,13 @@ def _parts(sdpo: Sdpo, lab, seed: int):
 
   from xpo_jax import pairing, selection
   from xpo_jax.data import tokenise
-  from xpo_jax.recipes import staged
+  from xpo_jax.recipes import staged_samples
   from xpo_jax.train import sequences
 
   sampled = lab.sample(lab.start.params, completions=2, seed=seed)
   first = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
   columns = (first.chosen_B, first.rejected_B, first.keep_B)
-  rows = staged.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+  rows = staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
   margin = {f"prompt {b} duel 0": float(x) for b, x in enumerate(first.margin_B)}
   rows = sorted(rows, key=lambda row: -margin[row.uid])
   cuts = np.linspace(0, len(rows), sdpo.sources + 1).astype(int)

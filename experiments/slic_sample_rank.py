@@ -53,7 +53,7 @@ def experiment() -> SampleRank:
 
 def run(settings: SampleRank, run_dir: Path) -> int:
   """Samples, ranks, trains, judges."""
-  from xpo_jax.recipes import demo, staged
+  from xpo_jax.recipes import demo, staged, staged_samples
   from xpo_jax.train.experiment import Use
 
   lab = staged.Lab(settings, run_dir)
@@ -73,7 +73,7 @@ def run(settings: SampleRank, run_dir: Path) -> int:
     duels = _duels(sampled.reward_BK)
     for label in labels:
       began = time.perf_counter()
-      rows = staged.pairs(sampled, *duels[label])
+      rows = staged_samples.pairs(sampled, *duels[label])
       done = lab.stage(f"{label}-{seed}", objective, rows, seed=seed)
       policies[label][seed] = done.params
       seconds[label] += time.perf_counter() - began

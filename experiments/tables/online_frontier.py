@@ -16,7 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from xpo_jax import pairing
-from xpo_jax.recipes import demo, find, online_study, online_study_page, staged
+from xpo_jax.recipes import (
+  demo,
+  find,
+  online_study,
+  online_study_page,
+  staged,
+  staged_samples,
+)
 from xpo_jax.recipes.online_study_page import Claim
 from xpo_jax.train import ceiling, charts, frontier
 from xpo_jax.train.experiment import Use
@@ -108,7 +115,7 @@ def run_offline(study, run_dir: Path, seed: int) -> None:
     sampled = lab.sample(lab.start.params, completions=2, seed=seed)
     both = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
     columns = (both.chosen_B, both.rejected_B, both.keep_B)
-    rows = staged.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+    rows = staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
     for number, beta in enumerate(BETAS):
       name = f"dpo-{beta:g}-{seed}"
       yield number, lab.stage(name, Use("dpo", beta=beta), rows, seed=seed).params

@@ -12,10 +12,10 @@ import pytest
 
 from xpo_jax.feedback import reward_model, rules
 from xpo_jax.models import pretrained
-from xpo_jax.recipes import find, online_study, online_world, staged
+from xpo_jax.recipes import find, online_study, online_world, staged, staged_samples
 from xpo_jax.recipes.online_study import Point, Study
 from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import offline, online_setup
+from xpo_jax.train import offline, online_check
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Sampling
 
@@ -177,7 +177,7 @@ def studied(table, tmp_path, monkeypatch):
   seen = []
 
   def online(lab, label, experiment, seed, every=None, ask=None):
-    online_setup.check(experiment)
+    online_check.check(experiment)
     seen.append((label, experiment, seed, every))
     start = lab.start.params
     strong = jax.tree.map(lambda x: 3 * x, start)
@@ -254,7 +254,7 @@ def test_equilibrium_is_exploited_less_than_a_reward_at_its_kl(studied):
 
 def test_labels_follow_the_probability_and_the_same_text_twice_is_no_pair():
   texts = [["a", "b"], ["a", "b"], ["a", "a"]]
-  drawn = staged.Sampled(["x", "y", "z"], texts, np.zeros((3, 2)))
+  drawn = staged_samples.Sampled(["x", "y", "z"], texts, np.zeros((3, 2)))
   rng = np.random.default_rng(0)
   pairs = online_study.labelled(drawn, np.array([1.0, 0.0, 1.0]), rng)
   found = [(p.prompt, p.chosen, p.rejected) for p in pairs]

@@ -12,7 +12,7 @@ from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
 from xpo_jax.recipes import find, online_world
 from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import configure, metrics, offline, online, online_setup
+from xpo_jax.train import configure, metrics, offline, online, online_check
 from xpo_jax.train.experiment import Evaluation, Loop, PartUse, Pretrained
 from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment
 
@@ -46,7 +46,7 @@ SHOWS = {
 def test_recipe_passes_every_check_that_needs_no_data(name, tmp_path):
   experiment = find.load(name).experiment
   assert isinstance(experiment, OnlineExperiment)
-  online_setup.check(experiment)
+  online_check.check(experiment)
   configure.write(tmp_path, experiment)
   assert configure.read(tmp_path)[0] == experiment
   assert experiment.start.experiment == online_world.writer(World())  # all start alike

@@ -15,7 +15,7 @@ from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import reward_model
 from xpo_jax.models import heads, lora, pretrained
 from xpo_jax.models.lora import Adapter
-from xpo_jax.recipes import find, online_world, staged
+from xpo_jax.recipes import find, online_world, staged, staged_samples
 from xpo_jax.recipes.staged import Sampled
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import configure, inputs, metrics, rollouts
@@ -250,7 +250,7 @@ def test_iterated_rlhf_adds_to_all_older_labels_and_starts_from_scratch(
 def test_ties_and_wordless_answers_make_no_pair():
   texts = [["good", "bad", " ", "fine"]]
   sampled = Sampled(["x"], texts, np.array([[1.0, 0.0, 2.0, 1.0]]))
-  made = staged.pairs(
+  made = staged_samples.pairs(
     sampled,
     np.array([[0, 2, 0, 3]]),
     np.array([[1, 1, 3, 1]]),

@@ -13,7 +13,15 @@ from xpo_jax.feedback import reward_model
 from xpo_jax.models import heads, lora, peft, pretrained, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
-from xpo_jax.train import inputs, lessons, metrics, offline, online, online_setup
+from xpo_jax.train import (
+  inputs,
+  lessons,
+  metrics,
+  offline,
+  online,
+  online_check,
+  online_setup,
+)
 from xpo_jax.train import rollouts as rolls
 from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Pretrained, Use
 from xpo_jax.train.online_experiment import (
@@ -189,4 +197,4 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
 )
 def test_what_can_be_no_critic_is_refused_before_anything(experiment, changes, match):
   with pytest.raises(ValueError, match=match):
-    online_setup.check(dataclasses.replace(experiment, **changes))
+    online_check.check(dataclasses.replace(experiment, **changes))

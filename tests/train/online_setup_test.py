@@ -8,7 +8,7 @@ from xpo_jax import controllers
 from xpo_jax.data.records import Prompt
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
-from xpo_jax.train import arrange, online, online_setup
+from xpo_jax.train import arrange, online, online_check, online_setup
 from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
   Call,
@@ -52,28 +52,28 @@ ONE = Sampling(completions=1)
 )
 def test_what_cannot_learn_is_refused_by_name(changes, match):
   with pytest.raises(ValueError, match=match):
-    online_setup.check(dataclasses.replace(RUN, **changes))
+    online_check.check(dataclasses.replace(RUN, **changes))
 
 
 def test_a_rating_is_brought_by_its_arrangement_alone():
   cringe = dataclasses.replace(RUN, objective=Use("cringe"))
   rated = dataclasses.replace(cringe, arrange=Call(arrange.rated_by_threshold))
   with pytest.raises(ValueError, match=r"layout RATED; rollouts become"):
-    online_setup.check(cringe)
+    online_check.check(cringe)
   # One completion is enough for a rating, and not for a best and a worst.
   for made, completions in ((rated, 2), (rated, 1)):
     sampling = dataclasses.replace(ONE, completions=completions)
-    online_setup.check(dataclasses.replace(made, sampling=sampling))
+    online_check.check(dataclasses.replace(made, sampling=sampling))
   extremes = dataclasses.replace(
     cringe, arrange=Call(arrange.rated_best_worst), sampling=ONE
   )
   with pytest.raises(ValueError, match=r"cringe learns nothing.*2 or more"):
-    online_setup.check(extremes)
+    online_check.check(extremes)
 
 
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_one_completion_is_enough_without_a_group_baseline(name):
-  online_setup.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))
+  online_check.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))
 
 
 def test_empty_prompt_set_is_refused_and_leaves_no_directory(tmp_path):

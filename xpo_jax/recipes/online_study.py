@@ -20,7 +20,7 @@ import numpy as np
 
 from xpo_jax.data import records
 from xpo_jax.feedback import protocol
-from xpo_jax.recipes import staged
+from xpo_jax.recipes import staged, staged_samples
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import (
   checkpoint,
@@ -171,7 +171,7 @@ def other(
 
 
 def labelled(
-  drawn: staged.Sampled, p_B: np.ndarray, rng: np.random.Generator
+  drawn: staged_samples.Sampled, p_B: np.ndarray, rng: np.random.Generator
 ) -> list[records.Pair]:
   """Pairs of two samples a prompt, by a label that is drawn.
 
@@ -185,7 +185,7 @@ def labelled(
   duel_BK = np.stack([first_B, ~first_B], 1)
   winner_B, loser_B = duel_BK.argmax(1), duel_BK.argmin(1)
   columns = (x[:, None] for x in (winner_B, loser_B, apart_B))
-  return staged.pairs(drawn._replace(reward_BK=duel_BK), *columns)
+  return staged_samples.pairs(drawn._replace(reward_BK=duel_BK), *columns)
 
 
 def done(run_dir: Path, label: str, seed: int) -> bool:

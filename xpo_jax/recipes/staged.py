@@ -11,17 +11,19 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from xpo_jax.data import records, split, tokenise, world
 from xpo_jax.feedback import reward_model
-from xpo_jax.models import lora, peft, pretrained, sample, transformer
+from xpo_jax.models import lora, peft, pretrained, transformer
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.pretrained import Pretrained
-from xpo_jax.recipes import online_world
+from xpo_jax.recipes import online_world, staged_rows, staged_samples
+from xpo_jax.recipes.staged_rows import Row
+from xpo_jax.recipes.staged_samples import Sampled
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import (
   configure,
@@ -37,40 +39,12 @@ from xpo_jax.train import (
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Feedback
 from xpo_jax.train.optim import Optimizer
-from xpo_jax.types import Array, Params
+from xpo_jax.types import Params
 
 Say = Callable[[str], None]
 Score = Callable[[int, evaluate.Draws], np.ndarray]
 """`(seed, draws) -> [P, K]`: of each sample of that seed's policy."""
 STUDY, RESULTS, SFT = "study.json", "results.json", "sft"
-
-
-class Sampled(NamedTuple):
-  """Completions of the asked prompts.
-
-  Attributes:
-    prompts: B texts.
-    texts_BK: K completions each.
-    reward_BK: their true reward.
-  """
-
-  prompts: list[str]
-  texts_BK: list[list[str]]
-  reward_BK: np.ndarray
-
-
-class Row(NamedTuple):
-  """One policy, or one arm's policies over the seeds.
-
-  Attributes:
-    label: what it is.
-    measures: name -> Interval or number; reward, kl and length at least.
-    seconds: of its stages, compilation included, the shared SFT not.
-  """
-
-  label: str
-  measures: Mapping[str, intervals.Interval | float]
-  seconds: float
 
 
 class Lab:
@@ -176,12 +150,14 @@ class Lab:
     directory = self.run_dir / name / offline.POLICY
     if (directory / reward_model.FILE).exists():
       return directory
+    drawn = self.sample(self.policy(start).params, completions=1, seed=0)
     limits = tokenise.Limits(completion=self.world.longest)
     found = reward_model.normalise(
       reward_model.RewardModel(
         self.model, held.params, held.tokenizer, tokenise.Template(), limits
       ),
-      *self._samples(start),
+      drawn.prompts,
+      [texts[0] for texts in drawn.texts_BK],
     )
     reward_model.describe(directory, found.template, limits, affine=found.affine)
     return directory
@@ -245,34 +221,18 @@ class Lab:
       asked: which of those prompts.
       sequences: decoded at once.
     """
-    prompts = self._prompts("train")[: self.world.asked][asked]
-    ids = self.encode(prompts)
-    prompt_BP, length_B = sample.pad(ids)
-    batch = min(max(sequences // completions, 1), len(ids))
-    texts_BK = []
-    for first in range(0, len(ids), batch):
-      # The last batch is filled with the last prompt: one shape, one compile.
-      row_B = np.minimum(np.arange(first, first + batch), len(ids) - 1)
-      drawn = sample.sample(
-        self.model,
-        params["lm"],
-        prompt_BP[row_B],
-        length_B[row_B],
-        completions=completions,
-        max_tokens=self.world.longest,
-        key=jax.random.fold_in(jax.random.key(seed), 3),
-        row_B=row_B,
-        stop_ids=(self.tokenizer.eos_token_id,),
-        temperature=temperature,
-        top_k=top_k,
-      )
-      tokens = np.asarray(drawn.tokens_BKT)
-      length = np.asarray(drawn.length_BK)
-      for i in range(min(batch, len(ids) - first)):
-        texts_BK.append(self._decode(ids[first + i], tokens[i], length[i]))
-    whole = [p + t for p, texts in zip(prompts, texts_BK, strict=True) for t in texts]
-    reward_BK = world.true_reward(whole).reshape(len(prompts), completions)
-    return Sampled(prompts, texts_BK, reward_BK)
+    return staged_samples.draw(
+      self.model,
+      params,
+      self.tokenizer,
+      self._prompts("train")[: self.world.asked][asked],
+      completions=completions,
+      max_tokens=self.world.longest,
+      seed=seed,
+      temperature=temperature,
+      top_k=top_k,
+      sequences=sequences,
+    )
 
   def change(self, name: str) -> Params:
     """What a stage with an adapter added to the SFT model's kernels (`lora.delta`)."""
@@ -306,7 +266,7 @@ class Lab:
       self.model,
       params,
       self.policy(reference).params,
-      self.encode(prompts[: self.world.prompts]),
+      staged_samples.encode(self.tokenizer, prompts[: self.world.prompts]),
       self.tokenizer,
       world.true_reward,
       max_tokens=self.world.longest,
@@ -377,11 +337,6 @@ class Lab:
     ]
     return intervals.bootstrap_seeds(-np.stack(found) / tokens_P)
 
-  def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of prompts."""
-    rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-    return tokenise.prompts(rows, self.tokenizer)
-
   @property
   def tokenizer(self) -> Any:
     """The world's, trained with the SFT model."""
@@ -393,31 +348,7 @@ class Lab:
 
   def finish(self, title: str, rows: Sequence[Row]) -> page.Table:
     """Writes results.json and returns the rows as a table."""
-    content = [
-      {
-        "label": row.label,
-        "seconds": round(row.seconds, 1),
-        **{
-          name: x._asdict() if isinstance(x, intervals.Interval) else x
-          for name, x in row.measures.items()
-        },
-      }
-      for row in rows
-    ]
-    text = json.dumps(content, indent=1) + "\n"
-    (self.run_dir / RESULTS).write_text(text, encoding="utf-8")
-    names = list(dict.fromkeys(name for row in rows for name in row.measures))
-    cells = [
-      [row.label, *(_cell(row.measures.get(n)) for n in names), f"{row.seconds:.0f}"]
-      for row in rows
-    ]
-    w = self.world
-    caption = (
-      f"{title}. Mean [95 %] over {w.prompts} held-out prompts x {w.samples} samples "
-      f"and {len(w.seeds)} seeds; reward: VADER; change: paired with the SFT model's; "
-      "KL to the SFT model, nats."
-    )
-    return page.Table(["", *names, "seconds"], cells, caption)
+    return staged_rows.write(self.run_dir / RESULTS, title, rows, self.world)
 
   def data(self, name: str, epochs: int = 1, seed: int = 0) -> experiment.Data:
     """How a stage reads records that it is handed under a name."""
@@ -430,11 +361,6 @@ class Lab:
       epochs=epochs,
       seed=seed,
     )
-
-  def _samples(self, stage: str) -> tuple[list[str], list[str]]:
-    """Prompts, and a stage's own completion of each."""
-    drawn = self.sample(self.policy(stage).params, completions=1, seed=0)
-    return drawn.prompts, [texts[0] for texts in drawn.texts_BK]
 
   def _at(self, stage: str) -> experiment.Pretrained:
     directory = str(self.run_dir / stage / offline.POLICY)
@@ -455,32 +381,6 @@ class Lab:
   def _prompts(self, name: str) -> list[str]:
     return list(dict.fromkeys(row.prompt for row in self.demonstrations[name]))
 
-  def _decode(self, prompt: np.ndarray, tokens_KT: Array, length_K: Array) -> list[str]:
-    head = evaluate.decode(self.tokenizer, prompt)
-    # Decoded together: a tokenizer may read a completion's first token otherwise alone.
-    return [
-      evaluate.decode(self.tokenizer, [*prompt, *row[:n]]).removeprefix(head)
-      for row, n in zip(tokens_KT, length_K, strict=True)
-    ]
-
-
-def pairs(
-  sampled: Sampled, winner_BJ: np.ndarray, loser_BJ: np.ndarray, keep_BJ: np.ndarray
-) -> list[records.Pair]:
-  """Duels (`pairing.Duels`) as preference records.
-
-  Two answers of the same reward, the same text, or without a word make no pair.
-  """
-  out = []
-  for b, prompt in enumerate(sampled.prompts):
-    duels = zip(winner_BJ[b], loser_BJ[b], keep_BJ[b], strict=True)
-    for j, (w, l, keep) in enumerate(duels):
-      chosen, rejected = sampled.texts_BK[b][w], sampled.texts_BK[b][l]
-      tied = sampled.reward_BK[b, w] == sampled.reward_BK[b, l]
-      if keep and not tied and chosen.strip() and rejected.strip():
-        out.append(records.Pair(f"prompt {b} duel {j}", prompt, chosen, rejected))
-  return out
-
 
 def _keep(run_dir: Path, settings: Mapping[str, Any]) -> None:
   path = run_dir / STUDY
@@ -492,12 +392,6 @@ def _keep(run_dir: Path, settings: Mapping[str, Any]) -> None:
     raise ValueError(f"run directory {run_dir} holds something else; name another one")
   run_dir.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
-def _cell(x: intervals.Interval | float | None) -> str:
-  if x is None:
-    return ""
-  return str(x) if isinstance(x, intervals.Interval) else f"{x:.3g}"
 
 
 def _quiet(text: str) -> None:

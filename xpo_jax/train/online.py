@@ -29,6 +29,7 @@ from xpo_jax.train import (
   lessons,
   metrics,
   offline,
+  online_check,
   online_setup,
   parts,
   references,
@@ -77,7 +78,7 @@ def train(
   run_dir, memory = Path(run_dir), memory or {}
   run_dirs.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
-  loaded = online_setup.load(experiment, memory)
+  loaded = online_check.load(experiment, memory)
   judge = judged.judge(experiment.feedback)  # asked for now: the start may be hours
   computed = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
   with run_dirs.begun(run_dir, experiment, computed):

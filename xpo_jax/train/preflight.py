@@ -20,6 +20,7 @@ from xpo_jax.models import lora, transformer
 from xpo_jax.train import (
   inputs,
   offline,
+  online_check,
   online_setup,
   optim,
   references,
@@ -103,7 +104,7 @@ def lines(budget: Budget) -> list[str]:
 
 
 def _online(experiment: OnlineExperiment, memory: Memory) -> list[Budget]:
-  loaded = online_setup.load(experiment, memory)
+  loaded = online_check.load(experiment, memory)
   with tempfile.TemporaryDirectory() as scratch:
     run_dir, before, stage = Path(scratch), [], None
     if isinstance(experiment.start, Trained):

@@ -1,0 +1,133 @@
+"""What is wrong with an online run, said before anything of it is made."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax import scored, toy
+from xpo_jax.data import records
+from xpo_jax.data.sources import Loaded
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.train import (
+  critic,
+  inputs,
+  metrics,
+  online_setup,
+  parts,
+  references,
+  setup,
+)
+from xpo_jax.train.arrange import Arrangement
+from xpo_jax.train.inputs import Memory
+from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.types import Layout, Objective
+
+_RECORDED = frozenset({"mask_BKT", "reward_BK", "old_logp_BKT", online_setup.OLD_VALUE})
+
+
+def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
+  """What can be refused before anything is made.
+
+  Args:
+    experiment: the run.
+    memory: see `inputs.load`.
+
+  Raises:
+    ValueError: an objective that rollouts cannot feed, that the arrangement does not
+      fit, or that cannot tell rewards apart with so few completions; a controller of a
+      beta that is not the objective's; a critic for an objective without values; a
+      mesh that does not fit; a part that cannot be (`parts.check`).
+  """
+  objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
+  name, completions = objective.name, experiment.sampling.completions
+  if made.layout is not objective.layout:
+    raise ValueError(
+      f"{name} needs layout {objective.layout.name}, the arrangement makes "
+      f"{made.layout.name}; see xpo_jax.train.arrange"
+    )
+  brought = _RECORDED | made.brings
+  unknown = sorted(objective.fields - brought)
+  if unknown:
+    raise ValueError(
+      f"{name} requires the field {unknown[0]}, which rollouts do not bring; they "
+      f"bring {', '.join(sorted(brought))}"
+    )
+  roles = {role.split(".")[0] for stat in objective.needs for role in stat.roles}
+  if roles - {"policy", references.ROLE}:
+    raise ValueError(
+      f"{name} reads the roles {sorted(roles)}; an online run has a policy and a ref"
+    )
+  if completions == 1 and not _sees_rewards(objective, made):
+    raise ValueError(
+      f"{name} learns nothing from the rewards of one completion: its baseline or its "
+      "pair is made of the others of the prompt; set Sampling.completions to 2 or more "
+      "(is 1)"
+    )
+  if experiment.controller is not None:
+    _check_controller(experiment)
+  if experiment.value_start is not None:
+    critic.check(experiment.value_start, objective)
+  mesh = setup.make_mesh(experiment.mesh)
+  if mesh is not None:
+    meshes.check_batch(mesh, experiment.rows_per_step, experiment.microbatches)
+    for part in experiment.parts:
+      meshes.check_batch(mesh, part.data.rows_per_step, part.data.microbatches)
+  parts.check(experiment.parts, memory or {})
+  if experiment.loop.wandb is not None:
+    metrics.check_wandb()
+
+
+def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
+  """The prompts' records of an experiment that `check` let pass.
+
+  Raises:
+    ValueError: what `check` refuses, unreadable rows that stop the run, no rows.
+  """
+  check(experiment, memory)
+  loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
+  if loaded.bad and experiment.prompts.bad_rows == "stop":
+    raise records.BadRows(loaded.bad)
+  if not loaded.records:
+    raise ValueError(
+      f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
+    )
+  return loaded
+
+
+def _check_controller(experiment: OnlineExperiment) -> None:
+  first = experiment.controller.build().beta
+  name, knobs = experiment.objective.name, experiment.objective.knobs
+  if not isinstance(knobs.get("beta"), float | int):
+    raise ValueError(
+      f"controller: {name} has no number beta to control, it has {knobs}"
+    )
+  if knobs["beta"] != first:
+    raise ValueError(
+      f"controller starts at beta {first}, {name} has beta {knobs['beta']}; give both "
+      "the same"
+    )
+
+
+def _sees_rewards(objective: Objective, made: Arrangement) -> bool:
+  """Whether other rewards give another gradient where a prompt has one completion."""
+  record = toy.scored_for(objective._replace(layout=Layout.RATED))
+  length_BK, present_BK = np.asarray(record.length_BK), np.asarray(record.present_BK)
+  least, most = (
+    made.choose(np.full_like(present_BK, reward), present_BK, length_BK)
+    for reward in (-1e30, 1e30)
+  )
+  if least != most:  # chosen or labelled by its reward alone
+    return True
+  if not least or objective.layout is not Layout.SAMPLED:
+    return False
+  reward_BK = np.asarray(record.reward_BK)
+
+  def loss(logp_BKT, reward_BK):
+    one = record.replace(logp_BKT=logp_BKT, reward_BK=reward_BK)
+    key = jax.random.key(0)
+    return scored.evaluate(objective, one, objective.init(), key).loss
+
+  slope = jax.jit(jax.grad(loss))
+  other_BK = reward_BK[::-1] + np.arange(len(reward_BK), dtype=np.float32)[:, None]
+  found = [slope(record.logp_BKT, x_BK) for x_BK in (reward_BK, other_BK)]
+  return bool(jnp.any(found[0] != found[1]))
