@@ -147,14 +147,17 @@ def test_readme_python_runs():
 
 
 def test_readme_flags_are_fields(tmp_path):
+  from xpo_jax.recipes import find
   from xpo_jax.train import configure
 
   scope = {}
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   exec(compile(recipe, "README.md", "exec"), scope)
+  offline, online = scope["experiment"](), find.load("rloo").experiment
   for flags in re.findall(r"`(--[a-z].*?)`", README):
     if " " in flags:
-      configure.from_args(scope["experiment"](), shlex.split(flags))
+      experiment = online if flags.startswith("--sampling.") else offline
+      configure.from_args(experiment, shlex.split(flags))
 
 
 def test_readme_names_objectives_that_exist():

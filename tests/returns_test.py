@@ -130,3 +130,16 @@ def test_time_is_a_scan():
   text = str(jax.make_jaxpr(returns.gae)(shape, shape, shape, 1.0, 0.95))
   assert text.count(" scan[") == 1
   assert "length=64" in text
+
+
+def test_explained_variance_of_perfect_and_of_knowing_nothing():
+  target = jnp.array([1.0, 3.0, 5.0, 99.0])
+  population = jnp.array([1.0, 1.0, 1.0, 0.0])
+  perfect, flat = jnp.zeros(4), target - 3
+  assert float(returns.explained(perfect, target, population)) == 1
+  assert float(returns.explained(flat, target, population)) == pytest.approx(0)
+  worse = (
+    target + target
+  )  # values of the wrong sign: the error has 4 times the variance
+  assert float(returns.explained(worse, target, population)) == pytest.approx(-3)
+  assert float(returns.explained(flat, jnp.ones(4), population)) == 0

@@ -177,6 +177,22 @@ def moments(
   return mean, Mean(squares.sum(), number - 1 if unbiased else number).value
 
 
+def explained(advantage: Array, target: Array, population: Array) -> Array:
+  """Share of the returns' variance that the values explain, 1 - Var(A) / Var(R).
+
+  1 where every value was its return, 0 where they know no more than one number for
+  all, below 0 where they know less; 0 where all returns are the same.
+
+  Args:
+    advantage: return less value, any shape.
+    target: the returns, same shape.
+    population: 1 on entries that count, same shape.
+  """
+  unexplained, variance = (moments(x, population)[1] for x in (advantage, target))
+  share = unexplained / jnp.where(variance > 0, variance, 1)
+  return jnp.where(variance > 0, 1 - share, 0)
+
+
 def whiten(
   x: Array,
   population: Array,

@@ -92,11 +92,10 @@ def ppo(
     estimates = returns.gae(reward_BKT, scored.old_value_BKT, mask_BKT, gamma, lam)
     advantage_BKT, return_BKT = estimates
     white_BKT = returns.whiten(advantage_BKT, population_BKT)
-    mean, unexplained = returns.moments(advantage_BKT, population_BKT)  # A = R - V_old
-    _, variance = returns.moments(return_BKT, population_BKT)
-    share = unexplained / jnp.where(variance > 0, variance, 1)
-    seen = {"advantage_mean": mean, "advantage_std": jnp.sqrt(unexplained)}
-    seen |= {"explained_variance": jnp.where(variance > 0, 1 - share, 0)}
+    mean, variance = returns.moments(advantage_BKT, population_BKT)
+    explained = returns.explained(advantage_BKT, return_BKT, population_BKT)
+    seen = {"advantage_mean": mean, "advantage_std": jnp.sqrt(variance)}
+    seen |= {"explained_variance": explained}
     return Aux((white_BKT, return_BKT), seen), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
