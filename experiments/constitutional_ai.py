@@ -14,14 +14,13 @@ Expected: harsh words fall with every revision and in SL-CAI, further in RL-CAI 
 Departs from the paper: harm is a word that VADER holds to be negative, a revision mends
   one of them, the principles are to use few such words and to be kind; no data on
   helpfulness are mixed in; SL-CAI starts from the SFT model.
-Last result: 2026-11-22, one seed, 20 iterations of PPO, 128 held-out prompts x 4
-  samples, 95 CPU seconds after SFT. Harsh words a sample by round: 0.91, 0.32, 0.08,
-  0.02, 0.00. Policies, harsh words and true reward: SFT 0.88 [0.81, 0.95], 0.10;
-  SL-CAI 0.24 [0.20, 0.28], 0.41 [0.38, 0.44]; RL-CAI 0.27 [0.23, 0.32], 0.50 [0.47,
-  0.53]; with clamped labels 0.33 [0.29, 0.38], 0.50 [0.47, 0.53]; unclamped 0.17 [0.14,
-  0.21], 0.36 [0.32, 0.39]. RL-CAI does not use fewer harsh words than SL-CAI, as was
-  expected: it writes 10.8 and 11.4 tokens, not 7.7; unclamped sure labels shorten it
-  to 4.9. KL to the SFT model 2.8, 4.9, 5.1 and 3.7 nats.
+Last result: 2026-11-22, one seed, 128 held-out prompts x 4 samples. Harsh words each
+  by round: 0.91, 0.32, 0.08, 0.02, 0.00. Policies, harsh words and true reward: SFT
+  0.88 [0.81, 0.95], 0.10; SL-CAI 0.24 [0.20, 0.28], 0.41 [0.38, 0.44]; RL-CAI 0.28
+  [0.23, 0.32], 0.58 [0.55, 0.62]; with clamped labels 0.37 [0.32, 0.42], 0.51 [0.47,
+  0.53]; unclamped 0.14 [0.11, 0.17], 0.27 [0.24, 0.30]. RL-CAI does not use fewer harsh
+  words than SL-CAI, as was expected: it writes 11.5 and 12.0 tokens, not 7.7; unclamped
+  sure labels shorten it to 4.5. KL to the SFT model 2.8, 8.0, 6.3 and 4.7 nats.
 """
 
 import dataclasses
