@@ -20,7 +20,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xpo_jax.recipes import demo, find, online_study, online_study_page, staged
+from xpo_jax.recipes import (
+  demo,
+  find,
+  online_study,
+  online_study_page,
+  online_world,
+  staged,
+)
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import intervals, page
 from xpo_jax.train.online_experiment import OnlineExperiment
@@ -144,12 +151,13 @@ def run_loop(study, run_dir: Path, name: str, seed: int) -> None:
 
 
 def run_stages(study, run_dir: Path, name: str, seeds: tuple[int, ...]) -> None:
-  """One recipe of several stages, all seeds; it starts from a copy of the start."""
+  """One recipe of several stages, all seeds; where its start is the study's, a copy."""
   recipe, directory = find.load(name), run_dir / STAGED / name
-  world = dataclasses.replace(study.world, seeds=seeds)
+  world = dataclasses.replace(_world_of(recipe), seeds=seeds)
   settings = dataclasses.replace(recipe.experiment, world=world)
   _ = staged.Lab(settings, directory, online_study.quiet)  # the directory's, or refused
-  if not (directory / staged.SFT).exists():
+  same = online_world.writer(world) == online_world.writer(study.world)
+  if same and not (directory / staged.SFT).exists():
     half = directory / f"{staged.SFT}.part"
     shutil.rmtree(half, ignore_errors=True)
     shutil.copytree(run_dir / staged.SFT, half)
