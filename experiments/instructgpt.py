@@ -17,8 +17,8 @@ Last result: 2026-11-22, one seed; [95 %] over 128 prompts. True reward, from 0.
   0.569 [0.532, 0.607] at 2.2 nats, PPO-ptx of gamma 1 0.577 [0.537, 0.613] at 2.6, of
   30 0.521 [0.483, 0.556] at 0.9, beta 2 0.285 [0.238, 0.330] at 0.1; the reward model's
   1.27, 1.36, 0.88, 0.41. Other text, nats a token: 0.787 before, 0.810, 0.761, 0.754,
-  0.798, each +-0.003: PPO drifts a little, a larger beta drifts half as much for a
-  third of the reward, ptx goes on learning, for the SFT model had not learned that text
+  0.798, each +-0.003: PPO drifts a little, a larger beta half as much for two
+  fifths of the gain, ptx goes on learning, for the SFT model had not learned that text
   to its end, and costs no reward at gamma 1.
 """
 
