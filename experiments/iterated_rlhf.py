@@ -11,8 +11,8 @@ Expected: with as many labels, reward models that have seen the policy's own ans
   rises with sqrt(KL) about linearly at first, the test score falls behind it.
 Departs from the paper: the people are the world's true reward with logistic noise; one
   size of model, no pretraining of the reward model on other preferences.
-Last result: 2026-11-22, one seed; [95 %] over 128 prompts. True reward (from 0.10), KL in
-  nats, train and test score: round 1 0.197 [0.153, 0.242], 8.6, 3.55, 1.15; round 2
+Last result: 2026-11-22, one seed; [95 %] over 128 prompts. True reward (from 0.10), KL
+  (nats), train and test score: round 1 0.197 [0.153, 0.242], 8.6, 3.55, 1.15; round 2
   0.259 [0.211, 0.304], 1.4, 0.78, 0.04; round 3 0.341 [0.295, 0.383], 1.0, 0.78, 0.44;
   as many labels at once 0.450 [0.410, 0.489], 0.7, 0.76, 0.38. With few labels the
   policy runs after the train model alone; that rounds do better than as many labels at
