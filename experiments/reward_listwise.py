@@ -11,7 +11,7 @@ Expected: no number of the paper applies. The judge likes long answers, so a mod
   be right often by length alone: read accuracy beside `accuracy_shorter` and `length`.
   It reads 128 tokens of an answer (62 % of the answers are longer), the judge all.
 Last result: 2026-11-22, smaller than these settings, which take some 40 minutes: 64
-  tokens of an answer, 160 of a prompt, 30 steps. Of 2,280 pairs of 114 held-out prompts,
+  tokens of an answer, 160 of a prompt, 30 steps. Of 2,280 pairs of 114 other prompts,
   intervals over prompts: accuracy 0.599 [0.570, 0.627]; log-loss 0.659 [0.641, 0.678];
   calibration error 0.033. Where the judge prefers the longer answer 0.666 [0.634,
   0.697], where the shorter 0.419 [0.368, 0.471]: length orders much of it (0.286
