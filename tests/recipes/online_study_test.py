@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.recipes import tiny_world
 from xpo_jax.feedback import reward_model, rules
 from xpo_jax.models import pretrained
 from xpo_jax.recipes import find, online_study, online_world, staged, staged_samples
@@ -20,21 +21,7 @@ from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Sampling
 
 TABLES = Path(__file__).parent.parent.parent / "experiments" / "tables"
-TINY = World(
-  texts=240,
-  vocab=400,
-  width=8,
-  layers=1,
-  longest=6,
-  row_length=40,
-  sft_steps=2,
-  sft_rows=2,
-  asked=8,
-  rows=2,
-  prompts=3,
-  samples=2,
-  seeds=(0, 1),
-)
+TINY = dataclasses.replace(tiny_world.TINY, seeds=(0, 1))
 
 
 def script(name: str):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.recipes.tiny_world import TINY
 from xpo_jax.data import tokenise, world
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import reward_model
@@ -25,21 +26,6 @@ from xpo_jax.train.online_experiment import Call, Feedback, Sampling
 from xpo_jax.train.optim import Optimizer
 from xpo_jax.types import Layout
 
-TINY = World(
-  texts=240,
-  vocab=400,
-  width=8,
-  layers=1,
-  longest=6,
-  row_length=40,
-  sft_steps=2,
-  sft_rows=2,
-  asked=8,
-  rows=2,
-  prompts=3,
-  samples=2,
-  seeds=(0,),
-)
 SMALLER = {
   "rso": {"candidates": 4, "kept": 2},
   "slic_sample_rank": {"candidates": 4},

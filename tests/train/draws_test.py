@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.train.tiny_runs import MODEL
 from xpo_jax.feedback import protocol
-from xpo_jax.models.config import Config
 from xpo_jax.train import metrics, online, online_setup, rollouts
 from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
@@ -26,18 +26,6 @@ from xpo_jax.train.online_experiment import (
   Sampling,
 )
 from xpo_jax.train.optim import Optimizer
-
-MODEL = Config(
-  vocab=320,
-  width=12,
-  layers=1,
-  heads=2,
-  kv_heads=2,
-  head_dim=6,
-  mlp_width=16,
-  tied=True,
-  remat=False,
-)
 
 
 def cyclic():

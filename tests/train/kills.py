@@ -8,6 +8,7 @@ after a call of the loop, both drawn from the seed.
 """
 
 import argparse
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -23,9 +24,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax import controllers
-from xpo_jax.feedback import rules
-from xpo_jax.models.config import Config
+from tests.train.tiny_runs import ONLINE
 from xpo_jax.train import (
   checkpoint,
   judged,
@@ -36,46 +35,15 @@ from xpo_jax.train import (
   rollouts,
   screen,
 )
-from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Scratch, Use
+from xpo_jax.train.experiment import Evaluation, Loop
 from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
   OnlineExperiment,
-  Prompts,
-  Sampling,
 )
-from xpo_jax.train.optim import Optimizer
 
-MODEL = Config(
-  vocab=320,
-  width=12,
-  layers=1,
-  heads=2,
-  kv_heads=2,
-  head_dim=6,
-  mlp_width=16,
-  tied=True,
-  remat=False,
-)
-# All that a resume can get wrong: a controller, stale samples, a reference that moves,
-# several passes over minibatches of microbatches, a value, an average of weights,
-# held-out samples.
-RUN = OnlineExperiment(
-  Use("ppo", beta=0.1),
-  Prompts("world:30"),
-  Scratch(MODEL),
-  Feedback(Call(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
-  Sampling(completions=2, max_tokens=6, temperature=0.8, staleness=1),
+RUN = dataclasses.replace(
+  ONLINE,
   iterations=24,
-  prompts_per_iteration=8,
-  minibatches=2,
-  inner_epochs=2,
-  microbatches=2,
-  controller=Call(controllers.adaptive_kl, beta=0.1, target=1.0, horizon=100.0),
-  renew_reference=2,
-  optimizer=Optimizer(learning_rate=1e-2, ema=0.9),
   loop=Loop(log_every=1, eval_every=3),
-  mesh=MeshShape(data=1),
   evaluation=Evaluation(share=0.2),
 )
 # Where a life may end: a call of the loop, and how often an iteration makes it.

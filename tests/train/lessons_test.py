@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.train.tiny_runs import MODEL
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
-from xpo_jax.models.config import Config
 from xpo_jax.train import arrange, lessons, online_setup, references, rollouts
 from xpo_jax.train.experiment import Scratch, Use
 from xpo_jax.train.online_experiment import (
@@ -18,9 +18,6 @@ from xpo_jax.train.online_experiment import (
 from xpo_jax.types import Layout
 
 B, K, T = 4, 3, 5
-MODEL = Config(
-  vocab=320, width=12, layers=1, heads=2, kv_heads=2, head_dim=6, mlp_width=16
-)
 
 
 def _run(objective: Use, made: Call) -> online_setup.Run:

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.train.tiny_runs import MODEL
 from xpo_jax import token_stats
 from xpo_jax.data.records import BadRows
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import pretrained
-from xpo_jax.models.config import Config
 from xpo_jax.objectives import dpo
 from xpo_jax.train import checkpoint, metrics, offline, setup
 from xpo_jax.train.experiment import (
@@ -33,17 +33,6 @@ from xpo_jax.train.experiment import (
 )
 from xpo_jax.train.optim import Optimizer
 
-MODEL = Config(
-  vocab=320,
-  width=12,
-  layers=1,
-  heads=2,
-  kv_heads=2,
-  head_dim=6,
-  mlp_width=16,
-  tied=True,
-  remat=False,
-)
 DATA = Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=3)
 ONE = MeshShape(data=1)
 # State, coupled rows, draws and two microbatches: all that a resume can get wrong.

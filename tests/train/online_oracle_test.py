@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.train.tiny_runs import MODEL
 from xpo_jax import scored
 from xpo_jax.feedback import rules
 from xpo_jax.models import score, transformer
-from xpo_jax.models.config import Config
 from xpo_jax.train import judged, lessons, online, online_setup, references, step
 from xpo_jax.train.experiment import MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
@@ -24,17 +24,6 @@ from xpo_jax.train.online_experiment import (
   Sampling,
 )
 
-MODEL = Config(
-  vocab=320,
-  width=12,
-  layers=1,
-  heads=2,
-  kv_heads=2,
-  head_dim=6,
-  mlp_width=16,
-  tied=True,
-  remat=False,
-)
 T, K = 0.7, 3
 RUN = OnlineExperiment(
   Use("ppo", beta=0.3, clip=0.05, lam=0.9, gamma=0.95, value_weight=0.5),

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from tests.train.tiny_runs import MODEL
 from xpo_jax import controllers
 from xpo_jax.data.records import Prompt
 from xpo_jax.feedback import rules
-from xpo_jax.models.config import Config
 from xpo_jax.train import arrange, online, online_check, online_setup
 from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
@@ -18,9 +18,6 @@ from xpo_jax.train.online_experiment import (
   Sampling,
 )
 
-MODEL = Config(
-  vocab=320, width=12, layers=1, heads=2, kv_heads=2, head_dim=6, mlp_width=16
-)
 RUN = OnlineExperiment(
   Use("ppo"),
   Prompts("world:20"),

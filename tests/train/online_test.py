@@ -1,5 +1,6 @@
 """The online loop, tiny: exact under kills, compiled once, true to the papers."""
 
+import dataclasses
 import pickle
 import signal
 import subprocess
@@ -9,50 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import controllers
-from xpo_jax.feedback import rules
-from xpo_jax.models.config import Config
+from tests import compiling
+from tests.train.tiny_runs import ONLINE
 from xpo_jax.train import checkpoint, metrics, offline, online, rollouts
-from xpo_jax.train.experiment import Data, Loop, MeshShape, PartUse, Scratch, Use
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.train.experiment import Data, PartUse, Use
 
-MODEL = Config(
-  vocab=320,
-  width=12,
-  layers=1,
-  heads=2,
-  kv_heads=2,
-  head_dim=6,
-  mlp_width=16,
-  tied=True,
-  remat=False,
-)
-# All that a resume can get wrong: a controller, stale samples, a reference that moves,
-# several passes over minibatches of microbatches, a value, an average of weights, a
-# second objective with data of its own.
-RUN = OnlineExperiment(
-  Use("ppo", beta=0.1),
-  Prompts("world:30"),
-  Scratch(MODEL),
-  Feedback(Call(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
-  Sampling(completions=2, max_tokens=6, temperature=0.8, staleness=1),
-  iterations=5,
-  prompts_per_iteration=8,
-  minibatches=2,
-  inner_epochs=2,
-  microbatches=2,
-  controller=Call(controllers.adaptive_kl, beta=0.1, target=1.0, horizon=100.0),
-  renew_reference=2,
-  optimizer=Optimizer(learning_rate=1e-2, ema=0.9),
-  loop=Loop(log_every=1),
-  mesh=MeshShape(data=1),
+# And a second objective with data of its own.
+RUN = dataclasses.replace(
+  ONLINE,
   parts=(PartUse(2.0, Use("sft"), Data("world:30", rows_per_step=3, row_length=64)),),
 )
 
@@ -61,41 +26,27 @@ def _quiet(text: str) -> None:
   del text
 
 
-class Compiles:
-  """Counts what JAX traces while it is open."""
-
-  def __init__(self):
-    self.names = []
-
-  def __call__(self, event: str, seconds: float, **_) -> None:
-    if event.endswith("jaxpr_trace_duration"):
-      self.names.append(event)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """The uninterrupted run, and how much was traced before each line of it."""
+  """The uninterrupted run, and how much was compiled before each line of it."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  seen, traced = Compiles(), []
+  compiled = []
+  with compiling.heard() as names:
 
-  def say(text):
-    if text.startswith("step "):
-      traced.append(len(seen.names))
+    def say(text):
+      if text.startswith("step "):
+        compiled.append(len(names))
 
-  jax.monitoring.register_event_duration_secs_listener(seen)
-  try:
     result = online.train(RUN, run_dir, say=say)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(seen)
   assert result.finished and result.steps == RUN.iterations
-  return run_dir, traced
+  return run_dir, compiled
 
 
 def test_nothing_is_compiled_in_steady_state(whole):
-  _, traced = whole
-  assert traced[0] > 0
+  _, compiled = whole
+  assert compiled[0] > 0
   # The third iteration is the first with a reference that moved and a full sampler.
-  assert traced[2:] == [traced[2]] * 3
+  assert compiled[2:] == [compiled[2]] * 3
 
 
 def test_line_of_metrics_says_what_happened(whole):

@@ -7,9 +7,7 @@ import numpy as np
 from xpo_jax.train import verdicts
 from xpo_jax.train.verdicts import GOOD, NOTE, WARNING, Verdict
 
-KL_PER_TOKEN = (
-  0.5  # nats: the policy's tokens are e^0.5 times as likely as by the reference
-)
+KL_PER_TOKEN = 0.5  # nats: its tokens are e^0.5 times as likely as by the reference
 INFORMATIVE = 0.1  # share of prompts
 ENTROPY = 0.5  # of the entropy at the start
 ABSTAINED = 0.1  # share of completions
