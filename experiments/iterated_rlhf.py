@@ -115,12 +115,9 @@ def _compare(settings: IteratedRlhf, lab, params, asked: slice, seed: int):
   from xpo_jax.recipes import staged_samples
 
   sampled = lab.sample(params, completions=2, seed=seed, asked=asked)
-  gap_B = sampled.reward_BK[:, 0] - sampled.reward_BK[:, 1]
-  luck_B = np.random.default_rng((seed, asked.start, 8)).random(len(gap_B))
-  winner_B1 = (luck_B >= special.expit(gap_B / settings.noise)).astype(int)[:, None]
-  return staged_samples.pairs(
-    sampled, winner_B1, 1 - winner_B1, np.ones_like(winner_B1)
-  )
+  p_B = special.expit((sampled.reward_BK @ [1, -1]) / settings.noise)
+  rng = np.random.default_rng((seed, asked.start, 8))
+  return staged_samples.labelled(sampled, p_B, rng)
 
 
 def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):

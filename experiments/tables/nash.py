@@ -37,6 +37,7 @@ from xpo_jax.recipes import (
   online_study_page,
   online_world,
   staged,
+  staged_samples,
 )
 from xpo_jax.train import page
 from xpo_jax.train.experiment import Use
@@ -136,7 +137,7 @@ def _rewards(lab: staged.Lab, seed: int) -> Feedback:
   drawn = lab.sample(lab.start.params, completions=2, seed=seed)
   first, second = zip(*drawn.texts_BK, strict=True)
   p_B = judge(drawn.prompts, first, second).value_N
-  rows = online_study.labelled(drawn, p_B, np.random.default_rng((seed, 6)))
+  rows = staged_samples.labelled(drawn, p_B, np.random.default_rng((seed, 6)))
   directory = lab.reward(f"reward-{seed}", rows, seed=seed, epochs=3)
   return Feedback(Call(reward_model.scorer, directory=str(directory)))
 

@@ -28,7 +28,14 @@ import numpy as np
 from scipy import special
 
 from xpo_jax.feedback import reward_model
-from xpo_jax.recipes import demo, online_study, online_study_page, online_world, staged
+from xpo_jax.recipes import (
+  demo,
+  online_study,
+  online_study_page,
+  online_world,
+  staged,
+  staged_samples,
+)
 from xpo_jax.train import charts, page
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Call, Feedback
@@ -90,7 +97,7 @@ def _labelled(lab: staged.Lab, pairs: int, liking: float, seed: int):
   words_BK = np.array([[len(y.split()) for y in ys] for ys in drawn.texts_BK])
   logit_BK = drawn.reward_BK / TEMPERATURE + liking * words_BK
   p_B = special.expit(logit_BK[:, 0] - logit_BK[:, 1])
-  rows = online_study.labelled(drawn, p_B, np.random.default_rng((seed, 7)))
+  rows = staged_samples.labelled(drawn, p_B, np.random.default_rng((seed, 7)))
   return rows[::2][:pairs], rows[1::2][:pairs]
 
 

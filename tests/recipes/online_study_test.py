@@ -243,7 +243,7 @@ def test_labels_follow_the_probability_and_the_same_text_twice_is_no_pair():
   texts = [["a", "b"], ["a", "b"], ["a", "a"]]
   drawn = staged_samples.Sampled(["x", "y", "z"], texts, np.zeros((3, 2)))
   rng = np.random.default_rng(0)
-  pairs = online_study.labelled(drawn, np.array([1.0, 0.0, 1.0]), rng)
+  pairs = staged_samples.labelled(drawn, np.array([1.0, 0.0, 1.0]), rng)
   found = [(p.prompt, p.chosen, p.rejected) for p in pairs]
   assert found == [("x", "a", "b"), ("y", "b", "a")]
 

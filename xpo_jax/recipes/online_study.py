@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpo_jax.data import records
 from xpo_jax.feedback import protocol
-from xpo_jax.recipes import staged, staged_samples
+from xpo_jax.recipes import staged
 from xpo_jax.recipes.staged_world import World
 from xpo_jax.train import (
   checkpoint,
@@ -168,24 +167,6 @@ def other(
       began = time.perf_counter()
 
   return _kept(lab, label, seed, run)
-
-
-def labelled(
-  drawn: staged_samples.Sampled, p_B: np.ndarray, rng: np.random.Generator
-) -> list[records.Pair]:
-  """Pairs of two samples a prompt, by a label that is drawn.
-
-  Args:
-    drawn: two completions of each prompt; two that are the same make no pair.
-    p_B: probability that the first is called better.
-    rng: the draw.
-  """
-  first_B = rng.random(len(p_B)) < p_B
-  apart_B = np.array([a != b for a, b in drawn.texts_BK])
-  duel_BK = np.stack([first_B, ~first_B], 1)
-  winner_B, loser_B = duel_BK.argmax(1), duel_BK.argmin(1)
-  columns = (x[:, None] for x in (winner_B, loser_B, apart_B))
-  return staged_samples.pairs(drawn._replace(reward_BK=duel_BK), *columns)
 
 
 def done(run_dir: Path, label: str, seed: int) -> bool:

@@ -113,3 +113,21 @@ def pairs(
       if keep and not tied and chosen.strip() and rejected.strip():
         out.append(records.Pair(f"prompt {b} duel {j}", prompt, chosen, rejected))
   return out
+
+
+def labelled(
+  sampled: Sampled, p_B: np.ndarray, rng: np.random.Generator
+) -> list[records.Pair]:
+  """Pairs of two samples a prompt, by a label that is drawn.
+
+  Args:
+    sampled: two completions of each prompt; two that are the same make no pair.
+    p_B: probability that the first is called better.
+    rng: the draw.
+  """
+  first_B = rng.random(len(p_B)) < p_B
+  apart_B = np.array([a != b for a, b in sampled.texts_BK])
+  duel_BK = np.stack([first_B, ~first_B], 1)
+  winner_B, loser_B = duel_BK.argmax(1), duel_BK.argmin(1)
+  columns = (x[:, None] for x in (winner_B, loser_B, apart_B))
+  return pairs(sampled._replace(reward_BK=duel_BK), *columns)
