@@ -41,7 +41,8 @@ class ConstitutionalAi:
       principle, in VADER's compound for the other.
     sure: the same of the judge that reasons first.
     low, high: bounds of its labels. Paper: 0.4 and 0.6.
-    epochs: over revisions, and of the preference model. Paper: 1.
+    epochs: over revisions. Paper: 1.
+    reward_epochs: of the preference model over its pairs. Paper: 1.
     beta: of PPO, for rewards of deviation 1 on samples of the SFT model.
     iterations: of PPO.
     world: start and sizes.
@@ -54,9 +55,10 @@ class ConstitutionalAi:
   low: float = 0.4
   high: float = 0.6
   epochs: int = 1
+  reward_epochs: int = 4
   beta: float = 0.05
   iterations: int = 30
-  world: World = dataclasses.field(default_factory=World)
+  world: World = dataclasses.field(default_factory=lambda: World(asked=2400))
 
 
 def experiment() -> ConstitutionalAi:
@@ -186,7 +188,7 @@ def _learned(
     objective=Use(objectives.soft_bradley_terry),
     start=start,
     seed=seed,
-    epochs=settings.epochs,
+    epochs=settings.reward_epochs,
   )
   source = Call(reward_model.scorer, directory=str(directory))
   done = lab.online(

@@ -45,13 +45,13 @@ class IteratedRlhf:
   """
 
   rounds: int = 3
-  comparisons: int = 500
+  comparisons: int = 1600
   noise: float = 0.25
   epochs: int = 4
   beta: float = 0.2
   iterations: int = 40
   every: int = 8
-  world: World = dataclasses.field(default_factory=lambda: World(asked=1500))
+  world: World = dataclasses.field(default_factory=lambda: World(asked=4800))
 
   def __post_init__(self):
     if self.rounds < 1 or self.comparisons < 4:

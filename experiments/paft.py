@@ -46,12 +46,14 @@ class Paft:
   adapter: Adapter = dataclasses.field(default_factory=Adapter)
   l1: tuple[float, ...] = (1e-5, 0.0)
   beta: float = 0.3
-  rate: float = 3e-3
+  rate: float = 1e-3
   epochs: int = 1
   keep: float = 0.2
   drop: float = 0.5
   scale: float = 1.0
-  world: World = dataclasses.field(default_factory=World)
+  world: World = dataclasses.field(
+    default_factory=lambda: World(asked=4800, sft_steps=1600)
+  )
 
 
 def experiment() -> Paft:

@@ -50,10 +50,10 @@ class Rlaif:
   doubt: float = 0.25
   temperature: float = 0.9
   beta: float = 0.1
-  epochs: int = 2
+  epochs: int = 4
   iterations: int = 40
   step_prompts: int = 128
-  world: World = dataclasses.field(default_factory=World)
+  world: World = dataclasses.field(default_factory=lambda: World(asked=4800))
 
 
 def experiment() -> Rlaif:

@@ -44,7 +44,6 @@ from xpo_jax.train.optim import Optimizer
 TEMPERATURE = 0.25  # reward that is one logit of a label
 # Label -> pairs of each half, logits of a label for each word the answer is longer.
 ARMS = {"few labels": (60, 0.0), "labels like length": (400, 1.0)}
-RATE = 7e-4  # of the reward models
 ITERATIONS, EVERY = 120, 10
 NAMES = ("train score", "test score")
 
@@ -76,7 +75,7 @@ def run(study, run_dir: Path, label: str, seed: int) -> None:
   lab = staged.Lab(study, run_dir, online_study.quiet)
   halves = _labelled(lab, *ARMS[label], seed)
   directories = [
-    lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=3, rate=RATE)
+    lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=3)
     for name, rows in zip(("train", "test"), halves, strict=True)
   ]
   scorers = [Call(reward_model.scorer, directory=str(d)) for d in directories]

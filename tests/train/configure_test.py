@@ -9,6 +9,7 @@ from xpo_jax import links, objectives
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.config import Config, Llama3Scaling, Rotary
+from xpo_jax.recipes import find
 from xpo_jax.train import configure
 from xpo_jax.train.experiment import (
   Data,
@@ -105,6 +106,17 @@ def test_shell_overrides_fields_at_any_depth():
     Loop(eval_every=20),
     MeshShape(data=4),
   )
+
+
+def test_shell_gives_tuples_word_by_word():
+  recipe = find.load("instructgpt").experiment
+  got = configure.from_args(recipe, "--gammas 0 1.5 --world.seeds 4".split())
+  world = dataclasses.replace(recipe.world, seeds=(4,))
+  assert got == dataclasses.replace(recipe, gammas=(0.0, 1.5), world=world)
+  with pytest.raises(ValueError, match=r"World.seeds is \(\); one seed"):
+    configure.from_args(recipe, ["--world.seeds"])
+  with pytest.raises(ValueError, match=r"World.seeds is \(3, 3\); .* twice"):
+    configure.from_args(recipe, ["--world.seeds", "3", "3"])
 
 
 def test_shell_changes_the_objective_and_then_its_own_knobs():

@@ -120,4 +120,7 @@ def show(table) -> None:
   shown = rich_table.Table(*table.header, box=box.SIMPLE, caption=table.caption)
   for row in table.rows:
     shown.add_row(*(str(cell).replace("**", "") for cell in row))
-  console.Console().print(shown)
+  screen = console.Console()
+  if not screen.is_terminal:
+    screen.width = 1000  # a file takes whole lines
+  screen.print(shown)

@@ -138,13 +138,12 @@ class Lab:
       start: name of the stage whose weights it starts from; the head is new.
       seed: of order and draws.
       epochs: passes over the rows.
-      rate: peak learning rate; None: the world's for reward models.
+      rate: peak learning rate; None: the world's.
 
     Returns:
       The directory, as `feedback.reward_model.scorer` takes it.
     """
     objective = Use("bradley_terry") if objective is None else objective
-    rate = self.world.reward_rate if rate is None else rate
     how = {"start": start, "seed": seed, "epochs": epochs, "rate": rate}
     held = self.stage(name, objective, rows, **how)
     directory = self.run_dir / name / offline.POLICY

@@ -21,8 +21,7 @@ class World:
     sft_rate: its peak learning rate.
     asked: prompts of the training split that are sampled, the first so many.
     rows: packed rows of a step after SFT.
-    rate: peak learning rate after SFT.
-    reward_rate: that of reward models, whose scalar head is new.
+    rate: peak learning rate after SFT, of policies and reward models.
     prompts: held-out prompts that policies are judged on.
     samples: completions for each.
     seeds: each has its own samples, order and judging draws; SFT is shared.
@@ -42,7 +41,12 @@ class World:
   asked: int = 800
   rows: int = 4
   rate: float = 7e-4
-  reward_rate: float = 2e-3
   prompts: int = 128
   samples: int = 4
   seeds: tuple[int, ...] = (0, 1, 2)
+
+  def __post_init__(self):
+    if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+      raise ValueError(
+        f"World.seeds is {self.seeds}; one seed at least, and none of them twice"
+      )

@@ -222,7 +222,7 @@ def _face(value: Any) -> Any:
       fields.append((name, type(face), dataclasses.field(default=face)))
     elif name in hints and _may_be_named(hints[name]):
       fields.append((name, str, dataclasses.field(default=to_dict(item))))
-    elif name in hints and isinstance(item, _SETTABLE) and not _nests(hints[name]):
+    elif name in hints and _settable(item, hints[name]):
       fields.append((name, hints[name], dataclasses.field(default=item)))
   face = dataclasses.make_dataclass(source.__name__, fields, frozen=True)
   face.__doc__ = source.__doc__
@@ -239,11 +239,13 @@ def _may_be_named(hint: Any) -> bool:
   return any(issubclass(kind, tuple) for kind in kinds) and str in kinds
 
 
-_SETTABLE = int | float | str | enum.Enum | None
-
-
-def _nests(hint: Any) -> bool:
-  return any(map(dataclasses.is_dataclass, typing.get_args(hint)))
+def _settable(item: Any, hint: Any) -> bool:
+  """Whether words of a shell say it: a plain value, or a tuple of plain values."""
+  kinds = typing.get_args(hint)
+  if type(item) is tuple:
+    return bool(kinds) and all(kind in (int, float, str, ...) for kind in kinds)
+  plain = isinstance(item, int | float | str | enum.Enum | None)
+  return plain and not any(map(dataclasses.is_dataclass, kinds))
 
 
 def _behind(value: Any, face: Any) -> Any:
