@@ -99,3 +99,25 @@ def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective,
       seen.append((prompt, columns))
   rows = made.build().choose(reward_BK, present_BK, drawn.length_BK)
   assert sorted(seen) == sorted(row[:2] for row in rows)
+
+
+@pytest.mark.parametrize(
+  ("objective", "made", "columns"),
+  [
+    (Use("dno"), Call(arrange.all_pairs), 2),
+    (Use("rloo"), Call(arrange.as_sampled), K),
+  ],
+  ids=["all_pairs", "as_sampled"],
+)
+def test_largest_batch_holds_the_longest_prompt_and_completions_at_the_limit(
+  objective, made, columns
+):
+  run = _run(objective, made)
+  ids = (np.arange(2, dtype=np.int32), np.arange(4, dtype=np.int32))
+  prompts = rollouts.PromptSet(("a", "b"), ("", ""), ids, width=4)
+  batch = lessons.largest(run._replace(objective=objective.build(), prompts=prompts))
+  assert batch.mask_MBKT.shape[2:] == (columns, T)
+  held = batch.mask_MBKT[batch.weight_MB > 0]
+  assert held.size and held.all()  # not one completion is short of the limit
+  assert batch.target_MRC.shape[-1] >= columns * T
+  assert batch.ref["ref_logp_BKT"].shape == batch.mask_MBKT.shape

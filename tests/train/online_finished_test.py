@@ -21,7 +21,14 @@ from xpo_jax.train import (
   report,
   rollouts,
 )
-from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
+from xpo_jax.train.experiment import (
+  Data,
+  Evaluation,
+  MeshShape,
+  PartUse,
+  Scratch,
+  Use,
+)
 from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
@@ -166,6 +173,26 @@ def test_check_shows_the_budget_of_a_loop_and_samples_nothing(run, monkeypatch):
   assert "rloo(beta=0.03)" in text and "held out 4" in text
   kept = json.loads((run / "data.json").read_text())
   assert f"prompts {kept['prompts']:,}" in text
+  weights = 4 * budget.sizes["parameters"]  # and Adam's two moments in the arguments
+  assert 3 * weights < budget.bytes["arguments"] < 4 * weights
+  assert budget.bytes["between updates"] == weights  # the reference
+
+
+def test_check_counts_parts_samplers_and_a_renewed_reference():
+  data = Data("world:40", row_length=64, rows_per_step=16, bad_rows="drop")
+  more = dataclasses.replace(
+    RUN,
+    objective=Use("ppo"),
+    sampling=dataclasses.replace(RUN.sampling, staleness=2),
+    renew_reference=1,
+  )
+  with_part = dataclasses.replace(more, parts=(PartUse(1.0, Use("sft"), data),))
+  (budget,), (larger,) = map(preflight.check, (more, with_part))
+  part = larger.bytes["arguments"] - budget.bytes["arguments"]
+  assert part > 4 * 16 * 64  # the tokens of its batch
+  weights = 4 * budget.sizes["parameters"]
+  trained = 4 * budget.sizes["parameters trained"]  # with the value head
+  assert budget.bytes["between updates"] == 2 * weights + 2 * trained
 
 
 def test_check_makes_the_judge(run):

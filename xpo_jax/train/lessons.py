@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from xpo_jax.data import pack
-from xpo_jax.data.pack import Batches
+from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.tokenise import Example
 from xpo_jax.train import online_setup, references
 from xpo_jax.train.online_setup import Run
 from xpo_jax.train.references import Cache
 from xpo_jax.train.rollouts import Rollouts
-from xpo_jax.types import Params
+from xpo_jax.types import Layout, Params
 
 Values = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Field -> for each prompt and completion an array with an entry for each token."""
@@ -99,3 +99,29 @@ def batches_of(
   )
   values = {field: np.concatenate(arrays) for field, arrays in kept.items()}
   return batches, references.cache(values, batches.store)
+
+
+def largest(run: Run) -> Batch | None:
+  """A minibatch of the largest shape: every prompt the longest, every completion at the
+  limit; None where the arrangement takes none of rewards that all differ."""
+  experiment, ids = run.experiment, max(run.prompts.ids, key=len)
+  B, K = experiment.prompts_per_iteration, experiment.sampling.completions
+  T = experiment.sampling.max_tokens
+  stats = online_setup.recorded(run.objective, experiment.sampling.temperature)
+  zeros = np.zeros((B, K, T), np.float32)
+  drawn = Rollouts(
+    iteration=0,
+    row_B=np.arange(B),
+    prompts=("",) * B,
+    texts_BK=(("",) * K,) * B,
+    examples=(Example("", ids, (np.zeros(T, np.int32),) * K, Layout.SAMPLED),) * B,
+    logp=zeros,
+    ended_BK=zeros[..., 0] > 0,
+  )
+  values = {field: zeros for field in ("old_logp_BKT", *(s.field for s in stats))}
+  reward_BK = np.broadcast_to(np.arange(K, dtype=np.float32) - (K - 1) / 2, (B, K))
+  examples, kept = arranged(run, drawn, values, reward_BK, np.ones((B, K), np.float32))
+  if not examples:
+    return None
+  batches, cache = batches_of(run, 0, examples, kept)
+  return references.fill(cache, batches[0])

@@ -31,7 +31,6 @@ from xpo_jax.train import (
   offline,
   online_check,
   online_setup,
-  parts,
   references,
   rollouts,
   run_dirs,
@@ -284,9 +283,7 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     rows = audit.show(batches[0], run.tokenizer)[: offline.SHOWN_ROWS]
     shown = [[token._asdict() for token in row] for row in rows]
     run_dirs.write_json(run_dir / offline.SHOWN, shown)
-  frozen = dict(run.frozen)
-  if references.reads_live(run.objective) or parts.read_reference(run.beside.parts):
-    frozen[references.ROLE] = ref
+  frozen = online_setup.frozen(run, ref)
   beta = {} if state.beta is None else {"beta": float(state.beta)}
   knobs = step.knobs(run.experiment.optimizer, **beta)
   trained, measured, done = state.train, [], int(state.train.step)

@@ -210,7 +210,7 @@ def prepare(
     beside=beside,
     record=recorder(
       models | {"policy": lora.attached(model, adapter)},
-      _recorded(objective, experiment.sampling.temperature),
+      recorded(objective, experiment.sampling.temperature),
       mesh,
     ),
     place=put,
@@ -225,6 +225,13 @@ def _copied(first: state.TrainState) -> Params:
 def roles(run: Run, params: Params) -> dict[str, Params]:
   """What sampling and scoring read of trained parameters; see `state.roles`."""
   return state.roles(params, run.frozen, run.experiment.adapter)
+
+
+def frozen(run: Run, ref: Params) -> dict[str, Params]:
+  """What an update reads beside the trained parameters, the reference of now where the
+  objective or a part reads it live."""
+  live = references.reads_live(run.objective) or parts.read_reference(run.beside.parts)
+  return dict(run.frozen) | ({references.ROLE: ref} if live else {})
 
 
 def _placed(experiment, mesh, trained, own, params, objective, root):
@@ -310,7 +317,7 @@ def _some(prompts: PromptSet, rows) -> PromptSet:
   return PromptSet(*(tuple(x[row] for row in rows) for x in columns), prompts.width)
 
 
-def _recorded(objective: Objective, temperature: float) -> tuple[Stat, ...]:
+def recorded(objective: Objective, temperature: float) -> tuple[Stat, ...]:
   """What is scored once an iteration: the reference's statistics, and the values of
   the policy that sampled."""
   stats = {stat.field: stat for stat in references.cacheable(objective)}

@@ -2,7 +2,8 @@
 
 Reads and tokenises the data, packs it, reads the start's weights, and compiles the
 step to learn its memory; no step is run and no reference is scored. Of an online run
-the judge is made, and nothing is sampled: what it will pack is not known yet.
+the judge is made, nothing is sampled, and the step is that of the largest batch there
+can be: the longest prompt, completions at the limit.
 """
 
 import functools
@@ -16,13 +17,16 @@ import jax
 import numpy as np
 
 from xpo_jax.data import audit, collate, pack
+from xpo_jax.data.pack import Batches
 from xpo_jax.models import lora, transformer
 from xpo_jax.train import (
   inputs,
+  lessons,
   offline,
   online_check,
   online_setup,
   optim,
+  parts,
   references,
   run_dirs,
   setup,
@@ -42,7 +46,8 @@ class Budget(NamedTuple):
     counts: the data's audit.
     sizes: steps, shapes, tokens, parameters.
     bytes: of the compiled step on one device: "arguments" (state and batch),
-      "temporaries"; None on a mesh, and of an online run.
+      "temporaries", and of an online run what it keeps "between updates" beside them,
+      a reference or older samplers; sampling itself is not in it. None on a mesh.
     shown: the first rows, token by token (`audit.show`); of an online run the first
       prompt.
   """
@@ -129,10 +134,28 @@ def _online(experiment: OnlineExperiment, memory: Memory) -> list[Budget]:
     audit.Shown(run.tokenizer.decode([int(token)]), 1, 0, at, False)
     for at, token in enumerate(run.prompts.ids[0])
   ]
+  found = _online_memory(run)
   return [
     *before,
-    Budget(_name(experiment.objective), run.counts, sizes, None, [prompt]),
+    Budget(_name(experiment.objective), run.counts, sizes, found, [prompt]),
   ]
+
+
+def _online_memory(run: online_setup.Run) -> dict[str, int] | None:
+  batch = lessons.largest(run)
+  if setup.make_mesh(run.experiment.mesh) is not None or batch is None:
+    return None
+  read, beta = online_setup.frozen(run, run.ref), {}
+  if run.controller is not None:
+    beta["beta"] = float(run.state.beta)
+  knobs = step.knobs(run.experiment.optimizer, **beta)
+  arguments = (run.state.train, read, batch, knobs, run.beside.batch(0))
+  # The start, of which adapters read their base; the reference of now; less what of
+  # both the step reads.
+  copies = (not run.frozen) + (run.state.ref is not None) - (references.ROLE in read)
+  kept = [run.state.sampler, *[run.ref] * copies]
+  between = sum(x.nbytes for x in jax.tree.leaves(kept))
+  return _compiled(run.step, *arguments) | {"between updates": between}
 
 
 def _name(use: Use) -> str:
@@ -151,6 +174,9 @@ def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Begin
       before, begun = [], inputs.begin(experiment, run_dir, loaded, None)
     train, held_out, counts = inputs.prepare(
       experiment, loaded, begun.tokenizer, run_dir, memory
+    )
+    beside = parts.prepare(
+      experiment.parts, begun.tokenizer, run_dir, memory, lambda batch: batch
     )
   objective = experiment.objective.build()
   data = experiment.data
@@ -177,13 +203,17 @@ def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Begin
     "unique tokens": batches.tokens_unique,
     "parameters": parameters,
   }
-  memory_bytes = None if mesh is not None else _memory(experiment, begun, batches)
+  memory_bytes = None
+  if mesh is None:
+    memory_bytes = _memory(experiment, begun, batches, beside)
   shown = audit.show(batches[0], begun.tokenizer)
   name = _name(experiment.objective)
   return [*before, Budget(name, counts, sizes, memory_bytes, shown)], begun
 
 
-def _memory(experiment: Experiment, begun: Beginning, batches) -> dict[str, int]:
+def _memory(
+  experiment: Experiment, begun: Beginning, batches: Batches, beside: parts.Beside
+) -> dict[str, int]:
   """Bytes of the compiled step; parameters and state are never made."""
   objective = experiment.objective.build()
   model = transformer.model(begun.config)
@@ -191,15 +221,15 @@ def _memory(experiment: Experiment, begun: Beginning, batches) -> dict[str, int]
   trained = lora.trained(model, adapter)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
+  needed = parts.joined(objective, beside.parts)
 
   def create(lm):
-    params = state.with_heads(
-      objective, {"lm": lm}, begun.config.width, jax.random.key(0)
-    )
+    params = state.with_heads(needed, {"lm": lm}, begun.config.width, jax.random.key(0))
     return state.create(params, chain, objective.init(), jax.random.key(0), ema)
 
   lm = jax.eval_shape(lambda: begun.params["lm"])
-  frozen = {references.ROLE: {"lm": lm}} if references.reads_live(objective) else {}
+  live = references.reads_live(objective) or parts.read_reference(beside.parts)
+  frozen = {references.ROLE: {"lm": lm}} if live else {}
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}
     lm = jax.eval_shape(trained.init, jax.random.key(0))
@@ -212,11 +242,15 @@ def _memory(experiment: Experiment, begun: Beginning, batches) -> dict[str, int]
     experiment.optimizer,
     len(batches),
     adapter=adapter,
+    parts=beside.parts,
   )
   knobs = step.knobs(experiment.optimizer)
   make = functools.partial(jax.eval_shape, create)
-  compiled = update.lower(make(lm), frozen, batch, knobs).compile()
-  found = compiled.memory_analysis()
+  return _compiled(update, make(lm), frozen, batch, knobs, beside.batch(0))
+
+
+def _compiled(update: step.Step, *arguments) -> dict[str, int]:
+  found = update.lower(*arguments).compile().memory_analysis()
   return {
     "arguments": found.argument_size_in_bytes,
     "temporaries": found.temp_size_in_bytes,
