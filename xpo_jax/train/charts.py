@@ -5,6 +5,7 @@ brings its own. No script, no font, no file beside it.
 """
 
 import html
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _BOTTOM = 62, 16, 46
 _LEGEND_LINE, _CHARACTER = 18, 7.4
 _POINTS = 150  # a longer curve is shown as means of equal stretches
-COLOURS = 8
+COLOURS, DASHES = 8, 3
 
 STYLE = """
 .chart { font: 13px system-ui, sans-serif; color: #57606a; }
@@ -28,12 +29,14 @@ STYLE = """
 .chart .grid { stroke: #d0d7de; stroke-width: 1; opacity: .6; }
 .chart .axis { stroke: #8c959f; stroke-width: 1; }
 .chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.chart .dashed { stroke-dasharray: 5 4; }
 .chart .bar { stroke-width: 1.25; opacity: .75; }
 .chart .label { paint-order: stroke; stroke: var(--paper, #fff); stroke-width: 3px; }
 .chart .band { opacity: .16; stroke: none; }
 .c0 { --c: #0969da; } .c1 { --c: #bc4c00; } .c2 { --c: #1a7f37; } .c3 { --c: #8250df; }
-.c4 { --c: #bf3989; } .c5 { --c: #0e7c86; } .c6 { --c: #9a6700; } .c7 { --c: #57606a; }
+.c4 { --c: #bf3989; } .c5 { --c: #0e7c86; } .c6 { --c: #9a6700; } .c7 { --c: #a40e26; }
+.chart .dashed { stroke-dasharray: 5 4; }
+.d0, .d1, .d2 { --c: #57606a; stroke-dasharray: 6 4; }
+.d1 { stroke-dasharray: 2 3; } .d2 { stroke-dasharray: 9 3 2 3; }
 .chart .stroke { stroke: var(--c); } .chart .fill { fill: var(--c); }
 @media (prefers-color-scheme: dark) {
   .chart { color: #9198a1; }
@@ -41,7 +44,8 @@ STYLE = """
   .chart .grid { stroke: #3d444d; } .chart .axis { stroke: #656c76; }
   .c0 { --c: #58a6ff; } .c1 { --c: #ff9b50; } .c2 { --c: #4ac26b; }
   .c3 { --c: #c297ff; } .c4 { --c: #ff80c8; } .c5 { --c: #39c5cf; }
-  .c6 { --c: #e3b341; } .c7 { --c: #9198a1; }
+  .c6 { --c: #e3b341; } .c7 { --c: #ff7b72; }
+  .d0, .d1, .d2 { --c: #9198a1; }
 }
 """
 PAPER = """
@@ -58,7 +62,8 @@ class Series(NamedTuple):
     x, y: values.
     low, high: interval of y: a band along a line, bars at points.
     x_low, x_high: interval of x, bars at points.
-    kind: "line", "dashed", "points" or "both" (points joined by a line).
+    kind: "line", "points", "both" (points joined by a line), or "dashed": what the
+      others are read against, in grey.
     labels: text beside each point.
   """
 
@@ -151,7 +156,10 @@ def svg(figure: Figure, standalone: bool = False) -> str:
     legend,
     _axes(figure, x_range, y_range, across, up, top),
     f'<g clip-path="url(#{clip})">',
-    *(_draw(s, i, across, up) for i, s in enumerate(figure.series)),
+    *(
+      _draw(series, colour, across, up)
+      for series, colour in zip(figure.series, _classes(figure.series), strict=True)
+    ),
     "</g></svg>",
   ]
   return "\n".join(part for part in parts if part)
@@ -167,22 +175,30 @@ def _check(series: Series) -> None:
     )
 
 
+def _classes(series: Sequence[Series]) -> list[str]:
+  """A colour for each, or a dash where it is grey."""
+  colours, dashes = itertools.count(), itertools.count()
+  return [
+    f"d{next(dashes) % DASHES}" if s.kind == "dashed" else f"c{next(colours) % COLOURS}"
+    for s in series
+  ]
+
+
 def _legend(series: Sequence[Series]) -> tuple[str, float]:
   """The legend's entries, wrapped, and where the plot may begin."""
   x, y, parts = _LEFT, 38, []
-  for i, one in enumerate(series):
+  for one, colour in zip(series, _classes(series), strict=True):
     if not one.name:
       continue
     width = 34 + _CHARACTER * len(one.name)
     if x + width > WIDTH - _RIGHT and x > _LEFT:
       x, y = _LEFT, y + _LEGEND_LINE
-    dashed = " dashed" if one.kind == "dashed" else ""
-    mark = f'<line class="line stroke{dashed}" x1="{x}" x2="{x + 14}" y1="{y - 4}" '
+    mark = f'<line class="line stroke" x1="{x}" x2="{x + 14}" y1="{y - 4}" '
     mark += f'y2="{y - 4}"/>'
     if one.kind == "points":
       mark = f'<circle class="fill" cx="{x + 7}" cy="{y - 4}" r="4"/>'
     label = f'<text x="{x + 19}" y="{y}">{html.escape(one.name)}</text>'
-    parts.append(f'<g class="c{i % COLOURS}">{mark}{label}</g>')
+    parts.append(f'<g class="{colour}">{mark}{label}</g>')
     x += width
   return "\n".join(parts), (y + 12 if parts else 30)
 
@@ -247,7 +263,7 @@ def _number(value: float) -> str:
   return f"{value:.6g}"
 
 
-def _draw(series: Series, index: int, across, up) -> str:
+def _draw(series: Series, colour: str, across, up) -> str:
   x, y = (np.asarray(v, np.float64) for v in (series.x, series.y))
   finite = np.isfinite(x) & np.isfinite(y)
   parts = []
@@ -267,12 +283,10 @@ def _draw(series: Series, index: int, across, up) -> str:
     ends = zip(series.x_low, series.x_high, y, finite, strict=True)
     parts += [_bar(across(a), up(b), across(c), up(b)) for a, c, b, ok in ends if ok]
   if lined:
-    dashed = " dashed" if series.kind == "dashed" else ""
     for run in np.split(np.arange(x.size), np.flatnonzero(~finite)):
       points = [f"{across(x[i])},{up(y[i])}" for i in run if finite[i]]
       if len(points) > 1:
-        line = f'<polyline class="line stroke{dashed}" points="{" ".join(points)}"/>'
-        parts.append(line)
+        parts.append(f'<polyline class="line stroke" points="{" ".join(points)}"/>')
   if series.kind in ("points", "both") or (lined and finite.sum() == 1):
     for i in np.flatnonzero(finite):
       parts.append(f'<circle class="fill" cx="{across(x[i])}" cy="{up(y[i])}" r="4"/>')
@@ -283,7 +297,7 @@ def _draw(series: Series, index: int, across, up) -> str:
         side = (-7, "end")
       at = f'x="{left + side[0]}" y="{up(y[i]) - 6}" text-anchor="{side[1]}"'
       parts.append(f'<text class="label" {at}>{html.escape(label)}</text>')
-  return f'<g class="c{index % COLOURS}">{"".join(parts)}</g>'
+  return f'<g class="{colour}">{"".join(parts)}</g>'
 
 
 def _bar(x1, y1, x2, y2) -> str:
