@@ -1,0 +1,44 @@
+"""An online loop on a mesh is the loop on one device: texts, opponents, updates."""
+
+import dataclasses
+
+import pytest
+
+from tests.train.draws_test import RUN
+from tests.train.tiny_runs import MODEL
+from xpo_jax.train import metrics, online, rollouts
+from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch
+from xpo_jax.train.online_experiment import Opponent
+
+SAMPLING = dataclasses.replace(
+  RUN.sampling, opponent=Opponent(0.0, of="average", completions=3)
+)
+# Nash-EMA: the opponent is the mean of the policy's weights.
+NASH = dataclasses.replace(
+  RUN,
+  start=Scratch(dataclasses.replace(MODEL, width=16, head_dim=8)),
+  prompts_per_iteration=8,
+  sampling=SAMPLING,
+  optimizer=dataclasses.replace(RUN.optimizer, ema=0.5),
+  evaluation=Evaluation(),
+)
+SPLIT = dataclasses.replace(
+  NASH,
+  mesh=MeshShape(data=2, fsdp=2, tensor=2),
+  sampling=dataclasses.replace(SAMPLING, slots=4),
+)
+
+
+def test_split_loop_with_refilled_slots_is_the_loop_on_one_device(tmp_path):
+  for name, experiment in (("one", NASH), ("split", SPLIT)):
+    assert online.train(experiment, tmp_path / name, say=lambda text: None).finished
+  for iteration in (1, 2):
+    path = f"{online.ROLLOUTS}/{iteration:06d}.jsonl"
+    one, split = (rollouts.read(tmp_path / name / path) for name in ("one", "split"))
+    assert one.texts_BK == split.texts_BK and one.opponents_BJ == split.opponents_BJ
+  for one, split in zip(
+    *(metrics.read(tmp_path / name) for name in ("one", "split")), strict=True
+  ):
+    assert one["grad_norm"] > 0
+    for measured in ("loss", "grad_norm", "rollout/reward", "rollout/kl"):
+      assert split[measured] == pytest.approx(one[measured], rel=1e-3, abs=1e-5)
