@@ -9,8 +9,9 @@ Expected: the true reward of held-out prompts rises above the start's, less so t
 Departs from the paper: no model of this size can rate, a scripted rater stands in for
   it: it rates the truth from 0 to 5 in whole points, a tenth of them wrong. The
   baseline is the mean of past rewards, not a learned value.
-Last result: 2026-11-22, one seed, intervals over prompts: true reward of 128 held-out
-  prompts 0.548 [0.510, 0.585] at 0.81 nats; the start has 0.099 [0.050, 0.147].
+Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true reward of
+  128 held-out prompts 0.544 [0.514, 0.575] at 0.79 nats; the start has 0.091 [0.055,
+  0.126].
 """
 
 from xpo_jax.feedback import scripted

@@ -9,11 +9,11 @@ Expected: the win rate against the start (`eval/reward`) rises above 1/2, and th
   reward to say: at the equilibrium all three are said, each beaten by another.
 Departs from the paper: the preference is a rule, not a trained model; beta is 0.05, not
   0.008, for a run of minutes.
-Last result: 2026-11-22, one seed, intervals over prompts: true reward of 128 held-out
-  prompts 0.355 [0.308, 0.402] at 0.58 nats; the start has 0.099 [0.050, 0.147]. Win
-  rate against the start 0.63; of the samples 53 % praise in the first kind's words (31
-  % at first), 16 % each in the others', 15 % in none (37 % at first): the equilibrium
-  is not reached.
+Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true reward of
+  128 held-out prompts 0.319 [0.273, 0.365] at 0.55 nats; the start has 0.091 [0.055,
+  0.126]. Of one seed: win rate against the start 0.63; of the samples 53 % praise in
+  the first kind's words (31 % at first), 16 % each in the others', 15 % in none (37 %
+  at first): the equilibrium is not reached.
 """
 
 from xpo_jax.feedback import rules

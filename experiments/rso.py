@@ -3,15 +3,16 @@
 Paper: Liu et al. 2023, arXiv:2309.06657: 64 candidates of the SFT policy, 8 accepted by
   statistical rejection sampling, ranked in a first round, sigmoid- or hinge-norm loss.
 Command: xpo train rso [--beta 0.5 --gamma 0.05 --ranking tournament]
-Hardware: 2 CPU cores, a minute a seed after the start.
+Hardware: 2 CPU cores; six minutes for three seeds, beside other jobs.
 Expected: accepted pairs give more reward than the first 8 samples (paper, Table 1: RSO
   above sft-sample-rank by 0.2 to 4 points of its proxy); at this size, direction only.
 Departs from the paper: the ranking model is the world's true reward, its logit
   reward / temperature; there is no ranking model's error to overfit to.
-Last result: 2026-11-22, one seed, intervals over 128 prompts. True reward, from
-  0.10: sigmoid-norm 0.803 [0.781, 0.824] at 7.9 nats, hinge-norm 0.806 [0.784, 0.827]
-  at 11.1, sft-sample-rank 0.784 [0.765, 0.803] at 10.7: the paper's direction, by
-  0.02, and at less KL.
+Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward,
+  from 0.091: sigmoid-norm 0.801 [0.779, 0.820] at 14.6 nats [8.0, 22.0], hinge-norm
+  0.793 [0.736, 0.838] at 12.8 [8.7, 18.2], sft-sample-rank 0.797 [0.777, 0.818] at 9.6
+  [5.4, 12.7]: nothing separates, in reward or in KL, so the claim does not reproduce
+  here.
 """
 
 import dataclasses
