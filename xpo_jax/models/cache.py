@@ -1,7 +1,8 @@
 """The decoder with a key-value cache: prompts once, then one token per branch.
 
 The K completions of a prompt read the prompt's keys and values from one copy; each
-holds only its own tokens beside it.
+holds only its own tokens beside it. A step goes through the layers one by one, each
+with weights and caches of its own: a scan would first copy them out of their stack.
 """
 
 import jax
@@ -18,21 +19,21 @@ class Prompts:
   """What the branches share; `g` the key-value heads and `h` their dimensions.
 
   Attributes:
-    key, value: `[N, B, g, P, h]`, of all layers.
+    key, value: `[B, g, P, h]` of each layer.
     length_B: tokens of each prompt.
   """
 
-  key: Array
-  value: Array
+  key: tuple[Array, ...]
+  value: tuple[Array, ...]
   length_B: Array
 
 
 @struct.dataclass
 class Branches:
-  """Keys and values of the branches' own tokens, `[N, B, K, g, T, h]`."""
+  """Keys and values of the branches' own tokens, `[B, K, g, T, h]` of each layer."""
 
-  key: Array
-  value: Array
+  key: tuple[Array, ...]
+  value: tuple[Array, ...]
 
 
 def prefill(
@@ -66,30 +67,36 @@ def prefill(
   )
   last = jnp.take_along_axis(x, (length_B - 1)[:, None, None], axis=1)[:, 0]
   hidden_BD = transformer.norm(config, params["final_norm"], last)
-  return hidden_BD, Prompts(key, value, length_B)
+  return hidden_BD, Prompts(tuple(key), tuple(value), length_B)
 
 
 def zeros(prompts: Prompts, B: int) -> Prompts:
   """The cache of B other prompts as wide, none of which was read."""
-  N, _, *sizes = prompts.key.shape
-  key = jnp.zeros((N, B, *sizes), prompts.key.dtype)
-  return Prompts(key, key, jnp.zeros(B, jnp.int32))
+  return jax.tree.map(lambda x: jnp.zeros((B, *x.shape[1:]), x.dtype), prompts)
 
 
 def copy(to: Prompts, at: Array, prompts: Prompts, b: Array) -> Prompts:
   """Puts the cache of prompt `b` at place `at` of another."""
-  return Prompts(
-    to.key.at[:, at].set(prompts.key[:, b]),
-    to.value.at[:, at].set(prompts.value[:, b]),
-    to.length_B.at[at].set(prompts.length_B[b]),
-  )
+  return jax.tree.map(lambda old, new: old.at[at].set(new[b]), to, prompts)
 
 
 def branches(prompts: Prompts, completions: int, max_tokens: int) -> Branches:
   """Room for K branches of T tokens beside each prompt."""
-  N, B, g, _, h = prompts.key.shape
-  room = jnp.zeros((N, B, completions, g, max_tokens, h), prompts.key.dtype)
-  return Branches(room, room)
+
+  def room(x: Array) -> Array:
+    B, g, _, h = x.shape
+    return jnp.zeros((B, completions, g, max_tokens, h), x.dtype)
+
+  return Branches(*jax.tree.map(room, (prompts.key, prompts.value)))
+
+
+def layers(params: Params) -> Params:
+  """The parameters of a decoder with those of its blocks in a list of layers."""
+  blocks = params["blocks"]
+  count = len(jax.tree.leaves(blocks)[0])
+  return params | {
+    "blocks": [jax.tree.map(lambda w, i=i: w[i], blocks) for i in range(count)]
+  }
 
 
 def decode(
@@ -104,7 +111,7 @@ def decode(
 
   Args:
     config: of the decoder.
-    params: of the decoder.
+    params: of `layers`.
     token_BK: token ids.
     at_BK: how many tokens each branch holds already, less than T.
     prompts: of `prefill`.
@@ -115,51 +122,44 @@ def decode(
   """
   position_BK = prompts.length_B[:, None] + at_BK
   turn = transformer.angles(config, position_BK)
-  P, T = prompts.key.shape[3], branches.key.shape[4]
+  P, T = prompts.key[0].shape[2], branches.key[0].shape[3]
   in_prompt = jnp.arange(P)[None] < prompts.length_B[:, None]
-  in_branch = jnp.arange(T)[None, None] < at_BK[..., None]
+  in_branch = jnp.arange(T)[None, None] <= at_BK[..., None]
 
-  def step(x, xs):
-    layer, prompt_key, prompt_value, old_key, old_value = xs
-
+  def step(x, layer, prompt_key, prompt_value, own_key, own_value):
     def attend(query, key, value):
       B, K, H, h = query.shape
       g = key.shape[2]
       query = query.reshape(B, K, g, H // g, h) * h**-0.5
       wide = jnp.promote_types(query.dtype, jnp.float32)
-      # Three stretches under one softmax: prompt, earlier tokens, this token. The
-      # cache is only read here and written once for all layers below.
+      key, value = _write(own_key, key, at_BK), _write(own_value, value, at_BK)
+      # Two stretches under one softmax: the prompt and the branch.
       score = [
         jnp.einsum("bkgmh,bgph->bkgmp", query, prompt_key, preferred_element_type=wide),
-        jnp.einsum("bkgmh,bkgth->bkgmt", query, old_key, preferred_element_type=wide),
-        jnp.einsum("bkgmh,bkgh->bkgm", query, key, preferred_element_type=wide),
+        jnp.einsum("bkgmh,bkgth->bkgmt", query, key, preferred_element_type=wide),
       ]
       score[0] = jnp.where(in_prompt[:, None, None, None], score[0], transformer.MASKED)
       score[1] = jnp.where(in_branch[:, :, None, None], score[1], transformer.MASKED)
-      score = jnp.concatenate([*score[:2], score[2][..., None]], axis=-1)
-      weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
-      mixed = (
-        jnp.einsum("bkgmp,bgph->bkgmh", weight[..., :P], prompt_value)
-        + jnp.einsum("bkgmt,bkgth->bkgmh", weight[..., P : P + T], old_value)
-        + weight[..., P + T :] * value[:, :, :, None]
-      )
+      weight = jax.nn.softmax(jnp.concatenate(score, axis=-1), axis=-1)
+      weight = weight.astype(value.dtype)
+      mixed = jnp.einsum("bkgmp,bgph->bkgmh", weight[..., :P], prompt_value)
+      mixed += jnp.einsum("bkgmt,bkgth->bkgmh", weight[..., P:], value)
       return mixed.reshape(B, K, H, h), (key, value)
 
     return transformer.block(config, layer, x, turn, attend)
 
   x = transformer.embed(config, params, token_BK, position_BK)
-  xs = (params["blocks"], prompts.key, prompts.value, branches.key, branches.value)
-  x, (key, value) = jax.lax.scan(step, x, xs)
-  grown = Branches(
-    _write(branches.key, key, at_BK), _write(branches.value, value, at_BK)
-  )
-  return transformer.norm(config, params["final_norm"], x), grown
+  caches = (prompts.key, prompts.value, branches.key, branches.value)
+  grown = []
+  for layer, *held in zip(params["blocks"], *caches, strict=True):
+    x, own = step(x, layer, *held)
+    grown.append(own)
+  hidden_BKD = transformer.norm(config, params["final_norm"], x)
+  return hidden_BKD, Branches(*zip(*grown, strict=True))
 
 
 def _write(cache: Array, new: Array, at_BK: Array) -> Array:
-  """Puts `[N, B, K, g, h]` at its branches' places in `[N, B, K, g, T, h]`."""
+  """Puts `[B, K, g, h]` at its branches' places in `[B, K, g, T, h]`."""
   B, K = at_BK.shape
   b, k = jnp.arange(B)[:, None], jnp.arange(K)[None]
-  # Advanced indices apart from one another come first: [B, K, N, g, h].
-  new = jnp.moveaxis(new, 0, 2)
-  return cache.at[:, b, k, :, at_BK].set(new, mode="promise_in_bounds")
+  return cache.at[b, k, :, at_BK].set(new, mode="promise_in_bounds")

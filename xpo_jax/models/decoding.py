@@ -78,6 +78,11 @@ def room(
   return tuple(cache.branches(read, *luck_BKT2.shape[1:3]) for read in prompts)
 
 
+def layers(decoder: Decoder) -> Decoder:
+  """The decoder as `extend` needs it: a second copy of its blocks, layer by layer."""
+  return decoder.replace(params=tuple(cache.layers(p) for p in decoder.params))
+
+
 def extend(
   decoder: Decoder,
   out: Samples,
@@ -85,7 +90,10 @@ def extend(
   branches: tuple[cache.Branches, ...],
   luck_BKT2: Array,
 ) -> tuple[Samples, tuple[cache.Branches, ...]]:
-  """Adds a token to every completion that is open; all have one at least."""
+  """Adds a token to every completion that is open; all have one at least.
+
+  The decoder is one of `layers`.
+  """
   at_BK = jnp.maximum(out.length_BK - 1, 0)
   token_BK = _take(out.tokens_BKT, at_BK)
   hidden, grown = [], []

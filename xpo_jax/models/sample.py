@@ -302,12 +302,13 @@ def _sample(
   luck_BKT2 = draw.luck(key, row_B, completions, max_tokens)
   out, prompts = decoding.begin(decoder, prompt_BP, length_B, luck_BKT2)
   branches = decoding.room(prompts, luck_BKT2)
+  layers = decoding.layers(decoder)
 
   def more(carry: tuple) -> Array:
     return carry[0].open_BK.any()
 
   def step(carry: tuple) -> tuple:
     out, branches = carry
-    return decoding.extend(decoder, out, prompts, branches, luck_BKT2)
+    return decoding.extend(layers, out, prompts, branches, luck_BKT2)
 
   return jax.lax.while_loop(more, step, (out, branches))[0]

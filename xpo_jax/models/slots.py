@@ -134,6 +134,7 @@ def sample(
     mixture=mixture,
     warmth=warmth,
   )
+  layers = _layers(decoder)
   B, K, T = len(length_B), completions, max_tokens
   group = min(-(-slots // K), B)
   sizes = {"completions": K, "max_tokens": T}
@@ -179,7 +180,7 @@ def sample(
     if (held < 0).all():
       break
     wanted = freed if len(waiting) or start < B else slots
-    state, ran = _advance(decoder, state, wanted)
+    state, ran = _advance(layers, state, wanted)
     out, steps = jax.device_get(state.held.out), steps + int(ran)
     over = np.flatnonzero((held >= 0) & ~out.open_BK[:, 0])
     keep(out, over, held[over])
@@ -202,6 +203,9 @@ def _read(
   luck_BKT2 = draw.luck(key, row_B, completions, max_tokens)
   out, prompts = decoding.begin(decoder, prompt_BP, length_B, luck_BKT2)
   return _Read(out, prompts, luck_BKT2)
+
+
+_layers = jax.jit(decoding.layers)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
