@@ -160,6 +160,8 @@ def decode(
 
 def _write(cache: Array, new: Array, at_BK: Array) -> Array:
   """Puts `[B, K, g, h]` at its branches' places in `[B, K, g, T, h]`."""
-  B, K = at_BK.shape
-  b, k = jnp.arange(B)[:, None], jnp.arange(K)[None]
-  return cache.at[b, k, :, at_BK].set(new, mode="promise_in_bounds")
+
+  def put(cache: Array, new: Array, at: Array) -> Array:
+    return cache.at[:, at].set(new, mode="promise_in_bounds")
+
+  return jax.vmap(jax.vmap(put))(cache, new, at_BK)
