@@ -14,7 +14,7 @@ import numpy as np
 from xpo_jax import games
 from xpo_jax.types import Array
 
-_BLOCK = 128  # tokens drawn among at once, see `_invert_blocks`
+_BLOCK = 128  # tokens drawn among at once, see `_draw`
 
 
 class Rule(NamedTuple):
