@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   series = [online_study_page.curve(label, seeds) for label, seeds in arms.items()]
   kl, reward = [r.kl_P.mean() for r in best], [r.reward_P.mean() for r in best]
   series.append(charts.Series("best of n", kl, reward, kind="dashed"))
-  note = "Bands: 95 % over prompts and seeds. Offline DPO: a point a beta."
+  note = "Bars: 95 % over prompts and seeds. Offline DPO: a point a beta."
   title = "True reward against KL, along training"
   online_study_page.draw(args.run_dir / "frontier.svg", title, series, note)
   found = {label: online_study_page.runs(seeds) for label, seeds in arms.items()}
