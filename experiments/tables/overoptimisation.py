@@ -6,12 +6,12 @@ Paper: Gao et al. 2022, arXiv:2210.10760: the score of a learned reward rises wi
 Command: python experiments/tables/overoptimisation.py
   With the same --run-dir it goes on where it was; --show draws what there is.
 Hardware: 2 CPU cores.
-Expected: the train score rises throughout; with few labels the test score stays behind
-  it, and the true reward stops rising, or turns; where the labels like long answers
+Expected: the train score rises throughout; the fewer the labels, the further the test
+  score and the true reward stay behind it, or turn; where the labels like long answers
   both scores rise together and the true reward does not follow: what both halves of
   the labels have wrong, holding half of them out does not show.
-Departs from the paper: the misspecifications are stated, few labels in one arm, a
-  liking for length in the other; RLOO with next to no tie to the start, not PPO.
+Departs from the paper: the misspecifications are stated, few labels in two arms, a
+  liking for length in the third; RLOO with next to no tie to the start, not PPO.
 Last result: 2026-11-22, one seed, iterations 20 to 120; the start's true reward: 0.10.
   Few labels, 3.2 to 6.7 nats: train score 1.33 [1.30, 1.36] to 1.48 [1.45, 1.51], test
   score 0.24 [0.06, 0.41] to 0.31 [0.12, 0.50], true reward 0.08 [0.03, 0.12] to -0.28
@@ -36,15 +36,19 @@ from xpo_jax.recipes import (
   staged,
   staged_samples,
 )
-from xpo_jax.train import charts, page
+from xpo_jax.train import charts, intervals, page
 from xpo_jax.train.experiment import Use
 from xpo_jax.train.online_experiment import Call, Feedback
 from xpo_jax.train.optim import Optimizer
 
 TEMPERATURE = 0.25  # reward that is one logit of a label
 # Label -> pairs of each half, logits of a label for each word the answer is longer.
-ARMS = {"few labels": (60, 0.0), "labels like length": (400, 1.0)}
-ITERATIONS, EVERY = 120, 10
+ARMS = {
+  "200 labels": (200, 0.0),
+  "400 labels": (400, 0.0),
+  "labels like length": (400, 1.0),
+}
+ITERATIONS, EVERY = 120, 15
 NAMES = ("train score", "test score")
 
 
@@ -75,7 +79,7 @@ def run(study, run_dir: Path, label: str, seed: int) -> None:
   lab = staged.Lab(study, run_dir, online_study.quiet)
   halves = _labelled(lab, *ARMS[label], seed)
   directories = [
-    lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=3)
+    lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=4)
     for name, rows in zip(("train", "test"), halves, strict=True)
   ]
   scorers = [Call(reward_model.scorer, directory=str(d)) for d in directories]
@@ -84,7 +88,7 @@ def run(study, run_dir: Path, label: str, seed: int) -> None:
     study.world,
     feedback=Feedback(scorers[0]),
     iterations=ITERATIONS,
-    optimizer=Optimizer(learning_rate=1e-3, schedule="constant"),
+    optimizer=Optimizer(learning_rate=5e-4, schedule="constant"),
   )
   ask = {name: s.build() for name, s in zip(NAMES, scorers, strict=True)}
   online_study.online(lab, label, experiment, seed, every=EVERY, ask=ask)
@@ -131,7 +135,7 @@ def table(arms: online_study_page.Arms) -> page.Table:
 
 
 def claims(arms: online_study_page.Arms) -> page.Table:
-  """Whether the score went on where the truth did not."""
+  """Whether the score went on where the truth did not, and left the other behind."""
   rows = []
   for label, seeds in arms.items():
     best = max(
@@ -144,13 +148,19 @@ def claims(arms: online_study_page.Arms) -> page.Table:
       f"from iteration {at[0].iteration}, where it is best, to {last[0].iteration}: "
       f"train score {score}, true reward {true}"
     )
-    turns = score.low > 0 and true.high < 0
-    verdict = "reproduces" if turns else "does not separate here"
-    rows.append(
-      ["arXiv:2210.10760", f"{label}: score up, true reward down", ours, verdict]
-    )
+    claim, turns = f"{label}: score up, true reward down", score.low > 0 > true.high
+    rows.append(["arXiv:2210.10760", claim, ours, _verdict(turns)])
+    ahead_SP = np.stack([p.column(NAMES[0]) - p.column(NAMES[1]) for p in last])
+    ahead = intervals.bootstrap_seeds(ahead_SP)
+    claim = f"{label}: the train score leaves the test score behind"
+    ours = f"by {ahead} at iteration {last[0].iteration}"
+    rows.append(["arXiv:2204.05862", claim, ours, _verdict(ahead.low > 0)])
   caption = "Paired over prompts and seeds; the best point is chosen on these prompts."
   return page.Table(["paper", "claim", "ours", "verdict"], rows, caption)
+
+
+def _verdict(holds: bool) -> str:
+  return "reproduces" if holds else "does not separate here"
 
 
 if __name__ == "__main__":

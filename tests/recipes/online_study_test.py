@@ -219,14 +219,15 @@ def test_noisy_judges_differ_in_nothing_but_their_error(studied):
 
 def test_overoptimisation_asks_both_reward_models_and_the_truth(studied):
   (points, claims), seen, run_dir = studied("overoptimisation")
-  assert [row[1] for row in points.rows] == [1, 2, 1, 2]
-  assert {row[1].split(":")[0] for row in claims.rows} == {
-    "few labels",
-    "labels like length",
-  }
+  assert [row[1] for row in points.rows] == [1, 2] * 3
+  arms = {"200 labels", "400 labels", "labels like length"}
+  assert {row[1].split(":")[0] for row in claims.rows} == arms
+  ahead = [row for row in claims.rows if "leaves the test score behind" in row[1]]
+  assert len(ahead) == 3  # of two that say the same neither is ahead
+  assert {row[3] for row in ahead} == {"does not separate here"}
   judges = {(label, one.feedback.source.knobs["directory"]) for label, one, *_ in seen}
   assert judges == {(a, f"{a}-train-{s}") for a, _ in judges for s in (0, 1)}
-  assert (run_dir / "few_labels.svg").read_text().startswith("<svg")
+  assert (run_dir / "200_labels.svg").read_text().startswith("<svg")
   for one in online_study.read(run_dir):  # both stand-ins count words
     np.testing.assert_array_equal(one.column("train score"), one.column("test score"))
 
