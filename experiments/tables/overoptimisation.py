@@ -5,19 +5,24 @@ Paper: Gao et al. 2022, arXiv:2210.10760: the score of a learned reward rises wi
   of other data ("test") parts from the one that is trained on ("train").
 Command: python experiments/tables/overoptimisation.py
   With the same --run-dir it goes on where it was; --show draws what there is.
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores; eight minutes on one of them for three seeds, beside other jobs.
 Expected: the train score rises throughout; the fewer the labels, the further the test
   score and the true reward stay behind it, or turn; where the labels like long answers
   both scores rise together and the true reward does not follow: what both halves of
   the labels have wrong, holding half of them out does not show.
 Departs from the paper: the misspecifications are stated, few labels in two arms, a
   liking for length in the third; RLOO with next to no tie to the start, not PPO.
-Last result: 2026-11-22, one seed, iterations 20 to 120; the start's true reward: 0.10.
-  Few labels, 3.2 to 6.7 nats: train score 1.33 [1.30, 1.36] to 1.48 [1.45, 1.51], test
-  score 0.24 [0.06, 0.41] to 0.31 [0.12, 0.50], true reward 0.08 [0.03, 0.12] to -0.28
-  [-0.32, -0.24]. Labels that like length, 6.4 to 19.4 nats: train score 1.39 to 1.79,
-  test score 1.42 to 1.61, true reward 0.10 [0.05, 0.15], at most 0.18 [0.13, 0.22], in
-  the end 0.09 [0.04, 0.14], with 12 tokens in place of 8.
+Last result: 2026-11-22, three seeds, intervals over prompts and seeds; the start's true
+  reward: 0.091. After 120 iterations, KL, train score, test score, true reward: 200
+  labels 11 nats [6, 15], 3.15 [1.41, 4.09], 3.12 [0.13, 8.16], 0.108 [0.055, 0.163];
+  400 labels 17 [9, 23], 3.03 [1.61, 4.66], 1.68 [0.45, 3.90], 0.344 [0.146, 0.618];
+  labels that like length 13 [5, 23], 2.06 [1.38, 2.48], 1.33 [0.93, 1.55], 0.182
+  [0.139, 0.226], at 14 tokens in place of 8. The score goes up by deviations and the
+  true reward hardly moves, but it does not turn: that claim does not reproduce on
+  average. (One seed of 60 labels at twice the rate fell to -0.28; three did not.) The
+  train score leaves the test score behind with 400 labels, by 1.35 [0.77, 2.17]; with
+  200 the seeds are too far apart to tell. What the labels have wrong both scores have
+  wrong: where they like length the test score stays near the train score.
 """
 
 import sys
