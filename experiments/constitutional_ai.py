@@ -196,7 +196,7 @@ def _learned(
   done = lab.online(
     name,
     Use("ppo", beta=settings.beta, whiten_reward=False),
-    feedback=Feedback(source, missing_eos=1.0),
+    feedback=Feedback(source, missing_eos=lab.world.missing_eos(1.0)),
     start=start,
     seed=seed,
     iterations=settings.iterations,

@@ -27,7 +27,9 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   return online_world.run(
     Use("reinforce", beta=0.25),
     world,
-    feedback=Feedback(Call(scripted.scorer, error=0.1), missing_eos=1.0),
+    feedback=Feedback(
+      Call(scripted.scorer, error=0.1), missing_eos=world.missing_eos(1.0)
+    ),
     sampling=Sampling(completions=1, max_tokens=world.longest, temperature=0.9),
     prompts_per_iteration=128,
   )

@@ -93,7 +93,8 @@ def run(settings: InstructGpt, run_dir: Path) -> int:
     how = {"start": START, "seed": seed, "epochs": settings.reward_epochs}
     directory = str(lab.reward(f"reward-{seed}", rows, objective=Use("kwise"), **how))
     scorers[seed] = reward_model.scorer(directory)
-    feedback = Feedback(Call(reward_model.scorer, directory=directory), missing_eos=1.0)
+    judge = Call(reward_model.scorer, directory=directory)
+    feedback = Feedback(judge, missing_eos=lab.world.missing_eos(1.0))
     for label, (beta, gamma) in arms.items():
       began = time.perf_counter()
       done = lab.online(

@@ -137,7 +137,7 @@ def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):
   done = lab.online(
     name,
     Use("ppo", beta=settings.beta, whiten_reward=False),
-    feedback=Feedback(judge, missing_eos=1.0),
+    feedback=Feedback(judge, missing_eos=lab.world.missing_eos(1.0)),
     seed=seed,
     iterations=settings.iterations,
     minibatches=2,

@@ -174,7 +174,7 @@ def _policy(settings: Rlaif, lab, name: str, source, deviation: float, seed: int
   done = lab.online(
     name,
     Use("reinforce", beta=settings.beta * deviation),
-    feedback=Feedback(source, missing_eos=deviation),
+    feedback=Feedback(source, missing_eos=lab.world.missing_eos(deviation)),
     seed=seed,
     sampling=Sampling(1, lab.world.longest, temperature=settings.temperature),
     iterations=settings.iterations,

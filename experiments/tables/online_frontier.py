@@ -110,7 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_online(study, run_dir: Path, label: str, seed: int) -> None:
   """One recipe, one seed, a point every few iterations."""
   lab = staged.Lab(study, run_dir, online_study.quiet)
-  experiment = find.load(ONLINE[label]).experiment
+  source = study.world.source
+  given = [] if source is None else [f"source={source}"]
+  experiment = find.load(ONLINE[label], given).experiment
   online_study.online(lab, label, experiment, seed, every=EVERY)
 
 

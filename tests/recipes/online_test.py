@@ -52,12 +52,16 @@ def test_recipe_passes_every_check_that_needs_no_data(name, tmp_path):
   assert experiment.start.experiment == online_world.writer(World())  # all start alike
 
 
-def test_recipe_takes_texts_of_ones_own():
-  experiment = find.load("rloo", ["source=mine.jsonl"]).experiment
+@pytest.mark.parametrize("name", ["rloo", "direct_rlaif"])
+def test_recipe_takes_texts_of_ones_own(name):
+  experiment = find.load(name, ["source=mine.jsonl"]).experiment
   first, held_out = experiment.start.experiment.data, experiment.evaluation
   assert first.path == experiment.prompts.path == held_out.path == "mine.jsonl"
   assert first.portion == experiment.prompts.portion == "train"
   assert held_out.portion == "test"
+  # Texts may be longer than completions: what is cut does not pay for it.
+  assert experiment.feedback.missing_eos is None
+  assert find.load(name).experiment.feedback.missing_eos > 0
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def run(objective: Use, world: World, **changes: Any) -> OnlineExperiment:
       _path(world), portion="train", reading=_reading(world), bad_rows="drop"
     ),
     start=Trained(writer(world)),
-    feedback=Feedback(Call(rules.world_reward), missing_eos=0.5),
+    feedback=Feedback(Call(rules.world_reward), missing_eos=world.missing_eos(0.5)),
     sampling=Sampling(completions=4, max_tokens=world.longest),
     iterations=60,
     prompts_per_iteration=32,

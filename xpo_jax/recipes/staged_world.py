@@ -50,3 +50,11 @@ class World:
       raise ValueError(
         f"World.seeds is {self.seeds}; one seed at least, and none of them twice"
       )
+
+  def missing_eos(self, penalty: float) -> float | None:
+    """What a completion cut at `longest` loses, as `Feedback.missing_eos`.
+
+    The embedded world's reviews are shorter. Texts of one's own may not be: there it
+    loses nothing, or ending early would pay more than what is rewarded.
+    """
+    return penalty if self.source is None else None
