@@ -5,18 +5,19 @@ Paper: Munos et al. 2023 (NLHF), arXiv:2312.00886: no reward explains an intrans
 Command: python experiments/tables/nash.py
   With the same --run-dir it goes on where it was; --show prints what there is, the
   exact part always.
-Hardware: 2 CPU cores; the exact part takes seconds.
+Hardware: 2 CPU cores; the exact part takes seconds, three seeds on text four minutes.
 Expected: at equal KL the best answer to the policy wins less often against Nash-MD than
   against the optimum of a Bradley-Terry reward fitted on the start's own answers.
 Departs from the paper: exploitability is what the best single answer gains; the paper
   compares head to head, which an equilibrium need not win.
-Last result: 2026-11-22, the exact part alone: exploitability of Nash, and of
-  Bradley-Terry at its KL, 0.043 and 0.044 (0.002 nats), 0.047 and 0.050 (0.015), 0.039
-  and 0.056 (0.081), 0.015 and 0.046 (0.190), 0.005 and 0.045 (0.205); the reference has
-  0.040, so that a strong tie makes both worse than it. Head to head Nash wins 50.0 to
-  50.3 %. On text, one seed, they do not separate: exploitability 0.215 at the start;
-  Nash-MD 0.203, 0.182, 0.188 at 0.23, 0.44, 0.58 nats; RLOO on the reward 0.186, 0.170,
-  0.169 at 0.47, 1.34, 3.06, less at more KL, and at equal KL about the same.
+Last result: 2026-11-22. Exact: exploitability of Nash, and of Bradley-Terry at its KL,
+  0.043 and 0.044 (0.002 nats), 0.047 and 0.050 (0.015), 0.039 and 0.056 (0.081), 0.015
+  and 0.046 (0.190), 0.005 and 0.045 (0.205); the reference has 0.040, so that a strong
+  tie makes both worse than it. Head to head Nash wins 50.0 to 50.3 %. On text, three
+  seeds, they do not separate: exploitability 0.217 [0.199, 0.234] at the start; Nash-MD
+  0.195 [0.171, 0.216], 0.191, 0.199, 0.204 [0.181, 0.227] at 0.25, 0.48, 0.54, 0.55
+  nats; RLOO on the reward 0.188 [0.164, 0.211], 0.204, 0.203, 0.213 [0.190, 0.237] at
+  0.69, 2.4, 4.8, 9.7.
 """
 
 import functools
