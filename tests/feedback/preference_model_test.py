@@ -38,7 +38,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def directory(tokenizer, tmp_path_factory):
   place = tmp_path_factory.mktemp("preference")
-  model, head = transformer.model(CONFIG), heads.init_value_head(jax.random.key(1), 8)
+  model, head = transformer.model(CONFIG), heads.init_reward_head(jax.random.key(1), 8)
   lm = jax.tree.map(lambda x: 2 * x, model.init(jax.random.key(0)))
   pretrained.save(place, CONFIG, {"lm": lm, "value": head}, tokenizer)
   kind = reward_model.PREFERENCE

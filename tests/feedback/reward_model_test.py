@@ -41,7 +41,7 @@ def _params(seed):
   lm, head = jax.random.split(jax.random.key(seed))
   model = transformer.model(CONFIG)
   lm = jax.tree.map(lambda x: 2 * x, model.init(lm))
-  return {"lm": lm, "value": heads.init_value_head(head, CONFIG.width)}
+  return {"lm": lm, "value": heads.init_reward_head(head, CONFIG.width)}
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def stages(monkeypatch):
   def reward(lab, name, rows, **how):
     seen.append((name, how.pop("objective", None), list(rows), how))
     directory = lab.run_dir / name
-    head = heads.init_value_head(jax.random.key(1), TINY.width)
+    head = heads.init_reward_head(jax.random.key(1), TINY.width)
     params = lab.start.params | {"value": head}
     pretrained.save(directory, lab.start.config, params, lab.start.tokenizer)
     limits = tokenise.Limits(completion=TINY.longest)

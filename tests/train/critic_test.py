@@ -44,7 +44,7 @@ def _quiet(text: str) -> None:
 def _save(place, config, tokenizer, seed):
   lm, head = jax.random.split(jax.random.key(seed))
   params = jax.tree.map(lambda x: 2 * x, transformer.model(config).init(lm))
-  value = {"value": heads.init_value_head(head, config.width)}
+  value = {"value": heads.init_reward_head(head, config.width)}
   pretrained.save(place, config, {"lm": params} | value, tokenizer)
   return str(place)
 

@@ -220,7 +220,7 @@ def test_accuracy_counts_a_tie_as_half():
 
 def test_score_pairs_equals_one_plain_pass_a_completion(tiny):
   model, policy, ref = tiny
-  policy = policy | {"value": heads.init_value_head(jax.random.key(3), 8)}
+  policy = policy | {"value": heads.init_reward_head(jax.random.key(3), 8)}
   examples = [
     tokenise.Example(
       "0",

@@ -62,8 +62,10 @@ def rolled(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("oracle")
   loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
   run = online_setup.prepare(RUN, run_dir, loaded)
-  old = run.state.train.params
-  ref, policy = {"lm": _moved(old["lm"], 1)}, _moved(old, 2)
+  start = run.state.train.params
+  assert not any(x.any() for x in start["value"].values())  # nothing known: worth 0
+  old, policy = _moved(start, 0), _moved(start, 2)
+  ref = {"lm": _moved(start["lm"], 1)}
   drawn = online._draw(run, old, ref, 0)
   drawn = judged.ask(run.judge, drawn, RUN.feedback)
   reward_BK, present_BK = judged.shaped(drawn, RUN.feedback, RUN.sampling)

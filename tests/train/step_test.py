@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from xpo_jax import objectives, scored
+from xpo_jax.models import heads
 from xpo_jax.objectives import mixture
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
@@ -63,7 +64,8 @@ def _program(tiny, layout: Layout, microbatches: int, devices: int):
   parts = [objectives.get(name)() for name in GROUPS[layout]]
   batch = tiny.batches(layout, microbatches)[0]
   whole = mixture((1.0,) * len(parts), parts)
-  params = state.with_heads(whole, tiny.policy, tiny.model.config.width, KEY)
+  head = heads.init_reward_head(KEY, tiny.model.config.width)
+  params = state.with_heads(whole, tiny.policy, head)
   frozen, mesh = {"ref": tiny.ref}, None
   if devices > 1:
     mesh = meshes.make_mesh(2, 2, 2)

@@ -6,10 +6,25 @@ import jax.numpy as jnp
 from xpo_jax.types import Array, Params
 
 
-def init_value_head(key: Array, width: int) -> Params:
+def init_value_head(width: int) -> Params:
+  """A head of zeros: what no return has been seen for yet is worth 0.
+
+  As in the code of Ziegler et al. 2019 (arXiv:1909.08593). A random head has values of
+  about one, noise that advantages carry until it is unlearned.
+
+  Args:
+    width: D of the hidden states.
+
+  Returns:
+    `{"kernel_D", "bias"}`, float32.
+  """
+  return {"kernel_D": jnp.zeros(width, jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+
+
+def init_reward_head(key: Array, width: int) -> Params:
   """A head with kernel ~ N(0, 1 / (width + 1)) and bias 0.
 
-  The start of Stiennon et al. 2020 (arXiv:2009.01325, equation not checked): values
+  The start of Stiennon et al. 2020 (arXiv:2009.01325, equation not checked): rewards
   of about one on normalised hidden states.
 
   Args:

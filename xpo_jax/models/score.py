@@ -113,7 +113,7 @@ def _check_roles(needs, models, params):
       if read.endswith(".value") and "value" not in params[role]:
         raise ValueError(
           f"{stat.field} reads a scalar head, but params[{role!r}] has only "
-          f"{sorted(params[role])}; add 'value': heads.init_value_head(key, width)"
+          f"{sorted(params[role])}; add 'value': heads.init_value_head(width)"
         )
 
 

@@ -1,7 +1,7 @@
 """A critic of its own: values that start as a reward model's (InstructGPT).
 
-Without one, the value is a new scalar head on the policy's own hidden states. A critic
-is a decoder apart, of any size, trained with the policy by the same optimiser.
+Without one, the value is a scalar head on the policy's own hidden states, 0 at first. A
+critic is a decoder apart, of any size, trained with the policy by the same optimiser.
 """
 
 import dataclasses

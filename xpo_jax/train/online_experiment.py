@@ -254,7 +254,7 @@ class OnlineExperiment:
       (PPO-ptx: `sft` on pretraining text).
     value_start: directory of a reward model (`feedback.reward_model`): values are then
       those of a critic apart that starts as it, of any size but the policy's tokenizer
-      (InstructGPT). None: of a new scalar head on the policy's own hidden states.
+      (InstructGPT). None: of a head on the policy's own hidden states, 0 at first.
     adapter: train low-rank adapters on the start, which stays as it is and is the
       reference too; None trains every weight. A critic is trained whole either way.
   """

@@ -14,7 +14,7 @@ from xpo_jax.data import audit, records, split, tokenise
 from xpo_jax.data.pack import Batch, Shape
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback.protocol import OfPolicy
-from xpo_jax.models import lora, transformer
+from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed, place
@@ -165,9 +165,8 @@ def prepare(
   if adapter is not None:
     start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
   needed = parts.joined(objective, beside.parts)
-  params = state.with_heads(
-    needed, start, begun.config.width, jax.random.fold_in(root, 1)
-  )
+  head = heads.init_value_head(begun.config.width)
+  params = state.with_heads(needed, start, head)
   if own is not None:
     params[state.CRITIC] = own.params
   first, shardings = _placed(experiment, mesh, trained, own, params, objective, root)

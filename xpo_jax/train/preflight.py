@@ -18,7 +18,7 @@ import numpy as np
 
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batches
-from xpo_jax.models import lora, transformer
+from xpo_jax.models import heads, lora, transformer
 from xpo_jax.train import (
   inputs,
   lessons,
@@ -224,7 +224,8 @@ def _memory(
   needed = parts.joined(objective, beside.parts)
 
   def create(lm):
-    params = state.with_heads(needed, {"lm": lm}, begun.config.width, jax.random.key(0))
+    head = heads.init_value_head(begun.config.width)
+    params = state.with_heads(needed, {"lm": lm}, head)
     return state.create(params, chain, objective.init(), jax.random.key(0), ema)
 
   lm = jax.eval_shape(lambda: begun.params["lm"])

@@ -12,7 +12,7 @@ import jax
 
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
-from xpo_jax.models import lora, transformer
+from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed, place
 from xpo_jax.sharding import mesh as meshes
@@ -173,9 +173,8 @@ def prepare(
   if adapter is not None:
     start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
   needed = parts.joined(objective, beside.parts)
-  params = state.with_heads(
-    needed, start, begun.config.width, jax.random.fold_in(root, 1)
-  )
+  head = heads.init_reward_head(jax.random.fold_in(root, 1), begun.config.width)
+  params = state.with_heads(needed, start, head)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
   made = (params, chain, objective.init(), jax.random.fold_in(root, 2), ema)

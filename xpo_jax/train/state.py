@@ -137,12 +137,18 @@ def axes(model: Model, params: Params, critic: Model | None = None) -> Params:
   return found
 
 
-def with_heads(objective: Objective, params: Params, width: int, key: Array) -> Params:
-  """Parameters with the heads the objective reads, made where they are missing, and
-  without those it does not."""
+def with_heads(objective: Objective, params: Params, fresh: Params) -> Params:
+  """Parameters with the scalar head that the objective reads, and without one that it
+  does not.
+
+  Args:
+    objective: with those of all parts.
+    params: `{"lm", ["value"]}`.
+    fresh: the head where there is none.
+  """
   wanted = {"lm": params["lm"]}
   if any("policy.value" in stat.roles for stat in objective.needs):
-    wanted["value"] = params.get("value") or heads.init_value_head(key, width)
+    wanted["value"] = params.get("value") or fresh
   return wanted
 
 

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.models import heads
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import optim, state, step
 from xpo_jax.train.experiment import Use
@@ -132,7 +133,8 @@ class Sweep:
       models = dict.fromkeys(("policy", "ref"), self._model)
       update = step.make_step(self._use.build, models, self._optimizer, steps)
       key = jax.random.key(seed)
-      params = state.with_heads(objective, start, self._model.config.width, key)
+      head = heads.init_reward_head(key, self._model.config.width)
+      params = state.with_heads(objective, start, head)
       begun = state.create(params, chain, objective.init(), key)
 
       def one(carry, batch):
