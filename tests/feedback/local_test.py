@@ -188,6 +188,15 @@ def test_texts_depend_on_draw_and_content_not_on_neighbours(params):
   assert not any(token in text for text in texts for token in PLAIN.all_special_tokens)
 
 
+def test_progress_is_told(params):
+  told = []
+  backend = _backend(params, advance=lambda *at: told.append(at))
+  asked = [_conversation(str(n)) for n in range(6)]
+  backend.write(asked, 0)
+  backend.options(asked, ("1", "2"), 0)
+  assert told == [(4, 6), (6, 6)] * 2
+
+
 @pytest.mark.nonfinite
 def test_a_model_that_writes_nonsense_abstains(params, pairs):
   ask = judge.preference(_backend(params), prompt=pairs, logprobs=False, retries=1)

@@ -5,7 +5,6 @@ the address nor the account's key is part of it. So a resumed run pays for no an
 twice, and with `replay` needs no endpoint at all.
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from xpo_jax.feedback import client, exchanges, judge, prompting
+from xpo_jax.feedback.advance import Advance, every
 from xpo_jax.feedback.client import Client, Endpoint, JudgeError, Lost, Unreadable
 from xpo_jax.feedback.exchanges import Exchanges
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.prompting import Conversation
 from xpo_jax.feedback.protocol import Preference, Scorer
-
-Advance = Callable[[int, int], None]
 
 
 def connect(
@@ -203,7 +201,7 @@ class _Asker:
         self.held.keep(request, draw, answer)
       return answer
 
-    advance = self.advance or every(10, self.endpoint.model, _say)
+    advance = self.advance or every(10, self.endpoint.model)
     with futures.ThreadPoolExecutor(self.endpoint.concurrency) as pool:
       tasks = {pool.submit(fetch, request): name for name, request in waiting.items()}
       try:
@@ -230,32 +228,3 @@ class _Asker:
       f"{total} questions unanswered, each sent {self.endpoint.attempts} times "
       f"(tolerance {self.endpoint.tolerance:g}); the last: {lost[-1]}; {kept}"
     )
-
-
-def every(
-  seconds: float,
-  what: str,
-  say: Callable[[str], None],
-  clock: Callable[[], float] = time.monotonic,
-) -> Advance:
-  """Progress as plain lines, at most one in so many seconds.
-
-  Args:
-    seconds: between lines.
-    what: whose questions they are.
-    say: where lines go.
-    clock: in seconds.
-  """
-  last = clock()
-
-  def advance(done: int, total: int) -> None:
-    nonlocal last
-    if clock() - last >= seconds:
-      last = clock()
-      say(f"{what}: {done} of {total} questions done")
-
-  return advance
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)

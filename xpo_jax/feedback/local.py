@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.feedback import judge, prompting
+from xpo_jax.feedback.advance import Advance, every
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.prompting import Conversation, Piece
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
@@ -35,6 +36,7 @@ def backend(
   top_p: float | None = None,
   rows: int = 8,
   seed: int = 0,
+  advance: Advance | None = None,
 ) -> Backend:
   """A decoder as a judge.
 
@@ -49,6 +51,8 @@ def backend(
     top_p: see `sample.sample`.
     rows: prompts computed at a time.
     seed: of texts; a text depends on it, on draw and conversation, on no other text.
+    advance: told how many questions of a call are done, and of how many; None: a line
+      every ten seconds on standard error.
 
   Returns:
     Backend; log-probabilities are over the whole vocabulary.
@@ -60,6 +64,7 @@ def backend(
     prompts = [encode(each, tokenizer) for each in conversations]
     key = jax.random.fold_in(jax.random.key(seed), draw)
     texts: list[str | None] = []
+    tell = advance or every(10, name)
     for start in range(0, len(prompts), rows):
       ids = prompts[start : start + rows]
       filled = [*ids, *ids[:1] * (rows - len(ids))]
@@ -82,6 +87,7 @@ def backend(
       for n in range(len(ids)):
         written = tokens_BT[n, : ends_B[n]]
         texts.append(tokenizer.decode(written, skip_special_tokens=True).strip())
+      tell(len(texts), len(prompts))
     return texts
 
   def options(
@@ -89,7 +95,7 @@ def backend(
   ) -> np.ndarray:
     del draw  # nothing is drawn
     read = [_asked(each, names, tokenizer, name) for each in conversations]
-    logp_NJ = []
+    logp_NJ, tell = [], advance or every(10, name)
     for start in range(0, len(read), rows):
       ids = [prompt for prompt, _ in read[start : start + rows]]
       ids_J = [names_J for _, names_J in read[start : start + rows]]
@@ -99,6 +105,7 @@ def backend(
       option_BJ = np.array([*ids_J, *ids_J[:1] * missing], np.int32)
       logp_BJ = _option_logps(model, params, prompt_BP, length_B, option_BJ)
       logp_NJ.append(np.asarray(logp_BJ)[: len(ids)])
+      tell(start + len(ids), len(read))
     return np.concatenate(logp_NJ)
 
   return Backend(name, write, options)
