@@ -44,7 +44,7 @@ ONLINE = {
   "online DPO": "online_dpo",
 }
 OFFLINE, BETAS = "offline DPO", (0.1, 0.3, 1.0, 3.0)
-EVERY = 10  # iterations from one point to the next
+EVERY = 5  # iterations from one point to the next: KLs are read between neighbours
 POOL, BEST_OF = 64, (1, 2, 4, 8, 16, 32)
 MATCHED = (0.25, 0.5, 1.0, 2.0)  # nats
 CLAIMS = (
