@@ -9,7 +9,7 @@ Expected: the true reward of held-out prompts rises above the start's, less than
   the larger gamma is, while the texts stay as likely as the start finds them; no number
   is taken from the paper.
 Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true reward of
-  128 held-out prompts 0.396 [0.362, 0.428] at 0.29 nats; the start has 0.091 [0.055,
+  128 held-out prompts 0.403 [0.358, 0.444] at 0.30 nats; the start has 0.091 [0.055,
   0.126]. Gamma is 1. Loss of the texts, nats a token: 2.07 over the first ten
   iterations, 2.09 over the last ten.
 
