@@ -13,10 +13,10 @@ Departs from the paper: the labeller is the world's true reward with logistic no
   models have one size; the pretraining text is a little grammar of its own, on which
   the SFT model was trained too, so that there is something to forget.
 Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward,
-  from 0.102: PPO 0.552 [0.488, 0.618] at 1.1 nats, PPO-ptx of gamma 1 0.527 [0.457,
-  0.596] at 1.1, of 30 0.470 [0.411, 0.527] at 1.0, beta 2 0.282 [0.232, 0.334] at 0.1;
-  the reward model's 0.98, 0.97, 0.85, 0.39. Other text, nats a token: 0.787 before,
-  0.810 [0.794, 0.822], 0.761, 0.755 (each +-0.003), 0.802 [0.793, 0.814]: PPO drifts a
+  from 0.102: PPO 0.549 [0.486, 0.617] at 1.1 nats, PPO-ptx of gamma 1 0.527 [0.457,
+  0.596] at 1.1, of 30 0.470 [0.413, 0.527] at 0.9, beta 2 0.284 [0.234, 0.336] at 0.1;
+  the reward model's 0.99, 0.97, 0.84, 0.40. Other text, nats a token: 0.787 before,
+  0.809 [0.794, 0.821], 0.761, 0.755 (each +-0.003), 0.802 [0.792, 0.814]: PPO drifts a
   little, a larger beta two thirds as much for two fifths of the gain; ptx does not
   drift, it goes on learning that text, which the SFT model had not learned to its end,
   and costs no reward at gamma 1 that these seeds can tell.
