@@ -23,6 +23,7 @@ from xpo_jax.train import (
   checkpoint,
   configure,
   inputs,
+  leaks,
   metrics,
   run_dirs,
   screen,
@@ -89,6 +90,7 @@ def train(
   run_dirs.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
   setup.check(experiment, memory)
+  leaks.check(experiment)
   loaded = inputs.load(experiment.data, experiment.data, memory)
   if loaded.bad and experiment.data.bad_rows == "stop":
     raise records.BadRows(loaded.bad)

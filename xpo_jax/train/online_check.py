@@ -11,6 +11,7 @@ from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train import (
   critic,
   inputs,
+  leaks,
   metrics,
   online_setup,
   parts,
@@ -36,7 +37,8 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
       fit, or that cannot tell rewards apart with so few completions; a controller of a
       beta that is not the objective's; a critic for an objective without values; a
-      mesh that does not fit; a part that cannot be (`parts.check`).
+      mesh that does not fit; a part that cannot be (`parts.check`); held-out prompts
+      that are trained on (`leaks.check`).
   """
   objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
   name, completions = objective.name, experiment.sampling.completions
@@ -75,6 +77,7 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
   parts.check(experiment.parts, memory or {})
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
+  leaks.check(experiment)
 
 
 def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:

@@ -21,6 +21,7 @@ from xpo_jax.data.pack import Batches
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.train import (
   inputs,
+  leaks,
   lessons,
   offline,
   online_check,
@@ -164,6 +165,7 @@ def _name(use: Use) -> str:
 
 def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Beginning]:
   mesh = setup.check(experiment, memory)
+  leaks.check(experiment)
   loaded = inputs.load(experiment.data, experiment.data, memory)
   with tempfile.TemporaryDirectory() as scratch:
     # A run's directory in all but its life: a tokenizer, a list of bad rows.
