@@ -18,6 +18,18 @@ def test_adaptive_beta_follows_the_relative_error_within_bounds(kl, error):
   np.testing.assert_allclose(found, 0.15 * (1 + error * 64 / 1000), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["beta", "target", "horizon", "most_error"])
+@pytest.mark.parametrize("value", [0.0, -0.1, np.nan, np.inf])
+def test_arguments_that_are_not_positive_are_refused_by_name(name, value):
+  with pytest.raises(ValueError, match=rf"adaptive_kl: {name} is {value}; .*> 0"):
+    controllers.adaptive_kl(**{"beta": 0.1, name: value})
+
+
+def test_fixed_beta_that_is_not_positive_is_refused():
+  with pytest.raises(ValueError, match=r"fixed_kl: beta is 0; .*> 0"):
+    controllers.fixed_kl(0)
+
+
 def test_fixed_beta_stays():
   rule = controllers.fixed_kl(0.05)
   assert rule.update(rule.beta, Observation(100.0, 64)) == 0.05

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 
 from xpo_jax import returns
 from xpo_jax.types import Array
@@ -36,7 +37,12 @@ class Controller(NamedTuple):
 
 
 def fixed_kl(beta: float) -> Controller:
-  """A beta that stays."""
+  """A beta that stays.
+
+  Raises:
+    ValueError: beta is not > 0.
+  """
+  _check_positive("fixed_kl", beta=beta)
   return Controller(beta, lambda beta, observation: beta)
 
 
@@ -54,17 +60,31 @@ def adaptive_kl(
   estimate than k1, which over-reacts far from the reference.
 
   Args:
-    beta: at the first rollout, per nat. Authors' launch file: 0.15.
-    target: KL of a completion to aim for, nats. Authors' launch file: 6.
-    horizon: completions over which beta may change by `most_error`. Authors: 10,000.
-    most_error: bound on the relative error. Authors: 0.2.
+    beta: at the first rollout, per nat; > 0. Authors' launch file: 0.15.
+    target: KL of a completion to aim for, nats; > 0. Authors' launch file: 6.
+    horizon: completions over which beta may change by `most_error`; > 0, and greater
+      than most_error times the completions of a rollout, or else one rollout of a small
+      KL takes beta to 0 and below. Authors: 10,000.
+    most_error: bound on the relative error; > 0. Authors: 0.2.
+
+  Raises:
+    ValueError: an argument is not > 0.
   """
+  _check_positive(
+    "adaptive_kl", beta=beta, target=target, horizon=horizon, most_error=most_error
+  )
 
   def update(beta: Array, observation: Observation) -> Array:
     error = jnp.clip(observation.kl / target - 1, -most_error, most_error)
     return beta * (1 + error * observation.episodes / horizon)
 
   return Controller(beta, update)
+
+
+def _check_positive(rule: str, **values: float) -> None:
+  for name, value in values.items():
+    if not (np.isfinite(value) and value > 0):
+      raise ValueError(f"{rule}: {name} is {value}; allowed: a finite number > 0")
 
 
 class Affine(NamedTuple):

@@ -45,11 +45,27 @@ ONE = Sampling(completions=1)
       },
       "raft has no number beta",
     ),
+    (
+      {"arrange": Call(controllers.fixed_kl, beta=0.1)},
+      "arrange is .*makes Controller;",
+    ),
+    ({"controller": Call(arrange.best)}, "controller is .*best.*makes Arrangement;"),
+    # 4 prompts x 2 completions: beta (1 - 0.2 * 8 / 1.6) = 0.
+    (
+      {"controller": Call(controllers.adaptive_kl, beta=0.02, horizon=1.6)},
+      "beta from 0.02 to 0 .*of 8 completions.*raise horizon above most_error x 8",
+    ),
   ],
 )
 def test_what_cannot_learn_is_refused_by_name(changes, match):
   with pytest.raises(ValueError, match=match):
     online_check.check(dataclasses.replace(RUN, **changes))
+
+
+def test_a_controller_that_leaves_beta_positive_passes():
+  # beta (1 - 0.2 * 8 / 1.7) = 0.06 beta
+  rule = Call(controllers.adaptive_kl, beta=0.02, horizon=1.7)
+  online_check.check(dataclasses.replace(RUN, controller=rule))
 
 
 def test_a_rating_is_brought_by_its_arrangement_alone():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax import scored, toy
+from xpo_jax.controllers import Controller, Observation
 from xpo_jax.data import records
 from xpo_jax.data.sources import Loaded
 from xpo_jax.sharding import mesh as meshes
@@ -36,11 +37,18 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
   Raises:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
       fit, or that cannot tell rewards apart with so few completions; a controller of a
-      beta that is not the objective's; a critic for an objective without values; a
-      mesh that does not fit; a part that cannot be (`parts.check`); held-out prompts
-      that are trained on (`leaks.check`).
+      beta that is not the objective's, or that may take it to 0 in one iteration; a
+      function in the wrong field; a critic for an objective without values; a mesh that
+      does not fit; a part that cannot be (`parts.check`); held-out prompts that are
+      trained on (`leaks.check`).
   """
   objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
+  if not isinstance(made, Arrangement):
+    raise ValueError(
+      f"OnlineExperiment.arrange is {experiment.arrange.name}, which makes "
+      f"{type(made).__name__}; name a function that makes an arrange.Arrangement, such "
+      "as arrange.best_worst"
+    )
   name, completions = objective.name, experiment.sampling.completions
   if made.layout is not objective.layout:
     raise ValueError(
@@ -98,7 +106,14 @@ def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
 
 
 def _check_controller(experiment: OnlineExperiment) -> None:
-  first = experiment.controller.build().beta
+  rule = experiment.controller.build()
+  if not isinstance(rule, Controller):
+    raise ValueError(
+      f"OnlineExperiment.controller is {experiment.controller.name}, which makes "
+      f"{type(rule).__name__}; name a function that makes a controllers.Controller, "
+      "such as controllers.adaptive_kl"
+    )
+  first = rule.beta
   name, knobs = experiment.objective.name, experiment.objective.knobs
   if not isinstance(knobs.get("beta"), float | int):
     raise ValueError(
@@ -108,6 +123,16 @@ def _check_controller(experiment: OnlineExperiment) -> None:
     raise ValueError(
       f"controller starts at beta {first}, {name} has beta {knobs['beta']}; give both "
       "the same"
+    )
+  each, K = experiment.prompts_per_iteration, experiment.sampling.completions
+  # As far below its target as an estimate may be: the most that beta can fall.
+  lowest = float(rule.update(first, Observation(-1e9, each * K)))
+  if not lowest > 0:
+    raise ValueError(
+      f"controller: {experiment.controller.name} may take beta from {first} to "
+      f"{lowest:g} in one iteration of {each * K} completions (prompts_per_iteration "
+      f"{each} x Sampling.completions {K}), and beta must stay > 0; with "
+      f"{dict(experiment.controller.knobs)} raise horizon above most_error x {each * K}"
     )
 
 
