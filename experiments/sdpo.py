@@ -71,7 +71,8 @@ def run(sdpo: Sdpo, run_dir: Path) -> int:
     for label, beta in once.items():
       began = time.perf_counter()
       name = f"dpo-{beta:g}-{seed}"
-      policies[label][seed] = lab.stage(name, Use("dpo", beta=beta), rows).params
+      done = lab.stage(name, Use("dpo", beta=beta), rows, seed=seed)
+      policies[label][seed] = done.params
       seconds[label] += time.perf_counter() - began
   rows = [lab.row("SFT", dict.fromkeys(sdpo.world.seeds, lab.start.params))]
   rows += [lab.row(label, policies[label], seconds[label]) for label in policies]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import zlib
 
 import jax
@@ -112,9 +113,9 @@ def stages(monkeypatch):
   return seen
 
 
-def _run(name, run_dir):
+def _run(name, run_dir, world=TINY):
   recipe = find.load(name)
-  small = dataclasses.replace(recipe.experiment, world=TINY, **SMALLER[name])
+  small = dataclasses.replace(recipe.experiment, world=world, **SMALLER[name])
   assert recipe.run(small, run_dir) == 0
   rows = json.loads((run_dir / staged.RESULTS).read_text())
   for row in rows:
@@ -208,7 +209,24 @@ def test_instructgpt_ranks_the_starts_samples_and_learns_from_a_reward_model(
   assert plain[3]["parts"] == strict[3]["parts"] == ()
   (part,) = ptx[3]["parts"]
   assert (part.weight, part.objective) == (2.0, Use("sft"))
-  assert len(ptx[3]["memory"][part.data.path]) == 10
+  learned = ptx[3]["memory"][part.data.path]
+  assert len(learned) == 10
+
+
+def test_instructgpt_holds_out_prompts_of_the_other_text():
+  learned, held = find.load("instructgpt").run.__globals__["_sequels"](500)
+  assert len(learned) == 500 and len({row.prompt for row in held}) == len(held)
+  assert not {row.prompt for row in learned} & {row.prompt for row in held}
+  # All that is to be known of the text can be learned: each beginning is there.
+  beginnings = [{row.completion for row in rows} for rows in (learned, held)]
+  assert beginnings[1] <= beginnings[0]
+
+
+@pytest.mark.parametrize("name", ["sdpo", "best_of_n", "rso", "slic_sample_rank"])
+def test_every_stage_of_a_seed_draws_with_it(name, stages, tmp_path):
+  _run(name, tmp_path / "run", dataclasses.replace(TINY, seeds=(1, 2)))
+  for stage, _, _, how in stages:
+    assert how["seed"] == int(re.search(r"-([12])(-stage-\d+)?$", stage)[1])
 
 
 def test_iterated_rlhf_adds_to_all_older_labels_and_starts_from_scratch(
