@@ -23,6 +23,7 @@ Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True
 """
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class InstructGpt:
   Attributes:
     answers: of each prompt, ranked. Paper: 4 to 9.
     noise: reward that is one logit of the labeller.
-    texts: of the other grammar; a tenth more are held out.
+    texts: of the other grammar, drawn from the three quarters of it that are not held
+      out.
     epochs: passes of supervised fine-tuning over both.
     reward_epochs: passes of the reward model over the lists. Paper: 1.
     beta: of PPO, whose rewards deviate by 1 on the SFT model's samples. Paper: 0.02.
@@ -79,9 +81,7 @@ def run(settings: InstructGpt, run_dir: Path) -> int:
   from xpo_jax.train.online_experiment import Call, Feedback
 
   lab = staged.Lab(settings, run_dir)
-  most = settings.texts + settings.texts // 10
-  other = _sequels(most)
-  learned, held = other[: settings.texts], other[settings.texts :]
+  learned, held = _sequels(settings.texts)
   reviews = lab.demonstrations["train"][: settings.texts]
   both = [row for two in zip(reviews, learned, strict=False) for row in two]
   start = lab.stage(START, Use("sft"), both, epochs=settings.epochs)
@@ -181,19 +181,22 @@ def _sequels(count: int):
   """Text of another grammar: which part of a film follows which, always the same.
 
   Same words as the reviews', no word of praise or blame.
+
+  Returns:
+    So many rows to learn, and one of each prompt that is in none of them.
   """
   import numpy as np
 
   from xpo_jax.data import records
 
-  rows, rng = [], np.random.default_rng(0)
-  for i in range(count):
-    first, kind = rng.integers(len(_PARTS)), rng.integers(len(_KINDS))
+  def row(name: str, first: int, kind: int):
     one, two, three, four = (_PARTS[(first + k) % len(_PARTS)] for k in range(4))
     prompt = f"in the {_KINDS[kind]} the {one} and"
-    rows.append(
-      records.Demonstration(
-        f"other {i}", prompt, f" the {two}, the {three}, the {four}."
-      )
-    )
-  return rows
+    return records.Demonstration(name, prompt, f" the {two}, the {three}, the {four}.")
+
+  every = list(itertools.product(range(len(_PARTS)), range(len(_KINDS))))
+  held = [at for at in every if sum(at) % 4 == 0]
+  rest = [at for at in every if sum(at) % 4]
+  drawn = np.random.default_rng(0).integers(len(rest), size=count)
+  learned = [row(f"other {i}", *rest[n]) for i, n in enumerate(drawn)]
+  return learned, [row(f"held out {i}", *at) for i, at in enumerate(held)]
