@@ -29,8 +29,9 @@ def preference(
 
   Args:
     truth: the score by which the better one wins; None: the embedded world's reward.
-    error: share of pairs on which it is wrong, whichever is shown first; in [0, 1].
-    position: share of pairs on which it looks at nothing and takes what is shown
+    error: share of the pairs it looks at on which it is wrong, whichever is shown
+      first; in [0, 1].
+    position: share of all pairs at which it does not look, and takes what is shown
       first; in [0, 1].
     temperature: how unsure it is, as in `rules.bradley_terry`; 0: quite sure. Where it
       is wrong it is so as surely.
