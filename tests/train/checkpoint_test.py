@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.train import checkpoint
+from xpo_jax.train import checkpoint, run_dirs
 from xpo_jax.train.state import OnlineState, TrainState
 
 
@@ -131,10 +131,48 @@ def test_step_lost_to_damage_can_be_saved_again(saved):
   assert _restore(saved).meta == {"note": "again"}
 
 
-def test_no_valid_checkpoint_restores_nothing(saved):
-  for step_dir in (saved / "2", saved / "3"):
-    _flip_a_bit(step_dir)
-  assert _restore(saved) is None
+def test_all_checkpoints_damaged_is_refused_and_nothing_deleted(saved):
+  _flip_a_bit(saved / "2")
+  _lose_manifest(saved / "3")
+  before = sorted(saved.rglob("*"))
+  with pytest.raises(
+    ValueError, match=r"(?s)checkpoints is damaged.*step 3: MANIFEST"
+  ) as e:
+    _restore(saved)
+  assert "step 2: " in str(e.value) and "another name" in str(e.value)
+  assert sorted(saved.rglob("*")) == before
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_step_killed_while_it_is_sealed_costs_no_step_before_it(
+  tmp_path, monkeypatch, keep
+):
+  def killed(directory):
+    raise KeyboardInterrupt
+
+  manager = checkpoint.open_manager(tmp_path, keep)
+  checkpoint.save(manager, _state(1), {})
+  checkpoint.save(manager, _state(2), {})
+  monkeypatch.setattr(checkpoint, "_seal", killed)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoint.save(manager, _state(3), {})
+  manager.close()
+  found = _restore(tmp_path)
+  assert _bits(found.state) == _bits(_state(2))
+  assert found.rejected[0].startswith("step 3: ")
+
+
+def test_first_save_cut_off_begins_again_and_says_so(tmp_path):
+  directory, said = tmp_path / "checkpoints", []
+  manager = checkpoint.open_manager(directory, keep=1)
+  checkpoint.save(manager, _state(1), {})
+  _lose_manifest(directory / "1")
+  fresh = _state(0)
+  assert run_dirs.restored(manager, tmp_path, fresh, {}, said.append) is fresh
+  assert "step 1: " in said[0] and "beginning again" in said[1]
+  checkpoint.save(manager, _state(1), {"note": "again"})
+  manager.close()
+  assert _restore(directory).meta == {"note": "again"}
 
 
 def test_manifest_covers_every_file(saved):

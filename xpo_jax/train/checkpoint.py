@@ -3,7 +3,7 @@
 Orbax commits atomically but does not notice a flipped bit in an array's file, and a
 kill while it deletes an old step leaves that step listed and half gone. So a manifest
 of SHA-256 sums is written after the commit and checked before a restore; a step that
-fails falls back to the next older one.
+fails falls back to the next older one, and old steps go once a newer one is sealed.
 """
 
 import contextlib
@@ -29,31 +29,37 @@ class Restored(NamedTuple):
   """A checkpoint read back.
 
   Attributes:
-    state: with the abstract state's shardings.
+    state: with the abstract state's shardings; None where a run's first save was cut
+      off, and there is nothing before it.
     meta: what was saved beside it.
     rejected: later steps that were found damaged, each with the reason.
   """
 
-  state: TrainState
+  state: TrainState | None
   meta: Mapping[str, Any]
   rejected: tuple[str, ...]
 
 
-def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+class Manager(ocp.CheckpointManager):
+  """Orbax's, which would delete old steps before the new one is sealed: `save` does."""
+
+  def __init__(self, directory: Path, keep: int, options: Any):
+    super().__init__(directory, options=options)
+    self.keep = keep
+
+
+def open_manager(directory: Path, keep: int) -> Manager:
   """A manager that keeps the last `keep` steps and clears what a kill left behind."""
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep,
     # Synchronous: the manifest must cover committed files before training goes on.
     enable_async_checkpointing=False,
     cleanup_tmp_directories=True,
   )
-  return ocp.CheckpointManager(directory.resolve(), options=options)
+  return Manager(directory.resolve(), keep, options)
 
 
-def save(
-  manager: ocp.CheckpointManager, state: TrainState, meta: Mapping[str, Any]
-) -> None:
-  """Saves at `state.step` and seals the step with its manifest."""
+def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
+  """Saves at `state.step`, seals the step with its manifest, then lets old ones go."""
   step = int(state.step)
   if step in manager.all_steps():
     return
@@ -67,38 +73,54 @@ def save(
   manager.wait_until_finished()
   if jax.process_index() == 0:
     _seal(manager.directory / str(step))
+  for old in sorted(manager.all_steps())[: -manager.keep]:
+    manager.delete(old)
 
 
-def restore(
-  manager: ocp.CheckpointManager, like: TrainState, keep_rejected: bool = False
-) -> Restored | None:
-  """The newest checkpoint whose every file is as it was written, or None.
+def restore(manager: Manager, like: TrainState) -> Restored | None:
+  """The newest checkpoint whose every file is as it was written, or None if there never
+  was one. Damaged steps after it are deleted: the run will save them anew.
 
   Args:
     manager: see `open_manager`.
     like: the state's tree with shapes, dtypes and shardings (a state, or
       `jax.ShapeDtypeStruct`s).
-    keep_rejected: leave damaged steps in place rather than delete them.
+
+  Raises:
+    ValueError: every checkpoint is damaged; names the reasons, deletes nothing.
   """
-  rejected = []
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  faults, sound = {}, None
   for step in sorted(manager.all_steps(), reverse=True):
-    directory = Path(manager.directory) / str(step)
-    fault = verify(directory)
+    fault = verify(Path(manager.directory) / str(step))
     if fault is None:
-      read = manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        ),
-      )
-      return Restored(read["state"], read["meta"], tuple(rejected))
-    rejected.append(f"step {step}: {fault}")
-    if not keep_rejected:
-      # The run will save this step anew; orbax refuses to write over it.
-      shutil.rmtree(directory)
-      manager.reload()
-  return None
+      sound = step
+      break
+    faults[step] = fault
+  if sound is None and not faults:
+    return None
+  rejected = tuple(f"step {step}: {fault}" for step, fault in faults.items())
+  # Steps are deleted only after a newer one is sealed: one alone without a manifest is
+  # the first save, cut off.
+  sealed = [Path(manager.directory) / str(step) / MANIFEST for step in faults]
+  if sound is None and (len(sealed) > 1 or sealed[0].exists()):
+    listed = "\n  ".join(rejected)
+    raise ValueError(
+      f"every checkpoint in {manager.directory} is damaged\n  {listed}\nnothing was "
+      "deleted; put one back from a copy, or start the run anew under another name"
+    )
+  for step in faults:  # orbax refuses to write over a step
+    shutil.rmtree(Path(manager.directory) / str(step))
+  manager.reload()
+  if sound is None:
+    return Restored(None, {}, rejected)
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  read = manager.restore(
+    sound,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+    ),
+  )
+  return Restored(read["state"], read["meta"], rejected)
 
 
 def policies(directory: Path) -> Iterator[tuple[int, Params]]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from xpo_jax.data.pack import Batch
 from xpo_jax.models import pretrained
@@ -69,7 +68,7 @@ def kept(run_dir: Path, experiment: Any | None) -> Any:
 
 
 def restored(
-  manager: ocp.CheckpointManager,
+  manager: checkpoint.Manager,
   run_dir: Path,
   fresh: Any,
   meta: Mapping[str, Any],
@@ -85,13 +84,16 @@ def restored(
     say: is told what was passed over, and what else may change bits.
 
   Raises:
-    ValueError: the checkpoint is of another experiment.
+    ValueError: the checkpoint is of another experiment, or all are damaged.
   """
   found = checkpoint.restore(manager, fresh)
   if found is None:
     return fresh
   for reason in found.rejected:
     say(f"damaged checkpoint passed over: {reason}")
+  if found.state is None:
+    say("there is none before it: beginning again")
+    return fresh
   old, new = found.meta["experiment"], meta["experiment"]
   configure.refuse_change("configuration", run_dir, old, new)
   around = ("versions", "flags", "devices", "code")
