@@ -17,12 +17,12 @@ Departs from the paper: harm is a word that VADER holds to be negative, a revisi
 Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. Harsh words
   each by round: 0.883, 0.303, 0.074, 0.016, 0.003. Policies, harsh words, true reward,
   KL to the SFT model in nats: SFT 0.882 [0.831, 0.936], 0.091; SL-CAI 0.125 [0.103,
-  0.148], 0.458 [0.431, 0.482], 2.8; RL-CAI 0.107 [0.061, 0.158], 0.679 [0.643, 0.717],
-  6.1; with clamped labels 0.148 [0.119, 0.178], 0.767 [0.711, 0.812], 9.0; unclamped
-  0.126 [0.096, 0.154], 0.772 [0.721, 0.814], 5.5. SL-CAI has a seventh of the harsh
+  0.148], 0.458 [0.431, 0.482], 2.8; RL-CAI 0.090 [0.041, 0.139], 0.702 [0.650, 0.749],
+  6.4; with clamped labels 0.120 [0.095, 0.147], 0.766 [0.719, 0.800], 5.3; unclamped
+  0.114 [0.090, 0.139], 0.792 [0.767, 0.813], 5.2. SL-CAI has a seventh of the harsh
   words; RL-CAI has more reward, for the second principle asks for kindness, but no
-  fewer harsh words in answers three tokens longer; clamped labels are worth no less and
-  no more.
+  fewer harsh words that these seeds can tell, in answers three tokens longer; clamped
+  labels are worth no less and no more.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class ConstitutionalAi:
     low, high: bounds of its labels. Paper: 0.4 and 0.6.
     epochs: over revisions. Paper: 1.
     reward_epochs: of the preference model over its pairs. Paper: 1.
-    beta: of PPO, for rewards of deviation 1 on samples of the SFT model.
+    beta: of PPO, for rewards of deviation 1 on samples of the SL-CAI policy.
     iterations: of PPO.
     world: start and sizes.
   """

@@ -12,13 +12,13 @@ Expected: with as many labels, reward models that have seen the policy's own ans
 Departs from the paper: the people are the world's true reward with logistic noise; one
   size of model, no pretraining of the reward model on other preferences.
 Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward
-  (from 0.091), KL in nats, train and test score: round 1 0.383 [0.329, 0.436], 1.04,
-  0.77, 0.27; round 2 0.496 [0.459, 0.530], 0.84, 0.89, 0.65; round 3 0.523 [0.484,
-  0.560], 0.80, 0.92, 0.80; as many labels at once 0.520 [0.479, 0.563], 0.77, 0.88,
-  0.72. Rounds gain with their labels, no more than as many at once. At once, by fifths
-  of the run: sqrt(KL) 0.23, 0.40, 0.52, 0.66, 0.81; train 0.06, 0.27, 0.46, 0.64, 0.82;
-  test 0.05, 0.23, 0.38, 0.55, 0.68: the train score rises about linearly, the test
-  score falls behind it.
+  (from 0.091), KL in nats, train and test score: round 1 0.408 [0.349, 0.465], 1.01,
+  0.81, 0.31; round 2 0.556 [0.502, 0.615], 1.10, 1.05, 0.80; round 3 0.579 [0.550,
+  0.606], 0.94, 1.04, 0.88; as many labels at once 0.541 [0.488, 0.585], 0.88, 0.94,
+  0.77. Rounds gain with their labels; whether more than as many at once these seeds
+  cannot tell. At once, by fifths of the run: sqrt(KL) 0.30, 0.53, 0.62, 0.71, 0.88;
+  train 0.14, 0.37, 0.56, 0.71, 0.90; test 0.11, 0.28, 0.45, 0.60, 0.76: the train score
+  rises about linearly, the test score falls behind it.
 """
 
 import dataclasses
