@@ -17,7 +17,7 @@ from xpo_jax.feedback.protocol import OfPolicy
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import distributed, place
+from xpo_jax.sharding import place
 from xpo_jax.train import (
   arrange,
   critic,
@@ -158,8 +158,7 @@ def prepare(
   beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory or {}, put)
   if beside.parts:
     counts["parts"] = beside.counts
-  if adapter is not None:  # checkpoints do not hold it
-    counts["base_sha256"] = distributed.digest(start["lm"]).tobytes().hex()
+  counts |= setup.start_digest(experiment, start["lm"])
   setup.keep_counts(run_dir, counts)
   root = jax.random.key(experiment.seed)
   if adapter is not None:

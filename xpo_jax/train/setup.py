@@ -27,13 +27,15 @@ from xpo_jax.train import (
   state,
   step,
 )
-from xpo_jax.train.experiment import Data, Experiment, MeshShape
+from xpo_jax.train.experiment import Data, Experiment, MeshShape, Scratch
 from xpo_jax.train.inputs import Memory
+from xpo_jax.train.online_experiment import OnlineExperiment
 from xpo_jax.train.references import Cache
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Mean, Objective, Params
 
 COUNTS = "data.json"
+_START = "start_sha256"
 
 
 class Source(NamedTuple):
@@ -159,8 +161,7 @@ def prepare(
     for examples in (train, held_out)
   )
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
-  if adapter is not None:  # checkpoints do not hold it
-    counts["base_sha256"] = distributed.digest(begun.params["lm"]).tobytes().hex()
+  counts |= start_digest(experiment, begun.params["lm"])
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
   beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory, put)
   if beside.parts:
@@ -245,8 +246,25 @@ def _as_it_is(batch: Batch) -> Batch:
   return batch
 
 
+def start_digest(
+  experiment: Experiment | OnlineExperiment, lm: Params
+) -> dict[str, str]:
+  """What data.json says of weights that are read anew at every resume: the base of
+  adapters, and a start that is a directory, which is the reference too.
+
+  Args:
+    experiment: the run.
+    lm: the start's decoder.
+  """
+  if experiment.adapter is None and isinstance(experiment.start, Scratch):
+    return {}  # made from the seed
+  name = _START if experiment.adapter is None else "base_sha256"
+  return {name: distributed.digest(lm).tobytes().hex()}
+
+
 def keep_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
-  """Writes data.json, or compares the data with it.
+  """Writes data.json, or compares the data with it. A start whose digest it does not
+  hold, of a run begun before digests were kept, passes.
 
   Raises:
     ValueError: the data changed since the run began; says how.
@@ -256,7 +274,8 @@ def keep_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
     return
   old = json.loads(path.read_text(encoding="utf-8"))
-  configure.refuse_change("data", run_dir, old, json.loads(json.dumps(counts)))
+  new = {n: x for n, x in counts.items() if n != _START or n in old}
+  configure.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
 
 
 def _plan(data: Data, train, held_out) -> tuple[Batches, dict[str, Batches]]:

@@ -1,0 +1,54 @@
+"""What an online run reads anew at every resume is what it began with, and sound."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import pytest
+
+from tests.train.tiny_runs import MODEL
+from xpo_jax.data import world
+from xpo_jax.feedback import rules
+from xpo_jax.models import pretrained, transformer
+from xpo_jax.train import online_setup
+from xpo_jax.train.experiment import MeshShape, Pretrained, Scratch, Use
+from xpo_jax.train.online_experiment import (
+  Call,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
+
+RUN = OnlineExperiment(
+  Use("rloo"),
+  Prompts("world:20"),
+  Scratch(MODEL),
+  Feedback(Call(rules.world_reward)),
+  Sampling(completions=2, max_tokens=4),
+  prompts_per_iteration=4,
+  mesh=MeshShape(data=1),
+)
+
+
+def test_start_whose_weights_changed_is_refused(tmp_path):
+  model = transformer.model(MODEL)
+  texts = [text for row in world.generate(20, seed=0) for text in row]
+  tokenizer, start = world.train_bpe(texts, 300), tmp_path / "start"
+  run = dataclasses.replace(RUN, start=Pretrained(str(start), remat=False))
+  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+
+  def prepared(seed):
+    shutil.rmtree(start, ignore_errors=True)
+    pretrained.save(start, MODEL, {"lm": model.init(jax.random.key(seed))}, tokenizer)
+    online_setup.prepare(run, tmp_path, loaded)
+
+  prepared(0)
+  prepared(0)
+  with pytest.raises(ValueError, match=r"changed\n  start_sha256: "):
+    prepared(1)
+  counts = json.loads((tmp_path / "data.json").read_text())
+  del counts["start_sha256"]  # as in runs begun before it was kept
+  (tmp_path / "data.json").write_text(json.dumps(counts))
+  prepared(1)
