@@ -12,8 +12,8 @@ Departs from the paper: sources are made by the margin of the pairs' true reward
   which the paper does not say.
 Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward,
   from 0.091: easy first 0.305 [0.257, 0.354] at 0.46 nats, hard first 0.302 [0.258,
-  0.346] at 0.75, DPO 0.303 [0.266, 0.338] at 0.49, DPO of beta / stages 0.310 [0.263,
-  0.352] at 0.77. Nothing separates: the claim does not reproduce here.
+  0.346] at 0.75, DPO 0.310 [0.275, 0.342] at 0.44, DPO of beta / stages 0.308 [0.265,
+  0.347] at 0.60. Nothing separates: the claim does not reproduce here.
 """
 
 import dataclasses
