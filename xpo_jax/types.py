@@ -7,7 +7,7 @@ prompt, `T` response tokens, `R` packed rows, `L` row length, `V` vocabulary,
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +180,9 @@ class Objective(NamedTuple):
     prepare: `(scored, state, key) -> (Aux, state)`: sees the whole batch without
       gradient and returns what rows share or draw. `nothing_shared` costs nothing.
     init: the method's state as a pytree of arrays.
+    first: where column 0 of sampled completions must come from: "sample", as the
+      others; "greedy", the policy's likeliest tokens; "reference", a sample of the
+      reference.
   """
 
   name: str
@@ -190,6 +193,7 @@ class Objective(NamedTuple):
   fields: frozenset[str] = frozenset()
   prepare: Callable[[Scored, State, Array], tuple[Aux, State]] = nothing_shared
   init: Callable[[], State] = no_state
+  first: Literal["sample", "greedy", "reference"] = "sample"
 
 
 class Part(NamedTuple):

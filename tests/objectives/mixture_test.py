@@ -61,3 +61,12 @@ def test_bad_mixtures_are_refused():
     objectives.mixture((1.0, 1.0), (dpo, kto))
   with pytest.raises(ValueError, match=r"weight=nan.*finite"):
     objectives.mixture((float("nan"),), (dpo,))
+
+
+def test_column_0_is_what_a_part_wants_apart_from_the_samples():
+  bonus, greedy = objectives.exploration(), objectives.remax()
+  pairs = objectives.best_against_worst(objectives.ipo())
+  assert objectives.mixture((1.0, 1.0), (pairs, bonus)).first == "reference"
+  assert objectives.mixture((1.0,), (pairs,)).first == "sample"
+  with pytest.raises(ValueError, match="as column 0: remax greedy, exploration ref"):
+    objectives.mixture((1.0, 1.0), (greedy, bonus))

@@ -62,6 +62,23 @@ def test_what_cannot_learn_is_refused_by_name(changes, match):
     online_check.check(dataclasses.replace(RUN, **changes))
 
 
+# What the papers put beside samples: ReMax its baseline, XPO the reference's answer.
+@pytest.mark.parametrize(
+  ("name", "first"),
+  [("remax", "greedy"), ("exploratory_dpo", "reference"), ("rloo", "sample")],
+)
+def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
+  for given in ("sample", "greedy", "reference"):
+    sampling = dataclasses.replace(RUN.sampling, first=given)
+    run = dataclasses.replace(RUN, objective=Use(name), sampling=sampling)
+    if given == first:
+      online_check.check(run)
+      continue
+    match = f"first is '{given}', and {name} is made for '{first}'"
+    with pytest.raises(ValueError, match=match):
+      online_check.check(run)
+
+
 def test_a_controller_that_leaves_beta_positive_passes():
   # beta (1 - 0.2 * 8 / 1.7) = 0.06 beta
   rule = Call(controllers.adaptive_kl, beta=0.02, horizon=1.7)

@@ -18,7 +18,8 @@ def exploration(alpha: float = 1e-5) -> Objective:
     return Loss({"exploration": Mean(alpha * total, weight)}, metrics)
 
   needs = frozenset({token_stats.LOGP})
-  return Objective("exploration", {"alpha": alpha}, Layout.SAMPLED, needs, loss)
+  bonus = Objective("exploration", {"alpha": alpha}, Layout.SAMPLED, needs, loss)
+  return bonus._replace(first="reference")
 
 
 def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
@@ -66,4 +67,5 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
     return Loss(terms, pair.metrics | extra.metrics)
 
   knobs = {"beta": beta, "alpha": alpha}
-  return online._replace(name="exploratory_dpo", knobs=knobs, loss=loss)
+  whole = online._replace(name="exploratory_dpo", knobs=knobs, loss=loss)
+  return whole._replace(first=bonus.first)

@@ -44,10 +44,12 @@ def mixture(
     objectives: on one layout; DEMO ones (SFT) read column 0 of it.
 
   Returns:
-    Objective with the union of needs and fields; state and draws are composed.
+    Objective with the union of needs and fields; state and draws are composed. Its
+    column 0 is the one that a part wants apart from the samples (`Objective.first`).
 
   Raises:
-    ValueError: lengths differ, nothing to mix, or two layouts that exclude each other.
+    ValueError: lengths differ, nothing to mix, two layouts that exclude each other, or
+      two kinds of column 0.
 
   Example:
     >>> from xpo_jax import objectives, scored, toy
@@ -67,6 +69,10 @@ def mixture(
   if len(layouts) > 1:
     named = ", ".join(f"{part.name} {part.layout.name}" for part in parts)
     raise ValueError(f"mixture: no batch has all of these layouts: {named}")
+  firsts = {part.first for part in parts} - {"sample"} or {"sample"}
+  if len(firsts) > 1:
+    named = ", ".join(f"{part.name} {part.first}" for part in parts)
+    raise ValueError(f"mixture: no batch has all of these as column 0: {named}")
   count = Counter(part.name for part in parts)
   names = [
     p.name if count[p.name] == 1 else f"{p.name}_{i}" for i, p in enumerate(parts)
@@ -109,4 +115,5 @@ def mixture(
     loss=loss,
     prepare=prepare if shares else nothing_shared,
     init=init if shares else no_state,
+    first=firsts.pop(),
   )

@@ -68,5 +68,5 @@ def remax(beta: float | None = 0.05) -> Objective:
     return Loss({"remax": scored.mean_B(loss_B)}, metrics, loss_B)
 
   needs, fields = _rewards.needs(beta), _reinforce.fields(beta)
-  layout = Layout.SAMPLED
-  return Objective("remax", {"beta": beta}, layout, needs, loss, fields, prepare)
+  remax = Objective("remax", {"beta": beta}, Layout.SAMPLED, needs, loss, fields)
+  return remax._replace(prepare=prepare, first="greedy")

@@ -36,11 +36,12 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
 
   Raises:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
-      fit, or that cannot tell rewards apart with so few completions; a controller of a
-      beta that is not the objective's, or that may take it to 0 in one iteration; a
-      function in the wrong field; a critic for an objective without values; a mesh that
-      does not fit; a part that cannot be (`parts.check`); held-out prompts that are
-      trained on (`leaks.check`).
+      fit, that takes another column 0 than `Sampling.first` brings, or that cannot tell
+      rewards apart with so few completions; a controller of a beta that is not the
+      objective's, or that may take it to 0 in one iteration; a function in the wrong
+      field; a critic for an objective without values; a mesh that does not fit; a part
+      that cannot be (`parts.check`); held-out prompts that are trained on
+      (`leaks.check`).
   """
   objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
   if not isinstance(made, Arrangement):
@@ -66,6 +67,12 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
   if roles - {"policy", references.ROLE}:
     raise ValueError(
       f"{name} reads the roles {sorted(roles)}; an online run has a policy and a ref"
+    )
+  first = experiment.sampling.first
+  if first != objective.first:
+    raise ValueError(
+      f"Sampling.first is {first!r}, and {name} is made for {objective.first!r} in "
+      f"column 0; set Sampling.first to {objective.first!r}"
     )
   if completions == 1 and not _sees_rewards(objective, made):
     raise ValueError(
