@@ -4,7 +4,15 @@ import jax.numpy as jnp
 import pytest
 
 from xpo_jax import objectives
-from xpo_jax.train.experiment import Data, Evaluation, Loop, MeshShape, Use
+from xpo_jax.train.experiment import (
+  Data,
+  Evaluation,
+  Experiment,
+  Loop,
+  MeshShape,
+  Pretrained,
+  Use,
+)
 from xpo_jax.types import Layout
 
 
@@ -63,6 +71,13 @@ def test_bad_objective_is_refused(name, knobs, says):
     (lambda: Data("x", bad_rows="skip"), "Data.bad_rows is 'skip'; allowed"),
     (lambda: Data("x", rows_per_step=0), "Data.rows_per_step is 0"),
     (lambda: Data("x", rows_per_step=6, microbatches=4), "microbatches is 4.*divide"),
+    (lambda: Data("x", rows_per_step=2.5), "rows_per_step is 2.5; .* whole number"),
+    (lambda: Data("x", seed=-1), "Data.seed is -1; .* at least 0"),
+    (lambda: Data("x", seed=0.5), "Data.seed is 0.5; .* whole number"),
+    (
+      lambda: Experiment(Use("dpo"), Data("x"), Pretrained("x"), seed=-1),
+      "Experiment.seed is -1",
+    ),
     (lambda: MeshShape(fsdp=0), "MeshShape.fsdp is 0"),
     (lambda: Loop(log_every=0), "Loop.log_every is 0"),
     (lambda: Evaluation(share=1.0), "Evaluation.share is 1.0"),

@@ -1,5 +1,7 @@
 """An online experiment survives YAML, takes flags, and refuses what cannot be meant."""
 
+import math
+
 import pytest
 
 from xpo_jax import controllers
@@ -66,6 +68,13 @@ def test_flags_reach_calls_and_sampling():
   assert changed.feedback.missing_eos == 0.5
 
 
+_FIRST = (RUN.objective, RUN.prompts, RUN.start, RUN.feedback)
+
+
+def test_a_reward_of_the_cut_may_be_negative():
+  assert Feedback(SOURCE, missing_eos=-1.0, missing_eos_rule="replace")
+
+
 @pytest.mark.parametrize(
   ("make", "match"),
   [
@@ -83,6 +92,19 @@ def test_flags_reach_calls_and_sampling():
     (lambda: Sampling(slots=8, prompts_at_once=4), "slots is 8 and prompts_at_once 4"),
     (lambda: Feedback(SOURCE, kind="ranks"), "'win_rates'"),
     (lambda: Prompts("p", limits=Limits(completion=8)), "max_tokens"),
+    (lambda: Prompts("p", seed=-1), "Prompts.seed is -1; .* at least 0"),
+    (lambda: OnlineExperiment(*_FIRST, seed=-1), "OnlineExperiment.seed is -1"),
+    (lambda: OnlineExperiment(*_FIRST, iterations=1.5), "iterations is 1.5; .* whole"),
+    (lambda: Sampling(completions=2.5), "completions is 2.5; .* whole number"),
+    (lambda: Sampling(staleness=0.5), "staleness is 0.5; .* whole number"),
+    (lambda: Opponent(completions=1.5), "Opponent.completions is 1.5"),
+    (lambda: Sampling(temperature=math.inf), "temperature is inf; allowed: a finite"),
+    (lambda: Sampling(temperature=math.nan), "temperature is nan; allowed: a finite"),
+    (lambda: Sampling(explore=math.inf), "explore is inf; allowed: a finite"),
+    (lambda: Sampling(explore=math.nan), "explore is nan; allowed: a finite"),
+    (lambda: Feedback(SOURCE, missing_eos=math.inf), "missing_eos is inf; allowed"),
+    (lambda: Feedback(SOURCE, missing_eos=math.nan), "missing_eos is nan; allowed"),
+    (lambda: Feedback(SOURCE, missing_eos=-1.0), 'paid for being cut.*"replace"'),
   ],
 )
 def test_value_out_of_range_is_refused_by_name(make, match):

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -151,6 +152,7 @@ class Data:
     check_portion(self)
     check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
     check_positive(self, "groups_per_row", "epochs", "steps")
+    check_not_negative(self, "seed")
     if self.rows_per_step % self.microbatches:
       raise ValueError(
         f"Data.microbatches is {self.microbatches}, which does not divide "
@@ -347,16 +349,28 @@ class Experiment:
 
   def __post_init__(self):
     check_names(self.parts)
+    check_not_negative(self, "seed")
 
 
 def check_positive(config: Any, *fields: str) -> None:
-  """Refuses a field of a config that is set and less than 1, by name."""
+  """Refuses a field of a config that is set and no whole number from 1, by name."""
+  _check_whole(config, fields, 1)
+
+
+def check_not_negative(config: Any, *fields: str) -> None:
+  """Refuses a field of a config that is set and no whole number from 0, by name."""
+  _check_whole(config, fields, 0)
+
+
+def _check_whole(config: Any, fields: tuple[str, ...], least: int) -> None:
   for field in fields:
     value = vars(config)[field]
-    if value is not None and value < 1:
-      raise ValueError(
-        f"{type(config).__name__}.{field} is {value}; it must be at least 1"
-      )
+    if value is None or (isinstance(value, numbers.Integral) and value >= least):
+      continue
+    raise ValueError(
+      f"{type(config).__name__}.{field} is {value!r}; it must be a whole number, at "
+      f"least {least}"
+    )
 
 
 def check_portion(config: Any) -> None:

@@ -5,6 +5,7 @@ DPO is the objective, the source of feedback and the arrangement, values handed 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -83,6 +84,7 @@ class Prompts:
     _among(self, "bad_rows", ("stop", "drop"))
     experiment.check_portion(self)
     experiment.check_positive(self, "limit")
+    experiment.check_not_negative(self, "seed")
     if self.limits.completion is not None:
       raise ValueError(
         f"Prompts.limits.completion is {self.limits.completion}; prompts have no "
@@ -166,20 +168,23 @@ class Sampling:
         f"Sampling.slots is {self.slots} and prompts_at_once {self.prompts_at_once}; "
         "set one of them"
       )
-    if not self.temperature > 0:
-      raise ValueError(f"Sampling.temperature is {self.temperature}; it must be > 0")
+    experiment.check_not_negative(self, "staleness")
+    if not 0 < self.temperature < math.inf:
+      raise ValueError(
+        f"Sampling.temperature is {self.temperature}; allowed: a finite number > 0"
+      )
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise ValueError(f"Sampling.top_p is {self.top_p}; allowed: 0 < top_p <= 1")
-    if self.explore is not None and not self.explore > 0:
-      raise ValueError(f"Sampling.explore is {self.explore}; it must be > 0")
+    if self.explore is not None and not 0 < self.explore < math.inf:
+      raise ValueError(
+        f"Sampling.explore is {self.explore}; allowed: a finite number > 0, or None"
+      )
     if self.explore is not None and (self.first != "sample" or self.completions < 2):
       raise ValueError(
         f"Sampling.explore is {self.explore}, with first {self.first!r} and "
         f"completions {self.completions}; it takes half of at least 2 completions, all "
         "of them samples"
       )
-    if self.staleness < 0:
-      raise ValueError(f"Sampling.staleness is {self.staleness}; it must be >= 0")
     if self.first != "sample" and self.completions < 2:
       raise ValueError(
         f"Sampling.first is {self.first!r}, which takes one of the completions, and "
@@ -208,7 +213,8 @@ class Feedback:
     missing_eos: what happens to the reward of a completion that was cut at
       `Sampling.max_tokens`: None leaves it; else this much is taken from it, or
       replaces it.
-    missing_eos_rule: "subtract" (TRL) or "replace" (Ziegler et al. 2019 with -1).
+    missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
+      2019 with -1).
   """
 
   source: Call
@@ -221,6 +227,19 @@ class Feedback:
     _among(self, "kind", ("scores", "win_rates"))
     _among(self, "abstained", ("stop", "drop"))
     _among(self, "missing_eos_rule", ("subtract", "replace"))
+    if self.missing_eos is None:
+      return
+    if not math.isfinite(self.missing_eos):
+      raise ValueError(
+        f"Feedback.missing_eos is {self.missing_eos}; allowed: a finite number, or "
+        "None to leave the rewards of cut completions as they are"
+      )
+    if self.missing_eos < 0 and self.missing_eos_rule == "subtract":
+      raise ValueError(
+        f"Feedback.missing_eos is {self.missing_eos}, which is subtracted: completions "
+        "would be paid for being cut; give a number >= 0, or set "
+        'Feedback.missing_eos_rule="replace" to make it their reward'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +311,7 @@ class OnlineExperiment:
         f"OnlineExperiment.minibatches is {self.minibatches}, which does not divide "
         f"prompts_per_iteration = {self.prompts_per_iteration}"
       )
+    experiment.check_not_negative(self, "seed")
     self._check_opponent()
     if self.rows_per_step % self.microbatches:
       raise ValueError(
