@@ -9,10 +9,11 @@ import pytest
 
 from tests.train.tiny_runs import MODEL
 from xpo_jax.data import world
+from xpo_jax.data.records import BadRows
 from xpo_jax.feedback import rules
 from xpo_jax.models import pretrained, transformer
 from xpo_jax.train import online_setup
-from xpo_jax.train.experiment import MeshShape, Pretrained, Scratch, Use
+from xpo_jax.train.experiment import Evaluation, MeshShape, Pretrained, Scratch, Use
 from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
@@ -30,6 +31,21 @@ RUN = OnlineExperiment(
   prompts_per_iteration=4,
   mesh=MeshShape(data=1),
 )
+
+
+def test_bad_rows_of_held_out_prompts_stop_the_run_or_are_counted(tmp_path):
+  file = tmp_path / "held.jsonl"
+  file.write_text('{"prompt": "this film is"}\n{"prompt": 3}\n')
+  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+  run = dataclasses.replace(RUN, evaluation=Evaluation(str(file)))
+  with pytest.raises(BadRows, match=r"(?s)1 bad row.*held\.jsonl") as refused:
+    online_setup.prepare(run, tmp_path, loaded)
+  prompts = dataclasses.replace(run.prompts, bad_rows="drop")
+  dropping = dataclasses.replace(run, prompts=prompts)
+  found = online_setup.prepare(dropping, tmp_path, loaded)
+  assert found.held_out.texts == ("this film is",) and found.counts["dropped"] == 1
+  (line,) = (tmp_path / "bad_rows.jsonl").read_text().splitlines()
+  assert json.loads(line)["uid"] == refused.value.bad[0].uid
 
 
 def test_start_whose_weights_changed_is_refused(tmp_path):

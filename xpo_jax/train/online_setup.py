@@ -138,7 +138,8 @@ def prepare(
     judge: of `judged.judge`; None: made here.
 
   Raises:
-    ValueError: no prompts, or prompts that cannot be used.
+    ValueError: no prompts, or prompts that cannot be used; bad rows (`records.BadRows`)
+      of the held-out prompts as of the others, where they stop the run.
   """
   mesh = setup.make_mesh(experiment.mesh)
   build = at_temperature(experiment.objective.build, experiment.sampling.temperature)
@@ -289,6 +290,8 @@ def prompt_sets(
 def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   first = {split.prompt_of(row): row for row in reversed(loaded.records)}
   rows, bad = list(reversed(first.values())), list(loaded.bad)
+  if bad and config.bad_rows == "stop":
+    raise records.BadRows(bad)
   try:
     ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
   except records.BadRows as found:
