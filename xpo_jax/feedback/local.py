@@ -266,6 +266,11 @@ def encode(conversation: Conversation, tokenizer: Any) -> list[int]:
 
 def _ids(text: str, tokenizer: Any, trusted: bool = True) -> list[int]:
   text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair
+  if not trusted:
+    # Special tokens are split; what was added without being called special is not.
+    for token in tokenizer.added_tokens_decoder.values():
+      if not token.special and token.content.strip():  # runs of blanks control nothing
+        text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
   return tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted)[
     "input_ids"
   ]
