@@ -73,6 +73,13 @@ def test_control_tokens_are_broken_up_for_endpoints(hostile):
   message["content"].encode("utf-8")  # nothing that no request could carry
 
 
+@pytest.mark.parametrize(
+  "token", "</think> <tool_call> [|assistant|] [TOOL_CALLS] [/SYSTEM_PROMPT]".split()
+)
+def test_control_tokens_of_other_families_are_broken_up_too(token):
+  assert prompting.harmless(f"a{token}b") == f"a{token[0]} {token[1:]}b"
+
+
 def test_our_own_words_may_hold_control_tokens():
   (message,) = prompting.messages((Turn("user", (Piece("<s>mine"),)),))
   assert message["content"] == "<s>mine"

@@ -33,7 +33,9 @@ def test_choices_are_read_strictly(text, expected):
 
 def test_options_may_be_words():
   assert verdicts.choice("Preferred answer: b", ("A", "B")) == 1
+  assert verdicts.choice("Preferred answer: B, by far", ("A", "B")) == 1
   assert verdicts.choice("A good one", ("A", "B")) is None
+  assert verdicts.choice("The preferred answer is a matter of taste.", "AB") is None
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,8 @@ def test_options_may_be_words():
     ("Score: 6", None),
     ("Score: -1", None),
     ("Score: 3-4", None),
+    ("Score: 3 or 4", None),
+    ("Score: 3 to 4", None),
     ("Score: 30", None),
     ("Score: <total>", None),
     ("It earns 4 points.", None),

@@ -20,8 +20,10 @@ _PART = re.compile(r"^\[([a-z]+)\]$", re.M)
 _PLACE = re.compile(r"\{([a-z]+)\}")
 # What chat models use to mark turns; a server may read them as such in any text.
 _CONTROL = re.compile(
-  r"<[|｜][^<>\s]{1,60}[|｜]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-  r"|<(?:bos|eos|pad|unk|sep|cls)>",
+  r"<[|｜][^<>\s]{1,60}[|｜]>|\[[|｜][^\[\]\s]{1,60}[|｜]\]|</?s>|<</?SYS>>"
+  r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk|sep|cls)>"
+  r"|</?(?:think|tools?|tool_call|tool_response)>"
+  r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
   re.IGNORECASE,
 )
 
@@ -194,7 +196,11 @@ def messages(conversation: Conversation) -> list[dict[str, str]]:
 
 
 def harmless(text: str) -> str:
-  """The text with a space inside whatever chat models take for a control token."""
+  """The text with a space inside what the common chat models take for a control token.
+
+  Another server's own tokens are not known here: `encode` of a local judge breaks up
+  whatever its tokenizer holds.
+  """
   text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair
   return _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 

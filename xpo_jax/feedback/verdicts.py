@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _SCORE = re.compile(
-  rf"\bscore\b[^\w\n-]*(?:is|of)?[^\w\n-]*({_NUMBER})(?![\d.]*\s*[-–]\s*\d)"
+  rf"\bscore\b[^\w\n-]*(?:is|of)?[^\w\n-]*({_NUMBER})(?![\d.]*\s*(?:[-–]|to|or|and)\s*\d)"
   r"(?:\s*(?:/|out of)\s*(\d+))?",
   re.IGNORECASE,
 )
@@ -28,6 +28,8 @@ def choice(text: str, options: Sequence[str]) -> int | None:
     >>> choice("Both 1 and 2 are good.", ("1", "2"))
   """
   names = "|".join(re.escape(option) for option in options)
+  # In another case only at the end of a line: "is a matter of taste" is not for A.
+  names = rf"(?-i:{names})|(?:{names})(?=\W*(?:\n|$))"
   said = re.findall(
     rf"\bpreferred\s+(?:answer|response)\b[^\w\n]*(?:is\b[^\w\n]*)?"
     rf"(?:answer\b[^\w\n]*)?({names})\b"
@@ -46,7 +48,7 @@ def score(text: str, least: float, most: float) -> float | None:
   """The last "Score: n" of a text, or the number that is all of it.
 
   None where there is none, where it lies outside [least, most], where it is a range
-  ("3-4"), or where it is out of another total ("4/10" where most is 5).
+  ("3-4", "3 or 4"), or where it is out of another total ("4/10" where most is 5).
 
   Example:
     >>> score("Score: 1 for relevance. Score: 4/5", 0, 5)
