@@ -13,7 +13,7 @@ from xpo_jax.feedback import advance, client, endpoint, judge
 from xpo_jax.feedback.client import Endpoint, JudgeError
 
 PAIRS = (["p", "q", "r"], ["good", "bad", "good"], ["bad", "good", "good too"])
-PASSING = ["slow", "drop", "no json", "half", "no choices", "no content", 500, 503, 429]
+PASSING = ["slow", "drop", "no json", "half", "no choices", 500, 503, 429]
 SECRET = "sk-very-secret"
 
 
@@ -163,6 +163,17 @@ def test_an_answer_without_use_is_an_abstention(trouble):
   with stub.serving(_one_question(trouble)) as server:
     p_N = _prefer(server)
   assert np.isnan(p_N).tolist() == [False, True, False]
+
+
+@pytest.mark.nonfinite
+def test_an_answer_without_text_is_paid_once(tmp_path):
+  asked = []
+  for _ in range(2):
+    with stub.serving(_one_question("no content")) as server:
+      p_N = _prefer(server, cache=str(tmp_path))
+      asked.append(len(server.bodies) - 1)  # the probe is
+    assert np.isnan(p_N).tolist() == [False, True, False]
+  assert asked == [2 * 3, 0]
 
 
 @pytest.mark.parametrize("trouble", ["slow", "drop", "half", 500])

@@ -41,8 +41,9 @@ class Endpoint:
     attempts: how often a request is sent, at most.
     pause: seconds before the second attempt; doubled before each further one.
     concurrency: requests at a time.
-    tolerance: share of the questions of a call that may go unanswered, as abstentions;
-      more stop the run.
+    tolerance: share of the questions of a call that may be lost (slow, dropped, busy to
+      the end), as abstentions; more stop the run. What was refused, or answered in no
+      form that can be read, is an abstention that is not counted here.
     cache: folder of exchanges; None: nothing is kept.
     replay: answer from `cache` only.
     limit_name: what the endpoint calls `max_tokens` ("max_completion_tokens").
@@ -246,12 +247,15 @@ def _status(error: Exception) -> int | None:
 
 
 def read_text(answer: Mapping[str, Any]) -> str:
-  """What the judge wrote.
+  """What the judge wrote; "" where it answered without text (it refused, or thought
+  until its tokens were spent): an answer like any other, paid for and kept.
 
   Raises:
     LookupError, TypeError: it is not a chat answer.
   """
   text = answer["choices"][0]["message"]["content"]
+  if text is None:
+    return ""
   if not isinstance(text, str):
     raise TypeError(f"content is {text!r}")
   return text
