@@ -183,6 +183,9 @@ class Objective(NamedTuple):
     first: where column 0 of sampled completions must come from: "sample", as the
       others; "greedy", the policy's likeliest tokens; "reference", a sample of the
       reference.
+    reward: what `reward_BK` must be: "any" numbers; "win_rates", probabilities to beat
+      an opponent or a group; "duels", the probabilities of the two of a pair to beat
+      one another, which add up to 1.
   """
 
   name: str
@@ -194,6 +197,7 @@ class Objective(NamedTuple):
   prepare: Callable[[Scored, State, Array], tuple[Aux, State]] = nothing_shared
   init: Callable[[], State] = no_state
   first: Literal["sample", "greedy", "reference"] = "sample"
+  reward: Literal["any", "win_rates", "duels"] = "any"
 
 
 class Part(NamedTuple):

@@ -44,6 +44,26 @@ def test_win_rates_average_over_the_group_and_itself():
   np.testing.assert_allclose(reward_BK, expected, rtol=1e-6)
 
 
+def test_win_rates_against_the_others_alone_leave_oneself_out():
+  """Two completions get the judge's own p and 1 - p, a single one 1/2."""
+  group = [["b", "a", "c"], ["?", "a", "c"]]
+  reward_BK = protocol.win_rates(_alphabet, ["p", "q"], group, include_self=False)
+  expected = [[1 / 2, 0, 1], [np.nan, (0.5 + 0) / 2, (0.5 + 1) / 2]]
+  np.testing.assert_allclose(reward_BK, expected)
+
+  def sure(prompts, first, second):
+    return Scores(np.full(len(prompts), 0.9))
+
+  two_BK = protocol.win_rates(sure, ["p"], [["a", "b"]], include_self=False)
+  np.testing.assert_allclose(two_BK, [[0.9, 0.1]], rtol=1e-6)
+  present_BK = np.array([[0, 1]])
+  alone = {"present": present_BK, "include_self": False}
+  one_BK = protocol.win_rates(
+    lambda *_: Scores(np.zeros(0)), ["p"], [["", "a"]], **alone
+  )
+  assert one_BK.tolist() == [[0, 0.5]]
+
+
 def test_each_pair_is_asked_about_once():
   asked = []
 

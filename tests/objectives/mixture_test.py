@@ -63,6 +63,12 @@ def test_bad_mixtures_are_refused():
     objectives.mixture((float("nan"),), (dpo,))
 
 
+def test_reward_is_the_narrowest_that_a_part_wants():
+  dpo, sppo, ipo_md = objectives.dpo(), objectives.sppo(), objectives.ipo_md()
+  assert objectives.mixture((1.0, 1.0), (dpo, sppo)).reward == "win_rates"
+  assert objectives.mixture((1.0, 1.0, 1.0), (ipo_md, dpo, sppo)).reward == "duels"
+
+
 def test_column_0_is_what_a_part_wants_apart_from_the_samples():
   bonus, greedy = objectives.exploration(), objectives.remax()
   pairs = objectives.best_against_worst(objectives.ipo())

@@ -14,6 +14,7 @@ from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
   OnlineExperiment,
+  Opponent,
   Prompts,
   Sampling,
 )
@@ -77,6 +78,43 @@ def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
     match = f"first is '{given}', and {name} is made for '{first}'"
     with pytest.raises(ValueError, match=match):
       online_check.check(run)
+
+
+RATES = Feedback(Call(rules.cycle, patterns=("a", "b", "c")), kind="win_rates")
+APART = dataclasses.replace(RATES, include_self=False)
+DUEL = dataclasses.replace(RUN, objective=Use("ipo_md"), feedback=APART)
+MET = dataclasses.replace(RUN.sampling, opponent=Opponent())
+THREE = dataclasses.replace(RUN.sampling, completions=3)
+
+
+@pytest.mark.parametrize("name", ["sppo", "nash_md", "dno", "ipo_md"])
+def test_scores_are_no_win_rates(name):
+  with pytest.raises(ValueError, match=f"{name} learns from win rates.*'scores'"):
+    online_check.check(dataclasses.replace(RUN, objective=Use(name)))
+
+
+@pytest.mark.parametrize("feedback", [RATES, APART])
+def test_nobody_is_beaten_alone(feedback):
+  nash = dataclasses.replace(RUN, objective=Use("nash_md"), feedback=feedback)
+  online_check.check(nash)
+  with pytest.raises(ValueError, match=r"completions is 1 .*beat nobody"):
+    online_check.check(dataclasses.replace(nash, sampling=ONE))
+  met = dataclasses.replace(ONE, opponent=Opponent())
+  online_check.check(dataclasses.replace(nash, sampling=met))
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"feedback": RATES}, "include_self is True"),
+    ({"sampling": MET}, r"opponent Opponent\("),
+    ({"sampling": THREE}, "completions 3"),
+  ],
+)
+def test_a_duel_is_between_two_and_leaves_oneself_out(changes, match):
+  online_check.check(DUEL)
+  with pytest.raises(ValueError, match=f"ipo_md learns from the prob.*{match}"):
+    online_check.check(dataclasses.replace(DUEL, **changes))
 
 
 def test_a_controller_that_leaves_beta_positive_passes():

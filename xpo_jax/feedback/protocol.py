@@ -158,8 +158,9 @@ def win_rates(
   texts_BK: Sequence[Sequence[str]],
   *,
   present: np.ndarray | None = None,
+  include_self: bool = True,
 ) -> np.ndarray:
-  """Mean probability of each completion to beat its group, itself included (1/2).
+  """Mean probability of each completion to beat its group.
 
   A pair on which the preference abstained counts as a draw; see `win_matrix` for which.
 
@@ -168,6 +169,9 @@ def win_rates(
     prompts: B texts.
     texts_BK: K completions each.
     present: [B, K], 0 on padded columns: they are not asked about and get 0.
+    include_self: whether a completion is of its own group, as a draw (1/2), which is
+      SPPO's estimate (`games.win_rate`); else the group is the others, and who has none
+      gets 1/2.
 
   Returns:
     `reward_BK`, float32; NaN where every verdict on a completion was an abstention.
@@ -177,10 +181,14 @@ def win_rates(
   """
   present_BK = _present(prompts, texts_BK, present).astype(np.float32)
   win_BKK = win_matrix(preference, prompts, texts_BK, present=present)
-  reward_BK = np.array(
-    games.win_rate(np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK), present_BK)
-  )
+  told_BKK = np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK)
   others_BK = present_BK.sum(-1, keepdims=True) - 1
+  if include_self:
+    reward_BK = np.array(games.win_rate(told_BKK, present_BK))
+  else:
+    apart_BKK = told_BKK * (1 - np.eye(present_BK.shape[1], dtype=np.float32))
+    mean_BK = apart_BKK.sum(-1) / np.maximum(others_BK, 1)
+    reward_BK = np.where(others_BK > 0, mean_BK, present_BK / 2)
   silent_BK = (np.isnan(win_BKK).sum(-1) == others_BK) & (others_BK > 0)
   return np.where(silent_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
 

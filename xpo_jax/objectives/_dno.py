@@ -28,7 +28,9 @@ def dno(beta: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
-    needs LOGP, REF_LOGP; field reward_BK, the win rates. Terms: `dno`.
+    needs LOGP, REF_LOGP; field reward_BK, the win rates: over K samples of a prompt,
+    P - 1/2 is (K - 1) / K of what it is over the others alone where a sample counts as
+    a draw with itself (`Feedback.include_self`). Terms: `dno`.
     Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion); chosen is column 0.
 
@@ -55,4 +57,5 @@ def dno(beta: float = 0.1) -> Objective:
 
   needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   fields = frozenset({"reward_BK"})
-  return Objective("dno", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  dno = Objective("dno", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  return dno._replace(reward="win_rates")

@@ -26,7 +26,8 @@ def ipo_md(beta: float = 1.0) -> Objective:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
     needs LOGP, REF_LOGP; field reward_BK: win rates of the two against one another,
     p = (1 + first - second) / 2, so that p and 1 - p add up to 1 for any judge
-    (`games.duel` makes them of one p). Terms: `ipo_md`.
+    (`games.duel` makes them of one p; so do K = 2 samples with `Feedback.include_self`
+    False, where a draw with itself would halve 2 p - 1). Terms: `ipo_md`.
     Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion); chosen is column 0.
 
@@ -56,4 +57,5 @@ def ipo_md(beta: float = 1.0) -> Objective:
 
   needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   fields = frozenset({"reward_BK"})
-  return Objective("ipo_md", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  ipo = Objective("ipo_md", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  return ipo._replace(reward="duels")

@@ -23,6 +23,8 @@ from xpo_jax.types import (
   nothing_shared,
 )
 
+_REWARDS = ("any", "win_rates", "duels")  # the later, the fewer numbers will do
+
 
 def mixture(
   weights: Sequence[float | Array], objectives: Sequence[Objective]
@@ -45,7 +47,8 @@ def mixture(
 
   Returns:
     Objective with the union of needs and fields; state and draws are composed. Its
-    column 0 is the one that a part wants apart from the samples (`Objective.first`).
+    column 0 is the one that a part wants apart from the samples (`Objective.first`),
+    its reward the narrowest that a part wants (`Objective.reward`).
 
   Raises:
     ValueError: lengths differ, nothing to mix, two layouts that exclude each other, or
@@ -116,4 +119,5 @@ def mixture(
     prepare=prepare if shares else nothing_shared,
     init=init if shares else no_state,
     first=firsts.pop(),
+    reward=max((part.reward for part in parts), key=_REWARDS.index),
   )

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax import groups, masked, token_stats
+from xpo_jax import groups, masked
 from xpo_jax.objectives import _knobs, _rewards
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -42,17 +42,17 @@ def nash_md(beta: float = 0.008) -> Objective:
     response to the reference. TRL draws y' from the mixture token by token, takes P
     from a reward model (so that no cycle can occur), beta 0.1, and charges the KL token
     by token: `nash_md_token_local`.
-  Reduction: log-ratio and log-probability summed over tokens; mean over a prompt's
-    completions, mean over prompts. The gradient is unbiased where the record is of the
-    policy itself.
+  Reduction: log-ratio, log-prob summed over tokens; mean over a prompt's completions,
+    over prompts. The gradient is unbiased where the record is of the policy itself.
 
   Args:
     beta: tie to ref, in win probability per nat; > 0. Paper: 0.008.
 
   Returns:
     Objective; layout SAMPLED (the policy's answers; y' has no column: nothing of it is
-    differentiated); needs LOGP, REF_LOGP; field reward_BK, the win rates P_i. Terms:
-    `nash_md`. Metrics: win_rate, kl (nats per completion, k1).
+    differentiated); needs LOGP, REF_LOGP; field reward_BK, the win rates P_i. Self-play
+    against the other samples wants `Feedback.include_self` False: True shrinks P - 1/2
+    to (K - 1) / K. Terms: `nash_md`. Metrics: win_rate, kl (nats per completion, k1).
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -75,6 +75,6 @@ def nash_md(beta: float = 0.008) -> Objective:
     }
     return Loss({"nash_md": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  return Objective("nash_md", {"beta": beta}, Layout.SAMPLED, needs, loss, fields)
+  needs, fields = _rewards.needs(beta), frozenset({"reward_BK"})
+  nash = Objective("nash_md", {"beta": beta}, Layout.SAMPLED, needs, loss, fields)
+  return nash._replace(reward="win_rates")

@@ -53,4 +53,5 @@ def sppo(beta: float = 1e-3) -> Objective:
 
   needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   fields = frozenset({"reward_BK"})
-  return Objective("sppo", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  sppo = Objective("sppo", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  return sppo._replace(reward="win_rates")

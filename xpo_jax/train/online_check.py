@@ -36,12 +36,12 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
 
   Raises:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
-      fit, that takes another column 0 than `Sampling.first` brings, or that cannot tell
-      rewards apart with so few completions; a controller of a beta that is not the
-      objective's, or that may take it to 0 in one iteration; a function in the wrong
-      field; a critic for an objective without values; a mesh that does not fit; a part
-      that cannot be (`parts.check`); held-out prompts that are trained on
-      (`leaks.check`).
+      fit, that takes another column 0 than `Sampling.first` brings or other rewards
+      than `Feedback` gives, or that cannot tell rewards apart with so few completions;
+      win rates of one completion; a controller of a beta that is not the objective's,
+      or that may take it to 0 in one iteration; a function in the wrong field; a critic
+      for an objective without values; a mesh that does not fit; a part that cannot be
+      (`parts.check`); held-out prompts that are trained on (`leaks.check`).
   """
   objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
   if not isinstance(made, Arrangement):
@@ -74,6 +74,7 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
       f"Sampling.first is {first!r}, and {name} is made for {objective.first!r} in "
       f"column 0; set Sampling.first to {objective.first!r}"
     )
+  _check_feedback(objective, experiment)
   if completions == 1 and not _sees_rewards(objective, made):
     raise ValueError(
       f"{name} learns nothing from the rewards of one completion: its baseline or its "
@@ -110,6 +111,30 @@ def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
       f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
     )
   return loaded
+
+
+def _check_feedback(objective: Objective, experiment: OnlineExperiment) -> None:
+  feedback, sampling = experiment.feedback, experiment.sampling
+  K, opponent = sampling.completions, sampling.opponent
+  if objective.reward != "any" and feedback.kind != "win_rates":
+    raise ValueError(
+      f"{objective.name} learns from win rates and Feedback.kind is {feedback.kind!r}; "
+      'set it to "win_rates", and Feedback.source to a preference'
+    )
+  if feedback.kind == "win_rates" and opponent is None and K == 1:
+    raise ValueError(
+      "Sampling.completions is 1 and Feedback.kind 'win_rates': without an opponent it "
+      "can beat nobody; set completions to 2 or more, or Sampling.opponent"
+    )
+  if objective.reward != "duels":
+    return
+  if feedback.include_self or opponent is not None or K != 2:
+    raise ValueError(
+      f"{objective.name} learns from the probabilities of two completions to beat one "
+      f"another, and Feedback.include_self is {feedback.include_self}, "
+      f"Sampling.completions {K}, Sampling.opponent {opponent}; set them to False, 2 "
+      "and None"
+    )
 
 
 def _check_controller(experiment: OnlineExperiment) -> None:
