@@ -71,9 +71,6 @@ def test_win_rates_are_against_the_group_or_its_opponents():
   asked = judged.judge(feedback)
   alone = judged.ask(asked, _drawn(), feedback).reward_BK
   np.testing.assert_allclose(alone[0], [(0.5 + 1) / 2, (0.5 + 0) / 2])
-  apart = dataclasses.replace(feedback, include_self=False)
-  others_BK = judged.ask(judged.judge(apart), _drawn(), apart).reward_BK
-  np.testing.assert_array_equal(others_BK, [[1, 0], [0, 1]])
   met = dataclasses.replace(_drawn(), opponents_BJ=((" b.", " c."), (" m.", " p.")))
   reward_BK = judged.ask(asked, met, feedback).reward_BK
   np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])
@@ -164,6 +161,15 @@ def test_summary_counts_what_it_says():
   }
   apart = judged.summary(drawn, reward_BK, present_BK, kl_BK, Sampling(first="greedy"))
   assert apart["rollout/reward"] == 3.5 and apart["rollout/kl"] == 0.75
+
+
+def test_summary_names_no_reward_where_nothing_was_judged():
+  drawn = _drawn([[NAN, NAN], [NAN, NAN]])
+  reward_BK, present_BK = judged.shaped(drawn, Feedback(SOURCE), Sampling())
+  kl_BK = np.zeros((2, 2))
+  found = judged.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
+  assert not {"rollout/reward", "rollout/reward_std"} & set(found)
+  assert found["rollout/abstained"] == 1 and found["rollout/informative"] == 0
 
 
 def own_weight():

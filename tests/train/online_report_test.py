@@ -78,6 +78,14 @@ def test_reward_stands_over_the_root_of_the_kl(run):
   np.testing.assert_allclose(best.y, [1.25 / 3, 2.25 / 3])
 
 
+def test_iterations_that_nobody_judged_are_not_drawn():
+  lines = [{"step": 1, "rollout/kl": 1.0}, {"step": 2, "rollout/kl": 4.0}]
+  assert online_report.reward_kl(lines, {}, {}) is None
+  lines[1]["rollout/reward"] = 0.5
+  (series,) = online_report.reward_kl(lines, {}, {}).series
+  assert series.x == [2.0] and series.y == [0.5]
+
+
 def test_best_of_one_is_the_mean(run):
   held_out = {n: rollouts.read(p) for n, p in _held_out(run).items()}
   figure = online_report.best_of_n(held_out)

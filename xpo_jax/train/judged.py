@@ -23,7 +23,7 @@ opponents the last is empty."""
 def judge(feedback: Feedback) -> Judge | OfPolicy:
   """The judge of an experiment, made once for the run; `facing` makes the one that is
   asked."""
-  source, ask_groups = feedback.source.build(), _asking(feedback)
+  source, ask_groups = feedback.source.build(), _GROUPS[feedback.kind]
   if isinstance(source, OfPolicy):
     return OfPolicy(lambda *policy: functools.partial(ask_groups, source.make(*policy)))
   return functools.partial(ask_groups, source)
@@ -50,18 +50,13 @@ def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
   return protocol.score_groups(scorer, prompts, texts_BK)
 
 
-def _win_rates(
-  preference: Preference, prompts, texts_BK, opponents_BJ, *, include_self: bool
-) -> np.ndarray:
+def _win_rates(preference: Preference, prompts, texts_BK, opponents_BJ) -> np.ndarray:
   if not opponents_BJ:
-    return protocol.win_rates(preference, prompts, texts_BK, include_self=include_self)
+    return protocol.win_rates(preference, prompts, texts_BK)
   return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
 
 
-def _asking(feedback: Feedback) -> Callable[..., np.ndarray]:
-  if feedback.kind == "scores":
-    return _scores
-  return functools.partial(_win_rates, include_self=feedback.include_self)
+_GROUPS = {"scores": _scores, "win_rates": _win_rates}
 
 
 def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
@@ -121,12 +116,12 @@ def summary(
   """What a person watches of an iteration's samples, as `rollout/...`.
 
   `reward` is the feedback's, before the missing-EOS rule; `reward_std` over all
-  completions, `reward_std_within` over a prompt's, as learned from; `kl` the log-ratio
-  of sampler and reference summed over a completion's tokens (k1), nats, `kl_token` a
-  token's share of it; `length` in tokens; shares: `no_eos`, `abstained`, `informative`
-  (prompts whose rewards, as learned from, differ), `idle` (of the sampler's slots, see
-  `rollouts.Rollouts`). Columns that are not the policy's (`Sampling.own`) are left out
-  of all but the last three.
+  completions (neither where it abstained on all), `reward_std_within` over a prompt's,
+  as learned from; `kl` the log-ratio of sampler and reference summed over a
+  completion's tokens (k1), nats, `kl_token` a token's share of it; `length` in tokens;
+  shares: `no_eos`, `abstained`, `informative` (prompts whose rewards, as learned from,
+  differ), `idle` (of the sampler's slots, see `rollouts.Rollouts`). Columns that are
+  not the policy's (`Sampling.own`) are left out of all but the last three.
   """
   own = sampling.own
   told_BK = rollouts.reward_BK[:, own]
@@ -134,9 +129,10 @@ def summary(
   # Of equal rewards the greatest is the least; absent ones must not decide.
   most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
   least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
-  found = {
-    "reward": told_BK[there].mean() if there.any() else 0.0,
-    "reward_std": told_BK[there].std() if there.any() else 0.0,
+  told = {}
+  if there.any():
+    told = {"reward": told_BK[there].mean(), "reward_std": told_BK[there].std()}
+  found = told | {
     "reward_std_within": _spread(reward_BK[:, own], present_BK[:, own]).mean(),
     "kl": kl_BK[:, own].mean(),
     "kl_token": kl_BK[:, own].sum() / length_BK.sum(),

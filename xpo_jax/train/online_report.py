@@ -105,7 +105,8 @@ def reward_kl(
   Returns:
     The chart, or None where there is nothing to draw.
   """
-  series = [_trained_on(lines)] if lines else []
+  judged = [line for line in lines if "rollout/reward" in line]
+  series = [_trained_on(judged)] if judged else []
   points = {n: trajectory.mean_reward(held_out[n]) for n in held_out if n in kl}
   points = {n: point for n, point in points.items() if point is not None}
   if points:

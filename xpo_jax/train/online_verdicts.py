@@ -59,6 +59,7 @@ def _kl(metrics) -> Verdict | None:
 
 
 def _kl_without_reward(metrics) -> Verdict | None:
+  metrics = [line for line in metrics if "rollout/reward" in line]
   kl = verdicts.column(metrics, "rollout/kl")
   reward = verdicts.column(metrics, "rollout/reward")
   half = kl.size // 2
