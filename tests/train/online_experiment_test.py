@@ -1,11 +1,13 @@
 """An online experiment survives YAML, takes flags, and refuses what cannot be meant."""
 
+import dataclasses
 import math
 
 import pytest
 
 from xpo_jax import controllers
 from xpo_jax.data.tokenise import Limits
+from xpo_jax.models.lora import Adapter
 from xpo_jax.train import configure, experiment
 from xpo_jax.train.experiment import Pretrained, Use
 from xpo_jax.train.online_experiment import (
@@ -135,6 +137,8 @@ def test_opponent_survives_yaml_and_needs_win_rates(tmp_path):
   with pytest.raises(ValueError, match=r"Optimizer.ema"):
     OnlineExperiment(*first, against, sampling)
   run = OnlineExperiment(*first, against, sampling, optimizer=Optimizer(ema=0.5))
+  with pytest.raises(ValueError, match="mean of an adapter's factors"):
+    dataclasses.replace(run, adapter=Adapter())
   configure.write(tmp_path, run)
   assert configure.read(tmp_path)[0].sampling == sampling
   changed = configure.from_args(run, ["--sampling.opponent.share", "0.125"])

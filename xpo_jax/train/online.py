@@ -341,7 +341,8 @@ def _after(run, state, trained, before, index, line, episodes) -> OnlineState:
 def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
   """The policy on held-out prompts, judged by the run's feedback, as `eval/...`.
 
-  Samples as in training, from the current policy; the draws are the same at every
+  Samples as in training, from the policy that the run would leave now (the average of
+  its weights, where `Optimizer.ema` keeps one); the draws are the same at every
   evaluation. They are written to `held_out/`, or read where they are there. The KL is
   to the reference that the run started with, and win rates are against samples of it.
   """

@@ -215,9 +215,6 @@ class Feedback:
       replaces it.
     missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
       2019 with -1).
-    include_self: whether, without an opponent, a completion also meets itself, a draw
-      (1/2): SPPO's estimate, which draws win rates to 1/2 by a share 1 / K. False: it
-      meets the K - 1 others, without bias (`ipo_md`, Nash-MD's self-play).
   """
 
   source: Call
@@ -225,7 +222,6 @@ class Feedback:
   abstained: Literal["stop", "drop"] = "stop"
   missing_eos: float | None = None
   missing_eos_rule: Literal["subtract", "replace"] = "subtract"
-  include_self: bool = True
 
   def __post_init__(self):
     _among(self, "kind", ("scores", "win_rates"))
@@ -333,6 +329,12 @@ class OnlineExperiment:
     if opponent is not None and opponent.of == "average" and not self.optimizer.ema:
       raise ValueError(
         'Opponent.of is "average"; set Optimizer.ema, the decay of that average'
+      )
+    if opponent is not None and opponent.of == "average" and self.adapter is not None:
+      raise ValueError(
+        'Opponent.of is "average" and OnlineExperiment.adapter is set: the mean of an '
+        "adapter's factors is not that of the weights; set Opponent.of to "
+        '"sampler", or adapter to None'
       )
 
   @property
