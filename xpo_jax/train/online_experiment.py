@@ -205,9 +205,8 @@ class Feedback:
   Attributes:
     source: makes a `feedback.protocol.Scorer`, or a `Preference` for win rates.
     kind: "scores", a reward each; "win_rates", the mean probability to beat
-      `Sampling.opponent`, or where there is none the prompt's completions, itself
-      included (1/2). Held-out win rates are against the reference that the run started
-      with.
+      `Sampling.opponent`, or where there is none the prompt's completions. Held-out win
+      rates are against the reference that the run started with.
     abstained: what a NaN does: "stop" the run, the completion shown; or "drop" the
       completion, counted.
     missing_eos: what happens to the reward of a completion that was cut at
