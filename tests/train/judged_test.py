@@ -71,6 +71,9 @@ def test_win_rates_are_against_the_group_or_its_opponents():
   asked = judged.judge(feedback)
   alone = judged.ask(asked, _drawn(), feedback).reward_BK
   np.testing.assert_allclose(alone[0], [(0.5 + 1) / 2, (0.5 + 0) / 2])
+  apart = dataclasses.replace(feedback, include_self=False)
+  others_BK = judged.ask(judged.judge(apart), _drawn(), apart).reward_BK
+  np.testing.assert_array_equal(others_BK, [[1, 0], [0, 1]])
   met = dataclasses.replace(_drawn(), opponents_BJ=((" b.", " c."), (" m.", " p.")))
   reward_BK = judged.ask(asked, met, feedback).reward_BK
   np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])

@@ -23,7 +23,7 @@ opponents the last is empty."""
 def judge(feedback: Feedback) -> Judge | OfPolicy:
   """The judge of an experiment, made once for the run; `facing` makes the one that is
   asked."""
-  source, ask_groups = feedback.source.build(), _GROUPS[feedback.kind]
+  source, ask_groups = feedback.source.build(), _asking(feedback)
   if isinstance(source, OfPolicy):
     return OfPolicy(lambda *policy: functools.partial(ask_groups, source.make(*policy)))
   return functools.partial(ask_groups, source)
@@ -50,13 +50,18 @@ def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
   return protocol.score_groups(scorer, prompts, texts_BK)
 
 
-def _win_rates(preference: Preference, prompts, texts_BK, opponents_BJ) -> np.ndarray:
+def _win_rates(
+  preference: Preference, prompts, texts_BK, opponents_BJ, *, include_self: bool
+) -> np.ndarray:
   if not opponents_BJ:
-    return protocol.win_rates(preference, prompts, texts_BK)
+    return protocol.win_rates(preference, prompts, texts_BK, include_self=include_self)
   return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
 
 
-_GROUPS = {"scores": _scores, "win_rates": _win_rates}
+def _asking(feedback: Feedback) -> Callable[..., np.ndarray]:
+  if feedback.kind == "scores":
+    return _scores
+  return functools.partial(_win_rates, include_self=feedback.include_self)
 
 
 def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:

@@ -214,6 +214,9 @@ class Feedback:
       replaces it.
     missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
       2019 with -1).
+    include_self: whether, without an opponent, a completion also meets itself, a draw
+      (1/2): SPPO's estimate, which draws win rates to 1/2 by a share 1 / K. False: it
+      meets the K - 1 others, without bias (`ipo_md`, Nash-MD's self-play).
   """
 
   source: Call
@@ -221,6 +224,7 @@ class Feedback:
   abstained: Literal["stop", "drop"] = "stop"
   missing_eos: float | None = None
   missing_eos_rule: Literal["subtract", "replace"] = "subtract"
+  include_self: bool = True
 
   def __post_init__(self):
     _among(self, "kind", ("scores", "win_rates"))
