@@ -167,6 +167,11 @@ def test_adapter_for_another_base_is_refused_by_name(bases, tmp_path):
     ({"bias": "all"}, "bias is 'all'"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+    ({"use_qalora": True}, "use_qalora is True; supported: False.*merge_and_unload"),
+    ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens is \[5\]; supported"),
+    ({"init_lora_weights": "pissa"}, "'pissa', which may change the base.*gaussian"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
   ],
 )
 def test_features_that_are_not_supported_are_named(bases, tmp_path, change, message):
@@ -177,6 +182,17 @@ def test_features_that_are_not_supported_are_named(bases, tmp_path, change, mess
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(ValueError, match=message):
     peft.load(directory, config, lm)
+
+
+@pytest.mark.parametrize("value", [True, False, "gaussian"])
+def test_start_of_the_factors_does_not_matter(bases, tmp_path, value):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  adapter = Adapter(rank=2, targets="query")
+  directory = peft.save(tmp_path / "a", config, adapter, drawn(config, adapter), lm)
+  path = directory / "adapter_config.json"
+  content = json.loads(path.read_text()) | {"init_lora_weights": value}
+  path.write_text(json.dumps(content | {"alora_invocation_tokens": None}))
+  assert peft.load(directory, config, lm)[0].rank == 2
 
 
 def test_no_adapter_is_named(bases, tmp_path):

@@ -35,6 +35,8 @@ _OURS = "xpo_jax.json"
 
 # Features of PEFT that change what an adapter computes, and the value that does not.
 _PLAIN = {
+  "alora_invocation_tokens": None,
+  "use_qalora": False,
   "peft_type": "LORA",
   "bias": "none",
   "use_rslora": False,
@@ -243,8 +245,17 @@ def _check_plain(directory: Path, content: dict[str, Any]) -> None:
     value = content.get(name, plain)
     if value != plain and not (plain is None and not value):
       raise ValueError(
-        f"{directory / CONFIG}: {name} is {value!r}; supported: {plain!r}"
+        f"{directory / CONFIG}: {name} is {value!r}; supported: {plain!r}. Merge the "
+        "adapter into its base (PEFT's merge_and_unload) and load the merged model"
       )
+  first = content.get("init_lora_weights", True)
+  if isinstance(first, str) and first != "gaussian":
+    raise ValueError(
+      f"{directory / CONFIG}: init_lora_weights is {first!r}, which changes the base "
+      'base too; supported: true, false, "gaussian". Save it from PEFT as plain LoRA '
+      "(save_pretrained's path_initial_model_for_weight_conversion), or merge it "
+      "(merge_and_unload) and load the merged model"
+    )
 
 
 def _check_base(
