@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,23 @@ def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
   assert abs(reward.mean()) < 0.2 and 0.8 < reward.std() < 1.2
   worse = scorer([row.prompt for row in memory["pairs"]], [" awful."] * len(chosen))
   assert worse.value_N.mean() < -0.5
+
+
+def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
+  run_dir, memory, tmp_path, monkeypatch
+):
+  again = tmp_path / "run"
+  shutil.copytree(run_dir, again)
+  described = again / offline.POLICY / reward_model.FILE
+  described.unlink(missing_ok=True)
+
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(reward_model, "normalise", killed)
+  with pytest.raises(KeyboardInterrupt):
+    reward_run.judge_run(again, memory=memory)
+  assert not described.exists()
 
 
 def test_other_prompts_are_held_out_than_trained_on(run_dir, memory):

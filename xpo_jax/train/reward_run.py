@@ -25,7 +25,7 @@ from xpo_jax.train import (
   offline,
 )
 from xpo_jax.train.agreement import Agreement
-from xpo_jax.train.experiment import Experiment, Scratch, Trained
+from xpo_jax.train.experiment import Data, Experiment, Scratch, Trained
 from xpo_jax.train.inputs import Memory
 
 _LONGEST = 128  # tokens of a reference sample where the data set no limit
@@ -80,8 +80,8 @@ def judge_run(
     held = reward_model.load(directory, kind=kind)
     found = agreement.of_preference(preference_model.of(held, batch=batch), asked)
   else:
-    reward_model.describe(directory, data.template, data.limits)
-    held = reward_model.load(directory)
+    # Described once it is normalised: a kill before leaves nothing that loads as if.
+    held = _head(directory, data)
     found = agreement.of_scorer(reward_model.of(held, batch=batch), asked)
     texts = _reference(experiment, run_dir, train, samples, seed, batch)
     unit = reward_model.normalise(held, *texts).affine
@@ -96,6 +96,17 @@ def judge_run(
   text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
   (run_dir / agreement.FILE).write_text(text, encoding="utf-8")
   return found
+
+
+def _head(directory: Path, data: Data) -> reward_model.RewardModel:
+  """The head as it was trained, whatever a reward.json beside it says."""
+  read = pretrained.load(directory)
+  if "value" not in read.params:
+    raise ValueError(f"{directory} has no scalar head; was it trained as a policy?")
+  model, params = transformer.model(read.config), jax.device_put(read.params)
+  return reward_model.RewardModel(
+    model, params, read.tokenizer, data.template, data.limits
+  )
 
 
 def _records(experiment: Experiment, memory: Memory):
