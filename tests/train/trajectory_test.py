@@ -70,7 +70,7 @@ def test_win_rates_are_over_all_pairs_of_a_prompts_samples():
   assert found[5][0].units == 2 and 5 not in found[5]
 
 
-def test_preference_is_asked_once_for_two_policies():
+def test_preference_is_asked_in_both_orders_about_two_policies():
   asked = []
 
   def longer(prompts, first, second):
@@ -84,6 +84,18 @@ def test_preference_is_asked_once_for_two_policies():
   }
   found = trajectory.preferred(longer, samples)
   assert asked == [
-    [("prompt 0", "a", "a"), ("prompt 1", "bb", "b"), ("prompt 2", "c", "c")]
+    [
+      *(("prompt 0", "a", "a"), ("prompt 1", "bb", "b"), ("prompt 2", "c", "c")),
+      *(("prompt 0", "a", "a"), ("prompt 1", "b", "bb"), ("prompt 2", "c", "c")),
+    ]
   ]
   assert found[0][9].mean == 0.75 and found[9][0].mean == 0.25  # a win and a draw
+
+
+def test_a_liking_for_what_is_shown_first_wins_nothing():
+  def shown_first(prompts, first, second):
+    return Scores(np.ones(len(prompts), np.float32))
+
+  samples = {n: written.rollouts(np.zeros((2, 1))) for n in (0, 4, 9)}
+  found = trajectory.preferred(shown_first, samples)
+  assert {rate.mean for row in found.values() for rate in row.values()} == {0.5}

@@ -122,14 +122,13 @@ def win_rates(reward: Mapping[int, np.ndarray]) -> dict[int, dict[int, Interval]
 def preferred(
   preference: protocol.Preference, samples: Mapping[int, Rollouts]
 ) -> dict[int, dict[int, Interval]]:
-  """As `win_rates`, by a preference, asked once for each prompt and two policies about
-  the first sample of each."""
+  """As `win_rates`, by a preference, asked for each prompt and two policies about the
+  first sample of each, in both orders: what it gives for being shown first cancels."""
   found: dict[int, dict[int, Interval]] = {number: {} for number in samples}
   for row, column in itertools.combinations(samples, 2):
     first, second = samples[row], samples[column]
     ours, theirs = ([x[0] for x in drawn.texts_BK] for drawn in (first, second))
-    answers = preference(first.prompts, ours, theirs)
-    rate_P = protocol.check_probabilities(answers, len(ours)).value_N
+    rate_P = protocol.both_orders(preference)(first.prompts, ours, theirs).value_N
     rate_P = rate_P[~np.isnan(rate_P)]
     if rate_P.size:
       found[row][column] = intervals.bootstrap_mean(rate_P)
