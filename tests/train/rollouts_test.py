@@ -1,6 +1,7 @@
 """Rollouts on disk, and which prompts an iteration takes."""
 
 import dataclasses
+import os
 
 import numpy as np
 
@@ -56,6 +57,17 @@ def test_rollouts_come_back_bit_for_bit(tmp_path):
       assert a.dtype == np.float32 and a.tobytes() == b.tobytes()
   lines = (tmp_path / "r" / "1.jsonl").read_text(encoding="utf-8").count("\n")
   assert lines == 4  # one a completion, line breaks within texts escaped
+
+
+def test_rollouts_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch):
+  made, path, seen = _rollouts(), tmp_path / "1.jsonl", []
+
+  def synced(descriptor):
+    seen.append((os.fstat(descriptor).st_size, path.exists()))
+
+  monkeypatch.setattr(os, "fsync", synced)
+  rollouts.write(path, made)
+  assert seen == [(path.stat().st_size, False)]
 
 
 def test_unjudged_rollouts_can_be_looked_at(tmp_path):

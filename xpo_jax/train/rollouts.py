@@ -7,6 +7,7 @@ and read back bit for bit: a run that dies after its feedback does not ask again
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,7 +225,7 @@ def _texts(tokenizer, ids, completions) -> tuple[tuple[str, ...], ...]:
 
 
 def write(path: Path, rollouts: Rollouts) -> None:
-  """Writes rollouts, one line a completion; whole or not at all."""
+  """Writes rollouts, one line a completion; whole or not at all, power lost or not."""
   lines = []
   for b, example in enumerate(rollouts.examples):
     for k, tokens in enumerate(example.completions):
@@ -248,7 +249,10 @@ def write(path: Path, rollouts: Rollouts) -> None:
       lines.append(json.dumps(line, ensure_ascii=False) + "\n")
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_suffix(".tmp")
-  beside.write_text("".join(lines), encoding="utf-8")
+  with beside.open("w", encoding="utf-8") as file:
+    file.writelines(lines)
+    file.flush()
+    os.fsync(file.fileno())
   beside.replace(path)
 
 
