@@ -57,8 +57,10 @@ def tiny():
   return model, params(0), params(1)
 
 
-@pytest.fixture(scope="module")
-def drawn(tiny):
+WARM = 2.0  # a temperature at which the policy is another
+
+
+def _drawn(tiny, **changes):
   model, policy, ref = tiny
   prompts = [np.array([0, 2, 3]), np.array([0, 4])] * 16
   return evaluate.draw(
@@ -72,7 +74,18 @@ def drawn(tiny):
     max_tokens=LONGEST,
     key=jax.random.key(7),
     batch=24,
+    **changes,
   )
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny):
+  return _drawn(tiny)
+
+
+@pytest.fixture(scope="module")
+def warm(tiny):
+  return _drawn(tiny, temperature=WARM)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -88,33 +101,33 @@ def _logits(model, params, ids, length):
   return model.head(params["lm"]) @ hidden
 
 
-def _conditional(model, params, ids):
+def _conditional(model, params, ids, temperature=1.0):
   """log p(next | ids) by one plain forward pass."""
   padded = np.zeros((1, 8), np.int32)
   padded[0, : len(ids)] = ids
-  return scipy.special.log_softmax(_logits(model, params, padded, len(ids)))
+  logits = np.asarray(_logits(model, params, padded, len(ids)))
+  return scipy.special.log_softmax(logits / temperature)
 
 
-def _enumerate(tiny, prompt):
+def _enumerate(tiny, prompt, temperature):
   """Every completion of a prompt: (tokens, log policy, log ref)."""
   model, policy, ref = tiny
-  first = [_conditional(model, p, prompt) for p in (policy, ref)]
+  first = [_conditional(model, p, prompt, temperature) for p in (policy, ref)]
   out = [((EOS,), first[0][EOS], first[1][EOS])]
   for a in (i for i in range(VOCAB) if i != EOS):
     after = (*prompt, a)
-    second = [_conditional(model, p, after) for p in (policy, ref)]
+    second = [_conditional(model, p, after, temperature) for p in (policy, ref)]
     for b in range(VOCAB):
       pair = [f[a] + s[b] for f, s in zip(first, second, strict=True)]
       out.append(((a, b), *pair))
   return out
 
 
-@pytest.fixture(scope="module")
-def exact(tiny):
+def _exact(tiny, temperature=1.0):
   """Sequence KL and mean reward of each of the two prompts, by enumeration."""
   out = []
   for prompt in ((0, 2, 3), (0, 4)):
-    rows = _enumerate(tiny, prompt)
+    rows = _enumerate(tiny, prompt, temperature)
     p = np.exp([r[1] for r in rows])
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     ratio = np.array([r[1] - r[2] for r in rows])
@@ -127,17 +140,35 @@ def exact(tiny):
   return {name: (out[0][name] + out[1][name]) / 2 for name in out[0]}
 
 
-@pytest.mark.parametrize(
-  ("measure", "truth"),
-  [
-    ("kl", "kl"),
-    ("kl_plain", "kl"),
-    ("reward", "reward"),
-    ("no_eos", "no_eos"),
-    ("length", "length"),
-  ],
-)
+@pytest.fixture(scope="module")
+def exact(tiny):
+  return _exact(tiny)
+
+
+MEASURES = [
+  ("kl", "kl"),
+  ("kl_plain", "kl"),
+  ("reward", "reward"),
+  ("no_eos", "no_eos"),
+  ("length", "length"),
+]
+
+
+@pytest.mark.parametrize(("measure", "truth"), MEASURES)
 def test_estimates_agree_with_enumeration(drawn, exact, measure, truth):
+  _check_estimate(drawn, exact, measure, truth)
+
+
+@pytest.mark.parametrize(("measure", "truth"), MEASURES)
+def test_estimates_are_of_the_policies_at_the_temperature(tiny, warm, measure, truth):
+  _check_estimate(warm, _exact(tiny, WARM), measure, truth)
+
+
+def test_a_temperature_makes_another_policy(tiny, exact):
+  assert _exact(tiny, WARM)["kl"] < 0.7 * exact["kl"]
+
+
+def _check_estimate(drawn, exact, measure, truth):
   got = evaluate.measure(drawn)[measure]
   # Standard error over all samples, prompts being only two.
   column = {
@@ -216,6 +247,15 @@ def test_distinct_counts_different_ngrams():
 def test_accuracy_counts_a_tie_as_half():
   got = evaluate.accuracy(np.array([[1.0, 0], [0, 1], [2, 2], [3, 1]]))
   assert got.mean == 2.5 / 4
+
+
+def test_accuracy_resamples_the_pairs_of_a_prompt_together():
+  """Of 8 pairs on 2 prompts one prompt's are right: the error is that of 2 values."""
+  score = np.array([[1.0, 0]] * 4 + [[0, 1.0]] * 4)
+  got = evaluate.accuracy(score, np.repeat([5, 9], 4))
+  assert (got.mean, got.units) == (0.5, 2)
+  # s^2 = ((1/2)^2 + (1/2)^2) / (2 - 1) of two prompts' means, over 2.
+  assert got.se == pytest.approx(math.sqrt(0.5 / 2))
 
 
 def test_score_pairs_equals_one_plain_pass_a_completion(tiny):

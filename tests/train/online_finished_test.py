@@ -1,6 +1,7 @@
 """What is done with a finished online run, on one that is over in a moment."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -109,6 +110,50 @@ def test_a_true_reward_judges_instead(run):
   assert rates[2][0].mean == pytest.approx(want)
 
 
+def share_of(letter, texts):
+  return np.array([text.count(letter) for text in texts], np.float64)
+
+
+class Count:
+  """A reward that is an object."""
+
+  def __call__(self, texts):
+    return share_of("e", texts)
+
+
+@pytest.mark.parametrize(
+  ("reward", "name"),
+  [
+    (functools.partial(functools.partial(share_of), "e"), ":share_of"),
+    (Count(), ":Count"),
+    (Count().__call__, ":Count.__call__"),
+  ],
+)
+def test_a_reward_of_any_kind_has_a_name(run, reward, name):
+  by = online_finished.judge(RUN, pretrained.load(finished.policy_dir(run)), reward)
+  assert by.name == __name__ + name
+  np.testing.assert_array_equal(by.scorer(["be"], ["e"]).value_N, [2])
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "max_tokens", "batch"])
+def test_sizes_below_1_are_refused_by_name(run, name):
+  with pytest.raises(ValueError, match=rf"{name} is -3; .*at least 1"):
+    finished.evaluate_run(run, **{name: -3})
+
+
+def test_policies_are_judged_at_the_temperature_of_the_run(run):
+  """Near 0 all samples of a prompt are the same; at 1 they are not."""
+  cold = dataclasses.replace(
+    RUN, sampling=dataclasses.replace(RUN.sampling, temperature=1e-4)
+  )
+  policy = pretrained.load(finished.policy_dir(run))
+  by = online_finished.judge(RUN, policy, None)
+  for experiment, same in ((RUN, False), (cold, True)):
+    found = online_finished.policy_report(experiment, run, policy, by, memory={}, **HOW)
+    assert all(len(set(row)) == 1 for row in found.policy.tokens) == same
+    assert all(len(set(row)) == 1 for row in found.reference.tokens) == same
+
+
 def test_a_preference_gives_win_rates_against_the_start(run):
   def first_wins(prompts, first, second):
     return Scores(np.ones(len(prompts), np.float32))
@@ -185,6 +230,7 @@ def test_check_counts_parts_samplers_and_a_renewed_reference():
     objective=Use("ppo"),
     sampling=dataclasses.replace(RUN.sampling, staleness=2),
     renew_reference=1,
+    evaluation=Evaluation(),
   )
   with_part = dataclasses.replace(more, parts=(PartUse(1.0, Use("sft"), data),))
   (budget,), (larger,) = map(preflight.check, (more, with_part))

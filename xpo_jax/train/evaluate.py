@@ -1,8 +1,9 @@
 """What a policy is worth: reward, distance from the reference, and how it writes.
 
-Everything is measured on held-out prompts from samples at temperature 1 without
-truncation: that is the distribution whose KL the estimates are of. Values stay per
-prompt and per completion, so that two policies can be compared prompt by prompt.
+Everything is measured on held-out prompts from samples without truncation, at
+temperature 1 or, where a run sampled at another, at that: it is the distribution whose
+KL the estimates are of. Values stay per prompt and per completion, so that two policies
+can be compared prompt by prompt.
 """
 
 import math
@@ -166,6 +167,7 @@ def draw(
   completions: int = 4,
   stop_ids: Sequence[int] | None = None,
   batch: int = 64,
+  temperature: float = 1.0,
 ) -> Draws:
   """Samples completions and measures each of them.
 
@@ -183,6 +185,8 @@ def draw(
     completions: K samples a prompt.
     stop_ids: tokens that end a completion; None takes the tokenizer's EOS.
     batch: prompts decoded at once.
+    temperature: divides the logits of the policy, and of policy and reference wherever
+      log-probs and KLs are taken; > 0.
 
   Returns:
     Draws.
@@ -210,12 +214,12 @@ def draw(
       key=key,
       row_B=row_B,
       stop_ids=stop_ids,
+      temperature=temperature,
     )
     tokens_BKT, mask_BKT = samples.tokens_BKT, samples.mask_BKT
     policy, ref = {"lm": params["lm"]}, {"lm": ref_params["lm"]}
-    stats = sequences.statistics(
-      model, policy, ref, prompt_BP, length_B, tokens_BKT, mask_BKT, mask_BKT
-    )
+    arrays = (prompt_BP, length_B, tokens_BKT, mask_BKT, mask_BKT)
+    stats = sequences.statistics(model, policy, ref, *arrays, temperature)
     kept = len(prompts) - start
     part = (tokens_BKT, samples.length_BK, samples.ended_BK, stats)
     parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], part))
@@ -305,14 +309,21 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
   return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def accuracy(score_P2: np.ndarray) -> intervals.Interval:
+def accuracy(
+  score_N2: np.ndarray, cluster: np.ndarray | None = None
+) -> intervals.Interval:
   """Share of pairs whose chosen column 0 scores above column 1; a tie is half.
 
   The score is what ranks: log-ratios (the implicit reward), a reward model's values,
   or the true rewards, whose accuracy on noisy labels is the known optimum.
+
+  Args:
+    score_N2: scores of N pairs.
+    cluster: prompt of each pair, `[N]`: pairs of one prompt are resampled together;
+      None: every pair has a prompt of its own.
   """
-  gap_P = np.asarray(score_P2)[:, 0] - np.asarray(score_P2)[:, 1]
-  return intervals.bootstrap_mean((gap_P > 0) + 0.5 * (gap_P == 0))
+  gap_N = np.asarray(score_N2)[:, 0] - np.asarray(score_N2)[:, 1]
+  return intervals.bootstrap_mean((gap_N > 0) + 0.5 * (gap_N == 0), cluster)
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

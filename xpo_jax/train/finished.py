@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xpo_jax.data import records, tokenise
 from xpo_jax.models import pretrained, sample, transformer
@@ -57,7 +58,8 @@ def evaluate_run(
     win_rates.json too, its checkpoints against each other.
 
   Raises:
-    ValueError: the run is not finished, holds nothing out, or sets no limit.
+    ValueError: the run is not finished, holds nothing out, or sets no limit; a number
+      of prompts, completions, tokens or of a batch below 1.
   """
   run_dir, memory = Path(run_dir), memory or {}
   experiment, _ = configure.read(run_dir)
@@ -69,6 +71,10 @@ def evaluate_run(
   max_tokens = limit if max_tokens is None else max_tokens
   if max_tokens is None:
     raise ValueError("max_tokens: the experiment sets no limit either; name one")
+  sizes = {"prompts": prompts, "completions": completions, "max_tokens": max_tokens}
+  for name, size in (sizes | {"batch": batch}).items():
+    if size < 1:
+      raise ValueError(f"evaluate_run: {name} is {size}; it must be at least 1")
   how = {
     "prompts": prompts,
     "completions": completions,
@@ -82,7 +88,7 @@ def evaluate_run(
     by = online_finished.judge(experiment, policy, reward)
     report = online_finished.policy_report(experiment, run_dir, policy, by, **how)
     online_finished.checkpoint_win_rates(run_dir, by)
-    judge = {"judge": by.name}
+    judge = {"judge": by.name, "temperature": experiment.sampling.temperature}
   else:
     report = _policy_report(experiment, run_dir, policy, reward, **how)
   about = {
@@ -146,7 +152,9 @@ def _policy_report(
     stats = sequences.score_pairs(
       model, policy.params, reference.params, held_out, batch=batch
     )
-    right = evaluate.accuracy(stats["logp_BK"] - stats["ref_logp_BK"])
+    prompt_N = {ids: number for number, ids in enumerate(first)}
+    cluster = np.array([prompt_N[e.prompt.tobytes()] for e in held_out])
+    right = evaluate.accuracy(stats["logp_BK"] - stats["ref_logp_BK"], cluster)
     measures = dict(report.measures) | {"preference_accuracy": right}
     report = report._replace(measures=measures)
   return report

@@ -4,6 +4,8 @@ The judge is the run's own feedback, or a true reward where one is given: what a
 was trained on says little about what it is worth.
 """
 
+import functools
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +62,7 @@ def judge(
       whole = [p + c for p, c in zip(prompts, completions, strict=True)]
       return Scores(np.asarray(reward(whole), np.float32))
 
-    return Judge(f"{reward.__module__}:{reward.__name__}", scorer=score)
+    return Judge(_name(reward), scorer=score)
   source = experiment.feedback.source
   made, name = source.build(), f"the run's own feedback, {source.name}"
   if isinstance(made, OfPolicy):
@@ -69,6 +71,14 @@ def judge(
   if experiment.feedback.kind == "scores":
     return Judge(name, scorer=made)
   return Judge(name, preference=made)
+
+
+def _name(reward: RewardFn) -> str:
+  """For readers; a partial application and an object that is called have none."""
+  while isinstance(reward, functools.partial):
+    reward = reward.func
+  named = reward if inspect.isroutine(reward) else type(reward)
+  return f"{named.__module__}:{named.__qualname__}"
 
 
 def policy_report(
@@ -84,8 +94,8 @@ def policy_report(
   batch: int,
   memory: Memory,
 ) -> Report:
-  """Judges the policy on held-out prompts beside the start; see
-  `finished.evaluate_run`.
+  """Judges the policy on held-out prompts beside the start, both sampled at the run's
+  temperature; see `finished.evaluate_run`.
 
   Raises:
     ValueError: the run holds nothing out, or the judge abstains.
@@ -114,6 +124,7 @@ def policy_report(
       key=jax.random.key(seed),
       completions=completions,
       batch=batch,
+      temperature=experiment.sampling.temperature,
     )
     for params in (policy.params, start.params)
   )

@@ -68,7 +68,7 @@ def score_pairs(
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames=("model", "temperature"))
 def statistics(
   model: transformer.Model,
   params: Params,
@@ -78,6 +78,7 @@ def statistics(
   tokens_BKT: Array,
   there_BKT: Array,
   mask_BKT: Array,
+  temperature: float = 1.0,
 ) -> dict[str, Array]:
   """Sequence statistics of K completions of each prompt.
 
@@ -90,6 +91,7 @@ def statistics(
     tokens_BKT: right-padded completions.
     there_BKT: 1 on tokens, 0 on padding.
     mask_BKT: 1 on the tokens that count.
+    temperature: divides the logits of both.
 
   Returns:
     `logp_BK`, `ref_logp_BK` (sums, nats), `kl_BK` (sum over positions of
@@ -106,6 +108,7 @@ def statistics(
   hidden = {role: states(tree) for role, tree in trees.items()}
   head = {role: model.head(tree["lm"]) for role, tree in trees.items()}
   stats = (token_stats.LOGP, token_stats.REF_LOGP, token_stats.POLICY_KL)
+  stats = tuple(token_stats.tempered(stat, temperature) for stat in stats)
   values = {}
   if "value" in params:
     stats += (token_stats.VALUE,)
