@@ -169,7 +169,7 @@ def test_adapter_for_another_base_is_refused_by_name(bases, tmp_path):
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ({"use_qalora": True}, "use_qalora is True; supported: False.*merge_and_unload"),
     ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens is \[5\]; supported"),
-    ({"init_lora_weights": "pissa"}, "'pissa', which may change the base.*gaussian"),
+    ({"init_lora_weights": "pissa"}, "'pissa', which may alter the base.*gaussian"),
     ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
     ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
   ],

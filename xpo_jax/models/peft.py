@@ -251,7 +251,7 @@ def _check_plain(directory: Path, content: dict[str, Any]) -> None:
   first = content.get("init_lora_weights", True)
   if isinstance(first, str) and first != "gaussian":
     raise ValueError(
-      f"{directory / CONFIG}: init_lora_weights is {first!r}, which may change the base "
+      f"{directory / CONFIG}: init_lora_weights is {first!r}, which may alter the base "
       'too; supported: true, false, "gaussian". Save it from PEFT as plain LoRA '
       "(save_pretrained's path_initial_model_for_weight_conversion), or merge it "
       "(merge_and_unload) and load the merged model"
