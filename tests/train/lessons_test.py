@@ -1,5 +1,7 @@
 """From rollouts to batches: every row carries its own prompt, tokens and records."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,53 @@ def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective,
       seen.append((prompt, columns))
   rows = made.build().choose(reward_BK, present_BK, drawn.length_BK)
   assert sorted(seen) == sorted(row[:2] for row in rows)
+
+
+@pytest.mark.parametrize(
+  ("ties", "sizes"),
+  [(0, [2, 2]), (1, [2, 1]), (2, [1, 1]), (3, [1])],  # of B = 4 prompts, in 2 steps
+)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_each_pass_is_cut_by_itself_where_prompts_are_left_out(
+  ties, sizes, microbatches
+):
+  run, (drawn, values) = _run(Use("dpo"), Call(arrange.best_worst)), _drawn()
+  run = run._replace(
+    experiment=dataclasses.replace(
+      run.experiment, inner_epochs=3, microbatches=microbatches
+    )
+  )
+  reward_BK = np.array([[1, 0, 0]] * (B - ties) + [[1, 1, 1]] * ties, np.float32)
+  examples, kept = lessons.arranged(
+    run, drawn, values, reward_BK, np.ones((B, K), bool)
+  )
+  orders = []
+  for index in range(5):
+    batches, cache = lessons.batches_of(run, index, examples, kept)
+    assert len(batches) == 3 * len(sizes)
+    steps = []
+    for step in range(len(batches)):
+      batch = references.fill(cache, batches[step])
+      assert batch.tokens_MRL.shape[:2] == (microbatches, 2 // microbatches)
+      steps.append(batch.row_MB[batch.weight_MB > 0].tolist())
+      assert batches.epoch_of(step) == step // len(sizes)
+    for once in np.split(np.arange(len(steps)), 3):
+      assert [len(steps[at]) for at in once] == sizes
+      seen = [row for at in once for row in steps[at]]
+      assert sorted(seen) == list(range(B - ties))
+    orders.append(steps)
+  assert ties == 3 or any(order != orders[0] for order in orders)
+
+
+def test_rows_are_those_of_the_plan_where_none_is_left_out():
+  run, (drawn, values) = _run(Use("dno"), Call(arrange.all_pairs)), _drawn()
+  run = run._replace(experiment=dataclasses.replace(run.experiment, inner_epochs=2))
+  reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
+  examples, kept = lessons.arranged(run, drawn, values, reward_BK, np.ones((B, K)))
+  batches, _ = lessons.batches_of(run, 0, examples, kept)
+  np.testing.assert_array_equal(batches.row_start, np.arange(2 * len(examples) + 1))
+  np.testing.assert_array_equal(batches.epoch_start, [0, len(examples)])
+  assert batches.steps == 4
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from xpo_jax.data import pack
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.tokenise import Example
 from xpo_jax.train import online_setup, references
+from xpo_jax.train.online_experiment import OnlineExperiment
 from xpo_jax.train.online_setup import Run
 from xpo_jax.train.references import Cache
 from xpo_jax.train.rollouts import Rollouts
@@ -83,7 +84,12 @@ def arranged(
 def batches_of(
   run: Run, index: int, examples: Sequence[Example], kept: Mapping[str, Any]
 ) -> tuple[Batches, Cache]:
-  """The minibatches of an iteration, and what `references.fill` puts into them."""
+  """The minibatches of an iteration, and what `references.fill` puts into them.
+
+  Every pass is cut by itself into `minibatches` of as many rows, or one less where the
+  arrangement left prompts out: a row stands once in a pass, and the number of updates
+  stays that of the schedule unless there are fewer rows than minibatches.
+  """
   experiment = run.experiment
   K = experiment.sampling.completions
   # One number from two, so that iterations and seeds do not share orders.
@@ -98,7 +104,24 @@ def batches_of(
     ),
   )
   values = {field: np.concatenate(arrays) for field, arrays in kept.items()}
-  return batches, references.cache(values, batches.store)
+  return _evened(batches, experiment), references.cache(values, batches.store)
+
+
+def _evened(batches: Batches, experiment: OnlineExperiment) -> Batches:
+  """The same rows, a group each, with empty ones where a step is not full."""
+  passes, most = experiment.inner_epochs, batches.rows_per_step
+  rows, steps = len(batches.group) // passes, experiment.minibatches
+  steps = min(steps, rows)
+  whole, left = divmod(rows, steps)
+  taken = np.full(steps, whole) + (np.arange(steps) < left)
+  size = np.arange(most) < taken[:, None]  # of each row of each step of a pass
+  row_start = np.concatenate([[0], np.tile(size.ravel(), passes).cumsum()])
+  return dataclasses.replace(
+    batches,
+    row_start=row_start,
+    epoch_start=np.arange(passes) * steps * most,
+    steps=passes * steps,
+  )
 
 
 def largest(run: Run) -> Batch | None:
