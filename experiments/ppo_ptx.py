@@ -27,6 +27,10 @@ from xpo_jax.train.online_experiment import OnlineExperiment
 
 def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
   """Two passes of two minibatches over an iteration, each beside a batch of texts."""
+  try:
+    weight = float(gamma)
+  except ValueError:
+    raise ValueError(f"gamma is {gamma!r}; it must be a number > 0") from None
   world = World(source)
   texts = dataclasses.replace(online_world.writer(world).data, steps=None, epochs=1)
   return online_world.run(
@@ -34,5 +38,5 @@ def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
     world,
     minibatches=2,
     inner_epochs=2,
-    parts=(PartUse(float(gamma), Use("sft"), texts),),
+    parts=(PartUse(weight, Use("sft"), texts),),
   )

@@ -14,6 +14,7 @@ import pytest
 from xpo_jax import cli, objectives
 from xpo_jax.data import world
 from xpo_jax.recipes import find
+from xpo_jax.recipes.staged_world import World
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -252,16 +253,57 @@ def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "experiments").mkdir()
   path = tmp_path / "experiments" / "hh_pairs.py"
-  path.write_text('"""DPO on HH."""\n\n\ndef experiment():\n  return 7\n')
+  path.write_text(
+    '"""DPO on HH."""\n\nfrom xpo_jax.recipes.staged_world import World\n\n\n'
+    "def experiment():\n  return World(texts=7)\n"
+  )
   (tmp_path / "experiments" / "helpers.py").write_text("X = 1\n")
   names = find.names()
   assert names["hh_pairs"] == path and "helpers" not in names
   assert find.summary(path) == "DPO on HH."
-  assert find.load("hh_pairs").experiment == find.load(str(path)).experiment == 7
+  expected = World(texts=7)
+  assert find.load("hh_pairs").experiment == find.load(str(path)).experiment == expected
   with pytest.raises(ValueError, match="did you mean 'hh_pairs'"):
     find.load("hh_pair")
   with pytest.raises(ValueError, match="no function experiment"):
     find.load(str(tmp_path / "experiments" / "helpers.py"))
+
+
+def test_what_is_wrong_with_a_recipe_file_is_said(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  place = tmp_path / "experiments"
+  place.mkdir()
+  (place / "broken.py").write_text("def experiment():\n  return (\n")
+  (place / "seven.py").write_text("def experiment():\n  return 7\n")
+  said = {
+    ("train", "broken"): "broken.py, line 2: '(' was never closed; mend it",
+    ("check", "seven"): "experiment() returned 7; it must return an Experiment",
+    ("check", "dpo_hh", "path"): "'path' is no argument; write NAME=VALUE",
+    ("check", "ppo_ptx", "gamma=abc"): "gamma is 'abc'; it must be a number > 0",
+    ("check", "dpo_hh", "--objective.beta", "0.2", "path=F"): (
+      "path=F: the recipe's own arguments stand before the first flag"
+    ),
+  }
+  for arguments, expected in said.items():
+    assert cli.main(list(arguments)) == 2
+    assert expected in capsys.readouterr().err
+  assert cli.main(["list"]) == 0  # the others are listed all the same
+  assert "'(' was never closed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("a: [1", "is not YAML"),
+    ("versions: {}\n", "holds no `experiment`"),
+    ("", "holds no `experiment`"),
+  ],
+)
+def test_a_damaged_config_is_said(text, expected, tmp_path, capsys):
+  (tmp_path / "config.yaml").write_text(text)
+  for command in ("report", "resume"):
+    assert cli.main([command, str(tmp_path)]) == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_unknown_knob_is_refused_by_name(tmp_path, capsys, monkeypatch):

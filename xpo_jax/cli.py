@@ -175,6 +175,12 @@ def _recipe(args, rest):
 
   # Words before the first flag are the recipe's own arguments.
   flags = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+  late = [word for word in rest[flags:] if "=" in word and word[0] != "-"]
+  if late and rest[rest.index(late[-1]) - 1][0] != "-":
+    raise ValueError(
+      f"{late[-1]}: the recipe's own arguments stand before the first flag, as in "
+      f"xpo {args.command} {args.recipe} {late[-1]} {rest[flags]} ..."
+    )
   recipe = find.load(args.recipe, rest[:flags])
   if flags == len(rest):
     return recipe

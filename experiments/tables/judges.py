@@ -22,7 +22,7 @@ from pathlib import Path
 from xpo_jax.data import sources
 from xpo_jax.data.records import Pair
 from xpo_jax.feedback import endpoint, judge, local
-from xpo_jax.feedback.client import Endpoint, JudgeError
+from xpo_jax.feedback.client import Endpoint
 from xpo_jax.train import agreement, examine
 
 
@@ -65,5 +65,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
   try:
     sys.exit(main())
-  except (ValueError, JudgeError) as error:
+  except (ValueError, OSError) as error:  # a JudgeError is one
     sys.exit(f"{error}")

@@ -7,6 +7,7 @@ returns its own settings from `experiment`. Listing reads text and imports nothi
 """
 
 import ast
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -35,7 +36,11 @@ def names() -> dict[str, Path]:
   found: dict[str, Path] = {}
   for place in (Path.cwd() / "experiments", *reversed(_PLACES)):
     for path in sorted(place.glob("*.py")):
-      if _defines_experiment(path):
+      try:
+        one = _defines_experiment(path)
+      except ValueError:
+        one = True  # broken: said when it is asked for
+      if one:
         found.setdefault(path.stem, path)
   return found
 
@@ -70,8 +75,8 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
     arguments: `name=value` for the parameters of its `experiment`.
 
   Raises:
-    ValueError: no such recipe, its file has no `experiment`, or an argument that is
-      missing or that it does not have.
+    ValueError: no such recipe; a file that is no Python, or has no `experiment`, or one
+      that returns something else; an argument that is missing or that it does not have.
   """
   if Path(recipe).name == "config.yaml":
     from xpo_jax.train import configure  # imports JAX, which listing must not
@@ -85,11 +90,20 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
   spec.loader.exec_module(module)
   held = vars(module)
   given = _arguments(recipe, held["experiment"], arguments)
-  return Recipe(held["experiment"](**given), held.get("run"))
+  made, run = held["experiment"](**given), held.get("run")
+  if not dataclasses.is_dataclass(made) or isinstance(made, type):
+    raise ValueError(
+      f"{path}: experiment() returned {made!r}; it must return an Experiment or an "
+      "OnlineExperiment, or beside a function run() a dataclass of settings"
+    )
+  return Recipe(made, run)
 
 
 def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, str]:
   wanted = inspect.signature(make).parameters
+  for one in given:
+    if "=" not in one:
+      raise ValueError(f"recipe {recipe}: {one!r} is no argument; write NAME=VALUE")
   pairs = dict(one.partition("=")[::2] for one in given)
   unknown = sorted(set(pairs) - set(wanted))
   missing = [n for n, p in wanted.items() if p.default is p.empty and n not in pairs]
@@ -103,7 +117,7 @@ def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, s
 
 def required(recipe: str) -> tuple[str, ...]:
   """Arguments without which a recipe, by name or path, cannot be loaded."""
-  body = ast.parse(path_of(recipe).read_text(encoding="utf-8")).body
+  body = _parsed(path_of(recipe)).body
   made = {n.name: n.args for n in body if isinstance(n, ast.FunctionDef)}["experiment"]
   names = [argument.arg for argument in made.args]
   without = [
@@ -115,11 +129,21 @@ def required(recipe: str) -> tuple[str, ...]:
 
 
 def summary(path: Path) -> str:
-  """First line of a recipe's docstring."""
-  text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+  """First line of a recipe's docstring; of a file that is no Python, where not."""
+  try:
+    text = ast.get_docstring(_parsed(path)) or ""
+  except ValueError as error:
+    text = str(error)
   return text.partition("\n")[0]
 
 
 def _defines_experiment(path: Path) -> bool:
-  body = ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body
+  body = _parsed(path).body
   return any(isinstance(n, ast.FunctionDef) and n.name == "experiment" for n in body)
+
+
+def _parsed(path: Path) -> ast.Module:
+  try:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+  except SyntaxError as error:
+    raise ValueError(f"{path}, line {error.lineno}: {error.msg}; mend it") from error

@@ -45,11 +45,26 @@ def write(run_dir: Path, experiment: Experiment | OnlineExperiment) -> None:
 
 def read(run_dir: Path) -> tuple[Experiment | OnlineExperiment, dict[str, Any]]:
   """The experiment of a run, and everything else in its config.yaml."""
+  rest = content(run_dir)
+  return from_dict(Experiment | OnlineExperiment, rest.pop("experiment")), rest
+
+
+def content(run_dir: Path) -> dict[str, Any]:
+  """A run's config.yaml as plain data; nothing that it names is made.
+
+  Raises:
+    ValueError: no such file, no YAML, or no experiment in it.
+  """
   path = Path(run_dir) / FILE
   if not path.exists():
     raise ValueError(f"{run_dir} is not a run: it has no {FILE}")
-  content = yaml.safe_load(path.read_text(encoding="utf-8"))
-  return from_dict(Experiment | OnlineExperiment, content.pop("experiment")), content
+  try:
+    held = yaml.safe_load(path.read_text(encoding="utf-8"))
+  except yaml.YAMLError as error:
+    raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+  if not isinstance(held, dict) or "experiment" not in held:
+    raise ValueError(f"{path} holds no `experiment`: it is not a run's, or was cut")
+  return held
 
 
 def surroundings() -> dict[str, Any]:

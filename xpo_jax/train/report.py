@@ -76,7 +76,7 @@ def write_page(directory: Path, content: page.Page) -> Path:
 
 def run_page(run_dir: Path) -> page.Page:
   """The page of one run; see `write`."""
-  config = _config(run_dir)
+  config = configure.content(run_dir)
   experiment = config["experiment"]
   lines = metrics.read(run_dir) if (run_dir / metrics.FILE).exists() else []
   evaluation = _json(run_dir / finished.FILE)
@@ -134,13 +134,6 @@ def _first_loss(use: Mapping[str, Any]) -> tuple[float | None, str]:
     return first_loss(configure.from_dict(configure.Use, use).build()), ""
   except (ValueError, ImportError) as error:  # another version's knob, a module gone
     return None, str(error)
-
-
-def _config(run_dir: Path) -> dict[str, Any]:
-  path = run_dir / configure.FILE
-  if not path.exists():
-    raise ValueError(f"{run_dir} is not a run: it has no {configure.FILE}")
-  return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _json(path: Path) -> Any:
