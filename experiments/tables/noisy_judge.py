@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args = parser.parse_args(arguments)
   demo.environment()
   study = online_study.study(args.source)
-  _ = staged.Lab(study, args.run_dir).start
+  if args.show:
+    online_study.read_to_show(args.run_dir)
+  else:
+    _ = staged.Lab(study, args.run_dir).start
   planned = {
     f"{arm(error)}, seed {seed}": (run, study, args.run_dir, error, seed)
     for seed in range(args.seeds)

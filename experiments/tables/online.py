@@ -94,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   demo.environment()
   study, failed = online_study.study(), {}
   chosen = recipes(args.only.split(",") if args.only else None)
-  if not args.show:
+  if args.show:
+    online_study.read_to_show(args.run_dir)
+  else:
     # Both the lab and the tokenizer belong to the start: made before any job.
     _ = staged.Lab(study, args.run_dir).start
     planned = tasks(study, args.run_dir, chosen, range(args.seeds))

@@ -47,7 +47,8 @@ from xpo_jax.train.online_experiment import Call, Feedback
 from xpo_jax.train.optim import Optimizer
 
 TEMPERATURE = 0.25  # reward that is one logit of a label
-# Label -> pairs of each half, logits of a label for each word the answer is longer.
+# Label -> pairs of each half, at most (one seed makes 799, not 800); logits of a label
+# for each word the answer is longer.
 ARMS = {
   "200 labels": (200, 0.0),
   "400 labels": (400, 0.0),
@@ -62,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args = online_study.parser(__doc__, "runs/overoptimisation").parse_args(arguments)
   demo.environment()
   study = online_study.study()
-  _ = staged.Lab(study, args.run_dir).start
+  if args.show:
+    online_study.read_to_show(args.run_dir)
+  else:
+    _ = staged.Lab(study, args.run_dir).start
   planned = {
     f"{label}, seed {seed}": (run, study, args.run_dir, label, seed)
     for seed in range(args.seeds)

@@ -194,6 +194,17 @@ def studied(table, tmp_path, monkeypatch):
   return run
 
 
+@pytest.mark.parametrize(
+  "name", ["online", "online_frontier", "noisy_judge", "overoptimisation"]
+)
+def test_show_runs_nothing_where_there_is_nothing(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(staged.Lab, "_run", lambda *given: pytest.fail("it trains"))
+  module = script(name)
+  monkeypatch.setattr(module.demo, "environment", lambda: None)
+  with pytest.raises(ValueError, match="nothing to show; run it without --show"):
+    module.main(["--run-dir", str(tmp_path / "empty"), "--show"])
+
+
 def test_frontier_has_every_arm_and_best_of_n(studied):
   sizes = {"POOL": 4, "BEST_OF": (1, 2), "MATCHED": (0.01,), "BETAS": (1.0,)}
   (rewards, claims), seen, run_dir = studied("online_frontier", **sizes)

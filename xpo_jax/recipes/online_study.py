@@ -180,6 +180,18 @@ def read(run_dir: Path) -> list[Point]:
   return [one for file in files for one in _read(file)]
 
 
+def read_to_show(run_dir: Path) -> list[Point]:
+  """As `read`, where nothing will be run.
+
+  Raises:
+    ValueError: there is nothing to show.
+  """
+  found = read(run_dir)
+  if not found:
+    raise ValueError(f"{run_dir} holds nothing to show; run it without --show first")
+  return found
+
+
 def by_arm(points: Sequence[Point]) -> dict[str, dict[int, list[Point]]]:
   """Label -> seed -> points in order of their iterations."""
   found: dict[str, dict[int, list[Point]]] = {}
