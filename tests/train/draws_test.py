@@ -75,10 +75,22 @@ def test_rewards_are_win_rates_against_the_opponents_on_disk(run_dir):
 
 
 def test_held_out_win_rates_are_against_the_start(run_dir):
-  lines = metrics.read(run_dir)
-  # Among themselves completions win half of the time, whatever the policy.
-  assert any(line["eval/reward"] != pytest.approx(0.5) for line in lines)
-  assert all(0 <= line["eval/reward"] <= 1 for line in lines)
+  start, *later = (
+    rollouts.read(run_dir / online.HELD_OUT / f"{done:06d}.jsonl") for done in range(3)
+  )
+  for line, drawn in zip(metrics.read(run_dir), later, strict=True):
+    assert drawn.texts_BK != start.texts_BK  # the policy has moved, the start has not
+    rate_BK = [
+      [_wins(text, opponent) for text in texts]
+      for texts, (opponent,) in zip(drawn.texts_BK, start.opponents_BJ, strict=True)
+    ]
+    np.testing.assert_array_equal(drawn.reward_BK, rate_BK)
+    assert line["eval/reward"] == pytest.approx(np.mean(rate_BK))
+
+
+def _wins(text: str, other: str) -> float:
+  """By the rule of `cyclic`."""
+  return {0: 0.5, 1: 1.0, 2: 0.0}[(len(text) - len(other)) % 3]
 
 
 @pytest.fixture(scope="module")

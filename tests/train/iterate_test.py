@@ -1,6 +1,7 @@
 """Iterations on rollouts that were written beforehand: compiles, and odd rewards."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +11,8 @@ from tests import compiling
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
-from xpo_jax.train import inputs, online, online_setup, rollouts
-from xpo_jax.train.experiment import MeshShape, Scratch, Use
+from xpo_jax.train import inputs, lessons, online, online_setup, rollouts
+from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
 from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
@@ -19,6 +20,7 @@ from xpo_jax.train.online_experiment import (
   Prompts,
   Sampling,
 )
+from xpo_jax.train.state import OnlineState
 from xpo_jax.types import Layout
 
 RUN = OnlineExperiment(
@@ -115,6 +117,103 @@ def test_abstentions_are_counted_and_leave_finite_numbers(prepared):
   assert line["rollout/abstained"] == 3 / 8 and line["rollout/informative"] == 0.5
   assert line["rollout/reward"] == pytest.approx(3 / 5)
   assert all(np.isfinite(x) for x in line.values()) and line["grad_norm"] > 0
+
+
+def test_minibatches_of_an_iteration_have_an_order_of_their_own(prepared):
+  run, run_dir = prepared
+  _written(run, run_dir, 6, 1)
+  drawn = rollouts.read(run_dir / online.ROLLOUTS / "000007.jsonl")
+
+  def order(index):
+    batches, _ = lessons.batches_of(run, index, drawn.examples, {})
+    return tuple(batches.groups_of(0))
+
+  orders = [order(index) for index in range(8)]
+  assert orders == [order(index) for index in range(8)]
+  assert len(set(orders)) > 3  # of 24
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory):
+  """PPO whose sampler is the start and whose policy and reference are elsewhere, its
+  value head not 0; and where it runs."""
+  run_dir = tmp_path_factory.mktemp("behind")
+  ppo = dataclasses.replace(
+    RUN,
+    objective=Use("ppo"),
+    sampling=dataclasses.replace(RUN.sampling, staleness=1),
+    renew_reference=1,
+    evaluation=Evaluation(share=0.3),
+  )
+  run = online_setup.prepare(ppo, run_dir, inputs.load(ppo.prompts, ppo.prompts, {}))
+  start = run.state
+  moved = jax.tree.map(
+    lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), start.train.params
+  )
+  train = dataclasses.replace(start.train, params=moved)
+  return run, dataclasses.replace(start, train=train, ref={"lm": moved["lm"]}), run_dir
+
+
+def test_old_values_are_of_the_policy_that_sampled(behind, monkeypatch):
+  run, state, run_dir = behind
+  _written(run, run_dir, 0, 1)
+  seen = []
+
+  def update(run, run_dir, state, ref, index, drawn, values, line):
+    seen.append((drawn, values))
+    return state.train, {}
+
+  monkeypatch.setattr(online, "_update", update)
+  online.iterate(run, run_dir, state, 0, _quiet)
+  ((drawn, values),) = seen
+  now = lessons.recorded(run, drawn, state.train.params, state.ref)
+  # The start's value head is 0, that of the policy of now is not.
+  assert not np.any(values["old_value_BKT"]) and np.all(now["old_value_BKT"])
+
+
+def test_held_out_kl_is_to_the_reference_that_the_run_started_with(behind):
+  run, state, run_dir = behind
+  _written(run, run_dir, 0, 1)
+  (run_dir / online.HELD_OUT).mkdir()
+  path = run_dir / online.HELD_OUT / "000000.jsonl"
+  (run_dir / online.ROLLOUTS / "000001.jsonl").rename(path)
+  found = online.evaluate(run, run_dir, state)["eval/kl"]
+  start, renewed = (
+    lessons.seq_kl(
+      lessons.recorded(run, rollouts.read(path), state.train.params, ref)
+    ).mean()
+    for ref in (run.ref, state.ref)
+  )
+  assert found == pytest.approx(start) and found != pytest.approx(renewed, rel=1e-3)
+
+
+class _Part(NamedTuple):
+  """As much of a run, and of a trainer's state, as moving on reads."""
+
+  experiment: OnlineExperiment
+  params: object = None
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_sampler_is_as_far_behind_as_it_should_be(staleness):
+  sampling = dataclasses.replace(RUN.sampling, staleness=staleness)
+  run = _Part(dataclasses.replace(RUN, sampling=sampling))
+  # Policies by the iterations that they have learned from.
+  state, samplers = OnlineState(0, 0, None, (0,) * staleness, None), []
+  for index in range(6):
+    samplers.append(state.sampler[0])
+    state = online._after(run, state, index + 1, index, index, {}, 0)
+  assert samplers == [max(index - staleness, 0) for index in range(6)]
+
+
+def test_reference_is_renewed_after_every_so_many_iterations():
+  run = _Part(dataclasses.replace(RUN, renew_reference=3))
+  state, renewed = OnlineState(0, None, {"lm": np.float32(0)}, (), None), []
+  for index in range(7):
+    trained = _Part(RUN, {"lm": np.float32(index + 1)})
+    state = online._after(run, state, trained, None, index, {}, 0)
+    renewed.append(float(state.ref["lm"]))
+  assert renewed == [0, 0, 3, 3, 3, 6, 6]
 
 
 def test_iteration_without_a_pair_says_so_and_updates_nothing(tmp_path):

@@ -86,6 +86,22 @@ def test_rollouts_of_an_iteration_can_be_read(whole):
   assert set(np.unique(drawn.reward_BK)) <= {0.0, 1.0}
 
 
+def test_an_iteration_draws_with_luck_of_its_own(whole):
+  # The first two are of one policy, the sampler being behind: the start, so near to
+  # uniform that draws of one luck are mostly the same whatever the prompt.
+  first, second = (
+    rollouts.read(whole[0] / online.ROLLOUTS / f"{number:06d}.jsonl").examples
+    for number in (1, 2)
+  )
+  same = [
+    a == b
+    for ours, theirs in zip(first, second, strict=True)
+    for one, other in zip(ours.completions, theirs.completions, strict=True)
+    for a, b in zip(one, other, strict=False)
+  ]
+  assert len(same) > 60 and np.mean(same) < 0.2
+
+
 _CHILD = """
 import os, pickle, signal, sys
 from xpo_jax.train import judged, online, references, rollouts
