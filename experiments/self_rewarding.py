@@ -89,8 +89,14 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
   lab = staged.Lab(settings, run_dir)
   seeds = settings.world.seeds
   own = Call(local.own_rating, prompt="brief", levels=settings.levels)
-  rater = Call(scripted.scorer, error=settings.error, levels=settings.levels - 1)
-  arms = {"own judge": Feedback(own), "scripted judge": Feedback(rater)}
+  script = {"error": settings.error, "levels": settings.levels - 1}
+  raters = {
+    seed: Feedback(Call(scripted.scorer, **script, seed=seed)) for seed in seeds
+  }
+  arms = {
+    "own judge": dict.fromkeys(seeds, Feedback(own)),
+    "scripted judge": raters,
+  }
   asked = {seed: staged_judging.questions(lab, seed) for seed in seeds}
   rows = []
 
@@ -115,13 +121,13 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
     for seed in seeds
   }
   add("M1", made, began)
-  for label, feedback in arms.items():
+  for label, feedback_of in arms.items():
     before = first
     for number in range(settings.rounds):
       began = time.perf_counter()
       names = {seed: f"M{2 + number}-{label.split()[0]}-{seed}" for seed in seeds}
       made = {
-        seed: _round(settings, lab, names[seed], before[seed], feedback, seed)
+        seed: _round(settings, lab, names[seed], before[seed], feedback_of[seed], seed)
         for seed in seeds
       }
       add(f"M{2 + number}, {label}", made, began)
