@@ -195,7 +195,9 @@ def rating(
   Args:
     backend: who judges; must give log-probabilities.
     prompt: a prompt file with `{prompt}`, `{completion}` and `{levels}`.
-    levels: >= 2. A local model must write each as one token: at most 9 for many.
+    levels: >= 2. A local model must write each as one token, at most 9 for many, and is
+      refused otherwise; of an endpoint that is not known: one that writes "10" in two
+      tokens would count it as 1.
     reasoning: let the judge argue first (the part `reasoning`).
     samples: ratings averaged over, each with reasons of its own.
     retries: how often an unreadable verdict is asked for again.
