@@ -79,6 +79,36 @@ def test_win_rates_are_against_the_group_or_its_opponents():
   np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])
 
 
+def nothing():
+  """A source that makes no judge."""
+  return {}
+
+
+@pytest.mark.parametrize(
+  ("source", "kind", "match"),
+  [
+    (later_wins, "scores", "later_wins, which makes a Preference.*to 'win_rates'"),
+    (rules.world_reward, "win_rates", "world_reward, .* a Scorer.*to 'scores'"),
+    (nothing, "scores", "nothing, which makes dict; .*protocol.Scorer"),
+  ],
+)
+def test_a_source_of_another_kind_is_refused_when_it_is_made(source, kind, match):
+  with pytest.raises(ValueError, match=f"Feedback.source is .*{match}"):
+    judged.judge(Feedback(Call(source), kind=kind))
+
+
+def any_judge():
+  """Takes whatever it is asked about."""
+  return lambda *asked: Scores(np.zeros(len(asked[0])))
+
+
+@pytest.mark.parametrize("kind", ["scores", "win_rates"])
+def test_a_judge_that_does_not_say_what_it_takes_passes(kind):
+  feedback = Feedback(Call(any_judge), kind=kind)
+  found = judged.ask(judged.judge(feedback), _drawn(), feedback)
+  assert found.reward_BK.shape == (2, 2)
+
+
 def own_length():
   """A policy that likes answers of as many letters as it has parameters."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,15 @@ opponents the last is empty."""
 
 def judge(feedback: Feedback) -> Judge | OfPolicy:
   """The judge of an experiment, made once for the run; `facing` makes the one that is
-  asked."""
-  source, ask_groups = feedback.source.build(), _asking(feedback)
+  asked.
+
+  Raises:
+    ValueError: the source makes what is not asked as `Feedback.kind` says.
+  """
+  source = feedback.source.build()
   if isinstance(source, OfPolicy):
-    return OfPolicy(lambda *policy: functools.partial(ask_groups, source.make(*policy)))
-  return functools.partial(ask_groups, source)
+    return OfPolicy(lambda *policy: _asking(feedback, source.make(*policy)))
+  return _asking(feedback, source)
 
 
 def facing(
@@ -58,10 +63,41 @@ def _win_rates(
   return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
 
 
-def _asking(feedback: Feedback) -> Callable[..., np.ndarray]:
+def _asking(feedback: Feedback, made: Scorer | Preference) -> Judge:
+  _check_asked(feedback, made)
   if feedback.kind == "scores":
-    return _scores
-  return functools.partial(_win_rates, include_self=feedback.include_self)
+    return functools.partial(_scores, made)
+  return functools.partial(_win_rates, made, include_self=feedback.include_self)
+
+
+# What each is asked about, beside the prompts.
+_WANTED = {"scores": ("Scorer", 1), "win_rates": ("Preference", 2)}
+
+
+def _check_asked(feedback: Feedback, made: Any) -> None:
+  name, kind = feedback.source.name, feedback.kind
+  wanted, _ = _WANTED[kind]
+  if not callable(made):
+    raise ValueError(
+      f"Feedback.source is {name}, which makes {type(made).__name__}; name a function "
+      f"that makes a feedback.protocol.{wanted}"
+    )
+  fits = [each for each, (_, answers) in _WANTED.items() if _takes(made, 1 + answers)]
+  if len(fits) == 1 and kind not in fits:
+    other, _ = _WANTED[fits[0]]
+    raise ValueError(
+      f"Feedback.source is {name}, which makes a {other}, and Feedback.kind is "
+      f"{kind!r}; set it to {fits[0]!r}, or name a source that makes a {wanted}"
+    )
+
+
+def _takes(made: Callable[..., Any], count: int) -> bool:
+  """Whether a function says that it can be called with so many arguments."""
+  try:
+    inspect.signature(made).bind(*range(count))
+  except (TypeError, ValueError):  # another number; a builtin that does not say
+    return False
+  return True
 
 
 def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
