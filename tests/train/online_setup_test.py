@@ -2,14 +2,34 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from tests.train.tiny_runs import MODEL
 from xpo_jax import controllers
+from xpo_jax.data import world
 from xpo_jax.data.records import Prompt
 from xpo_jax.feedback import rules
-from xpo_jax.train import arrange, online, online_check, online_setup
-from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Activation, Norm
+from xpo_jax.train import (
+  arrange,
+  online,
+  online_check,
+  online_setup,
+  preflight,
+  run_dirs,
+)
+from xpo_jax.train.experiment import (
+  Data,
+  Evaluation,
+  Experiment,
+  MeshShape,
+  Pretrained,
+  Scratch,
+  Trained,
+  Use,
+)
 from xpo_jax.train.online_experiment import (
   Call,
   Feedback,
@@ -121,6 +141,78 @@ def test_a_controller_that_leaves_beta_positive_passes():
   # beta (1 - 0.2 * 8 / 1.7) = 0.06 beta
   rule = Call(controllers.adaptive_kl, beta=0.02, horizon=1.7)
   online_check.check(dataclasses.replace(RUN, controller=rule))
+
+
+LEARNED = dataclasses.replace(MODEL, rotary=None, positions=24)
+TOO_MANY = Sampling(completions=2, max_tokens=4, top_k=MODEL.vocab + 1)
+LONG = Sampling(completions=2, max_tokens=24)
+
+
+def _after(start) -> Trained:
+  data = Data("world:20", rows_per_step=4, row_length=24, steps=1)
+  return Trained(Experiment(Use("sft"), data, start, mesh=MeshShape(data=1)))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+  """A checkpoint of 24 learned positions and a tokenizer of letters."""
+  where = tmp_path_factory.mktemp("start") / "policy"
+  config = dataclasses.replace(
+    LEARNED,
+    norm=Norm.LAYER,
+    activation=Activation.GELU_TANH,
+    gated=False,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+  )
+  params = {"lm": transformer.model(config).init(jax.random.key(0))}
+  # Without merges a letter is a token.
+  run_dirs.export(where, config, params, world.train_bpe(["ab"], config.vocab))
+  return str(where)
+
+
+@pytest.mark.parametrize(
+  ("model", "sampling", "match"),
+  [
+    (MODEL, TOO_MANY, "top_k is 321; allowed: 1 to 320"),
+    (LEARNED, LONG, "max_tokens is 24: after .* 1 tokens that is 25, .* 24 learned"),
+  ],
+)
+def test_a_stage_is_not_trained_for_a_start_without_room(
+  model, sampling, match, tmp_path
+):
+  run = dataclasses.replace(RUN, start=_after(Scratch(model)), sampling=sampling)
+  with pytest.raises(ValueError, match=match):
+    online.train(run, tmp_path / "run", say=lambda text: None)
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_longest_prompt_of_a_known_tokenizer_must_fit(directory, tmp_path):
+  memory = {"rows": [Prompt("0", "x"), Prompt("1", "x" * 18)]}  # BOS, 18 letters
+  for max_tokens, fits in ((5, True), (6, False)):
+    run = dataclasses.replace(
+      RUN,
+      prompts=Prompts("rows"),
+      start=_after(Pretrained(directory)),
+      sampling=Sampling(completions=2, max_tokens=max_tokens),
+    )
+    if fits:
+      online_check.load(run, memory)
+      continue
+    match = "a prompt of 19 tokens that is 25, .* 24 learned"
+    with pytest.raises(ValueError, match=match):
+      online_check.load(run, memory)
+
+
+def test_check_refuses_prompts_that_do_not_fit_a_tokenizer_made_there():
+  """A prompt of BOS and a letter is longer than the one token known before."""
+  memory = {"rows": [Prompt("0", "x")]}
+  five = Scratch(dataclasses.replace(LEARNED, positions=5))
+  run = dataclasses.replace(RUN, prompts=Prompts("rows"), start=five)
+  online_check.load(run, memory)
+  with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 learned"):
+    preflight.check(run, memory)
 
 
 def test_a_rating_is_brought_by_its_arrangement_alone():

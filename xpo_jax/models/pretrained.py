@@ -37,6 +37,16 @@ class Pretrained(NamedTuple):
   tokenizer: Any
 
 
+def read_config(directory: str | Path) -> Config:
+  """The decoder of a Hugging Face directory, from its config.json alone.
+
+  Raises:
+    ValueError: no such file, or a model family, or a feature of it, not supported.
+  """
+  family = _family(Path(directory))
+  return family.read(transformers.AutoConfig.from_pretrained(directory))
+
+
 def load(
   directory: str | Path, compute_dtype: str = "float32", remat: bool = True
 ) -> Pretrained:
@@ -57,10 +67,9 @@ def load(
       a tokenizer with more tokens than the embedding has rows.
   """
   directory = Path(directory)
-  family = families.get(_json(directory / "config.json").get("model_type"))
-  hf = transformers.AutoConfig.from_pretrained(directory)
+  family = _family(directory)
   config = dataclasses.replace(
-    family.read(hf), compute_dtype=compute_dtype, remat=remat
+    read_config(directory), compute_dtype=compute_dtype, remat=remat
   )
   entries = list(family.entries(config))
   files = _weight_files(directory, family.prefix, {entry.name for entry in entries})
@@ -70,6 +79,10 @@ def load(
   if (directory / _VALUE_HEAD).exists():
     params["value"] = load_file(directory / _VALUE_HEAD)
   return Pretrained(config, params, tokenizer)
+
+
+def _family(directory: Path) -> families.Family:
+  return families.get(_json(directory / "config.json").get("model_type"))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """What is wrong with an online run, said before anything of it is made."""
 
+import tempfile
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers
 
 from xpo_jax import scored, toy
 from xpo_jax.controllers import Controller, Observation
 from xpo_jax.data import records
 from xpo_jax.data.sources import Loaded
+from xpo_jax.models import pretrained
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train import (
   critic,
@@ -20,6 +25,7 @@ from xpo_jax.train import (
   setup,
 )
 from xpo_jax.train.arrange import Arrangement
+from xpo_jax.train.experiment import Scratch, Trained
 from xpo_jax.train.inputs import Memory
 from xpo_jax.train.online_experiment import OnlineExperiment
 from xpo_jax.types import Layout, Objective
@@ -100,7 +106,9 @@ def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
   """The prompts' records of an experiment that `check` let pass.
 
   Raises:
-    ValueError: what `check` refuses, unreadable rows that stop the run, no rows.
+    ValueError: what `check` refuses, unreadable rows that stop the run, no rows; what
+      the start has no room for (`online_setup.check_room`), as far as that is known of
+      a start that is not trained yet: all, but for prompts in a tokenizer to be made.
   """
   check(experiment, memory)
   loaded = inputs.load(experiment.prompts, experiment.prompts, memory)
@@ -110,7 +118,28 @@ def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
     raise ValueError(
       f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
     )
+  _check_start(experiment, loaded, memory)
   return loaded
+
+
+def _check_start(experiment: OnlineExperiment, loaded: Loaded, memory: Memory) -> None:
+  """What `online_setup.prepare` refuses, before a stage is trained."""
+  start = experiment.start
+  while isinstance(start, Trained):
+    start = start.experiment.start
+  if isinstance(start, Scratch):
+    config, directory = start.model, start.tokenizer
+  else:
+    config, directory = pretrained.read_config(start.directory), start.directory
+  longest = 1
+  if config.rotary is None and directory is not None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    with tempfile.TemporaryDirectory() as scratch:  # for lists of bad rows
+      made = online_setup.prompt_sets(
+        experiment, loaded, tokenizer, Path(scratch), memory
+      )
+    longest = made[0].width
+  online_setup.check_room(config, experiment.sampling, longest)
 
 
 def _check_feedback(objective: Objective, experiment: OnlineExperiment) -> None:

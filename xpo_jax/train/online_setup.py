@@ -15,6 +15,7 @@ from xpo_jax.data.pack import Batch, Shape
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback.protocol import OfPolicy
 from xpo_jax.models import heads, lora, transformer
+from xpo_jax.models.config import Config
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import place
@@ -32,7 +33,7 @@ from xpo_jax.train import (
 )
 from xpo_jax.train.arrange import Arrangement
 from xpo_jax.train.inputs import Memory
-from xpo_jax.train.online_experiment import OnlineExperiment, Prompts
+from xpo_jax.train.online_experiment import OnlineExperiment, Prompts, Sampling
 from xpo_jax.train.rollouts import PromptSet
 from xpo_jax.train.state import OnlineState
 from xpo_jax.types import Objective, Params, Stat
@@ -139,7 +140,8 @@ def prepare(
 
   Raises:
     ValueError: no prompts, or prompts that cannot be used; bad rows (`records.BadRows`)
-      of the held-out prompts as of the others, where they stop the run.
+      of the held-out prompts as of the others, where they stop the run; what the start
+      has no room for (`check_room`).
   """
   mesh = setup.make_mesh(experiment.mesh)
   build = at_temperature(experiment.objective.build, experiment.sampling.temperature)
@@ -155,6 +157,7 @@ def prepare(
   prompts, held_out, counts = prompt_sets(
     experiment, loaded, begun.tokenizer, run_dir, memory or {}
   )
+  check_room(begun.config, experiment.sampling, prompts.width)
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
   beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory or {}, put)
   if beside.parts:
@@ -244,6 +247,31 @@ def _placed(experiment, mesh, trained, own, params, objective, root):
 
 def _as_it_is(batch: Batch) -> Batch:
   return batch
+
+
+def check_room(config: Config, sampling: Sampling, longest: int) -> None:
+  """Refuses what a decoder of this config cannot sample.
+
+  Args:
+    config: of the policy.
+    sampling: how completions are drawn.
+    longest: tokens of the longest prompt.
+
+  Raises:
+    ValueError: more positions than it has learned, a top_k above its vocabulary.
+  """
+  if sampling.top_k is not None and sampling.top_k > config.vocab:
+    raise ValueError(
+      f"Sampling.top_k is {sampling.top_k}; allowed: 1 to {config.vocab} (the "
+      "vocabulary), or None"
+    )
+  total = longest + sampling.max_tokens
+  if config.rotary is None and total > config.positions:
+    raise ValueError(
+      f"Sampling.max_tokens is {sampling.max_tokens}: after a prompt of {longest} "
+      f"tokens that is {total}, and the start has {config.positions} learned "
+      "positions; lower it, or set Prompts.limits.prompt"
+    )
 
 
 def prompt_sets(
