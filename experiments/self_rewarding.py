@@ -14,11 +14,11 @@ Departs from the paper: no new prompts are written; a rating is the mean under t
   probabilities of 1 to 5, where the paper averages three that are written out; M1's
   seed answers are reviews as the world writes them, not chosen ones.
 Last result: 2026-11-22, three seeds, 128 held-out prompts x 4 samples, intervals over
-  prompts and seeds. M0 to M3 order 49 to 50 % of pairs right, each interval within 46.6
+  prompts and seeds. M0 to M3 order 49 to 50 % of pairs right, each interval within 47.1
   and 52.4: M1 does not learn to judge, and its own judge leads nowhere: true reward
   0.116 [0.083, 0.150] of M0, 0.108 [0.072, 0.143] of M1, 0.094 [0.050, 0.145] of M2,
-  0.086 [0.029, 0.153] of M3 at 0.2, 1.0, 3.1 nats. By the scripted judge: M2 0.184
-  [0.147, 0.220], M3 0.303 [0.265, 0.341] at 0.3 and 0.7 nats.
+  0.086 [0.029, 0.153] of M3 at 0.2, 1.0, 3.1 nats. By the scripted judge: M2 0.191
+  [0.149, 0.234], M3 0.291 [0.238, 0.341] at 0.4 and 0.9 nats.
 """
 
 import dataclasses
