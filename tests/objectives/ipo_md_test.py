@@ -1,9 +1,12 @@
 """Online IPO and IPO-MD; see also theory/games_test.py."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xpo_jax import objectives, scored, toy
+from xpo_jax.feedback import protocol
 
 
 def check():
@@ -33,3 +36,19 @@ def test_certain_label_is_ipo_and_swapping_the_two_changes_nothing():
   )
   a, b = (scored.evaluate(objectives.ipo_md(), x).loss for x in (s, swapped))
   assert a == pytest.approx(float(b), rel=1e-6)
+
+
+def test_a_judge_asked_about_two_samples_gives_its_own_p():
+  """dL/dh at h = 0 is 1 - 2 p, with p as the judge said it."""
+
+  def sure(prompts, first, second):
+    return protocol.Scores(np.full(len(prompts), 0.9))
+
+  rate_BK = protocol.win_rates(sure, ["x"], [["a", "b"]], include_self=False)
+
+  def loss(h):
+    logp = jnp.stack([h - 1, -1.0])[None]
+    s = scored.from_sequence_logps(logp, [[4, 4]], [[-1.0, -1.0]], reward_BK=rate_BK)
+    return scored.evaluate(objectives.ipo_md(), s).loss
+
+  assert float(jax.grad(loss)(0.0)) == pytest.approx(1 - 2 * 0.9, rel=1e-5)

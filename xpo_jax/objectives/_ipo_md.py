@@ -27,7 +27,8 @@ def ipo_md(beta: float = 1.0) -> Objective:
     needs LOGP, REF_LOGP; field reward_BK: win rates of the two against one another,
     p = (1 + first - second) / 2, so that p and 1 - p add up to 1 for any judge
     (`games.duel` makes them of one p; so do K = 2 samples with `Feedback.include_self`
-    False, where a draw with itself would halve 2 p - 1). Terms: `ipo_md`.
+    False, where a draw with itself would halve 2 p - 1). Pairs of p = 1/2 count too:
+    `arrange.all_pairs` keeps them, `best_worst` does not. Terms: `ipo_md`.
     Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion); chosen is column 0.
 
