@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -155,16 +156,35 @@ def test_policies_are_judged_at_the_temperature_of_the_run(run):
 
 
 def test_a_preference_gives_win_rates_against_the_start(run):
+  def greater(prompts, first, second):  # by a number that texts seldom share
+    del prompts
+    found = ([zlib.crc32(text.encode()) for text in texts] for texts in (first, second))
+    a_N, b_N = map(np.array, found)
+    return Scores(((1 + np.sign(a_N - b_N)) / 2).astype(np.float32))
+
+  by = online_finished.Judge("greater", preference=greater)
+  policy = pretrained.load(finished.policy_dir(run))
+  found = online_finished.policy_report(RUN, run, policy, by, memory={}, **HOW)
+  rival = [texts[0] for texts in found.reference.texts]
+  wins = [
+    greater(ours, ours, [theirs] * len(ours)).value_N
+    for ours, theirs in zip(found.policy.texts, rival, strict=True)
+  ]
+  rate = found.measures["win_rate_vs_reference"].mean
+  assert rate == pytest.approx(np.mean(wins)) and rate != 0.5
+  assert "reward" not in found.measures
+  rates = online_finished.checkpoint_win_rates(run, by)
+  assert rates[0][2].mean == 1 - rates[2][0].mean != 0.5
+
+
+def test_a_liking_for_what_is_shown_first_wins_nothing(run):
   def first_wins(prompts, first, second):
     return Scores(np.ones(len(prompts), np.float32))
 
   by = online_finished.Judge("first", preference=first_wins)
   policy = pretrained.load(finished.policy_dir(run))
   found = online_finished.policy_report(RUN, run, policy, by, memory={}, **HOW)
-  assert found.measures["win_rate_vs_reference"].mean == 1
-  assert "reward" not in found.measures
-  rates = online_finished.checkpoint_win_rates(run, by)
-  assert rates[0][2].mean == 1 and rates[2][0].mean == 0
+  assert found.measures["win_rate_vs_reference"].mean == 0.5
 
 
 def its_own_judge() -> OfPolicy:

@@ -132,7 +132,8 @@ def policy_report(
     ours, theirs = (_rewarded(by.scorer, texts, draws) for draws in (ours, theirs))
     return evaluate.beside(ours, theirs)
   rivals = [answers[:1] for answers in theirs.texts]
-  rate_PK = protocol.win_rates_against(by.preference, texts, ours.texts, rivals)
+  asked = protocol.both_orders(by.preference)
+  rate_PK = protocol.win_rates_against(asked, texts, ours.texts, rivals)
   _refuse_silence(rate_PK)
   report = evaluate.beside(ours, theirs)
   rate = intervals.bootstrap_mean(evaluate.per_prompt(rate_PK))
