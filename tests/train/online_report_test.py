@@ -67,6 +67,21 @@ def test_page_shows_reward_distance_samples_and_checkpoints(run):
   assert "b0 k0 (0.00)" in text and "b0 k0 (0.50)" in text
 
 
+def test_a_pattern_is_spoken_of_once(run):
+  lines = [line | {"rollout/length": 8.0 + 4 * i} for i, line in enumerate(LINES * 5)]
+  (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+  rollouts_alone = report.write(run).read_text()
+  assert rollouts_alone.count("Length drift") == 1
+  sides = {
+    side: {"length": {"mean": x}} for side, x in (("policy", 9), ("reference", 3))
+  }
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report, "_evaluation", lambda evaluation: [])
+    (run / "evaluation.json").write_text(json.dumps(sides))
+    both = report.write(run).read_text()
+  assert both.count("Length drift") == 1 and "9.0 tokens" in both
+
+
 def test_reward_stands_over_the_root_of_the_kl(run):
   held_out = {n: rollouts.read(p) for n, p in _held_out(run).items()}
   figure = online_report.reward_kl(LINES, held_out, {0: 0.0, 4: 0.25})

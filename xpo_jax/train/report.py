@@ -86,7 +86,10 @@ def run_page(run_dir: Path) -> page.Page:
   axis = "iteration" if online else "step"
   found = verdicts.judge(lines, evaluation, first_loss)
   if online:
-    found = verdicts.by_level([*found, *online_report.judge(experiment, lines)])
+    # What the evaluation has said of a pattern is not said again of the rollouts.
+    names = {one.name for one in found}
+    along = online_report.judge(experiment, lines)
+    found = verdicts.by_level([*found, *(v for v in along if v.name not in names)])
   sections = [page.Section("Verdicts", _verdicts(found, lines, unknown))]
   if evaluation:
     sections.append(page.Section("Evaluation", _evaluation(evaluation)))
