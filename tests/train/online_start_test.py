@@ -5,12 +5,14 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
 from xpo_jax.data import world
 from xpo_jax.data.records import BadRows
 from xpo_jax.feedback import rules
+from xpo_jax.feedback.protocol import Scores
 from xpo_jax.models import pretrained, transformer
 from xpo_jax.train import online_setup
 from xpo_jax.train.experiment import Evaluation, MeshShape, Pretrained, Scratch, Use
@@ -46,6 +48,36 @@ def test_bad_rows_of_held_out_prompts_stop_the_run_or_are_counted(tmp_path):
   assert found.held_out.texts == ("this film is",) and found.counts["dropped"] == 1
   (line,) = (tmp_path / "bad_rows.jsonl").read_text().splitlines()
   assert json.loads(line)["uid"] == refused.value.bad[0].uid
+
+
+def test_judge_whose_files_changed_is_refused(tmp_path):
+  judge = tmp_path / "judge"
+  judge.mkdir()
+  (judge / "config.json").write_text("{}")
+  knobs = {"directory": str(judge), "weight": 2.0}
+  source = Call(ensemble, members=(Call(constant, **knobs), Call(constant, **knobs)))
+  run = dataclasses.replace(RUN, feedback=Feedback(source))
+  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+
+  def prepared():
+    online_setup.prepare(run, tmp_path, loaded)
+
+  prepared()
+  prepared()
+  (judge / "reward.json").write_text('{"gain": 2}')
+  with pytest.raises(ValueError, match=r"changed\n  judges_sha256.*judge"):
+    prepared()
+
+
+def constant(directory: str, weight: float):
+  """A scorer that a directory stands for."""
+  del directory
+  return lambda prompts, completions: Scores(np.full(len(prompts), weight, np.float32))
+
+
+def ensemble(members):
+  """The first of them."""
+  return members[0]
 
 
 def test_start_whose_weights_changed_is_refused(tmp_path):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
 from xpo_jax.models.transformer import Model
-from xpo_jax.train.online_experiment import Feedback, Sampling
+from xpo_jax.train.online_experiment import Call, Feedback, Sampling
 from xpo_jax.train.rollouts import Rollouts
 from xpo_jax.types import Params
 
@@ -48,6 +50,35 @@ def facing(
   if isinstance(judge, OfPolicy):
     return judge.make(model, params, tokenizer)
   return judge
+
+
+def digests(source: Any) -> dict[str, str]:
+  """Directory -> SHA-256 of its files, of each model that a judge is loaded from.
+
+  Args:
+    source: `Feedback.source`, or anything that stands in its arguments.
+  """
+  found: dict[str, str] = {}
+  if isinstance(source, Call):
+    found = digests(source.knobs)
+  elif isinstance(source, Mapping):
+    directory = source.get("directory")
+    if isinstance(directory, str) and (Path(directory) / "config.json").exists():
+      found[directory] = _digest(Path(directory))
+    found |= digests(tuple(source.values()))
+  elif isinstance(source, list | tuple):
+    for one in source:
+      found |= digests(one)
+  return found
+
+
+def _digest(directory: Path) -> str:
+  sha = hashlib.sha256()
+  for path in sorted(path for path in directory.iterdir() if path.is_file()):
+    sha.update(path.name.encode())
+    with path.open("rb") as file:
+      sha.update(hashlib.file_digest(file, "sha256").digest())
+  return sha.hexdigest()
 
 
 def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:

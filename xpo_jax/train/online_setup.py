@@ -163,6 +163,8 @@ def prepare(
   if beside.parts:
     counts["parts"] = beside.counts
   counts |= setup.start_digest(experiment, start["lm"])
+  if judges := judged.digests(experiment.feedback.source):
+    counts[setup.JUDGES] = judges
   setup.keep_counts(run_dir, counts)
   root = jax.random.key(experiment.seed)
   if adapter is not None:

@@ -35,7 +35,7 @@ from xpo_jax.train.state import TrainState
 from xpo_jax.types import Mean, Objective, Params
 
 COUNTS = "data.json"
-_START = "start_sha256"
+JUDGES, _START = "judges_sha256", "start_sha256"
 
 
 class Source(NamedTuple):
@@ -263,8 +263,8 @@ def start_digest(
 
 
 def keep_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
-  """Writes data.json, or compares the data with it. A start whose digest it does not
-  hold, of a run begun before digests were kept, passes.
+  """Writes data.json, or compares the data with it. A start or a judge whose digest it
+  does not hold, of a run begun before digests were kept, passes.
 
   Raises:
     ValueError: the data changed since the run began; says how.
@@ -274,7 +274,7 @@ def keep_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
     return
   old = json.loads(path.read_text(encoding="utf-8"))
-  new = {n: x for n, x in counts.items() if n != _START or n in old}
+  new = {n: x for n, x in counts.items() if n not in (JUDGES, _START) or n in old}
   configure.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
 
 
