@@ -20,7 +20,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +58,25 @@ def run(settings: BestOfN, run_dir: Path) -> int:
   """Samples a pool, reads best-of-n off it, repeats SFT on the best."""
   import numpy as np
 
-  from xpo_jax import selection
+  from xpo_jax.config.experiment import Use
   from xpo_jax.data import records
-  from xpo_jax.recipes import demo, staged, staged_rows
-  from xpo_jax.train import ceiling, intervals
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.evaluation import bootstrap, optimal_policy
+  from xpo_jax.ops import selection
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import arm_table, staged
 
   lab = staged.Lab(settings, run_dir)
   start = lab.start.params
   pool_PS = lab.judge(start, seed=0, samples=settings.pool).reward_PK
   rows = []
-  for point in ceiling.best_of_n(pool_PS, settings.ns):
+  for point in optimal_policy.best_of_n(pool_PS, settings.ns):
     n = int(point.strength)
-    exact_P = np.array([ceiling.best_of_n_kl(reward_S, n) for reward_S in pool_PS])
-    measures = {"reward": point.reward, "kl": intervals.bootstrap_mean(exact_P)}
+    exact_P = np.array(
+      [optimal_policy.best_of_n_kl(reward_S, n) for reward_S in pool_PS]
+    )
+    measures = {"reward": point.reward, "kl": bootstrap.bootstrap_mean(exact_P)}
     measures["kl_bound"] = point.kl.mean
-    rows.append(staged_rows.Row(f"best of {n}", measures, 0.0))
+    rows.append(arm_table.Row(f"best of {n}", measures, 0.0))
   policies, began = {}, time.perf_counter()
   for seed in settings.world.seeds:
     sampled = lab.sample(start, completions=settings.distilled, seed=seed)

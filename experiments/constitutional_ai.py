@@ -29,7 +29,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,10 @@ def experiment() -> ConstitutionalAi:
 
 def run(settings: ConstitutionalAi, run_dir: Path) -> int:
   """Revises and imitates, labels and learns by each judge, counts harsh words."""
-  from xpo_jax.feedback import protocol, scripted
-  from xpo_jax.recipes import demo, staged
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.feedback import noisy_judge, protocol
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import staged
 
   lab, seeds = staged.Lab(settings, run_dir), settings.world.seeds
   arms = {"RL-CAI": _soft, "RL-CAI, reasoning": _clamped, "the same, unclamped": _sure}
@@ -94,7 +95,7 @@ def run(settings: ConstitutionalAi, run_dir: Path) -> int:
         settings, lab, made, name, judge(settings, seed), pairs, seed
       )
       seconds[label] += time.perf_counter() - began
-  count = scripted.harshness()
+  count = noisy_judge.harshness()
 
   def harsh_PK(seed, draws):
     return protocol.score_groups(count, draws.prompts, draws.texts)
@@ -113,13 +114,13 @@ def run(settings: ConstitutionalAi, run_dir: Path) -> int:
 def _revisions(settings: ConstitutionalAi, lab, seed: int):
   """Every revision as a demonstration; mean harsh words before and after each round."""
   from xpo_jax.data import records
-  from xpo_jax.feedback import constitution, scripted
+  from xpo_jax.feedback import constitution, noisy_judge
 
   sampled = lab.sample(lab.start.params, completions=1, seed=seed)
   prompts, first = sampled.prompts, [texts[0] for texts in sampled.texts_BK]
-  critic = scripted.critic(error=settings.error, seed=seed)
+  critic = noisy_judge.critic(error=settings.error, seed=seed)
   made = constitution.revise(critic, prompts, first, settings.rounds)
-  count = scripted.harshness()
+  count = noisy_judge.harshness()
   texts = [first, *(one.text for one in made)]
   harsh = [float(count(prompts, each).value_N.mean()) for each in texts]
   rows = [
@@ -146,16 +147,16 @@ def _pairs(lab, params, seed: int):
 
 def _by_principle(settings: ConstitutionalAi, temperature: float, seed: int):
   """One principle a pair: few harsh words, or kindness; both orders averaged."""
-  from xpo_jax.feedback import constitution, protocol, rules, scripted
+  from xpo_jax.feedback import constitution, noisy_judge, protocol, rules
 
-  count = scripted.harshness()
+  count = noisy_judge.harshness()
 
   def gentle(prompts, texts):
     return protocol.Scores(-count(prompts, texts).value_N)
 
   knobs = {"error": settings.error, "temperature": temperature, "seed": seed}
   judges = [
-    scripted.preference(truth, **knobs) for truth in (gentle, rules.sentiment())
+    noisy_judge.preference(truth, **knobs) for truth in (gentle, rules.sentiment())
   ]
   return protocol.both_orders(constitution.by_principle(judges, seed))
 
@@ -179,9 +180,9 @@ def _learned(
 ):
   """A preference model of the judge's labels, and PPO against it."""
   from xpo_jax import objectives
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.on_policy import Call, Feedback
   from xpo_jax.feedback import labelling, reward_model
-  from xpo_jax.train.experiment import Use
-  from xpo_jax.train.online_experiment import Call, Feedback
 
   labelled = labelling.label(judge, pairs, seed=seed)
   directory = lab.reward(

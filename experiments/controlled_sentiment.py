@@ -15,9 +15,9 @@ Last result: 2026-11-22, 22 minutes beside other jobs: reward over SFT 0.063 [0.
 
 from pathlib import Path
 
-from xpo_jax.recipes import demo
-from xpo_jax.recipes.sentiment_study import Arm, Study
-from xpo_jax.train.experiment import Use
+from xpo_jax.config.experiment import Use
+from xpo_jax.studies import demo
+from xpo_jax.studies.sentiment.settings import Arm, Study
 
 ARMS = (
   Arm("DPO", Use("dpo"), (0.05, 0.2, 0.7, 3.0), learning_rate=4e-4),

@@ -16,9 +16,9 @@ Last result: not run. Tested in parts: TFDS directories with IMDb's features, GP
 
 from pathlib import Path
 
-from xpo_jax.recipes import demo
-from xpo_jax.recipes.sentiment_study import Arm, Study
-from xpo_jax.train.experiment import Use
+from xpo_jax.config.experiment import Use
+from xpo_jax.studies import demo
+from xpo_jax.studies.sentiment.settings import Arm, Study
 
 
 def experiment(source: str, policy: str) -> Study:

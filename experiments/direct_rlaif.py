@@ -14,21 +14,21 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.feedback import scripted
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.feedback import noisy_judge
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 
 def experiment(source: str | None = None) -> OnlineExperiment:
   """As `reinforce`: a point is 0.4 of true reward, so beta 0.25 is its 0.1."""
   world = World(source)
-  return online_world.run(
+  return synthetic_world.run(
     Use("reinforce", beta=0.25),
     world,
     feedback=Feedback(
-      Call(scripted.scorer, error=0.1), missing_eos=world.missing_eos(1.0)
+      Call(noisy_judge.scorer, error=0.1), missing_eos=world.missing_eos(1.0)
     ),
     sampling=Sampling(completions=1, max_tokens=world.longest, temperature=0.9),
     prompts_per_iteration=128,

@@ -13,8 +13,8 @@ Last result: 2026-11-22, 2 cores shared with other jobs, 17 minutes: held-out ac
 
 import dataclasses
 
-from xpo_jax.recipes import small_dialogue
-from xpo_jax.train.experiment import Experiment, Use
+from xpo_jax.config.experiment import Experiment, Use
+from xpo_jax.studies import small_dialogue
 
 
 def experiment(path: str) -> Experiment:

@@ -13,8 +13,7 @@ Last result: not run. Tested in parts: loading of GPT-NeoX checkpoints, the hub 
   refusal, sharded steps on 8 virtual devices.
 """
 
-from xpo_jax.data.tokenise import Limits
-from xpo_jax.train.experiment import (
+from xpo_jax.config.experiment import (
   Data,
   Evaluation,
   Experiment,
@@ -23,7 +22,8 @@ from xpo_jax.train.experiment import (
   Pretrained,
   Use,
 )
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data.tokenise import Limits
 
 
 def experiment(path: str, policy: str) -> Experiment:

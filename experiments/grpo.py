@@ -12,16 +12,16 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import OnlineExperiment, Sampling
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 
 def experiment(source: str | None = None) -> OnlineExperiment:
   """The paper's beta; as many samples an iteration as `rloo`, in groups of eight."""
   world = World(source)
-  return online_world.run(
+  return synthetic_world.run(
     Use("grpo"),
     world,
     sampling=Sampling(completions=8, max_tokens=world.longest),

@@ -27,7 +27,7 @@ import itertools
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 START = "sft-on-both"  # the stage that has learned reviews and the other text
 
@@ -75,10 +75,11 @@ def experiment() -> InstructGpt:
 
 def run(settings: InstructGpt, run_dir: Path) -> int:
   """Fine-tunes, ranks, trains reward model and policies, judges."""
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.on_policy import Call, Feedback
   from xpo_jax.feedback import protocol, reward_model
-  from xpo_jax.recipes import demo, staged
-  from xpo_jax.train.experiment import Use
-  from xpo_jax.train.online_experiment import Call, Feedback
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import staged
 
   lab = staged.Lab(settings, run_dir)
   learned, held = _sequels(settings.texts)
@@ -137,7 +138,7 @@ def _label(settings: InstructGpt, gamma: float) -> str:
 
 def _parts(lab, gamma: float, seed: int):
   """The language-model loss beside PPO's."""
-  from xpo_jax.train.experiment import PartUse, Use
+  from xpo_jax.config.experiment import PartUse, Use
 
   if not gamma:
     return ()

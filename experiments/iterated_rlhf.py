@@ -25,7 +25,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,8 @@ def experiment() -> IteratedRlhf:
 
 def run(settings: IteratedRlhf, run_dir: Path) -> int:
   """Collects and trains in rounds and at once, judges, draws train against test."""
-  from xpo_jax.recipes import demo, staged
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import staged
 
   lab = staged.Lab(settings, run_dir)
   n, rounds = settings.comparisons, settings.rounds
@@ -112,19 +113,19 @@ def _compare(settings: IteratedRlhf, lab, params, asked: slice, seed: int):
   import numpy as np
   from scipy import special
 
-  from xpo_jax.recipes import staged_samples
+  from xpo_jax.studies.multistage import stage_samples
 
   sampled = lab.sample(params, completions=2, seed=seed, asked=asked)
   p_B = special.expit((sampled.reward_BK @ [1, -1]) / settings.noise)
   rng = np.random.default_rng((seed, asked.start, 8))
-  return staged_samples.labelled(sampled, p_B, rng)
+  return stage_samples.labelled(sampled, p_B, rng)
 
 
 def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):
   """From scratch: a reward model on either half of the comparisons, and a policy."""
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.on_policy import Call, Feedback
   from xpo_jax.feedback import reward_model
-  from xpo_jax.train.experiment import Use
-  from xpo_jax.train.online_experiment import Call, Feedback
 
   name = f"{label.replace(' ', '-')}-{seed}"
   halves = {
@@ -161,9 +162,10 @@ def _curve(settings: IteratedRlhf, lab, models):
   """Train, test and true reward against sqrt(KL), over the seeds' runs at once."""
   import numpy as np
 
-  from xpo_jax.data import world
+  from xpo_jax.data import synthetic_reviews
   from xpo_jax.feedback import protocol, reward_model
-  from xpo_jax.train import metrics, online, page, rollouts
+  from xpo_jax.report import html
+  from xpo_jax.train import metrics, online, rollouts
 
   points = []
   for seed in settings.world.seeds:
@@ -181,7 +183,7 @@ def _curve(settings: IteratedRlhf, lab, models):
       figures = (
         drawn.reward_BK.mean(),
         test_BK.mean(),
-        world.true_reward(whole).mean(),
+        synthetic_reviews.true_reward(whole).mean(),
       )
       points.append((line["step"], line["rollout/kl"], *figures))
   points_N = np.array(points)
@@ -194,4 +196,4 @@ def _curve(settings: IteratedRlhf, lab, models):
     cells.append([f"{first} to {last}", *(f"{x:.2f}" for x in (root, *figures))])
   header = ["iterations", "sqrt(KL)", "train score", "test score", "true reward"]
   caption = "At once: means over the samples of so many iterations, and seeds."
-  return page.Table(header, cells, caption)
+  return html.Table(header, cells, caption)

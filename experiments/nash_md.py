@@ -16,17 +16,17 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   at first): the equilibrium is not reached.
 """
 
-from xpo_jax.feedback import rules
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import (
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import (
   Call,
   Feedback,
   OnlineExperiment,
   Opponent,
   Sampling,
 )
+from xpo_jax.feedback import rules
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 # Kinds of praise; the first beats the second, which beats the third, which beats it.
 KINDS = (
@@ -39,7 +39,7 @@ KINDS = (
 def experiment(source: str | None = None) -> OnlineExperiment:
   """Four samples a prompt against one of the mixture, a quarter of it the reference."""
   world = World(source)
-  return online_world.run(
+  return synthetic_world.run(
     Use("nash_md", beta=0.05),
     world,
     feedback=Feedback(Call(rules.cycle, patterns=KINDS), kind="win_rates"),

@@ -13,20 +13,20 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.feedback import scripted
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.feedback import noisy_judge
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 
 def experiment(source: str | None = None) -> OnlineExperiment:
   """Two samples a prompt; as many samples an iteration as `rloo`."""
   world = World(source)
-  return online_world.run(
+  return synthetic_world.run(
     Use("online_dpo", beta=0.1),
     world,
-    feedback=Feedback(Call(scripted.preference, error=0.1), kind="win_rates"),
+    feedback=Feedback(Call(noisy_judge.preference, error=0.1), kind="win_rates"),
     sampling=Sampling(completions=2, max_tokens=world.longest),
     prompts_per_iteration=64,
   )

@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 from xpo_jax.models.lora import Adapter
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,10 @@ def experiment() -> Paft:
 
 def run(paft: Paft, run_dir: Path) -> int:
   """Trains both changes apart and one after the other, merges, judges."""
+  from xpo_jax.config.experiment import Use
   from xpo_jax.models import lora
-  from xpo_jax.recipes import demo, staged
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import staged
 
   lab = staged.Lab(paft, run_dir)
   base = lab.start.params["lm"]
@@ -138,13 +139,13 @@ def _pairs(lab, seed: int):
   """Two samples of the base for each prompt, the one of more reward chosen."""
   import numpy as np
 
-  from xpo_jax import pairing
-  from xpo_jax.recipes import staged_samples
+  from xpo_jax.ops import pairing
+  from xpo_jax.studies.multistage import stage_samples
 
   sampled = lab.sample(lab.start.params, completions=2, seed=seed)
   first = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
   columns = (first.chosen_B, first.rejected_B, first.keep_B)
-  return staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+  return stage_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
 
 
 def _skill(rows):

@@ -19,10 +19,10 @@ no others; gamma is a trial's choice, of a mean over tokens.
 
 import dataclasses
 
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import PartUse, Use
-from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.config.experiment import PartUse, Use
+from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 
 def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
@@ -32,8 +32,8 @@ def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
   except ValueError:
     raise ValueError(f"gamma is {gamma!r}; it must be a number > 0") from None
   world = World(source)
-  texts = dataclasses.replace(online_world.writer(world).data, steps=None, epochs=1)
-  return online_world.run(
+  texts = dataclasses.replace(synthetic_world.writer(world).data, steps=None, epochs=1)
+  return synthetic_world.run(
     Use("ppo", beta=0.05, whiten_reward=False),
     world,
     minibatches=2,

@@ -13,10 +13,10 @@ Last result: not run.
 
 import dataclasses
 
+from xpo_jax.config.experiment import Experiment, Use
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import preference_model
-from xpo_jax.recipes import small_dialogue
-from xpo_jax.train.experiment import Experiment, Use
+from xpo_jax.studies import small_dialogue
 
 
 def experiment(path: str) -> Experiment:

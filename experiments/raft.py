@@ -13,17 +13,17 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   ties RAFT to the start.
 """
 
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import OnlineExperiment, Sampling
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import OnlineExperiment, Sampling
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 
 def experiment(source: str | None = None) -> OnlineExperiment:
   """Eight samples a prompt; nothing ties to the start but small steps."""
   world = World(source)
-  return online_world.run(
+  return synthetic_world.run(
     Use("raft"),
     world,
     sampling=Sampling(completions=8, max_tokens=world.longest),

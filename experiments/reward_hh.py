@@ -18,8 +18,8 @@ Last result: 2026-11-22, one seed, 289 pairs of held-out prompts, intervals over
 
 import dataclasses
 
-from xpo_jax.recipes import small_dialogue
-from xpo_jax.train.experiment import Experiment, Use
+from xpo_jax.config.experiment import Experiment, Use
+from xpo_jax.studies import small_dialogue
 
 
 def experiment(path: str) -> Experiment:

@@ -20,11 +20,11 @@ Last result: 2026-11-22, 2,280 pairs of 114 held-out prompts, intervals over pro
 
 import dataclasses
 
+from xpo_jax.config.experiment import Data, Experiment, Loop, Use
+from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
-from xpo_jax.recipes import small_dialogue
-from xpo_jax.train.experiment import Data, Experiment, Loop, Use
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.studies import small_dialogue
 
 
 def experiment(path: str) -> Experiment:

@@ -29,7 +29,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,11 @@ def experiment() -> Rlaif:
 def run(settings: Rlaif, run_dir: Path) -> int:
   """Samples pairs, labels them, trains reward models and policies, judges."""
   from xpo_jax.feedback import protocol
-  from xpo_jax.recipes import demo, staged, staged_judging
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import feedback_accuracy, staged
 
   lab, seeds = staged.Lab(settings, run_dir), settings.world.seeds
-  asked = {seed: staged_judging.questions(lab, seed) for seed in seeds}
+  asked = {seed: feedback_accuracy.questions(lab, seed) for seed in seeds}
   arms = {"RLHF": _clean, "RLAIF, distilled": _distilled, "RLAIF, direct": _direct}
   policies, judges = ({label: {} for label in arms} for _ in range(2))
   seconds, right = dict.fromkeys(arms, 0.0), []
@@ -87,7 +88,7 @@ def run(settings: Rlaif, run_dir: Path) -> int:
       seconds[label] += time.perf_counter() - began
   rows = [lab.row("SFT", dict.fromkeys(seeds, lab.start.params))]
   for label in arms:
-    ranks = staged_judging.accuracy(judges[label], asked)
+    ranks = feedback_accuracy.accuracy(judges[label], asked)
     rows.append(lab.row(label, policies[label], seconds[label], ranks=ranks))
   kept, rightly = (sum(shares) / len(seeds) for shares in zip(*right, strict=True))
   title = (
@@ -102,21 +103,21 @@ def _pairs(settings: Rlaif, lab, seed: int):
   """Two samples of each prompt, the truly better one chosen."""
   import numpy as np
 
-  from xpo_jax import pairing
-  from xpo_jax.recipes import staged_samples
+  from xpo_jax.ops import pairing
+  from xpo_jax.studies.multistage import stage_samples
 
   sampled = lab.sample(
     lab.start.params, completions=2, seed=seed, temperature=settings.temperature
   )
   two = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
   columns = (two.chosen_B, two.rejected_B, two.keep_B)
-  return staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+  return stage_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
 
 
 def _judge(settings: Rlaif, seed: int):
-  from xpo_jax.feedback import scripted
+  from xpo_jax.feedback import noisy_judge
 
-  return scripted.preference(
+  return noisy_judge.preference(
     error=settings.error,
     position=settings.position,
     temperature=settings.doubt,
@@ -136,7 +137,7 @@ def _right(judge, pairs, seed: int) -> tuple[float, float]:
 
 def _clean(settings: Rlaif, lab, pairs, judge, seed: int):
   """A reward model of true labels, and its deviation on samples of the SFT model."""
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
 
   return _model(settings, lab, f"reward-rlhf-{seed}", pairs, Use("bradley_terry"), seed)
 
@@ -144,8 +145,8 @@ def _clean(settings: Rlaif, lab, pairs, judge, seed: int):
 def _distilled(settings: Rlaif, lab, pairs, judge, seed: int):
   """The same of the judge's soft labels."""
   from xpo_jax import objectives
+  from xpo_jax.config.experiment import Use
   from xpo_jax.feedback import labelling
-  from xpo_jax.train.experiment import Use
 
   labelled = labelling.label(judge, pairs, seed=seed)
   lab.say(f"seed {seed}: {labelled.draws} of {len(pairs)} pairs are draws")
@@ -155,10 +156,10 @@ def _distilled(settings: Rlaif, lab, pairs, judge, seed: int):
 
 def _direct(settings: Rlaif, lab, pairs, judge, seed: int):
   """Ratings, and their deviation on the samples."""
-  from xpo_jax.feedback import scripted
-  from xpo_jax.train.online_experiment import Call
+  from xpo_jax.config.on_policy import Call
+  from xpo_jax.feedback import noisy_judge
 
-  source = Call(scripted.scorer, error=settings.error, seed=seed)
+  source = Call(noisy_judge.scorer, error=settings.error, seed=seed)
   rows = [
     (pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)
   ]
@@ -166,8 +167,8 @@ def _direct(settings: Rlaif, lab, pairs, judge, seed: int):
 
 
 def _model(settings: Rlaif, lab, name: str, rows, objective, seed: int):
+  from xpo_jax.config.on_policy import Call
   from xpo_jax.feedback import reward_model
-  from xpo_jax.train.online_experiment import Call
 
   directory = lab.reward(
     name, rows, objective=objective, seed=seed, epochs=settings.epochs
@@ -177,8 +178,8 @@ def _model(settings: Rlaif, lab, name: str, rows, objective, seed: int):
 
 def _policy(settings: Rlaif, lab, name: str, source, deviation: float, seed: int):
   """REINFORCE; a deviation of the reward costs as many nats whatever its unit."""
-  from xpo_jax.train.experiment import Use
-  from xpo_jax.train.online_experiment import Feedback, Sampling
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.on_policy import Feedback, Sampling
 
   done = lab.online(
     name,

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,9 @@ def experiment() -> Rso:
 
 def run(rso: Rso, run_dir: Path) -> int:
   """Samples, accepts, ranks, trains, judges."""
-  from xpo_jax.recipes import demo, staged, staged_samples
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import stage_samples, staged
 
   lab = staged.Lab(rso, run_dir)
   arms = {
@@ -83,7 +84,7 @@ def run(rso: Rso, run_dir: Path) -> int:
     sampled, pairs = _pairs(rso, lab, seed)
     for label, (rejecting, objective) in arms.items():
       began = time.perf_counter()
-      rows = staged_samples.pairs(sampled, *pairs[rejecting])
+      rows = stage_samples.pairs(sampled, *pairs[rejecting])
       name = f"{label.replace(', ', '-')}-{seed}"
       policies[label][seed] = lab.stage(name, objective, rows, seed=seed).params
       seconds[label] += time.perf_counter() - began
@@ -99,7 +100,7 @@ def _pairs(rso: Rso, lab, seed: int):
   import jax.numpy as jnp
   import numpy as np
 
-  from xpo_jax import games, pairing, selection
+  from xpo_jax.ops import pairing, preference_games, selection
 
   lab.say(f"seed {seed}: {rso.candidates} candidates for each prompt")
   sampled = lab.sample(
@@ -122,7 +123,9 @@ def _pairs(rso: Rso, lab, seed: int):
   found = {}
   for rejecting, index_BJ in {True: accepted_BJ, False: first_BJ}.items():
     logit_BJ = jnp.take_along_axis(logit_BK, index_BJ, 1)
-    duels = rank[rso.ranking](games.from_rewards(logit_BJ), jnp.ones_like(logit_BJ))
+    duels = rank[rso.ranking](
+      preference_games.from_rewards(logit_BJ), jnp.ones_like(logit_BJ)
+    )
     won, lost = (
       np.asarray(jnp.take_along_axis(index_BJ, x, 1))
       for x in (duels.winner_BJ, duels.loser_BJ)

@@ -21,7 +21,7 @@ import itertools
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,9 @@ def experiment() -> Sdpo:
 
 def run(sdpo: Sdpo, run_dir: Path) -> int:
   """Samples pairs, cuts them into sources, trains in stages and at once, judges."""
-  from xpo_jax.recipes import demo, staged
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import staged
 
   lab = staged.Lab(sdpo, run_dir)
   order = {"easy first": 1, "hard first": -1}
@@ -82,9 +83,9 @@ def run(sdpo: Sdpo, run_dir: Path) -> int:
 
 def _stages(sdpo: Sdpo, lab, parts, name: str, seed: int):
   """One arm's stages by `selection.sdpo_stage`; the last one's parameters."""
-  from xpo_jax import selection
-  from xpo_jax.recipes import staged
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.ops import selection
+  from xpo_jax.studies.multistage import staged
 
   sizes, rows = [len(part) for part in parts], [row for part in parts for row in part]
   names = [staged.SFT]  # of stage 0: the model before any stage
@@ -105,15 +106,15 @@ def _parts(sdpo: Sdpo, lab, seed: int):
   """Sources of pairs, easiest first, and how often the SFT model ranks each right."""
   import numpy as np
 
-  from xpo_jax import pairing, selection
   from xpo_jax.data import tokenise
-  from xpo_jax.recipes import staged_samples
-  from xpo_jax.train import sequences
+  from xpo_jax.evaluation import sequence_logps
+  from xpo_jax.ops import pairing, selection
+  from xpo_jax.studies.multistage import stage_samples
 
   sampled = lab.sample(lab.start.params, completions=2, seed=seed)
   first = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
   columns = (first.chosen_B, first.rejected_B, first.keep_B)
-  rows = staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+  rows = stage_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
   margin = {f"prompt {b} duel 0": float(x) for b, x in enumerate(first.margin_B)}
   rows = sorted(rows, key=lambda row: -margin[row.uid])
   cuts = np.linspace(0, len(rows), sdpo.sources + 1).astype(int)
@@ -121,7 +122,7 @@ def _parts(sdpo: Sdpo, lab, seed: int):
   accuracy = []
   for part in parts:
     examples = tokenise.attempt(part, lab.tokenizer).examples
-    found = sequences.score_pairs(
+    found = sequence_logps.score_pairs(
       lab.model, lab.start.params, lab.start.params, examples
     )
     accuracy.append(float(np.mean(found["logp_BK"][:, 0] > found["logp_BK"][:, 1])))

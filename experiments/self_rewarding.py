@@ -25,7 +25,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,23 +81,24 @@ def experiment() -> SelfRewarding:
 
 def run(settings: SelfRewarding, run_dir: Path) -> int:
   """M0 to M1 on the seed, rounds by two judges, judged as writers and as judges."""
-  from xpo_jax.feedback import local, scripted
-  from xpo_jax.recipes import demo, staged, staged_judging
-  from xpo_jax.train.experiment import Use
-  from xpo_jax.train.online_experiment import Call, Feedback
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.on_policy import Call, Feedback
+  from xpo_jax.feedback import local, noisy_judge
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import feedback_accuracy, staged
 
   lab = staged.Lab(settings, run_dir)
   seeds = settings.world.seeds
   own = Call(local.own_rating, prompt="brief", levels=settings.levels)
   script = {"error": settings.error, "levels": settings.levels - 1}
   raters = {
-    seed: Feedback(Call(scripted.scorer, **script, seed=seed)) for seed in seeds
+    seed: Feedback(Call(noisy_judge.scorer, **script, seed=seed)) for seed in seeds
   }
   arms = {
     "own judge": dict.fromkeys(seeds, Feedback(own)),
     "scripted judge": raters,
   }
-  asked = {seed: staged_judging.questions(lab, seed) for seed in seeds}
+  asked = {seed: feedback_accuracy.questions(lab, seed) for seed in seeds}
   rows = []
 
   def add(label, policies, began):
@@ -106,7 +107,7 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
       seed: make(lab.model, params["lm"], lab.tokenizer)
       for seed, params in policies.items()
     }
-    judging = staged_judging.accuracy(judges, asked)
+    judging = feedback_accuracy.accuracy(judges, asked)
     rows.append(lab.row(label, policies, seconds, judging=judging))
 
   add("M0", dict.fromkeys(seeds, lab.start.params), time.perf_counter())
@@ -138,13 +139,13 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
 
 def _seed_data(settings: SelfRewarding, lab, seed: int):
   """Answers as they are, and ratings of others by a rater that errs."""
-  from xpo_jax.feedback import labelling, scripted
+  from xpo_jax.feedback import labelling, noisy_judge
 
   most = settings.seed_answers + settings.seed_ratings
   known = lab.demonstrations["train"][:most]
   answers, rated = known[: settings.seed_answers], known[settings.seed_answers :]
   prompts, texts = zip(*((row.prompt, row.completion) for row in rated), strict=True)
-  rate = scripted.scorer(error=settings.error, levels=settings.levels - 1, seed=seed)
+  rate = noisy_judge.scorer(error=settings.error, levels=settings.levels - 1, seed=seed)
   levels_N = 1 + rate(prompts, texts).value_N.astype(int)
   knobs = {"prompt": "brief", "levels": settings.levels}
   return [*answers, *labelling.ratings(prompts, texts, levels_N.tolist(), **knobs)]
@@ -152,9 +153,9 @@ def _seed_data(settings: SelfRewarding, lab, seed: int):
 
 def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: int):
   """DPO on samples of the start, its reference, that feedback rated."""
-  from xpo_jax.train.experiment import Evaluation, Use
-  from xpo_jax.train.online_experiment import Sampling
-  from xpo_jax.train.optim import Optimizer
+  from xpo_jax.config.experiment import Evaluation, Use
+  from xpo_jax.config.on_policy import Sampling
+  from xpo_jax.config.optim import Optimizer
 
   sampling = Sampling(
     settings.samples,

@@ -19,7 +19,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.studies.multistage.staged_world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,9 @@ def experiment() -> SampleRank:
 
 def run(settings: SampleRank, run_dir: Path) -> int:
   """Samples, ranks, trains, judges."""
-  from xpo_jax.recipes import demo, staged, staged_samples
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import stage_samples, staged
 
   lab = staged.Lab(settings, run_dir)
   objective = Use("slic", delta=settings.delta, weight=settings.weight)
@@ -76,7 +77,7 @@ def run(settings: SampleRank, run_dir: Path) -> int:
     duels = _duels(sampled.reward_BK)
     for label in labels:
       began = time.perf_counter()
-      rows = staged_samples.pairs(sampled, *duels[label])
+      rows = stage_samples.pairs(sampled, *duels[label])
       done = lab.stage(f"{label}-{seed}", objective, rows, seed=seed)
       policies[label][seed] = done.params
       seconds[label] += time.perf_counter() - began
@@ -91,10 +92,10 @@ def _duels(reward_BK):
   import jax.numpy as jnp
   import numpy as np
 
-  from xpo_jax import games, pairing
+  from xpo_jax.ops import pairing, preference_games
 
   present_BK = jnp.ones(reward_BK.shape)
-  wins_BKK = games.from_rewards(jnp.asarray(reward_BK))
+  wins_BKK = preference_games.from_rewards(jnp.asarray(reward_BK))
   best_worst = pairing.best_worst(jnp.asarray(reward_BK), present_BK)
   pointwise = (best_worst.chosen_B, best_worst.rejected_B, best_worst.keep_B)
   return {

@@ -14,18 +14,18 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
+from xpo_jax.config.experiment import Loop, Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
 from xpo_jax.feedback import rules
-from xpo_jax.recipes import online_world
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train.experiment import Loop, Use
-from xpo_jax.train.online_experiment import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.studies import synthetic_world
+from xpo_jax.studies.multistage.staged_world import World
 
 
 def experiment(source: str | None = None) -> OnlineExperiment:
   """Four rounds, each of two passes of 8 updates."""
   world = World(source)
   judge = Call(rules.bradley_terry, scorer=Call(rules.world_reward), temperature=0.25)
-  return online_world.run(
+  return synthetic_world.run(
     Use("sppo", beta=0.2),
     world,
     feedback=Feedback(judge, kind="win_rates"),

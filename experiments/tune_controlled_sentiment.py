@@ -4,19 +4,19 @@ Every method gets three groups of four runs on the tune split, with pairs of oth
 than the demo's: three learning rates, or for a method whose strength is its learning
 rate three values of another knob or three ranges. The group that reaches most of the
 matched KLs, and among those has most reward there, is the one to write into
-`xpo_jax/recipes/sentiment_study.py`.
+`xpo_jax/studies/sentiment/settings.py`.
 
 Command: python experiments/tune_controlled_sentiment.py [FILE of sentences]
 Hardware: 2 CPU cores, six to eight minutes on the embedded world.
 Last result: after four rounds, each around the last one's choice, the settings of
-`sentiment_study.ARMS`.
+`settings.ARMS`.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-from xpo_jax.recipes import demo
+from xpo_jax.studies import demo
 
 RATES = (5e-4, 7e-4, 1e-3)
 SEEDS = (100, 101)
@@ -24,8 +24,8 @@ SEEDS = (100, 101)
 
 def groups():
   """Three groups of settings for every method."""
-  from xpo_jax.recipes.sentiment_study import ARMS, Arm
-  from xpo_jax.train.experiment import Use
+  from xpo_jax.config.experiment import Use
+  from xpo_jax.studies.sentiment.settings import ARMS, Arm
 
   def named(arm: Arm, text: str, **changes) -> Arm:
     return dataclasses.replace(arm, label=f"{arm.label}: {text}", **changes)
@@ -52,10 +52,10 @@ def groups():
 def main(source: str | None) -> None:
   """Prints every group's reward at the matched KLs, and the best of each method."""
   demo.environment()
-  from xpo_jax.recipes import controlled_sentiment
-  from xpo_jax.recipes import sentiment_findings as findings
-  from xpo_jax.recipes.sentiment_study import Study
-  from xpo_jax.train import frontier
+  from xpo_jax.evaluation import frontier
+  from xpo_jax.studies.sentiment import findings as findings
+  from xpo_jax.studies.sentiment import train_methods
+  from xpo_jax.studies.sentiment.settings import Study
 
   every = groups()
   study = Study(split="tune", seeds=SEEDS, source=source)
@@ -63,7 +63,7 @@ def main(source: str | None) -> None:
     study = dataclasses.replace(study, texts=None)
   arms = tuple(arm for trio in every.values() for arm in trio)
   study = dataclasses.replace(study, arms=arms, online=())  # nothing to be kept
-  result = controlled_sentiment.run(controlled_sentiment.prepare(study), Path())
+  result = train_methods.run(train_methods.prepare(study), Path())
   for method, trio in every.items():
     scores = {}
     for arm in trio:

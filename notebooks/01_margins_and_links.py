@@ -24,7 +24,9 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 
-from xpo_jax import links, objectives, toy
+from xpo_jax import objectives
+from xpo_jax.ops import links
+from xpo_jax.testing import toy
 from xpo_jax.types import Layout
 
 # %% [markdown]

@@ -27,7 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from xpo_jax import objectives, scored, token_mdp
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_mdp
 
 V, T, BETA = 3, 4, 0.5
 keys = jax.random.split(jax.random.key(0), 5)

@@ -25,7 +25,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from xpo_jax import bandit, divergences, objectives
+from xpo_jax import objectives
+from xpo_jax.ops import divergences
+from xpo_jax.testing import bandit
 
 # %% [markdown]
 # ## f and f'

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from xpo_jax import bandit, objectives
+from xpo_jax import objectives
+from xpo_jax.testing import bandit
 
 SEEDS = jnp.arange(10)
 TRAINED = 32  # prompts; as many are held out

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from xpo_jax import directions, survey
+from xpo_jax.survey import table, taxonomy
 
 # %% [markdown]
 # One row a paper, one column a direction. Dark: the first pole of the direction (a
@@ -30,22 +30,22 @@ from xpo_jax import directions, survey
 # apply. A star: the survey, the paper or its code says so; a question mark: left open.
 
 # %%
-poles = [list(direction) for direction in directions.DIRECTIONS.values()]
-shade = np.full((len(survey.PAPERS), len(poles)), np.nan)
-for i, paper in enumerate(survey.PAPERS):
+poles = [list(direction) for direction in taxonomy.DIRECTIONS.values()]
+shade = np.full((len(table.PAPERS), len(poles)), np.nan)
+for i, paper in enumerate(table.PAPERS):
   for j, (cell, pole) in enumerate(zip(paper.cells.values(), poles, strict=True)):
     if cell.values:
       shade[i, j] = np.mean([pole.index(value) for value in cell.values])
 
-figure, axis = plt.subplots(figsize=(9, 0.2 * len(survey.PAPERS)), layout="constrained")
+figure, axis = plt.subplots(figsize=(9, 0.2 * len(table.PAPERS)), layout="constrained")
 axis.imshow(
   shade, cmap=ListedColormap(["#31688e", "#8fb5c9", "#dce9ee"]), aspect="auto"
 )
-for i, paper in enumerate(survey.PAPERS):
+for i, paper in enumerate(table.PAPERS):
   for j, cell in enumerate(paper.cells.values()):
     color = "white" if shade[i, j] == 0 else "black"
     axis.text(j, i, cell.basis.value, ha="center", va="center", fontsize=6, color=color)
-names = [f"{paper.name}  {paper.section}".strip() for paper in survey.PAPERS]
+names = [f"{paper.name}  {paper.section}".strip() for paper in table.PAPERS]
 axis.set_yticks(range(len(names)), names, fontsize=6)
 heads = [f"{one.value} / {two.value}" for one, two in poles]
 axis.set_xticks(range(len(heads)), heads, rotation=60, ha="left", fontsize=7)
@@ -58,7 +58,7 @@ _ = axis.xaxis.tick_top()
 
 # %%
 groups = {}
-for paper in survey.PAPERS:
+for paper in table.PAPERS:
   position = tuple(cell.values for cell in paper.cells.values())
   groups.setdefault(position, []).append(paper.name)
 for members in sorted(groups.values(), key=len, reverse=True):

@@ -27,7 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from xpo_jax import bandit, objectives, scored
+from xpo_jax import objectives, scored
+from xpo_jax.testing import bandit
 
 BETA, ITERATIONS = 0.5, 600
 SEEDS = jnp.arange(5)

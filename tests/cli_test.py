@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from xpo_jax import cli, objectives
-from xpo_jax.data import world
-from xpo_jax.recipes import find
-from xpo_jax.recipes.staged_world import World
+from xpo_jax.data import synthetic_reviews
+from xpo_jax.studies import find_recipe
+from xpo_jax.studies.multistage.staged_world import World
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def walked(tmp_path_factory):
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   (home / "my_recipe.py").write_text(recipe, encoding="utf-8")
   (row,) = [t for k, t in BLOCKS if k == "json"]
-  texts, others = world.generate(60, 0), world.generate(60, 1)
+  texts, others = synthetic_reviews.generate(60, 0), synthetic_reviews.generate(60, 1)
   rows = [
     {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     for (prompt, chosen), (_, rejected) in zip(texts, others, strict=True)
@@ -110,7 +110,7 @@ def test_walk_leaves_what_the_readme_says(walked):
   assert {"reward", "kl", "preference_accuracy"} <= set(evaluation["policy"])
   config = (run / "config.yaml").read_text()
   assert "beta: 0.2" in config  # the override of the shell
-  again = find.load(str(run / "config.yaml")).experiment  # as the report says
+  again = find_recipe.load(str(run / "config.yaml")).experiment  # as the report says
   assert again.objective.knobs["beta"] == 0.2
   (generate,) = [c for c in _commands() if c.startswith("xpo generate")]
   assert len(results[generate][1].strip().splitlines()) == 2
@@ -148,17 +148,17 @@ def test_readme_python_runs():
 
 
 def test_readme_flags_are_fields(tmp_path):
-  from xpo_jax.recipes import find
-  from xpo_jax.train import configure
+  from xpo_jax.config import yaml_file
+  from xpo_jax.studies import find_recipe
 
   scope = {}
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   exec(compile(recipe, "README.md", "exec"), scope)
-  offline, online = scope["experiment"](), find.load("rloo").experiment
+  offline, online = scope["experiment"](), find_recipe.load("rloo").experiment
   for flags in re.findall(r"`(--[a-z].*?)`", README):
     if " " in flags:
       experiment = online if flags.startswith("--sampling.") else offline
-      configure.from_args(experiment, shlex.split(flags))
+      yaml_file.from_args(experiment, shlex.split(flags))
 
 
 def test_readme_names_objectives_that_exist():
@@ -168,22 +168,13 @@ def test_readme_names_objectives_that_exist():
   assert set(named) <= set(objectives.NAMES)
 
 
-def test_readme_tree_names_the_package_file_for_file():
+def test_readme_tree_names_every_folder_of_the_package():
   (tree,) = [t for k, t in BLOCKS if k == "" and "xpo_jax/" in t]
-  folders, named = [], set()
-  for line in tree.splitlines():
-    depth = (len(line) - len(line.lstrip())) // 2
-    name = line.split()[0]
-    folders = [*folders[:depth], name]
-    path = "".join(folders)
-    assert (ROOT / path).exists(), path
-    named.add(path)
-  there = {
-    str(path.relative_to(ROOT))
-    for path in (ROOT / "xpo_jax").rglob("*.py")
-    if not path.name.startswith("_")
-  }
-  assert not there - named, "add a line for each to the tree of README.md"
+  named = [line.split()[0] for line in tree.splitlines() if line.split()[0][-1] == "/"]
+  folders = {path.parent.name for path in (ROOT / "xpo_jax").glob("*/__init__.py")}
+  assert folders <= {name.rstrip("/") for name in named}
+  for name in named:
+    assert (ROOT / name).is_dir() or (ROOT / "xpo_jax" / name).is_dir(), name
 
 
 def _xpo(*args, cwd=None):
@@ -254,19 +245,24 @@ def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):
   (tmp_path / "experiments").mkdir()
   path = tmp_path / "experiments" / "hh_pairs.py"
   path.write_text(
-    '"""DPO on HH."""\n\nfrom xpo_jax.recipes.staged_world import World\n\n\n'
+    '"""DPO on HH."""\n\n'
+    "from xpo_jax.studies.multistage.staged_world import World\n\n\n"
     "def experiment():\n  return World(texts=7)\n"
   )
   (tmp_path / "experiments" / "helpers.py").write_text("X = 1\n")
-  names = find.names()
+  names = find_recipe.names()
   assert names["hh_pairs"] == path and "helpers" not in names
-  assert find.summary(path) == "DPO on HH."
+  assert find_recipe.summary(path) == "DPO on HH."
   expected = World(texts=7)
-  assert find.load("hh_pairs").experiment == find.load(str(path)).experiment == expected
+  assert (
+    find_recipe.load("hh_pairs").experiment
+    == find_recipe.load(str(path)).experiment
+    == expected
+  )
   with pytest.raises(ValueError, match="did you mean 'hh_pairs'"):
-    find.load("hh_pair")
+    find_recipe.load("hh_pair")
   with pytest.raises(ValueError, match="no function experiment"):
-    find.load(str(tmp_path / "experiments" / "helpers.py"))
+    find_recipe.load(str(tmp_path / "experiments" / "helpers.py"))
 
 
 def test_what_is_wrong_with_a_recipe_file_is_said(tmp_path, monkeypatch, capsys):

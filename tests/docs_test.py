@@ -41,9 +41,12 @@ def test_every_module_of_mathematics_has_a_place(built):
   listed = "".join(
     p.read_text(encoding="utf-8") for p in (built / "api").glob("*.html")
   )
-  for path in (ROOT / "xpo_jax").glob("*.py"):
-    if path.stem not in ("__init__", "cli"):
-      assert f'id="module-xpo_jax.{path.stem}"' in listed, path.stem
+  package = ROOT / "xpo_jax"
+  for folder in (".", "ops", "survey", "testing"):
+    for path in (package / folder).glob("*.py"):
+      name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+      if path.stem not in ("__init__", "cli"):
+        assert f'id="module-{name}"' in listed, name
 
 
 def test_plain_letters_become_mathematics(docstrings):

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.data import world
+from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Trained, Use
+from xpo_jax.data import synthetic_reviews
+from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
-from xpo_jax.recipes import find
-from xpo_jax.recipes.sentiment_study import Arm, Study
-from xpo_jax.train import offline, reward_run
-from xpo_jax.train.experiment import Experiment, MeshShape, Scratch, Trained, Use
+from xpo_jax.studies import find_recipe
+from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.train import offline
 
 ROOT = Path(__file__).parent.parent / "experiments"
 RECIPES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "tables").glob("*.py"))
@@ -45,7 +46,7 @@ def test_header_says_command_hardware_and_last_result(path):
   header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
   for field in ("Command:", "Hardware:", "Last result:"):
     assert field in header, f"{path.name} does not say its {field}"
-  if path.parent.name == "tables" or path.stem in find.names():
+  if path.parent.name == "tables" or path.stem in find_recipe.names():
     assert "arXiv:" in header and "Expected:" in header
 
 
@@ -62,24 +63,24 @@ def test_header_says_command_hardware_and_last_result(path):
   ],
 )
 def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
-  recipe = find.load(name, arguments)
+  recipe = find_recipe.load(name, arguments)
   assert isinstance(recipe.experiment, Study if recipe.run else Experiment)
   with pytest.raises(ValueError, match="needs"):
-    find.load(name)
+    find_recipe.load(name)
 
 
 def test_every_named_recipe_is_tested():
-  assert set(find.names()) == {
+  assert set(find_recipe.names()) == {
     *("controlled_sentiment", "controlled_sentiment_imdb"),
     *("dpo_hh", "dpo_hh_pythia"),
     *("reward_hh", "preference_hh", "reward_listwise"),
-    "compare_objectives",  # in recipes/compare_test.py
-    # in recipes/staged_test.py
+    "compare_objectives",  # in studies/comparison/train_objectives_test.py
+    # in studies/multistage/staged_test.py
     *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
     *("instructgpt", "iterated_rlhf"),
-    # in recipes/ai_feedback_test.py
+    # in studies/multistage/ai_feedback_test.py
     *("rlaif", "constitutional_ai", "self_rewarding"),
-    # in recipes/online_test.py
+    # in studies/synthetic_world_test.py
     *("rloo", "ppo", "ppo_ptx", "reinforce", "remax", "raft"),
     *("grpo", "dr_grpo", "dapo", "gspo"),
     *("online_dpo", "iterative_dpo", "exploratory_dpo", "sppo", "dno"),
@@ -89,7 +90,7 @@ def test_every_named_recipe_is_tested():
 
 def _hh(path: Path) -> None:
   """Transcripts as in Anthropic HH, with one row that shares no prompt."""
-  texts = world.generate(80, 0)
+  texts = synthetic_reviews.generate(80, 0)
   rows = []
   for (prompt, a), (_, b) in zip(texts[::2], texts[1::2], strict=True):
     start = f"\n\nHuman: what of {prompt}?\n\nAssistant:"
@@ -102,7 +103,7 @@ def _hh(path: Path) -> None:
 @pytest.mark.slow
 def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
   _hh(tmp_path / "hh.jsonl")
-  whole = find.load("dpo_hh", [f"path={tmp_path / 'hh.jsonl'}"]).experiment
+  whole = find_recipe.load("dpo_hh", [f"path={tmp_path / 'hh.jsonl'}"]).experiment
   small = config.Config(
     vocab=400, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16
   )
@@ -120,11 +121,11 @@ def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
 
 def _lists(path: Path) -> None:
   """Prompts with ragged lists of judged answers."""
-  texts = world.generate(120, 0)
+  texts = synthetic_reviews.generate(120, 0)
   rows = []
   for n in range(40):
     answers = [text.strip() for _, text in texts[3 * n : 3 * n + 2 + n % 2]]
-    judged = zip(answers, world.true_reward(answers).tolist(), strict=True)
+    judged = zip(answers, synthetic_reviews.true_reward(answers).tolist(), strict=True)
     responses = [{"text": text, "p_beats_baseline": p} for text, p in judged]
     rows.append({"prompt": f"what of {texts[n][0]}?", "responses": responses})
   path.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -134,7 +135,7 @@ def _lists(path: Path) -> None:
   ("name", "answers"), [("reward_hh", 2), ("preference_hh", 4), ("reward_listwise", 24)]
 )
 def test_longest_group_of_a_feedback_recipe_fits_its_row(name, answers):
-  data = find.load(name, ["path=data.jsonl"]).experiment.data
+  data = find_recipe.load(name, ["path=data.jsonl"]).experiment.data
   longest = data.limits.completion + (data.transform is not None)  # its own EOS
   assert data.limits.prompt + answers * longest <= data.row_length
 
@@ -147,7 +148,7 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
   tmp_path, capsys, name, write, stages
 ):
   write(tmp_path / "data.jsonl")
-  whole = find.load(name, [f"path={tmp_path / 'data.jsonl'}"]).experiment
+  whole = find_recipe.load(name, [f"path={tmp_path / 'data.jsonl'}"]).experiment
   small = config.Config(
     vocab=400, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
   )
@@ -164,7 +165,7 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
   done = offline.train(whole, run_dir, say=lambda line: None)
   assert done.finished
   if stages == 2:
-    reward_run.judge_run(run_dir, samples=4, most=None, batch=8)
+    evaluate_reward_model.judge_run(run_dir, samples=4, most=None, batch=8)
   else:
     assert not cli.main(["evaluate", str(run_dir)])
     assert "accuracy_longer" in capsys.readouterr().out

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored, token_stats, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_stats
+from xpo_jax.testing import toy
 from xpo_jax.types import Layout, Loss, Objective, Part
 
 RNG = np.random.default_rng(1)

@@ -98,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--reward",
     metavar="MODULE:FUNCTION",
-    help="full texts -> rewards, such as xpo_jax.data.world:true_reward (VADER); "
-    "without it an online run is judged by its own feedback",
+    help="full texts -> rewards, such as "
+    "xpo_jax.data.synthetic_reviews:true_reward (VADER); without it an online run is "
+    "judged by its own feedback",
   )
   sub.add_argument("--prompts", type=int, default=128)
   sub.add_argument("--completions", type=int, default=4)
@@ -124,14 +125,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args, rest) -> int:
-  from xpo_jax.recipes import demo
+  from xpo_jax.studies import demo
 
   del args
   return demo.main(rest)
 
 
 def _compare(args, rest) -> int | None:
-  from xpo_jax.recipes import demo
+  from xpo_jax.studies import demo
 
   demo.environment()  # before JAX is imported
   args.recipe = "compare_objectives"
@@ -139,16 +140,19 @@ def _compare(args, rest) -> int | None:
 
 
 def _list(args, rest) -> None:
-  from xpo_jax import objectives, survey
-  from xpo_jax.recipes import find
+  from xpo_jax import objectives
+  from xpo_jax.studies import find_recipe
+  from xpo_jax.survey import table
 
   del args, rest
   pages = {n: (objectives.arxiv(n), objectives.summary(n)) for n in objectives.NAMES}
   _table("objectives", {n: f"{number}  {text}" for n, (number, text) in pages.items()})
   print()
-  print(survey.table())
+  print(table.table())
   print()
-  _table("recipes", {n: find.summary(path) for n, path in find.names().items()})
+  _table(
+    "recipes", {n: find_recipe.summary(path) for n, path in find_recipe.names().items()}
+  )
 
 
 def _table(title: str, rows: dict[str, str]) -> None:
@@ -159,10 +163,11 @@ def _table(title: str, rows: dict[str, str]) -> None:
 
 
 def _explain(args, rest) -> None:
-  from xpo_jax import explain
+  from xpo_jax.studies import find_recipe
+  from xpo_jax.survey import explain
 
   del rest
-  print(explain.page(args.name))
+  print(explain.page(args.name, find_recipe.using(args.name)))
 
 
 def _recipe(args, rest):
@@ -171,7 +176,7 @@ def _recipe(args, rest):
     raise SystemExit(0)
   if args.recipe is None:
     raise ValueError(f"xpo {args.command} RECIPE: name one (xpo list); {_OVERRIDES}")
-  from xpo_jax.recipes import find
+  from xpo_jax.studies import find_recipe
 
   # Words before the first flag are the recipe's own arguments.
   flags = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
@@ -181,13 +186,13 @@ def _recipe(args, rest):
       f"{late[-1]}: the recipe's own arguments stand before the first flag, as in "
       f"xpo {args.command} {args.recipe} {late[-1]} {rest[flags]} ..."
     )
-  recipe = find.load(args.recipe, rest[:flags])
+  recipe = find_recipe.load(args.recipe, rest[:flags])
   if flags == len(rest):
     return recipe
-  from xpo_jax.train import configure
+  from xpo_jax.config import yaml_file
 
   prog = f"xpo {args.command} {args.recipe}"
-  changed = configure.from_args(recipe.experiment, rest[flags:], prog=prog)
+  changed = yaml_file.from_args(recipe.experiment, rest[flags:], prog=prog)
   return recipe._replace(experiment=changed)
 
 
@@ -199,17 +204,17 @@ def _train(args, rest) -> int | None:
   )
   if recipe.run is not None:
     return recipe.run(recipe.experiment, run_dir)
-  from xpo_jax.train import report
+  from xpo_jax.report import run_page
 
   result = _trainer(recipe.experiment).train(recipe.experiment, run_dir)
-  print(f"report: {report.write(result.run_dir)}")
+  print(f"report: {run_page.write(result.run_dir)}")
   return None
 
 
 def _trainer(experiment):
   """The module whose `train` and `resume` run such an experiment."""
+  from xpo_jax.config.on_policy import OnlineExperiment
   from xpo_jax.train import offline, online
-  from xpo_jax.train.online_experiment import OnlineExperiment
 
   return online if isinstance(experiment, OnlineExperiment) else offline
 
@@ -226,26 +231,28 @@ def _check(args, rest) -> None:
 
 
 def _resume(args, rest) -> None:
-  from xpo_jax.train import configure, report
+  from xpo_jax.config import yaml_file
+  from xpo_jax.report import run_page
 
   del rest
-  result = _trainer(configure.read(args.run_dir)[0]).resume(args.run_dir)
-  print(f"report: {report.write(result.run_dir)}")
+  result = _trainer(yaml_file.read(args.run_dir)[0]).resume(args.run_dir)
+  print(f"report: {run_page.write(result.run_dir)}")
 
 
 def _evaluate(args, rest) -> None:
-  from xpo_jax.train import finished, report, reward_run
+  from xpo_jax.evaluation import evaluate_reward_model, evaluate_run
+  from xpo_jax.report import run_page
 
   del rest
   reward = _function(args.reward)
-  if reward_run.is_reward(args.run_dir):
-    agreed = reward_run.judge_run(args.run_dir, seed=args.seed)
+  if evaluate_reward_model.is_reward(args.run_dir):
+    agreed = evaluate_reward_model.judge_run(args.run_dir, seed=args.seed)
     rows = {name: str(interval) for name, interval in agreed.measures.items()}
     rows["calibration_error"] = f"{agreed.calibration_error:.3f}"
     _table("agreement with held-out labels, mean [95 % interval over prompts]", rows)
-    print(f"report: {report.write(args.run_dir)}")
+    print(f"report: {run_page.write(args.run_dir)}")
     return
-  found = finished.evaluate_run(
+  found = evaluate_run.evaluate_run(
     args.run_dir,
     reward=reward,
     prompts=args.prompts,
@@ -255,7 +262,7 @@ def _evaluate(args, rest) -> None:
   )
   rows = {name: str(interval) for name, interval in found.measures.items()}
   _table("policy, mean [95 % interval over prompts]", rows)
-  print(f"report: {report.write(args.run_dir)}")
+  print(f"report: {run_page.write(args.run_dir)}")
 
 
 def _function(name: str | None):
@@ -272,10 +279,10 @@ def _function(name: str | None):
 
 
 def _generate(args, rest) -> None:
-  from xpo_jax.train import finished
+  from xpo_jax.evaluation import evaluate_run
 
   del rest
-  texts = finished.generate(
+  texts = evaluate_run.generate(
     args.directory,
     args.prompts,
     completions=args.completions,
@@ -292,17 +299,17 @@ def _generate(args, rest) -> None:
 
 
 def _report(args, rest) -> None:
-  from xpo_jax.train import report
+  from xpo_jax.report import run_page
 
   del rest
-  print(report.write(args.run_dir))
+  print(run_page.write(args.run_dir))
 
 
 def _export(args, rest) -> None:
-  from xpo_jax.train import finished
+  from xpo_jax.evaluation import evaluate_run
 
   del rest
-  print(finished.export(args.run_dir, args.directory))
+  print(evaluate_run.export(args.run_dir, args.directory))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import masked, token_stats
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import (
   Array,
   Evaluation,

@@ -2,31 +2,37 @@
 
 from pathlib import Path
 
-from xpo_jax import objectives, survey
+from xpo_jax import objectives
+from xpo_jax.survey import table
 
 MODULES = {
-  "Records and evaluation": ("types", "scored", "masked", "token_stats"),
+  "Records and evaluation": ("types", "scored", "ops.masked", "ops.token_stats"),
   "Mathematics": (
-    "links",
-    "discovered",
-    "divergences",
-    "token_mdp",
-    "returns",
-    "policy_loss",
-    "groups",
-    "ranking",
-    "games",
-    "repetition",
+    "ops.links",
+    "ops.discopop_losses",
+    "ops.divergences",
+    "ops.token_mdp",
+    "ops.returns",
+    "ops.policy_loss",
+    "ops.groups",
+    "ops.ranking",
+    "ops.preference_games",
+    "ops.repetition",
   ),
   "Rules around a loss": (
-    "selection",
-    "pairing",
-    "labels",
-    "controllers",
+    "ops.selection",
+    "ops.pairing",
+    "ops.ai_labels",
+    "ops.kl_control",
     "models.merge",
   ),
-  "To try things on": ("toy", "bandit", "explain", "terminal"),
-  "The survey": ("directions", "survey"),
+  "To try things on": ("testing.toy", "testing.bandit"),
+  "The survey": (
+    "survey.taxonomy",
+    "survey.table",
+    "survey.explain",
+    "survey.text_chart",
+  ),
 }
 
 
@@ -55,7 +61,7 @@ def write(folder: Path) -> None:
 
 def _objective(name: str) -> str:
   places = "".join(
-    f"::\n\n{_indent(survey.place(paper))}\n\n" for paper in survey.papers_of(name)
+    f"::\n\n{_indent(table.place(paper))}\n\n" for paper in table.papers_of(name)
   )
   return (
     f"{_title(name)}.. autofunction:: xpo_jax.objectives.{name}\n\n"

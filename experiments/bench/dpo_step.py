@@ -30,10 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import objectives, token_stats
+from xpo_jax import objectives
+from xpo_jax.config import optim
 from xpo_jax.data import pack, tokenise
 from xpo_jax.models import score, transformer
-from xpo_jax.train import optim, state, step
+from xpo_jax.ops import token_stats
+from xpo_jax.train import state, step
 from xpo_jax.types import Layout
 
 PAIRS, PROMPT, RESPONSE, BETA = 8, 128, 128, 0.1

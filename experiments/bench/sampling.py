@@ -37,7 +37,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from xpo_jax.models import pretrained, sample, slots, transformer
+from xpo_jax.models import continuous_batching, hf_checkpoint, sample, transformer
 
 BATCH, PROMPTS, PROMPT, NEW = 32, 128, 64, 64
 CONFIG = transformer.Config(
@@ -90,7 +90,7 @@ def measure(directory: Path, repeats: int) -> dict:
     "sampled": {"prompts": BATCH, "stop_ids": [], "greedy": False},
     "varied": {"prompts": PROMPTS, "stop_ids": stop_ids, "greedy": False},
   }
-  pretrained.save(directory / "model", CONFIG, {"lm": params})
+  hf_checkpoint.save(directory / "model", CONFIG, {"lm": params})
   np.save(directory / "prompts.npy", prompt_BP)
   settings = {"vocab": CONFIG.vocab, "batch": BATCH, "max_tokens": NEW, "tasks": tasks}
   (directory / "tasks.json").write_text(json.dumps(settings))
@@ -115,10 +115,14 @@ def measure(directory: Path, repeats: int) -> dict:
     count = tasks[name]["prompts"]
     rows = [slice(at, at + BATCH) for at in range(0, count, BATCH)]
     drawn = [jax.device_get(draw(sample.sample, r, seed, name)) for r in rows]
-    return drawn, float(np.mean([slots.idle(one.length_BK) for one in drawn]))
+    return drawn, float(
+      np.mean([continuous_batching.idle(one.length_BK) for one in drawn])
+    )
 
   def refilled(seed: int) -> tuple[list, float]:
-    drawn, work = draw(slots.sample, slice(None), seed, "varied", slots=BATCH)
+    drawn, work = draw(
+      continuous_batching.sample, slice(None), seed, "varied", slots=BATCH
+    )
     return [drawn], work.idle
 
   runs = {name: functools.partial(batches, name) for name in tasks}

@@ -16,8 +16,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from xpo_jax.recipes import demo
-from xpo_jax.recipes.sentiment_study import Study
+from xpo_jax.studies import demo
+from xpo_jax.studies.sentiment.settings import Study
 
 METHODS = ("DPO", "Preferred-FT")
 

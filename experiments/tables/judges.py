@@ -21,9 +21,9 @@ from pathlib import Path
 
 from xpo_jax.data import sources
 from xpo_jax.data.records import Pair
+from xpo_jax.evaluation import agreement, judge_bias
 from xpo_jax.feedback import endpoint, judge, local
 from xpo_jax.feedback.client import Endpoint
-from xpo_jax.train import agreement, examine
 
 
 def backend_of(args: argparse.Namespace) -> judge.Backend:
@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
   one_order = judge.preference(
     backend_of(args), prompt=args.prompt, logprobs=not args.words, both_orders=False
   )
-  found = examine.examine(one_order, agreement.questions(rows))
-  print(*examine.lines(found), sep="\n")
+  found = judge_bias.examine(one_order, agreement.questions(rows))
+  print(*judge_bias.lines(found), sep="\n")
   return 0
 
 

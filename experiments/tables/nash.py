@@ -29,20 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import games
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import Call, Feedback
 from xpo_jax.feedback import reward_model
-from xpo_jax.recipes import (
-  demo,
-  find,
-  online_study,
-  online_study_page,
-  online_world,
-  staged,
-  staged_samples,
-)
-from xpo_jax.train import page
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import Call, Feedback
+from xpo_jax.ops import preference_games
+from xpo_jax.report import html
+from xpo_jax.studies import demo, find_recipe, synthetic_world
+from xpo_jax.studies.frontier import frontier_page, online_frontier
+from xpo_jax.studies.multistage import stage_samples, staged
 
 # Rock beats scissors, scissors paper, paper rock: 0.9, 0.7, 0.6; rock is common.
 WIN = np.array([[0.5, 0.4, 0.9], [0.6, 0.5, 0.3], [0.1, 0.7, 0.5]])
@@ -55,47 +49,49 @@ PRAISE = (" good.", " fine.", " warm.")
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs what is left to run; prints the exact table and theirs."""
-  args = online_study.parser(__doc__, "runs/nash").parse_args(arguments)
+  args = online_frontier.parser(__doc__, "runs/nash").parse_args(arguments)
   demo.environment()
-  study, failed = online_study.study(), {}
+  study, failed = online_frontier.study(), {}
   if not args.show:
     _ = staged.Lab(study, args.run_dir).start
     planned = {
       f"{label}, seed {seed}": (run, study, args.run_dir, label, seed)
       for seed in range(args.seeds)
       for label in ARMS
-      if not online_study.done(args.run_dir, label, seed)
+      if not online_frontier.done(args.run_dir, label, seed)
     }
-    failed = online_study.at_once(planned, args.jobs)
-  arms = online_study.by_arm(online_study.read(args.run_dir))
+    failed = online_frontier.at_once(planned, args.jobs)
+  arms = online_frontier.by_arm(online_frontier.read(args.run_dir))
   tables = {"Three answers, exact": exact(), "On text": sampled(arms)}
-  online_study_page.show(args.run_dir, "Nash and Bradley-Terry", tables)
-  return online_study.report(failed)
+  frontier_page.show(args.run_dir, "Nash and Bradley-Terry", tables)
+  return online_frontier.report(failed)
 
 
-def exact() -> page.Table:
+def exact() -> html.Table:
   """Tabular policies of three answers, no sampling: both at the equilibrium's KL."""
   equilibrium, tilted = jax.jit(_equilibrium), jax.jit(_tilted)
-  reward = games.bradley_terry(WIN, REFERENCE)
+  reward = preference_games.bradley_terry(WIN, REFERENCE)
   rows = []
   for beta in BETAS:
     nash = equilibrium(beta)
     kl = _kl(nash)
     rewarded = tilted(reward, kl)
-    gaps = [float(games.exploitability(WIN, logp)) for logp in (nash, rewarded)]
+    gaps = [
+      float(preference_games.exploitability(WIN, logp)) for logp in (nash, rewarded)
+    ]
     shares = [" ".join(f"{p:.2f}" for p in np.exp(x)) for x in (nash, rewarded)]
     head = float(np.exp(nash) @ WIN @ np.exp(rewarded))
     rows.append(
       [beta, f"{kl:.3f}", *(f"{g:.3f}" for g in gaps), *shares, f"{head:.3f}"]
     )
-  start = float(games.exploitability(WIN, REFERENCE))
+  start = float(preference_games.exploitability(WIN, REFERENCE))
   header = ["beta", "KL, nats", "Nash", "Bradley-Terry", "Nash plays", "BT plays"]
   caption = (
     "Exploitability, max P(answer > policy) - 1/2, of the equilibrium tied to the "
     "reference by beta and of the Bradley-Terry optimum at the same KL; the reference "
     f"has {start:.3f}. Last: how often Nash beats Bradley-Terry."
   )
-  return page.Table([*header, "head to head"], rows, caption)
+  return html.Table([*header, "head to head"], rows, caption)
 
 
 def _equilibrium(beta):
@@ -103,7 +99,7 @@ def _equilibrium(beta):
 
   def step(logp, t):
     eta = 2 / (beta * (t + 2))
-    return games.nash_md_step(logp, REFERENCE, WIN, beta, eta), None
+    return preference_games.nash_md_step(logp, REFERENCE, WIN, beta, eta), None
 
   return jax.lax.scan(step, jnp.asarray(REFERENCE), jnp.arange(20_000.0))[0]
 
@@ -129,7 +125,7 @@ def _kl(logp):
 def _win_rates(lab: staged.Lab, seed: int) -> Feedback:
   """The judge itself, about the policy's own samples."""
   del lab, seed
-  return find.load("nash_md").experiment.feedback
+  return find_recipe.load("nash_md").experiment.feedback
 
 
 def _rewards(lab: staged.Lab, seed: int) -> Feedback:
@@ -138,7 +134,7 @@ def _rewards(lab: staged.Lab, seed: int) -> Feedback:
   drawn = lab.sample(lab.start.params, completions=2, seed=seed)
   first, second = zip(*drawn.texts_BK, strict=True)
   p_B = judge(drawn.prompts, first, second).value_N
-  rows = staged_samples.labelled(drawn, p_B, np.random.default_rng((seed, 6)))
+  rows = stage_samples.labelled(drawn, p_B, np.random.default_rng((seed, 6)))
   directory = lab.reward(f"reward-{seed}", rows, seed=seed, epochs=3)
   return Feedback(Call(reward_model.scorer, directory=str(directory)))
 
@@ -152,18 +148,18 @@ ARMS = {
 
 def run(study, run_dir: Path, label: str, seed: int) -> None:
   """One arm, one seed; at each point every kind of praise plays against the policy."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
   objective, feedback = ARMS[label]
-  sampling = find.load("nash_md").experiment.sampling
+  sampling = find_recipe.load("nash_md").experiment.sampling
   judged = feedback(lab, seed)
   if judged.kind == "scores":
-    sampling = find.load("rloo").experiment.sampling
-  experiment = online_world.run(
+    sampling = find_recipe.load("rloo").experiment.sampling
+  experiment = synthetic_world.run(
     objective, study.world, feedback=judged, sampling=sampling
   )
   judge = _win_rates(lab, seed).source.build()
   ask = {text: functools.partial(_plays, judge, text) for text in PRAISE}
-  online_study.online(lab, label, experiment, seed, every=EVERY, ask=ask)
+  online_frontier.online(lab, label, experiment, seed, every=EVERY, ask=ask)
 
 
 def _plays(judge, text: str, prompts, completions):
@@ -171,15 +167,15 @@ def _plays(judge, text: str, prompts, completions):
   return judge(prompts, [text] * len(prompts), completions)
 
 
-def sampled(arms) -> page.Table:
+def sampled(arms) -> html.Table:
   """The loop's policies on text: KL, and what the best kind of praise gains."""
   rows = []
   for label, seeds in arms.items():
     for step in zip(*seeds.values(), strict=True):
-      wins = [online_study.mean(step, text) for text in PRAISE]
+      wins = [online_frontier.mean(step, text) for text in PRAISE]
       best = max(wins, key=lambda one: one.mean)
       gain = f"{best.mean - 0.5:.3f} [{best.low - 0.5:.3f}, {best.high - 0.5:.3f}]"
-      kl = online_study.mean(step, "kl")
+      kl = online_frontier.mean(step, "kl")
       rows.append(
         [label, step[0].iteration, str(kl), gain, *(f"{w.mean:.3f}" for w in wins)]
       )
@@ -189,7 +185,7 @@ def sampled(arms) -> page.Table:
     "win rate against the policy, less 1/2 (the interval is of that kind alone); then "
     "each kind's win rate."
   )
-  return page.Table(header, rows, caption)
+  return html.Table(header, rows, caption)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xpo_jax.feedback import scripted
-from xpo_jax.recipes import demo, find, online_study, online_study_page, staged
-from xpo_jax.recipes.online_study_page import Claim
-from xpo_jax.train.online_experiment import Call, Feedback
+from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.feedback import noisy_judge
+from xpo_jax.studies import demo, find_recipe
+from xpo_jax.studies.frontier import frontier_page, online_frontier
+from xpo_jax.studies.frontier.frontier_page import Claim
+from xpo_jax.studies.multistage import staged
 
 ERRORS = (0.0, 0.1, 0.25, 0.4)
 EVERY = 10  # iterations from one point to the next
@@ -35,13 +37,13 @@ MATCHED = (0.25, 0.5, 1.0)  # nats
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs what is left to run, draws the plot, prints both tables."""
-  parser = online_study.parser(__doc__, "runs/noisy-judge")
+  parser = online_frontier.parser(__doc__, "runs/noisy-judge")
   parser.add_argument("--source", help="texts of your own, as JSONL")
   args = parser.parse_args(arguments)
   demo.environment()
-  study = online_study.study(args.source)
+  study = online_frontier.study(args.source)
   if args.show:
-    online_study.read_to_show(args.run_dir)
+    online_frontier.read_to_show(args.run_dir)
   else:
     _ = staged.Lab(study, args.run_dir).start
   planned = {
@@ -49,24 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(args.seeds)
     for error in ERRORS
   }
-  failed = {} if args.show else online_study.at_once(planned, args.jobs)
-  arms = online_study.by_arm(online_study.read(args.run_dir))
-  series = [online_study_page.curve(label, seeds) for label, seeds in arms.items()]
+  failed = {} if args.show else online_frontier.at_once(planned, args.jobs)
+  arms = online_frontier.by_arm(online_frontier.read(args.run_dir))
+  series = [frontier_page.curve(label, seeds) for label, seeds in arms.items()]
   title = "Online DPO by judges that err, along training"
   note = "Bars: 95 % over prompts and seeds."
-  online_study_page.draw(args.run_dir / "noisy_judge.svg", title, series, note)
-  found = {label: online_study_page.runs(seeds) for label, seeds in arms.items()}
+  frontier_page.draw(args.run_dir / "noisy_judge.svg", title, series, note)
+  found = {label: frontier_page.runs(seeds) for label, seeds in arms.items()}
   caption = "True reward, mean [95 %] over held-out prompts and the seeds."
   claims = [
     Claim("RLAIF, arXiv:2309.00267", "clean labels are no better", arm(error), arm(0.0))
     for error in ERRORS[1:]
   ]
   tables = {
-    "Equal KL": online_study_page.matched(found, MATCHED, caption),
-    "Claims": online_study_page.claims(claims, arms, MATCHED),
+    "Equal KL": frontier_page.matched(found, MATCHED, caption),
+    "Claims": frontier_page.claims(claims, arms, MATCHED),
   }
-  online_study_page.show(args.run_dir, title, tables)
-  return online_study.report(failed)
+  frontier_page.show(args.run_dir, title, tables)
+  return online_frontier.report(failed)
 
 
 def arm(error: float) -> str:
@@ -76,12 +78,12 @@ def arm(error: float) -> str:
 
 def run(study, run_dir: Path, error: float, seed: int) -> None:
   """Online DPO by a judge that errs on a share of the pairs."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
-  judge = Call(scripted.preference, error=error, seed=seed)
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
+  judge = Call(noisy_judge.preference, error=error, seed=seed)
   feedback = Feedback(judge, kind="win_rates")
-  experiment = find.load("online_dpo").experiment
+  experiment = find_recipe.load("online_dpo").experiment
   experiment = dataclasses.replace(experiment, feedback=feedback)
-  online_study.online(lab, arm(error), experiment, seed, every=EVERY)
+  online_frontier.online(lab, arm(error), experiment, seed, every=EVERY)
 
 
 if __name__ == "__main__":

@@ -27,17 +27,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xpo_jax.recipes import (
-  demo,
-  find,
-  online_study,
-  online_study_page,
-  online_world,
-  staged,
-)
-from xpo_jax.recipes.staged_world import World
-from xpo_jax.train import intervals, page
-from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.evaluation import bootstrap
+from xpo_jax.report import html
+from xpo_jax.studies import demo, find_recipe, synthetic_world
+from xpo_jax.studies.frontier import frontier_page, online_frontier
+from xpo_jax.studies.multistage import staged
+from xpo_jax.studies.multistage.staged_world import World
 
 STAGED = "staged"  # a directory for each recipe that has stages of its own
 START = "SFT"
@@ -88,37 +84,37 @@ CLAIMS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs what is left to run, prints both tables; 1 where a recipe failed."""
-  parser = online_study.parser(__doc__, "runs/tables-online")
+  parser = online_frontier.parser(__doc__, "runs/tables-online")
   parser.add_argument("--only", help="recipes, with commas between; default: all")
   args = parser.parse_args(arguments)
   demo.environment()
-  study, failed = online_study.study(), {}
+  study, failed = online_frontier.study(), {}
   chosen = recipes(args.only.split(",") if args.only else None)
   if args.show:
-    online_study.read_to_show(args.run_dir)
+    online_frontier.read_to_show(args.run_dir)
   else:
     # Both the lab and the tokenizer belong to the start: made before any job.
     _ = staged.Lab(study, args.run_dir).start
     planned = tasks(study, args.run_dir, chosen, range(args.seeds))
-    failed = online_study.at_once(planned, args.jobs)
-  points = online_study.by_arm(online_study.read(args.run_dir))
+    failed = online_frontier.at_once(planned, args.jobs)
+  points = online_frontier.by_arm(online_frontier.read(args.run_dir))
   last = {arm: [p[-1] for p in seeds.values()] for arm, seeds in points.items()}
   tables = {"Recipes": results(last, study.world, args.run_dir), "Claims": claims(last)}
-  online_study_page.show(args.run_dir, "Every recipe that learns from samples", tables)
-  return online_study.report(failed)
+  frontier_page.show(args.run_dir, "Every recipe that learns from samples", tables)
+  return online_frontier.report(failed)
 
 
-def recipes(only: Sequence[str] | None = None) -> dict[str, find.Recipe]:
+def recipes(only: Sequence[str] | None = None) -> dict[str, find_recipe.Recipe]:
   """The recipes of `experiments/` that run in the embedded world, by name.
 
   Raises:
     ValueError: one of `only` is none of them.
   """
   found = {}
-  for name in find.names():
-    if find.required(name):  # a file of one's own
+  for name in find_recipe.names():
+    if find_recipe.required(name):  # a file of one's own
       continue
-    recipe = find.load(name)
+    recipe = find_recipe.load(name)
     if isinstance(recipe.experiment, OnlineExperiment) or _world_of(recipe):
       found[name] = recipe
   unknown = sorted(set(only or ()) - set(found))
@@ -127,13 +123,15 @@ def recipes(only: Sequence[str] | None = None) -> dict[str, find.Recipe]:
   return {name: recipe for name, recipe in found.items() if not only or name in only}
 
 
-def _world_of(recipe: find.Recipe) -> World | None:
+def _world_of(recipe: find_recipe.Recipe) -> World | None:
   """The world of a recipe with stages; None where it is something else."""
   world = recipe.run and vars(recipe.experiment).get("world")
   return world if isinstance(world, World) else None
 
 
-def tasks(study, run_dir: Path, chosen: Mapping[str, find.Recipe], seeds) -> dict:
+def tasks(
+  study, run_dir: Path, chosen: Mapping[str, find_recipe.Recipe], seeds
+) -> dict:
   """What is to be done, the first seed of all before the second of any."""
   planned = {}
   loops = [name for name, recipe in chosen.items() if recipe.run is None]
@@ -149,23 +147,25 @@ def tasks(study, run_dir: Path, chosen: Mapping[str, find.Recipe], seeds) -> dic
 
 def judge_start(study, run_dir: Path, seed: int) -> None:
   """The row of the start."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
-  online_study.other(lab, START, seed, lambda: [(0, lab.start.params)])
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
+  online_frontier.other(lab, START, seed, lambda: [(0, lab.start.params)])
 
 
 def run_loop(study, run_dir: Path, name: str, seed: int) -> None:
   """One recipe that is an online experiment, one seed."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
-  online_study.online(lab, name, find.load(name).experiment, seed)
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
+  online_frontier.online(lab, name, find_recipe.load(name).experiment, seed)
 
 
 def run_stages(study, run_dir: Path, name: str, seeds: tuple[int, ...]) -> None:
   """One recipe of several stages, all seeds; where its start is the study's, a copy."""
-  recipe, directory = find.load(name), run_dir / STAGED / name
+  recipe, directory = find_recipe.load(name), run_dir / STAGED / name
   world = dataclasses.replace(_world_of(recipe), seeds=seeds)
   settings = dataclasses.replace(recipe.experiment, world=world)
-  _ = staged.Lab(settings, directory, online_study.quiet)  # the directory's, or refused
-  same = online_world.writer(world) == online_world.writer(study.world)
+  _ = staged.Lab(
+    settings, directory, online_frontier.quiet
+  )  # the directory's, or refused
+  same = synthetic_world.writer(world) == synthetic_world.writer(study.world)
   if same and not (directory / staged.SFT).exists():
     half = directory / f"{staged.SFT}.part"
     shutil.rmtree(half, ignore_errors=True)
@@ -181,9 +181,9 @@ def results(last: Mapping, world: World, run_dir: Path):
   header = ["recipe", "true reward", "over SFT", "KL, nats", "tokens", "seconds"]
   rows = []
   for label, points in last.items():
-    change = online_study.gap(points, last.get(START, ()), "reward")
+    change = online_frontier.gap(points, last.get(START, ()), "reward")
     columns = ("reward", "kl", "length")
-    reward, kl, length = (online_study.mean(points, column) for column in columns)
+    reward, kl, length = (online_frontier.mean(points, column) for column in columns)
     cells = [reward, "" if label == START else change, kl, length]
     spent = sum(p.seconds for p in points) / len(points)
     seeds = "" if len(points) == len(world.seeds) else f" ({len(points)} seeds)"
@@ -199,14 +199,14 @@ def results(last: Mapping, world: World, run_dir: Path):
     "the seeds; reward: VADER; over SFT: paired; KL to SFT; seconds of a seed's run on "
     "one of the processes, of stages all seeds together."
   )
-  return page.Table(header, rows, caption)
+  return html.Table(header, rows, caption)
 
 
 def _cell(x) -> str:
 
   if x is None:
     return ""
-  return str(intervals.Interval(**x)) if isinstance(x, dict) else f"{x:.3g}"
+  return str(bootstrap.Interval(**x)) if isinstance(x, dict) else f"{x:.3g}"
 
 
 def claims(last: Mapping):
@@ -214,8 +214,8 @@ def claims(last: Mapping):
   rows = []
   for source, claim, more, less, column in CLAIMS:
     if more in last and less in last:
-      found = online_study.gap(last[more], last[less], column)
-      kl = [online_study.mean(last[x], "kl").mean for x in (more, less)]
+      found = online_frontier.gap(last[more], last[less], column)
+      kl = [online_frontier.mean(last[x], "kl").mean for x in (more, less)]
       ours = f"{column}, {more} - {less}: {found}; {kl[0]:.2f} and {kl[1]:.2f} nats"
       rows.append([source, claim, ours, verdict(found)])
   caption = (
@@ -223,7 +223,7 @@ def claims(last: Mapping):
     "recipes' own strengths: where the KLs differ, so may the verdict at equal KL. "
     "Steps, samples and knobs were not tuned method by method."
   )
-  return page.Table(["paper", "claim", "ours", "verdict"], rows, caption)
+  return html.Table(["paper", "claim", "ours", "verdict"], rows, caption)
 
 
 def verdict(found) -> str:

@@ -4,7 +4,8 @@ Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792: online DPO above offline DPO; A
   et al. 2024, arXiv:2402.14740: RLOO above RAFT, REINFORCE and PPO.
 Command: python experiments/tables/online_frontier.py [--source TEXTS.jsonl]
   With the same --run-dir it goes on where it was; --show draws what there is.
-Hardware: 2 CPU cores; ten minutes on one of them for three seeds, beside other jobs.
+Hardware: 2 CPU cores; three seeds on one of them, beside other jobs and with offline
+  DPO's points there: five minutes in the embedded world, ten on movie sentences.
 Expected: every method's reward rises with KL and stays below best of n.
 Last result: 2026-11-22, three seeds. Embedded world, true reward from 0.099 at 0.25,
   0.5, 1, 2 nats: best of n 0.442, 0.570, 0.721, 0.842; REINFORCE 0.330, 0.435; RLOO
@@ -26,18 +27,14 @@ from pathlib import Path
 
 import numpy as np
 
-from xpo_jax import pairing
-from xpo_jax.recipes import (
-  demo,
-  find,
-  online_study,
-  online_study_page,
-  staged,
-  staged_samples,
-)
-from xpo_jax.recipes.online_study_page import Claim
-from xpo_jax.train import ceiling, charts, frontier
-from xpo_jax.train.experiment import Use
+from xpo_jax.config.experiment import Use
+from xpo_jax.evaluation import frontier, optimal_policy
+from xpo_jax.ops import pairing
+from xpo_jax.report import line_chart
+from xpo_jax.studies import demo, find_recipe
+from xpo_jax.studies.frontier import frontier_page, online_frontier
+from xpo_jax.studies.frontier.frontier_page import Claim
+from xpo_jax.studies.multistage import stage_samples, staged
 
 # Label -> recipe, judged along its training.
 ONLINE = {
@@ -65,13 +62,13 @@ CLAIMS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs what is left to run, draws the plot, prints both tables."""
-  parser = online_study.parser(__doc__, "runs/online-frontier")
+  parser = online_frontier.parser(__doc__, "runs/online-frontier")
   parser.add_argument("--source", help="texts of your own, as JSONL")
   args = parser.parse_args(arguments)
   demo.environment()
-  study, failed = online_study.study(args.source), {}
+  study, failed = online_frontier.study(args.source), {}
   if args.show:
-    online_study.read_to_show(args.run_dir)
+    online_frontier.read_to_show(args.run_dir)
   lab = staged.Lab(study, args.run_dir)
   pool_PS = lab.judge(lab.start.params, seed=0, samples=POOL).reward_PK
   if not args.show:
@@ -86,19 +83,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
           seed,
         )
       planned[f"{OFFLINE}, seed {seed}"] = (run_offline, study, args.run_dir, seed)
-    failed = online_study.at_once(planned, args.jobs)
-  arms = online_study.by_arm(online_study.read(args.run_dir))
+    failed = online_frontier.at_once(planned, args.jobs)
+  arms = online_frontier.by_arm(online_frontier.read(args.run_dir))
   best = [
     frontier.Run("best of n", p.strength, 0, p.reward_P, p.kl_P)
-    for p in ceiling.best_of_n(pool_PS, BEST_OF)
+    for p in optimal_policy.best_of_n(pool_PS, BEST_OF)
   ]
-  series = [online_study_page.curve(label, seeds) for label, seeds in arms.items()]
+  series = [frontier_page.curve(label, seeds) for label, seeds in arms.items()]
   kl, reward = [r.kl_P.mean() for r in best], [r.reward_P.mean() for r in best]
-  series.append(charts.Series("best of n", kl, reward, kind="dashed"))
+  series.append(line_chart.Series("best of n", kl, reward, kind="dashed"))
   note = "Bars: 95 % over prompts and seeds. Offline DPO: a point a beta."
   title = "True reward against KL, along training"
-  online_study_page.draw(args.run_dir / "frontier.svg", title, series, note)
-  found = {label: online_study_page.runs(seeds) for label, seeds in arms.items()}
+  frontier_page.draw(args.run_dir / "frontier.svg", title, series, note)
+  found = {label: frontier_page.runs(seeds) for label, seeds in arms.items()}
   caption = (
     f"True reward, mean [95 %] over {len(pool_PS)} held-out prompts and the seeds; the "
     f"start has {pool_PS.mean():.3f}. Best of n at the bound of its KL, from one pool "
@@ -106,36 +103,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   found["best of n"] = best
   tables = {
-    "Equal KL": online_study_page.matched(found, MATCHED, caption),
-    "Claims": online_study_page.claims(CLAIMS, arms, MATCHED),
+    "Equal KL": frontier_page.matched(found, MATCHED, caption),
+    "Claims": frontier_page.claims(CLAIMS, arms, MATCHED),
   }
-  online_study_page.show(args.run_dir, title, tables)
-  return online_study.report(failed)
+  frontier_page.show(args.run_dir, title, tables)
+  return online_frontier.report(failed)
 
 
 def run_online(study, run_dir: Path, label: str, seed: int) -> None:
   """One recipe, one seed, a point every few iterations."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
   source = study.world.source
   given = [] if source is None else [f"source={source}"]
-  experiment = find.load(ONLINE[label], given).experiment
-  online_study.online(lab, label, experiment, seed, every=EVERY)
+  experiment = find_recipe.load(ONLINE[label], given).experiment
+  online_frontier.online(lab, label, experiment, seed, every=EVERY)
 
 
 def run_offline(study, run_dir: Path, seed: int) -> None:
   """DPO on one pair of the start's samples for each asked prompt, a point a beta."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
 
   def stages():
     sampled = lab.sample(lab.start.params, completions=2, seed=seed)
     both = pairing.first_two(sampled.reward_BK, np.ones_like(sampled.reward_BK))
     columns = (both.chosen_B, both.rejected_B, both.keep_B)
-    rows = staged_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
+    rows = stage_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
     for number, beta in enumerate(BETAS):
       name = f"dpo-{beta:g}-{seed}"
       yield number, lab.stage(name, Use("dpo", beta=beta), rows, seed=seed).params
 
-  online_study.other(lab, OFFLINE, seed, stages)
+  online_frontier.other(lab, OFFLINE, seed, stages)
 
 
 if __name__ == "__main__":

@@ -32,19 +32,15 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
+from xpo_jax.config.experiment import Use
+from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.evaluation import bootstrap
 from xpo_jax.feedback import reward_model
-from xpo_jax.recipes import (
-  demo,
-  online_study,
-  online_study_page,
-  online_world,
-  staged,
-  staged_samples,
-)
-from xpo_jax.train import charts, intervals, page
-from xpo_jax.train.experiment import Use
-from xpo_jax.train.online_experiment import Call, Feedback
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.report import html, line_chart
+from xpo_jax.studies import demo, synthetic_world
+from xpo_jax.studies.frontier import frontier_page, online_frontier
+from xpo_jax.studies.multistage import stage_samples, staged
 
 TEMPERATURE = 0.25  # reward that is one logit of a label
 # Label -> pairs of each half, at most (one seed makes 799, not 800); logits of a label
@@ -60,39 +56,41 @@ NAMES = ("train score", "test score")
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs what is left to run, draws both arms, prints the table."""
-  args = online_study.parser(__doc__, "runs/overoptimisation").parse_args(arguments)
+  args = online_frontier.parser(__doc__, "runs/overoptimisation").parse_args(arguments)
   demo.environment()
-  study = online_study.study()
+  study = online_frontier.study()
   if args.show:
-    online_study.read_to_show(args.run_dir)
+    online_frontier.read_to_show(args.run_dir)
   else:
     _ = staged.Lab(study, args.run_dir).start
   planned = {
     f"{label}, seed {seed}": (run, study, args.run_dir, label, seed)
     for seed in range(args.seeds)
     for label in ARMS
-    if not online_study.done(args.run_dir, label, seed)
+    if not online_frontier.done(args.run_dir, label, seed)
   }
-  failed = {} if args.show else online_study.at_once(planned, args.jobs)
-  arms = online_study.by_arm(online_study.read(args.run_dir))
+  failed = {} if args.show else online_frontier.at_once(planned, args.jobs)
+  arms = online_frontier.by_arm(online_frontier.read(args.run_dir))
   for label, seeds in arms.items():
     path = args.run_dir / f"{label.replace(' ', '_')}.svg"
-    path.write_text(charts.svg(figure(label, seeds), standalone=True), encoding="utf-8")
+    path.write_text(
+      line_chart.svg(figure(label, seeds), standalone=True), encoding="utf-8"
+    )
   tables = {"Along training": table(arms), "Claims": claims(arms)}
-  online_study_page.show(args.run_dir, "Overoptimisation", tables)
-  return online_study.report(failed)
+  frontier_page.show(args.run_dir, "Overoptimisation", tables)
+  return online_frontier.report(failed)
 
 
 def run(study, run_dir: Path, label: str, seed: int) -> None:
   """Two reward models on disjoint halves of the labels, RLOO on the first."""
-  lab = staged.Lab(study, run_dir, online_study.quiet)
+  lab = staged.Lab(study, run_dir, online_frontier.quiet)
   halves = _labelled(lab, *ARMS[label], seed)
   directories = [
     lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=4)
     for name, rows in zip(("train", "test"), halves, strict=True)
   ]
   scorers = [Call(reward_model.scorer, directory=str(d)) for d in directories]
-  experiment = online_world.run(
+  experiment = synthetic_world.run(
     Use("rloo", beta=0.01),
     study.world,
     feedback=Feedback(scorers[0]),
@@ -100,7 +98,7 @@ def run(study, run_dir: Path, label: str, seed: int) -> None:
     optimizer=Optimizer(learning_rate=5e-4, schedule="constant"),
   )
   ask = {name: s.build() for name, s in zip(NAMES, scorers, strict=True)}
-  online_study.online(lab, label, experiment, seed, every=EVERY, ask=ask)
+  online_frontier.online(lab, label, experiment, seed, every=EVERY, ask=ask)
 
 
 def _labelled(lab: staged.Lab, pairs: int, liking: float, seed: int):
@@ -109,50 +107,52 @@ def _labelled(lab: staged.Lab, pairs: int, liking: float, seed: int):
   words_BK = np.array([[len(y.split()) for y in ys] for ys in drawn.texts_BK])
   logit_BK = drawn.reward_BK / TEMPERATURE + liking * words_BK
   p_B = special.expit(logit_BK[:, 0] - logit_BK[:, 1])
-  rows = staged_samples.labelled(drawn, p_B, np.random.default_rng((seed, 7)))
+  rows = stage_samples.labelled(drawn, p_B, np.random.default_rng((seed, 7)))
   return rows[::2][:pairs], rows[1::2][:pairs]
 
 
-def figure(label: str, seeds: Mapping) -> charts.Figure:
+def figure(label: str, seeds: Mapping) -> line_chart.Figure:
   """Scores and true reward of an arm against sqrt(KL)."""
   steps = list(zip(*seeds.values(), strict=True))
-  root = [online_study.mean(step, "kl").mean ** 0.5 for step in steps]
+  root = [online_frontier.mean(step, "kl").mean ** 0.5 for step in steps]
   series = []
   for name in ("reward", *NAMES):
-    found = [online_study.mean(step, name) for step in steps]
+    found = [online_frontier.mean(step, name) for step in steps]
     low, high = [x.low for x in found], [x.high for x in found]
     shown = "true reward" if name == "reward" else name
     y = [x.mean for x in found]
-    series.append(charts.Series(shown, root, y, low, high, kind="both"))
+    series.append(line_chart.Series(shown, root, y, low, high, kind="both"))
   note = "Scores: 0 on the start's samples, in their deviations; true reward: VADER."
-  return charts.Figure(label, "square root of KL, nats", "score", series, note=note)
+  return line_chart.Figure(label, "square root of KL, nats", "score", series, note=note)
 
 
-def table(arms: online_study_page.Arms) -> page.Table:
+def table(arms: frontier_page.Arms) -> html.Table:
   """A row a point: what is optimised, what is held out, what is true."""
   rows = []
   for label, seeds in arms.items():
     for step in zip(*seeds.values(), strict=True):
-      cells = [online_study.mean(step, x) for x in ("kl", *NAMES, "reward", "length")]
+      cells = [
+        online_frontier.mean(step, x) for x in ("kl", *NAMES, "reward", "length")
+      ]
       rows.append([label, step[0].iteration, *map(str, cells)])
   header = ["arm", "iteration", "KL, nats", *NAMES, "true reward", "tokens"]
   caption = (
     "Mean [95 %] over held-out prompts and the seeds; scores in deviations of the "
     "start's samples."
   )
-  return page.Table(header, rows, caption)
+  return html.Table(header, rows, caption)
 
 
-def claims(arms: online_study_page.Arms) -> page.Table:
+def claims(arms: frontier_page.Arms) -> html.Table:
   """Whether the score went on where the truth did not, and left the other behind."""
   rows = []
   for label, seeds in arms.items():
     best = max(
       range(len(next(iter(seeds.values())))),
-      key=lambda i: online_study.mean([p[i] for p in seeds.values()], "reward").mean,
+      key=lambda i: online_frontier.mean([p[i] for p in seeds.values()], "reward").mean,
     )
     at, last = ([p[i] for p in seeds.values()] for i in (best, -1))
-    score, true = (online_study.gap(last, at, x) for x in (NAMES[0], "reward"))
+    score, true = (online_frontier.gap(last, at, x) for x in (NAMES[0], "reward"))
     ours = (
       f"from iteration {at[0].iteration}, where it is best, to {last[0].iteration}: "
       f"train score {score}, true reward {true}"
@@ -160,12 +160,12 @@ def claims(arms: online_study_page.Arms) -> page.Table:
     claim, turns = f"{label}: score up, true reward down", score.low > 0 > true.high
     rows.append(["arXiv:2210.10760", claim, ours, _verdict(turns)])
     ahead_SP = np.stack([p.column(NAMES[0]) - p.column(NAMES[1]) for p in last])
-    ahead = intervals.bootstrap_seeds(ahead_SP)
+    ahead = bootstrap.bootstrap_seeds(ahead_SP)
     claim = f"{label}: the train score leaves the test score behind"
     ours = f"by {ahead} at iteration {last[0].iteration}"
     rows.append(["arXiv:2204.05862", claim, ours, _verdict(ahead.low > 0)])
   caption = "Paired over prompts and seeds; the best point is chosen on these prompts."
-  return page.Table(["paper", "claim", "ours", "verdict"], rows, caption)
+  return html.Table(["paper", "claim", "ours", "verdict"], rows, caption)
 
 
 def _verdict(holds: bool) -> str:

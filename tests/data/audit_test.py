@@ -4,14 +4,25 @@ import json
 import numpy as np
 import pytest
 
-from xpo_jax.data import audit, collate, pack, records, sources, tokenise, world
+from xpo_jax.data import (
+  audit,
+  collate,
+  pack,
+  records,
+  sources,
+  synthetic_reviews,
+  tokenise,
+)
 from xpo_jax.types import Layout
 
 
 @pytest.fixture(scope="module")
 def rows():
   """Eighty pairs of the world, two prompts repeated, and three bad rows."""
-  first, second = world.generate(80, seed=0), world.generate(80, seed=1)
+  first, second = (
+    synthetic_reviews.generate(80, seed=0),
+    synthetic_reviews.generate(80, seed=1),
+  )
   rows = [
     {"prompt": prompt, "chosen": good, "rejected": bad}
     for (prompt, good), (_, bad) in zip(first, second, strict=True)
@@ -28,7 +39,9 @@ def rows():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return world.train_bpe([p + y for p, y in world.generate(500, seed=0)], 600)
+  return synthetic_reviews.train_bpe(
+    [p + y for p, y in synthetic_reviews.generate(500, seed=0)], 600
+  )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +103,10 @@ def test_splits_hold_records_beside_their_examples(loaded, tokenizer, tmp_path):
     pairs = zip(done.records[name], done.examples[name], strict=True)
     for record, example in pairs:
       assert record.uid == example.uid
-      assert tokenizer.decode(example.completions[1]) == record.rejected + world.EOS
+      assert (
+        tokenizer.decode(example.completions[1])
+        == record.rejected + synthetic_reviews.EOS
+      )
     assert done.audit.splits[name]["sha256"] == audit.digest(done.examples[name])
 
 
@@ -135,7 +151,9 @@ def test_digest_knows_order_but_no_names():
 
 def test_tokenizer_digest_sees_vocabulary_and_template(tokenizer):
   before = audit.tokenizer_digest(tokenizer)
-  assert audit.tokenizer_digest(world.train_bpe(["other words"], 280)) != before
+  assert (
+    audit.tokenizer_digest(synthetic_reviews.train_bpe(["other words"], 280)) != before
+  )
   tokenizer.chat_template = "{{ messages }}"
   changed = audit.tokenizer_digest(tokenizer)
   tokenizer.chat_template = None

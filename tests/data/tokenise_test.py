@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xpo_jax.data import records, tokenise, world
+from xpo_jax.data import records, synthetic_reviews, tokenise
 from xpo_jax.data.records import Turn
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.types import Layout
@@ -18,12 +18,12 @@ WORDS = "user: hello there. assistant: the sky is blue, not black. why? because 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return world.train_bpe([WORDS] * 3, 400)
+  return synthetic_reviews.train_bpe([WORDS] * 3, 400)
 
 
 @pytest.fixture(scope="module")
 def chat_tokenizer():
-  made = world.train_bpe([WORDS] * 3, 400)
+  made = synthetic_reviews.train_bpe([WORDS] * 3, 400)
   made.chat_template = CHAT
   return made
 
@@ -31,7 +31,7 @@ def chat_tokenizer():
 @pytest.fixture(scope="module")
 def bare_tokenizer():
   """As Qwen's: an EOS, but no BOS."""
-  made = world.train_bpe([WORDS] * 3, 400)
+  made = synthetic_reviews.train_bpe([WORDS] * 3, 400)
   made.bos_token = None
   return made
 
@@ -234,7 +234,7 @@ def test_tokenizer_that_cannot_serve_is_refused(tokenizer):
   asked, said = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
   with pytest.raises(ValueError, match="no chat template"):
     tokenise.attempt([records.Demonstration("a", asked, said)], tokenizer)
-  endless = world.train_bpe([WORDS], 300)
+  endless = synthetic_reviews.train_bpe([WORDS], 300)
   endless.eos_token = None
   with pytest.raises(ValueError, match="no EOS"):
     tokenise.attempt([PAIR], endless)

@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 
 from tests.feedback import stub
-from xpo_jax.feedback import advance, client, endpoint, judge
+from xpo_jax.feedback import client, endpoint, judge, progress
 from xpo_jax.feedback.client import Endpoint, JudgeError
 
 PAIRS = (["p", "q", "r"], ["good", "bad", "good"], ["bad", "good", "good too"])
@@ -296,7 +296,7 @@ def test_progress_is_told():
 
 def test_progress_lines_come_now_and_then():
   clock, said = iter([0, 4, 11, 11, 12]), []
-  tell = advance.every(10, "tiny", said.append, lambda: next(clock))
+  tell = progress.every(10, "tiny", said.append, lambda: next(clock))
   for done in (1, 2, 3):
     tell(done, 9)
   assert said == ["tiny: 2 of 9 questions done"]

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, token_stats
-from xpo_jax.data import pack, records, tokenise, world
+from xpo_jax import objectives
+from xpo_jax.data import pack, records, synthetic_reviews, tokenise
 from xpo_jax.data.tokenise import Example, Limits, Template
 from xpo_jax.feedback import preference_model, protocol, reward_model
-from xpo_jax.models import heads, pretrained, score, transformer
+from xpo_jax.models import heads, hf_checkpoint, score, transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Layout
 
 CONFIG = Config(
@@ -24,7 +25,7 @@ CONFIG = Config(
   remat=False,
 )
 LIMITS = Limits(completion=5)
-TEXTS = world.generate(8, seed=0)
+TEXTS = synthetic_reviews.generate(8, seed=0)
 ROWS = [
   records.Pair(str(n), *TEXTS[n], TEXTS[n + 4][1]) for n in range(4)
 ]  # prompt, chosen, rejected
@@ -32,7 +33,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return world.train_bpe(["".join(text) for text in TEXTS], CONFIG.vocab)
+  return synthetic_reviews.train_bpe(["".join(text) for text in TEXTS], CONFIG.vocab)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def directory(tokenizer, tmp_path_factory):
   place = tmp_path_factory.mktemp("preference")
   model, head = transformer.model(CONFIG), heads.init_reward_head(jax.random.key(1), 8)
   lm = jax.tree.map(lambda x: 2 * x, model.init(jax.random.key(0)))
-  pretrained.save(place, CONFIG, {"lm": lm, "value": head}, tokenizer)
+  hf_checkpoint.save(place, CONFIG, {"lm": lm, "value": head}, tokenizer)
   kind = reward_model.PREFERENCE
   reward_model.describe(place, Template(), LIMITS, kind=kind)
   return str(place)

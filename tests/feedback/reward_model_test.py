@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import controllers, masked, token_stats
-from xpo_jax.controllers import Affine
-from xpo_jax.data import pack, records, tokenise, world
+from xpo_jax.data import pack, records, synthetic_reviews, tokenise
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.feedback import _texts, protocol, reward_model
 from xpo_jax.feedback.protocol import Scores
-from xpo_jax.models import heads, pretrained, score, transformer
+from xpo_jax.models import heads, hf_checkpoint, score, transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import kl_control, masked, token_stats
+from xpo_jax.ops.kl_control import Affine
 from xpo_jax.sharding import mesh as meshes
 
 CONFIG = Config(
@@ -28,13 +28,13 @@ CONFIG = Config(
   remat=False,
 )
 TEMPLATE, LIMITS = Template("Q: ", "\nA:"), Limits(12, 6, "truncate")
-TEXTS = world.generate(6, seed=0)
+TEXTS = synthetic_reviews.generate(6, seed=0)
 PROMPTS, ANSWERS = (list(column) for column in zip(*TEXTS, strict=True))
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return world.train_bpe([f"Q: {p}\nA:{y}" for p, y in TEXTS], CONFIG.vocab)
+  return synthetic_reviews.train_bpe([f"Q: {p}\nA:{y}" for p, y in TEXTS], CONFIG.vocab)
 
 
 def _params(seed):
@@ -50,7 +50,7 @@ def saved(tokenizer, tmp_path_factory):
   places = []
   for seed in (0, 1):
     place = tmp_path_factory.mktemp("reward")
-    pretrained.save(place, CONFIG, _params(seed), tokenizer)
+    hf_checkpoint.save(place, CONFIG, _params(seed), tokenizer)
     reward_model.describe(place, TEMPLATE, LIMITS)
     places.append(str(place))
   return places
@@ -141,7 +141,7 @@ def test_normalised_on_reference_samples_and_kept_with_the_directory(saved, toke
   np.testing.assert_allclose(found, (raw - raw.mean()) / raw.std(), atol=1e-4)
   again = reward_model.normalise(unit, PROMPTS, ANSWERS)  # from the head's values anew
   np.testing.assert_allclose(again.affine, unit.affine, rtol=1e-6)
-  centred = reward_model.normalise(held, PROMPTS, ANSWERS, controllers.centring)
+  centred = reward_model.normalise(held, PROMPTS, ANSWERS, kl_control.centring)
   np.testing.assert_allclose(centred.affine, (1, -raw.mean()), atol=1e-6)
   directory = saved[1]
   reward_model.describe(directory, TEMPLATE, LIMITS, affine=unit.affine)
@@ -204,8 +204,8 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
 
 
 def test_a_model_of_another_tokenizer_reads_texts_by_its_own(saved, tmp_path):
-  other = world.train_bpe(["another text of other words"], CONFIG.vocab)
-  pretrained.save(tmp_path, CONFIG, _params(0), other)
+  other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
+  hf_checkpoint.save(tmp_path, CONFIG, _params(0), other)
   reward_model.describe(tmp_path, TEMPLATE, LIMITS)
   held = reward_model.load(tmp_path)
   reward_N = reward_model.of(held, batch=4)(PROMPTS, ANSWERS).value_N
@@ -215,8 +215,8 @@ def test_a_model_of_another_tokenizer_reads_texts_by_its_own(saved, tmp_path):
 
 
 def test_implicit_reward_of_two_tokenizers_is_refused(saved, tmp_path):
-  other = world.train_bpe(["another text of other words"], CONFIG.vocab)
-  pretrained.save(tmp_path / "other", CONFIG, _params(1), other)
+  other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
+  hf_checkpoint.save(tmp_path / "other", CONFIG, _params(1), other)
   with pytest.raises(ValueError, match="different tokenizers"):
     reward_model.implicit(saved[0], str(tmp_path / "other"))
 
@@ -225,7 +225,7 @@ def test_what_is_no_reward_model_is_refused(saved, tokenizer, tmp_path):
   with pytest.raises(ValueError, match=r"no reward\.json"):
     reward_model.scorer(str(tmp_path))
   policy = tmp_path / "policy"
-  pretrained.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer)
+  hf_checkpoint.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer)
   reward_model.describe(policy, TEMPLATE, LIMITS)
   with pytest.raises(ValueError, match="no scalar head"):
     reward_model.scorer(str(policy))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax.data import world
+from xpo_jax.data import synthetic_reviews
 from xpo_jax.feedback import rules
 
 
@@ -12,9 +12,12 @@ def _value(scorer, texts, prompts=None):
 
 def test_the_world_reads_the_whole_text_and_sentiment_the_completion():
   prompts, texts = ["a dreadful, awful plot"], [" with fun."]
-  whole = world.true_reward([prompts[0] + texts[0]]).tolist()
+  whole = synthetic_reviews.true_reward([prompts[0] + texts[0]]).tolist()
   assert _value(rules.world_reward(), texts, prompts) == whole
-  assert _value(rules.sentiment(), texts, prompts) == world.true_reward(texts).tolist()
+  assert (
+    _value(rules.sentiment(), texts, prompts)
+    == synthetic_reviews.true_reward(texts).tolist()
+  )
   assert _value(rules.sentiment(), texts)[0] > whole[0]
 
 

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.data import world
+from xpo_jax.data import synthetic_reviews
 from xpo_jax.feedback import endpoint, judge
 from xpo_jax.feedback.client import Endpoint, JudgeError
-from xpo_jax.models import pretrained, transformer
+from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.config import Config
 
 # An environment of its own may hold the server: XPO_SERVE=/path/to/bin/transformers.
@@ -41,13 +41,15 @@ CHAT = (
 def served(tmp_path_factory):
   """The address and name of a model of random weights that transformers serves."""
   directory = tmp_path_factory.mktemp("served")
-  tokenizer = world.train_bpe([p + c for p, c in world.generate(50, seed=0)], 300)
+  tokenizer = synthetic_reviews.train_bpe(
+    [p + c for p, c in synthetic_reviews.generate(50, seed=0)], 300
+  )
   tokenizer.chat_template = CHAT
   config = Config(
     vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=32
   )
   params = {"lm": jax.jit(transformer.model(config).init)(jax.random.key(0))}
-  pretrained.save(directory / "model", config, params, tokenizer)
+  hf_checkpoint.save(directory / "model", config, params, tokenizer)
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -87,7 +89,7 @@ def _endpoint(served, **settings):
 
 
 def test_twenty_pairs_are_asked_about_recorded_and_replayed(served, tmp_path):
-  texts = world.generate(40, seed=1)
+  texts = synthetic_reviews.generate(40, seed=1)
   pairs = (
     [prompt for prompt, _ in texts[:20]],
     [text for _, text in texts[:20]],

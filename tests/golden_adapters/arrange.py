@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import masked, scored
+from xpo_jax import scored
+from xpo_jax.ops import masked
 from xpo_jax.types import Evaluation, Objective, Scored, Stat
 
 Arrays = dict[str, Any]

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import groups, masked, objectives, pairing, policy_loss, returns, scored
+from xpo_jax import objectives, scored
+from xpo_jax.ops import groups, masked, pairing, policy_loss, returns
 from xpo_jax.types import Array, Aux, Objective, Scored, State
 
 _OVER = {

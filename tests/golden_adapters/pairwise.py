@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import divergences, links, objectives, scored
+from xpo_jax import objectives, scored
+from xpo_jax.ops import divergences, links
 from xpo_jax.types import Objective, Scored
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import discovered, links, objectives, scored
+from xpo_jax import objectives, scored
+from xpo_jax.ops import discopop_losses, links
 from xpo_jax.types import Aux, Evaluation, Objective, Part, Scored, State, no_state
 
 
@@ -223,7 +224,7 @@ def _discovered(
 
 def _padll_single(margin_B: jax.Array) -> jax.Array:
   """That code holds its weight in float32."""
-  return discovered.padll(margin_B, np.float32(0.9))
+  return discopop_losses.padll(margin_B, np.float32(0.9))
 
 
 def _discovered_pfl(h: Arrays, x: Arrays) -> Arrays:
@@ -231,7 +232,7 @@ def _discovered_pfl(h: Arrays, x: Arrays) -> Arrays:
   logp_BK = objectives.seq_logp(s)
   right_B = logp_BK[:, 0] > logp_BK[:, 1]
   return arrange.outputs(
-    _linked(lambda margin_B: discovered.pfl(margin_B, right_B), h["beta"], s)
+    _linked(lambda margin_B: discopop_losses.pfl(margin_B, right_B), h["beta"], s)
   )
 
 
@@ -322,11 +323,11 @@ ADAPTERS = {
   "aot_unpaired": (_aot_unpaired, ("_aot_unpaired",)),
   "discopop": (_discopop, ("_discopop",)),
   "discopop_old_lrml": (_discopop_old, ()),
-  "discopop_dbaql": (_discovered(discovered.dbaql), ()),
-  "discopop_aql": (_discovered(discovered.aql), ()),
-  "discopop_aqfl": (_discovered(discovered.aqfl), ()),
+  "discopop_dbaql": (_discovered(discopop_losses.dbaql), ()),
+  "discopop_aql": (_discovered(discopop_losses.aql), ()),
+  "discopop_aqfl": (_discovered(discopop_losses.aqfl), ()),
   "discopop_padll": (_discovered(_padll_single), ()),
-  "discopop_cell": (_discovered(discovered.cell), ()),
+  "discopop_cell": (_discovered(discopop_losses.cell), ()),
   "discopop_pfl": (_discovered_pfl, ()),
   "wpo": (_wpo, ("_wpo",)),
   "ld_dpo": (_ld_dpo, ("_ld_dpo",)),

@@ -7,16 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import (
-  controllers,
-  divergences,
-  masked,
-  objectives,
-  policy_loss,
-  returns,
-  scored,
-  token_mdp,
-)
+from xpo_jax import objectives, scored
+from xpo_jax.ops import divergences, kl_control, masked, policy_loss, returns, token_mdp
 from xpo_jax.types import Array, Layout, Loss, Mean, Objective, Part, Scored
 
 
@@ -259,10 +251,10 @@ def _reinforce_returns_openrlhf(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _adaptive_kl_controller(h: Arrays, x: Arrays) -> Arrays:
-  rule = controllers.adaptive_kl(h["init"], h["target"], h["horizon"], h["clip"])
+  rule = kl_control.adaptive_kl(h["init"], h["target"], h["horizon"], h["clip"])
 
   def step(beta: Array, seen: Array) -> tuple[Array, Array]:
-    new = rule.update(beta, controllers.Observation(seen[0], seen[1]))
+    new = rule.update(beta, kl_control.Observation(seen[0], seen[1]))
     return new, new
 
   start = jnp.asarray(rule.beta, x["kl_and_nsteps"].dtype)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import games, labels, objectives, pairing, scored, selection
+from xpo_jax import objectives, scored
 from xpo_jax.models import merge
+from xpo_jax.ops import ai_labels, pairing, preference_games, selection
 
 
 def _rso_rejection_sampling(h: Arrays, x: Arrays) -> Arrays:
@@ -23,13 +24,13 @@ def _raft_top_selection(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _rlaif_soft_label_debias(h: Arrays, x: Arrays) -> Arrays:
-  p = labels.debiased(x["logprob_tokens_order_ab"], x["logprob_tokens_order_ba"])
-  return {"p_first_second": p, "cai_clamped": labels.clamped(p)}
+  p = ai_labels.debiased(x["logprob_tokens_order_ab"], x["logprob_tokens_order_ba"])
+  return {"p_first_second": p, "cai_clamped": ai_labels.clamped(p)}
 
 
 def _direct_rlaif_score(h: Arrays, x: Arrays) -> Arrays:
-  score = labels.expected_score(x["score_token_logits"])
-  return {"expected_score": score, "normalised": labels.rescaled(score)}
+  score = ai_labels.expected_score(x["score_token_logits"])
+  return {"expected_score": score, "normalised": ai_labels.rescaled(score)}
 
 
 def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
@@ -50,8 +51,8 @@ def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _sppo_pair_construction(h: Arrays, x: Arrays) -> Arrays:
-  win = games.from_rewards(x["scores"])
-  rate = games.win_rate(win, jnp.ones_like(x["scores"]))
+  win = preference_games.from_rewards(x["scores"])
+  rate = preference_games.win_rate(win, jnp.ones_like(x["scores"]))
   pairs = pairing.best_worst(rate, jnp.ones_like(rate))
 
   def row(b: int) -> Arrays:
@@ -79,7 +80,9 @@ def _ties_merge(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _nash_md_mixture_logits(h: Arrays, x: Arrays) -> Arrays:
-  mixed = games.mixture(x["model_logits"], x["ref_logits"], h["mixture_coef"])
+  mixed = preference_games.mixture(
+    x["model_logits"], x["ref_logits"], h["mixture_coef"]
+  )
   return {"log_probs": mixed}
 
 
@@ -116,7 +119,7 @@ def _sppo_record(x: Arrays, win_rate: jax.Array) -> scored.Scored:
 def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
   win_rate = {
     "sppo": arrange.sides(x["chosen_probs_win"], x["chosen_probs_lose"]),
-    "sppo_single": games.duel(x["chosen_probs"]),
+    "sppo_single": preference_games.duel(x["chosen_probs"]),
   }[h["loss_type"]]
   s = _sppo_record(x, win_rate)
   out = scored.evaluate(objectives.sppo(beta=h["beta"]), s)
@@ -131,7 +134,7 @@ def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
 
 def _sppo_hard(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
-  s = s.replace(reward_BK=games.duel(jnp.ones(len(s.row_B))))
+  s = s.replace(reward_BK=preference_games.duel(jnp.ones(len(s.row_B))))
   # That code adds the two squares, the authors' takes their mean.
   o = objectives.mixture((2.0,), (objectives.sppo(beta=h["beta"]),))
   return arrange.outputs(scored.evaluate(o, s))

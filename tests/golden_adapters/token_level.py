@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
-from xpo_jax import objectives, repetition, scored, token_stats
+from xpo_jax import objectives, scored
+from xpo_jax.ops import repetition, token_stats
 from xpo_jax.types import Array, Aux, Objective, Scored
 
 _LOGITS = ("policy_logits", "reference_logits")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.models import lora, merge, pretrained, sample, transformer
+from xpo_jax.models import hf_checkpoint, lora, merge, sample, transformer
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
@@ -20,7 +20,7 @@ ADAPTER = Adapter(rank=3, alpha=12.0)
 
 @pytest.fixture(scope="module")
 def bases():
-  loaded = {name: pretrained.load(FIXTURES / name) for name in NAMES}
+  loaded = {name: hf_checkpoint.load(FIXTURES / name) for name in NAMES}
   return {n: x._replace(params=jax.device_put(x.params)) for n, x in loaded.items()}
 
 

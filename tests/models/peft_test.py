@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from xpo_jax.models import families, lora, peft, pretrained
+from xpo_jax.models import hf_checkpoint, hf_config, lora, peft
 from xpo_jax.models.lora import Adapter
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -17,7 +17,7 @@ NAMES = ["llama", "gpt_neox", "gpt2"]
 
 @pytest.fixture(scope="module")
 def bases():
-  return {name: pretrained.load(FIXTURES / name) for name in NAMES}
+  return {name: hf_checkpoint.load(FIXTURES / name) for name in NAMES}
 
 
 def drawn(config, adapter):
@@ -51,7 +51,7 @@ def merged_as_peft_does(name: str, adapter: Path, directory: Path):
     tensors[file][f"{module}.weight"] += change
   for file, held in tensors.items():
     save_file(held, file)
-  return pretrained.load(directory).params["lm"]
+  return hf_checkpoint.load(directory).params["lm"]
 
 
 @pytest.mark.parametrize("targets", [".*", "query|value|up"])
@@ -113,7 +113,7 @@ def test_adapter_comes_back_as_it_was(bases, name, tmp_path):
 def test_adapter_of_pefts_with_one_a_for_query_key_and_value(bases, name, tmp_path):
   config, lm = bases[name].config, bases[name].params["lm"]
   rng = np.random.default_rng(0)
-  entries = families.of(config).entries(config)
+  entries = hf_config.of(config).entries(config)
   fused = [e for e in entries if len(e.paths) == 3 and len(e.shape) == 2]
   modules = {e.name.removesuffix(".weight"): sorted(e.shape) for e in fused}
   assert len(modules) == config.layers

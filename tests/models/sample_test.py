@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.models import cache, sample, transformer
+from xpo_jax.models import kv_cache, sample, transformer
 from xpo_jax.models.config import Activation, Config, Norm
 
 # 150 tokens: more than one block of the two-step draw, and not a whole number.
@@ -245,13 +245,13 @@ def test_warmth_draws_at_its_temperature_and_keeps_the_log_prob():
 def test_decoding_ends_when_every_row_has_ended(monkeypatch):
   # Every token stops: the loop's body (one decode) must not run at all.
   ran = []
-  decode = cache.decode
+  decode = kv_cache.decode
 
   def watched(*args):
     jax.debug.callback(lambda: ran.append(1))
     return decode(*args)
 
-  monkeypatch.setattr(cache, "decode", watched)
+  monkeypatch.setattr(kv_cache, "decode", watched)
   drawn = draw(completions=2, stop_ids=range(150))
   jax.effects_barrier()
   assert not ran and drawn.ended_BK.all() and (drawn.length_BK == 1).all()

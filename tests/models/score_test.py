@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import token_stats
 from xpo_jax.models import score, transformer
+from xpo_jax.ops import token_stats
 
 NEEDS = (
   token_stats.LOGP,

@@ -8,8 +8,8 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from xpo_jax import token_stats
 from xpo_jax.models import score
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Stat
 
 

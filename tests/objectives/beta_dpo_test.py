@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 from xpo_jax.types import Aux
 
 KEY = jax.random.key(0)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def test_hand_computed_pair_reads_the_last_token():

@@ -15,7 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 from xpo_jax.types import Array, Aux, Loss, Mean, Objective, Scored, State
 
 MIXTURE = "mixture of a coupled and a token-mean objective"

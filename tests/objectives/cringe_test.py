@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, token_stats
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux
 
 LOGITS = np.array([[[[2.0, 1.0, -1.0], [0.5, 0.0, 3.0]]], [[[0.0, 4.0, 1.0]] * 2]])

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, token_stats
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_stats
 
 
 def record(logp, minus, plus, desirable, present=None):

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def sigmoid(x):

@@ -5,7 +5,8 @@ import pytest
 from scipy import special
 
 from tests.objectives import pairs
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def lists(s, beta, temperature):

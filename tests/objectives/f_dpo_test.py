@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.objectives import pairs
-from xpo_jax import divergences, objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import divergences
+from xpo_jax.testing import toy
 
 # f' as papers print it, of the ratio; constants cancel.
 SLOPES = {

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.objectives import pairs
-from xpo_jax import links, objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import links
+from xpo_jax.testing import toy
 
 
 @pytest.mark.parametrize("link", links.LINKS.values(), ids=links.LINKS)

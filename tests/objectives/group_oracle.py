@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xpo_jax import toy
+from xpo_jax.testing import toy
 from xpo_jax.types import Scored
 
 

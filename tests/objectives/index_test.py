@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 from xpo_jax.types import Layout
 
 HERE = Path(objectives.__file__).parent

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def test_oracle_with_an_absent_column():

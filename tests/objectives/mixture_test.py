@@ -4,7 +4,8 @@ import chex
 import jax
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 from xpo_jax.types import nothing_shared
 
 

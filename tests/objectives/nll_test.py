@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
 from xpo_jax.objectives import _nll
+from xpo_jax.testing import toy
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum", "sequence_mean"])

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
 from xpo_jax.objectives import _orpo
+from xpo_jax.testing import toy
 
 
 def test_hand_computed_pair():

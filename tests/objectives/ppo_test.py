@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, returns, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import returns
+from xpo_jax.testing import toy
 from xpo_jax.types import Part
 
 KNOBS = {"beta": 0.3, "clip": 0.1, "value_clip": 0.4, "value_weight": 0.5}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.objectives import pairs
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def test_hand_computed_pair():

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from xpo_jax import scored, toy
+from xpo_jax import scored
+from xpo_jax.testing import toy
 from xpo_jax.types import Scored
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def test_loss_is_zero_where_log_ratios_are_eta_times_the_win_rate_over_one_half():

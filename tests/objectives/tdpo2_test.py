@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 
 
 def test_without_alpha_it_is_dpo_in_value_and_gradient():

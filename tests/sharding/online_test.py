@@ -6,9 +6,9 @@ import pytest
 
 from tests.train.draws_test import RUN
 from tests.train.tiny_runs import MODEL
+from xpo_jax.config.experiment import Evaluation, MeshShape, Scratch
+from xpo_jax.config.on_policy import Opponent
 from xpo_jax.train import metrics, online, rollouts
-from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch
-from xpo_jax.train.online_experiment import Opponent
 
 SAMPLING = dataclasses.replace(
   RUN.sampling, opponent=Opponent(0.0, of="average", completions=3)

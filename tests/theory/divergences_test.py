@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import divergences
+from xpo_jax.ops import divergences
 
 V = 7
 RNG = np.random.default_rng(0)

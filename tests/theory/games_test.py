@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from xpo_jax import games, objectives, scored
+from xpo_jax import objectives, scored
+from xpo_jax.ops import preference_games
 
 V, BETA = 5, 0.1
 
@@ -51,30 +52,30 @@ def test_gap_is_what_the_best_reply_gains():
   def payoff(p):
     return p @ WIN @ policy - BETA * kl(p) + BETA * kl(policy)
 
-  gap = games.regularised_gap(WIN, logp, REF, BETA)
+  gap = preference_games.regularised_gap(WIN, logp, REF, BETA)
   best = payoff(special.softmax(REF + WIN @ policy / BETA))
   assert best > max(payoff(p) for p in rng.dirichlet(np.ones(V), 300))
   # By antisymmetry the opponent gains as much: max over p less min over q.
   np.testing.assert_allclose(gap, best - (1 - best), rtol=1e-10)
-  assert abs(games.regularised_gap(WIN, equilibrium(BETA), REF, BETA)) < 1e-9
+  assert abs(preference_games.regularised_gap(WIN, equilibrium(BETA), REF, BETA)) < 1e-9
 
 
 def test_nash_mds_last_iterate_reaches_the_regularised_equilibrium():
   def step(logp, t):
     eta = 2 / (BETA * (t + 2))
-    new = games.nash_md_step(logp, REF, WIN, BETA, eta)
+    new = preference_games.nash_md_step(logp, REF, WIN, BETA, eta)
     return new, new
 
   steps = jnp.arange(2000.0)
   _, path = jax.jit(lambda start: jax.lax.scan(step, start, steps))(jnp.asarray(REF))
   target = equilibrium(BETA)
-  assert games.regularised_gap(WIN, path[-1], REF, BETA) < 1e-4
-  assert games.regularised_gap(WIN, REF, REF, BETA) > 0.05  # where it began
+  assert preference_games.regularised_gap(WIN, path[-1], REF, BETA) < 1e-4
+  assert preference_games.regularised_gap(WIN, REF, REF, BETA) > 0.05  # where it began
   np.testing.assert_allclose(np.exp(path[-1]), np.exp(target), atol=1e-3)
   kl = (np.exp(target) * (target - np.asarray(path))).sum(-1)
   assert (kl <= 8 / (BETA**2 * (np.arange(1, 2001) + 1))).all()  # the paper's bound
   # The tie matters: its equilibrium can be exploited in the game without a reference.
-  assert games.exploitability(WIN, path[-1]) > 0.01
+  assert preference_games.exploitability(WIN, path[-1]) > 0.01
 
 
 def test_sppos_average_reaches_the_equilibrium_and_its_last_iterate_does_not(
@@ -84,21 +85,27 @@ def test_sppos_average_reaches_the_equilibrium_and_its_last_iterate_does_not(
   # played as often as the other two are worth to one another.
   win = np.array([[0.5, 0.4, 0.9], [0.6, 0.5, 0.3], [0.1, 0.7, 0.5]])
   nash = np.array([0.2, 0.4, 0.1]) / 0.7
-  assert games.exploitability(win, np.log(nash)) == pytest.approx(0, abs=1e-12)
+  assert preference_games.exploitability(win, np.log(nash)) == pytest.approx(
+    0, abs=1e-12
+  )
   start, eta, T = special.log_softmax([1.0, 0.0, 0.0]), 0.1, 6000
 
   def step(logp, _):
-    return games.sppo_step(logp, win, eta), logp
+    return preference_games.sppo_step(logp, win, eta), logp
 
   last, path = jax.jit(lambda start: jax.lax.scan(step, start, length=T))(start)
   average = np.exp(np.asarray(path)).mean(0)
   np.testing.assert_allclose(average, nash, atol=0.05)
   # Hedge's regret bound, per step.
   bound = -start.min() / (eta * T) + eta / 8
-  assert games.exploitability(win, np.log(average)) < bound
-  gaps = np.array([games.exploitability(win, logp) for logp in path[:: T // 20]])
-  record_property("last_iterate_exploitability", float(games.exploitability(win, last)))
-  assert games.exploitability(win, last) > 0.1
+  assert preference_games.exploitability(win, np.log(average)) < bound
+  gaps = np.array(
+    [preference_games.exploitability(win, logp) for logp in path[:: T // 20]]
+  )
+  record_property(
+    "last_iterate_exploitability", float(preference_games.exploitability(win, last))
+  )
+  assert preference_games.exploitability(win, last) > 0.1
   assert gaps[-5:].mean() > gaps[0]  # farther from equilibrium than where it began
 
 
@@ -122,7 +129,7 @@ def slope(factory, logp, ref, win, *, sampler, beta, labels="pair", against=None
   weight = np.exp(sampler[first] + sampler[second])
   if labels == "hard":  # the first answer won
     weight = weight * win[first, second]
-  rate = games.duel(win[first, second])
+  rate = preference_games.duel(win[first, second])
   if against is not None:
     rate = (win @ np.exp(against))[pairs]
   return np.abs(_slope(factory, logp, ref, beta, weight, rate, pairs)).max()
@@ -149,7 +156,9 @@ def test_two_answers_ipo_goes_by_win_rates_and_dpo_by_log_odds():
       size = slope(factory, logp, ref, win, sampler=logp, beta=beta, labels=labels)
       assert size < 1e-10 if factory is other else size > 1e-2
   # IPO's is the equilibrium of the regularised game; DPO's is not.
-  gaps = [games.regularised_gap(win, logp, ref, beta) for logp in points.values()]
+  gaps = [
+    preference_games.regularised_gap(win, logp, ref, beta) for logp in points.values()
+  ]
   assert gaps[0] == pytest.approx(0, abs=1e-12)
   assert gaps[1] > 1e-2
 
@@ -159,7 +168,7 @@ def test_ipo_mds_mixture_is_the_equilibrium_of_a_looser_tie():
   share = 0.25
   mixed = equilibrium(BETA / (1 - share))
   policy = special.log_softmax(REF + (mixed - REF) / (1 - share))
-  sampler = np.asarray(games.mixture(policy, REF, share))
+  sampler = np.asarray(preference_games.mixture(policy, REF, share))
   np.testing.assert_allclose(sampler, mixed, atol=1e-10)
   online = {"sampler": sampler, "beta": BETA}
   assert slope(objectives.ipo_md, policy, REF, WIN, **online) < 1e-8
@@ -168,7 +177,7 @@ def test_ipo_mds_mixture_is_the_equilibrium_of_a_looser_tie():
 
 def test_dnos_minimum_is_sppos_step_with_its_partition_function():
   logp = special.log_softmax(REF + 0.5 * np.sin(np.arange(V)))
-  step = np.asarray(games.sppo_step(logp, WIN, 1 / BETA))
+  step = np.asarray(preference_games.sppo_step(logp, WIN, 1 / BETA))
   last_round = {"sampler": logp, "beta": BETA, "against": logp}
   assert slope(objectives.dno, step, logp, WIN, **last_round) < 1e-10
   assert slope(objectives.dno, logp, logp, WIN, **last_round) > 1e-3
@@ -197,7 +206,7 @@ def test_nash_mds_gradient_by_enumeration_and_trls_that_is_another():
   log_ref = token_logps(ref)
   frozen = token_logps(theta)
   policy = np.exp(frozen.sum(-1))
-  opponent = games.mixture(frozen.sum(-1), log_ref.sum(-1), 0.25)
+  opponent = preference_games.mixture(frozen.sum(-1), log_ref.sum(-1), 0.25)
   rate = win @ np.exp(opponent)  # the mean over y' of P(y > y')
 
   def record(theta):
@@ -233,9 +242,13 @@ def test_nash_mds_gradient_by_enumeration_and_trls_that_is_another():
 
 def test_mixing_token_by_token_is_not_mixing_sequences():
   theta, ref, _ = sequence_game()
-  first, then = (games.mixture(*x, 0.5) for x in zip(theta, ref, strict=True))
+  first, then = (
+    preference_games.mixture(*x, 0.5) for x in zip(theta, ref, strict=True)
+  )
   by_token = np.exp(token_logps((first, then)).sum(-1))
-  whole = games.mixture(token_logps(theta).sum(-1), token_logps(ref).sum(-1), 0.5)
+  whole = preference_games.mixture(
+    token_logps(theta).sum(-1), token_logps(ref).sum(-1), 0.5
+  )
   assert by_token.sum() == pytest.approx(1)
   assert np.exp(whole).sum() == pytest.approx(1)
   assert np.abs(by_token - np.exp(whole)).sum() / 2 > 0.01

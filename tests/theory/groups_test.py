@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import groups, objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import groups
+from xpo_jax.testing import toy
 from xpo_jax.types import Array, Aux, Objective
 
 V, K = 3, 3

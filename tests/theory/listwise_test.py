@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, ranking, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import ranking
+from xpo_jax.testing import toy
 
 ORDERS = np.array(list(itertools.permutations(range(4))))
 SCORES = np.array([0.3, -1.2, 0.9, 2.0])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from xpo_jax import divergences, links, objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.ops import divergences, links
+from xpo_jax.testing import toy
 
 V, BETA = 5, 0.4
 RNG = np.random.default_rng(0)

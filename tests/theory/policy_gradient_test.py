@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, returns, scored, token_mdp
+from xpo_jax import objectives, scored
+from xpo_jax.ops import returns, token_mdp
 from xpo_jax.types import Mean
 
 V, T, BETA = 3, 3, 0.4

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from xpo_jax import objectives, scored, token_mdp
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_mdp
 
 V, T, BETA = 3, 4, 0.5
 NEXT_SV = token_mdp.tree(V, T)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored, toy
+from xpo_jax import objectives, scored
+from xpo_jax.testing import toy
 from xpo_jax.types import Aux, Scored
 
 LOG2 = np.log(2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from xpo_jax import selection
+from xpo_jax.ops import selection
 
 RUNS, CANDIDATES, BETA = 4000, 64, 0.5
 POLICY = np.array([0.35, 0.25, 0.2, 0.12, 0.08])

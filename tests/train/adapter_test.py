@@ -12,26 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from xpo_jax.data import pack
-from xpo_jax.models import lora, peft, pretrained, transformer
-from xpo_jax.models.config import Config
-from xpo_jax.models.lora import Adapter
-from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import place
-from xpo_jax.token_stats import REF_LOGP
-from xpo_jax.train import (
-  checkpoint,
-  configure,
-  metrics,
-  offline,
-  optim,
-  preflight,
-  references,
-  setup,
-  state,
-  step,
-)
-from xpo_jax.train.experiment import (
+from xpo_jax.config import optim, yaml_file
+from xpo_jax.config.experiment import (
   Data,
   Experiment,
   Loop,
@@ -40,7 +22,24 @@ from xpo_jax.train.experiment import (
   Scratch,
   Use,
 )
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data import pack
+from xpo_jax.models import hf_checkpoint, lora, peft, transformer
+from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
+from xpo_jax.ops.token_stats import REF_LOGP
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import place
+from xpo_jax.train import (
+  checkpoint,
+  metrics,
+  offline,
+  preflight,
+  references,
+  setup,
+  state,
+  step,
+)
 from xpo_jax.types import Layout
 
 MODEL = Config(
@@ -119,7 +118,7 @@ def test_first_step_stands_at_the_reference(whole):
 
 def test_reference_is_the_base(whole, memory):
   run_dir, _, base = whole
-  held = pretrained.load(run_dir / offline.POLICY)
+  held = hf_checkpoint.load(run_dir / offline.POLICY)
   loaded = setup.inputs.load(RUN.data, RUN.data, memory)
   examples, _, _ = setup.inputs.prepare(RUN, loaded, held.tokenizer, run_dir, memory)
   batches = pack.eval_batches(examples, rows_per_step=4, row_length=192)
@@ -134,7 +133,7 @@ def test_policy_is_the_base_with_the_saved_adapter_merged(whole):
   adapter, params = peft.load(run_dir / offline.ADAPTER, MODEL, base)
   assert (adapter.rank, adapter.alpha) == (2, 4.0)
   merged = lora.merged(base, params, adapter)
-  written = pretrained.load(run_dir / offline.POLICY).params["lm"]
+  written = hf_checkpoint.load(run_dir / offline.POLICY).params["lm"]
   jax.tree.map(np.testing.assert_array_equal, written, result.params["lm"])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), merged, written
@@ -180,11 +179,11 @@ def test_changed_base_is_refused(whole, memory, tmp_path):
 
 
 def test_configuration_holds_the_adapter():
-  assert configure.from_dict(Experiment, configure.to_dict(RUN)) == RUN
-  changed = configure.from_args(RUN, ["--adapter.rank", "4"])
+  assert yaml_file.from_dict(Experiment, yaml_file.to_dict(RUN)) == RUN
+  changed = yaml_file.from_args(RUN, ["--adapter.rank", "4"])
   assert changed.adapter == dataclasses.replace(ADAPTER, rank=4)
   plain = dataclasses.replace(RUN, adapter=None)
-  assert configure.from_dict(Experiment, configure.to_dict(plain)) == plain
+  assert yaml_file.from_dict(Experiment, yaml_file.to_dict(plain)) == plain
 
 
 def test_preflight_compiles_the_step_of_the_adapters(memory):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.train import checkpoint, run_dirs
+from xpo_jax.train import checkpoint, run_directory
 from xpo_jax.train.state import OnlineState, TrainState
 
 
@@ -168,7 +168,7 @@ def test_first_save_cut_off_begins_again_and_says_so(tmp_path):
   checkpoint.save(manager, _state(1), {})
   _lose_manifest(directory / "1")
   fresh = _state(0)
-  assert run_dirs.restored(manager, tmp_path, fresh, {}, said.append) is fresh
+  assert run_directory.restored(manager, tmp_path, fresh, {}, said.append) is fresh
   assert "step 1: " in said[0] and "beginning again" in said[1]
   checkpoint.save(manager, _state(1), {"note": "again"})
   manager.close()

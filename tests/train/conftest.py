@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.data import collate, pack, world
+from xpo_jax.data import collate, pack, synthetic_reviews
 from xpo_jax.data.records import Demonstration, Pair
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import transformer
@@ -83,7 +83,7 @@ def tiny() -> Tiny:
 @pytest.fixture(scope="session")
 def memory() -> dict[str, list]:
   """Records by name, for `offline.train`."""
-  texts = world.generate(120, seed=0)
+  texts = synthetic_reviews.generate(120, seed=0)
   pairs = [
     Pair(f"pair {i}", prompt, good, texts[i + 60][1])
     for i, (prompt, good) in enumerate(texts[:40])

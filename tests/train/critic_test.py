@@ -6,32 +6,26 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.controllers import Affine
-from xpo_jax.data import world
+from xpo_jax.config.experiment import Evaluation, Loop, MeshShape, Pretrained, Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.feedback import reward_model
-from xpo_jax.models import heads, lora, peft, pretrained, transformer
+from xpo_jax.models import heads, hf_checkpoint, lora, peft, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
+from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import (
-  inputs,
-  lessons,
+  loading,
   metrics,
+  minibatches,
   offline,
   online,
-  online_check,
   online_setup,
+  validate,
 )
 from xpo_jax.train import rollouts as rolls
-from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Pretrained, Use
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
-from xpo_jax.train.optim import Optimizer
 
 POLICY = Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)
 CRITIC = dataclasses.replace(POLICY, width=16, head_dim=8, layers=2)  # another size
@@ -45,7 +39,7 @@ def _save(place, config, tokenizer, seed):
   lm, head = jax.random.split(jax.random.key(seed))
   params = jax.tree.map(lambda x: 2 * x, transformer.model(config).init(lm))
   value = {"value": heads.init_reward_head(head, config.width)}
-  pretrained.save(place, config, {"lm": params} | value, tokenizer)
+  hf_checkpoint.save(place, config, {"lm": params} | value, tokenizer)
   return str(place)
 
 
@@ -53,8 +47,8 @@ def _save(place, config, tokenizer, seed):
 def saved(tmp_path_factory):
   """Directories: a policy, a reward model, and one of another tokenizer."""
   root = tmp_path_factory.mktemp("saved")
-  texts = [prompt + answer for prompt, answer in world.generate(30, seed=0)]
-  tokenizer, other = (world.train_bpe(texts, vocab) for vocab in (320, 310))
+  texts = [prompt + answer for prompt, answer in synthetic_reviews.generate(30, seed=0)]
+  tokenizer, other = (synthetic_reviews.train_bpe(texts, vocab) for vocab in (320, 310))
   made = {
     "policy": _save(root / "policy", POLICY, tokenizer, 0),
     "reward": _save(root / "reward", CRITIC, tokenizer, 1),
@@ -88,7 +82,7 @@ def experiment(saved):
 
 def _prepared(experiment, run_dir):
   run_dir.mkdir(exist_ok=True)
-  loaded = inputs.load(experiment.prompts, experiment.prompts, {})
+  loaded = loading.load(experiment.prompts, experiment.prompts, {})
   return online_setup.prepare(experiment, run_dir, loaded)
 
 
@@ -106,7 +100,7 @@ def prepared(experiment, tmp_path_factory):
 def test_first_values_at_the_last_tokens_are_the_rewards(trained, prepared, saved):
   drawn = rolls.read(trained[0] / online.ROLLOUTS / "000001.jsonl")
   params = prepared.state.train.params
-  found = lessons.recorded(prepared, drawn, params, prepared.ref)
+  found = minibatches.recorded(prepared, drawn, params, prepared.ref)
   last = [value[-1] for pair in found["old_value_BKT"] for value in pair]
   # The tokens as sampled: those of an untrained policy are not their text's.
   alone = [
@@ -134,7 +128,7 @@ def test_critic_and_adapters_are_trained_and_nothing_else(trained, prepared):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, after["lm"]
   )
-  written = pretrained.load(run_dir / offline.POLICY).params
+  written = hf_checkpoint.load(run_dir / offline.POLICY).params
   jax.tree.map(np.testing.assert_array_equal, written["lm"], after["lm"])
   assert "value" not in written
 
@@ -155,12 +149,12 @@ def test_adapters_start_at_the_reference_and_it_follows_them(trained):
 
 def test_adapters_of_another_base_are_refused(experiment, trained, saved, tmp_path):
   run_dir, _ = trained
-  moved = pretrained.load(saved["policy"]).params["lm"]
+  moved = hf_checkpoint.load(saved["policy"]).params["lm"]
   moved = moved | {"embedding": moved["embedding"] + 1}
   with pytest.raises(ValueError, match="an adapter for another base"):
     peft.load(run_dir / offline.ADAPTER, POLICY, moved)
   _prepared(experiment, tmp_path / "run")
-  tokenizer = pretrained.load(saved["policy"]).tokenizer
+  tokenizer = hf_checkpoint.load(saved["policy"]).tokenizer
   other = Pretrained(_save(tmp_path / "other", POLICY, tokenizer, 5), remat=False)
   with pytest.raises(ValueError, match=r"changed\n  base_sha256: "):
     _prepared(dataclasses.replace(experiment, start=other), tmp_path / "run")
@@ -177,7 +171,7 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
   experiment, saved, tmp_path
 ):
   config = dataclasses.replace(CRITIC, width=18, heads=3, kv_heads=3)  # over two
-  tokenizer = pretrained.load(saved["policy"]).tokenizer
+  tokenizer = hf_checkpoint.load(saved["policy"]).tokenizer
   odd = _save(tmp_path / "odd", config, tokenizer, 1)
   reward_model.describe(odd, Template(), Limits())
   mesh = MeshShape(data=2, fsdp=2, tensor=2)
@@ -197,4 +191,4 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
 )
 def test_what_can_be_no_critic_is_refused_before_anything(experiment, changes, match):
   with pytest.raises(ValueError, match=match):
-    online_check.check(dataclasses.replace(experiment, **changes))
+    validate.check(dataclasses.replace(experiment, **changes))

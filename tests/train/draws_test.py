@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.feedback import protocol
-from xpo_jax.train import metrics, online, online_setup, rollouts
-from xpo_jax.train.experiment import Evaluation, Loop, MeshShape, Scratch, Use
-from xpo_jax.train.online_experiment import (
+from xpo_jax.config.experiment import Evaluation, Loop, MeshShape, Scratch, Use
+from xpo_jax.config.on_policy import (
   Call,
   Feedback,
   OnlineExperiment,
@@ -25,7 +23,9 @@ from xpo_jax.train.online_experiment import (
   Prompts,
   Sampling,
 )
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.feedback import protocol
+from xpo_jax.train import metrics, online, online_setup, rollouts
 
 
 def cyclic():

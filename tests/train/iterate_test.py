@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 
 from tests import compiling
+from xpo_jax.config.experiment import Evaluation, MeshShape, Scratch, Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
-from xpo_jax.train import inputs, lessons, online, online_setup, rollouts
-from xpo_jax.train.experiment import Evaluation, MeshShape, Scratch, Use
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.train import loading, minibatches, online, online_setup, rollouts
 from xpo_jax.train.state import OnlineState
 from xpo_jax.types import Layout
 
@@ -42,7 +36,7 @@ def _quiet(text: str) -> None:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("run")
-  loaded = inputs.load(RUN.prompts, RUN.prompts, {})
+  loaded = loading.load(RUN.prompts, RUN.prompts, {})
   return online_setup.prepare(RUN, run_dir, loaded), run_dir
 
 
@@ -125,7 +119,7 @@ def test_minibatches_of_an_iteration_have_an_order_of_their_own(prepared):
   drawn = rollouts.read(run_dir / online.ROLLOUTS / "000007.jsonl")
 
   def order(index):
-    batches, _ = lessons.batches_of(run, index, drawn.examples, {})
+    batches, _ = minibatches.batches_of(run, index, drawn.examples, {})
     return tuple(batches.groups_of(0))
 
   orders = [order(index) for index in range(8)]
@@ -145,7 +139,7 @@ def behind(tmp_path_factory):
     renew_reference=1,
     evaluation=Evaluation(share=0.3),
   )
-  run = online_setup.prepare(ppo, run_dir, inputs.load(ppo.prompts, ppo.prompts, {}))
+  run = online_setup.prepare(ppo, run_dir, loading.load(ppo.prompts, ppo.prompts, {}))
   start = run.state
   moved = jax.tree.map(
     lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), start.train.params
@@ -166,7 +160,7 @@ def test_old_values_are_of_the_policy_that_sampled(behind, monkeypatch):
   monkeypatch.setattr(online, "_update", update)
   online.iterate(run, run_dir, state, 0, _quiet)
   ((drawn, values),) = seen
-  now = lessons.recorded(run, drawn, state.train.params, state.ref)
+  now = minibatches.recorded(run, drawn, state.train.params, state.ref)
   # The start's value head is 0, that of the policy of now is not.
   assert not np.any(values["old_value_BKT"]) and np.all(now["old_value_BKT"])
 
@@ -179,8 +173,8 @@ def test_held_out_kl_is_to_the_reference_that_the_run_started_with(behind):
   (run_dir / online.ROLLOUTS / "000001.jsonl").rename(path)
   found = online.evaluate(run, run_dir, state)["eval/kl"]
   start, renewed = (
-    lessons.seq_kl(
-      lessons.recorded(run, rollouts.read(path), state.train.params, ref)
+    minibatches.seq_kl(
+      minibatches.recorded(run, rollouts.read(path), state.train.params, ref)
     ).mean()
     for ref in (run.ref, state.ref)
   )
@@ -219,7 +213,7 @@ def test_reference_is_renewed_after_every_so_many_iterations():
 def test_iteration_without_a_pair_says_so_and_updates_nothing(tmp_path):
   pairs, said = dataclasses.replace(RUN, objective=Use("dpo")), []
   run = online_setup.prepare(
-    pairs, tmp_path, inputs.load(pairs.prompts, pairs.prompts, {})
+    pairs, tmp_path, loading.load(pairs.prompts, pairs.prompts, {})
   )
   _written(run, tmp_path, 0, 1, np.ones((4, 2)))
   state, line = online.iterate(run, tmp_path, run.state, 0, said.append)

@@ -25,19 +25,17 @@ import jax
 import numpy as np
 
 from tests.train.tiny_runs import ONLINE
+from xpo_jax.config.experiment import Evaluation, Loop
+from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.train import (
   checkpoint,
-  judged,
   metrics,
   offline,
   online,
+  progress,
   references,
+  rewards,
   rollouts,
-  screen,
-)
-from xpo_jax.train.experiment import Evaluation, Loop
-from xpo_jax.train.online_experiment import (
-  OnlineExperiment,
 )
 
 RUN = dataclasses.replace(
@@ -49,7 +47,7 @@ RUN = dataclasses.replace(
 # Where a life may end: a call of the loop, and how often an iteration makes it.
 PLACES = {
   "rollout": (rollouts, "draw", 1),
-  "feedback": (judged, "ask", 1),
+  "feedback": (rewards, "ask", 1),
   "writing rollouts": (rollouts, "write", 1),
   "update": (references, "fill", 4),
   "metrics": (metrics, "write", 1),
@@ -98,7 +96,7 @@ def live(
     log: what is asked, and what has been written, is added to it line by line.
     death: what ends it before.
   """
-  judged.ask = _noted(judged.ask, log, lambda judge, held, *_: held.iteration)
+  rewards.ask = _noted(rewards.ask, log, lambda judge, held, *_: held.iteration)
   rollouts.write = _noted(
     rollouts.write, log, lambda path, held: held.iteration, after="written"
   )
@@ -115,7 +113,7 @@ def lives(
   experiment: OnlineExperiment,
   directory: Path,
   deaths: Sequence[Death],
-  say: screen.Say = screen.say,
+  say: progress.Say = progress.say,
 ) -> list[Death]:
   """The undisturbed run and the killed one, in `whole` and `killed` of a directory.
 

@@ -15,13 +15,7 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax import token_stats
-from xpo_jax.data.records import BadRows
-from xpo_jax.data.tokenise import Limits
-from xpo_jax.models import pretrained
-from xpo_jax.objectives import dpo
-from xpo_jax.train import checkpoint, metrics, offline, setup
-from xpo_jax.train.experiment import (
+from xpo_jax.config.experiment import (
   Data,
   Evaluation,
   Experiment,
@@ -31,7 +25,13 @@ from xpo_jax.train.experiment import (
   Trained,
   Use,
 )
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data.records import BadRows
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.models import hf_checkpoint
+from xpo_jax.objectives import dpo
+from xpo_jax.ops import token_stats
+from xpo_jax.train import checkpoint, metrics, offline, setup
 
 DATA = Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=3)
 ONE = MeshShape(data=1)
@@ -156,7 +156,7 @@ def test_finished_run_is_complete(whole):
 
 
 def test_exported_policy_is_the_average_of_the_weights(whole):
-  held = pretrained.load(whole / offline.POLICY)
+  held = hf_checkpoint.load(whole / offline.POLICY)
   embedding = held.params["lm"]["embedding"]
   same = [x.shape == embedding.shape and (x == embedding).all() for x in _leaves(whole)]
   assert sum(same) == 1  # the average; neither the weights nor a moment

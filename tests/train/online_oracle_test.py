@@ -12,17 +12,12 @@ import pytest
 
 from tests.train.tiny_runs import MODEL
 from xpo_jax import scored
+from xpo_jax.config.experiment import MeshShape, Scratch, Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.models import score, transformer
-from xpo_jax.train import judged, lessons, online, online_setup, references, step
-from xpo_jax.train.experiment import MeshShape, Scratch, Use
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.train import minibatches, online, online_setup, references, step
+from xpo_jax.train import rewards as train_rewards
 
 T, K = 0.7, 3
 RUN = OnlineExperiment(
@@ -67,10 +62,10 @@ def rolled(tmp_path_factory):
   old, policy = _moved(start, 0), _moved(start, 2)
   ref = {"lm": _moved(start["lm"], 1)}
   drawn = online._draw(run, old, ref, 0)
-  drawn = judged.ask(run.judge, drawn, RUN.feedback)
-  reward_BK, present_BK = judged.shaped(drawn, RUN.feedback, RUN.sampling)
+  drawn = train_rewards.ask(run.judge, drawn, RUN.feedback)
+  reward_BK, present_BK = train_rewards.shaped(drawn, RUN.feedback, RUN.sampling)
   assert np.ptp(reward_BK, axis=1).any()  # else advantages would be 0 by themselves
-  values = lessons.recorded(run, drawn, old, ref)
+  values = minibatches.recorded(run, drawn, old, ref)
   roles = {"policy": policy, "ref": ref, "old": old}
   return Rolled(run, drawn, values, roles, reward_BK, present_BK)
 
@@ -119,8 +114,8 @@ def _evaluated(use_name: str, rolled: Rolled):
   build = online_setup.at_temperature(use.build, T)
   objective, run = build(), rolled.run
   chosen = (rolled.reward_BK, rolled.present_BK)
-  examples, kept = lessons.arranged(run, rolled.drawn, rolled.values, *chosen)
-  batches, cache = lessons.batches_of(run, 0, examples, kept)
+  examples, kept = minibatches.arranged(run, rolled.drawn, rolled.values, *chosen)
+  batches, cache = minibatches.batches_of(run, 0, examples, kept)
   batch = jax.tree.map(lambda x: x[0], references.fill(cache, batches[0]))
   roles = {"policy": rolled.roles["policy"]}
   models = {"policy": run.model}

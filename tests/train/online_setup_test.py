@@ -5,22 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from tests.train.tiny_runs import MODEL
-from xpo_jax import controllers
-from xpo_jax.data import world
-from xpo_jax.data.records import Prompt
-from xpo_jax.feedback import rules
-from xpo_jax.models import transformer
-from xpo_jax.models.config import Activation, Norm
-from xpo_jax.train import (
-  arrange,
-  online,
-  online_check,
-  online_setup,
-  preflight,
-  run_dirs,
-)
-from xpo_jax.train.experiment import (
+from tests.train.tiny_runs import MODEL, PLAIN
+from xpo_jax.config.experiment import (
   Data,
   Evaluation,
   Experiment,
@@ -30,24 +16,23 @@ from xpo_jax.train.experiment import (
   Trained,
   Use,
 )
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Opponent,
-  Prompts,
-  Sampling,
+from xpo_jax.config.on_policy import Call, Feedback, Opponent, Prompts, Sampling
+from xpo_jax.data import synthetic_reviews
+from xpo_jax.data.records import Prompt
+from xpo_jax.feedback import rules
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Activation, Norm
+from xpo_jax.ops import kl_control
+from xpo_jax.train import (
+  online,
+  online_setup,
+  pair_construction,
+  preflight,
+  run_directory,
+  validate,
 )
 
-RUN = OnlineExperiment(
-  Use("ppo"),
-  Prompts("world:20"),
-  Scratch(MODEL),
-  Feedback(Call(rules.world_reward)),
-  Sampling(completions=2, max_tokens=4),
-  prompts_per_iteration=4,
-  mesh=MeshShape(data=1),
-)
+RUN = dataclasses.replace(PLAIN, objective=Use("ppo"))
 ONE = Sampling(completions=1)
 
 
@@ -57,30 +42,33 @@ ONE = Sampling(completions=1)
     ({"objective": Use("rloo"), "sampling": ONE}, "rloo learns nothing.*2 or more"),
     ({"objective": Use("dpo"), "sampling": ONE}, "dpo learns nothing.*2 or more"),
     ({"objective": Use("kto")}, "layout RATED_MISMATCHED; rollouts become"),
-    ({"arrange": Call(arrange.best)}, "ppo needs layout SAMPLED.*makes DEMO"),
-    ({"controller": Call(controllers.fixed_kl, beta=0.5)}, "beta 0.5, ppo has beta"),
+    ({"arrange": Call(pair_construction.best)}, "ppo needs layout SAMPLED.*makes DEMO"),
+    ({"controller": Call(kl_control.fixed_kl, beta=0.5)}, "beta 0.5, ppo has beta"),
     (
       {
         "objective": Use("raft"),
-        "controller": Call(controllers.fixed_kl, beta=0.5),
+        "controller": Call(kl_control.fixed_kl, beta=0.5),
       },
       "raft has no number beta",
     ),
     (
-      {"arrange": Call(controllers.fixed_kl, beta=0.1)},
+      {"arrange": Call(kl_control.fixed_kl, beta=0.1)},
       "arrange is .*makes Controller;",
     ),
-    ({"controller": Call(arrange.best)}, "controller is .*best.*makes Arrangement;"),
+    (
+      {"controller": Call(pair_construction.best)},
+      "controller is .*best.*makes Arrangement;",
+    ),
     # 4 prompts x 2 completions: beta (1 - 0.2 * 8 / 1.6) = 0.
     (
-      {"controller": Call(controllers.adaptive_kl, beta=0.02, horizon=1.6)},
+      {"controller": Call(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
       "beta from 0.02 to 0 .*of 8 completions.*raise horizon above most_error x 8",
     ),
   ],
 )
 def test_what_cannot_learn_is_refused_by_name(changes, match):
   with pytest.raises(ValueError, match=match):
-    online_check.check(dataclasses.replace(RUN, **changes))
+    validate.check(dataclasses.replace(RUN, **changes))
 
 
 # What the papers put beside samples: ReMax its baseline, XPO the reference's answer.
@@ -93,11 +81,11 @@ def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
     sampling = dataclasses.replace(RUN.sampling, first=given)
     run = dataclasses.replace(RUN, objective=Use(name), sampling=sampling)
     if given == first:
-      online_check.check(run)
+      validate.check(run)
       continue
     match = f"first is '{given}', and {name} is made for '{first}'"
     with pytest.raises(ValueError, match=match):
-      online_check.check(run)
+      validate.check(run)
 
 
 RATES = Feedback(Call(rules.cycle, patterns=("a", "b", "c")), kind="win_rates")
@@ -110,17 +98,17 @@ THREE = dataclasses.replace(RUN.sampling, completions=3)
 @pytest.mark.parametrize("name", ["sppo", "nash_md", "dno", "ipo_md"])
 def test_scores_are_no_win_rates(name):
   with pytest.raises(ValueError, match=f"{name} learns from win rates.*'scores'"):
-    online_check.check(dataclasses.replace(RUN, objective=Use(name)))
+    validate.check(dataclasses.replace(RUN, objective=Use(name)))
 
 
 @pytest.mark.parametrize("feedback", [RATES, APART])
 def test_nobody_is_beaten_alone(feedback):
   nash = dataclasses.replace(RUN, objective=Use("nash_md"), feedback=feedback)
-  online_check.check(nash)
+  validate.check(nash)
   with pytest.raises(ValueError, match=r"completions is 1 .*beat nobody"):
-    online_check.check(dataclasses.replace(nash, sampling=ONE))
+    validate.check(dataclasses.replace(nash, sampling=ONE))
   met = dataclasses.replace(ONE, opponent=Opponent())
-  online_check.check(dataclasses.replace(nash, sampling=met))
+  validate.check(dataclasses.replace(nash, sampling=met))
 
 
 @pytest.mark.parametrize(
@@ -132,15 +120,15 @@ def test_nobody_is_beaten_alone(feedback):
   ],
 )
 def test_a_duel_is_between_two_and_leaves_oneself_out(changes, match):
-  online_check.check(DUEL)
+  validate.check(DUEL)
   with pytest.raises(ValueError, match=f"ipo_md learns from the prob.*{match}"):
-    online_check.check(dataclasses.replace(DUEL, **changes))
+    validate.check(dataclasses.replace(DUEL, **changes))
 
 
 def test_a_controller_that_leaves_beta_positive_passes():
   # beta (1 - 0.2 * 8 / 1.7) = 0.06 beta
-  rule = Call(controllers.adaptive_kl, beta=0.02, horizon=1.7)
-  online_check.check(dataclasses.replace(RUN, controller=rule))
+  rule = Call(kl_control.adaptive_kl, beta=0.02, horizon=1.7)
+  validate.check(dataclasses.replace(RUN, controller=rule))
 
 
 LEARNED = dataclasses.replace(MODEL, rotary=None, positions=24)
@@ -168,7 +156,9 @@ def directory(tmp_path_factory):
   )
   params = {"lm": transformer.model(config).init(jax.random.key(0))}
   # Without merges a letter is a token.
-  run_dirs.export(where, config, params, world.train_bpe(["ab"], config.vocab))
+  run_directory.export(
+    where, config, params, synthetic_reviews.train_bpe(["ab"], config.vocab)
+  )
   return str(where)
 
 
@@ -198,11 +188,11 @@ def test_the_longest_prompt_of_a_known_tokenizer_must_fit(directory, tmp_path):
       sampling=Sampling(completions=2, max_tokens=max_tokens),
     )
     if fits:
-      online_check.load(run, memory)
+      validate.load(run, memory)
       continue
     match = "a prompt of 19 tokens that is 25, .* 24 learned"
     with pytest.raises(ValueError, match=match):
-      online_check.load(run, memory)
+      validate.load(run, memory)
 
 
 def test_check_refuses_prompts_that_do_not_fit_a_tokenizer_made_there():
@@ -210,30 +200,32 @@ def test_check_refuses_prompts_that_do_not_fit_a_tokenizer_made_there():
   memory = {"rows": [Prompt("0", "x")]}
   five = Scratch(dataclasses.replace(LEARNED, positions=5))
   run = dataclasses.replace(RUN, prompts=Prompts("rows"), start=five)
-  online_check.load(run, memory)
+  validate.load(run, memory)
   with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 learned"):
     preflight.check(run, memory)
 
 
 def test_a_rating_is_brought_by_its_arrangement_alone():
   cringe = dataclasses.replace(RUN, objective=Use("cringe"))
-  rated = dataclasses.replace(cringe, arrange=Call(arrange.rated_by_threshold))
+  rated = dataclasses.replace(
+    cringe, arrange=Call(pair_construction.rated_by_threshold)
+  )
   with pytest.raises(ValueError, match=r"layout RATED; rollouts become"):
-    online_check.check(cringe)
+    validate.check(cringe)
   # One completion is enough for a rating, and not for a best and a worst.
   for made, completions in ((rated, 2), (rated, 1)):
     sampling = dataclasses.replace(ONE, completions=completions)
-    online_check.check(dataclasses.replace(made, sampling=sampling))
+    validate.check(dataclasses.replace(made, sampling=sampling))
   extremes = dataclasses.replace(
-    cringe, arrange=Call(arrange.rated_best_worst), sampling=ONE
+    cringe, arrange=Call(pair_construction.rated_best_worst), sampling=ONE
   )
   with pytest.raises(ValueError, match=r"cringe learns nothing.*2 or more"):
-    online_check.check(extremes)
+    validate.check(extremes)
 
 
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_one_completion_is_enough_without_a_group_baseline(name):
-  online_check.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))
+  validate.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))
 
 
 def test_empty_prompt_set_is_refused_and_leaves_no_directory(tmp_path):

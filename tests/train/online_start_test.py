@@ -9,30 +9,14 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.data import world
+from tests.train.tiny_runs import PLAIN as RUN
+from xpo_jax.config.experiment import Evaluation, Pretrained
+from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import BadRows
-from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import Scores
-from xpo_jax.models import pretrained, transformer
+from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.train import online_setup
-from xpo_jax.train.experiment import Evaluation, MeshShape, Pretrained, Scratch, Use
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
-
-RUN = OnlineExperiment(
-  Use("rloo"),
-  Prompts("world:20"),
-  Scratch(MODEL),
-  Feedback(Call(rules.world_reward)),
-  Sampling(completions=2, max_tokens=4),
-  prompts_per_iteration=4,
-  mesh=MeshShape(data=1),
-)
 
 
 def test_bad_rows_of_held_out_prompts_stop_the_run_or_are_counted(tmp_path):
@@ -82,14 +66,16 @@ def ensemble(members):
 
 def test_start_whose_weights_changed_is_refused(tmp_path):
   model = transformer.model(MODEL)
-  texts = [text for row in world.generate(20, seed=0) for text in row]
-  tokenizer, start = world.train_bpe(texts, 300), tmp_path / "start"
+  texts = [text for row in synthetic_reviews.generate(20, seed=0) for text in row]
+  tokenizer, start = synthetic_reviews.train_bpe(texts, 300), tmp_path / "start"
   run = dataclasses.replace(RUN, start=Pretrained(str(start), remat=False))
   loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
 
   def prepared(seed):
     shutil.rmtree(start, ignore_errors=True)
-    pretrained.save(start, MODEL, {"lm": model.init(jax.random.key(seed))}, tokenizer)
+    hf_checkpoint.save(
+      start, MODEL, {"lm": model.init(jax.random.key(seed))}, tokenizer
+    )
     online_setup.prepare(run, tmp_path, loaded)
 
   prepared(0)

@@ -12,8 +12,8 @@ import pytest
 
 from tests import compiling
 from tests.train.tiny_runs import ONLINE
+from xpo_jax.config.experiment import Data, PartUse, Use
 from xpo_jax.train import checkpoint, metrics, offline, online, rollouts
-from xpo_jax.train.experiment import Data, PartUse, Use
 
 # And a second objective with data of its own.
 RUN = dataclasses.replace(

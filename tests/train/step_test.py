@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from xpo_jax import objectives, scored
+from xpo_jax.config import optim
 from xpo_jax.models import heads
 from xpo_jax.objectives import mixture
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
-from xpo_jax.train import optim, state, step
+from xpo_jax.train import state, step
 from xpo_jax.types import Layout, nothing_shared
 
 KEY = jax.random.key(5)

@@ -1,17 +1,11 @@
 """The smallest model that trains on the world's texts, and an online run of it."""
 
-from xpo_jax import controllers
+from xpo_jax.config.experiment import Loop, MeshShape, Scratch, Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.optim import Optimizer
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
-from xpo_jax.train.experiment import Loop, MeshShape, Scratch, Use
-from xpo_jax.train.online_experiment import (
-  Call,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
-from xpo_jax.train.optim import Optimizer
+from xpo_jax.ops import kl_control
 
 MODEL = Config(
   vocab=320,
@@ -37,9 +31,19 @@ ONLINE = OnlineExperiment(
   minibatches=2,
   inner_epochs=2,
   microbatches=2,
-  controller=Call(controllers.adaptive_kl, beta=0.1, target=1.0, horizon=100.0),
+  controller=Call(kl_control.adaptive_kl, beta=0.1, target=1.0, horizon=100.0),
   renew_reference=2,
   optimizer=Optimizer(learning_rate=1e-2, ema=0.9),
   loop=Loop(log_every=1),
+  mesh=MeshShape(data=1),
+)
+# Nothing but what there must be.
+PLAIN = OnlineExperiment(
+  Use("rloo"),
+  Prompts("world:20"),
+  Scratch(MODEL),
+  Feedback(Call(rules.world_reward)),
+  Sampling(completions=2, max_tokens=4),
+  prompts_per_iteration=4,
   mesh=MeshShape(data=1),
 )

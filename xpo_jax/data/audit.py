@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from xpo_jax.data import records, split, store, tokenise
+from xpo_jax.data import records, split, token_store, tokenise
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example, Limits, Template
@@ -162,7 +162,7 @@ def digest(examples: Sequence[Example]) -> str:
 
   The order counts; names of rows do not. Template and truncation are in the tokens.
   """
-  data = store.store(examples)
+  data = token_store.store(examples)
   layouts = [example.layout.value for example in examples]
   sha = hashlib.sha256(json.dumps([layouts, sorted(data.fields)]).encode())
   for array in (data.tokens, data.loss, data.piece_start, data.group_start):

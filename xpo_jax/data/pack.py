@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from flax import struct
 
-from xpo_jax.data import bins
-from xpo_jax.data.store import Store, store
+from xpo_jax.data import bin_packing
+from xpo_jax.data.token_store import Store, store
 from xpo_jax.data.tokenise import Example
 
 
@@ -203,7 +203,7 @@ def plan(
   for epoch in range(epochs):
     epoch_start.append(len(rows))
     rng = np.random.default_rng((seed, epoch)) if shuffle else None
-    rows += bins.best_fit(data.length, L, groups_per_row, rng)
+    rows += bin_packing.best_fit(data.length, L, groups_per_row, rng)
   row_start = np.cumsum([0, *map(len, rows)])
   available = -(-len(rows) // rows_per_step)
   if steps is not None and steps > available:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.data import columns, records
+from xpo_jax.data import nested_columns, records
 from xpo_jax.data.records import BadRow, Turn
 
 _ASSISTANT = "\n\nAssistant:"
@@ -198,9 +198,9 @@ class _Unfit(Exception):
 def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
   if not isinstance(row, Mapping):
     raise _Unfit("not a JSON object", f"got {str(row)[:60]!r}")
-  where = columns.sources(row, reading.rename)
+  where = nested_columns.sources(row, reading.rename)
   try:
-    return {name: columns.take(row, source) for name, source in where.items()}
+    return {name: nested_columns.take(row, source) for name, source in where.items()}
   except LookupError as error:
     raise _Unfit("missing column", str(error.args[0])) from error
 
@@ -210,7 +210,7 @@ def _kind_of(rows, name: str, reading: Reading) -> str:
   names = set()
   for _, row in rows:
     if isinstance(row, Mapping):
-      names.update(columns.sources(row, reading.rename))
+      names.update(nested_columns.sources(row, reading.rename))
   if not names:
     return "prompt"  # every row is bad, and already listed as such
   fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))

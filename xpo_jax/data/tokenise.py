@@ -8,7 +8,7 @@ with EOS, unless it was truncated.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -390,3 +390,8 @@ def _fields(row: records.Record) -> dict[str, np.ndarray]:
         if value is not None
       }
   return {}
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+  """Text of token ids, special tokens left out."""
+  return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from xpo_jax.feedback import client, exchanges, judge, prompting
-from xpo_jax.feedback.advance import Advance, every
+from xpo_jax.feedback import client, judge, prompting, response_cache
 from xpo_jax.feedback.client import Client, Endpoint, JudgeError, Lost, Unreadable
-from xpo_jax.feedback.exchanges import Exchanges
 from xpo_jax.feedback.judge import Backend
+from xpo_jax.feedback.progress import Advance, every
 from xpo_jax.feedback.prompting import Conversation
 from xpo_jax.feedback.protocol import Preference, Scorer
+from xpo_jax.feedback.response_cache import Exchanges
 
 
 def connect(
@@ -161,7 +161,7 @@ class _Asker:
     """What `read` makes of each answer; None where there is none."""
     answers: dict[str, Any] = {}
     waiting: dict[str, Mapping[str, Any]] = {}  # the same question is sent once
-    names = [exchanges.key(request, draw) for request in requests]
+    names = [response_cache.key(request, draw) for request in requests]
     for name, request in zip(names, requests, strict=True):
       answer = None if self.held is None else self.held.find(request, draw)
       if answer is not None or self.endpoint.replay:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xpo_jax import labels
-from xpo_jax.feedback import prompting, protocol, verdicts
+from xpo_jax.feedback import parse, prompting, protocol
 from xpo_jax.feedback.prompting import Conversation, Piece, Turn
 from xpo_jax.feedback.protocol import Preference, Scorer, Scores
+from xpo_jax.ops import ai_labels
 
 _IMPOSSIBLE = -1e30  # log-probability of the option a text did not choose
 _RATED = ("preamble", "sample", "ending")
@@ -54,8 +54,8 @@ def preference(
   """A judge of pairs.
 
   Each pair is shown in both orders and the two distributions are averaged
-  (`labels.debiased`). A verdict that cannot be read in one of the orders is asked for
-  again; then the judge abstains.
+  (`ai_labels.debiased`). A verdict that cannot be read in one of the orders is asked
+  for again; then the judge abstains.
 
   Papers: RLAIF, Lee et al. 2023, arXiv:2309.00267 (log-probabilities of verdicts, both
   orders, reasons first, self-consistency, which did not help there); Constitutional AI,
@@ -72,7 +72,8 @@ def preference(
     reasoning: let the judge argue first (the part `reasoning`).
     samples: verdicts averaged over, each with reasons of its own; >= 1.
     retries: how often an unreadable verdict is asked for again.
-    both_orders: False: ask with the first answer first only; for `train.examine`.
+    both_orders: False: ask with the first answer first only; for
+      `evaluation.judge_bias`.
     clamp: bounds of the probability, or None.
     seed: of the drawn principle.
 
@@ -169,7 +170,7 @@ def scorer(
           break
         texts = backend.write([asked[n] for n in waiting], attempt * samples + sample)
         for n, text in zip(waiting, texts, strict=True):
-          found = None if text is None else verdicts.score(text, least, most)
+          found = None if text is None else parse.score(text, least, most)
           if found is not None:
             value_SN[sample, n] = found
             reason[n] = reason[n] or text
@@ -225,8 +226,8 @@ def rating(
         backend, asked, names, True, reasoning, sample, samples, retries
       )
       silent_N = np.isnan(logp_NJ).any(-1)
-      mean_N = labels.expected_score(np.where(silent_N[:, None], 0, logp_NJ))
-      scaled_N = np.asarray(labels.rescaled(mean_N, 1, levels))
+      mean_N = ai_labels.expected_score(np.where(silent_N[:, None], 0, logp_NJ))
+      scaled_N = np.asarray(ai_labels.rescaled(mean_N, 1, levels))
       value_SN.append(np.where(silent_N, np.float32(np.nan), scaled_N))
       reason = argued if reason is None else reason
     return Scores(_mean(np.stack(value_SN)), tuple(reason))
@@ -316,7 +317,7 @@ def _after(question: _Question, argued: str) -> Conversation:
 
 
 def _chosen(text: str | None, options: Sequence[str]) -> np.ndarray:
-  found = None if text is None else verdicts.choice(text, options)
+  found = None if text is None else parse.choice(text, options)
   if found is None:
     return np.full(len(options), np.nan, np.float32)
   return np.where(np.arange(len(options)) == found, 0, _IMPOSSIBLE).astype(np.float32)
@@ -330,7 +331,7 @@ def _first_wins(logp_NJ: np.ndarray, both_orders: bool) -> np.ndarray:
   if both_orders:
     shown_NJ, swapped_NJ = np.split(logp_NJ, 2)
     silent_N = np.logical_or(*np.split(silent_N, 2))
-  p_N = np.asarray(labels.debiased(shown_NJ, swapped_NJ))[:, 0]
+  p_N = np.asarray(ai_labels.debiased(shown_NJ, swapped_NJ))[:, 0]
   return np.where(silent_N, np.float32(np.nan), p_N)
 
 

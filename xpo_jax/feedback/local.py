@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.feedback import judge, prompting
-from xpo_jax.feedback.advance import Advance, every
 from xpo_jax.feedback.judge import Backend
+from xpo_jax.feedback.progress import Advance, every
 from xpo_jax.feedback.prompting import Conversation, Piece
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
-from xpo_jax.models import pretrained, sample, transformer
+from xpo_jax.models import hf_checkpoint, sample, transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Array, Params
 
@@ -115,9 +115,9 @@ def load(directory: str | Path, **settings: Any) -> Backend:
   """A Hugging Face directory as a judge; `settings` are those of `backend`.
 
   Raises:
-    ValueError: what `pretrained.load` refuses, or no tokenizer.
+    ValueError: what `hf_checkpoint.load` refuses, or no tokenizer.
   """
-  held = pretrained.load(directory, remat=False)
+  held = hf_checkpoint.load(directory, remat=False)
   if held.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   params = jax.device_put(held.params["lm"])

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpo_jax import games, labels
 from xpo_jax.models.transformer import Model
+from xpo_jax.ops import ai_labels, preference_games
 from xpo_jax.types import Params
 
 
@@ -70,12 +70,12 @@ def both_orders(preference: Preference) -> Preference:
 
 
 def clamped(preference: Preference, low: float = 0.4, high: float = 0.6) -> Preference:
-  """A preference kept from being too sure of itself; see `labels.clamped`.
+  """A preference kept from being too sure of itself; see `ai_labels.clamped`.
 
   Raises:
     ValueError: a bound out of range.
   """
-  labels.clamped(np.full((1, 2), 0.5, np.float32), low, high)  # checks the bounds
+  ai_labels.clamped(np.full((1, 2), 0.5, np.float32), low, high)  # checks the bounds
 
   def asked(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -170,8 +170,8 @@ def win_rates(
     texts_BK: K completions each.
     present: [B, K], 0 on padded columns: they are not asked about and get 0.
     include_self: whether a completion is of its own group, as a draw (1/2), which is
-      SPPO's estimate (`games.win_rate`); else the group is the others, and who has none
-      gets 1/2.
+      SPPO's estimate (`preference_games.win_rate`); else the group is the others, and
+      who has none gets 1/2.
 
   Returns:
     `reward_BK`, float32; NaN where every verdict on a completion was an abstention.
@@ -184,7 +184,7 @@ def win_rates(
   told_BKK = np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK)
   others_BK = present_BK.sum(-1, keepdims=True) - 1
   if include_self:
-    reward_BK = np.array(games.win_rate(told_BKK, present_BK))
+    reward_BK = np.array(preference_games.win_rate(told_BKK, present_BK))
   else:
     apart_BKK = told_BKK * (1 - np.eye(present_BK.shape[1], dtype=np.float32))
     mean_BK = apart_BKK.sum(-1) / np.maximum(others_BK, 1)

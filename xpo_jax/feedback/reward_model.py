@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import controllers, token_stats
-from xpo_jax.controllers import Affine
 from xpo_jax.data import audit
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.feedback import _texts
 from xpo_jax.feedback.protocol import Scorer, Scores
-from xpo_jax.models import heads, pretrained, score, transformer
+from xpo_jax.models import heads, hf_checkpoint, score, transformer
+from xpo_jax.ops import kl_control, token_stats
+from xpo_jax.ops.kl_control import Affine
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place, rules
 from xpo_jax.types import Array, Params
@@ -68,7 +68,8 @@ def describe(
   """Writes reward.json beside a model's weights, over an older one.
 
   Args:
-    directory: a Hugging Face directory with a scalar head (`models.pretrained.save`).
+    directory: a Hugging Face directory with a scalar head
+      (`models.hf_checkpoint.save`).
     template: the model's of training.
     limits: the model's of training.
     kind: `REWARD` or `PREFERENCE`.
@@ -130,10 +131,41 @@ def load(
 
   Raises:
     ValueError: no reward.json, no scalar head or no tokenizer; a model of the other
-      kind; sizes that the mesh does not divide; and what `pretrained.load` raises.
+      kind; sizes that the mesh does not divide; and what `hf_checkpoint.load` raises.
   """
   said = about(directory, kind)
-  held = pretrained.load(directory, compute_dtype)
+  found = undescribed(
+    directory,
+    Template(**said["template"]),
+    Limits(**said["limits"]),
+    compute_dtype=compute_dtype,
+    mesh=mesh,
+  )
+  affine = Affine(said["gain"], said["bias"])
+  return found._replace(kind=kind, affine=affine)
+
+
+def undescribed(
+  directory: str | Path,
+  template: Template,
+  limits: Limits,
+  *,
+  compute_dtype: str = "float32",
+  mesh: jax.sharding.Mesh | None = None,
+) -> RewardModel:
+  """Reads a model as it was trained, whatever a reward.json beside it says.
+
+  Args:
+    directory: see `load`.
+    template: how texts are put together.
+    limits: longest prompt and completion.
+    compute_dtype: see `load`.
+    mesh: see `load`.
+
+  Raises:
+    ValueError: as `load`, but for reward.json.
+  """
+  held = hf_checkpoint.load(directory, compute_dtype)
   if "value" not in held.params:
     raise ValueError(f"{directory} has no scalar head; was it trained as a policy?")
   if held.tokenizer is None:
@@ -143,16 +175,7 @@ def load(
     params = _placed(model, held.params, mesh)
   except ValueError as error:
     raise ValueError(f"reward model {directory}: {error}") from None
-  return RewardModel(
-    model=model,
-    params=params,
-    tokenizer=held.tokenizer,
-    template=Template(**said["template"]),
-    limits=Limits(**said["limits"]),
-    kind=kind,
-    affine=Affine(said["gain"], said["bias"]),
-    mesh=mesh,
-  )
+  return RewardModel(model, params, held.tokenizer, template, limits, mesh=mesh)
 
 
 def of(held: RewardModel, *, batch: int = 32) -> Scorer:
@@ -219,7 +242,7 @@ def normalise(
   held: RewardModel,
   prompts: Sequence[str],
   completions: Sequence[str],
-  rule: Normaliser = controllers.standardising,
+  rule: Normaliser = kl_control.standardising,
 ) -> RewardModel:
   """The model with the gain and bias that a rule finds on reference samples.
 
@@ -291,7 +314,7 @@ def implicit(
   """
   if beta <= 0:
     raise ValueError(f"implicit: beta={beta} must be > 0")
-  held = [pretrained.load(where, compute_dtype) for where in (policy, reference)]
+  held = [hf_checkpoint.load(where, compute_dtype) for where in (policy, reference)]
   if any(one.tokenizer is None for one in held):
     raise ValueError(f"{policy} or {reference} has no tokenizer; save one beside")
   first, second = (audit.tokenizer_digest(one.tokenizer) for one in held)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import special
 
-from xpo_jax.data import world
+from xpo_jax.data import synthetic_reviews
 from xpo_jax.feedback.protocol import Preference, Scorer, Scores, check_scores
 
 
 def world_reward() -> Scorer:
   """The embedded world's true reward: VADER's compound of prompt and completion."""
   return _of_pair(
-    lambda prompts, texts: world.true_reward(
+    lambda prompts, texts: synthetic_reviews.true_reward(
       [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     )
   )
@@ -25,7 +25,7 @@ def sentiment() -> Scorer:
   A lexicon: it counts words and knows no irony. Hutto and Gilbert 2014, through the
   `vaderSentiment` package.
   """
-  return _of_text(world.true_reward)
+  return _of_text(synthetic_reviews.true_reward)
 
 
 def matches(pattern: str, *, whole: bool = False) -> Scorer:

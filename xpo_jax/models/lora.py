@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.models import families, merge, transformer
+from xpo_jax.models import hf_config, merge, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.transformer import Model, Weight
 from xpo_jax.types import Array, Params
@@ -75,7 +75,7 @@ def modules(config: Config) -> dict[str, list[str]]:
     ValueError: no Hugging Face family holds the config.
   """
   found: dict[str, list[str]] = {}
-  for entry in families.of(config).entries(config):
+  for entry in hf_config.of(config).entries(config):
     for group, part, *leaf in (path for path in entry.paths if len(path) == 3):
       if (group, leaf) == ("blocks", ["kernel"]):
         found.setdefault(part, []).append(entry.name.removesuffix(".weight"))

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from xpo_jax.models import families, layouts, lora
+from xpo_jax.models import hf_config, hf_weights, lora
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import distributed
@@ -221,12 +221,12 @@ def _modules(config: Config) -> list[_Module]:
   """The linear modules of all layers, in the order of the checkpoint."""
   return [
     _module(entry)
-    for entry in families.of(config).entries(config)
+    for entry in hf_config.of(config).entries(config)
     if entry.paths[0][0] == "blocks" and entry.paths[0][-1] == "kernel"
   ]
 
 
-def _module(entry: layouts.Entry) -> _Module:
+def _module(entry: hf_weights.Entry) -> _Module:
   """Read off how the entry cuts a tensor that holds the numbers of its own places."""
   places = entry.split(np.arange(math.prod(entry.shape)).reshape(entry.shape))
   rows = {}

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax.models import decoding, draw
+from xpo_jax.models import decode_state, token_sampling
 from xpo_jax.models.config import Config
-from xpo_jax.models.decoding import Samples
+from xpo_jax.models.decode_state import Samples
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Array, Params
 
@@ -54,8 +54,8 @@ class Mixture(NamedTuple):
   """A second model beside the policy: tokens come from policy^(1 - share) ref^share.
 
   Normalised token by token, after both have been divided by the temperature; see
-  `games.mixture`. Nash-MD's opponent (Munos et al. 2023, arXiv:2312.00886) and the
-  sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635).
+  `preference_games.mixture`. Nash-MD's opponent (Munos et al. 2023, arXiv:2312.00886)
+  and the sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635).
 
   Attributes:
     model: the reference, of `transformer.model`; its vocabulary is the policy's.
@@ -161,7 +161,7 @@ def checked(
   greedy: bool,
   mixture: Mixture | None,
   warmth: float | None,
-) -> tuple[decoding.Decoder, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[decode_state.Decoder, np.ndarray, np.ndarray, np.ndarray]:
   """The arguments of `sample` as a decoder, prompts, lengths and row numbers.
 
   Raises:
@@ -195,7 +195,7 @@ def checked(
     )
   stop = np.asarray(stop_ids, np.int32).reshape(-1)
   _check_ids("stop_ids", stop, vocab)
-  rule = draw.Rule(
+  rule = token_sampling.Rule(
     stop,
     np.float32(temperature),
     None if top_k is None else np.int32(top_k),
@@ -204,7 +204,7 @@ def checked(
     None if warmth is None else np.float32(warmth),
   )
   both = (params,) if mixture is None else (params, mixture.params)
-  decoder = decoding.Decoder(both, rule, configs, greedy)
+  decoder = decode_state.Decoder(both, rule, configs, greedy)
   prompt_BP, length_B, row_B = (
     x.astype(np.int32) for x in (prompt_BP, length_B, row_B)
   )
@@ -290,7 +290,7 @@ def _check_ids(name: str, ids: np.ndarray, vocab: int) -> None:
 
 @functools.partial(jax.jit, static_argnames=("completions", "max_tokens"))
 def _sample(
-  decoder: decoding.Decoder,
+  decoder: decode_state.Decoder,
   prompt_BP: Array,
   length_B: Array,
   key: Array,
@@ -299,16 +299,16 @@ def _sample(
   completions: int,
   max_tokens: int,
 ) -> Samples:
-  luck_BKT2 = draw.luck(key, row_B, completions, max_tokens)
-  out, prompts = decoding.begin(decoder, prompt_BP, length_B, luck_BKT2)
-  branches = decoding.room(prompts, luck_BKT2)
-  layers = decoding.layers(decoder)
+  luck_BKT2 = token_sampling.luck(key, row_B, completions, max_tokens)
+  out, prompts = decode_state.begin(decoder, prompt_BP, length_B, luck_BKT2)
+  branches = decode_state.room(prompts, luck_BKT2)
+  layers = decode_state.layers(decoder)
 
   def more(carry: tuple) -> Array:
     return carry[0].open_BK.any()
 
   def step(carry: tuple) -> tuple:
     out, branches = carry
-    return decoding.extend(layers, out, prompts, branches, luck_BKT2)
+    return decode_state.extend(layers, out, prompts, branches, luck_BKT2)
 
   return jax.lax.while_loop(more, step, (out, branches))[0]

@@ -3,7 +3,7 @@
 Parameters are a plain nested dict; the leaves of `"blocks"` are stacked over layers,
 so that one `lax.scan` runs them and the program does not grow with depth. A batch is
 a `Rows` record: several prompt groups per row, each prompt once with its completions
-as branches. `cache.py` runs the same block with a cache in place of a mask.
+as branches. `kv_cache.py` runs the same block with a cache in place of a mask.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -46,7 +46,8 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.aot(), first_step).loss), 4)  # log 2
     0.6931

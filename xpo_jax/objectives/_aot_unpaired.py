@@ -1,7 +1,7 @@
 """AOT without pairs: the rewards of good answers above those of bad ones, by rank."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _aot, _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -34,7 +34,8 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> loss = scored.evaluate(objectives.aot_unpaired(), first_step).loss
     >>> round(float(loss), 4)  # log 2

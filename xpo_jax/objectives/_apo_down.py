@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -31,7 +31,8 @@ def apo_down(beta: float = 0.1) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> float(scored.evaluate(objectives.apo_down(), first_step).loss)  # 1/2 + 1/2
     1.0

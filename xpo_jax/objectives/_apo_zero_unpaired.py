@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -34,7 +34,8 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=1, policy_equals_ref=True)
     >>> float(scored.evaluate(objectives.apo_zero_unpaired(), first_step).loss)
     0.5

@@ -5,8 +5,8 @@ Over 80 lines: single answers and pairs are two layouts of the one loss and its 
 
 import jax.numpy as jnp
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 _NEEDS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
@@ -40,7 +40,8 @@ def bco(beta: float = 0.1) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=1, policy_equals_ref=True)
     >>> o = objectives.bco()
     >>> round(float(scored.evaluate(o, first_step, o.init()).loss), 4)  # log 2

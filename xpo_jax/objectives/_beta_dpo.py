@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import selection, token_stats
 from xpo_jax.objectives import _dpo, _knobs, _rewards
+from xpo_jax.ops import selection, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 _FLOOR = 1e-3  # the authors' code: beta is never smaller
@@ -74,7 +74,8 @@ def beta_dpo(
 
   Example:
     >>> import jax
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> o, first = objectives.beta_dpo(), toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(o, first, o.init(), jax.random.key(0)).loss), 4)
     0.6931

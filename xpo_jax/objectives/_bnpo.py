@@ -1,7 +1,7 @@
 """BNPO, as TRL calls it: GRPO with one mean over the tokens of the batch."""
 
-from xpo_jax import policy_loss
 from xpo_jax.objectives import _grpo, _rewards
+from xpo_jax.ops import policy_loss
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

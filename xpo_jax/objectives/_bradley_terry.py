@@ -1,7 +1,7 @@
 """The Bradley-Terry reward model, from comparisons and from shares of votes."""
 
-from xpo_jax import links, masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

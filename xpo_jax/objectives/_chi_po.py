@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import divergences, links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import divergences, links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -34,7 +34,8 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.chi_po(), first_step).loss), 4)  # log 2
     0.6931

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import policy_loss
 from xpo_jax.objectives import _grpo, _knobs, _rewards
+from xpo_jax.ops import policy_loss
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

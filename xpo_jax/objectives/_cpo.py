@@ -1,7 +1,7 @@
 """CPO: DPO against a uniform reference, and the NLL of the chosen answer."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _nll, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import masked, token_stats
 from xpo_jax.objectives import _knobs, _unlikelihood
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import (
   Array,
   Aux,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from xpo_jax import links, masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, Stat
 
 

@@ -1,7 +1,7 @@
 """DiscoPOP: the loss that a language model's search found best."""
 
-from xpo_jax import discovered, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import discopop_losses, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -34,7 +34,8 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> loss = scored.evaluate(objectives.discopop(), first_step).loss
     >>> round(float(loss), 4)  # (log 2 + 1) / 2
@@ -46,7 +47,7 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     reward_BK = _rewards.rewards(scored, beta)
-    loss_B = discovered.lrml(reward_BK[:, 0] - reward_BK[:, 1], tau)
+    loss_B = discopop_losses.lrml(reward_BK[:, 0] - reward_BK[:, 1], tau)
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"discopop": scored.mean_B(loss_B)}, metrics, loss_B)
 

@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -38,7 +38,8 @@ def dno(beta: float = 0.1) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> loss = scored.evaluate(objectives.dno(), first_step).loss
     >>> round(float(loss), 4)  # no margin yet, so log 2 whatever the win rates

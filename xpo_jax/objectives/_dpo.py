@@ -1,7 +1,7 @@
 """Direct Preference Optimization, and its label-smoothed form."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -33,7 +33,8 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> loss = scored.evaluate(objectives.dpo(beta=0.1), first_step).loss
     >>> round(float(loss), 4)  # no margin yet, so log 2

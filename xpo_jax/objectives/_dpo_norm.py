@@ -1,7 +1,7 @@
 """Length-normalised DPO, as Tulu 3 trains with it."""
 
-from xpo_jax import links, masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

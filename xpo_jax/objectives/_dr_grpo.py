@@ -1,7 +1,7 @@
 """Dr. GRPO: GRPO without the two divisions that bias it."""
 
-from xpo_jax import groups, masked
 from xpo_jax.objectives import _grpo, _knobs, _rewards
+from xpo_jax.ops import groups, masked
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import ranking, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -45,7 +45,8 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> o = objectives.exo(label_smoothing=0.1)
     >>> round(float(scored.evaluate(o, first_step).loss), 4)  # -log(4 * 0.9 * 0.1) / 2

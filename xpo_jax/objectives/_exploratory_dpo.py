@@ -1,7 +1,7 @@
 """XPO: online DPO that is paid for leaving what the reference would say."""
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _online_dpo, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 
 

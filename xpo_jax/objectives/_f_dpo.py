@@ -2,8 +2,8 @@
 
 import math
 
-from xpo_jax import divergences, links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import divergences, links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -40,7 +40,9 @@ def f_dpo(
       (when built).
 
   Example:
-    >>> from xpo_jax import divergences, objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.ops import divergences
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> o = objectives.f_dpo(divergence=divergences.alpha(0.3))
     >>> round(float(scored.evaluate(o, first_step).loss), 4)

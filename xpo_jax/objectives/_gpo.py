@@ -1,7 +1,7 @@
 """GPO: any link in the place of DPO's logistic one."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -35,7 +35,9 @@ def gpo(
     ValueError: beta out of range, an unknown link (when built).
 
   Example:
-    >>> from xpo_jax import links, objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.ops import links
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> o = objectives.gpo(link=links.SAVAGE)
     >>> float(scored.evaluate(o, first_step).loss)  # sigma(0)^2

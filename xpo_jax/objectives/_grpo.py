@@ -5,8 +5,8 @@ Longer than other objectives because the relatives are written with it.
 
 import jax.numpy as jnp
 
-from xpo_jax import divergences, groups, masked, policy_loss
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import divergences, groups, masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 FIELDS = frozenset({"mask_BKT", "old_logp_BKT", "reward_BK"})
@@ -126,7 +126,8 @@ def grpo(
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> s = toy.scored(K=3, policy_equals_ref=True)
     >>> s = s.replace(old_logp_BKT=s.logp_BKT)  # ratio 1, no KL: advantages sum to 0
     >>> abs(round(float(scored.evaluate(objectives.grpo(), s).loss), 4))

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import groups, masked, policy_loss
 from xpo_jax.objectives import _grpo, _rewards
+from xpo_jax.ops import groups, masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -41,7 +41,8 @@ def gspo(
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> s = toy.scored(K=3)
     >>> s = s.replace(old_logp_BKT=s.logp_BKT)  # ratio 1: the advantages sum to 0
     >>> abs(round(float(scored.evaluate(objectives.gspo(), s).loss), 4))

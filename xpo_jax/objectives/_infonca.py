@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import ranking, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -49,7 +49,8 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> same = toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.infonca(), same).loss), 4)  # log 2
     0.6931

@@ -1,7 +1,7 @@
 """IPO: a regression of the gap of log-ratios to a finite target."""
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -34,7 +34,8 @@ def ipo(beta: float = 0.1) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> float(scored.evaluate(objectives.ipo(beta=0.25), first_step).loss)  # (1/0.5)^2
     4.0

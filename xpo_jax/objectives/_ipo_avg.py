@@ -1,7 +1,7 @@
 """IPO on log-ratios averaged per token, as most public codes have it."""
 
-from xpo_jax import masked, token_stats
 from xpo_jax.objectives import _ipo, _knobs, _rewards
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

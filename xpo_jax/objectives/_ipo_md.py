@@ -1,7 +1,7 @@
 """Online IPO and IPO-MD: IPO on fresh pairs with soft labels."""
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _ipo, _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -12,7 +12,8 @@ def ipo_md(beta: float = 1.0) -> Objective:
   with h = log-ratio_y - log-ratio_y' and p = P(y > y'), so that dL/dh = 2 beta h -
   (2 p - 1). Which loss this is, sampling says: both from the policy, online IPO, whose
   stationary point is the equilibrium of the game tied to the reference; both from
-  `games.mixture` of policy and reference, IPO-MD. No gradient through sampling.
+  `preference_games.mixture` of policy and reference, IPO-MD. No gradient through
+  sampling.
 
   Paper: Calandriello et al. 2024, arXiv:2403.08635, Eq. not checked; beta is its tau.
   Departs from the paper: nothing but a constant. Its other beta, the reference's share
@@ -26,9 +27,10 @@ def ipo_md(beta: float = 1.0) -> Objective:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
     needs LOGP, REF_LOGP; field reward_BK: win rates of the two against one another,
     p = (1 + first - second) / 2, so that p and 1 - p add up to 1 for any judge
-    (`games.duel` makes them of one p; so do K = 2 samples with `Feedback.include_self`
-    False, where a draw with itself would halve 2 p - 1). Pairs of p = 1/2 count too:
-    `arrange.all_pairs` keeps them, `best_worst` does not. Terms: `ipo_md`.
+    (`preference_games.duel` makes them of one p; so do K = 2 samples with
+    `Feedback.include_self` False, where a draw with itself would halve 2 p - 1). Pairs
+    of p = 1/2 count too:
+    `pair_construction.all_pairs` keeps them, `best_worst` does not. Terms: `ipo_md`.
     Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion); chosen is column 0.
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 
@@ -42,7 +42,8 @@ def kto(
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> float(scored.evaluate(objectives.kto(), first_step).loss)  # 1 - sigma(0)
     0.5

@@ -1,6 +1,6 @@
 """The K-wise reward model: all pairs of a list at once."""
 
-from xpo_jax import masked, ranking, token_stats
+from xpo_jax.ops import masked, ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _dpo, _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -47,7 +47,8 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.ld_dpo(), first_step).loss), 4)  # log 2
     0.6931

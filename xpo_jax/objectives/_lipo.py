@@ -7,8 +7,8 @@ import math
 
 import jax.numpy as jnp
 
-from xpo_jax import ranking, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 _NEEDS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})

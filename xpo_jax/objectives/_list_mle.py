@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import ranking, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 

@@ -1,7 +1,7 @@
 """ListNet on implicit rewards."""
 
-from xpo_jax import ranking, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

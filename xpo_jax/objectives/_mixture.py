@@ -55,7 +55,8 @@ def mixture(
       two kinds of column 0.
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> rpo = objectives.mixture((1.0, 0.005), (objectives.dpo(), objectives.sft()))
     >>> sorted(scored.evaluate(rpo, toy.scored(K=2)).terms)
     ['dpo/dpo', 'sft/sft']

@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import groups, masked
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import groups, masked
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -32,8 +32,8 @@ def nash_md(beta: float = 0.008) -> Objective:
 
   L = -mean_i sg(P_i - 1/2 - beta log-ratio_i) log pi(y_i | x)
   with y_i drawn from the policy and P_i = P(y_i > y') the probability to beat y', drawn
-  from `games.mixture` of policy and reference. Its aim is the equilibrium of the game
-  tied to the reference; preferences may form cycles.
+  from `preference_games.mixture` of policy and reference. Its aim is the equilibrium of
+  the game tied to the reference; preferences may form cycles.
 
   Paper: Munos et al. 2023, arXiv:2312.00886, Eq. not checked; beta is its tau.
     Survey 3.11.

@@ -6,8 +6,8 @@ Over 80 lines: a pair and a list with rewards are two layouts of the one formula
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import groups, ranking, token_stats
 from xpo_jax.objectives import _infonca, _knobs, _rewards
+from xpo_jax.ops import groups, ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 _NEEDS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
@@ -50,7 +50,8 @@ def nca(beta: float = 0.01) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.nca(), first_step).loss), 4)  # 2 log 2
     1.3863

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
 

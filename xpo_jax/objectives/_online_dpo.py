@@ -6,8 +6,8 @@ Over 80 lines for the combinator, which does the same for any pairwise objective
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import pairing
 from xpo_jax.objectives import _dpo, _grpo, _knobs
+from xpo_jax.ops import pairing
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -98,7 +98,8 @@ def online_dpo(beta: float = 0.1) -> Objective:
     ValueError: beta out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> s = toy.scored(K=3, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.online_dpo(), s).loss), 4)  # log 2
     0.6931

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards, _sft
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 

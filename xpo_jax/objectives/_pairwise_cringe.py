@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import masked, token_stats
 from xpo_jax.objectives import _cringe, _knobs, _rewards
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

@@ -1,6 +1,6 @@
 """A reward model from ratings, where `kwise` and `bradley_terry` read orders."""
 
-from xpo_jax import masked, token_stats
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

@@ -5,8 +5,8 @@ Over 80 lines: seven knobs, and three papers and three public codes to tell apar
 
 import jax.numpy as jnp
 
-from xpo_jax import divergences, masked, policy_loss, returns, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import divergences, masked, policy_loss, returns, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 

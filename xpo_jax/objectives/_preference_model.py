@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import links, masked, token_stats
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 

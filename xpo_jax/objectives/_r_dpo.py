@@ -1,7 +1,7 @@
 """R-DPO: DPO for a reward from which length is subtracted."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import groups, masked, policy_loss, selection, token_stats
 from xpo_jax.objectives import _grpo
+from xpo_jax.ops import groups, masked, policy_loss, selection, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 

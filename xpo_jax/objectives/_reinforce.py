@@ -6,8 +6,8 @@ A few lines over 80 for the penalised reward, which other losses read too.
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import groups, policy_loss
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 

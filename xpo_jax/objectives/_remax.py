@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import groups, policy_loss
 from xpo_jax.objectives import _knobs, _reinforce, _rewards
+from xpo_jax.ops import groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 

@@ -1,7 +1,7 @@
 """The retain term of NPO + KL: stay where the reference is on what is to be kept."""
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _tdpo1
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 
 
@@ -22,7 +22,8 @@ def retain_kl() -> Objective:
     Metrics: seq_kl (nats per completion).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=1, policy_equals_ref=True)
     >>> float(scored.evaluate(objectives.retain_kl(), first_step).loss)
     0.0

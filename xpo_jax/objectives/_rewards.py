@@ -8,7 +8,7 @@ over the completion's tokens in nats.
 
 import jax.numpy as jnp
 
-from xpo_jax import masked, token_stats
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Mean, Scored, Stat
 
 

@@ -5,8 +5,8 @@ A few lines over 80 for the advantages, which other losses take too.
 
 import jax.numpy as jnp
 
-from xpo_jax import groups, policy_loss
 from xpo_jax.objectives import _grpo, _knobs, _reinforce, _rewards
+from xpo_jax.ops import groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 

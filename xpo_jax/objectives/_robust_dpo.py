@@ -1,7 +1,7 @@
 """Robust DPO: DPO that is unbiased when a share of the labels is flipped."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -31,7 +31,8 @@ def robust_dpo(beta: float = 0.1, flip_rate: float = 0.1) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> loss = scored.evaluate(objectives.robust_dpo(), first_step).loss
     >>> round(float(loss), 4)  # log 2 whatever the share

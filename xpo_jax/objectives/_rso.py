@@ -1,7 +1,7 @@
 """RSO: losses for pairs drawn from an estimate of the optimal policy."""
 
-from xpo_jax import links
 from xpo_jax.objectives import _gpo, _knobs
+from xpo_jax.ops import links
 from xpo_jax.types import Aux, Loss, Objective, Scored
 
 
@@ -32,7 +32,9 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
     ValueError: beta out of range, an unknown link (when built).
 
   Example:
-    >>> from xpo_jax import links, objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.ops import links
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> o = objectives.rso(link=links.HINGE)
     >>> float(scored.evaluate(o, first_step).loss)  # max(0, 1 - 0)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _dpo, _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -54,7 +54,8 @@ def sampo(beta: float = 0.1) -> Objective:
 
   Example:
     >>> import jax
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> out = scored.evaluate(objectives.sampo(), first_step, key=jax.random.key(0))
     >>> round(float(out.loss), 4)  # whatever was drawn, no margin yet: log 2

@@ -1,7 +1,7 @@
 """SimNPO: NPO without a reference, per token."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _npo, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

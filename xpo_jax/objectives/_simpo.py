@@ -1,7 +1,7 @@
 """SimPO: a reference-free reward with a target margin."""
 
-from xpo_jax import links, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 

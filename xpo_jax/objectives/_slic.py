@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _nll, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 

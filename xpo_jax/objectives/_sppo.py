@@ -1,7 +1,7 @@
 """SPPO: log-ratios regressed on win rates, in self-play."""
 
-from xpo_jax import token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -11,14 +11,15 @@ def sppo(beta: float = 1e-3) -> Objective:
   L = mean over y in (y_w, y_l) of (log-ratio_y - (P_y - 1/2) / beta)^2
   with P_y = P(y > policy of the last round), which is also the reference. An exact
   minimiser is a step of multiplicative weights with eta = 1 / beta, whose log-partition
-  is taken to be eta / 2 (`games.sppo_step` is the step without this).
+  is taken to be eta / 2 (`preference_games.sppo_step` is the step without this).
 
   Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked; eta is 1 / beta.
     Survey 3.11.
   Departs from the paper: nothing; as the authors' code, on the best and the worst of
-    the samples (of 5, `pairing.best_worst` on `games.win_rate`; it keeps pairs whose
-    two answers are the same, we do not). Its "sppo_single" has `games.duel` of the two
-    as win rates; TRL's "sppo_hard" 1 and 0, the two squares added.
+    the samples (of 5, `pairing.best_worst` on `preference_games.win_rate`; it keeps
+    pairs whose two answers are the same, we do not). Its "sppo_single" has
+    `preference_games.duel` of the two as win rates; TRL's "sppo_hard" 1 and 0, the two
+    squares added.
   Reduction: log-ratio summed over tokens; mean over the two answers, then over pairs.
 
   Args:

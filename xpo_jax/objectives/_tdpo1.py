@@ -1,7 +1,7 @@
 """TDPO, first version: DPO with the gap of the sequential KLs in the margin."""
 
-from xpo_jax import links, masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -41,7 +41,8 @@ def tdpo1(beta: float = 0.1) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> round(float(scored.evaluate(objectives.tdpo1(), first_step).loss), 4)  # log 2
     0.6931

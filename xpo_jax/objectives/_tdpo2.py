@@ -2,8 +2,8 @@
 
 import jax
 
-from xpo_jax import links
 from xpo_jax.objectives import _knobs, _rewards, _tdpo1
+from xpo_jax.ops import links
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -32,7 +32,8 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     ValueError: a knob out of range (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> pairs = toy.scored(K=2)
     >>> dpo, tdpo2 = objectives.dpo(beta=0.3), objectives.tdpo2(beta=0.3, alpha=0.0)
     >>> bool(scored.evaluate(tdpo2, pairs).loss == scored.evaluate(dpo, pairs).loss)

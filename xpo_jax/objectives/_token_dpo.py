@@ -1,7 +1,7 @@
 """DPO read as learning a Q-function: its loss as a sum of credit per token."""
 
-from xpo_jax import links, masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
@@ -31,7 +31,8 @@ def token_dpo(beta: float = 0.1) -> Objective:
     ValueError: beta <= 0 (when built, never inside the trace).
 
   Example:
-    >>> from xpo_jax import objectives, scored, toy
+    >>> from xpo_jax import objectives, scored
+    >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)  # no credit: log 2
     >>> round(float(scored.evaluate(objectives.token_dpo(), first_step).loss), 4)
     0.6931

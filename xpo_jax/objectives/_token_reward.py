@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax import links, masked, token_stats
+from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
 _NEEDS = frozenset({token_stats.VALUE})

@@ -5,8 +5,8 @@ Over 80 lines: the form for labelled answers, which CRINGE shares, and the paper
 
 import jax.numpy as jnp
 
-from xpo_jax import masked, token_stats
 from xpo_jax.objectives import _knobs, _rewards, _sft
+from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import masked
 from xpo_jax.objectives import _dpo, _knobs
+from xpo_jax.ops import masked
 from xpo_jax.types import Array, Aux, Loss, Objective, Scored, Stat
 
 

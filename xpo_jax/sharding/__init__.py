@@ -1,1 +1,4 @@
-"""Meshes, the table of logical axes, and where parameters and batches live."""
+"""Meshes, the table of logical axes, placement, several hosts.
+
+May be imported from `data` and `models` onwards; imports `types` alone.
+"""

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from xpo_jax import token_stats
 from xpo_jax.data import audit
 from xpo_jax.feedback import reward_model
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.transformer import Model
+from xpo_jax.ops import token_stats
 from xpo_jax.train.state import CRITIC
 from xpo_jax.types import Array, Objective, Params, Stat
 

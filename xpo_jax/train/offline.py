@@ -16,22 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xpo_jax.config import split_overlap, yaml_file
+from xpo_jax.config.experiment import Experiment, Pretrained, Trained
 from xpo_jax.data import audit, records
 from xpo_jax.models import peft
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import (
   checkpoint,
-  configure,
-  inputs,
-  leaks,
+  loading,
   metrics,
-  run_dirs,
-  screen,
+  progress,
+  run_directory,
   setup,
   step,
 )
-from xpo_jax.train.experiment import Experiment, Pretrained, Trained
-from xpo_jax.train.inputs import Memory
+from xpo_jax.train.loading import Memory
 from xpo_jax.train.setup import Run
 from xpo_jax.train.state import BASE, TrainState, final_params
 from xpo_jax.types import Array, Params
@@ -71,7 +70,7 @@ def train(
   run_dir: str | Path,
   *,
   memory: Memory | None = None,
-  say: screen.Say = screen.say,
+  say: progress.Say = progress.say,
 ) -> Result:
   """Runs an experiment from its start.
 
@@ -87,14 +86,14 @@ def train(
     NonFiniteLoss: the run diverged.
   """
   run_dir, memory = Path(run_dir), memory or {}
-  run_dirs.refuse_taken(run_dir)
+  run_directory.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
   setup.check(experiment, memory)
-  leaks.check(experiment)
-  loaded = inputs.load(experiment.data, experiment.data, memory)
+  split_overlap.check(experiment)
+  loaded = loading.load(experiment.data, experiment.data, memory)
   if loaded.bad and experiment.data.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
-  with run_dirs.begun(run_dir, experiment, (CHECKPOINTS, START)):
+  with run_directory.begun(run_dir, experiment, (CHECKPOINTS, START)):
     return _go(experiment, run_dir, loaded, memory, say)
 
 
@@ -103,7 +102,7 @@ def resume(
   experiment: Experiment | None = None,
   *,
   memory: Memory | None = None,
-  say: screen.Say = screen.say,
+  say: progress.Say = progress.say,
 ) -> Result:
   """Continues a run bit for bit, from its newest valid checkpoint.
 
@@ -117,9 +116,9 @@ def resume(
     ValueError: no such run, or its data or configuration changed; says how.
   """
   run_dir, memory = Path(run_dir), memory or {}
-  kept = run_dirs.kept(run_dir, experiment)
+  kept = run_directory.kept(run_dir, experiment)
   say(f"{run_dir}: resuming {_title(kept)}")
-  loaded = inputs.load(kept.data, kept.data, memory)
+  loaded = loading.load(kept.data, kept.data, memory)
   return _go(kept, run_dir, loaded, memory, say)
 
 
@@ -133,7 +132,7 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
     stage = stage / POLICY
   run = setup.prepare(experiment, run_dir, loaded, stage, memory, say)
   rows = audit.show(run.train.batches[0], run.tokenizer)[:SHOWN_ROWS]
-  run_dirs.write_json(
+  run_directory.write_json(
     run_dir / SHOWN, [[token._asdict() for token in row] for row in rows]
   )
   sizes = setup.budget(run)
@@ -141,9 +140,9 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
     f"{sizes['parameters']:,} parameters, {sizes['steps']} steps of "
     f"{sizes['rows_per_step']} rows x {sizes['shape_L']} tokens; compiling the first"
   )
-  meta = {"experiment": configure.to_dict(experiment), **configure.surroundings()}
+  meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
   manager = checkpoint.open_manager(run_dir / CHECKPOINTS, experiment.loop.keep)
-  state = run_dirs.restored(manager, run_dir, run.state, meta, say)
+  state = run_directory.restored(manager, run_dir, run.state, meta, say)
   run = run._replace(state=None)  # donated with the first step
   with checkpoint.preemption() as asked:
     state = _loop(run, run_dir, state, manager, meta, asked, say)
@@ -154,8 +153,10 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
   if finished:
     if experiment.adapter is not None:
       export_adapter(run_dir, run, trained)
-    run_dirs.export(run_dir / POLICY, run.model.config, params, run.tokenizer)
-    run_dirs.write_json(run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]})
+    run_directory.export(run_dir / POLICY, run.model.config, params, run.tokenizer)
+    run_directory.write_json(
+      run_dir / SUMMARY, sizes | {"final": metrics.read(run_dir)[-1]}
+    )
     say(f"done: {run_dir / POLICY} is a Hugging Face directory")
   else:
     say(f"stopped by SIGTERM at step {int(state.step)}: xpo resume {run_dir}")
@@ -163,12 +164,12 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
 
 
 def stage_before(
-  experiment: Experiment, run_dir: Path, memory: Memory, say: screen.Say
+  experiment: Experiment, run_dir: Path, memory: Memory, say: progress.Say
 ) -> Result | None:
   """Runs the stage before, or the rest of it; None where it is done."""
   if (run_dir / SUMMARY).exists():
     return None
-  if (run_dir / configure.FILE).exists():
+  if (run_dir / yaml_file.FILE).exists():
     return resume(run_dir, experiment, memory=memory, say=say)
   return train(experiment, run_dir, memory=memory, say=say)
 
@@ -178,10 +179,12 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
   done = int(state.step)
   if done == steps:
     return state
-  writer = metrics.open_writer(run_dir, done, run_dirs.wandb(loop.wandb, run_dir, meta))
+  writer = metrics.open_writer(
+    run_dir, done, run_directory.wandb(loop.wandb, run_dir, meta)
+  )
   pending, clock = [], time.perf_counter()
   batches = run.train.following(done)
-  with screen.following(steps, done, say) as report:
+  with progress.following(steps, done, say) as report:
     try:
       for index in range(done, steps):
         beside = run.beside.batch(index)
@@ -190,14 +193,19 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
         pending.append((index, measured))
         now, last = index + 1, index + 1 == steps
         evaluating = run.held_out is not None and (
-          last or run_dirs.due(loop.eval_every, now)
+          last or run_directory.due(loop.eval_every, now)
         )
         stopping = asked.is_set()  # once: a signal from here on is seen a step later
-        saving = last or stopping or run_dirs.due(loop.checkpoint_every, now)
+        saving = last or stopping or run_directory.due(loop.checkpoint_every, now)
         if evaluating:
           measured |= evaluate(run, state)
         # The first step apart: its time is the compiler's.
-        if index == done or run_dirs.due(loop.log_every, now) or evaluating or saving:
+        if (
+          index == done
+          or run_directory.due(loop.log_every, now)
+          or evaluating
+          or saving
+        ):
           clock = _flush(run, run_dir, writer, pending, clock, report)
         if saving:
           checkpoint.save(manager, state, meta)
@@ -253,7 +261,7 @@ def _flush(run, run_dir, writer, pending, clock, report) -> float:
 
 def _diverged(run, run_dir, index, line) -> NonFiniteLoss:
   """Saves the batch on which the numbers ceased to be finite."""
-  kept = run_dirs.keep_batch(run_dir / NONFINITE, run.train.batches[index], line)
+  kept = run_directory.keep_batch(run_dir / NONFINITE, run.train.batches[index], line)
   return NonFiniteLoss(
     f"step {index + 1}: loss is {line['loss']}, grad_norm {line['grad_norm']}; the "
     f"batch is in {kept}, the last checkpoint is sound. Lower "

@@ -19,29 +19,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import controllers
+from xpo_jax.config import yaml_file
+from xpo_jax.config.experiment import Trained
+from xpo_jax.config.on_policy import OnlineExperiment, Opponent
 from xpo_jax.data import audit
+from xpo_jax.ops import kl_control
 from xpo_jax.train import (
   checkpoint,
-  configure,
-  inputs,
-  judged,
-  lessons,
+  loading,
   metrics,
+  minibatches,
   offline,
-  online_check,
   online_setup,
+  progress,
   references,
+  rewards,
   rollouts,
-  run_dirs,
-  screen,
+  run_directory,
   setup,
   step,
+  validate,
 )
-from xpo_jax.train.experiment import Trained
-from xpo_jax.train.inputs import Memory
+from xpo_jax.train.loading import Memory
 from xpo_jax.train.offline import NonFiniteLoss, Result
-from xpo_jax.train.online_experiment import OnlineExperiment, Opponent
 from xpo_jax.train.online_setup import Run
 from xpo_jax.train.rollouts import Rollouts
 from xpo_jax.train.state import OnlineState, final_params
@@ -58,7 +58,7 @@ def train(
   run_dir: str | Path,
   *,
   memory: Memory | None = None,
-  say: screen.Say = screen.say,
+  say: progress.Say = progress.say,
 ) -> Result:
   """Runs an online experiment from its start.
 
@@ -75,12 +75,12 @@ def train(
     NonFiniteLoss: the run diverged.
   """
   run_dir, memory = Path(run_dir), memory or {}
-  run_dirs.refuse_taken(run_dir)
+  run_directory.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
-  loaded = online_check.load(experiment, memory)
-  judge = judged.judge(experiment.feedback)  # asked for now: the start may be hours
+  loaded = validate.load(experiment, memory)
+  judge = rewards.judge(experiment.feedback)  # asked for now: the start may be hours
   computed = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
-  with run_dirs.begun(run_dir, experiment, computed):
+  with run_directory.begun(run_dir, experiment, computed):
     return _go(experiment, run_dir, loaded, judge, memory, say)
 
 
@@ -89,15 +89,15 @@ def resume(
   experiment: OnlineExperiment | None = None,
   *,
   memory: Memory | None = None,
-  say: screen.Say = screen.say,
+  say: progress.Say = progress.say,
 ) -> Result:
   """Continues a run bit for bit, from its newest valid checkpoint; see
   `offline.resume`."""
   run_dir, memory = Path(run_dir), memory or {}
-  kept = run_dirs.kept(run_dir, experiment)
+  kept = run_directory.kept(run_dir, experiment)
   say(f"{run_dir}: resuming {_title(kept)}")
-  loaded = inputs.load(kept.prompts, kept.prompts, memory)
-  return _go(kept, run_dir, loaded, judged.judge(kept.feedback), memory, say)
+  loaded = loading.load(kept.prompts, kept.prompts, memory)
+  return _go(kept, run_dir, loaded, rewards.judge(kept.feedback), memory, say)
 
 
 def _title(experiment: OnlineExperiment) -> str:
@@ -122,9 +122,9 @@ def _go(experiment, run_dir, loaded, judge, memory, say) -> Result:
     f"{experiment.prompts_per_iteration} prompts x {experiment.sampling.completions}; "
     "compiling in the first"
   )
-  meta = {"experiment": configure.to_dict(experiment), **configure.surroundings()}
+  meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
   manager = checkpoint.open_manager(run_dir / offline.CHECKPOINTS, experiment.loop.keep)
-  state = run_dirs.restored(manager, run_dir, run.state, meta, say)
+  state = run_directory.restored(manager, run_dir, run.state, meta, say)
   run = run._replace(state=None)  # donated with the first step
   with checkpoint.preemption() as asked:
     state = _loop(run, run_dir, state, manager, meta, asked, say)
@@ -135,9 +135,11 @@ def _go(experiment, run_dir, loaded, judge, memory, say) -> Result:
   if finished:
     if experiment.adapter is not None:
       offline.export_adapter(run_dir, run, trained)
-    run_dirs.export(run_dir / offline.POLICY, run.model.config, params, run.tokenizer)
+    run_directory.export(
+      run_dir / offline.POLICY, run.model.config, params, run.tokenizer
+    )
     sizes["final"] = metrics.read(run_dir)[-1]
-    run_dirs.write_json(run_dir / offline.SUMMARY, sizes)
+    run_directory.write_json(run_dir / offline.SUMMARY, sizes)
     say(f"done: {run_dir / offline.POLICY} is a Hugging Face directory")
   else:
     say(f"stopped by SIGTERM after iteration {done}: xpo resume {run_dir}")
@@ -160,22 +162,26 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> OnlineState:
   done = int(state.step)
   if done == iterations:
     return state
-  writer = metrics.open_writer(run_dir, done, run_dirs.wandb(loop.wandb, run_dir, meta))
-  with screen.following(iterations, done, say, _SHOWN) as report:
+  writer = metrics.open_writer(
+    run_dir, done, run_directory.wandb(loop.wandb, run_dir, meta)
+  )
+  with progress.following(iterations, done, say, _SHOWN) as report:
     try:
       if run.held_out is not None and not done:
         evaluate(run, run_dir, state)  # the start's samples, to compare with
       for index in range(done, iterations):
         state, line = iterate(run, run_dir, state, index, say)
         now, last = index + 1, index + 1 == iterations
-        if run.held_out is not None and (last or run_dirs.due(loop.eval_every, now)):
+        if run.held_out is not None and (
+          last or run_directory.due(loop.eval_every, now)
+        ):
           line |= evaluate(run, run_dir, state)
         metrics.write(writer, line)
         metrics.flush(writer)
-        if index == done or last or run_dirs.due(loop.log_every, now):
+        if index == done or last or run_directory.due(loop.log_every, now):
           report(line)
         stopping = asked.is_set()  # once: a signal from here on is seen later
-        if last or stopping or run_dirs.due(loop.checkpoint_every or 1, now):
+        if last or stopping or run_directory.due(loop.checkpoint_every or 1, now):
           checkpoint.save(manager, state, meta)
         if stopping:
           break
@@ -185,7 +191,11 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> OnlineState:
 
 
 def iterate(
-  run: Run, run_dir: Path, state: OnlineState, index: int, say: screen.Say = screen.say
+  run: Run,
+  run_dir: Path,
+  state: OnlineState,
+  index: int,
+  say: progress.Say = progress.say,
 ) -> tuple[OnlineState, dict[str, float]]:
   """One iteration: rollouts, feedback, updates, controller, reference.
 
@@ -214,13 +224,13 @@ def iterate(
     drawn = _draw(run, sampler, ref, index, final_params(state.train))
   clock.append(time.perf_counter())
   if drawn.reward_BK is None:
-    drawn = judged.ask(_judge(run, state.train.params), drawn, experiment.feedback)
+    drawn = rewards.ask(_judge(run, state.train.params), drawn, experiment.feedback)
     rollouts.write(path, drawn)
   clock.append(time.perf_counter())
-  reward_BK, present_BK = judged.shaped(drawn, experiment.feedback, sampling)
-  values = lessons.recorded(run, drawn, sampler, ref)
-  kl_BK = lessons.seq_kl(values)
-  line = judged.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
+  reward_BK, present_BK = rewards.shaped(drawn, experiment.feedback, sampling)
+  values = minibatches.recorded(run, drawn, sampler, ref)
+  kl_BK = minibatches.seq_kl(values)
+  line = rewards.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
   before = None
   if sampling.staleness:
     before = jax.tree.map(jnp.copy, state.train.params)  # the state is donated
@@ -263,8 +273,8 @@ def _policy(run: Run, params: Params) -> Params:
   return online_setup.roles(run, params)["policy"]["lm"]
 
 
-def _judge(run: Run, params: Params) -> judged.Judge:
-  return judged.facing(run.judge, run.model, _policy(run, params), run.tokenizer)
+def _judge(run: Run, params: Params) -> rewards.Judge:
+  return rewards.facing(run.judge, run.model, _policy(run, params), run.tokenizer)
 
 
 def _sampling_key(run: Run) -> jax.Array:
@@ -274,15 +284,15 @@ def _sampling_key(run: Run) -> jax.Array:
 def _update(run, run_dir, state, ref, index, drawn, values, line):
   """The inner steps; the metrics are means over them, none where there was no step."""
   feedback, sampling = run.experiment.feedback, run.experiment.sampling
-  reward_BK, present_BK = judged.shaped(drawn, feedback, sampling)
-  examples, kept = lessons.arranged(run, drawn, values, reward_BK, present_BK)
+  reward_BK, present_BK = rewards.shaped(drawn, feedback, sampling)
+  examples, kept = minibatches.arranged(run, drawn, values, reward_BK, present_BK)
   if not examples:
     return state.train, {}
-  batches, cache = lessons.batches_of(run, index, examples, kept)
+  batches, cache = minibatches.batches_of(run, index, examples, kept)
   if index == 0:
     rows = audit.show(batches[0], run.tokenizer)[: offline.SHOWN_ROWS]
     shown = [[token._asdict() for token in row] for row in rows]
-    run_dirs.write_json(run_dir / offline.SHOWN, shown)
+    run_directory.write_json(run_dir / offline.SHOWN, shown)
   frozen = online_setup.frozen(run, ref)
   beta = {} if state.beta is None else {"beta": float(state.beta)}
   knobs = step.knobs(run.experiment.optimizer, **beta)
@@ -298,7 +308,7 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     if not np.isfinite([found["loss"], found["grad_norm"]]).all():
       batch = references.fill(cache, batches[at])
       numbers = {n: float(x) for n, x in found.items()}
-      kept = run_dirs.keep_batch(run_dir / offline.NONFINITE, batch, numbers)
+      kept = run_directory.keep_batch(run_dir / offline.NONFINITE, batch, numbers)
       raise NonFiniteLoss(
         f"iteration {index + 1}, update {at + 1}: loss is {found['loss']}, grad_norm "
         f"{found['grad_norm']}; the batch is in {kept}, the last "
@@ -325,7 +335,7 @@ def _after(run, state, trained, before, index, line, episodes) -> OnlineState:
   """The state after an iteration: controller, reference and sampler moved on."""
   beta, ref, every = state.beta, state.ref, run.experiment.renew_reference
   if beta is not None:
-    seen = controllers.Observation(
+    seen = kl_control.Observation(
       jnp.float32(line["rollout/kl"]), jnp.float32(episodes)
     )
     beta = jnp.float32(run.controller.update(beta, seen))
@@ -371,9 +381,9 @@ def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
       key=jax.random.fold_in(_sampling_key(run), _HELD_OUT),
       ref_params=run.ref["lm"],
     )
-    drawn = judged.ask(_judge(run, params), drawn, experiment.feedback)
+    drawn = rewards.ask(_judge(run, params), drawn, experiment.feedback)
     rollouts.write(path, drawn)
-  reward_BK, present_BK = judged.shaped(drawn, experiment.feedback, sampling)
-  kl_BK = lessons.seq_kl(lessons.recorded(run, drawn, params, run.ref))
-  found = judged.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
+  reward_BK, present_BK = rewards.shaped(drawn, experiment.feedback, sampling)
+  kl_BK = minibatches.seq_kl(minibatches.recorded(run, drawn, params, run.ref))
+  found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
   return {f"eval/{n.removeprefix('rollout/')}": x for n, x in found.items()}

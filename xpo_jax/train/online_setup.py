@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import controllers, token_stats
+from xpo_jax.config import optim
+from xpo_jax.config.on_policy import OnlineExperiment, Prompts, Sampling
 from xpo_jax.data import audit, records, split, tokenise
 from xpo_jax.data.pack import Batch, Shape
 from xpo_jax.data.sources import Loaded
@@ -18,22 +19,21 @@ from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
+from xpo_jax.ops import kl_control, token_stats
 from xpo_jax.sharding import place
 from xpo_jax.train import (
-  arrange,
+  aux_losses,
   critic,
-  inputs,
-  judged,
-  optim,
-  parts,
+  loading,
+  pair_construction,
   references,
+  rewards,
   setup,
   state,
   step,
 )
-from xpo_jax.train.arrange import Arrangement
-from xpo_jax.train.inputs import Memory
-from xpo_jax.train.online_experiment import OnlineExperiment, Prompts, Sampling
+from xpo_jax.train.loading import Memory
+from xpo_jax.train.pair_construction import Arrangement
 from xpo_jax.train.rollouts import PromptSet
 from xpo_jax.train.state import OnlineState
 from xpo_jax.types import Objective, Params, Stat
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     objective: built, its statistics at the sampling temperature.
     arrangement: how completions become its layout.
     controller: of beta, or None.
-    judge: who gives rewards; see `judged.facing`.
+    judge: who gives rewards; see `rewards.facing`.
     model: of policy and reference.
     tokenizer: of the policy.
     prompts: to sample from.
@@ -68,8 +68,8 @@ class Run(NamedTuple):
   experiment: OnlineExperiment
   objective: Objective
   arrangement: Arrangement
-  controller: controllers.Controller | None
-  judge: judged.Judge | OfPolicy
+  controller: kl_control.Controller | None
+  judge: rewards.Judge | OfPolicy
   model: Model
   tokenizer: Any
   prompts: PromptSet
@@ -78,7 +78,7 @@ class Run(NamedTuple):
   frozen: Mapping[str, Params]
   state: OnlineState
   step: step.Step
-  beside: parts.Beside
+  beside: aux_losses.Beside
   record: Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]
   place: Callable[[Batch], Batch]
   counts: Mapping[str, Any]
@@ -93,13 +93,13 @@ def arrangement(experiment: OnlineExperiment) -> Arrangement:
   if experiment.arrange is not None:
     return experiment.arrange.build()
   objective = experiment.objective.build()
-  if objective.layout not in arrange.DEFAULTS:
-    known = ", ".join(layout.name for layout in arrange.DEFAULTS)
+  if objective.layout not in pair_construction.DEFAULTS:
+    known = ", ".join(layout.name for layout in pair_construction.DEFAULTS)
     raise ValueError(
       f"{objective.name} needs layout {objective.layout.name}; rollouts become "
       f"{known}, or what OnlineExperiment.arrange makes of them"
     )
-  return arrange.DEFAULTS[objective.layout]()
+  return pair_construction.DEFAULTS[objective.layout]()
 
 
 def at_temperature(
@@ -126,17 +126,17 @@ def prepare(
   loaded: Loaded,
   stage: Path | None = None,
   memory: Memory | None = None,
-  judge: judged.Judge | OfPolicy | None = None,
+  judge: rewards.Judge | OfPolicy | None = None,
 ) -> Run:
   """Reads start and prompts, makes judge, step and state.
 
   Args:
     experiment: the run; `check` let it pass.
     run_dir: its directory.
-    loaded: its prompts' records (`inputs.load`).
+    loaded: its prompts' records (`loading.load`).
     stage: policy of the stage before, for a `Trained` start.
-    memory: see `inputs.load`.
-    judge: of `judged.judge`; None: made here.
+    memory: see `loading.load`.
+    judge: of `rewards.judge`; None: made here.
 
   Raises:
     ValueError: no prompts, or prompts that cannot be used; bad rows (`records.BadRows`)
@@ -145,7 +145,7 @@ def prepare(
   """
   mesh = setup.make_mesh(experiment.mesh)
   build = at_temperature(experiment.objective.build, experiment.sampling.temperature)
-  begun = inputs.begin(experiment, run_dir, loaded, stage)
+  begun = loading.begin(experiment, run_dir, loaded, stage)
   model, adapter = transformer.model(begun.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
   trained, start, own = lora.trained(model, adapter), begun.params, None
@@ -159,17 +159,19 @@ def prepare(
   )
   check_room(begun.config, experiment.sampling, prompts.width)
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
-  beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory or {}, put)
+  beside = aux_losses.prepare(
+    experiment.parts, begun.tokenizer, run_dir, memory or {}, put
+  )
   if beside.parts:
     counts["parts"] = beside.counts
   counts |= setup.start_digest(experiment, start["lm"])
-  if judges := judged.digests(experiment.feedback.source):
+  if judges := rewards.digests(experiment.feedback.source):
     counts[setup.JUDGES] = judges
   setup.keep_counts(run_dir, counts)
   root = jax.random.key(experiment.seed)
   if adapter is not None:
     start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
-  needed = parts.joined(objective, beside.parts)
+  needed = aux_losses.joined(objective, beside.parts)
   head = heads.init_value_head(begun.config.width)
   params = state.with_heads(needed, start, head)
   if own is not None:
@@ -187,7 +189,7 @@ def prepare(
     objective=objective,
     arrangement=arrangement(experiment),
     controller=controller,
-    judge=judged.judge(experiment.feedback) if judge is None else judge,
+    judge=rewards.judge(experiment.feedback) if judge is None else judge,
     model=model,
     tokenizer=begun.tokenizer,
     prompts=prompts,
@@ -234,7 +236,9 @@ def roles(run: Run, params: Params) -> dict[str, Params]:
 def frozen(run: Run, ref: Params) -> dict[str, Params]:
   """What an update reads beside the trained parameters, the reference of now where the
   objective or a part reads it live."""
-  live = references.reads_live(run.objective) or parts.read_reference(run.beside.parts)
+  live = references.reads_live(run.objective) or aux_losses.read_reference(
+    run.beside.parts
+  )
   return dict(run.frozen) | ({references.ROLE: ref} if live else {})
 
 
@@ -296,7 +300,7 @@ def prompt_sets(
     )
     chosen, held_out = (_some(made, sides[name]) for name in ("train", "held_out"))
   elif held.path is not None:
-    other = inputs.load(dataclasses.replace(held, limit=None), config, memory)
+    other = loading.load(dataclasses.replace(held, limit=None), config, memory)
     held_out, more = _prompt_set(config, other, tokenizer)
     bad += more
   if held_out is not None:

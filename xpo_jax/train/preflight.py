@@ -16,27 +16,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xpo_jax.config import optim, split_overlap
+from xpo_jax.config.experiment import Experiment, Trained, Use
+from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batches
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.train import (
-  inputs,
-  leaks,
-  lessons,
+  aux_losses,
+  loading,
+  minibatches,
   offline,
-  online_check,
   online_setup,
-  optim,
-  parts,
   references,
-  run_dirs,
+  run_directory,
   setup,
   state,
   step,
+  validate,
 )
-from xpo_jax.train.experiment import Experiment, Trained, Use
-from xpo_jax.train.inputs import Beginning, Memory
-from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.train.loading import Beginning, Memory
 
 
 class Budget(NamedTuple):
@@ -110,14 +109,14 @@ def lines(budget: Budget) -> list[str]:
 
 
 def _online(experiment: OnlineExperiment, memory: Memory) -> list[Budget]:
-  loaded = online_check.load(experiment, memory)
+  loaded = validate.load(experiment, memory)
   with tempfile.TemporaryDirectory() as scratch:
     run_dir, before, stage = Path(scratch), [], None
     if isinstance(experiment.start, Trained):
       before, begun = _stages(experiment.start.experiment, memory)
       # What the stage would leave, untrained: shapes and tokenizer are the same.
       stage = run_dir / offline.POLICY
-      run_dirs.export(stage, begun.config, begun.params, begun.tokenizer)
+      run_directory.export(stage, begun.config, begun.params, begun.tokenizer)
     run = online_setup.prepare(experiment, run_dir, loaded, stage, memory)
   sampling, each = experiment.sampling, experiment.prompts_per_iteration
   completions = experiment.iterations * each * sampling.completions
@@ -143,7 +142,7 @@ def _online(experiment: OnlineExperiment, memory: Memory) -> list[Budget]:
 
 
 def _online_memory(run: online_setup.Run) -> dict[str, int] | None:
-  batch = lessons.largest(run)
+  batch = minibatches.largest(run)
   if setup.make_mesh(run.experiment.mesh) is not None or batch is None:
     return None
   read, beta = online_setup.frozen(run, run.ref), {}
@@ -165,19 +164,19 @@ def _name(use: Use) -> str:
 
 def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Beginning]:
   mesh = setup.check(experiment, memory)
-  leaks.check(experiment)
-  loaded = inputs.load(experiment.data, experiment.data, memory)
+  split_overlap.check(experiment)
+  loaded = loading.load(experiment.data, experiment.data, memory)
   with tempfile.TemporaryDirectory() as scratch:
     # A run's directory in all but its life: a tokenizer, a list of bad rows.
     run_dir = Path(scratch)
     if isinstance(experiment.start, Trained):
       before, begun = _stages(experiment.start.experiment, memory)
     else:
-      before, begun = [], inputs.begin(experiment, run_dir, loaded, None)
-    train, held_out, counts = inputs.prepare(
+      before, begun = [], loading.begin(experiment, run_dir, loaded, None)
+    train, held_out, counts = loading.prepare(
       experiment, loaded, begun.tokenizer, run_dir, memory
     )
-    beside = parts.prepare(
+    beside = aux_losses.prepare(
       experiment.parts, begun.tokenizer, run_dir, memory, lambda batch: batch
     )
   objective = experiment.objective.build()
@@ -214,7 +213,7 @@ def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Begin
 
 
 def _memory(
-  experiment: Experiment, begun: Beginning, batches: Batches, beside: parts.Beside
+  experiment: Experiment, begun: Beginning, batches: Batches, beside: aux_losses.Beside
 ) -> dict[str, int]:
   """Bytes of the compiled step; parameters and state are never made."""
   objective = experiment.objective.build()
@@ -223,7 +222,7 @@ def _memory(
   trained = lora.trained(model, adapter)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
-  needed = parts.joined(objective, beside.parts)
+  needed = aux_losses.joined(objective, beside.parts)
 
   def create(lm):
     head = heads.init_value_head(begun.config.width)
@@ -231,7 +230,7 @@ def _memory(
     return state.create(params, chain, objective.init(), jax.random.key(0), ema)
 
   lm = jax.eval_shape(lambda: begun.params["lm"])
-  live = references.reads_live(objective) or parts.read_reference(beside.parts)
+  live = references.reads_live(objective) or aux_losses.read_reference(beside.parts)
   frozen = {references.ROLE: {"lm": lm}} if live else {}
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xpo_jax.config import yaml_file
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch, Batches
-from xpo_jax.data.store import Store
+from xpo_jax.data.token_store import Store
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
-from xpo_jax.train import configure
 from xpo_jax.types import Objective, Params, Stat
 
 KEY = "key.json"
@@ -68,8 +68,8 @@ def key(
   return {
     "data": audit.digest(examples),
     "tokenizer": audit.tokenizer_digest(tokenizer),
-    "template": configure.to_dict(template),
-    "truncation": configure.to_dict(limits),
+    "template": yaml_file.to_dict(template),
+    "truncation": yaml_file.to_dict(limits),
     "reference": distributed.digest(params).tobytes().hex(),
     "dtype": dtype,
     "statistics": [stat.field for stat in stats],
@@ -161,7 +161,7 @@ def read(directory: Path, data: Store, wanted: Mapping[str, Any]) -> Cache | Non
   if not (directory / KEY).exists():
     return None
   found = json.loads((directory / KEY).read_text(encoding="utf-8"))
-  lines = configure.difference(found, json.loads(json.dumps(wanted)))
+  lines = yaml_file.difference(found, json.loads(json.dumps(wanted)))
   if lines:
     listed = "\n  ".join(lines)
     raise ValueError(

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xpo_jax.config.on_policy import Sampling
+from xpo_jax.data import tokenise
 from xpo_jax.data.tokenise import Example
-from xpo_jax.models import decoding, sample, slots
+from xpo_jax.models import continuous_batching, decode_state, sample
 from xpo_jax.models.transformer import Model
-from xpo_jax.train import evaluate
-from xpo_jax.train.online_experiment import Sampling
 from xpo_jax.types import Array, Layout, Params
 
 
@@ -170,7 +170,7 @@ def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
 
 def _sample(
   model, prompts, row_B, sampling, tokenizer, group
-) -> tuple[decoding.Samples, int]:
+) -> tuple[decode_state.Samples, int]:
   """The samples on the host, and the decode slots they took."""
   prompt_BP, length_B = sample.pad([prompts.ids[row] for row in row_B], prompts.width)
   how = dict(
@@ -188,7 +188,7 @@ def _sample(
   B, whole = len(row_B), (prompt_BP, length_B)
   if sampling.slots is not None:
     rows, places = np.arange(B), sampling.slots
-    out, work = slots.sample(
+    out, work = continuous_batching.sample(
       model, group.params, *whole, row_B=rows, slots=places, **how
     )
     return out, work.steps * sampling.slots
@@ -205,7 +205,7 @@ def _sample(
 
 
 def _cut(
-  x_BKT: np.ndarray, out: decoding.Samples
+  x_BKT: np.ndarray, out: decode_state.Samples
 ) -> tuple[tuple[np.ndarray, ...], ...]:
   """What belongs to each completion, without padding."""
   return tuple(
@@ -217,9 +217,9 @@ def _cut(
 def _texts(tokenizer, ids, completions) -> tuple[tuple[str, ...], ...]:
   texts = []
   for x, ys in zip(ids, completions, strict=True):
-    head = evaluate.decode(tokenizer, x)
+    head = tokenise.decode(tokenizer, x)
     # Decoded together: a tokenizer may read a completion's first token otherwise alone.
-    whole = [evaluate.decode(tokenizer, [*x, *y]) for y in ys]
+    whole = [tokenise.decode(tokenizer, [*x, *y]) for y in ys]
     texts.append(tuple(text.removeprefix(head) for text in whole))
   return tuple(texts)
 
@@ -308,5 +308,5 @@ def order(prompts: int, seed: int, start: int, count: int) -> np.ndarray:
 
 
 def flat(arrays: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """Arrays per completion end to end, in the order of `data.store`."""
+  """Arrays per completion end to end, in the order of `data.token_store`."""
   return np.concatenate([one for group in arrays for one in group])

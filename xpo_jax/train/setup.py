@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import grain
 import jax
 
+from xpo_jax.config import optim, yaml_file
+from xpo_jax.config.experiment import Data, Experiment, MeshShape, Scratch
+from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.models import heads, lora, transformer
@@ -17,19 +20,15 @@ from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed, place
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train import (
-  configure,
-  inputs,
+  aux_losses,
+  loading,
   metrics,
-  optim,
-  parts,
+  progress,
   references,
-  screen,
   state,
   step,
 )
-from xpo_jax.train.experiment import Data, Experiment, MeshShape, Scratch
-from xpo_jax.train.inputs import Memory
-from xpo_jax.train.online_experiment import OnlineExperiment
+from xpo_jax.train.loading import Memory
 from xpo_jax.train.references import Cache
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Mean, Objective, Params
@@ -88,7 +87,7 @@ class Run(NamedTuple):
   model: Model
   tokenizer: Any
   train: Source
-  beside: parts.Beside
+  beside: aux_losses.Beside
   held_out: Source | None
   frozen: Mapping[str, Params]
   state: TrainState
@@ -106,7 +105,7 @@ def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb asked for and
-      not installed; a part that cannot be (`parts.check`).
+      not installed; a part that cannot be (`aux_losses.check`).
   """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
@@ -114,7 +113,7 @@ def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
   for data in (experiment.data, *(part.data for part in experiment.parts)):
     if mesh is not None:
       meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
-  parts.check(experiment.parts, memory)
+  aux_losses.check(experiment.parts, memory)
   return mesh
 
 
@@ -130,29 +129,29 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
 def prepare(
   experiment: Experiment,
   run_dir: Path,
-  loaded: inputs.Loaded,
+  loaded: loading.Loaded,
   stage: Path | None = None,
   memory: Memory | None = None,
-  say: screen.Say = screen.say,
+  say: progress.Say = progress.say,
 ) -> Run:
   """Reads the start, tokenises, packs, scores the reference, places the state.
 
   Args:
     experiment: the run.
     run_dir: its directory.
-    loaded: its records (`inputs.load`).
+    loaded: its records (`loading.load`).
     stage: policy of the stage before, for a `Trained` start.
-    memory: see `inputs.load`.
+    memory: see `loading.load`.
     say: where lines go.
   """
   memory = memory or {}
   mesh = check(experiment, memory)
   objective = experiment.objective.build()
-  begun = inputs.begin(experiment, run_dir, loaded, stage)
+  begun = loading.begin(experiment, run_dir, loaded, stage)
   model = transformer.model(begun.config)
   adapter = experiment.adapter
   trained = lora.trained(model, adapter)
-  train, held_out, counts = inputs.prepare(
+  train, held_out, counts = loading.prepare(
     experiment, loaded, begun.tokenizer, run_dir, memory
   )
   data = experiment.data
@@ -163,7 +162,7 @@ def prepare(
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   counts |= start_digest(experiment, begun.params["lm"])
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
-  beside = parts.prepare(experiment.parts, begun.tokenizer, run_dir, memory, put)
+  beside = aux_losses.prepare(experiment.parts, begun.tokenizer, run_dir, memory, put)
   if beside.parts:
     counts["parts"] = beside.counts
   keep_counts(run_dir, counts)
@@ -173,7 +172,7 @@ def prepare(
   start = begun.params
   if adapter is not None:
     start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
-  needed = parts.joined(objective, beside.parts)
+  needed = aux_losses.joined(objective, beside.parts)
   head = heads.init_reward_head(jax.random.fold_in(root, 1), begun.config.width)
   params = state.with_heads(needed, start, head)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
@@ -189,7 +188,7 @@ def prepare(
   ref = {"lm": first.params["lm"]}
   if adapter is not None:
     frozen[state.BASE] = ref = {"lm": placed(mesh, model, begun.params["lm"])}
-  if references.reads_live(objective) or parts.read_reference(beside.parts):
+  if references.reads_live(objective) or aux_losses.read_reference(beside.parts):
     live = ref if adapter is not None else jax.tree.map(jax.numpy.copy, ref)
     frozen[references.ROLE] = live
   cached = functools.partial(_cached, experiment, run_dir, begun, ref, mesh, put, say)
@@ -275,7 +274,7 @@ def keep_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
     return
   old = json.loads(path.read_text(encoding="utf-8"))
   new = {n: x for n, x in counts.items() if n not in (JUDGES, _START) or n in old}
-  configure.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
+  yaml_file.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
 
 
 def _plan(data: Data, train, held_out) -> tuple[Batches, dict[str, Batches]]:

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xpo_jax import masked, policy_loss, scored, token_stats
+from xpo_jax import scored
+from xpo_jax.config import optim
 from xpo_jax.data.pack import Batch
 from xpo_jax.models import lora
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
-from xpo_jax.train import optim
+from xpo_jax.ops import masked, policy_loss, token_stats
 from xpo_jax.train import state as states
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import (

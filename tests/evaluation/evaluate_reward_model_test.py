@@ -1,0 +1,170 @@
+"""Reward runs, tiny: what the trainer measured is what the saved directory says."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from xpo_jax.config.experiment import (
+  Data,
+  Evaluation,
+  Experiment,
+  Loop,
+  MeshShape,
+  Scratch,
+  Use,
+)
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data import synthetic_reviews
+from xpo_jax.data.records import Pair, Stepped
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.evaluation import agreement, evaluate_reward_model
+from xpo_jax.feedback import preference_model, reward_model
+from xpo_jax.models.config import Config
+from xpo_jax.objectives import soft_bradley_terry
+from xpo_jax.report import run_page
+from xpo_jax.train import metrics, offline
+
+MODEL = Config(
+  vocab=500,
+  width=16,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_dim=8,
+  mlp_width=16,
+  tied=True,
+  remat=False,
+)
+RUN = Experiment(
+  Use("bradley_terry"),
+  Data("pairs", limits=Limits(completion=24), row_length=128, rows_per_step=8),
+  Scratch(MODEL),
+  Optimizer(learning_rate=1e-2),
+  Loop(log_every=100),
+  MeshShape(data=1),
+  Evaluation(share=0.25),
+)
+
+
+def _quiet(text):
+  del text
+
+
+def _pairs(count):
+  """Pairs whose label is the sign of the true reward."""
+  texts = synthetic_reviews.generate(2 * count, seed=0)
+  rows = []
+  for n, ((prompt, a), (_, b)) in enumerate(zip(texts[::2], texts[1::2], strict=True)):
+    first, second = synthetic_reviews.true_reward([prompt + a, prompt + b])
+    if abs(first - second) > 0.3:
+      chosen, rejected = (a, b) if first > second else (b, a)
+      rows.append(Pair(str(n), prompt, chosen, rejected))
+  return rows
+
+
+@pytest.fixture(scope="module")
+def memory():
+  return {"pairs": _pairs(500)}
+
+
+@pytest.fixture(scope="module")
+def run_dir(memory, tmp_path_factory):
+  run_dir = tmp_path_factory.mktemp("runs") / "reward"
+  data = dataclasses.replace(RUN.data, epochs=3)
+  run = dataclasses.replace(RUN, data=data)
+  assert offline.train(run, run_dir, memory=memory, say=_quiet).finished
+  return run_dir
+
+
+def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
+  run_dir, memory
+):
+  assert evaluate_reward_model.is_reward(run_dir)
+  found = evaluate_reward_model.judge_run(run_dir, samples=500, memory=memory)
+  accuracy = found.measures["accuracy"]
+  assert accuracy.low > 0.6  # chance is 0.5
+  measured = metrics.read(run_dir)[-1]["eval/reward_accuracy"]
+  assert accuracy.mean == pytest.approx(measured, abs=1e-6)
+  kept = json.loads((run_dir / agreement.FILE).read_text())
+  assert kept["measures"]["accuracy"]["mean"] == accuracy.mean
+  run_page.write(run_dir)
+  page = (run_dir / "report.md").read_text()
+  assert "Agreement with held-out labels" in page
+  # Normalised on preferred answers: a run from scratch has no other reference.
+  scorer = reward_model.scorer(str(run_dir / offline.POLICY))
+  chosen = [(row.prompt, row.chosen) for row in memory["pairs"]]
+  reward = scorer(*zip(*chosen, strict=True)).value_N
+  assert abs(reward.mean()) < 0.2 and 0.8 < reward.std() < 1.2
+  worse = scorer([row.prompt for row in memory["pairs"]], [" awful."] * len(chosen))
+  assert worse.value_N.mean() < -0.5
+
+
+def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
+  run_dir, memory, tmp_path, monkeypatch
+):
+  again = tmp_path / "run"
+  shutil.copytree(run_dir, again)
+  described = again / offline.POLICY / reward_model.FILE
+  described.unlink(missing_ok=True)
+
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(reward_model, "normalise", killed)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate_reward_model.judge_run(again, memory=memory)
+  assert not described.exists()
+
+
+def test_other_prompts_are_held_out_than_trained_on(run_dir, memory):
+  counts = json.loads((run_dir / "data.json").read_text())["splits"]
+  asked = agreement.questions(
+    evaluate_reward_model._records(dataclasses.replace(RUN), memory)[1]
+  )
+  assert len(asked.prompts) == counts["held_out"]["examples"]
+
+
+def test_soft_labels_train(memory, tmp_path):
+  soft = [dataclasses.replace(row, probability=0.8) for row in memory["pairs"]]
+  data = dataclasses.replace(RUN.data, steps=2)
+  run = dataclasses.replace(
+    RUN, objective=Use(soft_bradley_terry), data=data, evaluation=Evaluation()
+  )
+  offline.train(run, tmp_path / "run", memory={"pairs": soft}, say=_quiet)
+  first, *_ = metrics.read(tmp_path / "run")
+  # Cross-entropy to 0.8 is least, and equal to the entropy, at the right log odds.
+  entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))
+  assert entropy < first["loss"] < 3
+  with pytest.raises(ValueError, match="holds no data out"):
+    evaluate_reward_model.judge_run(tmp_path / "run", memory=memory)
+
+
+def test_steps_with_labels_train_a_token_reward(tmp_path):
+  texts = synthetic_reviews.generate(60, seed=0)
+  rows = []
+  for n, (prompt, answer) in enumerate(texts):
+    steps = (answer, "it is good" if n % 2 else "it is bad")
+    rows.append(Stepped(str(n), prompt, steps, (0.0, 1.0 if n % 2 else -1.0)))
+  data = dataclasses.replace(RUN.data, limits=Limits(), epochs=6)
+  run = dataclasses.replace(RUN, objective=Use("token_reward"), data=data)
+  offline.train(run, tmp_path / "run", memory={"pairs": rows}, say=_quiet)
+  assert metrics.read(tmp_path / "run")[-1]["eval/token_accuracy"] == 1
+
+
+def test_policy_run_is_no_reward_run(tmp_path, memory):
+  data = dataclasses.replace(RUN.data, steps=1)
+  run = dataclasses.replace(RUN, objective=Use("dpo"), data=data)
+  (tmp_path / "run").mkdir()
+  evaluate_reward_model.configure.write(tmp_path / "run", run)
+  assert not evaluate_reward_model.is_reward(tmp_path / "run")
+  with pytest.raises(ValueError, match="not finished"):
+    evaluate_reward_model.judge_run(tmp_path / "run", memory=memory)
+
+
+def test_transform_must_name_a_function():
+  with pytest.raises(ValueError, match="module:function"):
+    Data("pairs", transform="both_orders")
+  assert callable(preference_model.both_orders)

@@ -1,0 +1,43 @@
+"""What is done with a finished offline run."""
+
+import pytest
+
+from tests.train.tiny_runs import MODEL
+from xpo_jax.config.experiment import (
+  Data,
+  Evaluation,
+  Experiment,
+  MeshShape,
+  Scratch,
+  Use,
+)
+from xpo_jax.data.records import Pair
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.evaluation import evaluate_run
+from xpo_jax.train import offline
+
+
+def _pairs(where, prompts, each):
+  return [
+    Pair(f"{where} {p} {n}", f"{where} prompt {p}", f" good {n}", f" bad {n}")
+    for p in range(prompts)
+    for n in range(each)
+  ]
+
+
+def test_accuracy_counts_prompts_and_not_their_pairs(tmp_path):
+  memory = {"rows": _pairs("train", 4, 1), "apart": _pairs("test", 3, 4)}
+  data = Data("rows", rows_per_step=4, row_length=64, limits=Limits(completion=8))
+  run = Experiment(
+    Use("dpo"),
+    data,
+    Scratch(MODEL),
+    evaluation=Evaluation("apart"),
+    mesh=MeshShape(data=1),
+  )
+  done = offline.train(run, tmp_path / "run", memory=memory, say=lambda text: None)
+  assert done.finished
+  found = evaluate_run.evaluate_run(tmp_path / "run", completions=1, memory=memory)
+  assert found.measures["preference_accuracy"].units == 3
+  with pytest.raises(ValueError, match=r"prompts is -3; .*at least 1"):
+    evaluate_run.evaluate_run(tmp_path / "run", prompts=-3, memory=memory)

@@ -1,0 +1,246 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from xpo_jax.models import hf_checkpoint, transformer
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+NAMES = ["llama", "llama3_scaled", "gpt_neox", "gpt2"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints():
+  return {name: hf_checkpoint.load(FIXTURES / name) for name in NAMES}
+
+
+@pytest.fixture
+def copy(tmp_path):
+  """A fixture's directory, free to be broken."""
+
+  def make(name):
+    return shutil.copytree(FIXTURES / name, tmp_path / name)
+
+  return make
+
+
+def edit_json(path: Path, **changes) -> None:
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(directory: Path, change) -> None:
+  path = directory / "model.safetensors"
+  tensors = load_file(path)
+  change(tensors)
+  save_file(tensors, path)
+
+
+def assert_same(a, b) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def largest_error(config, params, name) -> float:
+  """Largest distance of our logits from torch's, padding left out."""
+  expected = np.load(FIXTURES / name / "expected.npz")
+  model = transformer.model(config)
+  rows = transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
+  logits = jax.jit(lambda p: model.hidden(p, rows) @ model.head(p).T)(params["lm"])
+  real = expected["mask_RL"][:, :, None] == 1
+  return float(np.abs(np.where(real, logits - expected["logits_RLV"], 0)).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_torch(checkpoints, name):
+  config, params, _ = checkpoints[name]
+  assert largest_error(config, params, name) < 2e-5
+
+
+def test_forgotten_rope_scaling_would_be_seen(checkpoints):
+  config, params, _ = checkpoints["llama3_scaled"]
+  rotary = dataclasses.replace(config.rotary, llama3=None)
+  wrong = dataclasses.replace(config, rotary=rotary)
+  assert largest_error(wrong, params, "llama3_scaled") > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_files_hold_torch_tensors_bit_for_bit(checkpoints, name, tmp_path):
+  config, params, _ = checkpoints[name]
+  hf_checkpoint.save(tmp_path, config, params, shard_bytes=30_000)
+  again = hf_checkpoint.load(tmp_path)
+  assert again.config == config
+  assert_same(again.params, params)
+
+  def tensors(directory):
+    files = sorted(directory.glob("model*.safetensors"))
+    return {k: v for file in files for k, v in load_file(file).items()}
+
+  assert len(list(tmp_path.glob("*.safetensors"))) > 1
+  assert_same(tensors(tmp_path), tensors(FIXTURES / name))
+
+
+def test_bfloat16_file_loads_as_its_rounded_values(checkpoints, tmp_path):
+  config, params, _ = checkpoints["gpt2"]
+  hf_checkpoint.save(tmp_path, config, params, dtype="bfloat16")
+  again = hf_checkpoint.load(tmp_path, compute_dtype="bfloat16", remat=False)
+  assert again.config.compute_dtype == "bfloat16" and not again.config.remat
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), params)
+  assert_same(again.params, rounded)
+
+
+def test_value_head_is_saved_beside(checkpoints, tmp_path):
+  config, params, _ = checkpoints["gpt2"]
+  head = {"kernel_D": np.arange(32, dtype=np.float32), "bias": np.float32(0.5)}
+  hf_checkpoint.save(tmp_path, config, params | {"value": head})
+  assert_same(hf_checkpoint.load(tmp_path).params["value"], head)
+
+
+def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
+  words = {"<s>": 0, "</s>": 1, "good": 2, "film": 3, "<sep>": 4}
+  model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+  model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=model,
+    bos_token="<s>",
+    eos_token="</s>",
+    additional_special_tokens=["<sep>"],
+    chat_template="{% for m in messages %}{{ m['content'] }}</s>{% endfor %}",
+  )
+
+
+def test_tokenizer_and_chat_template_come_back(checkpoints, tmp_path):
+  config, params, _ = checkpoints["llama"]
+  hf_checkpoint.save(tmp_path, config, params, small_tokenizer())
+  tokenizer = hf_checkpoint.load(tmp_path).tokenizer
+  assert tokenizer("good film<sep>").input_ids == [2, 3, 4]
+  chat = [{"role": "user", "content": "good film"}]
+  assert tokenizer.apply_chat_template(chat, tokenize=False) == "good film</s>"
+
+
+def test_config_is_spelled_for_transformers_4_too(checkpoints, tmp_path):
+  # transformers 4 reads rope_theta and rope_scaling and silently falls back to
+  # theta 10 000 without scaling where they are missing.
+  config, params, _ = checkpoints["llama3_scaled"]
+  hf_checkpoint.save(tmp_path, config, params, small_tokenizer())
+  written = json.loads((tmp_path / "config.json").read_text())
+  assert written["rope_theta"] == 500000.0
+  assert written["rope_scaling"]["factor"] == 8.0
+  assert written["torch_dtype"] == "float32"
+  assert (written["bos_token_id"], written["eos_token_id"]) == (0, 1)
+  spelled = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert spelled["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert "backend" not in spelled and "extra_special_tokens" not in spelled
+
+
+def test_transformers_4_config_reads_the_same(checkpoints, copy):
+  directory = copy("llama3_scaled")
+  path = directory / "config.json"
+  content = json.loads(path.read_text())
+  rope = content.pop("rope_parameters")
+  content["rope_theta"] = rope.pop("rope_theta")
+  content["rope_scaling"] = rope
+  path.write_text(json.dumps(content))
+  assert hf_checkpoint.load(directory).config == checkpoints["llama3_scaled"].config
+
+
+def test_base_model_checkpoint_with_old_buffers_loads(checkpoints, copy):
+  # As the hub's gpt2: no prefix, no head, the causal mask stored as a buffer.
+  directory = copy("gpt2")
+
+  def change(tensors):
+    for name in list(tensors):
+      tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+    tensors["h.0.attn.bias"] = np.ones((1, 1, 24, 24), np.float32)
+
+  edit_weights(directory, change)
+  assert_same(hf_checkpoint.load(directory).params, checkpoints["gpt2"].params)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"model_type": "lama"}, r"'lama'; supported families: .*did you mean 'llama'"),
+    ({"model_type": None}, r"None; supported families"),
+    ({"hidden_act": "relu"}, r"activation is 'relu'; supported"),
+    (
+      {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+      r"rope_type is 'yarn'; supported",
+    ),
+    ({"vocab_size": 97}, r"embed_tokens.weight has shape \(96, 32\).*\(97, 32\)"),
+    ({"num_hidden_layers": 3}, r"missing weight model.layers.2"),
+    ({"num_hidden_layers": 1}, r"unexpected weight model.layers.1"),
+  ],
+)
+def test_config_that_does_not_fit_is_refused_by_name(copy, change, words):
+  directory = copy("llama3_scaled")
+  edit_json(directory / "config.json", **change)
+  with pytest.raises(ValueError, match=words):
+    hf_checkpoint.load(directory)
+
+
+def test_gpt2_switch_that_we_lack_is_refused(copy):
+  directory = copy("gpt2")
+  edit_json(directory / "config.json", scale_attn_by_inverse_layer_idx=True)
+  with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx is True"):
+    hf_checkpoint.load(directory)
+
+
+def test_wrong_weights_are_all_listed(copy):
+  directory = copy("gpt_neox")
+
+  def change(tensors):
+    tensors["gpt_neox.extra"] = tensors.pop("gpt_neox.final_layer_norm.bias")
+    name = "gpt_neox.layers.1.attention.query_key_value.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+
+  edit_weights(directory, change)
+  with pytest.raises(ValueError) as error:
+    hf_checkpoint.load(directory)
+  message = str(error.value)
+  assert "missing weight gpt_neox.final_layer_norm.bias" in message
+  assert "unexpected weight gpt_neox.extra" in message
+  assert "layers.1.attention.query_key_value.weight has shape (32, 96)" in message
+
+
+def test_missing_files_are_named(copy, tmp_path):
+  with pytest.raises(ValueError, match=r"nowhere/config\.json does not exist"):
+    hf_checkpoint.load(tmp_path / "nowhere")
+  directory = copy("llama")
+  (directory / "model-00002-of-00005.safetensors").unlink()
+  with pytest.raises(ValueError, match=r"do not exist: \['model-00002-of-00005"):
+    hf_checkpoint.load(directory)
+  (directory / "model.safetensors.index.json").unlink()
+  with pytest.raises(ValueError, match="holds neither"):
+    hf_checkpoint.load(directory)
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused(copy):
+  directory = copy("llama")
+  tokenizer = small_tokenizer()
+  tokenizer.add_tokens([f"word{i}" for i in range(95)])
+  tokenizer.save_pretrained(directory)
+  with pytest.raises(ValueError, match="tokenizer has 100 tokens, the embedding 96"):
+    hf_checkpoint.load(directory)
+
+
+def test_save_refuses_what_it_cannot_write(checkpoints, tmp_path):
+  config, params, _ = checkpoints["llama"]
+  with pytest.raises(ValueError, match="no Hugging Face family"):
+    mixed = dataclasses.replace(config, parallel_residual=True)
+    hf_checkpoint.save(tmp_path, mixed, params)
+  with pytest.raises(ValueError, match=r"\['head'\] has shape None"):
+    lacking = {k: v for k, v in params["lm"].items() if k != "head"}
+    hf_checkpoint.save(tmp_path, config, {"lm": lacking})
+  with pytest.raises(ValueError, match="dtype is 'float16'; allowed"):
+    hf_checkpoint.save(tmp_path, config, params, dtype="float16")
+  hf_checkpoint.save(tmp_path / "full", config, params)
+  with pytest.raises(ValueError, match="already holds weights"):
+    hf_checkpoint.save(tmp_path / "full", config, params)

@@ -1,0 +1,128 @@
+"""Statistics per token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+from scipy import stats as scipy_stats
+
+from xpo_jax.ops import token_stats
+from xpo_jax.types import Scored
+
+RNG = np.random.default_rng(0)
+POLICY, REF = RNG.normal(size=(2, 4, 6)).astype(np.float32) * 3
+TARGET = np.array([0, 5, 2, 2], np.int32)
+ROLES = {"policy": POLICY, "ref": REF, "policy.value": POLICY[:, 0]}
+P, Q = special.softmax(POLICY.astype(np.float64), -1), special.softmax(REF, -1)
+ORACLE = {
+  "LOGP": np.log(P[np.arange(4), TARGET]),
+  "REF_LOGP": np.log(Q[np.arange(4), TARGET]),
+  "REST_LOGP": np.log(1 - P[np.arange(4), TARGET]),
+  "VALUE": POLICY[:, 0],
+  "ENTROPY": scipy_stats.entropy(P, axis=-1),
+  "REF_KL": scipy_stats.entropy(Q, P, axis=-1),
+  "POLICY_KL": scipy_stats.entropy(P, Q, axis=-1),
+}
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_matches_scipy(name):
+  stat = vars(token_stats)[name]
+  roles = {role: jnp.asarray(ROLES[role]) for role in stat.roles}  # no other is read
+  actual = stat.fn(roles, jnp.asarray(TARGET))
+  np.testing.assert_allclose(actual, ORACLE[name], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_any_number_of_leading_axes(name):
+  stat = vars(token_stats)[name]
+  roles = {role: jnp.asarray(ROLES[role]) for role in stat.roles}
+  flat = stat.fn(roles, jnp.asarray(TARGET))
+  roles = {role: x.reshape(2, 2, *x.shape[1:]) for role, x in roles.items()}
+  np.testing.assert_allclose(
+    stat.fn(roles, TARGET.reshape(2, 2)).reshape(4), flat, 1e-6
+  )
+
+
+def test_statistics_land_where_they_say():
+  fields = {vars(token_stats)[name].field for name in ORACLE}
+  extra = fields - set(Scored.__dataclass_fields__)
+  assert len(fields) == len(ORACLE)
+  assert extra == {"entropy_BKT", "policy_kl_BKT", "rest_logp_BKT"}
+
+
+def test_impossible_tokens_add_nothing():
+  logits = jnp.array([[0.0, 0.0, -jnp.inf]])
+  other = jnp.array([[0.0, jnp.log(3.0), -jnp.inf]])
+  assert token_stats.entropy(logits)[0] == pytest.approx(np.log(2))
+  expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+  assert token_stats.kl(logits, other)[0] == pytest.approx(expected, rel=1e-5)
+  for function in (token_stats.entropy, lambda x: token_stats.kl(x, other)):
+    assert np.isfinite(jax.grad(lambda x, f=function: f(x).sum())(logits)).all()
+
+
+def test_underflowing_probability_gives_a_finite_kl():
+  p = jnp.array([[0.0, -500.0]])
+  q = jnp.array([[-500.0, 0.0]])
+  assert token_stats.kl(p, q)[0] == pytest.approx(500.0)
+
+
+def test_target_is_picked_without_a_gather():
+  hlo = jax.jit(token_stats.logp).lower(POLICY, TARGET).as_text()
+  assert "gather" not in hlo
+
+
+def test_rest_of_a_certain_token_is_finite():
+  logits, target = jnp.array([[0.0, -300.0, -200.0]]), jnp.array([0])
+  rest, slope = jax.value_and_grad(lambda x: token_stats.rest_logp(x, target)[0])(
+    logits
+  )
+  assert rest == pytest.approx(-200.0)
+  # d log(1 - p) / d logits = softmax of the others - softmax
+  np.testing.assert_allclose(slope, [[-1.0, 0.0, 1.0]], atol=1e-6)
+
+
+def test_rivals_are_the_largest_other_logits_and_the_target_last():
+  logits = jnp.array([[3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
+  target = jnp.array([0, 1])  # the largest itself, and another
+  found = token_stats.rivals(2).fn({"policy": logits}, target)
+  np.testing.assert_array_equal(found, [[2.0, 1.0, 3.0], [3.0, 2.0, 1.0]])
+  _, ids = token_stats.top_rivals(logits, target, 2)
+  np.testing.assert_array_equal(ids, [[2, 1], [0, 2]])
+
+
+def test_equal_rivals_are_one_need():
+  assert token_stats.rivals(2) is token_stats.rivals(2)
+  assert token_stats.rivals(2).field != token_stats.rivals(3).field
+
+
+@pytest.mark.parametrize("k", [0, 1.0, -1])
+def test_number_of_rivals_is_a_positive_whole_number(k):
+  with pytest.raises(ValueError, match=rf"k={k} must be a whole number >= 1"):
+    token_stats.rivals(k)
+
+
+def test_vocabulary_without_enough_rivals_is_refused():
+  with pytest.raises(ValueError, match="need a vocabulary > 6, this is 6"):
+    token_stats.top_rivals(POLICY, TARGET, 6)
+
+
+def test_tempered_is_the_statistic_of_divided_logits():
+  logits_CV = jnp.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+  target_C = jnp.array([2, 0])
+  cool = token_stats.tempered(token_stats.LOGP, 0.5)
+  p_CV = np.exp(np.asarray(logits_CV, np.float64) / 0.5)
+  expected = np.log(p_CV[[0, 1], [2, 0]] / p_CV.sum(1))
+  np.testing.assert_allclose(cool.fn({"policy": logits_CV}, target_C), expected, 1e-5)
+
+
+def test_tempered_leaves_values_and_temperature_1_alone_and_equal_needs_equal():
+  value = token_stats.tempered(token_stats.VALUE, 0.5)
+  assert value.fn({"policy.value": jnp.array([3.0])}, None).tolist() == [3.0]
+  assert token_stats.tempered(token_stats.LOGP, 1.0) is token_stats.LOGP
+  assert token_stats.tempered(token_stats.LOGP, 0.7) is token_stats.tempered(
+    token_stats.LOGP, 0.7
+  )
+  with pytest.raises(ValueError, match="temperature=0"):
+    token_stats.tempered(token_stats.LOGP, 0.0)

@@ -1,0 +1,162 @@
+"""Several objectives in one update: the sum of their gradients, each its own mean."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xpo_jax import objectives, scored
+from xpo_jax.config import optim, yaml_file
+from xpo_jax.config.experiment import (
+  Data,
+  Experiment,
+  Loop,
+  MeshShape,
+  PartUse,
+  Scratch,
+  Use,
+)
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.models import score
+from xpo_jax.models.config import Config
+from xpo_jax.train import aux_losses, metrics, offline, state, step
+from xpo_jax.types import Layout, Part
+
+RUN = Experiment(
+  Use("dpo"),
+  Data("pairs", rows_per_step=4, row_length=192, epochs=2, steps=5),
+  Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)),
+  Optimizer(learning_rate=1e-2),
+  Loop(log_every=1, checkpoint_every=1),
+  MeshShape(data=1),
+  parts=(
+    PartUse(
+      0.5,
+      Use("sft"),
+      Data("demos", rows_per_step=4, microbatches=2, row_length=96, steps=2),
+      "keep",
+    ),
+  ),
+)
+
+
+def _quiet(text: str) -> None:
+  del text
+
+
+def test_update_is_along_the_sum_of_the_gradients(tiny):
+  main = objectives.dpo(beta=0.5)
+  beside = (
+    Part(2.0, objectives.sft(), "keep"),
+    Part(0.25, objectives.retain_kl(), "near"),  # reads the reference as it is
+  )
+  batch, demos = (tiny.batches(x)[0] for x in (Layout.PAIR, Layout.DEMO))
+  # The parts' microbatches are their own, and differ in weight.
+  cut = tiny.batches(Layout.DEMO, microbatches=4)[0]
+  assert len(set(cut.mask_MBKT.sum((1, 2, 3)))) > 1
+  optimizer = optim.Optimizer(learning_rate=1e-2, schedule="constant", clip=None)
+  chain = optim.transform(optimizer)
+  models, frozen = {"policy": tiny.model, "ref": tiny.model}, {"ref": tiny.ref}
+  update = step.make_step(lambda: main, models, optimizer, 1, parts=beside)
+  first = state.create(tiny.policy, chain, (), jax.random.key(0))
+  both = {"keep": cut, "near": cut}
+  after, found = update(first, frozen, batch, step.knobs(optimizer), both)
+
+  def loss(params):
+    def record(objective, batch):
+      one = jax.tree.map(lambda x: x[0], batch)
+      roles = {"policy": params, **frozen}
+      return score.score(models, roles, objective.needs, one)
+
+    whole = (Part(1.0, main, "run"), *beside)
+    records = {"run": record(main, batch)}
+    records |= {x.data: record(x.objective, demos) for x in beside}
+    out = scored.evaluate_parts(whole, records)
+    return out.loss, out.terms
+
+  (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny.policy)
+  np.testing.assert_allclose(found["loss"], total, rtol=1e-5)
+  np.testing.assert_allclose(found["loss/dpo"], terms["run/dpo"], rtol=1e-5)
+  for name, term in (("keep", "sft"), ("near", "retain_kl")):
+    named = found[f"loss/{name}/{term}"]
+    np.testing.assert_allclose(named, terms[f"{name}/{term}"], rtol=1e-5)
+    assert float(named) > 0.01 and f"{name}/length" in found
+  norm = jnp.sqrt(sum((x**2).sum() for x in jax.tree.leaves(grads)))
+  np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
+  # Adam's moments before its division hold the gradient itself: 1 - b1 of it.
+  (moments,) = [x for x in after.opt_state if hasattr(x, "mu")]
+  for got, want in zip(*map(jax.tree.leaves, (moments.mu, grads)), strict=True):
+    np.testing.assert_allclose(got / (1 - optimizer.b1), want, atol=1e-5)
+
+
+def test_part_with_a_state_is_refused(tiny):
+  part = Part(1.0, objectives.beta_dpo(), "more")
+  with pytest.raises(ValueError, match="part 'more': beta_dpo keeps a state"):
+    models = {"policy": tiny.model}
+    step.make_step(objectives.sft, models, optim.Optimizer(), 1, parts=(part,))
+
+
+@pytest.fixture(scope="module")
+def whole(memory, tmp_path_factory):
+  """An offline run with a part, uninterrupted."""
+  run_dir = tmp_path_factory.mktemp("runs") / "whole"
+  assert offline.train(RUN, run_dir, memory=memory, say=_quiet).finished
+  return run_dir
+
+
+def test_run_reports_its_parts_and_begins_their_data_again(whole):
+  lines = metrics.read(whole)
+  assert len(lines) == 5 and RUN.parts[0].data.steps == 2
+  names = {"loss/dpo", "loss/keep/sft", "keep/length", "keep/padding"}
+  for at, line in enumerate(lines):
+    assert names <= set(line)
+    assert line["loss"] == pytest.approx(line["loss/dpo"] + line["loss/keep/sft"])
+    length = lines[at % 2]["keep/length"]
+    assert line["keep/length"] == length  # two batches, in turn
+  assert lines[0]["keep/length"] != lines[1]["keep/length"]
+  # Uniform over the vocabulary at first, nearly: 0.5 log 320.
+  assert lines[0]["loss/keep/sft"] == pytest.approx(0.5 * np.log(320), rel=0.02)
+  assert json.loads((whole / "data.json").read_text())["parts"]["keep"]["kept"] == 40
+
+
+def test_stopped_run_takes_up_its_parts_where_they_stood(whole, memory, tmp_path):
+  def say(text):
+    if text.startswith("step 2/"):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  run_dir = tmp_path / "run"
+  stopped = offline.train(RUN, run_dir, memory=memory, say=say)
+  assert not stopped.finished and stopped.steps == 3
+  offline.resume(run_dir, RUN, memory=memory, say=_quiet)
+  for file in (whole / offline.POLICY).glob("*.safetensors"):
+    assert (run_dir / offline.POLICY / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    ({"weight": 0.0}, "PartUse.weight is 0.0"),
+    ({"name": "a/b"}, "PartUse.name is 'a/b'"),
+    ({"objective": Use("ppo")}, "part 'keep': ppo reads what is recorded with"),
+    ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
+    ({"data": Data("none")}, "part 'keep': none holds no row"),
+  ],
+)
+def test_bad_part_is_refused_by_name(change, match, memory):
+  with pytest.raises(ValueError, match=match):
+    part = dataclasses.replace(RUN.parts[0], **change)
+    aux_losses.check((part,), memory | {"none": []})
+
+
+def test_two_parts_of_one_name_are_refused():
+  with pytest.raises(ValueError, match="two parts are called 'keep'"):
+    dataclasses.replace(RUN, parts=RUN.parts * 2)
+
+
+def test_configuration_holds_the_parts():
+  assert yaml_file.from_dict(Experiment, yaml_file.to_dict(RUN)) == RUN

@@ -1,0 +1,252 @@
+"""Verdicts on rollouts, from NumPy alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from xpo_jax.config.experiment import Data, Experiment, MeshShape, Scratch, Trained, Use
+from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.feedback import client, endpoint, reward_model, rules
+from xpo_jax.feedback.protocol import OfPolicy, Scores
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Config
+from xpo_jax.train import online, rewards, rollouts
+
+NAN = np.float32(np.nan)
+MODEL = Config(
+  vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
+)
+SOURCE = Call(rules.world_reward)
+
+
+def _drawn(reward=None, ended=((True, True), (False, True))):
+  """As much of `Rollouts` as judging reads."""
+
+  @dataclasses.dataclass
+  class Drawn:
+    prompts: tuple = ("this film is", "the plot was")
+    texts_BK: tuple = ((" great.", " awful."), (" long.", " superb."))
+    ended_BK: np.ndarray = dataclasses.field(default_factory=lambda: np.array(ended))
+    length_BK: np.ndarray = dataclasses.field(
+      default_factory=lambda: np.array([[2, 2], [4, 6]])
+    )
+    iteration: int = 2
+    opponents_BJ: tuple = ()
+    idle: float = 0.125
+    reward_BK: np.ndarray | None = None
+
+  return Drawn(reward_BK=None if reward is None else np.array(reward, np.float32))
+
+
+def test_rewards_are_those_of_the_source_in_place():
+  drawn = rewards.ask(rewards.judge(Feedback(SOURCE)), _drawn(), Feedback(SOURCE))
+  assert drawn.reward_BK.shape == (2, 2)
+  assert drawn.reward_BK[0, 0] > 0 > drawn.reward_BK[0, 1]
+  assert drawn.reward_BK[1, 0] == 0 < drawn.reward_BK[1, 1]
+
+
+def later_wins():
+  """A preference for the text that is later in the alphabet."""
+  return lambda prompts, first, second: Scores(np.array(first) > np.array(second))
+
+
+def test_win_rates_are_against_the_group_or_its_opponents():
+  feedback = Feedback(Call(later_wins), kind="win_rates")
+  asked = rewards.judge(feedback)
+  alone = rewards.ask(asked, _drawn(), feedback).reward_BK
+  np.testing.assert_allclose(alone[0], [(0.5 + 1) / 2, (0.5 + 0) / 2])
+  apart = dataclasses.replace(feedback, include_self=False)
+  others_BK = rewards.ask(rewards.judge(apart), _drawn(), apart).reward_BK
+  np.testing.assert_array_equal(others_BK, [[1, 0], [0, 1]])
+  met = dataclasses.replace(_drawn(), opponents_BJ=((" b.", " c."), (" m.", " p.")))
+  reward_BK = rewards.ask(asked, met, feedback).reward_BK
+  np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])
+
+
+def nothing():
+  """A source that makes no judge."""
+  return {}
+
+
+@pytest.mark.parametrize(
+  ("source", "kind", "match"),
+  [
+    (later_wins, "scores", "later_wins, which makes a Preference.*to 'win_rates'"),
+    (rules.world_reward, "win_rates", "world_reward, .* a Scorer.*to 'scores'"),
+    (nothing, "scores", "nothing, which makes dict; .*protocol.Scorer"),
+  ],
+)
+def test_a_source_of_another_kind_is_refused_when_it_is_made(source, kind, match):
+  with pytest.raises(ValueError, match=f"Feedback.source is .*{match}"):
+    rewards.judge(Feedback(Call(source), kind=kind))
+
+
+def any_judge():
+  """Takes whatever it is asked about."""
+  return lambda *asked: Scores(np.zeros(len(asked[0])))
+
+
+@pytest.mark.parametrize("kind", ["scores", "win_rates"])
+def test_a_judge_that_does_not_say_what_it_takes_passes(kind):
+  feedback = Feedback(Call(any_judge), kind=kind)
+  found = rewards.ask(rewards.judge(feedback), _drawn(), feedback)
+  assert found.reward_BK.shape == (2, 2)
+
+
+def own_length():
+  """A policy that likes answers of as many letters as it has parameters."""
+
+  def make(model, params, tokenizer):
+    assert (model, tokenizer) == ("model", "tokenizer")
+    return lambda prompts, texts: Scores(
+      -np.abs(np.array(list(map(len, texts)), np.float32) - len(params))
+    )
+
+  return OfPolicy(make)
+
+
+def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
+  feedback = Feedback(Call(own_length))
+  asked = rewards.judge(feedback)
+  for size in (6, 7):
+    facing = rewards.facing(asked, "model", [0.0] * size, "tokenizer")
+    reward_BK = rewards.ask(facing, _drawn(), feedback).reward_BK
+    lengths = np.array([[7, 7], [6, 8]])  # of " great." and the others
+    np.testing.assert_array_equal(reward_BK, -np.abs(lengths - size))
+  other = rewards.judge(Feedback(SOURCE))
+  assert rewards.facing(other, "model", [], "tokenizer") is other
+
+
+def test_summary_leaves_out_what_is_not_the_policys():
+  assert Sampling(completions=5, explore=2.0).own == slice(0, 3)
+  assert Sampling(completions=5, first="greedy").own == slice(1, 5)
+  drawn = _drawn([[1.0, 3.0], [2.0, 4.0]])
+  explored = Sampling(completions=2, explore=2.0)
+  found = rewards.summary(
+    drawn, drawn.reward_BK, np.ones((2, 2)), drawn.reward_BK, explored
+  )
+  assert found["rollout/reward"] == found["rollout/kl"] == 1.5
+
+
+def test_nan_is_refused_with_the_completion_shown():
+  answer = np.array([[0.0, 1.0], [NAN, 1.0]])
+  with pytest.raises(ValueError, match=r"1 of 4 .* iteration 3.*'the plot was'.*long"):
+    rewards.ask(lambda *_: answer, _drawn(), Feedback(SOURCE))
+  drop = Feedback(SOURCE, abstained="drop")
+  assert np.isnan(rewards.ask(lambda *_: answer, _drawn(), drop).reward_BK[1, 0])
+
+
+@pytest.mark.parametrize(
+  ("rule", "expected"), [("subtract", 2.0 - 0.5), ("replace", 0.5)]
+)
+def test_missing_eos_changes_the_cut_completion_alone(rule, expected):
+  feedback = Feedback(SOURCE, missing_eos=0.5, missing_eos_rule=rule)
+  drawn = _drawn([[1.0, 3.0], [2.0, 4.0]])
+  reward_BK, present_BK = rewards.shaped(drawn, feedback, Sampling())
+  np.testing.assert_array_equal(reward_BK, [[1.0, 3.0], [expected, 4.0]])
+  assert present_BK.all()
+  np.testing.assert_array_equal(drawn.reward_BK[1], [2.0, 4.0])  # the record stays
+
+
+def test_abstention_is_absent_and_stays_one_when_cut():
+  feedback = Feedback(SOURCE, missing_eos=9.0, missing_eos_rule="replace")
+  drawn = _drawn([[1.0, 3.0], [NAN, 4.0]])
+  reward_BK, present_BK = rewards.shaped(drawn, feedback, Sampling())
+  np.testing.assert_array_equal(present_BK, [[1, 1], [0, 1]])
+  assert reward_BK[1, 0] == 0
+  # Where column 0 is a baseline, its prompt has none.
+  _, present_BK = rewards.shaped(drawn, feedback, Sampling(first="greedy"))
+  np.testing.assert_array_equal(present_BK, [[1, 1], [0, 0]])
+
+
+def test_summary_counts_what_it_says():
+  drawn = _drawn([[1.0, 3.0], [NAN, 4.0]])
+  kl_BK = np.array([[0.5, 1.5], [2.0, 0.0]])
+  reward_BK, present_BK = rewards.shaped(drawn, Feedback(SOURCE), Sampling())
+  found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
+  assert found == {
+    "rollout/reward": pytest.approx(8 / 3),
+    "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
+    "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
+    "rollout/kl": 1.0,
+    "rollout/kl_token": pytest.approx(4.0 / 14),
+    "rollout/length": 3.5,
+    "rollout/no_eos": 0.25,
+    "rollout/abstained": 0.25,
+    "rollout/informative": 0.5,  # the lone completion of prompt 2 differs from none
+    "rollout/idle": 0.125,
+  }
+  apart = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling(first="greedy"))
+  assert apart["rollout/reward"] == 3.5 and apart["rollout/kl"] == 0.75
+
+
+def test_summary_names_no_reward_where_nothing_was_judged():
+  drawn = _drawn([[NAN, NAN], [NAN, NAN]])
+  reward_BK, present_BK = rewards.shaped(drawn, Feedback(SOURCE), Sampling())
+  kl_BK = np.zeros((2, 2))
+  found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
+  assert not {"rollout/reward", "rollout/reward_std"} & set(found)
+  assert found["rollout/abstained"] == 1 and found["rollout/informative"] == 0
+
+
+def own_weight():
+  """Rates every answer by the policy's first weight."""
+
+  def make(model, params, tokenizer):
+    weight = np.float32(jax.tree.leaves(params)[0].ravel()[0])
+    return lambda prompts, texts: Scores(np.full(len(texts), weight))
+
+  return OfPolicy(make)
+
+
+def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):
+  run = OnlineExperiment(
+    Use("reinforce", beta=None),
+    Prompts("world:20"),
+    Scratch(MODEL),
+    Feedback(Call(own_weight)),
+    Sampling(completions=1, max_tokens=4),
+    iterations=2,
+    prompts_per_iteration=4,
+    optimizer=Optimizer(learning_rate=0.1, schedule="constant"),
+    mesh=MeshShape(data=1),
+  )
+  start = transformer.model(MODEL).init(jax.random.fold_in(jax.random.key(0), 0))
+  done = online.train(run, tmp_path / "run", say=lambda text: None)
+  first, second = (
+    set(rollouts.read(path).reward_BK.ravel().tolist())
+    for path in sorted((tmp_path / "run" / online.ROLLOUTS).iterdir())
+  )
+  assert first == {float(jax.tree.leaves(start)[0].ravel()[0])}
+  assert len(second) == 1 and second != first
+  last = float(jax.tree.leaves(done.params["lm"])[0].ravel()[0])
+  assert second != {last}  # of the policy before the second iteration's update
+
+
+ENDPOINT = {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
+
+
+@pytest.mark.parametrize(
+  ("source", "error", "match"),
+  [
+    (
+      Call(endpoint.scorer, endpoint=ENDPOINT),
+      client.JudgeError,
+      "127.0.0.1:9/v1 cannot be reached",
+    ),
+    (Call(reward_model.scorer, directory="nowhere"), ValueError, "no reward model"),
+  ],
+)
+def test_a_judge_that_cannot_judge_is_named_before_the_start_is_trained(
+  source, error, match, tmp_path
+):
+  begun = Experiment(Use("sft"), Data("world:20"), Scratch(MODEL))
+  run = OnlineExperiment(
+    Use("reinforce"), Prompts("world:20"), Trained(begun), Feedback(source)
+  )
+  with pytest.raises(error, match=match):
+    online.train(run, tmp_path / "run", say=lambda text: None)
+  assert not (tmp_path / "run").exists()

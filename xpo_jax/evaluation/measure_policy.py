@@ -1,0 +1,354 @@
+"""What a policy is worth: reward, distance from the reference, and how it writes.
+
+Everything is measured on held-out prompts from samples without truncation, at
+temperature 1 or, where a run sampled at another, at that: it is the distribution whose
+KL the estimates are of. Values stay per prompt and per completion, so that two policies
+can be compared prompt by prompt.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.data import tokenise
+from xpo_jax.evaluation import bootstrap, sequence_logps
+from xpo_jax.models import sample, transformer
+from xpo_jax.types import Array, Params
+
+RewardFn = Callable[[Sequence[str]], np.ndarray]  # full texts -> one reward each
+
+
+class Draws(NamedTuple):
+  """Samples of one policy on the evaluation prompts, P prompts by K completions.
+
+  Attributes:
+    prompts: P prompt texts.
+    texts: P tuples of K completion texts.
+    tokens: P tuples of K completions as ids, without the stop token.
+    reward_PK: true reward of prompt plus completion, or None.
+    kl_PK: sum over visited positions of KL(policy || ref) over the vocabulary, nats.
+    log_ratio_PK: log policy - log reference of the completion, nats.
+    length_PK: tokens, the stop token included.
+    ended_PK: True where the completion stopped by itself.
+  """
+
+  prompts: tuple[str, ...]
+  texts: tuple[tuple[str, ...], ...]
+  tokens: tuple[tuple[tuple[int, ...], ...], ...]
+  reward_PK: np.ndarray | None
+  kl_PK: np.ndarray
+  log_ratio_PK: np.ndarray
+  length_PK: np.ndarray
+  ended_PK: np.ndarray
+
+
+class Report(NamedTuple):
+  """One policy beside its reference, on the same prompts.
+
+  Attributes:
+    policy, reference: their samples.
+    measures: name -> Interval of the policy: reward, kl, kl_plain, length, no_eos,
+      distinct_1, distinct_2, win_rate_vs_reference, win_rate_vs_chosen.
+    reference_measures: the same of the reference.
+    differences: policy minus reference, paired over prompts: reward, length.
+    chosen: chosen answer to each prompt, or None.
+  """
+
+  policy: Draws
+  reference: Draws
+  measures: Mapping[str, bootstrap.Interval]
+  reference_measures: Mapping[str, bootstrap.Interval]
+  differences: Mapping[str, bootstrap.Interval]
+  chosen: tuple[str, ...] | None = None
+
+
+def policy_report(
+  model: transformer.Model,
+  params: Params,
+  ref_params: Params,
+  prompts: Sequence[np.ndarray],
+  tokenizer: Any,
+  reward: RewardFn | None = None,
+  *,
+  max_tokens: int,
+  key: Array,
+  completions: int = 4,
+  reference: Draws | None = None,
+  chosen: Sequence[str] | None = None,
+  stop_ids: Sequence[int] | None = None,
+  batch: int = 64,
+) -> Report:
+  """Samples a policy on held-out prompts and measures it against its reference.
+
+  Args:
+    model, params, ref_params, prompts, tokenizer, reward, max_tokens, key,
+      completions, stop_ids, batch: see `draw`.
+    reference: the reference's own samples on the same prompts (`draw` with
+      `params=ref_params`), where several policies share them; None draws them.
+    chosen: an answer to each prompt to be compared with, or None.
+
+  Returns:
+    Report; every interval is over prompts.
+
+  Raises:
+    ValueError: see `draw`; `reference` or `chosen` of other prompts.
+  """
+
+  def draw_from(tree):
+    return draw(
+      model,
+      tree,
+      ref_params,
+      prompts,
+      tokenizer,
+      reward,
+      max_tokens=max_tokens,
+      key=key,
+      completions=completions,
+      stop_ids=stop_ids,
+      batch=batch,
+    )
+
+  policy = draw_from(params)
+  reference = draw_from(ref_params) if reference is None else reference
+  if reference.prompts != policy.prompts:
+    raise ValueError("reference: drawn on other prompts than the policy; draw it anew")
+  if chosen is not None and len(chosen) != len(prompts):
+    raise ValueError(f"chosen: {len(chosen)} answers for {len(prompts)} prompts")
+  answers = None
+  if reward is not None and chosen is not None:
+    whole = [p + c for p, c in zip(policy.prompts, chosen, strict=True)]
+    answers = _rewards(reward, whole)
+  report = beside(policy, reference, answers)
+  return report._replace(chosen=None if chosen is None else tuple(chosen))
+
+
+def beside(
+  policy: Draws, reference: Draws, chosen_P: np.ndarray | None = None
+) -> Report:
+  """Measures a policy's samples beside its reference's on the same prompts.
+
+  Args:
+    policy: its samples, with rewards or without.
+    reference: the same of the reference.
+    chosen_P: rewards of an answer to each prompt to be compared with, or None.
+  """
+  against, against_ref = {}, {}
+  differences = {"length": (policy.length_PK, reference.length_PK)}
+  if policy.reward_PK is not None:
+    differences["reward"] = (policy.reward_PK, reference.reward_PK)
+    against["reference"] = reference.reward_PK
+    if chosen_P is not None:
+      against["chosen"] = against_ref["chosen"] = chosen_P
+  return Report(
+    policy=policy,
+    reference=reference,
+    measures=measure(policy, against),
+    reference_measures=measure(reference, against_ref),
+    differences={
+      name: bootstrap.paired_bootstrap(per_prompt(a), per_prompt(b))
+      for name, (a, b) in differences.items()
+    },
+  )
+
+
+def draw(
+  model: transformer.Model,
+  params: Params,
+  ref_params: Params,
+  prompts: Sequence[np.ndarray],
+  tokenizer: Any,
+  reward: RewardFn | None = None,
+  *,
+  max_tokens: int,
+  key: Array,
+  completions: int = 4,
+  stop_ids: Sequence[int] | None = None,
+  batch: int = 64,
+  temperature: float = 1.0,
+) -> Draws:
+  """Samples completions and measures each of them.
+
+  The text depends on key, prompt number and parameters, not on `batch`.
+
+  Args:
+    model: the architecture, shared by policy and reference.
+    params: `{"lm": ...}` of the policy.
+    ref_params: `{"lm": ...}` of the reference.
+    prompts: token ids of each prompt, BOS included.
+    tokenizer: decodes; its EOS ends a completion.
+    reward: maps full texts (prompt plus completion) to rewards; None leaves them out.
+    max_tokens: longest completion.
+    key: of the sampling.
+    completions: K samples a prompt.
+    stop_ids: tokens that end a completion; None takes the tokenizer's EOS.
+    batch: prompts decoded at once.
+    temperature: divides the logits of the policy, and of policy and reference wherever
+      log-probs and KLs are taken; > 0.
+
+  Returns:
+    Draws.
+
+  Raises:
+    ValueError: no prompts, an empty prompt, or rewards of the wrong shape.
+  """
+  if not len(prompts) or not all(len(prompt) for prompt in prompts):
+    raise ValueError(f"prompts: {len(prompts)} given; need at least one, none empty")
+  stop_ids = (tokenizer.eos_token_id,) if stop_ids is None else tuple(stop_ids)
+  batch = min(batch, len(prompts))
+  width = max(len(prompt) for prompt in prompts)
+  parts = []
+  for start in range(0, len(prompts), batch):
+    # The last batch is filled with its own prompts: one shape, one compile.
+    row_B = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
+    prompt_BP, length_B = sample.pad([prompts[i] for i in row_B], width)
+    samples = sample.sample(
+      model,
+      params["lm"],
+      prompt_BP,
+      length_B,
+      completions=completions,
+      max_tokens=max_tokens,
+      key=key,
+      row_B=row_B,
+      stop_ids=stop_ids,
+      temperature=temperature,
+    )
+    tokens_BKT, mask_BKT = samples.tokens_BKT, samples.mask_BKT
+    policy, ref = {"lm": params["lm"]}, {"lm": ref_params["lm"]}
+    arrays = (prompt_BP, length_B, tokens_BKT, mask_BKT, mask_BKT)
+    stats = sequence_logps.statistics(model, policy, ref, *arrays, temperature)
+    kept = len(prompts) - start
+    part = (tokens_BKT, samples.length_BK, samples.ended_BK, stats)
+    parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], part))
+  tokens_PKT, length_PK, ended_PK, stats = jax.tree.map(
+    lambda *x: np.concatenate(x), *parts
+  )
+  length_PK, ended_PK = length_PK.astype(np.int64), ended_PK.astype(bool)
+  tokens = tuple(
+    tuple(tuple(t[:n].tolist()) for t, n in zip(t_KT, n_K, strict=True))
+    for t_KT, n_K in zip(tokens_PKT, length_PK - ended_PK, strict=True)
+  )
+  heads, texts, whole = _decode(tokenizer, prompts, tokens)
+  log_ratio_PK = stats["logp_BK"] - stats["ref_logp_BK"]
+  return Draws(
+    prompts=heads,
+    texts=texts,
+    tokens=tokens,
+    reward_PK=_rewards(reward, whole).reshape(length_PK.shape) if reward else None,
+    kl_PK=stats["kl_BK"].astype(np.float64),
+    log_ratio_PK=log_ratio_PK.astype(np.float64),
+    length_PK=length_PK,
+    ended_PK=ended_PK,
+  )
+
+
+def measure(
+  draws: Draws, against: Mapping[str, np.ndarray] | None = None
+) -> dict[str, bootstrap.Interval]:
+  """The measures of one policy, each over prompts.
+
+  Args:
+    draws: the policy's samples.
+    against: name -> rewards `[P]` or `[P, K']` of other answers to the same prompts;
+      adds `win_rate_vs_<name>`.
+
+  Returns:
+    Measure -> Interval. Distinct-n is a property of the whole set of samples and has
+    no interval; compare it between equal numbers of samples.
+  """
+  columns = {
+    "reward": draws.reward_PK,
+    "kl": draws.kl_PK,
+    "kl_plain": draws.log_ratio_PK,
+    "length": draws.length_PK,
+    "no_eos": ~draws.ended_PK,
+  }
+  out = {
+    name: bootstrap.bootstrap_mean(per_prompt(x_PK))
+    for name, x_PK in columns.items()
+    if x_PK is not None
+  }
+  rows = [row for rows in draws.tokens for row in rows]
+  nan = math.nan
+  for n in (1, 2):
+    value = distinct(rows, n)
+    out[f"distinct_{n}"] = bootstrap.Interval(value, nan, nan, nan, len(draws.tokens))
+  for name, reward in (against or {}).items():
+    rate_P = win_rate(draws.reward_PK, reward)
+    out[f"win_rate_vs_{name}"] = bootstrap.bootstrap_mean(rate_P)
+  return out
+
+
+def per_prompt(x_PK: np.ndarray) -> np.ndarray:
+  """Mean over each prompt's completions: the values that are resampled."""
+  return np.asarray(x_PK, np.float64).mean(-1)
+
+
+def win_rate(reward_PK: np.ndarray, other: np.ndarray) -> np.ndarray:
+  """Share of all pairs of answers to a prompt that the policy wins; a tie is half.
+
+  Args:
+    reward_PK: rewards of the policy's completions.
+    other: rewards of the other answers, `[P]` or `[P, K']`.
+
+  Returns:
+    Win rate of each prompt, `[P]`.
+  """
+  other = np.asarray(other, np.float64)
+  other = other[:, None] if other.ndim == 1 else other
+  gap = np.asarray(reward_PK, np.float64)[:, :, None] - other[:, None, :]
+  return ((gap > 0) + 0.5 * (gap == 0)).mean((1, 2))
+
+
+def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
+  """Different n-grams over all n-grams of all rows; 0 where there are none."""
+  grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
+  return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def accuracy(
+  score_N2: np.ndarray, cluster: np.ndarray | None = None
+) -> bootstrap.Interval:
+  """Share of pairs whose chosen column 0 scores above column 1; a tie is half.
+
+  The score is what ranks: log-ratios (the implicit reward), a reward model's values,
+  or the true rewards, whose accuracy on noisy labels is the known optimum.
+
+  Args:
+    score_N2: scores of N pairs.
+    cluster: prompt of each pair, `[N]`: pairs of one prompt are resampled together;
+      None: every pair has a prompt of its own.
+  """
+  gap_N = np.asarray(score_N2)[:, 0] - np.asarray(score_N2)[:, 1]
+  return bootstrap.bootstrap_mean((gap_N > 0) + 0.5 * (gap_N == 0), cluster)
+
+
+def _decode(tokenizer, prompts, tokens):
+  """Prompt texts, completion texts, and the two together."""
+  heads = tuple(tokenise.decode(tokenizer, prompt) for prompt in prompts)
+  # Decoded together: a tokenizer may read a completion's first token otherwise alone.
+  whole = [
+    tokenise.decode(tokenizer, [*prompt, *row])
+    for prompt, rows in zip(prompts, tokens, strict=True)
+    for row in rows
+  ]
+  K = len(tokens[0])
+  texts = tuple(
+    tuple(w.removeprefix(head) for w in whole[p * K : (p + 1) * K])
+    for p, head in enumerate(heads)
+  )
+  return heads, texts, whole
+
+
+def _rewards(reward: RewardFn, texts: Sequence[str]) -> np.ndarray:
+  value = np.asarray(reward(texts), np.float64)
+  if value.shape != (len(texts),) or not np.isfinite(value).all():
+    raise ValueError(
+      f"reward: got shape {value.shape} for {len(texts)} texts, or a value that is "
+      "not finite; it must return one number per text"
+    )
+  return value

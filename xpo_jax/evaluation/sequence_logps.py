@@ -1,0 +1,155 @@
+"""Sequence statistics of completions: log-probs, exact KL, value, without a packer.
+
+One row a prompt, its completions as branches, as in training: the prompt is read once.
+For evaluation, where batches are plain and nothing is differentiated.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax.data import tokenise
+from xpo_jax.models import heads, sample, score, transformer
+from xpo_jax.ops import masked, token_stats
+from xpo_jax.types import Array, Params
+
+
+def score_pairs(
+  model: transformer.Model,
+  params: Params,
+  ref_params: Params,
+  examples: Sequence[tokenise.Example],
+  *,
+  batch: int = 64,
+) -> dict[str, np.ndarray]:
+  """Sequence statistics of the completions of tokenised examples of equal K.
+
+  Args:
+    model: the architecture.
+    params: `{"lm": ...}`, and `"value"` if there is a scalar head.
+    ref_params: `{"lm": ...}` of the reference.
+    examples: `data.tokenise.Example`s (prompt ids, completions' ids).
+    batch: examples scored at once.
+
+  Returns:
+    `logp_BK`, `ref_logp_BK`, `kl_BK` (nats), and `value_BK` at the last token if
+    there is a head.
+  """
+  if not examples:
+    raise ValueError("examples: none given; need at least one")
+  counts = sorted({len(e.completions) for e in examples})
+  if len(counts) > 1:
+    raise ValueError(f"examples have K={counts} completions; score one K at a time")
+  (completions,) = counts
+  prompt_BP, length_B = sample.pad([e.prompt for e in examples])
+  flat = [c for e in examples for c in e.completions]
+  masks = [
+    mask
+    for e in examples
+    for mask in (e.masks or [np.ones(len(c), bool) for c in e.completions])
+  ]
+  tokens, size = sample.pad(flat)
+  there = np.arange(tokens.shape[1]) < size[:, None]
+  arrays = (tokens, there, sample.pad(masks)[0])
+  shape = (len(examples), completions, -1)
+  tokens_BKT, there_BKT, mask_BKT = (x.reshape(shape) for x in arrays)
+  batch = min(batch, len(examples))
+  parts = []
+  for start in range(0, len(examples), batch):
+    row_B = np.minimum(np.arange(start, start + batch), len(examples) - 1)
+    arrays = (prompt_BP, length_B, tokens_BKT, there_BKT, mask_BKT)
+    arrays = [x[row_B] for x in arrays]
+    stats = statistics(model, params, ref_params, *arrays)
+    kept = len(examples) - start
+    parts.append({name: np.asarray(x)[:kept] for name, x in stats.items()})
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+def statistics(
+  model: transformer.Model,
+  params: Params,
+  ref_params: Params,
+  prompt_BP: Array,
+  length_B: Array,
+  tokens_BKT: Array,
+  there_BKT: Array,
+  mask_BKT: Array,
+  temperature: float = 1.0,
+) -> dict[str, Array]:
+  """Sequence statistics of K completions of each prompt.
+
+  Args:
+    model: the architecture, shared by policy and reference.
+    params: `{"lm": ...}`, and `"value"` if there is a scalar head.
+    ref_params: `{"lm": ...}` of the reference.
+    prompt_BP: right-padded prompts.
+    length_B: their lengths.
+    tokens_BKT: right-padded completions.
+    there_BKT: 1 on tokens, 0 on padding.
+    mask_BKT: 1 on the tokens that count.
+    temperature: divides the logits of both.
+
+  Returns:
+    `logp_BK`, `ref_logp_BK` (sums, nats), `kl_BK` (sum over positions of
+    KL(policy || ref) over the whole vocabulary, nats), and `value_BK` at the last
+    token that counts.
+  """
+  rows, source_BC = _rows(prompt_BP, length_B, tokens_BKT, there_BKT)
+
+  def states(tree):
+    hidden_BLD = model.hidden(tree["lm"], rows)
+    return jnp.take_along_axis(hidden_BLD, source_BC[..., None], axis=1)
+
+  trees = {"policy": params, "ref": ref_params}
+  hidden = {role: states(tree) for role, tree in trees.items()}
+  head = {role: model.head(tree["lm"]) for role, tree in trees.items()}
+  stats = (token_stats.LOGP, token_stats.REF_LOGP, token_stats.POLICY_KL)
+  stats = tuple(token_stats.tempered(stat, temperature) for stat in stats)
+  values = {}
+  if "value" in params:
+    stats += (token_stats.VALUE,)
+    values["policy.value"] = heads.value(params["value"], hidden["policy"])
+  target_BC = tokens_BKT.reshape(source_BC.shape)
+  flat = score.token_statistics(hidden, head, target_BC, stats, values)
+  by_token = {field: x.reshape(mask_BKT.shape) for field, x in flat.items()}
+  out = {
+    "logp_BK": masked.sum_T(by_token["logp_BKT"], mask_BKT),
+    "ref_logp_BK": masked.sum_T(by_token["ref_logp_BKT"], mask_BKT),
+    "kl_BK": masked.sum_T(by_token["policy_kl_BKT"], mask_BKT),
+  }
+  if values:
+    out["value_BK"] = masked.last(by_token["value_BKT"], mask_BKT)
+  return out
+
+
+def _rows(prompt_BP, length_B, tokens_BKT, there_BKT):
+  """One row a prompt, its K completions as branches; the source of each token."""
+  B, K, T = tokens_BKT.shape
+  P = prompt_BP.shape[1]
+  column_P = jnp.arange(P)[None, :]
+  in_prompt_BP = column_P < length_B[:, None]
+  step_KT = jnp.broadcast_to(jnp.arange(T), (K, T)).reshape(1, K * T)
+  branch_KT = jnp.repeat(jnp.arange(1, K + 1), T).reshape(1, K * T)
+  # A branch starts at P + k T; its first token is predicted by the prompt's last.
+  before_KT = P + jnp.arange(K * T).reshape(1, K * T) - 1
+  source_BC = jnp.where(step_KT == 0, length_B[:, None] - 1, before_KT)
+
+  def join(left, right):
+    shapes = (B, P), (B, K * T)
+    parts = [jnp.broadcast_to(x, s) for x, s in zip((left, right), shapes, strict=True)]
+    return jnp.concatenate(parts, axis=1).astype(jnp.int32)
+
+  segment_RL = join(in_prompt_BP, there_BKT.reshape(B, K * T) > 0)
+  position_RL = join(column_P, length_B[:, None] + step_KT)
+  rows = transformer.Rows(
+    tokens_RL=join(prompt_BP, tokens_BKT.reshape(B, K * T)),
+    segment_RL=segment_RL,
+    branch_RL=join(jnp.zeros_like(column_P), branch_KT),
+    # Padding stays inside a table of learned positions.
+    position_RL=position_RL * segment_RL,
+  )
+  return rows, source_BC

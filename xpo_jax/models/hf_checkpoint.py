@@ -1,0 +1,325 @@
+"""Load and save Hugging Face directories: safetensors, tokenizer, chat template."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from xpo_jax.models import hf_config, hf_weights, transformer
+from xpo_jax.models.config import Config
+from xpo_jax.types import Params
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_VALUE_HEAD = "value_head.safetensors"
+_TOKENIZER = "tokenizer_config.json"
+
+
+class Pretrained(NamedTuple):
+  """A checkpoint.
+
+  Attributes:
+    config: of the decoder.
+    params: `{"lm": ..., "value": ...}`, float32 arrays on the host; "value" only
+      where the directory holds a scalar head.
+    tokenizer: of transformers, or None where the directory has none.
+  """
+
+  config: Config
+  params: Params
+  tokenizer: Any
+
+
+def read_config(directory: str | Path) -> Config:
+  """The decoder of a Hugging Face directory, from its config.json alone.
+
+  Raises:
+    ValueError: no such file, or a model family, or a feature of it, not supported.
+  """
+  family = _family(Path(directory))
+  return family.read(transformers.AutoConfig.from_pretrained(directory))
+
+
+def load(
+  directory: str | Path, compute_dtype: str = "float32", remat: bool = True
+) -> Pretrained:
+  """Reads a Hugging Face directory; every check is made before a weight is read.
+
+  Args:
+    directory: holds config.json and safetensors, whole or in indexed shards, of any
+      float dtype; also a tokenizer, and the scalar head that `save` wrote.
+    compute_dtype: see `Config`.
+    remat: see `Config`.
+
+  Returns:
+    The checkpoint; parameters in float32 whatever the file holds.
+
+  Raises:
+    ValueError: no such directory or file; a model family, or a feature of it, that
+      is not supported; weights missing, mis-shaped or unexpected (all are listed);
+      a tokenizer with more tokens than the embedding has rows.
+  """
+  directory = Path(directory)
+  family = _family(directory)
+  config = dataclasses.replace(
+    read_config(directory), compute_dtype=compute_dtype, remat=remat
+  )
+  entries = list(family.entries(config))
+  files = _weight_files(directory, family.prefix, {entry.name for entry in entries})
+  _check(directory, family, entries, files)
+  tokenizer = _load_tokenizer(directory, config)
+  params = {"lm": _read(config, entries, files)}
+  if (directory / _VALUE_HEAD).exists():
+    params["value"] = load_file(directory / _VALUE_HEAD)
+  return Pretrained(config, params, tokenizer)
+
+
+def _family(directory: Path) -> hf_config.Family:
+  return hf_config.get(_json(directory / "config.json").get("model_type"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+  if not path.exists():
+    raise ValueError(
+      f"{path} does not exist; name a Hugging Face directory on this disk "
+      "(`hf download NAME --local-dir DIRECTORY` makes one)"
+    )
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+class _Stored(NamedTuple):
+  """Where a tensor lies: its file and its name there."""
+
+  file: Path
+  name: str
+
+  def shape(self) -> tuple[int, ...]:
+    with safe_open(self.file, "numpy") as tensors:
+      return tuple(tensors.get_slice(self.name).get_shape())
+
+  def read(self) -> np.ndarray:
+    with safe_open(self.file, "numpy") as tensors:
+      return tensors.get_tensor(self.name).astype(np.float32)
+
+
+def _weight_files(directory: Path, prefix: str, known: set[str]) -> dict[str, _Stored]:
+  """Every stored tensor by its full name."""
+  if (directory / _INDEX).exists():
+    where = _json(directory / _INDEX)["weight_map"]
+  elif (directory / _SINGLE).exists():
+    with safe_open(directory / _SINGLE, "numpy") as tensors:
+      where = dict.fromkeys(tensors.keys(), _SINGLE)
+  else:
+    raise ValueError(
+      f"{directory} holds neither {_SINGLE} nor {_INDEX}; convert the checkpoint "
+      "to safetensors"
+    )
+  gone = sorted({file for file in where.values() if not (directory / file).exists()})
+  if gone:
+    raise ValueError(f"{directory / _INDEX} names files that do not exist: {gone}")
+  # A checkpoint of the base model (the hub's gpt2) leaves the prefix out.
+  return {
+    prefix + name if prefix + name in known else name: _Stored(directory / file, name)
+    for name, file in where.items()
+  }
+
+
+def _check(
+  directory: Path,
+  family: hf_config.Family,
+  entries: list[hf_weights.Entry],
+  files: dict[str, _Stored],
+) -> None:
+  shapes = {entry.name: entry.shape for entry in entries}
+  extra = [
+    name
+    for name in files
+    if name not in shapes and not re.fullmatch(family.buffers, name)
+  ]
+  problems = [f"missing weight {name}" for name in shapes if name not in files]
+  problems += [f"unexpected weight {name}" for name in extra]
+  for name, shape in shapes.items():
+    if name in files and files[name].shape() != shape:
+      problems.append(
+        f"weight {name} has shape {files[name].shape()}; config.json makes it {shape}"
+      )
+  if problems:
+    shown = "\n  ".join(problems[:20])
+    more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+    raise ValueError(
+      f"{directory}: the weights do not fit config.json:\n  {shown}{more}"
+    )
+
+
+def _read(
+  config: Config, entries: list[hf_weights.Entry], files: dict[str, _Stored]
+) -> Params:
+  """Tensors into stacked arrays, one at a time: no second copy of the model."""
+  params = jax.tree.map(
+    lambda weight: np.empty(weight.shape, np.float32), transformer.weights(config)
+  )
+  for entry in entries:
+    for path, part in zip(
+      entry.paths, entry.split(files[entry.name].read()), strict=True
+    ):
+      _leaf(params, path)[... if entry.layer is None else entry.layer] = part
+  return params
+
+
+def _leaf(params: Params, path: tuple[str, ...]) -> np.ndarray:
+  for key in path:
+    params = params[key]
+  return params
+
+
+def _load_tokenizer(directory: Path, config: Config) -> Any:
+  if not (directory / _TOKENIZER).exists():
+    return None
+  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+  if len(tokenizer) > config.vocab:
+    raise ValueError(
+      f"{directory}: the tokenizer has {len(tokenizer)} tokens, the embedding "
+      f"{config.vocab} rows; they are not of one model"
+    )
+  return tokenizer
+
+
+def save(
+  directory: str | Path,
+  config: Config,
+  params: Params,
+  tokenizer: Any = None,
+  dtype: str = "float32",
+  shard_bytes: int = 5_000_000_000,
+) -> Path:
+  """Writes a directory that torch transformers 4 and 5 load.
+
+  Args:
+    directory: made if it does not exist; must hold no weights yet.
+    config: of the decoder.
+    params: `{"lm": ..., "value": ...}`; a scalar head is written beside, in
+      value_head.safetensors.
+    tokenizer: a transformers tokenizer with its chat template, or None.
+    dtype: of the written weights, "float32" or "bfloat16".
+    shard_bytes: a file is closed before it grows beyond this.
+
+  Returns:
+    The directory.
+
+  Raises:
+    ValueError: no family holds the config; the parameters do not have its shapes;
+      an unknown dtype; the directory holds weights already.
+  """
+  directory = Path(directory)
+  if dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"dtype is {dtype!r}; allowed: 'float32', 'bfloat16'")
+  family = hf_config.of(config)
+  _check_params(config, params["lm"])
+  if any(directory.glob("*.safetensors")):
+    raise ValueError(f"{directory} already holds weights; name a new directory")
+  directory.mkdir(parents=True, exist_ok=True)
+  _write_config(directory, family.write(config), tokenizer, dtype)
+  lm = jax.tree.map(np.asarray, jax.device_get(params["lm"]))
+  _write_weights(directory, family, config, lm, dtype, shard_bytes)
+  if "value" in params:
+    head = {name: np.asarray(leaf) for name, leaf in params["value"].items()}
+    save_file(head, directory / _VALUE_HEAD)
+  if tokenizer is not None:
+    _write_tokenizer(directory, tokenizer)
+  return directory
+
+
+def _check_params(config: Config, lm: Params) -> None:
+  expected = {
+    jax.tree_util.keystr(path): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(transformer.weights(config))
+  }
+  given = {
+    jax.tree_util.keystr(path): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(lm)
+  }
+  for name in sorted(expected.keys() | given.keys()):
+    if given.get(name) != expected.get(name):
+      raise ValueError(
+        f"params{name} has shape {given.get(name)}; the config makes it "
+        f"{expected.get(name)} (None: no such parameter)"
+      )
+
+
+def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
+  content = hf.to_dict()
+  if tokenizer is not None:
+    content["bos_token_id"] = tokenizer.bos_token_id
+    content["eos_token_id"] = tokenizer.eos_token_id
+    content["pad_token_id"] = tokenizer.pad_token_id
+  content["dtype"] = dtype
+  content["transformers_version"] = transformers.__version__
+  # transformers 4 reads these and would silently take its defaults instead.
+  content["torch_dtype"] = dtype
+  rope = content.get("rope_parameters")
+  if rope is not None:
+    content["rope_theta"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rope:
+      content["partial_rotary_factor"] = rope["partial_rotary_factor"]
+      content["rotary_pct"] = rope["partial_rotary_factor"]
+      content["rotary_emb_base"] = rope["rope_theta"]
+    scaled = rope["rope_type"] != "default"
+    content["rope_scaling"] = (
+      {key: value for key, value in rope.items() if key != "rope_theta"}
+      if scaled
+      else None
+    )
+  _dump(directory / "config.json", content)
+
+
+def _dump(path: Path, content: dict[str, Any]) -> None:
+  text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+  path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_weights(
+  directory: Path,
+  family: hf_config.Family,
+  config: Config,
+  lm: Params,
+  dtype: str,
+  shard_bytes: int,
+) -> None:
+  shards, size = [{}], 0
+  for entry in family.entries(config):
+    index = ... if entry.layer is None else entry.layer
+    tensor = entry.join(*(_leaf(lm, path)[index] for path in entry.paths))
+    tensor = np.ascontiguousarray(tensor.astype(jnp.dtype(dtype)))
+    if shards[-1] and size + tensor.nbytes > shard_bytes:
+      shards.append({})
+      size = 0
+    shards[-1][entry.name] = tensor
+    size += tensor.nbytes
+  names = [_SINGLE]
+  if len(shards) > 1:
+    count = len(shards)
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    where = {n: file for file, s in zip(names, shards, strict=True) for n in s}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    _dump(directory / _INDEX, index)
+  for file, shard in zip(names, shards, strict=True):
+    save_file(shard, directory / file, metadata={"format": "pt"})
+
+
+def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
+  tokenizer.save_pretrained(directory)
+  # As transformers 4 spells it; 5 reads this too.
+  content = _json(directory / _TOKENIZER)
+  content["tokenizer_class"] = "PreTrainedTokenizerFast"
+  content.pop("backend", None)
+  if isinstance(content.get("extra_special_tokens"), list):
+    content["additional_special_tokens"] = content.pop("extra_special_tokens")
+  _dump(directory / _TOKENIZER, content)

@@ -1,0 +1,177 @@
+"""Clipped losses of policy and value, per token, and how to average them.
+
+The losses are elementwise: pass `[B, K, T]` for a ratio per token, `[B, K]` sums or
+means over tokens for a ratio per sequence. The averages return a `Mean`; filler rows,
+absent columns and padding never count.
+
+PPO: Schulman et al. 2017, arXiv:1707.06347, Eq. not checked.
+"""
+
+import chex
+import jax.numpy as jnp
+
+from xpo_jax.ops import masked
+from xpo_jax.types import Array, Mean, Scored
+
+# exp(60) and its products stay finite in float32. Policies this far apart mean that
+# `old_logp` is not of the policy that sampled; no objective is meant to act there.
+MOST_LOG_RATIO = 60.0
+
+
+def ratio(
+  logp: Array, old_logp: Array, most_log_ratio: float | Array = MOST_LOG_RATIO
+) -> Array:
+  """Importance ratio pi / pi_old, elementwise.
+
+  Args:
+    logp: of the policy, nats; the gradient enters here.
+    old_logp: of the policy that sampled, nats.
+    most_log_ratio: bound on the log-ratio's size, beyond which there is no gradient.
+      The default only keeps float32 finite; OpenRLHF and verl bound it at 20.
+  """
+  chex.assert_equal_shape([logp, old_logp])
+  return jnp.exp(jnp.clip(logp - old_logp, -most_log_ratio, most_log_ratio))
+
+
+def clipped_surrogate(
+  logp: Array,
+  old_logp: Array,
+  advantage: Array,
+  low: float | Array,
+  high: float | Array,
+  most_log_ratio: float | Array = MOST_LOG_RATIO,
+) -> Array:
+  """PPO's policy loss, elementwise: max(-A rho, -A clip(rho, 1 - low, 1 + high)).
+
+  Args:
+    logp: of the policy, nats.
+    old_logp: of the policy that sampled, nats; what the ratio is taken against.
+    advantage: of each action; no gradient should flow into it.
+    low: how far the ratio may fall below 1 before the gain stops; >= 0.
+    high: how far it may rise above 1; >= 0. PPO: low = high = 0.2.
+    most_log_ratio: see `ratio`.
+
+  Returns:
+    The loss, to be minimised, with the shape of `logp`.
+  """
+  chex.assert_equal_shape([logp, advantage])
+  rho = ratio(logp, old_logp, most_log_ratio)
+  clipped = jnp.clip(rho, 1 - low, 1 + high)
+  return jnp.maximum(-advantage * rho, -advantage * clipped)
+
+
+def clipped_share(
+  logp: Array,
+  old_logp: Array,
+  advantage: Array,
+  low: float | Array,
+  high: float | Array,
+) -> Array:
+  """1 where the clip of `clipped_surrogate` decides, else 0: a metric."""
+  rho = ratio(logp, old_logp)
+  clipped = jnp.clip(rho, 1 - low, 1 + high)
+  return (-advantage * clipped > -advantage * rho).astype(logp.dtype)
+
+
+def dual_clipped(loss: Array, advantage: Array, most: float | Array) -> Array:
+  """Bounds a policy loss where the advantage is negative: min(loss, -A most).
+
+  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. not checked. No part of PPO
+  itself; verl applies it by default, with `most` 3.
+
+  Args:
+    loss: of `clipped_surrogate`.
+    advantage: the same as there.
+    most: the largest ratio that counts; > 1.
+  """
+  chex.assert_equal_shape([loss, advantage])
+  return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * most), loss)
+
+
+def clipped_value(
+  value: Array, old_value: Array, target: Array, clip: float | Array
+) -> Array:
+  """PPO's value loss, elementwise: max((V - R)^2, (V' - R)^2) / 2.
+
+  Args:
+    value: V, of the policy's value head.
+    old_value: recorded with the rollout; V' = clip(V, old - clip, old + clip).
+    target: R, the return.
+    clip: how far the value may move before its gain stops; > 0, in units of the reward.
+  """
+  chex.assert_equal_shape([value, old_value, target])
+  near = jnp.clip(value, old_value - clip, old_value + clip)
+  return jnp.maximum((value - target) ** 2, (near - target) ** 2) / 2
+
+
+def value_clipped_share(
+  value: Array, old_value: Array, target: Array, clip: float | Array
+) -> Array:
+  """1 where the clip of `clipped_value` decides, else 0: a metric."""
+  near = jnp.clip(value, old_value - clip, old_value + clip)
+  return ((near - target) ** 2 > (value - target) ** 2).astype(value.dtype)
+
+
+def policy_gradient(logp: Array, advantage: Array) -> Array:
+  """REINFORCE's loss, elementwise: -A log pi.
+
+  Args:
+    logp: of the policy, nats.
+    advantage: of each action; no gradient should flow into it.
+  """
+  chex.assert_equal_shape([logp, advantage])
+  return -advantage * logp
+
+
+def token_mean(scored: Scored, x_BKT: Array) -> Mean:
+  """One mean over all tokens of the batch: a long completion weighs more."""
+  weight_BK = scored.present_BK * scored.weight_B[:, None]
+  total = (masked.sum_T(x_BKT, scored.mask_BKT) * weight_BK).sum()
+  return Mean(total, (masked.length(scored.mask_BKT) * weight_BK).sum())
+
+
+def mean_of_means(
+  scored: Scored,
+  x_BKT: Array,
+  *,
+  count_empty: bool = False,
+  eps: float | Array = 0.0,
+) -> Mean:
+  """Mean over completions of the mean over tokens: each completion weighs the same.
+
+  Args:
+    scored: whose mask, columns and rows count.
+    x_BKT: any quantity per token.
+    count_empty: an empty completion adds 0; whether it counts in the denominator. verl
+      and OpenRLHF leave it out, TRL counts it.
+    eps: added to each completion's number of tokens; verl: 1e-8.
+  """
+  x_BK = masked.sum_T(x_BKT, scored.mask_BKT)
+  length_BK = masked.length(scored.mask_BKT).astype(x_BK.dtype) + eps
+  return _mean_BK(scored, masked.per_token(x_BK, length_BK), count_empty)
+
+
+def mean_of_sums(
+  scored: Scored,
+  x_BKT: Array,
+  *,
+  count_empty: bool = False,
+  length: float | Array = 1.0,
+) -> Mean:
+  """Mean over completions of the sum over tokens, divided by one length for all.
+
+  Args:
+    scored: whose mask, columns and rows count.
+    x_BKT: any quantity per token.
+    count_empty: see `mean_of_means`.
+    length: a constant such as the longest completion allowed (Dr. GRPO), in tokens.
+  """
+  x_BK = masked.sum_T(x_BKT, scored.mask_BKT) / length
+  return _mean_BK(scored, x_BK, count_empty)
+
+
+def _mean_BK(scored: Scored, x_BK: Array, count_empty: bool) -> Mean:
+  if count_empty:
+    return scored.mean_BK(x_BK)
+  has_tokens_BK = jnp.where(masked.length(scored.mask_BKT) > 0, 1.0, 0.0)
+  return scored.replace(present_BK=scored.present_BK * has_tokens_BK).mean_BK(x_BK)

@@ -1,0 +1,216 @@
+"""A page of text, tables, charts and tokens, as one HTML file or as Markdown.
+
+A page is data; `html` and `markdown` are its two readings. Text knows three marks:
+`code` in backticks, **strong**, and [words](address).
+"""
+
+import functools
+import html as html_lib
+import importlib.resources
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jinja2
+import markupsafe
+
+from xpo_jax.report import line_chart
+
+
+class Text(NamedTuple):
+  """Paragraphs, a blank line between them."""
+
+  text: str
+
+
+class Table(NamedTuple):
+  """Rows of cells; cells that start with a number stand on the right.
+
+  Attributes:
+    header: column titles; empty for a list of facts.
+    rows: cells, text or numbers, as many as the header.
+    caption: what the columns mean.
+  """
+
+  header: Sequence[str]
+  rows: Sequence[Sequence]
+  caption: str = ""
+
+
+class Figures(NamedTuple):
+  """Charts side by side."""
+
+  figures: Sequence[line_chart.Figure]
+
+
+class Drawing(NamedTuple):
+  """An SVG element as it is; Markdown, which cannot hold it, says where it is.
+
+  Attributes:
+    svg: the element, without a style of its own.
+    file: beside the page, for Markdown.
+    note: a sentence under it.
+  """
+
+  svg: str
+  file: str
+  note: str = ""
+
+
+class Callout(NamedTuple):
+  """A remark that stands out; level is "good", "note" or "warning"."""
+
+  level: str
+  title: str
+  text: str
+
+
+class Code(NamedTuple):
+  """Text as it is; with a title it is folded away."""
+
+  text: str
+  title: str = ""
+
+
+class Tokens(NamedTuple):
+  """One row of tokens.
+
+  A piece's kind is "prompt", "loss", "free" (of a completion, without loss), or
+  "break": a new line, its text left out.
+
+  Attributes:
+    title: which row.
+    pieces: `(text, kind)` of each token.
+  """
+
+  title: str
+  pieces: Sequence[tuple[str, str]]
+
+
+class Section(NamedTuple):
+  """A title and its blocks."""
+
+  title: str
+  blocks: Sequence
+
+
+class Page(NamedTuple):
+  """What a reader opens."""
+
+  title: str
+  lead: str
+  sections: Sequence[Section]
+
+
+_KINDS = (Text, Table, Figures, Drawing, Callout, Code, Tokens)
+_NUMBER = re.compile(r"^\**[-+−±~<>≤≥]?\s?[.\d]")
+
+
+def html(page: Page) -> str:
+  """The page as one self-contained HTML document."""
+  for section in page.sections:
+    for block in section.blocks:
+      if not isinstance(block, _KINDS):
+        raise ValueError(
+          f"section {section.title!r} holds a {type(block).__name__}; allowed: "
+          f"{', '.join(kind.__name__ for kind in _KINDS)}"
+        )
+  return _template().render(page=page, style=_resource("page.css") + line_chart.STYLE)
+
+
+def markdown(page: Page) -> str:
+  """The page as Markdown; a chart is named with its last values, not drawn."""
+  parts = [f"# {page.title}", page.lead]
+  for section in page.sections:
+    parts.append(f"## {section.title}")
+    parts += [_MARKDOWN[type(block)](block) for block in section.blocks]
+  return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cell(value) -> str:
+  """A cell as text: floats to four significant digits, long integers in groups."""
+  if value is None:
+    return ""
+  if isinstance(value, int) and abs(value) >= 10_000:
+    return f"{value:,}"
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  return str(value)
+
+
+def inline(text: str) -> markupsafe.Markup:
+  """Escaped text with its marks as HTML."""
+  out = html_lib.escape(str(text))
+  out = re.sub(r"`([^`]+)`", r"<code>\1</code>", out)
+  out = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", out)
+  out = re.sub(r"\[([^\]]+)\]\((https?://[^)\s]+)\)", r'<a href="\2">\1</a>', out)
+  return markupsafe.Markup(out)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+  environment = jinja2.Environment(
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters["inline"] = inline
+  environment.filters["cell"] = cell
+  environment.filters["svg"] = lambda figure: markupsafe.Markup(line_chart.svg(figure))
+  environment.filters["markup"] = markupsafe.Markup
+  environment.tests["numeric"] = lambda value: bool(_NUMBER.match(cell(value)))
+  environment.globals["kind"] = lambda block: type(block).__name__
+  return environment.from_string(_resource("page.html"))
+
+
+def _resource(name: str) -> str:
+  files = importlib.resources.files("xpo_jax.report") / "templates" / name
+  return files.read_text(encoding="utf-8")
+
+
+def _markdown_table(table: Table) -> str:
+  width = len(table.header) or max(map(len, table.rows), default=1)
+  header = list(table.header) or [""] * width
+  lines = [header, ["---"] * width, *table.rows]
+  escaped = [
+    [cell(c).replace("|", "\\|").replace("\n", " ") for c in line] for line in lines
+  ]
+  text = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+  return f"{text}\n\n{table.caption}" if table.caption else text
+
+
+def _markdown_figures(figures: Figures) -> str:
+  lines = []
+  for figure in figures.figures:
+    ends = [
+      f"{s.name or figure.y_label} {cell(float(s.y[0]))} to {cell(float(s.y[-1]))}"
+      for s in figure.series
+      if len(s.y)
+    ]
+    lines.append(f"- **{figure.title}** ({figure.y_label}): {'; '.join(ends)}")
+  return "\n".join(lines)
+
+
+def _markdown_code(code: Code) -> str:
+  block = f"```\n{code.text.rstrip()}\n```"
+  if not code.title:
+    return block
+  return f"<details><summary>{code.title}</summary>\n\n{block}\n\n</details>"
+
+
+def _markdown_tokens(tokens: Tokens) -> str:
+  marks = {"prompt": "{}", "loss": "[{}]", "free": "({})", "break": "\n"}
+  text = " ".join(marks[kind].format(piece) for piece, kind in tokens.pieces)
+  return f"{tokens.title}\n\n```\n{text}\n```"
+
+
+_MARKDOWN = {
+  Text: lambda text: text.text,
+  Table: _markdown_table,
+  Figures: _markdown_figures,
+  Drawing: lambda drawing: f"![]({drawing.file})\n\n{drawing.note}",
+  Callout: lambda c: f"> **{c.title}** ({c.level})\n> " + c.text.replace("\n", "\n> "),
+  Code: _markdown_code,
+  Tokens: _markdown_tokens,
+}

@@ -1,0 +1,260 @@
+"""What the page of an online run shows beside its curves: reward, distance, samples.
+
+Read from the run directory alone: metrics.jsonl, the rollouts of each iteration and the
+held-out samples of each evaluation.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpo_jax.config import yaml_file
+from xpo_jax.config.on_policy import Sampling
+from xpo_jax.evaluation import judged_run, optimal_policy, rollout_history
+from xpo_jax.evaluation.bootstrap import Interval
+from xpo_jax.report import diagnostics, html, rollout_diagnostics
+from xpo_jax.report.line_chart import Figure, Series
+from xpo_jax.train import online
+from xpo_jax.train.rollouts import Rollouts
+
+_POINTS = 24  # of a curve that files are read for
+_STRETCHES = 8  # of the run, whose means stand in reward against distance
+_PROMPTS = 8  # of the table of held-out samples
+_GROUPS = 3  # prompts of an iteration that are shown
+_DIVERSITY = {
+  "different": "different completions of a prompt",
+  "distinct_1": "distinct-1",
+  "distinct_2": "distinct-2",
+  "repeated_2": "repeated pairs",
+}
+
+
+def is_online(run_dir: Path) -> bool:
+  """Whether a run sampled what it learned from."""
+  return (run_dir / online.ROLLOUTS).exists()
+
+
+def judge(
+  config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
+) -> list[diagnostics.Verdict]:
+  """The patterns of an online run; see `online_verdicts`."""
+  return rollout_diagnostics.judge(
+    lines, config["sampling"]["completions"], config["feedback"]["kind"] == "scores"
+  )
+
+
+def sections(
+  run_dir: Path, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
+) -> list[html.Section]:
+  """The sections of an online run.
+
+  Args:
+    run_dir: the run.
+    config: its experiment, as in config.yaml.
+    lines: of metrics.jsonl.
+  """
+  own = yaml_file.from_dict(Sampling, config["sampling"]).own
+  written = rollout_history.read(run_dir / online.ROLLOUTS, _POINTS, own)
+  held_out = rollout_history.read(run_dir / online.HELD_OUT, _POINTS)
+  by_score = config["feedback"]["kind"] == "scores"
+  figures = []
+  # Win rates within a group are 1/2 on average, whoever writes.
+  trained = by_score and config["renew_reference"] is None
+  if figure := reward_kl(lines if trained else (), held_out, _kl(lines), by_score):
+    figures.append(figure)
+  first_last = _ends(held_out or written)
+  if by_score and (figure := best_of_n(first_last)):
+    figures.append(figure)
+  figures.append(_diversity(written))
+  found = [html.Section("Reward, distance, diversity", [html.Figures(figures)])]
+  judged = judged_run.kept_win_rates(run_dir)
+  if judged is None and by_score:
+    some = rollout_history.spread(list(held_out), judged_run.CHECKPOINTS)
+    rates = rollout_history.win_rates({n: held_out[n].reward_BK for n in some})
+    judged = "the run's own feedback", rates
+  if judged is not None and len(judged[1]) > 1:
+    found.append(html.Section("Checkpoints against each other", [_matrix(*judged)]))
+  samples = [_held_out(held_out)] if held_out else []
+  samples.append(_rollouts(written))
+  return [*found, html.Section("Samples over time", samples)]
+
+
+def reward_kl(
+  lines: Sequence[Mapping[str, float]],
+  held_out: Mapping[int, Rollouts],
+  kl: Mapping[int, float],
+  by_score: bool = True,
+) -> Figure | None:
+  """Reward against sqrt(KL), the scale on which it rises about straight at first.
+
+  Args:
+    lines: of metrics.jsonl, for the samples that were trained on; none leaves them out.
+    held_out: iterations -> held-out samples.
+    kl: iterations -> KL of the held-out samples to the start, nats.
+    by_score: whether the judge scores; else win rates against the start are drawn.
+
+  Returns:
+    The chart, or None where there is nothing to draw.
+  """
+  judged = [line for line in lines if "rollout/reward" in line]
+  series = [_trained_on(judged)] if judged else []
+  points = {n: rollout_history.mean_reward(held_out[n]) for n in held_out if n in kl}
+  points = {n: point for n, point in points.items() if point is not None}
+  if points:
+    series.append(_along(points, kl))
+  best = _best(held_out[0]) if by_score and 0 in held_out else []
+  if best:
+    x, y = [_root(p.kl.mean) for p in best], [p.reward.mean for p in best]
+    series.append(Series("best of n samples of the start", x, y, kind="dashed"))
+  if not series:
+    return None
+  note = (
+    "By the run's own feedback. KL to the start: the mean log-ratio of the completions "
+    "sampled. Numbers are iterations, bars 95 % over prompts. "
+  )
+  if best:
+    note += "Best of n: exact over the start's samples, at most log n - (n - 1)/n nats."
+  title = ("Reward" if by_score else "Win rate") + " against distance"
+  y_label = "reward" if by_score else "win rate against the start"
+  return Figure(title, "sqrt(KL), KL in nats", y_label, series, note=note.strip())
+
+
+def _trained_on(lines: Sequence[Mapping[str, float]]) -> Series:
+  """Means over stretches of the run: single iterations are mostly noise."""
+  stretches = np.array_split(np.arange(len(lines)), min(_STRETCHES, len(lines)))
+  kl, reward = (
+    [float(np.mean([lines[i][name] for i in stretch])) for stretch in stretches]
+    for name in ("rollout/kl", "rollout/reward")
+  )
+  return Series("trained on", [_root(x) for x in kl], reward, kind="both")
+
+
+def _along(points: Mapping[int, Interval], kl: Mapping[int, float]) -> Series:
+  return Series(
+    "held-out prompts",
+    [_root(kl[n]) for n in points],
+    [point.mean for point in points.values()],
+    [point.low for point in points.values()],
+    [point.high for point in points.values()],
+    kind="both",
+    labels=[str(n) for n in points],
+  )
+
+
+def best_of_n(samples: Mapping[int, Rollouts]) -> Figure | None:
+  """Expected reward of the best of n samples, n up to K, of some iterations."""
+  series = []
+  for number, drawn in samples.items():
+    if best := _best(drawn):
+      means = [point.reward for point in best]
+      series.append(
+        Series(
+          f"after {number} iterations" if number else "the start",
+          [point.strength for point in best],
+          [x.mean for x in means],
+          [x.low for x in means],
+          [x.high for x in means],
+          kind="both",
+        )
+      )
+  if not series or len(series[0].x) < 2:
+    return None
+  note = "Over all subsets of the samples of a prompt; bars 95 % over prompts."
+  return Figure("Best of n", "n", "reward of the best", series, note=note)
+
+
+def _best(drawn: Rollouts) -> list[optimal_policy.Point]:
+  reward_PK = rollout_history.pool(drawn)
+  if not reward_PK.size:
+    return []
+  return optimal_policy.best_of_n(reward_PK, range(1, reward_PK.shape[1] + 1))
+
+
+def _diversity(written: Mapping[int, Rollouts]) -> Figure:
+  measured = [rollout_history.diversity(drawn) for drawn in written.values()]
+  series = [
+    Series(title, list(written), [one[name] for one in measured])
+    for name, title in _DIVERSITY.items()
+  ]
+  note = (
+    "Distinct-n over all samples of an iteration; repeated pairs: of a completion's "
+    "token pairs, those it held before."
+  )
+  return Figure("Diversity of the samples", "iteration", "fraction", series, note=note)
+
+
+def _matrix(judge: str, rates: Mapping[int, Mapping[int, Interval]]) -> html.Table:
+  numbers = list(rates)
+  rows = [
+    [
+      f"after {row}",
+      *("0.50" if row == n else _rate(rates[row].get(n)) for n in numbers),
+    ]
+    for row in numbers
+  ]
+  caption = (
+    "How often the row's held-out sample beats the column's, a tie half, with its 95 % "
+    f"interval over prompts. Judged by {judge}."
+  )
+  return html.Table(["", *(f"after {n}" for n in numbers)], rows, caption)
+
+
+def _rate(rate: Interval | None) -> str:
+  if rate is None:
+    return ""
+  return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+
+
+def _held_out(held_out: Mapping[int, Rollouts]) -> html.Table:
+  shown = {n: held_out[n] for n in rollout_history.spread(list(held_out), 3)}
+  first = next(iter(shown.values()))
+  rows = [
+    [prompt, *(_said(drawn, b, 0) for drawn in shown.values())]
+    for b, prompt in enumerate(first.prompts[:_PROMPTS])
+  ]
+  caption = (
+    f"Held-out prompts: the first sample on the first {len(rows)} of "
+    f"{len(first.prompts)}, not selected, with its reward. All are in "
+    f"`{online.HELD_OUT}/`."
+  )
+  return html.Table(["prompt", *(f"after {n}" for n in shown)], rows, caption)
+
+
+def _rollouts(written: Mapping[int, Rollouts]) -> html.Table:
+  rows = []
+  for number in rollout_history.spread(list(written), 3):
+    drawn = written[number]
+    for b, prompt in enumerate(drawn.prompts[:_GROUPS]):
+      reward_K = drawn.reward_BK[b]
+      best = int(np.where(np.isnan(reward_K), -np.inf, reward_K).argmax())
+      worst = int(np.where(np.isnan(reward_K), np.inf, reward_K).argmin())
+      rows.append([number, prompt, _said(drawn, b, best), _said(drawn, b, worst)])
+  caption = (
+    f"What was learned from: the best and the worst sample of the first {_GROUPS} "
+    f"prompts of an iteration. All are in `{online.ROLLOUTS}/`."
+  )
+  return html.Table(("iteration", "prompt", "best", "worst"), rows, caption)
+
+
+def _said(drawn: Rollouts, b: int, k: int) -> str:
+  reward = drawn.reward_BK[b, k]
+  verdict = "no verdict" if math.isnan(reward) else f"{reward:.2f}"
+  end = "" if drawn.ended_BK[b, k] else " …"
+  return f"{drawn.texts_BK[b][k].strip()}{end} ({verdict})"
+
+
+def _ends(samples: Mapping[int, Rollouts]) -> dict[int, Rollouts]:
+  return {n: samples[n] for n in rollout_history.spread(list(samples), 2)}
+
+
+def _kl(lines: Sequence[Mapping[str, float]]) -> dict[int, float]:
+  """KL of the held-out samples to the start; the start's own is 0."""
+  kept = {line["step"]: line["eval/kl"] for line in lines if "eval/kl" in line}
+  return {0: 0.0} | kept
+
+
+def _root(kl: float) -> float:
+  return math.sqrt(max(kl, 0.0))  # an estimate from samples may fall below 0

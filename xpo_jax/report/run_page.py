@@ -1,0 +1,284 @@
+"""A run as a page: report.html (one file, nothing beside it) and report.md.
+
+Read from the run directory alone, so that a report can be made of a run that still
+goes on, that died, or that was copied from elsewhere.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from xpo_jax import scored
+from xpo_jax.config import yaml_file
+from xpo_jax.evaluation import agreement, evaluate_run
+from xpo_jax.report import (
+  agreement_tables,
+  diagnostics,
+  html,
+  rollout_page,
+  training_curves,
+)
+from xpo_jax.testing import toy
+from xpo_jax.train import metrics
+from xpo_jax.types import Objective
+
+HTML, MARKDOWN = "report.html", "report.md"
+DATA, SUMMARY, SHOWN = "data.json", "summary.json", "shown.json"
+SHOWN_PROMPTS = 8
+
+_MEASURES = {
+  "reward": "true reward",
+  "kl": "KL to the reference, full vocabulary at each position (nats)",
+  "kl_plain": "KL to the reference, mean log-ratio (nats)",
+  "win_rate_vs_reference": "win rate against the reference",
+  "win_rate_vs_chosen": "win rate against chosen answers",
+  "preference_accuracy": "held-out pairs ordered right by the log-ratio",
+  "length": "length (tokens)",
+  "no_eos": "cut before the end",
+  "distinct_1": "distinct-1",
+  "distinct_2": "distinct-2",
+}
+
+
+def write(run_dir: Path) -> Path:
+  """Writes report.html and report.md into a run.
+
+  Args:
+    run_dir: a run: config.yaml; metrics.jsonl, data.json, shown.json,
+      evaluation.json, agreement.json and samples.jsonl where there are any.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    ValueError: the directory is not a run.
+  """
+  return write_page(run_dir, run_page(Path(run_dir)))
+
+
+def write_study(directory: Path, study: html.Page) -> Path:
+  """Writes a study of several runs, given as a page, as report.html and report.md."""
+  return write_page(directory, study)
+
+
+def write_page(directory: Path, content: html.Page) -> Path:
+  """Writes a page as HTML and Markdown; returns the path of the HTML."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / MARKDOWN).write_text(html.markdown(content), encoding="utf-8")
+  path = directory / HTML
+  path.write_text(html.html(content), encoding="utf-8")
+  return path
+
+
+def run_page(run_dir: Path) -> html.Page:
+  """The page of one run; see `write`."""
+  config = yaml_file.content(run_dir)
+  experiment = config["experiment"]
+  lines = metrics.read(run_dir) if (run_dir / metrics.FILE).exists() else []
+  evaluation = _json(run_dir / evaluate_run.FILE)
+  use = experiment["objective"]
+  first_loss, unknown = _first_loss(use)
+  online = rollout_page.is_online(run_dir)
+  axis = "iteration" if online else "step"
+  found = diagnostics.judge(lines, evaluation, first_loss)
+  if online:
+    # What the evaluation has said of a pattern is not said again of the rollouts.
+    names = {one.name for one in found}
+    along = rollout_page.judge(experiment, lines)
+    found = diagnostics.by_level([*found, *(v for v in along if v.name not in names)])
+  sections = [html.Section("Verdicts", _verdicts(found, lines, unknown))]
+  if evaluation:
+    sections.append(html.Section("Evaluation", _evaluation(evaluation)))
+  if agreed := _json(run_dir / agreement.FILE):
+    tables = agreement_tables.tables(agreed)
+    sections.append(html.Section("Agreement with held-out labels", tables))
+  if online and lines:
+    sections += rollout_page.sections(run_dir, experiment, lines)
+  if lines:
+    figures = training_curves.figures(lines, axis)
+    sections.append(html.Section("Curves", [html.Figures(figures)]))
+  if (run_dir / evaluate_run.SAMPLES).exists():
+    sections.append(html.Section("Samples", _samples(run_dir / evaluate_run.SAMPLES)))
+  if counts := _json(run_dir / DATA):
+    shown = _json(run_dir / SHOWN) or []
+    sections.append(
+      html.Section("Data", _data(counts, _json(run_dir / SUMMARY), shown))
+    )
+  sections.append(html.Section("Reproduce", _reproduce(run_dir, config)))
+  return html.Page(
+    title=f"{use['use']}: {run_dir.resolve().name}",
+    lead=_lead(use, lines, axis),
+    sections=sections,
+  )
+
+
+def first_loss(objective: Objective) -> float | None:
+  """The loss that policy = reference fixes whatever the data, or None.
+
+  ln 2 for DPO. Found by evaluating the objective on two random records in which the
+  policy equals the reference: a loss that depends on the data differs between them.
+  """
+  completions = objective.layout.completions or 3
+  losses = []
+  for seed, prompts in ((0, 4), (1, 5)):
+    record = toy.scored(completions, B=prompts, seed=seed, policy_equals_ref=True)
+    key = jax.random.key(seed)
+    losses.append(float(scored.evaluate(objective, record, objective.init(), key).loss))
+  return losses[0] if abs(losses[0] - losses[1]) < 1e-6 else None
+
+
+def _first_loss(use: Mapping[str, Any]) -> tuple[float | None, str]:
+  """The fixed first loss, and why the objective could not be built, if so."""
+  try:
+    return first_loss(yaml_file.from_dict(yaml_file.Use, use).build()), ""
+  except (ValueError, ImportError) as error:  # another version's knob, a module gone
+    return None, str(error)
+
+
+def _json(path: Path) -> Any:
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _lead(use: Mapping[str, Any], lines: Sequence[Mapping[str, float]], axis) -> str:
+  knobs = ", ".join(f"{k} = {v}" for k, v in use.items() if k != "use")
+  steps = f"{int(lines[-1]['step'])} {axis}s" if lines else f"no {axis} yet"
+  return f"`{use['use']}({knobs})`, {steps}."
+
+
+def _verdicts(found, lines, unknown: str) -> list:
+  blocks = [
+    html.Callout(
+      verdict.level,
+      verdict.name,
+      "\n\n".join(text for text in (verdict.seen, verdict.meaning) if text)
+      + (f"\n\n**What helps:** {verdict.remedy}" if verdict.remedy else ""),
+    )
+    for verdict in found
+    if verdict.level != diagnostics.GOOD
+  ]
+  good = [f"**{v.name}:** {v.seen}" for v in found if v.level == diagnostics.GOOD]
+  if good:
+    blocks.append(html.Callout("good", "Looked for, and sound", "\n\n".join(good)))
+  if unknown:
+    text = f"The objective could not be built here: {unknown}"
+    blocks.append(html.Callout("note", "First loss not judged", text))
+  if not blocks:
+    text = f"{len(lines)} lines of metrics are too few to judge by."
+    blocks.append(html.Callout("note", "Nothing to judge yet", text))
+  return blocks
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> list:
+  policy, reference = evaluation["policy"], evaluation["reference"]
+  titles = _MEASURES
+  if "judge" in evaluation["about"]:  # which may be what the policy learned from
+    titles = _MEASURES | {"reward": "reward by the judge"}
+  names = [name for name in _MEASURES if name in policy]
+  names += [name for name in policy if name not in _MEASURES]
+  rows = [
+    [
+      titles.get(name, name),
+      _interval(policy[name]),
+      _interval(reference.get(name)),
+      _interval(evaluation["differences"].get(name), signed=True),
+    ]
+    for name in names
+  ]
+  about = ", ".join(f"{k} {v}" for k, v in evaluation["about"].items())
+  caption = (
+    "Mean with its 95 % bootstrap interval over prompts; differences are paired by "
+    "prompt. Distinct-n has none: compare it between equal numbers of samples. "
+    f"Measured on: {about}."
+  )
+  return [html.Table(("", "policy", "reference", "difference"), rows, caption)]
+
+
+def _interval(measure: Mapping[str, Any] | None, signed: bool = False) -> str:
+  if measure is None:
+    return ""
+  sign = "+" if signed else ""
+  mean = f"{measure['mean']:{sign}.3f}"
+  if measure["low"] is None:
+    return mean
+  return f"{mean} [{measure['low']:{sign}.3f}, {measure['high']:{sign}.3f}]"
+
+
+def _samples(path: Path) -> list:
+  lines = path.read_text(encoding="utf-8").splitlines()
+  rows, models = [], []
+  for line in map(json.loads, lines[:SHOWN_PROMPTS]):
+    first: dict[str, str] = {}
+    for answer in line["answers"]:
+      first.setdefault(answer["model"], _answer(answer))
+    models = models or list(first)
+    chosen = [line["chosen"]] if "chosen" in line else []
+    rows.append([line["prompt"], *chosen, *(first[model] for model in models)])
+  header = ["prompt", *(["chosen"] if len(rows[0]) > 1 + len(models) else []), *models]
+  caption = (
+    f"The first sample of each on the first {len(rows)} of {len(lines)} prompts, not "
+    f"selected; all of them are in `{path.name}`."
+  )
+  return [html.Table(header, rows, caption)]
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+  end = "" if answer["ended"] else " …"
+  reward = f" (reward {answer['reward']:.2f})" if "reward" in answer else ""
+  return f"{answer['text'].strip()}{end}{reward}"
+
+
+def _data(counts: Mapping[str, Any], summary, shown) -> list:
+  sizes = {k: v for k, v in (summary or {}).items() if k != "final"}
+  blocks = [html.Table((), [list(fact) for fact in _leaves(counts | sizes)])]
+  if shown:
+    text = (
+      "The first rows as the model sees them, a line for each prompt and completion: "
+      "blue is prompt, green carries loss, grey is a completion without loss. What is "
+      "green was read back from the indices that training gathers by."
+    )
+    blocks.append(html.Text(text))
+    blocks += [html.Tokens(f"row {i}", _pieces(row)) for i, row in enumerate(shown)]
+  return blocks
+
+
+def _pieces(row: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+  """A row's tokens, a line for each prompt and completion."""
+  pieces, before = [], None
+  for token in row:
+    here = (token["segment"], token["branch"])
+    if before not in (None, here):
+      pieces.append(("", "break"))
+    before = here
+    kind = "loss" if token["loss"] else ("free" if token["branch"] else "prompt")
+    # A line break or nothing at all must still be seen as a token.
+    pieces.append((token["text"].replace("\n", "⏎") or "∅", kind))
+  return pieces
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = ""):
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{name}: ")
+    elif isinstance(value, list):
+      yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
+    else:
+      yield f"{prefix}{name}".replace("_", " "), value
+
+
+def _reproduce(run_dir: Path, config: Mapping[str, Any]) -> list:
+  commands = (
+    f"xpo train {run_dir}/{yaml_file.FILE} --run-dir NEW   # the same run again\n"
+    f"xpo resume {run_dir}                    # go on from the last checkpoint"
+  )
+  rest = {k: v for k, v in config.items() if k != "experiment"}
+  text = yaml.safe_dump(config["experiment"], sort_keys=False, allow_unicode=True)
+  return [
+    html.Code(commands),
+    html.Table((), [[name, value] for name, value in _leaves(rest)]),
+    html.Code(text, f"the whole experiment ({yaml_file.FILE})"),
+  ]

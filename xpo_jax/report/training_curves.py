@@ -1,0 +1,118 @@
+"""The charts of a run's metrics: known ones with title and unit, then the others."""
+
+from collections.abc import Mapping, Sequence
+
+from xpo_jax.report import line_chart
+
+# Title, unit and columns of each chart; a column may stand in one chart only.
+CHARTS = (
+  ("Loss", "nats", ("loss", "eval/loss")),
+  ("Reward", "reward", ("rollout/reward", "reward", "eval/reward")),
+  ("KL to the reference", "nats per completion", ("rollout/kl", "seq_kl", "eval/kl")),
+  (
+    "Log-prob of the two sides",
+    "nats per completion",
+    ("logp_chosen", "logp_rejected"),
+  ),
+  ("Log-prob", "nats per completion", ("logp", "logp_completion", "logp_mismatched")),
+  ("Implicit rewards", "reward", ("reward_chosen", "reward_rejected")),
+  ("Reward margin", "reward", ("reward_margin", "eval/reward_margin")),
+  ("Accuracy", "fraction", ("reward_accuracy", "eval/reward_accuracy")),
+  ("KL estimate on the data", "nats per token", ("kl_k3",)),
+  ("KL to the reference, per token", "nats", ("rollout/kl_token", "eval/kl_token")),
+  ("KL to the policy that sampled", "nats per token", ("kl_old",)),
+  ("Entropy", "nats per token", ("entropy",)),
+  (
+    "Completion lengths",
+    "tokens",
+    (
+      *("length", "length_chosen", "length_rejected", "length_completion"),
+      *("rollout/length", "eval/length"),
+    ),
+  ),
+  (
+    "Prompts whose rewards differ",
+    "fraction",
+    ("rollout/informative", "informative", "eval/informative"),
+  ),
+  (
+    "Spread of the rewards",
+    "standard deviation",
+    ("rollout/reward_std", "eval/reward_std"),
+  ),
+  (
+    "Spread of the rewards within a prompt",
+    "standard deviation",
+    ("rollout/reward_std_within", "eval/reward_std_within"),
+  ),
+  ("Cut before the end", "fraction", ("rollout/no_eos", "eval/no_eos")),
+  ("Without a verdict", "fraction", ("rollout/abstained", "eval/abstained")),
+  ("Ratio to the policy that sampled", "ratio", ("ratio",)),
+  ("Clipped tokens", "fraction", ("clip_fraction", "value_clip_fraction")),
+  ("Explained variance of the value", "fraction", ("explained_variance",)),
+  ("Advantages", "reward", ("advantage_mean", "advantage_std")),
+  ("Strength of the tie to the reference", "beta", ("beta",)),
+  ("Optimiser steps of an iteration", "steps", ("updates",)),
+  ("Gradient norm, before clipping", "norm", ("grad_norm",)),
+  ("Learning rate", "rate", ("learning_rate",)),
+  ("Padding", "share of tokens", ("padding",)),
+  ("Idle share of the sampler", "fraction", ("rollout/idle", "eval/idle")),
+  (
+    "Where the time goes, the first (it compiles) left out",
+    "seconds",
+    ("time/rollout", "time/feedback", "time/update"),
+  ),
+  ("Seconds in all, the first (it compiles) left out", "seconds", ("time/seconds",)),
+  ("Tokens a second, padding included", "tokens", ("time/tokens_per_second",)),
+)
+
+
+def figures(
+  lines: Sequence[Mapping[str, float]], axis: str = "step"
+) -> list[line_chart.Figure]:
+  """The charts of a run: the known ones, then every other column. A known one that is
+  0 throughout is left out.
+
+  Args:
+    lines: of metrics.jsonl.
+    axis: what a line is one of.
+  """
+  columns: dict[str, tuple[list, list]] = {}
+  for line in lines:
+    for name, value in line.items():
+      steps, values = columns.setdefault(name, ([], []))
+      steps.append(line["step"])
+      values.append(value)
+  for name in ("step", "epoch"):
+    columns.pop(name, None)
+  for name in columns:
+    if name.startswith("time/") and len(columns[name][0]) > 1:
+      columns[name] = (columns[name][0][1:], columns[name][1][1:])
+  found = []
+  for title, unit, names in CHARTS:
+    there = {name: columns.pop(name) for name in names if name in columns}
+    if any(any(values) for _, values in there.values()):
+      series = [_series(name, *column) for name, column in there.items()]
+      found.append(line_chart.Figure(title, axis, unit, series))
+  terms = [name for name in columns if name.startswith("loss/")]
+  if len(terms) > 1:  # a single term is the loss
+    series = [_series(name, *columns[name]) for name in terms]
+    found.insert(1, line_chart.Figure("Terms of the loss", axis, "nats", series))
+  for name in terms:
+    del columns[name]
+  for name in sorted(columns):
+    if not name.startswith("eval/"):
+      series = [_series(name, *columns[name])]
+      if f"eval/{name}" in columns:
+        series.append(_series(f"eval/{name}", *columns[f"eval/{name}"]))
+      found.append(line_chart.Figure(name, axis, "", series))
+  return found
+
+
+def _series(name: str, steps: Sequence[float], values: Sequence[float]):
+  """A column under the name that a reader gets."""
+  kind, slash, rest = name.partition("/")
+  said = {"eval": f"held-out {rest}", "rollout": "samples"}
+  title = said.get(kind, rest) if slash else name
+  series = line_chart.condense(steps, values, title)
+  return series._replace(kind="both") if kind == "eval" else series

@@ -1,0 +1,1 @@
+"""Every objective that pairs can train, compared at equal KL."""

@@ -1,0 +1,202 @@
+"""The comparison of objectives as a value: settings, who takes part, results."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpo_jax import objectives
+from xpo_jax.config.experiment import Use, factory
+from xpo_jax.data import collate, tokenise
+from xpo_jax.evaluation import bootstrap, frontier
+from xpo_jax.ops import token_stats
+from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.types import Layout, Objective, Scored
+
+HELD = {"policy", "policy.value", "ref"}  # parameter sets that a run has
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Study):
+  """A study whose methods are all objectives that pairs can train.
+
+  `arms`, `judge_rate`, `checked` and `split` of a study are not read: the search looks
+  at the tune split, policies are judged on the test split.
+
+  Attributes:
+    only: names of objectives, or "module:factory" of your own, with commas between;
+      None takes all of the index that can.
+    baseline: the objective that others are set against.
+    targets: KLs, nats, that the search looks for; they bracket the matched ones.
+    first_rates: peak learning rates of every seed's first round.
+    rounds: rounds of the search, each of as many runs a seed as the first.
+    tune_prompts: prompts of the tune split that the search measures KL on.
+  """
+
+  pairs: int = 1600
+  pool: int = 128
+  arms: tuple[Arm, ...] = ()
+  only: str | None = None
+  baseline: str = "dpo"
+  targets: tuple[float, ...] = (0.35, 0.9, 1.8, 3.2)
+  first_rates: tuple[float, ...] = (1e-4, 1e-3)
+  rounds: int = 4
+  tune_prompts: int = 64
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in (self.baseline, *self.names()):
+      factory(name)  # refuses an unknown one, with the nearest known
+
+  def names(self) -> tuple[str, ...]:
+    """The objectives asked for; all of the index where none are."""
+    if self.only is None:
+      return objectives.NAMES
+    return tuple(name.strip() for name in self.only.split(","))
+
+  def judging(self) -> "Comparison":
+    """The study on whose prompts policies are judged."""
+    return dataclasses.replace(self, split="test")
+
+  def searching(self) -> "Comparison":
+    """The study on whose prompts the search measures KL."""
+    return dataclasses.replace(self, split="tune", prompts=self.tune_prompts, samples=2)
+
+
+def barrier(name: str) -> str | None:
+  """Why an objective cannot be trained on the study's pairs, or None if it can.
+
+  Decided from the objective itself, built with its paper's defaults: its layout, the
+  data columns and the parameter sets it reads.
+  """
+  try:
+    objective = Use(name).build()
+  except ValueError as error:
+    return str(error)
+  try:
+    columns = _columns(objective.layout)
+  except ValueError:
+    return f"layout {objective.layout.name}: pairs do not lead there"
+  if token_stats.LOGP not in objective.needs:
+    return "does not read the policy's probability of an answer"
+  roles = {role for stat in objective.needs for role in stat.roles}
+  if roles - HELD:
+    return f"reads another frozen model: {', '.join(sorted(roles - HELD))}"
+  missing = sorted(objective.fields - columns)
+  if missing:
+    return f"reads data columns that pairs do not give: {', '.join(missing)}"
+  return None
+
+
+def _columns(layout: Layout) -> set[str]:
+  """The fields that a batch of pairs has in a layout, found by laying some out.
+
+  Raises:
+    ValueError: pairs do not lead there.
+  """
+  prompts, answers = np.arange(2, dtype=np.int32)[:, None], np.zeros((2, 1), np.int32)
+  pairs = [
+    tokenise.Example(str(i), prompts[i], tuple(answers), Layout.PAIR) for i in range(2)
+  ]
+  laid_out = collate.to_layout(pairs, layout)
+  always = {
+    field.name
+    for field in dataclasses.fields(Scored)
+    if field.default is field.default_factory is dataclasses.MISSING
+  }
+  return always | {f"{field}_BK" for field in laid_out[0].fields}
+
+
+def feedback(objective: Objective) -> str:
+  """What an objective learns from, in words: for the table and the plot."""
+  kind = {Layout.PAIR: "pairs", Layout.DEMO: "chosen answers"}
+  reads_start = any("ref" in stat.roles for stat in objective.needs)
+  return kind.get(objective.layout, "thumbs") + (" and start" if reads_start else "")
+
+
+class Trial(NamedTuple):
+  """One run of an objective.
+
+  Attributes:
+    rate: peak learning rate.
+    seed: of its pairs, labels, order and samples.
+    tune_kl: KL on the search's prompts, nats; None where the run diverged.
+    reward_P, kl_P: per test prompt, means over its samples; empty where it diverged.
+    diverged: the step at which it did, or None.
+  """
+
+  rate: float
+  seed: int
+  tune_kl: float | None
+  reward_P: tuple[float, ...]
+  kl_P: tuple[float, ...]
+  diverged: int | None = None
+
+
+class Entry(NamedTuple):
+  """What became of an objective.
+
+  Attributes:
+    name: of the objective.
+    knobs: its knobs, all at their defaults.
+    feedback: what it learns from.
+    code: digest of the package that trained it.
+    trials: its runs.
+    seconds: stage -> seconds.
+    error: why it could not be trained, or None.
+  """
+
+  name: str
+  knobs: dict[str, Any]
+  feedback: str
+  code: str
+  trials: list[Trial]
+  seconds: dict[str, float]
+  error: str | None = None
+
+  def points(self) -> list[frontier.Run]:
+    """The runs that did not diverge, as points of the objective's frontier."""
+    return [
+      frontier.Run(self.name, t.rate, t.seed, np.array(t.reward_P), np.array(t.kl_P))
+      for t in self.trials
+      if t.diverged is None
+    ]
+
+  def at(self, kl: float) -> bootstrap.Interval | str:
+    """Reward at a KL; "diverged" or "not reached" where there is none."""
+    points = self.points()
+    seeds = {trial.seed for trial in self.trials}
+    found = None
+    if points and {run.seed for run in points} == seeds:
+      found = frontier.reward_at_kl(points, kl)
+    if found is not None:
+      return found
+    return "diverged" if len(points) < len(self.trials) else "not reached"
+
+  def minus(self, other: "Entry", kl: float) -> bootstrap.Interval | None:
+    """Reward over another's at a KL, paired; None where either has none there."""
+    both = (self.at(kl), other.at(kl))
+    if any(isinstance(found, str) for found in both):
+      return None
+    return frontier.difference_at_kl(self.points(), other.points(), kl)
+
+
+def write(path: Path, entry: Entry) -> None:
+  """Writes an entry whole or not at all."""
+  content = entry._asdict()
+  content["trials"] = [trial._asdict() for trial in entry.trials]
+  half = path.with_suffix(".part")
+  half.write_text(json.dumps(content), encoding="utf-8")
+  half.replace(path)
+
+
+def read(path: Path) -> Entry:
+  """What `write` wrote."""
+  content = json.loads(path.read_text(encoding="utf-8"))
+  content["trials"] = [
+    Trial(**trial | {name: tuple(trial[name]) for name in ("reward_P", "kl_P")})
+    for trial in content["trials"]
+  ]
+  return Entry(**content)

@@ -1,0 +1,125 @@
+"""`xpo demo`: the controlled-sentiment study on the embedded world, start to report."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the demo; returns 1 if one of its checks does not hold."""
+  parser = argparse.ArgumentParser(prog="xpo demo", description=__doc__)
+  parser.add_argument(
+    "--run-dir", type=Path, help="new directory; default runs/demo-DATE-TIME"
+  )
+  args = parser.parse_args(argv)
+  run_dir = args.run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+  environment()
+  print("xpo demo: controlled sentiment on the embedded world", flush=True)
+  from xpo_jax.studies.sentiment.settings import Study
+
+  return run(Study(), run_dir, command="xpo demo")
+
+
+def environment() -> None:
+  """What must be set before JAX looks for devices."""
+  # A run on each of up to four cores where there is no accelerator.
+  flags = os.environ.get("XLA_FLAGS", "")
+  if "host_platform_device_count" not in flags:
+    cores = min(os.cpu_count() or 1, 4)
+    flags = f"{flags} --xla_force_host_platform_device_count={cores}"
+    os.environ["XLA_FLAGS"] = flags.strip()
+  # Compiled programs outlive the process: a second demo starts at once.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", ".cache/jax")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def run(study, run_dir: Path, command: str) -> int:
+  """Runs a study, writes its page, prints its tables.
+
+  Args:
+    study: the settings.
+    run_dir: a new directory.
+    command: what rebuilds it, for the page.
+
+  Returns:
+    0, or 1 where a check does not hold.
+
+  Raises:
+    ValueError: the directory exists.
+  """
+  environment()
+  if run_dir.exists():
+    raise ValueError(
+      f"run directory {run_dir} exists; name another with --run-dir, or remove it"
+    )
+  import jax
+
+  from xpo_jax.config import yaml_file
+  from xpo_jax.data import audit
+  from xpo_jax.report import line_chart, run_page
+  from xpo_jax.studies.sentiment import findings, sentiment_page, train_methods
+
+  print(f"{jax.device_count()} x {jax.devices()[0].device_kind}: {run_dir}", flush=True)
+  beginning = train_methods.prepare(study)
+  run_dir.mkdir(parents=True)
+  settings = {"study": yaml_file.to_dict(study), **yaml_file.surroundings()}
+  (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
+  if beginning.corpus.dropped:
+    audit.write_bad_rows(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
+  result = train_methods.run(beginning, run_dir, lambda line: print(line, flush=True))
+  figure = line_chart.svg(sentiment_page.figure(result), standalone=True)
+  (run_dir / "frontier.svg").write_text(figure)
+  (run_dir / "runs.jsonl").write_text(_lines(result))
+  written = run_page.write_study(run_dir, sentiment_page.build(result, command))
+  for table in (
+    sentiment_page.checks_table(result),
+    sentiment_page.table(result),
+    sentiment_page.claims_table(result),
+    sentiment_page.judges_table(result),
+  ):
+    show(table)
+  print(f"report: {written}")
+  failed = [c.statement for c in findings.checks(result) if not c.holds]
+  for statement in failed:
+    print(f"DOES NOT HOLD: {statement}")
+  return 1 if failed else 0
+
+
+def _lines(result) -> str:
+  """One line a run: setting, reward, KL, and both per prompt."""
+  from xpo_jax.evaluation import measure_policy
+
+  out = []
+  for one in result.trained:
+    reward_P = measure_policy.per_prompt(one.draws.reward_PK)
+    kl_P = measure_policy.per_prompt(one.draws.kl_PK)
+    line = {
+      "method": one.label,
+      "strength": one.strength,
+      "seed": one.seed,
+      "reward": reward_P.mean(),
+      "kl": kl_P.mean(),
+      "seconds": one.seconds,
+      "reward_P": reward_P.round(6).tolist(),
+      "kl_P": kl_P.round(6).tolist(),
+    }
+    out.append(json.dumps(line))
+  return "\n".join(out) + "\n"
+
+
+def show(table) -> None:
+  """A table of the page, on the terminal."""
+  from rich import box, console
+  from rich import table as rich_table
+
+  shown = rich_table.Table(*table.header, box=box.SIMPLE, caption=table.caption)
+  for row in table.rows:
+    shown.add_row(*(str(cell).replace("**", "") for cell in row))
+  screen = console.Console()
+  if not screen.is_terminal:
+    screen.width = 1000  # a file takes whole lines
+  screen.print(shown)

@@ -1,0 +1,1 @@
+"""Policies along online runs on the reward-KL plane."""

@@ -1,0 +1,1 @@
+"""Recipes of several stages: sampling, labels, reward models, policies."""

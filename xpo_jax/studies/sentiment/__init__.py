@@ -1,0 +1,1 @@
+"""The controlled-sentiment study of the DPO paper, the demo."""

@@ -1,0 +1,225 @@
+"""Data of the controlled-sentiment study: a corpus with a known reward, and pairs.
+
+The reward of a text is its VADER compound, so labels can be drawn by Bradley-Terry at
+a stated temperature: their noise and the best possible accuracy are known.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpo_jax.config import experiment
+from xpo_jax.data import records, sources, split, synthetic_reviews, tokenise
+from xpo_jax.models import sample, transformer
+from xpo_jax.studies.sentiment.settings import Study
+from xpo_jax.train import loading
+from xpo_jax.types import Array, Layout, Params
+
+
+class Corpus(NamedTuple):
+  """Texts cut into prompt and completion; no prompt is in two splits.
+
+  Attributes:
+    name: where they come from.
+    demonstrations: split -> records.
+    tokenizer: encodes and decodes them.
+    dropped: rows that could not be used.
+  """
+
+  name: str
+  demonstrations: dict[str, list[records.Demonstration]]
+  tokenizer: Any
+  dropped: tuple[records.BadRow, ...] = ()
+
+  def examples(self, name: str, longest: int) -> list[tokenise.Example]:
+    """A split in tokens, completions cut to `longest`."""
+    limits = tokenise.Limits(completion=longest)
+    return tokenise.tokenise(self.demonstrations[name], self.tokenizer, limits=limits)
+
+  def prompts(self, name: str) -> list[np.ndarray]:
+    """The distinct prompts of a split in tokens, in the order of the texts."""
+    seen = {record.prompt: record for record in self.demonstrations[name]}
+    return tokenise.prompts(list(seen.values()), self.tokenizer)
+
+
+class Pairs(NamedTuple):
+  """Two samples a prompt from the SFT policy, with their true rewards.
+
+  Attributes:
+    prompts: token ids.
+    completions: two per prompt, EOS included where the sample ended.
+    reward_P2: their true rewards.
+    identical: pairs left out because both samples were the same text.
+  """
+
+  prompts: list[np.ndarray]
+  completions: list[tuple[np.ndarray, np.ndarray]]
+  reward_P2: np.ndarray
+  identical: int
+
+  def in_order(self, labelled: Sequence[tokenise.Example]) -> np.ndarray:
+    """True rewards `[P, 2]` of the chosen and the rejected answers."""
+    turned = [
+      e.completions[0] is not both[0]
+      for e, both in zip(labelled, self.completions, strict=True)
+    ]
+    return np.where(np.array(turned)[:, None], self.reward_P2[:, ::-1], self.reward_P2)
+
+
+def corpus(study: Study, tokenizer: Any = None) -> Corpus:
+  """The study's texts, split by prompt.
+
+  Args:
+    study: names the source.
+    tokenizer: of a pretrained policy; None trains one on the train split.
+
+  Raises:
+    BadRows: any row is bad.
+    ValueError: no such source, or its rows are not texts.
+  """
+  if study.source is None:
+    name, rows, dropped = "embedded world", _embedded(study.texts, study.seed), ()
+  else:
+    name, rows, dropped = _read(study)
+  parts = split.by_prompt(rows, split.PORTIONS, study.seed)
+  if tokenizer is None:
+    texts = [row.prompt + row.completion for row in parts["train"]]
+    tokenizer = synthetic_reviews.train_bpe(texts, study.vocab)
+  return Corpus(name, parts, tokenizer, dropped)
+
+
+def _embedded(texts: int, seed: int) -> list[records.Demonstration]:
+  return [
+    records.Demonstration(f"review {i}", prompt, completion)
+    for i, (prompt, completion) in enumerate(synthetic_reviews.generate(texts, seed))
+  ]
+
+
+def _read(study: Study):
+  data = experiment.Data(
+    path=study.source,
+    split=study.source_split,
+    limit=study.texts,
+    reading=sources.Reading(prompt_words=study.prompt_words),
+  )
+  loaded = loading.load(data, data, {})
+  if loaded.bad and study.bad_rows == "stop":
+    raise records.BadRows(loaded.bad)
+  if not loaded.records:
+    raise ValueError(f"Study.source: {loaded.name} has no row that can be used")
+  if not isinstance(loaded.records[0], records.Demonstration):
+    kind = type(loaded.records[0]).__name__
+    raise ValueError(
+      f"Study.source: {loaded.name} holds {kind} rows; this study needs texts (a "
+      "'text' column, or 'prompt' and 'completion')"
+    )
+  return loaded.name, list(loaded.records), loaded.bad
+
+
+def complete(
+  model: transformer.Model,
+  params: Params,
+  tokenizer: Any,
+  prompts: Sequence[np.ndarray],
+  *,
+  completions: int,
+  longest: int,
+  key: Array,
+  sequences: int = 1024,
+) -> tuple[list[np.ndarray], list[str]]:
+  """Samples at temperature 1.
+
+  Args:
+    model: the architecture.
+    params: `{"lm": ...}` of the policy.
+    tokenizer: decodes; its EOS ends a completion.
+    prompts: token ids.
+    completions: K samples a prompt.
+    longest: most tokens of a completion.
+    key: of the sampling.
+    sequences: decoded at once.
+
+  Returns:
+    Completions as int32 ids (EOS included where one ended) and full texts, both in
+    the order of the prompts, K in a row.
+  """
+  prompt_NP, length_N = sample.pad(prompts)
+  batch = min(max(sequences // completions, 1), len(prompts))
+  ids = []
+  for start in range(0, len(prompts), batch):
+    # The last batch is filled with the last prompt: one shape, one compile.
+    row_B = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
+    drawn = sample.sample(
+      model,
+      params["lm"],
+      prompt_NP[row_B],
+      length_N[row_B],
+      completions=completions,
+      max_tokens=longest,
+      key=key,
+      row_B=row_B,
+      stop_ids=(tokenizer.eos_token_id,),
+    )
+    kept = completions * min(batch, len(prompts) - start)
+    tokens = np.asarray(drawn.tokens_BKT).reshape(-1, longest)[:kept]
+    length = np.asarray(drawn.length_BK).reshape(-1)[:kept].astype(int)
+    ids += [t[:n].astype(np.int32) for t, n in zip(tokens, length, strict=True)]
+  whole = [
+    np.concatenate([prompts[i // completions], one]) for i, one in enumerate(ids)
+  ]
+  return ids, [tokenise.decode(tokenizer, one) for one in whole]
+
+
+def draw_pairs(
+  model: transformer.Model,
+  params: Params,
+  tokenizer: Any,
+  prompts: Sequence[np.ndarray],
+  *,
+  longest: int,
+  key: Array,
+) -> Pairs:
+  """Samples two completions a prompt; arguments as in `complete`."""
+  ids, texts = complete(
+    model, params, tokenizer, prompts, completions=2, longest=longest, key=key
+  )
+  both = list(zip(ids[::2], ids[1::2], strict=True))
+  apart = [i for i, (a, b) in enumerate(both) if not np.array_equal(a, b)]
+  reward_P2 = synthetic_reviews.true_reward(texts).reshape(-1, 2)
+  return Pairs(
+    prompts=[prompts[i] for i in apart],
+    completions=[both[i] for i in apart],
+    reward_P2=reward_P2[apart],
+    identical=len(prompts) - len(apart),
+  )
+
+
+def label(
+  pairs: Pairs, temperature: float, seed: Sequence[int], kind: str = "true"
+) -> list[tokenise.Example]:
+  """Preferences over pairs: chosen in column 0, rejected in column 1.
+
+  Args:
+    pairs: the samples.
+    temperature: of Bradley-Terry on the true reward.
+    seed: of the labels.
+    kind: "true"; "flipped", the same labels turned round; or "random", coin flips.
+
+  Returns:
+    PAIR examples, in the order of the pairs.
+  """
+  rng = np.random.default_rng(seed)
+  first_P = synthetic_reviews.label_pairs(*pairs.reward_P2.T, temperature, rng)
+  if kind == "flipped":
+    first_P = ~first_P
+  elif kind == "random":
+    first_P = rng.random(len(first_P)) < 0.5
+  elif kind != "true":
+    raise ValueError(f"kind: {kind!r} is none of 'true', 'flipped', 'random'")
+  return [
+    tokenise.Example(f"pair {i}", prompt, (a, b) if first else (b, a), Layout.PAIR)
+    for i, (prompt, (a, b), first) in enumerate(
+      zip(pairs.prompts, pairs.completions, first_P, strict=True)
+    )
+  ]

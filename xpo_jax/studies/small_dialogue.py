@@ -1,0 +1,68 @@
+"""A small model from scratch for dialogue: SFT on good answers, then an objective."""
+
+import dataclasses
+from typing import Any
+
+from xpo_jax.config.experiment import (
+  Data,
+  Evaluation,
+  Experiment,
+  Loop,
+  Scratch,
+  Trained,
+  Use,
+)
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.models.config import Config
+
+MODEL = Config(
+  vocab=4096,
+  width=128,
+  layers=4,
+  heads=4,
+  kv_heads=4,
+  head_dim=32,
+  mlp_width=384,
+  positions=1024,
+  tied=True,
+)
+HELD_OUT = Evaluation(share=0.15)
+
+
+def hh(path: str) -> Data:
+  """Anthropic HH pairs: JSON lines with `chosen` and `rejected` transcripts."""
+  return Data(
+    path=path,
+    bad_rows="drop",  # seven rows of the test split are empty or share no prompt
+    limits=Limits(prompt=512, completion=256, long_prompt="truncate"),
+    row_length=1024,
+    rows_per_step=4,
+  )
+
+
+def after_sft(objective: Use, data: Data, taught: Data, **changes: Any) -> Experiment:
+  """The objective from a model that SFT taught the good answers of the same prompts.
+
+  Args:
+    objective: the second stage's.
+    data: it is minimised on.
+    taught: what SFT reads, with its own passes and rows.
+    changes: other fields of the second stage.
+  """
+  sft = Experiment(
+    objective=Use("sft"),
+    data=taught,
+    start=Scratch(MODEL),
+    optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, floor=0.1),
+    evaluation=HELD_OUT,
+  )
+  made = Experiment(
+    objective=objective,
+    data=data,
+    start=Trained(sft),
+    optimizer=Optimizer(learning_rate=1e-4, warmup_steps=20, floor=0.1),
+    loop=Loop(eval_every=50, checkpoint_every=50),
+    evaluation=HELD_OUT,
+  )
+  return dataclasses.replace(made, **changes)

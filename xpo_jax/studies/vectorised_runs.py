@@ -1,0 +1,155 @@
+"""Many runs of one objective: one compilation, as many runs at a time as devices.
+
+For models that fit on one device. Runs differ in knobs, seed and data; the trainer's
+own step is scanned over a run's batches, so that nothing returns to the host between
+steps, and each device trains a run of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from xpo_jax.config import optim
+from xpo_jax.config.experiment import Use
+from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.models import heads
+from xpo_jax.models.transformer import Model
+from xpo_jax.train import state, step
+from xpo_jax.types import Params
+
+
+class Run(NamedTuple):
+  """One run.
+
+  Attributes:
+    data: `stack`ed batches, one a step; every run of a sweep has the same shapes.
+    knobs: of `step.knobs`; every run of a sweep has the same names.
+    seed: of the method's draws and of fresh heads.
+  """
+
+  data: Batch
+  knobs: Mapping[str, Any]
+  seed: int
+
+
+class Outcome(NamedTuple):
+  """What became of a run.
+
+  Attributes:
+    params: the last weights, `{"lm": ..., "value": ... where there is a head}`.
+    curve: metric -> one value a step.
+  """
+
+  params: Params
+  curve: dict[str, np.ndarray]
+
+  @property
+  def diverged(self) -> int | None:
+    """The first step whose loss or gradient is not finite, or None."""
+    finite = np.isfinite(self.curve["loss"]) & np.isfinite(self.curve["grad_norm"])
+    return None if finite.all() else int(np.argmin(finite))
+
+
+def stack(batches: Batches) -> Batch:
+  """Every batch of a run as one `Batch` with a leading axis of steps."""
+  every = [batches[i] for i in range(len(batches))]
+  return jax.tree.map(lambda *x: np.stack(x), *every)
+
+
+class Sweep:
+  """Runs of one objective from one start; `programs` holds what was compiled."""
+
+  def __init__(
+    self,
+    use: Use,
+    model: Model,
+    start: Params,
+    optimizer: optim.Optimizer,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    """Takes what all runs share.
+
+    Args:
+      use: the objective; what `Run.knobs` names replaces its knobs.
+      model: the architecture.
+      start: `{"lm": ...}`; also the reference: what the batches do not hold of it is
+        computed in the step.
+      optimizer: the learning rate is a knob and not taken from here.
+      devices: one run at a time on each; None takes all of this process.
+    """
+    self._use, self._model, self._optimizer = use, model, optimizer
+    self._start = jax.device_get(start)
+    self._devices = list(devices or jax.local_devices())
+    self.programs: dict[int, Any] = {}
+
+  def __call__(self, runs: Sequence[Run]) -> list[Outcome]:
+    """Trains every run.
+
+    Raises:
+      FloatingPointError: a run diverged; names run and step.
+    """
+    outcomes = self.attempt(runs)
+    for i, outcome in enumerate(outcomes):
+      at = outcome.diverged
+      if at is not None:
+        loss, norm = (outcome.curve[name][at] for name in ("loss", "grad_norm"))
+        raise FloatingPointError(
+          f"run {i} of the sweep: loss is {loss}, its gradient's norm {norm} at step "
+          f"{at}; lower its learning rate"
+        )
+    return outcomes
+
+  def attempt(self, runs: Sequence[Run]) -> list[Outcome]:
+    """Trains every run; one may have `diverged`, and its weights are then worthless."""
+    width = min(len(runs), len(self._devices))
+    if width not in self.programs:
+      self.programs[width] = self._compile(width)
+    outcomes = []
+    for first in range(0, len(runs), width):
+      group = runs[first : first + width]
+      # A short last group repeats its last run: one shape, one program.
+      filled = [*group, *[group[-1]] * (width - len(group))]
+      data, knobs = (
+        jax.tree.map(lambda *x: np.stack(x), *[run[i] for run in filled])
+        for i in range(2)
+      )
+      seeds = np.array([run.seed for run in filled])
+      found = jax.device_get(self.programs[width](self._start, data, knobs, seeds))
+      for i in range(len(group)):
+        outcomes.append(Outcome(*jax.tree.map(lambda x, i=i: x[i], found)))
+    return outcomes
+
+  def _compile(self, width: int):
+    objective = self._use.build()
+    chain = optim.transform(self._optimizer, self._model.logical_axes())
+
+    def train(start, data, knobs, seed):
+      data, knobs, seed = jax.tree.map(lambda x: x[0], (data, knobs, seed))
+      steps = data.weight_MB.shape[0]
+      models = dict.fromkeys(("policy", "ref"), self._model)
+      update = step.make_step(self._use.build, models, self._optimizer, steps)
+      key = jax.random.key(seed)
+      head = heads.init_reward_head(key, self._model.config.width)
+      params = state.with_heads(objective, start, head)
+      begun = state.create(params, chain, objective.init(), key)
+
+      def one(carry, batch):
+        return update(carry, {"ref": start}, batch, knobs)
+
+      done, curve = jax.lax.scan(one, begun, data)
+      outcome = (state.final_params(done), curve)
+      return jax.tree.map(lambda x: jnp.asarray(x)[None], outcome)
+
+    # Runs never speak to each other: every device has the program of one run.
+    mesh = Mesh(np.array(self._devices[:width]), ("run",), axis_types=(AxisType.Auto,))
+    split = (P(), P("run"), P("run"), P("run"))
+    return jax.jit(
+      jax.shard_map(
+        train, mesh=mesh, in_specs=split, out_specs=P("run"), check_vma=False
+      )
+    )

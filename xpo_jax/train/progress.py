@@ -1,0 +1,56 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines otherwise."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rich import progress
+
+Say = Callable[[str], None]
+Report = Callable[[Mapping[str, float]], None]
+
+_SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
+
+
+def say(text: str) -> None:
+  """Prints a line at once."""
+  print(text, flush=True)
+
+
+_printed = say  # what a bar stands for; lines that go elsewhere stay lines
+
+
+@contextlib.contextmanager
+def following(
+  steps: int, done: int, say: Say = say, names: Sequence[str] = _SHOWN
+) -> Iterator[Report]:
+  """Yields a function that shows a line of metrics.
+
+  Args:
+    steps: of the whole run.
+    done: steps done before.
+    say: where plain lines go; a bar takes the place of `progress.say` alone.
+    names: what is shown of a line; a terminal's bar has room for the first two.
+  """
+  if say is not _printed or not sys.stdout.isatty():
+    yield lambda line: say(f"step {int(line['step'])}/{steps}  {describe(line, names)}")
+    return
+  columns = (
+    progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+    progress.BarColumn(bar_width=12),
+    progress.TimeRemainingColumn(),
+    progress.TextColumn("{task.fields[line]}"),
+  )
+  with progress.Progress(*columns) as bar:
+    task = bar.add_task("", total=steps, completed=done, line="compiling")
+    yield lambda line: bar.update(
+      task, completed=line["step"], line=describe(line, names[:2])
+    )
+
+
+def describe(line: Mapping[str, float], names: Sequence[str] = _SHOWN) -> str:
+  """The few numbers of a line that a person watches."""
+  shown = [f"{name} {line[name]:.4g}" for name in names if name in line]
+  if "time/tokens_per_second" in line:
+    shown.append(f"{line['time/tokens_per_second']:,.0f} tokens/s")
+  return "  ".join(shown)

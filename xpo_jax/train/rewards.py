@@ -1,0 +1,225 @@
+"""Verdicts on rollouts: asked for, refused if no number, shaped, summed up."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpo_jax.config.on_policy import Call, Feedback, Sampling
+from xpo_jax.feedback import protocol
+from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
+from xpo_jax.models.transformer import Model
+from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.types import Params
+
+_Groups = Sequence[Sequence[str]]
+Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
+"""`(prompts, texts_BK, opponents_BJ) -> reward_BK`, NaN where it abstains; without
+opponents the last is empty."""
+
+
+def judge(feedback: Feedback) -> Judge | OfPolicy:
+  """The judge of an experiment, made once for the run; `facing` makes the one that is
+  asked.
+
+  Raises:
+    ValueError: the source makes what is not asked as `Feedback.kind` says.
+  """
+  source = feedback.source.build()
+  if isinstance(source, OfPolicy):
+    return OfPolicy(lambda *policy: _asking(feedback, source.make(*policy)))
+  return _asking(feedback, source)
+
+
+def facing(
+  judge: Judge | OfPolicy, model: Model, params: Params, tokenizer: Any
+) -> Judge:
+  """Who judges what this policy wrote: itself where it is its own judge.
+
+  Args:
+    judge: of `judge`.
+    model: the policy's.
+    params: the policy's now, the "lm" part.
+    tokenizer: the policy's.
+  """
+  if isinstance(judge, OfPolicy):
+    return judge.make(model, params, tokenizer)
+  return judge
+
+
+def digests(source: Any) -> dict[str, str]:
+  """Directory -> SHA-256 of its files, of each model that a judge is loaded from.
+
+  Args:
+    source: `Feedback.source`, or anything that stands in its arguments.
+  """
+  found: dict[str, str] = {}
+  if isinstance(source, Call):
+    found = digests(source.knobs)
+  elif isinstance(source, Mapping):
+    directory = source.get("directory")
+    if isinstance(directory, str) and (Path(directory) / "config.json").exists():
+      found[directory] = _digest(Path(directory))
+    found |= digests(tuple(source.values()))
+  elif isinstance(source, list | tuple):
+    for one in source:
+      found |= digests(one)
+  return found
+
+
+def _digest(directory: Path) -> str:
+  sha = hashlib.sha256()
+  for path in sorted(path for path in directory.iterdir() if path.is_file()):
+    sha.update(path.name.encode())
+    with path.open("rb") as file:
+      sha.update(hashlib.file_digest(file, "sha256").digest())
+  return sha.hexdigest()
+
+
+def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
+  del opponents_BJ
+  return protocol.score_groups(scorer, prompts, texts_BK)
+
+
+def _win_rates(
+  preference: Preference, prompts, texts_BK, opponents_BJ, *, include_self: bool
+) -> np.ndarray:
+  if not opponents_BJ:
+    return protocol.win_rates(preference, prompts, texts_BK, include_self=include_self)
+  return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
+
+
+def _asking(feedback: Feedback, made: Scorer | Preference) -> Judge:
+  _check_asked(feedback, made)
+  if feedback.kind == "scores":
+    return functools.partial(_scores, made)
+  return functools.partial(_win_rates, made, include_self=feedback.include_self)
+
+
+# What each is asked about, beside the prompts.
+_WANTED = {"scores": ("Scorer", 1), "win_rates": ("Preference", 2)}
+
+
+def _check_asked(feedback: Feedback, made: Any) -> None:
+  name, kind = feedback.source.name, feedback.kind
+  wanted, _ = _WANTED[kind]
+  if not callable(made):
+    raise ValueError(
+      f"Feedback.source is {name}, which makes {type(made).__name__}; name a function "
+      f"that makes a feedback.protocol.{wanted}"
+    )
+  fits = [each for each, (_, answers) in _WANTED.items() if _takes(made, 1 + answers)]
+  if len(fits) == 1 and kind not in fits:
+    other, _ = _WANTED[fits[0]]
+    raise ValueError(
+      f"Feedback.source is {name}, which makes a {other}, and Feedback.kind is "
+      f"{kind!r}; set it to {fits[0]!r}, or name a source that makes a {wanted}"
+    )
+
+
+def _takes(made: Callable[..., Any], count: int) -> bool:
+  """Whether a function says that it can be called with so many arguments."""
+  try:
+    inspect.signature(made).bind(*range(count))
+  except (TypeError, ValueError):  # another number; a builtin that does not say
+    return False
+  return True
+
+
+def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
+  """The rollouts with their rewards.
+
+  Raises:
+    ValueError: a NaN, where abstentions stop the run; shows the completion.
+  """
+  texts = (rollouts.prompts, rollouts.texts_BK, rollouts.opponents_BJ)
+  reward_BK = np.asarray(asked(*texts), np.float32)
+  abstained = np.argwhere(np.isnan(reward_BK))
+  if len(abstained) and feedback.abstained == "stop":
+    b, k = abstained[0]
+    raise ValueError(
+      f"feedback gave NaN on {len(abstained)} of {reward_BK.size} completions of "
+      f"iteration {rollouts.iteration + 1}, first on prompt {rollouts.prompts[b]!r}, "
+      f"completion {rollouts.texts_BK[b][k]!r}; mend the source, or set "
+      'Feedback.abstained="drop" to leave such completions out, counted'
+    )
+  return dataclasses.replace(rollouts, reward_BK=reward_BK)
+
+
+def shaped(
+  rollouts: Rollouts, feedback: Feedback, sampling: Sampling
+) -> tuple[np.ndarray, np.ndarray]:
+  """What is learned from: rewards with the missing-EOS rule, and which count.
+
+  Returns:
+    reward_BK, 0 where absent; present_BK float32, 0 where feedback abstained, and on a
+    whole prompt whose column 0 plays a part of its own and has no verdict.
+  """
+  reward_BK = rollouts.reward_BK
+  if feedback.missing_eos is not None:
+    cut = {
+      "subtract": reward_BK - np.float32(feedback.missing_eos),
+      "replace": np.full_like(reward_BK, feedback.missing_eos),
+    }[feedback.missing_eos_rule]
+    # An abstention stays one, whatever the rule.
+    changed = ~rollouts.ended_BK & ~np.isnan(reward_BK)
+    reward_BK = np.where(changed, cut, reward_BK)
+  present_BK = ~np.isnan(reward_BK)
+  if sampling.first != "sample":
+    present_BK &= present_BK[:, :1]
+  return (
+    np.where(present_BK, reward_BK, 0).astype(np.float32),
+    present_BK.astype(np.float32),
+  )
+
+
+def summary(
+  rollouts: Rollouts,
+  reward_BK: np.ndarray,
+  present_BK: np.ndarray,
+  kl_BK: np.ndarray,
+  sampling: Sampling,
+) -> dict[str, float]:
+  """What a person watches of an iteration's samples, as `rollout/...`.
+
+  `reward` is the feedback's, before the missing-EOS rule; `reward_std` over all
+  completions (neither where it abstained on all), `reward_std_within` over a prompt's,
+  as learned from; `kl` the log-ratio of sampler and reference summed over a
+  completion's tokens (k1), nats, `kl_token` a token's share of it; `length` in tokens;
+  shares: `no_eos`, `abstained`, `informative` (prompts whose rewards, as learned from,
+  differ), `idle` (of the sampler's slots, see `rollouts.Rollouts`). Columns that are
+  not the policy's (`Sampling.own`) are left out of all but the last three.
+  """
+  own = sampling.own
+  told_BK = rollouts.reward_BK[:, own]
+  there, length_BK = ~np.isnan(told_BK), rollouts.length_BK[:, own]
+  # Of equal rewards the greatest is the least; absent ones must not decide.
+  most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
+  least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
+  told = {}
+  if there.any():
+    told = {"reward": told_BK[there].mean(), "reward_std": told_BK[there].std()}
+  found = told | {
+    "reward_std_within": _spread(reward_BK[:, own], present_BK[:, own]).mean(),
+    "kl": kl_BK[:, own].mean(),
+    "kl_token": kl_BK[:, own].sum() / length_BK.sum(),
+    "length": length_BK.mean(),
+    "no_eos": 1 - rollouts.ended_BK[:, own].mean(),
+    "abstained": np.isnan(rollouts.reward_BK).mean(),
+    "informative": (most_B > least_B).mean(),
+    "idle": rollouts.idle,
+  }
+  return {f"rollout/{name}": float(value) for name, value in found.items()}
+
+
+def _spread(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:
+  """Standard deviation of each prompt's present rewards; 0 where there is none."""
+  count_B = np.maximum(present_BK.sum(1), 1)
+  mean_B = (reward_BK * present_BK).sum(1) / count_B
+  square_BK = present_BK * (reward_BK - mean_B[:, None]) ** 2
+  return np.sqrt(square_BK.sum(1) / count_B)
