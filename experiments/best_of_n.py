@@ -58,7 +58,7 @@ def run(settings: BestOfN, run_dir: Path) -> int:
   """Samples a pool, reads best-of-n off it, repeats SFT on the best."""
   import numpy as np
 
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.data import records
   from xpo_jax.evaluation import bootstrap, optimal_policy
   from xpo_jax.ops import selection
@@ -87,7 +87,9 @@ def run(settings: BestOfN, run_dir: Path) -> int:
     ]
     kept = [row for row in answers if row.completion.strip()]
     name = f"distilled-{seed}"
-    done = lab.stage(name, Use("sft"), kept, seed=seed, epochs=settings.epochs)
+    done = lab.stage(
+      name, ObjectiveConfig("sft"), kept, seed=seed, epochs=settings.epochs
+    )
     policies[seed] = done.params
   seconds = time.perf_counter() - began
   rows.append(lab.row(f"SFT on best of {settings.distilled}", policies, seconds))

@@ -70,7 +70,7 @@ def experiment() -> ConstitutionalAi:
 
 def run(settings: ConstitutionalAi, run_dir: Path) -> int:
   """Revises and imitates, labels and learns by each judge, counts harsh words."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.feedback import noisy_judge, protocol
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
@@ -84,7 +84,9 @@ def run(settings: ConstitutionalAi, run_dir: Path) -> int:
     rows, harsh = _revisions(settings, lab, seed)
     left.append(harsh)
     name = f"sl-cai-{seed}"
-    policy = lab.stage(name, Use("sft"), rows, seed=seed, epochs=settings.epochs)
+    policy = lab.stage(
+      name, ObjectiveConfig("sft"), rows, seed=seed, epochs=settings.epochs
+    )
     policies["SL-CAI"][seed] = policy.params
     seconds["SL-CAI"] += time.perf_counter() - began
     pairs = _pairs(lab, policy.params, seed)
@@ -154,9 +156,9 @@ def _by_principle(settings: ConstitutionalAi, temperature: float, seed: int):
   def gentle(prompts, texts):
     return protocol.Scores(-count(prompts, texts).value_N)
 
-  knobs = {"error": settings.error, "temperature": temperature, "seed": seed}
+  hparams = {"error": settings.error, "temperature": temperature, "seed": seed}
   judges = [
-    noisy_judge.preference(truth, **knobs) for truth in (gentle, rules.sentiment())
+    noisy_judge.preference(truth, **hparams) for truth in (gentle, rules.sentiment())
   ]
   return protocol.both_orders(constitution.by_principle(judges, seed))
 
@@ -180,23 +182,23 @@ def _learned(
 ):
   """A preference model of the judge's labels, and PPO against it."""
   from xpo_jax import objectives
-  from xpo_jax.config.experiment import Use
-  from xpo_jax.config.on_policy import Call, Feedback
+  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.on_policy import Configured, Feedback
   from xpo_jax.feedback import labelling, reward_model
 
   labelled = labelling.label(judge, pairs, seed=seed)
   directory = lab.reward(
     f"reward-{name}",
     labelled.pairs,
-    objective=Use(objectives.soft_bradley_terry),
+    objective=ObjectiveConfig(objectives.soft_bradley_terry),
     start=start,
     seed=seed,
     epochs=settings.reward_epochs,
   )
-  source = Call(reward_model.scorer, directory=str(directory))
+  source = Configured(reward_model.scorer, directory=str(directory))
   done = lab.online(
     name,
-    Use("ppo", beta=settings.beta, whiten_reward=False),
+    ObjectiveConfig("ppo", beta=settings.beta, whiten_reward=False),
     feedback=Feedback(source, missing_eos=lab.world.missing_eos(1.0)),
     start=start,
     seed=seed,

@@ -15,17 +15,40 @@ Last result: 2026-11-22, 22 minutes beside other jobs: reward over SFT 0.063 [0.
 
 from pathlib import Path
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.studies import demo
 from xpo_jax.studies.sentiment.settings import Arm, Study
 
 ARMS = (
-  Arm("DPO", Use("dpo"), (0.05, 0.2, 0.7, 3.0), learning_rate=4e-4),
-  Arm("beta-DPO", Use("beta_dpo"), (0.05, 0.2, 0.7, 3.0), learning_rate=4e-4),
-  Arm("ORPO", Use("orpo"), (1.0, 3.0, 8.0, 24.0), knob="weight", learning_rate=4e-4),
-  Arm("SimPO", Use("simpo", beta=5.0), (5e-5, 1e-4, 2e-4, 4e-4), knob="learning_rate"),
-  Arm("KTO", Use("kto", beta=0.3), (5e-5, 1e-4, 2e-4, 4e-4), knob="learning_rate"),
-  Arm("Preferred-FT", Use("sft"), (3e-4, 1e-3, 3e-3, 6e-3), knob="learning_rate"),
+  Arm("DPO", ObjectiveConfig("dpo"), (0.05, 0.2, 0.7, 3.0), learning_rate=4e-4),
+  Arm(
+    "beta-DPO", ObjectiveConfig("beta_dpo"), (0.05, 0.2, 0.7, 3.0), learning_rate=4e-4
+  ),
+  Arm(
+    "ORPO",
+    ObjectiveConfig("orpo"),
+    (1.0, 3.0, 8.0, 24.0),
+    hparam="weight",
+    learning_rate=4e-4,
+  ),
+  Arm(
+    "SimPO",
+    ObjectiveConfig("simpo", beta=5.0),
+    (5e-5, 1e-4, 2e-4, 4e-4),
+    hparam="learning_rate",
+  ),
+  Arm(
+    "KTO",
+    ObjectiveConfig("kto", beta=0.3),
+    (5e-5, 1e-4, 2e-4, 4e-4),
+    hparam="learning_rate",
+  ),
+  Arm(
+    "Preferred-FT",
+    ObjectiveConfig("sft"),
+    (3e-4, 1e-3, 3e-3, 6e-3),
+    hparam="learning_rate",
+  ),
 )
 
 

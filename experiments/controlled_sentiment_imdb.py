@@ -16,7 +16,7 @@ Last result: not run. Tested in parts: TFDS directories with IMDb's features, GP
 
 from pathlib import Path
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.studies import demo
 from xpo_jax.studies.sentiment.settings import Arm, Study
 
@@ -35,8 +35,13 @@ def experiment(source: str, policy: str) -> Study:
     pairs=25_000,
     rows=16,
     arms=(
-      Arm("DPO", Use("dpo"), (0.05, 0.1, 1.0, 5.0), learning_rate=1e-6),
-      Arm("Preferred-FT", Use("sft"), (1e-6, 3e-6, 1e-5, 3e-5), knob="learning_rate"),
+      Arm("DPO", ObjectiveConfig("dpo"), (0.05, 0.1, 1.0, 5.0), learning_rate=1e-6),
+      Arm(
+        "Preferred-FT",
+        ObjectiveConfig("sft"),
+        (1e-6, 3e-6, 1e-5, 3e-5),
+        hparam="learning_rate",
+      ),
     ),
     online=(),
     checked=0.1,

@@ -14,8 +14,8 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment, Sampling
 from xpo_jax.feedback import noisy_judge
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -25,11 +25,13 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """As `reinforce`: a point is 0.4 of true reward, so beta 0.25 is its 0.1."""
   world = World(source)
   return synthetic_world.run(
-    Use("reinforce", beta=0.25),
+    ObjectiveConfig("reinforce", beta=0.25),
     world,
     feedback=Feedback(
-      Call(noisy_judge.scorer, error=0.1), missing_eos=world.missing_eos(1.0)
+      Configured(noisy_judge.scorer, error=0.1), missing_eos=world.missing_eos(1.0)
     ),
-    sampling=Sampling(completions=1, max_tokens=world.longest, temperature=0.9),
+    sampling=Sampling(
+      completions=1, max_completion_tokens=world.longest, temperature=0.9
+    ),
     prompts_per_iteration=128,
   )

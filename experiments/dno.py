@@ -14,8 +14,8 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Loop, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Loop, ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -25,16 +25,20 @@ from xpo_jax.train import pair_construction
 def experiment(source: str | None = None) -> OnlineExperiment:
   """Four rounds, each of one pass of 16 updates on 96 pairs."""
   world = World(source)
-  judge = Call(rules.bradley_terry, scorer=Call(rules.world_reward), temperature=0.25)
+  judge = Configured(
+    rules.bradley_terry, scorer=Configured(rules.world_reward), temperature=0.25
+  )
   return synthetic_world.run(
-    Use("dno", beta=0.1),
+    ObjectiveConfig("dno", beta=0.1),
     world,
     feedback=Feedback(judge, kind="win_rates"),
-    sampling=Sampling(completions=4, max_tokens=world.longest, prompts_at_once=64),
-    arrange=Call(pair_construction.all_pairs),
+    sampling=Sampling(
+      completions=4, max_completion_tokens=world.longest, prompts_at_once=64
+    ),
+    arrange=Configured(pair_construction.all_pairs),
     iterations=4,
     prompts_per_iteration=256,
     minibatches=16,
-    renew_reference=1,
+    ref_update_every=1,
     loop=Loop(log_every=1, eval_every=1),
   )

@@ -13,7 +13,7 @@ Last result: 2026-11-22, 2 cores shared with other jobs, 17 minutes: held-out ac
 
 import dataclasses
 
-from xpo_jax.config.experiment import Experiment, Use
+from xpo_jax.config.experiment import Experiment, ObjectiveConfig
 from xpo_jax.studies import small_dialogue
 
 
@@ -21,4 +21,4 @@ def experiment(path: str) -> Experiment:
   """SFT on the chosen answers, then DPO from it; prompts held out from both."""
   data = small_dialogue.hh(path)
   taught = dataclasses.replace(data, epochs=3)
-  return small_dialogue.after_sft(Use("dpo", beta=0.1), data, taught)
+  return small_dialogue.after_sft(ObjectiveConfig("dpo", beta=0.1), data, taught)

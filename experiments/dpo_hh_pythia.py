@@ -19,8 +19,8 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Pretrained,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.tokenise import Limits
@@ -29,7 +29,7 @@ from xpo_jax.data.tokenise import Limits
 def experiment(path: str, policy: str) -> Experiment:
   """One epoch of DPO."""
   return Experiment(
-    objective=Use("dpo", beta=0.1),
+    objective=ObjectiveConfig("dpo", beta=0.1),
     data=Data(
       path=path,
       bad_rows="drop",

@@ -11,7 +11,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126]. GRPO's policy went 3.43 nats.
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -21,8 +21,8 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Sums over tokens divided by the longest completion allowed, as the paper's code."""
   world = World(source)
   return synthetic_world.run(
-    Use("dr_grpo", length=float(world.longest)),
+    ObjectiveConfig("dr_grpo", length=float(world.longest)),
     world,
-    sampling=Sampling(completions=8, max_tokens=world.longest),
+    sampling=Sampling(completions=8, max_completion_tokens=world.longest),
     prompts_per_iteration=16,
   )

@@ -11,7 +11,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -21,8 +21,10 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """One sample of the reference and one of the policy for each prompt."""
   world = World(source)
   return synthetic_world.run(
-    Use("exploratory_dpo", beta=0.1, alpha=1e-5),
+    ObjectiveConfig("exploratory_dpo", beta=0.1, alpha=1e-5),
     world,
-    sampling=Sampling(completions=2, max_tokens=world.longest, first="reference"),
+    sampling=Sampling(
+      completions=2, max_completion_tokens=world.longest, column0_source="reference"
+    ),
     prompts_per_iteration=64,
   )

@@ -12,7 +12,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -22,8 +22,8 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """The paper's beta; as many samples an iteration as `rloo`, in groups of eight."""
   world = World(source)
   return synthetic_world.run(
-    Use("grpo"),
+    ObjectiveConfig("grpo"),
     world,
-    sampling=Sampling(completions=8, max_tokens=world.longest),
+    sampling=Sampling(completions=8, max_completion_tokens=world.longest),
     prompts_per_iteration=16,
   )

@@ -14,7 +14,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   with wider clips.
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -24,9 +24,9 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Four minibatches of an iteration, as in the paper."""
   world = World(source)
   return synthetic_world.run(
-    Use("gspo", clip_low=0.03, clip_high=0.04),
+    ObjectiveConfig("gspo", clip_low=0.03, clip_high=0.04),
     world,
-    sampling=Sampling(completions=8, max_tokens=world.longest),
+    sampling=Sampling(completions=8, max_completion_tokens=world.longest),
     prompts_per_iteration=32,
     minibatches=4,
     iterations=20,

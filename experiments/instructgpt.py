@@ -75,8 +75,8 @@ def experiment() -> InstructGpt:
 
 def run(settings: InstructGpt, run_dir: Path) -> int:
   """Fine-tunes, ranks, trains reward model and policies, judges."""
-  from xpo_jax.config.experiment import Use
-  from xpo_jax.config.on_policy import Call, Feedback
+  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.on_policy import Configured, Feedback
   from xpo_jax.feedback import protocol, reward_model
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
@@ -85,29 +85,31 @@ def run(settings: InstructGpt, run_dir: Path) -> int:
   learned, held = _sequels(settings.texts)
   reviews = lab.demonstrations["train"][: settings.texts]
   both = [row for two in zip(reviews, learned, strict=False) for row in two]
-  start = lab.stage(START, Use("sft"), both, epochs=settings.epochs)
+  start = lab.stage(START, ObjectiveConfig("sft"), both, epochs=settings.epochs)
   arms = {_label(settings, gamma): (settings.beta, gamma) for gamma in settings.gammas}
   arms[f"PPO, beta {settings.strict:g}"] = (settings.strict, 0.0)
   policies, seconds, scorers = {label: {} for label in arms}, dict.fromkeys(arms, 0), {}
   for seed in settings.world.seeds:
     rows = _ranked(settings, lab, start, seed)
     how = {"start": START, "seed": seed, "epochs": settings.reward_epochs}
-    directory = str(lab.reward(f"reward-{seed}", rows, objective=Use("kwise"), **how))
+    directory = str(
+      lab.reward(f"reward-{seed}", rows, objective=ObjectiveConfig("kwise"), **how)
+    )
     scorers[seed] = reward_model.scorer(directory)
-    judge = Call(reward_model.scorer, directory=directory)
+    judge = Configured(reward_model.scorer, directory=directory)
     feedback = Feedback(judge, missing_eos=lab.world.missing_eos(1.0))
     for label, (beta, gamma) in arms.items():
       began = time.perf_counter()
       done = lab.online(
         f"{label.replace(', ', '-').replace(' ', '-')}-{seed}",
-        Use("ppo", beta=beta, whiten_reward=False),
+        ObjectiveConfig("ppo", beta=beta, whiten_reward=False),
         feedback=feedback,
         start=START,
         seed=seed,
-        memory={"other": learned},
+        datasets={"other": learned},
         iterations=settings.iterations,
         minibatches=2,
-        value_start=directory,
+        critic_init=directory,
         parts=_parts(lab, gamma, seed),
       )
       policies[label][seed] = done.params
@@ -138,11 +140,11 @@ def _label(settings: InstructGpt, gamma: float) -> str:
 
 def _parts(lab, gamma: float, seed: int):
   """The language-model loss beside PPO's."""
-  from xpo_jax.config.experiment import PartUse, Use
+  from xpo_jax.config.experiment import AuxLossConfig, ObjectiveConfig
 
   if not gamma:
     return ()
-  return (PartUse(gamma, Use("sft"), lab.data("other", seed=seed)),)
+  return (AuxLossConfig(gamma, ObjectiveConfig("sft"), lab.data("other", seed=seed)),)
 
 
 def _ranked(settings: InstructGpt, lab, start, seed: int):

@@ -123,8 +123,8 @@ def _compare(settings: IteratedRlhf, lab, params, asked: slice, seed: int):
 
 def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):
   """From scratch: a reward model on either half of the comparisons, and a policy."""
-  from xpo_jax.config.experiment import Use
-  from xpo_jax.config.on_policy import Call, Feedback
+  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.on_policy import Configured, Feedback
   from xpo_jax.feedback import reward_model
 
   name = f"{label.replace(' ', '-')}-{seed}"
@@ -134,10 +134,10 @@ def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):
     )
     for i, half in enumerate(("train", "test"))
   }
-  judge = Call(reward_model.scorer, directory=halves["train"])
+  judge = Configured(reward_model.scorer, directory=halves["train"])
   done = lab.online(
     name,
-    Use("ppo", beta=settings.beta, whiten_reward=False),
+    ObjectiveConfig("ppo", beta=settings.beta, whiten_reward=False),
     feedback=Feedback(judge, missing_eos=lab.world.missing_eos(1.0)),
     seed=seed,
     iterations=settings.iterations,

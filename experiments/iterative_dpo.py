@@ -16,7 +16,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   nearer to it, as expected.
 """
 
-from xpo_jax.config.experiment import Loop, Use
+from xpo_jax.config.experiment import Loop, ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.studies import synthetic_world
@@ -27,14 +27,16 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Three rounds, each of two passes of 20 updates."""
   world = World(source)
   return synthetic_world.run(
-    Use("dpo", beta=0.1),
+    ObjectiveConfig("dpo", beta=0.1),
     world,
-    sampling=Sampling(completions=8, max_tokens=world.longest, prompts_at_once=32),
+    sampling=Sampling(
+      completions=8, max_completion_tokens=world.longest, prompts_at_once=32
+    ),
     iterations=3,
     prompts_per_iteration=320,
     minibatches=20,
-    inner_epochs=2,
-    renew_reference=1,
+    ppo_epochs=2,
+    ref_update_every=1,
     optimizer=Optimizer(learning_rate=1e-4, schedule="constant"),
     loop=Loop(log_every=1, eval_every=1),
   )

@@ -16,9 +16,9 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   at first): the equilibrium is not reached.
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import (
-  Call,
+  Configured,
   Feedback,
   OnlineExperiment,
   Opponent,
@@ -40,10 +40,10 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Four samples a prompt against one of the mixture, a quarter of it the reference."""
   world = World(source)
   return synthetic_world.run(
-    Use("nash_md", beta=0.05),
+    ObjectiveConfig("nash_md", beta=0.05),
     world,
-    feedback=Feedback(Call(rules.cycle, patterns=KINDS), kind="win_rates"),
+    feedback=Feedback(Configured(rules.cycle, patterns=KINDS), kind="win_rates"),
     sampling=Sampling(
-      completions=4, max_tokens=world.longest, opponent=Opponent(share=0.25)
+      completions=4, max_completion_tokens=world.longest, opponent=Opponent(share=0.25)
     ),
   )

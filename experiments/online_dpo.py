@@ -13,8 +13,8 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment, Sampling
 from xpo_jax.feedback import noisy_judge
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -24,9 +24,9 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Two samples a prompt; as many samples an iteration as `rloo`."""
   world = World(source)
   return synthetic_world.run(
-    Use("online_dpo", beta=0.1),
+    ObjectiveConfig("online_dpo", beta=0.1),
     world,
-    feedback=Feedback(Call(noisy_judge.preference, error=0.1), kind="win_rates"),
-    sampling=Sampling(completions=2, max_tokens=world.longest),
+    feedback=Feedback(Configured(noisy_judge.preference, error=0.1), kind="win_rates"),
+    sampling=Sampling(completions=2, max_completion_tokens=world.longest),
     prompts_per_iteration=64,
   )

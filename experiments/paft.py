@@ -66,7 +66,7 @@ def experiment() -> Paft:
 
 def run(paft: Paft, run_dir: Path) -> int:
   """Trains both changes apart and one after the other, merges, judges."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.models import lora
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
@@ -86,7 +86,7 @@ def run(paft: Paft, run_dir: Path) -> int:
 
   for seed in paft.world.seeds:
     pairs = _pairs(lab, seed)
-    dpo, began = Use("dpo", beta=paft.beta), time.perf_counter()
+    dpo, began = ObjectiveConfig("dpo", beta=paft.beta), time.perf_counter()
     plain = dataclasses.replace(paft.adapter, l1=0.0)
     how = {"seed": seed, "rate": paft.rate}
     lab.stage(f"dpo-{seed}", dpo, pairs, adapter=plain, **how)
@@ -95,7 +95,9 @@ def run(paft: Paft, run_dir: Path) -> int:
     for l1 in paft.l1:
       name, began = f"sft-l1-{l1:g}-{seed}", time.perf_counter()
       sparse = dataclasses.replace(paft.adapter, l1=l1)
-      lab.stage(name, Use("sft"), skill, adapter=sparse, epochs=paft.epochs, **how)
+      lab.stage(
+        name, ObjectiveConfig("sft"), skill, adapter=sparse, epochs=paft.epochs, **how
+      )
       changes["sft"] = lab.change(name)
       small = _sparsity(changes["sft"])
       add(

@@ -19,7 +19,7 @@ no others; gamma is a trial's choice, of a mean over tokens.
 
 import dataclasses
 
-from xpo_jax.config.experiment import PartUse, Use
+from xpo_jax.config.experiment import AuxLossConfig, ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -34,9 +34,9 @@ def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
   world = World(source)
   texts = dataclasses.replace(synthetic_world.writer(world).data, steps=None, epochs=1)
   return synthetic_world.run(
-    Use("ppo", beta=0.05, whiten_reward=False),
+    ObjectiveConfig("ppo", beta=0.05, whiten_reward=False),
     world,
     minibatches=2,
-    inner_epochs=2,
-    parts=(PartUse(weight, Use("sft"), texts),),
+    ppo_epochs=2,
+    parts=(AuxLossConfig(weight, ObjectiveConfig("sft"), texts),),
   )

@@ -13,7 +13,7 @@ Last result: not run.
 
 import dataclasses
 
-from xpo_jax.config.experiment import Experiment, Use
+from xpo_jax.config.experiment import Experiment, ObjectiveConfig
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import preference_model
 from xpo_jax.studies import small_dialogue
@@ -26,4 +26,4 @@ def experiment(path: str) -> Experiment:
   data = dataclasses.replace(small_dialogue.hh(path), limits=limits)
   taught = dataclasses.replace(data, epochs=3)
   both = dataclasses.replace(data, transform=preference_model.BOTH_ORDERS)
-  return small_dialogue.after_sft(Use("preference_model"), both, taught)
+  return small_dialogue.after_sft(ObjectiveConfig("preference_model"), both, taught)

@@ -13,7 +13,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   ties RAFT to the start.
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.studies import synthetic_world
@@ -24,9 +24,9 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Eight samples a prompt; nothing ties to the start but small steps."""
   world = World(source)
   return synthetic_world.run(
-    Use("raft"),
+    ObjectiveConfig("raft"),
     world,
-    sampling=Sampling(completions=8, max_tokens=world.longest),
+    sampling=Sampling(completions=8, max_completion_tokens=world.longest),
     prompts_per_iteration=16,
     optimizer=Optimizer(learning_rate=1e-4, schedule="constant"),
   )

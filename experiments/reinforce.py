@@ -14,7 +14,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   is none (`tables/online_frontier.py`).
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -24,8 +24,8 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """As many samples an iteration as `rloo`, each of another prompt."""
   world = World(source)
   return synthetic_world.run(
-    Use("reinforce", beta=0.1),
+    ObjectiveConfig("reinforce", beta=0.1),
     world,
-    sampling=Sampling(completions=1, max_tokens=world.longest),
+    sampling=Sampling(completions=1, max_completion_tokens=world.longest),
     prompts_per_iteration=128,
   )

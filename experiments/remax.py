@@ -10,7 +10,7 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import OnlineExperiment, Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -20,8 +20,10 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """As many completions an iteration as `rloo`, half of them greedy."""
   world = World(source)
   return synthetic_world.run(
-    Use("remax", beta=0.1),
+    ObjectiveConfig("remax", beta=0.1),
     world,
-    sampling=Sampling(completions=2, max_tokens=world.longest, first="greedy"),
+    sampling=Sampling(
+      completions=2, max_completion_tokens=world.longest, column0_source="greedy"
+    ),
     prompts_per_iteration=64,
   )

@@ -18,7 +18,7 @@ Last result: 2026-11-22, one seed, 289 pairs of held-out prompts, intervals over
 
 import dataclasses
 
-from xpo_jax.config.experiment import Experiment, Use
+from xpo_jax.config.experiment import Experiment, ObjectiveConfig
 from xpo_jax.studies import small_dialogue
 
 
@@ -26,4 +26,4 @@ def experiment(path: str) -> Experiment:
   """SFT on the chosen answers, then the reward model; prompts held out from both."""
   data = small_dialogue.hh(path)
   taught = dataclasses.replace(data, epochs=3)
-  return small_dialogue.after_sft(Use("bradley_terry"), data, taught)
+  return small_dialogue.after_sft(ObjectiveConfig("bradley_terry"), data, taught)

@@ -20,7 +20,7 @@ Last result: 2026-11-22, 2,280 pairs of 114 held-out prompts, intervals over pro
 
 import dataclasses
 
-from xpo_jax.config.experiment import Data, Experiment, Loop, Use
+from xpo_jax.config.experiment import Data, Experiment, Loop, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
@@ -44,7 +44,7 @@ def experiment(path: str) -> Experiment:
   # A row is a prompt with its whole list: up to 256 + 24 x 128 tokens.
   lists = dataclasses.replace(data, row_length=3328, rows_per_step=8, microbatches=8)
   return small_dialogue.after_sft(
-    Use("kwise"),
+    ObjectiveConfig("kwise"),
     lists,
     dataclasses.replace(data, row_length=1024, rows_per_step=4, epochs=6),
     optimizer=Optimizer(learning_rate=1e-4, warmup_steps=10, floor=0.1),

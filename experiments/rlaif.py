@@ -137,29 +137,31 @@ def _right(judge, pairs, seed: int) -> tuple[float, float]:
 
 def _clean(settings: Rlaif, lab, pairs, judge, seed: int):
   """A reward model of true labels, and its deviation on samples of the SFT model."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
 
-  return _model(settings, lab, f"reward-rlhf-{seed}", pairs, Use("bradley_terry"), seed)
+  return _model(
+    settings, lab, f"reward-rlhf-{seed}", pairs, ObjectiveConfig("bradley_terry"), seed
+  )
 
 
 def _distilled(settings: Rlaif, lab, pairs, judge, seed: int):
   """The same of the judge's soft labels."""
   from xpo_jax import objectives
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.feedback import labelling
 
   labelled = labelling.label(judge, pairs, seed=seed)
   lab.say(f"seed {seed}: {labelled.draws} of {len(pairs)} pairs are draws")
-  soft = Use(objectives.soft_bradley_terry)
+  soft = ObjectiveConfig(objectives.soft_bradley_terry)
   return _model(settings, lab, f"reward-rlaif-{seed}", labelled.pairs, soft, seed)
 
 
 def _direct(settings: Rlaif, lab, pairs, judge, seed: int):
   """Ratings, and their deviation on the samples."""
-  from xpo_jax.config.on_policy import Call
+  from xpo_jax.config.on_policy import Configured
   from xpo_jax.feedback import noisy_judge
 
-  source = Call(noisy_judge.scorer, error=settings.error, seed=seed)
+  source = Configured(noisy_judge.scorer, error=settings.error, seed=seed)
   rows = [
     (pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)
   ]
@@ -167,23 +169,23 @@ def _direct(settings: Rlaif, lab, pairs, judge, seed: int):
 
 
 def _model(settings: Rlaif, lab, name: str, rows, objective, seed: int):
-  from xpo_jax.config.on_policy import Call
+  from xpo_jax.config.on_policy import Configured
   from xpo_jax.feedback import reward_model
 
   directory = lab.reward(
     name, rows, objective=objective, seed=seed, epochs=settings.epochs
   )
-  return Call(reward_model.scorer, directory=str(directory)), 1.0
+  return Configured(reward_model.scorer, directory=str(directory)), 1.0
 
 
 def _policy(settings: Rlaif, lab, name: str, source, deviation: float, seed: int):
   """REINFORCE; a deviation of the reward costs as many nats whatever its unit."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.config.on_policy import Feedback, Sampling
 
   done = lab.online(
     name,
-    Use("reinforce", beta=settings.beta * deviation),
+    ObjectiveConfig("reinforce", beta=settings.beta * deviation),
     feedback=Feedback(source, missing_eos=lab.world.missing_eos(deviation)),
     seed=seed,
     sampling=Sampling(1, lab.world.longest, temperature=settings.temperature),

@@ -68,15 +68,15 @@ def experiment() -> Rso:
 
 def run(rso: Rso, run_dir: Path) -> int:
   """Samples, accepts, ranks, trains, judges."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import stage_samples, staged
 
   lab = staged.Lab(rso, run_dir)
   arms = {
-    "RSO, sigmoid-norm": (True, Use("rso", beta=rso.gamma)),
-    "RSO, hinge-norm": (True, Use("rso", beta=rso.gamma, link="hinge")),
-    "sft-sample-rank": (False, Use("rso", beta=rso.gamma)),
+    "RSO, sigmoid-norm": (True, ObjectiveConfig("rso", beta=rso.gamma)),
+    "RSO, hinge-norm": (True, ObjectiveConfig("rso", beta=rso.gamma, link="hinge")),
+    "sft-sample-rank": (False, ObjectiveConfig("rso", beta=rso.gamma)),
   }
   policies = {label: {} for label in arms}
   seconds = dict.fromkeys(arms, 0.0)

@@ -50,7 +50,7 @@ def experiment() -> Sdpo:
 
 def run(sdpo: Sdpo, run_dir: Path) -> int:
   """Samples pairs, cuts them into sources, trains in stages and at once, judges."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
 
@@ -72,7 +72,7 @@ def run(sdpo: Sdpo, run_dir: Path) -> int:
     for label, beta in once.items():
       began = time.perf_counter()
       name = f"dpo-{beta:g}-{seed}"
-      done = lab.stage(name, Use("dpo", beta=beta), rows, seed=seed)
+      done = lab.stage(name, ObjectiveConfig("dpo", beta=beta), rows, seed=seed)
       policies[label][seed] = done.params
       seconds[label] += time.perf_counter() - began
   rows = [lab.row("SFT", dict.fromkeys(sdpo.world.seeds, lab.start.params))]
@@ -83,7 +83,7 @@ def run(sdpo: Sdpo, run_dir: Path) -> int:
 
 def _stages(sdpo: Sdpo, lab, parts, name: str, seed: int):
   """One arm's stages by `selection.sdpo_stage`; the last one's parameters."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.ops import selection
   from xpo_jax.studies.multistage import staged
 
@@ -94,7 +94,7 @@ def _stages(sdpo: Sdpo, lab, parts, name: str, seed: int):
     names.append(f"{name}-stage-{number}")
     done = lab.stage(
       names[-1],
-      Use("dpo", beta=sdpo.beta),
+      ObjectiveConfig("dpo", beta=sdpo.beta),
       rows[stage.rows],
       start=names[stage.ref],
       seed=seed,

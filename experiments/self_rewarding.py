@@ -81,18 +81,19 @@ def experiment() -> SelfRewarding:
 
 def run(settings: SelfRewarding, run_dir: Path) -> int:
   """M0 to M1 on the seed, rounds by two judges, judged as writers and as judges."""
-  from xpo_jax.config.experiment import Use
-  from xpo_jax.config.on_policy import Call, Feedback
+  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.on_policy import Configured, Feedback
   from xpo_jax.feedback import local, noisy_judge
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import feedback_accuracy, staged
 
   lab = staged.Lab(settings, run_dir)
   seeds = settings.world.seeds
-  own = Call(local.own_rating, prompt="brief", levels=settings.levels)
+  own = Configured(local.own_rating, prompt="brief", levels=settings.levels)
   script = {"error": settings.error, "levels": settings.levels - 1}
   raters = {
-    seed: Feedback(Call(noisy_judge.scorer, **script, seed=seed)) for seed in seeds
+    seed: Feedback(Configured(noisy_judge.scorer, **script, seed=seed))
+    for seed in seeds
   }
   arms = {
     "own judge": dict.fromkeys(seeds, Feedback(own)),
@@ -115,7 +116,9 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
   first = {seed: f"M1-{seed}" for seed in seeds}
   made = {
     seed: lab.stage(
-      *(first[seed], Use("sft"), _seed_data(settings, lab, seed)),
+      first[seed],
+      ObjectiveConfig("sft"),
+      _seed_data(settings, lab, seed),
       seed=seed,
       epochs=settings.epochs,
     ).params
@@ -147,13 +150,13 @@ def _seed_data(settings: SelfRewarding, lab, seed: int):
   prompts, texts = zip(*((row.prompt, row.completion) for row in rated), strict=True)
   rate = noisy_judge.scorer(error=settings.error, levels=settings.levels - 1, seed=seed)
   levels_N = 1 + rate(prompts, texts).value_N.astype(int)
-  knobs = {"prompt": "brief", "levels": settings.levels}
-  return [*answers, *labelling.ratings(prompts, texts, levels_N.tolist(), **knobs)]
+  hparams = {"prompt": "brief", "levels": settings.levels}
+  return [*answers, *labelling.ratings(prompts, texts, levels_N.tolist(), **hparams)]
 
 
 def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: int):
   """DPO on samples of the start, its reference, that feedback rated."""
-  from xpo_jax.config.experiment import Evaluation, Use
+  from xpo_jax.config.experiment import Evaluation, ObjectiveConfig
   from xpo_jax.config.on_policy import Sampling
   from xpo_jax.config.optim import Optimizer
 
@@ -165,7 +168,7 @@ def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: 
   )
   done = lab.online(
     name,
-    Use("dpo", beta=settings.beta),
+    ObjectiveConfig("dpo", beta=settings.beta),
     feedback=feedback,
     start=start,
     seed=seed,

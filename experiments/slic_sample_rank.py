@@ -56,12 +56,12 @@ def experiment() -> SampleRank:
 
 def run(settings: SampleRank, run_dir: Path) -> int:
   """Samples, ranks, trains, judges."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import stage_samples, staged
 
   lab = staged.Lab(settings, run_dir)
-  objective = Use("slic", delta=settings.delta, weight=settings.weight)
+  objective = ObjectiveConfig("slic", delta=settings.delta, weight=settings.weight)
   labels = ("tournament", "pointwise")
   policies = {label: {} for label in labels}
   seconds = dict.fromkeys(labels, 0.0)

@@ -14,8 +14,8 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Loop, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Loop, ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -24,16 +24,20 @@ from xpo_jax.studies.multistage.staged_world import World
 def experiment(source: str | None = None) -> OnlineExperiment:
   """Four rounds, each of two passes of 8 updates."""
   world = World(source)
-  judge = Call(rules.bradley_terry, scorer=Call(rules.world_reward), temperature=0.25)
+  judge = Configured(
+    rules.bradley_terry, scorer=Configured(rules.world_reward), temperature=0.25
+  )
   return synthetic_world.run(
-    Use("sppo", beta=0.2),
+    ObjectiveConfig("sppo", beta=0.2),
     world,
     feedback=Feedback(judge, kind="win_rates"),
-    sampling=Sampling(completions=5, max_tokens=world.longest, prompts_at_once=64),
+    sampling=Sampling(
+      completions=5, max_completion_tokens=world.longest, prompts_at_once=64
+    ),
     iterations=4,
     prompts_per_iteration=256,
     minibatches=8,
-    inner_epochs=2,
-    renew_reference=1,
+    ppo_epochs=2,
+    ref_update_every=1,
     loop=Loop(log_every=1, eval_every=2),
   )

@@ -2,8 +2,8 @@
 
 Every method gets three groups of four runs on the tune split, with pairs of other seeds
 than the demo's: three learning rates, or for a method whose strength is its learning
-rate three values of another knob or three ranges. The group that reaches most of the
-matched KLs, and among those has most reward there, is the one to write into
+rate three values of another hyperparameter or three ranges. The group that reaches most
+of the matched KLs, and among those has most reward there, is the one to write into
 `xpo_jax/studies/sentiment/settings.py`.
 
 Command: python experiments/tune_controlled_sentiment.py [FILE of sentences]
@@ -24,22 +24,23 @@ SEEDS = (100, 101)
 
 def groups():
   """Three groups of settings for every method."""
-  from xpo_jax.config.experiment import Use
+  from xpo_jax.config.experiment import ObjectiveConfig
   from xpo_jax.studies.sentiment.settings import ARMS, Arm
 
   def named(arm: Arm, text: str, **changes) -> Arm:
     return dataclasses.replace(arm, label=f"{arm.label}: {text}", **changes)
 
-  # Where the learning rate is the strength, another knob is what varies.
+  # Where the learning rate is the strength, another hyperparameter is what varies.
   betas = {"SimPO": ("simpo", (2.0, 5.0, 10.0)), "KTO": ("kto", (0.3, 1.0, 3.0))}
   found = {}
   for arm in ARMS:
-    if arm.knob != "learning_rate":
+    if arm.hparam != "learning_rate":
       found[arm.label] = [named(arm, f"{x:g}", learning_rate=x) for x in RATES]
     elif arm.label in betas:
       name, values = betas[arm.label]
       found[arm.label] = [
-        named(arm, f"beta {x:g}", objective=Use(name, beta=x)) for x in values
+        named(arm, f"beta {x:g}", objective=ObjectiveConfig(name, beta=x))
+        for x in values
       ]
     else:
       found[arm.label] = [

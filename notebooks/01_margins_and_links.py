@@ -16,7 +16,7 @@
 # Every pairwise objective of the package on one pair: its loss, and its gradient, as
 # the chosen completion gains on the rejected one. Policy and reference start alike;
 # completions have four tokens at 8 nats each, the rise is spread evenly over them.
-# Knobs are the defaults, which are the papers' where a paper gives one.
+# Hyperparameters are the defaults, which are the papers' where a paper gives one.
 
 # %%
 import math
@@ -59,7 +59,7 @@ built = {name: objectives.build(name) for name in objectives.NAMES}
 pairwise = {
   name: o
   for name, o in built.items()
-  if o.layout is Layout.PAIR and any(s.field == "logp_BKT" for s in o.needs)
+  if o.layout is Layout.PAIR and any(s.field == "logp_BKT" for s in o.stats)
 }
 columns = 5
 rows = math.ceil(len(pairwise) / columns)

@@ -48,19 +48,21 @@ def draw(count, flipped, length_bias):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def learn(make, knob, task, pairs):
+def learn(make, hparam, task, pairs):
   """Trains on every seed's pairs; measures on prompts held out."""
 
   def one(task, pairs):
-    theta = bandit.fit(make(knob), task, pairs, jax.random.key(0))
+    theta = bandit.fit(make(hparam), task, pairs, jax.random.key(0))
     return bandit.measure(task, theta, first=TRAINED)
 
   return jax.vmap(one)(task, pairs)
 
 
-def over(make, knobs, data):
-  """One row a knob, one column a seed."""
-  rows = [learn(make, knob, *given) for knob, given in zip(knobs, data, strict=True)]
+def over(make, hparams, data):
+  """One row a hyperparameter, one column a seed."""
+  rows = [
+    learn(make, hparam, *given) for hparam, given in zip(hparams, data, strict=True)
+  ]
   return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 

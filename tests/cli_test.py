@@ -111,7 +111,7 @@ def test_walk_leaves_what_the_readme_says(walked):
   config = (run / "config.yaml").read_text()
   assert "beta: 0.2" in config  # the override of the shell
   again = find_recipe.load(str(run / "config.yaml")).experiment  # as the report says
-  assert again.objective.knobs["beta"] == 0.2
+  assert again.objective.hparams["beta"] == 0.2
   (generate,) = [c for c in _commands() if c.startswith("xpo generate")]
   assert len(results[generate][1].strip().splitlines()) == 2
   report = (run / "report.html").read_text()
@@ -302,14 +302,16 @@ def test_a_damaged_config_is_said(text, expected, tmp_path, capsys):
     assert expected in capsys.readouterr().err
 
 
-def test_unknown_knob_is_refused_by_name(tmp_path, capsys, monkeypatch):
+def test_unknown_hparam_is_refused_by_name(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
-  bad = recipe.replace('Use("dpo", beta=0.1)', 'Use("dpo", gamma=0.1)')
+  bad = recipe.replace(
+    'ObjectiveConfig("dpo", beta=0.1)', 'ObjectiveConfig("dpo", gamma=0.1)'
+  )
   ast.parse(bad)
   (tmp_path / "bad.py").write_text(bad)
   assert cli.main(["check", "bad.py"]) == 2
-  assert "dpo has no knob 'gamma'" in capsys.readouterr().err
+  assert "dpo has no hyperparameter 'gamma'" in capsys.readouterr().err
 
 
 def test_explain_shows_equation_paper_reduction_and_needs(capsys):

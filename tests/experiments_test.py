@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Trained, Use
+from xpo_jax.config.experiment import (
+  Experiment,
+  MeshShape,
+  ObjectiveConfig,
+  Scratch,
+  Trained,
+)
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
@@ -30,8 +36,8 @@ TINY = Study(
   pairs=16,
   rows=2,
   arms=(
-    Arm("DPO", Use("dpo"), (1.0,)),
-    Arm("Preferred-FT", Use("sft"), (1e-3,), knob="learning_rate"),
+    Arm("DPO", ObjectiveConfig("dpo"), (1.0,)),
+    Arm("Preferred-FT", ObjectiveConfig("sft"), (1e-3,), hparam="learning_rate"),
   ),
   online=(),
   seeds=(0, 1),
@@ -71,20 +77,45 @@ def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
 
 def test_every_named_recipe_is_tested():
   assert set(find_recipe.names()) == {
-    *("controlled_sentiment", "controlled_sentiment_imdb"),
-    *("dpo_hh", "dpo_hh_pythia"),
-    *("reward_hh", "preference_hh", "reward_listwise"),
+    "controlled_sentiment",
+    "controlled_sentiment_imdb",
+    "dpo_hh",
+    "dpo_hh_pythia",
+    "reward_hh",
+    "preference_hh",
+    "reward_listwise",
     "compare_objectives",  # in studies/comparison/train_objectives_test.py
     # in studies/multistage/staged_test.py
-    *("rso", "slic_sample_rank", "sdpo", "best_of_n", "paft"),
-    *("instructgpt", "iterated_rlhf"),
+    "rso",
+    "slic_sample_rank",
+    "sdpo",
+    "best_of_n",
+    "paft",
+    "instructgpt",
+    "iterated_rlhf",
     # in studies/multistage/ai_feedback_test.py
-    *("rlaif", "constitutional_ai", "self_rewarding"),
+    "rlaif",
+    "constitutional_ai",
+    "self_rewarding",
     # in studies/synthetic_world_test.py
-    *("rloo", "ppo", "ppo_ptx", "reinforce", "remax", "raft"),
-    *("grpo", "dr_grpo", "dapo", "gspo"),
-    *("online_dpo", "iterative_dpo", "exploratory_dpo", "sppo", "dno"),
-    *("iterative_cringe", "nash_md", "direct_rlaif"),
+    "rloo",
+    "ppo",
+    "ppo_ptx",
+    "reinforce",
+    "remax",
+    "raft",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "online_dpo",
+    "iterative_dpo",
+    "exploratory_dpo",
+    "sppo",
+    "dno",
+    "iterative_cringe",
+    "nash_md",
+    "direct_rlaif",
   }
 
 

@@ -73,7 +73,8 @@ class _Flip(ast.NodeTransformer):
     self.parts = {name for name, home in objectives.HOME.items() if home == file}
 
   def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-    # A factory's own lines check knobs: its maths is what it nests, and public parts.
+    # A factory's own lines check hyperparameters: its maths is what it nests, and
+    # public parts.
     outer, own = self.inside, node.name == self.factory
     self.inside = not own and (self.inside or node.name in self.parts)
     node.body = [self._nested(one) if own else self.visit(one) for one in node.body]
@@ -133,7 +134,7 @@ def _flipped(file: str, n: int) -> types.ModuleType | None:
 
 
 def _telling(method: str) -> list[str]:
-  """The method's two cases in which the most knobs are not zero."""
+  """The method's two cases in which the most hyperparameters are not zero."""
   own = [name for name in golden.OWED if golden.CASES[name]["method"] == method]
 
   def active(name: str) -> int:

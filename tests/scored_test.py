@@ -10,7 +10,7 @@ from scipy import special
 from xpo_jax import objectives, scored
 from xpo_jax.ops import token_stats
 from xpo_jax.testing import toy
-from xpo_jax.types import Layout, Loss, Objective, Part
+from xpo_jax.types import AuxLoss, Layout, Loss, Objective
 
 RNG = np.random.default_rng(1)
 LOGITS, REF = RNG.normal(size=(2, 3, 2, 4, 6)).astype(np.float32)
@@ -38,8 +38,8 @@ def test_three_ways_in_agree():
 
 
 def test_from_logits_computes_the_needs_and_nothing_else():
-  needs = {token_stats.ENTROPY, token_stats.REF_KL}
-  record = scored.from_logits(LOGITS, TOKENS, MASK, REF, needs=needs)
+  stats = {token_stats.ENTROPY, token_stats.REF_KL}
+  record = scored.from_logits(LOGITS, TOKENS, MASK, REF, stats=stats)
   assert record.logp_BKT is None
   assert record.ref_logp_BKT is None
   p, q = special.softmax(LOGITS, -1), special.softmax(REF, -1)
@@ -51,9 +51,9 @@ def test_from_logits_computes_the_needs_and_nothing_else():
 
 def test_need_without_its_source_is_refused():
   with pytest.raises(ValueError, match=r"ref_kl_BKT reads ref.*ref_logits_BKTV"):
-    scored.from_logits(LOGITS, TOKENS, MASK, needs={token_stats.REF_KL})
+    scored.from_logits(LOGITS, TOKENS, MASK, stats={token_stats.REF_KL})
   with pytest.raises(ValueError, match=r"value_BKT reads policy\.value"):
-    scored.from_logits(LOGITS, TOKENS, MASK, needs={token_stats.VALUE})
+    scored.from_logits(LOGITS, TOKENS, MASK, stats={token_stats.VALUE})
 
 
 @pytest.mark.nonfinite
@@ -99,14 +99,14 @@ def test_wrong_shape_is_refused_by_name():
 def test_objective_that_reads_tokens_refuses_a_record_of_sums():
   o = Objective(
     name="reads_tokens",
-    knobs={},
+    hparams={},
     layout=Layout.PAIR,
-    needs=frozenset({token_stats.LOGP}),
-    fields=frozenset({"mask_BKT"}),
+    stats=frozenset({token_stats.LOGP}),
+    reads_tokens=True,
     loss=lambda s, aux: Loss({"x": s.mean_BK(s.logp_BKT[..., 0])}, {}),
   )
   sums = scored.from_sequence_logps(np.zeros((3, 2)), np.ones((3, 2)))
-  with pytest.raises(ValueError, match=r"reads_tokens .*mask_BKT.*from_token_logps"):
+  with pytest.raises(ValueError, match=r"reads_tokens .*from_token_logps"):
     scored.evaluate(o, sums)
   scored.check(o, scored.from_token_logps(np.zeros((3, 2, 4)), MASK))
   with pytest.raises(ValueError, match="bradley_terry needs value_BKT"):
@@ -131,8 +131,8 @@ def test_evaluate_is_differentiable_jitable_and_vmapable():
 def test_parts_add_up_over_batches_of_their_own():
   forget, keep = toy.scored(K=2, seed=1), toy.scored(K=1, seed=2)
   parts = (
-    Part(2.0, objectives.dpo(beta=0.3), "forget"),
-    Part(0.5, objectives.sft(), "keep"),
+    AuxLoss(2.0, objectives.dpo(beta=0.3), "forget"),
+    AuxLoss(0.5, objectives.sft(), "keep"),
   )
   out = scored.evaluate_parts(parts, {"forget": forget, "keep": keep})
   dpo = scored.evaluate(parts[0].objective, forget).loss

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     "explain",
     _explain,
-    "an objective: equation, paper, knobs, place in the survey, curve",
+    "an objective: equation, paper, hyperparameters, place in the survey, curve",
   )
   sub.add_argument("name", help="name of an objective")
   sub = command("train", _train, "run a recipe", True)
@@ -104,13 +104,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   sub.add_argument("--prompts", type=int, default=128)
   sub.add_argument("--completions", type=int, default=4)
-  sub.add_argument("--max-tokens", type=int)
+  sub.add_argument("--max-completion-tokens", type=int)
   sub.add_argument("--seed", type=int, default=0)
   sub = command("generate", _generate, "let a run or a checkpoint complete prompts")
   sub.add_argument("directory", type=Path, metavar="RUN", help="or a checkpoint")
   sub.add_argument("prompts", nargs="+", metavar="PROMPT")
   sub.add_argument("--completions", type=int, default=1)
-  sub.add_argument("--max-tokens", type=int, default=64)
+  sub.add_argument("--max-completion-tokens", type=int, default=64)
   sub.add_argument("--temperature", type=float, default=1.0)
   sub.add_argument("--top-k", type=int)
   sub.add_argument("--top-p", type=float)
@@ -257,7 +257,7 @@ def _evaluate(args, rest) -> None:
     reward=reward,
     prompts=args.prompts,
     completions=args.completions,
-    max_tokens=args.max_tokens,
+    max_completion_tokens=args.max_completion_tokens,
     seed=args.seed,
   )
   rows = {name: str(interval) for name, interval in found.measures.items()}
@@ -286,7 +286,7 @@ def _generate(args, rest) -> None:
     args.directory,
     args.prompts,
     completions=args.completions,
-    max_tokens=args.max_tokens,
+    max_completion_tokens=args.max_completion_tokens,
     temperature=args.temperature,
     top_k=args.top_k,
     top_p=args.top_p,

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import (
   Array,
+  AuxLoss,
   Evaluation,
   Layout,
   Objective,
-  Part,
   Scored,
-  Stat,
   State,
+  TokenStat,
 )
 
 _FIELDS = frozenset(Scored.__dataclass_fields__)
@@ -92,7 +92,7 @@ def from_logits(
   mask_BKT: Array,
   ref_logits_BKTV: Array | None = None,
   *,
-  needs: Iterable[Stat] | None = None,
+  stats: Iterable[TokenStat] | None = None,
   value_BKT: Array | None = None,
   reward_BK: Array | None = None,
   desirable_BK: Array | None = None,
@@ -110,7 +110,7 @@ def from_logits(
     tokens_BKT: the response tokens; ids on padding are ignored.
     mask_BKT: 1 on response tokens.
     ref_logits_BKTV: logits of the reference.
-    needs: the statistics to compute: an objective's `needs`. Default: LOGP, and
+    stats: the statistics to compute: an objective's `stats`. Default: LOGP, and
       REF_LOGP where there are reference logits.
     value_BKT: scalar head at the position that predicts each token.
     reward_BK: and the rest: see `from_token_logps`.
@@ -128,11 +128,11 @@ def from_logits(
     roles["ref"] = _logits(ref_logits_BKTV, mask_BKT)
   if value_BKT is not None:
     roles["policy.value"] = _tokens(value_BKT, mask_BKT, "value_BKT")
-  if needs is None:
+  if stats is None:
     default = {"policy": token_stats.LOGP, "ref": token_stats.REF_LOGP}
-    needs = [stat for role, stat in default.items() if role in roles]
+    stats = [stat for role, stat in default.items() if role in roles]
   fields, extra = {"logp_BKT": None, "value_BKT": value_BKT}, {}
-  for stat in needs:
+  for stat in stats:
     missing = [role for role in stat.roles if role not in roles]
     if missing:
       given = ", ".join(sorted(roles))
@@ -206,19 +206,24 @@ def check(objective: Objective, scored: Scored) -> None:
       f"{name} needs layout {layout.name} (K={layout.completions}), batch has K={K}; "
       f"collate the data to {layout.name}"
     )
-  for stat in sorted(objective.needs, key=lambda stat: stat.field):
+  for stat in sorted(objective.stats, key=lambda stat: stat.field):
     if _get(scored, stat.field) is None:
       raise ValueError(
         f"{name} needs {stat.field}, which this record lacks (it reads: "
-        f"{', '.join(stat.roles)}); score the batch with needs=objective.needs, or "
+        f"{', '.join(stat.roles)}); score the batch with stats=objective.stats, or "
         "give it where you make the Scored"
       )
-  for field in sorted(objective.fields):
-    if _get(scored, field) is None:
-      hint = f"give {field} where you make the Scored, as a column of the data"
-      if field == "mask_BKT":
-        hint = "a record of summed log-probs has none: use from_token_logps"
-      raise ValueError(f"{name} requires the field {field}, which is missing; {hint}")
+  for column in sorted(objective.columns):
+    if _get(scored, column) is None:
+      raise ValueError(
+        f"{name} requires the column {column}, which is missing; give it where you "
+        "make the Scored, as a column of the data"
+      )
+  if objective.reads_tokens and scored.mask_BKT is None:
+    raise ValueError(
+      f"{name} reads single tokens, and a record of summed log-probs has none; use "
+      "from_token_logps"
+    )
 
 
 def evaluate(
@@ -258,7 +263,7 @@ def evaluate(
 
 
 def evaluate_parts(
-  parts: Sequence[Part],
+  parts: Sequence[AuxLoss],
   batches: Mapping[str, Scored],
   states: Sequence[State] | None = None,
   key: Array | None = None,
@@ -268,7 +273,7 @@ def evaluate_parts(
   Terms and metrics are called `data/name`; `.state` is the tuple of the parts' states.
 
   Args:
-    parts: see `types.Part`.
+    parts: see `types.AuxLoss`.
     batches: the batch of each part, by its `data`.
     states: one for each part, or None, as in `evaluate`.
     key: folded with the part's index.

@@ -35,7 +35,7 @@ class Layout(enum.Enum):
     return fixed.get(self.value)
 
 
-class Stat(NamedTuple):
+class TokenStat(NamedTuple):
   """One statistic per response token that scoring produces from model outputs.
 
   Attributes:
@@ -172,35 +172,38 @@ class Objective(NamedTuple):
 
   Attributes:
     name: the factory's name.
-    knobs: the factory's arguments.
+    hparams: the factory's arguments.
     layout: what the K completions must mean.
-    needs: the statistics `loss` and `prepare` read; nothing else is computed.
-    fields: data columns it requires ("reward_BK", "desirable_BK").
+    stats: the statistics `loss` and `prepare` read; nothing else is computed.
+    columns: data columns it requires ("reward_BK", "desirable_BK").
     loss: `(scored, aux) -> Loss`, pure, per row; no key, no state.
     prepare: `(scored, state, key) -> (Aux, state)`: sees the whole batch without
       gradient and returns what rows share or draw. `nothing_shared` costs nothing.
     init: the method's state as a pytree of arrays.
-    first: where column 0 of sampled completions must come from: "sample", as the
-      others; "greedy", the policy's likeliest tokens; "reference", a sample of the
+    reads_tokens: whether it reads single tokens; a record of summed log-probs is then
+      refused.
+    column0_source: where column 0 of sampled completions must come from: "sample", as
+      the others; "greedy", the policy's likeliest tokens; "reference", a sample of the
       reference.
-    reward: what `reward_BK` must be: "any" numbers; "win_rates", probabilities to beat
-      an opponent or a group; "duels", the probabilities of the two of a pair to beat
-      one another, which add up to 1.
+    reward_kind: what `reward_BK` must be: "any" numbers; "win_rates", probabilities to
+      beat an opponent or a group; "pairwise", the probabilities of the two of a pair to
+      beat one another, which add up to 1.
   """
 
   name: str
-  knobs: Mapping[str, Any]
+  hparams: Mapping[str, Any]
   layout: Layout
-  needs: frozenset[Stat]
+  stats: frozenset[TokenStat]
   loss: Callable[[Scored, Aux], Loss]
-  fields: frozenset[str] = frozenset()
+  columns: frozenset[str] = frozenset()
   prepare: Callable[[Scored, State, Array], tuple[Aux, State]] = nothing_shared
   init: Callable[[], State] = no_state
-  first: Literal["sample", "greedy", "reference"] = "sample"
-  reward: Literal["any", "win_rates", "duels"] = "any"
+  reads_tokens: bool = False
+  column0_source: Literal["sample", "greedy", "reference"] = "sample"
+  reward_kind: Literal["any", "win_rates", "pairwise"] = "any"
 
 
-class Part(NamedTuple):
+class AuxLoss(NamedTuple):
   """One of several objectives that share an update and not a batch.
 
   PPO-ptx is PPO on rollouts and SFT on pretraining text; NPO with a retain set is NPO

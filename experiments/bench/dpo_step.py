@@ -136,8 +136,8 @@ def _precomputed(model, params, ref):
   @jax.jit
   def reference(ref, batch):
     one = jax.tree.map(lambda x: x[0], batch)
-    needs = (token_stats.REF_LOGP,)
-    return score.score({"ref": model}, {"ref": ref}, needs, one).ref_logp_BKT[None]
+    stats = (token_stats.REF_LOGP,)
+    return score.score({"ref": model}, {"ref": ref}, stats, one).ref_logp_BKT[None]
 
   batch = _batch()
   cached = {"ref_logp_BKT": np.asarray(reference(ref, batch))}
@@ -153,13 +153,13 @@ def _trainer(model, params, frozen, batch):
   )
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def one(state_, frozen, batch, knobs):
-    state_, metrics = run(state_, frozen, batch, knobs)
+  def one(state_, frozen, batch, hparams):
+    state_, metrics = run(state_, frozen, batch, hparams)
     return state_, metrics["loss"]
 
   chain = optim.transform(OPTIMIZER, model.logical_axes())
   start = state.create(params, chain, (), jax.random.key(0))
-  return one, (start, frozen, jax.device_put(batch), step.knobs(OPTIMIZER))
+  return one, (start, frozen, jax.device_put(batch), step.hparams(OPTIMIZER))
 
 
 def _plain(model, params, ref):

@@ -92,7 +92,12 @@ def measure(directory: Path, repeats: int) -> dict:
   }
   hf_checkpoint.save(directory / "model", CONFIG, {"lm": params})
   np.save(directory / "prompts.npy", prompt_BP)
-  settings = {"vocab": CONFIG.vocab, "batch": BATCH, "max_tokens": NEW, "tasks": tasks}
+  settings = {
+    "vocab": CONFIG.vocab,
+    "batch": BATCH,
+    "max_completion_tokens": NEW,
+    "tasks": tasks,
+  }
   (directory / "tasks.json").write_text(json.dumps(settings))
 
   def draw(fn: Callable, rows: slice, seed: int, name: str, **changes):
@@ -103,7 +108,7 @@ def measure(directory: Path, repeats: int) -> dict:
       prompts,
       np.full(len(prompts), PROMPT),
       completions=1,
-      max_tokens=NEW,
+      max_completion_tokens=NEW,
       key=jax.random.key(seed),
       row_B=np.arange(PROMPTS)[rows],
       stop_ids=tasks[name]["stop_ids"],

@@ -31,7 +31,7 @@ def main(directory: Path, repeats: int) -> None:
   }
   for name, task in settings["tasks"].items():
     common = dict(
-      max_new_tokens=settings["max_tokens"],
+      max_new_tokens=settings["max_completion_tokens"],
       pad_token_id=settings["vocab"] - 1,
       eos_token_id=task["stop_ids"] or None,
       do_sample=not task["greedy"],

@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.config.experiment import Use
-from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback
 from xpo_jax.feedback import reward_model
 from xpo_jax.ops import preference_games
 from xpo_jax.report import html
@@ -136,13 +136,13 @@ def _rewards(lab: staged.Lab, seed: int) -> Feedback:
   p_B = judge(drawn.prompts, first, second).value_N
   rows = stage_samples.labelled(drawn, p_B, np.random.default_rng((seed, 6)))
   directory = lab.reward(f"reward-{seed}", rows, seed=seed, epochs=3)
-  return Feedback(Call(reward_model.scorer, directory=str(directory)))
+  return Feedback(Configured(reward_model.scorer, directory=str(directory)))
 
 
 # Label -> objective, how it is judged; both learn from as many samples.
 ARMS = {
-  "Nash-MD": (Use("nash_md", beta=0.05), _win_rates),
-  "RLOO, Bradley-Terry": (Use("rloo", beta=0.05), _rewards),
+  "Nash-MD": (ObjectiveConfig("nash_md", beta=0.05), _win_rates),
+  "RLOO, Bradley-Terry": (ObjectiveConfig("rloo", beta=0.05), _rewards),
 }
 
 

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.config.on_policy import Configured, Feedback
 from xpo_jax.feedback import noisy_judge
 from xpo_jax.studies import demo, find_recipe
 from xpo_jax.studies.frontier import frontier_page, online_frontier
@@ -79,7 +79,7 @@ def arm(error: float) -> str:
 def run(study, run_dir: Path, error: float, seed: int) -> None:
   """Online DPO by a judge that errs on a share of the pairs."""
   lab = staged.Lab(study, run_dir, online_frontier.quiet)
-  judge = Call(noisy_judge.preference, error=error, seed=seed)
+  judge = Configured(noisy_judge.preference, error=error, seed=seed)
   feedback = Feedback(judge, kind="win_rates")
   experiment = find_recipe.load("online_dpo").experiment
   experiment = dataclasses.replace(experiment, feedback=feedback)

@@ -42,42 +42,58 @@ CLAIMS = (
   (
     "RLOO, arXiv:2402.14740, Table 1",
     "learning from all samples wins more often than from the best",
-    *("rloo", "raft", "reward"),
+    "rloo",
+    "raft",
+    "reward",
   ),
   (
     "RLOO, arXiv:2402.14740, Table 1",
     "the others of the prompt are a better baseline than a mean over time",
-    *("rloo", "reinforce", "reward"),
+    "rloo",
+    "reinforce",
+    "reward",
   ),
   (
     "RLOO, arXiv:2402.14740, Table 1",
     "REINFORCE with leave-one-out wins more often than PPO",
-    *("rloo", "ppo", "reward"),
+    "rloo",
+    "ppo",
+    "reward",
   ),
   (
     "Dr. GRPO, arXiv:2503.20783",
     "GRPO's division by length makes longer answers",
-    *("grpo", "dr_grpo", "length"),
+    "grpo",
+    "dr_grpo",
+    "length",
   ),
   (
     "DAPO, arXiv:2503.14476",
     "more reward than GRPO in as many steps",
-    *("dapo", "grpo", "reward"),
+    "dapo",
+    "grpo",
+    "reward",
   ),
   (
     "GSPO, arXiv:2507.18071",
     "ratios of sequences learn more than ratios of tokens",
-    *("gspo", "grpo", "reward"),
+    "gspo",
+    "grpo",
+    "reward",
   ),
   (
     "XPO, arXiv:2405.21046",
     "an exploration bonus adds to iterative DPO",
-    *("exploratory_dpo", "iterative_dpo", "reward"),
+    "exploratory_dpo",
+    "iterative_dpo",
+    "reward",
   ),
   (
     "SPPO, arXiv:2405.00675",
     "self-play on win rates does better than iterative DPO",
-    *("sppo", "iterative_dpo", "reward"),
+    "sppo",
+    "iterative_dpo",
+    "reward",
   ),
 )
 
@@ -221,7 +237,7 @@ def claims(last: Mapping):
   caption = (
     "Of the policies after the last iteration, paired over prompts and seeds, at the "
     "recipes' own strengths: where the KLs differ, so may the verdict at equal KL. "
-    "Steps, samples and knobs were not tuned method by method."
+    "Steps, samples and hyperparameters were not tuned method by method."
   )
   return html.Table(["paper", "claim", "ours", "verdict"], rows, caption)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.evaluation import frontier, optimal_policy
 from xpo_jax.ops import pairing
 from xpo_jax.report import line_chart
@@ -130,7 +130,10 @@ def run_offline(study, run_dir: Path, seed: int) -> None:
     rows = stage_samples.pairs(sampled, *(np.asarray(x)[:, None] for x in columns))
     for number, beta in enumerate(BETAS):
       name = f"dpo-{beta:g}-{seed}"
-      yield number, lab.stage(name, Use("dpo", beta=beta), rows, seed=seed).params
+      yield (
+        number,
+        lab.stage(name, ObjectiveConfig("dpo", beta=beta), rows, seed=seed).params,
+      )
 
   online_frontier.other(lab, OFFLINE, seed, stages)
 

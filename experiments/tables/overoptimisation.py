@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from xpo_jax.config.experiment import Use
-from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.feedback import reward_model
@@ -89,9 +89,9 @@ def run(study, run_dir: Path, label: str, seed: int) -> None:
     lab.reward(f"{label}-{name}-{seed}", rows, seed=seed, epochs=4)
     for name, rows in zip(("train", "test"), halves, strict=True)
   ]
-  scorers = [Call(reward_model.scorer, directory=str(d)) for d in directories]
+  scorers = [Configured(reward_model.scorer, directory=str(d)) for d in directories]
   experiment = synthetic_world.run(
-    Use("rloo", beta=0.01),
+    ObjectiveConfig("rloo", beta=0.01),
     study.world,
     feedback=Feedback(scorers[0]),
     iterations=ITERATIONS,

@@ -10,8 +10,8 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Pretrained,
-  Use,
 )
 from xpo_jax.types import Layout
 
@@ -22,47 +22,49 @@ def own(beta: float, link: str = "log"):
 
 
 def test_use_fills_in_the_defaults():
-  knobs = Use("dpo", beta=0.3).knobs
-  assert knobs == {"beta": 0.3, "label_smoothing": 0.0}
+  hparams = ObjectiveConfig("dpo", beta=0.3).hparams
+  assert hparams == {"beta": 0.3, "label_smoothing": 0.0}
 
 
 def test_use_takes_a_factory_or_its_name():
-  assert Use(objectives.kto, beta=0.2) == Use("kto", beta=0.2)
-  assert Use("kto") != Use("dpo")
+  assert ObjectiveConfig(objectives.kto, beta=0.2) == ObjectiveConfig("kto", beta=0.2)
+  assert ObjectiveConfig("kto") != ObjectiveConfig("dpo")
 
 
-def test_use_builds_with_traced_knobs_on_top():
-  built = Use("dpo", beta=0.3).build(beta=jnp.float32(0.5))
-  assert float(built.knobs["beta"]) == 0.5 and built.layout is Layout.PAIR
+def test_use_builds_with_traced_hparams_on_top():
+  built = ObjectiveConfig("dpo", beta=0.3).build(beta=jnp.float32(0.5))
+  assert float(built.hparams["beta"]) == 0.5 and built.layout is Layout.PAIR
 
 
 def test_use_of_a_users_own_factory():
-  use = Use(own, beta=0.3, link="square")
+  use = ObjectiveConfig(own, beta=0.3, link="square")
   assert use.name == f"{__name__}:own"
   assert use.build().name == "own_square"
 
 
 def test_use_of_a_mixture_builds_its_parts():
-  parts = (Use("dpo", beta=0.5), Use("sft"))
-  built = Use(objectives.mixture, weights=(1.0, 0.1), objectives=parts).build()
-  assert [part.name for part in built.knobs["objectives"]] == ["dpo", "sft"]
+  parts = (ObjectiveConfig("dpo", beta=0.5), ObjectiveConfig("sft"))
+  built = ObjectiveConfig(
+    objectives.mixture, weights=(1.0, 0.1), objectives=parts
+  ).build()
+  assert [part.name for part in built.hparams["objectives"]] == ["dpo", "sft"]
 
 
 @pytest.mark.parametrize(
-  ("name", "knobs", "says"),
+  ("name", "hparams", "says"),
   [
     ("dpo_", {}, "did you mean 'dpo'"),
-    ("dpo", {"bta": 1.0}, "dpo has no knob 'bta'.*did you mean 'beta'"),
-    ("dpo", {"gamma": 1.0}, "its knobs: beta, label_smoothing"),
+    ("dpo", {"bta": 1.0}, "dpo has no hyperparameter 'bta'.*did you mean 'beta'"),
+    ("dpo", {"gamma": 1.0}, "its hyperparameters: beta, label_smoothing"),
     ("dpo", {"beta": 0.0}, "beta must be .*> 0"),
     ("simpo", {"beta": -1}, "beta must be .*> 0"),
-    (own, {}, "needs a value for its knob beta"),
+    (own, {}, "needs a value for its hyperparameter beta"),
     ("xpo_jax.objectives:nothing", {}, "no factory 'nothing'"),
   ],
 )
-def test_bad_objective_is_refused(name, knobs, says):
+def test_bad_objective_is_refused(name, hparams, says):
   with pytest.raises(ValueError, match=says):
-    Use(name, **knobs)
+    ObjectiveConfig(name, **hparams)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_bad_objective_is_refused(name, knobs, says):
     (lambda: Data("x", seed=-1), "Data.seed is -1; .* at least 0"),
     (lambda: Data("x", seed=0.5), "Data.seed is 0.5; .* whole number"),
     (
-      lambda: Experiment(Use("dpo"), Data("x"), Pretrained("x"), seed=-1),
+      lambda: Experiment(ObjectiveConfig("dpo"), Data("x"), Pretrained("x"), seed=-1),
       "Experiment.seed is -1",
     ),
     (lambda: MeshShape(fsdp=0), "MeshShape.fsdp is 0"),

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from xpo_jax.config import experiment, yaml_file
-from xpo_jax.config.experiment import Pretrained, Use
+from xpo_jax.config.experiment import ObjectiveConfig, Pretrained
 from xpo_jax.config.on_policy import (
-  Call,
+  Configured,
   Feedback,
   OnlineExperiment,
   Opponent,
@@ -22,17 +22,19 @@ from xpo_jax.ops import kl_control
 
 
 def pair_of(first: object, others: tuple = (), scale: float = 1.0):
-  """What a `Call` makes, for these tests."""
+  """What a `Configured` makes, for these tests."""
   return first, others, scale
 
 
-SOURCE = Call(pair_of, first=Call(pair_of, first=1), others=[Call(pair_of, first=2)])
+SOURCE = Configured(
+  pair_of, first=Configured(pair_of, first=1), others=[Configured(pair_of, first=2)]
+)
 RUN = OnlineExperiment(
-  Use("ppo", beta=0.02),
+  ObjectiveConfig("ppo", beta=0.02),
   Prompts("prompts.jsonl", limits=Limits(prompt=32)),
   Pretrained("policy"),
   Feedback(SOURCE, missing_eos=1.0),
-  controller=Call(kl_control.adaptive_kl, beta=0.02),
+  controller=Configured(kl_control.adaptive_kl, beta=0.02),
 )
 
 
@@ -52,11 +54,11 @@ def test_call_makes_what_it_holds():
 
 def test_call_refuses_an_argument_the_function_lacks():
   with pytest.raises(
-    ValueError, match=r"has no knob 'target_kl'.*did you mean 'target'"
+    ValueError, match=r"has no hyperparameter 'target_kl'.*did you mean 'target'"
   ):
-    Call(kl_control.adaptive_kl, beta=0.1, target_kl=6.0)
-  with pytest.raises(ValueError, match="needs a value for its knob beta"):
-    Call(kl_control.adaptive_kl)
+    Configured(kl_control.adaptive_kl, beta=0.1, target_kl=6.0)
+  with pytest.raises(ValueError, match="needs a value for its hyperparameter beta"):
+    Configured(kl_control.adaptive_kl)
 
 
 def test_flags_reach_calls_and_sampling():
@@ -64,9 +66,9 @@ def test_flags_reach_calls_and_sampling():
   flags += ["--feedback.source.scale", "2", "--feedback.missing-eos", "0.5"]
   changed = yaml_file.from_args(RUN, flags)
   assert changed.controller.build().beta == 0.02
-  assert changed.controller.knobs["target"] == 3
+  assert changed.controller.hparams["target"] == 3
   assert changed.sampling.completions == 8
-  assert changed.feedback.source.knobs["scale"] == 2
+  assert changed.feedback.source.hparams["scale"] == 2
   assert changed.feedback.missing_eos == 0.5
 
 
@@ -84,16 +86,22 @@ def test_a_reward_of_the_cut_may_be_negative():
     (lambda: Sampling(top_p=1.5), "top_p is 1.5"),
     (lambda: Sampling(staleness=-1), "staleness is -1"),
     (lambda: Sampling(completions=0), "completions is 0"),
-    (lambda: Sampling(completions=1, first="greedy"), "at least 2"),
-    (lambda: Sampling(first="likeliest"), "'greedy'"),
+    (lambda: Sampling(completions=1, column0_source="greedy"), "at least 2"),
+    (lambda: Sampling(column0_source="likeliest"), "'greedy'"),
     (lambda: Opponent(share=1.5), "share is 1.5"),
-    (lambda: Sampling(explore=0.0), "explore is 0.0"),
-    (lambda: Sampling(explore=2.0, first="greedy"), "half of at least 2"),
-    (lambda: Sampling(explore=2.0, completions=1), "half of at least 2"),
+    (lambda: Sampling(exploration_temperature=0.0), "explore is 0.0"),
+    (
+      lambda: Sampling(exploration_temperature=2.0, column0_source="greedy"),
+      "half of at least 2",
+    ),
+    (
+      lambda: Sampling(exploration_temperature=2.0, completions=1),
+      "half of at least 2",
+    ),
     (lambda: Sampling(slots=0), "slots is 0"),
     (lambda: Sampling(slots=8, prompts_at_once=4), "slots is 8 and prompts_at_once 4"),
     (lambda: Feedback(SOURCE, kind="ranks"), "'win_rates'"),
-    (lambda: Prompts("p", limits=Limits(completion=8)), "max_tokens"),
+    (lambda: Prompts("p", limits=Limits(completion=8)), "max_completion_tokens"),
     (lambda: Prompts("p", seed=-1), "Prompts.seed is -1; .* at least 0"),
     (lambda: OnlineExperiment(*_FIRST, seed=-1), "OnlineExperiment.seed is -1"),
     (lambda: OnlineExperiment(*_FIRST, iterations=1.5), "iterations is 1.5; .* whole"),
@@ -102,8 +110,14 @@ def test_a_reward_of_the_cut_may_be_negative():
     (lambda: Opponent(completions=1.5), "Opponent.completions is 1.5"),
     (lambda: Sampling(temperature=math.inf), "temperature is inf; allowed: a finite"),
     (lambda: Sampling(temperature=math.nan), "temperature is nan; allowed: a finite"),
-    (lambda: Sampling(explore=math.inf), "explore is inf; allowed: a finite"),
-    (lambda: Sampling(explore=math.nan), "explore is nan; allowed: a finite"),
+    (
+      lambda: Sampling(exploration_temperature=math.inf),
+      "explore is inf; allowed: a finite",
+    ),
+    (
+      lambda: Sampling(exploration_temperature=math.nan),
+      "explore is nan; allowed: a finite",
+    ),
     (lambda: Feedback(SOURCE, missing_eos=math.inf), "missing_eos is inf; allowed"),
     (lambda: Feedback(SOURCE, missing_eos=math.nan), "missing_eos is nan; allowed"),
     (lambda: Feedback(SOURCE, missing_eos=-1.0), 'paid for being cut.*"replace"'),
@@ -120,7 +134,7 @@ def test_value_out_of_range_is_refused_by_name(make, match):
     ({"minibatches": 3}, "prompts_per_iteration = 32"),
     ({"minibatches": 4, "microbatches": 3}, "8 prompts of a minibatch"),
     ({"iterations": 0}, "iterations is 0"),
-    ({"renew_reference": 0}, "renew_reference is 0"),
+    ({"ref_update_every": 0}, "ref_update_every is 0"),
   ],
 )
 def test_sizes_that_do_not_divide_are_refused(sizes, match):

@@ -10,13 +10,13 @@ import pytest
 from tests.train.tiny_runs import MODEL, ONLINE
 from xpo_jax.config import split_overlap
 from xpo_jax.config.experiment import (
+  AuxLossConfig,
   Data,
   Evaluation,
   Experiment,
-  PartUse,
+  ObjectiveConfig,
   Scratch,
   Trained,
-  Use,
 )
 from xpo_jax.config.on_policy import OnlineExperiment, Prompts
 from xpo_jax.data import split
@@ -29,11 +29,13 @@ PATH = "world:200"
 def _stage(share=0.0, **data) -> Experiment:
   cut = Data(PATH, **data)
   held = Evaluation(share=share)
-  return Experiment(Use("sft"), cut, Scratch(MODEL), evaluation=held)
+  return Experiment(ObjectiveConfig("sft"), cut, Scratch(MODEL), evaluation=held)
 
 
 def _run(before: Experiment, held: Evaluation, **data) -> Experiment:
-  return Experiment(Use("sft"), Data(PATH, **data), Trained(before), evaluation=held)
+  return Experiment(
+    ObjectiveConfig("sft"), Data(PATH, **data), Trained(before), evaluation=held
+  )
 
 
 def _online(before: Experiment, held: Evaluation, **prompts) -> OnlineExperiment:
@@ -95,7 +97,7 @@ def test_stages_before_the_stage_before_count_and_so_do_parts():
   second = dataclasses.replace(second, start=Trained(first))
   with pytest.raises(ValueError, match=r"start\.experiment\.start\.experiment\.data"):
     split_overlap.check(_run(second, held))
-  part = PartUse(1.0, Use("sft"), Data(PATH))
+  part = AuxLossConfig(1.0, ObjectiveConfig("sft"), Data(PATH))
   beside = dataclasses.replace(_run(_stage(share=0.2), held), parts=(part,))
   with pytest.raises(ValueError, match=r"parts\[text\]\.data trains on all prompts"):
     split_overlap.check(beside)

@@ -13,10 +13,10 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Pretrained,
   Scratch,
   Trained,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
@@ -35,9 +35,13 @@ MODEL = Config(
   mlp_width=16,
   rotary=Rotary(theta=5e5, llama3=Llama3Scaling(8.0, 1.0, 4.0, 8192)),
 )
-SFT = Experiment(Use("sft"), Data("texts.jsonl"), Scratch(MODEL))
+SFT = Experiment(ObjectiveConfig("sft"), Data("texts.jsonl"), Scratch(MODEL))
 RICH = Experiment(
-  Use(objectives.mixture, weights=(1.0, 0.1), objectives=(Use("dpo"), Use("sft"))),
+  ObjectiveConfig(
+    objectives.mixture,
+    weights=(1.0, 0.1),
+    objectives=(ObjectiveConfig("dpo"), ObjectiveConfig("sft")),
+  ),
   Data("pairs.jsonl", limits=Limits(64, 32), reading=Reading(rename={"a": "chosen"})),
   Trained(SFT),
   Optimizer("rmsprop", 5e-7, clip=None, ema=0.99),
@@ -46,7 +50,9 @@ RICH = Experiment(
   Evaluation(share=0.1),
   seed=3,
 )
-PLAIN = Experiment(Use("dpo", beta=0.2), Data("pairs.jsonl"), Pretrained("gpt2"))
+PLAIN = Experiment(
+  ObjectiveConfig("dpo", beta=0.2), Data("pairs.jsonl"), Pretrained("gpt2")
+)
 
 
 @pytest.mark.parametrize("experiment", [SFT, RICH, PLAIN], ids=["sft", "rich", "plain"])
@@ -62,13 +68,13 @@ def test_experiment_survives_yaml(experiment, tmp_path):
 def test_config_is_plain_yaml(tmp_path):
   yaml_file.write(tmp_path, PLAIN)
   held = yaml.safe_load((tmp_path / yaml_file.FILE).read_text())["experiment"]
-  assert held["objective"] == {"use": "dpo", "beta": 0.2, "label_smoothing": 0.0}
+  assert held["objective"] == {"name": "dpo", "beta": 0.2, "label_smoothing": 0.0}
   assert held["start"]["kind"] == "Pretrained"
 
 
 def test_difference_names_the_field_and_both_values():
   other = dataclasses.replace(
-    PLAIN, objective=Use("dpo", beta=0.5), data=Data("pairs.jsonl", seed=1)
+    PLAIN, objective=ObjectiveConfig("dpo", beta=0.5), data=Data("pairs.jsonl", seed=1)
   )
   lines = yaml_file.difference(*map(yaml_file.to_dict, (PLAIN, other)))
   assert lines == ["objective.beta: 0.2 -> 0.5", "data.seed: 0 -> 1"]
@@ -100,7 +106,7 @@ def test_shell_overrides_fields_at_any_depth():
   )
   got = yaml_file.from_args(PLAIN, args.split())
   assert got == Experiment(
-    Use("dpo", beta=0.5),
+    ObjectiveConfig("dpo", beta=0.5),
     Data("pairs.jsonl", limits=Limits(prompt=7)),
     Pretrained("opt"),
     Optimizer("rmsprop"),
@@ -120,24 +126,28 @@ def test_shell_gives_tuples_word_by_word():
     yaml_file.from_args(recipe, ["--world.seeds", "3", "3"])
 
 
-def test_shell_changes_the_objective_and_then_its_own_knobs():
+def test_shell_changes_the_objective_and_then_its_own_hparams():
   args = ["--objective", "simpo", "--objective.beta", "2.5", "--seed", "4"]
   got = yaml_file.from_args(PLAIN, args)
-  assert got == dataclasses.replace(PLAIN, objective=Use("simpo", beta=2.5), seed=4)
+  assert got == dataclasses.replace(
+    PLAIN, objective=ObjectiveConfig("simpo", beta=2.5), seed=4
+  )
 
 
-def test_structural_knob_is_kept_and_set_by_its_name(tmp_path):
-  experiment = dataclasses.replace(SFT, objective=Use("gpo", link=links.HINGE))
-  assert experiment.objective.build().knobs["link"] is links.HINGE
+def test_structural_hparam_is_kept_and_set_by_its_name(tmp_path):
+  experiment = dataclasses.replace(
+    SFT, objective=ObjectiveConfig("gpo", link=links.HINGE)
+  )
+  assert experiment.objective.build().hparams["link"] is links.HINGE
   plain = yaml.safe_load(yaml.safe_dump(yaml_file.to_dict(experiment)))
   assert plain["objective"]["link"] == "hinge"
   again = yaml_file.from_dict(Experiment, plain)
-  assert again.objective.build().knobs["link"] is links.HINGE
+  assert again.objective.build().hparams["link"] is links.HINGE
   args = ["--objective", "gpo", "--objective.link", "savage"]
   changed = yaml_file.from_args(SFT, args).objective
-  assert changed.build().knobs["link"] is links.SAVAGE
+  assert changed.build().hparams["link"] is links.SAVAGE
   default = yaml_file.from_args(SFT, ["--objective", "gpo"]).objective
-  assert default.build().knobs == objectives.gpo().knobs
+  assert default.build().hparams == objectives.gpo().hparams
 
 
 def test_shell_reaches_the_stage_before():
@@ -147,7 +157,7 @@ def test_shell_reaches_the_stage_before():
   assert got.objective == RICH.objective
 
 
-def test_knob_of_another_objective_is_refused(capsys):
+def test_hparam_of_another_objective_is_refused(capsys):
   with pytest.raises(SystemExit):
     yaml_file.from_args(PLAIN, ["--objective.alpha", "0.5"])
   assert "objective.alpha" in capsys.readouterr().err

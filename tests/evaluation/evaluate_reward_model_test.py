@@ -13,8 +13,8 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Scratch,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import synthetic_reviews
@@ -39,7 +39,7 @@ MODEL = Config(
   remat=False,
 )
 RUN = Experiment(
-  Use("bradley_terry"),
+  ObjectiveConfig("bradley_terry"),
   Data("pairs", limits=Limits(completion=24), row_length=128, rows_per_step=8),
   Scratch(MODEL),
   Optimizer(learning_rate=1e-2),
@@ -66,24 +66,24 @@ def _pairs(count):
 
 
 @pytest.fixture(scope="module")
-def memory():
+def datasets():
   return {"pairs": _pairs(500)}
 
 
 @pytest.fixture(scope="module")
-def run_dir(memory, tmp_path_factory):
+def run_dir(datasets, tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "reward"
   data = dataclasses.replace(RUN.data, epochs=3)
   run = dataclasses.replace(RUN, data=data)
-  assert offline.train(run, run_dir, memory=memory, say=_quiet).finished
+  assert offline.train(run, run_dir, datasets=datasets, say=_quiet).finished
   return run_dir
 
 
 def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
-  run_dir, memory
+  run_dir, datasets
 ):
   assert evaluate_reward_model.is_reward(run_dir)
-  found = evaluate_reward_model.judge_run(run_dir, samples=500, memory=memory)
+  found = evaluate_reward_model.judge_run(run_dir, samples=500, datasets=datasets)
   accuracy = found.measures["accuracy"]
   assert accuracy.low > 0.6  # chance is 0.5
   measured = metrics.read(run_dir)[-1]["eval/reward_accuracy"]
@@ -95,15 +95,15 @@ def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
   assert "Agreement with held-out labels" in page
   # Normalised on preferred answers: a run from scratch has no other reference.
   scorer = reward_model.scorer(str(run_dir / offline.POLICY))
-  chosen = [(row.prompt, row.chosen) for row in memory["pairs"]]
+  chosen = [(row.prompt, row.chosen) for row in datasets["pairs"]]
   reward = scorer(*zip(*chosen, strict=True)).value_N
   assert abs(reward.mean()) < 0.2 and 0.8 < reward.std() < 1.2
-  worse = scorer([row.prompt for row in memory["pairs"]], [" awful."] * len(chosen))
+  worse = scorer([row.prompt for row in datasets["pairs"]], [" awful."] * len(chosen))
   assert worse.value_N.mean() < -0.5
 
 
 def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
-  run_dir, memory, tmp_path, monkeypatch
+  run_dir, datasets, tmp_path, monkeypatch
 ):
   again = tmp_path / "run"
   shutil.copytree(run_dir, again)
@@ -115,31 +115,34 @@ def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
 
   monkeypatch.setattr(reward_model, "normalise", killed)
   with pytest.raises(KeyboardInterrupt):
-    evaluate_reward_model.judge_run(again, memory=memory)
+    evaluate_reward_model.judge_run(again, datasets=datasets)
   assert not described.exists()
 
 
-def test_other_prompts_are_held_out_than_trained_on(run_dir, memory):
+def test_other_prompts_are_held_out_than_trained_on(run_dir, datasets):
   counts = json.loads((run_dir / "data.json").read_text())["splits"]
   asked = agreement.questions(
-    evaluate_reward_model._records(dataclasses.replace(RUN), memory)[1]
+    evaluate_reward_model._records(dataclasses.replace(RUN), datasets)[1]
   )
   assert len(asked.prompts) == counts["held_out"]["examples"]
 
 
-def test_soft_labels_train(memory, tmp_path):
-  soft = [dataclasses.replace(row, probability=0.8) for row in memory["pairs"]]
+def test_soft_labels_train(datasets, tmp_path):
+  soft = [dataclasses.replace(row, probability=0.8) for row in datasets["pairs"]]
   data = dataclasses.replace(RUN.data, steps=2)
   run = dataclasses.replace(
-    RUN, objective=Use(soft_bradley_terry), data=data, evaluation=Evaluation()
+    RUN,
+    objective=ObjectiveConfig(soft_bradley_terry),
+    data=data,
+    evaluation=Evaluation(),
   )
-  offline.train(run, tmp_path / "run", memory={"pairs": soft}, say=_quiet)
+  offline.train(run, tmp_path / "run", datasets={"pairs": soft}, say=_quiet)
   first, *_ = metrics.read(tmp_path / "run")
   # Cross-entropy to 0.8 is least, and equal to the entropy, at the right log odds.
   entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))
   assert entropy < first["loss"] < 3
   with pytest.raises(ValueError, match="holds no data out"):
-    evaluate_reward_model.judge_run(tmp_path / "run", memory=memory)
+    evaluate_reward_model.judge_run(tmp_path / "run", datasets=datasets)
 
 
 def test_steps_with_labels_train_a_token_reward(tmp_path):
@@ -149,19 +152,19 @@ def test_steps_with_labels_train_a_token_reward(tmp_path):
     steps = (answer, "it is good" if n % 2 else "it is bad")
     rows.append(Stepped(str(n), prompt, steps, (0.0, 1.0 if n % 2 else -1.0)))
   data = dataclasses.replace(RUN.data, limits=Limits(), epochs=6)
-  run = dataclasses.replace(RUN, objective=Use("token_reward"), data=data)
-  offline.train(run, tmp_path / "run", memory={"pairs": rows}, say=_quiet)
+  run = dataclasses.replace(RUN, objective=ObjectiveConfig("token_reward"), data=data)
+  offline.train(run, tmp_path / "run", datasets={"pairs": rows}, say=_quiet)
   assert metrics.read(tmp_path / "run")[-1]["eval/token_accuracy"] == 1
 
 
-def test_policy_run_is_no_reward_run(tmp_path, memory):
+def test_policy_run_is_no_reward_run(tmp_path, datasets):
   data = dataclasses.replace(RUN.data, steps=1)
-  run = dataclasses.replace(RUN, objective=Use("dpo"), data=data)
+  run = dataclasses.replace(RUN, objective=ObjectiveConfig("dpo"), data=data)
   (tmp_path / "run").mkdir()
   evaluate_reward_model.configure.write(tmp_path / "run", run)
   assert not evaluate_reward_model.is_reward(tmp_path / "run")
   with pytest.raises(ValueError, match="not finished"):
-    evaluate_reward_model.judge_run(tmp_path / "run", memory=memory)
+    evaluate_reward_model.judge_run(tmp_path / "run", datasets=datasets)
 
 
 def test_transform_must_name_a_function():

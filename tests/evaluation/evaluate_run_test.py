@@ -8,8 +8,8 @@ from xpo_jax.config.experiment import (
   Evaluation,
   Experiment,
   MeshShape,
+  ObjectiveConfig,
   Scratch,
-  Use,
 )
 from xpo_jax.data.records import Pair
 from xpo_jax.data.tokenise import Limits
@@ -26,18 +26,18 @@ def _pairs(where, prompts, each):
 
 
 def test_accuracy_counts_prompts_and_not_their_pairs(tmp_path):
-  memory = {"rows": _pairs("train", 4, 1), "apart": _pairs("test", 3, 4)}
+  datasets = {"rows": _pairs("train", 4, 1), "apart": _pairs("test", 3, 4)}
   data = Data("rows", rows_per_step=4, row_length=64, limits=Limits(completion=8))
   run = Experiment(
-    Use("dpo"),
+    ObjectiveConfig("dpo"),
     data,
     Scratch(MODEL),
     evaluation=Evaluation("apart"),
     mesh=MeshShape(data=1),
   )
-  done = offline.train(run, tmp_path / "run", memory=memory, say=lambda text: None)
+  done = offline.train(run, tmp_path / "run", datasets=datasets, say=lambda text: None)
   assert done.finished
-  found = evaluate_run.evaluate_run(tmp_path / "run", completions=1, memory=memory)
+  found = evaluate_run.evaluate_run(tmp_path / "run", completions=1, datasets=datasets)
   assert found.measures["preference_accuracy"].units == 3
   with pytest.raises(ValueError, match=r"prompts is -3; .*at least 1"):
-    evaluate_run.evaluate_run(tmp_path / "run", prompts=-3, memory=memory)
+    evaluate_run.evaluate_run(tmp_path / "run", prompts=-3, datasets=datasets)

@@ -9,8 +9,21 @@ import zlib
 import numpy as np
 import pytest
 
-from xpo_jax.config.experiment import Data, Evaluation, MeshShape, PartUse, Scratch, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import (
+  AuxLossConfig,
+  Data,
+  Evaluation,
+  MeshShape,
+  ObjectiveConfig,
+  Scratch,
+)
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.evaluation import evaluate_run, judged_run, measure_policy
 from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import OfPolicy, Scores
@@ -31,17 +44,23 @@ MODEL = Config(
   remat=False,
 )
 RUN = OnlineExperiment(
-  Use("rloo"),
+  ObjectiveConfig("rloo"),
   Prompts("world:40"),
   Scratch(MODEL),
-  Feedback(Call(rules.matches, pattern="[aeiou]")),
-  Sampling(completions=2, max_tokens=4),
+  Feedback(Configured(rules.matches, pattern="[aeiou]")),
+  Sampling(completions=2, max_completion_tokens=4),
   iterations=2,
   prompts_per_iteration=4,
   evaluation=Evaluation(share=0.3, limit=4),
   mesh=MeshShape(data=1),
 )
-HOW = {"prompts": 4, "completions": 2, "max_tokens": 4, "seed": 0, "batch": 4}
+HOW = {
+  "prompts": 4,
+  "completions": 2,
+  "max_completion_tokens": 4,
+  "seed": 0,
+  "batch": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +87,7 @@ def test_evaluation_is_by_the_runs_own_feedback(run):
   assert found.measures["reward"].mean == pytest.approx(np.mean(right))
   content = json.loads((run / evaluate_run.FILE).read_text())
   assert "matches" in content["about"]["judge"]
-  assert content["about"]["longest"] == RUN.sampling.max_tokens
+  assert content["about"]["longest"] == RUN.sampling.max_completion_tokens
   judge, rates = judged_run.kept_win_rates(run)
   assert "matches" in judge and list(rates) == [0, 2]
   text = run_page.write(run).read_text()
@@ -116,7 +135,9 @@ def test_a_reward_of_any_kind_has_a_name(run, reward, name):
   np.testing.assert_array_equal(by.scorer(["be"], ["e"]).value_N, [2])
 
 
-@pytest.mark.parametrize("name", ["prompts", "completions", "max_tokens", "batch"])
+@pytest.mark.parametrize(
+  "name", ["prompts", "completions", "max_completion_tokens", "batch"]
+)
 def test_sizes_below_1_are_refused_by_name(run, name):
   with pytest.raises(ValueError, match=rf"{name} is -3; .*at least 1"):
     evaluate_run.evaluate_run(run, **{name: -3})
@@ -130,7 +151,7 @@ def test_policies_are_judged_at_the_temperature_of_the_run(run):
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   by = judged_run.judge(RUN, policy, None)
   for experiment, same in ((RUN, False), (cold, True)):
-    found = judged_run.policy_report(experiment, run, policy, by, memory={}, **HOW)
+    found = judged_run.policy_report(experiment, run, policy, by, datasets={}, **HOW)
     assert all(len(set(row)) == 1 for row in found.policy.tokens) == same
     assert all(len(set(row)) == 1 for row in found.reference.tokens) == same
 
@@ -144,7 +165,7 @@ def test_a_preference_gives_win_rates_against_the_start(run):
 
   by = judged_run.Judge("greater", preference=greater)
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
-  found = judged_run.policy_report(RUN, run, policy, by, memory={}, **HOW)
+  found = judged_run.policy_report(RUN, run, policy, by, datasets={}, **HOW)
   rival = [texts[0] for texts in found.reference.texts]
   wins = [
     greater(ours, ours, [theirs] * len(ours)).value_N
@@ -164,7 +185,7 @@ def test_a_liking_for_what_is_shown_first_wins_nothing(run):
 
   by = judged_run.Judge("first", preference=first_wins)
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
-  found = judged_run.policy_report(RUN, run, policy, by, memory={}, **HOW)
+  found = judged_run.policy_report(RUN, run, policy, by, datasets={}, **HOW)
   assert found.measures["win_rate_vs_reference"].mean == 0.5
 
 
@@ -180,7 +201,7 @@ def its_own_judge() -> OfPolicy:
 
 
 def test_the_finished_policy_judges_where_it_was_its_own_judge(run):
-  alone = dataclasses.replace(RUN, feedback=Feedback(Call(its_own_judge)))
+  alone = dataclasses.replace(RUN, feedback=Feedback(Configured(its_own_judge)))
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   scores = judged_run.judge(alone, policy, None).scorer(["x"], ["y"])
   want = np.sum(policy.params["lm"]["embedding"])
@@ -194,7 +215,7 @@ def test_a_judge_that_abstains_is_refused(run):
   by = judged_run.Judge("silent", scorer=silent)
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   with pytest.raises(ValueError, match=r"abstains on 8 of 8 completions.*--reward"):
-    judged_run.policy_report(RUN, run, policy, by, memory={}, **HOW)
+    judged_run.policy_report(RUN, run, policy, by, datasets={}, **HOW)
 
 
 def test_run_without_held_out_prompts_is_refused(run):
@@ -202,11 +223,13 @@ def test_run_without_held_out_prompts_is_refused(run):
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   by = judged_run.judge(bare, policy, None)
   with pytest.raises(ValueError, match="holds no prompts out"):
-    judged_run.policy_report(bare, run, policy, by, memory={}, **HOW)
+    judged_run.policy_report(bare, run, policy, by, datasets={}, **HOW)
 
 
 def test_policy_writes_in_the_runs_template(run):
-  texts = evaluate_run.generate(run, ["the film"], completions=2, max_tokens=4)
+  texts = evaluate_run.generate(
+    run, ["the film"], completions=2, max_completion_tokens=4
+  )
   assert len(texts) == 1 and len(texts[0]) == 2
 
 
@@ -228,12 +251,14 @@ def test_check_counts_parts_samplers_and_a_renewed_reference():
   data = Data("world:40", row_length=64, rows_per_step=16, bad_rows="drop")
   more = dataclasses.replace(
     RUN,
-    objective=Use("ppo"),
+    objective=ObjectiveConfig("ppo"),
     sampling=dataclasses.replace(RUN.sampling, staleness=2),
-    renew_reference=1,
+    ref_update_every=1,
     evaluation=Evaluation(),
   )
-  with_part = dataclasses.replace(more, parts=(PartUse(1.0, Use("sft"), data),))
+  with_part = dataclasses.replace(
+    more, parts=(AuxLossConfig(1.0, ObjectiveConfig("sft"), data),)
+  )
   (budget,), (larger,) = map(preflight.check, (more, with_part))
   part = larger.bytes["arguments"] - budget.bytes["arguments"]
   assert part > 4 * 16 * 64  # the tokens of its batch
@@ -243,7 +268,7 @@ def test_check_counts_parts_samplers_and_a_renewed_reference():
 
 
 def test_check_makes_the_judge(run):
-  missing = Call(rules.matches, pattern="[")
+  missing = Configured(rules.matches, pattern="[")
   broken = dataclasses.replace(RUN, feedback=Feedback(missing))
   with pytest.raises(ValueError, match="pattern"):
     preflight.check(broken)

@@ -71,7 +71,7 @@ def _drawn(tiny, **changes):
     Letters(),
     _reward,
     completions=64,
-    max_tokens=LONGEST,
+    max_completion_tokens=LONGEST,
     key=jax.random.key(7),
     batch=24,
     **changes,
@@ -199,7 +199,7 @@ def test_reference_against_itself_has_no_kl(tiny):
     Letters(),
     _reward,
     completions=64,
-    max_tokens=LONGEST,
+    max_completion_tokens=LONGEST,
     key=jax.random.key(1),
   )
   np.testing.assert_array_equal(draws.kl_PK, 0)
@@ -299,7 +299,7 @@ def test_report_compares_prompt_by_prompt_and_round_trips(tiny, drawn, tmp_path)
     prompts,
     Letters(),
     _reward,
-    max_tokens=LONGEST,
+    max_completion_tokens=LONGEST,
     key=jax.random.key(7),
     completions=64,
     reference=drawn,
@@ -341,7 +341,7 @@ def test_bad_input_is_refused(tiny, change, match):
       Letters(),
       given["reward"],
       completions=64,
-      max_tokens=LONGEST,
+      max_completion_tokens=LONGEST,
       key=jax.random.key(0),
     )
 
@@ -355,7 +355,7 @@ def test_recorded_log_prob_of_the_sampler_is_the_scored_one(tiny, drawn):
     prompt_BP,
     length_B,
     completions=64,
-    max_tokens=LONGEST,
+    max_completion_tokens=LONGEST,
     key=jax.random.key(2),
     row_B=np.arange(24),
     stop_ids=(EOS,),

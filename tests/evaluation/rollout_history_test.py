@@ -86,8 +86,12 @@ def test_preference_is_asked_in_both_orders_about_two_policies():
   found = rollout_history.preferred(longer, samples)
   assert asked == [
     [
-      *(("prompt 0", "a", "a"), ("prompt 1", "bb", "b"), ("prompt 2", "c", "c")),
-      *(("prompt 0", "a", "a"), ("prompt 1", "b", "bb"), ("prompt 2", "c", "c")),
+      ("prompt 0", "a", "a"),
+      ("prompt 1", "bb", "b"),
+      ("prompt 2", "c", "c"),
+      ("prompt 0", "a", "a"),
+      ("prompt 1", "b", "bb"),
+      ("prompt 2", "c", "c"),
     ]
   ]
   assert found[0][9].mean == 0.75 and found[9][0].mean == 0.25  # a win and a draw

@@ -69,7 +69,9 @@ def params():
 
 
 def _backend(params, tokenizer=PLAIN, **settings):
-  return local.backend(MODEL, params, tokenizer, rows=4, max_tokens=6, **settings)
+  return local.backend(
+    MODEL, params, tokenizer, rows=4, max_completion_tokens=6, **settings
+  )
 
 
 def _conversation(text, ending="\nPreferred answer:"):

@@ -66,9 +66,9 @@ def test_reward_is_the_value_that_training_reads(scorer, tokenizer):
   examples = tokenise.tokenise(rows, tokenizer, TEMPLATE, LIMITS)
   batch = pack.eval_batches(examples, rows_per_step=3, row_length=64)[0]
   microbatch = jax.tree.map(lambda x: x[0], batch)
-  needs = (token_stats.VALUE,)
+  stats = (token_stats.VALUE,)
   record = score.score(
-    {"policy": transformer.model(CONFIG)}, {"policy": _params(0)}, needs, microbatch
+    {"policy": transformer.model(CONFIG)}, {"policy": _params(0)}, stats, microbatch
   )
   by_row = np.asarray(masked.last(record.value_BKT, record.mask_BKT))[:, 0]
   kept = np.asarray(record.weight_B) > 0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from xpo_jax import scored
 from xpo_jax.ops import masked
-from xpo_jax.types import Evaluation, Objective, Scored, Stat
+from xpo_jax.types import Evaluation, Objective, Scored, TokenStat
 
 Arrays = dict[str, Any]
 
@@ -32,20 +32,20 @@ def from_labels(
   names: tuple[str, ...],
   rows: Callable,
   labels: str = "labels",
-  needs: Iterable[Stat] | None = None,
+  stats: Iterable[TokenStat] | None = None,
 ) -> Scored:
   """Logits and labels of which the first is never predicted; -100 is masked."""
   labels = x[labels][:, 1:]
   logits = [rows(x[name][:, :-1]) for name in names]
   tokens, mask = rows(jnp.where(labels == -100, 0, labels)), rows(labels != -100)
-  return scored.from_logits(logits[0], tokens, mask, *logits[1:], needs=needs)
+  return scored.from_logits(logits[0], tokens, mask, *logits[1:], stats=stats)
 
 
-def from_ids(x: Arrays, needs: Iterable[Stat] | None = None) -> Scored:
+def from_ids(x: Arrays, stats: Iterable[TokenStat] | None = None) -> Scored:
   """Logits, token ids and a completion mask, pairs as halves."""
   logits = [halves(x[name][:, :-1]) for name in ("policy_logits", "ref_logits")]
   ids, mask = halves(x["input_ids"][:, 1:]), halves(x["completion_mask"][:, 1:])
-  return scored.from_logits(logits[0], ids, mask, logits[1], needs=needs)
+  return scored.from_logits(logits[0], ids, mask, logits[1], stats=stats)
 
 
 def pair(x: Arrays, reference: bool = True) -> Scored:

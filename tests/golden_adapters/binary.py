@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
-from xpo_jax.types import Mean, Objective, Part, Scored, Stat
+from xpo_jax.types import AuxLoss, Mean, Objective, Scored, TokenStat
 
 
 def _kto_record(x: Arrays) -> Scored:
@@ -108,9 +108,9 @@ def _dro_v(h: Arrays, x: Arrays) -> Arrays:
   return out | {"differentiate": one.mean_B(per_example_B).value}
 
 
-def _forget(x: Arrays, needs: Iterable[Stat]) -> Scored:
+def _forget(x: Arrays, stats: Iterable[TokenStat]) -> Scored:
   names = ("policy_forget_logits", "reference_forget_logits")
-  s = arrange.from_labels(x, names, _single, "forget_labels", needs)
+  s = arrange.from_labels(x, names, _single, "forget_labels", stats)
   return s.replace(desirable_BK=jnp.zeros_like(s.length_BK))
 
 
@@ -125,15 +125,15 @@ def _everywhere(x: Arrays) -> Scored:
     x[f"{role}_retain_logits"][:, None] for role in ("policy", "reference")
   )
   tokens = jnp.zeros(policy.shape[:-1], int)
-  needs = objectives.retain_kl().needs
-  return scored.from_logits(policy, tokens, jnp.ones_like(tokens), ref, needs=needs)
+  stats = objectives.retain_kl().stats
+  return scored.from_logits(policy, tokens, jnp.ones_like(tokens), ref, stats=stats)
 
 
 def _forgetting(
-  x: Arrays, h: Arrays, o: Objective, keep: Part | None = None, retain: Scored = None
+  x: Arrays, h: Arrays, o: Objective, keep: AuxLoss | None = None, retain: Scored = None
 ) -> Arrays:
-  forget = _forget(x, o.needs)
-  parts = [Part(h["npo_coeff"], o, "forget"), *([keep] if keep else [])]
+  forget = _forget(x, o.stats)
+  parts = [AuxLoss(h["npo_coeff"], o, "forget"), *([keep] if keep else [])]
   out = scored.evaluate_parts(parts, {"forget": forget, "retain": retain})
   return {
     "differentiate": out.loss,
@@ -147,12 +147,12 @@ def _npo(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _npo_grad_diff(h: Arrays, x: Arrays) -> Arrays:
-  keep = Part(h["grad_diff_coeff"], objectives.sft(), "retain")
+  keep = AuxLoss(h["grad_diff_coeff"], objectives.sft(), "retain")
   return _forgetting(x, h, objectives.npo(h["beta"]), keep, _retain(x))
 
 
 def _npo_kl(h: Arrays, x: Arrays) -> Arrays:
-  keep = Part(h["KL_coeff"], objectives.retain_kl(), "retain")
+  keep = AuxLoss(h["KL_coeff"], objectives.retain_kl(), "retain")
   return _forgetting(x, h, objectives.npo(h["beta"]), keep, _everywhere(x))
 
 
@@ -161,7 +161,7 @@ def _simnpo(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _simnpo_grad_diff(h: Arrays, x: Arrays) -> Arrays:
-  keep = Part(h["grad_diff_coeff"], objectives.sft(), "retain")
+  keep = AuxLoss(h["grad_diff_coeff"], objectives.sft(), "retain")
   o = objectives.simnpo(h["beta"], h["gamma"])
   return _forgetting(x, h, o, keep, _retain(x))
 

@@ -68,7 +68,7 @@ def _batch_logps(h: Arrays, x: Arrays) -> Arrays:
 def _beta_dpo(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   state = {name: jnp.asarray(value)[0] for name, value in h["state_before"].items()}
-  knobs = {"beta": h["beta"], "alpha": h["a"], "momentum": h["ema_gamma"]}
+  hparams = {"beta": h["beta"], "alpha": h["a"], "momentum": h["ema_gamma"]}
   frozen = jax.lax.stop_gradient(s)
   log_weight = []
 
@@ -76,8 +76,8 @@ def _beta_dpo(h: Arrays, x: Arrays) -> Arrays:
     log_weight.append(log_weight_B)
     return x["selected_mask"]
 
-  aux, state = objectives.beta_dpo_coupling(frozen, state, recorded, **knobs)
-  o = objectives.beta_dpo(**knobs)._replace(prepare=lambda *_: (aux, state))
+  aux, state = objectives.beta_dpo_coupling(frozen, state, recorded, **hparams)
+  o = objectives.beta_dpo(**hparams)._replace(prepare=lambda *_: (aux, state))
   out = scored.evaluate(o, s, state)
   return arrange.outputs(out) | {
     "gap_mean": out.state["gap_mean"][None],
@@ -141,7 +141,7 @@ def _orpo_official_avg_logps(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arrays]:
-  """A pair loss of which only the knobs differ."""
+  """A pair loss of which only the hyperparameters differ."""
 
   def adapter(h: Arrays, x: Arrays) -> Arrays:
     return arrange.outputs(scored.evaluate(make(h), arrange.pair(x)))

@@ -10,7 +10,7 @@ from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
 from xpo_jax.ops import discopop_losses, links
-from xpo_jax.types import Aux, Evaluation, Objective, Part, Scored, State, no_state
+from xpo_jax.types import Aux, AuxLoss, Evaluation, Objective, Scored, State, no_state
 
 
 def _no_reference(x: Arrays) -> Scored:
@@ -28,7 +28,7 @@ def _slic(h: Arrays, x: Arrays) -> Arrays:
   length_BK = jnp.ones_like(logp_BK)
   hinge = objectives.slic(delta=h["delta"], weight=0.0)
   target = objectives.nll("sequence_sum")
-  parts = (Part(1.0, hinge, "pair"), Part(h["reg_lambda"], target, "target"))
+  parts = (AuxLoss(1.0, hinge, "pair"), AuxLoss(h["reg_lambda"], target, "target"))
 
   def loss(logp_BK: jax.Array, length_BK: jax.Array) -> jax.Array:
     batches = {
@@ -87,8 +87,8 @@ def _arpo(h: Arrays, x: Arrays) -> Arrays:
   names = ("num_tokens_chosen_then_rejected", "num_non_pad_tokens")
   (length,) = [x[name] for name in names if name in x]
   s = _no_reference(x).replace(length_BK=arrange.halves(length))
-  knobs = {"eta": h["relax_cofficient_2"], "relax": h["relax_cofficient_1"]}
-  o = objectives.arpo(h["beta"], weight=0.0, **knobs)
+  hparams = {"eta": h["relax_cofficient_2"], "relax": h["relax_cofficient_1"]}
+  o = objectives.arpo(h["beta"], weight=0.0, **hparams)
   return arrange.outputs(scored.evaluate(o, s))
 
 
@@ -101,7 +101,7 @@ def _alphapo(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _of(objective: Callable[[float], Objective]) -> Callable[[Arrays, Arrays], Arrays]:
-  """The adapter of an objective on pairs whose only knob is beta."""
+  """The adapter of an objective on pairs whose only hyperparameter is beta."""
 
   def adapter(h: Arrays, x: Arrays) -> Arrays:
     return arrange.outputs(scored.evaluate(objective(h["beta"]), arrange.pair(x)))
@@ -260,9 +260,9 @@ def _wpo(h: Arrays, x: Arrays) -> Arrays:
   o = objectives.wpo(h["beta"], h.get("label_smoothing", 0.0), most)
   if "labels" in x:
     names = ("policy_logits", "ref_logits")
-    s = arrange.from_labels(x, names, arrange.halves, needs=o.needs)
+    s = arrange.from_labels(x, names, arrange.halves, stats=o.stats)
   else:
-    s = arrange.from_ids(x, o.needs)
+    s = arrange.from_ids(x, o.stats)
   return arrange.outputs(scored.evaluate(o, s)) | {
     "pair_weights": objectives.wpo_weight(s, most),
     "policy_logps": arrange.rows(objectives.seq_logp(s)),

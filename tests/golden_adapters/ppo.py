@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
 from xpo_jax.ops import divergences, kl_control, masked, policy_loss, returns, token_mdp
-from xpo_jax.types import Array, Layout, Loss, Mean, Objective, Part, Scored
+from xpo_jax.types import Array, AuxLoss, Layout, Loss, Mean, Objective, Scored
 
 
 def _one(x_BT: Array) -> Array:
@@ -27,7 +27,13 @@ def _objective(per_token) -> Objective:
     del aux
     return Loss({"loss": policy_loss.token_mean(s, per_token())}, {})
 
-  return Objective("given", {}, Layout.SAMPLED, frozenset(), loss)
+  return Objective(
+    name="given",
+    hparams={},
+    layout=Layout.SAMPLED,
+    stats=frozenset(),
+    loss=loss,
+  )
 
 
 def _ppo_gae(h: Arrays, x: Arrays) -> Arrays:
@@ -68,7 +74,7 @@ def _clipped_pair(
     "policy": scored.from_token_logps(logp[0], masks[0]),
     "value": scored.from_token_logps(value[0], masks[1]),
   }
-  parts = (Part(1.0, policy, "policy"), Part(weight, fit, "value"))
+  parts = (AuxLoss(1.0, policy, "policy"), AuxLoss(weight, fit, "value"))
   out = scored.evaluate_parts(parts, batches)
   share = policy_loss.value_clipped_share(*value, clips[1])
   return {

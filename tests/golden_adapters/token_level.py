@@ -13,8 +13,8 @@ _LOGITS = ("policy_logits", "reference_logits")
 
 
 def _tdpo(o: Objective, x: Arrays) -> Arrays:
-  s = arrange.from_labels(x, _LOGITS, arrange.halves, needs=o.needs)
-  reward_BK = objectives.tdpo_rewards(s, o.knobs["beta"])
+  s = arrange.from_labels(x, _LOGITS, arrange.halves, stats=o.stats)
+  reward_BK = objectives.tdpo_rewards(s, o.hparams["beta"])
   return arrange.outputs(scored.evaluate(o, s)) | {
     "logps_margin": arrange.rows(objectives.log_ratio(s)),
     "position_kl": arrange.rows(objectives.sequential_kl(s)),
@@ -34,13 +34,14 @@ def _tdpo2(h: Arrays, x: Arrays) -> Arrays:
 
 def _tdpo_underflow(h: Arrays, x: Arrays) -> Arrays:
   del h
-  s = arrange.from_labels(x, _LOGITS, arrange.halves, needs=objectives.tdpo1().needs)
+  s = arrange.from_labels(x, _LOGITS, arrange.halves, stats=objectives.tdpo1().stats)
   return {"stable_position_kl": arrange.rows(objectives.sequential_kl(s))}
 
 
 def _drawn(o: Objective, logits: Array, targets: Array, token: Array) -> Aux:
-  """The recorded tokens as places among the rivals, what `prepare` would have drawn."""
-  _, id_BKTJ = token_stats.top_rivals(logits, targets, o.knobs["k"])
+  """The recorded tokens as places among the contrast tokens, what `prepare` would have
+  drawn."""
+  _, id_BKTJ = token_stats.top_rivals(logits, targets, o.hparams["k"])
   return Aux(rows=jnp.argmax(id_BKTJ == token[..., None], -1))
 
 
@@ -55,7 +56,7 @@ def _cringe(h: Arrays, x: Arrays) -> Arrays:
   logits, targets, token = (x[name][:, None] for name in names)
   desirable = x["classifier_label"] != 0  # -1: no label, which counts as desirable
   s = scored.from_logits(
-    logits, targets, targets != 0, needs=o.needs, desirable_BK=desirable[:, None]
+    logits, targets, targets != 0, stats=o.stats, desirable_BK=desirable[:, None]
   )
   aux = _drawn(o, logits, targets, token)
   out = scored.evaluate(_handed(o, aux), s)
@@ -72,7 +73,7 @@ def _pairwise_cringe(h: Arrays, x: Arrays) -> Arrays:
     targets = arrange.sides(x["chosen_targets"], x["rejected_targets"])
     mask = arrange.sides(x["chosen_mask"], x["rejected_mask"])
     return scored.from_logits(
-      arrange.sides(chosen, rejected), targets, mask, needs=o.needs
+      arrange.sides(chosen, rejected), targets, mask, stats=o.stats
     )
 
   def objective(detach_gate: bool) -> Objective:

@@ -31,7 +31,7 @@ def draw(fn=continuous_batching.sample, lengths=LENGTHS, **changes):
   prompt_BP, length_B = sample.pad([rng.integers(0, 150, n) for n in lengths], 5)
   arguments = dict(
     completions=K,
-    max_tokens=T,
+    max_completion_tokens=T,
     key=jax.random.key(7),
     row_B=10 + np.arange(len(lengths)),
     stop_ids=STOP,

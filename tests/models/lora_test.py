@@ -184,7 +184,7 @@ def test_sampling_from_attached_adapters_is_sampling_from_the_merged_model(bases
     prompt_BP=np.array([[5, 6, 7]]),
     length_B=np.array([3]),
     completions=2,
-    max_tokens=5,
+    max_completion_tokens=5,
     key=jax.random.key(0),
     row_B=np.array([0]),
     stop_ids=(),

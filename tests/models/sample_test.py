@@ -46,7 +46,9 @@ def draw(
   config=LLAMA, prompts=PROMPTS, rows=(0, 1, 2, 3), width=5, weights=None, **changes
 ):
   prompt_BP, length_B = sample.pad(prompts, width)
-  arguments = dict(completions=K, max_tokens=T, key=jax.random.key(7), stop_ids=STOP)
+  arguments = dict(
+    completions=K, max_completion_tokens=T, key=jax.random.key(7), stop_ids=STOP
+  )
   drawn = sample.sample(
     transformer.model(config),
     params(config) if weights is None else weights,
@@ -129,7 +131,7 @@ def test_key_row_and_completion_each_change_the_text():
 
 
 def test_longer_limit_only_adds_text():
-  short, long = draw(max_tokens=4, **TRUNCATED), truncated()
+  short, long = draw(max_completion_tokens=4, **TRUNCATED), truncated()
   np.testing.assert_array_equal(short.tokens_BKT, long.tokens_BKT[:, :, :4])
 
 
@@ -177,7 +179,9 @@ def test_greedy_takes_the_likeliest_token_of_the_whole_row():
 def test_draws_follow_the_distribution():
   # 20 000 draws of one next token: Pearson's chi-squared over 150 tokens.
   model, count = transformer.model(LLAMA), 20_000
-  drawn = draw(prompts=PROMPTS[:1], rows=[0], completions=count, max_tokens=1)
+  drawn = draw(
+    prompts=PROMPTS[:1], rows=[0], completions=count, max_completion_tokens=1
+  )
   rows = transformer.Rows.plain(np.array([PROMPTS[0]]), np.ones((1, 3)))
   hidden = jax.jit(model.hidden)(params(LLAMA), rows)[0, -1]
   p_V = np.asarray(jax.nn.softmax(model.head(params(LLAMA)) @ hidden), np.float64)
@@ -233,7 +237,7 @@ def test_mixture_that_cannot_be_is_refused(config, share, words):
 
 
 def test_warmth_draws_at_its_temperature_and_keeps_the_log_prob():
-  drawn = draw(temperature=0.7, warmth=2.0)
+  drawn = draw(temperature=0.7, exploration_temperature=2.0)
   np.testing.assert_array_equal(drawn.tokens_BKT, draw(temperature=2.0).tokens_BKT)
   at, logits = drawn.tokens_BKT[..., None], logits_of(drawn, LLAMA)
   for ours, divisor in ((drawn.logp_BKT, 0.7), (drawn.proposal_logp_BKT, 2.0)):
@@ -284,11 +288,17 @@ def test_calls_of_one_shape_compile_once():
     ({"top_k": 0}, "top_k is 0; allowed: 1 to 150"),
     ({"top_k": 151}, "top_k is 151"),
     ({"completions": 0}, "completions is 0"),
-    ({"max_tokens": 0}, "max_tokens is 0"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens is 0"),
     ({"greedy": True, "top_k": 3}, "greedy=True takes one token"),
-    ({"greedy": True, "warmth": 2.0}, "warmth is 2.0, greedy is True"),
-    ({"warmth": 0.0}, "warmth is 0.0"),
-    ({"config": GPT2, "max_tokens": 8}, r"is 13; this model has 12 learned positions"),
+    (
+      {"greedy": True, "exploration_temperature": 2.0},
+      "exploration_temperature is 2.0, greedy is True",
+    ),
+    ({"exploration_temperature": 0.0}, "exploration_temperature is 0.0"),
+    (
+      {"config": GPT2, "max_completion_tokens": 8},
+      r"is 13; this model has 12 learned positions",
+    ),
     ({"rows": (0, 1)}, r"row_B has shape \(2,\); .* 4 prompts"),
   ],
 )
@@ -308,7 +318,7 @@ def test_model_without_a_cache_is_refused():
       jnp.ones((1, 1), int),
       jnp.ones(1, int),
       completions=1,
-      max_tokens=1,
+      max_completion_tokens=1,
       key=jax.random.key(0),
       row_B=jnp.zeros(1, int),
       stop_ids=(),

@@ -12,7 +12,7 @@ import pytest
 from xpo_jax.models import score, transformer
 from xpo_jax.ops import token_stats
 
-NEEDS = (
+STATS = (
   token_stats.LOGP,
   token_stats.REF_LOGP,
   token_stats.REF_KL,
@@ -105,10 +105,10 @@ def _params():
   }
 
 
-def _score(policy, batch, needs=NEEDS, chunk=None):
+def _score(policy, batch, stats=STATS, chunk=None):
   model = transformer.model(CONFIG)
   params = _params() | {"policy": policy}
-  return score.score({"policy": model, "ref": model}, params, needs, batch, chunk=chunk)
+  return score.score({"policy": model, "ref": model}, params, stats, batch, chunk=chunk)
 
 
 def _total(fields):
@@ -123,7 +123,7 @@ def _total(fields):
 
 def _packed_total(policy, batch, chunk=None):
   scored = _score(policy, SimpleNamespace(**batch), chunk=chunk)
-  fields = {stat.field: _field(scored, stat.field) for stat in NEEDS}
+  fields = {stat.field: _field(scored, stat.field) for stat in STATS}
   return _total(fields), fields
 
 
@@ -201,7 +201,7 @@ def test_score_poisoned_padding_changes_nothing(packed):
   chex.assert_trees_all_equal(
     packed(policy, vars(poisoned) | {"ref": {}}), packed(policy, vars(clean))
   )
-  cached_BKT = _score(policy, poisoned, needs=(token_stats.VALUE,)).old_logp_BKT
+  cached_BKT = _score(policy, poisoned, stats=(token_stats.VALUE,)).old_logp_BKT
   np.testing.assert_array_equal(cached_BKT, 1e4 * clean.mask_MBKT)
 
 
@@ -219,8 +219,8 @@ def test_score_of_nan_on_padding_stays_finite():
   batch.source_MRC[batch.valid_MRC == 0] = LENGTH - 1
 
   def total(lm):
-    needs = (token_stats.LOGP, token_stats.ENTROPY)
-    scored = score.score({"policy": model}, {"policy": {"lm": lm}}, needs, batch)
+    stats = (token_stats.LOGP, token_stats.ENTROPY)
+    scored = score.score({"policy": model}, {"policy": {"lm": lm}}, stats, batch)
     return scored.logp_BKT.sum()
 
   loss, grad = jax.jit(jax.value_and_grad(total))(jnp.float32(2.0))
@@ -233,7 +233,7 @@ def test_score_of_values_alone_makes_no_logits():
   policy, batch = _params()["policy"], _packed()
 
   def has_logits(stat):
-    program = jax.make_jaxpr(lambda p: _score(p, batch, needs=(stat,)))(policy)
+    program = jax.make_jaxpr(lambda p: _score(p, batch, stats=(stat,)))(policy)
     return f",{VOCAB}]" in str(program)
 
   assert has_logits(token_stats.LOGP)

@@ -10,7 +10,7 @@ import pytest
 
 from xpo_jax.models import score
 from xpo_jax.ops import token_stats
-from xpo_jax.types import Stat
+from xpo_jax.types import TokenStat
 
 
 def _random(shapes, seed=1):
@@ -67,7 +67,7 @@ def test_token_statistics_of_a_users_stat_may_have_trailing_axes():
     {"policy": hidden},
     {"policy": head},
     jnp.zeros((2, 5), jnp.int32),
-    (Stat("top2_BKT", ("policy",), _top2),),
+    (TokenStat("top2_BKT", ("policy",), _top2),),
     chunk=2,
   )["top2_BKT"]
   expected = np.sort(np.asarray(hidden) @ np.asarray(head).T, -1)[..., ::-1][..., :2]

@@ -39,7 +39,7 @@ def test_reward_rises_with_the_probability_and_stays_finite(alpha):
   assert reward[-1] == 0
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"gamma": -1.0}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"gamma": -1.0}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"alphapo: .* must be"):
-    objectives.alphapo(**knobs)
+    objectives.alphapo(**hparams)

@@ -47,7 +47,7 @@ def test_partner_ignores_fillers_and_ranks_ties_by_row():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"label_smoothing": 0.5}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"aot: .* must be"):
-    objectives.aot(**knobs)
+    objectives.aot(**hparams)

@@ -53,7 +53,7 @@ def test_unpaired_does_not_care_who_is_paired_with_whom():
   assert abs(apart) > 1e-3
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"label_smoothing": 0.5}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"aot_unpaired: .* must be"):
-    objectives.aot_unpaired(**knobs)
+    objectives.aot_unpaired(**hparams)

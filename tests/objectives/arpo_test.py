@@ -37,8 +37,8 @@ def test_equal_answers_are_not_rejected_at_relax_1():
 
 
 @pytest.mark.parametrize(
-  "knobs", [{"beta": 0.0}, {"weight": -1.0}, {"eta": 0.0}, {"relax": 2.1}]
+  "hparams", [{"beta": 0.0}, {"weight": -1.0}, {"eta": 0.0}, {"relax": 2.1}]
 )
-def test_knob_out_of_range_is_refused(knobs):
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"arpo: .* must be"):
-    objectives.arpo(**knobs)
+    objectives.arpo(**hparams)

@@ -22,16 +22,16 @@ def test_hand_computed_state_beta_and_loss():
   gap = np.array([1.0, 3.0, 5.0, 11.0])
   state = {"gap_mean": jnp.float32(2.0), "gap_std": jnp.float32(1.0)}
   selected = np.array([1.0, 0.0, 1.0, 0.0])
-  knobs = {"beta": 0.1, "alpha": 0.2, "momentum": 0.9}
+  hparams = {"beta": 0.1, "alpha": 0.2, "momentum": 0.9}
   aux, state = objectives.beta_dpo_coupling(
-    pairs(gap), state, lambda _: selected, **knobs
+    pairs(gap), state, lambda _: selected, **hparams
   )
   mean = 0.9 * 2 + 0.1 * gap.mean()
   assert state["gap_mean"] == pytest.approx(mean)
   assert state["gap_std"] == pytest.approx(0.9 * 1 + 0.1 * gap.std(ddof=1))
   beta = 0.1 * (1 + 0.2 * (3.0 - mean))  # the selected gaps' mean is 3
   assert aux.shared == pytest.approx(beta)
-  out = objectives.beta_dpo(**knobs).loss(pairs(gap), Aux(selected, aux.shared))
+  out = objectives.beta_dpo(**hparams).loss(pairs(gap), Aux(selected, aux.shared))
   expected = np.log1p(np.exp(-beta * gap[[0, 2]])).mean()
   assert out.terms["beta_dpo"].value == pytest.approx(expected)
 

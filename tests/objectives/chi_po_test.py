@@ -8,10 +8,10 @@ import pytest
 from xpo_jax import objectives, scored
 
 
-def evaluate(u_B2, **knobs):
+def evaluate(u_B2, **hparams):
   u_B2 = jnp.asarray(u_B2, jnp.float32)
   s = scored.from_sequence_logps(u_B2, jnp.ones_like(u_B2), jnp.zeros_like(u_B2))
-  return scored.evaluate(objectives.chi_po(**knobs), s)
+  return scored.evaluate(objectives.chi_po(**hparams), s)
 
 
 def oracle(u_B2, beta, largest_reward):

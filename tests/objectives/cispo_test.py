@@ -48,7 +48,7 @@ def test_no_token_is_dropped():
   assert slope(objectives.cispo(most_ratio=2.0)).tolist() == expected
 
 
-@pytest.mark.parametrize("knobs", [{"most_ratio": 0.0}, {"beta": -1.0}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"most_ratio": 0.0}, {"beta": -1.0}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"cispo: .*must be a finite number"):
-    objectives.cispo(**knobs)
+    objectives.cispo(**hparams)

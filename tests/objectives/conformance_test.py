@@ -59,7 +59,7 @@ def start(name: str) -> State:
 
 def policy_fields(name: str) -> set[str]:
   """Where gradient enters: log-probs, values, statistics that read the policy."""
-  own = {s.field for s in objective(name).needs if any("policy" in r for r in s.roles)}
+  own = {s.field for s in objective(name).stats if any("policy" in r for r in s.roles)}
   return own | {"logp_BKT", "value_BKT"}
 
 
@@ -225,7 +225,7 @@ def test_weights_of_means_do_not_depend_on_the_policy(name):
 
 def test_nothing_beyond_needs_and_fields_is_read(name):
   o = objective(name)
-  read = {stat.field for stat in o.needs} | o.fields
+  read = {stat.field for stat in o.stats} | o.columns
   s = batch(name)
   kept = {field: x for field, x in s.extra.items() if field in read}
   bare = s.replace(extra=kept, **dict.fromkeys(OPTIONAL - read))
@@ -235,7 +235,7 @@ def test_nothing_beyond_needs_and_fields_is_read(name):
 
 def test_missing_need_or_field_is_named(name):
   o = objective(name)
-  for field in {stat.field for stat in o.needs} | o.fields:
+  for field in {stat.field for stat in o.stats} | o.columns:
     s = put(batch(name), {field: None})
     with pytest.raises(ValueError, match=rf"{o.name} .*{field}"):
       scored.evaluate(o, s, start(name), jax.random.key(KEY))
@@ -323,7 +323,7 @@ def test_extreme_inputs_stay_finite(name, gap):
   chex.assert_tree_all_finite(jax.device_get(program(name)(s, start(name), KEY)))
 
 
-def test_knobs_can_be_traced():
+def test_hparams_can_be_traced():
   s = toy.scored(K=2, B=ROWS)
 
   def loss(beta: Array) -> Array:

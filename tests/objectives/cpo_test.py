@@ -33,11 +33,11 @@ def test_reduction_of_the_nll():
 
 
 @pytest.mark.parametrize(
-  "knobs", [{"beta": 0.0}, {"weight": -1.0}, {"label_smoothing": 0.5}]
+  "hparams", [{"beta": 0.0}, {"weight": -1.0}, {"label_smoothing": 0.5}]
 )
-def test_knob_out_of_range_is_refused(knobs):
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"cpo: .* must be"):
-    objectives.cpo(**knobs)
+    objectives.cpo(**hparams)
 
 
 def test_unknown_reduction_is_refused():

@@ -15,7 +15,7 @@ MASK = np.array([[[1, 1]], [[1, 0]]])
 
 
 def record(o, label=((1,), (0,)), logits=LOGITS):
-  return scored.from_logits(logits, TOKENS, MASK, needs=o.needs, desirable_BK=label)
+  return scored.from_logits(logits, TOKENS, MASK, stats=o.stats, desirable_BK=label)
 
 
 def drawn(o, s, seed):
@@ -48,8 +48,8 @@ def test_rivals_are_drawn_by_their_softmax():
   o = objectives.cringe(k=2)
   rows = 3000
   logits = np.broadcast_to([[[[0.0, 1.0, 7.0, -3.0]]]], (rows, 1, 1, 4))
-  one = np.full((rows, 1, 1), 2)  # rivals: token 1, then token 0
-  s = scored.from_logits(logits, one, one, needs=o.needs, desirable_BK=one[..., 0])
+  one = np.full((rows, 1, 1), 2)  # contrast tokens: token 1, then token 0
+  s = scored.from_logits(logits, one, one, stats=o.stats, desirable_BK=one[..., 0])
   second = np.asarray(drawn(o, s, 0)).mean()
   p = 1 / (1 + np.e)
   assert abs(second - p) < 4 * np.sqrt(p * (1 - p) / rows)
@@ -59,7 +59,7 @@ def test_draw_depends_on_row_and_position_not_on_the_layout():
   o = objectives.cringe(k=3)
   rng = np.random.default_rng(0)
   logits, tokens = rng.normal(size=(4, 1, 6, 8)), rng.integers(8, size=(4, 1, 6))
-  s = scored.from_logits(logits, tokens, tokens >= 0, needs=o.needs)
+  s = scored.from_logits(logits, tokens, tokens >= 0, stats=o.stats)
   order = np.array([2, 0, 3])
   cut = jax.tree.map(lambda x: x[order], s)
   cut = cut.replace(extra={k: x[:, :, :4] for k, x in cut.extra.items()})
@@ -95,9 +95,12 @@ def test_extreme_logits_stay_finite(gap):
   assert np.isfinite(slope).all()
 
 
-def test_knobs_out_of_range_are_refused():
+def test_hparams_out_of_range_are_refused():
   with pytest.raises(ValueError, match="cringe: alpha="):
     objectives.cringe(alpha=-1.0)
   with pytest.raises(ValueError, match="k=0 must be a whole number"):
     objectives.cringe(k=0)
-  assert objectives.cringe(k=2).needs == {token_stats.LOGP, token_stats.rivals(2)}
+  assert objectives.cringe(k=2).stats == {
+    token_stats.LOGP,
+    token_stats.contrast_tokens(2),
+  }

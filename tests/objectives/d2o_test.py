@@ -55,7 +55,7 @@ def test_prompt_with_one_side_only_gives_zeros(desirable):
 
 def test_each_reference_is_read_by_its_own_statistic():
   logits, target = jnp.array([[0.0, 1.0, 2.0]]), jnp.array([1])
-  by_field = {stat.field: stat for stat in objectives.d2o().needs}
+  by_field = {stat.field: stat for stat in objectives.d2o().stats}
   for role in ("ref_minus", "ref_plus"):
     stat = by_field[f"{role}_logp_BKT"]
     assert stat.roles == (role,)
@@ -63,8 +63,8 @@ def test_each_reference_is_read_by_its_own_statistic():
     np.testing.assert_array_equal(found, token_stats.logp(logits, target))
 
 
-@pytest.mark.parametrize("knobs", [{"alpha": 0.0}, {"beta": -0.1}])
-def test_knob_out_of_range_is_refused(knobs):
-  (knob,) = knobs
-  with pytest.raises(ValueError, match=f"d2o: {knob}="):
-    objectives.build("d2o", knobs)
+@pytest.mark.parametrize("hparams", [{"alpha": 0.0}, {"beta": -0.1}])
+def test_hparam_out_of_range_is_refused(hparams):
+  (hparam,) = hparams
+  with pytest.raises(ValueError, match=f"d2o: {hparam}="):
+    objectives.build("d2o", hparams)

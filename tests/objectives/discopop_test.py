@@ -18,10 +18,10 @@ def test_oracle():
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"tau": 0.0}, {"tau": 1.1}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"tau": 0.0}, {"tau": 1.1}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"discopop: .* must be"):
-    objectives.discopop(**knobs)
+    objectives.discopop(**hparams)
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.1, 1.0])

@@ -40,6 +40,6 @@ def test_descent_lowers_the_sample_of_the_reference():
   np.testing.assert_allclose(slope[0, :, 0], [0.1, 0])
 
 
-def test_knob_out_of_range_is_refused():
+def test_hparam_out_of_range_is_refused():
   with pytest.raises(ValueError, match="exploratory_dpo: alpha=-1"):
     objectives.exploratory_dpo(alpha=-1.0)

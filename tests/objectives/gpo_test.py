@@ -61,7 +61,7 @@ def test_extreme_log_ratios_stay_finite(name, gap):
 
 
 def test_link_is_taken_by_value_or_name():
-  assert objectives.gpo(link="savage").knobs["link"] is links.SAVAGE
+  assert objectives.gpo(link="savage").hparams["link"] is links.SAVAGE
   with pytest.raises(ValueError, match=r"gpo: link='hing' .*did you mean 'hinge'"):
     objectives.gpo(link="hing")
   with pytest.raises(ValueError, match=r"gpo: link=None .* give a Link"):

@@ -32,12 +32,12 @@ def test_hand_computed_pair():
   assert out.loss == pytest.approx((-1.2 * a + 1.5 * a) / 2, rel=1e-5)
   assert out.metrics["clip_fraction"] == 0.5
   assert out.metrics["reward"] == 0.5
-  assert out.metrics["informative"] == 1
+  assert out.metrics["frac_informative_prompts"] == 1
 
 
 def test_no_tie_to_ref_reads_no_reference():
   tied, free = objectives.grpo(), objectives.grpo(beta=None)
-  assert tied.needs - free.needs == {token_stats.REF_LOGP}
+  assert tied.stats - free.stats == {token_stats.REF_LOGP}
   s = toy.scored(K=3)
   without = scored.evaluate(free, s.replace(ref_logp_BKT=None)).loss
   at_ref = scored.evaluate(tied, s.replace(ref_logp_BKT=s.logp_BKT)).loss
@@ -60,10 +60,10 @@ def test_reward_of_an_absent_column_may_be_missing():
 
 
 @pytest.mark.parametrize(
-  "knobs", [{"clip_low": 1.5}, {"clip_high": -0.1}, {"dual_clip": 1.0}, {"beta": 0.0}]
+  "hparams", [{"clip_low": 1.5}, {"clip_high": -0.1}, {"dual_clip": 1.0}, {"beta": 0.0}]
 )
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "bnpo"])
-def test_knob_out_of_range_is_refused(name, knobs):
-  (knob,) = knobs
-  with pytest.raises(ValueError, match=rf"{name}: {knob}=.*must be a finite number"):
-    objectives.build(name, knobs)
+def test_hparam_out_of_range_is_refused(name, hparams):
+  (hparam,) = hparams
+  with pytest.raises(ValueError, match=rf"{name}: {hparam}=.*must be a finite number"):
+    objectives.build(name, hparams)

@@ -1,4 +1,4 @@
-"""The index of objectives, knobs and documentation pages."""
+"""The index of objectives, hyperparameters and documentation pages."""
 
 import ast
 import doctest
@@ -19,7 +19,7 @@ HERE = Path(objectives.__file__).parent
 
 
 def test_index_lists_every_paper_file():
-  shared = {"__init__", "_knobs", "_rewards", "_mixture", "_pointwise"}
+  shared = {"__init__", "_hparams", "_rewards", "_mixture", "_pointwise"}
   files = {path.stem for path in HERE.glob("*.py")} - shared
   assert files == {f"_{name}" for name in objectives.NAMES}
 
@@ -29,7 +29,7 @@ def test_file_is_short_or_says_why_and_imports_mathematics_only(path):
   source = path.read_text(encoding="utf-8")
   tree = ast.parse(source)
   page = ast.get_docstring(tree)
-  helpers = {"__init__", "_rewards", "_knobs"}  # no paper's file
+  helpers = {"__init__", "_rewards", "_hparams"}  # no paper's file
   if len(source.splitlines()) > 80 and path.stem not in helpers:
     assert re.search(r"over 80|longer than other", page, flags=re.I), "say why"
   imported = [
@@ -59,12 +59,12 @@ def test_reading_the_index_imports_no_jax():
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)
-def test_objective_carries_its_name_knobs_and_page(name):
+def test_objective_carries_its_name_hparams_and_page(name):
   o = objectives.build(name)
   parameters = inspect.signature(objectives.get(name)).parameters
   assert o.name == name
-  assert o.knobs == {knob: p.default for knob, p in parameters.items()}
-  assert objectives.build(o.name, o.knobs)._replace(loss=0, prepare=0, init=0) == (
+  assert o.hparams == {hparam: p.default for hparam, p in parameters.items()}
+  assert objectives.build(o.name, o.hparams)._replace(loss=0, prepare=0, init=0) == (
     o._replace(loss=0, prepare=0, init=0)
   )
   page = objectives.docstring(name)
@@ -72,7 +72,7 @@ def test_objective_carries_its_name_knobs_and_page(name):
   sections = ["Paper:", "Departs from the paper:", "Reduction:", "Returns:", "Example:"]
   assert all(section in page for section in [*sections, "Metrics:", "Terms:"])
   assert o.layout.name in page
-  assert all(f"{knob}: " in page for knob in parameters)
+  assert all(f"{hparam}: " in page for hparam in parameters)
 
 
 @pytest.mark.parametrize("name", [*objectives.NAMES, "mixture"])
@@ -91,27 +91,29 @@ def test_unknown_objective_is_refused_with_the_likely_one():
     _ = objectives.dp0
 
 
-def test_unknown_knob_is_refused_with_the_likely_one():
-  with pytest.raises(ValueError, match=r"dpo has no knob 'bata' \(did you mean 'beta'"):
+def test_unknown_hparam_is_refused_with_the_likely_one():
+  with pytest.raises(
+    ValueError, match=r"dpo has no hyperparameter 'bata' \(did you mean 'beta'"
+  ):
     objectives.build("dpo", {"bata": 0.1})
 
 
 def _numeric_knobs():
   for name in objectives.NAMES:
-    for knob, value in objectives.build(name).knobs.items():
+    for hparam, value in objectives.build(name).hparams.items():
       if isinstance(value, float):
-        yield name, knob
+        yield name, hparam
 
 
-@pytest.mark.parametrize(("name", "knob"), _numeric_knobs())
+@pytest.mark.parametrize(("name", "hparam"), _numeric_knobs())
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1x"])
-def test_knob_that_is_no_number_is_refused(name, knob, value):
-  with pytest.raises(ValueError, match=rf"{name}: {knob}=.*must be a finite number"):
-    objectives.build(name, {knob: value})
+def test_hparam_that_is_no_number_is_refused(name, hparam, value):
+  with pytest.raises(ValueError, match=rf"{name}: {hparam}=.*must be a finite number"):
+    objectives.build(name, {hparam: value})
 
 
 @pytest.mark.parametrize(
-  "name", [n for n in objectives.NAMES if "beta" in objectives.build(n).knobs]
+  "name", [n for n in objectives.NAMES if "beta" in objectives.build(n).hparams]
 )
 def test_beta_is_positive(name):
   for beta in (0.0, -0.1):
@@ -120,7 +122,7 @@ def test_beta_is_positive(name):
 
 
 @pytest.mark.parametrize(
-  ("name", "knobs"),
+  ("name", "hparams"),
   [
     ("dpo", {"label_smoothing": 0.5}),
     ("dpo", {"label_smoothing": -0.1}),
@@ -137,10 +139,10 @@ def test_beta_is_positive(name):
     ("bradley_terry", {"centring": -0.1}),
   ],
 )
-def test_knob_out_of_range_is_refused(name, knobs):
-  (knob,) = knobs
-  with pytest.raises(ValueError, match=rf"{name}: {knob}=.*must be a finite number"):
-    objectives.build(name, knobs)
+def test_hparam_out_of_range_is_refused(name, hparams):
+  (hparam,) = hparams
+  with pytest.raises(ValueError, match=rf"{name}: {hparam}=.*must be a finite number"):
+    objectives.build(name, hparams)
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)

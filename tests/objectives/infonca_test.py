@@ -36,7 +36,7 @@ def test_the_lead_goes_to_the_first_of_the_best():
   np.testing.assert_allclose(p[1, 1] / p[1, 2], 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"alpha": 0.0}, {"lead": -1.0}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"alpha": 0.0}, {"lead": -1.0}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"infonca: .* must be"):
-    objectives.infonca(**knobs)
+    objectives.infonca(**hparams)

@@ -37,7 +37,7 @@ def test_alpha_0_does_not_hear_what_comes_after_the_shorter_answer():
   assert scored.evaluate(o, louder).loss == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"alpha": -0.1}, {"alpha": 1.1}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"alpha": -0.1}, {"alpha": 1.1}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"ld_dpo: .* must be"):
-    objectives.ld_dpo(**knobs)
+    objectives.ld_dpo(**hparams)

@@ -30,7 +30,7 @@ def test_oracle_on_ragged_lists():
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("knob", ["beta", "temperature"])
-def test_knob_out_of_range_is_refused(knob):
-  with pytest.raises(ValueError, match=f"list_net: {knob}=0"):
-    objectives.list_net(**{knob: 0})
+@pytest.mark.parametrize("hparam", ["beta", "temperature"])
+def test_hparam_out_of_range_is_refused(hparam):
+  with pytest.raises(ValueError, match=f"list_net: {hparam}=0"):
+    objectives.list_net(**{hparam: 0})

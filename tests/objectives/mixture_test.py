@@ -30,8 +30,8 @@ def test_orpo_is_a_mixture():
 
 def test_needs_fields_and_layout_are_united():
   o = objectives.mixture((1.0, 1.0), (objectives.sft(), objectives.kto()))
-  assert o.needs == objectives.kto().needs
-  assert o.fields == {"desirable_BK"}
+  assert o.stats == objectives.kto().stats
+  assert o.columns == {"desirable_BK"}
   assert o.layout is objectives.kto().layout
 
 
@@ -66,14 +66,16 @@ def test_bad_mixtures_are_refused():
 
 def test_reward_is_the_narrowest_that_a_part_wants():
   dpo, sppo, ipo_md = objectives.dpo(), objectives.sppo(), objectives.ipo_md()
-  assert objectives.mixture((1.0, 1.0), (dpo, sppo)).reward == "win_rates"
-  assert objectives.mixture((1.0, 1.0, 1.0), (ipo_md, dpo, sppo)).reward == "duels"
+  assert objectives.mixture((1.0, 1.0), (dpo, sppo)).reward_kind == "win_rates"
+  assert (
+    objectives.mixture((1.0, 1.0, 1.0), (ipo_md, dpo, sppo)).reward_kind == "pairwise"
+  )
 
 
 def test_column_0_is_what_a_part_wants_apart_from_the_samples():
   bonus, greedy = objectives.exploration(), objectives.remax()
   pairs = objectives.best_against_worst(objectives.ipo())
-  assert objectives.mixture((1.0, 1.0), (pairs, bonus)).first == "reference"
-  assert objectives.mixture((1.0,), (pairs,)).first == "sample"
+  assert objectives.mixture((1.0, 1.0), (pairs, bonus)).column0_source == "reference"
+  assert objectives.mixture((1.0,), (pairs,)).column0_source == "sample"
   with pytest.raises(ValueError, match="as column 0: remax greedy, exploration ref"):
     objectives.mixture((1.0, 1.0), (greedy, bonus))

@@ -57,10 +57,10 @@ def test_fewer_than_two_answers_cost_nothing():
   assert not slope.any()
 
 
-@pytest.mark.parametrize("knobs", [{"beta": 0.0}, {"alpha": 0.0}, {"lead": -1.0}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"alpha": 0.0}, {"lead": -1.0}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"nca_list: .* must be"):
-    objectives.nca_list(**knobs)
+    objectives.nca_list(**hparams)
 
 
 @pytest.mark.parametrize("factory", [objectives.nca_list, objectives.bco_pair])

@@ -38,4 +38,4 @@ def test_unknown_reduction_is_refused():
 
 def test_a_reduction_may_be_given_as_a_value():
   o = objectives.nll(_nll.REDUCTIONS["sequence_sum"])
-  assert o.knobs == {"reduction": "sequence_sum"}
+  assert o.hparams == {"reduction": "sequence_sum"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xpo_jax import objectives, scored
-from xpo_jax.types import Part
+from xpo_jax.types import AuxLoss
 
 
 def record(ratio, desirable):
@@ -29,8 +29,8 @@ def test_nothing_to_forget_costs_nothing():
 def test_retain_set_is_a_part_of_its_own():
   forget, retain = record([3.0], [0]), record([-1.0, -3.0], [1, 1])
   parts = [
-    Part(0.5, objectives.npo(beta=1.0), "forget"),
-    Part(2.0, objectives.sft(), "retain"),
+    AuxLoss(0.5, objectives.npo(beta=1.0), "forget"),
+    AuxLoss(2.0, objectives.sft(), "retain"),
   ]
   out = scored.evaluate_parts(parts, {"forget": forget, "retain": retain})
   expected = 0.5 * 2 * np.log1p(np.exp(3.0)) + 2.0 * (1 + 3) / 2

@@ -11,11 +11,11 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 2, 3, 5))
 TOKENS = RNG.integers(5, size=(2, 2, 3))
 MASK = np.arange(3) < np.array([[3, 2], [1, 3]])[..., None]
-KNOBS = {"alpha": 0.3, "margin": -1.0, "temperature": 2.0}
+HPARAMS = {"alpha": 0.3, "margin": -1.0, "temperature": 2.0}
 
 
 def losses(o, logits):
-  s = scored.from_logits(logits, TOKENS, MASK, needs=o.needs)
+  s = scored.from_logits(logits, TOKENS, MASK, stats=o.stats)
   return scored.evaluate(o, s).per_example_B
 
 
@@ -36,7 +36,7 @@ def test_oracle_and_both_gradients_of_the_gate():
   expected, gate = oracle(LOGITS)
   step = 1e-5
   for detach, held in ((False, None), (True, gate)):
-    o = objectives.pairwise_cringe(**KNOBS, detach_gate=detach)
+    o = objectives.pairwise_cringe(**HPARAMS, detach_gate=detach)
     found, slope = jax.jvp(
       lambda logits, o=o: losses(o, logits), (jnp.asarray(LOGITS),), (along,)
     )
@@ -52,7 +52,7 @@ def test_gate_shuts_as_the_pair_comes_apart():
   @jax.jit
   def force(gap):
     def loss(logits):
-      s = scored.from_logits(logits, tokens, mask, needs=o.needs)
+      s = scored.from_logits(logits, tokens, mask, stats=o.stats)
       return scored.evaluate(o, s).loss
 
     # The chosen token stays at 1/3, the rejected one falls `gap` behind its rival.
@@ -63,8 +63,8 @@ def test_gate_shuts_as_the_pair_comes_apart():
   assert force(30.0) / force(20.0) == pytest.approx(np.exp(-10 / 2.0), rel=1e-3)
 
 
-@pytest.mark.parametrize("knobs", [{"alpha": -1.0}, {"temperature": 0.0}])
-def test_knob_out_of_range_is_refused(knobs):
-  (knob,) = knobs
-  with pytest.raises(ValueError, match=f"pairwise_cringe: {knob}="):
-    objectives.build("pairwise_cringe", knobs)
+@pytest.mark.parametrize("hparams", [{"alpha": -1.0}, {"temperature": 0.0}])
+def test_hparam_out_of_range_is_refused(hparams):
+  (hparam,) = hparams
+  with pytest.raises(ValueError, match=f"pairwise_cringe: {hparam}="):
+    objectives.build("pairwise_cringe", hparams)

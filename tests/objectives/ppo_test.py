@@ -8,10 +8,10 @@ import pytest
 from xpo_jax import objectives, scored
 from xpo_jax.ops import returns
 from xpo_jax.testing import toy
-from xpo_jax.types import Part
+from xpo_jax.types import AuxLoss
 
-KNOBS = {"beta": 0.3, "clip": 0.1, "value_clip": 0.4, "value_weight": 0.5}
-KNOBS |= {"gamma": 0.9, "lam": 0.8}
+HPARAMS = {"beta": 0.3, "clip": 0.1, "value_clip": 0.4, "value_weight": 0.5}
+HPARAMS |= {"gamma": 0.9, "lam": 0.8}
 
 
 def completions(s):
@@ -65,9 +65,9 @@ def check():
   s = toy.scored(K=3)
   s = s.replace(weight_B=s.weight_B.at[2].set(0))
   for whiten_reward in (True, False):
-    knobs = KNOBS | {"whiten_reward": whiten_reward}
-    terms = scored.evaluate(objectives.ppo(**knobs), s).terms
-    for name, expected in oracle(s, **knobs).items():
+    hparams = HPARAMS | {"whiten_reward": whiten_reward}
+    terms = scored.evaluate(objectives.ppo(**hparams), s).terms
+    for name, expected in oracle(s, **hparams).items():
       np.testing.assert_allclose(terms[name], expected, rtol=1e-4, err_msg=name)
 
 
@@ -127,8 +127,8 @@ def test_advantages_do_not_depend_on_microbatches_or_filler():
 def test_ptx_is_ppo_and_language_modelling_on_two_batches():
   rollouts, text = toy.scored(K=2), toy.scored(K=1, B=3, seed=1)
   parts = (
-    Part(1.0, objectives.ppo(), "rollouts"),
-    Part(27.8, objectives.sft(), "text"),
+    AuxLoss(1.0, objectives.ppo(), "rollouts"),
+    AuxLoss(27.8, objectives.sft(), "text"),
   )
 
   def total(logp_BKT):
@@ -147,11 +147,11 @@ def test_ptx_is_ppo_and_language_modelling_on_two_batches():
 
 
 def test_reported_statistics_are_those_of_the_advantages_before_whitening():
-  s = toy.scored_for(objectives.ppo(**KNOBS), seed=2)
-  knobs = {"beta": 0.3, "gamma": 0.9, "lam": 0.8, "whiten_reward": True}
-  _, target = advantages(s, **knobs)
+  s = toy.scored_for(objectives.ppo(**HPARAMS), seed=2)
+  hparams = {"beta": 0.3, "gamma": 0.9, "lam": 0.8, "whiten_reward": True}
+  _, target = advantages(s, **hparams)
   old = np.concatenate([own["old_value_BKT"] for _, own in completions(s)])
-  found = scored.evaluate(objectives.ppo(**KNOBS), s).metrics
+  found = scored.evaluate(objectives.ppo(**HPARAMS), s).metrics
   raw = target - old
   np.testing.assert_allclose(found["advantage_mean"], raw.mean(), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(found["advantage_std"], raw.std(), rtol=1e-4)
@@ -184,7 +184,7 @@ def test_score_past_the_end_is_discounted_once_more():
 
 
 @pytest.mark.parametrize(
-  ("knob", "value"),
+  ("hparam", "value"),
   [
     ("clip", 0.0),
     ("value_clip", 0.0),
@@ -193,6 +193,6 @@ def test_score_past_the_end_is_discounted_once_more():
     ("lam", -0.1),
   ],
 )
-def test_knob_out_of_range_is_refused(knob, value):
-  with pytest.raises(ValueError, match=rf"ppo: {knob}=.*must be a finite number"):
-    objectives.ppo(**{knob: value})
+def test_hparam_out_of_range_is_refused(hparam, value):
+  with pytest.raises(ValueError, match=rf"ppo: {hparam}=.*must be a finite number"):
+    objectives.ppo(**{hparam: value})

@@ -55,8 +55,8 @@ def test_state_is_asked_for():
 
 def test_without_beta_no_reference_is_read():
   o = objectives.reinforce(beta=None)
-  assert {stat.field for stat in o.needs} == {"logp_BKT"}
-  assert o.fields == {"reward_BK"}
+  assert {stat.field for stat in o.stats} == {"logp_BKT"}
+  assert o.columns == {"reward_BK"}
 
 
 def test_filler_alone_leaves_the_baseline():

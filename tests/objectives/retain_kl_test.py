@@ -12,7 +12,7 @@ def test_oracle_over_two_texts_of_different_length():
   policy, ref = rng.normal(size=(2, 2, 1, 3, 5))
   mask = np.array([[[1, 1, 1]], [[1, 0, 0]]])
   o = objectives.retain_kl()
-  s = scored.from_logits(policy, 0 * mask, mask, ref, needs=o.needs)
+  s = scored.from_logits(policy, 0 * mask, mask, ref, stats=o.stats)
   p, q = special.softmax(policy, -1), special.softmax(ref, -1)
   kl = stats.entropy(q, p, axis=-1)
   out = scored.evaluate(o, s)

@@ -34,7 +34,7 @@ def test_padding_does_not_count_as_length():
   assert float(scored.evaluate(o, wide).loss) == scored.evaluate(o, narrow).loss == 3
 
 
-@pytest.mark.parametrize("knob", ["weight", "length_penalty"])
-def test_knob_out_of_range_is_refused(knob):
-  with pytest.raises(ValueError, match=f"rrhf: {knob}=-1"):
-    objectives.rrhf(**{knob: -1})
+@pytest.mark.parametrize("hparam", ["weight", "length_penalty"])
+def test_hparam_out_of_range_is_refused(hparam):
+  with pytest.raises(ValueError, match=f"rrhf: {hparam}=-1"):
+    objectives.rrhf(**{hparam: -1})

@@ -39,8 +39,8 @@ def test_effect_per_token_does_not_depend_on_length():
   assert short / long == pytest.approx(8 / 4)  # d a / d logp = 1 / length
 
 
-@pytest.mark.parametrize("knobs", [{"gamma": -0.1}, {"beta": 0.0}])
-def test_knob_out_of_range_is_refused(knobs):
-  (knob,) = knobs
-  with pytest.raises(ValueError, match=f"simnpo: {knob}="):
-    objectives.build("simnpo", knobs)
+@pytest.mark.parametrize("hparams", [{"gamma": -0.1}, {"beta": 0.0}])
+def test_hparam_out_of_range_is_refused(hparams):
+  (hparam,) = hparams
+  with pytest.raises(ValueError, match=f"simnpo: {hparam}="):
+    objectives.build("simnpo", hparams)

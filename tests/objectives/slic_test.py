@@ -32,7 +32,7 @@ def test_it_is_delta_times_hinge_norm_without_a_reference():
   np.testing.assert_allclose(out.per_example_B, 4.0 * hinge, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("knobs", [{"delta": 0.0}, {"weight": -1.0}])
-def test_knob_out_of_range_is_refused(knobs):
+@pytest.mark.parametrize("hparams", [{"delta": 0.0}, {"weight": -1.0}])
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"slic: .* must be"):
-    objectives.slic(**knobs)
+    objectives.slic(**hparams)

@@ -47,8 +47,8 @@ def test_only_the_first_version_raises_the_chosen_kl():
   assert rejected == pytest.approx(weight)
 
 
-@pytest.mark.parametrize("knobs", [{"alpha": -0.1}, {"beta": 0.0}])
-def test_knob_out_of_range_is_refused(knobs):
-  (knob,) = knobs
-  with pytest.raises(ValueError, match=f"tdpo2: {knob}="):
-    objectives.build("tdpo2", knobs)
+@pytest.mark.parametrize("hparams", [{"alpha": -0.1}, {"beta": 0.0}])
+def test_hparam_out_of_range_is_refused(hparams):
+  (hparam,) = hparams
+  with pytest.raises(ValueError, match=f"tdpo2: {hparam}="):
+    objectives.build("tdpo2", hparams)

@@ -29,7 +29,7 @@ def test_oracle_from_logits():
   tokens = rng.integers(6, size=(3, 2, 4))
   mask = np.arange(4) < rng.integers(1, 5, size=(3, 2, 1))
   o = objectives.tdpo2(beta=0.7, alpha=0.4)
-  s = scored.from_logits(policy, tokens, mask, ref, needs=o.needs)
+  s = scored.from_logits(policy, tokens, mask, ref, stats=o.stats)
   p, q = special.softmax(policy, -1), special.softmax(ref, -1)
   kl = (mask * stats.entropy(q, p, axis=-1)).sum(-1)
   picked = [np.take_along_axis(x, tokens[..., None], -1)[..., 0] for x in (p, q)]

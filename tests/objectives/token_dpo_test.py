@@ -35,5 +35,5 @@ def test_it_is_dpo():
 
 def test_sums_without_tokens_are_refused():
   s = scored.from_sequence_logps([[-1.0, -2.0]], [[3, 3]], [[-1.0, -1.0]])
-  with pytest.raises(ValueError, match="token_dpo requires the field mask_BKT"):
+  with pytest.raises(ValueError, match="token_dpo reads single tokens"):
     scored.evaluate(objectives.token_dpo(), s)

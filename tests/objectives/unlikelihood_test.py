@@ -22,7 +22,7 @@ def check():
   logits, tokens, mask, p = picked()
   label = np.array([[1], [0], [0], [1]])
   o = objectives.unlikelihood(alpha=0.3)
-  s = scored.from_logits(logits, tokens, mask, needs=o.needs, desirable_BK=label)
+  s = scored.from_logits(logits, tokens, mask, stats=o.stats, desirable_BK=label)
   each = np.where(label[..., None] == 1, -np.log(p), -0.3 * np.log(1 - p))
   expected = (each * mask).sum() / mask.sum()
   np.testing.assert_allclose(scored.evaluate(o, s).loss, expected, rtol=1e-5)
@@ -41,7 +41,7 @@ def test_certain_token_still_has_its_gradient():
   o, one = objectives.unlikelihood(), np.ones((1, 1, 1), int)
 
   def loss(logits):
-    s = scored.from_logits(logits, one, one, needs=o.needs, desirable_BK=[[0.0]])
+    s = scored.from_logits(logits, one, one, stats=o.stats, desirable_BK=[[0.0]])
     return scored.evaluate(o, s).loss
 
   value, slope = jax.value_and_grad(loss)(jnp.array([[[[0.0, 500.0, -100.0]]]]))
@@ -49,6 +49,6 @@ def test_certain_token_still_has_its_gradient():
   np.testing.assert_allclose(slope[0, 0, 0], [-1.0, 1.0, 0.0], atol=1e-6)
 
 
-def test_knob_out_of_range_is_refused():
+def test_hparam_out_of_range_is_refused():
   with pytest.raises(ValueError, match="unlikelihood: alpha="):
     objectives.unlikelihood(alpha=-0.1)

@@ -16,7 +16,7 @@ MASK = np.arange(4) < np.array([[[4], [2]], [[1], [3]], [[2], [2]]])
 
 
 def record(o, logits=LOGITS):
-  return scored.from_logits(logits, TOKENS, MASK, REF, needs=o.needs)
+  return scored.from_logits(logits, TOKENS, MASK, REF, stats=o.stats)
 
 
 def weights():
@@ -63,8 +63,8 @@ def test_mean_probability_of_a_uniform_and_of_a_certain_policy():
 
 
 @pytest.mark.parametrize(
-  "knobs", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"most": 0.0}]
+  "hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"most": 0.0}]
 )
-def test_knob_out_of_range_is_refused(knobs):
+def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"wpo: .* must be"):
-    objectives.wpo(**knobs)
+    objectives.wpo(**hparams)

@@ -86,21 +86,21 @@ def test_rest_of_a_certain_token_is_finite():
 def test_rivals_are_the_largest_other_logits_and_the_target_last():
   logits = jnp.array([[3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
   target = jnp.array([0, 1])  # the largest itself, and another
-  found = token_stats.rivals(2).fn({"policy": logits}, target)
+  found = token_stats.contrast_tokens(2).fn({"policy": logits}, target)
   np.testing.assert_array_equal(found, [[2.0, 1.0, 3.0], [3.0, 2.0, 1.0]])
   _, ids = token_stats.top_rivals(logits, target, 2)
   np.testing.assert_array_equal(ids, [[2, 1], [0, 2]])
 
 
 def test_equal_rivals_are_one_need():
-  assert token_stats.rivals(2) is token_stats.rivals(2)
-  assert token_stats.rivals(2).field != token_stats.rivals(3).field
+  assert token_stats.contrast_tokens(2) is token_stats.contrast_tokens(2)
+  assert token_stats.contrast_tokens(2).field != token_stats.contrast_tokens(3).field
 
 
 @pytest.mark.parametrize("k", [0, 1.0, -1])
 def test_number_of_rivals_is_a_positive_whole_number(k):
   with pytest.raises(ValueError, match=rf"k={k} must be a whole number >= 1"):
-    token_stats.rivals(k)
+    token_stats.contrast_tokens(k)
 
 
 def test_vocabulary_without_enough_rivals_is_refused():

@@ -13,10 +13,10 @@ from xpo_jax.report import rollout_page, run_page, training_curves
 from xpo_jax.train import online, rollouts
 
 CONFIG = {
-  "objective": {"use": "rloo", "beta": 0.1},
-  "sampling": {"first": "sample", "completions": 3},
+  "objective": {"name": "rloo", "beta": 0.1},
+  "sampling": {"column0_source": "sample", "completions": 3},
   "feedback": {"kind": "scores"},
-  "renew_reference": None,
+  "ref_update_every": None,
 }
 LINES = [
   {

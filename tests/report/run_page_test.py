@@ -220,7 +220,7 @@ def test_first_loss_is_what_no_margin_gives(name, want):
 def run(tmp_path):
   config = {
     "experiment": {
-      "objective": {"use": "dpo", "beta": 0.1, "label_smoothing": 0.0},
+      "objective": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0},
       "data": {"path": "pairs.jsonl"},
       "seed": 0,
     },
@@ -289,7 +289,7 @@ def test_report_is_the_same_when_written_again(run):
 
 def test_objective_of_another_version_is_noted_not_fatal(run):
   config = yaml.safe_load((run / "config.yaml").read_text())
-  config["experiment"]["objective"] = {"use": "dpo", "gone": 1}
+  config["experiment"]["objective"] = {"name": "dpo", "gone": 1}
   (run / "config.yaml").write_text(yaml.safe_dump(config))
   assert "First loss not judged" in run_page.write(run).read_text()
 

@@ -48,7 +48,7 @@ def _loss(policy, ref, batch, mesh=None, chunk=None):
   record = score.score(
     {"policy": model, "ref": model},
     {"policy": policy, "ref": ref},
-    objective.needs,
+    objective.stats,
     jax.tree.map(lambda x: x[0], batch),
     mesh=mesh,
     chunk=chunk,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import Evaluation, Loop, PartUse, Pretrained
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment
+from xpo_jax.config.experiment import AuxLossConfig, Evaluation, Loop, Pretrained
+from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
@@ -22,7 +22,7 @@ TINY = World(
 )
 # What only this method's line of metrics has, or must have.
 SHOWS = {
-  "rloo": "informative",
+  "rloo": "frac_informative_prompts",
   "ppo": "entropy",
   "ppo_ptx": "loss/text/sft",
   "reinforce": "baseline",
@@ -76,7 +76,7 @@ def start(tmp_path_factory):
 
 
 # What the tiny model writes holds no praise of any kind, but letters.
-LETTERS = Call(rules.cycle, patterns=("[a-h]", "[i-q]", "[r-z]"))
+LETTERS = Configured(rules.cycle, patterns=("[a-h]", "[i-q]", "[r-z]"))
 JUDGES = {"nash_md": Feedback(LETTERS, kind="win_rates")}
 
 
@@ -93,7 +93,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     sampling=dataclasses.replace(
       whole.sampling,
       completions=min(whole.sampling.completions, 2),
-      max_tokens=TINY.longest,
+      max_completion_tokens=TINY.longest,
       prompts_at_once=None,
     ),
     iterations=2,
@@ -106,17 +106,17 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
   done = online.train(small, tmp_path / "run", say=_quiet)
   lines = metrics.read(tmp_path / "run")
   assert [line["updates"] for line in lines] == [
-    small.minibatches * small.inner_epochs
+    small.minibatches * small.ppo_epochs
   ] * 2
   assert SHOWS[name] in lines[0]
   assert lines[0]["rollout/kl"] == pytest.approx(0, abs=1e-5)
   # In the second iteration the policy has moved, its reference with it if it is to.
-  still = small.renew_reference is not None
+  still = small.ref_update_every is not None
   assert (abs(lines[1]["rollout/kl"]) < 1e-5) == still
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(done.params))
 
 
-def _small(part: PartUse) -> PartUse:
+def _small(part: AuxLossConfig) -> AuxLossConfig:
   sizes = {"path": "world:60", "rows_per_step": 2, "limits": Limits()}
   return dataclasses.replace(part, data=dataclasses.replace(part.data, **sizes))
 

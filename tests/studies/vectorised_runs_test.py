@@ -6,7 +6,7 @@ import pytest
 
 from tests import compiling
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.data import pack, tokenise
 from xpo_jax.models import config, transformer
 from xpo_jax.studies import vectorised_runs
@@ -42,12 +42,14 @@ def swept():
   runs = [
     vectorised_runs.Run(
       vectorised_runs.stack(data[seed]),
-      step.knobs(optim.Optimizer(learning_rate=rate), beta=beta),
+      step.hparams(optim.Optimizer(learning_rate=rate), beta=beta),
       seed,
     )
     for seed, beta, rate in settings
   ]
-  many = vectorised_runs.Sweep(Use("simpo"), model, start, OPTIMIZER, jax.devices()[:2])
+  many = vectorised_runs.Sweep(
+    ObjectiveConfig("simpo"), model, start, OPTIMIZER, jax.devices()[:2]
+  )
   with compiling.heard() as names:
     outcomes = many(runs)
   assert names.count("jit(train)") == 1
@@ -57,13 +59,15 @@ def swept():
 def test_sweep_equals_the_runs_one_by_one(swept):
   model, start, data, settings, runs, _, outcomes = swept
   models = {"policy": model}
-  update = step.make_step(Use("simpo").build, models, OPTIMIZER, len(data[0]))
+  update = step.make_step(
+    ObjectiveConfig("simpo").build, models, OPTIMIZER, len(data[0])
+  )
   for (seed, _, _), run, outcome in zip(settings, runs, outcomes, strict=True):
     chain = optim.transform(OPTIMIZER)
     carry = state.create(start, chain, (), jax.random.key(seed))
     losses = []
     for i in range(len(data[seed])):
-      carry, metrics = update(carry, {}, data[seed][i], run.knobs)
+      carry, metrics = update(carry, {}, data[seed][i], run.hparams)
       losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(outcome.curve["loss"], losses, rtol=1e-5)
     for a, b in zip(
@@ -84,16 +88,16 @@ def test_runs_of_a_sweep_differ_and_share_one_program(swept):
 @pytest.mark.nonfinite
 def test_diverged_run_is_named(swept):
   _, _, _, _, runs, many, _ = swept
-  rate = step.knobs(optim.Optimizer(learning_rate=1e30), beta=1.0)
+  rate = step.hparams(optim.Optimizer(learning_rate=1e30), beta=1.0)
   with pytest.raises(FloatingPointError, match=r"run 1 .* at step 1"):
-    many([runs[0], runs[1]._replace(knobs=rate)])
+    many([runs[0], runs[1]._replace(hparams=rate)])
 
 
 @pytest.mark.nonfinite
 def test_attempt_returns_what_diverged_beside_what_did_not(swept):
   _, _, _, _, runs, many, outcomes = swept
-  rate = step.knobs(optim.Optimizer(learning_rate=1e30), beta=1.0)
-  fine, wild = many.attempt([runs[0], runs[1]._replace(knobs=rate)])
+  rate = step.hparams(optim.Optimizer(learning_rate=1e30), beta=1.0)
+  fine, wild = many.attempt([runs[0], runs[1]._replace(hparams=rate)])
   assert (fine.diverged, wild.diverged) == (None, 1)
   np.testing.assert_array_equal(fine.curve["loss"], outcomes[0].curve["loss"])
 
@@ -101,15 +105,19 @@ def test_attempt_returns_what_diverged_beside_what_did_not(swept):
 def test_start_is_the_reference_of_what_the_batches_do_not_hold(swept):
   """TDPO2 reads reference and policy together, so that nothing of it is cached."""
   model, start, data, *_ = swept
-  knobs = step.knobs(optim.Optimizer(learning_rate=1e-2), beta=1.0)
-  many = vectorised_runs.Sweep(Use("tdpo2"), model, start, OPTIMIZER, jax.devices()[:1])
-  (outcome,) = many([vectorised_runs.Run(vectorised_runs.stack(data[0]), knobs, 0)])
+  hparams = step.hparams(optim.Optimizer(learning_rate=1e-2), beta=1.0)
+  many = vectorised_runs.Sweep(
+    ObjectiveConfig("tdpo2"), model, start, OPTIMIZER, jax.devices()[:1]
+  )
+  (outcome,) = many([vectorised_runs.Run(vectorised_runs.stack(data[0]), hparams, 0)])
   models = {"policy": model, "ref": model}
-  update = step.make_step(Use("tdpo2").build, models, OPTIMIZER, len(data[0]))
+  update = step.make_step(
+    ObjectiveConfig("tdpo2").build, models, OPTIMIZER, len(data[0])
+  )
   carry = state.create(start, optim.transform(OPTIMIZER), (), jax.random.key(0))
   losses = []
   for i in range(len(data[0])):
-    carry, metrics = update(carry, {"ref": start}, data[0][i], knobs)
+    carry, metrics = update(carry, {"ref": start}, data[0][i], hparams)
     losses.append(float(metrics["loss"]))
   assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[-1] != losses[0]
   np.testing.assert_allclose(outcome.curve["loss"], losses, rtol=1e-5)

@@ -40,7 +40,7 @@ def _policy_rows() -> list:
     for paper in table.PAPERS
     for name in paper.objectives
     if name in objectives.NAMES  # another test names the missing
-    if token_stats.LOGP in objective(name).needs
+    if token_stats.LOGP in objective(name).stats
     and objective(name).layout is not Layout.DEMO
   ]
 
@@ -118,7 +118,7 @@ def test_a_bad_row_is_refused():
 @pytest.mark.parametrize(("paper", "name"), ROWS)
 def test_reference_is_used_where_the_table_says_so(paper, name):
   reads = any(
-    role.startswith("ref") for stat in objective(name).needs for role in stat.roles
+    role.startswith("ref") for stat in objective(name).stats for role in stat.roles
   )
   allowed = values(paper, "RL1")
   assert (Reference.BASED if reads else Reference.FREE) in allowed
@@ -143,7 +143,7 @@ def test_token_level_methods_read_tokens(paper, name):
   if Level.TOKEN not in values(paper, "RM3"):
     return
   o = objective(name)
-  assert "mask_BKT" in o.fields or o.needs - PER_SEQUENCE
+  assert o.reads_tokens or o.stats - PER_SEQUENCE
 
 
 @pytest.mark.parametrize(("paper", "name"), ROWS)
@@ -154,7 +154,7 @@ def test_length_matters_where_the_table_says_so(paper, name):
   before, after = _loss(name)(s)[0], _loss(name)(longer)[0]
   matters = not np.allclose(before, after, rtol=1e-5)
   if Length.CONTROLLED in values(paper, "RL2"):
-    assert matters or "mask_BKT" in objective(name).fields
+    assert matters or objective(name).reads_tokens
   elif matters:
     assert "length" in paper.cells["RL2"].note or "token" in paper.cells["RL2"].note
 

@@ -130,7 +130,7 @@ def _per_token_of_batch(s):
 
 @pytest.mark.nonfinite  # an absent column has no length
 @pytest.mark.parametrize(
-  ("name", "knobs", "advantage", "weight"),
+  ("name", "hparams", "advantage", "weight"),
   [
     ("rloo", {"beta": None}, groups.leave_one_out_advantage, _per_group),
     ("dr_grpo", {}, groups.centre, _per_group),
@@ -141,10 +141,10 @@ def _per_token_of_batch(s):
     ("bnpo", {}, groups.standardise, _per_token_of_batch),
   ],
 )
-def test_on_policy_it_is_a_policy_gradient(name, knobs, advantage, weight):
+def test_on_policy_it_is_a_policy_gradient(name, hparams, advantage, weight):
   """At ratio 1 only advantages and what each token weighs tell them apart."""
   s = _first_step()
-  o = objectives.build(name, knobs)
+  o = objectives.build(name, hparams)
   found = jax.grad(lambda x: scored.evaluate(o, s.replace(logp_BKT=x)).loss)(s.logp_BKT)
   each_BK = advantage(s.reward_BK, s.present_BK) * weight(s) / len(s.weight_B)
   expected = np.where(s.mask_BKT > 0, -each_BK[..., None], 0)

@@ -23,9 +23,9 @@ def slopes(logits, *factories):
   """Gradients with respect to the policy's logits, as one program."""
 
   def loss(logits, o):
-    needs = objectives.tdpo1().needs
+    stats = objectives.tdpo1().stats
     return scored.evaluate(
-      o, scored.from_logits(logits, TOKENS, MASK, jnp.asarray(REF), needs=needs)
+      o, scored.from_logits(logits, TOKENS, MASK, jnp.asarray(REF), stats=stats)
     ).loss
 
   run = jax.jit(lambda x: [jax.grad(loss)(x, o) for o in factories])

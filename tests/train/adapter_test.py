@@ -18,9 +18,9 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Pretrained,
   Scratch,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import pack
@@ -55,7 +55,7 @@ MODEL = Config(
 )
 ADAPTER = Adapter(rank=2, alpha=4.0, targets="query|value|up")
 RUN = Experiment(
-  Use("dpo"),
+  ObjectiveConfig("dpo"),
   Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=2, steps=6),
   Scratch(MODEL),
   Optimizer(learning_rate=1e-2, weight_decay=0.1, ema=0.9),
@@ -80,10 +80,10 @@ def _last_state(run_dir):
 
 
 @pytest.fixture(scope="module")
-def whole(memory, tmp_path_factory):
+def whole(datasets, tmp_path_factory):
   """The uninterrupted run, and its base."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  result = offline.train(RUN, run_dir, memory=memory, say=_quiet)
+  result = offline.train(RUN, run_dir, datasets=datasets, say=_quiet)
   assert result.finished and result.steps == 6
   base = transformer.model(MODEL).init(jax.random.fold_in(jax.random.key(0), 0))
   return run_dir, result, base
@@ -116,11 +116,11 @@ def test_first_step_stands_at_the_reference(whole):
   assert last["loss"] < first["loss"]
 
 
-def test_reference_is_the_base(whole, memory):
+def test_reference_is_the_base(whole, datasets):
   run_dir, _, base = whole
   held = hf_checkpoint.load(run_dir / offline.POLICY)
-  loaded = setup.inputs.load(RUN.data, RUN.data, memory)
-  examples, _, _ = setup.inputs.prepare(RUN, loaded, held.tokenizer, run_dir, memory)
+  loaded = setup.inputs.load(RUN.data, RUN.data, datasets)
+  examples, _, _ = setup.inputs.prepare(RUN, loaded, held.tokenizer, run_dir, datasets)
   batches = pack.eval_batches(examples, rows_per_step=4, row_length=192)
   run = references.scorer(transformer.model(MODEL), (REF_LOGP,))
   want = references.compute(batches, run, {"lm": base})
@@ -143,22 +143,22 @@ def test_policy_is_the_base_with_the_saved_adapter_merged(whole):
   jax.tree.map(np.testing.assert_array_equal, params, ema)
 
 
-def test_resumed_run_is_the_same_bit_for_bit(whole, memory, tmp_path):
+def test_resumed_run_is_the_same_bit_for_bit(whole, datasets, tmp_path):
   run_dir = tmp_path / "run"
 
   def say(text):
     if text.startswith("step 3/"):
       os.kill(os.getpid(), signal.SIGTERM)
 
-  stopped = offline.train(RUN, run_dir, memory=memory, say=say)
+  stopped = offline.train(RUN, run_dir, datasets=datasets, say=say)
   assert not stopped.finished and stopped.steps == 4
-  offline.resume(run_dir, RUN, memory=memory, say=_quiet)
+  offline.resume(run_dir, RUN, datasets=datasets, say=_quiet)
   for name in (offline.POLICY, offline.ADAPTER):
     for file in (whole[0] / name).glob("*.safetensors"):
       assert (run_dir / name / file.name).read_bytes() == file.read_bytes()
 
 
-def test_changed_base_is_refused(whole, memory, tmp_path):
+def test_changed_base_is_refused(whole, datasets, tmp_path):
   base = tmp_path / "base"
   shutil.copytree(whole[0] / offline.POLICY, base)
   start = Pretrained(str(base), remat=False)
@@ -169,13 +169,13 @@ def test_changed_base_is_refused(whole, memory, tmp_path):
       os.kill(os.getpid(), signal.SIGTERM)
 
   run_dir = tmp_path / "run"
-  assert not offline.train(experiment, run_dir, memory=memory, say=say).finished
+  assert not offline.train(experiment, run_dir, datasets=datasets, say=say).finished
   weights = base / "model.safetensors"
   tensors = load_file(weights)
   tensors["model.norm.weight"] += 1
   save_file(tensors, weights)
   with pytest.raises(ValueError, match=r"changed\n  base_sha256: "):
-    offline.resume(run_dir, memory=memory, say=_quiet)
+    offline.resume(run_dir, datasets=datasets, say=_quiet)
 
 
 def test_configuration_holds_the_adapter():
@@ -186,15 +186,15 @@ def test_configuration_holds_the_adapter():
   assert yaml_file.from_dict(Experiment, yaml_file.to_dict(plain)) == plain
 
 
-def test_preflight_compiles_the_step_of_the_adapters(memory):
-  (budget,) = preflight.check(RUN, memory)
+def test_preflight_compiles_the_step_of_the_adapters(datasets):
+  (budget,) = preflight.check(RUN, datasets)
   assert budget.bytes["arguments"] > 4 * budget.sizes["parameters"]
 
 
 @functools.cache
 def _updated(tiny, adapter, devices=1):
   """One step that reads the reference live: parameters before and after, metrics."""
-  use = Use("tdpo2")
+  use = ObjectiveConfig("tdpo2")
   objective = use.build()
   batch = tiny.batches(Layout.PAIR)[0]
   trained = lora.trained(tiny.model, adapter)
@@ -224,7 +224,7 @@ def _updated(tiny, adapter, devices=1):
     adapter=adapter,
   )
   frozen = {state.BASE: base, "ref": base}
-  after, measured = run(first, frozen, batch, step.knobs(optimizer))
+  after, measured = run(first, frozen, batch, step.hparams(optimizer))
   return params, jax.device_get(after.params), jax.device_get(measured)
 
 

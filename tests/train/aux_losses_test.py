@@ -13,31 +13,31 @@ import pytest
 from xpo_jax import objectives, scored
 from xpo_jax.config import optim, yaml_file
 from xpo_jax.config.experiment import (
+  AuxLossConfig,
   Data,
   Experiment,
   Loop,
   MeshShape,
-  PartUse,
+  ObjectiveConfig,
   Scratch,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.models import score
 from xpo_jax.models.config import Config
 from xpo_jax.train import aux_losses, metrics, offline, state, step
-from xpo_jax.types import Layout, Part
+from xpo_jax.types import AuxLoss, Layout
 
 RUN = Experiment(
-  Use("dpo"),
+  ObjectiveConfig("dpo"),
   Data("pairs", rows_per_step=4, row_length=192, epochs=2, steps=5),
   Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)),
   Optimizer(learning_rate=1e-2),
   Loop(log_every=1, checkpoint_every=1),
   MeshShape(data=1),
   parts=(
-    PartUse(
+    AuxLossConfig(
       0.5,
-      Use("sft"),
+      ObjectiveConfig("sft"),
       Data("demos", rows_per_step=4, microbatches=2, row_length=96, steps=2),
       "keep",
     ),
@@ -52,8 +52,8 @@ def _quiet(text: str) -> None:
 def test_update_is_along_the_sum_of_the_gradients(tiny):
   main = objectives.dpo(beta=0.5)
   beside = (
-    Part(2.0, objectives.sft(), "keep"),
-    Part(0.25, objectives.retain_kl(), "near"),  # reads the reference as it is
+    AuxLoss(2.0, objectives.sft(), "keep"),
+    AuxLoss(0.25, objectives.retain_kl(), "near"),  # reads the reference as it is
   )
   batch, demos = (tiny.batches(x)[0] for x in (Layout.PAIR, Layout.DEMO))
   # The parts' microbatches are their own, and differ in weight.
@@ -65,15 +65,15 @@ def test_update_is_along_the_sum_of_the_gradients(tiny):
   update = step.make_step(lambda: main, models, optimizer, 1, parts=beside)
   first = state.create(tiny.policy, chain, (), jax.random.key(0))
   both = {"keep": cut, "near": cut}
-  after, found = update(first, frozen, batch, step.knobs(optimizer), both)
+  after, found = update(first, frozen, batch, step.hparams(optimizer), both)
 
   def loss(params):
     def record(objective, batch):
       one = jax.tree.map(lambda x: x[0], batch)
       roles = {"policy": params, **frozen}
-      return score.score(models, roles, objective.needs, one)
+      return score.score(models, roles, objective.stats, one)
 
-    whole = (Part(1.0, main, "run"), *beside)
+    whole = (AuxLoss(1.0, main, "run"), *beside)
     records = {"run": record(main, batch)}
     records |= {x.data: record(x.objective, demos) for x in beside}
     out = scored.evaluate_parts(whole, records)
@@ -95,17 +95,17 @@ def test_update_is_along_the_sum_of_the_gradients(tiny):
 
 
 def test_part_with_a_state_is_refused(tiny):
-  part = Part(1.0, objectives.beta_dpo(), "more")
+  part = AuxLoss(1.0, objectives.beta_dpo(), "more")
   with pytest.raises(ValueError, match="part 'more': beta_dpo keeps a state"):
     models = {"policy": tiny.model}
     step.make_step(objectives.sft, models, optim.Optimizer(), 1, parts=(part,))
 
 
 @pytest.fixture(scope="module")
-def whole(memory, tmp_path_factory):
+def whole(datasets, tmp_path_factory):
   """An offline run with a part, uninterrupted."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  assert offline.train(RUN, run_dir, memory=memory, say=_quiet).finished
+  assert offline.train(RUN, run_dir, datasets=datasets, say=_quiet).finished
   return run_dir
 
 
@@ -124,15 +124,15 @@ def test_run_reports_its_parts_and_begins_their_data_again(whole):
   assert json.loads((whole / "data.json").read_text())["parts"]["keep"]["kept"] == 40
 
 
-def test_stopped_run_takes_up_its_parts_where_they_stood(whole, memory, tmp_path):
+def test_stopped_run_takes_up_its_parts_where_they_stood(whole, datasets, tmp_path):
   def say(text):
     if text.startswith("step 2/"):
       os.kill(os.getpid(), signal.SIGTERM)
 
   run_dir = tmp_path / "run"
-  stopped = offline.train(RUN, run_dir, memory=memory, say=say)
+  stopped = offline.train(RUN, run_dir, datasets=datasets, say=say)
   assert not stopped.finished and stopped.steps == 3
-  offline.resume(run_dir, RUN, memory=memory, say=_quiet)
+  offline.resume(run_dir, RUN, datasets=datasets, say=_quiet)
   for file in (whole / offline.POLICY).glob("*.safetensors"):
     assert (run_dir / offline.POLICY / file.name).read_bytes() == file.read_bytes()
 
@@ -140,17 +140,20 @@ def test_stopped_run_takes_up_its_parts_where_they_stood(whole, memory, tmp_path
 @pytest.mark.parametrize(
   ("change", "match"),
   [
-    ({"weight": 0.0}, "PartUse.weight is 0.0"),
-    ({"name": "a/b"}, "PartUse.name is 'a/b'"),
-    ({"objective": Use("ppo")}, "part 'keep': ppo reads what is recorded with"),
+    ({"weight": 0.0}, "AuxLossConfig.weight is 0.0"),
+    ({"name": "a/b"}, "AuxLossConfig.name is 'a/b'"),
+    (
+      {"objective": ObjectiveConfig("ppo")},
+      "part 'keep': ppo reads what is recorded with",
+    ),
     ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
     ({"data": Data("none")}, "part 'keep': none holds no row"),
   ],
 )
-def test_bad_part_is_refused_by_name(change, match, memory):
+def test_bad_part_is_refused_by_name(change, match, datasets):
   with pytest.raises(ValueError, match=match):
     part = dataclasses.replace(RUN.parts[0], **change)
-    aux_losses.check((part,), memory | {"none": []})
+    aux_losses.check((part,), datasets | {"none": []})
 
 
 def test_two_parts_of_one_name_are_refused():

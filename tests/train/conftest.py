@@ -81,7 +81,7 @@ def tiny() -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def memory() -> dict[str, list]:
+def datasets() -> dict[str, list]:
   """Records by name, for `offline.train`."""
   texts = synthetic_reviews.generate(120, seed=0)
   pairs = [

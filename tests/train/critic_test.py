@@ -6,8 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.config.experiment import Evaluation, Loop, MeshShape, Pretrained, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import (
+  Evaluation,
+  Loop,
+  MeshShape,
+  ObjectiveConfig,
+  Pretrained,
+)
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.tokenise import Limits, Template
@@ -63,19 +75,19 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="module")
 def experiment(saved):
   return OnlineExperiment(
-    Use("ppo"),
+    ObjectiveConfig("ppo"),
     Prompts("world:30"),
     Pretrained(saved["policy"], remat=False),
-    Feedback(Call(reward_model.scorer, directory=saved["reward"], batch=8)),
-    Sampling(completions=2, max_tokens=6),
+    Feedback(Configured(reward_model.scorer, directory=saved["reward"], batch=8)),
+    Sampling(completions=2, max_completion_tokens=6),
     iterations=2,
     prompts_per_iteration=4,
-    renew_reference=1,
+    ref_update_every=1,
     optimizer=Optimizer(learning_rate=1e-2, ema=0.5),
     loop=Loop(log_every=1),
     mesh=MeshShape(data=1),
     evaluation=Evaluation(share=0.2, limit=4),
-    value_start=saved["reward"],
+    critic_init=saved["reward"],
     adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up"),
   )
 
@@ -161,8 +173,8 @@ def test_adapters_of_another_base_are_refused(experiment, trained, saved, tmp_pa
 
 
 def test_reward_model_of_another_tokenizer_is_no_critic(experiment, saved, tmp_path):
-  other = dataclasses.replace(experiment, value_start=saved["other"])
-  with pytest.raises(ValueError, match=r"value_start .* of another tokenizer"):
+  other = dataclasses.replace(experiment, critic_init=saved["other"])
+  with pytest.raises(ValueError, match=r"critic_init .* of another tokenizer"):
     online.train(other, tmp_path / "run", say=_quiet)
   assert not (tmp_path / "run").exists()
 
@@ -175,7 +187,7 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
   odd = _save(tmp_path / "odd", config, tokenizer, 1)
   reward_model.describe(odd, Template(), Limits())
   mesh = MeshShape(data=2, fsdp=2, tensor=2)
-  apart = dataclasses.replace(experiment, value_start=odd, mesh=mesh)
+  apart = dataclasses.replace(experiment, critic_init=odd, mesh=mesh)
   with pytest.raises(
     ValueError, match=r"critic.*of size 3 cannot be split over tensor=2"
   ):
@@ -185,8 +197,11 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
-    ({"objective": Use("rloo")}, "value_start is .* but rloo reads no value"),
-    ({"value_start": "nowhere"}, "nowhere is no reward model"),
+    (
+      {"objective": ObjectiveConfig("rloo")},
+      "critic_init is .* but rloo reads no value",
+    ),
+    ({"critic_init": "nowhere"}, "nowhere is no reward model"),
   ],
 )
 def test_what_can_be_no_critic_is_refused_before_anything(experiment, changes, match):

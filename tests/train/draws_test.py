@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import Evaluation, Loop, MeshShape, Scratch, Use
+from xpo_jax.config.experiment import (
+  Evaluation,
+  Loop,
+  MeshShape,
+  ObjectiveConfig,
+  Scratch,
+)
 from xpo_jax.config.on_policy import (
-  Call,
+  Configured,
   Feedback,
   OnlineExperiment,
   Opponent,
@@ -40,11 +46,13 @@ def cyclic():
 
 
 RUN = OnlineExperiment(
-  Use("nash_md", beta=0.1),
+  ObjectiveConfig("nash_md", beta=0.1),
   Prompts("world:30"),
   Scratch(MODEL),
-  Feedback(Call(cyclic), kind="win_rates"),
-  Sampling(completions=2, max_tokens=6, opponent=Opponent(0.25, completions=3)),
+  Feedback(Configured(cyclic), kind="win_rates"),
+  Sampling(
+    completions=2, max_completion_tokens=6, opponent=Opponent(0.25, completions=3)
+  ),
   iterations=2,
   prompts_per_iteration=6,
   optimizer=Optimizer(learning_rate=1e-2),
@@ -143,8 +151,13 @@ def test_share_and_policy_say_whose_texts_opponents_are(draw):
 
 def test_explorers_are_the_last_columns_and_change_no_other(draw):
   cold, same, hot = (
-    draw("other", opponent=None, explore=explore, completions=3)
-    for explore in (0.01, 1.0, 4.0)
+    draw(
+      "other",
+      opponent=None,
+      exploration_temperature=exploration_temperature,
+      completions=3,
+    )
+    for exploration_temperature in (0.01, 1.0, 4.0)
   )
   for b in range(6):
     assert cold.texts_BK[b][:2] == same.texts_BK[b][:2] == hot.texts_BK[b][:2]

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from tests import compiling
-from xpo_jax.config.experiment import Evaluation, MeshShape, Scratch, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import Evaluation, MeshShape, ObjectiveConfig, Scratch
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
@@ -18,11 +24,11 @@ from xpo_jax.train.state import OnlineState
 from xpo_jax.types import Layout
 
 RUN = OnlineExperiment(
-  Use("rloo", beta=None),
+  ObjectiveConfig("rloo", beta=None),
   Prompts("world:30"),
   Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)),
-  Feedback(Call(rules.length)),
-  Sampling(completions=2, max_tokens=8),
+  Feedback(Configured(rules.length)),
+  Sampling(completions=2, max_completion_tokens=8),
   iterations=4,
   prompts_per_iteration=4,
   mesh=MeshShape(data=1),
@@ -66,7 +72,7 @@ def _written(run, run_dir, index: int, tokens: int, reward_BK=None):
 
 def test_few_row_lengths_hold_every_group(prepared):
   run, _ = prepared
-  most = run.prompts.width + 2 * RUN.sampling.max_tokens
+  most = run.prompts.width + 2 * RUN.sampling.max_completion_tokens
   shapes = {n: online_setup.row_shape(run, n, 2) for n in range(1, most + 1)}
   assert all(shape.L >= n for n, shape in shapes.items())
   assert len(set(shapes.values())) <= 4
@@ -97,7 +103,9 @@ def test_equal_rewards_are_reported_and_move_nothing(prepared):
   run, run_dir = prepared
   _written(run, run_dir, 4, 1, np.ones((4, 2)))
   state, line = online.iterate(run, run_dir, _copied(run.state), 4, _quiet)
-  assert line["rollout/informative"] == line["rollout/reward_std_within"] == 0
+  assert (
+    line["rollout/frac_informative_prompts"] == line["rollout/reward_std_within"] == 0
+  )
   assert line["loss"] == line["grad_norm"] == 0
   pairs = zip(*map(jax.tree.leaves, (state.train.params, run.ref)), strict=True)
   assert all(np.array_equal(a, b) for a, b in pairs)
@@ -108,7 +116,10 @@ def test_abstentions_are_counted_and_leave_finite_numbers(prepared):
   nan = np.nan
   _written(run, run_dir, 5, 1, [[1, nan], [nan, nan], [1, 0], [0, 1]])
   _, line = online.iterate(run, run_dir, _copied(run.state), 5, _quiet)
-  assert line["rollout/abstained"] == 3 / 8 and line["rollout/informative"] == 0.5
+  assert (
+    line["rollout/abstained"] == 3 / 8
+    and line["rollout/frac_informative_prompts"] == 0.5
+  )
   assert line["rollout/reward"] == pytest.approx(3 / 5)
   assert all(np.isfinite(x) for x in line.values()) and line["grad_norm"] > 0
 
@@ -134,9 +145,9 @@ def behind(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("behind")
   ppo = dataclasses.replace(
     RUN,
-    objective=Use("ppo"),
+    objective=ObjectiveConfig("ppo"),
     sampling=dataclasses.replace(RUN.sampling, staleness=1),
-    renew_reference=1,
+    ref_update_every=1,
     evaluation=Evaluation(share=0.3),
   )
   run = online_setup.prepare(ppo, run_dir, loading.load(ppo.prompts, ppo.prompts, {}))
@@ -201,7 +212,7 @@ def test_sampler_is_as_far_behind_as_it_should_be(staleness):
 
 
 def test_reference_is_renewed_after_every_so_many_iterations():
-  run = _Part(dataclasses.replace(RUN, renew_reference=3))
+  run = _Part(dataclasses.replace(RUN, ref_update_every=3))
   state, renewed = OnlineState(0, None, {"lm": np.float32(0)}, (), None), []
   for index in range(7):
     trained = _Part(RUN, {"lm": np.float32(index + 1)})
@@ -211,7 +222,7 @@ def test_reference_is_renewed_after_every_so_many_iterations():
 
 
 def test_iteration_without_a_pair_says_so_and_updates_nothing(tmp_path):
-  pairs, said = dataclasses.replace(RUN, objective=Use("dpo")), []
+  pairs, said = dataclasses.replace(RUN, objective=ObjectiveConfig("dpo")), []
   run = online_setup.prepare(
     pairs, tmp_path, loading.load(pairs.prompts, pairs.prompts, {})
   )

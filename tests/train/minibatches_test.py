@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import Scratch, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import ObjectiveConfig, Scratch
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
 from xpo_jax.train import (
@@ -22,14 +28,14 @@ from xpo_jax.types import Layout
 B, K, T = 4, 3, 5
 
 
-def _run(objective: Use, made: Call) -> online_setup.Run:
+def _run(objective: ObjectiveConfig, made: Configured) -> online_setup.Run:
   """As much of a run as batches are made from."""
   experiment = OnlineExperiment(
     objective,
     Prompts("world:20"),
     Scratch(MODEL),
-    Feedback(Call(rules.world_reward)),
-    Sampling(completions=K, max_tokens=T),
+    Feedback(Configured(rules.world_reward)),
+    Sampling(completions=K, max_completion_tokens=T),
     prompts_per_iteration=B,
     minibatches=2,
     arrange=made,
@@ -67,9 +73,12 @@ def _drawn() -> tuple[rollouts.Rollouts, minibatches.Values]:
 @pytest.mark.parametrize(
   ("objective", "made"),
   [
-    (Use("dno"), Call(pair_construction.all_pairs)),
-    (Use("cringe"), Call(pair_construction.rated_by_threshold, threshold=0.0)),
-    (Use("rloo"), Call(pair_construction.as_sampled)),
+    (ObjectiveConfig("dno"), Configured(pair_construction.all_pairs)),
+    (
+      ObjectiveConfig("cringe"),
+      Configured(pair_construction.rated_by_threshold, threshold=0.0),
+    ),
+    (ObjectiveConfig("rloo"), Configured(pair_construction.as_sampled)),
   ],
   ids=["all_pairs", "rated", "as_sampled"],
 )
@@ -111,10 +120,13 @@ def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective,
 def test_each_pass_is_cut_by_itself_where_prompts_are_left_out(
   ties, sizes, microbatches
 ):
-  run, (drawn, values) = _run(Use("dpo"), Call(pair_construction.best_worst)), _drawn()
+  run, (drawn, values) = (
+    _run(ObjectiveConfig("dpo"), Configured(pair_construction.best_worst)),
+    _drawn(),
+  )
   run = run._replace(
     experiment=dataclasses.replace(
-      run.experiment, inner_epochs=3, microbatches=microbatches
+      run.experiment, ppo_epochs=3, microbatches=microbatches
     )
   )
   reward_BK = np.array([[1, 0, 0]] * (B - ties) + [[1, 1, 1]] * ties, np.float32)
@@ -140,8 +152,11 @@ def test_each_pass_is_cut_by_itself_where_prompts_are_left_out(
 
 
 def test_rows_are_those_of_the_plan_where_none_is_left_out():
-  run, (drawn, values) = _run(Use("dno"), Call(pair_construction.all_pairs)), _drawn()
-  run = run._replace(experiment=dataclasses.replace(run.experiment, inner_epochs=2))
+  run, (drawn, values) = (
+    _run(ObjectiveConfig("dno"), Configured(pair_construction.all_pairs)),
+    _drawn(),
+  )
+  run = run._replace(experiment=dataclasses.replace(run.experiment, ppo_epochs=2))
   reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
   examples, kept = minibatches.arranged(run, drawn, values, reward_BK, np.ones((B, K)))
   batches, _ = minibatches.batches_of(run, 0, examples, kept)
@@ -153,8 +168,8 @@ def test_rows_are_those_of_the_plan_where_none_is_left_out():
 @pytest.mark.parametrize(
   ("objective", "made", "columns"),
   [
-    (Use("dno"), Call(pair_construction.all_pairs), 2),
-    (Use("rloo"), Call(pair_construction.as_sampled), K),
+    (ObjectiveConfig("dno"), Configured(pair_construction.all_pairs), 2),
+    (ObjectiveConfig("rloo"), Configured(pair_construction.as_sampled), K),
   ],
   ids=["all_pairs", "as_sampled"],
 )

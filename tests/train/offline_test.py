@@ -21,9 +21,9 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Scratch,
   Trained,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.records import BadRows
@@ -37,7 +37,7 @@ DATA = Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=3)
 ONE = MeshShape(data=1)
 # State, coupled rows, draws and two microbatches: all that a resume can get wrong.
 RUN = Experiment(
-  Use("beta_dpo", alpha=0.6, keep=0.8),
+  ObjectiveConfig("beta_dpo", alpha=0.6, keep=0.8),
   DATA,
   Scratch(MODEL),
   Optimizer(learning_rate=1e-2, warmup_steps=2, ema=0.9),
@@ -79,10 +79,10 @@ def _assert_same_run(run_dir, whole, without=("time/",)):
 
 
 @pytest.fixture(scope="module")
-def whole(memory, tmp_path_factory):
+def whole(datasets, tmp_path_factory):
   """The uninterrupted run."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  result = offline.train(RUN, run_dir, memory=memory, say=_quiet)
+  result = offline.train(RUN, run_dir, datasets=datasets, say=_quiet)
   assert result.finished and result.steps >= 8
   return run_dir
 
@@ -91,29 +91,29 @@ _CHILD = """
 import os, pickle, signal, sys
 from xpo_jax.train import offline
 with open(sys.argv[1], "rb") as file:
-  experiment, memory = pickle.load(file)
+  experiment, datasets = pickle.load(file)
 def say(text):
   if text.startswith("step 5/"):  # checkpoints at 3 and 6
     os.kill(os.getpid(), signal.SIGKILL)
-offline.train(experiment, sys.argv[2], memory=memory, say=say)
+offline.train(experiment, sys.argv[2], datasets=datasets, say=say)
 """
 
 
-def test_run_killed_between_checkpoints_resumes_bit_for_bit(whole, memory, tmp_path):
+def test_run_killed_between_checkpoints_resumes_bit_for_bit(whole, datasets, tmp_path):
   handed, run_dir = tmp_path / "handed", tmp_path / "killed"
-  handed.write_bytes(pickle.dumps((RUN, memory)))
+  handed.write_bytes(pickle.dumps((RUN, datasets)))
   command = [sys.executable, "-c", textwrap.dedent(_CHILD), str(handed), str(run_dir)]
   died = subprocess.run(command, timeout=300, capture_output=True, text=True)
   assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
   assert len(metrics.read(run_dir)) >= 4  # beyond the checkpoint at step 3
   said = []
-  result = offline.resume(run_dir, memory=memory, say=said.append)
+  result = offline.resume(run_dir, datasets=datasets, say=said.append)
   assert result.finished
   assert "continuing after step 3" in said
   _assert_same_run(run_dir, whole)
 
 
-def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, memory, tmp_path):
+def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_path):
   # Held-out passes at the end only: that they come and go must not show either.
   experiment = dataclasses.replace(RUN, loop=Loop(log_every=1, checkpoint_every=3))
   run_dir = tmp_path / "run"
@@ -122,13 +122,13 @@ def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, memory, tmp_path
     if text.startswith("step 5/"):
       os.kill(os.getpid(), signal.SIGTERM)
 
-  stopped = offline.train(experiment, run_dir, memory=memory, say=say)
+  stopped = offline.train(experiment, run_dir, datasets=datasets, say=say)
   # The signal came while step 5 was reported; it is seen after step 6.
   assert not stopped.finished and stopped.steps == 6
   (file,) = (run_dir / offline.CHECKPOINTS / "6").rglob(checkpoint.MANIFEST)
   file.unlink()
   said = []
-  offline.resume(run_dir, experiment, memory=memory, say=said.append)
+  offline.resume(run_dir, experiment, datasets=datasets, say=said.append)
   assert any(text.startswith("damaged checkpoint passed over: step 6") for text in said)
   assert "continuing after step 3" in said
   _assert_same_run(run_dir, whole, without=("time/", "eval/"))
@@ -163,43 +163,45 @@ def test_exported_policy_is_the_average_of_the_weights(whole):
   assert len(held.tokenizer) <= MODEL.vocab
 
 
-def test_changed_data_are_refused_with_the_difference(whole, memory):
-  changed = memory | {"pairs": memory["pairs"][:-1]}
+def test_changed_data_are_refused_with_the_difference(whole, datasets):
+  changed = datasets | {"pairs": datasets["pairs"][:-1]}
   with pytest.raises(ValueError, match=r"its data changed\n(.*\n)*  rows: 40 -> 39"):
-    offline.resume(whole, memory=changed, say=_quiet)
+    offline.resume(whole, datasets=changed, say=_quiet)
 
 
-def test_changed_configuration_is_refused_with_the_difference(whole, memory):
+def test_changed_configuration_is_refused_with_the_difference(whole, datasets):
   other = dataclasses.replace(RUN, seed=1)
   with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
-    offline.resume(whole, other, memory=memory, say=_quiet)
+    offline.resume(whole, other, datasets=datasets, say=_quiet)
 
 
-def test_edited_config_file_is_refused_against_the_checkpoint(whole, memory, tmp_path):
+def test_edited_config_file_is_refused_against_the_checkpoint(
+  whole, datasets, tmp_path
+):
   config = whole / "config.yaml"
   text = config.read_text()
   try:
     config.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.02"):
-      offline.resume(whole, memory=memory, say=_quiet)
+      offline.resume(whole, datasets=datasets, say=_quiet)
   finally:
     config.write_text(text)
 
 
-def test_changed_code_is_warned_of(whole, memory, monkeypatch):
+def test_changed_code_is_warned_of(whole, datasets, monkeypatch):
   monkeypatch.setattr(offline.configure, "code_digest", lambda: "another")
   said = []
-  assert offline.resume(whole, memory=memory, say=said.append).finished
+  assert offline.resume(whole, datasets=datasets, say=said.append).finished
   assert any("warning" in text and "code.sha256" in text for text in said)
 
 
 @pytest.mark.nonfinite
-def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(memory, tmp_path):
+def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp_path):
   wild = dataclasses.replace(RUN.optimizer, learning_rate=1e38)
   run_dir = tmp_path / "run"
   with pytest.raises(offline.NonFiniteLoss, match=r"step \d+: loss is.*nan.*batch.npz"):
     offline.train(
-      dataclasses.replace(RUN, optimizer=wild), run_dir, memory=memory, say=_quiet
+      dataclasses.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
     )
   last = metrics.read(run_dir)[-1]
   assert not np.isfinite([last["loss"], last["grad_norm"]]).all()
@@ -219,30 +221,35 @@ def _embeddings() -> int:
 def needs_live_reference(beta: float = 0.1):
   """A DPO that also asks for the KL over the vocabulary, which cannot be cached."""
   made = dpo(beta)
-  return made._replace(needs=made.needs | {token_stats.REF_KL})
+  return made._replace(stats=made.stats | {token_stats.REF_KL})
 
 
-def test_reference_is_gone_where_it_can_be_cached_and_stays_where_not(memory, tmp_path):
+def test_reference_is_gone_where_it_can_be_cached_and_stays_where_not(
+  datasets, tmp_path
+):
   kept = {}
-  for use in (Use("dpo"), Use(needs_live_reference)):
+  for use in (ObjectiveConfig("dpo"), ObjectiveConfig(needs_live_reference)):
     experiment = dataclasses.replace(RUN, objective=use, optimizer=Optimizer())
     run_dir = tmp_path / str(len(kept))
     run_dir.mkdir()
     before = _embeddings()
-    loaded = setup.inputs.load(experiment.data, experiment.data, memory)
-    run = setup.prepare(experiment, run_dir, loaded, memory=memory, say=_quiet)
+    loaded = setup.inputs.load(experiment.data, experiment.data, datasets)
+    run = setup.prepare(experiment, run_dir, loaded, datasets=datasets, say=_quiet)
     kept[bool(run.frozen)] = _embeddings() - before
     del run
   # Weights and Adam's two moments; the reference makes four.
   assert kept == {False: 3, True: 4}
 
 
-def test_stage_before_is_start_and_reference(memory, tmp_path):
+def test_stage_before_is_start_and_reference(datasets, tmp_path):
   sft = Experiment(
-    Use("sft"), dataclasses.replace(DATA, epochs=1), Scratch(MODEL), mesh=ONE
+    ObjectiveConfig("sft"),
+    dataclasses.replace(DATA, epochs=1),
+    Scratch(MODEL),
+    mesh=ONE,
   )
   run = dataclasses.replace(RUN, start=Trained(sft), evaluation=Evaluation())
-  result = offline.train(run, tmp_path / "run", memory=memory, say=_quiet)
+  result = offline.train(run, tmp_path / "run", datasets=datasets, say=_quiet)
   assert result.finished
   lines = metrics.read(tmp_path / "run")
   assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
@@ -257,7 +264,7 @@ def test_stage_before_is_start_and_reference(memory, tmp_path):
     ({"mesh": MeshShape(data=3)}, "places for 8 devices"),
     ({"mesh": MeshShape(data=4, fsdp=2)}, "rows=4 of a step do not split evenly"),
     ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
-    ({"data": Data("paris")}, "or one of the records in memory: pairs"),
+    ({"data": Data("paris")}, "or one of the records handed over: pairs"),
     (
       {"data": Data("demos", rows_per_step=4)},
       "the data are DEMO, the objective needs",
@@ -267,16 +274,16 @@ def test_stage_before_is_start_and_reference(memory, tmp_path):
     ({"data": dataclasses.replace(DATA, steps=10**6)}, "raise epochs"),
   ],
 )
-def test_bad_run_is_refused_and_leaves_no_directory(memory, tmp_path, change, says):
+def test_bad_run_is_refused_and_leaves_no_directory(datasets, tmp_path, change, says):
   experiment = dataclasses.replace(RUN, **change)
   with pytest.raises(ValueError, match=says):
-    offline.train(experiment, tmp_path / "run", memory=memory, say=_quiet)
+    offline.train(experiment, tmp_path / "run", datasets=datasets, say=_quiet)
   assert not (tmp_path / "run").exists()
 
 
-def test_run_directory_that_exists_is_refused(memory, tmp_path):
+def test_run_directory_that_exists_is_refused(datasets, tmp_path):
   with pytest.raises(ValueError, match=r"exists; name another one.*xpo resume"):
-    offline.train(RUN, tmp_path, memory=memory, say=_quiet)
+    offline.train(RUN, tmp_path, datasets=datasets, say=_quiet)
 
 
 def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):
@@ -285,7 +292,7 @@ def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):
   path = tmp_path / "pairs.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   data = Data(str(path), rows_per_step=2)
-  stop = Experiment(Use("dpo"), data, Scratch(MODEL), mesh=ONE)
+  stop = Experiment(ObjectiveConfig("dpo"), data, Scratch(MODEL), mesh=ONE)
   with pytest.raises(BadRows, match=r"1 bad row.*\n.*pairs.jsonl:3: identical"):
     offline.train(stop, tmp_path / "run", say=_quiet)
   assert not (tmp_path / "run").exists()

@@ -12,8 +12,14 @@ import pytest
 
 from tests.train.tiny_runs import MODEL
 from xpo_jax import scored
-from xpo_jax.config.experiment import MeshShape, Scratch, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import MeshShape, ObjectiveConfig, Scratch
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.feedback import rules
 from xpo_jax.models import score, transformer
 from xpo_jax.train import minibatches, online, online_setup, references, step
@@ -21,15 +27,18 @@ from xpo_jax.train import rewards as train_rewards
 
 T, K = 0.7, 3
 RUN = OnlineExperiment(
-  Use("ppo", beta=0.3, clip=0.05, lam=0.9, gamma=0.95, value_weight=0.5),
+  ObjectiveConfig("ppo", beta=0.3, clip=0.05, lam=0.9, gamma=0.95, value_weight=0.5),
   Prompts("world:20"),
   Scratch(MODEL),
-  Feedback(Call(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
-  Sampling(completions=K, max_tokens=6, temperature=T),
+  Feedback(Configured(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
+  Sampling(completions=K, max_completion_tokens=6, temperature=T),
   prompts_per_iteration=8,
   mesh=MeshShape(data=1),
 )
-ONE_STEP = {"rloo": Use("rloo", beta=0.3), "grpo": Use("grpo", clip_high=0.1)}
+ONE_STEP = {
+  "rloo": ObjectiveConfig("rloo", beta=0.3),
+  "grpo": ObjectiveConfig("grpo", clip_high=0.1),
+}
 
 
 def _moved(params, seed: int):
@@ -119,7 +128,7 @@ def _evaluated(use_name: str, rolled: Rolled):
   batch = jax.tree.map(lambda x: x[0], references.fill(cache, batches[0]))
   roles = {"policy": rolled.roles["policy"]}
   models = {"policy": run.model}
-  record = score.score(models, roles, step.needs(objective), batch)
+  record = score.score(models, roles, step.stats(objective), batch)
   aux, _ = objective.prepare(record, objective.init(), None)
   found = scored.evaluate(objective, record, objective.init())
   return found, aux, np.asarray(record.row_B), record

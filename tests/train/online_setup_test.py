@@ -11,12 +11,12 @@ from xpo_jax.config.experiment import (
   Evaluation,
   Experiment,
   MeshShape,
+  ObjectiveConfig,
   Pretrained,
   Scratch,
   Trained,
-  Use,
 )
-from xpo_jax.config.on_policy import Call, Feedback, Opponent, Prompts, Sampling
+from xpo_jax.config.on_policy import Configured, Feedback, Opponent, Prompts, Sampling
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import Prompt
 from xpo_jax.feedback import rules
@@ -32,36 +32,48 @@ from xpo_jax.train import (
   validate,
 )
 
-RUN = dataclasses.replace(PLAIN, objective=Use("ppo"))
+RUN = dataclasses.replace(PLAIN, objective=ObjectiveConfig("ppo"))
 ONE = Sampling(completions=1)
 
 
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
-    ({"objective": Use("rloo"), "sampling": ONE}, "rloo learns nothing.*2 or more"),
-    ({"objective": Use("dpo"), "sampling": ONE}, "dpo learns nothing.*2 or more"),
-    ({"objective": Use("kto")}, "layout RATED_MISMATCHED; rollouts become"),
-    ({"arrange": Call(pair_construction.best)}, "ppo needs layout SAMPLED.*makes DEMO"),
-    ({"controller": Call(kl_control.fixed_kl, beta=0.5)}, "beta 0.5, ppo has beta"),
+    (
+      {"objective": ObjectiveConfig("rloo"), "sampling": ONE},
+      "rloo learns nothing.*2 or more",
+    ),
+    (
+      {"objective": ObjectiveConfig("dpo"), "sampling": ONE},
+      "dpo learns nothing.*2 or more",
+    ),
+    ({"objective": ObjectiveConfig("kto")}, "layout RATED_MISMATCHED; rollouts become"),
+    (
+      {"arrange": Configured(pair_construction.best)},
+      "ppo needs layout SAMPLED.*makes DEMO",
+    ),
+    (
+      {"controller": Configured(kl_control.fixed_kl, beta=0.5)},
+      "beta 0.5, ppo has beta",
+    ),
     (
       {
-        "objective": Use("raft"),
-        "controller": Call(kl_control.fixed_kl, beta=0.5),
+        "objective": ObjectiveConfig("raft"),
+        "controller": Configured(kl_control.fixed_kl, beta=0.5),
       },
       "raft has no number beta",
     ),
     (
-      {"arrange": Call(kl_control.fixed_kl, beta=0.1)},
+      {"arrange": Configured(kl_control.fixed_kl, beta=0.1)},
       "arrange is .*makes Controller;",
     ),
     (
-      {"controller": Call(pair_construction.best)},
+      {"controller": Configured(pair_construction.best)},
       "controller is .*best.*makes Arrangement;",
     ),
     # 4 prompts x 2 completions: beta (1 - 0.2 * 8 / 1.6) = 0.
     (
-      {"controller": Call(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
+      {"controller": Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
       "beta from 0.02 to 0 .*of 8 completions.*raise horizon above most_error x 8",
     ),
   ],
@@ -78,8 +90,8 @@ def test_what_cannot_learn_is_refused_by_name(changes, match):
 )
 def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
   for given in ("sample", "greedy", "reference"):
-    sampling = dataclasses.replace(RUN.sampling, first=given)
-    run = dataclasses.replace(RUN, objective=Use(name), sampling=sampling)
+    sampling = dataclasses.replace(RUN.sampling, column0_source=given)
+    run = dataclasses.replace(RUN, objective=ObjectiveConfig(name), sampling=sampling)
     if given == first:
       validate.check(run)
       continue
@@ -88,9 +100,9 @@ def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
       validate.check(run)
 
 
-RATES = Feedback(Call(rules.cycle, patterns=("a", "b", "c")), kind="win_rates")
+RATES = Feedback(Configured(rules.cycle, patterns=("a", "b", "c")), kind="win_rates")
 APART = dataclasses.replace(RATES, include_self=False)
-DUEL = dataclasses.replace(RUN, objective=Use("ipo_md"), feedback=APART)
+DUEL = dataclasses.replace(RUN, objective=ObjectiveConfig("ipo_md"), feedback=APART)
 MET = dataclasses.replace(RUN.sampling, opponent=Opponent())
 THREE = dataclasses.replace(RUN.sampling, completions=3)
 
@@ -98,12 +110,14 @@ THREE = dataclasses.replace(RUN.sampling, completions=3)
 @pytest.mark.parametrize("name", ["sppo", "nash_md", "dno", "ipo_md"])
 def test_scores_are_no_win_rates(name):
   with pytest.raises(ValueError, match=f"{name} learns from win rates.*'scores'"):
-    validate.check(dataclasses.replace(RUN, objective=Use(name)))
+    validate.check(dataclasses.replace(RUN, objective=ObjectiveConfig(name)))
 
 
 @pytest.mark.parametrize("feedback", [RATES, APART])
 def test_nobody_is_beaten_alone(feedback):
-  nash = dataclasses.replace(RUN, objective=Use("nash_md"), feedback=feedback)
+  nash = dataclasses.replace(
+    RUN, objective=ObjectiveConfig("nash_md"), feedback=feedback
+  )
   validate.check(nash)
   with pytest.raises(ValueError, match=r"completions is 1 .*beat nobody"):
     validate.check(dataclasses.replace(nash, sampling=ONE))
@@ -127,18 +141,20 @@ def test_a_duel_is_between_two_and_leaves_oneself_out(changes, match):
 
 def test_a_controller_that_leaves_beta_positive_passes():
   # beta (1 - 0.2 * 8 / 1.7) = 0.06 beta
-  rule = Call(kl_control.adaptive_kl, beta=0.02, horizon=1.7)
+  rule = Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.7)
   validate.check(dataclasses.replace(RUN, controller=rule))
 
 
 LEARNED = dataclasses.replace(MODEL, rotary=None, positions=24)
-TOO_MANY = Sampling(completions=2, max_tokens=4, top_k=MODEL.vocab + 1)
-LONG = Sampling(completions=2, max_tokens=24)
+TOO_MANY = Sampling(completions=2, max_completion_tokens=4, top_k=MODEL.vocab + 1)
+LONG = Sampling(completions=2, max_completion_tokens=24)
 
 
 def _after(start) -> Trained:
   data = Data("world:20", rows_per_step=4, row_length=24, steps=1)
-  return Trained(Experiment(Use("sft"), data, start, mesh=MeshShape(data=1)))
+  return Trained(
+    Experiment(ObjectiveConfig("sft"), data, start, mesh=MeshShape(data=1))
+  )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +182,11 @@ def directory(tmp_path_factory):
   ("model", "sampling", "match"),
   [
     (MODEL, TOO_MANY, "top_k is 321; allowed: 1 to 320"),
-    (LEARNED, LONG, "max_tokens is 24: after .* 1 tokens that is 25, .* 24 learned"),
+    (
+      LEARNED,
+      LONG,
+      "max_completion_tokens is 24: after .* 1 tokens that is 25, .* 24 learned",
+    ),
   ],
 )
 def test_a_stage_is_not_trained_for_a_start_without_room(
@@ -179,36 +199,36 @@ def test_a_stage_is_not_trained_for_a_start_without_room(
 
 
 def test_the_longest_prompt_of_a_known_tokenizer_must_fit(directory, tmp_path):
-  memory = {"rows": [Prompt("0", "x"), Prompt("1", "x" * 18)]}  # BOS, 18 letters
-  for max_tokens, fits in ((5, True), (6, False)):
+  datasets = {"rows": [Prompt("0", "x"), Prompt("1", "x" * 18)]}  # BOS, 18 letters
+  for max_completion_tokens, fits in ((5, True), (6, False)):
     run = dataclasses.replace(
       RUN,
       prompts=Prompts("rows"),
       start=_after(Pretrained(directory)),
-      sampling=Sampling(completions=2, max_tokens=max_tokens),
+      sampling=Sampling(completions=2, max_completion_tokens=max_completion_tokens),
     )
     if fits:
-      validate.load(run, memory)
+      validate.load(run, datasets)
       continue
     match = "a prompt of 19 tokens that is 25, .* 24 learned"
     with pytest.raises(ValueError, match=match):
-      validate.load(run, memory)
+      validate.load(run, datasets)
 
 
 def test_check_refuses_prompts_that_do_not_fit_a_tokenizer_made_there():
   """A prompt of BOS and a letter is longer than the one token known before."""
-  memory = {"rows": [Prompt("0", "x")]}
+  datasets = {"rows": [Prompt("0", "x")]}
   five = Scratch(dataclasses.replace(LEARNED, positions=5))
   run = dataclasses.replace(RUN, prompts=Prompts("rows"), start=five)
-  validate.load(run, memory)
+  validate.load(run, datasets)
   with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 learned"):
-    preflight.check(run, memory)
+    preflight.check(run, datasets)
 
 
 def test_a_rating_is_brought_by_its_arrangement_alone():
-  cringe = dataclasses.replace(RUN, objective=Use("cringe"))
+  cringe = dataclasses.replace(RUN, objective=ObjectiveConfig("cringe"))
   rated = dataclasses.replace(
-    cringe, arrange=Call(pair_construction.rated_by_threshold)
+    cringe, arrange=Configured(pair_construction.rated_by_threshold)
   )
   with pytest.raises(ValueError, match=r"layout RATED; rollouts become"):
     validate.check(cringe)
@@ -217,7 +237,7 @@ def test_a_rating_is_brought_by_its_arrangement_alone():
     sampling = dataclasses.replace(ONE, completions=completions)
     validate.check(dataclasses.replace(made, sampling=sampling))
   extremes = dataclasses.replace(
-    cringe, arrange=Call(pair_construction.rated_best_worst), sampling=ONE
+    cringe, arrange=Configured(pair_construction.rated_best_worst), sampling=ONE
   )
   with pytest.raises(ValueError, match=r"cringe learns nothing.*2 or more"):
     validate.check(extremes)
@@ -225,7 +245,9 @@ def test_a_rating_is_brought_by_its_arrangement_alone():
 
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_one_completion_is_enough_without_a_group_baseline(name):
-  validate.check(dataclasses.replace(RUN, objective=Use(name), sampling=ONE))
+  validate.check(
+    dataclasses.replace(RUN, objective=ObjectiveConfig(name), sampling=ONE)
+  )
 
 
 def test_empty_prompt_set_is_refused_and_leaves_no_directory(tmp_path):
@@ -233,7 +255,7 @@ def test_empty_prompt_set_is_refused_and_leaves_no_directory(tmp_path):
     RUN, prompts=Prompts("none"), start=Scratch(MODEL, tokenizer=None)
   )
   with pytest.raises(ValueError, match="holds no prompt"):
-    online.train(empty, tmp_path / "run", memory={"none": []}, say=lambda text: None)
+    online.train(empty, tmp_path / "run", datasets={"none": []}, say=lambda text: None)
   assert not (tmp_path / "run").exists()
 
 
@@ -259,7 +281,7 @@ def test_portions_of_the_data_share_no_prompt_and_a_limit_counts_prompts(tmp_pat
     evaluation=Evaluation("rows", portion="test", limit=5),
   )
   loaded = online_setup.inputs.load(apart.prompts, apart.prompts, {"rows": rows})
-  run = online_setup.prepare(apart, tmp_path, loaded, memory={"rows": rows})
+  run = online_setup.prepare(apart, tmp_path, loaded, datasets={"rows": rows})
   train, test = set(run.prompts.texts), set(run.held_out.texts)
   assert not train & test and len(test) == 5
   assert 60 < len(train) < 100  # about 80 of 100

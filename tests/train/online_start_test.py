@@ -11,7 +11,7 @@ import pytest
 from tests.train.tiny_runs import MODEL
 from tests.train.tiny_runs import PLAIN as RUN
 from xpo_jax.config.experiment import Evaluation, Pretrained
-from xpo_jax.config.on_policy import Call, Feedback
+from xpo_jax.config.on_policy import Configured, Feedback
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import BadRows
 from xpo_jax.feedback.protocol import Scores
@@ -38,8 +38,10 @@ def test_judge_whose_files_changed_is_refused(tmp_path):
   judge = tmp_path / "judge"
   judge.mkdir()
   (judge / "config.json").write_text("{}")
-  knobs = {"directory": str(judge), "weight": 2.0}
-  source = Call(ensemble, members=(Call(constant, **knobs), Call(constant, **knobs)))
+  hparams = {"directory": str(judge), "weight": 2.0}
+  source = Configured(
+    ensemble, members=(Configured(constant, **hparams), Configured(constant, **hparams))
+  )
   run = dataclasses.replace(RUN, feedback=Feedback(source))
   loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
 

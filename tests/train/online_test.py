@@ -12,13 +12,17 @@ import pytest
 
 from tests import compiling
 from tests.train.tiny_runs import ONLINE
-from xpo_jax.config.experiment import Data, PartUse, Use
+from xpo_jax.config.experiment import AuxLossConfig, Data, ObjectiveConfig
 from xpo_jax.train import checkpoint, metrics, offline, online, rollouts
 
 # And a second objective with data of its own.
 RUN = dataclasses.replace(
   ONLINE,
-  parts=(PartUse(2.0, Use("sft"), Data("world:30", rows_per_step=3, row_length=64)),),
+  parts=(
+    AuxLossConfig(
+      2.0, ObjectiveConfig("sft"), Data("world:30", rows_per_step=3, row_length=64)
+    ),
+  ),
 )
 
 
@@ -54,7 +58,10 @@ def test_line_of_metrics_says_what_happened(whole):
   lines = metrics.read(run_dir)
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
   names = {"loss", "entropy", "ratio", "clip_fraction", "updates", "beta"}
-  names |= {f"rollout/{n}" for n in ("reward", "kl", "length", "no_eos", "informative")}
+  names |= {
+    f"rollout/{n}"
+    for n in ("reward", "kl", "length", "no_eos", "frac_informative_prompts")
+  }
   names |= {f"time/{n}" for n in ("rollout", "feedback", "update", "seconds")}
   for line in lines:
     assert names <= set(line)

@@ -16,8 +16,13 @@ ROWS = {  # (prompt, columns)
   "best_second": [(0, [1, 2]), (2, [2, 1])],
   "first_two": [(0, [1, 0])],
   "all_pairs": [
-    *[(0, [1, 0]), (0, [2, 0]), (0, [1, 2])],
-    *[(1, [0, 1]), (1, [0, 2]), (1, [1, 2]), (2, [2, 1])],
+    (0, [1, 0]),
+    (0, [2, 0]),
+    (0, [1, 2]),
+    (1, [0, 1]),
+    (1, [0, 2]),
+    (1, [1, 2]),
+    (2, [2, 1]),
   ],
 }
 
@@ -51,8 +56,10 @@ def test_completions_are_rated_by_themselves():
   assert made.layout is Layout.RATED and made.rows(3) == 3
   extremes = pair_construction.rated_best_worst()
   assert _chosen(extremes) == [
-    *[(0, [1], True), (0, [0], False)],
-    *[(2, [2], True), (2, [1], False)],
+    (0, [1], True),
+    (0, [0], False),
+    (2, [2], True),
+    (2, [1], False),
   ]
   assert extremes.rows(3) == 2
 

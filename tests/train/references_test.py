@@ -107,7 +107,7 @@ def test_only_statistics_of_the_reference_alone_are_cached():
   dpo, both = objectives.dpo(), token_stats.REF_KL
   assert references.cacheable(dpo) == (token_stats.REF_LOGP,)
   assert not references.reads_live(dpo)
-  tdpo_like = dpo._replace(needs=dpo.needs | {both})
+  tdpo_like = dpo._replace(stats=dpo.stats | {both})
   assert references.cacheable(tdpo_like) == () and references.reads_live(tdpo_like)
   free = objectives.simpo()
   assert references.cacheable(free) == () and not references.reads_live(free)

@@ -6,8 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.config.experiment import Data, Experiment, MeshShape, Scratch, Trained, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import (
+  Data,
+  Experiment,
+  MeshShape,
+  ObjectiveConfig,
+  Scratch,
+  Trained,
+)
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.feedback import client, endpoint, reward_model, rules
 from xpo_jax.feedback.protocol import OfPolicy, Scores
@@ -19,7 +32,7 @@ NAN = np.float32(np.nan)
 MODEL = Config(
   vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
 )
-SOURCE = Call(rules.world_reward)
+SOURCE = Configured(rules.world_reward)
 
 
 def _drawn(reward=None, ended=((True, True), (False, True))):
@@ -54,7 +67,7 @@ def later_wins():
 
 
 def test_win_rates_are_against_the_group_or_its_opponents():
-  feedback = Feedback(Call(later_wins), kind="win_rates")
+  feedback = Feedback(Configured(later_wins), kind="win_rates")
   asked = rewards.judge(feedback)
   alone = rewards.ask(asked, _drawn(), feedback).reward_BK
   np.testing.assert_allclose(alone[0], [(0.5 + 1) / 2, (0.5 + 0) / 2])
@@ -81,7 +94,7 @@ def nothing():
 )
 def test_a_source_of_another_kind_is_refused_when_it_is_made(source, kind, match):
   with pytest.raises(ValueError, match=f"Feedback.source is .*{match}"):
-    rewards.judge(Feedback(Call(source), kind=kind))
+    rewards.judge(Feedback(Configured(source), kind=kind))
 
 
 def any_judge():
@@ -91,7 +104,7 @@ def any_judge():
 
 @pytest.mark.parametrize("kind", ["scores", "win_rates"])
 def test_a_judge_that_does_not_say_what_it_takes_passes(kind):
-  feedback = Feedback(Call(any_judge), kind=kind)
+  feedback = Feedback(Configured(any_judge), kind=kind)
   found = rewards.ask(rewards.judge(feedback), _drawn(), feedback)
   assert found.reward_BK.shape == (2, 2)
 
@@ -109,7 +122,7 @@ def own_length():
 
 
 def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
-  feedback = Feedback(Call(own_length))
+  feedback = Feedback(Configured(own_length))
   asked = rewards.judge(feedback)
   for size in (6, 7):
     facing = rewards.facing(asked, "model", [0.0] * size, "tokenizer")
@@ -121,10 +134,10 @@ def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
 
 
 def test_summary_leaves_out_what_is_not_the_policys():
-  assert Sampling(completions=5, explore=2.0).own == slice(0, 3)
-  assert Sampling(completions=5, first="greedy").own == slice(1, 5)
+  assert Sampling(completions=5, exploration_temperature=2.0).own == slice(0, 3)
+  assert Sampling(completions=5, column0_source="greedy").own == slice(1, 5)
   drawn = _drawn([[1.0, 3.0], [2.0, 4.0]])
-  explored = Sampling(completions=2, explore=2.0)
+  explored = Sampling(completions=2, exploration_temperature=2.0)
   found = rewards.summary(
     drawn, drawn.reward_BK, np.ones((2, 2)), drawn.reward_BK, explored
   )
@@ -158,7 +171,7 @@ def test_abstention_is_absent_and_stays_one_when_cut():
   np.testing.assert_array_equal(present_BK, [[1, 1], [0, 1]])
   assert reward_BK[1, 0] == 0
   # Where column 0 is a baseline, its prompt has none.
-  _, present_BK = rewards.shaped(drawn, feedback, Sampling(first="greedy"))
+  _, present_BK = rewards.shaped(drawn, feedback, Sampling(column0_source="greedy"))
   np.testing.assert_array_equal(present_BK, [[1, 1], [0, 0]])
 
 
@@ -167,19 +180,25 @@ def test_summary_counts_what_it_says():
   kl_BK = np.array([[0.5, 1.5], [2.0, 0.0]])
   reward_BK, present_BK = rewards.shaped(drawn, Feedback(SOURCE), Sampling())
   found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
-  assert found == {
-    "rollout/reward": pytest.approx(8 / 3),
-    "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
-    "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
-    "rollout/kl": 1.0,
-    "rollout/kl_token": pytest.approx(4.0 / 14),
-    "rollout/length": 3.5,
-    "rollout/no_eos": 0.25,
-    "rollout/abstained": 0.25,
-    "rollout/informative": 0.5,  # the lone completion of prompt 2 differs from none
-    "rollout/idle": 0.125,
-  }
-  apart = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling(first="greedy"))
+  assert (
+    found
+    == {
+      "rollout/reward": pytest.approx(8 / 3),
+      "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
+      "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
+      "rollout/kl": 1.0,
+      "rollout/kl_token": pytest.approx(4.0 / 14),
+      "rollout/length": 3.5,
+      "rollout/no_eos": 0.25,
+      "rollout/abstained": 0.25,
+      # The lone completion of prompt 2 differs from none.
+      "rollout/frac_informative_prompts": 0.5,
+      "rollout/idle": 0.125,
+    }
+  )
+  apart = rewards.summary(
+    drawn, reward_BK, present_BK, kl_BK, Sampling(column0_source="greedy")
+  )
   assert apart["rollout/reward"] == 3.5 and apart["rollout/kl"] == 0.75
 
 
@@ -189,7 +208,9 @@ def test_summary_names_no_reward_where_nothing_was_judged():
   kl_BK = np.zeros((2, 2))
   found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
   assert not {"rollout/reward", "rollout/reward_std"} & set(found)
-  assert found["rollout/abstained"] == 1 and found["rollout/informative"] == 0
+  assert (
+    found["rollout/abstained"] == 1 and found["rollout/frac_informative_prompts"] == 0
+  )
 
 
 def own_weight():
@@ -204,11 +225,11 @@ def own_weight():
 
 def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):
   run = OnlineExperiment(
-    Use("reinforce", beta=None),
+    ObjectiveConfig("reinforce", beta=None),
     Prompts("world:20"),
     Scratch(MODEL),
-    Feedback(Call(own_weight)),
-    Sampling(completions=1, max_tokens=4),
+    Feedback(Configured(own_weight)),
+    Sampling(completions=1, max_completion_tokens=4),
     iterations=2,
     prompts_per_iteration=4,
     optimizer=Optimizer(learning_rate=0.1, schedule="constant"),
@@ -233,19 +254,23 @@ ENDPOINT = {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
   ("source", "error", "match"),
   [
     (
-      Call(endpoint.scorer, endpoint=ENDPOINT),
+      Configured(endpoint.scorer, endpoint=ENDPOINT),
       client.JudgeError,
       "127.0.0.1:9/v1 cannot be reached",
     ),
-    (Call(reward_model.scorer, directory="nowhere"), ValueError, "no reward model"),
+    (
+      Configured(reward_model.scorer, directory="nowhere"),
+      ValueError,
+      "no reward model",
+    ),
   ],
 )
 def test_a_judge_that_cannot_judge_is_named_before_the_start_is_trained(
   source, error, match, tmp_path
 ):
-  begun = Experiment(Use("sft"), Data("world:20"), Scratch(MODEL))
+  begun = Experiment(ObjectiveConfig("sft"), Data("world:20"), Scratch(MODEL))
   run = OnlineExperiment(
-    Use("reinforce"), Prompts("world:20"), Trained(begun), Feedback(source)
+    ObjectiveConfig("reinforce"), Prompts("world:20"), Trained(begun), Feedback(source)
   )
   with pytest.raises(error, match=match):
     online.train(run, tmp_path / "run", say=lambda text: None)

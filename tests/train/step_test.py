@@ -37,15 +37,15 @@ def _representatives() -> dict[Layout, list[str]]:
     o = objectives.build(name)
     # A demonstration is column 0 of a pair.
     layout = Layout.PAIR if o.layout is Layout.DEMO else o.layout
-    roles = {role for stat in o.needs for role in stat.roles}
+    roles = {role for stat in o.stats for role in stat.roles}
     if layout not in COLUMNS or not roles <= LIVE:
       continue  # rollouts and second references: not of one offline run
-    if not o.fields - {"mask_BKT"} <= COLUMNS[layout]:
+    if not o.columns <= COLUMNS[layout]:
       continue
     kind = (
       o.layout,
-      o.needs,
-      o.fields,
+      o.stats,
+      o.columns,
       o.prepare is nothing_shared,
       bool(jax.tree.leaves(o.init())),
     )
@@ -123,12 +123,12 @@ def test_microbatches_of_unequal_weight_are_what_is_tested(tiny):
   assert len(set(weight_MB.sum(1))) > 1
 
 
-def test_sweep_over_knobs_rate_and_seed_compiles_once(tiny):
+def test_sweep_over_hparams_rate_and_seed_compiles_once(tiny):
   traces = []
 
-  def build(**knobs):
-    traces.append(knobs)
-    return objectives.dpo(**knobs)
+  def build(**hparams):
+    traces.append(hparams)
+    return objectives.dpo(**hparams)
 
   optimizer = optim.Optimizer(learning_rate=1e-3, clip=None, ema=0.5)
   models = {"policy": tiny.model, "ref": tiny.model}
@@ -139,9 +139,9 @@ def test_sweep_over_knobs_rate_and_seed_compiles_once(tiny):
 
   def first(beta, rate, seed):
     start = state.create(tiny.policy, chain, (), jax.random.key(seed), ema=True)
-    knobs = step.knobs(optimizer, beta=beta)
-    knobs["learning_rate"] = jnp.float32(rate)
-    return update(start, frozen, batches[seed], knobs)
+    hparams = step.hparams(optimizer, beta=beta)
+    hparams["learning_rate"] = jnp.float32(rate)
+    return update(start, frozen, batches[seed], hparams)
 
   slow, measured = first(0.1, 1e-3, 0)
   fast, _ = first(0.1, 2e-3, 0)
@@ -162,8 +162,8 @@ def test_sweep_over_knobs_rate_and_seed_compiles_once(tiny):
     np.testing.assert_allclose(mean, (before + once) / 2, atol=1e-7)
 
 
-def test_knobs_of_a_build_are_the_defaults_where_not_swept():
-  assert step.knobs(optim.Optimizer())["objective"] == {}
+def test_hparams_of_a_build_are_the_defaults_where_not_swept():
+  assert step.hparams(optim.Optimizer())["objective"] == {}
 
 
 def _record(log_ratio: float):
@@ -195,6 +195,6 @@ def test_metrics_of_other_layouts_average_over_completions():
 
 
 def test_needs_come_in_one_order_and_add_the_entropy_to_logits_only():
-  fields = [stat.field for stat in step.needs(objectives.dpo())]
+  fields = [stat.field for stat in step.stats(objectives.dpo())]
   assert fields == ["entropy_BKT", "logp_BKT", "ref_logp_BKT"]
-  assert [s.field for s in step.needs(objectives.bradley_terry())] == ["value_BKT"]
+  assert [s.field for s in step.stats(objectives.bradley_terry())] == ["value_BKT"]

@@ -1,7 +1,13 @@
 """The smallest model that trains on the world's texts, and an online run of it."""
 
-from xpo_jax.config.experiment import Loop, MeshShape, Scratch, Use
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.experiment import Loop, MeshShape, ObjectiveConfig, Scratch
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
@@ -21,29 +27,29 @@ MODEL = Config(
 # All that a resume can get wrong: a controller, stale samples, a reference that moves,
 # several passes over minibatches of microbatches, a value, an average of weights.
 ONLINE = OnlineExperiment(
-  Use("ppo", beta=0.1),
+  ObjectiveConfig("ppo", beta=0.1),
   Prompts("world:30"),
   Scratch(MODEL),
-  Feedback(Call(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
-  Sampling(completions=2, max_tokens=6, temperature=0.8, staleness=1),
+  Feedback(Configured(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
+  Sampling(completions=2, max_completion_tokens=6, temperature=0.8, staleness=1),
   iterations=5,
   prompts_per_iteration=8,
   minibatches=2,
-  inner_epochs=2,
+  ppo_epochs=2,
   microbatches=2,
-  controller=Call(kl_control.adaptive_kl, beta=0.1, target=1.0, horizon=100.0),
-  renew_reference=2,
+  controller=Configured(kl_control.adaptive_kl, beta=0.1, target=1.0, horizon=100.0),
+  ref_update_every=2,
   optimizer=Optimizer(learning_rate=1e-2, ema=0.9),
   loop=Loop(log_every=1),
   mesh=MeshShape(data=1),
 )
 # Nothing but what there must be.
 PLAIN = OnlineExperiment(
-  Use("rloo"),
+  ObjectiveConfig("rloo"),
   Prompts("world:20"),
   Scratch(MODEL),
-  Feedback(Call(rules.world_reward)),
-  Sampling(completions=2, max_tokens=4),
+  Feedback(Configured(rules.world_reward)),
+  Sampling(completions=2, max_completion_tokens=4),
   prompts_per_iteration=4,
   mesh=MeshShape(data=1),
 )

@@ -2,7 +2,8 @@
 
 Every class here is a frozen dataclass that refuses bad values when it is made. It can
 be printed, compared, stored as YAML, changed from a shell (`configure`) and run
-(`offline.train`). Knobs of a method live in `Use` and nowhere else.
+(`offline.train`). Hyperparameters of a method live in `ObjectiveConfig` and nowhere
+else.
 """
 
 import dataclasses
@@ -21,40 +22,42 @@ from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
-from xpo_jax.types import Objective, Part
+from xpo_jax.types import AuxLoss, Objective
 
 Factory = Callable[..., Objective]
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class Use:
-  """An objective by factory and knobs, built when the run starts.
+class ObjectiveConfig:
+  """An objective by factory and hyperparameters, built when the run starts.
 
   Attributes:
     name: a name of the index `xpo_jax.objectives`, or "module:factory" of your own.
-    knobs: every argument of the factory, defaults filled in, so that the record of a
+    hparams: every argument of the factory, defaults filled in, so that the record of a
       run does not change with a later default.
   """
 
   name: str
-  knobs: Mapping[str, Any]
+  hparams: Mapping[str, Any]
 
-  def __init__(self, objective: str | Factory, /, **knobs: Any):
-    """Takes the factory or its name, and its arguments; nested `Use`s are built too.
+  def __init__(self, objective: str | Factory, /, **hparams: Any):
+    """Takes the factory or its name, and its arguments; nested `ObjectiveConfig`s are
+    built too.
 
     Raises:
-      ValueError: unknown objective, a knob the factory lacks or misses, or a value
-        it refuses.
+      ValueError: unknown objective, a hyperparameter the factory lacks or misses, or a
+        value it refuses.
     """
     name = objective if isinstance(objective, str) else name_of(objective)
     object.__setattr__(self, "name", name)
-    object.__setattr__(self, "knobs", bound(name, knobs))
+    object.__setattr__(self, "hparams", bound(name, hparams))
     self.build()
 
   def build(self, **traced: Any) -> Objective:
-    """The objective; `traced` overrides knobs, by numbers under a trace if need be."""
-    knobs = {k: _built(value) for k, value in (dict(self.knobs) | traced).items()}
-    return factory(self.name)(**knobs)
+    """The objective; `traced` overrides hyperparameters, by numbers under a trace if
+    need be."""
+    hparams = {k: _built(value) for k, value in (dict(self.hparams) | traced).items()}
+    return factory(self.name)(**hparams)
 
 
 def bound(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,13 +72,18 @@ def bound(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     close = difflib.get_close_matches(unknown[0], signature, n=1)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     known = ", ".join(signature) or "none"
-    raise ValueError(f"{name} has no knob {unknown[0]!r}{meant}; its knobs: {known}")
+    raise ValueError(
+      f"{name} has no hyperparameter {unknown[0]!r}{meant}; its hyperparameters: "
+      f"{known}"
+    )
   defaults = {k: p.default for k, p in signature.items() if p.default is not p.empty}
-  knobs = defaults | dict(given)
-  missing = [k for k in signature if k not in knobs]
+  hparams = defaults | dict(given)
+  missing = [k for k in signature if k not in hparams]
   if missing:
-    raise ValueError(f"{name} needs a value for its knob {', '.join(missing)}")
-  return {k: knobs[k] for k in signature}
+    raise ValueError(
+      f"{name} needs a value for its hyperparameter {', '.join(missing)}"
+    )
+  return {k: hparams[k] for k in signature}
 
 
 def factory(name: str) -> Factory:
@@ -205,11 +213,12 @@ Start = Scratch | Pretrained | Trained
 
 
 @dataclasses.dataclass(frozen=True)
-class PartUse:
-  """A further objective of a run, on data of its own: `types.Part` as a value.
+class AuxLossConfig:
+  """A further objective of a run, on data of its own: `types.AuxLoss` as a value.
 
-  PPO-ptx is PPO with `PartUse(27.8, Use("sft"), Data("texts.jsonl"))`; NPO keeps what
-  is not to be forgotten with `PartUse(1.0, Use("sft"), Data("keep.jsonl"), "retain")`.
+  PPO-ptx is PPO with `AuxLossConfig(27.8, ObjectiveConfig("sft"),
+  Data("texts.jsonl"))`; NPO keeps what is not to be forgotten with `AuxLossConfig(1.0,
+  ObjectiveConfig("sft"), Data("keep.jsonl"), "retain")`.
 
   Attributes:
     weight: of its loss in the sum that is minimised; > 0.
@@ -221,29 +230,33 @@ class PartUse:
   """
 
   weight: float
-  objective: Use
+  objective: ObjectiveConfig
   data: Data
   name: str = "text"
 
   def __post_init__(self):
     if not 0 < self.weight < math.inf:
-      raise ValueError(f"PartUse.weight is {self.weight}; it must be a number > 0")
+      raise ValueError(
+        f"AuxLossConfig.weight is {self.weight}; it must be a number > 0"
+      )
     if not self.name.isidentifier():
       raise ValueError(
-        f"PartUse.name is {self.name!r}; it must be a word, as in 'text'"
+        f"AuxLossConfig.name is {self.name!r}; it must be a word, as in 'text'"
       )
 
-  def build(self) -> Part:
+  def build(self) -> AuxLoss:
     """The part that the step takes."""
-    return Part(self.weight, self.objective.build(), self.name)
+    return AuxLoss(self.weight, self.objective.build(), self.name)
 
 
-def check_names(parts: tuple[PartUse, ...]) -> None:
+def check_names(parts: tuple[AuxLossConfig, ...]) -> None:
   """Refuses two parts of one name."""
   names = [part.name for part in parts]
   for name in names:
     if names.count(name) > 1:
-      raise ValueError(f"two parts are called {name!r}; give each PartUse.name its own")
+      raise ValueError(
+        f"two parts are called {name!r}; give each AuxLossConfig.name its own"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,7 +349,7 @@ class Experiment:
     parts: what else is minimised, each on data of its own.
   """
 
-  objective: Use
+  objective: ObjectiveConfig
   data: Data
   start: Start
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
@@ -345,7 +358,7 @@ class Experiment:
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
   adapter: Adapter | None = None
-  parts: tuple[PartUse, ...] = ()
+  parts: tuple[AuxLossConfig, ...] = ()
 
   def __post_init__(self):
     check_names(self.parts)
@@ -391,7 +404,7 @@ def name_of(given: Factory) -> str:
 
 
 def _built(value: Any) -> Any:
-  if isinstance(value, Use):
+  if isinstance(value, ObjectiveConfig):
     return value.build()
   if type(value) in (list, tuple):  # a NamedTuple, such as a link, stays whole
     return tuple(_built(item) for item in value)

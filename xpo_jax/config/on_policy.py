@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from xpo_jax.config import experiment
-from xpo_jax.config.experiment import Evaluation, Loop, MeshShape, PartUse, Start, Use
+from xpo_jax.config.experiment import (
+  AuxLossConfig,
+  Evaluation,
+  Loop,
+  MeshShape,
+  ObjectiveConfig,
+  Start,
+)
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
@@ -18,19 +25,19 @@ from xpo_jax.models.lora import Adapter
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class Call:
+class Configured:
   """Anything made by a function when the run starts: a judge, a rule, a controller.
 
   Attributes:
     name: "module:function".
-    knobs: every argument of the function, defaults filled in; `Call`s among them are
-      made too, singly or in a list.
+    hparams: every argument of the function, defaults filled in; `Configured`s among
+      them are made too, singly or in a list.
   """
 
   name: str
-  knobs: Mapping[str, Any]
+  hparams: Mapping[str, Any]
 
-  def __init__(self, make: str | Callable[..., Any], /, **knobs: Any):
+  def __init__(self, make: str | Callable[..., Any], /, **hparams: Any):
     """Takes the function or its name, and its arguments.
 
     Raises:
@@ -38,16 +45,16 @@ class Call:
     """
     name = make if isinstance(make, str) else experiment.name_of(make)
     object.__setattr__(self, "name", name)
-    object.__setattr__(self, "knobs", experiment.bound(name, knobs))
+    object.__setattr__(self, "hparams", experiment.bound(name, hparams))
 
   def build(self) -> Any:
     """What the function returns."""
-    knobs = {name: _made(value) for name, value in self.knobs.items()}
-    return experiment.factory(self.name)(**knobs)
+    hparams = {name: _made(value) for name, value in self.hparams.items()}
+    return experiment.factory(self.name)(**hparams)
 
 
 def _made(value: Any) -> Any:
-  if isinstance(value, Call | Use):
+  if isinstance(value, Configured | ObjectiveConfig):
     return value.build()
   if type(value) in (list, tuple):
     return tuple(_made(item) for item in value)
@@ -65,7 +72,8 @@ class Prompts:
     limit: use only the first so many records, or None.
     reading: which columns mean what.
     template: how a prompt becomes text.
-    limits: longest prompt in tokens; `limits.completion` is `Sampling.max_tokens`'s.
+    limits: longest prompt in tokens; `limits.completion` is
+      `Sampling.max_completion_tokens`'s.
     bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
     seed: order of the prompts, their portions and the held-out share.
   """
@@ -88,7 +96,7 @@ class Prompts:
     if self.limits.completion is not None:
       raise ValueError(
         f"Prompts.limits.completion is {self.limits.completion}; prompts have no "
-        "completions, set Sampling.max_tokens"
+        "completions, set Sampling.max_completion_tokens"
       )
 
 
@@ -126,16 +134,16 @@ class Sampling:
 
   Attributes:
     completions: K of each prompt.
-    max_tokens: longest completion, EOS included.
+    max_completion_tokens: longest completion, EOS included.
     temperature: divides the logits.
     top_k: draw among the k likeliest tokens, or None. Recorded log-probs and ratios
       are those of the whole distribution.
     top_p: draw among the fewest tokens whose probability reaches p, or None.
-    first: where column 0 of K comes from: "sample", as the others; "greedy", the
-      policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
+    column0_source: where column 0 of K comes from: "sample", as the others; "greedy",
+      the policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
       reference (XPO).
-    explore: the last K // 2 completions are drawn at this temperature instead, or
-      None: they explore for the others (the enhancer of Dong et al. 2024,
+    exploration_temperature: the last K // 2 completions are drawn at this temperature
+      instead, or None: they explore for the others (the enhancer of Dong et al. 2024,
       arXiv:2405.07863). Their log-probs are recorded at `temperature`, so that ratios
       against them are not exact: for methods that learn from pairs.
     opponent: whom completions are judged against, where `Feedback.kind` is
@@ -147,21 +155,21 @@ class Sampling:
   """
 
   completions: int = 4
-  max_tokens: int = 64
+  max_completion_tokens: int = 64
   temperature: float = 1.0
   top_k: int | None = None
   top_p: float | None = None
-  first: Literal["sample", "greedy", "reference"] = "sample"
-  explore: float | None = None
+  column0_source: Literal["sample", "greedy", "reference"] = "sample"
+  exploration_temperature: float | None = None
   opponent: Opponent | None = None
   staleness: int = 0
   prompts_at_once: int | None = None
   slots: int | None = None
 
   def __post_init__(self):
-    _among(self, "first", ("sample", "greedy", "reference"))
+    _among(self, "column0_source", ("sample", "greedy", "reference"))
     experiment.check_positive(
-      *(self, "completions", "max_tokens", "top_k", "prompts_at_once", "slots")
+      self, "completions", "max_completion_tokens", "top_k", "prompts_at_once", "slots"
     )
     if self.slots is not None and self.prompts_at_once is not None:
       raise ValueError(
@@ -175,27 +183,35 @@ class Sampling:
       )
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise ValueError(f"Sampling.top_p is {self.top_p}; allowed: 0 < top_p <= 1")
-    if self.explore is not None and not 0 < self.explore < math.inf:
+    if (
+      self.exploration_temperature is not None
+      and not 0 < self.exploration_temperature < math.inf
+    ):
       raise ValueError(
-        f"Sampling.explore is {self.explore}; allowed: a finite number > 0, or None"
+        f"Sampling.exploration_temperature is {self.exploration_temperature}; allowed: "
+        "a finite number > 0, or None"
       )
-    if self.explore is not None and (self.first != "sample" or self.completions < 2):
+    if self.exploration_temperature is not None and (
+      self.column0_source != "sample" or self.completions < 2
+    ):
       raise ValueError(
-        f"Sampling.explore is {self.explore}, with first {self.first!r} and "
+        f"Sampling.exploration_temperature is {self.exploration_temperature}, with "
+        f"column0_source {self.column0_source!r} and "
         f"completions {self.completions}; it takes half of at least 2 completions, all "
         "of them samples"
       )
-    if self.first != "sample" and self.completions < 2:
+    if self.column0_source != "sample" and self.completions < 2:
       raise ValueError(
-        f"Sampling.first is {self.first!r}, which takes one of the completions, and "
+        f"Sampling.column0_source is {self.column0_source!r}, which takes one of the "
+        "completions, and "
         f"completions is {self.completions}; sample at least 2"
       )
 
   @property
   def own(self) -> slice:
     """The columns of K that are the policy's, drawn as `temperature` says."""
-    explorers = 0 if self.explore is None else self.completions // 2
-    return slice(int(self.first != "sample"), self.completions - explorers)
+    explorers = 0 if self.exploration_temperature is None else self.completions // 2
+    return slice(int(self.column0_source != "sample"), self.completions - explorers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +226,8 @@ class Feedback:
     abstained: what a NaN does: "stop" the run, the completion shown; or "drop" the
       completion, counted.
     missing_eos: what happens to the reward of a completion that was cut at
-      `Sampling.max_tokens`: None leaves it; else this much is taken from it, or
+      `Sampling.max_completion_tokens`: None leaves it; else this much is taken from it,
+        or
       replaces it.
     missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
       2019 with -1).
@@ -219,7 +236,7 @@ class Feedback:
       meets the K - 1 others, without bias (`ipo_md`, Nash-MD's self-play).
   """
 
-  source: Call
+  source: Configured
   kind: Literal["scores", "win_rates"] = "scores"
   abstained: Literal["stop", "drop"] = "stop"
   missing_eos: float | None = None
@@ -258,13 +275,13 @@ class OnlineExperiment:
     iterations: rounds of sampling, feedback and updates.
     prompts_per_iteration: B of a round.
     minibatches: optimiser steps that one pass over a round takes; divides B.
-    inner_epochs: passes over a round.
+    ppo_epochs: passes over a round.
     microbatches: gradient accumulation; divides the prompts of a minibatch.
     arrange: makes a `pair_construction.Arrangement`, how K completions become the
       objective's layout; None: the layout's own (`pair_construction.DEFAULTS`).
     controller: makes a `kl_control.Controller` that moves the objective's `beta`
       after every iteration, or None.
-    renew_reference: the policy becomes the reference after every so many iterations;
+    ref_update_every: the policy becomes the reference after every so many iterations;
       None: the reference is the start.
     optimizer: how.
     loop: logging and held-out evaluation, counted in iterations; a checkpoint is made
@@ -274,14 +291,14 @@ class OnlineExperiment:
     seed: of fresh weights, samples and the method's draws.
     parts: what else every update minimises, each on data of its own, at temperature 1
       (PPO-ptx: `sft` on pretraining text).
-    value_start: directory of a reward model (`feedback.reward_model`): values are then
+    critic_init: directory of a reward model (`feedback.reward_model`): values are then
       those of a critic apart that starts as it, of any size but the policy's tokenizer
       (InstructGPT). None: of a head on the policy's own hidden states, 0 at first.
     adapter: train low-rank adapters on the start, which stays as it is and is the
       reference too; None trains every weight. A critic is trained whole either way.
   """
 
-  objective: Use
+  objective: ObjectiveConfig
   prompts: Prompts
   start: Start
   feedback: Feedback
@@ -289,25 +306,30 @@ class OnlineExperiment:
   iterations: int = 100
   prompts_per_iteration: int = 32
   minibatches: int = 1
-  inner_epochs: int = 1
+  ppo_epochs: int = 1
   microbatches: int = 1
-  arrange: Call | None = None
-  controller: Call | None = None
-  renew_reference: int | None = None
+  arrange: Configured | None = None
+  controller: Configured | None = None
+  ref_update_every: int | None = None
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   loop: Loop = dataclasses.field(default_factory=lambda: Loop(log_every=1))
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   seed: int = 0
-  parts: tuple[PartUse, ...] = ()
-  value_start: str | None = None
+  parts: tuple[AuxLossConfig, ...] = ()
+  critic_init: str | None = None
   adapter: Adapter | None = None
 
   def __post_init__(self):
     experiment.check_names(self.parts)
     experiment.check_positive(
-      *(self, "iterations", "prompts_per_iteration", "minibatches"),
-      *("inner_epochs", "microbatches", "renew_reference"),
+      self,
+      "iterations",
+      "prompts_per_iteration",
+      "minibatches",
+      "ppo_epochs",
+      "microbatches",
+      "ref_update_every",
     )
     if self.prompts_per_iteration % self.minibatches:
       raise ValueError(

@@ -21,13 +21,13 @@ import yaml
 import xpo_jax
 from xpo_jax.config.experiment import (
   Experiment,
+  ObjectiveConfig,
   Pretrained,
   Scratch,
   Trained,
-  Use,
   factory,
 )
-from xpo_jax.config.on_policy import Call, OnlineExperiment
+from xpo_jax.config.on_policy import Configured, OnlineExperiment
 
 FILE = "config.yaml"
 _STARTS = {kind.__name__: kind for kind in (Scratch, Pretrained, Trained)}
@@ -88,11 +88,12 @@ def code_digest() -> str:
 
 
 def to_dict(value: Any) -> Any:
-  """Plain data for YAML and JSON. A `Use` becomes `{"use": name, **knobs}`, a `Call`
-  `{"call": name, **knobs}`; a named knob, such as a link or a divergence, its name."""
-  if isinstance(value, Use | Call):
-    word = "use" if isinstance(value, Use) else "call"
-    return {word: value.name} | {k: to_dict(v) for k, v in value.knobs.items()}
+  """Plain data for YAML and JSON. A `ObjectiveConfig` becomes `{"name": name,
+  **hparams}`, a `Configured` `{"function": name, **hparams}`; a named hyperparameter, such
+  as a link or a divergence, its name."""
+  if isinstance(value, ObjectiveConfig | Configured):
+    word = "name" if isinstance(value, ObjectiveConfig) else "function"
+    return {word: value.name} | {k: to_dict(v) for k, v in value.hparams.items()}
   if dataclasses.is_dataclass(value):
     tag = {"kind": type(value).__name__} if type(value) in _KINDS.values() else {}
     fields = dataclasses.fields(value)
@@ -120,10 +121,10 @@ def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
       value = dict(value)
       kinds = [_KINDS[value.pop("kind")]]
     return from_dict(kinds[0], value, where)
-  if hint is Use or hint is Call:
-    word = "use" if hint is Use else "call"
-    knobs = {k: _knob(v) for k, v in value.items() if k != word}
-    return hint(value[word], **knobs)
+  if hint is ObjectiveConfig or hint is Configured:
+    word = "name" if hint is ObjectiveConfig else "function"
+    hparams = {k: _hparam(v) for k, v in value.items() if k != word}
+    return hint(value[word], **hparams)
   if dataclasses.is_dataclass(hint):
     hints = typing.get_type_hints(hint)
     unknown = sorted(set(value) - set(hints))
@@ -175,14 +176,14 @@ def from_args(
 ) -> Experiment | OnlineExperiment:
   """The experiment with fields overridden by flags such as `--objective.beta 0.2`.
 
-  `--objective NAME` takes another objective of the index, whose own knobs are then the
-  flags. `--help` prints them all.
+  `--objective NAME` takes another objective of the index, whose own hyperparameters are
+  then the flags. `--help` prints them all.
   """
   args = list(args)
   if "--objective" in args:
     at = args.index("--objective")
     name = args[at + 1] if at + 1 < len(args) else ""
-    default = dataclasses.replace(default, objective=Use(name))
+    default = dataclasses.replace(default, objective=ObjectiveConfig(name))
     del args[at : at + 2]
   face = _face(default)
   return _behind(default, tyro.cli(type(face), default=face, args=args, prog=prog))
@@ -199,12 +200,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = ""):
       yield f"{prefix}{name}", value
 
 
-def _knob(value: Any) -> Any:
-  if isinstance(value, Mapping) and "use" in value:
-    return from_dict(Use, value)
-  if isinstance(value, Mapping) and "call" in value:
-    return from_dict(Call, value)
-  return tuple(_knob(v) for v in value) if isinstance(value, list) else value
+def _hparam(value: Any) -> Any:
+  if isinstance(value, Mapping) and "name" in value:
+    return from_dict(ObjectiveConfig, value)
+  if isinstance(value, Mapping) and "function" in value:
+    return from_dict(Configured, value)
+  return tuple(_hparam(v) for v in value) if isinstance(value, list) else value
 
 
 def _git() -> str | None:
@@ -223,9 +224,9 @@ def _git() -> str | None:
 
 def _face(value: Any) -> Any:
   """A dataclass instance with the fields that a shell can set: for tyro, which wants
-  one concrete class where we have unions and knobs."""
-  if isinstance(value, Use | Call):
-    source, items = factory(value.name), value.knobs
+  one concrete class where we have unions and hyperparameters."""
+  if isinstance(value, ObjectiveConfig | Configured):
+    source, items = factory(value.name), value.hparams
   else:
     source = type(value)
     items = {f.name: vars(value)[f.name] for f in dataclasses.fields(value)}
@@ -245,7 +246,8 @@ def _face(value: Any) -> Any:
 
 
 def _is_named(value: Any) -> bool:
-  """Whether it is a NamedTuple: a knob that files and shells give by its name."""
+  """Whether it is a NamedTuple: a hyperparameter that files and shells give by its
+  name."""
   return isinstance(value, tuple) and type(value) is not tuple
 
 
@@ -265,11 +267,13 @@ def _settable(item: Any, hint: Any) -> bool:
 
 def _behind(value: Any, face: Any) -> Any:
   """`value` with what was set on its face."""
-  old = value.knobs if isinstance(value, Use | Call) else vars(value)
+  old = (
+    value.hparams if isinstance(value, ObjectiveConfig | Configured) else vars(value)
+  )
   new = {
     name: _behind(old[name], item) if dataclasses.is_dataclass(item) else item
     for name, item in vars(face).items()
   }
-  if isinstance(value, Use | Call):
+  if isinstance(value, ObjectiveConfig | Configured):
     return type(value)(value.name, **(dict(old) | new))
   return dataclasses.replace(value, **new)

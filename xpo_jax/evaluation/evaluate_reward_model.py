@@ -21,7 +21,7 @@ from xpo_jax.feedback import preference_model, reward_model
 from xpo_jax.models import hf_checkpoint, sample, transformer
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import loading, offline
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 
 _LONGEST = 128  # tokens of a reference sample where the data set no limit
 
@@ -29,8 +29,8 @@ _LONGEST = 128  # tokens of a reference sample where the data set no limit
 def is_reward(run_dir: str | Path) -> bool:
   """Does a run train a head on answers, and nothing that writes them?"""
   experiment, _ = yaml_file.read(Path(run_dir))
-  needs = experiment.objective.build().needs
-  return {role for stat in needs for role in stat.roles} == {"policy.value"}
+  stats = experiment.objective.build().stats
+  return {role for stat in stats for role in stat.roles} == {"policy.value"}
 
 
 def judge_run(
@@ -40,7 +40,7 @@ def judge_run(
   most: int | None = 50,
   seed: int = 0,
   batch: int = 32,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
 ) -> Agreement:
   """Normalises a reward model on reference samples and holds it to held-out labels.
 
@@ -55,7 +55,7 @@ def judge_run(
     most: pairs of one ranked list, drawn at random; None: all.
     seed: of the samples and of that draw.
     batch: texts read at once.
-    memory: records by name, where the run was given some.
+    datasets: records by name, where the run was given some.
 
   Returns:
     What is also written as agreement.json. reward.json is written, or written anew.
@@ -63,10 +63,10 @@ def judge_run(
   Raises:
     ValueError: the run is not finished, holds nothing out, or has no scalar head.
   """
-  run_dir, memory = Path(run_dir), memory or {}
+  run_dir, datasets = Path(run_dir), datasets or {}
   experiment, _ = yaml_file.read(run_dir)
   directory = evaluate_run.policy_dir(run_dir)
-  train, held_out = _records(experiment, memory)
+  train, held_out = _records(experiment, datasets)
   asked = agreement.questions(held_out, most, seed)
   data = experiment.data
   if data.transform == preference_model.BOTH_ORDERS:
@@ -93,12 +93,12 @@ def judge_run(
   return found
 
 
-def _records(experiment: Experiment, memory: Memory):
+def _records(experiment: Experiment, datasets: Datasets):
   """The good records of both splits, the same ones as in training."""
   data, held = experiment.data, experiment.evaluation
-  rows = loading.load(data, data, memory).records
+  rows = loading.load(data, data, datasets).records
   if held.path is not None:
-    train, held_out = rows, loading.load(held, data, memory).records
+    train, held_out = rows, loading.load(held, data, datasets).records
   elif held.share:
     shares = {"train": 1 - held.share, "held_out": held.share}
     train, held_out = split.by_prompt(rows, shares, data.seed).values()
@@ -145,7 +145,7 @@ def _reference(
       prompt_BP[row_B],
       length_B[row_B],
       completions=1,
-      max_tokens=data.limits.completion or _LONGEST,
+      max_completion_tokens=data.limits.completion or _LONGEST,
       key=jax.random.key(seed),
       row_B=row_B,
       stop_ids=(held.tokenizer.eos_token_id,),

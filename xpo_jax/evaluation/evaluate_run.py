@@ -17,7 +17,7 @@ from xpo_jax.data import records, tokenise
 from xpo_jax.evaluation import bootstrap, judged_run, measure_policy, sequence_logps
 from xpo_jax.models import hf_checkpoint, sample, transformer
 from xpo_jax.train import loading, offline
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 from xpo_jax.types import Layout
 
 FILE, SAMPLES = "evaluation.json", "samples.jsonl"
@@ -29,10 +29,10 @@ def evaluate_run(
   reward: measure_policy.RewardFn | None = None,
   prompts: int = 128,
   completions: int = 4,
-  max_tokens: int | None = None,
+  max_completion_tokens: int | None = None,
   seed: int = 0,
   batch: int = 64,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
 ) -> measure_policy.Report:
   """Judges a run's policy on its held-out prompts and writes evaluation.json.
 
@@ -42,10 +42,10 @@ def evaluate_run(
       run's own feedback.
     prompts: at most so many different held-out prompts, in the data's order.
     completions: samples a prompt.
-    max_tokens: longest completion; None takes the experiment's limit.
+    max_completion_tokens: longest completion; None takes the experiment's limit.
     seed: of the sampling.
     batch: prompts decoded at once.
-    memory: records by name, where the run was given some.
+    datasets: records by name, where the run was given some.
 
   Returns:
     The report, also written as evaluation.json and samples.jsonl; of an online run
@@ -55,27 +55,37 @@ def evaluate_run(
     ValueError: the run is not finished, holds nothing out, or sets no limit; a number
       of prompts, completions, tokens or of a batch below 1.
   """
-  run_dir, memory = Path(run_dir), memory or {}
+  run_dir, datasets = Path(run_dir), datasets or {}
   experiment, _ = yaml_file.read(run_dir)
   policy = hf_checkpoint.load(policy_dir(run_dir))
   online = isinstance(experiment, OnlineExperiment)
   limit = (
-    experiment.sampling.max_tokens if online else experiment.data.limits.completion
+    experiment.sampling.max_completion_tokens
+    if online
+    else experiment.data.limits.completion
   )
-  max_tokens = limit if max_tokens is None else max_tokens
-  if max_tokens is None:
-    raise ValueError("max_tokens: the experiment sets no limit either; name one")
-  sizes = {"prompts": prompts, "completions": completions, "max_tokens": max_tokens}
+  max_completion_tokens = (
+    limit if max_completion_tokens is None else max_completion_tokens
+  )
+  if max_completion_tokens is None:
+    raise ValueError(
+      "max_completion_tokens: the experiment sets no limit either; name one"
+    )
+  sizes = {
+    "prompts": prompts,
+    "completions": completions,
+    "max_completion_tokens": max_completion_tokens,
+  }
   for name, size in (sizes | {"batch": batch}).items():
     if size < 1:
       raise ValueError(f"evaluate_run: {name} is {size}; it must be at least 1")
   how = {
     "prompts": prompts,
     "completions": completions,
-    "max_tokens": max_tokens,
+    "max_completion_tokens": max_completion_tokens,
     "seed": seed,
     "batch": batch,
-    "memory": memory,
+    "datasets": datasets,
   }
   judge = {}
   if online:
@@ -88,7 +98,7 @@ def evaluate_run(
   about = {
     "prompts": len(report.policy.prompts),
     "completions a prompt": completions,
-    "longest": max_tokens,
+    "longest": max_completion_tokens,
     "seed": seed,
   }
   write(run_dir, report, about | judge)
@@ -103,18 +113,18 @@ def _policy_report(
   *,
   prompts,
   completions,
-  max_tokens,
+  max_completion_tokens,
   seed,
   batch,
-  memory,
+  datasets,
 ) -> measure_policy.Report:
   """Of an offline run: the held-out records' prompts, and their answers beside."""
-  loaded = loading.load(experiment.data, experiment.data, memory)
+  loaded = loading.load(experiment.data, experiment.data, datasets)
   stage = run_dir / offline.START / offline.POLICY
   trained = isinstance(experiment.start, Trained)
   reference = loading.begin(experiment, run_dir, loaded, stage if trained else None)
   _, held_out, _ = loading.prepare(
-    experiment, loaded, reference.tokenizer, run_dir, memory
+    experiment, loaded, reference.tokenizer, run_dir, datasets
   )
   if not held_out:
     raise ValueError(
@@ -136,7 +146,7 @@ def _policy_report(
     [example.prompt for example in judged],
     policy.tokenizer,
     reward,
-    max_tokens=max_tokens,
+    max_completion_tokens=max_completion_tokens,
     key=jax.random.key(seed),
     completions=completions,
     chosen=answers,
@@ -225,7 +235,7 @@ def generate(
   prompts: Sequence[str],
   *,
   completions: int = 1,
-  max_tokens: int = 64,
+  max_completion_tokens: int = 64,
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
@@ -238,7 +248,7 @@ def generate(
     directory: a finished run, or a Hugging Face directory.
     prompts: texts; a run's own template is put around them.
     completions: how many for each.
-    max_tokens: longest completion.
+    max_completion_tokens: longest completion.
     temperature, top_k, top_p, greedy: see `models.sample`.
     seed: of the draws.
 
@@ -263,7 +273,7 @@ def generate(
     prompt_BP,
     length_B,
     completions=completions,
-    max_tokens=max_tokens,
+    max_completion_tokens=max_completion_tokens,
     key=jax.random.key(seed),
     row_B=jax.numpy.arange(len(ids)),
     stop_ids=(held.tokenizer.eos_token_id,),

@@ -21,7 +21,7 @@ class Run(NamedTuple):
 
   Attributes:
     method: row of the table it belongs to.
-    strength: value of the knob that moves it along its frontier.
+    strength: value of the hyperparameter that moves it along its frontier.
     seed: seed of its pairs, labels, order and samples.
     reward_P: true reward per prompt, mean over that prompt's samples.
     kl_P: KL(policy || reference) per prompt in nats, mean over its samples.

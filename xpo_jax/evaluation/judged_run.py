@@ -24,7 +24,7 @@ from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
 from xpo_jax.models import transformer
 from xpo_jax.models.hf_checkpoint import Pretrained
 from xpo_jax.train import loading, offline, online, online_setup
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 
 WIN_RATES = "win_rates.json"
 CHECKPOINTS = 5  # evaluations that are held against each other
@@ -82,10 +82,10 @@ def policy_report(
   *,
   prompts: int,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
   seed: int,
   batch: int,
-  memory: Memory,
+  datasets: Datasets,
 ) -> Report:
   """Judges the policy on held-out prompts beside the start, both sampled at the run's
   temperature; see `evaluate_run.evaluate_run`.
@@ -93,12 +93,12 @@ def policy_report(
   Raises:
     ValueError: the run holds nothing out, or the judge abstains.
   """
-  loaded = loading.load(experiment.prompts, experiment.prompts, memory)
+  loaded = loading.load(experiment.prompts, experiment.prompts, datasets)
   stage = run_dir / offline.START / offline.POLICY
   trained = isinstance(experiment.start, Trained)
   start = loading.begin(experiment, run_dir, loaded, stage if trained else None)
   _, held_out, _ = online_setup.prompt_sets(
-    experiment, loaded, start.tokenizer, run_dir, memory
+    experiment, loaded, start.tokenizer, run_dir, datasets
   )
   if held_out is None:
     raise ValueError(
@@ -113,7 +113,7 @@ def policy_report(
       start.params,
       held_out.ids[:prompts],
       policy.tokenizer,
-      max_tokens=max_tokens,
+      max_completion_tokens=max_completion_tokens,
       key=jax.random.key(seed),
       completions=completions,
       batch=batch,

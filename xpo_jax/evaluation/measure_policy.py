@@ -73,7 +73,7 @@ def policy_report(
   tokenizer: Any,
   reward: RewardFn | None = None,
   *,
-  max_tokens: int,
+  max_completion_tokens: int,
   key: Array,
   completions: int = 4,
   reference: Draws | None = None,
@@ -84,7 +84,7 @@ def policy_report(
   """Samples a policy on held-out prompts and measures it against its reference.
 
   Args:
-    model, params, ref_params, prompts, tokenizer, reward, max_tokens, key,
+    model, params, ref_params, prompts, tokenizer, reward, max_completion_tokens, key,
       completions, stop_ids, batch: see `draw`.
     reference: the reference's own samples on the same prompts (`draw` with
       `params=ref_params`), where several policies share them; None draws them.
@@ -105,7 +105,7 @@ def policy_report(
       prompts,
       tokenizer,
       reward,
-      max_tokens=max_tokens,
+      max_completion_tokens=max_completion_tokens,
       key=key,
       completions=completions,
       stop_ids=stop_ids,
@@ -163,7 +163,7 @@ def draw(
   tokenizer: Any,
   reward: RewardFn | None = None,
   *,
-  max_tokens: int,
+  max_completion_tokens: int,
   key: Array,
   completions: int = 4,
   stop_ids: Sequence[int] | None = None,
@@ -181,7 +181,7 @@ def draw(
     prompts: token ids of each prompt, BOS included.
     tokenizer: decodes; its EOS ends a completion.
     reward: maps full texts (prompt plus completion) to rewards; None leaves them out.
-    max_tokens: longest completion.
+    max_completion_tokens: longest completion.
     key: of the sampling.
     completions: K samples a prompt.
     stop_ids: tokens that end a completion; None takes the tokenizer's EOS.
@@ -211,7 +211,7 @@ def draw(
       prompt_BP,
       length_B,
       completions=completions,
-      max_tokens=max_tokens,
+      max_completion_tokens=max_completion_tokens,
       key=key,
       row_B=row_B,
       stop_ids=stop_ids,

@@ -232,8 +232,8 @@ class Client:
 
   def _pause(self, request, attempt: int, problem: Exception) -> float:
     """Doubled each time, spread by up to a half; longer if the server says so."""
-    luck = prompting.draw(attempt, json.dumps(request, sort_keys=True))
-    wait = self.endpoint.pause * 2 ** (attempt - 1) * (1 + luck / 2)
+    uniform = prompting.draw(attempt, json.dumps(request, sort_keys=True))
+    wait = self.endpoint.pause * 2 ** (attempt - 1) * (1 + uniform / 2)
     if isinstance(problem.__cause__, self.openai.APIStatusError):
       said = problem.__cause__.response.headers.get("retry-after", "")
       wait = max(wait, float(said) if said.isdigit() else 0)

@@ -96,8 +96,8 @@ def preference(
     texts = {"prompt": asked, "first": first, "second": second}
     words = {}
     if drawn_from:
-      luck = prompting.draw(seed, asked, *sorted((first, second)))
-      words["principle"] = drawn_from[int(luck * len(drawn_from))]
+      uniform = prompting.draw(seed, asked, *sorted((first, second)))
+      words["principle"] = drawn_from[int(uniform * len(drawn_from))]
     return _question(made, texts, words)
 
   def judge(

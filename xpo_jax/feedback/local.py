@@ -31,7 +31,7 @@ def backend(
   tokenizer: Any,
   *,
   name: str = "local model",
-  max_tokens: int = 256,
+  max_completion_tokens: int = 256,
   temperature: float = 1.0,
   top_p: float | None = None,
   rows: int = 8,
@@ -46,7 +46,7 @@ def backend(
     tokenizer: of transformers. With a chat template, prompts are conversations; without
       one, plain text.
     name: for messages.
-    max_tokens: longest text.
+    max_completion_tokens: longest text.
     temperature: of texts; > 0.
     top_p: see `sample.sample`.
     rows: prompts computed at a time.
@@ -75,7 +75,7 @@ def backend(
         prompt_BP,
         length_B,
         completions=1,
-        max_tokens=max_tokens,
+        max_completion_tokens=max_completion_tokens,
         key=key,
         row_B=np.array([_row(each) for each in filled]),
         stop_ids=[tokenizer.eos_token_id],
@@ -207,8 +207,8 @@ def own_scorer(
   Raises:
     ValueError: a prompt file that does not fit, or numbers out of range.
   """
-  knobs = {"prompt": prompt, "least": least, "most": most, "samples": samples}
-  return _own(lambda held: judge.scorer(held, **knobs), rows)
+  hparams = {"prompt": prompt, "least": least, "most": most, "samples": samples}
+  return _own(lambda held: judge.scorer(held, **hparams), rows)
 
 
 def _own(made: Callable[[Backend], Scorer], rows: int) -> OfPolicy:

@@ -96,10 +96,10 @@ def scorer(
     true_N = check_scores(known(prompts, completions), len(completions)).value_N
     value_N = np.round(levels * np.clip((true_N - least) / (most - least), 0, 1))
     for n, content in enumerate(zip(prompts, completions, strict=True)):
-      luck = prompting.draw(seed, "error", *content)
-      if luck < error:
+      uniform = prompting.draw(seed, "error", *content)
+      if uniform < error:
         # One of the others: 1 to `levels` on from the right one, round the circle.
-        step = 1 + int(levels * luck / error)
+        step = 1 + int(levels * uniform / error)
         value_N[n] = (value_N[n] + step) % (levels + 1)
     return Scores(value_N.astype(np.float32))
 

@@ -62,7 +62,7 @@ class _Read:
 
   out: Samples
   prompts: tuple[kv_cache.Prompts, ...]
-  luck_BKT2: Array
+  uniform_BKT2: Array
 
 
 @struct.dataclass
@@ -82,7 +82,7 @@ def sample(
   slots: int,
   freed: int = 1,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
   key: Array,
   row_B: Array,
   stop_ids: Sequence[int],
@@ -91,7 +91,7 @@ def sample(
   top_p: float | None = None,
   greedy: bool = False,
   mixture: whole.Mixture | None = None,
-  warmth: float | None = None,
+  exploration_temperature: float | None = None,
 ) -> tuple[Samples, Work]:
   """Draws K completions of each prompt; any number of prompts, one compile.
 
@@ -105,8 +105,9 @@ def sample(
     slots: completions decoded at once; memory and the time of a step grow with it.
     freed: free slots that call for a refill. One leaves fewest slots idle; more ask
       the host less often.
-    completions, max_tokens, key, row_B, stop_ids: as in `sample.sample`.
-    temperature, top_k, top_p, greedy, mixture, warmth: as in `sample.sample`.
+    completions, max_completion_tokens, key, row_B, stop_ids: as in `sample.sample`.
+    temperature, top_k, top_p, greedy, mixture, exploration_temperature: as in
+      `sample.sample`.
 
   Returns:
     The completions, on the host, and the work.
@@ -124,7 +125,7 @@ def sample(
     prompt_BP,
     length_B,
     completions=completions,
-    max_tokens=max_tokens,
+    max_completion_tokens=max_completion_tokens,
     row_B=row_B,
     stop_ids=stop_ids,
     temperature=temperature,
@@ -132,12 +133,12 @@ def sample(
     top_p=top_p,
     greedy=greedy,
     mixture=mixture,
-    warmth=warmth,
+    exploration_temperature=exploration_temperature,
   )
   layers = _layers(decoder)
-  B, K, T = len(length_B), completions, max_tokens
+  B, K, T = len(length_B), completions, max_completion_tokens
   group = min(-(-slots // K), B)
-  sizes = {"completions": K, "max_tokens": T}
+  sizes = {"completions": K, "max_completion_tokens": T}
   done = jax.tree.map(
     lambda x: np.zeros((B * K, *x.shape[2:]), x.dtype),
     jax.eval_shape(lambda: Samples.empty(B, K, T)),
@@ -189,7 +190,7 @@ def sample(
   return done, Work(steps, idle(done.length_BK, steps, slots), reads, refills)
 
 
-@functools.partial(jax.jit, static_argnames=("completions", "max_tokens"))
+@functools.partial(jax.jit, static_argnames=("completions", "max_completion_tokens"))
 def _read(
   decoder: decode_state.Decoder,
   prompt_BP: Array,
@@ -198,11 +199,11 @@ def _read(
   row_B: Array,
   *,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
 ) -> _Read:
-  luck_BKT2 = token_sampling.luck(key, row_B, completions, max_tokens)
-  out, prompts = decode_state.begin(decoder, prompt_BP, length_B, luck_BKT2)
-  return _Read(out, prompts, luck_BKT2)
+  uniform_BKT2 = token_sampling.uniform(key, row_B, completions, max_completion_tokens)
+  out, prompts = decode_state.begin(decoder, prompt_BP, length_B, uniform_BKT2)
+  return _Read(out, prompts, uniform_BKT2)
 
 
 _layers = jax.jit(decode_state.layers)
@@ -211,19 +212,19 @@ _layers = jax.jit(decode_state.layers)
 @functools.partial(jax.jit, static_argnames="slots")
 def _empty(read: _Read, slots: int) -> _Slots:
   """Slots that hold nothing, all of them free."""
-  T = read.luck_BKT2.shape[2]
+  T = read.uniform_BKT2.shape[2]
   out = Samples.empty(slots, 1, T)
   out = out.replace(ended_BK=~out.ended_BK)
-  luck_BKT2 = jnp.zeros((slots, 1, T, 2))
+  uniform_BKT2 = jnp.zeros((slots, 1, T, 2))
   prompts = tuple(kv_cache.zeros(one, slots) for one in read.prompts)
-  branches = decode_state.room(prompts, luck_BKT2)
-  return _Slots(_Read(out, prompts, luck_BKT2), branches)
+  branches = decode_state.room(prompts, uniform_BKT2)
+  return _Slots(_Read(out, prompts, uniform_BKT2), branches)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _fill(held: _Read, read: _Read, slot: Array, place: Array, count: Array) -> _Read:
   """Copies the first `count` places (b K + k) of what was read into their slots."""
-  K = read.luck_BKT2.shape[1]
+  K = read.uniform_BKT2.shape[1]
 
   def one(i: Array, held: _Read) -> _Read:
     b, k = place[i] // K, place[i] % K
@@ -237,7 +238,7 @@ def _fill(held: _Read, read: _Read, slot: Array, place: Array, count: Array) -> 
         kv_cache.copy(old, slot[i], new, b)
         for old, new in zip(held.prompts, read.prompts, strict=True)
       ),
-      own(held.luck_BKT2, read.luck_BKT2),
+      own(held.uniform_BKT2, read.uniform_BKT2),
     )
 
   return jax.lax.fori_loop(0, count, one, held)
@@ -257,7 +258,7 @@ def _advance(
   def step(carry: tuple) -> tuple:
     ran, out, branches = carry
     out, branches = decode_state.extend(
-      decoder, out, held.prompts, branches, held.luck_BKT2
+      decoder, out, held.prompts, branches, held.uniform_BKT2
     )
     return ran + 1, out, branches
 

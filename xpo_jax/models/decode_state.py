@@ -59,23 +59,23 @@ class Decoder:
 
 
 def begin(
-  decoder: Decoder, prompt_BP: Array, length_B: Array, luck_BKT2: Array
+  decoder: Decoder, prompt_BP: Array, length_B: Array, uniform_BKT2: Array
 ) -> tuple[Samples, tuple[kv_cache.Prompts, ...]]:
   """Reads the prompts, padded on the right, and draws every first token."""
-  B, K, T, _ = luck_BKT2.shape
+  B, K, T, _ = uniform_BKT2.shape
   hidden, prompts = [], []
   for config, params in zip(decoder.configs, decoder.params, strict=True):
     hidden_BD, read = kv_cache.prefill(config, params, prompt_BP, length_B)
     hidden.append(jnp.broadcast_to(hidden_BD[:, None], (B, K, hidden_BD.shape[1])))
     prompts.append(read)
-  return _emit(decoder, Samples.empty(B, K, T), hidden, luck_BKT2), tuple(prompts)
+  return _emit(decoder, Samples.empty(B, K, T), hidden, uniform_BKT2), tuple(prompts)
 
 
 def room(
-  prompts: tuple[kv_cache.Prompts, ...], luck_BKT2: Array
+  prompts: tuple[kv_cache.Prompts, ...], uniform_BKT2: Array
 ) -> tuple[kv_cache.Branches, ...]:
   """Empty caches of the completions beside those of their prompts."""
-  return tuple(kv_cache.branches(read, *luck_BKT2.shape[1:3]) for read in prompts)
+  return tuple(kv_cache.branches(read, *uniform_BKT2.shape[1:3]) for read in prompts)
 
 
 def layers(decoder: Decoder) -> Decoder:
@@ -88,7 +88,7 @@ def extend(
   out: Samples,
   prompts: tuple[kv_cache.Prompts, ...],
   branches: tuple[kv_cache.Branches, ...],
-  luck_BKT2: Array,
+  uniform_BKT2: Array,
 ) -> tuple[Samples, tuple[kv_cache.Branches, ...]]:
   """Adds a token to every completion that is open; all have one at least.
 
@@ -103,11 +103,11 @@ def extend(
     hidden_BKD, own = kv_cache.decode(config, params, token_BK, at_BK, read, own)
     hidden.append(hidden_BKD)
     grown.append(own)
-  return _emit(decoder, out, hidden, luck_BKT2), tuple(grown)
+  return _emit(decoder, out, hidden, uniform_BKT2), tuple(grown)
 
 
 def _emit(
-  decoder: Decoder, out: Samples, hidden: list[Array], luck_BKT2: Array
+  decoder: Decoder, out: Samples, hidden: list[Array], uniform_BKT2: Array
 ) -> Samples:
   """Draws the next token of the completions that are open."""
   logits = []
@@ -118,7 +118,7 @@ def _emit(
     logits.append(
       jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=jnp.float32)
     )
-  luck_BK2 = _take(luck_BKT2, out.length_BK)
+  luck_BK2 = _take(uniform_BKT2, out.length_BK)
   token = token_sampling.choose(
     tuple(logits), luck_BK2, decoder.rule, greedy=decoder.greedy
   )

@@ -80,12 +80,14 @@ def copy(to: Prompts, at: Array, prompts: Prompts, b: Array) -> Prompts:
   return jax.tree.map(lambda old, new: old.at[at].set(new[b]), to, prompts)
 
 
-def branches(prompts: Prompts, completions: int, max_tokens: int) -> Branches:
+def branches(
+  prompts: Prompts, completions: int, max_completion_tokens: int
+) -> Branches:
   """Room for K branches of T tokens beside each prompt."""
 
   def room(x: Array) -> Array:
     B, g, _, h = x.shape
-    return jnp.zeros((B, completions, g, max_tokens, h), x.dtype)
+    return jnp.zeros((B, completions, g, max_completion_tokens, h), x.dtype)
 
   return Branches(*jax.tree.map(room, (prompts.key, prompts.value)))
 

@@ -75,7 +75,7 @@ def sample(
   length_B: Array,
   *,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
   key: Array,
   row_B: Array,
   stop_ids: Sequence[int],
@@ -84,7 +84,7 @@ def sample(
   top_p: float | None = None,
   greedy: bool = False,
   mixture: Mixture | None = None,
-  warmth: float | None = None,
+  exploration_temperature: float | None = None,
 ) -> Samples:
   """Draws K completions of each prompt; the prompt is read once for its K.
 
@@ -96,7 +96,7 @@ def sample(
     prompt_BP: token ids, padded on the right; see `pad`.
     length_B: tokens of each prompt.
     completions: K.
-    max_tokens: T.
+    max_completion_tokens: T.
     key: of `jax.random`.
     row_B: global number of each prompt; folded into the key.
     stop_ids: tokens that end a completion; may be empty.
@@ -107,16 +107,16 @@ def sample(
     greedy: take the likeliest token. `logp_BKT` is still at `temperature`.
     mixture: draw from a mixture with this model; top_k, top_p and greedy then
       are about the mixture. `logp_BKT` is still the policy's.
-    warmth: draw at this temperature instead, to explore. `logp_BKT` is still at
-      `temperature`.
+    exploration_temperature: draw at this temperature instead, to explore. `logp_BKT` is
+      still at `temperature`.
 
   Returns:
     The completions with their log-probs.
 
   Raises:
-    ValueError: an empty prompt; a number outside its range; prompt and max_tokens
-      beyond learned positions; a model without a cache; a mixture of two
-      vocabularies. Before any compile.
+    ValueError: an empty prompt; a number outside its range; prompt and
+      max_completion_tokens beyond learned positions; a model without a cache; a mixture
+      of two vocabularies. Before any compile.
   """
   decoder, prompt_BP, length_B, row_B = checked(
     model,
@@ -124,7 +124,7 @@ def sample(
     prompt_BP,
     length_B,
     completions=completions,
-    max_tokens=max_tokens,
+    max_completion_tokens=max_completion_tokens,
     row_B=row_B,
     stop_ids=stop_ids,
     temperature=temperature,
@@ -132,7 +132,7 @@ def sample(
     top_p=top_p,
     greedy=greedy,
     mixture=mixture,
-    warmth=warmth,
+    exploration_temperature=exploration_temperature,
   )
   return _sample(
     decoder,
@@ -141,7 +141,7 @@ def sample(
     key,
     row_B,
     completions=completions,
-    max_tokens=max_tokens,
+    max_completion_tokens=max_completion_tokens,
   )
 
 
@@ -152,7 +152,7 @@ def checked(
   length_B: Array,
   *,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
   row_B: Array,
   stop_ids: Sequence[int],
   temperature: float,
@@ -160,7 +160,7 @@ def checked(
   top_p: float | None,
   greedy: bool,
   mixture: Mixture | None,
-  warmth: float | None,
+  exploration_temperature: float | None,
 ) -> tuple[decode_state.Decoder, np.ndarray, np.ndarray, np.ndarray]:
   """The arguments of `sample` as a decoder, prompts, lengths and row numbers.
 
@@ -176,17 +176,22 @@ def checked(
       )
   configs = tuple(one.config for one in models)
   vocab = configs[0].vocab
-  _check_draw(vocab, completions, max_tokens, temperature, top_k, top_p, greedy)
-  if warmth is not None and not (warmth > 0 and not greedy):
+  _check_draw(
+    vocab, completions, max_completion_tokens, temperature, top_k, top_p, greedy
+  )
+  if exploration_temperature is not None and not (
+    exploration_temperature > 0 and not greedy
+  ):
     raise ValueError(
-      f"warmth is {warmth}, greedy is {greedy}; warmth must be > 0, and greedy=True "
+      f"exploration_temperature is {exploration_temperature}, greedy is {greedy}; "
+      "exploration_temperature must be > 0, and greedy=True "
       "draws nothing"
     )
   if mixture is not None:
     _check_mixture(vocab, mixture)
   prompt_BP, length_B = np.asarray(prompt_BP), np.asarray(length_B)
   for config in configs:
-    _check_prompts(config, prompt_BP, length_B, max_tokens)
+    _check_prompts(config, prompt_BP, length_B, max_completion_tokens)
   row_B = np.asarray(row_B)
   if row_B.shape != length_B.shape:
     raise ValueError(
@@ -201,7 +206,7 @@ def checked(
     None if top_k is None else np.int32(top_k),
     None if top_p is None else np.float32(top_p),
     None if mixture is None else np.float32(mixture.share),
-    None if warmth is None else np.float32(warmth),
+    None if exploration_temperature is None else np.float32(exploration_temperature),
   )
   both = (params,) if mixture is None else (params, mixture.params)
   decoder = decode_state.Decoder(both, rule, configs, greedy)
@@ -214,7 +219,7 @@ def checked(
 def _check_draw(
   vocab: int,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
   temperature: float,
   top_k: int | None,
   top_p: float | None,
@@ -222,8 +227,10 @@ def _check_draw(
 ) -> None:
   if completions < 1:
     raise ValueError(f"completions is {completions}; it must be at least 1")
-  if max_tokens < 1:
-    raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
+  if max_completion_tokens < 1:
+    raise ValueError(
+      f"max_completion_tokens is {max_completion_tokens}; it must be at least 1"
+    )
   if not temperature > 0:
     raise ValueError(
       f"temperature is {temperature}; it must be > 0 (greedy=True takes the "
@@ -269,15 +276,19 @@ def _check_lengths(length_B: np.ndarray, width: int | None) -> None:
 
 
 def _check_prompts(
-  config: Config, prompt_BP: np.ndarray, length_B: np.ndarray, max_tokens: int
+  config: Config,
+  prompt_BP: np.ndarray,
+  length_B: np.ndarray,
+  max_completion_tokens: int,
 ) -> None:
   _check_lengths(length_B, prompt_BP.shape[1])
   held = np.arange(prompt_BP.shape[1])[None] < length_B[:, None]
   _check_ids("prompt_BP", prompt_BP[held], config.vocab)
-  total = int(length_B.max()) + max_tokens
+  total = int(length_B.max()) + max_completion_tokens
   if config.rotary is None and total > config.positions:
     raise ValueError(
-      f"the longest prompt ({length_B.max()} tokens) plus max_tokens ({max_tokens}) "
+      f"the longest prompt ({length_B.max()} tokens) plus max_completion_tokens "
+      f"({max_completion_tokens}) "
       f"is {total}; this model has {config.positions} learned positions"
     )
 
@@ -288,7 +299,7 @@ def _check_ids(name: str, ids: np.ndarray, vocab: int) -> None:
     raise ValueError(f"{name} holds id {wrong[0]}; allowed: 0 to {vocab - 1}")
 
 
-@functools.partial(jax.jit, static_argnames=("completions", "max_tokens"))
+@functools.partial(jax.jit, static_argnames=("completions", "max_completion_tokens"))
 def _sample(
   decoder: decode_state.Decoder,
   prompt_BP: Array,
@@ -297,11 +308,11 @@ def _sample(
   row_B: Array,
   *,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
 ) -> Samples:
-  luck_BKT2 = token_sampling.luck(key, row_B, completions, max_tokens)
-  out, prompts = decode_state.begin(decoder, prompt_BP, length_B, luck_BKT2)
-  branches = decode_state.room(prompts, luck_BKT2)
+  uniform_BKT2 = token_sampling.uniform(key, row_B, completions, max_completion_tokens)
+  out, prompts = decode_state.begin(decoder, prompt_BP, length_B, uniform_BKT2)
+  branches = decode_state.room(prompts, uniform_BKT2)
   layers = decode_state.layers(decoder)
 
   def more(carry: tuple) -> Array:
@@ -309,6 +320,6 @@ def _sample(
 
   def step(carry: tuple) -> tuple:
     out, branches = carry
-    return decode_state.extend(layers, out, prompts, branches, luck_BKT2)
+    return decode_state.extend(layers, out, prompts, branches, uniform_BKT2)
 
   return jax.lax.while_loop(more, step, (out, branches))[0]

@@ -16,7 +16,7 @@ from xpo_jax import scored
 from xpo_jax.models import heads, transformer
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
-from xpo_jax.types import Array, Params, Scored, Stat
+from xpo_jax.types import Array, Params, Scored, TokenStat
 
 # The roles whose hidden states, heads and values get a gradient.
 TRAINED = frozenset({"policy", "critic"})
@@ -27,14 +27,14 @@ _VOCAB = rules.RULES["vocab"]
 def score(
   models: Mapping[str, transformer.Model],
   params: Mapping[str, Params],
-  needs: Iterable[Stat],
+  needs: Iterable[TokenStat],
   batch: Any,
   mesh: jax.sharding.Mesh | None = None,
   chunk: int | None = None,
 ) -> Scored:
   """Runs the models over packed rows and lays the statistics out B x K x T.
 
-  Only what `needs` asks for is computed: no reference pass where every statistic that
+  Only what `stats` asks for is computed: no reference pass where every statistic that
   reads it is cached in `batch.ref`, no logits for an objective that reads values only.
 
   Args:
@@ -42,7 +42,7 @@ def score(
       and each frozen role ("ref").
     params: role -> `{"lm": parameters, "value": scalar head, where needed}`. Only those
       of policy and critic get a gradient.
-    needs: an objective's `needs`.
+    stats: an objective's `stats`.
     batch: one microbatch of a `data.pack.Batch` (its arrays without the axis M).
     mesh: where rows are split over devices; pins rows, and the head's vocabulary.
     chunk: see `token_statistics`.
@@ -154,7 +154,7 @@ def token_statistics(
   hidden: Mapping[str, Array],
   head: Mapping[str, Array],
   target_RC: Array,
-  stats: tuple[Stat, ...],
+  stats: tuple[TokenStat, ...],
   values: Mapping[str, Array] | None = None,
   chunk: int | None = None,
   mesh: jax.sharding.Mesh | None = None,

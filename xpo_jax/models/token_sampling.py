@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     temperature: divides the logits.
     top_k, top_p: of the truncation, or None.
     share: the reference's exponent in a mixture, or None.
-    warmth: divides the logits that are drawn from instead, or None.
+    exploration_temperature: divides the logits that are drawn from instead, or None.
   """
 
   stop: Array
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
   top_k: Array | None
   top_p: Array | None
   share: Array | None
-  warmth: Array | None
+  exploration_temperature: Array | None
 
 
 class Token(NamedTuple):
@@ -44,13 +44,15 @@ class Token(NamedTuple):
   proposal_logp_BK: Array
 
 
-def luck(key: Array, row_B: Array, completions: int, max_tokens: int) -> Array:
+def uniform(
+  key: Array, row_B: Array, completions: int, max_completion_tokens: int
+) -> Array:
   """Two uniforms for each token, `[B, K, T, 2]`, which neither B, K nor T moves."""
 
   def one(row: Array, k: Array) -> Array:
     # Bits are by position: a longer T only adds to them.
     folded = jax.random.fold_in(jax.random.fold_in(key, row), k)
-    return jax.random.uniform(folded, (max_tokens, 2))
+    return jax.random.uniform(folded, (max_completion_tokens, 2))
 
   over_k = jax.vmap(one, (None, 0))
   return jax.vmap(over_k, (0, None))(row_B, jnp.arange(completions))
@@ -71,8 +73,12 @@ def choose(
   x_BKV = x_BKV - x_BKV.max(-1, keepdims=True)
   p_BKV = jnp.exp(x_BKV)  # not normalised: the likeliest token has 1
   q_BKV, weight_BKV = x_BKV, p_BKV  # what is drawn from
-  if len(logits) > 1 or rule.warmth is not None:
-    divisor = rule.temperature if rule.warmth is None else rule.warmth
+  if len(logits) > 1 or rule.exploration_temperature is not None:
+    divisor = (
+      rule.temperature
+      if rule.exploration_temperature is None
+      else rule.exploration_temperature
+    )
     q_BKV = logits[0] / divisor
     if len(logits) > 1:
       q_BKV = preference_games.mixture(q_BKV, logits[1] / divisor, rule.share)
@@ -147,7 +153,7 @@ def _draw(p_BKV: Array, luck_BK2: Array) -> Array:
   return block_BK * _BLOCK + _invert(within, luck_BK2[..., 1])
 
 
-def _invert(p: Array, luck: Array) -> Array:
+def _invert(p: Array, uniform: Array) -> Array:
   """First index at which the running sum exceeds `luck` (< 1) of the total."""
   total = jnp.cumsum(p, axis=-1)
-  return (total <= luck[..., None] * total[..., -1:]).sum(-1)
+  return (total <= uniform[..., None] * total[..., -1:]).sum(-1)

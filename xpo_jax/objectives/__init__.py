@@ -154,20 +154,21 @@ def get(name: str) -> Callable:
   return __getattr__(name)
 
 
-def build(name: str, knobs: Mapping[str, Any] | None = None) -> Any:
-  """The objective `name` with these knobs: what a configuration file holds.
+def build(name: str, hparams: Mapping[str, Any] | None = None) -> Any:
+  """The objective `name` with these hyperparameters: what a configuration file holds.
 
   Raises:
-    ValueError: no such objective, a knob it does not have, or a value out of range.
+    ValueError: no such objective, a hyperparameter it does not have, or a value out of
+      range.
   """
-  factory, knobs = get(name), knobs or {}
+  factory, hparams = get(name), hparams or {}
   allowed = inspect.signature(factory).parameters
-  for knob in knobs:
-    if knob not in allowed:
-      known = f"its knobs: {', '.join(allowed) or 'none'}"
-      meant = _did_you_mean(knob, allowed)
-      raise ValueError(f"{name} has no knob {knob!r}{meant}; {known}")
-  return factory(**knobs)
+  for hparam in hparams:
+    if hparam not in allowed:
+      known = f"its hyperparameters: {', '.join(allowed) or 'none'}"
+      meant = _did_you_mean(hparam, allowed)
+      raise ValueError(f"{name} has no hyperparameter {hparam!r}{meant}; {known}")
+  return factory(**hparams)
 
 
 def docstring(name: str) -> str:

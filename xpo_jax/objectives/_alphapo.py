@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards, _simpo
+from xpo_jax.objectives import _hparams, _rewards, _simpo
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -40,12 +40,12 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
       SimPO. Paper: 0.25, not checked.
 
   Returns:
-    Objective; layout PAIR; needs LOGP. Terms: `alphapo`.
+    Objective; layout PAIR; stats LOGP. Terms: `alphapo`.
     Metrics: reward_* (beta r; the margin before gamma), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
@@ -55,9 +55,9 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
     >>> float(scored.evaluate(o, halves).metrics["reward_margin"])
     2.0
   """
-  _knobs.check("alphapo", "beta", beta, paper=2.5, above=0)
-  _knobs.check("alphapo", "gamma", gamma, paper=0.25, least=0)
-  _knobs.check("alphapo", "alpha", alpha, paper=0.25)
+  _hparams.check("alphapo", "beta", beta, paper=2.5, above=0)
+  _hparams.check("alphapo", "gamma", gamma, paper=0.25, least=0)
+  _hparams.check("alphapo", "alpha", alpha, paper=0.25)
   simpo = _simpo.simpo(beta, gamma)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -69,6 +69,12 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
     metrics = out.metrics | _rewards.logp_metrics(scored)
     return Loss({"alphapo": out.terms["simpo"]}, metrics, out.per_example_B)
 
-  knobs = {"beta": beta, "gamma": gamma, "alpha": alpha}
-  needs = frozenset({token_stats.LOGP})
-  return Objective("alphapo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "gamma": gamma, "alpha": alpha}
+  stats = frozenset({token_stats.LOGP})
+  return Objective(
+    name="alphapo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

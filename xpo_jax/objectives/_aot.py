@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -39,11 +39,11 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     label_smoothing: e, the probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `aot`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `aot`.
     Metrics: those of `dpo`, of each pair against its own reference.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -52,8 +52,8 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.aot(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("aot", "beta", beta, paper=0.01, above=0)
-  _knobs.check("aot", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  _hparams.check("aot", "beta", beta, paper=0.01, above=0)
+  _hparams.check("aot", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -68,9 +68,17 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"aot": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "label_smoothing": label_smoothing}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("aot", knobs, Layout.PAIR, needs, loss, frozenset(), prepare)
+  hparams = {"beta": beta, "label_smoothing": label_smoothing}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="aot",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    columns=frozenset(),
+    prepare=prepare,
+  )
 
 
 def _lead(x_BK: Array) -> Array:

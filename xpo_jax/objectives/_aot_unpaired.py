@@ -1,6 +1,6 @@
 """AOT without pairs: the rewards of good answers above those of bad ones, by rank."""
 
-from xpo_jax.objectives import _aot, _knobs, _rewards
+from xpo_jax.objectives import _aot, _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -27,11 +27,11 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     label_smoothing: e, the probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `aot_unpaired`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `aot_unpaired`.
     Metrics: those of `dpo`, of the pairs as they stand in the data.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -42,8 +42,8 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     0.6931
   """
   name, e = "aot_unpaired", label_smoothing
-  _knobs.check(name, "beta", beta, paper=0.01, above=0)
-  _knobs.check(name, "label_smoothing", e, paper=0, least=0, below=0.5)
+  _hparams.check(name, "beta", beta, paper=0.01, above=0)
+  _hparams.check(name, "label_smoothing", e, paper=0, least=0, below=0.5)
 
   def match(chosen_B: Array, rejected_B: Array) -> Array:
     return links.smoothed_logistic(beta * (chosen_B - rejected_B), e)
@@ -64,6 +64,14 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({name: scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "label_smoothing": label_smoothing}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective(name, knobs, Layout.PAIR, needs, loss, frozenset(), prepare)
+  hparams = {"beta": beta, "label_smoothing": label_smoothing}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name=name,
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    columns=frozenset(),
+    prepare=prepare,
+  )

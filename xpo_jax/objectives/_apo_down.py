@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -23,7 +23,7 @@ def apo_down(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `apo_down`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `apo_down`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion).
 
@@ -37,7 +37,7 @@ def apo_down(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.apo_down(), first_step).loss)  # 1/2 + 1/2
     1.0
   """
-  _knobs.check("apo_down", "beta", beta, paper=0.1, above=0)
+  _hparams.check("apo_down", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -48,5 +48,11 @@ def apo_down(beta: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"apo_down": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("apo_down", {"beta": beta}, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="apo_down",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -25,7 +25,7 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout RATED; needs LOGP, REF_LOGP; field desirable_BK.
+    Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK.
     Terms: `apo_zero_unpaired`. Metrics: reward_chosen, logp_chosen over desirable rows,
     reward_rejected, logp_rejected over undesirable ones (nats), reward_accuracy
     (fraction of rows whose reward has the right sign).
@@ -40,7 +40,7 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.apo_zero_unpaired(), first_step).loss)
     0.5
   """
-  _knobs.check("apo_zero_unpaired", "beta", beta, paper=0.1, above=0)
+  _hparams.check("apo_zero_unpaired", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -52,6 +52,14 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     metrics |= {"reward_accuracy": scored.mean_B((1 + jnp.sign(gain_B)) / 2)}
     return Loss({"apo_zero_unpaired": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields, knobs = frozenset({"desirable_BK"}), {"beta": beta}
-  return Objective("apo_zero_unpaired", knobs, Layout.RATED, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"desirable_BK"})
+  hparams = {"beta": beta}
+  return Objective(
+    name="apo_zero_unpaired",
+    hparams=hparams,
+    layout=Layout.RATED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

@@ -1,6 +1,6 @@
 """ApproxNDCG on implicit rewards."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -25,7 +25,7 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
       is DPO's. Large values rank exactly and have no gradient.
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK (grades; 2^g grows
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (grades; 2^g grows
     fast beyond 10). Terms: `approx_ndcg`. Metrics: reward_chosen, reward_rejected (best
     and worst answer), reward_margin (nats), reward_accuracy (fraction of pairs), ndcg
     (the exact one).
@@ -43,7 +43,7 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
     >>> round(float(loss) + 1 / math.log2(1 + 1.5), 6)
     0.0
   """
-  _knobs.check("approx_ndcg", "beta", beta, paper=0.1, above=0)
+  _hparams.check("approx_ndcg", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -54,6 +54,13 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"approx_ndcg": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  return Objective("approx_ndcg", {"beta": beta}, Layout.RANKED, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="approx_ndcg",
+    hparams={"beta": beta},
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

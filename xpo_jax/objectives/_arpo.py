@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _nll, _rewards
+from xpo_jax.objectives import _hparams, _nll, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -45,11 +45,11 @@ def arpo(
     reduction: of the NLL, see `nll`.
 
   Returns:
-    Objective; layout PAIR; needs LOGP. Terms: `arpo`, `nll`.
+    Objective; layout PAIR; stats LOGP. Terms: `arpo`, `nll`.
     Metrics: those of `cpo`, and rejection (tau, a factor).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -58,11 +58,11 @@ def arpo(
     >>> round(float(out.metrics["rejection"]), 4)
     -0.1
   """
-  _knobs.check("arpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("arpo", "weight", weight, paper=1, least=0)
-  _knobs.check("arpo", "eta", eta, paper=0.4, above=0)
-  _knobs.check("arpo", "relax", relax, paper=0.9, above=0, most=2)
-  chosen = _knobs.choice("arpo", "reduction", reduction, _nll.REDUCTIONS)
+  _hparams.check("arpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("arpo", "weight", weight, paper=1, least=0)
+  _hparams.check("arpo", "eta", eta, paper=0.4, above=0)
+  _hparams.check("arpo", "relax", relax, paper=0.9, above=0, most=2)
+  chosen = _hparams.choice("arpo", "reduction", reduction, _nll.REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -73,8 +73,14 @@ def arpo(
     metrics |= _rewards.logp_metrics(scored) | {"rejection": scored.mean_B(tau_B)}
     return Loss({"arpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "weight": weight, "eta": eta, "relax": relax}
-  knobs["reduction"] = chosen.name
-  needs = frozenset({token_stats.LOGP})
-  preference = Objective("arpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "weight": weight, "eta": eta, "relax": relax}
+  hparams["reduction"] = chosen.name
+  stats = frozenset({token_stats.LOGP})
+  preference = Objective(
+    name="arpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )
   return _nll.with_nll(preference, weight, chosen)

@@ -5,7 +5,7 @@ Over 80 lines: single answers and pairs are two layouts of the one loss and its 
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -31,7 +31,7 @@ def bco(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. TRL: 0.1.
 
   Returns:
-    Objective; layout RATED; needs LOGP, REF_LOGP; field desirable_BK; state mean
+    Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK; state mean
     (nats), count (answers). Terms: `bco`. Metrics: shift (nats), reward_chosen,
     logp_chosen over desirable rows, reward_rejected, logp_rejected over undesirable
     ones (nats), reward_accuracy (fraction of rows on the right side of the shift).
@@ -61,8 +61,8 @@ def bco(beta: float = 0.1) -> Objective:
     }
     return Loss({"bco": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  fields = frozenset({"desirable_BK"})
-  return pair._replace(name="bco", layout=Layout.RATED, fields=fields, loss=loss)
+  columns = frozenset({"desirable_BK"})
+  return pair._replace(name="bco", layout=Layout.RATED, columns=columns, loss=loss)
 
 
 def bco_pair(beta: float = 0.1) -> Objective:
@@ -71,7 +71,7 @@ def bco_pair(beta: float = 0.1) -> Objective:
   Layout PAIR; state and shift as `bco`. Terms: `bco_pair`. An upper bound of `dpo`'s
   loss, whatever the shift; with the shift at 0, the authors of NCA call it biased NCA.
   """
-  _knobs.check("bco", "beta", beta, paper=0.1, above=0)
+  _hparams.check("bco", "beta", beta, paper=0.1, above=0)
 
   def init() -> State:
     return {"mean": jnp.zeros(()), "count": jnp.zeros(())}
@@ -94,9 +94,19 @@ def bco_pair(beta: float = 0.1) -> Objective:
     metrics |= {"shift": scored.mean_B(jnp.broadcast_to(aux.shared, loss_B.shape))}
     return Loss({"bco_pair": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs, fields = {"beta": beta}, frozenset()
+  hparams = {"beta": beta}
+  columns = frozenset()
   layout = Layout.PAIR
-  return Objective("bco_pair", knobs, layout, _NEEDS, loss, fields, prepare, init)
+  return Objective(
+    name="bco_pair",
+    hparams=hparams,
+    layout=layout,
+    stats=_NEEDS,
+    loss=loss,
+    columns=columns,
+    prepare=prepare,
+    init=init,
+  )
 
 
 def _gain(reward_B: Array, shift: Array, desirable: Array | bool) -> Array:

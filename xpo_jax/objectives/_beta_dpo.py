@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _dpo, _knobs, _rewards
+from xpo_jax.objectives import _dpo, _hparams, _rewards
 from xpo_jax.ops import selection, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
@@ -66,11 +66,11 @@ def beta_dpo(
     momentum: of m and s; 0 <= momentum < 1. Paper: 0.9.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP; state gap_mean, gap_std (nats); draws.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; state gap_mean, gap_std (nats); draws.
     Terms: `beta_dpo`. Metrics: those of `dpo` (rewards at beta'), and beta (per nat).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import jax
@@ -80,16 +80,16 @@ def beta_dpo(
     >>> round(float(scored.evaluate(o, first, o.init(), jax.random.key(0)).loss), 4)
     0.6931
   """
-  _knobs.check("beta_dpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("beta_dpo", "alpha", alpha, paper=0.6)
-  _knobs.check("beta_dpo", "keep", keep, paper=0.8, above=0, most=1)
-  _knobs.check("beta_dpo", "momentum", momentum, paper=0.9, least=0, below=1)
+  _hparams.check("beta_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("beta_dpo", "alpha", alpha, paper=0.6)
+  _hparams.check("beta_dpo", "keep", keep, paper=0.8, above=0, most=1)
+  _hparams.check("beta_dpo", "momentum", momentum, paper=0.9, least=0, below=1)
 
   def init() -> State:
     return {"gap_mean": jnp.zeros(()), "gap_std": jnp.zeros(())}
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-    rows = (scored.weight_B, scored.row_B, _knobs.check_key("beta_dpo", key))
+    rows = (scored.weight_B, scored.row_B, _hparams.check_key("beta_dpo", key))
 
     def draw(log_weight_B: Array) -> Array:
       return selection.without_replacement(log_weight_B, keep, *rows)
@@ -104,7 +104,17 @@ def beta_dpo(
     term = {"beta_dpo": drawn.mean_B(every.per_example_B)}
     return Loss(term, metrics, every.per_example_B)
 
-  knobs = {"beta": beta, "alpha": alpha, "keep": keep, "momentum": momentum}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  layout, fields = Layout.PAIR, frozenset()
-  return Objective("beta_dpo", knobs, layout, needs, loss, fields, prepare, init)
+  hparams = {"beta": beta, "alpha": alpha, "keep": keep, "momentum": momentum}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  layout = Layout.PAIR
+  columns = frozenset()
+  return Objective(
+    name="beta_dpo",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    prepare=prepare,
+    init=init,
+  )

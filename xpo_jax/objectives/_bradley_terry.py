@@ -1,6 +1,6 @@
 """The Bradley-Terry reward model, from comparisons and from shares of votes."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -22,8 +22,16 @@ def soft_bradley_terry() -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK)
     return Loss({"soft_bradley_terry": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs, fields = frozenset({token_stats.VALUE}), frozenset({"reward_BK"})
-  return Objective("soft_bradley_terry", {}, Layout.PAIR, needs, loss, fields)
+  stats = frozenset({token_stats.VALUE})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="soft_bradley_terry",
+    hparams={},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )
 
 
 def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
@@ -45,12 +53,12 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     centring: pull of the two rewards' sum towards 0; >= 0. Paper: 0. TRL offers 0.01.
 
   Returns:
-    Objective; layout PAIR; needs VALUE. Terms: `bradley_terry`, `centring`.
+    Objective; layout PAIR; stats VALUE. Terms: `bradley_terry`, `centring`.
     Metrics: reward_chosen, reward_rejected, reward_margin (units of the reward),
     reward_accuracy (fraction).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
@@ -60,8 +68,8 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.bradley_terry(), tie).loss), 4)
     0.6931
   """
-  _knobs.check("bradley_terry", "margin", margin, paper=0, least=0)
-  _knobs.check("bradley_terry", "centring", centring, paper=0, least=0)
+  _hparams.check("bradley_terry", "margin", margin, paper=0, least=0)
+  _hparams.check("bradley_terry", "centring", centring, paper=0, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -75,6 +83,12 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     }
     return Loss(terms, _rewards.reward_metrics(scored, reward_BK), pair_B + centre_B)
 
-  knobs = {"margin": margin, "centring": centring}
-  needs = frozenset({token_stats.VALUE})
-  return Objective("bradley_terry", knobs, Layout.PAIR, needs, loss)
+  hparams = {"margin": margin, "centring": centring}
+  stats = frozenset({token_stats.VALUE})
+  return Objective(
+    name="bradley_terry",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

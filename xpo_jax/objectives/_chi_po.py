@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import divergences, links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -26,12 +26,12 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     largest_reward: R, rewards lie within [0, R]; > 0. Paper: no value seen.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `chi_po`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `chi_po`.
     Metrics: reward_* (beta (phi - 1), which is 0 at ratio 1), reward_accuracy
     (fraction), logp_chosen, logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -40,8 +40,8 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.chi_po(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("chi_po", "beta", beta, paper=0.1, above=0)
-  _knobs.check("chi_po", "largest_reward", largest_reward, paper=1, above=0)
+  _hparams.check("chi_po", "beta", beta, paper=0.1, above=0)
+  _hparams.check("chi_po", "largest_reward", largest_reward, paper=1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -55,6 +55,12 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"chi_po": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "largest_reward": largest_reward}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("chi_po", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "largest_reward": largest_reward}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="chi_po",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

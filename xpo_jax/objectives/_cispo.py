@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _grpo, _knobs, _rewards
+from xpo_jax.objectives import _grpo, _hparams, _rewards
 from xpo_jax.ops import policy_loss
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -27,12 +27,12 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
-    reward_BK, old_logp_BKT, mask_BKT. Terms: `cispo`. Metrics: reward, informative
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
+    reward_BK, old_logp_BKT; reads tokens. Terms: `cispo`. Metrics: reward, informative
     (fraction of prompts whose rewards differ), clip_fraction (of tokens).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -46,8 +46,8 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: A (1 - 3) / 2
     -0.707
   """
-  _knobs.check("cispo", "most_ratio", most_ratio, paper=5, above=0)
-  _knobs.check_tie("cispo", beta, paper=0.04)
+  _hparams.check("cispo", "most_ratio", most_ratio, paper=5, above=0)
+  _hparams.check_tie("cispo", beta, paper=0.04)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     rho_BKT = policy_loss.ratio(scored.logp_BKT, scored.old_logp_BKT)
@@ -61,6 +61,17 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     metrics |= _grpo.reward_metrics(scored)
     return Loss({"cispo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"most_ratio": most_ratio, "beta": beta}
-  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
-  return Objective("cispo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
+  hparams = {"most_ratio": most_ratio, "beta": beta}
+  layout = Layout.SAMPLED
+  stats = _rewards.stats(beta)
+  prepare = _grpo.standardised
+  return Objective(
+    name="cispo",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=_grpo.COLUMNS,
+    reads_tokens=True,
+    prepare=prepare,
+  )

@@ -1,6 +1,6 @@
 """CPO: DPO against a uniform reference, and the NLL of the chosen answer."""
 
-from xpo_jax.objectives import _knobs, _nll, _rewards
+from xpo_jax.objectives import _hparams, _nll, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -31,12 +31,12 @@ def cpo(
     reduction: of the NLL, see `nll`. Paper: sequence_sum as written.
 
   Returns:
-    Objective; layout PAIR; needs LOGP. Terms: `cpo`, `nll`.
+    Objective; layout PAIR; stats LOGP. Terms: `cpo`, `nll`.
     Metrics: reward_* (beta times nats), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -45,10 +45,10 @@ def cpo(
     >>> {name: round(float(term), 4) for name, term in terms.items()}  # log 2, 2 nats
     {'cpo': 0.6931, 'nll': 2.0}
   """
-  _knobs.check("cpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("cpo", "weight", weight, paper=1, least=0)
-  _knobs.check("cpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
-  chosen = _knobs.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
+  _hparams.check("cpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("cpo", "weight", weight, paper=1, least=0)
+  _hparams.check("cpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  chosen = _hparams.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -58,8 +58,14 @@ def cpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"cpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "weight": weight, "label_smoothing": label_smoothing}
-  knobs["reduction"] = chosen.name
-  needs = frozenset({token_stats.LOGP})
-  preference = Objective("cpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "weight": weight, "label_smoothing": label_smoothing}
+  hparams["reduction"] = chosen.name
+  stats = frozenset({token_stats.LOGP})
+  preference = Objective(
+    name="cpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )
   return _nll.with_nll(preference, weight, chosen)

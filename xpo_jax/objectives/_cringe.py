@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _unlikelihood
+from xpo_jax.objectives import _hparams, _unlikelihood
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import (
   Array,
@@ -28,10 +28,10 @@ def drawing(objective: str, k: int) -> Callable:
   `Aux.rows` is the index of the rival, `[B, K, T]`; that of token t in row b depends on
   the key, `row_B[b]` and t alone. With k = 1 there is nothing to draw.
   """
-  field = token_stats.rivals(k).field
+  field = token_stats.contrast_tokens(k).field
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-    key = _knobs.check_key(objective, key)
+    key = _hparams.check_key(objective, key)
     rival_BKTJ = scored.extra[field][..., :k]
 
     def token(row: Array, t: Array, logits_KJ: Array) -> Array:
@@ -51,10 +51,10 @@ def rival_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -
 
   Args:
     drawn: see `drawing`; not read if k is 1.
-    k: number of rivals of which one was drawn.
+    k: number of contrast tokens of which one was drawn.
     detach: whether the rival is kept from being pushed up.
   """
-  logits_BKTJ = scored.extra[token_stats.rivals(k).field]
+  logits_BKTJ = scored.extra[token_stats.contrast_tokens(k).field]
   target_BKT, rival_BKTJ = logits_BKTJ[..., k], logits_BKTJ[..., :k]
   drawn_BKT = jnp.zeros(target_BKT.shape, int) if k == 1 else drawn
   rival_BKT = jnp.take_along_axis(rival_BKTJ, drawn_BKT[..., None], -1)[..., 0]
@@ -78,28 +78,30 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
 
   Args:
     alpha: weight of the contrast; >= 0. Code: 1.
-    k: number of rivals to draw from; 1 takes the likeliest and draws nothing. Paper: 1.
+    k: number of contrast tokens to draw from; 1 takes the likeliest and draws nothing.
+      Paper: 1.
     detach: no gradient through the rival's logit. Code: False.
 
   Returns:
-    Objective; layout RATED; needs LOGP, rivals(k); field desirable_BK; draws if k > 1.
+    Objective; layout RATED; stats LOGP, contrast_tokens(k); columns desirable_BK; draws
+    if k > 1.
     Terms: `likelihood`, `cringe`. Metrics: logp_chosen, logp_rejected (nats per
     completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> o, one, bad = objectives.cringe(), np.ones((1, 1, 1), int), np.zeros((1, 1))
     >>> even = np.zeros((1, 1, 1, 3))  # as likely as its rival: log 2
-    >>> s = scored.from_logits(even, one, one, needs=o.needs, desirable_BK=bad)
+    >>> s = scored.from_logits(even, one, one, stats=o.needs, desirable_BK=bad)
     >>> round(float(scored.evaluate(o, s).loss), 4)
     0.6931
   """
-  _knobs.check("cringe", "alpha", alpha, paper=1, least=0)
-  need = token_stats.rivals(k)
+  _hparams.check("cringe", "alpha", alpha, paper=1, least=0)
+  stat = token_stats.contrast_tokens(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     contrast_BK = masked.sum_T(
@@ -107,7 +109,16 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
     )
     return _unlikelihood.likelihood_and("cringe", scored, alpha * contrast_BK[:, 0])
 
-  knobs = {"alpha": alpha, "k": k, "detach": detach}
-  needs, fields = frozenset({token_stats.LOGP, need}), frozenset({"desirable_BK"})
+  hparams = {"alpha": alpha, "k": k, "detach": detach}
+  stats = frozenset({token_stats.LOGP, stat})
+  columns = frozenset({"desirable_BK"})
   prepare = drawing("cringe", k)
-  return Objective("cringe", knobs, Layout.RATED, needs, loss, fields, prepare)
+  return Objective(
+    name="cringe",
+    hparams=hparams,
+    layout=Layout.RATED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    prepare=prepare,
+  )

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
-from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, Stat
+from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, TokenStat
 
 
 def _ref_minus_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
@@ -17,8 +17,8 @@ def _ref_plus_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
   return token_stats.logp(roles["ref_plus"], target_C)
 
 
-REF_MINUS_LOGP = Stat("ref_minus_logp_BKT", ("ref_minus",), _ref_minus_logp)
-REF_PLUS_LOGP = Stat("ref_plus_logp_BKT", ("ref_plus",), _ref_plus_logp)
+REF_MINUS_LOGP = TokenStat("ref_minus_logp_BKT", ("ref_minus",), _ref_minus_logp)
+REF_PLUS_LOGP = TokenStat("ref_plus_logp_BKT", ("ref_plus",), _ref_plus_logp)
 
 
 def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
@@ -39,11 +39,11 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout RANKED, in any order: self-samples are desirable 1, the other
-    answer 0; needs LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP; field desirable_BK.
+    answer 0; stats LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP; columns desirable_BK.
     Terms: `d2o`. Metrics: reward_* (nats), reward_accuracy (fraction).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
@@ -54,8 +54,8 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.d2o(), s).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("d2o", "beta", beta, paper=0.1, above=0)
-  _knobs.check("d2o", "alpha", alpha, paper=0.1, above=0)
+  _hparams.check("d2o", "beta", beta, paper=0.1, above=0)
+  _hparams.check("d2o", "alpha", alpha, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -74,7 +74,15 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, jnp.stack([chosen_B, rejected_B], 1))
     return Loss({"d2o": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "alpha": alpha}
-  needs = frozenset({token_stats.LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP})
-  layout, fields = Layout.RANKED, frozenset({"desirable_BK"})
-  return Objective("d2o", knobs, layout, needs, loss, fields)
+  hparams = {"beta": beta, "alpha": alpha}
+  stats = frozenset({token_stats.LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP})
+  layout = Layout.RANKED
+  columns = frozenset({"desirable_BK"})
+  return Objective(
+    name="d2o",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

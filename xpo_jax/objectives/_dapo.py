@@ -47,11 +47,11 @@ def dapo(
     dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
-    reward_BK, old_logp_BKT, mask_BKT. Terms: `dapo`. Metrics: those of `grpo`.
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
+    reward_BK, old_logp_BKT; reads tokens. Terms: `dapo`. Metrics: those of `grpo`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -63,7 +63,7 @@ def dapo(
     >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: -(3 A - A) / 4
     -0.354
   """
-  _grpo.check_knobs("dapo", clip_low, clip_high, beta, dual_clip, paper=(0.2, 0.28))
+  _grpo.check_hparams("dapo", clip_low, clip_high, beta, dual_clip, paper=(0.2, 0.28))
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT = _grpo.surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
@@ -72,7 +72,18 @@ def dapo(
     metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"dapo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"clip_low": clip_low, "clip_high": clip_high}
-  knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
-  return Objective("dapo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
+  hparams = {"clip_low": clip_low, "clip_high": clip_high}
+  hparams |= {"beta": beta, "dual_clip": dual_clip}
+  layout = Layout.SAMPLED
+  stats = _rewards.stats(beta)
+  prepare = _grpo.standardised
+  return Objective(
+    name="dapo",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=_grpo.COLUMNS,
+    reads_tokens=True,
+    prepare=prepare,
+  )

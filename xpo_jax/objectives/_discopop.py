@@ -1,6 +1,6 @@
 """DiscoPOP: the loss that a language model's search found best."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import discopop_losses, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -26,12 +26,12 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
     tau: how abruptly the blend changes, nats of m; 0 < tau <= 1. Paper: 0.05.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `discopop`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `discopop`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -41,8 +41,8 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
     >>> round(float(loss), 4)  # (log 2 + 1) / 2
     0.8466
   """
-  _knobs.check("discopop", "beta", beta, paper=0.05, above=0)
-  _knobs.check("discopop", "tau", tau, paper=0.05, above=0, most=1)
+  _hparams.check("discopop", "beta", beta, paper=0.05, above=0)
+  _hparams.check("discopop", "tau", tau, paper=0.05, above=0, most=1)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -51,6 +51,12 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"discopop": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  knobs = {"beta": beta, "tau": tau}
-  return Objective("discopop", knobs, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  hparams = {"beta": beta, "tau": tau}
+  return Objective(
+    name="discopop",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -28,7 +28,7 @@ def dno(beta: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
-    needs LOGP, REF_LOGP; field reward_BK, the win rates: over K samples of a prompt,
+    needs LOGP, REF_LOGP; columns reward_BK, the win rates: over K samples of a prompt,
     P - 1/2 is (K - 1) / K of what it is over the others alone where a sample counts as
     a draw with itself (`Feedback.include_self`). Terms: `dno`.
     Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
@@ -45,7 +45,7 @@ def dno(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # no margin yet, so log 2 whatever the win rates
     0.6931
   """
-  _knobs.check("dno", "beta", beta, paper=0.1, above=0)
+  _hparams.check("dno", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -56,7 +56,14 @@ def dno(beta: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"dno": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  dno = Objective("dno", {"beta": beta}, Layout.PAIR, needs, loss, fields)
-  return dno._replace(reward="win_rates")
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  dno = Objective(
+    name="dno",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )
+  return dno._replace(reward_kind="win_rates")

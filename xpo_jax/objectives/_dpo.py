@@ -1,6 +1,6 @@
 """Direct Preference Optimization, and its label-smoothed form."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -25,12 +25,12 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
       note recommends none; at e > 0 the gradient vanishes at m = log((1 - e) / e).
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `dpo`.
     Metrics: reward_chosen, reward_rejected, reward_margin (nats), reward_accuracy
     (fraction), logp_chosen, logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -40,8 +40,8 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(loss), 4)  # no margin yet, so log 2
     0.6931
   """
-  _knobs.check("dpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("dpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  _hparams.check("dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("dpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -51,6 +51,12 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "label_smoothing": label_smoothing}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("dpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "label_smoothing": label_smoothing}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="dpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

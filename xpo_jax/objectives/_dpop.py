@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -26,13 +26,13 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
       0 gives DPO.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `dpop`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `dpop`.
     Metrics: reward_* (nats, without the penalty), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion), fallen (nats that the chosen
     answer has lost).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -40,8 +40,8 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpop(), fell).loss), 4)  # -1 + 51 - 50
     0.6931
   """
-  _knobs.check("dpop", "beta", beta, paper=0.1, above=0)
-  _knobs.check("dpop", "penalty", penalty, paper=50, least=0)
+  _hparams.check("dpop", "beta", beta, paper=0.1, above=0)
+  _hparams.check("dpop", "penalty", penalty, paper=50, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -53,6 +53,12 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
     metrics |= _rewards.logp_metrics(scored) | {"fallen": scored.mean_B(fallen_B)}
     return Loss({"dpop": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "penalty": penalty}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("dpop", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "penalty": penalty}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="dpop",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

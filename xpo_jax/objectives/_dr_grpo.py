@@ -1,6 +1,6 @@
 """Dr. GRPO: GRPO without the two divisions that bias it."""
 
-from xpo_jax.objectives import _grpo, _knobs, _rewards
+from xpo_jax.objectives import _grpo, _hparams, _rewards
 from xpo_jax.ops import groups, masked
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -34,11 +34,11 @@ def dr_grpo(
     dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
-    reward_BK, old_logp_BKT, mask_BKT. Terms: `dr_grpo`. Metrics: those of `grpo`.
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
+    reward_BK, old_logp_BKT; reads tokens. Terms: `dr_grpo`. Metrics: those of `grpo`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -51,8 +51,8 @@ def dr_grpo(
     >>> float(scored.evaluate(objectives.dr_grpo(), s).loss)  # (-0.5 * 2 + 0.5 * 1) / 2
     -0.25
   """
-  _grpo.check_knobs("dr_grpo", clip_low, clip_high, beta, dual_clip)
-  _knobs.check("dr_grpo", "length", length, paper=1, above=0)
+  _grpo.check_hparams("dr_grpo", clip_low, clip_high, beta, dual_clip)
+  _hparams.check("dr_grpo", "length", length, paper=1, above=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -66,7 +66,17 @@ def dr_grpo(
     metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"dr_grpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"clip_low": clip_low, "clip_high": clip_high, "length": length}
-  knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, needs = Layout.SAMPLED, _rewards.needs(beta)
-  return Objective("dr_grpo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
+  hparams = {"clip_low": clip_low, "clip_high": clip_high, "length": length}
+  hparams |= {"beta": beta, "dual_clip": dual_clip}
+  layout = Layout.SAMPLED
+  stats = _rewards.stats(beta)
+  return Objective(
+    name="dr_grpo",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=_grpo.COLUMNS,
+    reads_tokens=True,
+    prepare=prepare,
+  )

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -36,12 +36,12 @@ def dro(beta: float = 1.0) -> Objective:
       rewards normalised to mean 0 and variance 1 over the data: do so too.
 
   Returns:
-    Objective; layout RATED; needs LOGP, REF_LOGP, VALUE; field reward_BK.
+    Objective; layout RATED; stats LOGP, REF_LOGP, VALUE; columns reward_BK.
     Terms: `dro` (the policy's), `value`. Metrics: value, residual (r - V - beta lr),
     reward (implicit, beta lr), all in units of the reward.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
@@ -51,7 +51,7 @@ def dro(beta: float = 1.0) -> Objective:
     >>> float(scored.evaluate(objectives.dro(beta=1.0), s).loss)
     0.0
   """
-  _knobs.check("dro", "beta", beta, paper=1, above=0)
+  _hparams.check("dro", "beta", beta, paper=1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -69,6 +69,13 @@ def dro(beta: float = 1.0) -> Objective:
     }
     return Loss(terms, metrics, policy_B + fit_B)
 
-  needs = {token_stats.LOGP, token_stats.REF_LOGP, token_stats.VALUE}
-  fields = frozenset({"reward_BK"})
-  return Objective("dro", {"beta": beta}, Layout.RATED, frozenset(needs), loss, fields)
+  stats = {token_stats.LOGP, token_stats.REF_LOGP, token_stats.VALUE}
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="dro",
+    hparams={"beta": beta},
+    layout=Layout.RATED,
+    stats=frozenset(stats),
+    loss=loss,
+    columns=columns,
+  )

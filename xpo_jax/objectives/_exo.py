@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -37,12 +37,12 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
       loss is infinite). Paper: 1e-3.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `exo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `exo`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -52,8 +52,8 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
     >>> round(float(scored.evaluate(o, first_step).loss), 4)  # -log(4 * 0.9 * 0.1) / 2
     0.5108
   """
-  _knobs.check("exo", "beta", beta, paper=0.1, above=0)
-  _knobs.check(
+  _hparams.check("exo", "beta", beta, paper=0.1, above=0)
+  _hparams.check(
     "exo", "label_smoothing", label_smoothing, paper=1e-3, above=0, below=0.5
   )
 
@@ -66,6 +66,12 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"exo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "label_smoothing": label_smoothing}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("exo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "label_smoothing": label_smoothing}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="exo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -1,6 +1,6 @@
 """EXO on lists of answers with rewards."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -22,12 +22,13 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
     temperature: of the target; > 0. Paper: equal to beta; its beta_r.
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK. Terms: `exo_list`.
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
+    `exo_list`.
     Metrics: reward_* (nats; best against worst answer), reward_accuracy (fraction of
     ordered pairs), ndcg: see `ranking.metrics`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -38,8 +39,8 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
     >>> abs(round(float(scored.evaluate(o, s).loss), 4))
     0.0
   """
-  _knobs.check("exo_list", "beta", beta, paper=0.1, above=0)
-  _knobs.check("exo_list", "temperature", temperature, paper=0.1, above=0)
+  _hparams.check("exo_list", "beta", beta, paper=0.1, above=0)
+  _hparams.check("exo_list", "temperature", temperature, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -53,7 +54,14 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"exo_list": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "temperature": temperature}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  return Objective("exo_list", knobs, Layout.RANKED, needs, loss, fields)
+  hparams = {"beta": beta, "temperature": temperature}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="exo_list",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

@@ -1,13 +1,13 @@
 """XPO: online DPO that is paid for leaving what the reference would say."""
 
-from xpo_jax.objectives import _knobs, _online_dpo, _rewards
+from xpo_jax.objectives import _hparams, _online_dpo, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 
 
 def exploration(alpha: float = 1e-5) -> Objective:
   """XPO's bonus alone: alpha log pi of column 0, a sample of the reference."""
-  _knobs.check("exploration", "alpha", alpha, paper=1e-5, least=0)
+  _hparams.check("exploration", "alpha", alpha, paper=1e-5, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -17,9 +17,15 @@ def exploration(alpha: float = 1e-5) -> Objective:
     metrics = {"logp_of_ref_sample": Mean(total, weight)}
     return Loss({"exploration": Mean(alpha * total, weight)}, metrics)
 
-  needs = frozenset({token_stats.LOGP})
-  bonus = Objective("exploration", {"alpha": alpha}, Layout.SAMPLED, needs, loss)
-  return bonus._replace(first="reference")
+  stats = frozenset({token_stats.LOGP})
+  bonus = Objective(
+    name="exploration",
+    hparams={"alpha": alpha},
+    layout=Layout.SAMPLED,
+    stats=stats,
+    loss=loss,
+  )
+  return bonus._replace(column0_source="reference")
 
 
 def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
@@ -42,12 +48,12 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
     alpha: of the bonus, per nat; >= 0. 0 gives `online_dpo`. TRL: 1e-5.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, REF_LOGP; field reward_BK. Terms:
+    Objective; layout SAMPLED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
     `exploratory_dpo`, `exploration`. Metrics: those of `online_dpo`, and
     logp_of_ref_sample (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -57,8 +63,8 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}
     {'exploratory_dpo': 0.6931, 'exploration': -0.3}
   """
-  _knobs.check("exploratory_dpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("exploratory_dpo", "alpha", alpha, paper=1e-5, least=0)
+  _hparams.check("exploratory_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("exploratory_dpo", "alpha", alpha, paper=1e-5, least=0)
   online, bonus = _online_dpo.online_dpo(beta), exploration(alpha)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -66,6 +72,6 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
     terms = {"exploratory_dpo": pair.terms["online_dpo"]} | extra.terms
     return Loss(terms, pair.metrics | extra.metrics)
 
-  knobs = {"beta": beta, "alpha": alpha}
-  whole = online._replace(name="exploratory_dpo", knobs=knobs, loss=loss)
-  return whole._replace(first=bonus.first)
+  hparams = {"beta": beta, "alpha": alpha}
+  whole = online._replace(name="exploratory_dpo", hparams=hparams, loss=loss)
+  return whole._replace(column0_source=bonus.column0_source)

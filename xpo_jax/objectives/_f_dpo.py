@@ -2,7 +2,7 @@
 
 import math
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import divergences, links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -31,7 +31,7 @@ def f_dpo(
       Paper: reverse KL, forward KL, Jensen-Shannon, alpha at 0.3, 0.5, 0.7.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `f_dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `f_dpo`.
     Metrics: reward_* (beta f', which is 0 at ratio 1), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -48,8 +48,10 @@ def f_dpo(
     >>> round(float(scored.evaluate(o, first_step).loss), 4)
     0.6931
   """
-  _knobs.check("f_dpo", "beta", beta, paper=0.1, above=0)
-  divergence = _knobs.choice("f_dpo", "divergence", divergence, divergences.DIVERGENCES)
+  _hparams.check("f_dpo", "beta", beta, paper=0.1, above=0)
+  divergence = _hparams.choice(
+    "f_dpo", "divergence", divergence, divergences.DIVERGENCES
+  )
   if divergence.slope_at_0 > -math.inf:
     raise ValueError(
       f"f_dpo: {divergence} has f'(0+) = {divergence.slope_at_0:g}, so the optimal "
@@ -64,6 +66,12 @@ def f_dpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"f_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "divergence": divergence}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("f_dpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "divergence": divergence}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="f_dpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -1,6 +1,6 @@
 """GPO: any link in the place of DPO's logistic one."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -27,7 +27,7 @@ def gpo(
       one of those it adds.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `gpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `gpo`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
@@ -43,8 +43,8 @@ def gpo(
     >>> float(scored.evaluate(o, first_step).loss)  # sigma(0)^2
     0.25
   """
-  _knobs.check("gpo", "beta", beta, paper=0.1, above=0)
-  link = _knobs.choice("gpo", "link", link, links.LINKS)
+  _hparams.check("gpo", "beta", beta, paper=0.1, above=0)
+  link = _hparams.choice("gpo", "link", link, links.LINKS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -53,6 +53,12 @@ def gpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"gpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "link": link}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("gpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "link": link}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="gpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -5,14 +5,14 @@ Longer than other objectives because the relatives are written with it.
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import divergences, groups, masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
-FIELDS = frozenset({"mask_BKT", "old_logp_BKT", "reward_BK"})
+COLUMNS = frozenset({"old_logp_BKT", "reward_BK"})
 
 
-def check_knobs(
+def check_hparams(
   name: str,
   clip_low: float | Array,
   clip_high: float | Array,
@@ -21,11 +21,11 @@ def check_knobs(
   paper: tuple[float, float] = (0.2, 0.2),
 ) -> None:
   """Refuses what GRPO or a relative does not allow; `paper` holds the two clips."""
-  _knobs.check(name, "clip_low", clip_low, paper=paper[0], least=0, most=1)
-  _knobs.check(name, "clip_high", clip_high, paper=paper[1], least=0)
-  _knobs.check_tie(name, beta, paper=0.04)
+  _hparams.check(name, "clip_low", clip_low, paper=paper[0], least=0, most=1)
+  _hparams.check(name, "clip_high", clip_high, paper=paper[1], least=0)
+  _hparams.check_tie(name, beta, paper=0.04)
   if dual_clip is not None:
-    _knobs.check(name, "dual_clip", dual_clip, paper=3, above=1)
+    _hparams.check(name, "dual_clip", dual_clip, paper=3, above=1)
 
 
 def standardised(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
@@ -70,7 +70,7 @@ def reward_metrics(scored: Scored) -> dict[str, Mean]:
   reward_BK, present_BK = scored.reward_BK, scored.present_BK
   return {
     "reward": scored.mean_BK(groups.zero_absent(reward_BK, present_BK)),
-    "informative": scored.mean_B(groups.differ(reward_BK, present_BK)),
+    "frac_informative_prompts": scored.mean_B(groups.differ(reward_BK, present_BK)),
   }
 
 
@@ -118,12 +118,12 @@ def grpo(
     dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
-    reward_BK, old_logp_BKT, mask_BKT. Terms: `grpo`. Metrics: reward, informative
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
+    reward_BK, old_logp_BKT; reads tokens. Terms: `grpo`. Metrics: reward, informative
     (fraction of prompts whose rewards differ), clip_fraction (of tokens).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -133,7 +133,7 @@ def grpo(
     >>> abs(round(float(scored.evaluate(objectives.grpo(), s).loss), 4))
     0.0
   """
-  check_knobs("grpo", clip_low, clip_high, beta, dual_clip)
+  check_hparams("grpo", clip_low, clip_high, beta, dual_clip)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT = surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
@@ -143,7 +143,17 @@ def grpo(
     metrics = clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"grpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"clip_low": clip_low, "clip_high": clip_high}
-  knobs |= {"beta": beta, "dual_clip": dual_clip}
-  layout, needs = Layout.SAMPLED, _rewards.needs(beta)
-  return Objective("grpo", knobs, layout, needs, loss, FIELDS, standardised)
+  hparams = {"clip_low": clip_low, "clip_high": clip_high}
+  hparams |= {"beta": beta, "dual_clip": dual_clip}
+  layout = Layout.SAMPLED
+  stats = _rewards.stats(beta)
+  return Objective(
+    name="grpo",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=COLUMNS,
+    reads_tokens=True,
+    prepare=standardised,
+  )

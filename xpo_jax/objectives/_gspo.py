@@ -33,12 +33,12 @@ def gspo(
     beta: tie to ref, per nat; > 0, or None for no tie and no reference. Paper: None.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
-    reward_BK, old_logp_BKT, mask_BKT. Terms: `gspo`. Metrics: reward, informative
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
+    reward_BK, old_logp_BKT; reads tokens. Terms: `gspo`. Metrics: reward, informative
     (fraction of prompts whose rewards differ), clip_fraction (of completions).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -49,7 +49,7 @@ def gspo(
     0.0
   """
   paper = (3e-4, 4e-4)
-  _grpo.check_knobs("gspo", clip_low, clip_high, beta, None, paper=paper)
+  _grpo.check_hparams("gspo", clip_low, clip_high, beta, None, paper=paper)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     log_ratio_BK = _avg_log_ratio(scored)
@@ -68,6 +68,17 @@ def gspo(
     metrics |= _grpo.reward_metrics(scored)
     return Loss({"gspo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"clip_low": clip_low, "clip_high": clip_high, "beta": beta}
-  layout, needs, prepare = Layout.SAMPLED, _rewards.needs(beta), _grpo.standardised
-  return Objective("gspo", knobs, layout, needs, loss, _grpo.FIELDS, prepare)
+  hparams = {"clip_low": clip_low, "clip_high": clip_high, "beta": beta}
+  layout = Layout.SAMPLED
+  stats = _rewards.stats(beta)
+  prepare = _grpo.standardised
+  return Objective(
+    name="gspo",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=_grpo.COLUMNS,
+    reads_tokens=True,
+    prepare=prepare,
+  )

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -42,11 +42,11 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     lead: added to the best reward; >= 0. Paper: 0; its code 0.01.
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK. Terms: `infonca`.
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms: `infonca`.
     Metrics: of the best against the worst answer, see `ranking.metrics`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -55,9 +55,9 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     >>> round(float(scored.evaluate(objectives.infonca(), same).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("infonca", "beta", beta, paper=0.01, above=0)
-  _knobs.check("infonca", "alpha", alpha, paper=1, above=0)
-  _knobs.check("infonca", "lead", lead, paper=0, least=0)
+  _hparams.check("infonca", "beta", beta, paper=0.01, above=0)
+  _hparams.check("infonca", "alpha", alpha, paper=1, above=0)
+  _hparams.check("infonca", "lead", lead, paper=0, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -67,7 +67,14 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"infonca": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "alpha": alpha, "lead": lead}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  return Objective("infonca", knobs, Layout.RANKED, needs, loss, fields)
+  hparams = {"beta": beta, "alpha": alpha, "lead": lead}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="infonca",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

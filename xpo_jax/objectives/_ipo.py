@@ -1,6 +1,6 @@
 """IPO: a regression of the gap of log-ratios to a finite target."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -26,7 +26,7 @@ def ipo(beta: float = 0.1) -> Objective:
       to 10, in a bandit.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `ipo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `ipo`.
     Metrics: reward_* (nats, beta times log-ratio: the target margin is 1/2),
     reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -40,7 +40,7 @@ def ipo(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.ipo(beta=0.25), first_step).loss)  # (1/0.5)^2
     4.0
   """
-  _knobs.check("ipo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("ipo", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -50,5 +50,11 @@ def ipo(beta: float = 0.1) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"ipo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("ipo", {"beta": beta}, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="ipo",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -1,6 +1,6 @@
 """IPO on log-ratios averaged per token, as most public codes have it."""
 
-from xpo_jax.objectives import _ipo, _knobs, _rewards
+from xpo_jax.objectives import _hparams, _ipo, _rewards
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -22,7 +22,7 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     beta: the target is 1 / (2 beta) nats per token; > 0. TRL: 0.1.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `ipo_avg`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `ipo_avg`.
     Metrics: reward_* (beta times nats per token), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -35,7 +35,7 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.ipo_avg(beta=0.25), s).loss)  # (8/4 - 2)^2
     0.0
   """
-  _knobs.check("ipo_avg", "beta", beta, paper=0.1, above=0)
+  _hparams.check("ipo_avg", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -45,5 +45,11 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"ipo_avg": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("ipo_avg", {"beta": beta}, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="ipo_avg",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -1,6 +1,6 @@
 """Online IPO and IPO-MD: IPO on fresh pairs with soft labels."""
 
-from xpo_jax.objectives import _ipo, _knobs, _rewards
+from xpo_jax.objectives import _hparams, _ipo, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -25,7 +25,7 @@ def ipo_md(beta: float = 1.0) -> Objective:
 
   Returns:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
-    needs LOGP, REF_LOGP; field reward_BK: win rates of the two against one another,
+    needs LOGP, REF_LOGP; columns reward_BK: win rates of the two against one another,
     p = (1 + first - second) / 2, so that p and 1 - p add up to 1 for any judge
     (`preference_games.duel` makes them of one p; so do K = 2 samples with
     `Feedback.include_self` False, where a draw with itself would halve 2 p - 1). Pairs
@@ -45,7 +45,7 @@ def ipo_md(beta: float = 1.0) -> Objective:
     >>> float(scored.evaluate(objectives.ipo_md(beta=0.5), s).loss)  # h = 0: 1/(4 beta)
     0.5
   """
-  _knobs.check("ipo_md", "beta", beta, paper=1, above=0)
+  _hparams.check("ipo_md", "beta", beta, paper=1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -58,7 +58,14 @@ def ipo_md(beta: float = 1.0) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"ipo_md": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  ipo = Objective("ipo_md", {"beta": beta}, Layout.PAIR, needs, loss, fields)
-  return ipo._replace(reward="duels")
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  ipo = Objective(
+    name="ipo_md",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )
+  return ipo._replace(reward_kind="pairwise")

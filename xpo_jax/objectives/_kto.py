@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
@@ -33,13 +33,13 @@ def kto(
     undesirable_weight: lambda_U; >= 0. Paper: 1.
 
   Returns:
-    Objective; layout RATED_MISMATCHED; needs LOGP, REF_LOGP; field desirable_BK.
+    Objective; layout RATED_MISMATCHED; stats LOGP, REF_LOGP; columns desirable_BK.
     Terms: `kto`. Metrics: z0 (nats), reward_chosen, logp_chosen over desirable rows,
     reward_rejected, logp_rejected over undesirable ones (nats), reward_accuracy
     (fraction of rows on the right side of z0).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -48,9 +48,9 @@ def kto(
     >>> float(scored.evaluate(objectives.kto(), first_step).loss)  # 1 - sigma(0)
     0.5
   """
-  _knobs.check("kto", "beta", beta, paper=0.1, above=0)
-  _knobs.check("kto", "desirable_weight", desirable_weight, paper=1, least=0)
-  _knobs.check("kto", "undesirable_weight", undesirable_weight, paper=1, least=0)
+  _hparams.check("kto", "beta", beta, paper=0.1, above=0)
+  _hparams.check("kto", "desirable_weight", desirable_weight, paper=1, least=0)
+  _hparams.check("kto", "undesirable_weight", undesirable_weight, paper=1, least=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -72,9 +72,17 @@ def kto(
     metrics |= _rewards.unpaired_metrics(scored, beta * log_ratio_B, desirable_B)
     return Loss({"kto": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "desirable_weight": desirable_weight}
-  knobs["undesirable_weight"] = undesirable_weight
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"desirable_BK"})
+  hparams = {"beta": beta, "desirable_weight": desirable_weight}
+  hparams["undesirable_weight"] = undesirable_weight
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"desirable_BK"})
   layout = Layout.RATED_MISMATCHED
-  return Objective("kto", knobs, layout, needs, loss, fields, prepare)
+  return Objective(
+    name="kto",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    prepare=prepare,
+  )

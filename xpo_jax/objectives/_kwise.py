@@ -20,7 +20,7 @@ def kwise() -> Objective:
     all tied, gives 0 and counts.
 
   Returns:
-    Objective; layout RANKED; needs VALUE; field reward_BK (the annotators' order,
+    Objective; layout RANKED; stats VALUE; columns reward_BK (the annotators' order,
     higher is better). Terms: `kwise`. Metrics: reward_chosen, reward_rejected (best and
     worst answer), reward_margin (units of the reward), reward_accuracy (fraction of
     pairs), ndcg.
@@ -44,5 +44,13 @@ def kwise() -> Objective:
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"kwise": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs, fields = frozenset({token_stats.VALUE}), frozenset({"reward_BK"})
-  return Objective("kwise", {}, Layout.RANKED, needs, loss, fields)
+  stats = frozenset({token_stats.VALUE})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="kwise",
+    hparams={},
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

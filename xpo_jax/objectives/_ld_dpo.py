@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _dpo, _knobs, _rewards
+from xpo_jax.objectives import _dpo, _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -40,11 +40,11 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     alpha: weight of the surplus; 0 <= alpha <= 1. Paper: tuned; 0.5 in TRL's index.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP; field mask_BKT. Terms: `ld_dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens. Terms: `ld_dpo`.
     Metrics: those of `dpo`; rewards with the surplus at alpha, log-probs whole.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -53,8 +53,8 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> round(float(scored.evaluate(objectives.ld_dpo(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("ld_dpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("ld_dpo", "alpha", alpha, paper=0.5, least=0, most=1)
+  _hparams.check("ld_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("ld_dpo", "alpha", alpha, paper=0.5, least=0, most=1)
   dpo = _dpo.dpo(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -62,6 +62,13 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     metrics = out.metrics | _rewards.logp_metrics(scored)
     return Loss({"ld_dpo": out.terms["dpo"]}, metrics, out.per_example_B)
 
-  knobs, fields = {"beta": beta, "alpha": alpha}, frozenset({"mask_BKT"})
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("ld_dpo", knobs, Layout.PAIR, needs, loss, fields)
+  hparams = {"beta": beta, "alpha": alpha}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="ld_dpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    reads_tokens=True,
+  )

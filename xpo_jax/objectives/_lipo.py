@@ -7,12 +7,12 @@ import math
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 _NEEDS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-_FIELDS = frozenset({"reward_BK"})
+_COLUMNS = frozenset({"reward_BK"})
 
 
 def lipo_softmax(beta: float = 0.05) -> Objective:
@@ -20,7 +20,7 @@ def lipo_softmax(beta: float = 0.05) -> Objective:
 
   Whether LiPO divides by the sum is not checked; without it a list weighs as its sum.
   """
-  _knobs.check("lipo_softmax", "beta", beta, paper=0.05, above=0)
+  _hparams.check("lipo_softmax", "beta", beta, paper=0.05, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -30,8 +30,15 @@ def lipo_softmax(beta: float = 0.05) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"lipo_softmax": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta}
-  return Objective("lipo_softmax", knobs, Layout.RANKED, _NEEDS, loss, _FIELDS)
+  hparams = {"beta": beta}
+  return Objective(
+    name="lipo_softmax",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=_NEEDS,
+    loss=loss,
+    columns=_COLUMNS,
+  )
 
 
 def lipo(beta: float = 0.05) -> Objective:
@@ -52,8 +59,8 @@ def lipo(beta: float = 0.05) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.05.
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK (the paper's psi, a
-    win rate in [0, 1]; 2^r grows fast beyond). Terms: `lipo`. Metrics: reward_chosen,
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (the paper's psi,
+    a win rate in [0, 1]; 2^r grows fast beyond). Terms: `lipo`. Metrics: reward_chosen,
     reward_rejected (best and worst answer), reward_margin (nats), reward_accuracy
     (fraction of pairs), ndcg.
 
@@ -68,7 +75,7 @@ def lipo(beta: float = 0.05) -> Objective:
     >>> round(float(scored.evaluate(objectives.lipo(), s).loss / 0.5325), 3)
     0.693
   """
-  _knobs.check("lipo", "beta", beta, paper=0.05, above=0)
+  _hparams.check("lipo", "beta", beta, paper=0.05, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -81,4 +88,11 @@ def lipo(beta: float = 0.05) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"lipo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  return Objective("lipo", {"beta": beta}, Layout.RANKED, _NEEDS, loss, _FIELDS)
+  return Objective(
+    name="lipo",
+    hparams={"beta": beta},
+    layout=Layout.RANKED,
+    stats=_NEEDS,
+    loss=loss,
+    columns=_COLUMNS,
+  )

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -24,7 +24,7 @@ def list_mle(beta: float = 0.05) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.05.
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK (higher is better,
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (higher is better,
     only its order counts); draws. Terms: `list_mle`. Metrics: reward_chosen,
     reward_rejected (best and worst answer), reward_margin (nats), reward_accuracy
     (fraction of pairs), ndcg.
@@ -42,10 +42,10 @@ def list_mle(beta: float = 0.05) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, however the tie falls
     1.7918
   """
-  _knobs.check("list_mle", "beta", beta, paper=0.05, above=0)
+  _hparams.check("list_mle", "beta", beta, paper=0.05, above=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-    key, K = _knobs.check_key("list_mle", key), scored.present_BK.shape[1]
+    key, K = _hparams.check_key("list_mle", key), scored.present_BK.shape[1]
     lot_BK = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), K))(
       scored.row_B
     )
@@ -57,6 +57,15 @@ def list_mle(beta: float = 0.05) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"list_mle": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields, layout = frozenset({"reward_BK"}), Layout.RANKED
-  return Objective("list_mle", {"beta": beta}, layout, needs, loss, fields, prepare)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  layout = Layout.RANKED
+  return Objective(
+    name="list_mle",
+    hparams={"beta": beta},
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    prepare=prepare,
+  )

@@ -1,6 +1,6 @@
 """ListNet on implicit rewards."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -27,12 +27,12 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
       infinity all alike. Paper: 1.
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK.
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK.
     Terms: `list_net`. Metrics: reward_chosen, reward_rejected (best and worst answer),
     reward_margin (nats), reward_accuracy (fraction of pairs), ndcg.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -41,8 +41,8 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.list_net(), s).loss), 4)  # log 4
     1.3863
   """
-  _knobs.check("list_net", "beta", beta, paper=0.05, above=0)
-  _knobs.check("list_net", "temperature", temperature, paper=1, above=0)
+  _hparams.check("list_net", "beta", beta, paper=0.05, above=0)
+  _hparams.check("list_net", "temperature", temperature, paper=1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -52,7 +52,14 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"list_net": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "temperature": temperature}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  return Objective("list_net", knobs, Layout.RANKED, needs, loss, fields)
+  hparams = {"beta": beta, "temperature": temperature}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="list_net",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

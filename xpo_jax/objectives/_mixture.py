@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs
+from xpo_jax.objectives import _hparams
 from xpo_jax.types import (
   Array,
   Aux,
@@ -23,7 +23,7 @@ from xpo_jax.types import (
   nothing_shared,
 )
 
-_REWARDS = ("any", "win_rates", "duels")  # the later, the fewer numbers will do
+_REWARDS = ("any", "win_rates", "pairwise")  # the later, the fewer numbers will do
 
 
 def mixture(
@@ -47,8 +47,9 @@ def mixture(
 
   Returns:
     Objective with the union of needs and fields; state and draws are composed. Its
-    column 0 is the one that a part wants apart from the samples (`Objective.first`),
-    its reward the narrowest that a part wants (`Objective.reward`).
+    column 0 is the one that a part wants apart from the samples
+    (`Objective.column0_source`), its reward the narrowest that a part wants
+    (`Objective.reward_kind`).
 
   Raises:
     ValueError: lengths differ, nothing to mix, two layouts that exclude each other, or
@@ -68,14 +69,14 @@ def mixture(
       "per objective and at least one objective"
     )
   for weight in weights:
-    _knobs.check("mixture", "weight", weight, paper=1)
+    _hparams.check("mixture", "weight", weight, paper=1)
   layouts = {part.layout for part in parts} - {Layout.DEMO} or {Layout.DEMO}
   if len(layouts) > 1:
     named = ", ".join(f"{part.name} {part.layout.name}" for part in parts)
     raise ValueError(f"mixture: no batch has all of these layouts: {named}")
-  firsts = {part.first for part in parts} - {"sample"} or {"sample"}
+  firsts = {part.column0_source for part in parts} - {"sample"} or {"sample"}
   if len(firsts) > 1:
-    named = ", ".join(f"{part.name} {part.first}" for part in parts)
+    named = ", ".join(f"{part.name} {part.column0_source}" for part in parts)
     raise ValueError(f"mixture: no batch has all of these as column 0: {named}")
   count = Counter(part.name for part in parts)
   names = [
@@ -112,13 +113,14 @@ def mixture(
 
   return Objective(
     name="mixture",
-    knobs={"weights": weights, "objectives": parts},
+    hparams={"weights": weights, "objectives": parts},
     layout=layouts.pop(),
-    needs=frozenset().union(*(part.needs for part in parts)),
-    fields=frozenset().union(*(part.fields for part in parts)),
+    stats=frozenset().union(*(part.stats for part in parts)),
+    columns=frozenset().union(*(part.columns for part in parts)),
+    reads_tokens=any(part.reads_tokens for part in parts),
     loss=loss,
     prepare=prepare if shares else nothing_shared,
     init=init if shares else no_state,
-    first=firsts.pop(),
-    reward=max((part.reward for part in parts), key=_REWARDS.index),
+    column0_source=firsts.pop(),
+    reward_kind=max((part.reward_kind for part in parts), key=_REWARDS.index),
   )

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import groups, masked
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -50,7 +50,8 @@ def nash_md(beta: float = 0.008) -> Objective:
 
   Returns:
     Objective; layout SAMPLED (the policy's answers; y' has no column: nothing of it is
-    differentiated); needs LOGP, REF_LOGP; field reward_BK, the win rates P_i. Self-play
+    differentiated); needs LOGP, REF_LOGP; columns reward_BK, the win rates P_i.
+    Self-play
     against the other samples wants `Feedback.include_self` False: True shrinks P - 1/2
     to (K - 1) / K. Terms: `nash_md`. Metrics: win_rate, kl (nats per completion, k1).
 
@@ -63,7 +64,7 @@ def nash_md(beta: float = 0.008) -> Objective:
     >>> float(scored.evaluate(objectives.nash_md(), s).loss)  # -(3/4 - 1/2) * -2
     0.5
   """
-  _knobs.check("nash_md", "beta", beta, paper=0.008, above=0)
+  _hparams.check("nash_md", "beta", beta, paper=0.008, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -75,6 +76,14 @@ def nash_md(beta: float = 0.008) -> Objective:
     }
     return Loss({"nash_md": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs, fields = _rewards.needs(beta), frozenset({"reward_BK"})
-  nash = Objective("nash_md", {"beta": beta}, Layout.SAMPLED, needs, loss, fields)
-  return nash._replace(reward="win_rates")
+  stats = _rewards.stats(beta)
+  columns = frozenset({"reward_BK"})
+  nash = Objective(
+    name="nash_md",
+    hparams={"beta": beta},
+    layout=Layout.SAMPLED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )
+  return nash._replace(reward_kind="win_rates")

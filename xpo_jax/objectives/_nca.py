@@ -6,7 +6,7 @@ Over 80 lines: a pair and a list with rewards are two layouts of the one formula
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _infonca, _knobs, _rewards
+from xpo_jax.objectives import _hparams, _infonca, _rewards
 from xpo_jax.ops import groups, ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -42,7 +42,7 @@ def nca(beta: float = 0.01) -> Objective:
     beta: tie to ref, per nat; > 0. Authors' code: 0.01.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `nca`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `nca`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion).
 
@@ -56,7 +56,7 @@ def nca(beta: float = 0.01) -> Objective:
     >>> round(float(scored.evaluate(objectives.nca(), first_step).loss), 4)  # 2 log 2
     1.3863
   """
-  _knobs.check("nca", "beta", beta, paper=0.01, above=0)
+  _hparams.check("nca", "beta", beta, paper=0.01, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -66,17 +66,24 @@ def nca(beta: float = 0.01) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"nca": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  return Objective("nca", {"beta": beta}, Layout.PAIR, _NEEDS, loss)
+  return Objective(
+    name="nca",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=_NEEDS,
+    loss=loss,
+  )
 
 
 def nca_list(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objective:
-  """NCA on lists with rewards, p = softmax(r / alpha); knobs as those of `infonca`.
+  """NCA on lists with rewards, p = softmax(r / alpha); hyperparameters as those of
+  `infonca`.
 
-  Terms: `nca_list`. Layout RANKED, field reward_BK.
+  Terms: `nca_list`. Layout RANKED, columns reward_BK.
   """
-  _knobs.check("nca_list", "beta", beta, paper=0.01, above=0)
-  _knobs.check("nca_list", "alpha", alpha, paper=1, above=0)
-  _knobs.check("nca_list", "lead", lead, paper=0, least=0)
+  _hparams.check("nca_list", "beta", beta, paper=0.01, above=0)
+  _hparams.check("nca_list", "alpha", alpha, paper=1, above=0)
+  _hparams.check("nca_list", "lead", lead, paper=0, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -86,6 +93,13 @@ def nca_list(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objec
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"nca_list": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "alpha": alpha, "lead": lead}
-  fields = frozenset({"reward_BK"})
-  return Objective("nca_list", knobs, Layout.RANKED, _NEEDS, loss, fields)
+  hparams = {"beta": beta, "alpha": alpha, "lead": lead}
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="nca_list",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=_NEEDS,
+    loss=loss,
+    columns=columns,
+  )

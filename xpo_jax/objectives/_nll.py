@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
@@ -53,7 +53,7 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
     reduction: token_mean, sequence_sum or sequence_mean. Paper: sequence_mean.
 
   Returns:
-    Objective; layout DEMO; needs LOGP. Terms: `nll`.
+    Objective; layout DEMO; stats LOGP. Terms: `nll`.
     Metrics: logp_chosen (nats per completion).
 
   Raises:
@@ -68,7 +68,7 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
     ... ]
     [1.75, 3.5, 1.5]
   """
-  chosen = _knobs.choice("nll", "reduction", reduction, REDUCTIONS)
+  chosen = _hparams.choice("nll", "reduction", reduction, REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -80,8 +80,14 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
     metrics = {"logp_chosen": Mean((logp_B * weight_B).sum(), weight_B.sum())}
     return Loss({"nll": mean}, metrics, None if chosen.over_tokens else nll_B)
 
-  needs = frozenset({token_stats.LOGP})
-  return Objective("nll", {"reduction": chosen.name}, Layout.DEMO, needs, loss)
+  stats = frozenset({token_stats.LOGP})
+  return Objective(
+    name="nll",
+    hparams={"reduction": chosen.name},
+    layout=Layout.DEMO,
+    stats=stats,
+    loss=loss,
+  )
 
 
 def with_nll(

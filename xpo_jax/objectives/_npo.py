@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -31,12 +31,12 @@ def npo(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout RATED; needs LOGP, REF_LOGP; field desirable_BK. Terms: `npo`.
+    Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK. Terms: `npo`.
     Metrics: reward_rejected (beta times the log-ratio), logp_rejected (nats per
     completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -45,7 +45,7 @@ def npo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.npo(beta=2.0), first_step).loss), 4)
     0.6931
   """
-  _knobs.check("npo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("npo", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -57,6 +57,13 @@ def npo(beta: float = 0.1) -> Objective:
     }
     return Loss({"npo": forget.mean_B(2 / beta * links.logistic(-reward_B))}, metrics)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"desirable_BK"})
-  return Objective("npo", {"beta": beta}, Layout.RATED, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"desirable_BK"})
+  return Objective(
+    name="npo",
+    hparams={"beta": beta},
+    layout=Layout.RATED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

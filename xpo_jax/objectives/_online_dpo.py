@@ -6,7 +6,7 @@ Over 80 lines for the combinator, which does the same for any pairwise objective
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _dpo, _grpo, _knobs
+from xpo_jax.objectives import _dpo, _grpo, _hparams
 from xpo_jax.ops import pairing
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -65,9 +65,9 @@ def best_against_worst(pairwise: Objective) -> Objective:
 
   return pairwise._replace(
     name="best_against_worst",
-    knobs={"pairwise": pairwise},
+    hparams={"pairwise": pairwise},
     layout=Layout.SAMPLED,
-    fields=pairwise.fields | {"reward_BK"},
+    columns=pairwise.columns | {"reward_BK"},
     loss=loss,
     prepare=prepare,
   )
@@ -90,7 +90,7 @@ def online_dpo(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. TRL: 0.1.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, REF_LOGP; field reward_BK. Terms:
+    Objective; layout SAMPLED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
     `online_dpo`. Metrics: those of `dpo`, of the pairs; reward (mean of all samples),
     informative (fraction of prompts whose rewards differ).
 
@@ -104,11 +104,11 @@ def online_dpo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.online_dpo(), s).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("online_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("online_dpo", "beta", beta, paper=0.1, above=0)
   online = best_against_worst(_dpo.dpo(beta))
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     out = online.loss(scored, aux)
     return out.replace(terms={"online_dpo": out.terms["dpo"]})
 
-  return online._replace(name="online_dpo", knobs={"beta": beta}, loss=loss)
+  return online._replace(name="online_dpo", hparams={"beta": beta}, loss=loss)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards, _sft
+from xpo_jax.objectives import _hparams, _rewards, _sft
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -25,7 +25,7 @@ def log_odds(avg_logp: Array) -> Array:
 
 def odds_ratio(weight: float = 0.1) -> Objective:
   """The odds-ratio term of `orpo` alone: weight * -log sigma(log odds ratio)."""
-  _knobs.check("orpo", "weight", weight, paper=0.1, least=0)
+  _hparams.check("orpo", "weight", weight, paper=0.1, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -34,8 +34,14 @@ def odds_ratio(weight: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"odds_ratio": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP})
-  return Objective("odds_ratio", {"weight": weight}, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.LOGP})
+  return Objective(
+    name="odds_ratio",
+    hparams={"weight": weight},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )
 
 
 def orpo(weight: float = 0.1) -> Objective:
@@ -55,7 +61,7 @@ def orpo(weight: float = 0.1) -> Objective:
     weight: the paper's lambda; >= 0. Paper: 0.1 (Mistral), 0.2 (Llama-2).
 
   Returns:
-    Objective; layout PAIR; needs LOGP. Terms: `sft`, `odds_ratio`.
+    Objective; layout PAIR; stats LOGP. Terms: `sft`, `odds_ratio`.
     Metrics: reward_* (log odds), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion).
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _cringe, _knobs, _rewards
+from xpo_jax.objectives import _cringe, _hparams, _rewards
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -18,8 +18,8 @@ def pairwise_cringe(
 
   L = g (-log p(y_w) + alpha sum_t softplus(s_t - u_t))
   g = sigma((margin - (log p(y_w) - log p(y_l))) / temperature)
-  with s_t the logits of the rejected tokens and u_t those of their rivals, as in
-  `cringe`.
+  with s_t the logits of the rejected tokens and u_t those of their contrast tokens, as
+  in `cringe`.
 
   Paper: Xu et al. 2023, arXiv:2312.16682, Eq. not checked. Survey 3.5.2.
   Departs from the paper: no authors' code was found, and whether gradient flows through
@@ -33,31 +33,31 @@ def pairwise_cringe(
     margin: the paper's b, nats: where the gate is half shut. Paper: per task, -10 is
       quoted (unverified).
     temperature: the paper's tau, nats; > 0. Paper: per task, 10 is quoted (unverified).
-    k: number of rivals to draw from; 1 draws nothing. Paper: per task.
+    k: number of contrast tokens to draw from; 1 draws nothing. Paper: per task.
     detach_gate: no gradient through the gate. Paper: not known.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, rivals(k); draws if k > 1.
+    Objective; layout PAIR; stats LOGP, contrast_tokens(k); draws if k > 1.
     Terms: `pairwise_cringe`. Metrics: gate (fraction), contrast, logp_chosen,
     logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> o, tokens = objectives.pairwise_cringe(alpha=0.0), np.zeros((1, 2, 1), int)
     >>> zero = np.zeros((1, 2, 1, 4))  # equal sides: a gate of 1/2 before -log 1/4
-    >>> s = scored.from_logits(zero, tokens, tokens + 1, needs=o.needs)
+    >>> s = scored.from_logits(zero, tokens, tokens + 1, stats=o.needs)
     >>> round(float(scored.evaluate(o, s).loss), 4)  # log 2
     0.6931
   """
   name = "pairwise_cringe"
-  _knobs.check(name, "alpha", alpha, paper=1, least=0)
-  _knobs.check(name, "margin", margin, paper=0)
-  _knobs.check(name, "temperature", temperature, paper=1, above=0)
-  need = token_stats.rivals(k)
+  _hparams.check(name, "alpha", alpha, paper=1, least=0)
+  _hparams.check(name, "margin", margin, paper=0)
+  _hparams.check(name, "temperature", temperature, paper=1, above=0)
+  stat = token_stats.contrast_tokens(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     logp_BK = _rewards.seq_logp(scored)
@@ -73,7 +73,15 @@ def pairwise_cringe(
     }
     return Loss({name: scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"alpha": alpha, "margin": margin, "temperature": temperature}
-  knobs |= {"k": k, "detach_gate": detach_gate}
-  needs, prepare = frozenset({token_stats.LOGP, need}), _cringe.drawing(name, k)
-  return Objective(name, knobs, Layout.PAIR, needs, loss, prepare=prepare)
+  hparams = {"alpha": alpha, "margin": margin, "temperature": temperature}
+  hparams |= {"k": k, "detach_gate": detach_gate}
+  stats = frozenset({token_stats.LOGP, stat})
+  prepare = _cringe.drawing(name, k)
+  return Objective(
+    name=name,
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    prepare=prepare,
+  )

@@ -1,6 +1,6 @@
 """DPO on whole rankings."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -22,7 +22,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1 (for pairs).
 
   Returns:
-    Objective; layout RANKED; needs LOGP, REF_LOGP; field reward_BK (higher is better,
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (higher is better,
     only its order counts). Terms: `plackett_luce`. Metrics: reward_chosen,
     reward_rejected (best and worst answer), reward_margin (nats), reward_accuracy
     (fraction of pairs), ndcg.
@@ -38,7 +38,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, so log 6
     1.7918
   """
-  _knobs.check("plackett_luce", "beta", beta, paper=0.1, above=0)
+  _hparams.check("plackett_luce", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -47,6 +47,13 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"plackett_luce": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  return Objective("plackett_luce", {"beta": beta}, Layout.RANKED, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="plackett_luce",
+    hparams={"beta": beta},
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

@@ -10,7 +10,7 @@ def pointwise() -> Objective:
   With r the scalar head at the last token of the completion. Unlike a model of
   comparisons it knows the scale of the ratings, and takes over every rater's own zero.
   HelpSteer2 (Wang et al. 2024, arXiv:2406.08673, Eq. not checked) trains one so for
-  each of five attributes. Layout RATED, needs VALUE, field reward_BK; mean over
+  each of five attributes. Layout RATED, needs VALUE, columns reward_BK; mean over
   answers.
   """
 
@@ -20,5 +20,13 @@ def pointwise() -> Objective:
     square_B = (value_BK[:, 0] - scored.reward_BK[:, 0]) ** 2
     return Loss({"pointwise": scored.mean_B(square_B)}, {}, square_B)
 
-  needs, fields = frozenset({token_stats.VALUE}), frozenset({"reward_BK"})
-  return Objective("pointwise", {}, Layout.RATED, needs, loss, fields)
+  stats = frozenset({token_stats.VALUE})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="pointwise",
+    hparams={},
+    layout=Layout.RATED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

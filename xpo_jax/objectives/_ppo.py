@@ -1,11 +1,12 @@
 """PPO for language models: a clipped policy and a clipped value, per token.
 
-Over 80 lines: seven knobs, and three papers and three public codes to tell apart.
+Over 80 lines: seven hyperparameters, and three papers and three public codes to tell
+  apart.
 """
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import divergences, masked, policy_loss, returns, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -50,7 +51,7 @@ def ppo(
       et al.'s code: True; TRL: False.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, REF_LOGP, VALUE; fields mask_BKT,
+    Objective; layout SAMPLED; stats LOGP, REF_LOGP, VALUE; reads tokens,
     old_logp_BKT, old_value_BKT, reward_BK. Terms: `policy`, `value`.
     Metrics: reward (mean score), seq_kl (k1 of the rollout, nats per completion: what a
     controller observes), clip_fraction, value_clip_fraction (of tokens); of the whole
@@ -58,7 +59,7 @@ def ppo(
     explained_variance, 1 - var(R - V_old) / var(R).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
@@ -69,12 +70,12 @@ def ppo(
     >>> round(float(scored.evaluate(objectives.ppo(), s).loss), 4)  # 0.1 (0 - 2)^2 / 2
     0.2
   """
-  _knobs.check("ppo", "beta", beta, paper=0.02, above=0)
-  _knobs.check("ppo", "clip", clip, paper=0.2, above=0)
-  _knobs.check("ppo", "value_clip", value_clip, paper=0.2, above=0)
-  _knobs.check("ppo", "value_weight", value_weight, paper=0.1, least=0)
-  _knobs.check("ppo", "gamma", gamma, paper=1, least=0, most=1)
-  _knobs.check("ppo", "lam", lam, paper=0.95, least=0, most=1)
+  _hparams.check("ppo", "beta", beta, paper=0.02, above=0)
+  _hparams.check("ppo", "clip", clip, paper=0.2, above=0)
+  _hparams.check("ppo", "value_clip", value_clip, paper=0.2, above=0)
+  _hparams.check("ppo", "value_weight", value_weight, paper=0.1, least=0)
+  _hparams.check("ppo", "gamma", gamma, paper=1, least=0, most=1)
+  _hparams.check("ppo", "lam", lam, paper=0.95, least=0, most=1)
 
   def old_kl(scored: Scored) -> Array:
     rollout = scored.replace(logp_BKT=scored.old_logp_BKT)
@@ -116,9 +117,18 @@ def ppo(
       terms, means | {"reward": scored.mean_BK(scored.reward_BK), "seq_kl": seq_kl}
     )
 
-  knobs = {"beta": beta, "clip": clip, "value_clip": value_clip}
-  knobs |= {"value_weight": value_weight, "gamma": gamma, "lam": lam}
-  knobs |= {"whiten_reward": whiten_reward}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP, token_stats.VALUE})
-  fields = frozenset({"mask_BKT", "old_logp_BKT", "old_value_BKT", "reward_BK"})
-  return Objective("ppo", knobs, Layout.SAMPLED, needs, loss, fields, prepare)
+  hparams = {"beta": beta, "clip": clip, "value_clip": value_clip}
+  hparams |= {"value_weight": value_weight, "gamma": gamma, "lam": lam}
+  hparams |= {"whiten_reward": whiten_reward}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP, token_stats.VALUE})
+  columns = frozenset({"old_logp_BKT", "old_value_BKT", "reward_BK"})
+  return Objective(
+    name="ppo",
+    hparams=hparams,
+    layout=Layout.SAMPLED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    reads_tokens=True,
+    prepare=prepare,
+  )

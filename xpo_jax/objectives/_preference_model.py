@@ -37,7 +37,7 @@ def preference_model() -> Objective:
   Reduction: value at the last response token; mean over both orders, then over pairs.
 
   Returns:
-    Objective; layout PAIR (as above); needs VALUE. Terms: `preference_model`. Metrics:
+    Objective; layout PAIR (as above); stats VALUE. Terms: `preference_model`. Metrics:
     win_rate (mean P of the chosen, both orders averaged), reward_accuracy (share of
     pairs where it is over one half; a tie counts one half), first_rate (mean P of the
     answer shown first; 0.5 without a position bias).
@@ -65,5 +65,11 @@ def preference_model() -> Objective:
     }
     return Loss({"preference_model": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.VALUE})
-  return Objective("preference_model", {}, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.VALUE})
+  return Objective(
+    name="preference_model",
+    hparams={},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -27,7 +27,7 @@ def pro(sft_weight: float = 0.05) -> Objective:
     sft_weight: of the SFT term; >= 0. Paper: 0.05 (the scripts; the code's default 2).
 
   Returns:
-    Objective; layout RANKED; needs LOGP; field reward_BK (its gaps are inverse
+    Objective; layout RANKED; stats LOGP; columns reward_BK (its gaps are inverse
     temperatures). Terms: `pro`, `sft`. Metrics: reward_* of p (nats per token),
     reward_accuracy (fraction of pairs), ndcg.
 
@@ -41,7 +41,7 @@ def pro(sft_weight: float = 0.05) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}  # 0.05 * 4
     {'pro': 0.6931, 'sft': 0.2}
   """
-  _knobs.check("pro", "sft_weight", sft_weight, paper=0.05, least=0)
+  _hparams.check("pro", "sft_weight", sft_weight, paper=0.05, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -55,6 +55,14 @@ def pro(sft_weight: float = 0.05) -> Objective:
     terms = {"pro": scored.mean_B(contrast_B), "sft": scored.mean_B(sft_B)}
     return Loss(terms, ranking.metrics(scored, score_BK), contrast_B + sft_B)
 
-  needs, fields = frozenset({token_stats.LOGP}), frozenset({"reward_BK"})
-  knobs = {"sft_weight": sft_weight}
-  return Objective("pro", knobs, Layout.RANKED, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP})
+  columns = frozenset({"reward_BK"})
+  hparams = {"sft_weight": sft_weight}
+  return Objective(
+    name="pro",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

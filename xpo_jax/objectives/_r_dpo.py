@@ -1,6 +1,6 @@
 """R-DPO: DPO for a reward from which length is subtracted."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -23,12 +23,12 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
       checked; SamPO's script: 0.01. 0 gives DPO.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `r_dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `r_dpo`.
     Metrics: reward_* (nats, without length), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion), length_gap (tokens, chosen minus rejected).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -37,8 +37,8 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
     >>> round(float(scored.evaluate(o, s).loss), 4)  # 0.1 (-3 + 2) + 0.01 * 10 = 0
     0.6931
   """
-  _knobs.check("r_dpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("r_dpo", "alpha", alpha, paper=0.01)
+  _hparams.check("r_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("r_dpo", "alpha", alpha, paper=0.01)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -50,6 +50,12 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
     metrics |= _rewards.logp_metrics(scored) | {"length_gap": scored.mean_B(longer_B)}
     return Loss({"r_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "alpha": alpha}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("r_dpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "alpha": alpha}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="r_dpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

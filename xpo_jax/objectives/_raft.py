@@ -21,7 +21,8 @@ def raft() -> Objective:
     lone completion is its own best.
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP; fields reward_BK, mask_BKT. Terms: `raft`.
+    Objective; layout SAMPLED; stats LOGP; columns reward_BK; reads tokens. Terms:
+    `raft`.
     Metrics: reward, informative (fraction of prompts whose rewards differ),
     reward_kept (mean reward of the kept).
 
@@ -48,5 +49,15 @@ def raft() -> Objective:
     metrics = {"reward_kept": kept.mean_BK(reward_BK)} | _grpo.reward_metrics(scored)
     return Loss({"raft": policy_loss.token_mean(kept, nll_BKT)}, metrics)
 
-  needs, fields = frozenset({token_stats.LOGP}), frozenset({"mask_BKT", "reward_BK"})
-  return Objective("raft", {}, Layout.SAMPLED, needs, loss, fields, prepare)
+  stats = frozenset({token_stats.LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="raft",
+    hparams={},
+    layout=Layout.SAMPLED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    reads_tokens=True,
+    prepare=prepare,
+  )

@@ -6,7 +6,7 @@ A few lines over 80 for the penalised reward, which other losses read too.
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
@@ -19,7 +19,7 @@ def penalised_reward(scored: Scored, beta: float | Array | None) -> Array:
   return scored.reward_BK - _rewards.rewards(rollout, beta)
 
 
-def fields(beta: float | Array | None) -> frozenset[str]:
+def columns(beta: float | Array | None) -> frozenset[str]:
   """The data columns that `penalised_reward` reads."""
   old = () if beta is None else ("old_logp_BKT",)
   return frozenset({"reward_BK", *old})
@@ -43,7 +43,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
       old_logp_BKT is needed. Paper: 0.03 (TL;DR), 0.10 (HH).
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
     reward_BK, and old_logp_BKT unless beta is None; state: the baseline as a Mean.
     Terms: `reinforce`. Metrics: reward (r), baseline (units of the reward).
 
@@ -58,7 +58,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     >>> float(first.loss), float(scored.evaluate(o, next_one, first.state).loss)
     (6.0, 2.0)
   """
-  _knobs.check_tie("reinforce", beta, paper=0.03)
+  _hparams.check_tie("reinforce", beta, paper=0.03)
 
   def init() -> State:
     return Mean(jnp.zeros(()), jnp.zeros(()))
@@ -80,6 +80,17 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     metrics |= {"baseline": scored.mean_B(baseline_B)}
     return Loss({"reinforce": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs, layout, reads = {"beta": beta}, Layout.SAMPLED, fields(beta)
-  needs = _rewards.needs(beta)
-  return Objective("reinforce", knobs, layout, needs, loss, reads, prepare, init)
+  hparams = {"beta": beta}
+  layout = Layout.SAMPLED
+  reads = columns(beta)
+  stats = _rewards.stats(beta)
+  return Objective(
+    name="reinforce",
+    hparams=hparams,
+    layout=layout,
+    stats=stats,
+    loss=loss,
+    columns=reads,
+    prepare=prepare,
+    init=init,
+  )

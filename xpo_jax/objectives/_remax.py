@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _reinforce, _rewards
+from xpo_jax.objectives import _hparams, _reinforce, _rewards
 from xpo_jax.ops import groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
@@ -27,8 +27,8 @@ def remax(beta: float | None = 0.05) -> Objective:
       old_logp_BKT is needed. Paper: not checked; the authors' script for Llama-2: 0.05.
 
   Returns:
-    Objective; layout SAMPLED, K >= 2; needs LOGP, and REF_LOGP unless beta is None;
-    fields reward_BK, and old_logp_BKT unless beta is None. Terms: `remax`.
+    Objective; layout SAMPLED, K >= 2; stats LOGP, and REF_LOGP unless beta is None;
+    columns reward_BK, and old_logp_BKT unless beta is None. Terms: `remax`.
     Metrics: reward (r of the samples), greedy_reward.
 
   Raises:
@@ -41,7 +41,7 @@ def remax(beta: float | None = 0.05) -> Objective:
     >>> float(scored.evaluate(objectives.remax(None), s).loss)  # (2 - 0.5) 2
     3.0
   """
-  _knobs.check_tie("remax", beta, paper=0.05)
+  _hparams.check_tie("remax", beta, paper=0.05)
 
   def sampled(scored: Scored) -> Array:
     """1 on samples whose prompt has a greedy completion, `[B, K]`."""
@@ -67,6 +67,14 @@ def remax(beta: float | None = 0.05) -> Objective:
     metrics |= {"greedy_reward": Mean(greedy, greedy_B.sum())}
     return Loss({"remax": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs, fields = _rewards.needs(beta), _reinforce.fields(beta)
-  remax = Objective("remax", {"beta": beta}, Layout.SAMPLED, needs, loss, fields)
-  return remax._replace(prepare=prepare, first="greedy")
+  stats = _rewards.stats(beta)
+  columns = _reinforce.columns(beta)
+  remax = Objective(
+    name="remax",
+    hparams={"beta": beta},
+    layout=Layout.SAMPLED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )
+  return remax._replace(prepare=prepare, column0_source="greedy")

@@ -18,7 +18,7 @@ def retain_kl() -> Objective:
   Reduction: one mean over all tokens of the batch. Reads column 0 of any layout.
 
   Returns:
-    Objective; layout DEMO; needs REF_KL. Terms: `retain_kl`.
+    Objective; layout DEMO; stats REF_KL. Terms: `retain_kl`.
     Metrics: seq_kl (nats per completion).
 
   Example:
@@ -37,5 +37,11 @@ def retain_kl() -> Objective:
     metrics = {"seq_kl": Mean(total, weight_B.sum())}
     return Loss({"retain_kl": Mean(total, tokens)}, metrics)
 
-  needs = frozenset({token_stats.REF_KL})
-  return Objective("retain_kl", {}, Layout.DEMO, needs, loss)
+  stats = frozenset({token_stats.REF_KL})
+  return Objective(
+    name="retain_kl",
+    hparams={},
+    layout=Layout.DEMO,
+    stats=stats,
+    loss=loss,
+  )

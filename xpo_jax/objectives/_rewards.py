@@ -9,7 +9,7 @@ over the completion's tokens in nats.
 import jax.numpy as jnp
 
 from xpo_jax.ops import masked, token_stats
-from xpo_jax.types import Array, Mean, Scored, Stat
+from xpo_jax.types import Array, Mean, Scored, TokenStat
 
 
 def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
@@ -31,7 +31,7 @@ def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
   return beta * masked.zero_padding(log_ratio_BKT, scored.mask_BKT)
 
 
-def needs(beta: float | Array | None) -> frozenset[Stat]:
+def stats(beta: float | Array | None) -> frozenset[TokenStat]:
   """LOGP, and REF_LOGP where there is a tie to the reference (beta is not None)."""
   tie = () if beta is None else (token_stats.REF_LOGP,)
   return frozenset({token_stats.LOGP, *tie})

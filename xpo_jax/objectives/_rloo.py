@@ -5,7 +5,7 @@ A few lines over 80 for the advantages, which other losses take too.
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _grpo, _knobs, _reinforce, _rewards
+from xpo_jax.objectives import _grpo, _hparams, _reinforce, _rewards
 from xpo_jax.ops import groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -53,7 +53,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
       old_logp_BKT is needed. Paper: 0.03 (TL;DR), 0.10 (HH).
 
   Returns:
-    Objective; layout SAMPLED; needs LOGP, and REF_LOGP unless beta is None; fields
+    Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
     reward_BK, and old_logp_BKT unless beta is None. Terms: `rloo`.
     Metrics: reward, informative (fraction of prompts whose rewards differ).
 
@@ -66,7 +66,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
     >>> float(scored.evaluate(objectives.rloo(beta=None), s).loss)  # (2 - 3) / 2
     -0.5
   """
-  _knobs.check_tie("rloo", beta, paper=0.03)
+  _hparams.check_tie("rloo", beta, paper=0.03)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -78,5 +78,14 @@ def rloo(beta: float | None = 0.03) -> Objective:
     metrics = _grpo.reward_metrics(scored)
     return Loss({"rloo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs, fields = _rewards.needs(beta), _reinforce.fields(beta)
-  return Objective("rloo", {"beta": beta}, Layout.SAMPLED, needs, loss, fields, prepare)
+  stats = _rewards.stats(beta)
+  columns = _reinforce.columns(beta)
+  return Objective(
+    name="rloo",
+    hparams={"beta": beta},
+    layout=Layout.SAMPLED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+    prepare=prepare,
+  )

@@ -1,6 +1,6 @@
 """Robust DPO: DPO that is unbiased when a share of the labels is flipped."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -23,12 +23,12 @@ def robust_dpo(beta: float = 0.1, flip_rate: float = 0.1) -> Objective:
       0 gives DPO.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `robust_dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `robust_dpo`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -38,8 +38,8 @@ def robust_dpo(beta: float = 0.1, flip_rate: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # log 2 whatever the share
     0.6931
   """
-  _knobs.check("robust_dpo", "beta", beta, paper=0.1, above=0)
-  _knobs.check("robust_dpo", "flip_rate", flip_rate, paper=0.1, least=0, below=0.5)
+  _hparams.check("robust_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("robust_dpo", "flip_rate", flip_rate, paper=0.1, least=0, below=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -51,6 +51,12 @@ def robust_dpo(beta: float = 0.1, flip_rate: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"robust_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "flip_rate": flip_rate}
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("robust_dpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "flip_rate": flip_rate}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="robust_dpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

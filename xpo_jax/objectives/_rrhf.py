@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import masked, ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -27,12 +27,12 @@ def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
     length_penalty: exponent of the length; >= 0. Paper: 1.
 
   Returns:
-    Objective; layout RANKED; needs LOGP; field reward_BK (only its order counts).
+    Objective; layout RANKED; stats LOGP; columns reward_BK (only its order counts).
     Terms: `rrhf`, `sft`. Metrics: reward_* of p (nats per token), reward_accuracy
     (fraction of pairs), ndcg.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example: -1 and -2 nats per token, the better answer behind by 1.
     >>> from xpo_jax import objectives, scored
@@ -41,8 +41,8 @@ def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
     >>> {name: float(term) for name, term in terms.items()}
     {'rrhf': 1.0, 'sft': 2.0}
   """
-  _knobs.check("rrhf", "weight", weight, paper=1, least=0)
-  _knobs.check("rrhf", "length_penalty", length_penalty, paper=1, least=0)
+  _hparams.check("rrhf", "weight", weight, paper=1, least=0)
+  _hparams.check("rrhf", "length_penalty", length_penalty, paper=1, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -57,6 +57,14 @@ def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
     terms = {"rrhf": scored.mean_B(hinge_B), "sft": scored.mean_B(nll_B)}
     return Loss(terms, ranking.metrics(scored, score_BK), hinge_B + nll_B)
 
-  knobs = {"weight": weight, "length_penalty": length_penalty}
-  needs, fields = frozenset({token_stats.LOGP}), frozenset({"reward_BK"})
-  return Objective("rrhf", knobs, Layout.RANKED, needs, loss, fields)
+  hparams = {"weight": weight, "length_penalty": length_penalty}
+  stats = frozenset({token_stats.LOGP})
+  columns = frozenset({"reward_BK"})
+  return Objective(
+    name="rrhf",
+    hparams=hparams,
+    layout=Layout.RANKED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

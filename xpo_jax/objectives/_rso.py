@@ -1,6 +1,6 @@
 """RSO: losses for pairs drawn from an estimate of the optimal policy."""
 
-from xpo_jax.objectives import _gpo, _knobs
+from xpo_jax.objectives import _gpo, _hparams
 from xpo_jax.ops import links
 from xpo_jax.types import Aux, Loss, Objective, Scored
 
@@ -24,7 +24,7 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
     link: f; a `links.Link` or a name of `links.LINKS`. Paper: logistic and hinge.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP. Terms: `rso`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `rso`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
@@ -40,8 +40,8 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
     >>> float(scored.evaluate(o, first_step).loss)  # max(0, 1 - 0)
     1.0
   """
-  _knobs.check("rso", "beta", beta, paper=0.05, above=0)
-  link = _knobs.choice("rso", "link", link, links.LINKS)
+  _hparams.check("rso", "beta", beta, paper=0.05, above=0)
+  link = _hparams.choice("rso", "link", link, links.LINKS)
   linked = _gpo.gpo(beta, link)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

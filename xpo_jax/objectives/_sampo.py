@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _dpo, _knobs, _rewards
+from xpo_jax.objectives import _dpo, _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
@@ -46,7 +46,7 @@ def sampo(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper's script: 0.1 (0.5 for Pythia).
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP; field mask_BKT; draws. Terms: `sampo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens; draws. Terms: `sampo`.
     Metrics: those of `dpo`; rewards of the drawn tokens, log-probs of all.
 
   Raises:
@@ -61,11 +61,11 @@ def sampo(beta: float = 0.1) -> Objective:
     >>> round(float(out.loss), 4)  # whatever was drawn, no margin yet: log 2
     0.6931
   """
-  _knobs.check("sampo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("sampo", "beta", beta, paper=0.1, above=0)
   dpo = _dpo.dpo(beta)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-    key = _knobs.check_key("sampo", key)
+    key = _hparams.check_key("sampo", key)
     return Aux(rows=down_sample(scored.mask_BKT, scored.row_B, key)), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -73,6 +73,14 @@ def sampo(beta: float = 0.1) -> Objective:
     metrics = out.metrics | _rewards.logp_metrics(scored)
     return Loss({"sampo": out.terms["dpo"]}, metrics, out.per_example_B)
 
-  knobs, fields = {"beta": beta}, frozenset({"mask_BKT"})
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  return Objective("sampo", knobs, Layout.PAIR, needs, loss, fields, prepare)
+  hparams = {"beta": beta}
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="sampo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    reads_tokens=True,
+    prepare=prepare,
+  )

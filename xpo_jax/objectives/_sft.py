@@ -17,7 +17,7 @@ def sft() -> Objective:
     column 0 of any layout: a demonstration, or the chosen answer of a pair.
 
   Returns:
-    Objective; layout DEMO; needs LOGP. Terms: `sft`.
+    Objective; layout DEMO; stats LOGP. Terms: `sft`.
     Metrics: logp_chosen (nats per completion).
 
   Example:
@@ -32,4 +32,4 @@ def sft() -> Objective:
     out = likelihood.loss(scored, aux)
     return Loss({"sft": out.terms["nll"]}, out.metrics)
 
-  return likelihood._replace(name="sft", knobs={}, loss=loss)
+  return likelihood._replace(name="sft", hparams={}, loss=loss)

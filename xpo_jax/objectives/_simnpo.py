@@ -1,6 +1,6 @@
 """SimNPO: NPO without a reference, per token."""
 
-from xpo_jax.objectives import _knobs, _npo, _rewards
+from xpo_jax.objectives import _hparams, _npo, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -25,12 +25,12 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     gamma: margin; >= 0. Paper: 0 (3 on MUSE News).
 
   Returns:
-    Objective; layout RATED; needs LOGP; field desirable_BK. Terms: `simnpo`.
+    Objective; layout RATED; stats LOGP; columns desirable_BK. Terms: `simnpo`.
     Metrics: reward_rejected (beta times nats per token), logp_rejected (nats per
     completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -39,8 +39,8 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(o, sure).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("simnpo", "beta", beta, paper=2.5, above=0)
-  _knobs.check("simnpo", "gamma", gamma, paper=0, least=0)
+  _hparams.check("simnpo", "beta", beta, paper=2.5, above=0)
+  _hparams.check("simnpo", "gamma", gamma, paper=0, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -53,6 +53,14 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     }
     return Loss({"simnpo": forget.mean_B(loss_B)}, metrics)
 
-  knobs = {"beta": beta, "gamma": gamma}
-  needs, fields = frozenset({token_stats.LOGP}), frozenset({"desirable_BK"})
-  return Objective("simnpo", knobs, Layout.RATED, needs, loss, fields)
+  hparams = {"beta": beta, "gamma": gamma}
+  stats = frozenset({token_stats.LOGP})
+  columns = frozenset({"desirable_BK"})
+  return Objective(
+    name="simnpo",
+    hparams=hparams,
+    layout=Layout.RATED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

@@ -1,12 +1,13 @@
 """SimPO: a reference-free reward with a target margin."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
 def gamma_from_ratio(beta: float | Array, ratio: float | Array) -> float | Array:
-  """`simpo`'s gamma from `gamma_beta_ratio`, the knob of the authors' code."""
+  """`simpo`'s gamma from `gamma_beta_ratio`, the hyperparameter of the authors'
+  code."""
   return beta * ratio
 
 
@@ -32,12 +33,12 @@ def simpo(
     label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
 
   Returns:
-    Objective; layout PAIR; needs LOGP. Terms: `simpo`.
+    Objective; layout PAIR; stats LOGP. Terms: `simpo`.
     Metrics: reward_* (beta times nats per token; the margin before gamma),
     reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -45,9 +46,11 @@ def simpo(
     >>> round(float(scored.evaluate(objectives.simpo(gamma=0.0), same).loss), 4)
     0.6931
   """
-  _knobs.check("simpo", "beta", beta, paper=2, above=0)
-  _knobs.check("simpo", "gamma", gamma, paper=1, least=0)
-  _knobs.check("simpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  _hparams.check("simpo", "beta", beta, paper=2, above=0)
+  _hparams.check("simpo", "gamma", gamma, paper=1, least=0)
+  _hparams.check(
+    "simpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5
+  )
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -57,6 +60,12 @@ def simpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"simpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "gamma": gamma, "label_smoothing": label_smoothing}
-  needs = frozenset({token_stats.LOGP})
-  return Objective("simpo", knobs, Layout.PAIR, needs, loss)
+  hparams = {"beta": beta, "gamma": gamma, "label_smoothing": label_smoothing}
+  stats = frozenset({token_stats.LOGP})
+  return Objective(
+    name="simpo",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _nll, _rewards
+from xpo_jax.objectives import _hparams, _nll, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -15,7 +15,7 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
   Paper: Zhao et al. 2023, arXiv:2305.10425, Eq. not checked. Survey 3.3.
   Departs from the paper: the target y_ref is the chosen answer (the paper tries the SFT
     target and the best candidate and finds little between them); another target is
-    `slic(weight=0)` and `nll("sequence_sum")` as two `types.Part`. Whether the paper
+    `slic(weight=0)` and `nll("sequence_sum")` as two `types.AuxLoss`. Whether the paper
     sums or averages over tokens was not checked: this is the sum. TRL's DPO "hinge" is
     another loss, with a reference (`rso`). In one public code the two terms differ in
     shape and broadcast: not copied.
@@ -26,12 +26,12 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     weight: the paper's lambda; >= 0. Paper: not checked; a public code takes 0.1.
 
   Returns:
-    Objective; layout PAIR; needs LOGP. Terms: `slic`, `nll`.
+    Objective; layout PAIR; stats LOGP. Terms: `slic`, `nll`.
     Metrics: reward_* (the log-likelihoods, nats), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -40,8 +40,8 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     >>> {name: float(term) for name, term in terms.items()}  # 1 - 0.25, 0.5 * 2
     {'slic': 0.75, 'nll': 1.0}
   """
-  _knobs.check("slic", "delta", delta, paper=1, above=0)
-  _knobs.check("slic", "weight", weight, paper=0.1, least=0)
+  _hparams.check("slic", "delta", delta, paper=1, above=0)
+  _hparams.check("slic", "weight", weight, paper=0.1, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -50,7 +50,13 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, logp_BK) | _rewards.logp_metrics(scored)
     return Loss({"slic": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"delta": delta, "weight": weight}
-  needs = frozenset({token_stats.LOGP})
-  hinge = Objective("slic", knobs, Layout.PAIR, needs, loss)
+  hparams = {"delta": delta, "weight": weight}
+  stats = frozenset({token_stats.LOGP})
+  hinge = Objective(
+    name="slic",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )
   return _nll.with_nll(hinge, weight, "sequence_sum")

@@ -1,6 +1,6 @@
 """SPPO: log-ratios regressed on win rates, in self-play."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -26,7 +26,7 @@ def sppo(beta: float = 1e-3) -> Objective:
     beta: 1 / eta, in win probability per nat; > 0. Paper: 1e-3 (eta = 1000).
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP; field reward_BK, the win rates.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; columns reward_BK, the win rates.
     Terms: `sppo`. Metrics: reward_* (beta times log-ratio, to become P - 1/2),
     reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -41,7 +41,7 @@ def sppo(beta: float = 1e-3) -> Objective:
     >>> float(scored.evaluate(objectives.sppo(beta=0.25), s).loss)  # (1^2 + 0^2) / 2
     0.5
   """
-  _knobs.check("sppo", "beta", beta, paper=1e-3, above=0)
+  _hparams.check("sppo", "beta", beta, paper=1e-3, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -52,7 +52,14 @@ def sppo(beta: float = 1e-3) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"sppo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"reward_BK"})
-  sppo = Objective("sppo", {"beta": beta}, Layout.PAIR, needs, loss, fields)
-  return sppo._replace(reward="win_rates")
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  columns = frozenset({"reward_BK"})
+  sppo = Objective(
+    name="sppo",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )
+  return sppo._replace(reward_kind="win_rates")

@@ -1,6 +1,6 @@
 """TDPO, first version: DPO with the gap of the sequential KLs in the margin."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
@@ -32,13 +32,13 @@ def tdpo1(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP, REF_KL. Terms: `tdpo1`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP, REF_KL. Terms: `tdpo1`.
     Metrics: reward_* (nats; of `tdpo_rewards`, KL included), reward_accuracy
     (fraction), seq_kl_chosen, seq_kl_rejected, logp_chosen, logp_rejected (nats per
     completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -47,7 +47,7 @@ def tdpo1(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.tdpo1(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("tdpo1", "beta", beta, paper=0.1, above=0)
+  _hparams.check("tdpo1", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -61,5 +61,11 @@ def tdpo1(beta: float = 0.1) -> Objective:
     }
     return Loss({"tdpo1": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP, token_stats.REF_KL})
-  return Objective("tdpo1", {"beta": beta}, Layout.PAIR, needs, loss)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP, token_stats.REF_KL})
+  return Objective(
+    name="tdpo1",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+  )

@@ -2,7 +2,7 @@
 
 import jax
 
-from xpo_jax.objectives import _knobs, _rewards, _tdpo1
+from xpo_jax.objectives import _hparams, _rewards, _tdpo1
 from xpo_jax.ops import links
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -25,11 +25,11 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     alpha: weight of the KL gap; >= 0. Paper: 0.5. 0 gives DPO.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP, REF_KL. Terms: `tdpo2`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP, REF_KL. Terms: `tdpo2`.
     Metrics: those of `tdpo1`.
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -39,8 +39,8 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> bool(scored.evaluate(tdpo2, pairs).loss == scored.evaluate(dpo, pairs).loss)
     True
   """
-  _knobs.check("tdpo2", "beta", beta, paper=0.1, above=0)
-  _knobs.check("tdpo2", "alpha", alpha, paper=0.5, least=0)
+  _hparams.check("tdpo2", "beta", beta, paper=0.1, above=0)
+  _hparams.check("tdpo2", "alpha", alpha, paper=0.5, least=0)
   first = _tdpo1.tdpo1(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -51,5 +51,11 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     metrics = first.loss(scored, aux).metrics
     return Loss({"tdpo2": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "alpha": alpha}
-  return Objective("tdpo2", knobs, Layout.PAIR, first.needs, loss)
+  hparams = {"beta": beta, "alpha": alpha}
+  return Objective(
+    name="tdpo2",
+    hparams=hparams,
+    layout=Layout.PAIR,
+    stats=first.stats,
+    loss=loss,
+  )

@@ -1,6 +1,6 @@
 """DPO read as learning a Q-function: its loss as a sum of credit per token."""
 
-from xpo_jax.objectives import _knobs, _rewards
+from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
@@ -22,7 +22,7 @@ def token_dpo(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1, DPO's.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP; field mask_BKT: it reads tokens.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens: it reads tokens.
     `objectives.token_rewards` gives the credit. Terms: `token_dpo`.
     Metrics: reward_chosen, reward_rejected, reward_margin (nats), reward_accuracy
     (fraction), logp_chosen, logp_rejected (nats per completion).
@@ -37,7 +37,7 @@ def token_dpo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.token_dpo(), first_step).loss), 4)
     0.6931
   """
-  _knobs.check("token_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("token_dpo", "beta", beta, paper=0.1, above=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -47,6 +47,12 @@ def token_dpo(beta: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"token_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  needs = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  fields = frozenset({"mask_BKT"})
-  return Objective("token_dpo", {"beta": beta}, Layout.PAIR, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+  return Objective(
+    name="token_dpo",
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=stats,
+    loss=loss,
+    reads_tokens=True,
+  )

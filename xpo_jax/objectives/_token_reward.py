@@ -6,13 +6,13 @@ from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
 _NEEDS = frozenset({token_stats.VALUE})
-_FIELDS = frozenset({"mask_BKT", "reward_BKT"})
+_COLUMNS = frozenset({"reward_BKT"})
 
 
 def token_regression() -> Objective:
   """Token-level reward by regression: (v_t - reward_t)^2, a mean over all tokens.
 
-  Every response token is labelled, 0 included. Layout RATED, needs VALUE, field
+  Every response token is labelled, 0 included. Layout RATED, needs VALUE, columns
   reward_BKT.
   """
 
@@ -23,7 +23,15 @@ def token_regression() -> Objective:
     square = Mean((error_BKT**2 * weight_BKT).sum(), weight_BKT.sum())
     return Loss({"token_regression": square}, {})
 
-  return Objective("token_regression", {}, Layout.RATED, _NEEDS, loss, _FIELDS)
+  return Objective(
+    name="token_regression",
+    hparams={},
+    layout=Layout.RATED,
+    stats=_NEEDS,
+    loss=loss,
+    columns=_COLUMNS,
+    reads_tokens=True,
+  )
 
 
 def _tokens(scored: Scored) -> Array:
@@ -51,7 +59,7 @@ def token_reward() -> Objective:
   Reduction: one mean over the labelled tokens of the batch.
 
   Returns:
-    Objective; layout RATED; needs VALUE; field reward_BKT. Terms: `token_reward`.
+    Objective; layout RATED; stats VALUE; columns reward_BKT. Terms: `token_reward`.
     Metrics: token_accuracy (fraction of labelled tokens; v = 0 counts one half).
 
   Example:
@@ -76,4 +84,12 @@ def token_reward() -> Objective:
     metrics = {"token_accuracy": nll.replace(total=(right_BKT * weight_BKT).sum())}
     return Loss({"token_reward": nll}, metrics)
 
-  return Objective("token_reward", {}, Layout.RATED, _NEEDS, loss, _FIELDS)
+  return Objective(
+    name="token_reward",
+    hparams={},
+    layout=Layout.RATED,
+    stats=_NEEDS,
+    loss=loss,
+    columns=_COLUMNS,
+    reads_tokens=True,
+  )

@@ -5,7 +5,7 @@ Over 80 lines: the form for labelled answers, which CRINGE shares, and the paper
 
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _knobs, _rewards, _sft
+from xpo_jax.objectives import _hparams, _rewards, _sft
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
@@ -35,7 +35,7 @@ def token_unlikelihood(alpha: float = 1.0) -> Objective:
   `repetition.unlikelihood` does for tokens that occurred before. Terms: `sft`,
   `unlikelihood`, both per token.
   """
-  _knobs.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  _hparams.check("unlikelihood", "alpha", alpha, paper=1, least=0)
   nll = _sft.sft()
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -45,9 +45,17 @@ def token_unlikelihood(alpha: float = 1.0) -> Objective:
     penalty = Mean(penalty_B.sum(), out.terms["sft"].weight)
     return Loss({**out.terms, "unlikelihood": penalty}, out.metrics)
 
-  fields = frozenset({"mask_BKT", "penalty_BKT"})
-  knobs = {"alpha": alpha}
-  return Objective("token_unlikelihood", knobs, Layout.DEMO, nll.needs, loss, fields)
+  columns = frozenset({"penalty_BKT"})
+  hparams = {"alpha": alpha}
+  return Objective(
+    name="token_unlikelihood",
+    hparams=hparams,
+    layout=Layout.DEMO,
+    stats=nll.stats,
+    loss=loss,
+    columns=columns,
+    reads_tokens=True,
+  )
 
 
 def unlikelihood(alpha: float = 1.0) -> Objective:
@@ -68,30 +76,37 @@ def unlikelihood(alpha: float = 1.0) -> Objective:
     alpha: weight of the undesirable tokens; >= 0. Paper: 1.
 
   Returns:
-    Objective; layout RATED; needs LOGP, REST_LOGP; field desirable_BK.
+    Objective; layout RATED; stats LOGP, REST_LOGP; columns desirable_BK.
     Terms: `likelihood`, `unlikelihood`. Metrics: logp_chosen, logp_rejected (nats per
     completion).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> o, one, bad = objectives.unlikelihood(), np.ones((1, 1, 1), int), [[0]]
     >>> logits = np.log([[[[0.25, 0.75]]]])
-    >>> s = scored.from_logits(logits, one, one, needs=o.needs, desirable_BK=bad)
+    >>> s = scored.from_logits(logits, one, one, stats=o.needs, desirable_BK=bad)
     >>> round(float(scored.evaluate(o, s).loss), 4)  # -log(1 - 0.75) = log 4
     1.3863
   """
-  _knobs.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  _hparams.check("unlikelihood", "alpha", alpha, paper=1, least=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     rest_BK = masked.sum_T(scored.extra["rest_logp_BKT"], scored.mask_BKT)
     return likelihood_and("unlikelihood", scored, -alpha * rest_BK[:, 0])
 
-  needs = frozenset({token_stats.LOGP, token_stats.REST_LOGP})
-  fields = frozenset({"desirable_BK"})
-  knobs = {"alpha": alpha}
-  return Objective("unlikelihood", knobs, Layout.RATED, needs, loss, fields)
+  stats = frozenset({token_stats.LOGP, token_stats.REST_LOGP})
+  columns = frozenset({"desirable_BK"})
+  hparams = {"alpha": alpha}
+  return Objective(
+    name="unlikelihood",
+    hparams=hparams,
+    layout=Layout.RATED,
+    stats=stats,
+    loss=loss,
+    columns=columns,
+  )

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.objectives import _dpo, _knobs
+from xpo_jax.objectives import _dpo, _hparams
 from xpo_jax.ops import masked
-from xpo_jax.types import Array, Aux, Loss, Objective, Scored, Stat
+from xpo_jax.types import Array, Aux, Loss, Objective, Scored, TokenStat
 
 
 def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
@@ -21,7 +21,7 @@ def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
   return square_C - 2 * jax.nn.logsumexp(logits_CV, axis=-1)
 
 
-LOG_MEAN_PROB = Stat("log_mean_prob_BKT", ("policy",), _log_mean_prob)  # in extra
+LOG_MEAN_PROB = TokenStat("log_mean_prob_BKT", ("policy",), _log_mean_prob)  # in extra
 
 
 def wpo_weight(scored: Scored, most: float | Array = 1.0) -> Array:
@@ -60,11 +60,11 @@ def wpo(
     most: the largest weight of a pair; > 0. Paper's code: 1.
 
   Returns:
-    Objective; layout PAIR; needs LOGP, REF_LOGP and log_mean_prob_BKT. Terms: `wpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP and log_mean_prob_BKT. Terms: `wpo`.
     Metrics: those of `dpo`, and weight (a factor).
 
   Raises:
-    ValueError: a knob out of range (when built, never inside the trace).
+    ValueError: a hyperparameter out of range (when built, never inside the trace).
 
   Example:
     >>> import numpy as np
@@ -72,14 +72,14 @@ def wpo(
     >>> o = objectives.wpo()
     >>> flat = np.zeros((1, 2, 1, 7))  # every token as likely: w = 1
     >>> s = scored.from_logits(
-    ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, needs=o.needs
+    ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, stats=o.needs
     ... )
     >>> round(float(scored.evaluate(o, s).loss), 4)  # log 2
     0.6931
   """
-  _knobs.check("wpo", "beta", beta, paper=0.01, above=0)
-  _knobs.check("wpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
-  _knobs.check("wpo", "most", most, paper=1, above=0)
+  _hparams.check("wpo", "beta", beta, paper=0.01, above=0)
+  _hparams.check("wpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  _hparams.check("wpo", "most", most, paper=1, above=0)
   dpo = _dpo.dpo(beta, label_smoothing)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -88,6 +88,6 @@ def wpo(
     metrics = out.metrics | {"weight": scored.mean_B(weight_B)}
     return Loss({"wpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  knobs = {"beta": beta, "label_smoothing": label_smoothing, "most": most}
-  needs = dpo.needs | {LOG_MEAN_PROB}
-  return dpo._replace(name="wpo", knobs=knobs, needs=needs, loss=loss)
+  hparams = {"beta": beta, "label_smoothing": label_smoothing, "most": most}
+  stats = dpo.stats | {LOG_MEAN_PROB}
+  return dpo._replace(name="wpo", hparams=hparams, stats=stats, loss=loss)

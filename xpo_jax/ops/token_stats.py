@@ -4,7 +4,7 @@ Every `fn` maps `({role: logits_CV or value_C}, target_C)` to `[C]`, or with axe
 C; `C` may stand for several leading axes. Logits are taken as they come (float32 or
 wider). The target's logit is not gathered along the vocabulary, it is picked by
 comparing an iota with the target and summing, so that logits sharded over the
-vocabulary stay where they are; only `rivals` has to collect them.
+vocabulary stay where they are; only `contrast tokens` has to collect them.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.types import Array, Stat
+from xpo_jax.types import Array, TokenStat
 
 
 def logp(logits_CV: Array, target_C: Array) -> Array:
@@ -43,21 +43,23 @@ def top_rivals(logits_CV: Array, target_C: Array, k: int) -> tuple[Array, Array]
   vocab = logits_CV.shape[-1]
   if k >= vocab:
     raise ValueError(
-      f"k={k} rivals of a token need a vocabulary > {k}, this is {vocab}"
+      f"k={k} contrast tokens of a token need a vocabulary > {k}, this is {vocab}"
     )
   others_CV = jnp.where(_is_target(logits_CV, target_C), -jnp.inf, logits_CV)
   return jax.lax.top_k(others_CV, k)
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
-def rivals(k: int) -> Stat:
+def contrast_tokens(k: int) -> TokenStat:
   """The logits of a token's `top_rivals`, then the token's own: `[C, k + 1]`.
 
   Raises:
     ValueError: k is not a whole number of at least 1.
   """
   if not isinstance(k, int) or k < 1:
-    raise ValueError(f"rivals: k={k!r} must be a whole number >= 1 (CRINGE: k=1)")
+    raise ValueError(
+      f"contrast tokens: k={k!r} must be a whole number >= 1 (CRINGE: k=1)"
+    )
 
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
     logits_CV = roles["policy"]
@@ -65,11 +67,11 @@ def rivals(k: int) -> Stat:
     own_C = _target_logit(logits_CV, target_C)
     return jnp.concatenate([rival_CJ, own_C[..., None]], axis=-1)
 
-  return Stat(f"rivals_{k}_BKTJ", ("policy",), fn)
+  return TokenStat(f"rivals_{k}_BKTJ", ("policy",), fn)
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
-def tempered(stat: Stat, temperature: float) -> Stat:
+def tempered(stat: TokenStat, temperature: float) -> TokenStat:
   """The statistic of policies whose logits are divided by a temperature.
 
   Every role's logits are: policy, reference and all; scalar heads are not.
@@ -158,10 +160,10 @@ def _policy_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
   return kl(roles["policy"], roles["ref"])
 
 
-LOGP = Stat("logp_BKT", ("policy",), _logp)
-REF_LOGP = Stat("ref_logp_BKT", ("ref",), _ref_logp)
-REST_LOGP = Stat("rest_logp_BKT", ("policy",), _rest_logp)  # in Scored.extra
-VALUE = Stat("value_BKT", ("policy.value",), _value)
-ENTROPY = Stat("entropy_BKT", ("policy",), _entropy)  # in Scored.extra
-REF_KL = Stat("ref_kl_BKT", ("ref", "policy"), _ref_kl)  # KL(ref || policy)
-POLICY_KL = Stat("policy_kl_BKT", ("policy", "ref"), _policy_kl)  # in Scored.extra
+LOGP = TokenStat("logp_BKT", ("policy",), _logp)
+REF_LOGP = TokenStat("ref_logp_BKT", ("ref",), _ref_logp)
+REST_LOGP = TokenStat("rest_logp_BKT", ("policy",), _rest_logp)  # in Scored.extra
+VALUE = TokenStat("value_BKT", ("policy.value",), _value)
+ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)  # in Scored.extra
+REF_KL = TokenStat("ref_kl_BKT", ("ref", "policy"), _ref_kl)  # KL(ref || policy)
+POLICY_KL = TokenStat("policy_kl_BKT", ("policy", "ref"), _policy_kl)  # in Scored.extra

@@ -108,7 +108,7 @@ def _reward(metrics) -> Verdict | None:
 
 
 def _informative(metrics) -> Verdict | None:
-  share = diagnostics.column(metrics, "rollout/informative")
+  share = diagnostics.column(metrics, "rollout/frac_informative_prompts")
   if not share.size:
     return None
   idle = sum("loss" not in line for line in metrics)
@@ -145,7 +145,9 @@ def _unended(metrics) -> Verdict | None:
     return None
   first, last = (float(x.mean()) for x in diagnostics.ends(cut))
   found = diagnostics.unended(last, first, "at the start")
-  return _with(found, "Set `Feedback.missing_eos`; raise `Sampling.max_tokens`.")
+  return _with(
+    found, "Set `Feedback.missing_eos`; raise `Sampling.max_completion_tokens`."
+  )
 
 
 def _with(found: Verdict | None, remedy: str) -> Verdict | None:

@@ -62,7 +62,7 @@ def sections(
   by_score = config["feedback"]["kind"] == "scores"
   figures = []
   # Win rates within a group are 1/2 on average, whoever writes.
-  trained = by_score and config["renew_reference"] is None
+  trained = by_score and config["ref_update_every"] is None
   if figure := reward_kl(lines if trained else (), held_out, _kl(lines), by_score):
     figures.append(figure)
   first_last = _ends(held_out or written)

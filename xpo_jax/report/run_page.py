@@ -111,7 +111,7 @@ def run_page(run_dir: Path) -> html.Page:
     )
   sections.append(html.Section("Reproduce", _reproduce(run_dir, config)))
   return html.Page(
-    title=f"{use['use']}: {run_dir.resolve().name}",
+    title=f"{use['name']}: {run_dir.resolve().name}",
     lead=_lead(use, lines, axis),
     sections=sections,
   )
@@ -135,8 +135,11 @@ def first_loss(objective: Objective) -> float | None:
 def _first_loss(use: Mapping[str, Any]) -> tuple[float | None, str]:
   """The fixed first loss, and why the objective could not be built, if so."""
   try:
-    return first_loss(yaml_file.from_dict(yaml_file.Use, use).build()), ""
-  except (ValueError, ImportError) as error:  # another version's knob, a module gone
+    return first_loss(yaml_file.from_dict(yaml_file.ObjectiveConfig, use).build()), ""
+  except (
+    ValueError,
+    ImportError,
+  ) as error:  # another version's hyperparameter, a module gone
     return None, str(error)
 
 
@@ -145,9 +148,9 @@ def _json(path: Path) -> Any:
 
 
 def _lead(use: Mapping[str, Any], lines: Sequence[Mapping[str, float]], axis) -> str:
-  knobs = ", ".join(f"{k} = {v}" for k, v in use.items() if k != "use")
+  hparams = ", ".join(f"{k} = {v}" for k, v in use.items() if k != "name")
   steps = f"{int(lines[-1]['step'])} {axis}s" if lines else f"no {axis} yet"
-  return f"`{use['use']}({knobs})`, {steps}."
+  return f"`{use['name']}({hparams})`, {steps}."
 
 
 def _verdicts(found, lines, unknown: str) -> list:

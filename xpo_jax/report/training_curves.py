@@ -26,14 +26,22 @@ CHARTS = (
     "Completion lengths",
     "tokens",
     (
-      *("length", "length_chosen", "length_rejected", "length_completion"),
-      *("rollout/length", "eval/length"),
+      "length",
+      "length_chosen",
+      "length_rejected",
+      "length_completion",
+      "rollout/length",
+      "eval/length",
     ),
   ),
   (
     "Prompts whose rewards differ",
     "fraction",
-    ("rollout/informative", "informative", "eval/informative"),
+    (
+      "rollout/frac_informative_prompts",
+      "frac_informative_prompts",
+      "eval/informative",
+    ),
   ),
   (
     "Spread of the rewards",

@@ -119,7 +119,7 @@ def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, s
 
 def using(objective: str) -> tuple[str, ...]:
   """Names of the recipes that name an objective of the index."""
-  use = re.compile(rf'Use\(\s*"{objective}"')
+  use = re.compile(rf'ObjectiveConfig\(\s*"{objective}"')
   found = names().items()
   return tuple(name for name, path in found if use.search(path.read_text("utf-8")))
 

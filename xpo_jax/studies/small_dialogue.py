@@ -8,9 +8,9 @@ from xpo_jax.config.experiment import (
   Evaluation,
   Experiment,
   Loop,
+  ObjectiveConfig,
   Scratch,
   Trained,
-  Use,
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.tokenise import Limits
@@ -41,7 +41,9 @@ def hh(path: str) -> Data:
   )
 
 
-def after_sft(objective: Use, data: Data, taught: Data, **changes: Any) -> Experiment:
+def after_sft(
+  objective: ObjectiveConfig, data: Data, taught: Data, **changes: Any
+) -> Experiment:
   """The objective from a model that SFT taught the good answers of the same prompts.
 
   Args:
@@ -51,7 +53,7 @@ def after_sft(objective: Use, data: Data, taught: Data, **changes: Any) -> Exper
     changes: other fields of the second stage.
   """
   sft = Experiment(
-    objective=Use("sft"),
+    objective=ObjectiveConfig("sft"),
     data=taught,
     start=Scratch(MODEL),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, floor=0.1),

@@ -14,11 +14,17 @@ from xpo_jax.config.experiment import (
   Experiment,
   Loop,
   MeshShape,
+  ObjectiveConfig,
   Scratch,
   Trained,
-  Use,
 )
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
@@ -60,10 +66,12 @@ def writer(world: World) -> Experiment:
   )
   optimizer = Optimizer(learning_rate=world.sft_rate, warmup_steps=10, floor=0.1)
   start = Scratch(config(world))
-  return Experiment(Use("sft"), data, start, optimizer, Loop(log_every=50), ONE)
+  return Experiment(
+    ObjectiveConfig("sft"), data, start, optimizer, Loop(log_every=50), ONE
+  )
 
 
-def run(objective: Use, world: World, **changes: Any) -> OnlineExperiment:
+def run(objective: ObjectiveConfig, world: World, **changes: Any) -> OnlineExperiment:
   """An online experiment on a world; `changes` replace its fields."""
   made = OnlineExperiment(
     objective=objective,
@@ -71,8 +79,10 @@ def run(objective: Use, world: World, **changes: Any) -> OnlineExperiment:
       _path(world), portion="train", reading=_reading(world), bad_rows="drop"
     ),
     start=Trained(writer(world)),
-    feedback=Feedback(Call(rules.world_reward), missing_eos=world.missing_eos(0.5)),
-    sampling=Sampling(completions=4, max_tokens=world.longest),
+    feedback=Feedback(
+      Configured(rules.world_reward), missing_eos=world.missing_eos(0.5)
+    ),
+    sampling=Sampling(completions=4, max_completion_tokens=world.longest),
     iterations=60,
     prompts_per_iteration=32,
     optimizer=Optimizer(learning_rate=3e-4, schedule="constant"),

@@ -1,8 +1,8 @@
 """Many runs of one objective: one compilation, as many runs at a time as devices.
 
-For models that fit on one device. Runs differ in knobs, seed and data; the trainer's
-own step is scanned over a run's batches, so that nothing returns to the host between
-steps, and each device trains a run of its own.
+For models that fit on one device. Runs differ in hyperparameters, seed and data; the
+trainer's own step is scanned over a run's batches, so that nothing returns to the host
+between steps, and each device trains a run of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.models import heads
 from xpo_jax.models.transformer import Model
@@ -28,12 +28,12 @@ class Run(NamedTuple):
 
   Attributes:
     data: `stack`ed batches, one a step; every run of a sweep has the same shapes.
-    knobs: of `step.knobs`; every run of a sweep has the same names.
+    hparams: of `step.hparams`; every run of a sweep has the same names.
     seed: of the method's draws and of fresh heads.
   """
 
   data: Batch
-  knobs: Mapping[str, Any]
+  hparams: Mapping[str, Any]
   seed: int
 
 
@@ -66,7 +66,7 @@ class Sweep:
 
   def __init__(
     self,
-    use: Use,
+    use: ObjectiveConfig,
     model: Model,
     start: Params,
     optimizer: optim.Optimizer,
@@ -75,11 +75,11 @@ class Sweep:
     """Takes what all runs share.
 
     Args:
-      use: the objective; what `Run.knobs` names replaces its knobs.
+      use: the objective; what `Run.hparams` names replaces its hyperparameters.
       model: the architecture.
       start: `{"lm": ...}`; also the reference: what the batches do not hold of it is
         computed in the step.
-      optimizer: the learning rate is a knob and not taken from here.
+      optimizer: the learning rate is a hyperparameter and not taken from here.
       devices: one run at a time on each; None takes all of this process.
     """
     self._use, self._model, self._optimizer = use, model, optimizer
@@ -114,12 +114,12 @@ class Sweep:
       group = runs[first : first + width]
       # A short last group repeats its last run: one shape, one program.
       filled = [*group, *[group[-1]] * (width - len(group))]
-      data, knobs = (
+      data, hparams = (
         jax.tree.map(lambda *x: np.stack(x), *[run[i] for run in filled])
         for i in range(2)
       )
       seeds = np.array([run.seed for run in filled])
-      found = jax.device_get(self.programs[width](self._start, data, knobs, seeds))
+      found = jax.device_get(self.programs[width](self._start, data, hparams, seeds))
       for i in range(len(group)):
         outcomes.append(Outcome(*jax.tree.map(lambda x, i=i: x[i], found)))
     return outcomes
@@ -128,8 +128,8 @@ class Sweep:
     objective = self._use.build()
     chain = optim.transform(self._optimizer, self._model.logical_axes())
 
-    def train(start, data, knobs, seed):
-      data, knobs, seed = jax.tree.map(lambda x: x[0], (data, knobs, seed))
+    def train(start, data, hparams, seed):
+      data, hparams, seed = jax.tree.map(lambda x: x[0], (data, hparams, seed))
       steps = data.weight_MB.shape[0]
       models = dict.fromkeys(("policy", "ref"), self._model)
       update = step.make_step(self._use.build, models, self._optimizer, steps)
@@ -139,7 +139,7 @@ class Sweep:
       begun = state.create(params, chain, objective.init(), key)
 
       def one(carry, batch):
-        return update(carry, {"ref": start}, batch, knobs)
+        return update(carry, {"ref": start}, batch, hparams)
 
       done, curve = jax.lax.scan(one, begun, data)
       outcome = (state.final_params(done), curve)

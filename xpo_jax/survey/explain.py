@@ -14,7 +14,8 @@ _GAP = np.linspace(-20, 20, 65)
 
 
 def page(name: str, recipes: Sequence[str] = ()) -> str:
-  """Equation, source, knobs, needs, place in the survey, loss and gradient drawn.
+  """Equation, source, hyperparameters, needs, place in the survey, loss and gradient
+  drawn.
 
   Args:
     name: of the objective.
@@ -25,8 +26,8 @@ def page(name: str, recipes: Sequence[str] = ()) -> str:
   """
   text = objectives.docstring(name)
   objective = objectives.build(name)
-  knobs = ", ".join(f"{k}={_show(v)}" for k, v in objective.knobs.items())
-  parts = [f"{name}({knobs})", text.rstrip(), _reads(objective)]
+  hparams = ", ".join(f"{k}={_show(v)}" for k, v in objective.hparams.items())
+  parts = [f"{name}({hparams})", text.rstrip(), _reads(objective)]
   papers = table.papers_of(name)
   parts += [table.place(paper) for paper in papers if not paper.recipe]
   parts += [
@@ -42,21 +43,21 @@ def page(name: str, recipes: Sequence[str] = ()) -> str:
 
 
 def _show(value: object) -> str:
-  """A knob's value; a link or a divergence by its name."""
+  """A hyperparameter's value; a link or a divergence by its name."""
   return value.name if isinstance(value, tuple) else repr(value)
 
 
 def _reads(objective: Objective) -> str:
-  needs = ", ".join(sorted(stat.field for stat in objective.needs))
-  line = f"layout: {objective.layout.name}   scores: {needs or 'nothing'}"
-  columns = ", ".join(sorted(objective.fields))
+  stats = ", ".join(sorted(stat.field for stat in objective.stats))
+  line = f"layout: {objective.layout.name}   scores: {stats or 'nothing'}"
+  columns = ", ".join(sorted(objective.columns))
   return f"{line}   data columns: {columns}" if columns else line
 
 
 def _drawn(objective: Objective) -> list[str]:
   """Charts of loss and slope; one more for an answer with thumbs down."""
   kinds = {"": True}
-  if "desirable_BK" in objective.fields:
+  if "desirable_BK" in objective.columns:
     kinds = {"desirable answer: ": True, "undesirable answer: ": False}
   charts = []
   for kind, desirable in kinds.items():

@@ -75,7 +75,7 @@ def scored_for(
 ) -> Scored:
   """A record with the K that the objective's layout fixes, or K = 3.
 
-  Statistics of `objective.needs` that `scored` does not fill are computed from random
+  Statistics of `objective.stats` that `scored` does not fill are computed from random
   logits over 7 tokens, the same for every role where `policy_equals_ref`.
   """
   K = objective.layout.completions or 3
@@ -84,7 +84,7 @@ def scored_for(
   rng = np.random.default_rng(seed)
   extra = dict(record.extra)
   shape = record.mask_BKT.shape
-  for stat in sorted(objective.needs, key=lambda stat: stat.field):
+  for stat in sorted(objective.stats, key=lambda stat: stat.field):
     shared = rng.normal(size=(*shape, 7))
     own = {role: rng.normal(size=(*shape, 7)) for role in stat.roles}
     logits = dict.fromkeys(stat.roles, shared) if policy_equals_ref else own
@@ -132,7 +132,7 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
   first_BK = jnp.arange(shape[1])[None] == 0
   listed = objective.layout is Layout.RANKED
   label_BK = jnp.broadcast_to(first_BK == desirable if listed else desirable, shape)
-  moves_value = not any(stat.field == "logp_BKT" for stat in objective.needs)
+  moves_value = not any(stat.field == "logp_BKT" for stat in objective.stats)
   s = s.replace(
     mask_BKT=one_BKT,
     length_BK=masked.length(one_BKT),

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xpo_jax.config.experiment import PartUse
+from xpo_jax.config.experiment import AuxLossConfig
 from xpo_jax.data import audit, collate, pack, records
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.train import loading, references
-from xpo_jax.train.loading import Memory
-from xpo_jax.types import Objective, Part
+from xpo_jax.train.loading import Datasets
+from xpo_jax.types import AuxLoss, Objective
 
 
 class Beside(NamedTuple):
@@ -21,12 +21,12 @@ class Beside(NamedTuple):
 
   Attributes:
     parts: built.
-    batches: by `Part.data`.
+    batches: by `AuxLoss.data`.
     place: puts a batch on the mesh.
     counts: of each one's data, and a digest of what is trained on.
   """
 
-  parts: tuple[Part, ...]
+  parts: tuple[AuxLoss, ...]
   batches: Mapping[str, Batches]
   place: Callable[[Batch], Batch]
   counts: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Beside(NamedTuple):
     return {n: self.place(x[update % len(x)]) for n, x in self.batches.items()}
 
 
-def check(uses: Sequence[PartUse], memory: Memory) -> None:
+def check(uses: Sequence[AuxLossConfig], datasets: Datasets) -> None:
   """Reads every part's data once, before anything expensive.
 
   Raises:
@@ -45,12 +45,12 @@ def check(uses: Sequence[PartUse], memory: Memory) -> None:
   """
   for use in uses:
     objective = use.objective.build()
-    if any(field.startswith("old_") for field in objective.fields):
+    if any(field.startswith("old_") for field in objective.columns):
       raise ValueError(
         f"part {use.name!r}: {objective.name} reads what is recorded with rollouts; a "
         "part trains on data of its own"
       )
-    loaded = loading.load(use.data, use.data, memory)
+    loaded = loading.load(use.data, use.data, datasets)
     if loaded.bad and use.data.bad_rows == "stop":
       raise records.BadRows(loaded.bad)
     if not loaded.records:
@@ -58,10 +58,10 @@ def check(uses: Sequence[PartUse], memory: Memory) -> None:
 
 
 def prepare(
-  uses: Sequence[PartUse],
+  uses: Sequence[AuxLossConfig],
   tokenizer: Any,
   run_dir: Path,
-  memory: Memory,
+  datasets: Datasets,
   place: Callable[[Batch], Batch],
 ) -> Beside:
   """Reads, tokenises and packs the data of every part.
@@ -70,14 +70,14 @@ def prepare(
     uses: the parts; `check` let them pass.
     tokenizer: of the policy.
     run_dir: bad rows that are dropped are listed there.
-    memory: see `loading.load`.
+    datasets: see `loading.load`.
     place: puts a batch on the mesh.
   """
   parts, batches, counts = tuple(use.build() for use in uses), {}, {}
   for use, part in zip(uses, parts, strict=True):
     data = use.data
     examples, found = loading.examples(
-      data, tokenizer, run_dir / f"bad_rows_{use.name}.jsonl", memory
+      data, tokenizer, run_dir / f"bad_rows_{use.name}.jsonl", datasets
     )
     examples = collate.to_layout(examples, part.objective.layout, data.seed)
     counts[use.name] = found | {"trained_on_sha256": audit.digest(examples)}
@@ -94,13 +94,13 @@ def prepare(
   return Beside(parts, batches, place, counts)
 
 
-def joined(objective: Objective, parts: Sequence[Part]) -> Objective:
+def joined(objective: Objective, parts: Sequence[AuxLoss]) -> Objective:
   """The objective with the needs of all: which heads the policy must have."""
-  needs = objective.needs.union(*(part.objective.needs for part in parts))
-  return objective._replace(needs=needs)
+  stats = objective.stats.union(*(part.objective.stats for part in parts))
+  return objective._replace(stats=stats)
 
 
-def read_reference(parts: Sequence[Part]) -> bool:
+def read_reference(parts: Sequence[AuxLoss]) -> bool:
   """Must the reference's parameters stay for the steps?"""
-  stats = [stat for part in parts for stat in part.objective.needs]
+  stats = [stat for part in parts for stat in part.objective.stats]
   return any(role.split(".")[0] == references.ROLE for s in stats for role in s.roles)

@@ -18,7 +18,7 @@ from xpo_jax.models.config import Config
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import token_stats
 from xpo_jax.train.state import CRITIC
-from xpo_jax.types import Array, Objective, Params, Stat
+from xpo_jax.types import Array, Objective, Params, TokenStat
 
 _HEAD = "policy.value"
 
@@ -28,7 +28,7 @@ def _value(roles: Mapping[str, Array], target_C: Array) -> Array:
   return roles[f"{CRITIC}.value"]
 
 
-VALUE = Stat(token_stats.VALUE.field, (f"{CRITIC}.value",), _value)
+VALUE = TokenStat(token_stats.VALUE.field, (f"{CRITIC}.value",), _value)
 
 
 class Critic(NamedTuple):
@@ -49,9 +49,9 @@ def check(directory: str | Path, objective: Objective) -> None:
   Raises:
     ValueError: an objective without values; no reward model.
   """
-  if not any(_HEAD in stat.roles for stat in objective.needs):
+  if not any(_HEAD in stat.roles for stat in objective.stats):
     raise ValueError(
-      f"OnlineExperiment.value_start is {directory!r}, but {objective.name} reads no "
+      f"OnlineExperiment.critic_init is {directory!r}, but {objective.name} reads no "
       "value; leave it out"
     )
   reward_model.about(directory)
@@ -75,7 +75,7 @@ def load(directory: str | Path, tokenizer: Any, like: Config) -> Critic:
   mine, its = map(audit.tokenizer_digest, (tokenizer, held.tokenizer))
   if mine != its:
     raise ValueError(
-      f"value_start {directory} is a reward model of another tokenizer than the "
+      f"critic_init {directory} is a reward model of another tokenizer than the "
       "policy's: its values would be of other tokens; train one on the policy's start"
     )
   gain, bias = (jnp.float32(x) for x in held.affine)
@@ -91,7 +91,7 @@ def judged_by(build: Callable[..., Objective]) -> Callable[..., Objective]:
 
   def made(**traced: Any) -> Objective:
     objective = build(**traced)
-    needs = {VALUE if _HEAD in stat.roles else stat for stat in objective.needs}
-    return objective._replace(needs=frozenset(needs))
+    stats = {VALUE if _HEAD in stat.roles else stat for stat in objective.stats}
+    return objective._replace(stats=frozenset(stats))
 
   return made

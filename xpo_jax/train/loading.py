@@ -26,7 +26,7 @@ from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.types import Params
 
-Memory = Mapping[str, Sequence[Record]]
+Datasets = Mapping[str, Sequence[Record]]
 
 
 class Beginning(NamedTuple):
@@ -43,20 +43,20 @@ class Beginning(NamedTuple):
   tokenizer: Any
 
 
-def load(data: Data | Evaluation, like: Data, memory: Memory) -> Loaded:
+def load(data: Data | Evaluation, like: Data, datasets: Datasets) -> Loaded:
   """The records of a source, by its path.
 
   Args:
     data: names the source.
     like: says how rows are read.
-    memory: records by the name that stands as a path.
+    datasets: records by the name that stands as a path.
 
   Raises:
     ValueError: a path of no known kind, or what `data.sources` raises.
   """
   path = data.path
-  if path in memory:
-    loaded = _from_memory(path, memory[path])
+  if path in datasets:
+    loaded = _from_records(path, datasets[path])
   elif path.startswith("world:"):
     loaded = _embedded(path)
   elif path.endswith((".jsonl", ".jsonl.gz")):
@@ -68,7 +68,9 @@ def load(data: Data | Evaluation, like: Data, memory: Memory) -> Loaded:
   elif Path(path).is_dir():
     loaded = tfds.open_directory(path, data.split, like.reading)
   else:
-    held = f", or one of the records in memory: {', '.join(memory)}" if memory else ""
+    held = (
+      f", or one of the records handed over: {', '.join(datasets)}" if datasets else ""
+    )
     raise ValueError(
       f"{type(data).__name__}.path is {path!r}; it must be a .jsonl or .jsonl.gz file, "
       f"a TFDS directory, hub:NAME, or world:NUMBER{held}"
@@ -115,7 +117,11 @@ def begin(
 
 
 def prepare(
-  experiment: Experiment, loaded: Loaded, tokenizer: Any, run_dir: Path, memory: Memory
+  experiment: Experiment,
+  loaded: Loaded,
+  tokenizer: Any,
+  run_dir: Path,
+  datasets: Datasets,
 ) -> tuple[list[Example], list[Example], dict[str, Any]]:
   """Examples to train on, held-out examples, and the audit of both as plain data.
 
@@ -130,7 +136,7 @@ def prepare(
   counts = made.audit.summary()
   examples = made.examples
   if held.path is not None:
-    other = load(held, data, memory)
+    other = load(held, data, datasets)
     file = run_dir / "bad_rows_held_out.jsonl"
     made = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | made.examples
@@ -142,7 +148,7 @@ def prepare(
 
 
 def examples(
-  data: Data, tokenizer: Any, file: Path, memory: Memory
+  data: Data, tokenizer: Any, file: Path, datasets: Datasets
 ) -> tuple[list[Example], dict[str, Any]]:
   """All examples of a source, and the audit as plain data.
 
@@ -150,12 +156,12 @@ def examples(
     data: the source.
     tokenizer: of transformers.
     file: where bad rows are listed, where they are dropped.
-    memory: see `load`.
+    datasets: see `load`.
 
   Raises:
     BadRows: bad rows, where they stop the run.
   """
-  loaded = load(data, data, memory)
+  loaded = load(data, data, datasets)
   made = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
   rows = made.examples["train"]
   if data.transform is not None:
@@ -176,7 +182,7 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
   )
 
 
-def _from_memory(name: str, rows: Sequence[Record]) -> Loaded:
+def _from_records(name: str, rows: Sequence[Record]) -> Loaded:
   text = json.dumps([dataclasses.asdict(row) for row in rows], sort_keys=True)
   return Loaded(name, tuple(rows), (), hashlib.sha256(text.encode()).hexdigest())
 
@@ -193,7 +199,7 @@ def _embedded(path: str) -> Loaded:
       synthetic_reviews.generate(int(number), seed=0)
     )
   ]
-  return _from_memory(path, rows)
+  return _from_records(path, rows)
 
 
 def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:

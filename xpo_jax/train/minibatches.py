@@ -97,7 +97,7 @@ def batches_of(
   batches = pack.plan(
     examples,
     seed=int(order[0]),
-    epochs=experiment.inner_epochs,
+    epochs=experiment.ppo_epochs,
     groups_per_row=1,
     **_sizes_of(
       run, examples, run.arrangement.completions or K, run.arrangement.rows(K)
@@ -109,7 +109,7 @@ def batches_of(
 
 def _evened(batches: Batches, experiment: OnlineExperiment) -> Batches:
   """The same rows, a group each, with empty ones where a step is not full."""
-  passes, most = experiment.inner_epochs, batches.rows_per_step
+  passes, most = experiment.ppo_epochs, batches.rows_per_step
   rows, steps = len(batches.group) // passes, experiment.minibatches
   steps = min(steps, rows)
   whole, left = divmod(rows, steps)
@@ -129,7 +129,7 @@ def largest(run: Run) -> Batch | None:
   limit; None where the arrangement takes none of rewards that all differ."""
   experiment, ids = run.experiment, max(run.prompts.ids, key=len)
   B, K = experiment.prompts_per_iteration, experiment.sampling.completions
-  T = experiment.sampling.max_tokens
+  T = experiment.sampling.max_completion_tokens
   stats = online_setup.recorded(run.objective, experiment.sampling.temperature)
   zeros = np.zeros((B, K, T), np.float32)
   drawn = Rollouts(

@@ -30,7 +30,7 @@ from xpo_jax.train import (
   setup,
   step,
 )
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 from xpo_jax.train.setup import Run
 from xpo_jax.train.state import BASE, TrainState, final_params
 from xpo_jax.types import Array, Params
@@ -69,7 +69,7 @@ def train(
   experiment: Experiment,
   run_dir: str | Path,
   *,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
   say: progress.Say = progress.say,
 ) -> Result:
   """Runs an experiment from its start.
@@ -77,7 +77,7 @@ def train(
   Args:
     experiment: what to do.
     run_dir: a directory that does not exist yet.
-    memory: records by name, where `Data.path` is such a name and not a file.
+    datasets: records by name, where `Data.path` is such a name and not a file.
     say: where plain lines go.
 
   Raises:
@@ -85,23 +85,23 @@ def train(
       is wrong; all of it before the first compile, and no directory is left.
     NonFiniteLoss: the run diverged.
   """
-  run_dir, memory = Path(run_dir), memory or {}
+  run_dir, datasets = Path(run_dir), datasets or {}
   run_directory.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
-  setup.check(experiment, memory)
+  setup.check(experiment, datasets)
   split_overlap.check(experiment)
-  loaded = loading.load(experiment.data, experiment.data, memory)
+  loaded = loading.load(experiment.data, experiment.data, datasets)
   if loaded.bad and experiment.data.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
   with run_directory.begun(run_dir, experiment, (CHECKPOINTS, START)):
-    return _go(experiment, run_dir, loaded, memory, say)
+    return _go(experiment, run_dir, loaded, datasets, say)
 
 
 def resume(
   run_dir: str | Path,
   experiment: Experiment | None = None,
   *,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
   say: progress.Say = progress.say,
 ) -> Result:
   """Continues a run bit for bit, from its newest valid checkpoint.
@@ -109,28 +109,28 @@ def resume(
   Args:
     run_dir: the run.
     experiment: what the caller thinks it is, or None to take the run's word.
-    memory: see `train`.
+    datasets: see `train`.
     say: where plain lines go.
 
   Raises:
     ValueError: no such run, or its data or configuration changed; says how.
   """
-  run_dir, memory = Path(run_dir), memory or {}
+  run_dir, datasets = Path(run_dir), datasets or {}
   kept = run_directory.kept(run_dir, experiment)
   say(f"{run_dir}: resuming {_title(kept)}")
-  loaded = loading.load(kept.data, kept.data, memory)
-  return _go(kept, run_dir, loaded, memory, say)
+  loaded = loading.load(kept.data, kept.data, datasets)
+  return _go(kept, run_dir, loaded, datasets, say)
 
 
-def _go(experiment, run_dir, loaded, memory, say) -> Result:
+def _go(experiment, run_dir, loaded, datasets, say) -> Result:
   stage = None
   if isinstance(experiment.start, Trained):
     stage = run_dir / START
-    before = stage_before(experiment.start.experiment, stage, memory, say)
+    before = stage_before(experiment.start.experiment, stage, datasets, say)
     if before is not None and not before.finished:
       return before._replace(run_dir=run_dir)
     stage = stage / POLICY
-  run = setup.prepare(experiment, run_dir, loaded, stage, memory, say)
+  run = setup.prepare(experiment, run_dir, loaded, stage, datasets, say)
   rows = audit.show(run.train.batches[0], run.tokenizer)[:SHOWN_ROWS]
   run_directory.write_json(
     run_dir / SHOWN, [[token._asdict() for token in row] for row in rows]
@@ -164,14 +164,14 @@ def _go(experiment, run_dir, loaded, memory, say) -> Result:
 
 
 def stage_before(
-  experiment: Experiment, run_dir: Path, memory: Memory, say: progress.Say
+  experiment: Experiment, run_dir: Path, datasets: Datasets, say: progress.Say
 ) -> Result | None:
   """Runs the stage before, or the rest of it; None where it is done."""
   if (run_dir / SUMMARY).exists():
     return None
   if (run_dir / yaml_file.FILE).exists():
-    return resume(run_dir, experiment, memory=memory, say=say)
-  return train(experiment, run_dir, memory=memory, say=say)
+    return resume(run_dir, experiment, datasets=datasets, say=say)
+  return train(experiment, run_dir, datasets=datasets, say=say)
 
 
 def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
@@ -189,7 +189,7 @@ def _loop(run, run_dir, state, manager, meta, asked, say) -> TrainState:
       for index in range(done, steps):
         beside = run.beside.batch(index)
         batch = next(batches)
-        state, measured = run.step(state, run.frozen, batch, run.knobs, beside)
+        state, measured = run.step(state, run.frozen, batch, run.hparams, beside)
         pending.append((index, measured))
         now, last = index + 1, index + 1 == steps
         evaluating = run.held_out is not None and (
@@ -230,7 +230,7 @@ def evaluate(run: Run, state: TrainState) -> dict[str, Array]:
       state.method_state,
       run.held_out.batch(index),
       key,
-      run.knobs,
+      run.hparams,
     )
     total = means if total is None else {n: total[n] + means[n] for n in means}
   return {f"eval/{name}": value for name, value in step.divide(total).items()}
@@ -288,5 +288,5 @@ def export_adapter(run_dir: Path, run: Run, params: Params) -> None:
 
 def _title(experiment: Experiment) -> str:
   use, data = experiment.objective, experiment.data
-  knobs = ", ".join(f"{name}={value}" for name, value in use.knobs.items())
-  return f"{use.name}({knobs}) on {data.path}"
+  hparams = ", ".join(f"{name}={value}" for name, value in use.hparams.items())
+  return f"{use.name}({hparams}) on {data.path}"

@@ -40,7 +40,7 @@ from xpo_jax.train import (
   step,
   validate,
 )
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 from xpo_jax.train.offline import NonFiniteLoss, Result
 from xpo_jax.train.online_setup import Run
 from xpo_jax.train.rollouts import Rollouts
@@ -57,7 +57,7 @@ def train(
   experiment: OnlineExperiment,
   run_dir: str | Path,
   *,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
   say: progress.Say = progress.say,
 ) -> Result:
   """Runs an online experiment from its start.
@@ -65,7 +65,7 @@ def train(
   Args:
     experiment: what to do.
     run_dir: a directory that does not exist yet.
-    memory: records by name, where `Prompts.path` is such a name and not a file.
+    datasets: records by name, where `Prompts.path` is such a name and not a file.
     say: where plain lines go.
 
   Raises:
@@ -74,48 +74,48 @@ def train(
     JudgeError: no judge can be asked, before anything expensive.
     NonFiniteLoss: the run diverged.
   """
-  run_dir, memory = Path(run_dir), memory or {}
+  run_dir, datasets = Path(run_dir), datasets or {}
   run_directory.refuse_taken(run_dir)
   say(f"{run_dir}: {_title(experiment)}")
-  loaded = validate.load(experiment, memory)
+  loaded = validate.load(experiment, datasets)
   judge = rewards.judge(experiment.feedback)  # asked for now: the start may be hours
   computed = (offline.CHECKPOINTS, offline.START, ROLLOUTS, HELD_OUT)
   with run_directory.begun(run_dir, experiment, computed):
-    return _go(experiment, run_dir, loaded, judge, memory, say)
+    return _go(experiment, run_dir, loaded, judge, datasets, say)
 
 
 def resume(
   run_dir: str | Path,
   experiment: OnlineExperiment | None = None,
   *,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
   say: progress.Say = progress.say,
 ) -> Result:
   """Continues a run bit for bit, from its newest valid checkpoint; see
   `offline.resume`."""
-  run_dir, memory = Path(run_dir), memory or {}
+  run_dir, datasets = Path(run_dir), datasets or {}
   kept = run_directory.kept(run_dir, experiment)
   say(f"{run_dir}: resuming {_title(kept)}")
-  loaded = loading.load(kept.prompts, kept.prompts, memory)
-  return _go(kept, run_dir, loaded, rewards.judge(kept.feedback), memory, say)
+  loaded = loading.load(kept.prompts, kept.prompts, datasets)
+  return _go(kept, run_dir, loaded, rewards.judge(kept.feedback), datasets, say)
 
 
 def _title(experiment: OnlineExperiment) -> str:
   use = experiment.objective
-  knobs = ", ".join(f"{name}={value}" for name, value in use.knobs.items())
+  hparams = ", ".join(f"{name}={value}" for name, value in use.hparams.items())
   source = experiment.feedback.source.name
-  return f"{use.name}({knobs}) on samples for {experiment.prompts.path}, by {source}"
+  return f"{use.name}({hparams}) on samples for {experiment.prompts.path}, by {source}"
 
 
-def _go(experiment, run_dir, loaded, judge, memory, say) -> Result:
+def _go(experiment, run_dir, loaded, judge, datasets, say) -> Result:
   stage = None
   if isinstance(experiment.start, Trained):
     stage = run_dir / offline.START
-    before = offline.stage_before(experiment.start.experiment, stage, memory, say)
+    before = offline.stage_before(experiment.start.experiment, stage, datasets, say)
     if before is not None and not before.finished:
       return before._replace(run_dir=run_dir)
     stage = stage / offline.POLICY
-  run = online_setup.prepare(experiment, run_dir, loaded, stage, memory, judge)
+  run = online_setup.prepare(experiment, run_dir, loaded, stage, datasets, judge)
   sizes = _sizes(run)
   say(
     f"{sizes['parameters']:,} parameters, {experiment.iterations} iterations of "
@@ -239,7 +239,7 @@ def iterate(
   if not measured:
     say(
       f"iteration {index + 1}: nothing to learn from, no update; rewards differ on "
-      f"{line['rollout/informative']:.0%} of the prompts"
+      f"{line['rollout/frac_informative_prompts']:.0%} of the prompts"
     )
   line = {"step": index + 1} | measured | line | _times(clock, drawn)
   if state.beta is not None:
@@ -295,12 +295,12 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     run_directory.write_json(run_dir / offline.SHOWN, shown)
   frozen = online_setup.frozen(run, ref)
   beta = {} if state.beta is None else {"beta": float(state.beta)}
-  knobs = step.knobs(run.experiment.optimizer, **beta)
+  hparams = step.hparams(run.experiment.optimizer, **beta)
   trained, measured, done = state.train, [], int(state.train.step)
   for at in range(len(batches)):
     batch = run.place(references.fill(cache, batches[at]))
     trained, found = run.step(
-      trained, frozen, batch, knobs, run.beside.batch(done + at)
+      trained, frozen, batch, hparams, run.beside.batch(done + at)
     )
     measured.append(found)
   measured = jax.device_get(measured)
@@ -333,7 +333,7 @@ def _times(clock: Sequence[float], drawn: Rollouts) -> dict[str, float]:
 
 def _after(run, state, trained, before, index, line, episodes) -> OnlineState:
   """The state after an iteration: controller, reference and sampler moved on."""
-  beta, ref, every = state.beta, state.ref, run.experiment.renew_reference
+  beta, ref, every = state.beta, state.ref, run.experiment.ref_update_every
   if beta is not None:
     seen = kl_control.Observation(
       jnp.float32(line["rollout/kl"]), jnp.float32(episodes)
@@ -360,8 +360,8 @@ def evaluate(run: Run, run_dir: Path, state: OnlineState) -> dict[str, float]:
   at_once = experiment.sampling.prompts_at_once or experiment.prompts_per_iteration
   sampling = dataclasses.replace(
     experiment.sampling,
-    first="sample",
-    explore=None,
+    column0_source="sample",
+    exploration_temperature=None,
     opponent=Opponent(share=1.0) if experiment.feedback.kind == "win_rates" else None,
     prompts_at_once=None if experiment.sampling.slots else at_once,
   )

@@ -32,11 +32,11 @@ from xpo_jax.train import (
   state,
   step,
 )
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 from xpo_jax.train.pair_construction import Arrangement
 from xpo_jax.train.rollouts import PromptSet
 from xpo_jax.train.state import OnlineState
-from xpo_jax.types import Objective, Params, Stat
+from xpo_jax.types import Objective, Params, TokenStat
 
 OLD_VALUE = "old_value_BKT"
 _BUCKETS = 4  # row lengths that updates may compile for
@@ -112,9 +112,9 @@ def at_temperature(
     objective = build(**traced)
     if temperature == 1:
       return objective
-    needs = step.needs(objective)
+    stats = step.stats(objective)
     return objective._replace(
-      needs=frozenset(token_stats.tempered(stat, temperature) for stat in needs)
+      stats=frozenset(token_stats.tempered(stat, temperature) for stat in stats)
     )
 
   return made
@@ -125,7 +125,7 @@ def prepare(
   run_dir: Path,
   loaded: Loaded,
   stage: Path | None = None,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
   judge: rewards.Judge | OfPolicy | None = None,
 ) -> Run:
   """Reads start and prompts, makes judge, step and state.
@@ -135,7 +135,7 @@ def prepare(
     run_dir: its directory.
     loaded: its prompts' records (`loading.load`).
     stage: policy of the stage before, for a `Trained` start.
-    memory: see `loading.load`.
+    datasets: see `loading.load`.
     judge: of `rewards.judge`; None: made here.
 
   Raises:
@@ -149,18 +149,18 @@ def prepare(
   model, adapter = transformer.model(begun.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
   trained, start, own = lora.trained(model, adapter), begun.params, None
-  if experiment.value_start is not None:
-    own = critic.load(experiment.value_start, begun.tokenizer, begun.config)
+  if experiment.critic_init is not None:
+    own = critic.load(experiment.critic_init, begun.tokenizer, begun.config)
     build = critic.judged_by(build)
     models[state.CRITIC] = own.model
   objective = build()
   prompts, held_out, counts = prompt_sets(
-    experiment, loaded, begun.tokenizer, run_dir, memory or {}
+    experiment, loaded, begun.tokenizer, run_dir, datasets or {}
   )
   check_room(begun.config, experiment.sampling, prompts.width)
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
   beside = aux_losses.prepare(
-    experiment.parts, begun.tokenizer, run_dir, memory or {}, put
+    experiment.parts, begun.tokenizer, run_dir, datasets or {}, put
   )
   if beside.parts:
     counts["parts"] = beside.counts
@@ -183,7 +183,7 @@ def prepare(
   else:
     frozen[state.BASE] = ref = {"lm": setup.placed(mesh, model, begun.params["lm"])}
   controller = experiment.controller and experiment.controller.build()
-  updates = experiment.iterations * experiment.minibatches * experiment.inner_epochs
+  updates = experiment.iterations * experiment.minibatches * experiment.ppo_epochs
   return Run(
     experiment=experiment,
     objective=objective,
@@ -199,7 +199,7 @@ def prepare(
     state=OnlineState(
       step=jnp.zeros((), jnp.int32),
       train=first,
-      ref=None if experiment.renew_reference is None else ref,
+      ref=None if experiment.ref_update_every is None else ref,
       sampler=tuple(_copied(first) for _ in range(experiment.sampling.staleness)),
       beta=None if controller is None else jnp.float32(controller.beta),
     ),
@@ -271,10 +271,11 @@ def check_room(config: Config, sampling: Sampling, longest: int) -> None:
       f"Sampling.top_k is {sampling.top_k}; allowed: 1 to {config.vocab} (the "
       "vocabulary), or None"
     )
-  total = longest + sampling.max_tokens
+  total = longest + sampling.max_completion_tokens
   if config.rotary is None and total > config.positions:
     raise ValueError(
-      f"Sampling.max_tokens is {sampling.max_tokens}: after a prompt of {longest} "
+      f"Sampling.max_completion_tokens is {sampling.max_completion_tokens}: after a "
+      f"prompt of {longest} "
       f"tokens that is {total}, and the start has {config.positions} learned "
       "positions; lower it, or set Prompts.limits.prompt"
     )
@@ -285,7 +286,7 @@ def prompt_sets(
   loaded: Loaded,
   tokenizer: Any,
   run_dir: Path,
-  memory: Memory,
+  datasets: Datasets,
 ) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
   """The training prompts, the held-out ones, and counts of both."""
   config, held = experiment.prompts, experiment.evaluation
@@ -300,7 +301,7 @@ def prompt_sets(
     )
     chosen, held_out = (_some(made, sides[name]) for name in ("train", "held_out"))
   elif held.path is not None:
-    other = loading.load(dataclasses.replace(held, limit=None), config, memory)
+    other = loading.load(dataclasses.replace(held, limit=None), config, datasets)
     held_out, more = _prompt_set(config, other, tokenizer)
     bad += more
   if held_out is not None:
@@ -352,21 +353,23 @@ def _some(prompts: PromptSet, rows) -> PromptSet:
   return PromptSet(*(tuple(x[row] for row in rows) for x in columns), prompts.width)
 
 
-def recorded(objective: Objective, temperature: float) -> tuple[Stat, ...]:
+def recorded(objective: Objective, temperature: float) -> tuple[TokenStat, ...]:
   """What is scored once an iteration: the reference's statistics, and the values of
   the policy that sampled."""
   stats = {stat.field: stat for stat in references.cacheable(objective)}
   ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
   stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
-  if OLD_VALUE in objective.fields:
+  if OLD_VALUE in objective.columns:
     field = token_stats.VALUE.field
-    (value,) = (stat for stat in objective.needs if stat.field == field)
+    (value,) = (stat for stat in objective.stats if stat.field == field)
     stats[OLD_VALUE] = value._replace(field=OLD_VALUE)
   return tuple(stats[field] for field in sorted(stats))
 
 
 def recorder(
-  models: Mapping[str, Model], stats: tuple[Stat, ...], mesh: jax.sharding.Mesh | None
+  models: Mapping[str, Model],
+  stats: tuple[TokenStat, ...],
+  mesh: jax.sharding.Mesh | None,
 ) -> Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]:
   """The jitted `(role -> params, batch) -> {field: [M, B, K, T]}`, without gradient."""
 
@@ -390,7 +393,7 @@ def row_shape(run: Run, longest: int, completions: int, rows: int = 1) -> Shape:
     completions: of a group.
     rows: that a prompt makes at most.
   """
-  most_tokens = run.experiment.sampling.max_tokens
+  most_tokens = run.experiment.sampling.max_completion_tokens
   responses = completions * most_tokens
   most = run.prompts.width + responses
   quarter = -(-most // _BUCKETS)

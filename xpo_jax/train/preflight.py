@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import optim, split_overlap
-from xpo_jax.config.experiment import Experiment, Trained, Use
+from xpo_jax.config.experiment import Experiment, ObjectiveConfig, Trained
 from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batches
@@ -35,14 +35,14 @@ from xpo_jax.train import (
   step,
   validate,
 )
-from xpo_jax.train.loading import Beginning, Memory
+from xpo_jax.train.loading import Beginning, Datasets
 
 
 class Budget(NamedTuple):
   """What one stage of an experiment will compute.
 
   Attributes:
-    name: the objective with its knobs.
+    name: the objective with its hyperparameters.
     counts: the data's audit.
     sizes: steps, shapes, tokens, parameters.
     bytes: of the compiled step on one device: "arguments" (state and batch),
@@ -60,13 +60,13 @@ class Budget(NamedTuple):
 
 
 def check(
-  experiment: Experiment | OnlineExperiment, memory: Memory | None = None
+  experiment: Experiment | OnlineExperiment, datasets: Datasets | None = None
 ) -> list[Budget]:
   """Validates an experiment and each stage before it.
 
   Args:
     experiment: the recipe's, offline or online.
-    memory: records by name; see `offline.train`.
+    datasets: records by name; see `offline.train`.
 
   Returns:
     A budget for each stage, first stage first.
@@ -75,8 +75,8 @@ def check(
     ValueError: whatever training would refuse before its first step.
   """
   if isinstance(experiment, OnlineExperiment):
-    return _online(experiment, memory or {})
-  budgets, _ = _stages(experiment, memory or {})
+    return _online(experiment, datasets or {})
+  budgets, _ = _stages(experiment, datasets or {})
   return budgets
 
 
@@ -108,25 +108,25 @@ def lines(budget: Budget) -> list[str]:
   ]
 
 
-def _online(experiment: OnlineExperiment, memory: Memory) -> list[Budget]:
-  loaded = validate.load(experiment, memory)
+def _online(experiment: OnlineExperiment, datasets: Datasets) -> list[Budget]:
+  loaded = validate.load(experiment, datasets)
   with tempfile.TemporaryDirectory() as scratch:
     run_dir, before, stage = Path(scratch), [], None
     if isinstance(experiment.start, Trained):
-      before, begun = _stages(experiment.start.experiment, memory)
+      before, begun = _stages(experiment.start.experiment, datasets)
       # What the stage would leave, untrained: shapes and tokenizer are the same.
       stage = run_dir / offline.POLICY
       run_directory.export(stage, begun.config, begun.params, begun.tokenizer)
-    run = online_setup.prepare(experiment, run_dir, loaded, stage, memory)
+    run = online_setup.prepare(experiment, run_dir, loaded, stage, datasets)
   sampling, each = experiment.sampling, experiment.prompts_per_iteration
   completions = experiment.iterations * each * sampling.completions
   sizes = {
     "iterations": experiment.iterations,
     "prompts an iteration": each,
     "completions a prompt": sampling.completions,
-    "updates an iteration": experiment.minibatches * experiment.inner_epochs,
+    "updates an iteration": experiment.minibatches * experiment.ppo_epochs,
     "completions in all": completions,
-    "tokens sampled, at most": completions * sampling.max_tokens,
+    "tokens sampled, at most": completions * sampling.max_completion_tokens,
     "parameters": sum(x.size for x in jax.tree.leaves(run.ref)),
     "parameters trained": sum(x.size for x in jax.tree.leaves(run.state.train.params)),
   }
@@ -148,8 +148,8 @@ def _online_memory(run: online_setup.Run) -> dict[str, int] | None:
   read, beta = online_setup.frozen(run, run.ref), {}
   if run.controller is not None:
     beta["beta"] = float(run.state.beta)
-  knobs = step.knobs(run.experiment.optimizer, **beta)
-  arguments = (run.state.train, read, batch, knobs, run.beside.batch(0))
+  hparams = step.hparams(run.experiment.optimizer, **beta)
+  arguments = (run.state.train, read, batch, hparams, run.beside.batch(0))
   # The start, of which adapters read their base; the reference of now; less what of
   # both the step reads.
   copies = (not run.frozen) + (run.state.ref is not None) - (references.ROLE in read)
@@ -158,26 +158,26 @@ def _online_memory(run: online_setup.Run) -> dict[str, int] | None:
   return _compiled(run.step, *arguments) | {"between updates": between}
 
 
-def _name(use: Use) -> str:
-  return f"{use.name}({', '.join(f'{k}={v}' for k, v in use.knobs.items())})"
+def _name(use: ObjectiveConfig) -> str:
+  return f"{use.name}({', '.join(f'{k}={v}' for k, v in use.hparams.items())})"
 
 
-def _stages(experiment: Experiment, memory: Memory) -> tuple[list[Budget], Beginning]:
-  mesh = setup.check(experiment, memory)
+def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], Beginning]:
+  mesh = setup.check(experiment, datasets)
   split_overlap.check(experiment)
-  loaded = loading.load(experiment.data, experiment.data, memory)
+  loaded = loading.load(experiment.data, experiment.data, datasets)
   with tempfile.TemporaryDirectory() as scratch:
     # A run's directory in all but its life: a tokenizer, a list of bad rows.
     run_dir = Path(scratch)
     if isinstance(experiment.start, Trained):
-      before, begun = _stages(experiment.start.experiment, memory)
+      before, begun = _stages(experiment.start.experiment, datasets)
     else:
       before, begun = [], loading.begin(experiment, run_dir, loaded, None)
     train, held_out, counts = loading.prepare(
-      experiment, loaded, begun.tokenizer, run_dir, memory
+      experiment, loaded, begun.tokenizer, run_dir, datasets
     )
     beside = aux_losses.prepare(
-      experiment.parts, begun.tokenizer, run_dir, memory, lambda batch: batch
+      experiment.parts, begun.tokenizer, run_dir, datasets, lambda batch: batch
     )
   objective = experiment.objective.build()
   data = experiment.data
@@ -246,9 +246,9 @@ def _memory(
     adapter=adapter,
     parts=beside.parts,
   )
-  knobs = step.knobs(experiment.optimizer)
+  hparams = step.hparams(experiment.optimizer)
   make = functools.partial(jax.eval_shape, create)
-  return _compiled(update, make(lm), frozen, batch, knobs, beside.batch(0))
+  return _compiled(update, make(lm), frozen, batch, hparams, beside.batch(0))
 
 
 def _compiled(update: step.Step, *arguments) -> dict[str, int]:

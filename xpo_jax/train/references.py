@@ -22,7 +22,7 @@ from xpo_jax.data.tokenise import Example
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
-from xpo_jax.types import Objective, Params, Stat
+from xpo_jax.types import Objective, Params, TokenStat
 
 KEY = "key.json"
 ROLE = "ref"
@@ -40,10 +40,10 @@ class Cache(NamedTuple):
   start_NK: np.ndarray
 
 
-def cacheable(objective: Objective) -> tuple[Stat, ...]:
+def cacheable(objective: Objective) -> tuple[TokenStat, ...]:
   """The needs to cache: all that read the reference, if none of them reads another
   role too; else none, for the reference must then run with every step anyway."""
-  reading = [s for s in objective.needs if ROLE in _roots(s)]
+  reading = [s for s in objective.stats if ROLE in _roots(s)]
   if any(_roots(s) != {ROLE} for s in reading):
     return ()
   return tuple(sorted(reading, key=lambda stat: stat.field))
@@ -51,7 +51,7 @@ def cacheable(objective: Objective) -> tuple[Stat, ...]:
 
 def reads_live(objective: Objective) -> bool:
   """Must the reference's parameters stay for the steps?"""
-  reading = any(ROLE in _roots(stat) for stat in objective.needs)
+  reading = any(ROLE in _roots(stat) for stat in objective.stats)
   return reading and not cacheable(objective)
 
 
@@ -62,7 +62,7 @@ def key(
   limits: Any,
   params: Params,
   dtype: str,
-  stats: Sequence[Stat],
+  stats: Sequence[TokenStat],
 ) -> dict[str, Any]:
   """Everything that the cached numbers depend on, by name."""
   return {
@@ -78,7 +78,7 @@ def key(
 
 @functools.lru_cache
 def scorer(
-  model: Model, stats: tuple[Stat, ...], mesh: jax.sharding.Mesh | None = None
+  model: Model, stats: tuple[TokenStat, ...], mesh: jax.sharding.Mesh | None = None
 ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
   """The jitted `(params of the reference, batch) -> {field: [M, B, K, T]}`.
 
@@ -175,7 +175,7 @@ def read(directory: Path, data: Store, wanted: Mapping[str, Any]) -> Cache | Non
   return Cache(values, _starts(data))
 
 
-def _roots(stat: Stat) -> set[str]:
+def _roots(stat: TokenStat) -> set[str]:
   return {role.split(".")[0] for role in stat.roles}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xpo_jax.config.on_policy import Call, Feedback, Sampling
+from xpo_jax.config.on_policy import Configured, Feedback, Sampling
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
 from xpo_jax.models.transformer import Model
@@ -59,8 +59,8 @@ def digests(source: Any) -> dict[str, str]:
     source: `Feedback.source`, or anything that stands in its arguments.
   """
   found: dict[str, str] = {}
-  if isinstance(source, Call):
-    found = digests(source.knobs)
+  if isinstance(source, Configured):
+    found = digests(source.hparams)
   elif isinstance(source, Mapping):
     directory = source.get("directory")
     if isinstance(directory, str) and (Path(directory) / "config.json").exists():
@@ -170,7 +170,7 @@ def shaped(
     changed = ~rollouts.ended_BK & ~np.isnan(reward_BK)
     reward_BK = np.where(changed, cut, reward_BK)
   present_BK = ~np.isnan(reward_BK)
-  if sampling.first != "sample":
+  if sampling.column0_source != "sample":
     present_BK &= present_BK[:, :1]
   return (
     np.where(present_BK, reward_BK, 0).astype(np.float32),
@@ -191,7 +191,8 @@ def summary(
   completions (neither where it abstained on all), `reward_std_within` over a prompt's,
   as learned from; `kl` the log-ratio of sampler and reference summed over a
   completion's tokens (k1), nats, `kl_token` a token's share of it; `length` in tokens;
-  shares: `no_eos`, `abstained`, `informative` (prompts whose rewards, as learned from,
+  shares: `no_eos`, `abstained`, `frac_informative_prompts` (prompts whose rewards, as
+    learned from,
   differ), `idle` (of the sampler's slots, see `rollouts.Rollouts`). Columns that are
   not the policy's (`Sampling.own`) are left out of all but the last three.
   """
@@ -211,7 +212,7 @@ def summary(
     "length": length_BK.mean(),
     "no_eos": 1 - rollouts.ended_BK[:, own].mean(),
     "abstained": np.isnan(rollouts.reward_BK).mean(),
-    "informative": (most_B > least_B).mean(),
+    "frac_informative_prompts": (most_B > least_B).mean(),
     "idle": rollouts.idle,
   }
   return {f"rollout/{name}": float(value) for name, value in found.items()}

@@ -140,7 +140,7 @@ class _Group(NamedTuple):
   key: Array
   greedy: bool = False
   mixture: sample.Mixture | None = None
-  warmth: float | None = None
+  exploration_temperature: float | None = None
 
 
 def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
@@ -150,11 +150,15 @@ def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
     "sample": [],
     "greedy": [_Group(1, params, alone, greedy=True)],
     "reference": [_Group(1, ref_params, alone)],
-  }[sampling.first]
+  }[sampling.column0_source]
   explorers = []
-  if sampling.explore is not None:
+  if sampling.exploration_temperature is not None:
     half = sampling.completions // 2
-    explorers = [_Group(half, params, curious, warmth=sampling.explore)]
+    explorers = [
+      _Group(
+        half, params, curious, exploration_temperature=sampling.exploration_temperature
+      )
+    ]
   rivals, opponent = [], sampling.opponent
   if opponent is not None:
     mixed = params if opponent.of == "sampler" else average
@@ -175,7 +179,7 @@ def _sample(
   prompt_BP, length_B = sample.pad([prompts.ids[row] for row in row_B], prompts.width)
   how = dict(
     completions=group.completions,
-    max_tokens=sampling.max_tokens,
+    max_completion_tokens=sampling.max_completion_tokens,
     key=group.key,
     stop_ids=(tokenizer.eos_token_id,),
     temperature=sampling.temperature,
@@ -183,7 +187,7 @@ def _sample(
     top_p=None if group.greedy else sampling.top_p,
     greedy=group.greedy,
     mixture=group.mixture,
-    warmth=group.warmth,
+    exploration_temperature=group.exploration_temperature,
   )
   B, whole = len(row_B), (prompt_BP, length_B)
   if sampling.slots is not None:

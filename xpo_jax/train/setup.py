@@ -28,7 +28,7 @@ from xpo_jax.train import (
   state,
   step,
 )
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 from xpo_jax.train.references import Cache
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Mean, Objective, Params
@@ -78,7 +78,7 @@ class Run(NamedTuple):
     state: the state before step 1.
     step: see `step.make_step`.
     evaluate: see `step.make_evaluation`.
-    knobs: see `step.knobs`.
+    hparams: see `step.hparams`.
     counts: the data's audit, and the digest of what is trained on.
   """
 
@@ -93,11 +93,11 @@ class Run(NamedTuple):
   state: TrainState
   step: step.Step
   evaluate: Callable[..., dict[str, Mean]]
-  knobs: Mapping[str, Any]
+  hparams: Mapping[str, Any]
   counts: Mapping[str, Any]
 
 
-def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
+def check(experiment: Experiment, datasets: Datasets) -> jax.sharding.Mesh | None:
   """What can be refused before anything is made: mesh, batch, missing packages, parts.
 
   Returns:
@@ -113,7 +113,7 @@ def check(experiment: Experiment, memory: Memory) -> jax.sharding.Mesh | None:
   for data in (experiment.data, *(part.data for part in experiment.parts)):
     if mesh is not None:
       meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
-  aux_losses.check(experiment.parts, memory)
+  aux_losses.check(experiment.parts, datasets)
   return mesh
 
 
@@ -131,7 +131,7 @@ def prepare(
   run_dir: Path,
   loaded: loading.Loaded,
   stage: Path | None = None,
-  memory: Memory | None = None,
+  datasets: Datasets | None = None,
   say: progress.Say = progress.say,
 ) -> Run:
   """Reads the start, tokenises, packs, scores the reference, places the state.
@@ -141,18 +141,18 @@ def prepare(
     run_dir: its directory.
     loaded: its records (`loading.load`).
     stage: policy of the stage before, for a `Trained` start.
-    memory: see `loading.load`.
+    datasets: see `loading.load`.
     say: where lines go.
   """
-  memory = memory or {}
-  mesh = check(experiment, memory)
+  datasets = datasets or {}
+  mesh = check(experiment, datasets)
   objective = experiment.objective.build()
   begun = loading.begin(experiment, run_dir, loaded, stage)
   model = transformer.model(begun.config)
   adapter = experiment.adapter
   trained = lora.trained(model, adapter)
   train, held_out, counts = loading.prepare(
-    experiment, loaded, begun.tokenizer, run_dir, memory
+    experiment, loaded, begun.tokenizer, run_dir, datasets
   )
   data = experiment.data
   train, held_out = (
@@ -162,7 +162,7 @@ def prepare(
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   counts |= start_digest(experiment, begun.params["lm"])
   put = _as_it_is if mesh is None else functools.partial(place.place_batch, mesh)
-  beside = aux_losses.prepare(experiment.parts, begun.tokenizer, run_dir, memory, put)
+  beside = aux_losses.prepare(experiment.parts, begun.tokenizer, run_dir, datasets, put)
   if beside.parts:
     counts["parts"] = beside.counts
   keep_counts(run_dir, counts)
@@ -220,7 +220,7 @@ def prepare(
       parts=beside.parts,
     ),
     evaluate=step.make_evaluation(build, models, mesh=mesh, adapter=adapter),
-    knobs=step.knobs(experiment.optimizer),
+    hparams=step.hparams(experiment.optimizer),
     counts=counts,
   )
 

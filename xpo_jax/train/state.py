@@ -147,7 +147,7 @@ def with_heads(objective: Objective, params: Params, fresh: Params) -> Params:
     fresh: the head where there is none.
   """
   wanted = {"lm": params["lm"]}
-  if any("policy.value" in stat.roles for stat in objective.needs):
+  if any("policy.value" in stat.roles for stat in objective.stats):
     wanted["value"] = params.get("value") or fresh
   return wanted
 

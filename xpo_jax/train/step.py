@@ -1,6 +1,6 @@
 """One training step for every objective: score, prepare, loss, one division, update.
 
-Objectives that share an update and not a batch (`types.Part`: PPO-ptx, a retain set)
+Objectives that share an update and not a batch (`types.AuxLoss`: PPO-ptx, a retain set)
 are further gradients, each exact on its own batch, added before the optimiser sees any.
 
 Gradients are accumulated over microbatches without approximation. A loss is a sum of
@@ -30,15 +30,15 @@ from xpo_jax.train.state import TrainState
 from xpo_jax.types import (
   Array,
   Aux,
+  AuxLoss,
   Layout,
   Loss,
   Mean,
   Objective,
   Params,
-  Part,
   Scored,
-  Stat,
   State,
+  TokenStat,
 )
 
 Step = Callable[..., tuple[TrainState, dict[str, Array]]]
@@ -60,20 +60,22 @@ def make_step(
   shardings: TrainState | None = None,
   chunk: int | None = None,
   adapter: Adapter | None = None,
-  parts: Sequence[Part] = (),
+  parts: Sequence[AuxLoss] = (),
 ) -> Step:
-  """The jitted step `(state, frozen, batch, knobs, beside) -> (state, metrics)`.
+  """The jitted step `(state, frozen, batch, hyperparameters, beside) -> (state,
+  metrics)`.
 
   `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
-  in `batch.ref`). `knobs` is `{"objective": numeric knobs, "learning_rate": peak}`,
+  in `batch.ref`). `hparams` is `{"objective": numeric hyperparameters, "learning_rate":
+  peak}`,
   traced: a sweep over them, over the seed and over data of one shape compiles once.
-  Keep their types from call to call (see `knobs`). `beside` maps each part's `data` to
-  its batch; without parts it is left out. The state is donated. Nothing blocks: metrics
-  are scalars on the device; fetch many steps of them at once.
+  Keep their types from call to call (see `hparams`). `beside` maps each part's `data`
+  to its batch; without parts it is left out. The state is donated. Nothing blocks:
+  metrics are scalars on the device; fetch many steps of them at once.
 
   Args:
-    build: makes the objective from the knobs that are traced: `Use.build`, or
-      `functools.partial(dpo, beta=0.1)`.
+    build: makes the objective from the hyperparameters that are traced:
+      `ObjectiveConfig.build`, or `functools.partial(dpo, beta=0.1)`.
     models: role -> model; "policy", "ref" where an objective reads it live, "critic"
       where values have a decoder of their own.
     optimizer: see `optim.Optimizer`.
@@ -104,8 +106,8 @@ def make_step(
   axes = trained.logical_axes() if optimizer.weight_decay else None
   chain = optim.transform(optimizer, axes)
 
-  def step(state, frozen, batch, knobs, beside=None):
-    objective = build(**knobs["objective"])
+  def step(state, frozen, batch, hparams, beside=None):
+    objective = build(**hparams["objective"])
     key = jax.random.fold_in(state.key, state.step)
     score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
     grads, means, method_state = gradient(
@@ -121,7 +123,7 @@ def make_step(
       grads, means = _sparse(adapter, state.params, grads, means)
     updates, opt_state = chain.update(grads, state.opt_state, state.params)
     share = optim.schedule(optimizer, steps, state.step)
-    rate = knobs["learning_rate"] * share
+    rate = hparams["learning_rate"] * share
     params = jax.tree.map(
       lambda p, u: p - (rate * u).astype(p.dtype), state.params, updates
     )
@@ -149,14 +151,14 @@ def make_evaluation(
   chunk: int | None = None,
   adapter: Adapter | None = None,
 ) -> Callable[..., dict[str, Mean]]:
-  """The jitted `(params, frozen, method_state, batch, key, knobs) -> means`.
+  """The jitted `(params, frozen, method_state, batch, key, hyperparameters) -> means`.
 
   The same numbers as a step's, before the division, so that they add over batches. The
   method's state is read and never moved.
   """
 
-  def evaluate(params, frozen, method_state, batch, key, knobs):
-    objective = build(**knobs["objective"])
+  def evaluate(params, frozen, method_state, batch, key, hparams):
+    objective = build(**hparams["objective"])
     score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
     scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
     whole = _merge(scored_MB)
@@ -168,8 +170,9 @@ def make_evaluation(
   return jax.jit(evaluate)
 
 
-def knobs(optimizer: optim.Optimizer, **objective: float) -> dict[str, Any]:
-  """The knobs of a step, as arrays: equal types from call to call, one compile."""
+def hparams(optimizer: optim.Optimizer, **objective: float) -> dict[str, Any]:
+  """The hyperparameters of a step, as arrays: equal types from call to call, one
+  compile."""
   rate = jnp.float32(optimizer.learning_rate)
   traced = {name: jnp.float32(value) for name, value in objective.items()}
   return {"objective": traced, "learning_rate": rate}
@@ -246,7 +249,7 @@ def gradient(
 
 
 def weighted(
-  part: Part,
+  part: AuxLoss,
   score_one: Callable[[Params, Batch], Scored],
   params: Params,
   batches: Mapping[str, Batch],
@@ -313,17 +316,17 @@ def divide(means: Mapping[str, Mean]) -> dict[str, Array]:
   return {"loss": sum(terms)} | values
 
 
-def needs(objective: Objective) -> tuple[Stat, ...]:
+def needs(objective: Objective) -> tuple[TokenStat, ...]:
   """What a step scores: the objective's needs, and the entropy where logits are there
   anyway; in an order that does not change from process to process."""
-  stats = set(objective.needs)
+  stats = set(objective.stats)
   fields = {stat.field for stat in stats}
   if ENTROPY.field not in fields and any("policy" in stat.roles for stat in stats):
     stats.add(ENTROPY)
   return tuple(sorted(stats, key=lambda stat: stat.field))
 
 
-def reads(stat: Stat, role: str) -> bool:
+def reads(stat: TokenStat, role: str) -> bool:
   """Does a statistic read a parameter set, its logits or its scalar head?"""
   return any(name.split(".")[0] == role for name in stat.roles)
 
@@ -334,7 +337,7 @@ def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
   return token_stats.ENTROPY.fn({"policy": logits_CV}, target_C)
 
 
-ENTROPY = Stat("entropy_BKT", ("policy",), _entropy)
+ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)
 
 
 def scorer(objective, models, frozen, mesh, chunk, adapter=None):
@@ -374,7 +377,7 @@ def _padding(batch: Batch) -> dict[str, Mean]:
 def _frozen_statistics(objective: Objective, record: Scored) -> dict[str, Array]:
   """What does not read the policy, by field."""
   fields = vars(record) | dict(record.extra)
-  stats = [stat for stat in objective.needs if not reads(stat, "policy")]
+  stats = [stat for stat in objective.stats if not reads(stat, "policy")]
   return {stat.field: fields[stat.field] for stat in stats}
 
 

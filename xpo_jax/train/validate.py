@@ -27,28 +27,28 @@ from xpo_jax.train import (
   references,
   setup,
 )
-from xpo_jax.train.loading import Memory
+from xpo_jax.train.loading import Datasets
 from xpo_jax.train.pair_construction import Arrangement
 from xpo_jax.types import Layout, Objective
 
-_RECORDED = frozenset({"mask_BKT", "reward_BK", "old_logp_BKT", online_setup.OLD_VALUE})
+_RECORDED = frozenset({"reward_BK", "old_logp_BKT", online_setup.OLD_VALUE})
 
 
-def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
+def check(experiment: OnlineExperiment, datasets: Datasets | None = None) -> None:
   """What can be refused before anything is made.
 
   Args:
     experiment: the run.
-    memory: see `loading.load`.
+    datasets: see `loading.load`.
 
   Raises:
     ValueError: an objective that rollouts cannot feed, that the arrangement does not
-      fit, that takes another column 0 than `Sampling.first` brings or other rewards
-      than `Feedback` gives, or that cannot tell rewards apart with so few completions;
-      win rates of one completion; a controller of a beta that is not the objective's,
-      or that may take it to 0 in one iteration; a function in the wrong field; a critic
-      for an objective without values; a mesh that does not fit; a part that cannot be
-      (`aux_losses.check`); held-out prompts that are trained on
+      fit, that takes another column 0 than `Sampling.column0_source` brings or other
+      rewards than `Feedback` gives, or that cannot tell rewards apart with so few
+      completions; win rates of one completion; a controller of a beta that is not the
+      objective's, or that may take it to 0 in one iteration; a function in the wrong
+      field; a critic for an objective without values; a mesh that does not fit; a part
+      that cannot be (`aux_losses.check`); held-out prompts that are trained on
       (`split_overlap.check`).
   """
   objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
@@ -65,22 +65,23 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
       f"{made.layout.name}; see xpo_jax.train.pair_construction"
     )
   brought = _RECORDED | made.brings
-  unknown = sorted(objective.fields - brought)
+  unknown = sorted(objective.columns - brought)
   if unknown:
     raise ValueError(
       f"{name} requires the field {unknown[0]}, which rollouts do not bring; they "
       f"bring {', '.join(sorted(brought))}"
     )
-  roles = {role.split(".")[0] for stat in objective.needs for role in stat.roles}
+  roles = {role.split(".")[0] for stat in objective.stats for role in stat.roles}
   if roles - {"policy", references.ROLE}:
     raise ValueError(
       f"{name} reads the roles {sorted(roles)}; an online run has a policy and a ref"
     )
-  first = experiment.sampling.first
-  if first != objective.first:
+  first = experiment.sampling.column0_source
+  if first != objective.column0_source:
     raise ValueError(
-      f"Sampling.first is {first!r}, and {name} is made for {objective.first!r} in "
-      f"column 0; set Sampling.first to {objective.first!r}"
+      f"Sampling.column0_source is {first!r}, and {name} is made for "
+      f"{objective.column0_source!r} in "
+      f"column 0; set Sampling.column0_source to {objective.column0_source!r}"
     )
   _check_feedback(objective, experiment)
   if completions == 1 and not _sees_rewards(objective, made):
@@ -91,20 +92,20 @@ def check(experiment: OnlineExperiment, memory: Memory | None = None) -> None:
     )
   if experiment.controller is not None:
     _check_controller(experiment)
-  if experiment.value_start is not None:
-    critic.check(experiment.value_start, objective)
+  if experiment.critic_init is not None:
+    critic.check(experiment.critic_init, objective)
   mesh = setup.make_mesh(experiment.mesh)
   if mesh is not None:
     meshes.check_batch(mesh, experiment.rows_per_step, experiment.microbatches)
     for part in experiment.parts:
       meshes.check_batch(mesh, part.data.rows_per_step, part.data.microbatches)
-  aux_losses.check(experiment.parts, memory or {})
+  aux_losses.check(experiment.parts, datasets or {})
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
   split_overlap.check(experiment)
 
 
-def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
+def load(experiment: OnlineExperiment, datasets: Datasets) -> Loaded:
   """The prompts' records of an experiment that `check` let pass.
 
   Raises:
@@ -112,19 +113,21 @@ def load(experiment: OnlineExperiment, memory: Memory) -> Loaded:
       the start has no room for (`online_setup.check_room`), as far as that is known of
       a start that is not trained yet: all, but for prompts in a tokenizer to be made.
   """
-  check(experiment, memory)
-  loaded = loading.load(experiment.prompts, experiment.prompts, memory)
+  check(experiment, datasets)
+  loaded = loading.load(experiment.prompts, experiment.prompts, datasets)
   if loaded.bad and experiment.prompts.bad_rows == "stop":
     raise records.BadRows(loaded.bad)
   if not loaded.records:
     raise ValueError(
       f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
     )
-  _check_start(experiment, loaded, memory)
+  _check_start(experiment, loaded, datasets)
   return loaded
 
 
-def _check_start(experiment: OnlineExperiment, loaded: Loaded, memory: Memory) -> None:
+def _check_start(
+  experiment: OnlineExperiment, loaded: Loaded, datasets: Datasets
+) -> None:
   """What `online_setup.prepare` refuses, before a stage is trained."""
   start = experiment.start
   while isinstance(start, Trained):
@@ -138,7 +141,7 @@ def _check_start(experiment: OnlineExperiment, loaded: Loaded, memory: Memory) -
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     with tempfile.TemporaryDirectory() as scratch:  # for lists of bad rows
       made = online_setup.prompt_sets(
-        experiment, loaded, tokenizer, Path(scratch), memory
+        experiment, loaded, tokenizer, Path(scratch), datasets
       )
     longest = made[0].width
   online_setup.check_room(config, experiment.sampling, longest)
@@ -147,7 +150,7 @@ def _check_start(experiment: OnlineExperiment, loaded: Loaded, memory: Memory) -
 def _check_feedback(objective: Objective, experiment: OnlineExperiment) -> None:
   feedback, sampling = experiment.feedback, experiment.sampling
   K, opponent = sampling.completions, sampling.opponent
-  if objective.reward != "any" and feedback.kind != "win_rates":
+  if objective.reward_kind != "any" and feedback.kind != "win_rates":
     raise ValueError(
       f"{objective.name} learns from win rates and Feedback.kind is {feedback.kind!r}; "
       'set it to "win_rates", and Feedback.source to a preference'
@@ -157,7 +160,7 @@ def _check_feedback(objective: Objective, experiment: OnlineExperiment) -> None:
       "Sampling.completions is 1 and Feedback.kind 'win_rates': without an opponent it "
       "can beat nobody; set completions to 2 or more, or Sampling.opponent"
     )
-  if objective.reward != "duels":
+  if objective.reward_kind != "pairwise":
     return
   if feedback.include_self or opponent is not None or K != 2:
     raise ValueError(
@@ -177,14 +180,15 @@ def _check_controller(experiment: OnlineExperiment) -> None:
       "such as controllers.adaptive_kl"
     )
   first = rule.beta
-  name, knobs = experiment.objective.name, experiment.objective.knobs
-  if not isinstance(knobs.get("beta"), float | int):
+  name, hparams = experiment.objective.name, experiment.objective.hparams
+  if not isinstance(hparams.get("beta"), float | int):
     raise ValueError(
-      f"controller: {name} has no number beta to control, it has {knobs}"
+      f"controller: {name} has no number beta to control, it has {hparams}"
     )
-  if knobs["beta"] != first:
+  if hparams["beta"] != first:
     raise ValueError(
-      f"controller starts at beta {first}, {name} has beta {knobs['beta']}; give both "
+      f"controller starts at beta {first}, {name} has beta {hparams['beta']}; give "
+      "both "
       "the same"
     )
   each, K = experiment.prompts_per_iteration, experiment.sampling.completions
@@ -195,7 +199,8 @@ def _check_controller(experiment: OnlineExperiment) -> None:
       f"controller: {experiment.controller.name} may take beta from {first} to "
       f"{lowest:g} in one iteration of {each * K} completions (prompts_per_iteration "
       f"{each} x Sampling.completions {K}), and beta must stay > 0; with "
-      f"{dict(experiment.controller.knobs)} raise horizon above most_error x {each * K}"
+      f"{dict(experiment.controller.hparams)} raise horizon above most_error x "
+      f"{each * K}"
     )
 
 

@@ -15,7 +15,7 @@ from xpo_jax.studies import find_recipe, vectorised_runs
 from xpo_jax.studies.comparison import comparison_page, learning_rates, train_objectives
 from xpo_jax.studies.comparison import settings as comparison_settings
 from xpo_jax.studies.comparison.settings import Comparison, Entry, Trial
-from xpo_jax.types import Layout, Objective, Stat
+from xpo_jax.types import Layout, Objective, TokenStat
 
 TINY = Comparison(
   texts=900,
@@ -37,12 +37,19 @@ TINY = Comparison(
 )
 
 
-def made(needs, layout=Layout.PAIR, fields=()):
-  return Objective("made", {}, layout, frozenset(needs), None, frozenset(fields))
+def made(stats, layout=Layout.PAIR, fields=()):
+  return Objective(
+    name="made",
+    hparams={},
+    layout=layout,
+    stats=frozenset(stats),
+    loss=None,
+    columns=frozenset(fields),
+  )
 
 
 def reads_two_starts():
-  other = Stat("minus_logp_BKT", ("ref_minus",), token_stats.REF_LOGP.fn)
+  other = TokenStat("minus_logp_BKT", ("ref_minus",), token_stats.REF_LOGP.fn)
   return made({token_stats.LOGP, other})
 
 
@@ -58,7 +65,7 @@ def reads_a_reward_of_answers():
   return made(
     {token_stats.LOGP, token_stats.VALUE},
     Layout.RATED,
-    {"reward_BK", "desirable_BK", "mask_BKT"},
+    {"reward_BK", "desirable_BK"},
   )
 
 
@@ -77,7 +84,7 @@ def has_no_defaults(weight):
     (reads_old_logp, "data columns that pairs do not give: old_logp_BKT"),
     (reads_a_reward_of_pairs, "reward_BK"),
     (reads_lists, "layout RANKED: pairs do not lead there"),
-    (has_no_defaults, "needs a value for its knob weight"),
+    (has_no_defaults, "needs a value for its hyperparameter weight"),
   ],
 )
 def test_who_cannot_be_trained_on_pairs_is_left_out_with_the_reason(factory, reason):
@@ -131,7 +138,7 @@ def entry(name, kls, rewards, seeds=(0, 1), error=None):
     for seed in seeds
     for kl, reward in zip(kls, rewards, strict=True)
   ]
-  return Entry(name, {"use": name}, "pairs", "code", trials, {"in all": 1.0}, error)
+  return Entry(name, {"name": name}, "pairs", "code", trials, {"in all": 1.0}, error)
 
 
 def test_reward_is_read_between_runs_and_never_beyond():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.studies import tiny_world
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import Sampling
 from xpo_jax.feedback import reward_model, rules
 from xpo_jax.models import hf_checkpoint
@@ -34,9 +34,9 @@ def script(name: str):
   return module
 
 
-def small(objective: Use, **changes):
+def small(objective: ObjectiveConfig, **changes):
   """An online experiment of two iterations."""
-  sampling = Sampling(completions=2, max_tokens=TINY.longest)
+  sampling = Sampling(completions=2, max_completion_tokens=TINY.longest)
   sizes = {"iterations": 2, "prompts_per_iteration": 2, "sampling": sampling}
   return synthetic_world.run(objective, TINY, **sizes | changes)
 
@@ -60,7 +60,7 @@ def _run_broken(settings, run_dir):
 
 
 RECIPES = {
-  "rloo": find_recipe.Recipe(small(Use("rloo", beta=0.1))),
+  "rloo": find_recipe.Recipe(small(ObjectiveConfig("rloo", beta=0.1))),
   "stages": find_recipe.Recipe(Stages(), _run_stages),
   "broken": find_recipe.Recipe(Stages(), _run_broken),
 }
@@ -215,7 +215,9 @@ def test_frontier_has_every_arm_and_best_of_n(studied):
   assert {(one[0], one[2]) for one in seen} == {(x, s) for x in labels for s in (0, 1)}
   assert {row[2].split(":")[0] for row in claims.rows} == {
     "online DPO - offline DPO",
-    *("RLOO - RAFT", "RLOO - PPO", "RLOO - REINFORCE"),
+    "RLOO - RAFT",
+    "RLOO - PPO",
+    "RLOO - REINFORCE",
   }
   # Where two arms are the same policies, no claim holds.
   assert all("0.000 [0.000, 0.000]" in row[2] for row in claims.rows[1:])
@@ -224,9 +226,9 @@ def test_frontier_has_every_arm_and_best_of_n(studied):
 
 def test_noisy_judges_differ_in_nothing_but_their_error(studied):
   (_, claims), seen, _ = studied("noisy_judge", MATCHED=(0.01,))
-  knobs = [one[1].feedback.source.knobs for one in seen if one[2] == 1]
-  assert [k["error"] for k in knobs] == [0.0, 0.1, 0.25, 0.4]
-  rest = [{n: x for n, x in k.items() if n != "error"} for k in knobs]
+  hparams = [one[1].feedback.source.hparams for one in seen if one[2] == 1]
+  assert [k["error"] for k in hparams] == [0.0, 0.1, 0.25, 0.4]
+  rest = [{n: x for n, x in k.items() if n != "error"} for k in hparams]
   assert all(k == rest[0] for k in rest) and len(claims.rows) == 3
 
 
@@ -238,7 +240,9 @@ def test_overoptimisation_asks_both_reward_models_and_the_truth(studied):
   ahead = [row for row in claims.rows if "leaves the test score behind" in row[1]]
   assert len(ahead) == 3  # of two that say the same neither is ahead
   assert {row[3] for row in ahead} == {"does not separate here"}
-  judges = {(label, one.feedback.source.knobs["directory"]) for label, one, *_ in seen}
+  judges = {
+    (label, one.feedback.source.hparams["directory"]) for label, one, *_ in seen
+  }
   assert judges == {(a, f"{a}-train-{s}") for a, _ in judges for s in (0, 1)}
   assert (run_dir / "200_labels.svg").read_text().startswith("<svg")
   for one in online_frontier.read(run_dir):  # both stand-ins count words

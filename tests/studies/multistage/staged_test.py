@@ -13,8 +13,8 @@ import pytest
 
 from tests.studies.tiny_world import TINY
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import Evaluation, PartUse, Use
-from xpo_jax.config.on_policy import Call, Feedback, Sampling
+from xpo_jax.config.experiment import AuxLossConfig, Evaluation, ObjectiveConfig
+from xpo_jax.config.on_policy import Configured, Feedback, Sampling
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import synthetic_reviews, tokenise
 from xpo_jax.data.tokenise import Example
@@ -137,8 +137,8 @@ def test_rso_trains_on_pairs_of_accepted_samples(stages, tmp_path):
   rows = _run("rso", tmp_path / "run")
   assert set(rows) == {"SFT", "RSO, sigmoid-norm", "RSO, hinge-norm", "sft-sample-rank"}
   (_, one, accepted, _), (_, two, again, _), (_, three, first, _) = stages
-  assert one == three == Use("rso", beta=0.05)
-  assert two == Use("rso", beta=0.05, link="hinge")
+  assert one == three == ObjectiveConfig("rso", beta=0.05)
+  assert two == ObjectiveConfig("rso", beta=0.05, link="hinge")
   assert accepted == again and accepted != first
   assert 0 < len(accepted) <= 8  # kept = 2: one pair a prompt
   _assert_better_is_chosen(accepted + first)
@@ -147,7 +147,7 @@ def test_rso_trains_on_pairs_of_accepted_samples(stages, tmp_path):
 def test_sample_rank_makes_a_tournaments_pairs_and_a_best_worst_one(stages, tmp_path):
   _run("slic_sample_rank", tmp_path / "run")
   (_, one, duels, _), (_, two, extremes, _) = stages
-  assert one == two == Use("slic", delta=1.0, weight=0.1)
+  assert one == two == ObjectiveConfig("slic", delta=1.0, weight=0.1)
   assert 8 < len(duels) <= 8 * 3 and len(extremes) <= 8
   _assert_better_is_chosen(duels + extremes)
   best = {row.prompt: row.chosen for row in extremes}
@@ -167,7 +167,7 @@ def test_sdpo_starts_each_stage_where_the_one_before_ended(stages, tmp_path):
   assert sorted(r.uid for r in first + second) == sorted(
     r.uid for r in data["dpo-0.3-0"]
   )
-  assert stages[-1][1] == Use("dpo", beta=0.15)
+  assert stages[-1][1] == ObjectiveConfig("dpo", beta=0.15)
 
 
 def test_best_of_n_has_its_exact_kl(stages, tmp_path):
@@ -179,7 +179,7 @@ def test_best_of_n_has_its_exact_kl(stages, tmp_path):
   assert share == pytest.approx(round(share), abs=1e-6) and 1 <= round(share) <= 3
   assert rows["best of 2"]["reward"]["mean"] >= rows["best of 1"]["reward"]["mean"]
   ((_, objective, answers, _),) = stages
-  assert objective == Use("sft") and 0 < len(answers) <= 8
+  assert objective == ObjectiveConfig("sft") and 0 < len(answers) <= 8
 
 
 def test_paft_trains_both_changes_on_the_base_and_merges_them(stages, tmp_path):
@@ -204,19 +204,19 @@ def test_instructgpt_ranks_the_starts_samples_and_learns_from_a_reward_model(
     assert row["reward model"]["mean"] != row["reward"]["mean"]
     assert row["other_nll"]["mean"] > 0
   (both, *_), (name, kwise, ranked, how), plain, ptx, strict = stages
-  assert (kwise, how["start"]) == (Use("kwise"), both)
+  assert (kwise, how["start"]) == (ObjectiveConfig("kwise"), both)
   for one in ranked:
     assert len(set(one.completions)) == len(one.completions) >= 2
     assert len(set(one.rewards)) == len(one.rewards)
-  assert [one[1].knobs["beta"] for one in (plain, ptx, strict)] == [0.2, 0.2, 2.0]
+  assert [one[1].hparams["beta"] for one in (plain, ptx, strict)] == [0.2, 0.2, 2.0]
   for _, _, _, how in (plain, ptx, strict):
     assert how["start"] == both
-    assert how["feedback"].source.knobs["directory"] == how["value_start"]
-    assert how["value_start"].endswith(name)
+    assert how["feedback"].source.hparams["directory"] == how["critic_init"]
+    assert how["critic_init"].endswith(name)
   assert plain[3]["parts"] == strict[3]["parts"] == ()
   (part,) = ptx[3]["parts"]
-  assert (part.weight, part.objective) == (2.0, Use("sft"))
-  learned = ptx[3]["memory"][part.data.path]
+  assert (part.weight, part.objective) == (2.0, ObjectiveConfig("sft"))
+  learned = ptx[3]["datasets"][part.data.path]
   assert len(learned) == 10
 
 
@@ -251,7 +251,7 @@ def test_iterated_rlhf_adds_to_all_older_labels_and_starts_from_scratch(
     )
     assert train_rows and test_rows and not train_rows & test_rows
     halves[label] = train_rows | test_rows
-    judge = seen[label][1]["feedback"].source.knobs["directory"]
+    judge = seen[label][1]["feedback"].source.hparams["directory"]
     assert judge.endswith(f"train-reward-{label}")
     assert not any("start" in seen[name][1] for name in seen)
   assert halves["round-1-0"] < halves["round-2-0"]
@@ -301,7 +301,7 @@ def _pairs(lab):
 
 def test_stages_train_are_read_back_and_stand_at_their_own_reference(lab, tmp_path):
   rows = _pairs(lab)
-  use = Use("dpo", beta=0.5)
+  use = ObjectiveConfig("dpo", beta=0.5)
   lab.stage("one", use, rows, rate=1e-2)
   two = lab.stage("two", use, rows, start="one", rate=1e-2)
   for name in ("one", "two"):
@@ -338,15 +338,15 @@ def test_online_stage_learns_from_a_reward_model_beside_text(lab):
   def learn():
     return lab.online(
       "rl",
-      Use("ppo"),
-      feedback=Feedback(Call(reward_model.scorer, directory=str(directory))),
-      memory={"text": lab.demonstrations["train"][:8]},
-      sampling=Sampling(completions=2, max_tokens=TINY.longest),
+      ObjectiveConfig("ppo"),
+      feedback=Feedback(Configured(reward_model.scorer, directory=str(directory))),
+      datasets={"text": lab.demonstrations["train"][:8]},
+      sampling=Sampling(completions=2, max_completion_tokens=TINY.longest),
       iterations=2,
       prompts_per_iteration=4,
       optimizer=Optimizer(learning_rate=1e-2),
       evaluation=Evaluation(),
-      parts=(PartUse(3.0, Use("sft"), lab.data("text")),),
+      parts=(AuxLossConfig(3.0, ObjectiveConfig("sft"), lab.data("text")),),
     )
 
   first = learn()
@@ -362,7 +362,7 @@ def test_online_stage_learns_from_a_reward_model_beside_text(lab):
 
 
 def test_lab_and_single_runs_share_start_and_prompts(lab):
-  one = synthetic_world.run(Use("rloo"), TINY)
+  one = synthetic_world.run(ObjectiveConfig("rloo"), TINY)
   assert yaml_file.read(lab.run_dir / staged.SFT)[0] == one.start.experiment
   for source, part in ((one.prompts, "train"), (one.evaluation, "test")):
     every = dataclasses.replace(source, limit=None)

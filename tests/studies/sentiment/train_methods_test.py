@@ -9,7 +9,7 @@ import pytest
 
 from tests import compiling
 from xpo_jax import cli
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.data import records, synthetic_reviews, tfds
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.models import config, hf_checkpoint, transformer
@@ -29,8 +29,10 @@ TINY = Study(
   longest=10,
   pairs=40,
   rows=2,
-  arms=(Arm("DPO", Use("dpo"), (0.5, 2.0)),),
-  online=(OnlineArm("RLOO", Use("rloo"), (1, 2), prompts=4, completions=2),),
+  arms=(Arm("DPO", ObjectiveConfig("dpo"), (0.5, 2.0)),),
+  online=(
+    OnlineArm("RLOO", ObjectiveConfig("rloo"), (1, 2), prompts=4, completions=2),
+  ),
   seeds=(0, 1),
   prompts=8,
   samples=2,
@@ -126,7 +128,7 @@ def test_online_points_lie_along_a_run_that_is_kept(result, run_dir):
 
 def test_points_of_an_online_arm_that_no_checkpoint_holds_are_refused():
   with pytest.raises(ValueError, match=r"\(4, 6\); each must be a multiple"):
-    OnlineArm("RLOO", Use("rloo"), (4, 6))
+    OnlineArm("RLOO", ObjectiveConfig("rloo"), (4, 6))
 
 
 def test_sweep_over_strength_seed_and_labels_compiles_once(beginning):
@@ -139,7 +141,7 @@ def test_sweep_over_strength_seed_and_labels_compiles_once(beginning):
   assert names.count("jit(train)") == 1
 
 
-def test_a_point_starts_at_no_distance_and_knobs_move_it(result):
+def test_a_point_starts_at_no_distance_and_hparams_move_it(result):
   moved = {s: _kl(result, s) for s in (0.5, 2.0)}
   assert result.sft.kl_PK == pytest.approx(0, abs=1e-5)
   assert moved[0.5] != moved[2.0] and min(moved.values()) > 0
@@ -233,7 +235,7 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
     policy=str(tmp_path / "policy"),
     texts=None,
     prompt_words=2,
-    arms=(Arm("DPO", Use("dpo"), (1.0,)),),
+    arms=(Arm("DPO", ObjectiveConfig("dpo"), (1.0,)),),
     online=(),
     sft_steps=2,
     longest=16,

@@ -163,10 +163,12 @@ def _method(found: Found) -> html.Text:
     "beside the policy a scalar head on it and the frozen start, nothing else; every "
     "data column it reads follows from a pair (the chosen "
     "answer is desirable with reward 1, the rejected one is not, with reward 0).\n\n"
-    "**One knob moves every objective along its frontier: the peak learning rate.** "
+    "**One hyperparameter moves every objective along its frontier: the peak learning "
+    "rate.** "
     "All have it, it means the same in each and reaches every KL, while a beta is a "
     "slope for one, an inverse margin for another and absent from a third. All other "
-    "knobs stay at their papers' defaults, chosen for models thousands of times "
+    "hyperparameters stay at their papers' defaults, chosen for models thousands of "
+    "times "
     "larger: an objective may do better here with others, and the page does not say by "
     "how much.\n\n"
     f"**The same search for all**: {trials} runs a seed, first at rates "
@@ -188,20 +190,27 @@ def _listed(values: Sequence[float]) -> str:
 def runs_table(found: Found, shown: Sequence[Line]) -> html.Table:
   """What each objective's search tried, seed by seed."""
   rows = [
-    [f"`{entry.name}`", _knobs(entry), *_tried(entry), f"{entry.seconds['in all']:.0f}"]
+    [
+      f"`{entry.name}`",
+      _hparams(entry),
+      *_tried(entry),
+      f"{entry.seconds['in all']:.0f}",
+    ]
     for entry in (line.entry for line in shown)
   ]
   seeds = [f"seed {seed}" for seed in found.comparison.seeds]
   return html.Table(
-    ["objective", "knobs", "rates", *seeds, "diverged", "seconds"],
+    ["objective", "hparams", "rates", *seeds, "diverged", "seconds"],
     rows,
     "Rates: least and most tried. Under each seed the least and most KL of its runs on "
     "the test prompts, nats. Seconds: training (compilation included) and sampling.",
   )
 
 
-def _knobs(entry: Entry) -> str:
-  return ", ".join(f"{k} {html.cell(v)}" for k, v in entry.knobs.items() if k != "use")
+def _hparams(entry: Entry) -> str:
+  return ", ".join(
+    f"{k} {html.cell(v)}" for k, v in entry.hparams.items() if k != "name"
+  )
 
 
 def _tried(entry: Entry) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax import objectives
-from xpo_jax.config.experiment import Use, factory
+from xpo_jax.config.experiment import ObjectiveConfig, factory
 from xpo_jax.data import collate, tokenise
 from xpo_jax.evaluation import bootstrap, frontier
 from xpo_jax.ops import token_stats
@@ -72,19 +72,19 @@ def barrier(name: str) -> str | None:
   data columns and the parameter sets it reads.
   """
   try:
-    objective = Use(name).build()
+    objective = ObjectiveConfig(name).build()
   except ValueError as error:
     return str(error)
   try:
     columns = _columns(objective.layout)
   except ValueError:
     return f"layout {objective.layout.name}: pairs do not lead there"
-  if token_stats.LOGP not in objective.needs:
+  if token_stats.LOGP not in objective.stats:
     return "does not read the policy's probability of an answer"
-  roles = {role for stat in objective.needs for role in stat.roles}
+  roles = {role for stat in objective.stats for role in stat.roles}
   if roles - HELD:
     return f"reads another frozen model: {', '.join(sorted(roles - HELD))}"
-  missing = sorted(objective.fields - columns)
+  missing = sorted(objective.columns - columns)
   if missing:
     return f"reads data columns that pairs do not give: {', '.join(missing)}"
   return None
@@ -112,7 +112,7 @@ def _columns(layout: Layout) -> set[str]:
 def feedback(objective: Objective) -> str:
   """What an objective learns from, in words: for the table and the plot."""
   kind = {Layout.PAIR: "pairs", Layout.DEMO: "chosen answers"}
-  reads_start = any("ref" in stat.roles for stat in objective.needs)
+  reads_start = any("ref" in stat.roles for stat in objective.stats)
   return kind.get(objective.layout, "thumbs") + (" and start" if reads_start else "")
 
 
@@ -140,7 +140,7 @@ class Entry(NamedTuple):
 
   Attributes:
     name: of the objective.
-    knobs: its knobs, all at their defaults.
+    hparams: its hyperparameters, all at their defaults.
     feedback: what it learns from.
     code: digest of the package that trained it.
     trials: its runs.
@@ -149,7 +149,7 @@ class Entry(NamedTuple):
   """
 
   name: str
-  knobs: dict[str, Any]
+  hparams: dict[str, Any]
   feedback: str
   code: str
   trials: list[Trial]

@@ -1,11 +1,11 @@
 """Every objective that pairs can train, from the same start, on the same pairs.
 
 What moves a policy along its frontier is the peak learning rate, for every objective.
-It is the one knob that all have, it means the same in each (under Adam the scale of a
-loss does not change a step), and it reaches every KL. A beta does neither: IPO's is the
-inverse of a margin, SimPO's multiplies another reward, some objectives have none, and
-at a fixed rate the smallest beta stops short of the KLs compared. All other knobs stay
-at their papers' defaults.
+It is the one hyperparameter that all have, it means the same in each (under Adam the
+scale of a loss does not change a step), and it reaches every KL. A beta does neither:
+IPO's is the inverse of a margin, SimPO's multiplies another reward, some objectives
+have none, and at a fixed rate the smallest beta stops short of the KLs compared. All
+other hyperparameters stay at their papers' defaults.
 
 Where to run is found by one search for all: the same rule, the same number of runs for
 each seed. It sees KL on the tune split and never a reward; all its runs make the
@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.data import audit
 from xpo_jax.evaluation import measure_policy
 from xpo_jax.models import hf_checkpoint
@@ -41,7 +41,7 @@ from xpo_jax.studies.comparison.settings import (
   write,
 )
 from xpo_jax.studies.sentiment import train_methods
-from xpo_jax.studies.sentiment.settings import rate_knob
+from xpo_jax.studies.sentiment.settings import learning_rate_hparam
 from xpo_jax.types import Params
 
 Say = Callable[[str], None]
@@ -114,10 +114,14 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
   for i, name in enumerate(names, 1):
     path = run_dir / _RESULTS / f"{name}.json"
     entry = read(path) if path.exists() else None
-    if entry is None or entry.error is not None or entry.knobs != _knobs(Use(name)):
+    if (
+      entry is None
+      or entry.error is not None
+      or entry.hparams != _hparams(ObjectiveConfig(name))
+    ):
       minutes = (time.perf_counter() - began) / 60
       say(f"[{minutes:4.1f} min] {name} ({i} of {len(names)})")
-      entry = _one(comparison, Use(name), lab, tune, test)
+      entry = _one(comparison, ObjectiveConfig(name), lab, tune, test)
       write(path, entry)
     entries.append(entry)
   done("objectives")
@@ -172,12 +176,12 @@ def _start(beginning, directory: Path, say: Say) -> Params:
   return {"lm": hf_checkpoint.load(directory).params["lm"]}
 
 
-def _one(comparison: Comparison, use: Use, lab, tune, test) -> Entry:
+def _one(comparison: Comparison, use: ObjectiveConfig, lab, tune, test) -> Entry:
   """An objective's search; an error is its result."""
   began, busy = time.perf_counter(), time.process_time()
   objective = use.build()
   code = yaml_file.code_digest()
-  entry = Entry(use.name, _knobs(use), feedback(objective), code, [], {})
+  entry = Entry(use.name, _hparams(use), feedback(objective), code, [], {})
   try:
     trials, seconds = _search(comparison, use, lab, tune, test)
   # Whatever is wrong with one objective, the others go on and its error is shown.
@@ -192,7 +196,7 @@ def _one(comparison: Comparison, use: Use, lab, tune, test) -> Entry:
   return entry._replace(trials=trials, seconds=seconds)
 
 
-def _search(comparison: Comparison, use: Use, lab, tune, test):
+def _search(comparison: Comparison, use: ObjectiveConfig, lab, tune, test):
   """All runs of an objective, and seconds by stage; seeds search side by side."""
   count = len(comparison.first_rates)
   trials: list[Trial] = []
@@ -201,9 +205,12 @@ def _search(comparison: Comparison, use: Use, lab, tune, test):
   found: dict[int, dict[float, float]] = {seed: {} for seed in comparison.seeds}
   for _ in range(comparison.rounds):
     planned = [(seed, rate) for seed in comparison.seeds for rate in rates[seed]]
-    seeds, knobs = [s for s, _ in planned], [rate_knob(rate) for _, rate in planned]
+    seeds, hparams = (
+      [s for s, _ in planned],
+      [learning_rate_hparam(rate) for _, rate in planned],
+    )
     began = time.perf_counter()
-    outcomes = lab.sweep(use).attempt(lab.runs(use, seeds, knobs))
+    outcomes = lab.sweep(use).attempt(lab.runs(use, seeds, hparams))
     training += time.perf_counter() - began
     made = _judge(planned, outcomes, tune, test)
     for trial in made:
@@ -240,7 +247,7 @@ def _judge(planned, outcomes, tune, test) -> list[Trial]:
     return list(pool.map(one, range(len(planned))))
 
 
-def _knobs(use: Use) -> dict:
+def _hparams(use: ObjectiveConfig) -> dict:
   """As they come back from JSON, and the same in every process."""
   text = json.dumps(
     yaml_file.to_dict(use), default=lambda value: repr(value).partition(" at 0x")[0]

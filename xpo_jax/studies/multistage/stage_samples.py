@@ -33,7 +33,7 @@ def draw(
   prompts: Sequence[str],
   *,
   completions: int,
-  max_tokens: int,
+  max_completion_tokens: int,
   seed: int,
   temperature: float = 1.0,
   top_k: int | None = None,
@@ -47,7 +47,7 @@ def draw(
     tokenizer: of the policy; its EOS ends a completion.
     prompts: B texts.
     completions: K.
-    max_tokens: longest completion.
+    max_completion_tokens: longest completion.
     seed: of the draws.
     temperature, top_k: see `models.sample`.
     sequences: decoded at once.
@@ -65,7 +65,7 @@ def draw(
       prompt_BP[row_B],
       length_B[row_B],
       completions=completions,
-      max_tokens=max_tokens,
+      max_completion_tokens=max_completion_tokens,
       key=jax.random.fold_in(jax.random.key(seed), 3),
       row_B=row_B,
       stop_ids=(tokenizer.eos_token_id,),

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import experiment, yaml_file
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.config.on_policy import Feedback
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import records, split, synthetic_reviews, tokenise
@@ -74,7 +74,7 @@ class Lab:
   def stage(
     self,
     name: str,
-    objective: Use,
+    objective: ObjectiveConfig,
     rows: Sequence[records.Record],
     *,
     start: str = SFT,
@@ -116,7 +116,7 @@ class Lab:
     name: str,
     rows: Sequence[records.Record],
     *,
-    objective: Use | None = None,
+    objective: ObjectiveConfig | None = None,
     start: str = SFT,
     seed: int = 0,
     epochs: int = 3,
@@ -137,7 +137,7 @@ class Lab:
     Returns:
       The directory, as `feedback.reward_model.scorer` takes it.
     """
-    objective = Use("bradley_terry") if objective is None else objective
+    objective = ObjectiveConfig("bradley_terry") if objective is None else objective
     how = {"start": start, "seed": seed, "epochs": epochs, "rate": rate}
     held = self.stage(name, objective, rows, **how)
     directory = self.run_dir / name / offline.POLICY
@@ -158,12 +158,12 @@ class Lab:
   def online(
     self,
     name: str,
-    objective: Use,
+    objective: ObjectiveConfig,
     *,
     feedback: Feedback | None = None,
     start: str = SFT,
     seed: int = 0,
-    memory: loading.Memory | None = None,
+    datasets: loading.Datasets | None = None,
     **changes: Any,
   ) -> Pretrained:
     """Trains on samples of its own, or reads what was trained; the reference is the
@@ -175,7 +175,7 @@ class Lab:
       feedback: who judges; None: the world's true reward.
       start: name of the stage it starts from.
       seed: of samples and draws.
-      memory: records by name, for parts of the experiment that name them.
+      datasets: records by name, for parts of the experiment that name them.
       changes: fields of `OnlineExperiment`, in place of those of `synthetic_world.run`.
     """
     _ = self.start
@@ -185,7 +185,7 @@ class Lab:
     one = synthetic_world.run(objective, self.world, **changes)
     judge = one.feedback.source.name.partition(":")[2]
     self.say(f"{name}: {objective.name}, {one.iterations} iterations, {judge}")
-    return self._run(online, one, name, memory or {})
+    return self._run(online, one, name, datasets or {})
 
   def policy(self, stage: str) -> Pretrained:
     """What a finished stage left; the SFT model is trained where it is missing."""
@@ -220,7 +220,7 @@ class Lab:
       self.tokenizer,
       self._prompts("train")[: self.world.asked][asked],
       completions=completions,
-      max_tokens=self.world.longest,
+      max_completion_tokens=self.world.longest,
       seed=seed,
       temperature=temperature,
       top_k=top_k,
@@ -262,7 +262,7 @@ class Lab:
       stage_samples.encode(self.tokenizer, prompts[: self.world.prompts]),
       self.tokenizer,
       synthetic_reviews.true_reward,
-      max_tokens=self.world.longest,
+      max_completion_tokens=self.world.longest,
       key=jax.random.fold_in(jax.random.key(seed), 4),
       completions=self.world.samples if samples is None else samples,
       batch=self.world.prompts,
@@ -361,14 +361,14 @@ class Lab:
     directory = str(self.run_dir / stage / offline.POLICY)
     return experiment.Pretrained(directory, remat=False)
 
-  def _run(self, trainer, one, name: str, memory: loading.Memory | None = None):
+  def _run(self, trainer, one, name: str, datasets: loading.Datasets | None = None):
     """A run of a trainer (`offline` or `online`), the rest of it, or what it left."""
     run_dir = self.run_dir / name
     if not (run_dir / offline.SUMMARY).exists():
       if (run_dir / yaml_file.FILE).exists():
-        done = trainer.resume(run_dir, one, memory=memory, say=_quiet)
+        done = trainer.resume(run_dir, one, datasets=datasets, say=_quiet)
       else:
-        done = trainer.train(one, run_dir, memory=memory, say=_quiet)
+        done = trainer.train(one, run_dir, datasets=datasets, say=_quiet)
       if not done.finished:
         raise KeyboardInterrupt  # SIGTERM: its checkpoint is written
     return hf_checkpoint.load(run_dir / offline.POLICY, remat=False)

@@ -156,7 +156,7 @@ def complete(
       prompt_NP[row_B],
       length_N[row_B],
       completions=completions,
-      max_tokens=longest,
+      max_completion_tokens=longest,
       key=key,
       row_B=row_B,
       stop_ids=(tokenizer.eos_token_id,),

@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from xpo_jax.config.experiment import Loop, MeshShape, Pretrained
-from xpo_jax.config.on_policy import Call, Feedback, OnlineExperiment, Prompts, Sampling
+from xpo_jax.config.on_policy import (
+  Configured,
+  Feedback,
+  OnlineExperiment,
+  Prompts,
+  Sampling,
+)
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import records
 from xpo_jax.feedback import rules
@@ -42,7 +48,7 @@ def train(
   for seed in study.seeds:
     began, where = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
     made = arm_run(arm, study, run_dir / START, seed)
-    online.train(made, where, memory={made.prompts.path: prompts}, say=_quiet)
+    online.train(made, where, datasets={made.prompts.path: prompts}, say=_quiet)
     seconds = (time.perf_counter() - began) / len(arm.strengths)
     lines = metrics.read(where)
     for iteration, params in checkpoint.policies(where / offline.CHECKPOINTS):
@@ -58,8 +64,8 @@ def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> OnlineExper
     objective=arm.objective,
     prompts=Prompts("prompts", seed=seed),
     start=Pretrained(str(start), remat=False),
-    feedback=Feedback(Call(rules.world_reward)),
-    sampling=Sampling(completions=arm.completions, max_tokens=study.longest),
+    feedback=Feedback(Configured(rules.world_reward)),
+    sampling=Sampling(completions=arm.completions, max_completion_tokens=study.longest),
     iterations=arm.strengths[-1],
     prompts_per_iteration=arm.prompts,
     optimizer=Optimizer(learning_rate=arm.learning_rate, schedule="constant"),

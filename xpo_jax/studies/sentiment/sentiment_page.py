@@ -187,13 +187,21 @@ def _cell(found: bootstrap.Interval | None) -> str:
 def runs_table(result: Result) -> html.Table:
   """Every setting, mean and standard deviation over seeds."""
   header = [
-    *("method", "strength", "reward", "KL", "KL, log-ratio", "length", "distinct-2"),
-    *("cut", "chosen logp", "rejected logp"),
+    "method",
+    "strength",
+    "reward",
+    "KL",
+    "KL, log-ratio",
+    "length",
+    "distinct-2",
+    "cut",
+    "chosen logp",
+    "rejected logp",
   ]
   rows = [["SFT", "", *_measures([result.sft]), "", ""]]
   for label in dict.fromkeys(run.label for run in result.trained):
     mine = findings.runs_of(result, label)
-    knob = next((a.knob for a in result.study.methods if a.label == label), "beta")
+    hparam = next((a.hparam for a in result.study.methods if a.label == label), "beta")
     for strength in sorted({run.strength for run in mine}):
       runs = [run for run in mine if run.strength == strength]
       drift = [
@@ -201,7 +209,7 @@ def runs_table(result: Result) -> html.Table:
         for name in ("logp_chosen", "logp_rejected")
       ]
       measured = _measures([run.draws for run in runs])
-      rows.append([label, f"{knob} {strength:g}", *measured, *drift])
+      rows.append([label, f"{hparam} {strength:g}", *measured, *drift])
   return html.Table(
     header,
     rows,

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.evaluation import measure_policy
 from xpo_jax.train import step
 
@@ -17,23 +17,23 @@ class Arm:
 
   Attributes:
     label: its row in the tables.
-    objective: the objective and the knobs that stay.
-    strengths: values of `knob`, one run each and seed.
-    knob: a numeric knob of the objective, or "learning_rate".
-    learning_rate: peak, where it is not the knob.
+    objective: the objective and the hyperparameters that stay.
+    strengths: values of `hparam`, one run each and seed.
+    hparam: a numeric hyperparameter of the objective, or "learning_rate".
+    learning_rate: peak, where it is not the hyperparameter.
   """
 
   label: str
-  objective: Use
+  objective: ObjectiveConfig
   strengths: tuple[float, ...]
-  knob: str = "beta"
+  hparam: str = "beta"
   learning_rate: float = 7e-4
 
-  def knobs(self, strength: float) -> dict[str, Any]:
-    """The traced knobs of a run."""
-    if self.knob == "learning_rate":
-      return rate_knob(strength)
-    return rate_knob(self.learning_rate, **{self.knob: strength})
+  def hparams(self, strength: float) -> dict[str, Any]:
+    """The traced hyperparameters of a run."""
+    if self.hparam == "learning_rate":
+      return learning_rate_hparam(strength)
+    return learning_rate_hparam(self.learning_rate, **{self.hparam: strength})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OnlineArm:
   """
 
   label: str
-  objective: Use
+  objective: ObjectiveConfig
   strengths: tuple[int, ...]
   prompts: int = 32
   completions: int = 4
@@ -65,14 +65,14 @@ class OnlineArm:
       )
 
   @property
-  def knob(self) -> str:
+  def hparam(self) -> str:
     """What the strengths are."""
     return "iterations"
 
 
-def rate_knob(rate: float, **objective: float) -> dict[str, Any]:
-  """A peak learning rate and knobs of the objective, as a step wants them."""
-  return step.knobs(optim.Optimizer(learning_rate=rate), **objective)
+def learning_rate_hparam(rate: float, **objective: float) -> dict[str, Any]:
+  """A peak learning rate and hyperparameters of the objective, as a step wants them."""
+  return step.hparams(optim.Optimizer(learning_rate=rate), **objective)
 
 
 # Chosen on the tune split by experiments/tune_controlled_sentiment.py, in four rounds
@@ -80,17 +80,38 @@ def rate_knob(rate: float, **objective: float) -> dict[str, Any]:
 # DPO were then moved, after one look at the KLs of the test split, to bracket the
 # matched KLs.
 ARMS = (
-  Arm("DPO", Use("dpo"), (0.07, 0.3, 1.0, 3.0)),
-  Arm("beta-DPO", Use("beta_dpo"), (0.1, 0.3, 1.0, 3.0)),
-  Arm("ORPO", Use("orpo"), (1.0, 3.0, 8.0, 24.0), knob="weight", learning_rate=1e-3),
-  Arm("SimPO", Use("simpo", beta=5.0), (2e-4, 3e-4, 5e-4, 8e-4), knob="learning_rate"),
-  Arm("KTO", Use("kto", beta=0.3), (2e-4, 4e-4, 7e-4, 1.2e-3), knob="learning_rate"),
-  Arm("Preferred-FT", Use("sft"), (4e-3, 1.2e-2, 3e-2, 5e-2), knob="learning_rate"),
+  Arm("DPO", ObjectiveConfig("dpo"), (0.07, 0.3, 1.0, 3.0)),
+  Arm("beta-DPO", ObjectiveConfig("beta_dpo"), (0.1, 0.3, 1.0, 3.0)),
+  Arm(
+    "ORPO",
+    ObjectiveConfig("orpo"),
+    (1.0, 3.0, 8.0, 24.0),
+    hparam="weight",
+    learning_rate=1e-3,
+  ),
+  Arm(
+    "SimPO",
+    ObjectiveConfig("simpo", beta=5.0),
+    (2e-4, 3e-4, 5e-4, 8e-4),
+    hparam="learning_rate",
+  ),
+  Arm(
+    "KTO",
+    ObjectiveConfig("kto", beta=0.3),
+    (2e-4, 4e-4, 7e-4, 1.2e-3),
+    hparam="learning_rate",
+  ),
+  Arm(
+    "Preferred-FT",
+    ObjectiveConfig("sft"),
+    (4e-3, 1.2e-2, 3e-2, 5e-2),
+    hparam="learning_rate",
+  ),
 )
 
 # Of eight trials by hand on the tune split, one that reaches the lower matched KLs
 # with as much reward as any.
-RLOO = OnlineArm("RLOO", Use("rloo", beta=0.1), (4, 8, 16, 24))
+RLOO = OnlineArm("RLOO", ObjectiveConfig("rloo", beta=0.1), (4, 8, 16, 24))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +194,7 @@ class Trained(NamedTuple):
 
   Attributes:
     label: its arm, or "flipped" or "random".
-    strength: the knob's value.
+    strength: the hyperparameter's value.
     seed: the run's seed.
     draws: its samples on the evaluation prompts.
     curve: metric -> one value a step.

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import Use
+from xpo_jax.config.experiment import ObjectiveConfig
 from xpo_jax.data import collate, pack, synthetic_reviews
 from xpo_jax.evaluation import measure_policy, sequence_logps
 from xpo_jax.models import config, hf_checkpoint, transformer
@@ -32,7 +32,7 @@ from xpo_jax.studies.sentiment.settings import (
   Result,
   Study,
   Trained,
-  rate_knob,
+  learning_rate_hparam,
 )
 from xpo_jax.train import references
 from xpo_jax.types import Layout, Params
@@ -112,7 +112,7 @@ def run(beginning: Beginning, run_dir: Path, say: Say = print) -> Result:
     for arm in study.arms:
       clock.start(f"{arm.label}: {len(arm.strengths) * len(study.seeds)} runs")
       trained += lab.train(arm, arm.label, "true")
-    dpo = Arm("DPO", Use("dpo"), (study.checked,))
+    dpo = Arm("DPO", ObjectiveConfig("dpo"), (study.checked,))
     for kind in ("flipped", "random"):
       clock.start(f"DPO on {kind} labels: {len(study.seeds)} runs")
       trained += lab.train(dpo, kind, kind)
@@ -182,7 +182,7 @@ def _config(study: Study, vocab: int) -> config.Config:
   )
 
 
-# The peak is a knob of every run.
+# The peak is a hyperparameter of every run.
 _OPTIMIZER = optim.Optimizer(warmup_steps=10, floor=0.1)
 
 
@@ -196,8 +196,10 @@ def fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
   data = vectorised_runs.stack(
     plan(seed=study.seed, epochs=epochs, steps=study.sft_steps)
   )
-  train = vectorised_runs.Sweep(Use("sft"), model, start, _OPTIMIZER)
-  (done,) = train([vectorised_runs.Run(data, rate_knob(study.sft_rate), study.seed)])
+  train = vectorised_runs.Sweep(ObjectiveConfig("sft"), model, start, _OPTIMIZER)
+  (done,) = train(
+    [vectorised_runs.Run(data, learning_rate_hparam(study.sft_rate), study.seed)]
+  )
   first, last = done.curve["loss"][0], done.curve["loss"][-20:].mean()
   say(f"          {first:.2f} -> {last:.2f} nats a token")
   return done.params
@@ -228,7 +230,7 @@ class Judged:
       self._corpus.tokenizer,
       synthetic_reviews.true_reward if rewarded else None,
       completions=self._study.samples,
-      max_tokens=self._study.longest,
+      max_completion_tokens=self._study.longest,
       key=jax.random.fold_in(jax.random.key(seed), 1),
       batch=self._study.prompts,
     )
@@ -278,10 +280,10 @@ class Lab:
   def train(self, arm: Arm, label: str, kind: str) -> list[Trained]:
     """An arm's runs over strengths and seeds, on labels of one kind."""
     settings = [(seed, x) for seed in self._study.seeds for x in arm.strengths]
-    knobs = [arm.knobs(strength) for _, strength in settings]
+    hparams = [arm.hparams(strength) for _, strength in settings]
     began = time.perf_counter()
     seeds = [seed for seed, _ in settings]
-    outcomes = self.sweep(arm.objective)(self.runs(arm.objective, seeds, knobs, kind))
+    outcomes = self.sweep(arm.objective)(self.runs(arm.objective, seeds, hparams, kind))
     seconds = (time.perf_counter() - began) / len(settings)
     out = []
     for (seed, strength), found in zip(settings, outcomes, strict=True):
@@ -292,9 +294,9 @@ class Lab:
   def judges(self) -> list[Judge]:
     """A reward model on each seed's pairs."""
     seeds = self._study.seeds
-    knobs = [rate_knob(self._study.judge_rate)] * len(seeds)
-    use = Use("bradley_terry")
-    found = self.sweep(use)(self.runs(use, seeds, knobs))
+    hparams = [learning_rate_hparam(self._study.judge_rate)] * len(seeds)
+    use = ObjectiveConfig("bradley_terry")
+    found = self.sweep(use)(self.runs(use, seeds, hparams))
     return [
       self._judge(seed, one.params) for seed, one in zip(seeds, found, strict=True)
     ]
@@ -315,25 +317,26 @@ class Lab:
     return Judge(seed, right_P.astype(float), agrees_P.astype(float), optimum)
 
   def runs(
-    self, use: Use, seeds, knobs, kind: str = "true"
+    self, use: ObjectiveConfig, seeds, hparams, kind: str = "true"
   ) -> list[vectorised_runs.Run]:
-    """Runs of an objective: each one's seed, its knobs, and the seed's pairs."""
+    """Runs of an objective: each one's seed, its hyperparameters, and the seed's
+    pairs."""
     data = self._laid_out(use.build().layout, kind)
     return [
       vectorised_runs.Run(data[seed], at, seed)
-      for seed, at in zip(seeds, knobs, strict=True)
+      for seed, at in zip(seeds, hparams, strict=True)
     ]
 
-  def sweep(self, use: Use) -> vectorised_runs.Sweep:
+  def sweep(self, use: ObjectiveConfig) -> vectorised_runs.Sweep:
     """What trains an objective's runs; made once."""
-    own = (use.name, *use.knobs.items())
+    own = (use.name, *use.hparams.items())
     if own not in self.sweeps:
       self.sweeps[own] = vectorised_runs.Sweep(use, self._model, self._ref, _OPTIMIZER)
     return self.sweeps[own]
 
-  def forget(self, use: Use) -> None:
+  def forget(self, use: ObjectiveConfig) -> None:
     """Lets go of an objective's programs, where many objectives follow each other."""
-    self.sweeps.pop((use.name, *use.knobs.items()), None)
+    self.sweeps.pop((use.name, *use.hparams.items()), None)
 
   def _laid_out(self, layout: Layout, kind: str) -> dict[int, pack.Batch]:
     """One epoch of each seed: equal shapes and numbers of steps, reference scored."""

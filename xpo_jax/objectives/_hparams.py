@@ -1,4 +1,4 @@
-"""Checks of knobs, made when an objective is built; traced values pass."""
+"""Checks of hyperparameters, made when an objective is built; traced values pass."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from xpo_jax.types import Array
 
 def check(
   objective: str,
-  knob: str,
+  hparam: str,
   value: float | Array,
   *,
   paper: float,
@@ -21,13 +21,14 @@ def check(
   below: float | None = None,
   most: float | None = None,
 ) -> None:
-  """Refuses a knob outside its range.
+  """Refuses a hyperparameter outside its range.
 
-  A tracer has no value yet, so a swept knob is the caller's to check before the sweep.
+  A tracer has no value yet, so a swept hyperparameter is the caller's to check before
+  the sweep.
 
   Args:
     objective: the factory's name, for the message.
-    knob: the argument's name, for the message.
+    hparam: the argument's name, for the message.
     value: what was passed.
     paper: the paper's value, offered as the fix.
     above: the value must be greater.
@@ -55,8 +56,8 @@ def check(
     return
   allowed = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
   raise ValueError(
-    f"{objective}: {knob}={value!r} is not allowed; {knob} must be "
-    f"{' and '.join(['a finite number', *allowed])} (paper: {knob}={paper:g})"
+    f"{objective}: {hparam}={value!r} is not allowed; {hparam} must be "
+    f"{' and '.join(['a finite number', *allowed])} (paper: {hparam}={paper:g})"
   )
 
 
@@ -70,12 +71,12 @@ def check_tie(objective: str, beta: float | Array | None, *, paper: float) -> No
     check(objective, "beta", beta, paper=paper, above=0)
 
 
-def choice(objective: str, knob: str, value: Any, named: Mapping[str, Any]) -> Any:
-  """A structural knob (a link, a divergence): a value, or the name of one.
+def choice(objective: str, hparam: str, value: Any, named: Mapping[str, Any]) -> Any:
+  """A structural hyperparameter (a link, a divergence): a value, or the name of one.
 
   Args:
     objective: the factory's name, for the message.
-    knob: the argument's name, for the message.
+    hparam: the argument's name, for the message.
     value: what was passed.
     named: name -> value; a value of the type of these is returned as it is.
 
@@ -90,7 +91,7 @@ def choice(objective: str, knob: str, value: Any, named: Mapping[str, Any]) -> A
   close = difflib.get_close_matches(str(value), named, n=1)
   meant = f" (did you mean {close[0]!r}?)" if close else ""
   raise ValueError(
-    f"{objective}: {knob}={value!r} is not known{meant}; give a {kind.__name__}, or "
+    f"{objective}: {hparam}={value!r} is not known{meant}; give a {kind.__name__}, or "
     f"one of {', '.join(named)}"
   )
 
