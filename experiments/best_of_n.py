@@ -58,7 +58,7 @@ def run(settings: BestOfN, run_dir: Path) -> int:
   """Samples a pool, reads best-of-n off it, repeats SFT on the best."""
   import numpy as np
 
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.data import records
   from xpo_jax.evaluation import bootstrap, optimal_policy
   from xpo_jax.ops import selection

@@ -70,7 +70,7 @@ def experiment() -> ConstitutionalAi:
 
 def run(settings: ConstitutionalAi, run_dir: Path) -> int:
   """Revises and imitates, labels and learns by each judge, counts harsh words."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.feedback import noisy_judge, protocol
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
@@ -182,8 +182,8 @@ def _learned(
 ):
   """A preference model of the judge's labels, and PPO against it."""
   from xpo_jax import objectives
-  from xpo_jax.config.experiment import ObjectiveConfig
-  from xpo_jax.config.on_policy import Configured, Feedback
+  from xpo_jax.config.factories import Configured, ObjectiveConfig
+  from xpo_jax.config.sampling import Feedback
   from xpo_jax.feedback import labelling, reward_model
 
   labelled = labelling.label(judge, pairs, seed=seed)

@@ -15,7 +15,7 @@ Last result: 2026-11-22, 22 minutes beside other jobs: reward over SFT 0.063 [0.
 
 from pathlib import Path
 
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import demo
 from xpo_jax.studies.sentiment.settings import Arm, Study
 

@@ -16,7 +16,7 @@ Last result: not run. Tested in parts: TFDS directories with IMDb's features, GP
 
 from pathlib import Path
 
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import demo
 from xpo_jax.studies.sentiment.settings import Arm, Study
 

@@ -14,15 +14,16 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Loop, ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 from xpo_jax.train import pair_construction
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Four rounds, each of one pass of 16 updates on 96 pairs."""
   world = World(source)
   judge = Configured(
@@ -35,7 +36,7 @@ def experiment(source: str | None = None) -> OnlineExperiment:
     sampling=Sampling(
       completions=4, max_completion_tokens=world.longest, prompts_at_once=64
     ),
-    arrange=Configured(pair_construction.all_pairs),
+    pair_construction=Configured(pair_construction.all_pairs),
     iterations=4,
     prompts_per_iteration=256,
     minibatches=16,

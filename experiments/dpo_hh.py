@@ -13,7 +13,8 @@ Last result: 2026-11-22, 2 cores shared with other jobs, 17 minutes: held-out ac
 
 import dataclasses
 
-from xpo_jax.config.experiment import Experiment, ObjectiveConfig
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import small_dialogue
 
 

@@ -13,15 +13,9 @@ Last result: not run. Tested in parts: loading of GPT-NeoX checkpoints, the hub 
   refusal, sharded steps on 8 virtual devices.
 """
 
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Pretrained,
-)
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.tokenise import Limits
 

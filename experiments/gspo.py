@@ -14,13 +14,14 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   with wider clips.
 """
 
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.config.sampling import Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Four minibatches of an iteration, as in the paper."""
   world = World(source)
   return synthetic_world.run(

@@ -75,8 +75,8 @@ def experiment() -> InstructGpt:
 
 def run(settings: InstructGpt, run_dir: Path) -> int:
   """Fine-tunes, ranks, trains reward model and policies, judges."""
-  from xpo_jax.config.experiment import ObjectiveConfig
-  from xpo_jax.config.on_policy import Configured, Feedback
+  from xpo_jax.config.factories import Configured, ObjectiveConfig
+  from xpo_jax.config.sampling import Feedback
   from xpo_jax.feedback import protocol, reward_model
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
@@ -110,7 +110,7 @@ def run(settings: InstructGpt, run_dir: Path) -> int:
         iterations=settings.iterations,
         minibatches=2,
         critic_init=directory,
-        parts=_parts(lab, gamma, seed),
+        aux_losses=_parts(lab, gamma, seed),
       )
       policies[label][seed] = done.params
       seconds[label] += time.perf_counter() - began
@@ -140,7 +140,8 @@ def _label(settings: InstructGpt, gamma: float) -> str:
 
 def _parts(lab, gamma: float, seed: int):
   """The language-model loss beside PPO's."""
-  from xpo_jax.config.experiment import AuxLossConfig, ObjectiveConfig
+  from xpo_jax.config.experiment import AuxLossConfig
+  from xpo_jax.config.factories import ObjectiveConfig
 
   if not gamma:
     return ()

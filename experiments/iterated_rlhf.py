@@ -123,8 +123,8 @@ def _compare(settings: IteratedRlhf, lab, params, asked: slice, seed: int):
 
 def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):
   """From scratch: a reward model on either half of the comparisons, and a policy."""
-  from xpo_jax.config.experiment import ObjectiveConfig
-  from xpo_jax.config.on_policy import Configured, Feedback
+  from xpo_jax.config.factories import Configured, ObjectiveConfig
+  from xpo_jax.config.sampling import Feedback
   from xpo_jax.feedback import reward_model
 
   name = f"{label.replace(' ', '-')}-{seed}"

@@ -14,14 +14,15 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   token of what is not desirable drifts far for what it gains.
 """
 
-from xpo_jax.config.experiment import Loop, ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 from xpo_jax.train import pair_construction
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Four rounds, each of one pass of 24 updates."""
   world = World(source)
   return synthetic_world.run(
@@ -30,7 +31,7 @@ def experiment(source: str | None = None) -> OnlineExperiment:
     sampling=Sampling(
       completions=4, max_completion_tokens=world.longest, prompts_at_once=64
     ),
-    arrange=Configured(pair_construction.rated_by_threshold, threshold=0.0),
+    pair_construction=Configured(pair_construction.rated_by_threshold, threshold=0.0),
     iterations=4,
     prompts_per_iteration=384,
     minibatches=24,

@@ -16,14 +16,15 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   nearer to it, as expected.
 """
 
-from xpo_jax.config.experiment import Loop, ObjectiveConfig
-from xpo_jax.config.on_policy import OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Sampling
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Three rounds, each of two passes of 20 updates."""
   world = World(source)
   return synthetic_world.run(

@@ -16,14 +16,9 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   at first): the equilibrium is not reached.
 """
 
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Opponent,
-  Sampling,
-)
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
@@ -36,7 +31,7 @@ KINDS = (
 )
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Four samples a prompt against one of the mixture, a quarter of it the reference."""
   world = World(source)
   return synthetic_world.run(

@@ -66,7 +66,7 @@ def experiment() -> Paft:
 
 def run(paft: Paft, run_dir: Path) -> int:
   """Trains both changes apart and one after the other, merges, judges."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.models import lora
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged

@@ -13,20 +13,20 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   does a linear map fitted on the start's hidden states (held-out R2 -0.01).
 """
 
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, OnlineExperiment
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.ops import kl_control
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Two passes of two minibatches over an iteration; KL steered to 3 nats."""
   control = Configured(kl_control.adaptive_kl, beta=0.05, target=3.0, horizon=2000.0)
   return synthetic_world.run(
     ObjectiveConfig("ppo", beta=0.05, whiten_reward=False),
     World(source),
-    controller=control,
+    kl_controller=control,
     minibatches=2,
     ppo_epochs=2,
   )

@@ -19,13 +19,13 @@ no others; gamma is a trial's choice, of a mean over tokens.
 
 import dataclasses
 
-from xpo_jax.config.experiment import AuxLossConfig, ObjectiveConfig
-from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.config.experiment import AuxLossConfig, Experiment
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 
 
-def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
+def experiment(source: str | None = None, gamma: str = "1") -> Experiment:
   """Two passes of two minibatches over an iteration, each beside a batch of texts."""
   try:
     weight = float(gamma)
@@ -38,5 +38,5 @@ def experiment(source: str | None = None, gamma: str = "1") -> OnlineExperiment:
     world,
     minibatches=2,
     ppo_epochs=2,
-    parts=(AuxLossConfig(weight, ObjectiveConfig("sft"), texts),),
+    aux_losses=(AuxLossConfig(weight, ObjectiveConfig("sft"), texts),),
   )

@@ -13,7 +13,8 @@ Last result: not run.
 
 import dataclasses
 
-from xpo_jax.config.experiment import Experiment, ObjectiveConfig
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import preference_model
 from xpo_jax.studies import small_dialogue

@@ -18,7 +18,8 @@ Last result: 2026-11-22, one seed, 289 pairs of held-out prompts, intervals over
 
 import dataclasses
 
-from xpo_jax.config.experiment import Experiment, ObjectiveConfig
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import small_dialogue
 
 

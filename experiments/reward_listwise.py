@@ -20,7 +20,9 @@ Last result: 2026-11-22, 2,280 pairs of 114 held-out prompts, intervals over pro
 
 import dataclasses
 
-from xpo_jax.config.experiment import Data, Experiment, Loop, ObjectiveConfig
+from xpo_jax.config.data import Data
+from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template

@@ -137,7 +137,7 @@ def _right(judge, pairs, seed: int) -> tuple[float, float]:
 
 def _clean(settings: Rlaif, lab, pairs, judge, seed: int):
   """A reward model of true labels, and its deviation on samples of the SFT model."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
 
   return _model(
     settings, lab, f"reward-rlhf-{seed}", pairs, ObjectiveConfig("bradley_terry"), seed
@@ -147,7 +147,7 @@ def _clean(settings: Rlaif, lab, pairs, judge, seed: int):
 def _distilled(settings: Rlaif, lab, pairs, judge, seed: int):
   """The same of the judge's soft labels."""
   from xpo_jax import objectives
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.feedback import labelling
 
   labelled = labelling.label(judge, pairs, seed=seed)
@@ -158,7 +158,7 @@ def _distilled(settings: Rlaif, lab, pairs, judge, seed: int):
 
 def _direct(settings: Rlaif, lab, pairs, judge, seed: int):
   """Ratings, and their deviation on the samples."""
-  from xpo_jax.config.on_policy import Configured
+  from xpo_jax.config.factories import Configured
   from xpo_jax.feedback import noisy_judge
 
   source = Configured(noisy_judge.scorer, error=settings.error, seed=seed)
@@ -169,7 +169,7 @@ def _direct(settings: Rlaif, lab, pairs, judge, seed: int):
 
 
 def _model(settings: Rlaif, lab, name: str, rows, objective, seed: int):
-  from xpo_jax.config.on_policy import Configured
+  from xpo_jax.config.factories import Configured
   from xpo_jax.feedback import reward_model
 
   directory = lab.reward(
@@ -180,8 +180,8 @@ def _model(settings: Rlaif, lab, name: str, rows, objective, seed: int):
 
 def _policy(settings: Rlaif, lab, name: str, source, deviation: float, seed: int):
   """REINFORCE; a deviation of the reward costs as many nats whatever its unit."""
-  from xpo_jax.config.experiment import ObjectiveConfig
-  from xpo_jax.config.on_policy import Feedback, Sampling
+  from xpo_jax.config.factories import ObjectiveConfig
+  from xpo_jax.config.sampling import Feedback, Sampling
 
   done = lab.online(
     name,

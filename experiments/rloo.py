@@ -11,12 +11,12 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Four samples a prompt, one update an iteration, beta of the paper's HH runs."""
   return synthetic_world.run(ObjectiveConfig("rloo", beta=0.1), World(source))

@@ -68,7 +68,7 @@ def experiment() -> Rso:
 
 def run(rso: Rso, run_dir: Path) -> int:
   """Samples, accepts, ranks, trains, judges."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import stage_samples, staged
 

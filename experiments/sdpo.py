@@ -50,7 +50,7 @@ def experiment() -> Sdpo:
 
 def run(sdpo: Sdpo, run_dir: Path) -> int:
   """Samples pairs, cuts them into sources, trains in stages and at once, judges."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import staged
 
@@ -83,7 +83,7 @@ def run(sdpo: Sdpo, run_dir: Path) -> int:
 
 def _stages(sdpo: Sdpo, lab, parts, name: str, seed: int):
   """One arm's stages by `selection.sdpo_stage`; the last one's parameters."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.ops import selection
   from xpo_jax.studies.multistage import staged
 

@@ -81,8 +81,8 @@ def experiment() -> SelfRewarding:
 
 def run(settings: SelfRewarding, run_dir: Path) -> int:
   """M0 to M1 on the seed, rounds by two judges, judged as writers and as judges."""
-  from xpo_jax.config.experiment import ObjectiveConfig
-  from xpo_jax.config.on_policy import Configured, Feedback
+  from xpo_jax.config.factories import Configured, ObjectiveConfig
+  from xpo_jax.config.sampling import Feedback
   from xpo_jax.feedback import local, noisy_judge
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import feedback_accuracy, staged
@@ -156,9 +156,10 @@ def _seed_data(settings: SelfRewarding, lab, seed: int):
 
 def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: int):
   """DPO on samples of the start, its reference, that feedback rated."""
-  from xpo_jax.config.experiment import Evaluation, ObjectiveConfig
-  from xpo_jax.config.on_policy import Sampling
+  from xpo_jax.config.data import Evaluation
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.config.optim import Optimizer
+  from xpo_jax.config.sampling import Sampling
 
   sampling = Sampling(
     settings.samples,

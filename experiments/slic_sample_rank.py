@@ -56,7 +56,7 @@ def experiment() -> SampleRank:
 
 def run(settings: SampleRank, run_dir: Path) -> int:
   """Samples, ranks, trains, judges."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.studies import demo
   from xpo_jax.studies.multistage import stage_samples, staged
 

@@ -14,14 +14,15 @@ Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true rew
   0.126].
 """
 
-from xpo_jax.config.experiment import Loop, ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment, Sampling
+from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.studies import synthetic_world
 from xpo_jax.studies.multistage.staged_world import World
 
 
-def experiment(source: str | None = None) -> OnlineExperiment:
+def experiment(source: str | None = None) -> Experiment:
   """Four rounds, each of two passes of 8 updates."""
   world = World(source)
   judge = Configured(

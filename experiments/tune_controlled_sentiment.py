@@ -24,7 +24,7 @@ SEEDS = (100, 101)
 
 def groups():
   """Three groups of settings for every method."""
-  from xpo_jax.config.experiment import ObjectiveConfig
+  from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.studies.sentiment.settings import ARMS, Arm
 
   def named(arm: Arm, text: str, **changes) -> Arm:

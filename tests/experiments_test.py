@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.config.experiment import (
-  Experiment,
-  MeshShape,
-  ObjectiveConfig,
-  Scratch,
-  Trained,
-)
+from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
@@ -141,7 +136,7 @@ def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
   data = dataclasses.replace(whole.data, steps=2, row_length=256, rows_per_step=2)
   one = {"data": data, "mesh": MeshShape(data=1)}
   first = dataclasses.replace(whole.start.experiment, start=Scratch(small), **one)
-  whole = dataclasses.replace(whole, start=Trained(first), **one)
+  whole = dataclasses.replace(whole, start=Stage(first), **one)
   done = offline.train(whole, tmp_path / "run", say=lambda line: None)
   assert done.finished and done.steps == 2
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -189,7 +184,7 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
   if stages == 2:  # the reference samples come from the stage before
     first = whole.start.experiment
     data = dataclasses.replace(first.data, **sizes)
-    start = Trained(dataclasses.replace(first, data=data, start=start, **one))
+    start = Stage(dataclasses.replace(first, data=data, start=start, **one))
   data = dataclasses.replace(whole.data, **sizes)
   whole = dataclasses.replace(whole, data=data, start=start, **one)
   run_dir = tmp_path / "run"

@@ -189,10 +189,10 @@ def _recipe(args, rest):
   recipe = find_recipe.load(args.recipe, rest[:flags])
   if flags == len(rest):
     return recipe
-  from xpo_jax.config import yaml_file
+  from xpo_jax.config import command_line
 
   prog = f"xpo {args.command} {args.recipe}"
-  changed = yaml_file.from_args(recipe.experiment, rest[flags:], prog=prog)
+  changed = command_line.from_args(recipe.experiment, rest[flags:], prog=prog)
   return recipe._replace(experiment=changed)
 
 
@@ -205,18 +205,11 @@ def _train(args, rest) -> int | None:
   if recipe.run is not None:
     return recipe.run(recipe.experiment, run_dir)
   from xpo_jax.report import run_page
+  from xpo_jax.train import loop
 
-  result = _trainer(recipe.experiment).train(recipe.experiment, run_dir)
+  result = loop.train(recipe.experiment, run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
   return None
-
-
-def _trainer(experiment):
-  """The module whose `train` and `resume` run such an experiment."""
-  from xpo_jax.config.on_policy import OnlineExperiment
-  from xpo_jax.train import offline, online
-
-  return online if isinstance(experiment, OnlineExperiment) else offline
 
 
 def _check(args, rest) -> None:
@@ -231,11 +224,11 @@ def _check(args, rest) -> None:
 
 
 def _resume(args, rest) -> None:
-  from xpo_jax.config import yaml_file
   from xpo_jax.report import run_page
+  from xpo_jax.train import loop
 
   del rest
-  result = _trainer(yaml_file.read(args.run_dir)[0]).resume(args.run_dir)
+  result = loop.resume(args.run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
 
 

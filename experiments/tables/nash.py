@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, Feedback
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.feedback import reward_model
 from xpo_jax.ops import preference_games
 from xpo_jax.report import html

@@ -23,7 +23,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xpo_jax.config.on_policy import Configured, Feedback
+from xpo_jax.config.factories import Configured
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.feedback import noisy_judge
 from xpo_jax.studies import demo, find_recipe
 from xpo_jax.studies.frontier import frontier_page, online_frontier

@@ -27,7 +27,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.report import html
 from xpo_jax.studies import demo, find_recipe, synthetic_world
@@ -131,7 +130,7 @@ def recipes(only: Sequence[str] | None = None) -> dict[str, find_recipe.Recipe]:
     if find_recipe.required(name):  # a file of one's own
       continue
     recipe = find_recipe.load(name)
-    if isinstance(recipe.experiment, OnlineExperiment) or _world_of(recipe):
+    if _is_on_rollouts(recipe) or _world_of(recipe):
       found[name] = recipe
   unknown = sorted(set(only or ()) - set(found))
   if unknown:

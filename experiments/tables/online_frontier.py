@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.evaluation import frontier, optimal_policy
 from xpo_jax.ops import pairing
 from xpo_jax.report import line_chart

@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, Feedback
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.feedback import reward_model
 from xpo_jax.report import html, line_chart

@@ -4,15 +4,9 @@ import jax.numpy as jnp
 import pytest
 
 from xpo_jax import objectives
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Pretrained,
-)
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.types import Layout
 
 

@@ -1,21 +1,15 @@
 """An online experiment survives YAML, takes flags, and refuses what cannot be meant."""
 
-import dataclasses
 import math
 
 import pytest
 
 from xpo_jax.config import experiment, yaml_file
-from xpo_jax.config.experiment import ObjectiveConfig, Pretrained
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Opponent,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.data import Prompts
+from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.lora import Adapter
 from xpo_jax.ops import kl_control
@@ -29,12 +23,14 @@ def pair_of(first: object, others: tuple = (), scale: float = 1.0):
 SOURCE = Configured(
   pair_of, first=Configured(pair_of, first=1), others=[Configured(pair_of, first=2)]
 )
-RUN = OnlineExperiment(
-  ObjectiveConfig("ppo", beta=0.02),
-  Prompts("prompts.jsonl", limits=Limits(prompt=32)),
-  Pretrained("policy"),
-  Feedback(SOURCE, missing_eos=1.0),
-  controller=Configured(kl_control.adaptive_kl, beta=0.02),
+RUN = Experiment(
+  objective=ObjectiveConfig("ppo", beta=0.02),
+  data=Rollouts(
+    prompts=Prompts("prompts.jsonl", limits=Limits(prompt=32)),
+    feedback=Feedback(SOURCE, missing_eos=1.0),
+    kl_controller=Configured(kl_control.adaptive_kl, beta=0.02),
+  ),
+  start=Pretrained("policy"),
 )
 
 
@@ -43,7 +39,7 @@ def test_experiment_survives_yaml(tmp_path):
   again, _ = yaml_file.read(tmp_path)
   dicts = map(yaml_file.to_dict, (again, RUN))
   assert yaml_file.difference(*dicts) == []
-  assert again.feedback.source.build() == RUN.feedback.source.build()
+  assert again.feedback.source.build() == RUN.data.feedback.source.build()
   assert again.controller == RUN.controller
 
 
@@ -72,7 +68,7 @@ def test_flags_reach_calls_and_sampling():
   assert changed.feedback.missing_eos == 0.5
 
 
-_FIRST = (RUN.objective, RUN.prompts, RUN.start, RUN.feedback)
+_FIRST = (RUN.objective, RUN.data.prompts, RUN.start, RUN.data.feedback)
 
 
 def test_a_reward_of_the_cut_may_be_negative():
@@ -139,20 +135,28 @@ def test_value_out_of_range_is_refused_by_name(make, match):
 )
 def test_sizes_that_do_not_divide_are_refused(sizes, match):
   with pytest.raises(ValueError, match=match):
-    OnlineExperiment(RUN.objective, RUN.prompts, RUN.start, RUN.feedback, **sizes)
+    Experiment(
+      objective=RUN.objective,
+      data=Rollouts(
+        prompts=RUN.data.prompts,
+        feedback=RUN.data.feedback,
+      ),
+      start=RUN.start,
+      **sizes,
+    )
 
 
 def test_opponent_survives_yaml_and_needs_win_rates(tmp_path):
   sampling = Sampling(opponent=Opponent(share=0.5, of="average"))
-  first = (RUN.objective, RUN.prompts, RUN.start)
+  first = (RUN.objective, RUN.data.prompts, RUN.start)
   against = Feedback(SOURCE, kind="win_rates")
   with pytest.raises(ValueError, match=r"needs Feedback.kind .* 'scores'"):
-    OnlineExperiment(*first, RUN.feedback, sampling)
+    OnlineExperiment(*first, RUN.data.feedback, sampling)
   with pytest.raises(ValueError, match=r"Optimizer.ema"):
     OnlineExperiment(*first, against, sampling)
   run = OnlineExperiment(*first, against, sampling, optimizer=Optimizer(ema=0.5))
   with pytest.raises(ValueError, match="mean of an adapter's factors"):
-    dataclasses.replace(run, adapter=Adapter())
+    experiment.replace(run, adapter=Adapter())
   yaml_file.write(tmp_path, run)
   assert yaml_file.read(tmp_path)[0].sampling == sampling
   changed = yaml_file.from_args(run, ["--sampling.opponent.share", "0.125"])

@@ -8,22 +8,20 @@ import dataclasses
 import pytest
 
 from tests.train.tiny_runs import MODEL, ONLINE
-from xpo_jax.config import split_overlap
+from xpo_jax.config import experiment, split_overlap
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import (
   AuxLossConfig,
-  Data,
-  Evaluation,
   Experiment,
-  ObjectiveConfig,
   Scratch,
-  Trained,
+  Stage,
 )
-from xpo_jax.config.on_policy import OnlineExperiment, Prompts
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import split
 from xpo_jax.studies import find_recipe
 from xpo_jax.train import loading
 
-PATH = "world:200"
+PATH = "synthetic:200"
 
 
 def _stage(share=0.0, **data) -> Experiment:
@@ -34,13 +32,13 @@ def _stage(share=0.0, **data) -> Experiment:
 
 def _run(before: Experiment, held: Evaluation, **data) -> Experiment:
   return Experiment(
-    ObjectiveConfig("sft"), Data(PATH, **data), Trained(before), evaluation=held
+    ObjectiveConfig("sft"), Data(PATH, **data), Stage(before), evaluation=held
   )
 
 
-def _online(before: Experiment, held: Evaluation, **prompts) -> OnlineExperiment:
-  changed = {"start": Trained(before), "prompts": Prompts(PATH, **prompts)}
-  return dataclasses.replace(ONLINE, evaluation=held, **changed)
+def _online(before: Experiment, held: Evaluation, **prompts) -> Experiment:
+  changed = {"start": Stage(before), "prompts": Prompts(PATH, **prompts)}
+  return experiment.replace(ONLINE, evaluation=held, **changed)
 
 
 def _prompts(data, share: float, side: str) -> set[str]:
@@ -58,7 +56,7 @@ def _prompts(data, share: float, side: str) -> set[str]:
     ({"share": 0.2}, {}, None),
     ({"share": 0.3}, {}, None),
     ({"share": 0.1}, {}, "prompts 0% to 90% .* holds out prompts 80% to 100%"),
-    ({}, {}, "trains on all prompts of 'world:200'"),
+    ({}, {}, "trains on all prompts of 'synthetic:200'"),
     ({"share": 0.2, "seed": 1}, {}, r"start.experiment.data.seed is 1, .*seed is 0"),
     ({"share": 0.2}, {"seed": 1}, r"start.experiment.data.seed is 0, .*seed is 1"),
     ({"share": 0.2, "seed": 1}, {"seed": 1}, None),
@@ -69,7 +67,7 @@ def _prompts(data, share: float, side: str) -> set[str]:
 def test_refused_where_prompts_of_the_stage_are_held_out(make, inner, outer, said):
   before = _stage(**inner)
   run = make(before, Evaluation(share=0.2), **outer)
-  own = run.prompts if isinstance(run, OnlineExperiment) else run.data
+  own = run.prompts if isinstance(run.data, Rollouts) else run.data
   trained_on = _prompts(before.data, before.evaluation.share, "train")
   meet = trained_on & _prompts(own, 0.2, "held_out")
   assert bool(meet) == (said is not None)
@@ -87,18 +85,18 @@ def test_portions_part_a_path_by_the_runs_own_seed():
   for before in (_stage(), _stage(portion="test"), _stage(portion="train", seed=3)):
     with pytest.raises(ValueError, match=r"start\.experiment\.data"):
       split_overlap.check(_online(before, held, portion="train"))
-  elsewhere = Evaluation("world:300", portion="test")
+  elsewhere = Evaluation("synthetic:300", portion="test")
   split_overlap.check(_online(_stage(), elsewhere))
 
 
 def test_stages_before_the_stage_before_count_and_so_do_parts():
   held = Evaluation(share=0.2)
   first, second = _stage(), _stage(share=0.2)
-  second = dataclasses.replace(second, start=Trained(first))
+  second = dataclasses.replace(second, start=Stage(first))
   with pytest.raises(ValueError, match=r"start\.experiment\.start\.experiment\.data"):
     split_overlap.check(_run(second, held))
   part = AuxLossConfig(1.0, ObjectiveConfig("sft"), Data(PATH))
-  beside = dataclasses.replace(_run(_stage(share=0.2), held), parts=(part,))
+  beside = dataclasses.replace(_run(_stage(share=0.2), held), aux_losses=(part,))
   with pytest.raises(ValueError, match=r"parts\[text\]\.data trains on all prompts"):
     split_overlap.check(beside)
 

@@ -7,17 +7,16 @@ import yaml
 
 from xpo_jax import objectives
 from xpo_jax.config import yaml_file
+from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
   Experiment,
   Loop,
   MeshShape,
-  ObjectiveConfig,
   Pretrained,
   Scratch,
-  Trained,
+  Stage,
 )
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
@@ -43,7 +42,7 @@ RICH = Experiment(
     objectives=(ObjectiveConfig("dpo"), ObjectiveConfig("sft")),
   ),
   Data("pairs.jsonl", limits=Limits(64, 32), reading=Reading(rename={"a": "chosen"})),
-  Trained(SFT),
+  Stage(SFT),
   Optimizer("rmsprop", 5e-7, clip=None, ema=0.99),
   Loop(eval_every=50),
   MeshShape(2, 2, 2),

@@ -7,15 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Scratch,
-)
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import Pair, Stepped

@@ -3,14 +3,9 @@
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  MeshShape,
-  ObjectiveConfig,
-  Scratch,
-)
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, MeshShape, Scratch
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data.records import Pair
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.evaluation import evaluate_run

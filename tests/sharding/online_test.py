@@ -6,12 +6,13 @@ import pytest
 
 from tests.train.draws_test import RUN
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import Evaluation, MeshShape, Scratch
-from xpo_jax.config.on_policy import Opponent
+from xpo_jax.config.data import Evaluation
+from xpo_jax.config.experiment import MeshShape, Scratch
+from xpo_jax.config.sampling import Opponent
 from xpo_jax.train import metrics, online, rollouts
 
 SAMPLING = dataclasses.replace(
-  RUN.sampling, opponent=Opponent(0.0, of="average", completions=3)
+  RUN.data.sampling, opponent=Opponent(0.0, of="average", completions=3)
 )
 # Nash-EMA: the opponent is the mean of the policy's weights.
 NASH = dataclasses.replace(

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import AuxLossConfig, Evaluation, Loop, Pretrained
-from xpo_jax.config.on_policy import Configured, Feedback, OnlineExperiment
+from xpo_jax.config.data import Evaluation
+from xpo_jax.config.experiment import (
+  AuxLossConfig,
+  Loop,
+  Pretrained,
+)
+from xpo_jax.config.factories import Configured
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
@@ -87,7 +93,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
   whole = find_recipe.load(name).experiment
   small = dataclasses.replace(
     whole,
-    prompts=dataclasses.replace(whole.prompts, path="world:60"),
+    prompts=dataclasses.replace(whole.prompts, path="synthetic:60"),
     start=Pretrained(str(start), remat=False),
     feedback=JUDGES.get(name, whole.feedback),
     sampling=dataclasses.replace(
@@ -101,7 +107,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     minibatches=min(whole.minibatches, 2),
     loop=Loop(log_every=1),
     evaluation=Evaluation(),
-    parts=tuple(map(_small, whole.parts)),
+    aux_losses=tuple(map(_small, whole.aux_losses)),
   )
   done = online.train(small, tmp_path / "run", say=_quiet)
   lines = metrics.read(tmp_path / "run")
@@ -117,7 +123,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
 
 
 def _small(part: AuxLossConfig) -> AuxLossConfig:
-  sizes = {"path": "world:60", "rows_per_step": 2, "limits": Limits()}
+  sizes = {"path": "synthetic:60", "rows_per_step": 2, "limits": Limits()}
   return dataclasses.replace(part, data=dataclasses.replace(part.data, **sizes))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests import compiling
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import pack, tokenise
 from xpo_jax.models import config, transformer
 from xpo_jax.studies import vectorised_runs

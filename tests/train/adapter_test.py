@@ -13,15 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from xpo_jax.config import optim, yaml_file
-from xpo_jax.config.experiment import (
-  Data,
-  Experiment,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Pretrained,
-  Scratch,
-)
+from xpo_jax.config.data import Data
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, Scratch
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import pack
 from xpo_jax.models import hf_checkpoint, lora, peft, transformer

@@ -12,15 +12,15 @@ import pytest
 
 from xpo_jax import objectives, scored
 from xpo_jax.config import optim, yaml_file
+from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import (
   AuxLossConfig,
-  Data,
   Experiment,
   Loop,
   MeshShape,
-  ObjectiveConfig,
   Scratch,
 )
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.models import score
 from xpo_jax.models.config import Config
@@ -34,7 +34,7 @@ RUN = Experiment(
   Optimizer(learning_rate=1e-2),
   Loop(log_every=1, checkpoint_every=1),
   MeshShape(data=1),
-  parts=(
+  aux_losses=(
     AuxLossConfig(
       0.5,
       ObjectiveConfig("sft"),
@@ -62,7 +62,7 @@ def test_update_is_along_the_sum_of_the_gradients(tiny):
   optimizer = optim.Optimizer(learning_rate=1e-2, schedule="constant", clip=None)
   chain = optim.transform(optimizer)
   models, frozen = {"policy": tiny.model, "ref": tiny.model}, {"ref": tiny.ref}
-  update = step.make_step(lambda: main, models, optimizer, 1, parts=beside)
+  update = step.make_step(lambda: main, models, optimizer, 1, aux_losses=beside)
   first = state.create(tiny.policy, chain, (), jax.random.key(0))
   both = {"keep": cut, "near": cut}
   after, found = update(first, frozen, batch, step.hparams(optimizer), both)
@@ -98,7 +98,7 @@ def test_part_with_a_state_is_refused(tiny):
   part = AuxLoss(1.0, objectives.beta_dpo(), "more")
   with pytest.raises(ValueError, match="part 'more': beta_dpo keeps a state"):
     models = {"policy": tiny.model}
-    step.make_step(objectives.sft, models, optim.Optimizer(), 1, parts=(part,))
+    step.make_step(objectives.sft, models, optim.Optimizer(), 1, aux_losses=(part,))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def whole(datasets, tmp_path_factory):
 
 def test_run_reports_its_parts_and_begins_their_data_again(whole):
   lines = metrics.read(whole)
-  assert len(lines) == 5 and RUN.parts[0].data.steps == 2
+  assert len(lines) == 5 and RUN.aux_losses[0].data.steps == 2
   names = {"loss/dpo", "loss/keep/sft", "keep/length", "keep/padding"}
   for at, line in enumerate(lines):
     assert names <= set(line)
@@ -152,13 +152,13 @@ def test_stopped_run_takes_up_its_parts_where_they_stood(whole, datasets, tmp_pa
 )
 def test_bad_part_is_refused_by_name(change, match, datasets):
   with pytest.raises(ValueError, match=match):
-    part = dataclasses.replace(RUN.parts[0], **change)
+    part = dataclasses.replace(RUN.aux_losses[0], **change)
     aux_losses.check((part,), datasets | {"none": []})
 
 
 def test_two_parts_of_one_name_are_refused():
   with pytest.raises(ValueError, match="two parts are called 'keep'"):
-    dataclasses.replace(RUN, parts=RUN.parts * 2)
+    dataclasses.replace(RUN, aux_losses=RUN.aux_losses * 2)
 
 
 def test_configuration_holds_the_parts():

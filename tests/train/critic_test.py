@@ -6,21 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.config.experiment import (
-  Evaluation,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Pretrained,
-)
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.data import Evaluation, Prompts
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, Rollouts
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.feedback import reward_model
@@ -74,20 +64,24 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(saved):
-  return OnlineExperiment(
-    ObjectiveConfig("ppo"),
-    Prompts("world:30"),
-    Pretrained(saved["policy"], remat=False),
-    Feedback(Configured(reward_model.scorer, directory=saved["reward"], batch=8)),
-    Sampling(completions=2, max_completion_tokens=6),
-    iterations=2,
-    prompts_per_iteration=4,
-    ref_update_every=1,
+  return Experiment(
+    objective=ObjectiveConfig("ppo"),
+    data=Rollouts(
+      prompts=Prompts("synthetic:30"),
+      feedback=Feedback(
+        Configured(reward_model.scorer, directory=saved["reward"], batch=8)
+      ),
+      sampling=Sampling(completions=2, max_completion_tokens=6),
+      iterations=2,
+      prompts_per_iteration=4,
+      ref_update_every=1,
+      critic_init=saved["reward"],
+    ),
+    start=Pretrained(saved["policy"], remat=False),
     optimizer=Optimizer(learning_rate=1e-2, ema=0.5),
     loop=Loop(log_every=1),
     mesh=MeshShape(data=1),
     evaluation=Evaluation(share=0.2, limit=4),
-    critic_init=saved["reward"],
     adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up"),
   )
 

@@ -5,7 +5,6 @@ and never trained on: one tiny run of Nash-MD.
 """
 
 import copy
-import dataclasses
 import functools
 import json
 
@@ -14,22 +13,12 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import (
-  Evaluation,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Scratch,
-)
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Opponent,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Evaluation, Prompts
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Rollouts, Scratch
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.feedback import protocol
 from xpo_jax.train import metrics, online, online_setup, rollouts
 
@@ -45,16 +34,18 @@ def cyclic():
   return preference
 
 
-RUN = OnlineExperiment(
-  ObjectiveConfig("nash_md", beta=0.1),
-  Prompts("world:30"),
-  Scratch(MODEL),
-  Feedback(Configured(cyclic), kind="win_rates"),
-  Sampling(
-    completions=2, max_completion_tokens=6, opponent=Opponent(0.25, completions=3)
+RUN = Experiment(
+  objective=ObjectiveConfig("nash_md", beta=0.1),
+  data=Rollouts(
+    prompts=Prompts("synthetic:30"),
+    feedback=Feedback(Configured(cyclic), kind="win_rates"),
+    sampling=Sampling(
+      completions=2, max_completion_tokens=6, opponent=Opponent(0.25, completions=3)
+    ),
+    iterations=2,
+    prompts_per_iteration=6,
   ),
-  iterations=2,
-  prompts_per_iteration=6,
+  start=Scratch(MODEL),
   optimizer=Optimizer(learning_rate=1e-2),
   loop=Loop(log_every=1, eval_every=1),
   mesh=MeshShape(data=1),
@@ -104,7 +95,7 @@ def _wins(text: str, other: str) -> float:
 @pytest.fixture(scope="module")
 def draw(tmp_path_factory):
   """`(params, ref, average, **changes of Sampling) -> Rollouts`."""
-  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+  loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
   run = online_setup.prepare(RUN, tmp_path_factory.mktemp("drawn"), loaded)
   start = run.state.train.params["lm"]
   rng = np.random.default_rng(0)
@@ -119,7 +110,7 @@ def draw(tmp_path_factory):
       models[params],
       run.prompts,
       np.arange(6),
-      dataclasses.replace(RUN.sampling, **changes),
+      dataclasses.replace(RUN.data.sampling, **changes),
       tokenizer,
       iteration=0,
       key=jax.random.key(1),

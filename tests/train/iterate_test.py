@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 from tests import compiling
-from xpo_jax.config.experiment import Evaluation, MeshShape, ObjectiveConfig, Scratch
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Evaluation, Prompts
+from xpo_jax.config.experiment import Experiment, MeshShape, Rollouts, Scratch
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
@@ -23,14 +20,16 @@ from xpo_jax.train import loading, minibatches, online, online_setup, rollouts
 from xpo_jax.train.state import OnlineState
 from xpo_jax.types import Layout
 
-RUN = OnlineExperiment(
-  ObjectiveConfig("rloo", beta=None),
-  Prompts("world:30"),
-  Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)),
-  Feedback(Configured(rules.length)),
-  Sampling(completions=2, max_completion_tokens=8),
-  iterations=4,
-  prompts_per_iteration=4,
+RUN = Experiment(
+  objective=ObjectiveConfig("rloo", beta=None),
+  data=Rollouts(
+    prompts=Prompts("synthetic:30"),
+    feedback=Feedback(Configured(rules.length)),
+    sampling=Sampling(completions=2, max_completion_tokens=8),
+    iterations=4,
+    prompts_per_iteration=4,
+  ),
+  start=Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)),
   mesh=MeshShape(data=1),
 )
 
@@ -42,7 +41,7 @@ def _quiet(text: str) -> None:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("run")
-  loaded = loading.load(RUN.prompts, RUN.prompts, {})
+  loaded = loading.load(RUN.data.prompts, RUN.data.prompts, {})
   return online_setup.prepare(RUN, run_dir, loaded), run_dir
 
 
@@ -72,7 +71,7 @@ def _written(run, run_dir, index: int, tokens: int, reward_BK=None):
 
 def test_few_row_lengths_hold_every_group(prepared):
   run, _ = prepared
-  most = run.prompts.width + 2 * RUN.sampling.max_completion_tokens
+  most = run.prompts.width + 2 * RUN.data.sampling.max_completion_tokens
   shapes = {n: online_setup.row_shape(run, n, 2) for n in range(1, most + 1)}
   assert all(shape.L >= n for n, shape in shapes.items())
   assert len(set(shapes.values())) <= 4
@@ -146,7 +145,7 @@ def behind(tmp_path_factory):
   ppo = dataclasses.replace(
     RUN,
     objective=ObjectiveConfig("ppo"),
-    sampling=dataclasses.replace(RUN.sampling, staleness=1),
+    sampling=dataclasses.replace(RUN.data.sampling, staleness=1),
     ref_update_every=1,
     evaluation=Evaluation(share=0.3),
   )
@@ -201,8 +200,8 @@ class _Part(NamedTuple):
 
 @pytest.mark.parametrize("staleness", [1, 2, 3])
 def test_sampler_is_as_far_behind_as_it_should_be(staleness):
-  sampling = dataclasses.replace(RUN.sampling, staleness=staleness)
-  run = _Part(dataclasses.replace(RUN, sampling=sampling))
+  sampling = dataclasses.replace(RUN.data.sampling, staleness=staleness)
+  run = _Part(experiment.replace(RUN, sampling=sampling))
   # Policies by the iterations that they have learned from.
   state, samplers = OnlineState(0, 0, None, (0,) * staleness, None), []
   for index in range(6):
@@ -212,7 +211,7 @@ def test_sampler_is_as_far_behind_as_it_should_be(staleness):
 
 
 def test_reference_is_renewed_after_every_so_many_iterations():
-  run = _Part(dataclasses.replace(RUN, ref_update_every=3))
+  run = _Part(experiment.replace(RUN, ref_update_every=3))
   state, renewed = OnlineState(0, None, {"lm": np.float32(0)}, (), None), []
   for index in range(7):
     trained = _Part(RUN, {"lm": np.float32(index + 1)})
@@ -222,7 +221,7 @@ def test_reference_is_renewed_after_every_so_many_iterations():
 
 
 def test_iteration_without_a_pair_says_so_and_updates_nothing(tmp_path):
-  pairs, said = dataclasses.replace(RUN, objective=ObjectiveConfig("dpo")), []
+  pairs, said = experiment.replace(RUN, objective=ObjectiveConfig("dpo")), []
   run = online_setup.prepare(
     pairs, tmp_path, loading.load(pairs.prompts, pairs.prompts, {})
   )

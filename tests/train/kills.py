@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 from tests.train.tiny_runs import ONLINE
-from xpo_jax.config.experiment import Evaluation, Loop
-from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.config.data import Evaluation
+from xpo_jax.config.experiment import Loop
 from xpo_jax.train import (
   checkpoint,
   metrics,
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     lost, paid = asked_twice(directory)
     wrong = differences(directory) + [f"iteration {i} paid twice" for i in paid]
     print(
-      f"{len(died)} kills in {RUN.iterations} iterations; {len(lost)} answers asked "
+      f"{len(died)} kills in {RUN.data.iterations} iterations; {len(lost)} answers asked "
       f"for again, lost before they were written; differences: {wrong or 'none'}"
     )
   if len(died) < args.kills:

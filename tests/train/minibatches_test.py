@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import ObjectiveConfig, Scratch
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Prompts
+from xpo_jax.config.experiment import Experiment, Rollouts, Scratch
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
 from xpo_jax.train import (
@@ -30,15 +27,17 @@ B, K, T = 4, 3, 5
 
 def _run(objective: ObjectiveConfig, made: Configured) -> online_setup.Run:
   """As much of a run as batches are made from."""
-  experiment = OnlineExperiment(
-    objective,
-    Prompts("world:20"),
-    Scratch(MODEL),
-    Feedback(Configured(rules.world_reward)),
-    Sampling(completions=K, max_completion_tokens=T),
-    prompts_per_iteration=B,
-    minibatches=2,
-    arrange=made,
+  experiment = Experiment(
+    objective=objective,
+    data=Rollouts(
+      prompts=Prompts("synthetic:20"),
+      feedback=Feedback(Configured(rules.world_reward)),
+      sampling=Sampling(completions=K, max_completion_tokens=T),
+      prompts_per_iteration=B,
+      minibatches=2,
+      pair_construction=made,
+    ),
+    start=Scratch(MODEL),
   )
   prompts = rollouts.PromptSet((), (), (), width=4)
   known = {"experiment": experiment, "arrangement": made.build(), "prompts": prompts}
@@ -156,7 +155,7 @@ def test_rows_are_those_of_the_plan_where_none_is_left_out():
     _run(ObjectiveConfig("dno"), Configured(pair_construction.all_pairs)),
     _drawn(),
   )
-  run = run._replace(experiment=dataclasses.replace(run.experiment, ppo_epochs=2))
+  run = run._replace(experiment=experiment.replace(run.experiment, ppo_epochs=2))
   reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
   examples, kept = minibatches.arranged(run, drawn, values, reward_BK, np.ones((B, K)))
   batches, _ = minibatches.batches_of(run, 0, examples, kept)

@@ -15,16 +15,9 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Loop,
-  MeshShape,
-  ObjectiveConfig,
-  Scratch,
-  Trained,
-)
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch, Stage
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.records import BadRows
 from xpo_jax.data.tokenise import Limits
@@ -115,7 +108,7 @@ def test_run_killed_between_checkpoints_resumes_bit_for_bit(whole, datasets, tmp
 
 def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_path):
   # Held-out passes at the end only: that they come and go must not show either.
-  experiment = dataclasses.replace(RUN, loop=Loop(log_every=1, checkpoint_every=3))
+  experiment = experiment.replace(RUN, loop=Loop(log_every=1, checkpoint_every=3))
   run_dir = tmp_path / "run"
 
   def say(text):
@@ -170,7 +163,7 @@ def test_changed_data_are_refused_with_the_difference(whole, datasets):
 
 
 def test_changed_configuration_is_refused_with_the_difference(whole, datasets):
-  other = dataclasses.replace(RUN, seed=1)
+  other = experiment.replace(RUN, seed=1)
   with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
     offline.resume(whole, other, datasets=datasets, say=_quiet)
 
@@ -201,7 +194,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp
   run_dir = tmp_path / "run"
   with pytest.raises(offline.NonFiniteLoss, match=r"step \d+: loss is.*nan.*batch.npz"):
     offline.train(
-      dataclasses.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
+      experiment.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
     )
   last = metrics.read(run_dir)[-1]
   assert not np.isfinite([last["loss"], last["grad_norm"]]).all()
@@ -229,7 +222,7 @@ def test_reference_is_gone_where_it_can_be_cached_and_stays_where_not(
 ):
   kept = {}
   for use in (ObjectiveConfig("dpo"), ObjectiveConfig(needs_live_reference)):
-    experiment = dataclasses.replace(RUN, objective=use, optimizer=Optimizer())
+    experiment = experiment.replace(RUN, objective=use, optimizer=Optimizer())
     run_dir = tmp_path / str(len(kept))
     run_dir.mkdir()
     before = _embeddings()
@@ -248,7 +241,7 @@ def test_stage_before_is_start_and_reference(datasets, tmp_path):
     Scratch(MODEL),
     mesh=ONE,
   )
-  run = dataclasses.replace(RUN, start=Trained(sft), evaluation=Evaluation())
+  run = experiment.replace(RUN, start=Stage(sft), evaluation=Evaluation())
   result = offline.train(run, tmp_path / "run", datasets=datasets, say=_quiet)
   assert result.finished
   lines = metrics.read(tmp_path / "run")
@@ -275,7 +268,7 @@ def test_stage_before_is_start_and_reference(datasets, tmp_path):
   ],
 )
 def test_bad_run_is_refused_and_leaves_no_directory(datasets, tmp_path, change, says):
-  experiment = dataclasses.replace(RUN, **change)
+  experiment = experiment.replace(RUN, **change)
   with pytest.raises(ValueError, match=says):
     offline.train(experiment, tmp_path / "run", datasets=datasets, say=_quiet)
   assert not (tmp_path / "run").exists()

@@ -12,27 +12,27 @@ import pytest
 
 from tests.train.tiny_runs import MODEL
 from xpo_jax import scored
-from xpo_jax.config.experiment import MeshShape, ObjectiveConfig, Scratch
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.data import Prompts
+from xpo_jax.config.experiment import Experiment, MeshShape, Rollouts, Scratch
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.models import score, transformer
 from xpo_jax.train import minibatches, online, online_setup, references, step
 from xpo_jax.train import rewards as train_rewards
 
 T, K = 0.7, 3
-RUN = OnlineExperiment(
-  ObjectiveConfig("ppo", beta=0.3, clip=0.05, lam=0.9, gamma=0.95, value_weight=0.5),
-  Prompts("world:20"),
-  Scratch(MODEL),
-  Feedback(Configured(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
-  Sampling(completions=K, max_completion_tokens=6, temperature=T),
-  prompts_per_iteration=8,
+RUN = Experiment(
+  objective=ObjectiveConfig(
+    "ppo", beta=0.3, clip=0.05, lam=0.9, gamma=0.95, value_weight=0.5
+  ),
+  data=Rollouts(
+    prompts=Prompts("synthetic:20"),
+    feedback=Feedback(Configured(rules.matches, pattern="[aeiou]"), missing_eos=0.25),
+    sampling=Sampling(completions=K, max_completion_tokens=6, temperature=T),
+    prompts_per_iteration=8,
+  ),
+  start=Scratch(MODEL),
   mesh=MeshShape(data=1),
 )
 ONE_STEP = {
@@ -64,15 +64,17 @@ class Rolled:
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("oracle")
-  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+  loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
   run = online_setup.prepare(RUN, run_dir, loaded)
   start = run.state.train.params
   assert not any(x.any() for x in start["value"].values())  # nothing known: worth 0
   old, policy = _moved(start, 0), _moved(start, 2)
   ref = {"lm": _moved(start["lm"], 1)}
   drawn = online._draw(run, old, ref, 0)
-  drawn = train_rewards.ask(run.judge, drawn, RUN.feedback)
-  reward_BK, present_BK = train_rewards.shaped(drawn, RUN.feedback, RUN.sampling)
+  drawn = train_rewards.ask(run.judge, drawn, RUN.data.feedback)
+  reward_BK, present_BK = train_rewards.shaped(
+    drawn, RUN.data.feedback, RUN.data.sampling
+  )
   assert np.ptp(reward_BK, axis=1).any()  # else advantages would be 0 by themselves
   values = minibatches.recorded(run, drawn, old, ref)
   roles = {"policy": policy, "ref": ref, "old": old}

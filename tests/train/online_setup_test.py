@@ -6,17 +6,11 @@ import jax
 import pytest
 
 from tests.train.tiny_runs import MODEL, PLAIN
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  MeshShape,
-  ObjectiveConfig,
-  Pretrained,
-  Scratch,
-  Trained,
-)
-from xpo_jax.config.on_policy import Configured, Feedback, Opponent, Prompts, Sampling
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Data, Evaluation, Prompts
+from xpo_jax.config.experiment import Experiment, MeshShape, Pretrained, Scratch, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import Prompt
 from xpo_jax.feedback import rules
@@ -32,7 +26,7 @@ from xpo_jax.train import (
   validate,
 )
 
-RUN = dataclasses.replace(PLAIN, objective=ObjectiveConfig("ppo"))
+RUN = experiment.replace(PLAIN, objective=ObjectiveConfig("ppo"))
 ONE = Sampling(completions=1)
 
 
@@ -49,38 +43,38 @@ ONE = Sampling(completions=1)
     ),
     ({"objective": ObjectiveConfig("kto")}, "layout RATED_MISMATCHED; rollouts become"),
     (
-      {"arrange": Configured(pair_construction.best)},
+      {"pair_construction": Configured(pair_construction.best)},
       "ppo needs layout SAMPLED.*makes DEMO",
     ),
     (
-      {"controller": Configured(kl_control.fixed_kl, beta=0.5)},
+      {"kl_controller": Configured(kl_control.fixed_kl, beta=0.5)},
       "beta 0.5, ppo has beta",
     ),
     (
       {
         "objective": ObjectiveConfig("raft"),
-        "controller": Configured(kl_control.fixed_kl, beta=0.5),
+        "kl_controller": Configured(kl_control.fixed_kl, beta=0.5),
       },
       "raft has no number beta",
     ),
     (
-      {"arrange": Configured(kl_control.fixed_kl, beta=0.1)},
+      {"pair_construction": Configured(kl_control.fixed_kl, beta=0.1)},
       "arrange is .*makes Controller;",
     ),
     (
-      {"controller": Configured(pair_construction.best)},
+      {"kl_controller": Configured(pair_construction.best)},
       "controller is .*best.*makes Arrangement;",
     ),
     # 4 prompts x 2 completions: beta (1 - 0.2 * 8 / 1.6) = 0.
     (
-      {"controller": Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
+      {"kl_controller": Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
       "beta from 0.02 to 0 .*of 8 completions.*raise horizon above most_error x 8",
     ),
   ],
 )
 def test_what_cannot_learn_is_refused_by_name(changes, match):
   with pytest.raises(ValueError, match=match):
-    validate.check(dataclasses.replace(RUN, **changes))
+    validate.check(experiment.replace(RUN, **changes))
 
 
 # What the papers put beside samples: ReMax its baseline, XPO the reference's answer.
@@ -90,8 +84,8 @@ def test_what_cannot_learn_is_refused_by_name(changes, match):
 )
 def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
   for given in ("sample", "greedy", "reference"):
-    sampling = dataclasses.replace(RUN.sampling, column0_source=given)
-    run = dataclasses.replace(RUN, objective=ObjectiveConfig(name), sampling=sampling)
+    sampling = dataclasses.replace(RUN.data.sampling, column0_source=given)
+    run = experiment.replace(RUN, objective=ObjectiveConfig(name), sampling=sampling)
     if given == first:
       validate.check(run)
       continue
@@ -102,15 +96,15 @@ def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
 
 RATES = Feedback(Configured(rules.cycle, patterns=("a", "b", "c")), kind="win_rates")
 APART = dataclasses.replace(RATES, include_self=False)
-DUEL = dataclasses.replace(RUN, objective=ObjectiveConfig("ipo_md"), feedback=APART)
-MET = dataclasses.replace(RUN.sampling, opponent=Opponent())
-THREE = dataclasses.replace(RUN.sampling, completions=3)
+DUEL = experiment.replace(RUN, objective=ObjectiveConfig("ipo_md"), feedback=APART)
+MET = dataclasses.replace(RUN.data.sampling, opponent=Opponent())
+THREE = dataclasses.replace(RUN.data.sampling, completions=3)
 
 
 @pytest.mark.parametrize("name", ["sppo", "nash_md", "dno", "ipo_md"])
 def test_scores_are_no_win_rates(name):
   with pytest.raises(ValueError, match=f"{name} learns from win rates.*'scores'"):
-    validate.check(dataclasses.replace(RUN, objective=ObjectiveConfig(name)))
+    validate.check(experiment.replace(RUN, objective=ObjectiveConfig(name)))
 
 
 @pytest.mark.parametrize("feedback", [RATES, APART])
@@ -120,9 +114,9 @@ def test_nobody_is_beaten_alone(feedback):
   )
   validate.check(nash)
   with pytest.raises(ValueError, match=r"completions is 1 .*beat nobody"):
-    validate.check(dataclasses.replace(nash, sampling=ONE))
+    validate.check(experiment.replace(nash, sampling=ONE))
   met = dataclasses.replace(ONE, opponent=Opponent())
-  validate.check(dataclasses.replace(nash, sampling=met))
+  validate.check(experiment.replace(nash, sampling=met))
 
 
 @pytest.mark.parametrize(
@@ -136,13 +130,13 @@ def test_nobody_is_beaten_alone(feedback):
 def test_a_duel_is_between_two_and_leaves_oneself_out(changes, match):
   validate.check(DUEL)
   with pytest.raises(ValueError, match=f"ipo_md learns from the prob.*{match}"):
-    validate.check(dataclasses.replace(DUEL, **changes))
+    validate.check(experiment.replace(DUEL, **changes))
 
 
 def test_a_controller_that_leaves_beta_positive_passes():
   # beta (1 - 0.2 * 8 / 1.7) = 0.06 beta
   rule = Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.7)
-  validate.check(dataclasses.replace(RUN, controller=rule))
+  validate.check(experiment.replace(RUN, kl_controller=rule))
 
 
 LEARNED = dataclasses.replace(MODEL, rotary=None, positions=24)
@@ -151,10 +145,8 @@ LONG = Sampling(completions=2, max_completion_tokens=24)
 
 
 def _after(start) -> Trained:
-  data = Data("world:20", rows_per_step=4, row_length=24, steps=1)
-  return Trained(
-    Experiment(ObjectiveConfig("sft"), data, start, mesh=MeshShape(data=1))
-  )
+  data = Data("synthetic:20", rows_per_step=4, row_length=24, steps=1)
+  return Stage(Experiment(ObjectiveConfig("sft"), data, start, mesh=MeshShape(data=1)))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +184,7 @@ def directory(tmp_path_factory):
 def test_a_stage_is_not_trained_for_a_start_without_room(
   model, sampling, match, tmp_path
 ):
-  run = dataclasses.replace(RUN, start=_after(Scratch(model)), sampling=sampling)
+  run = experiment.replace(RUN, start=_after(Scratch(model)), sampling=sampling)
   with pytest.raises(ValueError, match=match):
     online.train(run, tmp_path / "run", say=lambda text: None)
   assert not (tmp_path / "run").exists()
@@ -219,16 +211,16 @@ def test_check_refuses_prompts_that_do_not_fit_a_tokenizer_made_there():
   """A prompt of BOS and a letter is longer than the one token known before."""
   datasets = {"rows": [Prompt("0", "x")]}
   five = Scratch(dataclasses.replace(LEARNED, positions=5))
-  run = dataclasses.replace(RUN, prompts=Prompts("rows"), start=five)
+  run = experiment.replace(RUN, prompts=Prompts("rows"), start=five)
   validate.load(run, datasets)
   with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 learned"):
     preflight.check(run, datasets)
 
 
 def test_a_rating_is_brought_by_its_arrangement_alone():
-  cringe = dataclasses.replace(RUN, objective=ObjectiveConfig("cringe"))
+  cringe = experiment.replace(RUN, objective=ObjectiveConfig("cringe"))
   rated = dataclasses.replace(
-    cringe, arrange=Configured(pair_construction.rated_by_threshold)
+    cringe, pair_construction=Configured(pair_construction.rated_by_threshold)
   )
   with pytest.raises(ValueError, match=r"layout RATED; rollouts become"):
     validate.check(cringe)
@@ -237,7 +229,9 @@ def test_a_rating_is_brought_by_its_arrangement_alone():
     sampling = dataclasses.replace(ONE, completions=completions)
     validate.check(dataclasses.replace(made, sampling=sampling))
   extremes = dataclasses.replace(
-    cringe, arrange=Configured(pair_construction.rated_best_worst), sampling=ONE
+    cringe,
+    pair_construction=Configured(pair_construction.rated_best_worst),
+    sampling=ONE,
   )
   with pytest.raises(ValueError, match=r"cringe learns nothing.*2 or more"):
     validate.check(extremes)
@@ -245,9 +239,7 @@ def test_a_rating_is_brought_by_its_arrangement_alone():
 
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_one_completion_is_enough_without_a_group_baseline(name):
-  validate.check(
-    dataclasses.replace(RUN, objective=ObjectiveConfig(name), sampling=ONE)
-  )
+  validate.check(experiment.replace(RUN, objective=ObjectiveConfig(name), sampling=ONE))
 
 
 def test_empty_prompt_set_is_refused_and_leaves_no_directory(tmp_path):

@@ -1,6 +1,5 @@
 """What an online run reads anew at every resume is what it began with, and sound."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,8 +9,11 @@ import pytest
 
 from tests.train.tiny_runs import MODEL
 from tests.train.tiny_runs import PLAIN as RUN
-from xpo_jax.config.experiment import Evaluation, Pretrained
-from xpo_jax.config.on_policy import Configured, Feedback
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Evaluation
+from xpo_jax.config.experiment import Pretrained
+from xpo_jax.config.factories import Configured
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import BadRows
 from xpo_jax.feedback.protocol import Scores
@@ -22,12 +24,12 @@ from xpo_jax.train import online_setup
 def test_bad_rows_of_held_out_prompts_stop_the_run_or_are_counted(tmp_path):
   file = tmp_path / "held.jsonl"
   file.write_text('{"prompt": "this film is"}\n{"prompt": 3}\n')
-  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
-  run = dataclasses.replace(RUN, evaluation=Evaluation(str(file)))
+  loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
+  run = experiment.replace(RUN, evaluation=Evaluation(str(file)))
   with pytest.raises(BadRows, match=r"(?s)1 bad row.*held\.jsonl") as refused:
     online_setup.prepare(run, tmp_path, loaded)
-  prompts = dataclasses.replace(run.prompts, bad_rows="drop")
-  dropping = dataclasses.replace(run, prompts=prompts)
+  prompts = experiment.replace(run.prompts, bad_rows="drop")
+  dropping = experiment.replace(run, prompts=prompts)
   found = online_setup.prepare(dropping, tmp_path, loaded)
   assert found.held_out.texts == ("this film is",) and found.counts["dropped"] == 1
   (line,) = (tmp_path / "bad_rows.jsonl").read_text().splitlines()
@@ -42,8 +44,8 @@ def test_judge_whose_files_changed_is_refused(tmp_path):
   source = Configured(
     ensemble, members=(Configured(constant, **hparams), Configured(constant, **hparams))
   )
-  run = dataclasses.replace(RUN, feedback=Feedback(source))
-  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+  run = experiment.replace(RUN, feedback=Feedback(source))
+  loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
 
   def prepared():
     online_setup.prepare(run, tmp_path, loaded)
@@ -70,8 +72,8 @@ def test_start_whose_weights_changed_is_refused(tmp_path):
   model = transformer.model(MODEL)
   texts = [text for row in synthetic_reviews.generate(20, seed=0) for text in row]
   tokenizer, start = synthetic_reviews.train_bpe(texts, 300), tmp_path / "start"
-  run = dataclasses.replace(RUN, start=Pretrained(str(start), remat=False))
-  loaded = online_setup.inputs.load(RUN.prompts, RUN.prompts, {})
+  run = experiment.replace(RUN, start=Pretrained(str(start), remat=False))
+  loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
 
   def prepared(seed):
     shutil.rmtree(start, ignore_errors=True)

@@ -12,15 +12,17 @@ import pytest
 
 from tests import compiling
 from tests.train.tiny_runs import ONLINE
-from xpo_jax.config.experiment import AuxLossConfig, Data, ObjectiveConfig
+from xpo_jax.config.data import Data
+from xpo_jax.config.experiment import AuxLossConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.train import checkpoint, metrics, offline, online, rollouts
 
 # And a second objective with data of its own.
 RUN = dataclasses.replace(
   ONLINE,
-  parts=(
+  aux_losses=(
     AuxLossConfig(
-      2.0, ObjectiveConfig("sft"), Data("world:30", rows_per_step=3, row_length=64)
+      2.0, ObjectiveConfig("sft"), Data("synthetic:30", rows_per_step=3, row_length=64)
     ),
   ),
 )
@@ -42,7 +44,7 @@ def whole(tmp_path_factory):
         compiled.append(len(names))
 
     result = online.train(RUN, run_dir, say=say)
-  assert result.finished and result.steps == RUN.iterations
+  assert result.finished and result.steps == RUN.data.iterations
   return run_dir, compiled
 
 
@@ -189,6 +191,6 @@ def _assert_same_run(run_dir, whole):
   for got, want in zip(_leaves(run_dir), _leaves(whole), strict=True):
     assert got.tobytes() == want.tobytes()
   assert lines(run_dir) == lines(whole)
-  for iteration in range(1, RUN.iterations + 1):
+  for iteration in range(1, RUN.data.iterations + 1):
     name = f"{online.ROLLOUTS}/{iteration:06d}.jsonl"
     assert (run_dir / name).read_bytes() == (whole / name).read_bytes()

@@ -6,22 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.config.experiment import (
-  Data,
-  Experiment,
-  MeshShape,
-  ObjectiveConfig,
-  Scratch,
-  Trained,
-)
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.data import Data, Prompts
+from xpo_jax.config.experiment import Experiment, MeshShape, Rollouts, Scratch, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import client, endpoint, reward_model, rules
 from xpo_jax.feedback.protocol import OfPolicy, Scores
 from xpo_jax.models import transformer
@@ -180,22 +169,19 @@ def test_summary_counts_what_it_says():
   kl_BK = np.array([[0.5, 1.5], [2.0, 0.0]])
   reward_BK, present_BK = rewards.shaped(drawn, Feedback(SOURCE), Sampling())
   found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
-  assert (
-    found
-    == {
-      "rollout/reward": pytest.approx(8 / 3),
-      "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
-      "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
-      "rollout/kl": 1.0,
-      "rollout/kl_token": pytest.approx(4.0 / 14),
-      "rollout/length": 3.5,
-      "rollout/no_eos": 0.25,
-      "rollout/abstained": 0.25,
-      # The lone completion of prompt 2 differs from none.
-      "rollout/frac_informative_prompts": 0.5,
-      "rollout/idle": 0.125,
-    }
-  )
+  assert found == {
+    "rollout/reward": pytest.approx(8 / 3),
+    "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
+    "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
+    "rollout/kl": 1.0,
+    "rollout/kl_token": pytest.approx(4.0 / 14),
+    "rollout/length": 3.5,
+    "rollout/no_eos": 0.25,
+    "rollout/abstained": 0.25,
+    # The lone completion of prompt 2 differs from none.
+    "rollout/frac_informative_prompts": 0.5,
+    "rollout/idle": 0.125,
+  }
   apart = rewards.summary(
     drawn, reward_BK, present_BK, kl_BK, Sampling(column0_source="greedy")
   )
@@ -224,14 +210,16 @@ def own_weight():
 
 
 def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):
-  run = OnlineExperiment(
-    ObjectiveConfig("reinforce", beta=None),
-    Prompts("world:20"),
-    Scratch(MODEL),
-    Feedback(Configured(own_weight)),
-    Sampling(completions=1, max_completion_tokens=4),
-    iterations=2,
-    prompts_per_iteration=4,
+  run = Experiment(
+    objective=ObjectiveConfig("reinforce", beta=None),
+    data=Rollouts(
+      prompts=Prompts("synthetic:20"),
+      feedback=Feedback(Configured(own_weight)),
+      sampling=Sampling(completions=1, max_completion_tokens=4),
+      iterations=2,
+      prompts_per_iteration=4,
+    ),
+    start=Scratch(MODEL),
     optimizer=Optimizer(learning_rate=0.1, schedule="constant"),
     mesh=MeshShape(data=1),
   )
@@ -268,9 +256,14 @@ ENDPOINT = {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
 def test_a_judge_that_cannot_judge_is_named_before_the_start_is_trained(
   source, error, match, tmp_path
 ):
-  begun = Experiment(ObjectiveConfig("sft"), Data("world:20"), Scratch(MODEL))
-  run = OnlineExperiment(
-    ObjectiveConfig("reinforce"), Prompts("world:20"), Trained(begun), Feedback(source)
+  begun = Experiment(ObjectiveConfig("sft"), Data("synthetic:20"), Scratch(MODEL))
+  run = Experiment(
+    objective=ObjectiveConfig("reinforce"),
+    data=Rollouts(
+      prompts=Prompts("synthetic:20"),
+      feedback=Feedback(source),
+    ),
+    start=Stage(begun),
   )
   with pytest.raises(error, match=match):
     online.train(run, tmp_path / "run", say=lambda text: None)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from xpo_jax.config.experiment import Data, Experiment, Trained
-from xpo_jax.config.on_policy import OnlineExperiment, Prompts
+from xpo_jax.config.data import Data, Prompts
+from xpo_jax.config.experiment import Experiment, stages
+from xpo_jax.config.factories import Configured
 from xpo_jax.data import split
 
 
@@ -23,8 +24,8 @@ class _Cut(NamedTuple):
   high: float
 
 
-def check(experiment: Experiment | OnlineExperiment) -> None:
-  """Refuses a run whose start or parts train on prompts that it holds out.
+def check(experiment: Experiment) -> None:
+  """Refuses a run whose stages or auxiliary losses train on prompts that it holds out.
 
   Args:
     experiment: its own training prompts and the held-out ones never meet; those of the
@@ -57,41 +58,55 @@ def _said(cut: _Cut) -> str:
   return "all prompts" if whole else f"prompts {cut.low:.0%} to {cut.high:.0%}"
 
 
-def _held(experiment: Experiment | OnlineExperiment) -> _Cut | None:
-  online = isinstance(experiment, OnlineExperiment)
-  data = experiment.prompts if online else experiment.data
-  held, where = experiment.evaluation, type(data).__name__
-  own = _cut(where, data, data.portion)
+def _held(experiment: Experiment) -> _Cut | None:
+  data, held = experiment.data.source, experiment.evaluation
+  where = type(data).__name__
   if held.share:
-    return own._replace(low=max(own.low, 1 - held.share))
+    own = _cut(where, data, data.portion)
+    return own and own._replace(low=max(own.low, 1 - held.share))
   if held.path is None:
     return None
-  other = _cut(where, data, held.portion)
-  return other._replace(source=_source(held.path, held.split))
+  source = _source(held.path, held.split)
+  low, high = _range(held.portion)
+  return _Cut(where, source, data.seed, low, high)
 
 
-def _others(experiment: Experiment | OnlineExperiment) -> Iterator[_Cut]:
-  """What the parts and the stages before train on."""
-  before = ""
-  while True:
-    for part in experiment.parts:
-      yield _cut(f"{before}parts[{part.name}].data", part.data, part.data.portion)
-    if not isinstance(experiment.start, Trained):
-      return
-    before += "start.experiment."
-    experiment = experiment.start.experiment
-    cut = _cut(f"{before}data", experiment.data, experiment.data.portion)
-    yield cut._replace(high=min(cut.high, 1 - experiment.evaluation.share))
+def _others(experiment: Experiment, before: str = "") -> Iterator[_Cut]:
+  """What the auxiliary losses and the stages train on; data made by a function is of no
+  source that could be compared."""
+  cuts = [
+    _cut(f"{before}aux_losses[{loss.name}].data", loss.data, loss.data.portion)
+    for loss in experiment.aux_losses
+  ]
+  yield from (cut for cut in cuts if cut is not None)
+  for where, stage in stages(experiment):
+    inner, path = stage.experiment, f"{before}{where}.experiment."
+    data = inner.data.source
+    cut = _cut(f"{path}{_name(inner)}", data, data.portion)
+    if cut is not None:
+      yield cut._replace(high=min(cut.high, 1 - inner.evaluation.share))
+    yield from _others(inner, path)
 
 
-def _cut(where: str, data: Data | Prompts, portion: str | None) -> _Cut:
-  low, high = 0.0, 1.0
-  if portion is not None:
-    names = list(split.PORTIONS)
-    shares = list(split.PORTIONS.values())
-    at = names.index(portion)
-    low, high = sum(shares[:at]), sum(shares[: at + 1])
-  return _Cut(where, _source(data.path, data.split), data.seed, low, high)
+def _name(experiment: Experiment) -> str:
+  """The path of an experiment's records or prompts within it."""
+  return "data" if experiment.data.source is experiment.data else "data.prompts"
+
+
+def _cut(where: str, data: Data | Prompts, portion: str | None) -> _Cut | None:
+  if isinstance(data.path, Configured):
+    return None
+  return _Cut(where, _source(data.path, data.split), data.seed, *_range(portion))
+
+
+def _range(portion: str | None) -> tuple[float, float]:
+  """The part of [0, 1) that a portion is."""
+  if portion is None:
+    return 0.0, 1.0
+  names = list(split.PORTIONS)
+  shares = list(split.PORTIONS.values())
+  at = names.index(portion)
+  return sum(shares[:at]), sum(shares[: at + 1])
 
 
 def _source(path: str, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What is done with a finished run: judge its policy, let it write, hand it on."""
+"""Evaluates a finished run: reward, KL, diversity; generates, exports."""
 
 import dataclasses
 import json
@@ -11,12 +11,18 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import Trained
-from xpo_jax.config.on_policy import OnlineExperiment
 from xpo_jax.data import records, tokenise
-from xpo_jax.evaluation import bootstrap, judged_run, measure_policy, sequence_logps
+from xpo_jax.evaluation import (
+  bootstrap,
+  checkpoint_win_rates,
+  measure_policy,
+  sequence_logps,
+)
+from xpo_jax.evaluation.checkpoint_win_rates import RunJudge
+from xpo_jax.evaluation.measure_policy import Draws, Report
+from xpo_jax.feedback import protocol
 from xpo_jax.models import hf_checkpoint, sample, transformer
-from xpo_jax.train import loading, offline
+from xpo_jax.train import loading, loop, run_directory, stages
 from xpo_jax.train.loading import Datasets
 from xpo_jax.types import Layout
 
@@ -32,136 +38,159 @@ def evaluate_run(
   max_completion_tokens: int | None = None,
   seed: int = 0,
   batch: int = 64,
+  store: str | Path | None = None,
   datasets: Datasets | None = None,
-) -> measure_policy.Report:
+) -> Report:
   """Judges a run's policy on its held-out prompts and writes evaluation.json.
+
+  Policy and start are sampled at the temperature that the run trained at.
 
   Args:
     run_dir: a finished run whose experiment holds data out (`Evaluation`).
-    reward: full texts -> rewards; None measures everything else, and by an online
-      run's own feedback.
+    reward: full texts -> rewards. None: the run's own feedback judges, and where it has
+      none everything else is measured.
     prompts: at most so many different held-out prompts, in the data's order.
-    completions: samples a prompt.
+    completions: samples of each prompt.
     max_completion_tokens: longest completion; None takes the experiment's limit.
     seed: of the sampling.
     batch: prompts decoded at once.
+    store: of the run's stages; see `loop.train`.
     datasets: records by name, where the run was given some.
 
   Returns:
-    The report, also written as evaluation.json and samples.jsonl; of an online run
+    The report, also written as evaluation.json and samples.jsonl; of a run on rollouts
     win_rates.json too, its checkpoints against each other.
 
   Raises:
     ValueError: the run is not finished, holds nothing out, or sets no limit; a number
-      of prompts, completions, tokens or of a batch below 1.
+      of prompts, completions, tokens or of a batch below 1; a judge that abstains.
   """
   run_dir, datasets = Path(run_dir), datasets or {}
-  experiment, _ = yaml_file.read(run_dir)
+  recorded, _ = yaml_file.read(run_dir)
   policy = hf_checkpoint.load(policy_dir(run_dir))
-  online = isinstance(experiment, OnlineExperiment)
-  limit = (
-    experiment.sampling.max_completion_tokens
-    if online
-    else experiment.data.limits.completion
-  )
-  max_completion_tokens = (
-    limit if max_completion_tokens is None else max_completion_tokens
-  )
+  data = recorded.data
+  if max_completion_tokens is None:
+    max_completion_tokens = data.max_completion_tokens
   if max_completion_tokens is None:
     raise ValueError(
       "max_completion_tokens: the experiment sets no limit either; name one"
     )
-  sizes = {
-    "prompts": prompts,
-    "completions": completions,
-    "max_completion_tokens": max_completion_tokens,
-  }
-  for name, size in (sizes | {"batch": batch}).items():
+  sizes = {"prompts": prompts, "completions": completions}
+  sizes |= {"max_completion_tokens": max_completion_tokens, "batch": batch}
+  for name, size in sizes.items():
     if size < 1:
       raise ValueError(f"evaluate_run: {name} is {size}; it must be at least 1")
-  how = {
-    "prompts": prompts,
-    "completions": completions,
-    "max_completion_tokens": max_completion_tokens,
-    "seed": seed,
-    "batch": batch,
-    "datasets": datasets,
-  }
-  judge = {}
-  if online:
-    by = judged_run.judge(experiment, policy, reward)
-    report = judged_run.policy_report(experiment, run_dir, policy, by, **how)
-    judged_run.checkpoint_win_rates(run_dir, by)
-    judge = {"judge": by.name, "temperature": experiment.sampling.temperature}
-  else:
-    report = _policy_report(experiment, run_dir, policy, reward, **how)
+  judge = checkpoint_win_rates.judge(data.feedback, policy, reward)
+  store = None if store is None else Path(store)
+  experiment = stages.resolved(recorded, run_dir, store, datasets)
+  loaded = loading.load(data.source, data.source, datasets, run_dir / loading.RECORDS)
+  start = loading.start(experiment, run_dir, loaded)
+  held_out = loop.maker(experiment).held_out(
+    experiment, run_dir, loaded, start.tokenizer, datasets
+  )
+  ours, theirs = (
+    measure_policy.draw(
+      transformer.model(start.config),
+      params,
+      start.params,
+      held_out.prompts[:prompts],
+      policy.tokenizer,
+      max_completion_tokens=max_completion_tokens,
+      key=jax.random.key(seed),
+      completions=completions,
+      batch=batch,
+      temperature=data.temperature,
+    )
+    for params in (policy.params, start.params)
+  )
+  chosen = _chosen(held_out, policy.tokenizer, len(ours.prompts))
+  report = _judged(
+    judge, held_out.texts[:prompts] or ours.prompts, ours, theirs, chosen
+  )
+  if held_out.examples and held_out.examples[0].layout is Layout.PAIR:
+    accuracy = _preference_accuracy(held_out.examples, policy, start, batch)
+    measures = dict(report.measures) | {"preference_accuracy": accuracy}
+    report = report._replace(measures=measures)
   about = {
     "prompts": len(report.policy.prompts),
     "completions a prompt": completions,
     "longest": max_completion_tokens,
     "seed": seed,
   }
-  write(run_dir, report, about | judge)
+  if data.temperature != 1 or data.feedback is not None:
+    about["temperature"] = data.temperature
+  if judge is not None and data.feedback is not None:
+    about["judge"] = judge.name
+    checkpoint_win_rates.measure(run_dir, judge)
+  write(run_dir, report, about)
   return report
 
 
-def _policy_report(
-  experiment,
-  run_dir,
-  policy,
-  reward,
-  *,
-  prompts,
-  completions,
-  max_completion_tokens,
-  seed,
-  batch,
-  datasets,
-) -> measure_policy.Report:
-  """Of an offline run: the held-out records' prompts, and their answers beside."""
-  loaded = loading.load(experiment.data, experiment.data, datasets)
-  stage = run_dir / offline.START / offline.POLICY
-  trained = isinstance(experiment.start, Trained)
-  reference = loading.begin(experiment, run_dir, loaded, stage if trained else None)
-  _, held_out, _ = loading.prepare(
-    experiment, loaded, reference.tokenizer, run_dir, datasets
-  )
-  if not held_out:
+def _chosen(held_out, tokenizer, count: int) -> list[str] | None:
+  """The chosen completion of each prompt, where the data have one."""
+  examples = held_out.examples
+  if not examples or examples[0].layout not in (Layout.PAIR, Layout.DEMO):
+    return None
+  first = {example.prompt.tobytes(): example for example in reversed(examples)}
+  return [
+    tokenise.decode(tokenizer, example.completions[0])
+    for example in list(reversed(first.values()))[:count]
+  ]
+
+
+def _judged(
+  judge: RunJudge | None,
+  prompts: Sequence[str],
+  ours: Draws,
+  theirs: Draws,
+  chosen: Sequence[str] | None,
+) -> Report:
+  """The policy's samples beside the start's, with rewards or win rates."""
+  chosen_P = None
+  if judge is not None and judge.scorer is not None:
+    ours, theirs = (_rewarded(judge, prompts, draws) for draws in (ours, theirs))
+    if chosen is not None:
+      texts = [[completion] for completion in chosen]
+      chosen_P = protocol.score_groups(judge.scorer, prompts, texts)[:, 0]
+  report = measure_policy.beside(ours, theirs, chosen_P)
+  if chosen is not None:
+    report = report._replace(chosen=tuple(chosen))
+  if judge is None or judge.scorer is not None:
+    return report
+  opponents = [completions[:1] for completions in theirs.texts]
+  preference = protocol.both_orders(judge.preference)
+  rate_PK = protocol.win_rates_against(preference, prompts, ours.texts, opponents)
+  _refuse_abstentions(rate_PK)
+  rate = bootstrap.bootstrap_mean(measure_policy.per_prompt(rate_PK))
+  measures = dict(report.measures) | {"win_rate_vs_reference": rate}
+  return report._replace(measures=measures)
+
+
+def _rewarded(judge: RunJudge, prompts: Sequence[str], draws: Draws) -> Draws:
+  reward_PK = protocol.score_groups(judge.scorer, prompts, draws.texts)
+  _refuse_abstentions(reward_PK)
+  return draws._replace(reward_PK=reward_PK.astype(np.float64))
+
+
+def _refuse_abstentions(verdict_PK: np.ndarray) -> None:
+  if count := protocol.abstentions(verdict_PK):
     raise ValueError(
-      f"{run_dir} holds no data out; set Evaluation.share or Evaluation.path and train "
-      "again"
+      f"the judge abstains on {count} of {verdict_PK.size} completions, and what is "
+      "left would be no sample of the policy; judge by another one with --reward"
     )
-  first = {example.prompt.tobytes(): example for example in reversed(held_out)}
-  judged = list(reversed(first.values()))[:prompts]
-  answers = None
-  if held_out[0].layout in (Layout.PAIR, Layout.DEMO):
-    answers = [
-      tokenise.decode(policy.tokenizer, example.completions[0]) for example in judged
-    ]
-  model = transformer.model(reference.config)
-  report = measure_policy.policy_report(
-    model,
-    policy.params,
-    reference.params,
-    [example.prompt for example in judged],
-    policy.tokenizer,
-    reward,
-    max_completion_tokens=max_completion_tokens,
-    key=jax.random.key(seed),
-    completions=completions,
-    chosen=answers,
-    batch=batch,
+
+
+def _preference_accuracy(examples, policy, start, batch: int) -> bootstrap.Interval:
+  """Fraction of held-out pairs that the log-ratio orders as the labels do."""
+  model = transformer.model(start.config)
+  scores = sequence_logps.score_pairs(
+    model, policy.params, start.params, examples, batch=batch
   )
-  if held_out[0].layout is Layout.PAIR:
-    stats = sequence_logps.score_pairs(
-      model, policy.params, reference.params, held_out, batch=batch
-    )
-    prompt_N = {ids: number for number, ids in enumerate(first)}
-    cluster = np.array([prompt_N[e.prompt.tobytes()] for e in held_out])
-    right = measure_policy.accuracy(stats["logp_BK"] - stats["ref_logp_BK"], cluster)
-    measures = dict(report.measures) | {"preference_accuracy": right}
-    report = report._replace(measures=measures)
-  return report
+  number = {}
+  for example in examples:
+    number.setdefault(example.prompt.tobytes(), len(number))
+  cluster = np.array([number[example.prompt.tobytes()] for example in examples])
+  return measure_policy.accuracy(scores["logp_BK"] - scores["ref_logp_BK"], cluster)
 
 
 def write(
@@ -222,12 +251,12 @@ def policy_dir(directory: str | Path) -> Path:
   directory = Path(directory)
   if not (directory / yaml_file.FILE).exists():
     return directory
-  if not (directory / offline.POLICY).exists():
+  if not (directory / run_directory.POLICY).exists():
     raise ValueError(
-      f"{directory} is not finished, it has no {offline.POLICY}/; "
+      f"{directory} is not finished, it has no {run_directory.POLICY}/; "
       f"xpo resume {directory}"
     )
-  return directory / offline.POLICY
+  return directory / run_directory.POLICY
 
 
 def generate(
@@ -262,8 +291,7 @@ def generate(
   template = tokenise.Template()
   if (directory / yaml_file.FILE).exists():
     experiment, _ = yaml_file.read(directory)
-    online = isinstance(experiment, OnlineExperiment)
-    template = (experiment.prompts if online else experiment.data).template
+    template = experiment.data.source.template
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
   ids = tokenise.prompts(rows, held.tokenizer, template)
   prompt_BP, length_B = sample.pad(ids)

@@ -16,7 +16,7 @@ from xpo_jax.evaluation import bootstrap, measure_policy
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.feedback import protocol
 from xpo_jax.train import rollouts
-from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.train.rollouts import RolloutBatch
 
 
 def files(directory: Path) -> dict[int, Path]:
@@ -30,7 +30,9 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
   return [numbers[int(i)] for i in at]
 
 
-def read(directory: Path, count: int, own: slice = slice(None)) -> dict[int, Rollouts]:
+def read(
+  directory: Path, count: int, own: slice = slice(None)
+) -> dict[int, RolloutBatch]:
   """Samples of at most `count` iterations, spread over the run.
 
   Args:
@@ -45,7 +47,7 @@ def read(directory: Path, count: int, own: slice = slice(None)) -> dict[int, Rol
   }
 
 
-def _columns(drawn: Rollouts, own: slice) -> Rollouts:
+def _columns(drawn: RolloutBatch, own: slice) -> RolloutBatch:
   return dataclasses.replace(
     drawn,
     texts_BK=tuple(texts[own] for texts in drawn.texts_BK),
@@ -59,7 +61,7 @@ def _columns(drawn: Rollouts, own: slice) -> Rollouts:
   )
 
 
-def mean_reward(drawn: Rollouts) -> Interval | None:
+def mean_reward(drawn: RolloutBatch) -> Interval | None:
   """Mean reward over prompts, of each the verdicts there are; None without any."""
   there_BK = ~np.isnan(drawn.reward_BK)
   count_B = there_BK.sum(1)
@@ -69,13 +71,13 @@ def mean_reward(drawn: Rollouts) -> Interval | None:
   return bootstrap.bootstrap_mean((total_B / np.maximum(count_B, 1))[count_B > 0])
 
 
-def pool(drawn: Rollouts) -> np.ndarray:
+def pool(drawn: RolloutBatch) -> np.ndarray:
   """Rewards of the prompts without an abstention, `[P, K]` float64."""
   whole_B = ~np.isnan(drawn.reward_BK).any(1)
   return drawn.reward_BK[whole_B].astype(np.float64)
 
 
-def diversity(drawn: Rollouts) -> dict[str, float]:
+def diversity(drawn: RolloutBatch) -> dict[str, float]:
   """How different the samples of an iteration are, as fractions.
 
   Returns:
@@ -121,7 +123,7 @@ def win_rates(reward: Mapping[int, np.ndarray]) -> dict[int, dict[int, Interval]
 
 
 def preferred(
-  preference: protocol.Preference, samples: Mapping[int, Rollouts]
+  preference: protocol.Preference, samples: Mapping[int, RolloutBatch]
 ) -> dict[int, dict[int, Interval]]:
   """As `win_rates`, by a preference, asked for each prompt and two policies about the
   first sample of each, in both orders: what it gives for being shown first cancels."""

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.on_policy import Sampling
-from xpo_jax.evaluation import judged_run, optimal_policy, rollout_history
+from xpo_jax.config.sampling import Sampling
+from xpo_jax.evaluation import checkpoint_win_rates, optimal_policy, rollout_history
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import diagnostics, html, rollout_diagnostics
 from xpo_jax.report.line_chart import Figure, Series
-from xpo_jax.train import online
-from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.train import run_directory
+from xpo_jax.train.rollouts import RolloutBatch
 
 _POINTS = 24  # of a curve that files are read for
 _STRETCHES = 8  # of the run, whose means stand in reward against distance
@@ -34,7 +34,7 @@ _DIVERSITY = {
 
 def is_online(run_dir: Path) -> bool:
   """Whether a run sampled what it learned from."""
-  return (run_dir / online.ROLLOUTS).exists()
+  return (run_dir / run_directory.ROLLOUTS).exists()
 
 
 def judge(
@@ -42,7 +42,9 @@ def judge(
 ) -> list[diagnostics.Verdict]:
   """The patterns of an online run; see `online_verdicts`."""
   return rollout_diagnostics.judge(
-    lines, config["sampling"]["completions"], config["feedback"]["kind"] == "scores"
+    lines,
+    config["data"]["sampling"]["completions"],
+    config["data"]["feedback"]["kind"] == "scores",
   )
 
 
@@ -56,13 +58,13 @@ def sections(
     config: its experiment, as in config.yaml.
     lines: of metrics.jsonl.
   """
-  own = yaml_file.from_dict(Sampling, config["sampling"]).own
-  written = rollout_history.read(run_dir / online.ROLLOUTS, _POINTS, own)
-  held_out = rollout_history.read(run_dir / online.HELD_OUT, _POINTS)
-  by_score = config["feedback"]["kind"] == "scores"
+  own = yaml_file.from_dict(Sampling, config["data"]["sampling"]).own
+  written = rollout_history.read(run_dir / run_directory.ROLLOUTS, _POINTS, own)
+  held_out = rollout_history.read(run_dir / run_directory.HELD_OUT, _POINTS)
+  by_score = config["data"]["feedback"]["kind"] == "scores"
   figures = []
   # Win rates within a group are 1/2 on average, whoever writes.
-  trained = by_score and config["ref_update_every"] is None
+  trained = by_score and config["data"]["ref_update_every"] is None
   if figure := reward_kl(lines if trained else (), held_out, _kl(lines), by_score):
     figures.append(figure)
   first_last = _ends(held_out or written)
@@ -70,9 +72,9 @@ def sections(
     figures.append(figure)
   figures.append(_diversity(written))
   found = [html.Section("Reward, distance, diversity", [html.Figures(figures)])]
-  judged = judged_run.kept_win_rates(run_dir)
+  judged = checkpoint_win_rates.read(run_dir)
   if judged is None and by_score:
-    some = rollout_history.spread(list(held_out), judged_run.CHECKPOINTS)
+    some = rollout_history.spread(list(held_out), checkpoint_win_rates.CHECKPOINTS)
     rates = rollout_history.win_rates({n: held_out[n].reward_BK for n in some})
     judged = "the run's own feedback", rates
   if judged is not None and len(judged[1]) > 1:
@@ -84,7 +86,7 @@ def sections(
 
 def reward_kl(
   lines: Sequence[Mapping[str, float]],
-  held_out: Mapping[int, Rollouts],
+  held_out: Mapping[int, RolloutBatch],
   kl: Mapping[int, float],
   by_score: bool = True,
 ) -> Figure | None:
@@ -144,7 +146,7 @@ def _along(points: Mapping[int, Interval], kl: Mapping[int, float]) -> Series:
   )
 
 
-def best_of_n(samples: Mapping[int, Rollouts]) -> Figure | None:
+def best_of_n(samples: Mapping[int, RolloutBatch]) -> Figure | None:
   """Expected reward of the best of n samples, n up to K, of some iterations."""
   series = []
   for number, drawn in samples.items():
@@ -166,14 +168,14 @@ def best_of_n(samples: Mapping[int, Rollouts]) -> Figure | None:
   return Figure("Best of n", "n", "reward of the best", series, note=note)
 
 
-def _best(drawn: Rollouts) -> list[optimal_policy.Point]:
+def _best(drawn: RolloutBatch) -> list[optimal_policy.Point]:
   reward_PK = rollout_history.pool(drawn)
   if not reward_PK.size:
     return []
   return optimal_policy.best_of_n(reward_PK, range(1, reward_PK.shape[1] + 1))
 
 
-def _diversity(written: Mapping[int, Rollouts]) -> Figure:
+def _diversity(written: Mapping[int, RolloutBatch]) -> Figure:
   measured = [rollout_history.diversity(drawn) for drawn in written.values()]
   series = [
     Series(title, list(written), [one[name] for one in measured])
@@ -208,7 +210,7 @@ def _rate(rate: Interval | None) -> str:
   return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
 
 
-def _held_out(held_out: Mapping[int, Rollouts]) -> html.Table:
+def _held_out(held_out: Mapping[int, RolloutBatch]) -> html.Table:
   shown = {n: held_out[n] for n in rollout_history.spread(list(held_out), 3)}
   first = next(iter(shown.values()))
   rows = [
@@ -218,12 +220,12 @@ def _held_out(held_out: Mapping[int, Rollouts]) -> html.Table:
   caption = (
     f"Held-out prompts: the first sample on the first {len(rows)} of "
     f"{len(first.prompts)}, not selected, with its reward. All are in "
-    f"`{online.HELD_OUT}/`."
+    f"`{run_directory.HELD_OUT}/`."
   )
   return html.Table(["prompt", *(f"after {n}" for n in shown)], rows, caption)
 
 
-def _rollouts(written: Mapping[int, Rollouts]) -> html.Table:
+def _rollouts(written: Mapping[int, RolloutBatch]) -> html.Table:
   rows = []
   for number in rollout_history.spread(list(written), 3):
     drawn = written[number]
@@ -234,19 +236,19 @@ def _rollouts(written: Mapping[int, Rollouts]) -> html.Table:
       rows.append([number, prompt, _said(drawn, b, best), _said(drawn, b, worst)])
   caption = (
     f"What was learned from: the best and the worst sample of the first {_GROUPS} "
-    f"prompts of an iteration. All are in `{online.ROLLOUTS}/`."
+    f"prompts of an iteration. All are in `{run_directory.ROLLOUTS}/`."
   )
   return html.Table(("iteration", "prompt", "best", "worst"), rows, caption)
 
 
-def _said(drawn: Rollouts, b: int, k: int) -> str:
+def _said(drawn: RolloutBatch, b: int, k: int) -> str:
   reward = drawn.reward_BK[b, k]
   verdict = "no verdict" if math.isnan(reward) else f"{reward:.2f}"
   end = "" if drawn.ended_BK[b, k] else " …"
   return f"{drawn.texts_BK[b][k].strip()}{end} ({verdict})"
 
 
-def _ends(samples: Mapping[int, Rollouts]) -> dict[int, Rollouts]:
+def _ends(samples: Mapping[int, RolloutBatch]) -> dict[int, RolloutBatch]:
   return {n: samples[n] for n in rollout_history.spread(list(samples), 2)}
 
 

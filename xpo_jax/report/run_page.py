@@ -14,6 +14,7 @@ import yaml
 
 from xpo_jax import scored
 from xpo_jax.config import yaml_file
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.report import (
   agreement_tables,
@@ -23,11 +24,10 @@ from xpo_jax.report import (
   training_curves,
 )
 from xpo_jax.testing import toy
-from xpo_jax.train import metrics
+from xpo_jax.train import metrics, run_directory
 from xpo_jax.types import Objective
 
 HTML, MARKDOWN = "report.html", "report.md"
-DATA, SUMMARY, SHOWN = "data.json", "summary.json", "shown.json"
 SHOWN_PROMPTS = 8
 
 _MEASURES = {
@@ -104,10 +104,10 @@ def run_page(run_dir: Path) -> html.Page:
     sections.append(html.Section("Curves", [html.Figures(figures)]))
   if (run_dir / evaluate_run.SAMPLES).exists():
     sections.append(html.Section("Samples", _samples(run_dir / evaluate_run.SAMPLES)))
-  if counts := _json(run_dir / DATA):
-    shown = _json(run_dir / SHOWN) or []
+  if counts := _json(run_dir / run_directory.COUNTS):
+    shown = _json(run_dir / run_directory.SHOWN) or []
     sections.append(
-      html.Section("Data", _data(counts, _json(run_dir / SUMMARY), shown))
+      html.Section("Data", _data(counts, _json(run_dir / run_directory.SUMMARY), shown))
     )
   sections.append(html.Section("Reproduce", _reproduce(run_dir, config)))
   return html.Page(
@@ -135,7 +135,7 @@ def first_loss(objective: Objective) -> float | None:
 def _first_loss(use: Mapping[str, Any]) -> tuple[float | None, str]:
   """The fixed first loss, and why the objective could not be built, if so."""
   try:
-    return first_loss(yaml_file.from_dict(yaml_file.ObjectiveConfig, use).build()), ""
+    return first_loss(yaml_file.from_dict(ObjectiveConfig, use).build()), ""
   except (
     ValueError,
     ImportError,

@@ -3,15 +3,9 @@
 import dataclasses
 from typing import Any
 
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Loop,
-  ObjectiveConfig,
-  Scratch,
-  Trained,
-)
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, Loop, Scratch, Stage
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.config import Config
@@ -62,7 +56,7 @@ def after_sft(
   made = Experiment(
     objective=objective,
     data=data,
-    start=Trained(sft),
+    start=Stage(sft),
     optimizer=Optimizer(learning_rate=1e-4, warmup_steps=20, floor=0.1),
     loop=Loop(eval_every=50, checkpoint_every=50),
     evaluation=HELD_OUT,

@@ -5,27 +5,21 @@ the reward is the world's own, VADER's compound of prompt and completion; held-o
 prompts are judged the same.
 """
 
-import dataclasses
 from typing import Any
 
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
   Experiment,
   Loop,
   MeshShape,
-  ObjectiveConfig,
+  Rollouts,
   Scratch,
-  Trained,
+  Stage,
 )
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
@@ -71,30 +65,32 @@ def writer(world: World) -> Experiment:
   )
 
 
-def run(objective: ObjectiveConfig, world: World, **changes: Any) -> OnlineExperiment:
-  """An online experiment on a world; `changes` replace its fields."""
-  made = OnlineExperiment(
+def run(objective: ObjectiveConfig, world: World, **changes: Any) -> Experiment:
+  """A run on rollouts in a world; `changes` replace its fields or its data's."""
+  made = Experiment(
     objective=objective,
-    prompts=Prompts(
-      _path(world), portion="train", reading=_reading(world), bad_rows="drop"
+    data=Rollouts(
+      prompts=Prompts(
+        _path(world), portion="train", reading=_reading(world), bad_rows="drop"
+      ),
+      feedback=Feedback(
+        Configured(rules.world_reward), missing_eos=world.missing_eos(0.5)
+      ),
+      sampling=Sampling(completions=4, max_completion_tokens=world.longest),
+      iterations=60,
+      prompts_per_iteration=32,
     ),
-    start=Trained(writer(world)),
-    feedback=Feedback(
-      Configured(rules.world_reward), missing_eos=world.missing_eos(0.5)
-    ),
-    sampling=Sampling(completions=4, max_completion_tokens=world.longest),
-    iterations=60,
-    prompts_per_iteration=32,
+    start=Stage(writer(world)),
     optimizer=Optimizer(learning_rate=3e-4, schedule="constant"),
     loop=Loop(log_every=5, eval_every=20),
     mesh=ONE,
     evaluation=Evaluation(_path(world), portion="test", limit=world.prompts),
   )
-  return dataclasses.replace(made, **changes)
+  return experiment.replace(made, **changes)
 
 
 def _path(world: World) -> str:
-  return f"world:{world.texts}" if world.source is None else world.source
+  return f"synthetic:{world.texts}" if world.source is None else world.source
 
 
 def _reading(world: World) -> Reading:

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.models import heads
 from xpo_jax.models.transformer import Model

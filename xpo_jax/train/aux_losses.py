@@ -1,7 +1,7 @@
-"""Further objectives of a run, each on data of its own: PPO-ptx, a retain set.
+"""Auxiliary losses of a run, each on data of its own: PPO-ptx, a retain set.
 
-The batch of a part is a function of the update's number, so that a resumed run takes
-up every part where it stood.
+The batch of a loss is a function of the update's number, so that a resumed run goes on
+with the same batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,72 +16,75 @@ from xpo_jax.train.loading import Datasets
 from xpo_jax.types import AuxLoss, Objective
 
 
-class Beside(NamedTuple):
-  """The parts of a run and their batches.
+class AuxLosses(NamedTuple):
+  """The auxiliary losses of a run and their batches.
 
   Attributes:
-    parts: built.
+    losses: built.
     batches: by `AuxLoss.data`.
     place: puts a batch on the mesh.
     counts: of each one's data, and a digest of what is trained on.
   """
 
-  parts: tuple[AuxLoss, ...]
+  losses: tuple[AuxLoss, ...]
   batches: Mapping[str, Batches]
   place: Callable[[Batch], Batch]
   counts: Mapping[str, Any]
 
   def batch(self, update: int) -> dict[str, Batch]:
-    """Each part's batch at an update of the run, from 0."""
+    """Each loss's batch at an update of the run, from 0."""
     return {n: self.place(x[update % len(x)]) for n, x in self.batches.items()}
 
 
-def check(uses: Sequence[AuxLossConfig], datasets: Datasets) -> None:
-  """Reads every part's data once, before anything expensive.
+def check(configs: Sequence[AuxLossConfig], datasets: Datasets) -> None:
+  """Reads every loss's data once, before anything expensive.
 
   Raises:
     ValueError: no such data, or an objective that only rollouts can feed.
     BadRows: bad rows, where they stop the run.
   """
-  for use in uses:
-    objective = use.objective.build()
-    if any(field.startswith("old_") for field in objective.columns):
+  for config in configs:
+    objective = config.objective.build()
+    if any(column.startswith("old_") for column in objective.columns):
       raise ValueError(
-        f"part {use.name!r}: {objective.name} reads what is recorded with rollouts; a "
-        "part trains on data of its own"
+        f"aux_losses {config.name!r}: {objective.name} reads what is recorded with "
+        "rollouts; an auxiliary loss trains on data of its own"
       )
-    loaded = loading.load(use.data, use.data, datasets)
-    if loaded.bad and use.data.bad_rows == "stop":
+    if not loading.is_there(config.data):
+      continue
+    loaded = loading.load(config.data, config.data, datasets)
+    if loaded.bad and config.data.bad_rows == "stop":
       raise records.BadRows(loaded.bad)
     if not loaded.records:
-      raise ValueError(f"part {use.name!r}: {loaded.name} holds no row")
+      raise ValueError(f"aux_losses {config.name!r}: {loaded.name} holds no row")
 
 
 def prepare(
-  uses: Sequence[AuxLossConfig],
+  configs: Sequence[AuxLossConfig],
   tokenizer: Any,
   run_dir: Path,
   datasets: Datasets,
   place: Callable[[Batch], Batch],
-) -> Beside:
-  """Reads, tokenises and packs the data of every part.
+) -> AuxLosses:
+  """Reads, tokenises and packs the data of every loss.
 
   Args:
-    uses: the parts; `check` let them pass.
+    configs: the losses; `check` let them pass.
     tokenizer: of the policy.
     run_dir: bad rows that are dropped are listed there.
     datasets: see `loading.load`.
     place: puts a batch on the mesh.
   """
-  parts, batches, counts = tuple(use.build() for use in uses), {}, {}
-  for use, part in zip(uses, parts, strict=True):
-    data = use.data
-    examples, found = loading.examples(
-      data, tokenizer, run_dir / f"bad_rows_{use.name}.jsonl", datasets
+  losses = tuple(config.build() for config in configs)
+  batches, counts = {}, {}
+  for config, loss in zip(configs, losses, strict=True):
+    data = config.data
+    examples, audited = loading.examples(
+      data, config.name, tokenizer, run_dir, datasets
     )
-    examples = collate.to_layout(examples, part.objective.layout, data.seed)
-    counts[use.name] = found | {"trained_on_sha256": audit.digest(examples)}
-    batches[use.name] = pack.plan(
+    examples = collate.to_layout(examples, loss.objective.layout, data.seed)
+    counts[config.name] = audited | {"trained_on_sha256": audit.digest(examples)}
+    batches[config.name] = pack.plan(
       examples,
       rows_per_step=data.rows_per_step,
       microbatches=data.microbatches,
@@ -91,16 +94,16 @@ def prepare(
       steps=data.steps,
       groups_per_row=data.groups_per_row,
     )
-  return Beside(parts, batches, place, counts)
+  return AuxLosses(losses, batches, place, counts)
 
 
-def joined(objective: Objective, parts: Sequence[AuxLoss]) -> Objective:
-  """The objective with the needs of all: which heads the policy must have."""
-  stats = objective.stats.union(*(part.objective.stats for part in parts))
+def joined(objective: Objective, losses: Sequence[AuxLoss]) -> Objective:
+  """The objective with the statistics of all: which heads the policy must have."""
+  stats = objective.stats.union(*(loss.objective.stats for loss in losses))
   return objective._replace(stats=stats)
 
 
-def read_reference(parts: Sequence[AuxLoss]) -> bool:
+def read_reference(losses: Sequence[AuxLoss]) -> bool:
   """Must the reference's parameters stay for the steps?"""
-  stats = [stat for part in parts for stat in part.objective.stats]
+  stats = [stat for loss in losses for stat in loss.objective.stats]
   return any(role.split(".")[0] == references.ROLE for s in stats for role in s.roles)

@@ -1,4 +1,4 @@
-"""What a run starts from: its records, its tokenizer and weights, its examples."""
+"""Loads what a run starts from: records, tokenizer, weights, examples."""
 
 import dataclasses
 import hashlib
@@ -8,29 +8,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import transformers
 
-from xpo_jax.config.experiment import (
-  Data,
-  Evaluation,
-  Experiment,
-  Pretrained,
-  Scratch,
-  factory,
+from xpo_jax.config.data import Data, Evaluation, Prompts
+from xpo_jax.config.experiment import Experiment, Pretrained, Scratch
+from xpo_jax.config.factories import Configured, factory
+from xpo_jax.config.sampling import Sampling
+from xpo_jax.data import (
+  audit,
+  record_file,
+  records,
+  sources,
+  split,
+  synthetic_reviews,
+  tfds,
+  tokenise,
 )
-from xpo_jax.data import audit, records, sources, split, synthetic_reviews, tfds
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.config import Config
+from xpo_jax.sharding import distributed
 from xpo_jax.types import Params
 
 Datasets = Mapping[str, Sequence[Record]]
+# Records that a function made, kept so that a resumed run has the same.
+RECORDS, RECORDS_OF = "records.jsonl", "records_{}.jsonl"
 
 
-class Beginning(NamedTuple):
-  """Where policy and reference start.
+class LoadedStart(NamedTuple):
+  """Where the policy starts.
 
   Attributes:
     config: of the decoder.
@@ -43,22 +52,58 @@ class Beginning(NamedTuple):
   tokenizer: Any
 
 
-def load(data: Data | Evaluation, like: Data, datasets: Datasets) -> Loaded:
+class Inputs(NamedTuple):
+  """What checking an experiment read, so that it is not read twice.
+
+  Attributes:
+    loaded: records of the run's data or prompts; None where they are not made yet.
+    judge: of a run on rollouts; None where it is not made yet.
+  """
+
+  loaded: Loaded | None = None
+  judge: Any = None
+
+
+class PromptSet(NamedTuple):
+  """Prompts to sample from.
+
+  Attributes:
+    uids: names of their records.
+    texts: as a judge reads them.
+    ids: as the model reads them, int32, BOS first.
+    width: of the array that sampling pads them to, tokens of the longest.
+  """
+
+  uids: tuple[str, ...]
+  texts: tuple[str, ...]
+  ids: tuple[np.ndarray, ...]
+  width: int
+
+
+def load(
+  data: Data | Prompts | Evaluation,
+  like: Data | Prompts,
+  datasets: Datasets,
+  made: Path | None = None,
+) -> Loaded:
   """The records of a source, by its path.
 
   Args:
     data: names the source.
     like: says how rows are read.
     datasets: records by the name that stands as a path.
+    made: file where records that a function makes are kept, or read if it is there.
 
   Raises:
     ValueError: a path of no known kind, or what `data.sources` raises.
   """
   path = data.path
-  if path in datasets:
+  if isinstance(path, Configured):
+    loaded = _made(path, made)
+  elif path in datasets:
     loaded = _from_records(path, datasets[path])
-  elif path.startswith("world:"):
-    loaded = _embedded(path)
+  elif path.startswith("synthetic:"):
+    loaded = _synthetic(path)
   elif path.endswith((".jsonl", ".jsonl.gz")):
     if not Path(path).exists():
       raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
@@ -68,12 +113,10 @@ def load(data: Data | Evaluation, like: Data, datasets: Datasets) -> Loaded:
   elif Path(path).is_dir():
     loaded = tfds.open_directory(path, data.split, like.reading)
   else:
-    held = (
-      f", or one of the records handed over: {', '.join(datasets)}" if datasets else ""
-    )
+    named = f", or one of the records handed over: {', '.join(datasets)}"
     raise ValueError(
       f"{type(data).__name__}.path is {path!r}; it must be a .jsonl or .jsonl.gz file, "
-      f"a TFDS directory, hub:NAME, or world:NUMBER{held}"
+      f"a TFDS directory, hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
     )
   if data.portion is not None:
     rows = split.by_prompt(loaded.records, split.PORTIONS, like.seed)[data.portion]
@@ -83,37 +126,90 @@ def load(data: Data | Evaluation, like: Data, datasets: Datasets) -> Loaded:
   return loaded
 
 
-def begin(
-  experiment: Experiment, run_dir: Path, loaded: Loaded, stage: Path | None
-) -> Beginning:
-  """Tokenizer and start of an experiment.
+def is_there(data: Data | Prompts | Evaluation) -> bool:
+  """Whether records can be read before the run's stages are trained."""
+  return not isinstance(data.path, Configured)
+
+
+def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
+  """Tokenizer and weights where an experiment's policy starts.
 
   Args:
-    experiment: the run.
+    experiment: the run; no stage is left in it.
     run_dir: where a tokenizer trained here is kept, so that a resumed run has the
       same.
     loaded: what a tokenizer is trained on.
-    stage: directory of the policy of the stage before, for a `Trained` start.
+
+  Raises:
+    ValueError: a directory without a tokenizer.
   """
-  start = experiment.start
-  if isinstance(start, Scratch):
-    tokenizer = _tokenizer(start, run_dir, loaded)
+  begin = experiment.start
+  if isinstance(begin, Scratch):
+    tokenizer = _tokenizer(begin, run_dir, loaded)
     key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
-    params = {"lm": transformer.model(start.model).init(key)}
-    return Beginning(start.model, params, tokenizer)
-  if isinstance(start, Pretrained):
-    held = hf_checkpoint.load(start.directory, start.compute_dtype, start.remat)
-    where = start.directory
-  else:
-    first = start.experiment
-    while not isinstance(first.start, Scratch | Pretrained):
-      first = first.start.experiment
-    source = first.start.model if isinstance(first.start, Scratch) else first.start
-    held = hf_checkpoint.load(stage, source.compute_dtype, source.remat)
-    where = stage
-  if held.tokenizer is None:
-    raise ValueError(f"{where} has no tokenizer; save one beside the weights")
-  return Beginning(*held)
+    params = {"lm": transformer.model(begin.model).init(key)}
+    return LoadedStart(begin.model, params, tokenizer)
+  return pretrained(begin)
+
+
+def pretrained(begin: Pretrained) -> LoadedStart:
+  """Config, weights and tokenizer of a Hugging Face directory.
+
+  Raises:
+    ValueError: it has no tokenizer.
+  """
+  checkpoint = hf_checkpoint.load(begin.directory, begin.compute_dtype, begin.remat)
+  if checkpoint.tokenizer is None:
+    raise ValueError(f"{begin.directory} has no tokenizer; save one beside the weights")
+  return LoadedStart(*checkpoint)
+
+
+def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
+  """The decoder of a reference of its own; None: the policy's start.
+
+  Raises:
+    ValueError: one of another architecture or tokenizer.
+  """
+  if experiment.reference is None:
+    return None
+  other = pretrained(experiment.reference)
+  same = {"compute_dtype": begin.config.compute_dtype, "remat": begin.config.remat}
+  if dataclasses.replace(other.config, **same) != begin.config:
+    raise ValueError(
+      f"Experiment.reference is {experiment.reference.directory!r}, of another "
+      "architecture than the start's; give one of the same"
+    )
+  if audit.tokenizer_digest(other.tokenizer) != audit.tokenizer_digest(begin.tokenizer):
+    raise ValueError(
+      f"Experiment.reference is {experiment.reference.directory!r}, of another "
+      "tokenizer than the start's; its log-probs would be of other tokens"
+    )
+  return other.params["lm"]
+
+
+def start_digests(
+  experiment: Experiment, lm: Params, reference_lm: Params | None
+) -> dict[str, str]:
+  """What data.json says of weights that are read anew at every resume: the base of
+  adapters, a start that is a directory, a reference of its own.
+
+  Args:
+    experiment: the run.
+    lm: the start's decoder.
+    reference_lm: the reference's, where it is another.
+  """
+  digests = {}
+  if experiment.adapter is not None:
+    digests["base_sha256"] = _weights(lm)
+  elif not isinstance(experiment.start, Scratch):  # else made from the seed
+    digests["start_sha256"] = _weights(lm)
+  if reference_lm is not None:
+    digests["reference_sha256"] = _weights(reference_lm)
+  return digests
+
+
+def _weights(lm: Params) -> str:
+  return distributed.digest(lm).tobytes().hex()
 
 
 def prepare(
@@ -148,20 +244,22 @@ def prepare(
 
 
 def examples(
-  data: Data, tokenizer: Any, file: Path, datasets: Datasets
+  data: Data, name: str, tokenizer: Any, run_dir: Path, datasets: Datasets
 ) -> tuple[list[Example], dict[str, Any]]:
   """All examples of a source, and the audit as plain data.
 
   Args:
     data: the source.
+    name: of the source in the run; files about it are named by it.
     tokenizer: of transformers.
-    file: where bad rows are listed, where they are dropped.
+    run_dir: bad rows that are dropped are listed there.
     datasets: see `load`.
 
   Raises:
     BadRows: bad rows, where they stop the run.
   """
-  loaded = load(data, data, datasets)
+  loaded = load(data, data, datasets, run_dir / RECORDS_OF.format(name))
+  file = run_dir / f"bad_rows_{name}.jsonl"
   made = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
   rows = made.examples["train"]
   if data.transform is not None:
@@ -182,22 +280,53 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
   )
 
 
-def _from_records(name: str, rows: Sequence[Record]) -> Loaded:
+def records_digest(rows: Sequence[Record]) -> str:
+  """SHA-256 of records."""
   text = json.dumps([dataclasses.asdict(row) for row in rows], sort_keys=True)
-  return Loaded(name, tuple(rows), (), hashlib.sha256(text.encode()).hexdigest())
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _embedded(path: str) -> Loaded:
-  number = path.removeprefix("world:")
+def files_digest(path: Path) -> str:
+  """SHA-256 of a file, or of the files of a directory and their names."""
+  files = (
+    sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else []
+  )
+  sha = hashlib.sha256()
+  for file in files or [path]:
+    if not file.is_file():
+      continue
+    sha.update(file.name.encode())
+    with file.open("rb") as content:
+      sha.update(hashlib.file_digest(content, "sha256").digest())
+  return sha.hexdigest()
+
+
+def _from_records(name: str, rows: Sequence[Record]) -> Loaded:
+  return Loaded(name, tuple(rows), (), records_digest(rows))
+
+
+def _made(make: Configured, path: Path | None) -> Loaded:
+  """What a function makes, or made when the run began."""
+  if path is not None and path.exists():
+    return _from_records(make.name, record_file.read(path))
+  rows = tuple(make.build())
+  if not rows:
+    raise ValueError(f"{make.name} made no records; there is nothing to train on")
+  if path is not None:
+    record_file.write(path, rows)
+  return _from_records(make.name, rows)
+
+
+def _synthetic(path: str) -> Loaded:
+  number = path.removeprefix("synthetic:")
   if not number.isdecimal() or not int(number):
     raise ValueError(
-      f"path {path!r}: world:NUMBER wants a number of reviews, at least 1"
+      f"path {path!r}: synthetic:NUMBER wants a number of reviews, at least 1"
     )
+  texts = synthetic_reviews.generate(int(number), seed=0)
   rows = [
     records.Demonstration(f"review {i}", prompt, completion)
-    for i, (prompt, completion) in enumerate(
-      synthetic_reviews.generate(int(number), seed=0)
-    )
+    for i, (prompt, completion) in enumerate(texts)
   ]
   return _from_records(path, rows)
 
@@ -222,3 +351,99 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
       f"{len(tokenizer)} tokens; raise vocab"
     )
   return tokenizer
+
+
+def check_room(config: Config, sampling: Sampling, longest: int) -> None:
+  """Refuses what a decoder of this config cannot sample.
+
+  Args:
+    config: of the policy.
+    sampling: how completions are drawn.
+    longest: tokens of the longest prompt.
+
+  Raises:
+    ValueError: more positions than it has learned, a top_k above its vocabulary.
+  """
+  if sampling.top_k is not None and sampling.top_k > config.vocab:
+    raise ValueError(
+      f"Sampling.top_k is {sampling.top_k}; allowed: 1 to {config.vocab} (the "
+      "vocabulary), or None"
+    )
+  total = longest + sampling.max_completion_tokens
+  if config.rotary is None and total > config.positions:
+    raise ValueError(
+      f"Sampling.max_completion_tokens is {sampling.max_completion_tokens}: after a "
+      f"prompt of {longest} tokens that is {total}, and the start has "
+      f"{config.positions} learned positions; lower it, or set Prompts.limits.prompt"
+    )
+
+
+def prompt_sets(
+  experiment: Experiment,
+  loaded: Loaded,
+  tokenizer: Any,
+  run_dir: Path,
+  datasets: Datasets,
+) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
+  """The training prompts, the held-out ones, and counts of both."""
+  config, held = experiment.data.prompts, experiment.evaluation
+  every, bad = _prompt_set(config, loaded, tokenizer)
+  chosen, held_out = every, None
+  if held.share:
+    sides = split.by_prompt(
+      range(len(every.texts)),
+      {"train": 1 - held.share, "held_out": held.share},
+      config.seed,
+      prompt=lambda row: every.texts[row],
+    )
+    chosen, held_out = (_some(every, sides[name]) for name in ("train", "held_out"))
+  elif held.path is not None:
+    unlimited = dataclasses.replace(held, limit=None)
+    other = load(unlimited, config, datasets)
+    held_out, more = _prompt_set(config, other, tokenizer)
+    bad += more
+  if held_out is not None:
+    held_out = _some(held_out, range(len(held_out.ids))[: held.limit])
+    width = max(chosen.width, held_out.width)
+    chosen, held_out = (x._replace(width=width) for x in (chosen, held_out))
+  if bad:
+    audit.write_bad_rows(bad, run_dir / "bad_rows.jsonl")
+  counts = {
+    "source": loaded.name,
+    "source_sha256": loaded.sha256,
+    "rows": len(loaded.records) + len(loaded.bad),
+    "dropped": len(bad),
+    "prompts": len(chosen.ids),
+    "held_out_prompts": 0 if held_out is None else len(held_out.ids),
+    "longest_prompt": chosen.width,
+  }
+  return chosen, held_out, counts
+
+
+def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
+  first = {split.prompt_of(row): row for row in reversed(loaded.records)}
+  rows, bad = list(reversed(first.values())), list(loaded.bad)
+  if bad and config.bad_rows == "stop":
+    raise records.BadRows(bad)
+  try:
+    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
+  except records.BadRows as found:
+    if config.bad_rows == "stop":
+      raise
+    bad += found.bad
+    wrong = {row.uid for row in found.bad}
+    rows = [row for row in rows if row.uid not in wrong]
+    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
+  if not rows:
+    raise ValueError(
+      f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
+      "dropped); give at least one"
+    )
+  texts = tuple(map(split.prompt_of, rows))
+  uids = tuple(row.uid for row in rows)
+  return PromptSet(uids, texts, tuple(ids), max(map(len, ids))), bad
+
+
+def _some(prompts: PromptSet, rows: Sequence[int]) -> PromptSet:
+  columns = (prompts.uids, prompts.texts, prompts.ids)
+  return PromptSet(*(tuple(x[row] for row in rows) for x in columns), prompts.width)

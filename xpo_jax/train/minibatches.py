@@ -1,50 +1,107 @@
-"""From judged rollouts to minibatches: what is recorded, chosen and packed."""
+"""Turns judged rollouts into minibatches: records statistics, chooses, packs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.config.experiment import Rollouts
 from xpo_jax.data import pack
-from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.data.pack import Batch, Batches, Shape
 from xpo_jax.data.tokenise import Example
-from xpo_jax.train import online_setup, references
-from xpo_jax.train.online_setup import Run
+from xpo_jax.train import references
+from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.train.references import Cache
-from xpo_jax.train.rollouts import Rollouts
-from xpo_jax.types import Layout, Params
+from xpo_jax.train.rollouts import RolloutBatch
+from xpo_jax.types import Layout, Params, TokenStat
 
 Values = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Field -> for each prompt and completion an array with an entry for each token."""
 
+_BUCKETS = 4  # row lengths that updates may compile for
 
-def recorded(run: Run, drawn: Rollouts, sampler: Params, ref: Params) -> Values:
-  """What is known of each token at birth: `old_logp_BKT` as sampled; in one pass of
-  scoring, the reference's statistics and, where wanted, the sampler's values."""
-  examples = drawn.examples
-  batches = pack.eval_batches(
-    examples, groups_per_row=1, **_sizes_of(run, examples, drawn.length_BK.shape[1])
-  )
-  roles = online_setup.roles(run, sampler) | {references.ROLE: ref}
-  found = references.compute(batches, run.record, roles, run.place).values
-  ends = np.cumsum(drawn.length_BK)[:-1]
+
+class RowSizes(NamedTuple):
+  """Sizes of batches of rollouts, a prompt group a row.
+
+  Attributes:
+    rows_per_step: prompts of an optimiser step.
+    microbatches: gradient accumulation.
+    prompt_width: tokens of the longest prompt.
+    max_completion_tokens: of a completion.
+  """
+
+  rows_per_step: int
+  microbatches: int
+  prompt_width: int
+  max_completion_tokens: int
+
+  def shape(self, longest: int, completions: int, rows: int = 1) -> Shape:
+    """The shape of a batch, of one of few row lengths.
+
+    Row lengths are quarters of the longest possible row, so that short completions are
+    not padded to the limit, and at most four programs are compiled.
+
+    Args:
+      longest: tokens of the longest group.
+      completions: of a group.
+      rows: that a prompt makes at most.
+    """
+    completion_tokens = completions * self.max_completion_tokens
+    most = self.prompt_width + completion_tokens
+    quarter = -(-most // _BUCKETS)
+    length = -(-longest // quarter) * quarter
+    groups = rows * self.rows_per_step // self.microbatches
+    return Shape(
+      length,
+      groups,
+      completions,
+      self.max_completion_tokens,
+      min(completion_tokens, length),
+    )
+
+  def plan(
+    self, examples: Sequence[Example], completions: int, rows: int = 1
+  ) -> dict[str, object]:
+    """Arguments of `pack.plan` and `pack.eval_batches` for examples."""
+    shape = self.shape(max(e.tokens for e in examples), completions, rows)
+    return {
+      "rows_per_step": rows * self.rows_per_step,
+      "row_length": shape.L,
+      "microbatches": self.microbatches,
+      "shape": shape,
+      "groups_per_row": 1,
+    }
+
+
+def record(
+  drawn: RolloutBatch,
+  score: Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]],
+  roles: Mapping[str, Params],
+  sizes: RowSizes,
+  place: Callable[[Batch], Batch],
+) -> Values:
+  """What is known of each token at sampling time: `old_logp_BKT` as sampled; in one
+  pass of scoring, the reference's statistics and, where wanted, the sampler's values.
+
+  Args:
+    drawn: the rollouts.
+    score: see `rollouts_program.recorder`.
+    roles: role -> parameters that it reads.
+    sizes: of the batches.
+    place: puts a batch on the mesh.
+  """
   K = drawn.length_BK.shape[1]
+  batches = pack.eval_batches(drawn.examples, **sizes.plan(drawn.examples, K))
+  scored = references.compute(batches, score, roles, place).values
+  ends = np.cumsum(drawn.length_BK)[:-1]
   values = {"old_logp_BKT": drawn.logp}
-  for field, flat in found.items():
+  for field, flat in scored.items():
     pieces = np.split(flat, ends)
     values[field] = [pieces[b : b + K] for b in range(0, len(pieces), K)]
   return values
-
-
-def _sizes_of(
-  run: Run, examples: Sequence[Example], K: int, rows: int = 1
-) -> dict[str, Any]:
-  shape = online_setup.row_shape(run, max(e.tokens for e in examples), K, rows)
-  rows_per_step = rows * run.experiment.rows_per_step
-  sizes = {"rows_per_step": rows_per_step, "row_length": shape.L}
-  return sizes | {"microbatches": run.experiment.microbatches, "shape": shape}
 
 
 def seq_kl(values: Values) -> np.ndarray:
@@ -58,13 +115,13 @@ def seq_kl(values: Values) -> np.ndarray:
   )
 
 
-def arranged(
-  run: Run, drawn: Rollouts, values: Values, reward_BK, present_BK
+def construct(
+  pairs: PairConstruction, drawn: RolloutBatch, values: Values, reward_BK, present_BK
 ) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
   """Examples in the objective's layout, and each field's arrays in their order."""
-  rows = run.arrangement.choose(reward_BK, present_BK, drawn.length_BK)
-  examples, kept = [], {field: [] for field in values}
-  for b, columns, desirable in rows:
+  chosen = pairs.choose(reward_BK, present_BK, drawn.length_BK)
+  examples, arrays = [], {field: [] for field in values}
+  for b, columns, desirable in chosen:
     example, fields = drawn.examples[b], {"reward": reward_BK[b, columns]}
     if desirable is not None:
       fields["desirable"] = np.full(len(columns), desirable, np.float32)
@@ -72,46 +129,56 @@ def arranged(
       dataclasses.replace(
         example,
         completions=tuple(example.completions[k] for k in columns),
-        layout=run.arrangement.layout,
+        layout=pairs.layout,
         fields=fields,
       )
     )
-    for field, arrays in values.items():
-      kept[field] += [arrays[b][k] for k in columns]
-  return examples, kept
+    for field, by_prompt in values.items():
+      arrays[field] += [by_prompt[b][k] for k in columns]
+  return examples, arrays
 
 
-def batches_of(
-  run: Run, index: int, examples: Sequence[Example], kept: Mapping[str, Any]
+def cut(
+  data: Rollouts,
+  seed: int,
+  index: int,
+  examples: Sequence[Example],
+  arrays: Mapping[str, Sequence[np.ndarray]],
+  pairs: PairConstruction,
+  sizes: RowSizes,
 ) -> tuple[Batches, Cache]:
   """The minibatches of an iteration, and what `references.fill` puts into them.
 
   Every pass is cut by itself into `minibatches` of as many rows, or one less where the
-  arrangement left prompts out: a row stands once in a pass, and the number of updates
-  stays that of the schedule unless there are fewer rows than minibatches.
+  pair construction left prompts out: a row stands once in a pass, and the number of
+  updates stays that of the schedule unless there are fewer rows than minibatches.
+
+  Args:
+    data: the run's.
+    seed: of the run.
+    index: of the iteration.
+    examples, arrays: of `construct`.
+    pairs: how they were made.
+    sizes: of the batches.
   """
-  experiment = run.experiment
-  K = experiment.sampling.completions
+  K = data.sampling.completions
   # One number from two, so that iterations and seeds do not share orders.
-  order = np.random.SeedSequence((experiment.seed, index)).generate_state(1)
+  order = np.random.SeedSequence((seed, index)).generate_state(1)
   batches = pack.plan(
     examples,
     seed=int(order[0]),
-    epochs=experiment.ppo_epochs,
-    groups_per_row=1,
-    **_sizes_of(
-      run, examples, run.arrangement.completions or K, run.arrangement.rows(K)
-    ),
+    epochs=data.ppo_epochs,
+    **sizes.plan(examples, pairs.completions or K, pairs.rows(K)),
   )
-  values = {field: np.concatenate(arrays) for field, arrays in kept.items()}
-  return _evened(batches, experiment), references.cache(values, batches.store)
+  values = {field: np.concatenate(rows) for field, rows in arrays.items()}
+  return _evened(batches, data), references.cache(values, batches.store)
 
 
-def _evened(batches: Batches, experiment: OnlineExperiment) -> Batches:
+def _evened(batches: Batches, data: Rollouts) -> Batches:
   """The same rows, a group each, with empty ones where a step is not full."""
-  passes, most = experiment.ppo_epochs, batches.rows_per_step
-  rows, steps = len(batches.group) // passes, experiment.minibatches
-  steps = min(steps, rows)
+  passes, most = data.ppo_epochs, batches.rows_per_step
+  rows = len(batches.group) // passes
+  steps = min(data.minibatches, rows)
   whole, left = divmod(rows, steps)
   taken = np.full(steps, whole) + (np.arange(steps) < left)
   size = np.arange(most) < taken[:, None]  # of each row of each step of a pass
@@ -124,27 +191,40 @@ def _evened(batches: Batches, experiment: OnlineExperiment) -> Batches:
   )
 
 
-def largest(run: Run) -> Batch | None:
+def largest(
+  data: Rollouts,
+  prompt: np.ndarray,
+  stats: Sequence[TokenStat],
+  pairs: PairConstruction,
+  sizes: RowSizes,
+) -> Batch | None:
   """A minibatch of the largest shape: every prompt the longest, every completion at the
-  limit; None where the arrangement takes none of rewards that all differ."""
-  experiment, ids = run.experiment, max(run.prompts.ids, key=len)
-  B, K = experiment.prompts_per_iteration, experiment.sampling.completions
-  T = experiment.sampling.max_completion_tokens
-  stats = online_setup.recorded(run.objective, experiment.sampling.temperature)
+  limit; None where the pair construction takes none of rewards that all differ.
+
+  Args:
+    data: the run's.
+    prompt: the longest one.
+    stats: what is recorded; see `rollouts_program.recorded_stats`.
+    pairs: how completions become examples.
+    sizes: of the batches.
+  """
+  B, K = data.prompts_per_iteration, data.sampling.completions
+  T = data.sampling.max_completion_tokens
   zeros = np.zeros((B, K, T), np.float32)
-  drawn = Rollouts(
+  drawn = RolloutBatch(
     iteration=0,
     row_B=np.arange(B),
     prompts=("",) * B,
     texts_BK=(("",) * K,) * B,
-    examples=(Example("", ids, (np.zeros(T, np.int32),) * K, Layout.SAMPLED),) * B,
+    examples=(Example("", prompt, (np.zeros(T, np.int32),) * K, Layout.SAMPLED),) * B,
     logp=zeros,
     ended_BK=zeros[..., 0] > 0,
   )
   values = {field: zeros for field in ("old_logp_BKT", *(s.field for s in stats))}
   reward_BK = np.broadcast_to(np.arange(K, dtype=np.float32) - (K - 1) / 2, (B, K))
-  examples, kept = arranged(run, drawn, values, reward_BK, np.ones((B, K), np.float32))
+  present_BK = np.ones((B, K), np.float32)
+  examples, arrays = construct(pairs, drawn, values, reward_BK, present_BK)
   if not examples:
     return None
-  batches, cache = batches_of(run, 0, examples, kept)
+  batches, cache = cut(data, 0, 0, examples, arrays, pairs, sizes)
   return references.fill(cache, batches[0])

@@ -1,8 +1,8 @@
 """How the K judged completions of a prompt become what an objective trains on.
 
-An arrangement is a layout and a choice of rows, each some columns of one prompt: all of
-them, the best and the worst, every pair. Everything recorded with a completion goes
-with it.
+A pair construction is a layout and a choice of rows, each some columns of one prompt:
+all of them, the best and the worst, every pair. Everything recorded with a completion
+goes with it.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from xpo_jax.ops import pairing
 from xpo_jax.types import Layout
 
 
-class Row(NamedTuple):
+class ChosenColumns(NamedTuple):
   """One row of a batch.
 
   Attributes:
@@ -29,7 +29,7 @@ class Row(NamedTuple):
   desirable: bool | None = None
 
 
-Choose = Callable[[np.ndarray, np.ndarray, np.ndarray], list[Row]]
+Choose = Callable[[np.ndarray, np.ndarray, np.ndarray], list[ChosenColumns]]
 """`(reward_BK, present_BK, length_BK) -> rows`, prompt by prompt; one may have none."""
 
 
@@ -38,7 +38,7 @@ def _one(completions: int) -> int:
   return 1
 
 
-class Arrangement(NamedTuple):
+class PairConstruction(NamedTuple):
   """A choice of completions.
 
   Attributes:
@@ -57,17 +57,17 @@ class Arrangement(NamedTuple):
   brings: frozenset[str] = frozenset()
 
 
-def as_sampled() -> Arrangement:
+def as_sampled() -> PairConstruction:
   """All completions that were judged, in their order."""
 
   def choose(reward_BK, present_BK, length_BK):
     del reward_BK, length_BK
     return _whole([np.flatnonzero(present).tolist() for present in present_BK])
 
-  return Arrangement(Layout.SAMPLED, choose)
+  return PairConstruction(Layout.SAMPLED, choose)
 
 
-def best() -> Arrangement:
+def best() -> PairConstruction:
   """The best completion of each prompt, the first of several, as a demonstration."""
 
   def choose(reward_BK, present_BK, length_BK):
@@ -76,10 +76,10 @@ def best() -> Arrangement:
     picks = zip(score_BK.argmax(1), present_BK.any(1), strict=True)
     return _whole([[int(column)] if any_there else [] for column, any_there in picks])
 
-  return Arrangement(Layout.DEMO, choose, 1)
+  return PairConstruction(Layout.DEMO, choose, 1)
 
 
-def best_worst(length_penalty: float = 0.0) -> Arrangement:
+def best_worst(length_penalty: float = 0.0) -> PairConstruction:
   """A pair of the best and the worst; a tie is left out. See `pairing.best_worst`.
 
   Args:
@@ -89,25 +89,25 @@ def best_worst(length_penalty: float = 0.0) -> Arrangement:
   def choose(reward_BK, present_BK, length_BK):
     return _kept(pairing.best_worst(reward_BK, present_BK, length_BK, length_penalty))
 
-  return Arrangement(Layout.PAIR, choose, 2)
+  return PairConstruction(Layout.PAIR, choose, 2)
 
 
-def best_first() -> Arrangement:
+def best_first() -> PairConstruction:
   """A pair of the best and a random one. See `pairing.best_first`."""
   return _pairs(pairing.best_first)
 
 
-def best_second() -> Arrangement:
+def best_second() -> PairConstruction:
   """A pair of the best and the next best. See `pairing.best_second`."""
   return _pairs(pairing.best_second)
 
 
-def first_two() -> Arrangement:
+def first_two() -> PairConstruction:
   """A pair of two random ones, the better one chosen. See `pairing.first_two`."""
   return _pairs(pairing.first_two)
 
 
-def all_pairs(gap: float = 0.0) -> Arrangement:
+def all_pairs(gap: float = 0.0) -> PairConstruction:
   """Every two completions of a prompt, the better one first: K (K - 1) / 2 pairs.
 
   DNO (Rosset et al. 2024, arXiv:2404.03715) regresses on win rates of all pairs; its
@@ -127,13 +127,13 @@ def all_pairs(gap: float = 0.0) -> Arrangement:
     for b, (reward, present) in enumerate(zip(reward_BK, present_BK, strict=True)):
       for i, j in itertools.combinations(np.flatnonzero(present).tolist(), 2):
         if abs(reward[i] - reward[j]) >= gap:
-          rows.append(Row(b, [i, j] if reward[i] >= reward[j] else [j, i]))
+          rows.append(ChosenColumns(b, [i, j] if reward[i] >= reward[j] else [j, i]))
     return rows
 
-  return Arrangement(Layout.PAIR, choose, 2, lambda K: K * (K - 1) // 2)
+  return PairConstruction(Layout.PAIR, choose, 2, lambda K: K * (K - 1) // 2)
 
 
-def rated_by_threshold(threshold: float = 0.0) -> Arrangement:
+def rated_by_threshold(threshold: float = 0.0) -> PairConstruction:
   """Every completion by itself, desirable where its reward is above a threshold.
 
   Iterative CRINGE (Xu et al. 2023, arXiv:2312.16682) labels a policy's own samples so.
@@ -142,14 +142,14 @@ def rated_by_threshold(threshold: float = 0.0) -> Arrangement:
   def choose(reward_BK, present_BK, length_BK):
     del length_BK
     return [
-      Row(int(b), [int(k)], bool(reward_BK[b, k] > threshold))
+      ChosenColumns(int(b), [int(k)], bool(reward_BK[b, k] > threshold))
       for b, k in np.argwhere(present_BK > 0)
     ]
 
   return _rated(choose, lambda K: K)
 
 
-def rated_best_worst() -> Arrangement:
+def rated_best_worst() -> PairConstruction:
   """The best completion as desirable, the worst as undesirable; a tie is left out."""
 
   def choose(reward_BK, present_BK, length_BK):
@@ -157,7 +157,7 @@ def rated_best_worst() -> Arrangement:
     pairs = _kept(pairing.best_worst(reward_BK, present_BK))
     labels = (True, False)
     return [
-      Row(pair.prompt, [column], label)
+      ChosenColumns(pair.prompt, [column], label)
       for pair in pairs
       for column, label in zip(pair.columns, labels, strict=True)
     ]
@@ -165,33 +165,33 @@ def rated_best_worst() -> Arrangement:
   return _rated(choose, lambda K: 2)
 
 
-DEFAULTS: Mapping[Layout, Callable[[], Arrangement]] = {
+DEFAULTS: Mapping[Layout, Callable[[], PairConstruction]] = {
   Layout.SAMPLED: as_sampled,
   Layout.PAIR: best_worst,
   Layout.DEMO: best,
 }
 
 
-def _rated(choose: Choose, rows: Callable[[int], int]) -> Arrangement:
-  return Arrangement(Layout.RATED, choose, 1, rows, frozenset({"desirable_BK"}))
+def _rated(choose: Choose, rows: Callable[[int], int]) -> PairConstruction:
+  return PairConstruction(Layout.RATED, choose, 1, rows, frozenset({"desirable_BK"}))
 
 
-def _pairs(rule: Callable[..., pairing.Pairs]) -> Arrangement:
+def _pairs(rule: Callable[..., pairing.Pairs]) -> PairConstruction:
   def choose(reward_BK, present_BK, length_BK):
     del length_BK
     if reward_BK.shape[1] < 2:  # no column 1 to be rejected
       return []
     return _kept(rule(reward_BK, present_BK))
 
-  return Arrangement(Layout.PAIR, choose, 2)
+  return PairConstruction(Layout.PAIR, choose, 2)
 
 
-def _kept(pairs: pairing.Pairs) -> list[Row]:
+def _kept(pairs: pairing.Pairs) -> list[ChosenColumns]:
   chosen, rejected, _, keep = (np.asarray(x) for x in pairs)
   both = np.stack([chosen, rejected], 1).astype(int).tolist()
   return _whole([two if kept > 0 else [] for two, kept in zip(both, keep, strict=True)])
 
 
-def _whole(columns: Sequence[list[int]]) -> list[Row]:
+def _whole(columns: Sequence[list[int]]) -> list[ChosenColumns]:
   """One row for each prompt that has any column."""
-  return [Row(b, chosen) for b, chosen in enumerate(columns) if chosen]
+  return [ChosenColumns(b, chosen) for b, chosen in enumerate(columns) if chosen]

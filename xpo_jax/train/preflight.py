@@ -1,9 +1,10 @@
-"""Everything that can be wrong with a recipe, found without training it.
+"""Finds everything that can be wrong with a recipe without training it.
 
 Reads and tokenises the data, packs it, reads the start's weights, and compiles the
-step to learn its memory; no step is run and no reference is scored. Of an online run
-the judge is made, nothing is sampled, and the step is that of the largest batch there
-can be: the longest prompt, completions at the limit.
+step to learn its memory; no step is run and no reference is scored. Of a run on
+rollouts the judge is made, nothing is sampled, and the step is that of the largest
+batch there can be: the longest prompt, completions at the limit. A stage stands for
+what it would leave by untrained weights of the same shapes.
 """
 
 import functools
@@ -16,26 +17,29 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax.config import optim, split_overlap
-from xpo_jax.config.experiment import Experiment, ObjectiveConfig, Trained
-from xpo_jax.config.on_policy import OnlineExperiment
-from xpo_jax.data import audit, collate, pack
+from xpo_jax.config import optim
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.data import audit, pack
 from xpo_jax.data.pack import Batches
-from xpo_jax.models import heads, lora, transformer
+from xpo_jax.feedback import reward_model
+from xpo_jax.models import heads, hf_checkpoint, lora, transformer
+from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import (
   aux_losses,
+  export,
   loading,
+  loop,
   minibatches,
-  offline,
-  online_setup,
+  records_program,
   references,
-  run_directory,
-  setup,
+  rollouts_program,
+  stages,
   state,
   step,
   validate,
 )
-from xpo_jax.train.loading import Beginning, Datasets
+from xpo_jax.train.aux_losses import AuxLosses
+from xpo_jax.train.loading import Datasets, Inputs, LoadedStart
 
 
 class Budget(NamedTuple):
@@ -59,30 +63,33 @@ class Budget(NamedTuple):
   shown: list[list[audit.Shown]]
 
 
-def check(
-  experiment: Experiment | OnlineExperiment, datasets: Datasets | None = None
-) -> list[Budget]:
-  """Validates an experiment and each stage before it.
+def check(experiment: Experiment, datasets: Datasets | None = None) -> list[Budget]:
+  """Validates an experiment and each of its stages.
 
   Args:
-    experiment: the recipe's, offline or online.
-    datasets: records by name; see `offline.train`.
+    experiment: the recipe's.
+    datasets: records by name; see `loop.train`.
 
   Returns:
-    A budget for each stage, first stage first.
+    A budget for each stage and for the run, the run last.
 
   Raises:
     ValueError: whatever training would refuse before its first step.
   """
-  if isinstance(experiment, OnlineExperiment):
-    return _online(experiment, datasets or {})
-  budgets, _ = _stages(experiment, datasets or {})
-  return budgets
+  datasets, budgets = datasets or {}, {}
+  inputs = loop.check(experiment, datasets)
+  with tempfile.TemporaryDirectory() as store:
+    _budget(experiment, Path(store), inputs, datasets, budgets)
+  return list(budgets.values())
 
 
 def lines(budget: Budget) -> list[str]:
   """A budget for a screen."""
   counts, sizes = budget.counts, budget.sizes
+  if "made by" in counts:
+    made = f"records made by {counts['made by']} when the run starts: not checked"
+    sizes_listed = [f"{name} {value:,}" for name, value in sizes.items()]
+    return [budget.name, *(f"  {line}" for line in [made, *sizes_listed])]
   rows = f"rows {counts['rows']:,}"
   if "prompts" in counts:
     rows += f", dropped {counts['dropped']:,}; prompts {counts['prompts']:,}"
@@ -108,82 +115,68 @@ def lines(budget: Budget) -> list[str]:
   ]
 
 
-def _online(experiment: OnlineExperiment, datasets: Datasets) -> list[Budget]:
-  loaded = validate.load(experiment, datasets)
-  with tempfile.TemporaryDirectory() as scratch:
-    run_dir, before, stage = Path(scratch), [], None
-    if isinstance(experiment.start, Trained):
-      before, begun = _stages(experiment.start.experiment, datasets)
-      # What the stage would leave, untrained: shapes and tokenizer are the same.
-      stage = run_dir / offline.POLICY
-      run_directory.export(stage, begun.config, begun.params, begun.tokenizer)
-    run = online_setup.prepare(experiment, run_dir, loaded, stage, datasets)
-  sampling, each = experiment.sampling, experiment.prompts_per_iteration
-  completions = experiment.iterations * each * sampling.completions
-  sizes = {
-    "iterations": experiment.iterations,
-    "prompts an iteration": each,
-    "completions a prompt": sampling.completions,
-    "updates an iteration": experiment.minibatches * experiment.ppo_epochs,
-    "completions in all": completions,
-    "tokens sampled, at most": completions * sampling.max_completion_tokens,
-    "parameters": sum(x.size for x in jax.tree.leaves(run.ref)),
-    "parameters trained": sum(x.size for x in jax.tree.leaves(run.state.train.params)),
-  }
-  prompt = [
-    audit.Shown(run.tokenizer.decode([int(token)]), 1, 0, at, False)
-    for at, token in enumerate(run.prompts.ids[0])
-  ]
-  found = _online_memory(run)
-  return [
-    *before,
-    Budget(_name(experiment.objective), run.counts, sizes, found, [prompt]),
-  ]
+def _budget(
+  experiment: Experiment,
+  store: Path,
+  inputs: Inputs,
+  datasets: Datasets,
+  budgets: dict[Path, Budget],
+) -> Path:
+  """Adds the budgets of an experiment, its stages first, and returns a directory with
+  the weights that it would leave, untrained."""
+  run_dir = stages.directory(experiment, store, datasets)
+  policy = run_dir / "policy"
+  if run_dir in budgets:
+    return policy
+  for stage in stages.of(experiment):
+    _budget(stage.experiment, store, Inputs(), datasets, budgets)
+  resolved = stages.replaced(
+    experiment,
+    lambda stage: stages.directory(stage.experiment, store, datasets) / "policy",
+  )
+  run_dir.mkdir()
+  make = _MAKERS[loop.maker(resolved)]
+  budgets[run_dir] = make(resolved, run_dir, policy, inputs, datasets)
+  return policy
 
 
-def _online_memory(run: online_setup.Run) -> dict[str, int] | None:
-  batch = minibatches.largest(run)
-  if setup.make_mesh(run.experiment.mesh) is not None or batch is None:
-    return None
-  read, beta = online_setup.frozen(run, run.ref), {}
-  if run.controller is not None:
-    beta["beta"] = float(run.state.beta)
-  hparams = step.hparams(run.experiment.optimizer, **beta)
-  arguments = (run.state.train, read, batch, hparams, run.beside.batch(0))
-  # The start, of which adapters read their base; the reference of now; less what of
-  # both the step reads.
-  copies = (not run.frozen) + (run.state.ref is not None) - (references.ROLE in read)
-  kept = [run.state.sampler, *[run.ref] * copies]
-  between = sum(x.nbytes for x in jax.tree.leaves(kept))
-  return _compiled(run.step, *arguments) | {"between updates": between}
+def _export(experiment: Experiment, begin: LoadedStart, policy: Path) -> None:
+  """Writes what a run would leave, untrained: shapes and tokenizer are the same."""
+  params = begin.params
+  if export.is_reward(experiment):
+    head = heads.init_value_head(begin.config.width)
+    params = params | {"value": params.get("value", head)}
+  hf_checkpoint.save(policy, begin.config, params, begin.tokenizer)
+  if export.is_reward(experiment):
+    data = experiment.data
+    unit = Affine(1.0, 0.0)
+    reward_model.describe(policy, data.template, data.limits, affine=unit)
 
 
-def _name(use: ObjectiveConfig) -> str:
-  return f"{use.name}({', '.join(f'{k}={v}' for k, v in use.hparams.items())})"
-
-
-def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], Beginning]:
-  mesh = setup.check(experiment, datasets)
-  split_overlap.check(experiment)
-  loaded = loading.load(experiment.data, experiment.data, datasets)
-  with tempfile.TemporaryDirectory() as scratch:
-    # A run's directory in all but its life: a tokenizer, a list of bad rows.
-    run_dir = Path(scratch)
-    if isinstance(experiment.start, Trained):
-      before, begun = _stages(experiment.start.experiment, datasets)
-    else:
-      before, begun = [], loading.begin(experiment, run_dir, loaded, None)
-    train, held_out, counts = loading.prepare(
-      experiment, loaded, begun.tokenizer, run_dir, datasets
-    )
-    beside = aux_losses.prepare(
-      experiment.parts, begun.tokenizer, run_dir, datasets, lambda batch: batch
-    )
-  objective = experiment.objective.build()
-  data = experiment.data
-  train = collate.to_layout(train, objective.layout, data.seed)
-  if held_out:
-    collate.to_layout(held_out, objective.layout, data.seed)
+def _records(
+  experiment: Experiment,
+  run_dir: Path,
+  policy: Path,
+  inputs: Inputs,
+  datasets: Datasets,
+) -> Budget:
+  """The budget of a run on records."""
+  data, name = experiment.data, str(experiment.objective)
+  if not loading.is_there(data):
+    begin = loading.pretrained(experiment.start)
+    _export(experiment, begin, policy)
+    parameters = sum(x.size for x in jax.tree.leaves(begin.params))
+    counts = {"made by": data.path.name}
+    return Budget(name, counts, {"parameters": parameters}, None, [])
+  loaded = inputs.loaded or loading.load(data, data, datasets)
+  begin = loading.start(experiment, run_dir, loaded)
+  train, _, counts = records_program.examples(
+    experiment, begin.tokenizer, loaded, run_dir, datasets
+  )
+  aux = aux_losses.prepare(
+    experiment.aux_losses, begin.tokenizer, run_dir, datasets, lambda batch: batch
+  )
+  _export(experiment, begin, policy)
   batches = pack.plan(
     train,
     rows_per_step=data.rows_per_step,
@@ -194,7 +187,6 @@ def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], B
     epochs=data.epochs,
     steps=data.steps,
   )
-  parameters = sum(x.size for x in jax.tree.leaves(begun.params))
   sizes = {
     "steps": len(batches),
     "rows a step": batches.rows_per_step,
@@ -202,35 +194,97 @@ def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], B
     "row length": batches.shape.L,
     "tokens computed": batches.tokens_computed,
     "unique tokens": batches.tokens_unique,
-    "parameters": parameters,
+    "parameters": sum(x.size for x in jax.tree.leaves(begin.params)),
   }
-  memory_bytes = None
-  if mesh is None:
-    memory_bytes = _memory(experiment, begun, batches, beside)
-  shown = audit.show(batches[0], begun.tokenizer)
-  name = _name(experiment.objective)
-  return [*before, Budget(name, counts, sizes, memory_bytes, shown)], begun
+  memory = None
+  if validate.make_mesh(experiment.mesh) is None:
+    memory = _memory(experiment, begin, batches, aux)
+  return Budget(name, counts, sizes, memory, audit.show(batches[0], begin.tokenizer))
+
+
+def _rollouts(
+  experiment: Experiment,
+  run_dir: Path,
+  policy: Path,
+  inputs: Inputs,
+  datasets: Datasets,
+) -> Budget:
+  """The budget of a run on rollouts."""
+  parts, first = rollouts_program.assemble(
+    experiment, run_dir, inputs, datasets, _silent
+  )
+  begin = loading.LoadedStart(parts.model.config, parts.ref, parts.tokenizer)
+  _export(experiment, begin, policy)
+  data, sampling = experiment.data, experiment.data.sampling
+  completions = data.iterations * data.prompts_per_iteration * sampling.completions
+  sizes = {
+    "iterations": data.iterations,
+    "prompts an iteration": data.prompts_per_iteration,
+    "completions a prompt": sampling.completions,
+    "updates an iteration": data.minibatches * data.ppo_epochs,
+    "completions in all": completions,
+    "tokens sampled, at most": completions * sampling.max_completion_tokens,
+    "parameters": sum(x.size for x in jax.tree.leaves(parts.ref)),
+    "parameters trained": sum(x.size for x in jax.tree.leaves(first.train.params)),
+  }
+  prompt = [
+    audit.Shown(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
+    for at, token in enumerate(parts.prompts.ids[0])
+  ]
+  memory = _rollouts_memory(parts, first)
+  return Budget(str(experiment.objective), parts.counts, sizes, memory, [prompt])
+
+
+_MAKERS = {records_program: _records, rollouts_program: _rollouts}
+
+
+def _silent(text: str) -> None:
+  del text
+
+
+def _rollouts_memory(parts, first) -> dict[str, int] | None:
+  experiment = parts.experiment
+  batch = minibatches.largest(
+    experiment.data,
+    max(parts.prompts.ids, key=len),
+    rollouts_program.recorded_stats(parts.objective, experiment.data.temperature),
+    parts.pairs,
+    parts.sizes,
+  )
+  if validate.make_mesh(experiment.mesh) is not None or batch is None:
+    return None
+  read, beta = rollouts_program.frozen_roles(parts, parts.ref), {}
+  if parts.controller is not None:
+    beta["beta"] = float(first.beta)
+  hparams = step.hparams(experiment.optimizer, **beta)
+  arguments = (first.train, read, batch, hparams, parts.aux.batch(0))
+  # The start, of which adapters read their base; the reference of now; less what of
+  # both the step reads.
+  copies = (not parts.frozen) + (first.ref is not None) - (references.ROLE in read)
+  kept = [first.sampler, *[parts.ref] * copies]
+  between = sum(x.nbytes for x in jax.tree.leaves(kept))
+  return _compiled(parts.take, *arguments) | {"between updates": between}
 
 
 def _memory(
-  experiment: Experiment, begun: Beginning, batches: Batches, beside: aux_losses.Beside
+  experiment: Experiment, begin: LoadedStart, batches: Batches, aux: AuxLosses
 ) -> dict[str, int]:
   """Bytes of the compiled step; parameters and state are never made."""
   objective = experiment.objective.build()
-  model = transformer.model(begun.config)
+  model = transformer.model(begin.config)
   adapter = experiment.adapter
   trained = lora.trained(model, adapter)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
-  needed = aux_losses.joined(objective, beside.parts)
+  needed = aux_losses.joined(objective, aux.losses)
 
   def create(lm):
-    head = heads.init_value_head(begun.config.width)
+    head = heads.init_value_head(begin.config.width)
     params = state.with_heads(needed, {"lm": lm}, head)
     return state.create(params, chain, objective.init(), jax.random.key(0), ema)
 
-  lm = jax.eval_shape(lambda: begun.params["lm"])
-  live = references.reads_live(objective) or aux_losses.read_reference(beside.parts)
+  lm = jax.eval_shape(lambda: begin.params["lm"])
+  live = references.reads_live(objective) or aux_losses.read_reference(aux.losses)
   frozen = {references.ROLE: {"lm": lm}} if live else {}
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}
@@ -244,11 +298,11 @@ def _memory(
     experiment.optimizer,
     len(batches),
     adapter=adapter,
-    parts=beside.parts,
+    aux_losses=aux.losses,
   )
   hparams = step.hparams(experiment.optimizer)
   make = functools.partial(jax.eval_shape, create)
-  return _compiled(update, make(lm), frozen, batch, hparams, beside.batch(0))
+  return _compiled(update, make(lm), frozen, batch, hparams, aux.batch(0))
 
 
 def _compiled(update: step.Step, *arguments) -> dict[str, int]:

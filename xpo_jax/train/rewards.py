@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from xpo_jax.config.on_policy import Configured, Feedback, Sampling
+from xpo_jax.config.factories import Configured
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
 from xpo_jax.models.transformer import Model
-from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.train import loading
+from xpo_jax.train.rollouts import RolloutBatch
 from xpo_jax.types import Params
 
 _Groups = Sequence[Sequence[str]]
@@ -60,25 +61,16 @@ def digests(source: Any) -> dict[str, str]:
   """
   found: dict[str, str] = {}
   if isinstance(source, Configured):
-    found = digests(source.hparams)
+    found = digests(source.arguments)
   elif isinstance(source, Mapping):
     directory = source.get("directory")
     if isinstance(directory, str) and (Path(directory) / "config.json").exists():
-      found[directory] = _digest(Path(directory))
+      found[directory] = loading.files_digest(Path(directory))
     found |= digests(tuple(source.values()))
   elif isinstance(source, list | tuple):
     for one in source:
       found |= digests(one)
   return found
-
-
-def _digest(directory: Path) -> str:
-  sha = hashlib.sha256()
-  for path in sorted(path for path in directory.iterdir() if path.is_file()):
-    sha.update(path.name.encode())
-    with path.open("rb") as file:
-      sha.update(hashlib.file_digest(file, "sha256").digest())
-  return sha.hexdigest()
 
 
 def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
@@ -131,7 +123,7 @@ def _takes(made: Callable[..., Any], count: int) -> bool:
   return True
 
 
-def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
+def ask(asked: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatch:
   """The rollouts with their rewards.
 
   Raises:
@@ -152,7 +144,7 @@ def ask(asked: Judge, rollouts: Rollouts, feedback: Feedback) -> Rollouts:
 
 
 def shaped(
-  rollouts: Rollouts, feedback: Feedback, sampling: Sampling
+  rollouts: RolloutBatch, feedback: Feedback, sampling: Sampling
 ) -> tuple[np.ndarray, np.ndarray]:
   """What is learned from: rewards with the missing-EOS rule, and which count.
 
@@ -179,7 +171,7 @@ def shaped(
 
 
 def summary(
-  rollouts: Rollouts,
+  rollouts: RolloutBatch,
   reward_BK: np.ndarray,
   present_BK: np.ndarray,
   kl_BK: np.ndarray,
@@ -192,9 +184,9 @@ def summary(
   as learned from; `kl` the log-ratio of sampler and reference summed over a
   completion's tokens (k1), nats, `kl_token` a token's share of it; `length` in tokens;
   shares: `no_eos`, `abstained`, `frac_informative_prompts` (prompts whose rewards, as
-    learned from,
-  differ), `idle` (of the sampler's slots, see `rollouts.Rollouts`). Columns that are
-  not the policy's (`Sampling.own`) are left out of all but the last three.
+  learned from, differ), `idle` (of the sampler's slots, see `rollouts.RolloutBatch`).
+  Columns that are not the policy's (`Sampling.own`) are left out of all but the last
+  three.
   """
   own = sampling.own
   told_BK = rollouts.reward_BK[:, own]

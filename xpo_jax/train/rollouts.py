@@ -1,7 +1,7 @@
-"""Rollouts: what a policy wrote in one iteration, and what was recorded at birth.
+"""RolloutBatch: what a policy wrote in one iteration, and what was recorded at birth.
 
 A rollout is a function of the run's key, the iteration and the row, never of how
-sampling was cut into batches. Rollouts are written as JSON lines, one a completion,
+sampling was cut into batches. RolloutBatch are written as JSON lines, one a completion,
 and read back bit for bit: a run that dies after its feedback does not ask again.
 """
 
@@ -15,32 +15,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax.config.on_policy import Sampling
+from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import tokenise
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import continuous_batching, decode_state, sample
 from xpo_jax.models.transformer import Model
+from xpo_jax.train.loading import PromptSet
 from xpo_jax.types import Array, Layout, Params
 
 
-class PromptSet(NamedTuple):
-  """Prompts to sample from.
-
-  Attributes:
-    uids: names of their records.
-    texts: as a judge reads them.
-    ids: as the model reads them, int32, BOS first.
-    width: of the array that sampling pads them to, tokens of the longest.
-  """
-
-  uids: tuple[str, ...]
-  texts: tuple[str, ...]
-  ids: tuple[np.ndarray, ...]
-  width: int
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rollouts:
+class RolloutBatch:
   """B prompts with K completions each.
 
   Attributes:
@@ -87,7 +72,7 @@ def draw(
   key: Array,
   ref_params: Params | None = None,
   average: Params | None = None,
-) -> Rollouts:
+) -> RolloutBatch:
   """Samples completions.
 
   Args:
@@ -103,7 +88,7 @@ def draw(
     average: of the averaged policy, where an opponent is made of it.
 
   Returns:
-    Rollouts without rewards.
+    RolloutBatch without rewards.
   """
   groups = _groups(model, params, sampling, key, ref_params, average)
   drawn = [_sample(model, prompts, row_B, sampling, tokenizer, one) for one in groups]
@@ -116,7 +101,7 @@ def draw(
     opponents_BJ = _texts(tokenizer, ids, _cut(rivals.tokens_BKT, rivals))
   out = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(one for one, _ in drawn))
   completions = _cut(out.tokens_BKT, out)
-  return Rollouts(
+  return RolloutBatch(
     iteration=iteration,
     row_B=np.asarray(row_B),
     prompts=tuple(prompts.texts[row] for row in row_B),
@@ -228,7 +213,7 @@ def _texts(tokenizer, ids, completions) -> tuple[tuple[str, ...], ...]:
   return tuple(texts)
 
 
-def write(path: Path, rollouts: Rollouts) -> None:
+def write(path: Path, rollouts: RolloutBatch) -> None:
   """Writes rollouts, one line a completion; whole or not at all, power lost or not."""
   lines = []
   for b, example in enumerate(rollouts.examples):
@@ -260,8 +245,8 @@ def write(path: Path, rollouts: Rollouts) -> None:
   beside.replace(path)
 
 
-def read(path: Path) -> Rollouts:
-  """Rollouts as they were written; a reward that is null is NaN."""
+def read(path: Path) -> RolloutBatch:
+  """RolloutBatch as they were written; a reward that is null is NaN."""
   # Not splitlines: it also splits at characters that JSON leaves as they are.
   texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
   lines = [json.loads(text) for text in texts]
@@ -275,7 +260,7 @@ def read(path: Path) -> Rollouts:
     cast = (lambda x: x) if dtype is None else (lambda x: np.array(x, dtype))
     return [[cast(line[name]) for line in group] for group in groups]
 
-  return Rollouts(
+  return RolloutBatch(
     iteration=lines[0]["iteration"],
     row_B=np.array([group[0]["row"] for group in groups]),
     prompts=tuple(group[0]["prompt"] for group in groups),

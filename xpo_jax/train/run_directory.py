@@ -1,9 +1,18 @@
-"""What every trainer does with its run directory: go on, keep, hand over."""
+"""Reads and writes a run directory.
+
+A run directory holds `config.yaml` (the experiment, versions, flags, code), `data.json`
+(counts and hashes), `shown.json` (the first rows, token by token), `metrics.jsonl`,
+`tensorboard/`, `checkpoints/`, `policy/` (a Hugging Face directory), `adapter/` (PEFT's
+format; `policy/` then has it merged), `stages/` (a run directory for each `Stage`) and,
+when it is finished, `summary.json`. A run on records has `references/`, the
+reference's statistics; a run on rollouts has `rollouts/`, JSON lines of each iteration,
+and `held_out/`, the same of each evaluation by iterations done.
+"""
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +21,24 @@ import numpy as np
 
 from xpo_jax.config import yaml_file
 from xpo_jax.data.pack import Batch
-from xpo_jax.models import hf_checkpoint
-from xpo_jax.models.config import Config
 from xpo_jax.train import checkpoint, progress
-from xpo_jax.types import Params
+
+SUMMARY, SHOWN, COUNTS = "summary.json", "shown.json", "data.json"
+CHECKPOINTS, POLICY, ADAPTER = "checkpoints", "policy", "adapter"
+STAGES, NONFINITE, REFERENCES = "stages", "nonfinite", "references"
+ROLLOUTS, HELD_OUT = "rollouts", "held_out"
+SHOWN_ROWS = 4
+# What is worth keeping of a run that was refused.
+_COMPUTED = (CHECKPOINTS, STAGES, ROLLOUTS, HELD_OUT)
+# Digests that data.json of an older run may lack.
+JUDGES_DIGEST, START_DIGEST = "judges_sha256", "start_sha256"
 
 
-def refuse_taken(run_dir: Path) -> None:
+class NonFiniteLoss(ValueError):
+  """A loss or a gradient that is not a finite number; the batch was saved."""
+
+
+def refuse_existing(run_dir: Path) -> None:
   """Refuses to begin a run where there is one.
 
   Raises:
@@ -32,27 +52,26 @@ def refuse_taken(run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def begun(run_dir: Path, experiment: Any, computed: Sequence[str]) -> Iterator[None]:
+def create(run_dir: Path, experiment: Any) -> Iterator[None]:
   """Makes the directory of a run and its config.yaml; a run that is refused with
   nothing computed leaves none, so that the same name can be used.
 
   Args:
     run_dir: does not exist yet.
     experiment: what runs.
-    computed: names in the directory, of what is worth keeping.
   """
   run_dir.mkdir(parents=True)
   yaml_file.write(run_dir, experiment)
   try:
     yield
   except ValueError:
-    if not any((run_dir / name).exists() for name in computed):
+    if not any((run_dir / name).exists() for name in _COMPUTED):
       shutil.rmtree(run_dir)
     raise
 
 
-def kept(run_dir: Path, experiment: Any | None) -> Any:
-  """The experiment of a run that is there.
+def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
+  """The experiment of a run.
 
   Args:
     run_dir: the run.
@@ -61,14 +80,14 @@ def kept(run_dir: Path, experiment: Any | None) -> Any:
   Raises:
     ValueError: no such run, or of another experiment; says how.
   """
-  found, _ = yaml_file.read(run_dir)
+  recorded, _ = yaml_file.read(run_dir)
   if experiment is not None:
-    dicts = map(yaml_file.to_dict, (found, experiment))
-    yaml_file.refuse_change("configuration", run_dir, *dicts)
-  return found
+    old, new = map(yaml_file.to_dict, (recorded, experiment))
+    yaml_file.refuse_change("configuration", run_dir, old, new)
+  return recorded
 
 
-def restored(
+def restore_state(
   manager: checkpoint.Manager,
   run_dir: Path,
   fresh: Any,
@@ -105,22 +124,60 @@ def restored(
   return found.state
 
 
-def export(path: Path, config: Config, params: Params, tokenizer: Any) -> None:
-  """Writes a Hugging Face directory, unless it is there."""
-  # Beside it, then renamed: a kill must not leave half a policy under its name.
+def write_once(path: Path, write: Callable[[Path], None]) -> None:
+  """Writes a directory as a whole, unless it is there."""
+  # Beside it, then renamed: a kill must not leave half of it under its name.
   beside = path.with_name(f"{path.name}.tmp")
   shutil.rmtree(beside, ignore_errors=True)
   if not path.exists():
-    hf_checkpoint.save(beside, config, params, tokenizer)
+    write(beside)
     beside.rename(path)
 
 
-def keep_batch(directory: Path, batch: Batch, line: Mapping[str, float]) -> Path:
-  """Writes a batch on which numbers ceased to be finite, and the numbers.
+def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
+  """Writes data.json, or compares the data with it. A start or a judge whose digest it
+  does not hold, of a run begun before digests were kept, passes.
 
-  Returns:
-    The path of the arrays.
+  Raises:
+    ValueError: the data changed since the run began; says how.
   """
+  path = run_dir / COUNTS
+  if not path.exists():
+    write_json(path, counts)
+    return
+  old = json.loads(path.read_text(encoding="utf-8"))
+  optional = (JUDGES_DIGEST, START_DIGEST)
+  new = {n: x for n, x in counts.items() if n not in optional or n in old}
+  yaml_file.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
+
+
+def refuse_non_finite(
+  run_dir: Path, where: str, numbers: Mapping[str, float], batch: Callable[[], Batch]
+) -> None:
+  """Stops a run whose loss or gradient ceased to be finite, and saves the batch.
+
+  Args:
+    run_dir: the run.
+    where: which step, for the message.
+    numbers: its metrics; a step without an update has no loss.
+    batch: makes the batch.
+
+  Raises:
+    NonFiniteLoss: they are not finite; names the saved arrays and what helps.
+  """
+  losses = [numbers[name] for name in ("loss", "grad_norm") if name in numbers]
+  if np.isfinite(losses).all():
+    return
+  path = _save_batch(run_dir / NONFINITE, batch(), numbers)
+  raise NonFiniteLoss(
+    f"{where}: loss is {numbers['loss']}, grad_norm {numbers['grad_norm']}; the batch "
+    f"is in {path}, the last checkpoint is sound. Lower Optimizer.learning_rate, raise "
+    "warmup_steps, or look at the batch"
+  )
+
+
+def _save_batch(directory: Path, batch: Batch, line: Mapping[str, float]) -> Path:
+  """Writes the arrays of a batch, and its metrics; returns the path of the arrays."""
   directory.mkdir(exist_ok=True)
   leaves = jax.tree_util.tree_leaves_with_path(batch)
   arrays = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in leaves}
@@ -129,7 +186,7 @@ def keep_batch(directory: Path, batch: Batch, line: Mapping[str, float]) -> Path
   return directory / "batch.npz"
 
 
-def wandb(
+def wandb_arguments(
   project: str | None, run_dir: Path, meta: Mapping[str, Any]
 ) -> dict[str, Any] | None:
   """Arguments of `wandb.init`, or None."""

@@ -1,13 +1,18 @@
-"""What a training run is between two steps: one pytree, checkpointed whole."""
+"""The state of a run between two steps, one pytree, and what the loop drives."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from xpo_jax.config import optim
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.feedback.critic import CRITIC, Critic
 from xpo_jax.models import heads, lora
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
@@ -15,7 +20,6 @@ from xpo_jax.sharding import place, rules
 from xpo_jax.types import Array, Objective, Params, State
 
 BASE = "base"  # the frozen parameters that adapters hang on
-CRITIC = "critic"  # the decoder of values that are not the policy's own
 
 
 @struct.dataclass
@@ -42,13 +46,13 @@ class TrainState:
 
 
 @struct.dataclass
-class OnlineState:
-  """All that an online run carries from iteration to iteration.
+class RolloutState:
+  """All that a run on its own rollouts carries from iteration to iteration.
 
   Attributes:
     step: iterations done, int32 scalar.
     train: of the optimiser; its `step` counts updates.
-    ref: `{"lm": ...}` of the reference where it is renewed; None: it is the start.
+    ref: `{"lm": ...}` of the reference where it is updated; None: it stays.
     sampler: the policy's parameters at the start of the last iterations, the oldest
       first, as many as the sampler is behind.
     beta: of the KL controller, or None.
@@ -59,6 +63,49 @@ class OnlineState:
   ref: Params | None
   sampler: tuple[Params, ...]
   beta: Array | None
+
+
+class Program(NamedTuple):
+  """What the loop drives: a run before its first step.
+
+  Attributes:
+    state: before the first step, placed; donated with it. Its `step` counts.
+    total: steps, or iterations of rollouts.
+    advance: `(state, index) -> (state, metrics)`: the step after `index` steps. The
+      metrics may still be on their way on the device.
+    evaluate: `state -> metrics`, `eval/...`, on held-out data; None without such.
+    line: `(index, numbers, seconds) -> line` of metrics.jsonl of a step, from its
+      fetched metrics and the seconds that it took.
+    batch: `index -> Batch` of a step, to be kept where its loss is not finite.
+    policy: `state -> {"lm": ...}`, the weights to evaluate and export, adapters
+      merged.
+    export_adapter: `(state, directory)`: writes the adapters in PEFT's format; None
+      where every weight is trained.
+    export_policy: `(params, directory)`: writes a Hugging Face directory.
+    model: of the policy.
+    tokenizer: of the policy.
+    sizes: of the run, for summary.json and a person.
+    headline: a line about the sizes for the screen.
+    shown: names of the metrics that the screen shows.
+    log_every, checkpoint_every: defaults of `Loop`'s fields.
+  """
+
+  state: Any
+  total: int
+  advance: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
+  evaluate: Callable[[Any], Mapping[str, Any]] | None
+  line: Callable[[int, Mapping[str, float], float], dict[str, float]]
+  batch: Callable[[int], Any]
+  policy: Callable[[Any], Params]
+  export_adapter: Callable[[Any, Path], None] | None
+  export_policy: Callable[[Params, Path], None]
+  model: Model
+  tokenizer: Any
+  sizes: Mapping[str, Any]
+  headline: str
+  shown: tuple[str, ...]
+  log_every: int
+  checkpoint_every: int | None
 
 
 def create(
@@ -126,6 +173,46 @@ def create_on(
   return run(params, method_state=method_state, key=key), shardings
 
 
+def first(
+  experiment: Experiment,
+  objective: Objective,
+  start: Params,
+  head: Params,
+  trained: Model,
+  mesh: jax.sharding.Mesh | None,
+  critic: Critic | None = None,
+) -> tuple[TrainState, TrainState | None]:
+  """The state before the first step of an experiment, on its mesh.
+
+  Args:
+    experiment: the run.
+    objective: with the statistics of all its losses (`aux_losses.joined`).
+    start: `{"lm", ["value"]}`, the weights it starts from.
+    head: a fresh scalar head, where one is needed and `start` has none.
+    trained: what is trained, the decoder or its adapters (`lora.trained`).
+    mesh: None: one device.
+    critic: values that are not the policy's own.
+
+  Returns:
+    The state, and its shardings; None for one device.
+  """
+  root = jax.random.key(experiment.seed)
+  if experiment.adapter is not None:
+    start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
+  params = with_heads(objective, start, head)
+  if critic is not None:
+    params[CRITIC] = critic.params
+  optimizer = optim.transform(experiment.optimizer, trained.logical_axes())
+  method_state, key = objective.init(), jax.random.fold_in(root, 2)
+  ema = experiment.optimizer.ema is not None
+  if mesh is None:
+    return create(params, optimizer, method_state, key, ema), None
+  model = None if critic is None else critic.model
+  return create_on(
+    mesh, trained, params, optimizer, method_state, key, ema, critic=model
+  )
+
+
 def axes(model: Model, params: Params, critic: Model | None = None) -> Params:
   """Logical axes of `{"lm": ..., ["value": ...], ["critic": ...]}`."""
   found = {"lm": model.logical_axes()}
@@ -178,3 +265,12 @@ def policy(
   if adapter is None:
     return params
   return params | {"lm": lora.attach(frozen[BASE]["lm"], params["lm"], adapter)}
+
+
+def merged(
+  params: Params, frozen: Mapping[str, Params], adapter: Adapter | None
+) -> Params:
+  """The policy's parameters without adapters: what is evaluated and exported."""
+  if adapter is None:
+    return params
+  return params | {"lm": lora.merged(frozen[BASE]["lm"], params["lm"], adapter)}

@@ -60,17 +60,17 @@ def make_step(
   shardings: TrainState | None = None,
   chunk: int | None = None,
   adapter: Adapter | None = None,
-  parts: Sequence[AuxLoss] = (),
+  aux_losses: Sequence[AuxLoss] = (),
 ) -> Step:
-  """The jitted step `(state, frozen, batch, hyperparameters, beside) -> (state,
+  """The jitted step `(state, frozen, batch, hyperparameters, aux_batches) -> (state,
   metrics)`.
 
   `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
-  in `batch.ref`). `hparams` is `{"objective": numeric hyperparameters, "learning_rate":
-  peak}`,
-  traced: a sweep over them, over the seed and over data of one shape compiles once.
-  Keep their types from call to call (see `hparams`). `beside` maps each part's `data`
-  to its batch; without parts it is left out. The state is donated. Nothing blocks:
+  in `batch.ref`). `hparams` is `{"objective": numeric hyperparameters,
+  "learning_rate": peak}`, traced: a sweep over them, over the seed and over data of one
+  shape compiles once. Keep their types from call to call (see `hparams`).
+  `aux_batches` maps each auxiliary loss's `data` to its batch; without any it is left
+  out. The state is donated. Nothing blocks:
   metrics are scalars on the device; fetch many steps of them at once.
 
   Args:
@@ -84,7 +84,7 @@ def make_step(
     shardings: of the state on the mesh (`state.shardings`).
     chunk: response tokens of a row whose logits are held at once; see `models.score`.
     adapter: what is trained, on the frozen role "base"; None: all of the policy.
-    parts: what else is minimised, its weight times its loss on its own batch. A part
+    aux_losses: what else is minimised, its weight times its loss on its own batch. It
       keeps no state from step to step.
 
   Returns:
@@ -95,28 +95,28 @@ def make_step(
   Raises:
     ValueError: a part whose objective keeps a state.
   """
-  for part in parts:
-    if jax.tree.leaves(part.objective.init()):
+  for aux_loss in aux_losses:
+    if jax.tree.leaves(aux_loss.objective.init()):
       raise ValueError(
-        f"part {part.data!r}: {part.objective.name} keeps a state from step to step; "
-        "only the objective of the run may"
+        f"aux_losses {aux_loss.data!r}: {aux_loss.objective.name} keeps a state from "
+        "step to step; only the objective of the run may"
       )
   # A user's own module need not name its axes where nothing reads them.
   trained = lora.trained(models["policy"], adapter)
   axes = trained.logical_axes() if optimizer.weight_decay else None
   chain = optim.transform(optimizer, axes)
 
-  def step(state, frozen, batch, hparams, beside=None):
+  def step(state, frozen, batch, hparams, aux_batches=None):
     objective = build(**hparams["objective"])
     key = jax.random.fold_in(state.key, state.step)
     score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
     grads, means, method_state = gradient(
       objective, score_one, state.params, batch, state.method_state, key
     )
-    for number, part in enumerate(parts):
-      score_part = scorer(part.objective, models, frozen, mesh, chunk, adapter)
+    for number, aux_loss in enumerate(aux_losses):
+      score_aux = scorer(aux_loss.objective, models, frozen, mesh, chunk, adapter)
       own_key = jax.random.fold_in(key, number)
-      more, found = weighted(part, score_part, state.params, beside, own_key)
+      more, found = weighted(aux_loss, score_aux, state.params, aux_batches, own_key)
       grads = jax.tree.map(jnp.add, grads, more)
       means |= found
     if adapter is not None and adapter.l1:
@@ -229,8 +229,8 @@ def gradient(
   weights = {n: term.weight for n, term in objective.loss(whole, aux).terms.items()}
   rows = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), aux.rows)
 
-  def add(total, part):
-    microbatch, rows = part
+  def add(total, aux_loss):
+    microbatch, rows = aux_loss
 
     def part_loss(params):
       record = score_one(params, microbatch)
@@ -249,24 +249,31 @@ def gradient(
 
 
 def weighted(
-  part: AuxLoss,
+  aux_loss: AuxLoss,
   score_one: Callable[[Params, Batch], Scored],
   params: Params,
   batches: Mapping[str, Batch],
   key: Array,
 ) -> tuple[Params, dict[str, Mean]]:
-  """A part's gradient on its own batch times its weight, and its metrics by name."""
+  """The gradient on its own batch times its weight, and its metrics by name."""
   grads, means, _ = gradient(
-    part.objective, score_one, params, batches[part.data], part.objective.init(), key
+    aux_loss.objective,
+    score_one,
+    params,
+    batches[aux_loss.data],
+    aux_loss.objective.init(),
+    key,
   )
-  grads = jax.tree.map(lambda x: part.weight * x, grads)
+  grads = jax.tree.map(lambda x: aux_loss.weight * x, grads)
   named = {}
   for name, mean in means.items():
     term = name.removeprefix("loss/")
     if term == name:
-      named[f"{part.data}/{name}"] = mean
+      named[f"{aux_loss.data}/{name}"] = mean
     else:
-      named[f"loss/{part.data}/{term}"] = mean.replace(total=part.weight * mean.total)
+      named[f"loss/{aux_loss.data}/{term}"] = mean.replace(
+        total=aux_loss.weight * mean.total
+      )
   return grads, named
 
 
@@ -316,9 +323,9 @@ def divide(means: Mapping[str, Mean]) -> dict[str, Array]:
   return {"loss": sum(terms)} | values
 
 
-def needs(objective: Objective) -> tuple[TokenStat, ...]:
-  """What a step scores: the objective's needs, and the entropy where logits are there
-  anyway; in an order that does not change from process to process."""
+def stats(objective: Objective) -> tuple[TokenStat, ...]:
+  """What a step scores: the objective's statistics, and the entropy where logits are
+  there anyway; in an order that does not change from process to process."""
   stats = set(objective.stats)
   fields = {stat.field for stat in stats}
   if ENTROPY.field not in fields and any("policy" in stat.roles for stat in stats):
@@ -341,12 +348,12 @@ ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)
 
 
 def scorer(objective, models, frozen, mesh, chunk, adapter=None):
-  stats = needs(objective)
+  wanted = stats(objective)
   models = dict(models) | {"policy": lora.attached(models["policy"], adapter)}
 
   def score_one(params: Params, microbatch: Batch) -> Scored:
     roles = states.roles(params, frozen, adapter) | frozen
-    return score(models, roles, stats, microbatch, mesh, chunk)
+    return score(models, roles, wanted, microbatch, mesh, chunk)
 
   return score_one
 

@@ -1,4 +1,4 @@
-"""What is wrong with an online run, said before anything of it is made."""
+"""Refuses what is wrong with a run before anything of it is made."""
 
 import tempfile
 from pathlib import Path
@@ -10,127 +10,158 @@ import transformers
 
 from xpo_jax import scored
 from xpo_jax.config import split_overlap
-from xpo_jax.config.experiment import Scratch, Trained
-from xpo_jax.config.on_policy import OnlineExperiment
-from xpo_jax.data import records
+from xpo_jax.config.data import Data
+from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
 from xpo_jax.data.sources import Loaded
+from xpo_jax.feedback import critic
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.testing import toy
-from xpo_jax.train import (
-  aux_losses,
-  critic,
-  loading,
-  metrics,
-  online_setup,
-  references,
-  setup,
-)
+from xpo_jax.train import aux_losses, loading, metrics, pair_construction, references
 from xpo_jax.train.loading import Datasets
-from xpo_jax.train.pair_construction import Arrangement
+from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.types import Layout, Objective
 
-_RECORDED = frozenset({"reward_BK", "old_logp_BKT", online_setup.OLD_VALUE})
+_RECORDED = frozenset({"reward_BK", "old_logp_BKT", "old_value_BKT"})
 
 
-def check(experiment: OnlineExperiment, datasets: Datasets | None = None) -> None:
-  """What can be refused before anything is made.
+def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
+  """The mesh over all devices; None where one device is asked for, or there."""
+  rest = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
+  data = shape.data or rest
+  if data * shape.fsdp * shape.tensor == 1:
+    return None
+  return meshes.make_mesh(data, shape.fsdp, shape.tensor)
+
+
+def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) -> None:
+  """Refuses what is wrong with any run before anything is made.
+
+  Args:
+    experiment: the run.
+    data: its records, whose rows are cut into steps; None of a run on rollouts.
+    datasets: see `loading.load`.
+
+  Raises:
+    ValueError: a mesh that does not fit the devices or the batch; wandb asked for and
+      not installed; an auxiliary loss that cannot be (`aux_losses.check`); held-out
+      prompts that are trained on (`split_overlap.check`);"""
+  mesh = make_mesh(experiment.mesh)
+  if experiment.loop.wandb is not None:
+    metrics.check_wandb()
+  sizes = [(data.rows_per_step, data.microbatches)] if data is not None else []
+  sizes += [
+    (loss.data.rows_per_step, loss.data.microbatches) for loss in experiment.aux_losses
+  ]
+  if mesh is not None:
+    for rows_per_step, microbatches in sizes:
+      meshes.check_batch(mesh, rows_per_step, microbatches)
+  aux_losses.check(experiment.aux_losses, datasets)
+  split_overlap.check(experiment)
+
+
+def pair_construction_of(experiment: Experiment) -> PairConstruction:
+  """The pair construction of an experiment, or that of the objective's layout.
+
+  Raises:
+    ValueError: none is given, and the layout has none of its own.
+  """
+  data, objective = experiment.data, experiment.objective.build()
+  if data.pair_construction is not None:
+    return data.pair_construction.build()
+  if objective.layout not in pair_construction.DEFAULTS:
+    known = ", ".join(layout.name for layout in pair_construction.DEFAULTS)
+    raise ValueError(
+      f"{objective.name} needs layout {objective.layout.name}; rollouts become "
+      f"{known}, or what Rollouts.pair_construction makes of them"
+    )
+  return pair_construction.DEFAULTS[objective.layout]()
+
+
+def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
+  """Refuses what is wrong with a run on rollouts before anything is made.
 
   Args:
     experiment: the run.
     datasets: see `loading.load`.
 
   Raises:
-    ValueError: an objective that rollouts cannot feed, that the arrangement does not
-      fit, that takes another column 0 than `Sampling.column0_source` brings or other
-      rewards than `Feedback` gives, or that cannot tell rewards apart with so few
-      completions; win rates of one completion; a controller of a beta that is not the
-      objective's, or that may take it to 0 in one iteration; a function in the wrong
-      field; a critic for an objective without values; a mesh that does not fit; a part
-      that cannot be (`aux_losses.check`); held-out prompts that are trained on
-      (`split_overlap.check`).
+    ValueError: an objective that rollouts cannot feed, that the pair construction does
+      not fit, that takes another column 0 than `Sampling.column0_source` brings or
+      other rewards than `Feedback` gives, or that cannot tell rewards apart with so few
+      completions; win rates of one completion; an averaged opponent without an average;
+      a controller of a beta that is not the objective's, or that may take it to 0 in
+      one iteration; a function in the wrong field; a critic for an objective without
+      values; a mesh that does not fit; what `check_common` refuses.
   """
-  objective, made = experiment.objective.build(), online_setup.arrangement(experiment)
-  if not isinstance(made, Arrangement):
+  data = experiment.data
+  objective, pairs = experiment.objective.build(), pair_construction_of(experiment)
+  if not isinstance(pairs, PairConstruction):
     raise ValueError(
-      f"OnlineExperiment.arrange is {experiment.arrange.name}, which makes "
-      f"{type(made).__name__}; name a function that makes an arrange.Arrangement, such "
-      "as arrange.best_worst"
+      f"Rollouts.pair_construction is {data.pair_construction.name}, which makes "
+      f"{type(pairs).__name__}; name a function that makes a PairConstruction, such as "
+      "pair_construction.best_worst"
     )
-  name, completions = objective.name, experiment.sampling.completions
-  if made.layout is not objective.layout:
+  name, completions = objective.name, data.sampling.completions
+  if pairs.layout is not objective.layout:
     raise ValueError(
-      f"{name} needs layout {objective.layout.name}, the arrangement makes "
-      f"{made.layout.name}; see xpo_jax.train.pair_construction"
+      f"{name} needs layout {objective.layout.name}, the pair construction makes "
+      f"{pairs.layout.name}; see xpo_jax.train.pair_construction"
     )
-  brought = _RECORDED | made.brings
+  brought = _RECORDED | pairs.brings
   unknown = sorted(objective.columns - brought)
   if unknown:
     raise ValueError(
-      f"{name} requires the field {unknown[0]}, which rollouts do not bring; they "
+      f"{name} requires the column {unknown[0]}, which rollouts do not bring; they "
       f"bring {', '.join(sorted(brought))}"
     )
   roles = {role.split(".")[0] for stat in objective.stats for role in stat.roles}
   if roles - {"policy", references.ROLE}:
     raise ValueError(
-      f"{name} reads the roles {sorted(roles)}; an online run has a policy and a ref"
+      f"{name} reads the roles {sorted(roles)}; a run on rollouts has a policy and a "
+      "ref"
     )
-  first = experiment.sampling.column0_source
-  if first != objective.column0_source:
+  source = data.sampling.column0_source
+  if source != objective.column0_source:
     raise ValueError(
-      f"Sampling.column0_source is {first!r}, and {name} is made for "
-      f"{objective.column0_source!r} in "
-      f"column 0; set Sampling.column0_source to {objective.column0_source!r}"
+      f"Sampling.column0_source is {source!r}, and {name} is made for "
+      f"{objective.column0_source!r} in column 0; set Sampling.column0_source to "
+      f"{objective.column0_source!r}"
     )
   _check_feedback(objective, experiment)
-  if completions == 1 and not _sees_rewards(objective, made):
+  _check_opponent(experiment)
+  if completions == 1 and not _sees_rewards(objective, pairs):
     raise ValueError(
       f"{name} learns nothing from the rewards of one completion: its baseline or its "
       "pair is made of the others of the prompt; set Sampling.completions to 2 or more "
       "(is 1)"
     )
-  if experiment.controller is not None:
+  if data.kl_controller is not None:
     _check_controller(experiment)
-  if experiment.critic_init is not None:
-    critic.check(experiment.critic_init, objective)
-  mesh = setup.make_mesh(experiment.mesh)
+  if data.critic_init is not None:
+    critic.check_objective(objective, data.critic_init)
+    if isinstance(data.critic_init, str):
+      critic.check(data.critic_init)
+  mesh = make_mesh(experiment.mesh)
   if mesh is not None:
-    meshes.check_batch(mesh, experiment.rows_per_step, experiment.microbatches)
-    for part in experiment.parts:
-      meshes.check_batch(mesh, part.data.rows_per_step, part.data.microbatches)
-  aux_losses.check(experiment.parts, datasets or {})
-  if experiment.loop.wandb is not None:
-    metrics.check_wandb()
-  split_overlap.check(experiment)
+    meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
+  check_common(experiment, None, datasets)
 
 
-def load(experiment: OnlineExperiment, datasets: Datasets) -> Loaded:
-  """The prompts' records of an experiment that `check` let pass.
+def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> None:
+  """Refuses what the start has no room for, before a stage is trained.
+
+  Args:
+    experiment: the run.
+    loaded: its prompts' records.
+    datasets: see `loading.load`.
 
   Raises:
-    ValueError: what `check` refuses, unreadable rows that stop the run, no rows; what
-      the start has no room for (`online_setup.check_room`), as far as that is known of
-      a start that is not trained yet: all, but for prompts in a tokenizer to be made.
+    ValueError: see `loading.check_room`.
   """
-  check(experiment, datasets)
-  loaded = loading.load(experiment.prompts, experiment.prompts, datasets)
-  if loaded.bad and experiment.prompts.bad_rows == "stop":
-    raise records.BadRows(loaded.bad)
-  if not loaded.records:
-    raise ValueError(
-      f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
-    )
-  _check_start(experiment, loaded, datasets)
-  return loaded
-
-
-def _check_start(
-  experiment: OnlineExperiment, loaded: Loaded, datasets: Datasets
-) -> None:
-  """What `online_setup.prepare` refuses, before a stage is trained."""
   start = experiment.start
-  while isinstance(start, Trained):
+  while isinstance(start, Stage):
     start = start.experiment.start
   if isinstance(start, Scratch):
     config, directory = start.model, start.tokenizer
@@ -140,15 +171,15 @@ def _check_start(
   if config.rotary is None and directory is not None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     with tempfile.TemporaryDirectory() as scratch:  # for lists of bad rows
-      made = online_setup.prompt_sets(
+      chosen, _, _ = loading.prompt_sets(
         experiment, loaded, tokenizer, Path(scratch), datasets
       )
-    longest = made[0].width
-  online_setup.check_room(config, experiment.sampling, longest)
+    longest = chosen.width
+  loading.check_room(config, experiment.data.sampling, longest)
 
 
-def _check_feedback(objective: Objective, experiment: OnlineExperiment) -> None:
-  feedback, sampling = experiment.feedback, experiment.sampling
+def _check_feedback(objective: Objective, experiment: Experiment) -> None:
+  feedback, sampling = experiment.data.feedback, experiment.data.sampling
   K, opponent = sampling.completions, sampling.opponent
   if objective.reward_kind != "any" and feedback.kind != "win_rates":
     raise ValueError(
@@ -171,45 +202,61 @@ def _check_feedback(objective: Objective, experiment: OnlineExperiment) -> None:
     )
 
 
-def _check_controller(experiment: OnlineExperiment) -> None:
-  rule = experiment.controller.build()
-  if not isinstance(rule, Controller):
+def _check_opponent(experiment: Experiment) -> None:
+  opponent = experiment.data.sampling.opponent
+  if opponent is None or opponent.of != "average":
+    return
+  if not experiment.optimizer.ema:
     raise ValueError(
-      f"OnlineExperiment.controller is {experiment.controller.name}, which makes "
-      f"{type(rule).__name__}; name a function that makes a controllers.Controller, "
-      "such as controllers.adaptive_kl"
+      'Opponent.of is "average"; set Optimizer.ema, the decay of that average'
     )
-  first = rule.beta
+  if experiment.adapter is not None:
+    raise ValueError(
+      'Opponent.of is "average" and Experiment.adapter is set: the mean of an '
+      "adapter's factors is not that of the weights; set Opponent.of to "
+      '"sampler", or adapter to None'
+    )
+
+
+def _check_controller(experiment: Experiment) -> None:
+  data = experiment.data
+  config = data.kl_controller
+  controller = config.build()
+  if not isinstance(controller, Controller):
+    raise ValueError(
+      f"Rollouts.kl_controller is {config.name}, which makes "
+      f"{type(controller).__name__}; name a function that makes a "
+      "kl_control.Controller, such as kl_control.adaptive_kl"
+    )
+  first = controller.beta
   name, hparams = experiment.objective.name, experiment.objective.hparams
   if not isinstance(hparams.get("beta"), float | int):
     raise ValueError(
-      f"controller: {name} has no number beta to control, it has {hparams}"
+      f"kl_controller: {name} has no number beta to control, it has {hparams}"
     )
   if hparams["beta"] != first:
     raise ValueError(
-      f"controller starts at beta {first}, {name} has beta {hparams['beta']}; give "
-      "both "
-      "the same"
+      f"kl_controller starts at beta {first}, {name} has beta {hparams['beta']}; give "
+      "both the same"
     )
-  each, K = experiment.prompts_per_iteration, experiment.sampling.completions
+  each, K = data.prompts_per_iteration, data.sampling.completions
   # As far below its target as an estimate may be: the most that beta can fall.
-  lowest = float(rule.update(first, Observation(-1e9, each * K)))
+  lowest = float(controller.update(first, Observation(-1e9, each * K)))
   if not lowest > 0:
     raise ValueError(
-      f"controller: {experiment.controller.name} may take beta from {first} to "
-      f"{lowest:g} in one iteration of {each * K} completions (prompts_per_iteration "
-      f"{each} x Sampling.completions {K}), and beta must stay > 0; with "
-      f"{dict(experiment.controller.hparams)} raise horizon above most_error x "
-      f"{each * K}"
+      f"kl_controller: {config.name} may take beta from {first} to {lowest:g} in one "
+      f"iteration of {each * K} completions (prompts_per_iteration {each} x "
+      f"Sampling.completions {K}), and beta must stay > 0; with "
+      f"{dict(config.arguments)} raise horizon above most_error x {each * K}"
     )
 
 
-def _sees_rewards(objective: Objective, made: Arrangement) -> bool:
+def _sees_rewards(objective: Objective, pairs: PairConstruction) -> bool:
   """Whether other rewards give another gradient where a prompt has one completion."""
   record = toy.scored_for(objective._replace(layout=Layout.RATED))
   length_BK, present_BK = np.asarray(record.length_BK), np.asarray(record.present_BK)
   least, most = (
-    made.choose(np.full_like(present_BK, reward), present_BK, length_BK)
+    pairs.choose(np.full_like(present_BK, reward), present_BK, length_BK)
     for reward in (-1e30, 1e30)
   )
   if least != most:  # chosen or labelled by its reward alone

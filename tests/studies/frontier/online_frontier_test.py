@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.studies import tiny_world
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import Sampling
+from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.config.sampling import Sampling
 from xpo_jax.feedback import reward_model, rules
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies import find_recipe, synthetic_world

@@ -8,7 +8,7 @@ import pytest
 
 from tests.studies.multistage import staged_test
 from xpo_jax import objectives
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.feedback import local, noisy_judge, reward_model
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.multistage import staged

@@ -13,9 +13,11 @@ import pytest
 
 from tests.studies.tiny_world import TINY
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import AuxLossConfig, Evaluation, ObjectiveConfig
-from xpo_jax.config.on_policy import Configured, Feedback, Sampling
+from xpo_jax.config.data import Evaluation
+from xpo_jax.config.experiment import AuxLossConfig
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data import synthetic_reviews, tokenise
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import reward_model
@@ -346,7 +348,7 @@ def test_online_stage_learns_from_a_reward_model_beside_text(lab):
       prompts_per_iteration=4,
       optimizer=Optimizer(learning_rate=1e-2),
       evaluation=Evaluation(),
-      parts=(AuxLossConfig(3.0, ObjectiveConfig("sft"), lab.data("text")),),
+      aux_losses=(AuxLossConfig(3.0, ObjectiveConfig("sft"), lab.data("text")),),
     )
 
   first = learn()

@@ -9,7 +9,7 @@ import pytest
 
 from tests import compiling
 from xpo_jax import cli
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import records, synthetic_reviews, tfds
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.models import config, hf_checkpoint, transformer

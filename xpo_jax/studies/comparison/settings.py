@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax import objectives
-from xpo_jax.config.experiment import ObjectiveConfig, factory
+from xpo_jax.config.factories import ObjectiveConfig, factory
 from xpo_jax.data import collate, tokenise
 from xpo_jax.evaluation import bootstrap, frontier
 from xpo_jax.ops import token_stats

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import audit
 from xpo_jax.evaluation import measure_policy
 from xpo_jax.models import hf_checkpoint

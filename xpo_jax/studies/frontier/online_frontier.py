@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpo_jax.config.experiment import Loop
-from xpo_jax.config.on_policy import OnlineExperiment
+from xpo_jax.config.experiment import Experiment, Loop
 from xpo_jax.evaluation import bootstrap, measure_policy
 from xpo_jax.feedback import protocol
 from xpo_jax.studies.multistage import staged
 from xpo_jax.studies.multistage.staged_world import World
-from xpo_jax.train import checkpoint, metrics, offline
+from xpo_jax.train import checkpoint, metrics, run_directory
 from xpo_jax.types import Params
 
 POINTS = "points"
@@ -96,7 +95,7 @@ def point(
 def online(
   lab: staged.Lab,
   label: str,
-  experiment: OnlineExperiment,
+  experiment: Experiment,
   seed: int,
   every: int | None = None,
   ask: Mapping[str, protocol.Scorer] | None = None,
@@ -128,7 +127,7 @@ def online(
     held = lab.online(name, experiment.objective, seed=seed, loop=loop, **changes)
     along = [(last, held.params)]
     if every is not None:
-      saved = checkpoint.policies(lab.run_dir / name / offline.CHECKPOINTS)
+      saved = checkpoint.policies(lab.run_dir / name / run_directory.CHECKPOINTS)
       along = [(0, lab.start.params), *saved]
     for iteration, params in along:
       seconds = _seconds(lab.run_dir / name, iteration)

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from xpo_jax.config import experiment, yaml_file
-from xpo_jax.config.experiment import ObjectiveConfig
-from xpo_jax.config.on_policy import Feedback
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import records, split, synthetic_reviews, tokenise
 from xpo_jax.evaluation import bootstrap, measure_policy, sequence_logps
 from xpo_jax.feedback import reward_model
@@ -32,7 +32,7 @@ from xpo_jax.studies.multistage import arm_table, stage_samples
 from xpo_jax.studies.multistage.arm_table import Row
 from xpo_jax.studies.multistage.stage_samples import Sampled
 from xpo_jax.studies.multistage.staged_world import World
-from xpo_jax.train import loading, offline, online
+from xpo_jax.train import loading, loop, run_directory
 from xpo_jax.types import Params
 
 Say = Callable[[str], None]
@@ -69,7 +69,7 @@ class Lab:
   def start(self) -> Pretrained:
     """The SFT model: where all stages start, and the reference of all KLs."""
     self.say(f"supervised fine-tuning, {self.world.sft_steps} steps")
-    return self._run(offline, synthetic_world.writer(self.world), SFT)
+    return self._run(synthetic_world.writer(self.world), SFT)
 
   def stage(
     self,
@@ -109,7 +109,7 @@ class Lab:
       seed=seed,
       adapter=adapter,
     )
-    return self._run(offline, one, name, {name: list(rows)})
+    return self._run(one, name, {name: list(rows)})
 
   def reward(
     self,
@@ -140,7 +140,7 @@ class Lab:
     objective = ObjectiveConfig("bradley_terry") if objective is None else objective
     how = {"start": start, "seed": seed, "epochs": epochs, "rate": rate}
     held = self.stage(name, objective, rows, **how)
-    directory = self.run_dir / name / offline.POLICY
+    directory = self.run_dir / name / run_directory.POLICY
     if (directory / reward_model.FILE).exists():
       return directory
     drawn = self.sample(self.policy(start).params, completions=1, seed=0)
@@ -183,15 +183,15 @@ class Lab:
       changes = changes | {"feedback": feedback}
     changes = changes | {"start": self._at(start), "seed": seed}
     one = synthetic_world.run(objective, self.world, **changes)
-    judge = one.feedback.source.name.partition(":")[2]
-    self.say(f"{name}: {objective.name}, {one.iterations} iterations, {judge}")
-    return self._run(online, one, name, datasets or {})
+    judge = one.data.feedback.source.name.partition(":")[2]
+    self.say(f"{name}: {objective.name}, {one.data.iterations} iterations, {judge}")
+    return self._run(one, name, datasets or {})
 
   def policy(self, stage: str) -> Pretrained:
     """What a finished stage left; the SFT model is trained where it is missing."""
     if stage == SFT:
       return self.start
-    return hf_checkpoint.load(self.run_dir / stage / offline.POLICY, remat=False)
+    return hf_checkpoint.load(self.run_dir / stage / run_directory.POLICY, remat=False)
 
   def sample(
     self,
@@ -230,7 +230,7 @@ class Lab:
   def change(self, name: str) -> Params:
     """What a stage with an adapter added to the SFT model's kernels (`lora.delta`)."""
     base = self.start
-    directory = self.run_dir / name / offline.ADAPTER
+    directory = self.run_dir / name / run_directory.ADAPTER
     adapter, params = peft.load(directory, base.config, base.params["lm"])
     return lora.delta(params, adapter)
 
@@ -358,20 +358,20 @@ class Lab:
     )
 
   def _at(self, stage: str) -> experiment.Pretrained:
-    directory = str(self.run_dir / stage / offline.POLICY)
+    directory = str(self.run_dir / stage / run_directory.POLICY)
     return experiment.Pretrained(directory, remat=False)
 
-  def _run(self, trainer, one, name: str, datasets: loading.Datasets | None = None):
-    """A run of a trainer (`offline` or `online`), the rest of it, or what it left."""
+  def _run(self, one, name: str, datasets: loading.Datasets | None = None):
+    """A run, the rest of it, or what it left."""
     run_dir = self.run_dir / name
-    if not (run_dir / offline.SUMMARY).exists():
+    if not (run_dir / run_directory.SUMMARY).exists():
       if (run_dir / yaml_file.FILE).exists():
-        done = trainer.resume(run_dir, one, datasets=datasets, say=_quiet)
+        done = loop.resume(run_dir, one, datasets=datasets, say=_quiet)
       else:
-        done = trainer.train(one, run_dir, datasets=datasets, say=_quiet)
+        done = loop.train(one, run_dir, datasets=datasets, say=_quiet)
       if not done.finished:
         raise KeyboardInterrupt  # SIGTERM: its checkpoint is written
-    return hf_checkpoint.load(run_dir / offline.POLICY, remat=False)
+    return hf_checkpoint.load(run_dir / run_directory.POLICY, remat=False)
 
   def _prompts(self, name: str) -> list[str]:
     return list(dict.fromkeys(row.prompt for row in self.demonstrations[name]))

@@ -10,20 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from xpo_jax.config.experiment import Loop, MeshShape, Pretrained
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.data import Prompts
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, Rollouts
+from xpo_jax.config.factories import Configured
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data import records
 from xpo_jax.feedback import rules
+from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies.sentiment.labelled_pairs import Corpus
 from xpo_jax.studies.sentiment.settings import OnlineArm, Study, Trained
-from xpo_jax.train import checkpoint, metrics, offline, online, run_directory
+from xpo_jax.train import checkpoint, loop, metrics, run_directory
 from xpo_jax.types import Params
 
 START = "sft"
@@ -42,32 +39,39 @@ def train(
     run_dir: the start and the runs are kept in it.
   """
   study, corpus, model, _ = beginning
-  run_directory.export(run_dir / START, model.config, start, corpus.tokenizer)
+  run_directory.write_once(
+    run_dir / START,
+    lambda path: hf_checkpoint.save(path, model.config, start, corpus.tokenizer),
+  )
   prompts = _prompts(corpus)
   found = []
   for seed in study.seeds:
     began, where = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
     made = arm_run(arm, study, run_dir / START, seed)
-    online.train(made, where, datasets={made.prompts.path: prompts}, say=_quiet)
+    loop.train(made, where, datasets={made.data.prompts.path: prompts}, say=_quiet)
     seconds = (time.perf_counter() - began) / len(arm.strengths)
     lines = metrics.read(where)
-    for iteration, params in checkpoint.policies(where / offline.CHECKPOINTS):
+    for iteration, params in checkpoint.policies(where / run_directory.CHECKPOINTS):
       if iteration in arm.strengths:
         draws, curve = judged.draws(params, seed), _curve(lines[:iteration])
         found.append(Trained(arm.label, iteration, seed, draws, curve, seconds))
   return found
 
 
-def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> OnlineExperiment:
+def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> Experiment:
   """An arm's run from the SFT policy, on the prompts of the train split."""
-  return OnlineExperiment(
+  return Experiment(
     objective=arm.objective,
-    prompts=Prompts("prompts", seed=seed),
+    data=Rollouts(
+      prompts=Prompts("prompts", seed=seed),
+      feedback=Feedback(Configured(rules.world_reward)),
+      sampling=Sampling(
+        completions=arm.completions, max_completion_tokens=study.longest
+      ),
+      iterations=arm.strengths[-1],
+      prompts_per_iteration=arm.prompts,
+    ),
     start=Pretrained(str(start), remat=False),
-    feedback=Feedback(Configured(rules.world_reward)),
-    sampling=Sampling(completions=arm.completions, max_completion_tokens=study.longest),
-    iterations=arm.strengths[-1],
-    prompts_per_iteration=arm.prompts,
     optimizer=Optimizer(learning_rate=arm.learning_rate, schedule="constant"),
     loop=Loop(checkpoint_every=arm.strengths[0], keep=arm.strengths[-1]),
     mesh=MeshShape(data=1),

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import optim
-from xpo_jax.config.experiment import ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import collate, pack, synthetic_reviews
 from xpo_jax.evaluation import measure_policy, sequence_logps
 from xpo_jax.models import config, hf_checkpoint, transformer

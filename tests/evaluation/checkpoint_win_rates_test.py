@@ -9,21 +9,17 @@ import zlib
 import numpy as np
 import pytest
 
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import (
   AuxLossConfig,
-  Data,
-  Evaluation,
+  Experiment,
   MeshShape,
-  ObjectiveConfig,
+  Rollouts,
   Scratch,
 )
-from xpo_jax.config.on_policy import (
-  Configured,
-  Feedback,
-  OnlineExperiment,
-  Prompts,
-  Sampling,
-)
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.evaluation import evaluate_run, judged_run, measure_policy
 from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import OfPolicy, Scores
@@ -43,14 +39,16 @@ MODEL = Config(
   tied=True,
   remat=False,
 )
-RUN = OnlineExperiment(
-  ObjectiveConfig("rloo"),
-  Prompts("world:40"),
-  Scratch(MODEL),
-  Feedback(Configured(rules.matches, pattern="[aeiou]")),
-  Sampling(completions=2, max_completion_tokens=4),
-  iterations=2,
-  prompts_per_iteration=4,
+RUN = Experiment(
+  objective=ObjectiveConfig("rloo"),
+  data=Rollouts(
+    prompts=Prompts("synthetic:40"),
+    feedback=Feedback(Configured(rules.matches, pattern="[aeiou]")),
+    sampling=Sampling(completions=2, max_completion_tokens=4),
+    iterations=2,
+    prompts_per_iteration=4,
+  ),
+  start=Scratch(MODEL),
   evaluation=Evaluation(share=0.3, limit=4),
   mesh=MeshShape(data=1),
 )
@@ -87,7 +85,7 @@ def test_evaluation_is_by_the_runs_own_feedback(run):
   assert found.measures["reward"].mean == pytest.approx(np.mean(right))
   content = json.loads((run / evaluate_run.FILE).read_text())
   assert "matches" in content["about"]["judge"]
-  assert content["about"]["longest"] == RUN.sampling.max_completion_tokens
+  assert content["about"]["longest"] == RUN.data.sampling.max_completion_tokens
   judge, rates = judged_run.kept_win_rates(run)
   assert "matches" in judge and list(rates) == [0, 2]
   text = run_page.write(run).read_text()
@@ -146,7 +144,7 @@ def test_sizes_below_1_are_refused_by_name(run, name):
 def test_policies_are_judged_at_the_temperature_of_the_run(run):
   """Near 0 all samples of a prompt are the same; at 1 they are not."""
   cold = dataclasses.replace(
-    RUN, sampling=dataclasses.replace(RUN.sampling, temperature=1e-4)
+    RUN, sampling=dataclasses.replace(RUN.data.sampling, temperature=1e-4)
   )
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   by = judged_run.judge(RUN, policy, None)
@@ -201,7 +199,7 @@ def its_own_judge() -> OfPolicy:
 
 
 def test_the_finished_policy_judges_where_it_was_its_own_judge(run):
-  alone = dataclasses.replace(RUN, feedback=Feedback(Configured(its_own_judge)))
+  alone = experiment.replace(RUN, feedback=Feedback(Configured(its_own_judge)))
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   scores = judged_run.judge(alone, policy, None).scorer(["x"], ["y"])
   want = np.sum(policy.params["lm"]["embedding"])
@@ -219,7 +217,7 @@ def test_a_judge_that_abstains_is_refused(run):
 
 
 def test_run_without_held_out_prompts_is_refused(run):
-  bare = dataclasses.replace(RUN, evaluation=Evaluation())
+  bare = experiment.replace(RUN, evaluation=Evaluation())
   policy = hf_checkpoint.load(evaluate_run.policy_dir(run))
   by = judged_run.judge(bare, policy, None)
   with pytest.raises(ValueError, match="holds no prompts out"):
@@ -248,16 +246,16 @@ def test_check_shows_the_budget_of_a_loop_and_samples_nothing(run, monkeypatch):
 
 
 def test_check_counts_parts_samplers_and_a_renewed_reference():
-  data = Data("world:40", row_length=64, rows_per_step=16, bad_rows="drop")
+  data = Data("synthetic:40", row_length=64, rows_per_step=16, bad_rows="drop")
   more = dataclasses.replace(
     RUN,
     objective=ObjectiveConfig("ppo"),
-    sampling=dataclasses.replace(RUN.sampling, staleness=2),
+    sampling=dataclasses.replace(RUN.data.sampling, staleness=2),
     ref_update_every=1,
     evaluation=Evaluation(),
   )
   with_part = dataclasses.replace(
-    more, parts=(AuxLossConfig(1.0, ObjectiveConfig("sft"), data),)
+    more, aux_losses=(AuxLossConfig(1.0, ObjectiveConfig("sft"), data),)
   )
   (budget,), (larger,) = map(preflight.check, (more, with_part))
   part = larger.bytes["arguments"] - budget.bytes["arguments"]
@@ -269,6 +267,6 @@ def test_check_counts_parts_samplers_and_a_renewed_reference():
 
 def test_check_makes_the_judge(run):
   missing = Configured(rules.matches, pattern="[")
-  broken = dataclasses.replace(RUN, feedback=Feedback(missing))
+  broken = experiment.replace(RUN, feedback=Feedback(missing))
   with pytest.raises(ValueError, match="pattern"):
     preflight.check(broken)

@@ -17,9 +17,9 @@ from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import token_stats
-from xpo_jax.train.state import CRITIC
 from xpo_jax.types import Array, Objective, Params, TokenStat
 
+CRITIC = "critic"  # the role of a decoder of values that is not the policy
 _HEAD = "policy.value"
 
 
@@ -43,17 +43,25 @@ class Critic(NamedTuple):
   params: Params
 
 
-def check(directory: str | Path, objective: Objective) -> None:
-  """What can be refused before a weight is read.
+def check_objective(objective: Objective, critic_init: Any) -> None:
+  """Refuses a critic for an objective that reads no values.
 
   Raises:
-    ValueError: an objective without values; no reward model.
+    ValueError: it reads none.
   """
   if not any(_HEAD in stat.roles for stat in objective.stats):
     raise ValueError(
-      f"OnlineExperiment.critic_init is {directory!r}, but {objective.name} reads no "
-      "value; leave it out"
+      f"Rollouts.critic_init is {critic_init!r}, but {objective.name} reads no value; "
+      "leave it out"
     )
+
+
+def check(directory: str | Path) -> None:
+  """Refuses what is no reward model, before a weight is read.
+
+  Raises:
+    ValueError: no reward model there.
+  """
   reward_model.about(directory)
 
 

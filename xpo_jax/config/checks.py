@@ -1,0 +1,45 @@
+"""Checks of config fields: a refusal names the field, the value and what is allowed."""
+
+import numbers
+from typing import Any
+
+from xpo_jax.data import split
+
+
+def check_positive(config: Any, *fields: str) -> None:
+  """Refuses a field that is set and no whole number from 1, by name."""
+  _check_whole(config, fields, 1)
+
+
+def check_not_negative(config: Any, *fields: str) -> None:
+  """Refuses a field that is set and no whole number from 0, by name."""
+  _check_whole(config, fields, 0)
+
+
+def check_among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
+  """Refuses a field whose value is none of those allowed, by name."""
+  value = vars(config)[field]
+  if value not in allowed:
+    raise ValueError(
+      f"{type(config).__name__}.{field} is {value!r}; allowed: {allowed}"
+    )
+
+
+def check_portion(config: Any) -> None:
+  """Refuses a portion of the data that is none of `split.PORTIONS`."""
+  if config.portion is not None and config.portion not in split.PORTIONS:
+    raise ValueError(
+      f"{type(config).__name__}.portion is {config.portion!r}; allowed: "
+      f"{', '.join(split.PORTIONS)}, or None for all rows"
+    )
+
+
+def _check_whole(config: Any, fields: tuple[str, ...], least: int) -> None:
+  for field in fields:
+    value = vars(config)[field]
+    if value is None or (isinstance(value, numbers.Integral) and value >= least):
+      continue
+    raise ValueError(
+      f"{type(config).__name__}.{field} is {value!r}; it must be a whole number, at "
+      f"least {least}"
+    )

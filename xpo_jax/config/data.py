@@ -1,0 +1,178 @@
+"""Data as values: what is trained on, what is sampled for, what is held out."""
+
+import dataclasses
+from typing import Literal
+
+from xpo_jax.config import checks
+from xpo_jax.config.factories import Configured
+from xpo_jax.data.sources import Reading
+from xpo_jax.data.tokenise import Limits, Template
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is trained on and how it is cut into steps.
+
+  Attributes:
+    path: a .jsonl or .jsonl.gz file, a TFDS directory (`data.tfds`), "hub:NAME" for a
+      Hugging Face data set, "synthetic:NUMBER" for so many synthetic reviews, the name
+      of records handed to `loop.train`, or a `Configured` function that returns
+      records: it runs when the run starts, and a `Stage` among its arguments is
+      trained first (samples of a policy, labelled).
+    split: of a TFDS or Hugging Face data set.
+    portion: only the rows of these prompts, by a hash of `seed` and the prompt:
+      "train" (80 %), "tune" or "test" (10 % each); None: all rows.
+    limit: use only the first so many records, or None.
+    reading: which columns mean what.
+    template: how a record becomes text.
+    limits: longest prompt and completion in tokens.
+    bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
+    transform: "module:function" that turns the examples and the tokenizer into other
+      examples before they are laid out, or None; such as
+      "xpo_jax.feedback.preference_model:both_orders".
+    row_length: tokens of a packed row; None: the longest group.
+    rows_per_step: rows of an optimiser step, all microbatches and devices together.
+    microbatches: gradient accumulation; divides rows_per_step.
+    groups_per_row: most prompt groups in a row; None: as many as fit; 1: a step is
+      rows_per_step groups.
+    epochs: passes over the data.
+    steps: stop after so many steps, or None for whole epochs.
+    seed: order of the rows, portions and held-out share, and KTO's mismatched answers.
+    reference_cache: directory of the reference's log-probs, shared by the runs that
+      name it; None keeps them in the run's own.
+  """
+
+  path: str | Configured
+  split: str = "train"
+  portion: str | None = None
+  limit: int | None = None
+  reading: Reading = dataclasses.field(default_factory=Reading)
+  template: Template = dataclasses.field(default_factory=Template)
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  bad_rows: Literal["stop", "drop"] = "stop"
+  transform: str | None = None
+  row_length: int | None = None
+  rows_per_step: int = 16
+  microbatches: int = 1
+  groups_per_row: int | None = None
+  epochs: int = 1
+  steps: int | None = None
+  seed: int = 0
+  reference_cache: str | None = None
+
+  def __post_init__(self):
+    if self.bad_rows not in ("stop", "drop"):
+      raise ValueError(f"Data.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'")
+    if self.transform is not None and ":" not in self.transform:
+      raise ValueError(
+        f"Data.transform is {self.transform!r}; it must be 'module:function'"
+      )
+    checks.check_portion(self)
+    checks.check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
+    checks.check_positive(self, "groups_per_row", "epochs", "steps")
+    checks.check_not_negative(self, "seed")
+    if self.rows_per_step % self.microbatches:
+      raise ValueError(
+        f"Data.microbatches is {self.microbatches}, which does not divide "
+        f"rows_per_step = {self.rows_per_step}"
+      )
+
+  @property
+  def title(self) -> str:
+    """What is trained on, for a person."""
+    return title_of(self.path)
+
+  @property
+  def source(self) -> "Data":
+    """Where records are read from: itself, as `Rollouts.source` is its prompts."""
+    return self
+
+  @property
+  def max_completion_tokens(self) -> int | None:
+    """The longest completion, or None where nothing limits it."""
+    return self.limits.completion
+
+  @property
+  def temperature(self) -> float:
+    """At which log-probs are taken."""
+    return 1.0
+
+  @property
+  def feedback(self) -> None:
+    """Records bring their labels; `Rollouts.feedback` is asked."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """What completions are sampled for. Equal prompts count once.
+
+  Attributes:
+    path: as `Data.path`; of a record only its prompt is used.
+    split: of a TFDS or Hugging Face data set.
+    portion: as `Data.portion`.
+    limit: use only the first so many records, or None.
+    reading: which columns mean what.
+    template: how a prompt becomes text.
+    limits: longest prompt in tokens; `limits.completion` is
+      `Sampling.max_completion_tokens`'s.
+    bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
+    seed: order of the prompts, their portions and the held-out share.
+  """
+
+  path: str | Configured
+  split: str = "train"
+  portion: str | None = None
+  limit: int | None = None
+  reading: Reading = dataclasses.field(default_factory=Reading)
+  template: Template = dataclasses.field(default_factory=Template)
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  bad_rows: Literal["stop", "drop"] = "stop"
+  seed: int = 0
+
+  def __post_init__(self):
+    checks.check_among(self, "bad_rows", ("stop", "drop"))
+    checks.check_portion(self)
+    checks.check_positive(self, "limit")
+    checks.check_not_negative(self, "seed")
+    if self.limits.completion is not None:
+      raise ValueError(
+        f"Prompts.limits.completion is {self.limits.completion}; prompts have no "
+        "completions, set Sampling.max_completion_tokens"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Which data the policy is judged on.
+
+  Attributes:
+    path: held-out data of its own, read like `Data.path`; None splits some off.
+    split: of a TFDS builder or a data set of the hub.
+    portion: as `Data.portion`, by the seed of the training data.
+    share: share of the prompts held out where `path` is None; a prompt is on one side
+      only. 0 holds out nothing.
+    limit: use only so many held-out records (prompts, in an online run), or None.
+  """
+
+  path: str | None = None
+  split: str = "test"
+  portion: str | None = None
+  share: float = 0.0
+  limit: int | None = None
+
+  def __post_init__(self):
+    checks.check_portion(self)
+    checks.check_positive(self, "limit")
+    if not 0 <= self.share < 1:
+      raise ValueError(f"Evaluation.share is {self.share}; it must be in [0, 1)")
+    if self.path is not None and self.share:
+      raise ValueError(
+        f"Evaluation.path is {self.path!r} and share is {self.share}: held-out data "
+        "come from a file or from a share of the training data, not both"
+      )
+
+
+def title_of(path: str | Configured) -> str:
+  """A path for a person; records that a function makes by its name."""
+  return path if isinstance(path, str) else path.name

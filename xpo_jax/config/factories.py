@@ -1,0 +1,143 @@
+"""Objectives, judges and rules as values: a factory's name and its arguments.
+
+A value can be printed, compared, stored as YAML and changed from a shell; what it names
+is built when a run starts.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from xpo_jax import objectives
+from xpo_jax.types import Objective
+
+Factory = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ObjectiveConfig:
+  """An objective by factory and hyperparameters, built when the run starts.
+
+  Attributes:
+    name: a name of the index `xpo_jax.objectives`, or "module:factory" of your own.
+    hparams: every argument of the factory, defaults filled in, so that the record of a
+      run does not change with a later default.
+  """
+
+  name: str
+  hparams: Mapping[str, Any]
+
+  def __init__(self, objective: str | Factory, /, **hparams: Any):
+    """Takes the factory or its name, and its arguments; nested `ObjectiveConfig`s are
+    built too.
+
+    Raises:
+      ValueError: unknown objective, a hyperparameter the factory lacks or misses, or a
+        value it refuses.
+    """
+    name = objective if isinstance(objective, str) else name_of(objective)
+    object.__setattr__(self, "name", name)
+    object.__setattr__(self, "hparams", bound(name, hparams, "hyperparameter"))
+    self.build()
+
+  def build(self, **traced: Any) -> Objective:
+    """The objective; `traced` replaces hyperparameters, also by numbers under a
+    trace."""
+    hparams = dict(self.hparams) | traced
+    return factory(self.name)(**{name: _built(x) for name, x in hparams.items()})
+
+  def __str__(self) -> str:
+    listed = ", ".join(f"{name}={value}" for name, value in self.hparams.items())
+    return f"{self.name}({listed})"
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Configured:
+  """Anything made by a function when the run starts: a judge, a rule, records.
+
+  Attributes:
+    name: "module:function".
+    arguments: every argument of the function, defaults filled in; `Configured`s and
+      `ObjectiveConfig`s among them are built too, singly or in a list, and a `Stage`
+      becomes the directory of its policy.
+  """
+
+  name: str
+  arguments: Mapping[str, Any]
+
+  def __init__(self, make: str | Factory, /, **arguments: Any):
+    """Takes the function or its name, and its arguments.
+
+    Raises:
+      ValueError: no such function, or an argument it lacks or misses.
+    """
+    name = make if isinstance(make, str) else name_of(make)
+    object.__setattr__(self, "name", name)
+    object.__setattr__(self, "arguments", bound(name, arguments, "argument"))
+
+  def build(self) -> Any:
+    """What the function returns."""
+    arguments = {name: _built(value) for name, value in self.arguments.items()}
+    return factory(self.name)(**arguments)
+
+
+def bound(name: str, given: Mapping[str, Any], word: str) -> dict[str, Any]:
+  """Every argument of a factory, defaults filled in, in the order of its signature.
+
+  Args:
+    name: see `factory`.
+    given: arguments by name.
+    word: what messages call an argument.
+
+  Raises:
+    ValueError: an argument that the factory lacks or misses.
+  """
+  signature = inspect.signature(factory(name)).parameters
+  unknown = sorted(set(given) - set(signature))
+  if unknown:
+    close = difflib.get_close_matches(unknown[0], signature, n=1)
+    suggestion = f" (did you mean {close[0]!r}?)" if close else ""
+    known = ", ".join(signature) or "none"
+    raise ValueError(
+      f"{name} has no {word} {unknown[0]!r}{suggestion}; its {word}s: {known}"
+    )
+  defaults = {k: p.default for k, p in signature.items() if p.default is not p.empty}
+  arguments = defaults | dict(given)
+  missing = [k for k in signature if k not in arguments]
+  if missing:
+    raise ValueError(f"{name} needs a value for its {word} {', '.join(missing)}")
+  return {k: arguments[k] for k in signature}
+
+
+def factory(name: str) -> Factory:
+  """The factory of an index name, or of "module:factory".
+
+  Raises:
+    ValueError: unknown name, with the nearest known one.
+  """
+  if ":" not in name:
+    return objectives.get(name)
+  module, _, attribute = name.partition(":")
+  function = vars(importlib.import_module(module)).get(attribute)
+  if not callable(function):
+    raise ValueError(f"{module} has no factory {attribute!r}")
+  return function
+
+
+def name_of(function: Factory) -> str:
+  """The index name of an objective's factory, else "module:factory"."""
+  name = function.__name__
+  if name in objectives.NAMES and objectives.get(name) is function:
+    return name
+  return f"{function.__module__}:{function.__qualname__}"
+
+
+def _built(value: Any) -> Any:
+  if isinstance(value, Configured | ObjectiveConfig):
+    return value.build()
+  if type(value) in (list, tuple):  # a NamedTuple, such as a link, stays whole
+    return tuple(_built(item) for item in value)
+  return value

@@ -1,0 +1,170 @@
+"""How completions are sampled and judged, as values."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from xpo_jax.config import checks
+from xpo_jax.config.factories import Configured
+
+
+@dataclasses.dataclass(frozen=True)
+class Opponent:
+  """Whom completions must beat: a mixture of the policy and the reference.
+
+  Drawn token by token from policy^(1 - share) ref^share (`sample.Mixture`), judged
+  against, kept with the rollouts, never trained on. Nash-MD (Munos et al. 2023,
+  arXiv:2312.00886).
+
+  Attributes:
+    share: the reference's, in [0, 1]: 0 is self-play, 1 the best response to the
+      reference. Paper: best at 0.125 to 0.375.
+    of: the policy in the mixture: "sampler", who draws the completions; "average", the
+      mean of the policy's weights that `Optimizer.ema` keeps (Nash-EMA, with share 0).
+    completions: of each prompt; a win rate is the mean over them.
+  """
+
+  share: float = 0.25
+  of: Literal["sampler", "average"] = "sampler"
+  completions: int = 1
+
+  def __post_init__(self):
+    checks.check_among(self, "of", ("sampler", "average"))
+    checks.check_positive(self, "completions")
+    if not 0 <= self.share <= 1:
+      raise ValueError(f"Opponent.share is {self.share}; allowed: 0 <= share <= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How completions are drawn. The policy that is trained is the one that is sampled:
+  every log-prob of the run, the reference's too, is taken at `temperature`.
+
+  Attributes:
+    completions: K of each prompt.
+    max_completion_tokens: longest completion, EOS included.
+    temperature: divides the logits.
+    top_k: draw among the k likeliest tokens, or None. Recorded log-probs and ratios
+      are those of the whole distribution.
+    top_p: draw among the fewest tokens whose probability reaches p, or None.
+    column0_source: where column 0 of K comes from: "sample", as the others; "greedy",
+      the policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
+      reference (XPO).
+    exploration_temperature: the last K // 2 completions are drawn at this temperature
+      instead, or None: they explore for the others (the enhancer of Dong et al. 2024,
+      arXiv:2405.07863). Their log-probs are recorded at `temperature`, so that ratios
+      against them are not exact: for methods that learn from pairs.
+    opponent: whom completions are judged against, where `Feedback.kind` is
+      "win_rates"; None: the others of the prompt.
+    staleness: iterations by which the sampler's weights are behind the policy's.
+    prompts_at_once: decoded together until all have ended; None: all of an iteration.
+    slots: instead, completions decoded at once, each place refilled as it falls free
+      (`continuous_batching.sample`); the draws are the same.
+  """
+
+  completions: int = 4
+  max_completion_tokens: int = 64
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float | None = None
+  column0_source: Literal["sample", "greedy", "reference"] = "sample"
+  exploration_temperature: float | None = None
+  opponent: Opponent | None = None
+  staleness: int = 0
+  prompts_at_once: int | None = None
+  slots: int | None = None
+
+  def __post_init__(self):
+    checks.check_among(self, "column0_source", ("sample", "greedy", "reference"))
+    checks.check_positive(
+      self, "completions", "max_completion_tokens", "top_k", "prompts_at_once", "slots"
+    )
+    if self.slots is not None and self.prompts_at_once is not None:
+      raise ValueError(
+        f"Sampling.slots is {self.slots} and prompts_at_once {self.prompts_at_once}; "
+        "set one of them"
+      )
+    checks.check_not_negative(self, "staleness")
+    if not 0 < self.temperature < math.inf:
+      raise ValueError(
+        f"Sampling.temperature is {self.temperature}; allowed: a finite number > 0"
+      )
+    if self.top_p is not None and not 0 < self.top_p <= 1:
+      raise ValueError(f"Sampling.top_p is {self.top_p}; allowed: 0 < top_p <= 1")
+    if (
+      self.exploration_temperature is not None
+      and not 0 < self.exploration_temperature < math.inf
+    ):
+      raise ValueError(
+        f"Sampling.exploration_temperature is {self.exploration_temperature}; allowed: "
+        "a finite number > 0, or None"
+      )
+    if self.exploration_temperature is not None and (
+      self.column0_source != "sample" or self.completions < 2
+    ):
+      raise ValueError(
+        f"Sampling.exploration_temperature is {self.exploration_temperature}, with "
+        f"column0_source {self.column0_source!r} and "
+        f"completions {self.completions}; it takes half of at least 2 completions, all "
+        "of them samples"
+      )
+    if self.column0_source != "sample" and self.completions < 2:
+      raise ValueError(
+        f"Sampling.column0_source is {self.column0_source!r}, which takes one of the "
+        "completions, and "
+        f"completions is {self.completions}; sample at least 2"
+      )
+
+  @property
+  def own(self) -> slice:
+    """The columns of K that are the policy's, drawn as `temperature` says."""
+    explorers = 0 if self.exploration_temperature is None else self.completions // 2
+    return slice(int(self.column0_source != "sample"), self.completions - explorers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Feedback:
+  """Who judges completions, and what becomes of the verdicts.
+
+  Attributes:
+    source: makes a `feedback.protocol.Scorer`, or a `Preference` for win rates.
+    kind: "scores", a reward each; "win_rates", the mean probability to beat
+      `Sampling.opponent`, or where there is none the prompt's completions. Held-out win
+      rates are against the reference that the run started with.
+    abstained: what a NaN does: "stop" the run, the completion shown; or "drop" the
+      completion, counted.
+    missing_eos: what happens to the reward of a completion that was cut at
+      `Sampling.max_completion_tokens`: None leaves it; else this much is taken from it,
+        or
+      replaces it.
+    missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
+      2019 with -1).
+    include_self: whether, without an opponent, a completion also meets itself, a draw
+      (1/2): SPPO's estimate, which draws win rates to 1/2 by a share 1 / K. False: it
+      meets the K - 1 others, without bias (`ipo_md`, Nash-MD's self-play).
+  """
+
+  source: Configured
+  kind: Literal["scores", "win_rates"] = "scores"
+  abstained: Literal["stop", "drop"] = "stop"
+  missing_eos: float | None = None
+  missing_eos_rule: Literal["subtract", "replace"] = "subtract"
+  include_self: bool = True
+
+  def __post_init__(self):
+    checks.check_among(self, "kind", ("scores", "win_rates"))
+    checks.check_among(self, "abstained", ("stop", "drop"))
+    checks.check_among(self, "missing_eos_rule", ("subtract", "replace"))
+    if self.missing_eos is None:
+      return
+    if not math.isfinite(self.missing_eos):
+      raise ValueError(
+        f"Feedback.missing_eos is {self.missing_eos}; allowed: a finite number, or "
+        "None to leave the rewards of cut completions as they are"
+      )
+    if self.missing_eos < 0 and self.missing_eos_rule == "subtract":
+      raise ValueError(
+        f"Feedback.missing_eos is {self.missing_eos}, which is subtracted: completions "
+        "would be paid for being cut; give a number >= 0, or set "
+        'Feedback.missing_eos_rule="replace" to make it their reward'
+      )

@@ -1,0 +1,122 @@
+"""Holds the checkpoints of a run on rollouts against each other, by a judge.
+
+The judge is the run's own feedback, or a true reward where one is given: what a policy
+was trained on says little about what it is worth.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from xpo_jax.config.sampling import Feedback
+from xpo_jax.evaluation import bootstrap, rollout_history
+from xpo_jax.evaluation.bootstrap import Interval
+from xpo_jax.evaluation.measure_policy import RewardFn
+from xpo_jax.feedback import protocol
+from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
+from xpo_jax.models import transformer
+from xpo_jax.models.hf_checkpoint import Pretrained
+from xpo_jax.train import run_directory
+
+WIN_RATES = "win_rates.json"
+CHECKPOINTS = 5  # evaluations that are held against each other
+
+
+class RunJudge(NamedTuple):
+  """Who judges a finished run: one of the last two.
+
+  Attributes:
+    name: for readers.
+    scorer: gives each completion a score.
+    preference: says which of two is better.
+  """
+
+  name: str
+  scorer: Scorer | None = None
+  preference: Preference | None = None
+
+
+def judge(
+  feedback: Feedback | None, policy: Pretrained, reward: RewardFn | None
+) -> RunJudge | None:
+  """The true reward as a judge where there is one, else the run's own feedback; where
+  the policy is its own judge, the finished one. None where there is neither."""
+  if reward is not None:
+
+    def score(prompts, completions):
+      whole = [p + c for p, c in zip(prompts, completions, strict=True)]
+      return Scores(np.asarray(reward(whole), np.float32))
+
+    return RunJudge(_name(reward), scorer=score)
+  if feedback is None:
+    return None
+  source = feedback.source
+  made, name = source.build(), f"the run's own feedback, {source.name}"
+  if isinstance(made, OfPolicy):
+    model = transformer.model(policy.config)
+    made = made.make(model, policy.params["lm"], policy.tokenizer)
+  if feedback.kind == "scores":
+    return RunJudge(name, scorer=made)
+  return RunJudge(name, preference=made)
+
+
+def _name(reward: RewardFn) -> str:
+  """For readers; a partial application and an object that is called have none."""
+  while isinstance(reward, functools.partial):
+    reward = reward.func
+  named = reward if inspect.isroutine(reward) else type(reward)
+  return f"{named.__module__}:{named.__qualname__}"
+
+
+def measure(run_dir: Path, by: RunJudge) -> dict[int, dict[int, Interval]] | None:
+  """Policies along a run held against each other on their held-out samples.
+
+  Args:
+    run_dir: the run.
+    by: who judges.
+
+  Returns:
+    What is also written as win_rates.json; None where a run kept no held-out samples.
+  """
+  samples = rollout_history.read(run_dir / run_directory.HELD_OUT, CHECKPOINTS)
+  if not samples:
+    return None
+  if by.scorer is None:
+    rates = rollout_history.preferred(by.preference, samples)
+  else:
+    rates = rollout_history.win_rates(
+      {
+        number: protocol.score_groups(by.scorer, drawn.prompts, drawn.texts_BK)
+        for number, drawn in samples.items()
+      }
+    )
+  content = {
+    "judge": by.name,
+    "rates": [
+      {"row": row, "column": column, **bootstrap.plain(rate)}
+      for row, columns in rates.items()
+      for column, rate in columns.items()
+    ],
+  }
+  text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+  (run_dir / WIN_RATES).write_text(text, encoding="utf-8")
+  return rates
+
+
+def read(
+  run_dir: Path,
+) -> tuple[str, Mapping[int, Mapping[int, Interval]]] | None:
+  """Who judged, and what `measure` found; None before it ran."""
+  if not (run_dir / WIN_RATES).exists():
+    return None
+  content = json.loads((run_dir / WIN_RATES).read_text(encoding="utf-8"))
+  rates: dict[int, dict[int, Interval]] = {}
+  for rate in content["rates"]:
+    row, column = rate.pop("row"), rate.pop("column")
+    rates.setdefault(row, {})[column] = bootstrap.read(rate)
+  return content["judge"], rates

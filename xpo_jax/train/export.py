@@ -1,0 +1,138 @@
+"""Exports what a run trained: a Hugging Face directory, adapters, a reward model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from xpo_jax.config.experiment import Experiment, Pretrained, Scratch
+from xpo_jax.data import records, split, tokenise
+from xpo_jax.data.records import Record
+from xpo_jax.data.sources import Loaded
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.feedback import preference_model, reward_model
+from xpo_jax.models import hf_checkpoint, peft, sample
+from xpo_jax.models.transformer import Model
+from xpo_jax.train.loading import LoadedStart
+from xpo_jax.train.state import BASE, final_params
+from xpo_jax.types import Params
+
+REFERENCE_SAMPLES = 256  # completions on which a reward model's scale is set
+_MAX_TOKENS = 128  # of such a completion where the data set no limit
+
+
+def adapter_writer(
+  experiment: Experiment, model: Model, frozen: Mapping[str, Params]
+) -> Callable[[Any, Path], None]:
+  """`(state, directory)`: writes the adapters in PEFT's format."""
+  start = experiment.start
+  name = start.directory if isinstance(start, Pretrained) else None
+
+  def write(now: Any, directory: Path) -> None:
+    base, trained = frozen[BASE]["lm"], final_params(now)["lm"]
+    peft.save(directory, model.config, experiment.adapter, trained, base, name)
+
+  return write
+
+
+def policy_writer(
+  experiment: Experiment, begin: LoadedStart, loaded: Loaded, model: Model
+) -> Callable[[Params, Path], None]:
+  """`(params, directory)`: writes weights and tokenizer; of a run that trains a scalar
+  head alone also reward.json, so that the directory gives rewards wherever it goes.
+
+  Rewards of completions by the start, which is a later policy's reference, have mean 0
+  and standard deviation 1; a run from scratch has no reference and takes the preferred
+  completions. A preference model has no scale to set.
+
+  Args:
+    experiment: the run.
+    begin: where it started.
+    loaded: its records.
+    model: of the policy.
+  """
+
+  def write(params: Params, directory: Path) -> None:
+    hf_checkpoint.save(directory, model.config, params, begin.tokenizer)
+    if is_reward(experiment):
+      _describe(experiment, begin, loaded, model, params, directory)
+
+  return write
+
+
+def is_reward(experiment: Experiment) -> bool:
+  """Does a run train a scalar head on completions, and nothing that writes them?"""
+  stats = experiment.objective.build().stats
+  return {role for stat in stats for role in stat.roles} == {"policy.value"}
+
+
+def _describe(experiment, begin, loaded, model, params, directory) -> None:
+  data = experiment.data
+  if data.transform == preference_model.BOTH_ORDERS:
+    kind = reward_model.PREFERENCE
+    reward_model.describe(directory, data.template, data.limits, kind=kind)
+    return
+  prompts, completions = _reference(experiment, begin, _trained_on(experiment, loaded))
+  head = reward_model.RewardModel(
+    model, params, begin.tokenizer, data.template, data.limits
+  )
+  affine = reward_model.normalise(head, prompts, completions).affine
+  reward_model.describe(directory, data.template, data.limits, affine=affine)
+
+
+def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
+  """The good records that are not held out."""
+  share, rows = experiment.evaluation.share, loaded.records
+  if share:
+    shares = {"train": 1 - share, "held_out": share}
+    rows = split.by_prompt(rows, shares, experiment.data.seed)["train"]
+  return [row for row in rows if records.find_problem(row) is None]
+
+
+def _reference(
+  experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
+) -> tuple[list[records.Text], list[str]]:
+  """Prompts of the training data, and a reference completion of each."""
+  first = {records.text_of(row.prompt): row for row in rows}
+  order = np.random.default_rng(experiment.seed).permutation(len(first))
+  chosen = [list(first.values())[i] for i in order[:REFERENCE_SAMPLES]]
+  prompts = [row.prompt for row in chosen]
+  if isinstance(experiment.start, Scratch):
+    return prompts, [_preferred(row) for row in chosen]
+  return prompts, _completions(experiment, begin, chosen)
+
+
+def _completions(experiment, begin, rows, batch: int = 32) -> list[str]:
+  data, tokenizer = experiment.data, begin.tokenizer
+  limits = Limits(data.limits.prompt, long_prompt="truncate")
+  ids = tokenise.prompts(rows, tokenizer, data.template, limits)
+  prompt_BP, length_B = sample.pad(ids)
+  from xpo_jax.models import transformer
+
+  texts = []
+  for start in range(0, len(ids), batch):
+    row_B = np.minimum(np.arange(start, start + batch), len(ids) - 1)
+    drawn = sample.sample(
+      transformer.model(begin.config),
+      begin.params["lm"],
+      prompt_BP[row_B],
+      length_B[row_B],
+      completions=1,
+      max_completion_tokens=data.limits.completion or _MAX_TOKENS,
+      key=jax.random.key(experiment.seed),
+      row_B=row_B,
+      stop_ids=(tokenizer.eos_token_id,),
+    )
+    tokens, sizes = jax.device_get((drawn.tokens_BKT, drawn.length_BK))
+    for n, row, size in zip(row_B, tokens, sizes, strict=True):
+      whole = tokenise.decode(tokenizer, [*ids[n], *row[0, : size[0]]])
+      texts.append(whole.removeprefix(tokenise.decode(tokenizer, ids[n])))
+  return texts[: len(ids)]
+
+
+def _preferred(row: Record) -> str:
+  if isinstance(row, records.Ranked):
+    return row.completions[int(np.argmax(row.rewards))]
+  return records.answers(row)[0]

@@ -1,0 +1,240 @@
+"""Trains: one loop for every experiment, from a value and a directory to a policy.
+
+What differs between training on records and on rollouts is the program
+(`state.Program`) that `records_program` or `rollouts_program` makes; progress,
+metrics, held-out evaluation, checkpoints and preemption are here.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from xpo_jax.config import yaml_file
+from xpo_jax.config.data import Data
+from xpo_jax.config.experiment import Experiment, Rollouts
+from xpo_jax.models.transformer import Model
+from xpo_jax.train import (
+  checkpoint,
+  metrics,
+  progress,
+  records_program,
+  rollouts_program,
+  run_directory,
+  stages,
+)
+from xpo_jax.train.loading import Datasets, Inputs
+from xpo_jax.train.state import Program
+from xpo_jax.types import Params
+
+# The only place that asks what an experiment trains on.
+_MAKERS = {Data: records_program, Rollouts: rollouts_program}
+
+
+class Result(NamedTuple):
+  """What a run left.
+
+  Attributes:
+    run_dir: its directory.
+    model: the architecture; None where a stage was stopped before the run began.
+    params: the final policy, `{"lm": ...}`, adapters merged; None as for `model`.
+    tokenizer: its tokenizer.
+    steps: steps done.
+    finished: False where SIGTERM ended it early; `resume` goes on.
+  """
+
+  run_dir: Path
+  model: Model | None
+  params: Params | None
+  tokenizer: Any
+  steps: int
+  finished: bool
+
+
+def maker(experiment: Experiment) -> Any:
+  """The module that checks an experiment and makes its program.
+
+  It has the functions `check`, `prepare` and `held_out`.
+  """
+  return _MAKERS[type(experiment.data)]
+
+
+def train(
+  experiment: Experiment,
+  run_dir: str | Path,
+  *,
+  store: str | Path | None = None,
+  datasets: Datasets | None = None,
+  say: progress.Say = progress.say,
+) -> Result:
+  """Runs an experiment from its start, its stages first.
+
+  Args:
+    experiment: what to do.
+    run_dir: a directory that does not exist yet.
+    store: directory of stages that several runs share; None: `RUN/stages`.
+    datasets: records by name, where a path is such a name and not a file.
+    say: where plain lines go.
+
+  Raises:
+    ValueError: the run directory exists, or anything about the experiment, its stages
+      or their data is wrong; all of it before the first compile, and no directory is
+      left. Feedback that is no number.
+    JudgeError: no judge can be asked, before anything expensive.
+    NonFiniteLoss: the run diverged.
+  """
+  run_dir, datasets = Path(run_dir), datasets or {}
+  run_directory.refuse_existing(run_dir)
+  say(f"{run_dir}: {experiment.objective} on {experiment.data.title}")
+  inputs = check(experiment, datasets)
+  with run_directory.create(run_dir, experiment):
+    return _run(experiment, run_dir, store, inputs, datasets, say)
+
+
+def resume(
+  run_dir: str | Path,
+  experiment: Experiment | None = None,
+  *,
+  store: str | Path | None = None,
+  datasets: Datasets | None = None,
+  say: progress.Say = progress.say,
+) -> Result:
+  """Continues a run bit for bit, from its newest valid checkpoint.
+
+  Args:
+    run_dir: the run.
+    experiment: what the caller takes it to be, or None for what its config.yaml says.
+    store: see `train`.
+    datasets: see `train`.
+    say: where plain lines go.
+
+  Raises:
+    ValueError: no such run, or its data or configuration changed; says how.
+  """
+  run_dir = Path(run_dir)
+  recorded = run_directory.read_config(run_dir, experiment)
+  say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
+  return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
+
+
+def check(experiment: Experiment, datasets: Datasets) -> Inputs:
+  """Refuses what is wrong with an experiment and its stages, before anything is made.
+
+  Args:
+    experiment: the run.
+    datasets: see `train`.
+
+  Returns:
+    What was read of the run's own data.
+  """
+  for stage in stages.of(experiment):
+    check(stage.experiment, datasets)
+  return maker(experiment).check(experiment, datasets)
+
+
+def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
+  store = stages.default_store(run_dir) if store is None else Path(store)
+
+  def run_stage(inner: Experiment, directory: Path) -> bool:
+    """Runs a stage, or the rest of it; whether it is finished."""
+    shared = {"store": store, "datasets": datasets, "say": say}
+    if (directory / yaml_file.FILE).exists():
+      return resume(directory, inner, **shared).finished
+    return train(inner, directory, **shared).finished
+
+  resolved = stages.resolve(experiment, store, datasets, run_stage)
+  if resolved is None:
+    say(f"stopped by SIGTERM in a stage: xpo resume {run_dir}")
+    return Result(run_dir, None, None, None, 0, False)
+  program = maker(resolved).prepare(resolved, run_dir, inputs, datasets, say)
+  say(f"{program.headline}; compiling the first")
+  meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
+  checkpoints = run_dir / run_directory.CHECKPOINTS
+  manager = checkpoint.open_manager(checkpoints, experiment.loop.keep)
+  state = run_directory.restore_state(manager, run_dir, program.state, meta, say)
+  program = program._replace(state=None)  # donated with the first step
+  state = _steps(program, experiment, run_dir, state, manager, meta, say)
+  manager.close()
+  params, done = program.policy(state), int(state.step)
+  finished = done == program.total
+  if finished:
+    _finish(program, run_dir, state, params)
+    policy = run_dir / run_directory.POLICY
+    say(f"done: {policy} is a Hugging Face directory")
+  else:
+    say(f"stopped by SIGTERM after step {done}: xpo resume {run_dir}")
+  return Result(run_dir, program.model, params, program.tokenizer, done, finished)
+
+
+def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None:
+  """Exports the adapters and the policy, and writes the summary last."""
+  if program.export_adapter is not None:
+    run_directory.write_once(
+      run_dir / run_directory.ADAPTER,
+      lambda directory: program.export_adapter(state, directory),
+    )
+  run_directory.write_once(
+    run_dir / run_directory.POLICY,
+    lambda directory: program.export_policy(params, directory),
+  )
+  summary = dict(program.sizes) | {"final": metrics.read(run_dir)[-1]}
+  run_directory.write_json(run_dir / run_directory.SUMMARY, summary)
+
+
+def _steps(program, experiment, run_dir, state, manager, meta, say) -> Any:
+  """The loop: steps, metrics, evaluation, checkpoints; ends early on SIGTERM."""
+  loop, done = experiment.loop, int(state.step)
+  if done == program.total:
+    return state
+  log_every = loop.log_every or program.log_every
+  checkpoint_every = loop.checkpoint_every or program.checkpoint_every
+  wandb = run_directory.wandb_arguments(loop.wandb, run_dir, meta)
+  writer = metrics.open_writer(run_dir, done, wandb)
+  pending, clock = [], time.perf_counter()
+  with (
+    checkpoint.preemption() as stop,
+    progress.following(program.total, done, say, program.shown) as report,
+  ):
+    try:
+      for index in range(done, program.total):
+        state, measured = program.advance(state, index)
+        now, last = index + 1, index + 1 == program.total
+        evaluating = program.evaluate is not None and (
+          last or run_directory.due(loop.eval_every, now)
+        )
+        stopping = stop.is_set()  # once: a signal from here on is seen a step later
+        saving = last or stopping or run_directory.due(checkpoint_every, now)
+        if evaluating:
+          measured = {**measured, **program.evaluate(state)}
+        pending.append((index, measured))
+        # The first step apart: its time is the compiler's.
+        showing = index == done or last or run_directory.due(log_every, now)
+        if showing or evaluating or saving:
+          line, clock = _write(program, run_dir, writer, pending, clock)
+          if showing or evaluating:
+            report(line)
+        if saving:
+          checkpoint.save(manager, state, meta)
+        if stopping:
+          break
+    finally:
+      metrics.close(writer)
+  return state
+
+
+def _write(program, run_dir, writer, pending, clock) -> tuple[dict[str, float], float]:
+  """Fetches the metrics of the pending steps at once, checks and writes them."""
+  fetched = jax.device_get([measured for _, measured in pending])
+  now = time.perf_counter()
+  seconds = (now - clock) / len(pending)
+  for (index, _), values in zip(pending, fetched, strict=True):
+    numbers = {name: float(value) for name, value in values.items()}
+    line = program.line(index, numbers, seconds)
+    metrics.write(writer, line)
+    metrics.flush(writer)
+    run_directory.refuse_non_finite(
+      run_dir, f"step {index + 1}", line, lambda index=index: program.batch(index)
+    )
+  pending.clear()
+  return line, now

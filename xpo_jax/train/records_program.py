@@ -1,0 +1,360 @@
+"""Makes the program of a run on records: fixed data, cached reference statistics."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.data import audit, collate, pack, records
+from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.data.sources import Loaded
+from xpo_jax.data.tokenise import Example
+from xpo_jax.models import heads, lora, transformer
+from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import place
+from xpo_jax.train import (
+  aux_losses,
+  export,
+  loading,
+  references,
+  run_directory,
+  state,
+  step,
+  validate,
+)
+from xpo_jax.train.loading import Datasets, Inputs, LoadedStart
+from xpo_jax.train.progress import Say
+from xpo_jax.train.references import Cache
+from xpo_jax.train.state import Program, TrainState, final_params
+from xpo_jax.types import Array, Params
+
+SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
+_EVALUATION_KEY = jnp.uint32(0xFFFFFFFF)  # folded into the run's, the same every time
+
+
+class Source(NamedTuple):
+  """Batches and the reference's statistics for them.
+
+  Attributes:
+    batches: by step.
+    cache: of the reference, or None where the objective reads none that can be cached.
+    place: puts a batch on the mesh.
+  """
+
+  batches: Batches
+  cache: Cache | None
+  place: Callable[[Batch], Batch]
+
+  def batch(self, index: int) -> Batch:
+    """The batch of a step, with cached statistics, on the mesh."""
+    return self.place(references.fill(self.cache, self.batches[index]))
+
+  def following(self, done: int) -> Iterator[Batch]:
+    """The batches after `done` steps; a thread makes the next ones meanwhile."""
+    dataset = grain.MapDataset.source(self.batches).slice(slice(done, None))
+    dataset = dataset.map(functools.partial(references.fill, self.cache))
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return map(self.place, dataset.to_iter_dataset(ahead))
+
+
+class HeldOut(NamedTuple):
+  """Held-out data of a run.
+
+  Attributes:
+    prompts: token ids of the different prompts, in the data's order.
+    texts: the prompts as texts; empty where they are decoded from the ids.
+    examples: held-out examples, or none where prompts are all there is.
+  """
+
+  prompts: list[Any]
+  texts: tuple[str, ...]
+  examples: list[Example]
+
+
+def check(experiment: Experiment, datasets: Datasets) -> Inputs:
+  """Refuses what is wrong with a run on records before anything is made.
+
+  Returns:
+    Its records; None where a function makes them when the run starts.
+
+  Raises:
+    ValueError: see `validate.check_common`; unreadable data.
+    BadRows: bad rows, where they stop the run.
+  """
+  data = experiment.data
+  validate.check_common(experiment, data, datasets)
+  if not loading.is_there(data):
+    return Inputs(None)
+  loaded = loading.load(data, data, datasets)
+  if loaded.bad and data.bad_rows == "stop":
+    raise records.BadRows(loaded.bad)
+  return Inputs(loaded)
+
+
+def prepare(
+  experiment: Experiment,
+  run_dir: Path,
+  inputs: Inputs,
+  datasets: Datasets,
+  say: Say,
+) -> Program:
+  """Reads the start, tokenises, packs, scores the reference, places the state.
+
+  Args:
+    experiment: the run; `check` let it pass, no stage is left in it.
+    run_dir: its directory.
+    inputs: what `check` read; what is None there is read here.
+    datasets: see `loading.load`.
+    say: where lines go.
+  """
+  data, mesh = experiment.data, validate.make_mesh(experiment.mesh)
+  loaded = inputs.loaded
+  if loaded is None:
+    loaded = loading.load(data, data, datasets, run_dir / loading.RECORDS)
+  objective, build = experiment.objective.build(), experiment.objective.build
+  begin = loading.start(experiment, run_dir, loaded)
+  model = transformer.model(begin.config)
+  adapter = experiment.adapter
+  trained = lora.trained(model, adapter)
+  train, held_out, counts = examples(
+    experiment, begin.tokenizer, loaded, run_dir, datasets
+  )
+  other = loading.reference(experiment, begin)
+  counts = {**counts, "trained_on_sha256": audit.digest(train)}
+  counts |= loading.start_digests(experiment, begin.params["lm"], other)
+  put = _unchanged if mesh is None else functools.partial(place.place_batch, mesh)
+  aux = aux_losses.prepare(
+    experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
+  )
+  if aux.losses:
+    counts["aux_losses"] = aux.counts
+  run_directory.write_counts(run_dir, counts)
+  batches, in_order = _plan(data, train, held_out)
+
+  root = jax.random.key(experiment.seed)
+  head = heads.init_reward_head(jax.random.fold_in(root, 1), begin.config.width)
+  needed = aux_losses.joined(objective, aux.losses)
+  first, shardings = state.first(experiment, needed, begin.params, head, trained, mesh)
+  frozen = {}
+  # The policy has taken no step: its parameters are the reference's.
+  ref = {"lm": first.params["lm"]}
+  if adapter is not None:
+    frozen[state.BASE] = ref = {"lm": placed(mesh, model, begin.params["lm"])}
+  if other is not None:
+    ref = {"lm": placed(mesh, model, other)}
+  if references.reads_live(objective) or aux_losses.read_reference(aux.losses):
+    apart = adapter is not None or other is not None
+    frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)
+  cached = functools.partial(_cached, experiment, run_dir, begin, ref, mesh, put, say)
+  source = Source(batches, cached("train", train, in_order["train"]), put)
+  held = None
+  if held_out:
+    plan = in_order["held_out"]
+    held = Source(plan, cached("held_out", held_out, plan), put)
+  models = {"policy": model, references.ROLE: model}
+  take = step.make_step(
+    build,
+    models,
+    experiment.optimizer,
+    len(batches),
+    mesh=mesh,
+    shardings=shardings,
+    adapter=adapter,
+    aux_losses=aux.losses,
+  )
+  hparams = step.hparams(experiment.optimizer)
+  sizes = _sizes(batches, first, frozen)
+  rows = audit.show(batches[0], begin.tokenizer)[: run_directory.SHOWN_ROWS]
+  shown = [[token._asdict() for token in row] for row in rows]
+  run_directory.write_json(run_dir / run_directory.SHOWN, shown)
+  return Program(
+    state=first,
+    total=len(batches),
+    advance=_advance(take, frozen, source, hparams, aux),
+    evaluate=held
+    and _evaluate(
+      step.make_evaluation(build, models, mesh=mesh, adapter=adapter),
+      frozen,
+      held,
+      hparams,
+    ),
+    line=functools.partial(_line, batches),
+    batch=lambda index: batches[index],
+    policy=lambda now: state.merged(final_params(now), frozen, adapter),
+    export_adapter=adapter and export.adapter_writer(experiment, model, frozen),
+    export_policy=export.policy_writer(experiment, begin, loaded, model),
+    model=model,
+    tokenizer=begin.tokenizer,
+    sizes=sizes,
+    headline=(
+      f"{sizes['parameters']:,} parameters, {sizes['steps']} steps of "
+      f"{sizes['rows_per_step']} rows x {sizes['shape_L']} tokens"
+    ),
+    shown=SHOWN,
+    log_every=10,
+    checkpoint_every=None,
+  )
+
+
+def examples(
+  experiment: Experiment,
+  tokenizer: Any,
+  loaded: Loaded,
+  run_dir: Path,
+  datasets: Datasets,
+) -> tuple[list[Example], list[Example], dict[str, Any]]:
+  """Examples in the objective's layout, to train on and held out, and their audit."""
+  train, held_out, counts = loading.prepare(
+    experiment, loaded, tokenizer, run_dir, datasets
+  )
+  layout, seed = experiment.objective.build().layout, experiment.data.seed
+  train, held_out = (
+    collate.to_layout(rows, layout, seed) if rows else [] for rows in (train, held_out)
+  )
+  return train, held_out, counts
+
+
+def held_out(
+  experiment: Experiment,
+  run_dir: Path,
+  loaded: Loaded,
+  tokenizer: Any,
+  datasets: Datasets,
+) -> HeldOut:
+  """The held-out examples of a run and their different prompts.
+
+  Raises:
+    ValueError: the run holds nothing out.
+  """
+  _, rows, _ = loading.prepare(experiment, loaded, tokenizer, run_dir, datasets)
+  if not rows:
+    raise ValueError(
+      f"{run_dir} holds no data out; set Evaluation.share or Evaluation.path and train "
+      "again"
+    )
+  first = {example.prompt.tobytes(): example for example in reversed(rows)}
+  prompts = [example.prompt for example in reversed(first.values())]
+  return HeldOut(prompts, (), rows)
+
+
+def placed(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
+  """A decoder's frozen parameters on the mesh, or on the device."""
+  if mesh is None:
+    return jax.tree.map(jnp.asarray, lm)
+  return place.place_params(mesh, lm, model.logical_axes())
+
+
+def _unchanged(batch: Batch) -> Batch:
+  return batch
+
+
+def _advance(take, frozen, source, hparams, aux):
+  """`(state, index) -> (state, metrics)`; batches are made ahead of their steps."""
+  ahead: dict[int, Iterator[Batch]] = {}
+
+  def advance(now: TrainState, index: int) -> tuple[TrainState, Mapping[str, Array]]:
+    following = ahead.pop(index, None) or source.following(index)
+    batch = next(following)
+    ahead[index + 1] = following
+    return take(now, frozen, batch, hparams, aux.batch(index))
+
+  return advance
+
+
+def _evaluate(run, frozen, held_out, hparams):
+  """`state -> metrics`: loss and metrics on the held-out data, as `eval/...`.
+
+  Reads the state, moves nothing of it. Draws are the same at every evaluation.
+  """
+
+  def evaluate(now: TrainState) -> dict[str, Array]:
+    key = jax.random.fold_in(now.key, _EVALUATION_KEY)
+    total = None
+    for index in range(len(held_out.batches)):
+      batch = held_out.batch(index)
+      means = run(final_params(now), frozen, now.method_state, batch, key, hparams)
+      total = means if total is None else {n: total[n] + means[n] for n in means}
+    return {f"eval/{name}": value for name, value in step.divide(total).items()}
+
+  return evaluate
+
+
+def _line(
+  batches: Batches, index: int, numbers: Mapping[str, float], seconds: float
+) -> dict[str, float]:
+  """A line of metrics.jsonl; tokens are those of the rows, padding left out."""
+  numbers = dict(numbers)
+  line = {"step": index + 1, "epoch": batches.epoch_of(index)}
+  line |= {"loss": numbers.pop("loss")} | numbers
+  rate = batches.rows_per_step * batches.shape.L / seconds
+  tokens = rate * (1 - numbers["padding"])
+  return line | {"time/seconds": seconds, "time/tokens_per_second": tokens}
+
+
+def _plan(data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
+  """Training batches, and each data set read once in order; all of one shape, so that
+  they share compiled programs."""
+  names = ("rows_per_step", "microbatches", "row_length", "groups_per_row")
+  sizes = {name: vars(data)[name] for name in names}
+  order = {"seed": data.seed, "epochs": data.epochs, "steps": data.steps}
+  plans = {"run": pack.plan(train, **order, **sizes)}
+  for name, rows in {"train": train, "held_out": held_out}.items():
+    if rows:
+      plans[name] = pack.eval_batches(rows, **sizes)
+  widest = zip(*(plan.shape for plan in plans.values()), strict=True)
+  shape = pack.Shape(*map(max, widest))
+  plans = {n: dataclasses.replace(plan, shape=shape) for n, plan in plans.items()}
+  return plans.pop("run"), plans
+
+
+def _cached(
+  experiment, run_dir, begin: LoadedStart, ref, mesh, put, say, name, rows, batches
+) -> Cache | None:
+  """The reference's statistics of a data set: from disk, or computed and kept."""
+  stats = references.cacheable(experiment.objective.build())
+  if not stats:
+    return None
+  data = experiment.data
+  wanted = references.key(
+    rows,
+    begin.tokenizer,
+    data.template,
+    data.limits,
+    ref,
+    begin.config.compute_dtype,
+    stats,
+  )
+  root = run_dir / run_directory.REFERENCES
+  if data.reference_cache is not None:
+    root = Path(data.reference_cache)
+  cache = references.read(root / name, batches.store, wanted)
+  if cache is None:
+    say(f"scoring {len(rows)} {name} examples under the reference, once")
+    score = references.scorer(transformer.model(begin.config), stats, mesh)
+    cache = references.compute(batches, score, ref, put)
+    references.write(root / name, cache, wanted)
+  return cache
+
+
+def _sizes(batches: Batches, first: TrainState, frozen: Mapping) -> dict[str, Any]:
+  """Sizes of the run: steps, shape of a batch, tokens, parameters."""
+  trained = jax.tree.leaves(first.params)
+  base = jax.tree.leaves(frozen.get(state.BASE, {}))
+  carried = jax.tree.leaves(dataclasses.replace(first, key=None))
+  return {
+    "steps": len(batches),
+    "rows_per_step": batches.rows_per_step,
+    "microbatches": batches.microbatches,
+    **{f"shape_{k}": v for k, v in batches.shape._asdict().items()},
+    "tokens_computed": batches.tokens_computed,
+    "tokens_unique": batches.tokens_unique,
+    "parameters": sum(x.size for x in [*trained, *base]),
+    "parameters_trained": sum(x.size for x in trained),
+    "state_bytes": sum(x.nbytes for x in carried),
+  }

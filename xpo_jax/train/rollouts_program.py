@@ -1,0 +1,614 @@
+"""Makes the program of a run on rollouts: sample, ask for feedback, update, repeat.
+
+One program for every method that learns from its own samples. What differs is the
+objective, the judge and the pair construction. Rollouts are a function of the seed, the
+iteration and the row, are written before they are learned from, and a checkpoint
+follows the updates: a run killed anywhere goes on bit for bit and asks no judge twice.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax.config.experiment import Experiment, stages
+from xpo_jax.config.sampling import Opponent
+from xpo_jax.data import audit, records
+from xpo_jax.data.pack import Batch
+from xpo_jax.data.sources import Loaded
+from xpo_jax.feedback import critic
+from xpo_jax.feedback.protocol import OfPolicy
+from xpo_jax.models import heads, hf_checkpoint, lora, transformer
+from xpo_jax.models.score import score
+from xpo_jax.models.transformer import Model
+from xpo_jax.ops import kl_control, token_stats
+from xpo_jax.sharding import place
+from xpo_jax.train import (
+  aux_losses,
+  export,
+  loading,
+  minibatches,
+  records_program,
+  references,
+  rewards,
+  rollouts,
+  run_directory,
+  state,
+  step,
+  validate,
+)
+from xpo_jax.train.aux_losses import AuxLosses
+from xpo_jax.train.loading import Datasets, Inputs, PromptSet
+from xpo_jax.train.minibatches import RowSizes
+from xpo_jax.train.pair_construction import PairConstruction
+from xpo_jax.train.progress import Say
+from xpo_jax.train.records_program import HeldOut
+from xpo_jax.train.rollouts import RolloutBatch
+from xpo_jax.train.state import Program, RolloutState, TrainState, final_params
+from xpo_jax.types import Objective, Params, TokenStat
+
+SHOWN = (
+  "rollout/reward",
+  "rollout/kl",
+  "rollout/length",
+  "loss",
+  "eval/reward",
+  "rollout/idle",
+  "time/rollout",
+  "time/feedback",
+  "time/update",
+)
+OLD_VALUE = "old_value_BKT"
+_HELD_OUT = jnp.uint32(0xFFFFFFFF)  # the iteration that held-out samples draw from
+
+
+class Parts(NamedTuple):
+  """What the iterations of a run share.
+
+  Attributes:
+    experiment: the run.
+    run_dir: its directory.
+    objective: built, its statistics at the sampling temperature.
+    pairs: how completions become its layout.
+    controller: of beta, or None.
+    judge: gives rewards; see `rewards.facing`.
+    model: of policy and reference.
+    tokenizer: of the policy.
+    prompts: to sample from.
+    held_out: to judge the policy on, or None.
+    ref: `{"lm": ...}`, the reference that the run starts with.
+    frozen: `{"base": what adapters are added to}`, one and the same with `ref` unless
+      the run has a reference of its own; or {}.
+    take: the update; see `step.make_step`.
+    aux: the auxiliary losses and their batches.
+    record: see `recorder`.
+    sizes: of the batches of rollouts.
+    place: puts a batch on the mesh.
+    counts: of the prompts, and digests of what is read.
+    say: where warnings go.
+  """
+
+  experiment: Experiment
+  run_dir: Path
+  objective: Objective
+  pairs: PairConstruction
+  controller: kl_control.Controller | None
+  judge: rewards.Judge | OfPolicy
+  model: Model
+  tokenizer: Any
+  prompts: PromptSet
+  held_out: PromptSet | None
+  ref: Params
+  frozen: Mapping[str, Params]
+  take: step.Step
+  aux: AuxLosses
+  record: Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]
+  sizes: RowSizes
+  place: Callable[[Batch], Batch]
+  counts: Mapping[str, Any]
+  say: Say
+
+
+def check(experiment: Experiment, datasets: Datasets) -> Inputs:
+  """Refuses what is wrong with a run on rollouts before anything is made.
+
+  Returns:
+    The records of its prompts, and the judge; None for what a stage or a function makes
+    when the run starts.
+
+  Raises:
+    ValueError: what `validate.check_rollouts` refuses, unreadable rows that stop the
+      run, no rows; what the start has no room for (`loading.check_room`), as far as
+      that is known of a start that is not trained yet: all, but for prompts in a
+      tokenizer to be made. A judge that cannot be made.
+  """
+  validate.check_rollouts(experiment, datasets)
+  prompts, feedback = experiment.data.prompts, experiment.data.feedback
+  loaded = judge = None
+  if loading.is_there(prompts):
+    loaded = loading.load(prompts, prompts, datasets)
+    if loaded.bad and prompts.bad_rows == "stop":
+      raise records.BadRows(loaded.bad)
+    if not loaded.records:
+      raise ValueError(f"Prompts.path {prompts.path!r}: {loaded.name} holds no prompt")
+    validate.check_start(experiment, loaded, datasets)
+  if not any(stages(feedback)):
+    judge = rewards.judge(feedback)
+  return Inputs(loaded, judge)
+
+
+def prepare(
+  experiment: Experiment,
+  run_dir: Path,
+  inputs: Inputs,
+  datasets: Datasets,
+  say: Say,
+) -> Program:
+  """Reads start and prompts, makes judge, step and state.
+
+  Args:
+    experiment: the run; `check` let it pass, no stage is left in it.
+    run_dir: its directory.
+    inputs: what `check` read; what is None there is read here.
+    datasets: see `loading.load`.
+    say: where lines go.
+
+  Raises:
+    ValueError: no prompts, or prompts that cannot be used; bad rows (`records.BadRows`)
+      of the held-out prompts as of the others, where they stop the run; what the start
+      has no room for (`loading.check_room`).
+  """
+  parts, first = assemble(experiment, run_dir, inputs, datasets, say)
+  data, sampling = experiment.data, experiment.data.sampling
+  parameters = sum(x.size for x in jax.tree.leaves([first.train.params, parts.frozen]))
+  sizes = {
+    "iterations": data.iterations,
+    "prompts_per_iteration": data.prompts_per_iteration,
+    "completions": sampling.completions,
+    "parameters": parameters,
+    "parameters_trained": sum(x.size for x in jax.tree.leaves(first.train.params)),
+  }
+  adapter = experiment.adapter
+  frozen = parts.frozen
+
+  def policy(now: RolloutState) -> Params:
+    return state.merged(final_params(now.train), frozen, adapter)
+
+  def write_policy(params: Params, directory: Path) -> None:
+    hf_checkpoint.save(directory, parts.model.config, params, parts.tokenizer)
+
+  write_adapter = None
+  if adapter is not None:
+    write = export.adapter_writer(experiment, parts.model, frozen)
+
+    def write_adapter(now: RolloutState, directory: Path) -> None:
+      write(now.train, directory)
+
+  return Program(
+    state=first,
+    total=data.iterations,
+    advance=functools.partial(iterate, parts),
+    evaluate=parts.held_out and functools.partial(evaluate, parts),
+    line=_line,
+    batch=_kept_by_the_update,
+    policy=policy,
+    export_adapter=write_adapter,
+    export_policy=write_policy,
+    model=parts.model,
+    tokenizer=parts.tokenizer,
+    sizes=sizes,
+    headline=(
+      f"{parameters:,} parameters, {data.iterations} iterations of "
+      f"{data.prompts_per_iteration} prompts x {sampling.completions}"
+    ),
+    shown=SHOWN,
+    log_every=1,
+    checkpoint_every=1,
+  )
+
+
+def assemble(
+  experiment: Experiment,
+  run_dir: Path,
+  inputs: Inputs,
+  datasets: Datasets,
+  say: Say,
+) -> tuple[Parts, RolloutState]:
+  """What the iterations share, and the state before the first; see `prepare`."""
+  data, mesh = experiment.data, validate.make_mesh(experiment.mesh)
+  loaded, judge = inputs
+  if loaded is None:
+    prompts = data.prompts
+    loaded = loading.load(prompts, prompts, datasets, run_dir / loading.RECORDS)
+  build = at_temperature(experiment.objective.build, data.temperature)
+  begin = loading.start(experiment, run_dir, loaded)
+  model, adapter = transformer.model(begin.config), experiment.adapter
+  models = {"policy": model, references.ROLE: model}
+  trained, values = lora.trained(model, adapter), None
+  if data.critic_init is not None:
+    values = critic.load(data.critic_init, begin.tokenizer, begin.config)
+    build = critic.judged_by(build)
+    models[critic.CRITIC] = values.model
+  objective = build()
+  chosen, held_out, counts = loading.prompt_sets(
+    experiment, loaded, begin.tokenizer, run_dir, datasets
+  )
+  loading.check_room(begin.config, data.sampling, chosen.width)
+  put = _unchanged if mesh is None else functools.partial(place.place_batch, mesh)
+  aux = aux_losses.prepare(
+    experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
+  )
+  if aux.losses:
+    counts["aux_losses"] = aux.counts
+  other = loading.reference(experiment, begin)
+  counts |= loading.start_digests(experiment, begin.params["lm"], other)
+  if judges := rewards.digests(data.feedback.source):
+    counts[run_directory.JUDGES_DIGEST] = judges
+  run_directory.write_counts(run_dir, counts)
+  needed = aux_losses.joined(objective, aux.losses)
+  head = heads.init_value_head(begin.config.width)
+  first, shardings = state.first(
+    experiment, needed, begin.params, head, trained, mesh, values
+  )
+  frozen = {}
+  if adapter is None:
+    ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
+  else:
+    base = records_program.placed(mesh, model, begin.params["lm"])
+    frozen[state.BASE] = ref = {"lm": base}
+  if other is not None:
+    ref = {"lm": records_program.placed(mesh, model, other)}
+  controller = data.kl_controller and data.kl_controller.build()
+  parts = Parts(
+    experiment=experiment,
+    run_dir=run_dir,
+    objective=objective,
+    pairs=validate.pair_construction_of(experiment),
+    controller=controller,
+    judge=rewards.judge(data.feedback) if judge is None else judge,
+    model=model,
+    tokenizer=begin.tokenizer,
+    prompts=chosen,
+    held_out=held_out,
+    ref=ref,
+    frozen=frozen,
+    take=step.make_step(
+      build,
+      models,
+      experiment.optimizer,
+      data.iterations * data.minibatches * data.ppo_epochs,
+      mesh=mesh,
+      shardings=shardings,
+      adapter=adapter,
+      aux_losses=aux.losses,
+    ),
+    aux=aux,
+    record=recorder(
+      models | {"policy": lora.attached(model, adapter)},
+      recorded_stats(objective, data.temperature),
+      mesh,
+    ),
+    sizes=RowSizes(
+      data.rows_per_step,
+      data.microbatches,
+      chosen.width,
+      data.max_completion_tokens,
+    ),
+    place=put,
+    counts=counts,
+    say=say,
+  )
+  return parts, RolloutState(
+    step=jnp.zeros((), jnp.int32),
+    train=first,
+    ref=None if data.ref_update_every is None else ref,
+    sampler=tuple(_copied(first) for _ in range(data.sampling.staleness)),
+    beta=None if controller is None else jnp.float32(controller.beta),
+  )
+
+
+def iterate(
+  parts: Parts, now: RolloutState, index: int
+) -> tuple[RolloutState, dict[str, float]]:
+  """One iteration: rollouts, feedback, updates, controller, reference.
+
+  Args:
+    parts: see `Parts`. Rollouts are written to its directory, or read where they are
+      there already.
+    now: after `index` iterations; donated.
+    index: of the iteration, from 0.
+
+  Returns:
+    The state after it and its metrics.
+
+  Raises:
+    ValueError: feedback that is no number.
+    NonFiniteLoss: a loss or gradient that is not finite.
+  """
+  data, sampling = parts.experiment.data, parts.experiment.data.sampling
+  if index == 0 and parts.held_out is not None:
+    evaluate(parts, now)  # the start's samples, to compare with
+  clock = [time.perf_counter()]
+  ref = parts.ref if now.ref is None else now.ref
+  sampler = now.sampler[0] if now.sampler else now.train.params
+  path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
+  if path.exists():
+    drawn = rollouts.read(path)
+  else:
+    drawn = _draw(parts, sampler, ref, index, final_params(now.train))
+  clock.append(time.perf_counter())
+  if drawn.reward_BK is None:
+    drawn = rewards.ask(_judge(parts, now.train.params), drawn, data.feedback)
+    rollouts.write(path, drawn)
+  clock.append(time.perf_counter())
+  reward_BK, present_BK = rewards.shaped(drawn, data.feedback, sampling)
+  values = _recorded(parts, drawn, sampler, ref)
+  kl_BK = minibatches.seq_kl(values)
+  line = rewards.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
+  before = None
+  if sampling.staleness:
+    before = jax.tree.map(jnp.copy, now.train.params)  # the state is donated
+  examples, kept = minibatches.construct(
+    parts.pairs, drawn, values, reward_BK, present_BK
+  )
+  trained, measured = _update(parts, now, ref, index, examples, kept)
+  clock.append(time.perf_counter())
+  if not measured:
+    parts.say(
+      f"iteration {index + 1}: nothing to learn from, no update; rewards differ on "
+      f"{line['rollout/frac_informative_prompts']:.0%} of the prompts"
+    )
+  line = measured | line | _times(clock, drawn)
+  if now.beta is not None:
+    line["beta"] = float(now.beta)
+  return _after(parts, now, trained, before, index, line, kl_BK.size), line
+
+
+def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
+  """The policy on held-out prompts, judged by the run's feedback, as `eval/...`.
+
+  Samples as in training, from the policy that the run would leave now (the average of
+  its weights, where `Optimizer.ema` keeps one); the draws are the same at every
+  evaluation. They are written to `held_out/`, or read where they are there. The KL is
+  to the reference that the run started with, and win rates are against samples of it.
+  """
+  data, held_out = parts.experiment.data, parts.held_out
+  at_once = data.sampling.prompts_at_once or data.prompts_per_iteration
+  sampling = dataclasses.replace(
+    data.sampling,
+    column0_source="sample",
+    exploration_temperature=None,
+    opponent=Opponent(share=1.0) if data.feedback.kind == "win_rates" else None,
+    prompts_at_once=None if data.sampling.slots else at_once,
+  )
+  params = final_params(now.train)
+  path = parts.run_dir / run_directory.HELD_OUT / f"{int(now.step):06d}.jsonl"
+  if path.exists():
+    drawn = rollouts.read(path)
+  else:
+    drawn = rollouts.draw(
+      parts.model,
+      _policy(parts, params),
+      held_out,
+      np.arange(len(held_out.ids)),
+      sampling,
+      parts.tokenizer,
+      iteration=-1,
+      key=jax.random.fold_in(_sampling_key(parts), _HELD_OUT),
+      ref_params=parts.ref["lm"],
+    )
+    drawn = rewards.ask(_judge(parts, params), drawn, data.feedback)
+    rollouts.write(path, drawn)
+  reward_BK, present_BK = rewards.shaped(drawn, data.feedback, sampling)
+  kl_BK = minibatches.seq_kl(_recorded(parts, drawn, params, parts.ref))
+  measured = rewards.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
+  return {f"eval/{n.removeprefix('rollout/')}": x for n, x in measured.items()}
+
+
+def held_out(
+  experiment: Experiment,
+  run_dir: Path,
+  loaded: Loaded,
+  tokenizer: Any,
+  datasets: Datasets,
+) -> HeldOut:
+  """The held-out prompts of a run.
+
+  Raises:
+    ValueError: the run holds nothing out.
+  """
+  _, chosen, _ = loading.prompt_sets(experiment, loaded, tokenizer, run_dir, datasets)
+  if chosen is None:
+    raise ValueError(
+      f"{run_dir} holds no prompts out; set Evaluation.share or Evaluation.path and "
+      "train again"
+    )
+  return HeldOut(list(chosen.ids), chosen.texts, [])
+
+
+def frozen_roles(parts: Parts, ref: Params) -> dict[str, Params]:
+  """What an update reads beside the trained parameters, the reference of now where the
+  objective or an auxiliary loss reads it live."""
+  live = references.reads_live(parts.objective)
+  live = live or aux_losses.read_reference(parts.aux.losses)
+  return dict(parts.frozen) | ({references.ROLE: ref} if live else {})
+
+
+def at_temperature(
+  build: Callable[..., Objective], temperature: float
+) -> Callable[..., Objective]:
+  """The objective on policies sampled at a temperature: every log-prob that it reads,
+  and the entropy that is reported, is of divided logits."""
+
+  def made(**traced: Any) -> Objective:
+    objective = build(**traced)
+    if temperature == 1:
+      return objective
+    stats = step.stats(objective)
+    return objective._replace(
+      stats=frozenset(token_stats.tempered(stat, temperature) for stat in stats)
+    )
+
+  return made
+
+
+def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat, ...]:
+  """What is scored once an iteration: the reference's statistics, and the values of
+  the policy that sampled."""
+  stats = {stat.field: stat for stat in references.cacheable(objective)}
+  ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
+  stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
+  if OLD_VALUE in objective.columns:
+    field = token_stats.VALUE.field
+    (value,) = (stat for stat in objective.stats if stat.field == field)
+    stats[OLD_VALUE] = value._replace(field=OLD_VALUE)
+  return tuple(stats[field] for field in sorted(stats))
+
+
+def recorder(
+  models: Mapping[str, Model],
+  stats: tuple[TokenStat, ...],
+  mesh: jax.sharding.Mesh | None,
+) -> Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]:
+  """The jitted `(role -> params, batch) -> {field: [M, B, K, T]}`, without gradient."""
+
+  def one(roles: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
+    record = score(models, roles, stats, microbatch, mesh)
+    fields = vars(record) | dict(record.extra)
+    return {stat.field: fields[stat.field] for stat in stats}
+
+  return jax.jit(lambda roles, batch: jax.lax.map(lambda b: one(roles, b), batch))
+
+
+def _copied(first: TrainState) -> Params:
+  return jax.tree.map(jnp.copy, first.params)
+
+
+def _unchanged(batch: Batch) -> Batch:
+  return batch
+
+
+def _roles(parts: Parts, params: Params) -> dict[str, Params]:
+  """What sampling and scoring read of trained parameters; see `state.roles`."""
+  return state.roles(params, parts.frozen, parts.experiment.adapter)
+
+
+def _policy(parts: Parts, params: Params) -> Params:
+  return _roles(parts, params)["policy"]["lm"]
+
+
+def _judge(parts: Parts, params: Params) -> rewards.Judge:
+  return rewards.facing(
+    parts.judge, parts.model, _policy(parts, params), parts.tokenizer
+  )
+
+
+def _sampling_key(parts: Parts) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(parts.experiment.seed), 4)
+
+
+def _draw(
+  parts: Parts, sampler: Params, ref: Params, index: int, average: Params
+) -> RolloutBatch:
+  data = parts.experiment.data
+  count = data.prompts_per_iteration
+  row_B = rollouts.order(
+    len(parts.prompts.ids), data.prompts.seed, index * count, count
+  )
+  return rollouts.draw(
+    parts.model,
+    _policy(parts, sampler),
+    parts.prompts,
+    row_B,
+    data.sampling,
+    parts.tokenizer,
+    iteration=index,
+    key=jax.random.fold_in(_sampling_key(parts), index),
+    ref_params=ref["lm"],
+    average=_policy(parts, average),
+  )
+
+
+def _recorded(parts: Parts, drawn: RolloutBatch, sampler: Params, ref: Params):
+  """Log-probs as sampled, and what is scored of the same tokens."""
+  roles = _roles(parts, sampler) | {references.ROLE: ref}
+  return minibatches.record(drawn, parts.record, roles, parts.sizes, parts.place)
+
+
+def _update(parts, now, ref, index, examples, kept):
+  """The inner steps; the metrics are means over them, none where there was no step."""
+  experiment = parts.experiment
+  if not examples:
+    return now.train, {}
+  batches, cache = minibatches.cut(
+    experiment.data, experiment.seed, index, examples, kept, parts.pairs, parts.sizes
+  )
+  if index == 0:
+    rows = audit.show(batches[0], parts.tokenizer)[: run_directory.SHOWN_ROWS]
+    shown = [[token._asdict() for token in row] for row in rows]
+    run_directory.write_json(parts.run_dir / run_directory.SHOWN, shown)
+  frozen = frozen_roles(parts, ref)
+  beta = {} if now.beta is None else {"beta": float(now.beta)}
+  hparams = step.hparams(experiment.optimizer, **beta)
+  trained, measured, done = now.train, [], int(now.train.step)
+  for at in range(len(batches)):
+    batch = parts.place(references.fill(cache, batches[at]))
+    aux_batches = parts.aux.batch(done + at)
+    trained, metrics = parts.take(trained, frozen, batch, hparams, aux_batches)
+    measured.append(metrics)
+  measured = jax.device_get(measured)
+  for at, metrics in enumerate(measured):
+    run_directory.refuse_non_finite(
+      parts.run_dir,
+      f"iteration {index + 1}, update {at + 1}",
+      {name: float(x) for name, x in metrics.items()},
+      lambda at=at: references.fill(cache, batches[at]),
+    )
+  means = {n: float(np.mean([one[n] for one in measured])) for n in measured[0]}
+  return trained, {"loss": means.pop("loss")} | means | {"updates": len(measured)}
+
+
+def _line(index: int, numbers: Mapping[str, float], seconds: float) -> dict[str, float]:
+  """A line of metrics.jsonl; an iteration measures its own times."""
+  del seconds
+  return {"step": index + 1} | dict(numbers)
+
+
+def _kept_by_the_update(index: int) -> Batch:
+  raise AssertionError(f"iteration {index + 1}: updates refuse what is not finite")
+
+
+def _times(clock: Sequence[float], drawn: RolloutBatch) -> dict[str, float]:
+  rollout, feedback, update = np.diff(clock)
+  seconds = clock[-1] - clock[0]
+  tokens = float(drawn.length_BK.sum())
+  return {
+    "time/rollout": float(rollout),
+    "time/feedback": float(feedback),
+    "time/update": float(update),
+    "time/seconds": seconds,
+    "time/tokens_per_second": tokens / seconds,
+  }
+
+
+def _after(parts, now, trained, before, index, line, episodes) -> RolloutState:
+  """The state after an iteration: controller, reference and sampler moved on."""
+  beta, ref, every = now.beta, now.ref, parts.experiment.data.ref_update_every
+  if beta is not None:
+    seen = kl_control.Observation(
+      jnp.float32(line["rollout/kl"]), jnp.float32(episodes)
+    )
+    beta = jnp.float32(parts.controller.update(beta, seen))
+  if every is not None and (index + 1) % every == 0:
+    merged = state.merged(trained.params, parts.frozen, parts.experiment.adapter)
+    ref = {"lm": jax.tree.map(jnp.copy, merged["lm"])}
+  sampler = now.sampler
+  if sampler:
+    sampler = (*sampler[1:], before)
+  return RolloutState(jnp.int32(index + 1), trained, ref, sampler, beta)

@@ -1,0 +1,154 @@
+"""Runs the stages of an experiment into a store, and puts their directories in place.
+
+A run is a value and its directory the value's cache: a stage stands in
+`STORE/OBJECTIVE-DIGEST`, where the digest covers the experiment and everything that it
+reads. Runs that share a store share their equal stages.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config import yaml_file
+from xpo_jax.config.experiment import Experiment, Pretrained, Scratch, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.train import loading, run_directory
+from xpo_jax.train.loading import Datasets
+
+RunStage = Callable[[Experiment, Path], bool]
+"""`(experiment, directory) -> finished`: trains a stage, or the rest of it."""
+
+
+def default_store(run_dir: Path) -> Path:
+  """Where the stages of a run stand unless it shares another run's: `RUN/stages`, or
+  beside a run that is itself a stage."""
+  if run_dir.parent.name == run_directory.STAGES:
+    return run_dir.parent
+  return run_dir / run_directory.STAGES
+
+
+def of(experiment: Experiment) -> Iterator[Stage]:
+  """The stages that an experiment asks for itself, each once."""
+  seen = []
+  for _, stage in experiments.stages(experiment):
+    if stage not in seen:
+      seen.append(stage)
+      yield stage
+
+
+def resolve(
+  experiment: Experiment, store: Path, datasets: Datasets, run_stage: RunStage
+) -> Experiment | None:
+  """Runs what is missing of the stages, and replaces each by its policy's directory.
+
+  Args:
+    experiment: with stages anywhere.
+    store: where they stand.
+    datasets: records by name; see `loop.train`.
+    run_stage: trains one.
+
+  Returns:
+    The experiment without a `Stage`; None where one was stopped early.
+  """
+  for stage in of(experiment):
+    run_dir = directory(stage.experiment, store, datasets)
+    if (run_dir / run_directory.SUMMARY).exists():
+      continue
+    if not run_stage(stage.experiment, run_dir):
+      return None
+  policy = {
+    id(stage): directory(stage.experiment, store, datasets) / run_directory.POLICY
+    for _, stage in experiments.stages(experiment)
+  }
+  return replaced(experiment, lambda stage: policy[id(stage)])
+
+
+def resolved(
+  experiment: Experiment, run_dir: Path, store: Path | None, datasets: Datasets
+) -> Experiment:
+  """A finished run's experiment with the directories of its stages in place."""
+  store = default_store(run_dir) if store is None else store
+  return replaced(
+    experiment,
+    lambda stage: directory(stage.experiment, store, datasets) / run_directory.POLICY,
+  )
+
+
+def directory(experiment: Experiment, store: Path, datasets: Datasets) -> Path:
+  """Where a stage's run stands in a store."""
+  name = experiment.objective.name.rpartition(":")[2]
+  return store / f"{name}-{digest(experiment, datasets)[:12]}"
+
+
+def digest(experiment: Experiment, datasets: Datasets) -> str:
+  """SHA-256 of an experiment and of all that it reads: files, directories of weights,
+  records handed over by name."""
+  read = sorted(set(_read(experiment, datasets)))
+  content = json.dumps([yaml_file.to_dict(experiment), read], sort_keys=True)
+  return hashlib.sha256(content.encode()).hexdigest()
+
+
+def replaced(value: Any, policy: Callable[[Stage], Path]) -> Any:
+  """A config with each `Stage` replaced by the directory of its policy.
+
+  Args:
+    value: an experiment or any part of one.
+    policy: `stage -> directory`.
+  """
+  if isinstance(value, Stage):
+    return str(policy(value))
+  if isinstance(value, Configured):
+    arguments = {n: replaced(x, policy) for n, x in value.arguments.items()}
+    return Configured(value.name, **arguments)
+  if type(value) in (list, tuple):
+    return tuple(replaced(item, policy) for item in value)
+  if not dataclasses.is_dataclass(value) or isinstance(value, ObjectiveConfig):
+    return value
+  changes = {}
+  for name, item in experiments.children(value):
+    if isinstance(value, Experiment) and isinstance(item, Stage):
+      # A start or a reference: weights that go on being trained, or stay.
+      changes[name] = dataclasses.replace(
+        source(item.experiment), directory=str(policy(item))
+      )
+    else:
+      changes[name] = replaced(item, policy)
+  changed = {n: x for n, x in changes.items() if x is not vars(value)[n]}
+  return dataclasses.replace(value, **changed) if changed else value
+
+
+def source(experiment: Experiment) -> Pretrained:
+  """How the weights of a run are read: dtype and remat of its first start."""
+  while isinstance(experiment.start, Stage):
+    experiment = experiment.start.experiment
+  start = experiment.start
+  if isinstance(start, Scratch):
+    return Pretrained("", start.model.compute_dtype, start.model.remat)
+  return start
+
+
+def _read(value: Any, datasets: Datasets) -> Iterator[tuple[str, str]]:
+  """What a config reads from outside, with a digest of each."""
+  for _, item in experiments.children(value):
+    yield from _read(item, datasets)
+  if isinstance(value, Stage):
+    yield from _read(value.experiment, datasets)
+  for name in ("path", "directory", "tokenizer", "critic_init"):
+    where = vars(value).get(name) if dataclasses.is_dataclass(value) else None
+    if isinstance(where, str):
+      yield from _content(where, datasets)
+  if isinstance(value, Configured):
+    for where in value.arguments.values():
+      if isinstance(where, str):
+        yield from _content(where, datasets)
+
+
+def _content(where: str, datasets: Datasets) -> Iterator[tuple[str, str]]:
+  if where in datasets:
+    yield where, loading.records_digest(datasets[where])
+  elif "\n" not in where and len(where) < 4096 and Path(where).exists():
+    yield where, loading.files_digest(Path(where))
