@@ -9,7 +9,7 @@ REVIEWS = synthetic_reviews.generate(2 * N, seed=3)
 PROMPTS = [prompt for prompt, _ in REVIEWS[:N]]
 FIRST = [text for _, text in REVIEWS[:N]]
 SECOND = [text for _, text in REVIEWS[N:]]
-TRUE = rules.bradley_terry(rules.world_reward(), 0)(PROMPTS, FIRST, SECOND).value_N
+TRUE = rules.bradley_terry(rules.synthetic_reward(), 0)(PROMPTS, FIRST, SECOND).value_N
 
 
 def _ask(judge, first=FIRST, second=SECOND):
@@ -44,7 +44,9 @@ def test_a_judge_without_error_is_the_truth_and_with_all_its_opposite():
 
 
 def test_an_unsure_judge_is_as_unsure_where_it_is_wrong():
-  sure = rules.bradley_terry(rules.world_reward(), 0.5)(PROMPTS, FIRST, SECOND).value_N
+  sure = rules.bradley_terry(rules.synthetic_reward(), 0.5)(
+    PROMPTS, FIRST, SECOND
+  ).value_N
   p_N = _ask(noisy_judge.preference(error=0.2, temperature=0.5))
   wrong = p_N != sure
   np.testing.assert_allclose(p_N[wrong], 1 - sure[wrong])
@@ -98,8 +100,8 @@ def test_faults_decay_geometrically_with_revisions():
 def test_revisions_raise_the_worlds_reward():
   critic = noisy_judge.critic(error=0)
   last = constitution.revise(critic, PROMPTS, FIRST, rounds=4)[-1].text
-  before = rules.world_reward()(PROMPTS, FIRST).value_N
-  after = rules.world_reward()(PROMPTS, last).value_N
+  before = rules.synthetic_reward()(PROMPTS, FIRST).value_N
+  after = rules.synthetic_reward()(PROMPTS, last).value_N
   assert (after < 0).mean() < (before < 0).mean() / 2
 
 

@@ -13,7 +13,7 @@ def _value(scorer, texts, prompts=None):
 def test_the_world_reads_the_whole_text_and_sentiment_the_completion():
   prompts, texts = ["a dreadful, awful plot"], [" with fun."]
   whole = synthetic_reviews.true_reward([prompts[0] + texts[0]]).tolist()
-  assert _value(rules.world_reward(), texts, prompts) == whole
+  assert _value(rules.synthetic_reward(), texts, prompts) == whole
   assert (
     _value(rules.sentiment(), texts, prompts)
     == synthetic_reviews.true_reward(texts).tolist()

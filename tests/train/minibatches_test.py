@@ -31,7 +31,7 @@ def _run(objective: ObjectiveConfig, made: Configured) -> online_setup.Run:
     objective=objective,
     data=Rollouts(
       prompts=Prompts("synthetic:20"),
-      feedback=Feedback(Configured(rules.world_reward)),
+      feedback=Feedback(Configured(rules.synthetic_reward)),
       sampling=Sampling(completions=K, max_completion_tokens=T),
       prompts_per_iteration=B,
       minibatches=2,

@@ -21,7 +21,7 @@ NAN = np.float32(np.nan)
 MODEL = Config(
   vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
 )
-SOURCE = Configured(rules.world_reward)
+SOURCE = Configured(rules.synthetic_reward)
 
 
 def _drawn(reward=None, ended=((True, True), (False, True))):
@@ -77,7 +77,7 @@ def nothing():
   ("source", "kind", "match"),
   [
     (later_wins, "scores", "later_wins, which makes a Preference.*to 'win_rates'"),
-    (rules.world_reward, "win_rates", "world_reward, .* a Scorer.*to 'scores'"),
+    (rules.synthetic_reward, "win_rates", "world_reward, .* a Scorer.*to 'scores'"),
     (nothing, "scores", "nothing, which makes dict; .*protocol.Scorer"),
   ],
 )

@@ -50,7 +50,7 @@ PLAIN = Experiment(
   objective=ObjectiveConfig("rloo"),
   data=Rollouts(
     prompts=Prompts("synthetic:20"),
-    feedback=Feedback(Configured(rules.world_reward)),
+    feedback=Feedback(Configured(rules.synthetic_reward)),
     sampling=Sampling(completions=2, max_completion_tokens=4),
     prompts_per_iteration=4,
   ),

@@ -19,7 +19,7 @@ import yaml
 
 import xpo_jax
 from xpo_jax import objectives
-from xpo_jax.config.data import Data
+from xpo_jax.config.data import Data, Prompts
 from xpo_jax.config.experiment import (
   Experiment,
   Pretrained,
@@ -31,7 +31,8 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 
 FILE = "config.yaml"
 FORMAT = 2  # of config.yaml and what stands beside it
-_TAGGED = (Scratch, Pretrained, Stage, Data, Rollouts)  # members of unions
+# Members of unions, and what may be an argument of a `Configured`.
+_TAGGED = (Scratch, Pretrained, Stage, Data, Rollouts, Prompts)
 _KINDS = {kind.__name__: kind for kind in _TAGGED}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xpo_jax")
 _FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")

@@ -45,7 +45,7 @@ def preference(
   """
   _check_share("error", error)
   _check_share("position", position)
-  better = rules.bradley_terry(truth or rules.world_reward(), temperature)
+  better = rules.bradley_terry(truth or rules.synthetic_reward(), temperature)
 
   def judge(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -90,7 +90,7 @@ def scorer(
       f"scripted rater: least={least!r}, most={most!r}, levels={levels!r}; it must "
       "hold least < most and levels >= 1"
     )
-  known = truth or rules.world_reward()
+  known = truth or rules.synthetic_reward()
 
   def rate(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
     true_N = check_scores(known(prompts, completions), len(completions)).value_N

@@ -10,7 +10,7 @@ from xpo_jax.data import synthetic_reviews
 from xpo_jax.feedback.protocol import Preference, Scorer, Scores, check_scores
 
 
-def world_reward() -> Scorer:
+def synthetic_reward() -> Scorer:
   """The embedded world's true reward: VADER's compound of prompt and completion."""
   return _of_pair(
     lambda prompts, texts: synthetic_reviews.true_reward(

@@ -74,7 +74,7 @@ def run(objective: ObjectiveConfig, world: World, **changes: Any) -> Experiment:
         _path(world), portion="train", reading=_reading(world), bad_rows="drop"
       ),
       feedback=Feedback(
-        Configured(rules.world_reward), missing_eos=world.missing_eos(0.5)
+        Configured(rules.synthetic_reward), missing_eos=world.missing_eos(0.5)
       ),
       sampling=Sampling(completions=4, max_completion_tokens=world.longest),
       iterations=60,

@@ -1,37 +1,37 @@
-"""What recipes of several stages report: a row for each arm, as JSON and as a table."""
+"""Writes the rows of a study of several arms, as JSON and as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from xpo_jax.evaluation import bootstrap
+from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import html
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.studies.task import Task
 
 
-class Row(NamedTuple):
+class ArmRow(NamedTuple):
   """One policy, or one arm's policies over the seeds.
 
   Attributes:
     label: what it is.
     measures: name -> Interval or number; reward, kl and length at least.
-    seconds: of its stages, compilation included, the shared SFT not.
+    seconds: of its runs, compilation included, shared stages not.
   """
 
   label: str
-  measures: Mapping[str, bootstrap.Interval | float]
+  measures: Mapping[str, Interval | float]
   seconds: float
 
 
-def write(path: Path, title: str, rows: Sequence[Row], world: World) -> html.Table:
+def write(path: Path, title: str, rows: Sequence[ArmRow], task: Task) -> html.Table:
   """Writes rows as JSON and returns them as a table."""
   content = [
     {
       "label": row.label,
       "seconds": round(row.seconds, 1),
       **{
-        name: x._asdict() if isinstance(x, bootstrap.Interval) else x
+        name: x._asdict() if isinstance(x, Interval) else x
         for name, x in row.measures.items()
       },
     }
@@ -44,14 +44,14 @@ def write(path: Path, title: str, rows: Sequence[Row], world: World) -> html.Tab
     for row in rows
   ]
   caption = (
-    f"{title}. Mean [95 %] over {world.prompts} held-out prompts x {world.samples} "
-    f"samples and {len(world.seeds)} seeds; reward: VADER; change: paired with the SFT "
-    "model's; KL to the SFT model, nats."
+    f"{title}. Mean [95 %] over {task.eval_prompts} held-out prompts x "
+    f"{task.eval_samples} samples and {len(task.seeds)} seeds; reward: the task's true "
+    "reward; change: paired with the start's; KL to the start, nats."
   )
   return html.Table(["", *names, "seconds"], cells, caption)
 
 
-def _cell(x: bootstrap.Interval | float | None) -> str:
+def _cell(x: Interval | float | None) -> str:
   if x is None:
     return ""
-  return str(x) if isinstance(x, bootstrap.Interval) else f"{x:.3g}"
+  return str(x) if isinstance(x, Interval) else f"{x:.3g}"

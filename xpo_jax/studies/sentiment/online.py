@@ -64,7 +64,7 @@ def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> Experiment:
     objective=arm.objective,
     data=Rollouts(
       prompts=Prompts("prompts", seed=seed),
-      feedback=Feedback(Configured(rules.world_reward)),
+      feedback=Feedback(Configured(rules.synthetic_reward)),
       sampling=Sampling(
         completions=arm.completions, max_completion_tokens=study.longest
       ),

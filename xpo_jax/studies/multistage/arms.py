@@ -1,0 +1,302 @@
+"""Trains the arms of a study through one store, and judges their policies.
+
+A study's directory holds `study.json` (its settings), `stages/` (every run, by digest:
+arms share their equal stages, and a widened study trains only what is new) and
+`results.json`. Run again with the same directory it goes on.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.config import yaml_file
+from xpo_jax.config.experiment import Experiment, Pretrained, Stage
+from xpo_jax.data import records, tokenise
+from xpo_jax.evaluation import bootstrap, measure_policy, sequence_logps
+from xpo_jax.evaluation.bootstrap import Interval
+from xpo_jax.evaluation.measure_policy import Draws
+from xpo_jax.feedback import protocol
+from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.models.hf_checkpoint import Checkpoint
+from xpo_jax.report.html import Table
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import arm_table, samples
+from xpo_jax.studies.multistage.arm_table import ArmRow
+from xpo_jax.studies.task import Task
+from xpo_jax.train import loop, run_directory, stages
+from xpo_jax.types import Params
+
+STUDY, RESULTS = "study.json", "results.json"
+Say = Callable[[str], None]
+Score = Callable[[int, Draws], np.ndarray]
+"""`(seed, draws) -> [P, K]`: a further measure of that seed's samples."""
+
+
+class Arms(NamedTuple):
+  """A study in its directory.
+
+  Attributes:
+    task: what it runs on.
+    run_dir: its directory.
+    say: takes a line of progress.
+  """
+
+  task: Task
+  run_dir: Path
+  say: Say
+
+  @property
+  def store(self) -> Path:
+    """Where every run of the study stands."""
+    return self.run_dir / run_directory.STAGES
+
+
+class Trained(NamedTuple):
+  """Policies of an arm.
+
+  Attributes:
+    policies: seed -> `{"lm": ...}`.
+    seconds: of the runs of the arm itself, stages left out; 0 for what was there.
+  """
+
+  policies: Mapping[int, Params]
+  seconds: float = 0.0
+
+
+def open_study(settings: Any, run_dir: str | Path, say: Say = print) -> Arms:
+  """Opens a directory, new or of an interrupted study with the same settings; a study
+  may be widened by further seeds.
+
+  Args:
+    settings: the study's dataclass; its field `task` is the `Task`.
+    run_dir: the directory.
+    say: takes a line of progress.
+
+  Raises:
+    ValueError: the directory holds something else, or another study.
+  """
+  run_dir, began = Path(run_dir), time.perf_counter()
+  _write_settings(run_dir, yaml_file.to_dict(settings))
+
+  def say_with_time(text: str) -> None:
+    say(f"[{time.perf_counter() - began:5.0f} s] {text}")
+
+  return Arms(settings.task, run_dir, say_with_time)
+
+
+def train(arms: Arms, experiment: Experiment) -> Path:
+  """Trains an experiment in the study's store, the rest of it, or finds it there.
+
+  Returns:
+    Its run directory.
+
+  Raises:
+    KeyboardInterrupt: SIGTERM ended it; its checkpoint is written.
+  """
+  run_dir = stages.directory(experiment, arms.store, {})
+  if (run_dir / run_directory.SUMMARY).exists():
+    return run_dir
+  arms.say(f"{run_dir.name}: {experiment.objective} on {experiment.data.title}")
+  if (run_dir / yaml_file.FILE).exists():
+    result = loop.resume(run_dir, experiment, store=arms.store, say=_quiet)
+  else:
+    result = loop.train(experiment, run_dir, store=arms.store, say=_quiet)
+  if not result.finished:
+    raise KeyboardInterrupt
+  return run_dir
+
+
+def policy(arms: Arms, experiment: Experiment) -> Checkpoint:
+  """The policy that an experiment leaves; trained where it is missing."""
+  directory = train(arms, experiment) / run_directory.POLICY
+  return hf_checkpoint.load(directory, remat=False)
+
+
+def start_directory(arms: Arms) -> Path:
+  """The policy that all arms start from, the reference of all KLs."""
+  begin = tasks.start(arms.task)
+  if isinstance(begin, Pretrained):
+    return Path(begin.directory)
+  return train(arms, begin.experiment) / run_directory.POLICY
+
+
+def start(arms: Arms) -> Checkpoint:
+  """The same, loaded."""
+  return hf_checkpoint.load(start_directory(arms), remat=False)
+
+
+def train_arm(arms: Arms, make: Callable[[int], Experiment]) -> Trained:
+  """Trains an arm for every seed.
+
+  Args:
+    arms: the study.
+    make: seed -> its experiment.
+  """
+  policies, seconds = {}, 0.0
+  for seed in arms.task.seeds:
+    experiment = make(seed)
+    for stage in stages.of(experiment):
+      train(arms, stage.experiment)
+    began = time.perf_counter()
+    policies[seed] = policy(arms, experiment).params
+    seconds += time.perf_counter() - began
+  return Trained(policies, seconds)
+
+
+def judge(
+  arms: Arms,
+  params: Params,
+  seed: int,
+  *,
+  eval_samples: int | None = None,
+  reference: Path | None = None,
+) -> Draws:
+  """Samples on held-out prompts, with true rewards and KL to a reference.
+
+  Args:
+    arms: the study.
+    params: `{"lm": ...}` of the policy.
+    seed: of the draws.
+    eval_samples: completions of each prompt; None: the task's.
+    reference: directory of its policy; None: the start's.
+  """
+  task = arms.task
+  if eval_samples is not None:
+    task = dataclasses.replace(task, eval_samples=eval_samples)
+  reference = start_directory(arms) if reference is None else reference
+  return _draws(task, params, hf_checkpoint.load(reference, remat=False), seed)
+
+
+def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draws:
+  prompts = samples.texts_of(tasks.prompts(task, "test"))
+  if len(prompts) < task.eval_prompts:
+    raise ValueError(
+      f"Task.eval_prompts is {task.eval_prompts}, the held-out split has "
+      f"{len(prompts)}; take fewer prompts or more texts"
+    )
+  draws = measure_policy.draw(
+    transformer.model(reference.config),
+    params,
+    reference.params,
+    samples.encode(reference.tokenizer, prompts[: task.eval_prompts]),
+    reference.tokenizer,
+    max_completion_tokens=task.max_completion_tokens,
+    key=jax.random.fold_in(jax.random.key(seed), 4),
+    completions=task.eval_samples,
+    batch=task.eval_prompts,
+  )
+  scorer = task.reward.build()
+  reward_PK = protocol.score_groups(scorer, draws.prompts, draws.texts)
+  return draws._replace(reward_PK=reward_PK.astype(np.float64))
+
+
+@functools.lru_cache(maxsize=32)  # every arm is compared with the same samples
+def _reference_rewards(directory: str, task: str, seed: int) -> np.ndarray:
+  """True rewards of a reference's own samples, by the task as JSON."""
+  settings = yaml_file.from_dict(Task, json.loads(task))
+  checkpoint = hf_checkpoint.load(directory, remat=False)
+  return _draws(settings, checkpoint.params, checkpoint, seed).reward_PK
+
+
+def row(
+  arms: Arms,
+  label: str,
+  trained: Trained,
+  *,
+  reference: Path | None = None,
+  scores: Mapping[str, Score] | None = None,
+  **more: Interval | float,
+) -> ArmRow:
+  """Judges an arm.
+
+  Args:
+    arms: the study.
+    label: what the arm is called.
+    trained: its policies.
+    reference: directory of the policy that KL and change are to; None: the start.
+    scores: further measures of the samples, by name.
+    more: further measures, by name.
+  """
+  reference = start_directory(arms) if reference is None else reference
+  task = json.dumps(yaml_file.to_dict(arms.task))
+  draws = {
+    seed: judge(arms, params, seed, reference=reference)
+    for seed, params in trained.policies.items()
+  }
+  columns = {
+    "reward": [d.reward_PK for d in draws.values()],
+    "change": [
+      d.reward_PK - _reference_rewards(str(reference), task, seed)
+      for seed, d in draws.items()
+    ],
+    "kl": [d.kl_PK for d in draws.values()],
+    "length": [d.length_PK for d in draws.values()],
+  }
+  for name, score in (scores or {}).items():
+    columns[name] = [score(seed, d) for seed, d in draws.items()]
+  measures = {
+    name: bootstrap.bootstrap_seeds(
+      np.stack([measure_policy.per_prompt(x_PK) for x_PK in by_seed])
+    )
+    for name, by_seed in columns.items()
+  }
+  return ArmRow(label, measures | more, trained.seconds)
+
+
+def start_row(arms: Arms, label: str = "SFT", **more: Any) -> ArmRow:
+  """The start, judged as an arm."""
+  params = start(arms).params
+  return row(arms, label, Trained(dict.fromkeys(arms.task.seeds, params)), **more)
+
+
+def nll(
+  arms: Arms, policies: Sequence[Params], rows: Sequence[records.Record]
+) -> Interval:
+  """Nats per token of demonstrations under policies, over rows and seeds.
+
+  Args:
+    arms: the study.
+    policies: `{"lm": ...}` each, of one arm.
+    rows: held out.
+  """
+  begin = start(arms)
+  limits = tokenise.Limits(completion=arms.task.max_completion_tokens)
+  examples = tokenise.tokenise(rows, begin.tokenizer, limits=limits)
+  tokens_P = np.array([len(example.completions[0]) for example in examples])
+  model = transformer.model(begin.config)
+  logps = [
+    sequence_logps.score_pairs(model, params, params, examples)["logp_BK"][:, 0]
+    for params in policies
+  ]
+  return bootstrap.bootstrap_seeds(-np.stack(logps) / tokens_P)
+
+
+def finish(arms: Arms, title: str, rows: Sequence[ArmRow]) -> Table:
+  """Writes results.json and returns the rows as a table."""
+  return arm_table.write(arms.run_dir / RESULTS, title, rows, arms.task)
+
+
+def _write_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
+  path = run_dir / STUDY
+  settings = json.loads(json.dumps(settings))
+  if path.exists():
+    old = json.loads(path.read_text(encoding="utf-8"))
+    # More seeds widen a study: what is there stays, what is new is trained.
+    if set(old["task"]["seeds"]) <= set(settings["task"]["seeds"]):
+      old["task"]["seeds"] = settings["task"]["seeds"]
+    yaml_file.refuse_change("settings", run_dir, old, settings)
+  elif run_dir.exists() and any(run_dir.iterdir()):
+    raise ValueError(f"run directory {run_dir} holds something else; name another one")
+  run_dir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _quiet(text: str) -> None:
+  del text

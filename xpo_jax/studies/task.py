@@ -1,0 +1,228 @@
+"""What a recipe runs on, as a value: texts, start, reward, sizes.
+
+The synthetic reviews with a small model from scratch are the default; texts of your
+own, a policy of your own and a reward of your own take their places.
+"""
+
+import dataclasses
+from typing import Any
+
+from xpo_jax.config import experiment
+from xpo_jax.config.data import Data, Evaluation, Prompts
+from xpo_jax.config.experiment import (
+  Experiment,
+  Loop,
+  MeshShape,
+  Pretrained,
+  Rollouts,
+  Scratch,
+  Stage,
+  Start,
+)
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.data.sources import Reading
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.feedback import rules
+from xpo_jax.models.config import Config
+
+ONE_DEVICE = MeshShape(data=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Texts, start, reward and sizes: what a recipe starts from and is judged by.
+
+  Attributes:
+    source: texts of your own in place of the synthetic reviews, as `Data.path`.
+    prompt_words: words of such a text that make its prompt.
+    policy: a Hugging Face directory to start from; None: a small model from scratch,
+      fine-tuned on the texts.
+    reward: makes the true reward, a `feedback.protocol.Scorer`.
+    num_texts: synthetic reviews.
+    vocab: entries of the tokenizer trained on the texts.
+    width: of the small model.
+    layers: of the small model.
+    max_completion_tokens: longest completion.
+    row_length: tokens of a packed row.
+    sft_steps: of supervised fine-tuning on the texts, the start of all that follows.
+    sft_rows: packed rows of such a step.
+    sft_learning_rate: its peak learning rate.
+    num_prompts: prompts of the training split that are sampled, the first so many.
+    rows: packed rows of a step after SFT.
+    learning_rate: peak learning rate after SFT, of policies and reward models.
+    eval_prompts: held-out prompts that policies are judged on.
+    eval_samples: completions for each.
+    seeds: each has its own samples, order and judging draws; SFT is shared.
+  """
+
+  source: str | None = None
+  prompt_words: int = 4
+  policy: str | None = None
+  reward: Configured = dataclasses.field(
+    default_factory=lambda: Configured(rules.synthetic_reward)
+  )
+  num_texts: int = 12_000
+  vocab: int = 1024
+  width: int = 64
+  layers: int = 2
+  max_completion_tokens: int = 16
+  row_length: int = 96
+  sft_steps: int = 400
+  sft_rows: int = 10
+  sft_learning_rate: float = 3e-3
+  num_prompts: int = 800
+  rows: int = 4
+  learning_rate: float = 7e-4
+  eval_prompts: int = 128
+  eval_samples: int = 4
+  seeds: tuple[int, ...] = (0, 1, 2)
+
+  def __post_init__(self):
+    if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+      raise ValueError(
+        f"Task.seeds is {self.seeds}; one seed at least, and none of them twice"
+      )
+
+  @property
+  def path(self) -> str:
+    """Where texts are read from, as `Data.path`."""
+    return f"synthetic:{self.num_texts}" if self.source is None else self.source
+
+  @property
+  def reading(self) -> Reading:
+    """How texts are read."""
+    return Reading(prompt_words=self.prompt_words)
+
+  def missing_eos(self, penalty: float) -> float | None:
+    """What a completion cut at the limit loses, as `Feedback.missing_eos`.
+
+    Synthetic reviews are shorter. Texts of one's own may not be: there it loses
+    nothing, or ending early would pay more than what is rewarded.
+    """
+    return penalty if self.source is None else None
+
+
+def model_config(task: Task) -> Config:
+  """The small model's sizes."""
+  return Config(
+    vocab=task.vocab,
+    width=task.width,
+    layers=task.layers,
+    heads=4,
+    kv_heads=4,
+    head_dim=task.width // 4,
+    mlp_width=3 * task.width,
+    positions=1024,
+    tied=True,
+    remat=False,
+  )
+
+
+def sft(task: Task) -> Experiment:
+  """Supervised fine-tuning on the texts: where policies start from scratch."""
+  data = Data(
+    task.path,
+    portion="train",
+    reading=task.reading,
+    limits=Limits(completion=task.max_completion_tokens),
+    bad_rows="drop",
+    row_length=task.row_length,
+    rows_per_step=task.sft_rows,
+    epochs=task.sft_steps,
+    steps=task.sft_steps,
+  )
+  return Experiment(
+    objective=ObjectiveConfig("sft"),
+    data=data,
+    start=Scratch(model_config(task)),
+    optimizer=Optimizer(
+      learning_rate=task.sft_learning_rate, warmup_steps=10, floor=0.1
+    ),
+    loop=Loop(log_every=50),
+    mesh=ONE_DEVICE,
+  )
+
+
+def start(task: Task) -> Start:
+  """Where all policies of a recipe start, which is the reference of all KLs."""
+  if task.policy is not None:
+    return Pretrained(task.policy, remat=False)
+  return Stage(sft(task))
+
+
+def start_weights(task: Task) -> str | Stage:
+  """The same as an argument of a function that loads a policy."""
+  return start(task) if task.policy is None else task.policy
+
+
+def prompts(task: Task, portion: str = "train") -> Prompts:
+  """The prompts of a portion of the texts."""
+  return Prompts(task.path, portion=portion, reading=task.reading, bad_rows="drop")
+
+
+def on_records(
+  objective: ObjectiveConfig,
+  task: Task,
+  records: str | Configured,
+  *,
+  seed: int = 0,
+  epochs: int = 1,
+  **changes: Any,
+) -> Experiment:
+  """A run on records, from the task's start.
+
+  Args:
+    objective: what is minimised.
+    task: start and sizes.
+    records: a path, or the function that makes them (`multistage.samples`).
+    seed: of order and draws.
+    epochs: passes over the records.
+    changes: fields of the experiment or its data.
+  """
+  data = Data(
+    records,
+    limits=Limits(completion=task.max_completion_tokens),
+    bad_rows="drop",
+    row_length=task.row_length,
+    rows_per_step=task.rows,
+    epochs=epochs,
+    seed=seed,
+  )
+  made = Experiment(
+    objective=objective,
+    data=data,
+    start=start(task),
+    optimizer=Optimizer(learning_rate=task.learning_rate, warmup_steps=10, floor=0.1),
+    mesh=ONE_DEVICE,
+    seed=seed,
+  )
+  return experiment.replace(made, **changes)
+
+
+def on_rollouts(objective: ObjectiveConfig, task: Task, **changes: Any) -> Experiment:
+  """A run on rollouts, judged by the task's reward, from the task's start.
+
+  Args:
+    objective: what is minimised.
+    task: start, reward and sizes.
+    changes: fields of the experiment or its data.
+  """
+  data = Rollouts(
+    prompts=prompts(task),
+    feedback=Feedback(task.reward, missing_eos=task.missing_eos(0.5)),
+    sampling=Sampling(completions=4, max_completion_tokens=task.max_completion_tokens),
+    iterations=60,
+    prompts_per_iteration=32,
+  )
+  made = Experiment(
+    objective=objective,
+    data=data,
+    start=start(task),
+    optimizer=Optimizer(learning_rate=3e-4, schedule="constant"),
+    loop=Loop(log_every=5, eval_every=20),
+    mesh=ONE_DEVICE,
+    evaluation=Evaluation(task.path, portion="test", limit=task.eval_prompts),
+  )
+  return experiment.replace(made, **changes)
