@@ -22,7 +22,7 @@ from xpo_jax.evaluation.measure_policy import Draws, Report, RewardFn
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
 from xpo_jax.models import transformer
-from xpo_jax.models.hf_checkpoint import Pretrained
+from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.train import loading, offline, online, online_setup
 from xpo_jax.train.loading import Datasets
 
@@ -45,7 +45,7 @@ class Judge(NamedTuple):
 
 
 def judge(
-  experiment: OnlineExperiment, policy: Pretrained, reward: RewardFn | None
+  experiment: OnlineExperiment, policy: Checkpoint, reward: RewardFn | None
 ) -> Judge:
   """The true reward as a judge where there is one, else the run's own feedback; where
   the policy is its own judge, the finished one."""
@@ -77,7 +77,7 @@ def _name(reward: RewardFn) -> str:
 def policy_report(
   experiment: OnlineExperiment,
   run_dir: Path,
-  policy: Pretrained,
+  policy: Checkpoint,
   by: Judge,
   *,
   prompts: int,

@@ -61,7 +61,7 @@ class _Read:
   """A group of prompts with the first token of their completions."""
 
   out: Samples
-  prompts: tuple[kv_cache.Prompts, ...]
+  prompts: tuple[kv_cache.PromptCache, ...]
   uniform_BKT2: Array
 
 

@@ -60,7 +60,7 @@ class Decoder:
 
 def begin(
   decoder: Decoder, prompt_BP: Array, length_B: Array, uniform_BKT2: Array
-) -> tuple[Samples, tuple[kv_cache.Prompts, ...]]:
+) -> tuple[Samples, tuple[kv_cache.PromptCache, ...]]:
   """Reads the prompts, padded on the right, and draws every first token."""
   B, K, T, _ = uniform_BKT2.shape
   hidden, prompts = [], []
@@ -72,7 +72,7 @@ def begin(
 
 
 def room(
-  prompts: tuple[kv_cache.Prompts, ...], uniform_BKT2: Array
+  prompts: tuple[kv_cache.PromptCache, ...], uniform_BKT2: Array
 ) -> tuple[kv_cache.Branches, ...]:
   """Empty caches of the completions beside those of their prompts."""
   return tuple(kv_cache.branches(read, *uniform_BKT2.shape[1:3]) for read in prompts)
@@ -86,7 +86,7 @@ def layers(decoder: Decoder) -> Decoder:
 def extend(
   decoder: Decoder,
   out: Samples,
-  prompts: tuple[kv_cache.Prompts, ...],
+  prompts: tuple[kv_cache.PromptCache, ...],
   branches: tuple[kv_cache.Branches, ...],
   uniform_BKT2: Array,
 ) -> tuple[Samples, tuple[kv_cache.Branches, ...]]:
