@@ -6,7 +6,6 @@ on how the batch was cut or padded.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from xpo_jax.models import decode_state, token_sampling
 from xpo_jax.models.config import Config
 from xpo_jax.models.decode_state import Samples
+from xpo_jax.models.generation_config import Mixture
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Array, Params
 
@@ -48,24 +48,6 @@ def pad(
   for row, prompt in zip(prompt_BP, prompts, strict=True):
     row[: len(prompt)] = prompt
   return prompt_BP, length_B
-
-
-class Mixture(NamedTuple):
-  """A second model beside the policy: tokens come from policy^(1 - share) ref^share.
-
-  Normalised token by token, after both have been divided by the temperature; see
-  `preference_games.mixture`. Nash-MD's opponent (Munos et al. 2023, arXiv:2312.00886)
-  and the sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635).
-
-  Attributes:
-    model: the reference, of `transformer.model`; its vocabulary is the policy's.
-    params: of its decoder.
-    share: its exponent, in [0, 1]: 0 draws from the policy, 1 from the reference.
-  """
-
-  model: Model
-  params: Params
-  share: float
 
 
 def sample(
