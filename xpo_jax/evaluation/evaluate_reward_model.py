@@ -18,7 +18,8 @@ from xpo_jax.data.tokenise import Limits
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.evaluation.agreement import Agreement
 from xpo_jax.feedback import preference_model, reward_model
-from xpo_jax.models import hf_checkpoint, sample, transformer
+from xpo_jax.models import generate, hf_checkpoint, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import loading, offline
 from xpo_jax.train.loading import Datasets
@@ -134,28 +135,16 @@ def _reference(
   held = hf_checkpoint.load(where)
   limits = Limits(data.limits.prompt, long_prompt="truncate")
   ids = tokenise.prompts(rows, held.tokenizer, data.template, limits)
-  prompt_BP, length_B = sample.pad(ids)
-  texts = []
-  for start_row in range(0, len(ids), batch):
-    # The last batch is filled with its own prompts: one shape, one compile.
-    row_B = np.minimum(np.arange(start_row, start_row + batch), len(ids) - 1)
-    drawn = sample.sample(
-      transformer.model(held.config),
-      held.params["lm"],
-      prompt_BP[row_B],
-      length_B[row_B],
-      completions=1,
-      max_completion_tokens=data.limits.completion or _LONGEST,
-      key=jax.random.key(seed),
-      row_B=row_B,
-      stop_ids=(held.tokenizer.eos_token_id,),
-    )
-    tokens, sizes = jax.device_get((drawn.tokens_BKT, drawn.length_BK))
-    for n, row, size in zip(row_B, tokens, sizes, strict=True):
-      # Decoded together: a tokenizer may read a completion's first token otherwise.
-      whole = tokenise.decode(held.tokenizer, [*ids[n], *row[0, : size[0]]])
-      texts.append(whole.removeprefix(tokenise.decode(held.tokenizer, ids[n])))
-  return prompts, texts[: len(prompts)]
+  drawn = generate.generate(
+    transformer.model(held.config),
+    held.params["lm"],
+    ids,
+    tokenizer=held.tokenizer,
+    config=GenerationConfig(data.limits.completion or _LONGEST),
+    key=jax.random.key(seed),
+    batching=generate.Batching(batch),
+  )
+  return prompts, [text for (text,) in drawn.texts_BK]
 
 
 def _preferred(row: records.Record) -> str:

@@ -210,7 +210,7 @@ class Lab:
       params: `{"lm": ...}` of the policy.
       completions: K.
       seed: of the draws.
-      temperature, top_k: see `models.sample`.
+      temperature, top_k: see `GenerationConfig`.
       asked: which of those prompts.
       sequences: decoded at once.
     """
