@@ -1,4 +1,4 @@
-"""Texts depend on key, row and parameters, not on batches or slots."""
+"""Texts depend on key, row and parameters, not on batches, slots, or devices."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from xpo_jax.models import generate, sample, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.generate import Batching
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
+from xpo_jax.sharding import mesh as meshes
 
 CONFIG = Config(
   vocab=150, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=24
@@ -79,16 +80,17 @@ def test_completions_go_with_the_row_number():
 def test_last_batch_is_filled_with_its_last_prompt(monkeypatch):
   batches, draw = [], sample.sample
 
-  def watched(*args, row_B, **how):
-    batches.append((args[2], row_B.tolist()))
-    return draw(*args, row_B=row_B, **how)
+  def watched(model, params, prompts, **how):
+    batches.append(prompts)
+    return draw(model, params, prompts, **how)
 
   monkeypatch.setattr(sample, "sample", watched)
   drawn = run(Batching(4), row_B=10 + np.arange(9))
-  rows = [row_B for _, row_B in batches]
+  rows = [batch.row_B.tolist() for batch in batches]
   assert rows == [[10, 11, 12, 13], [14, 15, 16, 17], [18] * 4]
-  assert {prompt_BP.shape for prompt_BP, _ in batches} == {(4, 5)}
-  np.testing.assert_array_equal(batches[-1][0], [PROMPTS[8]] * 4)
+  for batch in batches:
+    assert batch.prompt_BP.shape == (4, 5)
+  np.testing.assert_array_equal(batches[-1].prompt_BP, [PROMPTS[8]] * 4)
   assert len(drawn.texts_BK) == len(drawn.tokens_BKT) == 9
 
 
@@ -158,19 +160,46 @@ def test_every_option_of_the_sampler_is_passed_on(changes):
     changes = {"mixture": Mixture(MODEL, params(1), 0.4)}
   config = dataclasses.replace(GENERATION, **changes)
   drawn = run(config=config)
-  options = {"completions": K, "top_k": 60, "stop_ids": STOP} | changes
+  prompts = sample.PromptBatch(*sample.pad(PROMPTS), np.arange(9))
   samples = sample.sample(
-    MODEL,
-    params(),
-    *sample.pad(PROMPTS),
-    max_completion_tokens=T,
-    key=jax.random.key(7),
-    row_B=np.arange(9),
-    **options,
+    MODEL, params(), prompts, config=config, key=jax.random.key(7)
   )
   np.testing.assert_array_equal(drawn.tokens_BKT, samples.tokens_BKT)
   np.testing.assert_array_equal(drawn.logp_BKT, samples.logp_BKT)
   assert drawn.texts_BK != whole().texts_BK
+
+
+@functools.cache
+def mesh():
+  return meshes.make_mesh(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+  "sizes", [{}, {"batch_size": 4}, {"slots": 8}], ids=["all", "batches", "slots"]
+)
+def test_a_mesh_gives_the_texts_of_one_device(sizes):
+  assert_same(run(Batching(**sizes, mesh=mesh())), whole())
+
+
+@pytest.mark.parametrize("sizes", [{}, {"slots": 8}], ids=["batch", "slots"])
+def test_a_mixture_on_a_mesh_is_that_of_one_device(sizes):
+  config = dataclasses.replace(GENERATION, mixture=Mixture(MODEL, params(1), 0.4))
+  assert_same(run(Batching(**sizes, mesh=mesh()), config), run(config=config))
+
+
+def test_rows_are_split_over_the_data_axes():
+  prompts = sample.PromptBatch(*sample.pad(PROMPTS[:8]), np.arange(8))
+  drawn = sample.sample(
+    MODEL,
+    params(),
+    prompts,
+    config=GENERATION,
+    key=jax.random.key(7),
+    mesh=mesh(),
+  )
+  for x in jax.tree.leaves(drawn):
+    assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
+  np.testing.assert_array_equal(drawn.tokens_BKT, whole().tokens_BKT[:8])
 
 
 @pytest.mark.parametrize(
@@ -193,8 +222,11 @@ def test_bad_input_is_refused_by_name(changes, words):
     ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
     ({"slots": -1}, "slots is -1"),
     ({"batch_size": 2, "slots": 2}, "batch_size is 2 and slots 2; set one of them"),
+    ({"batch_size": 6, "mesh": True}, "batch_size is 6; the mesh splits it into 4"),
+    ({"slots": 6, "mesh": True}, "slots is 6; the mesh splits it into 4"),
   ],
 )
 def test_bad_batching_is_refused_by_name(sizes, words):
+  sizes = {name: mesh() if name == "mesh" else size for name, size in sizes.items()}
   with pytest.raises(ValueError, match=words):
     Batching(**sizes)

@@ -5,18 +5,21 @@ prompts were put into batches.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xpo_jax.data import tokenise
 from xpo_jax.models import continuous_batching, sample
 from xpo_jax.models.decode_state import Samples
 from xpo_jax.models.generation_config import GenerationConfig
+from xpo_jax.models.sample import PromptBatch
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed, place
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params
 
 
@@ -30,14 +33,18 @@ class Batching:
     slots: instead, completions decoded together, a slot refilled as soon as its
       completion has ended (`continuous_batching.sample`).
     prompt_width: tokens that prompts are padded to; None: the longest prompt's.
+    mesh: devices that prompts (or slots) are split over, by data and fsdp, and the
+      parameters by their logical axes; None: wherever the parameters are.
 
   Raises:
-    ValueError: a number below 1, or both batch_size and slots.
+    ValueError: a number below 1, one that the mesh does not divide, or both batch_size
+      and slots.
   """
 
   batch_size: int | None = None
   slots: int | None = None
   prompt_width: int | None = None
+  mesh: Mesh | None = None
 
   def __post_init__(self):
     if self.batch_size is not None and self.slots is not None:
@@ -47,6 +54,16 @@ class Batching:
     for name, size in (("batch_size", self.batch_size), ("slots", self.slots)):
       if size is not None and size < 1:
         raise ValueError(f"{name} is {size}; it must be at least 1")
+      if size is not None and size % self.row_shards:
+        raise ValueError(
+          f"{name} is {size}; the mesh splits it into {self.row_shards} parts, give a "
+          "multiple"
+        )
+
+  @property
+  def row_shards(self) -> int:
+    """Parts that the prompts of a batch are split into."""
+    return 1 if self.mesh is None else meshes.row_shards(self.mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +118,8 @@ def generate(
   """Draws K completions of each prompt.
 
   Args:
-    model: of `transformer.model`.
+    model: of `transformer.model`; where there is a mesh, `params` have its logical
+      axes.
     params: of the decoder (the "lm" part).
     prompts: token ids of B prompts, at least one each.
     tokenizer: of transformers; its EOS ends a completion where the config has no
@@ -113,7 +131,7 @@ def generate(
     batching: how prompts are put into batches.
 
   Returns:
-    The completions, on the host.
+    The completions, on the host of every process.
 
   Raises:
     ValueError: no prompts, an empty one or one above `prompt_width`; a tokenizer
@@ -128,31 +146,24 @@ def generate(
     config = dataclasses.replace(config, stop_ids=(tokenizer.eos_token_id,))
   prompt_BP, length_B = sample.pad(prompts, batching.prompt_width)
   row_B = np.arange(len(prompts)) if row_B is None else np.asarray(row_B)
-  if row_B.shape != length_B.shape:
-    raise ValueError(
-      f"row_B has shape {row_B.shape}; it needs one number for each of the "
-      f"{len(length_B)} prompts"
-    )
-  params = jax.device_put(params)  # once, not for each batch
-  how = {
-    "completions": config.completions,
-    "max_completion_tokens": config.max_completion_tokens,
-    "key": key,
-    "stop_ids": config.stop_ids,
-    "temperature": config.temperature,
-    "top_k": config.top_k,
-    "top_p": config.top_p,
-    "greedy": config.greedy,
-    "mixture": config.mixture,
-    "exploration_temperature": config.exploration_temperature,
-  }
-  draw = functools.partial(sample.sample, model, params, **how)
+  arrays = PromptBatch(prompt_BP, length_B, row_B)
+  sample.check(model, arrays, config)
+  # Placed once, not for each batch.
+  if batching.mesh is None:
+    params = jax.device_put(params)
+  else:
+    params = place.place_params(batching.mesh, params, model.logical_axes())
   if batching.slots is None:
-    arrays = (prompt_BP, length_B, row_B)
-    out, slot_steps = _in_batches(draw, arrays, batching.batch_size or len(prompts))
+    out, slot_steps = _in_batches(model, params, arrays, config, key, batching)
   else:
     out, work = continuous_batching.sample(
-      model, params, prompt_BP, length_B, row_B=row_B, slots=batching.slots, **how
+      model,
+      params,
+      arrays,
+      config=config,
+      key=key,
+      slots=batching.slots,
+      mesh=batching.mesh,
     )
     slot_steps = work.steps * batching.slots
   prompt_texts, texts_BK = _decode(tokenizer, prompts, out)
@@ -181,14 +192,27 @@ def batch_indices(count: int, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def _in_batches(
-  draw: Callable[..., Samples], arrays: tuple[np.ndarray, ...], batch_size: int
+  model: Model,
+  params: Params,
+  prompts: PromptBatch,
+  config: GenerationConfig,
+  key: Array,
+  batching: Batching,
 ) -> tuple[Samples, int]:
   """Samples on the host, and the slot steps they took."""
-  B = len(arrays[0])
+  B = len(prompts.length_B)
+  batch_size = batching.batch_size or B + -B % batching.row_shards
   batches, slot_steps = [], 0
   for indices in batch_indices(B, batch_size):
-    prompt_BP, length_B, row_B = (x[indices] for x in arrays)
-    out = jax.device_get(draw(prompt_BP, length_B, row_B=row_B))
+    out = sample.sample(
+      model,
+      params,
+      PromptBatch(*(x[indices] for x in prompts)),
+      config=config,
+      key=key,
+      mesh=batching.mesh,
+    )
+    out = distributed.to_host(out)
     slot_steps += int(out.length_BK.max() - 1) * out.length_BK.size
     batches.append(out)
   return jax.tree.map(lambda *x: np.concatenate(x)[:B], *batches), slot_steps
