@@ -38,6 +38,7 @@ import jax
 import numpy as np
 
 from xpo_jax.models import continuous_batching, hf_checkpoint, sample, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 
 BATCH, PROMPTS, PROMPT, NEW = 32, 128, 64, 64
 CONFIG = transformer.Config(
@@ -101,18 +102,14 @@ def measure(directory: Path, repeats: int) -> dict:
   (directory / "tasks.json").write_text(json.dumps(settings))
 
   def draw(fn: Callable, rows: slice, seed: int, name: str, **changes):
-    prompts = prompt_BP[rows]
+    row_B = np.arange(PROMPTS)[rows]
+    task = tasks[name]
     return fn(
       model,
       params,
-      prompts,
-      np.full(len(prompts), PROMPT),
-      completions=1,
-      max_completion_tokens=NEW,
+      sample.PromptBatch(prompt_BP[rows], np.full(len(row_B), PROMPT), row_B),
+      config=GenerationConfig(NEW, stop_ids=task["stop_ids"], greedy=task["greedy"]),
       key=jax.random.key(seed),
-      row_B=np.arange(PROMPTS)[rows],
-      stop_ids=tasks[name]["stop_ids"],
-      greedy=tasks[name]["greedy"],
       **changes,
     )
 

@@ -130,7 +130,7 @@ def recipes(only: Sequence[str] | None = None) -> dict[str, find_recipe.Recipe]:
     if find_recipe.required(name):  # a file of one's own
       continue
     recipe = find_recipe.load(name)
-    if _is_on_rollouts(recipe) or _world_of(recipe):
+    if isinstance(vars(recipe.experiment).get("data"), Rollouts) or _world_of(recipe):
       found[name] = recipe
   unknown = sorted(set(only or ()) - set(found))
   if unknown:

@@ -14,6 +14,7 @@ import scipy.special
 from xpo_jax.data import tokenise
 from xpo_jax.evaluation import bootstrap, evaluate_run, measure_policy, sequence_logps
 from xpo_jax.models import config, heads, sample, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.types import Layout
 
 VOCAB, EOS, LONGEST = 5, 1, 2
@@ -352,13 +353,9 @@ def test_recorded_log_prob_of_the_sampler_is_the_scored_one(tiny, drawn):
   got = sample.sample(
     model,
     policy["lm"],
-    prompt_BP,
-    length_B,
-    completions=64,
-    max_completion_tokens=LONGEST,
+    sample.PromptBatch(prompt_BP, length_B, np.arange(24)),
+    config=GenerationConfig(LONGEST, completions=64, stop_ids=(EOS,)),
     key=jax.random.key(2),
-    row_B=np.arange(24),
-    stop_ids=(EOS,),
   )
   stats = sequence_logps.statistics(
     model,

@@ -8,6 +8,7 @@ import pytest
 
 from xpo_jax.models import continuous_batching, sample, transformer
 from xpo_jax.models.config import Config
+from xpo_jax.models.generation_config import GenerationConfig, Mixture
 
 CONFIG = Config(
   vocab=150, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=24
@@ -26,21 +27,20 @@ def params(seed=0):
   )
 
 
-def draw(fn=continuous_batching.sample, lengths=LENGTHS, **changes):
+def draw(fn=continuous_batching.sample, lengths=LENGTHS, key=7, engine=None, **changes):
   rng = np.random.default_rng(0)
-  prompt_BP, length_B = sample.pad([rng.integers(0, 150, n) for n in lengths], 5)
-  arguments = dict(
-    completions=K,
-    max_completion_tokens=T,
-    key=jax.random.key(7),
-    row_B=10 + np.arange(len(lengths)),
-    stop_ids=STOP,
-    top_k=60,
-  )
+  padded = sample.pad([rng.integers(0, 150, n) for n in lengths], 5)
+  options = dict(completions=K, max_completion_tokens=T, stop_ids=STOP, top_k=60)
   if fn is continuous_batching.sample:
-    arguments["slots"] = 5
-  model = transformer.model(CONFIG)
-  return fn(model, params(), prompt_BP, length_B, **arguments | changes)
+    engine = {"slots": 5} | (engine or {})
+  return fn(
+    transformer.model(CONFIG),
+    params(),
+    sample.PromptBatch(*padded, 10 + np.arange(len(lengths))),
+    config=GenerationConfig(**options | changes),
+    key=jax.random.key(key),
+    **engine or {},
+  )
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def simulated(length_BK, places, freed):
 
 @pytest.mark.parametrize("freed", [1, 3, 5])
 def test_work_is_what_the_lengths_make_of_it(freed):
-  drawn, work = draw(freed=freed)
+  drawn, work = draw(engine={"freed": freed})
   assert_same(drawn, whole())
   steps, reads, refills = simulated(drawn.length_BK, 5, freed)
   assert (work.steps, work.reads, work.refills) == (steps, reads, refills)
@@ -126,7 +126,7 @@ def test_nothing_is_decoded_where_all_end_at_once():
 
 
 def test_mixture_is_that_of_whole_batches():
-  mixture = sample.Mixture(transformer.model(CONFIG), params(1), 0.4)
+  mixture = Mixture(transformer.model(CONFIG), params(1), 0.4)
   drawn, _ = draw(mixture=mixture)
   assert_same(drawn, draw(sample.sample, mixture=mixture))
   assert (drawn.tokens_BKT != whole().tokens_BKT).any()
@@ -141,7 +141,7 @@ def test_any_number_of_prompts_compiles_once():
     continuous_batching._advance,
   )
   before = [program._cache_size() for program in programs]
-  drawn, _ = draw(lengths=LENGTHS * 2, key=jax.random.key(8), top_k=9, freed=2)
+  drawn, _ = draw(lengths=LENGTHS * 2, key=8, top_k=9, engine={"freed": 2})
   assert drawn.tokens_BKT.shape == (18, K, T)
   assert [program._cache_size() for program in programs] == before
 
@@ -149,9 +149,9 @@ def test_any_number_of_prompts_compiles_once():
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"slots": 0}, "slots is 0; it must be at least 1"),
-    ({"freed": 0}, r"freed is 0; allowed: 1 to 5 \(slots\)"),
-    ({"freed": 6}, "freed is 6"),
+    ({"engine": {"slots": 0}}, "slots is 0; it must be at least 1"),
+    ({"engine": {"freed": 0}}, r"freed is 0; allowed: 1 to 5 \(slots\)"),
+    ({"engine": {"freed": 6}}, "freed is 6"),
     ({"temperature": 0.0}, "temperature is 0.0"),
   ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.models import hf_checkpoint, lora, merge, sample, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
@@ -181,13 +182,9 @@ def test_sampling_from_attached_adapters_is_sampling_from_the_merged_model(bases
   draw = functools.partial(
     sample.sample,
     transformer.model(config),
-    prompt_BP=np.array([[5, 6, 7]]),
-    length_B=np.array([3]),
-    completions=2,
-    max_completion_tokens=5,
+    prompts=sample.PromptBatch(np.array([[5, 6, 7]]), np.array([3]), np.array([0])),
+    config=GenerationConfig(5, completions=2, stop_ids=()),
     key=jax.random.key(0),
-    row_B=np.array([0]),
-    stop_ids=(),
   )
   attached = draw(lora.attach(lm, params, ADAPTER))
   merged = draw(lora.merged(lm, params, ADAPTER))

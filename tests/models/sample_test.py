@@ -2,12 +2,12 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xpo_jax.models import kv_cache, sample, transformer
 from xpo_jax.models.config import Activation, Config, Norm
+from xpo_jax.models.generation_config import GenerationConfig, Mixture
 
 # 150 tokens: more than one block of the two-step draw, and not a whole number.
 LLAMA = Config(
@@ -43,19 +43,21 @@ def params(config, seed=0):
 
 
 def draw(
-  config=LLAMA, prompts=PROMPTS, rows=(0, 1, 2, 3), width=5, weights=None, **changes
+  config=LLAMA,
+  prompts=PROMPTS,
+  rows=(0, 1, 2, 3),
+  width=5,
+  weights=None,
+  key=7,
+  **changes,
 ):
-  prompt_BP, length_B = sample.pad(prompts, width)
-  arguments = dict(
-    completions=K, max_completion_tokens=T, key=jax.random.key(7), stop_ids=STOP
-  )
+  options = dict(completions=K, max_completion_tokens=T, stop_ids=STOP)
   drawn = sample.sample(
     transformer.model(config),
     params(config) if weights is None else weights,
-    prompt_BP,
-    length_B,
-    row_B=np.asarray(rows),
-    **arguments | changes,
+    sample.PromptBatch(*sample.pad(prompts, width), np.asarray(rows)),
+    config=GenerationConfig(**options | changes),
+    key=jax.random.key(key),
   )
   return jax.tree.map(np.asarray, drawn)
 
@@ -124,7 +126,7 @@ def test_text_does_not_depend_on_how_the_batch_is_cut_or_padded():
 
 def test_key_row_and_completion_each_change_the_text():
   tokens = truncated().tokens_BKT
-  other_key = draw(key=jax.random.key(8), **TRUNCATED).tokens_BKT
+  other_key = draw(key=8, **TRUNCATED).tokens_BKT
   other_row = draw(rows=(4, 5, 6, 7), **TRUNCATED).tokens_BKT
   assert (other_key != tokens).any() and (other_row != tokens).any()
   assert (tokens[:, 0] != tokens[:, 1]).any()
@@ -196,7 +198,7 @@ def test_draws_follow_the_distribution():
 
 
 def mixed(share, **changes):
-  reference = sample.Mixture(transformer.model(LLAMA), params(LLAMA, 1), share)
+  reference = Mixture(transformer.model(LLAMA), params(LLAMA, 1), share)
   return draw(mixture=reference, temperature=0.7, **changes)
 
 
@@ -233,10 +235,10 @@ def test_ends_of_the_mixture_are_the_policy_and_the_reference():
 def test_mixture_that_cannot_be_is_refused(config, share, words):
   model = transformer.model(LLAMA)._replace(config=config)
   with pytest.raises(ValueError, match=words):
-    draw(mixture=sample.Mixture(model, {}, share))
+    draw(mixture=Mixture(model, {}, share))
 
 
-def test_warmth_draws_at_its_temperature_and_keeps_the_log_prob():
+def test_exploration_draws_at_its_temperature_and_keeps_the_log_prob():
   drawn = draw(temperature=0.7, exploration_temperature=2.0)
   np.testing.assert_array_equal(drawn.tokens_BKT, draw(temperature=2.0).tokens_BKT)
   at, logits = drawn.tokens_BKT[..., None], logits_of(drawn, LLAMA)
@@ -269,7 +271,7 @@ def test_calls_of_one_shape_compile_once():
   before = sample._sample._cache_size()
   changed = {"temperature": 1.3, "top_p": 0.5, "top_k": 7}
   draw(prompts=[[1], [2, 3], [4], [5]], rows=(8, 9, 10, 11), **changed)
-  draw(key=jax.random.key(9), stop_ids=list(range(len(STOP))), **changed)
+  draw(key=9, stop_ids=list(range(len(STOP))), **changed)
   assert sample._sample._cache_size() == before
 
 
@@ -281,6 +283,7 @@ def test_calls_of_one_shape_compile_once():
     ({"prompts": [[1] * 6], "rows": (0,)}, "prompt 0 has 6 tokens, width is 5"),
     ({"prompts": [[150]], "rows": (0,)}, "prompt_BP holds id 150; allowed: 0 to 149"),
     ({"stop_ids": [-1]}, "stop_ids holds id -1"),
+    ({"stop_ids": None}, r"stop_ids is None, .*\(\) for none"),
     ({"temperature": 0.0}, r"temperature is 0.0; .*greedy=True"),
     ({"temperature": float("nan")}, "temperature is nan"),
     ({"top_p": 0.0}, "top_p is 0.0; allowed: 0 < top_p <= 1"),
@@ -315,11 +318,7 @@ def test_model_without_a_cache_is_refused():
     sample.sample(
       model,
       {},
-      jnp.ones((1, 1), int),
-      jnp.ones(1, int),
-      completions=1,
-      max_completion_tokens=1,
+      sample.PromptBatch(np.ones((1, 1), int), np.ones(1, int), np.zeros(1, int)),
+      config=GenerationConfig(1, stop_ids=()),
       key=jax.random.key(0),
-      row_B=jnp.zeros(1, int),
-      stop_ids=(),
     )

@@ -34,6 +34,9 @@ WORKER = """
   parts = {s.data.shape for s in placed.tokens_MRL.addressable_shards}
   total = jax.jit(lambda b: (b.tokens_MRL**2).sum() * b.weight_MB.sum())(placed)
   print("RESULT", jax.device_count(), parts, int(total))
+  whole = distributed.to_host(placed)
+  same = jax.tree.map(np.array_equal, whole, batch)
+  print("WHOLE", all(jax.tree.leaves(same)))
   try:
     other = batch.replace(weight_MB=np.full((1, 3), index))
     distributed.assert_same(other, "the batch")
@@ -69,4 +72,5 @@ def test_two_processes_hold_one_batch_and_notice_a_difference(tmp_path):
     assert process.returncode == 0, err
     # Four devices; rows in two parts; three times the sum of squares below 24.
     assert f"RESULT 4 {{(1, 2, 6)}} {3 * sum(n * n for n in range(24))}" in out
+    assert "WHOLE True" in out
     assert "REFUSED True" in out

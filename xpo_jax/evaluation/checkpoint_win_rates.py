@@ -20,7 +20,7 @@ from xpo_jax.evaluation.measure_policy import RewardFn
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
 from xpo_jax.models import transformer
-from xpo_jax.models.hf_checkpoint import Pretrained
+from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.train import run_directory
 
 WIN_RATES = "win_rates.json"
@@ -42,7 +42,7 @@ class RunJudge(NamedTuple):
 
 
 def judge(
-  feedback: Feedback | None, policy: Pretrained, reward: RewardFn | None
+  feedback: Feedback | None, policy: Checkpoint, reward: RewardFn | None
 ) -> RunJudge | None:
   """The true reward as a judge where there is one, else the run's own feedback; where
   the policy is its own judge, the finished one. None where there is neither."""

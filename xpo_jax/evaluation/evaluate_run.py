@@ -1,6 +1,5 @@
 """Evaluates a finished run: reward, KL, diversity; generates, exports."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,9 @@ from xpo_jax.evaluation import (
 from xpo_jax.evaluation.checkpoint_win_rates import RunJudge
 from xpo_jax.evaluation.measure_policy import Draws, Report
 from xpo_jax.feedback import protocol
-from xpo_jax.models import hf_checkpoint, sample, transformer
+from xpo_jax.models import generate as generation
+from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.train import loading, loop, run_directory, stages
 from xpo_jax.train.loading import Datasets
 from xpo_jax.types import Layout
@@ -278,7 +279,7 @@ def generate(
     prompts: texts; a run's own template is put around them.
     completions: how many for each.
     max_completion_tokens: longest completion.
-    temperature, top_k, top_p, greedy: see `models.sample`.
+    temperature, top_k, top_p, greedy: see `GenerationConfig`.
     seed: of the draws.
 
   Returns:
@@ -294,30 +295,22 @@ def generate(
     template = experiment.data.source.template
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
   ids = tokenise.prompts(rows, held.tokenizer, template)
-  prompt_BP, length_B = sample.pad(ids)
-  samples = sample.sample(
+  drawn = generation.generate(
     transformer.model(held.config),
     held.params["lm"],
-    prompt_BP,
-    length_B,
-    completions=completions,
-    max_completion_tokens=max_completion_tokens,
+    ids,
+    tokenizer=held.tokenizer,
+    config=GenerationConfig(
+      max_completion_tokens,
+      completions=completions,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      greedy=greedy,
+    ),
     key=jax.random.key(seed),
-    row_B=jax.numpy.arange(len(ids)),
-    stop_ids=(held.tokenizer.eos_token_id,),
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    greedy=greedy,
   )
-  samples = dataclasses.asdict(jax.device_get(samples))
-  return [
-    [
-      tokenise.decode(held.tokenizer, row[:size])
-      for row, size in zip(rows, sizes, strict=True)
-    ]
-    for rows, sizes in zip(samples["tokens_BKT"], samples["length_BK"], strict=True)
-  ]
+  return [list(texts) for texts in drawn.texts_BK]
 
 
 def export(run_dir: str | Path, directory: str | Path) -> Path:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax.data import tokenise
 from xpo_jax.evaluation import bootstrap, sequence_logps
-from xpo_jax.models import sample, transformer
+from xpo_jax.models import generate, sample, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.types import Array, Params
 
 RewardFn = Callable[[Sequence[str]], np.ndarray]  # full texts -> one reward each
@@ -197,46 +197,46 @@ def draw(
   """
   if not len(prompts) or not all(len(prompt) for prompt in prompts):
     raise ValueError(f"prompts: {len(prompts)} given; need at least one, none empty")
-  stop_ids = (tokenizer.eos_token_id,) if stop_ids is None else tuple(stop_ids)
   batch = min(batch, len(prompts))
-  width = max(len(prompt) for prompt in prompts)
-  parts = []
-  for start in range(0, len(prompts), batch):
-    # The last batch is filled with its own prompts: one shape, one compile.
-    row_B = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
-    prompt_BP, length_B = sample.pad([prompts[i] for i in row_B], width)
-    samples = sample.sample(
-      model,
-      params["lm"],
-      prompt_BP,
-      length_B,
+  drawn = generate.generate(
+    model,
+    params["lm"],
+    prompts,
+    tokenizer=tokenizer,
+    config=GenerationConfig(
+      max_completion_tokens,
       completions=completions,
-      max_completion_tokens=max_completion_tokens,
-      key=key,
-      row_B=row_B,
-      stop_ids=stop_ids,
       temperature=temperature,
-    )
-    tokens_BKT, mask_BKT = samples.tokens_BKT, samples.mask_BKT
-    policy, ref = {"lm": params["lm"]}, {"lm": ref_params["lm"]}
-    arrays = (prompt_BP, length_B, tokens_BKT, mask_BKT, mask_BKT)
-    stats = sequence_logps.statistics(model, policy, ref, *arrays, temperature)
-    kept = len(prompts) - start
-    part = (tokens_BKT, samples.length_BK, samples.ended_BK, stats)
-    parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], part))
-  tokens_PKT, length_PK, ended_PK, stats = jax.tree.map(
-    lambda *x: np.concatenate(x), *parts
+      stop_ids=stop_ids,
+    ),
+    key=key,
+    batching=generate.Batching(batch),
   )
-  length_PK, ended_PK = length_PK.astype(np.int64), ended_PK.astype(bool)
+  policy, ref = {"lm": params["lm"]}, {"lm": ref_params["lm"]}
+  arrays = (*sample.pad(prompts), drawn.tokens_BKT, drawn.mask_BKT, drawn.mask_BKT)
+  parts = [
+    jax.device_get(
+      sequence_logps.statistics(
+        model, policy, ref, *(x[indices] for x in arrays), temperature
+      )
+    )
+    for indices in generate.batch_indices(len(prompts), batch)
+  ]
+  stats = jax.tree.map(lambda *x: np.concatenate(x)[: len(prompts)], *parts)
+  length_PK, ended_PK = drawn.length_BK.astype(np.int64), drawn.ended_BK
   tokens = tuple(
     tuple(tuple(t[:n].tolist()) for t, n in zip(t_KT, n_K, strict=True))
-    for t_KT, n_K in zip(tokens_PKT, length_PK - ended_PK, strict=True)
+    for t_KT, n_K in zip(drawn.tokens_BKT, length_PK - ended_PK, strict=True)
   )
-  heads, texts, whole = _decode(tokenizer, prompts, tokens)
+  whole = [
+    prompt + text
+    for prompt, texts in zip(drawn.prompts, drawn.texts_BK, strict=True)
+    for text in texts
+  ]
   log_ratio_PK = stats["logp_BK"] - stats["ref_logp_BK"]
   return Draws(
-    prompts=heads,
-    texts=texts,
+    prompts=drawn.prompts,
+    texts=drawn.texts_BK,
     tokens=tokens,
     reward_PK=_rewards(reward, whole).reshape(length_PK.shape) if reward else None,
     kl_PK=stats["kl_BK"].astype(np.float64),
@@ -325,23 +325,6 @@ def accuracy(
   """
   gap_N = np.asarray(score_N2)[:, 0] - np.asarray(score_N2)[:, 1]
   return bootstrap.bootstrap_mean((gap_N > 0) + 0.5 * (gap_N == 0), cluster)
-
-
-def _decode(tokenizer, prompts, tokens):
-  """Prompt texts, completion texts, and the two together."""
-  heads = tuple(tokenise.decode(tokenizer, prompt) for prompt in prompts)
-  # Decoded together: a tokenizer may read a completion's first token otherwise alone.
-  whole = [
-    tokenise.decode(tokenizer, [*prompt, *row])
-    for prompt, rows in zip(prompts, tokens, strict=True)
-    for row in rows
-  ]
-  K = len(tokens[0])
-  texts = tuple(
-    tuple(w.removeprefix(head) for w in whole[p * K : (p + 1) * K])
-    for p, head in enumerate(heads)
-  )
-  return heads, texts, whole
 
 
 def _rewards(reward: RewardFn, texts: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,8 @@ from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.progress import Advance, every
 from xpo_jax.feedback.prompting import Conversation, Piece
 from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
-from xpo_jax.models import hf_checkpoint, sample, transformer
+from xpo_jax.models import generate, hf_checkpoint, sample, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Array, Params
 
@@ -48,7 +49,7 @@ def backend(
     name: for messages.
     max_completion_tokens: longest text.
     temperature: of texts; > 0.
-    top_p: see `sample.sample`.
+    top_p: see `GenerationConfig`.
     rows: prompts computed at a time.
     seed: of texts; a text depends on it, on draw and conversation, on no other text.
     advance: told how many questions of a call are done, and of how many; None: a line
@@ -59,6 +60,7 @@ def backend(
   """
   if tokenizer.eos_token_id is None:
     raise ValueError(f"judge {name}: its tokenizer has no EOS, so no text could end")
+  config = GenerationConfig(max_completion_tokens, temperature=temperature, top_p=top_p)
 
   def write(conversations: Sequence[Conversation], draw: int) -> list[str | None]:
     prompts = [encode(each, tokenizer) for each in conversations]
@@ -67,26 +69,17 @@ def backend(
     tell = advance or every(10, name)
     for start in range(0, len(prompts), rows):
       ids = prompts[start : start + rows]
-      filled = [*ids, *ids[:1] * (rows - len(ids))]
-      prompt_BP, length_B = sample.pad(filled, _width(filled))
-      drawn = sample.sample(
+      drawn = generate.generate(
         model,
         params,
-        prompt_BP,
-        length_B,
-        completions=1,
-        max_completion_tokens=max_completion_tokens,
+        ids,
+        tokenizer=tokenizer,
+        config=config,
         key=key,
-        row_B=np.array([_row(each) for each in filled]),
-        stop_ids=[tokenizer.eos_token_id],
-        temperature=temperature,
-        top_p=top_p,
+        row_B=[_row(each) for each in ids],
+        batching=generate.Batching(rows, prompt_width=_width(ids)),
       )
-      tokens_BT = np.asarray(drawn.tokens_BKT)[:, 0]
-      ends_B = np.asarray(drawn.length_BK)[:, 0]
-      for n in range(len(ids)):
-        written = tokens_BT[n, : ends_B[n]]
-        texts.append(tokenizer.decode(written, skip_special_tokens=True).strip())
+      texts += [text.strip() for (text,) in drawn.texts_BK]
       tell(len(texts), len(prompts))
     return texts
 

@@ -1,28 +1,32 @@
 """Draw completions of many prompts in a fixed number of slots, refilled as they end.
 
-`sample.sample` decodes until the longest completion of its batch has ended; the places
-of the others stand idle. Here a place that falls free takes the next completion, of
-whichever prompt. Texts and log-probs are those of `sample.sample`.
+`sample.sample` decodes until the longest completion of its batch has ended; the slots
+of the others are idle until then. Here a slot whose completion has ended takes the next
+one, of whichever prompt. Texts and log-probs are those of `sample.sample`.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from xpo_jax.models import decode_state, kv_cache, token_sampling
-from xpo_jax.models import sample as whole
+from xpo_jax.models import sample as batch_sampler
 from xpo_jax.models.decode_state import Samples
+from xpo_jax.models.generation_config import GenerationConfig
+from xpo_jax.models.sample import PromptBatch
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed, place, rules
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params
 
 
 class Work(NamedTuple):
-  """What it took.
+  """What a call of `sample` computed.
 
   Attributes:
     steps: decode steps, each over all slots.
@@ -57,11 +61,11 @@ def idle(length_BK: Array, steps: int | None = None, slots: int | None = None) -
 
 
 @struct.dataclass
-class _Read:
-  """A group of prompts with the first token of their completions."""
+class _Sequences:
+  """Completions so far with what their next tokens are drawn from, B prompts by K."""
 
   out: Samples
-  prompts: tuple[kv_cache.Prompts, ...]
+  prompts: tuple[kv_cache.PromptCache, ...]
   uniform_BKT2: Array
 
 
@@ -69,29 +73,20 @@ class _Read:
 class _Slots:
   """A completion in each slot: B slots, K = 1."""
 
-  held: _Read
+  sequences: _Sequences
   branches: tuple[kv_cache.Branches, ...]
 
 
 def sample(
   model: Model,
   params: Params,
-  prompt_BP: Array,
-  length_B: Array,
+  prompts: PromptBatch,
   *,
+  config: GenerationConfig,
+  key: Array,
   slots: int,
   freed: int = 1,
-  completions: int,
-  max_completion_tokens: int,
-  key: Array,
-  row_B: Array,
-  stop_ids: Sequence[int],
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
-  greedy: bool = False,
-  mixture: whole.Mixture | None = None,
-  exploration_temperature: float | None = None,
+  mesh: Mesh | None = None,
 ) -> tuple[Samples, Work]:
   """Draws K completions of each prompt; any number of prompts, one compile.
 
@@ -101,13 +96,11 @@ def sample(
   more, it goes on until all have ended.
 
   Args:
-    model, params, prompt_BP, length_B: as in `sample.sample`.
+    model, params, prompts, config, key: as in `sample.sample`.
     slots: completions decoded at once; memory and the time of a step grow with it.
     freed: free slots that call for a refill. One leaves fewest slots idle; more ask
       the host less often.
-    completions, max_completion_tokens, key, row_B, stop_ids: as in `sample.sample`.
-    temperature, top_k, top_p, greedy, mixture, exploration_temperature: as in
-      `sample.sample`.
+    mesh: devices that the slots are split over, as the rows of `sample.sample`.
 
   Returns:
     The completions, on the host, and the work.
@@ -115,102 +108,105 @@ def sample(
   Raises:
     ValueError: as `sample.sample`; `slots` or `freed` outside its range.
   """
+  shards = 1 if mesh is None else meshes.row_shards(mesh)
   if slots < 1:
     raise ValueError(f"slots is {slots}; it must be at least 1")
+  if slots % shards:
+    raise ValueError(
+      f"slots is {slots}; the mesh splits them into {shards} parts, give a multiple"
+    )
   if not 1 <= freed <= slots:
     raise ValueError(f"freed is {freed}; allowed: 1 to {slots} (slots)")
-  decoder, prompt_BP, length_B, row_B = whole.checked(
-    model,
-    params,
-    prompt_BP,
-    length_B,
-    completions=completions,
-    max_completion_tokens=max_completion_tokens,
-    row_B=row_B,
-    stop_ids=stop_ids,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    greedy=greedy,
-    mixture=mixture,
-    exploration_temperature=exploration_temperature,
+  decoder, prompts = batch_sampler.prepare(
+    model, params, prompts, config=config, mesh=mesh
   )
   layers = _layers(decoder)
-  B, K, T = len(length_B), completions, max_completion_tokens
+  B, K, T = len(prompts.length_B), config.completions, config.max_completion_tokens
   group = min(-(-slots // K), B)
-  sizes = {"completions": K, "max_completion_tokens": T}
-  done = jax.tree.map(
+  group += -group % shards
+  completed = jax.tree.map(
     lambda x: np.zeros((B * K, *x.shape[2:]), x.dtype),
     jax.eval_shape(lambda: Samples.empty(B, K, T)),
   )
 
-  def keep(out: Samples, places: np.ndarray, numbers: np.ndarray) -> None:
-    """Keeps what stands at `places` (of B times K) as completions `numbers`."""
-    for kept, x in zip(jax.tree.leaves(done), jax.tree.leaves(out), strict=True):
-      kept[numbers] = x.reshape(-1, *x.shape[2:])[places]
+  def store(out: Samples, places: np.ndarray, numbers: np.ndarray) -> None:
+    """Stores what stands at `places` (of B times K) as completions `numbers`."""
+    for all_x, x in zip(jax.tree.leaves(completed), jax.tree.leaves(out), strict=True):
+      all_x[numbers] = x.reshape(-1, *x.shape[2:])[places]
 
-  held = np.full(slots, -1)  # the completion in each slot
-  waiting = np.zeros(0, np.int32)  # of the group that was read: its places
+  number_of_slot = np.full(slots, -1)  # of its completion; -1: the slot is free
+  waiting = np.zeros(0, np.int32)  # places of the group whose completions have no slot
   start = steps = reads = refills = 0  # start: the first prompt that was not read
-  read = state = None
+  group_sequences = state = None
   while True:
-    while (held < 0).any() and (len(waiting) or start < B):
+    while (number_of_slot < 0).any() and (len(waiting) or start < B):
       if not len(waiting):
         # The last group is filled up with the last prompt: one shape, one compile.
         rows = np.minimum(np.arange(start, start + group), B - 1)
-        read = _read(
-          decoder, prompt_BP[rows], length_B[rows], key, row_B[rows], **sizes
+        group_prompts = PromptBatch(*(x[rows] for x in prompts))
+        if mesh is not None:
+          group_prompts = place.place_rows(mesh, group_prompts)
+        group_sequences = _read(
+          decoder,
+          group_prompts,
+          key,
+          completions=K,
+          max_completion_tokens=T,
         )
-        out = jax.device_get(read.out)
+        out = distributed.to_host(group_sequences.out)
         fresh = np.arange(group * K) < (B - start) * K
         first, reads = start * K, reads + 1
         at_once = np.flatnonzero(fresh & ~out.open_BK.reshape(-1))
-        keep(out, at_once, first + at_once)
+        store(out, at_once, first + at_once)
         waiting = np.flatnonzero(fresh & out.open_BK.reshape(-1))
         start += group
         if state is None:
-          state = _empty(read, slots)
+          state = _empty(group_sequences, slots, mesh)
         continue
-      free = np.flatnonzero(held < 0)
+      free = np.flatnonzero(number_of_slot < 0)
       count = min(len(free), len(waiting))
-      slot, place = np.zeros((2, slots), np.int32)
-      slot[:count], place[:count] = free[:count], waiting[:count]
-      state = state.replace(held=_fill(state.held, read, slot, place, count))
-      held[slot[:count]] = first + place[:count]
+      slot, source = np.zeros((2, slots), np.int32)
+      slot[:count], source[:count] = free[:count], waiting[:count]
+      state = state.replace(
+        sequences=_fill(state.sequences, group_sequences, slot, source, count, mesh)
+      )
+      number_of_slot[slot[:count]] = first + source[:count]
       waiting, refills = waiting[count:], refills + 1
-    if (held < 0).all():
+    if (number_of_slot < 0).all():
       break
     wanted = freed if len(waiting) or start < B else slots
     state, ran = _advance(layers, state, wanted)
-    out, steps = jax.device_get(state.held.out), steps + int(ran)
-    over = np.flatnonzero((held >= 0) & ~out.open_BK[:, 0])
-    keep(out, over, held[over])
-    held[over] = -1
-  done = jax.tree.map(lambda x: x.reshape(B, K, *x.shape[1:]), done)
-  return done, Work(steps, idle(done.length_BK, steps, slots), reads, refills)
+    out, steps = distributed.to_host(state.sequences.out), steps + int(ran)
+    ended = np.flatnonzero((number_of_slot >= 0) & ~out.open_BK[:, 0])
+    store(out, ended, number_of_slot[ended])
+    number_of_slot[ended] = -1
+  completed = jax.tree.map(lambda x: x.reshape(B, K, *x.shape[1:]), completed)
+  return completed, Work(steps, idle(completed.length_BK, steps, slots), reads, refills)
 
 
 @functools.partial(jax.jit, static_argnames=("completions", "max_completion_tokens"))
 def _read(
   decoder: decode_state.Decoder,
-  prompt_BP: Array,
-  length_B: Array,
+  prompts: PromptBatch,
   key: Array,
-  row_B: Array,
   *,
   completions: int,
   max_completion_tokens: int,
-) -> _Read:
-  uniform_BKT2 = token_sampling.uniform(key, row_B, completions, max_completion_tokens)
-  out, prompts = decode_state.begin(decoder, prompt_BP, length_B, uniform_BKT2)
-  return _Read(out, prompts, uniform_BKT2)
+) -> _Sequences:
+  uniform_BKT2 = token_sampling.uniform(
+    key, prompts.row_B, completions, max_completion_tokens
+  )
+  out, caches = decode_state.begin(
+    decoder, prompts.prompt_BP, prompts.length_B, uniform_BKT2
+  )
+  return _Sequences(out, caches, rules.pin_rows(decoder.mesh, uniform_BKT2))
 
 
 _layers = jax.jit(decode_state.layers)
 
 
-@functools.partial(jax.jit, static_argnames="slots")
-def _empty(read: _Read, slots: int) -> _Slots:
+@functools.partial(jax.jit, static_argnames=("slots", "mesh"))
+def _empty(read: _Sequences, slots: int, mesh: Mesh | None) -> _Slots:
   """Slots that hold nothing, all of them free."""
   T = read.uniform_BKT2.shape[2]
   out = Samples.empty(slots, 1, T)
@@ -218,30 +214,37 @@ def _empty(read: _Read, slots: int) -> _Slots:
   uniform_BKT2 = jnp.zeros((slots, 1, T, 2))
   prompts = tuple(kv_cache.zeros(one, slots) for one in read.prompts)
   branches = decode_state.room(prompts, uniform_BKT2)
-  return _Slots(_Read(out, prompts, uniform_BKT2), branches)
+  return rules.pin_rows(mesh, _Slots(_Sequences(out, prompts, uniform_BKT2), branches))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _fill(held: _Read, read: _Read, slot: Array, place: Array, count: Array) -> _Read:
-  """Copies the first `count` places (b K + k) of what was read into their slots."""
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="mesh")
+def _fill(
+  sequences: _Sequences,
+  read: _Sequences,
+  slot: Array,
+  source: Array,
+  count: Array,
+  mesh: Mesh | None,
+) -> _Sequences:
+  """Copies the first `count` sources (b K + k) of what was read into their slots."""
   K = read.uniform_BKT2.shape[1]
 
-  def one(i: Array, held: _Read) -> _Read:
-    b, k = place[i] // K, place[i] % K
+  def one(i: Array, sequences: _Sequences) -> _Sequences:
+    b, k = source[i] // K, source[i] % K
 
     def own(old: Array, new: Array) -> Array:
       return old.at[slot[i], 0].set(new[b, k])
 
-    return _Read(
-      jax.tree.map(own, held.out, read.out),
+    return _Sequences(
+      jax.tree.map(own, sequences.out, read.out),
       tuple(
         kv_cache.copy(old, slot[i], new, b)
-        for old, new in zip(held.prompts, read.prompts, strict=True)
+        for old, new in zip(sequences.prompts, read.prompts, strict=True)
       ),
-      own(held.uniform_BKT2, read.uniform_BKT2),
+      own(sequences.uniform_BKT2, read.uniform_BKT2),
     )
 
-  return jax.lax.fori_loop(0, count, one, held)
+  return rules.pin_rows(mesh, jax.lax.fori_loop(0, count, one, sequences))
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -249,7 +252,7 @@ def _advance(
   decoder: decode_state.Decoder, state: _Slots, wanted: Array
 ) -> tuple[_Slots, Array]:
   """Decodes until `wanted` slots are free; also the number of steps."""
-  held = state.held
+  sequences = state.sequences
 
   def more(carry: tuple) -> Array:
     _, out, _ = carry
@@ -258,9 +261,11 @@ def _advance(
   def step(carry: tuple) -> tuple:
     ran, out, branches = carry
     out, branches = decode_state.extend(
-      decoder, out, held.prompts, branches, held.uniform_BKT2
+      decoder, out, sequences.prompts, branches, sequences.uniform_BKT2
     )
     return ran + 1, out, branches
 
-  ran, out, branches = jax.lax.while_loop(more, step, (0, held.out, state.branches))
-  return _Slots(held.replace(out=out), branches), ran
+  ran, out, branches = jax.lax.while_loop(
+    more, step, (0, sequences.out, state.branches)
+  )
+  return _Slots(sequences.replace(out=out), branches), ran

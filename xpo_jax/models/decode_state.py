@@ -1,10 +1,12 @@
-"""Completions as they grow: what `sample` and `slots` hold, and one step of it."""
+"""The state of a decoding loop, shared by both samplers, and one step of it."""
 
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from xpo_jax.models import kv_cache, token_sampling, transformer
 from xpo_jax.models.config import Config
+from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params
 
 
@@ -43,24 +45,26 @@ class Samples:
 
 @struct.dataclass
 class Decoder:
-  """The models that speak, and how their tokens are drawn.
+  """The models that are decoded, and how their tokens are drawn.
 
   Attributes:
     params: of the policy; in a mixture the reference's after them.
     rule: of the draw.
     configs: one for each of `params`.
     greedy: take the likeliest token.
+    mesh: devices that the rows are split over; None: wherever their arrays are.
   """
 
   params: tuple[Params, ...]
   rule: token_sampling.Rule
   configs: tuple[Config, ...] = struct.field(pytree_node=False)
   greedy: bool = struct.field(pytree_node=False)
+  mesh: Mesh | None = struct.field(pytree_node=False, default=None)
 
 
 def begin(
   decoder: Decoder, prompt_BP: Array, length_B: Array, uniform_BKT2: Array
-) -> tuple[Samples, tuple[kv_cache.Prompts, ...]]:
+) -> tuple[Samples, tuple[kv_cache.PromptCache, ...]]:
   """Reads the prompts, padded on the right, and draws every first token."""
   B, K, T, _ = uniform_BKT2.shape
   hidden, prompts = [], []
@@ -68,11 +72,12 @@ def begin(
     hidden_BD, read = kv_cache.prefill(config, params, prompt_BP, length_B)
     hidden.append(jnp.broadcast_to(hidden_BD[:, None], (B, K, hidden_BD.shape[1])))
     prompts.append(read)
-  return _emit(decoder, Samples.empty(B, K, T), hidden, uniform_BKT2), tuple(prompts)
+  out = _emit(decoder, Samples.empty(B, K, T), hidden, uniform_BKT2)
+  return rules.pin_rows(decoder.mesh, (out, tuple(prompts)))
 
 
 def room(
-  prompts: tuple[kv_cache.Prompts, ...], uniform_BKT2: Array
+  prompts: tuple[kv_cache.PromptCache, ...], uniform_BKT2: Array
 ) -> tuple[kv_cache.Branches, ...]:
   """Empty caches of the completions beside those of their prompts."""
   return tuple(kv_cache.branches(read, *uniform_BKT2.shape[1:3]) for read in prompts)
@@ -86,7 +91,7 @@ def layers(decoder: Decoder) -> Decoder:
 def extend(
   decoder: Decoder,
   out: Samples,
-  prompts: tuple[kv_cache.Prompts, ...],
+  prompts: tuple[kv_cache.PromptCache, ...],
   branches: tuple[kv_cache.Branches, ...],
   uniform_BKT2: Array,
 ) -> tuple[Samples, tuple[kv_cache.Branches, ...]]:
@@ -103,7 +108,8 @@ def extend(
     hidden_BKD, own = kv_cache.decode(config, params, token_BK, at_BK, read, own)
     hidden.append(hidden_BKD)
     grown.append(own)
-  return _emit(decoder, out, hidden, uniform_BKT2), tuple(grown)
+  out = _emit(decoder, out, hidden, uniform_BKT2)
+  return rules.pin_rows(decoder.mesh, (out, tuple(grown)))
 
 
 def _emit(
@@ -118,9 +124,9 @@ def _emit(
     logits.append(
       jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=jnp.float32)
     )
-  luck_BK2 = _take(uniform_BKT2, out.length_BK)
+  uniform_BK2 = _take(uniform_BKT2, out.length_BK)
   token = token_sampling.choose(
-    tuple(logits), luck_BK2, decoder.rule, greedy=decoder.greedy
+    tuple(logits), uniform_BK2, decoder.rule, greedy=decoder.greedy
   )
   open_BK, T = out.open_BK, out.tokens_BKT.shape[-1]
   here_BKT = open_BK[..., None] & (

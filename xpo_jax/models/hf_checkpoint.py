@@ -22,8 +22,8 @@ _VALUE_HEAD = "value_head.safetensors"
 _TOKENIZER = "tokenizer_config.json"
 
 
-class Pretrained(NamedTuple):
-  """A checkpoint.
+class Checkpoint(NamedTuple):
+  """A model as a Hugging Face directory holds it.
 
   Attributes:
     config: of the decoder.
@@ -49,7 +49,7 @@ def read_config(directory: str | Path) -> Config:
 
 def load(
   directory: str | Path, compute_dtype: str = "float32", remat: bool = True
-) -> Pretrained:
+) -> Checkpoint:
   """Reads a Hugging Face directory; every check is made before a weight is read.
 
   Args:
@@ -78,7 +78,7 @@ def load(
   params = {"lm": _read(config, entries, files)}
   if (directory / _VALUE_HEAD).exists():
     params["value"] = load_file(directory / _VALUE_HEAD)
-  return Pretrained(config, params, tokenizer)
+  return Checkpoint(config, params, tokenizer)
 
 
 def _family(directory: Path) -> hf_config.Family:

@@ -15,8 +15,10 @@ from xpo_jax.types import Array, Params
 
 
 @struct.dataclass
-class Prompts:
-  """What the branches share; `g` the key-value heads and `h` their dimensions.
+class PromptCache:
+  """Keys and values of the prompts, read by all their branches.
+
+  `g` are the key-value heads and `h` their dimensions.
 
   Attributes:
     key, value: `[B, g, P, h]` of each layer.
@@ -38,7 +40,7 @@ class Branches:
 
 def prefill(
   config: Config, params: Params, prompt_BP: Array, length_B: Array
-) -> tuple[Array, Prompts]:
+) -> tuple[Array, PromptCache]:
   """Reads the prompts, padded on the right.
 
   Args:
@@ -67,21 +69,21 @@ def prefill(
   )
   last = jnp.take_along_axis(x, (length_B - 1)[:, None, None], axis=1)[:, 0]
   hidden_BD = transformer.norm(config, params["final_norm"], last)
-  return hidden_BD, Prompts(tuple(key), tuple(value), length_B)
+  return hidden_BD, PromptCache(tuple(key), tuple(value), length_B)
 
 
-def zeros(prompts: Prompts, B: int) -> Prompts:
+def zeros(prompts: PromptCache, B: int) -> PromptCache:
   """The cache of B other prompts as wide, none of which was read."""
   return jax.tree.map(lambda x: jnp.zeros((B, *x.shape[1:]), x.dtype), prompts)
 
 
-def copy(to: Prompts, at: Array, prompts: Prompts, b: Array) -> Prompts:
-  """Puts the cache of prompt `b` at place `at` of another."""
+def copy(to: PromptCache, at: Array, prompts: PromptCache, b: Array) -> PromptCache:
+  """Copies the cache of prompt `b` to row `at` of `to`."""
   return jax.tree.map(lambda old, new: old.at[at].set(new[b]), to, prompts)
 
 
 def branches(
-  prompts: Prompts, completions: int, max_completion_tokens: int
+  prompts: PromptCache, completions: int, max_completion_tokens: int
 ) -> Branches:
   """Room for K branches of T tokens beside each prompt."""
 
@@ -106,7 +108,7 @@ def decode(
   params: Params,
   token_BK: Array,
   at_BK: Array,
-  prompts: Prompts,
+  prompts: PromptCache,
   branches: Branches,
 ) -> tuple[Array, Branches]:
   """Reads the next token of every branch.
@@ -115,7 +117,7 @@ def decode(
     config: of the decoder.
     params: of `layers`.
     token_BK: token ids.
-    at_BK: how many tokens each branch holds already, less than T.
+    at_BK: number of tokens already in each branch, less than T.
     prompts: of `prefill`.
     branches: of `branches` or of the last `decode`.
 
@@ -153,8 +155,8 @@ def decode(
   x = transformer.embed(config, params, token_BK, position_BK)
   caches = (prompts.key, prompts.value, branches.key, branches.value)
   grown = []
-  for layer, *held in zip(params["blocks"], *caches, strict=True):
-    x, own = step(x, layer, *held)
+  for layer, *layer_caches in zip(params["blocks"], *caches, strict=True):
+    x, own = step(x, layer, *layer_caches)
     grown.append(own)
   hidden_BKD = transformer.norm(config, params["final_norm"], x)
   return hidden_BKD, Branches(*zip(*grown, strict=True))

@@ -1,7 +1,7 @@
 """Draw completions: a jitted loop with a key-value cache, and their log-probs.
 
 A draw depends on the key, the row's number, the completion's and the token's, never
-on how the batch was cut or padded.
+on how the batch was cut or padded. `generate.generate` makes texts of them.
 """
 
 import functools
@@ -10,12 +10,29 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xpo_jax.models import decode_state, token_sampling
 from xpo_jax.models.config import Config
 from xpo_jax.models.decode_state import Samples
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import place, rules
 from xpo_jax.types import Array, Params
+
+
+class PromptBatch(NamedTuple):
+  """Prompts as arrays.
+
+  Attributes:
+    prompt_BP: token ids, padded on the right; see `pad`.
+    length_B: tokens of each prompt.
+    row_B: global number of each prompt; folded into the key.
+  """
+
+  prompt_BP: Array
+  length_B: Array
+  row_B: Array
 
 
 def pad(
@@ -50,214 +67,133 @@ def pad(
   return prompt_BP, length_B
 
 
-class Mixture(NamedTuple):
-  """A second model beside the policy: tokens come from policy^(1 - share) ref^share.
-
-  Normalised token by token, after both have been divided by the temperature; see
-  `preference_games.mixture`. Nash-MD's opponent (Munos et al. 2023, arXiv:2312.00886)
-  and the sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635).
-
-  Attributes:
-    model: the reference, of `transformer.model`; its vocabulary is the policy's.
-    params: of its decoder.
-    share: its exponent, in [0, 1]: 0 draws from the policy, 1 from the reference.
-  """
-
-  model: Model
-  params: Params
-  share: float
-
-
 def sample(
   model: Model,
   params: Params,
-  prompt_BP: Array,
-  length_B: Array,
+  prompts: PromptBatch,
   *,
-  completions: int,
-  max_completion_tokens: int,
+  config: GenerationConfig,
   key: Array,
-  row_B: Array,
-  stop_ids: Sequence[int],
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
-  greedy: bool = False,
-  mixture: Mixture | None = None,
-  exploration_temperature: float | None = None,
+  mesh: Mesh | None = None,
 ) -> Samples:
   """Draws K completions of each prompt; the prompt is read once for its K.
 
   Decoding stops as soon as every row has met a stop token.
 
   Args:
-    model: of `transformer.model`.
+    model: of `transformer.model`; `params` has its logical axes where there is a mesh.
     params: of the decoder (the "lm" part).
-    prompt_BP: token ids, padded on the right; see `pad`.
-    length_B: tokens of each prompt.
-    completions: K.
-    max_completion_tokens: T.
+    prompts: B prompts.
+    config: how to draw.
     key: of `jax.random`.
-    row_B: global number of each prompt; folded into the key.
-    stop_ids: tokens that end a completion; may be empty.
-    temperature: divides the logits, > 0.
-    top_k: draw among the k likeliest tokens (and ties with the last).
-    top_p: draw among the fewest likeliest tokens whose probability reaches p (and
-      ties with the last); after top_k, if both are given.
-    greedy: take the likeliest token. `logp_BKT` is still at `temperature`.
-    mixture: draw from a mixture with this model; top_k, top_p and greedy then
-      are about the mixture. `logp_BKT` is still the policy's.
-    exploration_temperature: draw at this temperature instead, to explore. `logp_BKT` is
-      still at `temperature`.
+    mesh: devices that the rows are split over, by data and fsdp, and the parameters
+      by their logical axes; None: wherever `params` are.
 
   Returns:
     The completions with their log-probs.
 
   Raises:
-    ValueError: an empty prompt; a number outside its range; prompt and
-      max_completion_tokens beyond learned positions; a model without a cache; a mixture
-      of two vocabularies. Before any compile.
+    ValueError: an empty prompt; a token id outside the vocabulary; no stop_ids; prompt
+      and max_completion_tokens beyond learned positions; a model without a cache; a
+      mixture of two vocabularies; rows that the mesh does not divide. Before any
+      compile.
   """
-  decoder, prompt_BP, length_B, row_B = checked(
-    model,
-    params,
-    prompt_BP,
-    length_B,
-    completions=completions,
-    max_completion_tokens=max_completion_tokens,
-    row_B=row_B,
-    stop_ids=stop_ids,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    greedy=greedy,
-    mixture=mixture,
-    exploration_temperature=exploration_temperature,
-  )
+  decoder, prompts = prepare(model, params, prompts, config=config, mesh=mesh)
+  if mesh is not None:
+    prompts = place.place_rows(mesh, prompts)
   return _sample(
     decoder,
-    prompt_BP,
-    length_B,
+    prompts.prompt_BP,
+    prompts.length_B,
     key,
-    row_B,
-    completions=completions,
-    max_completion_tokens=max_completion_tokens,
+    prompts.row_B,
+    completions=config.completions,
+    max_completion_tokens=config.max_completion_tokens,
   )
 
 
-def checked(
+def prepare(
   model: Model,
   params: Params,
-  prompt_BP: Array,
-  length_B: Array,
+  prompts: PromptBatch,
   *,
-  completions: int,
-  max_completion_tokens: int,
-  row_B: Array,
-  stop_ids: Sequence[int],
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-  greedy: bool,
-  mixture: Mixture | None,
-  exploration_temperature: float | None,
-) -> tuple[decode_state.Decoder, np.ndarray, np.ndarray, np.ndarray]:
-  """The arguments of `sample` as a decoder, prompts, lengths and row numbers.
+  config: GenerationConfig,
+  mesh: Mesh | None = None,
+) -> tuple[decode_state.Decoder, PromptBatch]:
+  """The arguments of `sample` as a decoder, placed, and prompts on the host.
 
   Raises:
-    ValueError: as `sample`.
+    ValueError: see `check`.
   """
-  models = (model,) if mixture is None else (model, mixture.model)
+  check(model, prompts, config)
+  models, trees = _models(model, config), (params,)
+  if config.mixture is not None:
+    trees += (config.mixture.params,)
+  rule = token_sampling.Rule(
+    np.asarray(config.stop_ids, np.int32).reshape(-1),
+    np.float32(config.temperature),
+    None if config.top_k is None else np.int32(config.top_k),
+    None if config.top_p is None else np.float32(config.top_p),
+    None if config.mixture is None else np.float32(config.mixture.share),
+    None
+    if config.exploration_temperature is None
+    else np.float32(config.exploration_temperature),
+  )
+  if mesh is not None:
+    trees = tuple(
+      _gather_tables(
+        place.place_params(mesh, tree, one.logical_axes()), model=one, mesh=mesh
+      )
+      for one, tree in zip(models, trees, strict=True)
+    )
+  model_configs = tuple(one.config for one in models)
+  decoder = decode_state.Decoder(trees, rule, model_configs, config.greedy, mesh)
+  return decoder, PromptBatch(*(np.asarray(x, np.int32) for x in prompts))
+
+
+def check(model: Model, prompts: PromptBatch, config: GenerationConfig) -> None:
+  """Refuses what `sample` cannot do, without the parameters.
+
+  Raises:
+    ValueError: as `sample`, but for what concerns the mesh.
+  """
+  models = _models(model, config)
   for one in models:
     if not isinstance(one.config, Config):
       raise ValueError(
         f"sample needs a model of transformer.model, whose cache it knows; "
         f"model.config is a {type(one.config).__name__}"
       )
-  configs = tuple(one.config for one in models)
-  vocab = configs[0].vocab
-  _check_draw(
-    vocab, completions, max_completion_tokens, temperature, top_k, top_p, greedy
-  )
-  if exploration_temperature is not None and not (
-    exploration_temperature > 0 and not greedy
-  ):
-    raise ValueError(
-      f"exploration_temperature is {exploration_temperature}, greedy is {greedy}; "
-      "exploration_temperature must be > 0, and greedy=True "
-      "draws nothing"
-    )
-  if mixture is not None:
-    _check_mixture(vocab, mixture)
-  prompt_BP, length_B = np.asarray(prompt_BP), np.asarray(length_B)
-  for config in configs:
-    _check_prompts(config, prompt_BP, length_B, max_completion_tokens)
-  row_B = np.asarray(row_B)
-  if row_B.shape != length_B.shape:
-    raise ValueError(
-      f"row_B has shape {row_B.shape}; it needs one number for each of the "
-      f"{len(length_B)} prompts"
-    )
-  stop = np.asarray(stop_ids, np.int32).reshape(-1)
-  _check_ids("stop_ids", stop, vocab)
-  rule = token_sampling.Rule(
-    stop,
-    np.float32(temperature),
-    None if top_k is None else np.int32(top_k),
-    None if top_p is None else np.float32(top_p),
-    None if mixture is None else np.float32(mixture.share),
-    None if exploration_temperature is None else np.float32(exploration_temperature),
-  )
-  both = (params,) if mixture is None else (params, mixture.params)
-  decoder = decode_state.Decoder(both, rule, configs, greedy)
-  prompt_BP, length_B, row_B = (
-    x.astype(np.int32) for x in (prompt_BP, length_B, row_B)
-  )
-  return decoder, prompt_BP, length_B, row_B
+  model_configs = tuple(one.config for one in models)
+  _check_vocab(model_configs, config)
+  prompts = PromptBatch(*map(np.asarray, prompts))
+  for model_config in model_configs:
+    _check_prompts(model_config, prompts, config.max_completion_tokens)
 
 
-def _check_draw(
-  vocab: int,
-  completions: int,
-  max_completion_tokens: int,
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-  greedy: bool,
-) -> None:
-  if completions < 1:
-    raise ValueError(f"completions is {completions}; it must be at least 1")
-  if max_completion_tokens < 1:
-    raise ValueError(
-      f"max_completion_tokens is {max_completion_tokens}; it must be at least 1"
-    )
-  if not temperature > 0:
-    raise ValueError(
-      f"temperature is {temperature}; it must be > 0 (greedy=True takes the "
-      "likeliest token)"
-    )
-  if top_k is not None and not 1 <= top_k <= vocab:
-    raise ValueError(
-      f"top_k is {top_k}; allowed: 1 to {vocab} (the vocabulary), or None"
-    )
-  if top_p is not None and not 0 < top_p <= 1:
-    raise ValueError(f"top_p is {top_p}; allowed: 0 < top_p <= 1, or None")
-  if greedy and (top_k is not None or top_p is not None):
-    raise ValueError(
-      f"greedy=True takes one token: top_k={top_k} and top_p={top_p} must be None"
-    )
+def _models(model: Model, config: GenerationConfig) -> tuple[Model, ...]:
+  """The policy; in a mixture the reference after it."""
+  return (model,) if config.mixture is None else (model, config.mixture.model)
 
 
-def _check_mixture(vocab: int, mixture: Mixture) -> None:
-  if not 0 <= mixture.share <= 1:
+def _check_vocab(model_configs: tuple[Config, ...], config: GenerationConfig) -> None:
+  vocab = model_configs[0].vocab
+  for other in model_configs[1:]:
+    if other.vocab != vocab:
+      raise ValueError(
+        f"the mixture's reference has {other.vocab} tokens, the policy {vocab}; both "
+        "must be of one tokenizer"
+      )
+  if config.top_k is not None and not 1 <= config.top_k <= vocab:
     raise ValueError(
-      f"mixture.share is {mixture.share}; it is the reference's exponent, in [0, 1]"
+      f"top_k is {config.top_k}; allowed: 1 to {vocab} (the vocabulary), or None"
     )
-  if mixture.model.config.vocab != vocab:
+  if config.stop_ids is None:
     raise ValueError(
-      f"the mixture's reference has {mixture.model.config.vocab} tokens, the policy "
-      f"{vocab}; both must be of one tokenizer"
+      "stop_ids is None, and sample has no tokenizer to take EOS from; give token ids, "
+      "() for none"
     )
+  _check_ids("stop_ids", np.asarray(config.stop_ids, np.int32).reshape(-1), vocab)
 
 
 def _check_lengths(length_B: np.ndarray, width: int | None) -> None:
@@ -276,14 +212,17 @@ def _check_lengths(length_B: np.ndarray, width: int | None) -> None:
 
 
 def _check_prompts(
-  config: Config,
-  prompt_BP: np.ndarray,
-  length_B: np.ndarray,
-  max_completion_tokens: int,
+  config: Config, prompts: PromptBatch, max_completion_tokens: int
 ) -> None:
+  prompt_BP, length_B, row_B = prompts
   _check_lengths(length_B, prompt_BP.shape[1])
-  held = np.arange(prompt_BP.shape[1])[None] < length_B[:, None]
-  _check_ids("prompt_BP", prompt_BP[held], config.vocab)
+  if row_B.shape != length_B.shape:
+    raise ValueError(
+      f"row_B has shape {row_B.shape}; it needs one number for each of the "
+      f"{len(length_B)} prompts"
+    )
+  in_prompt_BP = np.arange(prompt_BP.shape[1])[None] < length_B[:, None]
+  _check_ids("prompt_BP", prompt_BP[in_prompt_BP], config.vocab)
   total = int(length_B.max()) + max_completion_tokens
   if config.rotary is None and total > config.positions:
     raise ValueError(
@@ -297,6 +236,12 @@ def _check_ids(name: str, ids: np.ndarray, vocab: int) -> None:
   wrong = ids[(ids < 0) | (ids >= vocab)]
   if wrong.size:
     raise ValueError(f"{name} holds id {wrong[0]}; allowed: 0 to {vocab - 1}")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def _gather_tables(params: Params, *, model: Model, mesh: Mesh) -> Params:
+  # Before the loop, which would gather them for every token.
+  return rules.gather_tables(mesh, params, model.logical_axes())
 
 
 @functools.partial(jax.jit, static_argnames=("completions", "max_completion_tokens"))

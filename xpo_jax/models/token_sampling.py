@@ -1,6 +1,6 @@
 """One token from logits: temperature, truncation, a draw, and log-probs.
 
-A draw is a function of the logits and of two uniforms, its luck, which depends on the
+A draw is a function of the logits and of two uniform variates, which depend on the
 key, the row's number, the completion's and the token's, and on nothing else.
 """
 
@@ -59,13 +59,13 @@ def uniform(
 
 
 def choose(
-  logits: tuple[Array, ...], luck_BK2: Array, rule: Rule, *, greedy: bool
+  logits: tuple[Array, ...], uniform_BK2: Array, rule: Rule, *, greedy: bool
 ) -> Token:
   """Draws the next token of every branch.
 
   Args:
     logits: the policy's `[B, K, V]`; in a mixture the reference's after them.
-    luck_BK2: uniforms in [0, 1).
+    uniform_BK2: uniform variates in [0, 1).
     rule: of the draw.
     greedy: take the likeliest token instead.
   """
@@ -84,12 +84,12 @@ def choose(
       q_BKV = preference_games.mixture(q_BKV, logits[1] / divisor, rule.share)
     q_BKV = q_BKV - q_BKV.max(-1, keepdims=True)
     weight_BKV = jnp.exp(q_BKV)
-  kept_BKV = _truncate(weight_BKV, rule.top_k, rule.top_p)
-  token_BK = _first_maximum(q_BKV) if greedy else _draw(kept_BKV, luck_BK2)
+  truncated_BKV = _truncate(weight_BKV, rule.top_k, rule.top_p)
+  token_BK = _first_maximum(q_BKV) if greedy else _draw(truncated_BKV, uniform_BK2)
   logp_BK = _pick(x_BKV, token_BK) - jnp.log(p_BKV.sum(-1))
   if greedy:
     return Token(token_BK, logp_BK, jnp.zeros_like(logp_BK))
-  proposal_logp_BK = _pick(q_BKV, token_BK) - jnp.log(kept_BKV.sum(-1))
+  proposal_logp_BK = _pick(q_BKV, token_BK) - jnp.log(truncated_BKV.sum(-1))
   return Token(token_BK, logp_BK, proposal_logp_BK)
 
 
@@ -109,10 +109,10 @@ def _pick(x_BKV: Array, token_BK: Array) -> Array:
 def _truncate(p_BKV: Array, top_k: Array | None, top_p: Array | None) -> Array:
   """Zeroes the tokens outside the proposal; `p_BKV` is 1 at the likeliest."""
   if top_k is not None:
-    p_BKV = _at_least(p_BKV, lambda kept_BKV: (kept_BKV > 0).sum(-1) >= top_k)
+    p_BKV = _at_least(p_BKV, lambda truncated_BKV: (truncated_BKV > 0).sum(-1) >= top_k)
   if top_p is not None:
     enough_BK = top_p * p_BKV.sum(-1)
-    p_BKV = _at_least(p_BKV, lambda kept_BKV: kept_BKV.sum(-1) >= enough_BK)
+    p_BKV = _at_least(p_BKV, lambda truncated_BKV: truncated_BKV.sum(-1) >= enough_BK)
   return p_BKV
 
 
@@ -140,7 +140,7 @@ def _at_least(p_BKV: Array, enough: Callable[[Array], Array]) -> Array:
   return keep(jax.lax.fori_loop(0, 31, halve, (low_BK, high_BK))[0])
 
 
-def _draw(p_BKV: Array, luck_BK2: Array) -> Array:
+def _draw(p_BKV: Array, uniform_BK2: Array) -> Array:
   """A token by inverse distribution function, first its block, then within it.
 
   Two uniforms a token instead of V Gumbel draws, and no cumulative sum over V.
@@ -148,12 +148,12 @@ def _draw(p_BKV: Array, luck_BK2: Array) -> Array:
   *lead, V = p_BKV.shape
   pad = [(0, 0)] * len(lead) + [(0, -V % _BLOCK)]
   p = jnp.pad(p_BKV, pad).reshape(*lead, -1, _BLOCK)
-  block_BK = _invert(p.sum(-1), luck_BK2[..., 0])
+  block_BK = _invert(p.sum(-1), uniform_BK2[..., 0])
   within = jnp.take_along_axis(p, block_BK[..., None, None], axis=-2)[..., 0, :]
-  return block_BK * _BLOCK + _invert(within, luck_BK2[..., 1])
+  return block_BK * _BLOCK + _invert(within, uniform_BK2[..., 1])
 
 
 def _invert(p: Array, uniform: Array) -> Array:
-  """First index at which the running sum exceeds `luck` (< 1) of the total."""
+  """First index at which the running sum exceeds `uniform` (< 1) of the total."""
   total = jnp.cumsum(p, axis=-1)
   return (total <= uniform[..., None] * total[..., -1:]).sum(-1)

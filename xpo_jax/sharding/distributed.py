@@ -36,6 +36,22 @@ def initialize(
   jax.distributed.initialize(coordinator, processes, index)
 
 
+def to_host(tree: Any) -> Any:
+  """Device arrays as NumPy arrays, whole on every process.
+
+  A collective call where an array is split over processes.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def fetch(x: jax.Array) -> np.ndarray:
+    if x.is_fully_addressable or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(fetch, tree)
+
+
 def digest(tree: Any) -> np.ndarray:
   """SHA-256 of host arrays (structure, shapes, dtypes, bytes) as uint8 `[32]`."""
   leaves, treedef = jax.tree.flatten(tree)

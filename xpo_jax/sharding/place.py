@@ -106,11 +106,27 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
     ValueError: rows that do not split evenly.
   """
   meshes.check_batch(mesh, batch.tokens_MRL.shape[1])
-  shardings = batch_shardings(mesh, batch)
+  return _put(batch, batch_shardings(mesh, batch))
+
+
+def place_rows(mesh: Mesh, tree: Any) -> Any:
+  """Host arrays whose first axis is rows, on the mesh, split by rows.
+
+  Every process passes the same whole arrays.
+
+  Raises:
+    ValueError: rows that do not split evenly.
+  """
+  meshes.check_batch(mesh, len(jax.tree.leaves(tree)[0]))
+  by_row = NamedSharding(mesh, PartitionSpec(meshes.ROWS))
+  return _put(tree, jax.tree.map(lambda _: by_row, tree))
+
+
+def _put(tree: Any, shardings: Any) -> Any:
   if jax.process_count() == 1:
-    return jax.device_put(batch, shardings)
+    return jax.device_put(tree, shardings)
   return jax.tree.map(
     lambda x, s: jax.make_array_from_callback(x.shape, s, lambda at: np.asarray(x)[at]),
-    batch,
+    tree,
     shardings,
   )

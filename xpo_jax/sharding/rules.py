@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params
 
 # Logical axis of a parameter -> mesh axis, or None: whole on every device.
@@ -73,11 +74,18 @@ def param_shardings(
   return shardings
 
 
-def pin(mesh: Mesh | None, x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+def pin(mesh: Mesh | None, x: Array, *axes: Any) -> Array:
   """`x` split by these mesh axes, inside a jitted function; no mesh, no effect."""
   if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def pin_rows(mesh: Mesh | None, tree: Any) -> Any:
+  """Arrays whose first axis is rows, split by rows, inside a jitted function; their
+  other axes are the compiler's. No mesh, no effect."""
+  free = PartitionSpec.UNCONSTRAINED
+  return jax.tree.map(lambda x: pin(mesh, x, meshes.ROWS, *[free] * (x.ndim - 1)), tree)
 
 
 def gather_tables(mesh: Mesh, params: Params, logical_axes: Any) -> Params:

@@ -13,7 +13,8 @@ from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import preference_model, reward_model
-from xpo_jax.models import hf_checkpoint, peft, sample
+from xpo_jax.models import generate, hf_checkpoint, peft, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
 from xpo_jax.train.loading import LoadedStart
 from xpo_jax.train.state import BASE, final_params
@@ -21,6 +22,7 @@ from xpo_jax.types import Params
 
 REFERENCE_SAMPLES = 256  # completions on which a reward model's scale is set
 _MAX_TOKENS = 128  # of such a completion where the data set no limit
+_BATCH = 32  # of them decoded together
 
 
 def adapter_writer(
@@ -104,32 +106,22 @@ def _reference(
   return prompts, _completions(experiment, begin, chosen)
 
 
-def _completions(experiment, begin, rows, batch: int = 32) -> list[str]:
-  data, tokenizer = experiment.data, begin.tokenizer
+def _completions(
+  experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
+) -> list[str]:
+  """One completion of each record's prompt by the start."""
+  data = experiment.data
   limits = Limits(data.limits.prompt, long_prompt="truncate")
-  ids = tokenise.prompts(rows, tokenizer, data.template, limits)
-  prompt_BP, length_B = sample.pad(ids)
-  from xpo_jax.models import transformer
-
-  texts = []
-  for start in range(0, len(ids), batch):
-    row_B = np.minimum(np.arange(start, start + batch), len(ids) - 1)
-    drawn = sample.sample(
-      transformer.model(begin.config),
-      begin.params["lm"],
-      prompt_BP[row_B],
-      length_B[row_B],
-      completions=1,
-      max_completion_tokens=data.limits.completion or _MAX_TOKENS,
-      key=jax.random.key(experiment.seed),
-      row_B=row_B,
-      stop_ids=(tokenizer.eos_token_id,),
-    )
-    tokens, sizes = jax.device_get((drawn.tokens_BKT, drawn.length_BK))
-    for n, row, size in zip(row_B, tokens, sizes, strict=True):
-      whole = tokenise.decode(tokenizer, [*ids[n], *row[0, : size[0]]])
-      texts.append(whole.removeprefix(tokenise.decode(tokenizer, ids[n])))
-  return texts[: len(ids)]
+  drawn = generate.generate(
+    transformer.model(begin.config),
+    begin.params["lm"],
+    tokenise.prompts(rows, begin.tokenizer, data.template, limits),
+    tokenizer=begin.tokenizer,
+    config=GenerationConfig(data.limits.completion or _MAX_TOKENS),
+    key=jax.random.key(experiment.seed),
+    batching=generate.Batching(batch_size=_BATCH),
+  )
+  return [texts[0] for texts in drawn.texts_BK]
 
 
 def _preferred(row: Record) -> str:

@@ -6,6 +6,7 @@ and read back bit for bit: a run that dies after its feedback does not ask again
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ import jax
 import numpy as np
 
 from xpo_jax.config.sampling import Sampling
-from xpo_jax.data import tokenise
 from xpo_jax.data.tokenise import Example
-from xpo_jax.models import continuous_batching, decode_state, sample
+from xpo_jax.models import generate
+from xpo_jax.models.generation_config import GenerationConfig, Mixture
 from xpo_jax.models.transformer import Model
 from xpo_jax.train.loading import PromptSet
 from xpo_jax.types import Array, Layout, Params
@@ -90,127 +91,95 @@ def draw(
   Returns:
     RolloutBatch without rewards.
   """
-  groups = _groups(model, params, sampling, key, ref_params, average)
-  drawn = [_sample(model, prompts, row_B, sampling, tokenizer, one) for one in groups]
-  room = sum(places for _, places in drawn)
-  used = sum(np.maximum(out.length_BK - 1, 0).sum() for out, _ in drawn)
   ids = [prompts.ids[row] for row in row_B]
+  batching = generate.Batching(sampling.prompts_at_once, sampling.slots, prompts.width)
+  drawn = [
+    generate.generate(
+      model,
+      group.params,
+      ids,
+      tokenizer=tokenizer,
+      config=group.config,
+      key=group.key,
+      batching=batching,
+    )
+    for group in _groups(model, params, sampling, key, ref_params, average)
+  ]
+  slot_steps = sum(group.slot_steps for group in drawn)
+  used = sum(np.maximum(group.length_BK - 1, 0).sum() for group in drawn)
   opponents_BJ = ()
   if sampling.opponent is not None:
-    rivals, _ = drawn.pop()
-    opponents_BJ = _texts(tokenizer, ids, _cut(rivals.tokens_BKT, rivals))
-  out = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(one for one, _ in drawn))
-  completions = _cut(out.tokens_BKT, out)
+    opponents_BJ = drawn.pop().texts_BK
+  completions = _columns([group.unpadded(group.tokens_BKT) for group in drawn])
   return RolloutBatch(
     iteration=iteration,
     row_B=np.asarray(row_B),
     prompts=tuple(prompts.texts[row] for row in row_B),
-    texts_BK=_texts(tokenizer, ids, completions),
+    texts_BK=_columns([group.texts_BK for group in drawn]),
     examples=tuple(
       Example(prompts.uids[row], x, ys, Layout.SAMPLED)
       for row, x, ys in zip(row_B, ids, completions, strict=True)
     ),
-    logp=_cut(out.logp_BKT, out),
-    ended_BK=out.ended_BK,
+    logp=_columns([group.unpadded(group.logp_BKT) for group in drawn]),
+    ended_BK=np.concatenate([group.ended_BK for group in drawn], axis=1),
     opponents_BJ=opponents_BJ,
-    idle=1 - float(used / room) if room else 0.0,
+    idle=1 - float(used / slot_steps) if slot_steps else 0.0,
   )
 
 
 class _Group(NamedTuple):
   """Columns that are drawn alike."""
 
-  completions: int
   params: Params
   key: Array
-  greedy: bool = False
-  mixture: sample.Mixture | None = None
-  exploration_temperature: float | None = None
+  config: GenerationConfig
 
 
 def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
   """The columns of K in their order, then those of the opponent."""
   several, alone, against, curious = jax.random.split(key, 4)
+  config = GenerationConfig(
+    sampling.max_completion_tokens,
+    temperature=sampling.temperature,
+    top_k=sampling.top_k,
+    top_p=sampling.top_p,
+  )
+  likeliest = dataclasses.replace(config, greedy=True, top_k=None, top_p=None)
   apart = {
     "sample": [],
-    "greedy": [_Group(1, params, alone, greedy=True)],
-    "reference": [_Group(1, ref_params, alone)],
+    "greedy": [_Group(params, alone, likeliest)],
+    "reference": [_Group(ref_params, alone, config)],
   }[sampling.column0_source]
+  columns = sampling.own
+  own_config = dataclasses.replace(config, completions=columns.stop - columns.start)
+  own = _Group(params, several, own_config)
   explorers = []
   if sampling.exploration_temperature is not None:
-    half = sampling.completions // 2
-    explorers = [
-      _Group(
-        half, params, curious, exploration_temperature=sampling.exploration_temperature
-      )
-    ]
+    hotter = dataclasses.replace(
+      config,
+      completions=sampling.completions // 2,
+      exploration_temperature=sampling.exploration_temperature,
+    )
+    explorers = [_Group(params, curious, hotter)]
   rivals, opponent = [], sampling.opponent
   if opponent is not None:
     mixed = params if opponent.of == "sampler" else average
-    ends, mixture = {0.0: mixed, 1.0: ref_params}, None  # one model speaks at the ends
+    ends, mixture = {0.0: mixed, 1.0: ref_params}, None  # one model alone at the ends
     if opponent.share not in ends:
-      mixture = sample.Mixture(model, ref_params, opponent.share)
+      mixture = Mixture(model, ref_params, opponent.share)
     source = ends.get(opponent.share, mixed)
-    rivals = [_Group(opponent.completions, source, against, mixture=mixture)]
-  columns = sampling.own
-  own = _Group(columns.stop - columns.start, params, several)
+    rival_config = dataclasses.replace(
+      config, completions=opponent.completions, mixture=mixture
+    )
+    rivals = [_Group(source, against, rival_config)]
   return [*apart, own, *explorers, *rivals]
 
 
-def _sample(
-  model, prompts, row_B, sampling, tokenizer, group
-) -> tuple[decode_state.Samples, int]:
-  """The samples on the host, and the decode slots they took."""
-  prompt_BP, length_B = sample.pad([prompts.ids[row] for row in row_B], prompts.width)
-  how = dict(
-    completions=group.completions,
-    max_completion_tokens=sampling.max_completion_tokens,
-    key=group.key,
-    stop_ids=(tokenizer.eos_token_id,),
-    temperature=sampling.temperature,
-    top_k=None if group.greedy else sampling.top_k,
-    top_p=None if group.greedy else sampling.top_p,
-    greedy=group.greedy,
-    mixture=group.mixture,
-    exploration_temperature=group.exploration_temperature,
-  )
-  B, whole = len(row_B), (prompt_BP, length_B)
-  if sampling.slots is not None:
-    rows, places = np.arange(B), sampling.slots
-    out, work = continuous_batching.sample(
-      model, group.params, *whole, row_B=rows, slots=places, **how
-    )
-    return out, work.steps * sampling.slots
-  at_once, parts, room = sampling.prompts_at_once or B, [], 0
-  for start in range(0, B, at_once):
-    # The last batch is filled with its last prompt: one shape, one compile.
-    rows = np.minimum(np.arange(start, start + at_once), B - 1)
-    batch = (x[rows] for x in whole)
-    out = sample.sample(model, group.params, *batch, row_B=rows, **how)
-    out = jax.device_get(out)
-    room += int(out.length_BK.max() - 1) * out.length_BK.size
-    parts.append(jax.tree.map(lambda x, kept=B - start: x[:kept], out))
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts), room
-
-
-def _cut(
-  x_BKT: np.ndarray, out: decode_state.Samples
-) -> tuple[tuple[np.ndarray, ...], ...]:
-  """What belongs to each completion, without padding."""
+def _columns(groups: Sequence[tuple[tuple, ...]]) -> tuple[tuple, ...]:
+  """Completions of the groups side by side, prompt by prompt."""
   return tuple(
-    tuple(x[:n] for x, n in zip(xs, ns, strict=True))
-    for xs, ns in zip(x_BKT, out.length_BK, strict=True)
+    tuple(itertools.chain(*of_prompt)) for of_prompt in zip(*groups, strict=True)
   )
-
-
-def _texts(tokenizer, ids, completions) -> tuple[tuple[str, ...], ...]:
-  texts = []
-  for x, ys in zip(ids, completions, strict=True):
-    head = tokenise.decode(tokenizer, x)
-    # Decoded together: a tokenizer may read a completion's first token otherwise alone.
-    whole = [tokenise.decode(tokenizer, [*x, *y]) for y in ys]
-    texts.append(tuple(text.removeprefix(head) for text in whole))
-  return tuple(texts)
 
 
 def write(path: Path, rollouts: RolloutBatch) -> None:

@@ -64,7 +64,7 @@ def _start(config):
   texts = ["".join(text) for text in synthetic_reviews.generate(200, seed=0)]
   model = staged.transformer.model(config)
   params = {"lm": jax.jit(model.init)(jax.random.key(0))}
-  return hf_checkpoint.Pretrained(
+  return hf_checkpoint.Checkpoint(
     config, params, synthetic_reviews.train_bpe(texts, config.vocab)
   )
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.config.experiment import Experiment, Pretrained, Stage
+from xpo_jax.config.experiment import Experiment, Pretrained
 from xpo_jax.data import records, tokenise
 from xpo_jax.evaluation import bootstrap, measure_policy, sequence_logps
 from xpo_jax.evaluation.bootstrap import Interval

@@ -7,14 +7,12 @@ same records.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Prompts
 from xpo_jax.data import records, tokenise
 from xpo_jax.data.split import prompt_of
@@ -66,30 +64,31 @@ def sample(
     seed: of the draws.
     temperature, top_k: see `GenerationConfig`.
   """
-  config = GenerationConfig(
-    completions=completions,
-    max_completion_tokens=max_completion_tokens,
-    temperature=temperature,
-    top_k=top_k,
-  )
-  return _sampled(policy, tuple(prompts), config, seed)
+  limits = (completions, max_completion_tokens)
+  return _sampled(policy, tuple(prompts), limits, seed, temperature, top_k)
 
 
 @functools.lru_cache(maxsize=4)  # the arms of a study share the samples of their start
 def _sampled(
-  policy: str, prompts: tuple[str, ...], config: GenerationConfig, seed: int
+  policy: str,
+  prompts: tuple[str, ...],
+  limits: tuple[int, int],
+  seed: int,
+  temperature: float,
+  top_k: int | None,
 ) -> Sampled:
+  completions, max_completion_tokens = limits
   checkpoint = hf_checkpoint.load(policy, remat=False)
   drawn = generate(
     transformer.model(checkpoint.config),
     checkpoint.params["lm"],
     encode(checkpoint.tokenizer, prompts),
     tokenizer=checkpoint.tokenizer,
-    config=config,
-    key=jax.random.fold_in(jax.random.key(seed), 3),
-    batching=Batching(
-      batch_size=min(max(_SEQUENCES // config.completions, 1), len(prompts))
+    config=GenerationConfig(
+      max_completion_tokens, completions, temperature=temperature, top_k=top_k
     ),
+    key=jax.random.fold_in(jax.random.key(seed), 3),
+    batching=Batching(batch_size=min(max(_SEQUENCES // completions, 1), len(prompts))),
   )
   return Sampled(prompts, drawn.texts_BK)
 

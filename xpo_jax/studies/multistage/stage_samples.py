@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from xpo_jax.data import records, synthetic_reviews, tokenise
-from xpo_jax.models import sample
+from xpo_jax.models import generate
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
-from xpo_jax.types import Array, Params
+from xpo_jax.types import Params
 
 
 class Sampled(NamedTuple):
@@ -49,33 +50,25 @@ def draw(
     completions: K.
     max_completion_tokens: longest completion.
     seed: of the draws.
-    temperature, top_k: see `models.sample`.
+    temperature, top_k: see `GenerationConfig`.
     sequences: decoded at once.
   """
-  ids = encode(tokenizer, prompts)
-  prompt_BP, length_B = sample.pad(ids)
-  batch = min(max(sequences // completions, 1), len(ids))
-  texts_BK = []
-  for first in range(0, len(ids), batch):
-    # The last batch is filled with the last prompt: one shape, one compile.
-    row_B = np.minimum(np.arange(first, first + batch), len(ids) - 1)
-    drawn = sample.sample(
-      model,
-      params["lm"],
-      prompt_BP[row_B],
-      length_B[row_B],
+  batch = min(max(sequences // completions, 1), len(prompts))
+  drawn = generate.generate(
+    model,
+    params["lm"],
+    encode(tokenizer, prompts),
+    tokenizer=tokenizer,
+    config=GenerationConfig(
+      max_completion_tokens,
       completions=completions,
-      max_completion_tokens=max_completion_tokens,
-      key=jax.random.fold_in(jax.random.key(seed), 3),
-      row_B=row_B,
-      stop_ids=(tokenizer.eos_token_id,),
       temperature=temperature,
       top_k=top_k,
-    )
-    tokens = np.asarray(drawn.tokens_BKT)
-    length = np.asarray(drawn.length_BK)
-    for i in range(min(batch, len(ids) - first)):
-      texts_BK.append(_decode(tokenizer, ids[first + i], tokens[i], length[i]))
+    ),
+    key=jax.random.fold_in(jax.random.key(seed), 3),
+    batching=generate.Batching(batch),
+  )
+  texts_BK = [list(texts) for texts in drawn.texts_BK]
   whole = [p + t for p, texts in zip(prompts, texts_BK, strict=True) for t in texts]
   reward_BK = synthetic_reviews.true_reward(whole).reshape(len(prompts), completions)
   return Sampled(list(prompts), texts_BK, reward_BK)
@@ -85,15 +78,6 @@ def encode(tokenizer: Any, prompts: Sequence[str]) -> list[np.ndarray]:
   """Token ids of prompts."""
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
   return tokenise.prompts(rows, tokenizer)
-
-
-def _decode(tokenizer, prompt: np.ndarray, tokens_KT: Array, length_K: Array):
-  head = tokenise.decode(tokenizer, prompt)
-  # Decoded together: a tokenizer may read a completion's first token otherwise alone.
-  return [
-    tokenise.decode(tokenizer, [*prompt, *row[:n]]).removeprefix(head)
-    for row, n in zip(tokens_KT, length_K, strict=True)
-  ]
 
 
 def pairs(

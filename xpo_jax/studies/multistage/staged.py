@@ -24,7 +24,7 @@ from xpo_jax.data import records, split, synthetic_reviews, tokenise
 from xpo_jax.evaluation import bootstrap, measure_policy, sequence_logps
 from xpo_jax.feedback import reward_model
 from xpo_jax.models import hf_checkpoint, lora, peft, transformer
-from xpo_jax.models.hf_checkpoint import Pretrained
+from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.models.lora import Adapter
 from xpo_jax.report import html
 from xpo_jax.studies import synthetic_world
@@ -66,7 +66,7 @@ class Lab:
     self.model = transformer.model(synthetic_world.config(self.world))
 
   @functools.cached_property
-  def start(self) -> Pretrained:
+  def start(self) -> Checkpoint:
     """The SFT model: where all stages start, and the reference of all KLs."""
     self.say(f"supervised fine-tuning, {self.world.sft_steps} steps")
     return self._run(synthetic_world.writer(self.world), SFT)
@@ -82,7 +82,7 @@ class Lab:
     epochs: int = 1,
     rate: float | None = None,
     adapter: Adapter | None = None,
-  ) -> Pretrained:
+  ) -> Checkpoint:
     """Trains on records, or reads what was trained; the reference is the start.
 
     Args:
@@ -165,7 +165,7 @@ class Lab:
     seed: int = 0,
     datasets: loading.Datasets | None = None,
     **changes: Any,
-  ) -> Pretrained:
+  ) -> Checkpoint:
     """Trains on samples of its own, or reads what was trained; the reference is the
     start, the prompts are those of the training split.
 
@@ -187,7 +187,7 @@ class Lab:
     self.say(f"{name}: {objective.name}, {one.data.iterations} iterations, {judge}")
     return self._run(one, name, datasets or {})
 
-  def policy(self, stage: str) -> Pretrained:
+  def policy(self, stage: str) -> Checkpoint:
     """What a finished stage left; the SFT model is trained where it is missing."""
     if stage == SFT:
       return self.start
@@ -210,7 +210,7 @@ class Lab:
       params: `{"lm": ...}` of the policy.
       completions: K.
       seed: of the draws.
-      temperature, top_k: see `models.sample`.
+      temperature, top_k: see `GenerationConfig`.
       asked: which of those prompts.
       sequences: decoded at once.
     """

@@ -11,7 +11,8 @@ import numpy as np
 
 from xpo_jax.config import experiment
 from xpo_jax.data import records, sources, split, synthetic_reviews, tokenise
-from xpo_jax.models import sample, transformer
+from xpo_jax.models import generate, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.studies.sentiment.settings import Study
 from xpo_jax.train import loading
 from xpo_jax.types import Array, Layout, Params
@@ -144,31 +145,25 @@ def complete(
     Completions as int32 ids (EOS included where one ended) and full texts, both in
     the order of the prompts, K in a row.
   """
-  prompt_NP, length_N = sample.pad(prompts)
   batch = min(max(sequences // completions, 1), len(prompts))
-  ids = []
-  for start in range(0, len(prompts), batch):
-    # The last batch is filled with the last prompt: one shape, one compile.
-    row_B = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
-    drawn = sample.sample(
-      model,
-      params["lm"],
-      prompt_NP[row_B],
-      length_N[row_B],
-      completions=completions,
-      max_completion_tokens=longest,
-      key=key,
-      row_B=row_B,
-      stop_ids=(tokenizer.eos_token_id,),
-    )
-    kept = completions * min(batch, len(prompts) - start)
-    tokens = np.asarray(drawn.tokens_BKT).reshape(-1, longest)[:kept]
-    length = np.asarray(drawn.length_BK).reshape(-1)[:kept].astype(int)
-    ids += [t[:n].astype(np.int32) for t, n in zip(tokens, length, strict=True)]
-  whole = [
-    np.concatenate([prompts[i // completions], one]) for i, one in enumerate(ids)
+  drawn = generate.generate(
+    model,
+    params["lm"],
+    prompts,
+    tokenizer=tokenizer,
+    config=GenerationConfig(longest, completions=completions),
+    key=key,
+    batching=generate.Batching(batch),
+  )
+  ids = [
+    tokens for of_prompt in drawn.unpadded(drawn.tokens_BKT) for tokens in of_prompt
   ]
-  return ids, [tokenise.decode(tokenizer, one) for one in whole]
+  texts = [
+    prompt + text
+    for prompt, of_prompt in zip(drawn.prompts, drawn.texts_BK, strict=True)
+    for text in of_prompt
+  ]
+  return ids, texts
 
 
 def draw_pairs(
