@@ -27,6 +27,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from xpo_jax.config.experiment import Rollouts
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.report import html
 from xpo_jax.studies import demo, find_recipe, synthetic_world
