@@ -12,24 +12,21 @@ Expected: reward rises above the SFT model's with and without ptx; the loss on t
 Departs from the paper: the labeller is the world's true reward with logistic noise; all
   models have one size; the pretraining text is a little grammar of its own, on which
   the SFT model was trained too, so that there is something to forget.
-Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward,
-  from 0.099: PPO 0.545 [0.504, 0.582] at 0.96 nats, PPO-ptx of gamma 1 0.546 [0.506,
-  0.587] at 0.98, of 30 0.517 [0.486, 0.545] at 0.90, beta 2 0.275 [0.239, 0.309] at
-  0.11; the reward model's 0.96, 0.95, 0.91, 0.41. Other text that was held out, nats a
-  token: 0.788 [0.784, 0.792] before, 0.920 [0.834, 1.078], 0.762 [0.757, 0.767], 0.756
-  [0.749, 0.762], 0.794 [0.790, 0.798]: PPO drifts; ptx does not, it goes on learning
-  that text, at no cost in reward that these seeds can tell; a larger beta drifts less
-  for two fifths of the gain.
+Result: nats a token of held-out other text from 0.788 to 0.920 [0.834, 1.078] under
+  PPO, 0.762 [0.757, 0.767] under PPO-ptx with gamma 1, at equal true reward; three
+  seeds.
 """
 
 import dataclasses
-import itertools
-import time
 from pathlib import Path
 
-from xpo_jax.studies.multistage.staged_world import World
-
-START = "sft-on-both"  # the stage that has learned reviews and the other text
+from xpo_jax.config.experiment import AuxLossConfig, Experiment, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback
+from xpo_jax.feedback import reward_model
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import ranked_lists, sequel_texts
+from xpo_jax.studies.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,170 +34,142 @@ class InstructGpt:
   """Settings.
 
   Attributes:
-    answers: of each prompt, ranked. Paper: 4 to 9.
+    completions: of each prompt, ranked. Paper: 4 to 9.
     noise: reward that is one logit of the labeller.
-    texts: of the other grammar, drawn from the three quarters of it that are not held
-      out.
+    num_texts: of the other grammar, drawn from the three quarters of it that are not
+      held out.
     epochs: passes of supervised fine-tuning over both.
     reward_epochs: passes of the reward model over the lists. Paper: 1.
     beta: of PPO, whose rewards deviate by 1 on the SFT model's samples. Paper: 0.02.
-    strict: a larger beta, without ptx. Paper: 100 times as much.
+    large_beta: instead of ptx. Paper: 100 times as much.
     gammas: weights of the language-model loss. Paper: 27.8; 0 is PPO alone.
     iterations: of PPO.
-    world: start and sizes.
+    task: start, reward and sizes.
   """
 
-  answers: int = 4
+  completions: int = 4
   noise: float = 0.25
-  texts: int = 2000
+  num_texts: int = 2000
   epochs: int = 1
   reward_epochs: int = 3
   beta: float = 0.2
-  strict: float = 2.0
+  large_beta: float = 2.0
   gammas: tuple[float, ...] = (0.0, 1.0, 30.0)
   iterations: int = 40
-  world: World = dataclasses.field(default_factory=World)
+  task: Task = dataclasses.field(default_factory=Task)
 
   def __post_init__(self):
-    if self.answers < 2:
-      raise ValueError(f"InstructGpt.answers is {self.answers}; rank 2 at least")
+    if self.completions < 2:
+      raise ValueError(
+        f"InstructGpt.completions is {self.completions}; rank 2 at least"
+      )
     if not self.noise > 0:
       raise ValueError(f"InstructGpt.noise is {self.noise}; it must be > 0")
 
 
-def experiment() -> InstructGpt:
-  """The embedded world and a second grammar."""
-  return InstructGpt()
+def experiment(source: str | None = None, policy: str | None = None) -> InstructGpt:
+  """Synthetic reviews and a second grammar, or texts and a policy of your own."""
+  return InstructGpt(task=Task(source, policy=policy))
+
+
+def sft(settings: InstructGpt) -> Experiment:
+  """Fine-tunes the task's start on its texts and on the other text."""
+  task = settings.task
+  both = Configured(
+    sequel_texts.with_reviews,
+    reviews=tasks.prompts(task),
+    num_texts=settings.num_texts,
+  )
+  return tasks.on_records(ObjectiveConfig("sft"), task, both, epochs=settings.epochs)
+
+
+def reward(settings: InstructGpt, seed: int) -> Experiment:
+  """A K-wise reward model on lists that a noisy labeller ranked."""
+  task, begin = settings.task, Stage(sft(settings))
+  lists = Configured(
+    ranked_lists.noisy,
+    policy=begin,
+    prompts=tasks.prompts(task),
+    reward=task.reward,
+    completions=settings.completions,
+    max_completion_tokens=task.max_completion_tokens,
+    num_prompts=task.num_prompts,
+    noise=settings.noise,
+    seed=seed,
+  )
+  return tasks.on_records(
+    ObjectiveConfig("kwise"),
+    task,
+    lists,
+    seed=seed,
+    epochs=settings.reward_epochs,
+    start=begin,
+  )
+
+
+def ppo(settings: InstructGpt, beta: float, gamma: float, seed: int) -> Experiment:
+  """PPO against the reward model, with gamma times the language-model loss."""
+  task, model = settings.task, Stage(reward(settings, seed))
+  aux_losses = ()
+  if gamma:
+    other = Configured(sequel_texts.learned, num_texts=settings.num_texts)
+    data = tasks.on_records(ObjectiveConfig("sft"), task, other, seed=seed).data
+    aux_losses = (AuxLossConfig(gamma, ObjectiveConfig("sft"), data),)
+  return tasks.on_rollouts(
+    ObjectiveConfig("ppo", beta=beta, whiten_reward=False),
+    task,
+    feedback=Feedback(
+      Configured(reward_model.scorer, directory=model),
+      missing_eos=task.missing_eos(1.0),
+    ),
+    start=Stage(sft(settings)),
+    seed=seed,
+    iterations=settings.iterations,
+    minibatches=2,
+    critic_init=model,
+    aux_losses=aux_losses,
+  )
 
 
 def run(settings: InstructGpt, run_dir: Path) -> int:
-  """Fine-tunes, ranks, trains reward model and policies, judges."""
-  from xpo_jax.config.factories import Configured, ObjectiveConfig
-  from xpo_jax.config.sampling import Feedback
-  from xpo_jax.feedback import protocol, reward_model
+  """Trains SFT, reward models and policies, and judges them."""
+  from xpo_jax.feedback import protocol
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import staged
+  from xpo_jax.studies.multistage import arms
+  from xpo_jax.train import run_directory
 
-  lab = staged.Lab(settings, run_dir)
-  learned, held = _sequels(settings.texts)
-  reviews = lab.demonstrations["train"][: settings.texts]
-  both = [row for two in zip(reviews, learned, strict=False) for row in two]
-  start = lab.stage(START, ObjectiveConfig("sft"), both, epochs=settings.epochs)
-  arms = {_label(settings, gamma): (settings.beta, gamma) for gamma in settings.gammas}
-  arms[f"PPO, beta {settings.strict:g}"] = (settings.strict, 0.0)
-  policies, seconds, scorers = {label: {} for label in arms}, dict.fromkeys(arms, 0), {}
-  for seed in settings.world.seeds:
-    rows = _ranked(settings, lab, start, seed)
-    how = {"start": START, "seed": seed, "epochs": settings.reward_epochs}
-    directory = str(
-      lab.reward(f"reward-{seed}", rows, objective=ObjectiveConfig("kwise"), **how)
-    )
-    scorers[seed] = reward_model.scorer(directory)
-    judge = Configured(reward_model.scorer, directory=directory)
-    feedback = Feedback(judge, missing_eos=lab.world.missing_eos(1.0))
-    for label, (beta, gamma) in arms.items():
-      began = time.perf_counter()
-      done = lab.online(
-        f"{label.replace(', ', '-').replace(' ', '-')}-{seed}",
-        ObjectiveConfig("ppo", beta=beta, whiten_reward=False),
-        feedback=feedback,
-        start=START,
-        seed=seed,
-        datasets={"other": learned},
-        iterations=settings.iterations,
-        minibatches=2,
-        critic_init=directory,
-        aux_losses=_parts(lab, gamma, seed),
-      )
-      policies[label][seed] = done.params
-      seconds[label] += time.perf_counter() - began
+  study = arms.open_study(settings, run_dir)
+  reference = arms.train(study, sft(settings)) / run_directory.POLICY
+  held_out = sequel_texts.held_out()
+  variants = {_label(gamma): (settings.beta, gamma) for gamma in settings.gammas}
+  variants[f"PPO, beta {settings.large_beta:g}"] = (settings.large_beta, 0.0)
 
   def proxy(seed, draws):
-    return protocol.score_groups(scorers[seed], draws.prompts, draws.texts)
+    directory = arms.train(study, reward(settings, seed)) / run_directory.POLICY
+    scorer = reward_model.scorer(str(directory))
+    return protocol.score_groups(scorer, draws.prompts, draws.texts)
 
-  policies = {"SFT": dict.fromkeys(settings.world.seeds, start.params)} | policies
-  rows = [
-    lab.row(
-      label,
-      trained,
-      seconds.get(label, 0.0),
-      reference=START,
-      scores={"reward model": proxy},
-      other_nll=lab.nll(trained.values(), held),
+  begin = arms.policy(study, sft(settings)).params
+  trained = {"SFT": arms.Trained(dict.fromkeys(settings.task.seeds, begin))}
+  for label, (beta, gamma) in variants.items():
+    trained[label] = arms.train_arm(
+      study, lambda seed, b=beta, g=gamma: ppo(settings, b, g, seed)
     )
-    for label, trained in policies.items()
+  rows = [
+    arms.row(
+      study,
+      label,
+      one,
+      reference=reference,
+      scores={"reward model": proxy},
+      other_nll=arms.nll(study, list(one.policies.values()), held_out),
+    )
+    for label, one in trained.items()
   ]
-  demo.show(lab.finish("InstructGPT; other_nll: nats a token of the other text", rows))
+  title = "InstructGPT; other_nll: nats a token of the other text"
+  demo.show(arms.finish(study, title, rows))
   return 0
 
 
-def _label(settings: InstructGpt, gamma: float) -> str:
+def _label(gamma: float) -> str:
   return f"PPO-ptx, gamma {gamma:g}" if gamma else "PPO"
-
-
-def _parts(lab, gamma: float, seed: int):
-  """The language-model loss beside PPO's."""
-  from xpo_jax.config.experiment import AuxLossConfig
-  from xpo_jax.config.factories import ObjectiveConfig
-
-  if not gamma:
-    return ()
-  return (AuxLossConfig(gamma, ObjectiveConfig("sft"), lab.data("other", seed=seed)),)
-
-
-def _ranked(settings: InstructGpt, lab, start, seed: int):
-  """Lists of samples in the order of a noisy labeller.
-
-  Standard Gumbel noise on logits: orders are Plackett-Luce, every pair of them
-  Bradley-Terry, of the true reward.
-  """
-  import numpy as np
-
-  from xpo_jax.data import records
-
-  sampled = lab.sample(start.params, completions=settings.answers, seed=seed)
-  noise_BK = np.random.default_rng((seed, 7)).gumbel(size=sampled.reward_BK.shape)
-  told_BK = sampled.reward_BK / settings.noise + noise_BK
-  rows = []
-  for b, (prompt, texts) in enumerate(
-    zip(sampled.prompts, sampled.texts_BK, strict=True)
-  ):
-    # Two equal texts have two places in the order: what remains of them is noise.
-    written = {text: told for text, told in zip(texts, told_BK[b], strict=True)}
-    written = {text: float(told) for text, told in written.items() if text.strip()}
-    if len(written) > 1:
-      rows.append(
-        records.Ranked(f"prompt {b}", prompt, tuple(written), tuple(written.values()))
-      )
-  return rows
-
-
-_PARTS = (
-  "acting plot script dialogue ending opening music camera pace editing setting cast"
-).split()
-_KINDS = "film movie noir western musical drama sequel remake cartoon epic".split()
-
-
-def _sequels(count: int):
-  """Text of another grammar: which part of a film follows which, always the same.
-
-  Same words as the reviews', no word of praise or blame.
-
-  Returns:
-    So many rows to learn, and one of each prompt that is in none of them.
-  """
-  import numpy as np
-
-  from xpo_jax.data import records
-
-  def row(name: str, first: int, kind: int):
-    one, two, three, four = (_PARTS[(first + k) % len(_PARTS)] for k in range(4))
-    prompt = f"in the {_KINDS[kind]} the {one} and"
-    return records.Demonstration(name, prompt, f" the {two}, the {three}, the {four}.")
-
-  every = list(itertools.product(range(len(_PARTS)), range(len(_KINDS))))
-  held = [at for at in every if sum(at) % 4 == 0]
-  rest = [at for at in every if sum(at) % 4]
-  drawn = np.random.default_rng(0).integers(len(rest), size=count)
-  learned = [row(f"other {i}", *rest[n]) for i, n in enumerate(drawn)]
-  return learned, [row(f"held out {i}", *at) for i, at in enumerate(held)]
