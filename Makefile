@@ -1,21 +1,21 @@
-# `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+# `make demo` and `make test` need Python 3.11, 3.12 or 3.13 and nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # The first interpreter of a version we support; PYTHON=... overrides it.
-PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-  $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
   >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test docs lint clean
+.PHONY: help demo test docs format lint types clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(READY): setup.py
-	@test -n "$(PYTHON)" || { echo "xpo_jax needs Python 3.11 or 3.12; none found. Set PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Installing into $(VENV) with $(PYTHON) (about a minute)"
+	@test -x $(PY) -o -n "$(PYTHON)" || { echo "xpo_jax needs Python 3.11, 3.12 or 3.13; none found. Set PYTHON=/path/to/python3.13"; exit 1; }
+	@echo "Installing into $(VENV) (about a minute)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
@@ -29,8 +29,14 @@ test: $(READY)  ## the whole test suite
 docs: $(READY)  ## the API reference, into docs/_build
 	@$(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
 
-lint: $(READY)  ## format and lint
-	@$(PY) -m ruff format . && $(PY) -m ruff check .
+format: $(READY)  ## rewrite the files in the house's format
+	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+lint: $(READY)  ## check format and lint, change nothing
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
+
+types: $(READY)  ## check types: mypy.ini says which, where
+	@$(PY) -m mypy
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .cache docs/_build docs/api build dist *.egg-info

@@ -4,34 +4,58 @@ from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
+# Recipes lie beside the package in a checkout and within it in a wheel.
+_CACHES = ["__pycache__", "*.__pycache__"]
+_EXPERIMENTS = [
+  "xpo_jax.experiments",
+  *(
+    f"xpo_jax.experiments.{folder}"
+    for folder in find_namespace_packages("experiments", exclude=_CACHES)
+  ),
+]
+
 setup(
   name="xpo_jax",
-  version="0.1.0",
+  version="0.2.0",
   description="Every preference-optimisation method as a pure JAX function, "
   "trained by one sharded trainer.",
   long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  python_requires=">=3.11,<3.13",
-  packages=find_namespace_packages(include=["xpo_jax", "xpo_jax.*"]),
-  package_data={"xpo_jax": ["**/*.txt", "**/*.html", "**/*.css"]},
+  classifiers=[
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Typing :: Typed",
+  ],
+  python_requires=">=3.11,<3.14",
+  packages=[
+    *find_namespace_packages(include=["xpo_jax", "xpo_jax.*"], exclude=_CACHES),
+    *_EXPERIMENTS,
+  ],
+  package_dir={"xpo_jax": "xpo_jax", "xpo_jax.experiments": "experiments"},
+  package_data={
+    "xpo_jax": ["py.typed", "**/*.txt", "**/*.html", "**/*.css"],
+    "xpo_jax.experiments": ["**/*"],  # results, launch files, READMEs
+  },
+  exclude_package_data={"": ["*.pyc"]},
   install_requires=[
-    "jax>=0.10.2,<0.12",
-    "flax>=0.12.8,<0.14",
-    "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8,<0.13",
-    "chex>=0.1.92",
-    "transformers>=5.20,<6",
+    "jax>=0.8,<0.12",
+    "flax>=0.10.6,<0.14",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20,<0.13",
+    "chex>=0.1.90",
+    "transformers>=5,<6",
     "tensorflow-datasets>=4.9.10",
-    "grain>=0.2.18",
+    "grain>=0.2.10",
     "array-record>=0.8.3",
     "importlib_resources",  # TFDS imports it and does not ask for it
-    "safetensors>=0.8",
+    "safetensors>=0.4.5",
     "jinja2",  # transformers' chat templates need it and do not ask for it
     "absl-py",
     "numpy>=2",
-    "scipy>=1.15",
-    "tyro>=1.0",
+    "scipy>=1.14",
+    "tyro>=0.9.2",
     "pyyaml",
     "rich",
     "matplotlib>=3.9",
@@ -47,6 +71,9 @@ setup(
       "ipykernel>=6.29",
       "jupytext>=1.16",
       "ruff>=0.9",
+      "mypy>=1.15",
+      "types-PyYAML",
+      "setuptools>=70.1",  # builds the wheel that a test installs
       "sphinx>=8",
       "furo>=2024.8.6",
       "openai>=3,<4",

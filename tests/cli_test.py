@@ -201,6 +201,32 @@ def test_help_and_list_import_no_jax():
   assert all(name in done.stdout for name in objectives.NAMES)
 
 
+@pytest.mark.parametrize("args", [["list"], ["explain", "dpo"], ["train", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_closed_by_its_reader_is_no_error(args, unbuffered):
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    [sys.executable, "-m", "xpo_jax.cli", *args],
+    env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(write)
+  assert done.returncode == 141
+  assert not done.stderr
+
+
+def test_error_of_another_pipe_is_reported(monkeypatch, capsys):
+  def broken(*_):
+    raise BrokenPipeError("the judge hung up")
+
+  monkeypatch.setattr(cli, "_list", broken)
+  assert cli.main(["list"]) == 2
+  assert "the judge hung up" in capsys.readouterr().err
+
+
 def test_error_is_one_line_and_exit_code_2():
   done = _xpo("explain", "dpoo")
   assert done.returncode == 2

@@ -19,7 +19,7 @@ from xpo_jax.studies.sentiment.settings import Arm, Study
 from xpo_jax.train import offline
 
 ROOT = Path(__file__).parent.parent / "experiments"
-RECIPES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "tables").glob("*.py"))
+RECIPES = sorted(ROOT.glob("[!_]*.py")) + sorted((ROOT / "tables").glob("*.py"))
 TINY = Study(
   texts=400,
   vocab=600,

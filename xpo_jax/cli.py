@@ -21,9 +21,24 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code.
 
   What a user can mend (a wrong value, a missing file) is one line on stderr and exit
-  code 2; `--debug` shows where it came from.
+  code 2; `--debug` shows where it came from. A reader that closes the pipe early
+  (`xpo list | head -1`) ends the command in silence, with the shell's code 141.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    try:
+      return _run(argv)
+    finally:
+      sys.stdout.flush()  # here, not when the interpreter exits
+  except BrokenPipeError:
+    if not _stdout_closed():
+      raise
+    # The interpreter flushes what is left when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+def _run(argv: list[str]) -> int:
   # Its notice that torch is missing is no news here.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   debug = "--debug" in argv
@@ -35,9 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     return _fail("interrupted", 130)
   except (ValueError, OSError, ImportError) as error:
-    if debug:
+    if debug or (isinstance(error, BrokenPipeError) and _stdout_closed()):
       raise
     return _fail(str(error))
+
+
+def _stdout_closed() -> bool:
+  """Whether nothing reads what is printed: writing to such a pipe fails again."""
+  try:
+    print(flush=True)
+  except BrokenPipeError:
+    return True
+  return False
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -6,6 +6,7 @@ All of it is pure: differentiable, jit-able, vmap-able.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -131,7 +132,8 @@ def from_logits(
   if stats is None:
     default = {"policy": token_stats.LOGP, "ref": token_stats.REF_LOGP}
     stats = [stat for role, stat in default.items() if role in roles]
-  fields, extra = {"logp_BKT": None, "value_BKT": value_BKT}, {}
+  fields: dict[str, Array | None] = {"logp_BKT": None, "value_BKT": value_BKT}
+  extra: dict[str, Array] = {}
   for stat in stats:
     missing = [role for role in stat.roles if role not in roles]
     if missing:
@@ -259,7 +261,8 @@ def evaluate(
   out = objective.loss(scored, jax.lax.stop_gradient(aux))
   terms = {name: mean.value for name, mean in out.terms.items()}
   metrics = {name: mean.value for name, mean in out.metrics.items()}
-  return Evaluation(sum(terms.values()), out.per_example_B, terms, metrics, state)
+  loss: Any = sum(terms.values())
+  return Evaluation(loss, out.per_example_B, terms, metrics, state)
 
 
 def evaluate_parts(
@@ -281,7 +284,10 @@ def evaluate_parts(
   Raises:
     ValueError: no batch of that name; else see `evaluate`.
   """
-  loss, terms, metrics, after = 0.0, {}, {}, []
+  loss: Any = 0.0
+  terms: dict[str, Array] = {}
+  metrics: dict[str, Array] = {}
+  after = []
   for i, part in enumerate(parts):
     if part.data not in batches:
       raise ValueError(

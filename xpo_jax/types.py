@@ -151,8 +151,8 @@ class Loss:
       else None.
   """
 
-  terms: Mapping[str, Mean]
-  metrics: Mapping[str, Mean]
+  terms: dict[str, Mean]
+  metrics: dict[str, Mean]
   per_example_B: Array | None = None
 
 

@@ -346,7 +346,7 @@ def _demonstration(
 
 
 def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
-  turns = _text(row["messages"], "messages")
+  turns: Any = _text(row["messages"], "messages")
   spoken = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
   if not spoken:
     raise _Unfit("empty completion", "messages hold no assistant turn")

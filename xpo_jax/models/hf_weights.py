@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def _same(
 
 
 def _shape(config: Config, path: tuple[str, ...], layer: int | None) -> tuple:
-  node = transformer.weights(config)
+  node: Any = transformer.weights(config)
   for key in path:
     node = node[key]
   return node.shape if layer is None else node.shape[1:]

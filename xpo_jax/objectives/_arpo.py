@@ -73,8 +73,13 @@ def arpo(
     metrics |= _rewards.logp_metrics(scored) | {"rejection": scored.mean_B(tau_B)}
     return Loss({"arpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "weight": weight, "eta": eta, "relax": relax}
-  hparams["reduction"] = chosen.name
+  hparams = {
+    "beta": beta,
+    "weight": weight,
+    "eta": eta,
+    "relax": relax,
+    "reduction": chosen.name,
+  }
   stats = frozenset({token_stats.LOGP})
   preference = Objective(
     name="arpo",

@@ -95,7 +95,7 @@ def bco_pair(beta: float = 0.1) -> Objective:
     return Loss({"bco_pair": scored.mean_B(loss_B)}, metrics, loss_B)
 
   hparams = {"beta": beta}
-  columns = frozenset()
+  columns: frozenset[str] = frozenset()
   layout = Layout.PAIR
   return Objective(
     name="bco_pair",

@@ -107,7 +107,7 @@ def beta_dpo(
   hparams = {"beta": beta, "alpha": alpha, "keep": keep, "momentum": momentum}
   stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   layout = Layout.PAIR
-  columns = frozenset()
+  columns: frozenset[str] = frozenset()
   return Objective(
     name="beta_dpo",
     hparams=hparams,

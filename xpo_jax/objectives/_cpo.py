@@ -58,8 +58,12 @@ def cpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"cpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "weight": weight, "label_smoothing": label_smoothing}
-  hparams["reduction"] = chosen.name
+  hparams = {
+    "beta": beta,
+    "weight": weight,
+    "label_smoothing": label_smoothing,
+    "reduction": chosen.name,
+  }
   stats = frozenset({token_stats.LOGP})
   preference = Objective(
     name="cpo",

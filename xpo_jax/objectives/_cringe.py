@@ -46,7 +46,7 @@ def drawing(objective: str, k: int) -> Callable:
   return nothing_shared if k == 1 else prepare
 
 
-def rival_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -> Array:
+def rival_contrast(scored: Scored, drawn: Array, k: int, detach: bool) -> Array:
   """softplus(s_t - u_t), logits of token and rival, `[B, K, T]`; 0 on padding.
 
   Args:

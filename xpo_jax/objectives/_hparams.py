@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from xpo_jax.types import Array
+
+_Choice = TypeVar("_Choice")
 
 
 def check(
@@ -71,7 +73,9 @@ def check_tie(objective: str, beta: float | Array | None, *, paper: float) -> No
     check(objective, "beta", beta, paper=paper, above=0)
 
 
-def choice(objective: str, hparam: str, value: Any, named: Mapping[str, Any]) -> Any:
+def choice(
+  objective: str, hparam: str, value: Any, named: Mapping[str, _Choice]
+) -> _Choice:
   """A structural hyperparameter (a link, a divergence): a value, or the name of one.
 
   Args:

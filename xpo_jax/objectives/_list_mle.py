@@ -46,9 +46,9 @@ def list_mle(beta: float = 0.05) -> Objective:
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     key, K = _hparams.check_key("list_mle", key), scored.present_BK.shape[1]
-    lot_BK = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), K))(
-      scored.row_B
-    )
+    lot_BK = jax.vmap(
+      lambda row: jax.random.uniform(jax.random.fold_in(key, row), (K,))
+    )(scored.row_B)
     return Aux(rows=ranking.rank(scored.reward_BK, scored.present_BK, lot_BK)), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:

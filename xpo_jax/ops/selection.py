@@ -1,7 +1,7 @@
 """Pure rules that select rows, candidates and answers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -112,7 +112,7 @@ def rejection_sample_from(
     taken, draws = taken + accept_K.sum(), draws + looked_K.sum()
     return (left_K & ~accept_K, taken, draws, index_J), None
 
-  start = (jnp.ones(K, bool), 0, 0, jnp.zeros(num, int))
+  start: Any = (jnp.ones(K, bool), 0, 0, jnp.zeros(num, int))
   (_, _, draws, index_J), _ = jax.lax.scan(sweep, start, None, length=num)
   return Accepted(index_J, draws)
 

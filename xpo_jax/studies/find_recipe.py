@@ -1,9 +1,10 @@
 """Recipes by name: files with a function `experiment(...) -> Experiment`.
 
-They live in `experiments/` of the working directory or of the checkout, and in this
-package. Arguments of that function (`path`) are given as `path=FILE`. A file that also
-has `run(experiment, run_dir)` is run by it, not by the trainer: a study of many runs
-returns its own settings from `experiment`. Listing reads text and imports nothing.
+They live in `experiments/` of the working directory, and of the checkout or the
+installed package. Arguments of that function (`path`) are given as `path=FILE`. A file
+that also has `run(experiment, run_dir)` is run by it, not by the trainer: a study of
+many runs returns its own settings from `experiment`. Listing reads text and imports
+nothing.
 """
 
 import ast
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _PACKAGE = Path(__file__).parent.parent
-# In a checkout beside the package, in a wheel within it.
-_PLACES = (_PACKAGE / "experiments", _PACKAGE.parent / "experiments")
+_INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
+_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
 
 
 class Recipe(NamedTuple):
@@ -36,7 +37,7 @@ class Recipe(NamedTuple):
 def names() -> dict[str, Path]:
   """Every recipe that a name finds; the working directory's come first."""
   found: dict[str, Path] = {}
-  for place in (Path.cwd() / "experiments", *_PLACES):
+  for place in (Path.cwd() / "experiments", _SHIPPED):
     for path in sorted(place.glob("*.py")):
       try:
         one = _defines_experiment(path)

@@ -44,7 +44,7 @@ def page(name: str, recipes: Sequence[str] = ()) -> str:
 
 def _show(value: object) -> str:
   """A hyperparameter's value; a link or a divergence by its name."""
-  return value.name if isinstance(value, tuple) else repr(value)
+  return value.name if hasattr(value, "name") else repr(value)
 
 
 def _reads(objective: Objective) -> str:

@@ -1,0 +1,104 @@
+"""The wheel holds the package, its recipes and its texts; it needs no checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _pip(*args, cwd):
+  done = subprocess.run(
+    [sys.executable, "-m", "pip", *args, "--quiet", "--no-deps", "--no-index"],
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+  """Built from a copy: a build writes beside its sources, and packs what is there."""
+  source = tmp_path_factory.mktemp("source")
+  for folder in ("xpo_jax", "experiments"):
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+  for name in ("setup.py", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source)
+  out = tmp_path_factory.mktemp("wheel")
+  options = ("--use-pep517", "--no-build-isolation", "--wheel-dir", str(out))
+  _pip("wheel", ".", *options, cwd=source)
+  (path,) = out.glob("*.whl")
+  return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+  """A folder with the installed package alone."""
+  home = tmp_path_factory.mktemp("installed")
+  _pip("install", str(wheel), "--target", str(home), cwd=home)
+  return home
+
+
+def _python(installed, cwd, *args):
+  environment = dict(os.environ) | {
+    "PYTHONPATH": str(installed),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # one device, as on a laptop
+  }
+  done = subprocess.run(
+    [sys.executable, *args],
+    cwd=cwd,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return done.stdout
+
+
+def _sources():
+  """What the wheel must hold, as paths in it, of what the checkout holds."""
+  for folder, place in (("xpo_jax", "xpo_jax"), ("experiments", "xpo_jax/experiments")):
+    for path in (ROOT / folder).rglob("*"):
+      name = path.relative_to(ROOT / folder)
+      if path.is_file() and "__pycache__" not in name.parts and path.name[0] != ".":
+        yield f"{place}/{name.as_posix()}"
+
+
+def test_wheel_holds_every_file_of_the_package_and_the_experiments(wheel):
+  packed = set(zipfile.ZipFile(wheel).namelist())
+  code = {name for name in packed if ".dist-info/" not in name}
+  assert code == set(_sources())
+  assert "xpo_jax/py.typed" in packed
+
+
+def test_installed_package_is_found_before_the_checkout(installed, tmp_path):
+  code = "import xpo_jax; print(xpo_jax.__file__)"
+  where = _python(installed, tmp_path, "-c", code).strip()
+  assert Path(where).is_relative_to(installed)
+
+
+def test_list_names_every_recipe(installed, tmp_path):
+  shown = _python(installed, tmp_path, "-m", "xpo_jax.cli", "list")
+  listed = {line.split()[0] for line in shown.split("\nrecipes\n")[1].splitlines()}
+  recipes = (ROOT / "experiments").glob("[!_]*.py")
+  named = {path.stem for path in recipes if "\ndef experiment(" in path.read_text()}
+  assert listed == named and "ppo" in listed
+
+
+def test_recipe_of_the_wheel_is_checked(installed, tmp_path):
+  shown = _python(installed, tmp_path, "-m", "xpo_jax", "check", "ppo")
+  assert "nothing wrong found" in shown
+
+
+def test_tables_and_benchmarks_are_modules(installed, tmp_path):
+  module = "xpo_jax.experiments.tables.dpo"
+  assert "--run-dir" in _python(installed, tmp_path, "-m", module, "--help")
