@@ -131,43 +131,56 @@ def ppo(settings: InstructGpt, beta: float, gamma: float, seed: int) -> Experime
   )
 
 
+def variants(settings: InstructGpt) -> dict[str, tuple[float, float]]:
+  """Label -> beta and gamma of PPO."""
+  labels = {_label(gamma): (settings.beta, gamma) for gamma in settings.gammas}
+  return labels | {f"PPO, beta {settings.large_beta:g}": (settings.large_beta, 0.0)}
+
+
+def arms(settings: InstructGpt) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  return {
+    f"{label}, seed {seed}": ppo(settings, beta, gamma, seed)
+    for label, (beta, gamma) in variants(settings).items()
+    for seed in settings.task.seeds
+  }
+
+
 def run(settings: InstructGpt, run_dir: Path) -> int:
   """Trains SFT, reward models and policies, and judges them."""
   from xpo_jax.feedback import protocol
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import arms
+  from xpo_jax.studies.multistage import arms as study_arms
   from xpo_jax.train import run_directory
 
-  study = arms.open_study(settings, run_dir)
-  reference = arms.train(study, sft(settings)) / run_directory.POLICY
+  study = study_arms.open_study(settings, run_dir)
+  reference = study_arms.train(study, sft(settings)) / run_directory.POLICY
   held_out = sequel_texts.held_out()
-  variants = {_label(gamma): (settings.beta, gamma) for gamma in settings.gammas}
-  variants[f"PPO, beta {settings.large_beta:g}"] = (settings.large_beta, 0.0)
 
   def proxy(seed, draws):
-    directory = arms.train(study, reward(settings, seed)) / run_directory.POLICY
+    directory = study_arms.train(study, reward(settings, seed)) / run_directory.POLICY
     scorer = reward_model.scorer(str(directory))
     return protocol.score_groups(scorer, draws.prompts, draws.texts)
 
-  begin = arms.policy(study, sft(settings)).params
-  trained = {"SFT": arms.Trained(dict.fromkeys(settings.task.seeds, begin))}
-  for label, (beta, gamma) in variants.items():
-    trained[label] = arms.train_arm(
+  begin = study_arms.policy(study, sft(settings)).params
+  trained = {"SFT": study_arms.Trained(dict.fromkeys(settings.task.seeds, begin))}
+  for label, (beta, gamma) in variants(settings).items():
+    trained[label] = study_arms.train_arm(
       study, lambda seed, b=beta, g=gamma: ppo(settings, b, g, seed)
     )
   rows = [
-    arms.row(
+    study_arms.row(
       study,
       label,
       one,
       reference=reference,
       scores={"reward model": proxy},
-      other_nll=arms.nll(study, list(one.policies.values()), held_out),
+      other_nll=study_arms.nll(study, list(one.policies.values()), held_out),
     )
     for label, one in trained.items()
   ]
   title = "InstructGPT; other_nll: nats a token of the other text"
-  demo.show(arms.finish(study, title, rows))
+  demo.show(study_arms.finish(study, title, rows))
   return 0
 
 

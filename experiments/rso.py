@@ -16,6 +16,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import preference_pairs
@@ -65,7 +66,9 @@ def experiment(source: str | None = None, policy: str | None = None) -> Rso:
   return Rso(task=Task(source, policy=policy))
 
 
-def arm(settings: Rso, objective: ObjectiveConfig, *, rejection: bool, seed: int):
+def arm(
+  settings: Rso, objective: ObjectiveConfig, *, rejection: bool, seed: int
+) -> Experiment:
   """The experiment of an arm.
 
   Args:
@@ -94,25 +97,38 @@ def arm(settings: Rso, objective: ObjectiveConfig, *, rejection: bool, seed: int
   return tasks.on_records(objective, task, pairs, seed=seed)
 
 
+def variants(settings: Rso) -> dict[str, tuple[ObjectiveConfig, bool]]:
+  """Label -> loss, and whether pairs are of accepted samples."""
+  sigmoid = ObjectiveConfig("rso", beta=settings.gamma)
+  hinge = ObjectiveConfig("rso", beta=settings.gamma, link="hinge")
+  return {
+    "RSO, sigmoid-norm": (sigmoid, True),
+    "RSO, hinge-norm": (hinge, True),
+    "sft-sample-rank": (sigmoid, False),
+  }
+
+
+def arms(settings: Rso) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  return {
+    f"{label}, seed {seed}": arm(settings, loss, rejection=rejection, seed=seed)
+    for label, (loss, rejection) in variants(settings).items()
+    for seed in settings.task.seeds
+  }
+
+
 def run(settings: Rso, run_dir: Path) -> int:
   """Trains the three arms and judges them."""
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import arms
+  from xpo_jax.studies.multistage import arms as study_arms
 
-  study = arms.open_study(settings, run_dir)
-  loss = ObjectiveConfig("rso", beta=settings.gamma)
-  hinge = ObjectiveConfig("rso", beta=settings.gamma, link="hinge")
-  variants = {
-    "RSO, sigmoid-norm": (loss, True),
-    "RSO, hinge-norm": (hinge, True),
-    "sft-sample-rank": (loss, False),
-  }
-  rows = [arms.start_row(study)]
-  for label, (objective, rejection) in variants.items():
-    trained = arms.train_arm(
+  study = study_arms.open_study(settings, run_dir)
+  rows = [study_arms.start_row(study)]
+  for label, (loss, rejection) in variants(settings).items():
+    trained = study_arms.train_arm(
       study,
-      lambda seed, o=objective, r=rejection: arm(settings, o, rejection=r, seed=seed),
+      lambda seed, o=loss, r=rejection: arm(settings, o, rejection=r, seed=seed),
     )
-    rows.append(arms.row(study, label, trained))
-  demo.show(arms.finish(study, "RSO", rows))
+    rows.append(study_arms.row(study, label, trained))
+  demo.show(study_arms.finish(study, "RSO", rows))
   return 0

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     "check", _check, "validate a recipe, show its budget, train nothing", True
   )
   sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
-  sub = command("resume", _resume, "continue a run, bit for bit")
+  sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub = command(
     "evaluate", _evaluate, "judge a run's policy or reward model on held-out prompts"
@@ -238,22 +238,36 @@ def _train(args, rest) -> int | None:
 
 def _check(args, rest) -> None:
   recipe = _recipe(args, rest)
-  if recipe.run is not None:
-    raise ValueError(f"{args.recipe} is a study of many runs; check is for single runs")
   from xpo_jax.train import preflight
 
-  for budget in preflight.check(recipe.experiment):
+  if recipe.run is None:
+    experiments = [recipe.experiment]
+  elif recipe.arms is None:
+    print(
+      f"{args.recipe}: the settings are sound; its runs are not listed, not checked"
+    )
+    return
+  else:
+    experiments = list(recipe.arms(recipe.experiment).values())
+  for budget in preflight.check(*experiments):
     print("\n".join(preflight.lines(budget)))
   print("nothing wrong found; nothing was trained")
 
 
-def _resume(args, rest) -> None:
+def _resume(args, rest) -> int | None:
+  from xpo_jax.config import yaml_file
+  from xpo_jax.studies import find_recipe
+
+  del rest
+  if not (args.run_dir / yaml_file.FILE).exists():
+    study = find_recipe.load_study(args.run_dir)
+    return study.run(study.experiment, args.run_dir)
   from xpo_jax.report import run_page
   from xpo_jax.train import loop
 
-  del rest
   result = loop.resume(args.run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
+  return None
 
 
 def _evaluate(args, rest) -> None:

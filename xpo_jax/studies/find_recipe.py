@@ -12,11 +12,13 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
@@ -28,10 +30,13 @@ class Recipe(NamedTuple):
   Attributes:
     experiment: `config.experiment.Experiment`, or the settings of a study.
     run: `(experiment, run_dir) -> exit code` of a study; None: the trainer runs it.
+    arms: `settings -> {label: Experiment}`, the runs of a study, to be checked; None
+      where the study does not list them.
   """
 
   experiment: Any
   run: Callable[[Any, Path], int] | None = None
+  arms: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 def names() -> dict[str, Path]:
@@ -88,18 +93,57 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
   path = path_of(recipe)
   if not _defines_experiment(path):
     raise ValueError(f"{path} is not a recipe: it has no function experiment()")
+  names_of = _executed(path)
+  given = _arguments(recipe, names_of["experiment"], arguments)
+  made = names_of["experiment"](**given)
+  if not dataclasses.is_dataclass(made) or isinstance(made, type):
+    raise ValueError(
+      f"{path}: experiment() returned {made!r}; it must return an Experiment, "
+      "or beside a function run() a dataclass of settings"
+    )
+  return Recipe(made, names_of.get("run"), names_of.get("arms"))
+
+
+def load_study(run_dir: Path) -> Recipe:
+  """The study of a directory, with the settings that it began with.
+
+  Raises:
+    ValueError: no study there, or one of a recipe that no name finds.
+  """
+  from xpo_jax.config import yaml_file
+
+  path = Path(run_dir) / STUDY
+  if not path.exists():
+    raise ValueError(f"{run_dir} is neither a run nor a study: it has no {STUDY}")
+  record = json.loads(path.read_text(encoding="utf-8"))
+  if record.get("recipe") not in names():
+    raise ValueError(
+      f"{path} is of no recipe that a name finds; run the same command again to go on: "
+      f"xpo train RECIPE --run-dir {run_dir}"
+    )
+  recipe = _executed(path_of(record["recipe"]))
+  settings = yaml_file.from_dict(recipe[record["class"]], record["settings"])
+  return Recipe(settings, recipe["run"], recipe.get("arms"))
+
+
+def study_record(settings: Any) -> dict[str, Any]:
+  """What study.json holds: recipe, class and settings of a study."""
+  from xpo_jax.config import yaml_file
+
+  kind = type(settings)
+  return {
+    "recipe": kind.__module__,
+    "class": kind.__name__,
+    "settings": yaml_file.to_dict(settings),
+  }
+
+
+def _executed(path: Path) -> dict[str, Any]:
+  """The names that a recipe file defines."""
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  held = vars(module)
-  given = _arguments(recipe, held["experiment"], arguments)
-  made, run = held["experiment"](**given), held.get("run")
-  if not dataclasses.is_dataclass(made) or isinstance(made, type):
-    raise ValueError(
-      f"{path}: experiment() returned {made!r}; it must return an Experiment or an "
-      "OnlineExperiment, or beside a function run() a dataclass of settings"
-    )
-  return Recipe(made, run)
+  return vars(module)
 
 
 def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, str]:

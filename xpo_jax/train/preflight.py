@@ -63,23 +63,24 @@ class Budget(NamedTuple):
   shown: list[list[audit.Shown]]
 
 
-def check(experiment: Experiment, datasets: Datasets | None = None) -> list[Budget]:
-  """Validates an experiment and each of its stages.
+def check(*experiments: Experiment, datasets: Datasets | None = None) -> list[Budget]:
+  """Validates experiments and each of their stages, equal ones once.
 
   Args:
-    experiment: the recipe's.
+    experiments: the recipe's.
     datasets: records by name; see `loop.train`.
 
   Returns:
-    A budget for each stage and for the run, the run last.
+    A budget for each stage and each run, stages before the runs that ask for them.
 
   Raises:
     ValueError: whatever training would refuse before its first step.
   """
   datasets, budgets = datasets or {}, {}
-  inputs = loop.check(experiment, datasets)
   with tempfile.TemporaryDirectory() as store:
-    _budget(experiment, Path(store), inputs, datasets, budgets)
+    for experiment in experiments:
+      inputs = loop.check(experiment, datasets)
+      _budget(experiment, Path(store), inputs, datasets, budgets)
   return list(budgets.values())
 
 

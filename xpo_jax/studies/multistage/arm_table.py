@@ -16,7 +16,7 @@ class ArmRow(NamedTuple):
   Attributes:
     label: what it is.
     measures: name -> Interval or number; reward, kl and length at least.
-    seconds: of its runs, compilation included, shared stages not.
+    seconds: of the steps of its runs, compilation included, stages not.
   """
 
   label: str

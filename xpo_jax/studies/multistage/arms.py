@@ -26,14 +26,15 @@ from xpo_jax.feedback import protocol
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.report.html import Table
+from xpo_jax.studies import find_recipe
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import arm_table, samples
 from xpo_jax.studies.multistage.arm_table import ArmRow
 from xpo_jax.studies.task import Task
-from xpo_jax.train import loop, run_directory, stages
+from xpo_jax.train import loop, metrics, run_directory, stages
 from xpo_jax.types import Params
 
-STUDY, RESULTS = "study.json", "results.json"
+RESULTS = "results.json"
 Say = Callable[[str], None]
 Score = Callable[[int, Draws], np.ndarray]
 """`(seed, draws) -> [P, K]`: a further measure of that seed's samples."""
@@ -63,7 +64,7 @@ class Trained(NamedTuple):
 
   Attributes:
     policies: seed -> `{"lm": ...}`.
-    seconds: of the runs of the arm itself, stages left out; 0 for what was there.
+    seconds: of the steps of its runs, stages left out.
   """
 
   policies: Mapping[int, Params]
@@ -83,7 +84,7 @@ def open_study(settings: Any, run_dir: str | Path, say: Say = print) -> Arms:
     ValueError: the directory holds something else, or another study.
   """
   run_dir, began = Path(run_dir), time.perf_counter()
-  _write_settings(run_dir, yaml_file.to_dict(settings))
+  _write_settings(run_dir, settings)
 
   def say_with_time(text: str) -> None:
     say(f"[{time.perf_counter() - began:5.0f} s] {text}")
@@ -141,12 +142,10 @@ def train_arm(arms: Arms, make: Callable[[int], Experiment]) -> Trained:
   """
   policies, seconds = {}, 0.0
   for seed in arms.task.seeds:
-    experiment = make(seed)
-    for stage in stages.of(experiment):
-      train(arms, stage.experiment)
-    began = time.perf_counter()
-    policies[seed] = policy(arms, experiment).params
-    seconds += time.perf_counter() - began
+    run_dir = train(arms, make(seed))
+    checkpoint = hf_checkpoint.load(run_dir / run_directory.POLICY, remat=False)
+    policies[seed] = checkpoint.params
+    seconds += sum(line["time/seconds"] for line in metrics.read(run_dir))
   return Trained(policies, seconds)
 
 
@@ -283,19 +282,20 @@ def finish(arms: Arms, title: str, rows: Sequence[ArmRow]) -> Table:
   return arm_table.write(arms.run_dir / RESULTS, title, rows, arms.task)
 
 
-def _write_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
-  path = run_dir / STUDY
-  settings = json.loads(json.dumps(settings))
+def _write_settings(run_dir: Path, settings: Any) -> None:
+  path = run_dir / find_recipe.STUDY
+  content = json.loads(json.dumps(find_recipe.study_record(settings)))
   if path.exists():
     old = json.loads(path.read_text(encoding="utf-8"))
     # More seeds widen a study: what is there stays, what is new is trained.
-    if set(old["task"]["seeds"]) <= set(settings["task"]["seeds"]):
-      old["task"]["seeds"] = settings["task"]["seeds"]
-    yaml_file.refuse_change("settings", run_dir, old, settings)
+    seeds = content["settings"]["task"]["seeds"]
+    if set(old["settings"]["task"]["seeds"]) <= set(seeds):
+      old["settings"]["task"]["seeds"] = seeds
+    yaml_file.refuse_change("settings", run_dir, old["settings"], content["settings"])
   elif run_dir.exists() and any(run_dir.iterdir()):
     raise ValueError(f"run directory {run_dir} holds something else; name another one")
   run_dir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+  path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _quiet(text: str) -> None:
