@@ -89,6 +89,13 @@ def test_flags_reach_arguments_of_functions_and_sampling():
   assert data.feedback.missing_eos == 0.5
 
 
+def test_path_may_be_given_where_a_function_or_a_stage_could_stand():
+  assert from_args(RECORDS, ["--data.path", "b.jsonl"]).data.path == "b.jsonl"
+  args = ["--data.prompts.path", "p.jsonl", "--data.critic-init", "reward"]
+  data = from_args(ROLLOUTS, args).data
+  assert data.prompts.path == "p.jsonl" and data.critic_init == "reward"
+
+
 def test_flags_reach_an_opponent_where_there_is_one():
   run = experiments.replace(
     ROLLOUTS,
