@@ -95,8 +95,8 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
   made, run = held["experiment"](**given), held.get("run")
   if not dataclasses.is_dataclass(made) or isinstance(made, type):
     raise ValueError(
-      f"{path}: experiment() returned {made!r}; it must return an Experiment or an "
-      "OnlineExperiment, or beside a function run() a dataclass of settings"
+      f"{path}: experiment() returned {made!r}; it must return an Experiment, or "
+      "beside a function run() a dataclass of settings"
     )
   return Recipe(made, run)
 
