@@ -14,7 +14,7 @@ import pytest
 from xpo_jax import cli, objectives
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.studies.sentiment.settings import Study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -147,18 +147,17 @@ def test_readme_python_runs():
       exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
 
 
-def test_readme_flags_are_fields(tmp_path):
-  from xpo_jax.config import yaml_file
-  from xpo_jax.studies import find_recipe
+def test_readme_flags_are_fields():
+  from xpo_jax.config import command_line
 
   scope = {}
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   exec(compile(recipe, "README.md", "exec"), scope)
-  offline, online = scope["experiment"](), find_recipe.load("rloo").experiment
+  records, rollouts = scope["experiment"](), find_recipe.load("rloo").experiment
   for flags in re.findall(r"`(--[a-z].*?)`", README):
     if " " in flags:
-      experiment = online if flags.startswith("--sampling.") else offline
-      yaml_file.from_args(experiment, shlex.split(flags))
+      experiment = rollouts if flags.startswith("--data.sampling.") else records
+      command_line.from_args(experiment, shlex.split(flags))
 
 
 def test_readme_names_objectives_that_exist():
@@ -272,14 +271,14 @@ def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):
   path = tmp_path / "experiments" / "hh_pairs.py"
   path.write_text(
     '"""DPO on HH."""\n\n'
-    "from xpo_jax.studies.multistage.staged_world import World\n\n\n"
-    "def experiment():\n  return World(texts=7)\n"
+    "from xpo_jax.studies.sentiment.settings import Study\n\n\n"
+    "def experiment():\n  return Study(texts=7)\n"
   )
   (tmp_path / "experiments" / "helpers.py").write_text("X = 1\n")
   names = find_recipe.names()
   assert names["hh_pairs"] == path and "helpers" not in names
   assert find_recipe.summary(path) == "DPO on HH."
-  expected = World(texts=7)
+  expected = Study(texts=7)
   assert (
     find_recipe.load("hh_pairs").experiment
     == find_recipe.load(str(path)).experiment
@@ -318,6 +317,7 @@ def test_what_is_wrong_with_a_recipe_file_is_said(tmp_path, monkeypatch, capsys)
   [
     ("a: [1", "is not YAML"),
     ("versions: {}\n", "holds no `experiment`"),
+    ("experiment: {}\n", "has format 1, and this version reads format 2"),
     ("", "holds no `experiment`"),
   ],
 )

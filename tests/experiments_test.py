@@ -16,7 +16,7 @@ from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.sentiment.settings import Arm, Study
-from xpo_jax.train import offline
+from xpo_jax.train import loop
 
 ROOT = Path(__file__).parent.parent / "experiments"
 RECIPES = sorted(ROOT.glob("[!_]*.py")) + sorted((ROOT / "tables").glob("*.py"))
@@ -137,7 +137,7 @@ def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
   one = {"data": data, "mesh": MeshShape(data=1)}
   first = dataclasses.replace(whole.start.experiment, start=Scratch(small), **one)
   whole = dataclasses.replace(whole, start=Stage(first), **one)
-  done = offline.train(whole, tmp_path / "run", say=lambda line: None)
+  done = loop.train(whole, tmp_path / "run", say=lambda line: None)
   assert done.finished and done.steps == 2
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   assert "eval/reward_accuracy" in json.loads(lines[-1])
@@ -188,17 +188,17 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
   data = dataclasses.replace(whole.data, **sizes)
   whole = dataclasses.replace(whole, data=data, start=start, **one)
   run_dir = tmp_path / "run"
-  done = offline.train(whole, run_dir, say=lambda line: None)
+  done = loop.train(whole, run_dir, say=lambda line: None)
   assert done.finished
   if stages == 2:
-    evaluate_reward_model.judge_run(run_dir, samples=4, most=None, batch=8)
+    evaluate_reward_model.judge_run(run_dir, most=None, batch=8)
   else:
     assert not cli.main(["evaluate", str(run_dir)])
     assert "accuracy_longer" in capsys.readouterr().out
   measured = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-  found = json.loads((run_dir / "agreement.json").read_text())
+  agreed = json.loads((run_dir / "agreement.json").read_text())
   if name != "reward_listwise":  # there prompts weigh the same, not pairs
-    accuracy = found["measures"]["accuracy"]["mean"]
+    accuracy = agreed["measures"]["accuracy"]["mean"]
     assert accuracy == pytest.approx(measured["eval/reward_accuracy"], abs=1e-6)
   about = json.loads((run_dir / "policy" / "reward.json").read_text())
   assert about["kind"] == ("preference" if name == "preference_hh" else "reward")

@@ -1,90 +1,125 @@
-"""An experiment refuses what it cannot do, when it is made."""
+"""An experiment refuses what it cannot do, and names its stages."""
 
-import jax.numpy as jnp
 import pytest
 
-from xpo_jax import objectives
-from xpo_jax.config.data import Data, Evaluation
-from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained
-from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.types import Layout
-
-
-def own(beta: float, link: str = "log"):
-  """A user's factory."""
-  return objectives.dpo(beta)._replace(name=f"own_{link}")
-
-
-def test_use_fills_in_the_defaults():
-  hparams = ObjectiveConfig("dpo", beta=0.3).hparams
-  assert hparams == {"beta": 0.3, "label_smoothing": 0.0}
-
-
-def test_use_takes_a_factory_or_its_name():
-  assert ObjectiveConfig(objectives.kto, beta=0.2) == ObjectiveConfig("kto", beta=0.2)
-  assert ObjectiveConfig("kto") != ObjectiveConfig("dpo")
-
-
-def test_use_builds_with_traced_hparams_on_top():
-  built = ObjectiveConfig("dpo", beta=0.3).build(beta=jnp.float32(0.5))
-  assert float(built.hparams["beta"]) == 0.5 and built.layout is Layout.PAIR
-
-
-def test_use_of_a_users_own_factory():
-  use = ObjectiveConfig(own, beta=0.3, link="square")
-  assert use.name == f"{__name__}:own"
-  assert use.build().name == "own_square"
-
-
-def test_use_of_a_mixture_builds_its_parts():
-  parts = (ObjectiveConfig("dpo", beta=0.5), ObjectiveConfig("sft"))
-  built = ObjectiveConfig(
-    objectives.mixture, weights=(1.0, 0.1), objectives=parts
-  ).build()
-  assert [part.name for part in built.hparams["objectives"]] == ["dpo", "sft"]
-
-
-@pytest.mark.parametrize(
-  ("name", "hparams", "says"),
-  [
-    ("dpo_", {}, "did you mean 'dpo'"),
-    ("dpo", {"bta": 1.0}, "dpo has no hyperparameter 'bta'.*did you mean 'beta'"),
-    ("dpo", {"gamma": 1.0}, "its hyperparameters: beta, label_smoothing"),
-    ("dpo", {"beta": 0.0}, "beta must be .*> 0"),
-    ("simpo", {"beta": -1}, "beta must be .*> 0"),
-    (own, {}, "needs a value for its hyperparameter beta"),
-    ("xpo_jax.objectives:nothing", {}, "no factory 'nothing'"),
-  ],
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config.data import Data, Prompts
+from xpo_jax.config.experiment import (
+  AuxLossConfig,
+  Experiment,
+  Loop,
+  MeshShape,
+  Pretrained,
+  Rollouts,
+  Stage,
 )
-def test_bad_objective_is_refused(name, hparams, says):
-  with pytest.raises(ValueError, match=says):
-    ObjectiveConfig(name, **hparams)
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
+from xpo_jax.feedback import reward_model
+from xpo_jax.models.lora import Adapter
+from xpo_jax.train import validate
+
+SOURCE = Configured("xpo_jax.feedback.rules:world_reward")
+RECORDS = Experiment(ObjectiveConfig("dpo"), Data("pairs.jsonl"), Pretrained("policy"))
+ROLLOUTS = Experiment(
+  objective=ObjectiveConfig("ppo", beta=0.02),
+  data=Rollouts(prompts=Prompts("prompts.jsonl"), feedback=Feedback(SOURCE)),
+  start=Pretrained("policy"),
+)
+
+
+def _aux_loss(**changes):
+  fields = {"weight": 1.0, "objective": ObjectiveConfig("sft"), "data": Data("x")}
+  return AuxLossConfig(**fields | changes)
 
 
 @pytest.mark.parametrize(
   ("make", "says"),
   [
-    (lambda: Data("x", bad_rows="skip"), "Data.bad_rows is 'skip'; allowed"),
-    (lambda: Data("x", rows_per_step=0), "Data.rows_per_step is 0"),
-    (lambda: Data("x", rows_per_step=6, microbatches=4), "microbatches is 4.*divide"),
-    (lambda: Data("x", rows_per_step=2.5), "rows_per_step is 2.5; .* whole number"),
-    (lambda: Data("x", seed=-1), "Data.seed is -1; .* at least 0"),
-    (lambda: Data("x", seed=0.5), "Data.seed is 0.5; .* whole number"),
-    (
-      lambda: Experiment(ObjectiveConfig("dpo"), Data("x"), Pretrained("x"), seed=-1),
-      "Experiment.seed is -1",
-    ),
+    (lambda: experiments.replace(RECORDS, seed=-1), "Experiment.seed is -1"),
     (lambda: MeshShape(fsdp=0), "MeshShape.fsdp is 0"),
     (lambda: Loop(log_every=0), "Loop.log_every is 0"),
-    (lambda: Evaluation(share=1.0), "Evaluation.share is 1.0"),
-    (lambda: Evaluation(path="a", share=0.1), "not both"),
+    (lambda: _aux_loss(weight=0.0), "AuxLossConfig.weight is 0.0"),
+    (lambda: _aux_loss(name="two words"), "AuxLossConfig.name is 'two words'"),
     (
-      lambda: Data("x", portion="half"),
-      "Data.portion is 'half'; allowed: train, tune, test",
+      lambda: experiments.replace(RECORDS, aux_losses=(_aux_loss(), _aux_loss())),
+      "two aux_losses are called 'text'",
     ),
-    (lambda: Evaluation("x", portion="all"), "Evaluation.portion is 'all'; allowed"),
   ],
 )
 def test_bad_value_is_refused_by_field(make, says):
   with pytest.raises(ValueError, match=says):
     make()
+
+
+@pytest.mark.parametrize(
+  ("sizes", "match"),
+  [
+    ({"minibatches": 3}, "prompts_per_iteration = 32"),
+    ({"minibatches": 4, "microbatches": 3}, "8 prompts of a minibatch"),
+    ({"iterations": 0}, "iterations is 0"),
+    ({"iterations": 1.5}, "iterations is 1.5; .* whole"),
+    ({"ref_update_every": 0}, "ref_update_every is 0"),
+  ],
+)
+def test_sizes_of_rollouts_that_do_not_divide_are_refused(sizes, match):
+  with pytest.raises(ValueError, match=match):
+    experiments.replace(ROLLOUTS, **sizes)
+
+
+def test_opponent_needs_win_rates_and_an_average_that_exists():
+  sampling = Sampling(opponent=Opponent(share=0.5, of="average"))
+  with pytest.raises(ValueError, match=r"needs Feedback.kind .* 'scores'"):
+    experiments.replace(ROLLOUTS, sampling=sampling)
+  run = experiments.replace(
+    ROLLOUTS,
+    objective=ObjectiveConfig("nash_md"),
+    sampling=sampling,
+    feedback=Feedback(SOURCE, kind="win_rates"),
+  )
+  with pytest.raises(ValueError, match=r"Optimizer.ema"):
+    validate.check_rollouts(run, {})
+  run = experiments.replace(run, optimizer=Optimizer(ema=0.5), adapter=Adapter())
+  with pytest.raises(ValueError, match="mean of an adapter's factors"):
+    validate.check_rollouts(run, {})
+
+
+def test_replace_reaches_fields_of_the_data_by_name():
+  changed = experiments.replace(ROLLOUTS, iterations=7, seed=3)
+  assert changed.data.iterations == 7 and changed.seed == 3
+  assert changed.data.prompts == ROLLOUTS.data.prompts
+  both = experiments.replace(ROLLOUTS, data=changed.data, minibatches=4)
+  assert both.data.iterations == 7 and both.data.minibatches == 4
+  with pytest.raises(
+    ValueError, match="Experiment and Data have no field 'iterations'"
+  ):
+    experiments.replace(RECORDS, iterations=7)
+
+
+def test_stages_are_found_wherever_weights_are_asked_for():
+  sft, reward = Stage(RECORDS), Stage(experiments.replace(RECORDS, seed=1))
+  judge = Configured(reward_model.scorer, directory=reward)
+  run = experiments.replace(
+    ROLLOUTS,
+    start=sft,
+    reference=sft,
+    feedback=Feedback(judge),
+    critic_init=reward,
+  )
+  # The start's own stages are its business.
+  nested = experiments.replace(run, start=Stage(run))
+  assert dict(experiments.stages(nested)) == {
+    "data.feedback.source.directory": reward,
+    "data.critic_init": reward,
+    "start": Stage(run),
+    "reference": sft,
+  }
+
+
+def test_records_and_rollouts_say_what_a_run_reads():
+  assert RECORDS.data.source is RECORDS.data
+  assert ROLLOUTS.data.source is ROLLOUTS.data.prompts
+  assert RECORDS.data.feedback is None and RECORDS.data.temperature == 1
+  assert ROLLOUTS.data.max_completion_tokens == 64
+  assert "prompts.jsonl, by xpo_jax.feedback.rules:world_reward" in ROLLOUTS.data.title

@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 
 from tests.train.tiny_runs import MODEL, ONLINE
-from xpo_jax.config import experiment, split_overlap
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config import split_overlap
 from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import (
   AuxLossConfig,
@@ -16,8 +17,10 @@ from xpo_jax.config.experiment import (
   Scratch,
   Stage,
 )
-from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import split
+from xpo_jax.feedback import reward_model
 from xpo_jax.studies import find_recipe
 from xpo_jax.train import loading
 
@@ -38,7 +41,7 @@ def _run(before: Experiment, held: Evaluation, **data) -> Experiment:
 
 def _online(before: Experiment, held: Evaluation, **prompts) -> Experiment:
   changed = {"start": Stage(before), "prompts": Prompts(PATH, **prompts)}
-  return experiment.replace(ONLINE, evaluation=held, **changed)
+  return experiments.replace(ONLINE, evaluation=held, **changed)
 
 
 def _prompts(data, share: float, side: str) -> set[str]:
@@ -67,9 +70,8 @@ def _prompts(data, share: float, side: str) -> set[str]:
 def test_refused_where_prompts_of_the_stage_are_held_out(make, inner, outer, said):
   before = _stage(**inner)
   run = make(before, Evaluation(share=0.2), **outer)
-  own = run.prompts if isinstance(run.data, Rollouts) else run.data
   trained_on = _prompts(before.data, before.evaluation.share, "train")
-  meet = trained_on & _prompts(own, 0.2, "held_out")
+  meet = trained_on & _prompts(run.data.source, 0.2, "held_out")
   assert bool(meet) == (said is not None)
   if said is None:
     split_overlap.check(run)
@@ -89,16 +91,32 @@ def test_portions_part_a_path_by_the_runs_own_seed():
   split_overlap.check(_online(_stage(), elsewhere))
 
 
-def test_stages_before_the_stage_before_count_and_so_do_parts():
+def test_stages_of_stages_count_and_so_do_auxiliary_losses():
   held = Evaluation(share=0.2)
   first, second = _stage(), _stage(share=0.2)
   second = dataclasses.replace(second, start=Stage(first))
   with pytest.raises(ValueError, match=r"start\.experiment\.start\.experiment\.data"):
     split_overlap.check(_run(second, held))
-  part = AuxLossConfig(1.0, ObjectiveConfig("sft"), Data(PATH))
-  beside = dataclasses.replace(_run(_stage(share=0.2), held), aux_losses=(part,))
-  with pytest.raises(ValueError, match=r"parts\[text\]\.data trains on all prompts"):
-    split_overlap.check(beside)
+  loss = AuxLossConfig(1.0, ObjectiveConfig("sft"), Data(PATH))
+  run = dataclasses.replace(_run(_stage(share=0.2), held), aux_losses=(loss,))
+  with pytest.raises(
+    ValueError, match=r"aux_losses\[text\].data trains on all prompts"
+  ):
+    split_overlap.check(run)
+
+
+def test_the_reward_model_of_a_judge_counts():
+  held = Evaluation(share=0.2)
+  for share, says in ((0.2, None), (0.0, r"data\.feedback\.source\.directory")):
+    judge = Configured(reward_model.scorer, directory=Stage(_stage(share=share)))
+    run = experiments.replace(
+      _online(_stage(share=0.2), held), feedback=Feedback(judge)
+    )
+    if says is None:
+      split_overlap.check(run)
+    else:
+      with pytest.raises(ValueError, match=says):
+        split_overlap.check(run)
 
 
 @pytest.mark.parametrize("name", ["rloo", "ppo_ptx"])

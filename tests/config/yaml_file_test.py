@@ -1,4 +1,4 @@
-"""An experiment survives YAML, differs readably, and can be changed from a shell."""
+"""An experiment survives YAML and differs readably; another format is refused."""
 
 import dataclasses
 
@@ -6,23 +6,26 @@ import pytest
 import yaml
 
 from xpo_jax import objectives
+from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
-from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import (
+  AuxLossConfig,
   Experiment,
   Loop,
   MeshShape,
   Pretrained,
+  Rollouts,
   Scratch,
   Stage,
 )
-from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.config import Config, Llama3Scaling, Rotary
-from xpo_jax.ops import links
-from xpo_jax.studies import find_recipe
+from xpo_jax.ops import kl_control, links
 
 MODEL = Config(
   vocab=64,
@@ -34,6 +37,13 @@ MODEL = Config(
   mlp_width=16,
   rotary=Rotary(theta=5e5, llama3=Llama3Scaling(8.0, 1.0, 4.0, 8192)),
 )
+
+
+def judge_of(model: object, others: tuple = (), scale: float = 1.0):
+  """What a `Configured` makes, for these tests."""
+  return model, others, scale
+
+
 SFT = Experiment(ObjectiveConfig("sft"), Data("texts.jsonl"), Scratch(MODEL))
 RICH = Experiment(
   ObjectiveConfig(
@@ -48,27 +58,101 @@ RICH = Experiment(
   MeshShape(2, 2, 2),
   Evaluation(share=0.1),
   seed=3,
+  reference=Stage(SFT),
 )
 PLAIN = Experiment(
   ObjectiveConfig("dpo", beta=0.2), Data("pairs.jsonl"), Pretrained("gpt2")
 )
+# Functions, stages and objectives among the arguments of functions.
+ROLLOUTS = Experiment(
+  objective=ObjectiveConfig("ppo", beta=0.02),
+  data=Rollouts(
+    prompts=Prompts("prompts.jsonl", limits=Limits(prompt=32)),
+    feedback=Feedback(
+      Configured(
+        judge_of,
+        model=Stage(PLAIN),
+        others=(
+          Configured(judge_of, model=1),
+          ObjectiveConfig("gpo", link="hinge"),
+        ),
+      ),
+      kind="win_rates",
+      missing_eos=1.0,
+    ),
+    sampling=Sampling(opponent=Opponent(share=0.5, of="average")),
+    pair_construction=Configured("xpo_jax.train.pair_construction:best_worst"),
+    kl_controller=Configured(kl_control.adaptive_kl, beta=0.02),
+    critic_init=Stage(PLAIN),
+  ),
+  start=Pretrained("policy"),
+  optimizer=Optimizer(ema=0.5),
+  aux_losses=(AuxLossConfig(27.8, ObjectiveConfig("sft"), Data("texts.jsonl")),),
+)
+MADE = experiments.replace(
+  PLAIN, path=Configured(judge_of, model=Stage(SFT)), reference=Pretrained("other")
+)
+EVERY = {
+  "sft": SFT,
+  "rich": RICH,
+  "plain": PLAIN,
+  "rollouts": ROLLOUTS,
+  "made": MADE,
+}
 
 
-@pytest.mark.parametrize("experiment", [SFT, RICH, PLAIN], ids=["sft", "rich", "plain"])
+@pytest.mark.parametrize("experiment", EVERY.values(), ids=EVERY)
 def test_experiment_survives_yaml(experiment, tmp_path):
   yaml_file.write(tmp_path, experiment)
   again, around = yaml_file.read(tmp_path)
   assert again == experiment
   assert yaml_file.difference(*map(yaml_file.to_dict, (again, experiment))) == []
-  assert {"versions", "flags", "devices", "code"} == set(around)
+  assert {"format", "versions", "flags", "devices", "code"} == set(around)
   assert "jax" in around["versions"]
 
 
 def test_config_is_plain_yaml(tmp_path):
   yaml_file.write(tmp_path, PLAIN)
-  held = yaml.safe_load((tmp_path / yaml_file.FILE).read_text())["experiment"]
-  assert held["objective"] == {"name": "dpo", "beta": 0.2, "label_smoothing": 0.0}
-  assert held["start"]["kind"] == "Pretrained"
+  content = yaml.safe_load((tmp_path / yaml_file.FILE).read_text())
+  assert content["format"] == yaml_file.FORMAT == 2
+  plain = content["experiment"]
+  assert plain["objective"] == {"name": "dpo", "beta": 0.2, "label_smoothing": 0.0}
+  assert plain["start"]["kind"] == "Pretrained"
+  assert plain["data"]["kind"] == "Data"
+
+
+def test_functions_and_stages_are_plain_yaml(tmp_path):
+  yaml_file.write(tmp_path, ROLLOUTS)
+  content = yaml.safe_load((tmp_path / yaml_file.FILE).read_text())
+  data = content["experiment"]["data"]
+  assert data["kind"] == "Rollouts"
+  assert data["pair_construction"] == {
+    "function": "xpo_jax.train.pair_construction:best_worst",
+    "length_penalty": 0.0,
+  }
+  assert data["kl_controller"]["function"] == "xpo_jax.ops.kl_control:adaptive_kl"
+  assert data["kl_controller"]["beta"] == 0.02
+  source = data["feedback"]["source"]
+  assert source["function"] == f"{__name__}:judge_of" and source["scale"] == 1.0
+  assert source["model"]["kind"] == data["critic_init"]["kind"] == "Stage"
+  inner, objective = source["others"]
+  assert inner["function"] == f"{__name__}:judge_of"
+  assert objective["name"] == "gpo" and objective["link"] == "hinge"
+
+
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": 3}, {}], ids=str)
+def test_another_format_is_refused_in_one_line_that_names_both(change, tmp_path):
+  yaml_file.write(tmp_path, PLAIN)
+  path = tmp_path / yaml_file.FILE
+  content = yaml.safe_load(path.read_text())
+  del content["format"]  # as before formats were written: format 1
+  path.write_text(yaml.safe_dump(content | change))
+  other = change.get("format", 1)
+  with pytest.raises(
+    ValueError, match=rf"has format {other}, .* reads format 2"
+  ) as say:
+    yaml_file.read(tmp_path)
+  assert "\n" not in str(say.value) and str(path) in str(say.value)
 
 
 def test_difference_names_the_field_and_both_values():
@@ -87,10 +171,10 @@ def test_change_is_refused_with_the_difference(tmp_path):
 
 
 def test_field_that_does_not_exist_is_refused_with_the_nearest():
-  held = yaml_file.to_dict(PLAIN)
-  held["optimizer"]["learning_rat"] = held["optimizer"].pop("learning_rate")
+  plain = yaml_file.to_dict(PLAIN)
+  plain["optimizer"]["learning_rat"] = plain["optimizer"].pop("learning_rate")
   with pytest.raises(ValueError, match=r"optimizer has no field learning_rat.*rate\?"):
-    yaml_file.from_dict(Experiment, held)
+    yaml_file.from_dict(Experiment, plain)
 
 
 def test_directory_without_config_is_not_a_run(tmp_path):
@@ -98,42 +182,7 @@ def test_directory_without_config_is_not_a_run(tmp_path):
     yaml_file.read(tmp_path)
 
 
-def test_shell_overrides_fields_at_any_depth():
-  args = (
-    "--objective.beta 0.5 --data.limits.prompt 7 --optimizer.kind rmsprop "
-    "--loop.eval-every 20 --start.directory opt --mesh.data 4"
-  )
-  got = yaml_file.from_args(PLAIN, args.split())
-  assert got == Experiment(
-    ObjectiveConfig("dpo", beta=0.5),
-    Data("pairs.jsonl", limits=Limits(prompt=7)),
-    Pretrained("opt"),
-    Optimizer("rmsprop"),
-    Loop(eval_every=20),
-    MeshShape(data=4),
-  )
-
-
-def test_shell_gives_tuples_word_by_word():
-  recipe = find_recipe.load("instructgpt").experiment
-  got = yaml_file.from_args(recipe, "--gammas 0 1.5 --world.seeds 4".split())
-  world = dataclasses.replace(recipe.world, seeds=(4,))
-  assert got == dataclasses.replace(recipe, gammas=(0.0, 1.5), world=world)
-  with pytest.raises(ValueError, match=r"World.seeds is \(\); one seed"):
-    yaml_file.from_args(recipe, ["--world.seeds"])
-  with pytest.raises(ValueError, match=r"World.seeds is \(3, 3\); .* twice"):
-    yaml_file.from_args(recipe, ["--world.seeds", "3", "3"])
-
-
-def test_shell_changes_the_objective_and_then_its_own_hparams():
-  args = ["--objective", "simpo", "--objective.beta", "2.5", "--seed", "4"]
-  got = yaml_file.from_args(PLAIN, args)
-  assert got == dataclasses.replace(
-    PLAIN, objective=ObjectiveConfig("simpo", beta=2.5), seed=4
-  )
-
-
-def test_structural_hparam_is_kept_and_set_by_its_name(tmp_path):
+def test_structural_hparam_is_kept_by_its_name():
   experiment = dataclasses.replace(
     SFT, objective=ObjectiveConfig("gpo", link=links.HINGE)
   )
@@ -142,29 +191,6 @@ def test_structural_hparam_is_kept_and_set_by_its_name(tmp_path):
   assert plain["objective"]["link"] == "hinge"
   again = yaml_file.from_dict(Experiment, plain)
   assert again.objective.build().hparams["link"] is links.HINGE
-  args = ["--objective", "gpo", "--objective.link", "savage"]
-  changed = yaml_file.from_args(SFT, args).objective
-  assert changed.build().hparams["link"] is links.SAVAGE
-  default = yaml_file.from_args(SFT, ["--objective", "gpo"]).objective
-  assert default.build().hparams == objectives.gpo().hparams
-
-
-def test_shell_reaches_the_stage_before():
-  args = ["--start.experiment.optimizer.learning-rate", "0.5"]
-  got = yaml_file.from_args(RICH, args)
-  assert got.start.experiment.optimizer == Optimizer(learning_rate=0.5)
-  assert got.objective == RICH.objective
-
-
-def test_hparam_of_another_objective_is_refused(capsys):
-  with pytest.raises(SystemExit):
-    yaml_file.from_args(PLAIN, ["--objective.alpha", "0.5"])
-  assert "objective.alpha" in capsys.readouterr().err
-
-
-def test_bad_value_from_the_shell_is_refused():
-  with pytest.raises(ValueError, match="beta must be"):
-    yaml_file.from_args(PLAIN, ["--objective.beta", "-1"])
 
 
 def test_code_digest_follows_the_code(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
 from xpo_jax.config.factories import ObjectiveConfig
@@ -15,11 +16,11 @@ from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import Pair, Stepped
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.evaluation import agreement, evaluate_reward_model
-from xpo_jax.feedback import preference_model, reward_model
+from xpo_jax.feedback import reward_model
 from xpo_jax.models.config import Config
 from xpo_jax.objectives import soft_bradley_terry
 from xpo_jax.report import run_page
-from xpo_jax.train import metrics, offline
+from xpo_jax.train import loop, metrics, run_directory
 
 MODEL = Config(
   vocab=500,
@@ -69,7 +70,7 @@ def run_dir(datasets, tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "reward"
   data = dataclasses.replace(RUN.data, epochs=3)
   run = dataclasses.replace(RUN, data=data)
-  assert offline.train(run, run_dir, datasets=datasets, say=_quiet).finished
+  assert loop.train(run, run_dir, datasets=datasets, say=_quiet).finished
   return run_dir
 
 
@@ -77,18 +78,18 @@ def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
   run_dir, datasets
 ):
   assert evaluate_reward_model.is_reward(run_dir)
-  found = evaluate_reward_model.judge_run(run_dir, samples=500, datasets=datasets)
-  accuracy = found.measures["accuracy"]
+  agreed = evaluate_reward_model.judge_run(run_dir, datasets=datasets)
+  accuracy = agreed.measures["accuracy"]
   assert accuracy.low > 0.6  # chance is 0.5
   measured = metrics.read(run_dir)[-1]["eval/reward_accuracy"]
   assert accuracy.mean == pytest.approx(measured, abs=1e-6)
-  kept = json.loads((run_dir / agreement.FILE).read_text())
-  assert kept["measures"]["accuracy"]["mean"] == accuracy.mean
+  written = json.loads((run_dir / agreement.FILE).read_text())
+  assert written["measures"]["accuracy"]["mean"] == accuracy.mean
   run_page.write(run_dir)
   page = (run_dir / "report.md").read_text()
   assert "Agreement with held-out labels" in page
   # Normalised on preferred answers: a run from scratch has no other reference.
-  scorer = reward_model.scorer(str(run_dir / offline.POLICY))
+  scorer = reward_model.scorer(str(run_dir / run_directory.POLICY))
   chosen = [(row.prompt, row.chosen) for row in datasets["pairs"]]
   reward = scorer(*zip(*chosen, strict=True)).value_N
   assert abs(reward.mean()) < 0.2 and 0.8 < reward.std() < 1.2
@@ -101,24 +102,30 @@ def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
 ):
   again = tmp_path / "run"
   shutil.copytree(run_dir, again)
-  described = again / offline.POLICY / reward_model.FILE
-  described.unlink(missing_ok=True)
+  policy = again / run_directory.POLICY
+  written = (policy / reward_model.FILE).read_bytes()
+  shutil.rmtree(policy)
+  (again / run_directory.SUMMARY).unlink()
 
   def killed(*args):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(reward_model, "normalise", killed)
-  with pytest.raises(KeyboardInterrupt):
+  with monkeypatch.context() as patch:
+    patch.setattr(reward_model, "normalise", killed)
+    with pytest.raises(KeyboardInterrupt):
+      loop.resume(again, datasets=datasets, say=_quiet)
+  assert not policy.exists()
+  with pytest.raises(ValueError, match="not finished"):
     evaluate_reward_model.judge_run(again, datasets=datasets)
-  assert not described.exists()
+  assert loop.resume(again, datasets=datasets, say=_quiet).finished
+  assert (policy / reward_model.FILE).read_bytes() == written
 
 
 def test_other_prompts_are_held_out_than_trained_on(run_dir, datasets):
-  counts = json.loads((run_dir / "data.json").read_text())["splits"]
-  asked = agreement.questions(
-    evaluate_reward_model._records(dataclasses.replace(RUN), datasets)[1]
-  )
-  assert len(asked.prompts) == counts["held_out"]["examples"]
+  counts = json.loads((run_dir / run_directory.COUNTS).read_text())["splits"]
+  rows = evaluate_reward_model._held_out(RUN, run_dir, datasets)
+  questions = agreement.questions(rows)
+  assert len(questions.prompts) == counts["held_out"]["examples"]
 
 
 def test_soft_labels_train(datasets, tmp_path):
@@ -130,7 +137,7 @@ def test_soft_labels_train(datasets, tmp_path):
     data=data,
     evaluation=Evaluation(),
   )
-  offline.train(run, tmp_path / "run", datasets={"pairs": soft}, say=_quiet)
+  loop.train(run, tmp_path / "run", datasets={"pairs": soft}, say=_quiet)
   first, *_ = metrics.read(tmp_path / "run")
   # Cross-entropy to 0.8 is least, and equal to the entropy, at the right log odds.
   entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))
@@ -147,7 +154,7 @@ def test_steps_with_labels_train_a_token_reward(tmp_path):
     rows.append(Stepped(str(n), prompt, steps, (0.0, 1.0 if n % 2 else -1.0)))
   data = dataclasses.replace(RUN.data, limits=Limits(), epochs=6)
   run = dataclasses.replace(RUN, objective=ObjectiveConfig("token_reward"), data=data)
-  offline.train(run, tmp_path / "run", datasets={"pairs": rows}, say=_quiet)
+  loop.train(run, tmp_path / "run", datasets={"pairs": rows}, say=_quiet)
   assert metrics.read(tmp_path / "run")[-1]["eval/token_accuracy"] == 1
 
 
@@ -155,13 +162,7 @@ def test_policy_run_is_no_reward_run(tmp_path, datasets):
   data = dataclasses.replace(RUN.data, steps=1)
   run = dataclasses.replace(RUN, objective=ObjectiveConfig("dpo"), data=data)
   (tmp_path / "run").mkdir()
-  evaluate_reward_model.configure.write(tmp_path / "run", run)
+  yaml_file.write(tmp_path / "run", run)
   assert not evaluate_reward_model.is_reward(tmp_path / "run")
   with pytest.raises(ValueError, match="not finished"):
     evaluate_reward_model.judge_run(tmp_path / "run", datasets=datasets)
-
-
-def test_transform_must_name_a_function():
-  with pytest.raises(ValueError, match="module:function"):
-    Data("pairs", transform="both_orders")
-  assert callable(preference_model.both_orders)

@@ -1,4 +1,4 @@
-"""What is done with a finished offline run."""
+"""A finished run on records, evaluated."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data.records import Pair
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.evaluation import evaluate_run
-from xpo_jax.train import offline
+from xpo_jax.train import loop
 
 
 def _pairs(where, prompts, each):
@@ -30,9 +30,9 @@ def test_accuracy_counts_prompts_and_not_their_pairs(tmp_path):
     evaluation=Evaluation("apart"),
     mesh=MeshShape(data=1),
   )
-  done = offline.train(run, tmp_path / "run", datasets=datasets, say=lambda text: None)
+  done = loop.train(run, tmp_path / "run", datasets=datasets, say=lambda text: None)
   assert done.finished
-  found = evaluate_run.evaluate_run(tmp_path / "run", completions=1, datasets=datasets)
-  assert found.measures["preference_accuracy"].units == 3
+  report = evaluate_run.evaluate_run(tmp_path / "run", completions=1, datasets=datasets)
+  assert report.measures["preference_accuracy"].units == 3
   with pytest.raises(ValueError, match=r"prompts is -3; .*at least 1"):
     evaluate_run.evaluate_run(tmp_path / "run", prompts=-3, datasets=datasets)

@@ -20,9 +20,9 @@ CHART = dot_plot.Dots(
   "reward",
   [dot_plot.Panel("near", {"start": 0.0}), dot_plot.Panel("far", {"start": 0.0})],
   [
-    dot_plot.Row("one & two", "pairs", [found(0.2), "not reached"]),
-    dot_plot.Row("three", "thumbs", [found(0.5), found(0.8)]),
-    dot_plot.Row("four", "pairs", [found(0.8), found(0.2)]),
+    dot_plot.DotRow("one & two", "pairs", [found(0.2), "not reached"]),
+    dot_plot.DotRow("three", "thumbs", [found(0.5), found(0.8)]),
+    dot_plot.DotRow("four", "pairs", [found(0.8), found(0.2)]),
   ],
 )
 
@@ -42,6 +42,6 @@ def test_rows_of_a_group_share_a_colour_and_names_are_escaped():
 
 
 def test_row_without_a_cell_for_every_panel_is_refused():
-  short = CHART._replace(rows=[dot_plot.Row("one", "pairs", [found(0.2)])])
+  short = CHART._replace(rows=[dot_plot.DotRow("one", "pairs", [found(0.2)])])
   with pytest.raises(ValueError, match="'one' has 1 cells for 2 panels"):
     dot_plot.svg(short)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from xpo_jax import objectives
+from xpo_jax.config import yaml_file
 from xpo_jax.report import html as report_html
 from xpo_jax.report import line_chart, run_page
 
@@ -29,13 +30,15 @@ def test_points_stand_where_the_axes_say():
   line = line_chart.Series("s", [0, 1, 2, 4], [0, 10, 20, 40], kind="points")
   figure = _figure(line, x_range=(0, 4), y_range=(0, 40))
   root = ET.fromstring(line_chart.svg(figure))
-  found = np.array(_points(root)[1:])  # the first is the legend's
+  points = np.array(_points(root)[1:])  # the first is the legend's
   # Equal steps in value are equal steps in pixels, y upwards.
-  np.testing.assert_allclose(found[2] - found[1], found[1] - found[0], atol=0.02)
-  np.testing.assert_allclose(found[3] - found[2], 2 * (found[1] - found[0]), atol=0.04)
-  assert found[1][0] > found[0][0] and found[1][1] < found[0][1]
+  np.testing.assert_allclose(points[2] - points[1], points[1] - points[0], atol=0.02)
+  np.testing.assert_allclose(
+    points[3] - points[2], 2 * (points[1] - points[0]), atol=0.04
+  )
+  assert points[1][0] > points[0][0] and points[1][1] < points[0][1]
   labels = {e.text: e for e in root.iter(SVG + "text")}
-  np.testing.assert_allclose(float(labels["4"].get("x")), found[3][0], atol=0.02)
+  np.testing.assert_allclose(float(labels["4"].get("x")), points[3][0], atol=0.02)
 
 
 def test_gaps_split_a_line_and_are_not_drawn():
@@ -212,13 +215,14 @@ def test_unknown_block_is_refused_with_the_allowed_ones():
   ],
 )
 def test_first_loss_is_what_no_margin_gives(name, want):
-  found = run_page.first_loss(objectives.build(name))
-  assert found is None if want is None else abs(found - want) < 1e-6
+  loss = run_page.first_loss(objectives.build(name))
+  assert loss is None if want is None else abs(loss - want) < 1e-6
 
 
 @pytest.fixture
 def run(tmp_path):
   config = {
+    "format": yaml_file.FORMAT,
     "experiment": {
       "objective": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0},
       "data": {"path": "pairs.jsonl"},
@@ -245,7 +249,7 @@ def run(tmp_path):
   return tmp_path
 
 
-def test_bare_run_has_verdicts_curves_and_how_to_reproduce(run):
+def test_bare_run_has_diagnoses_curves_and_how_to_reproduce(run):
   path = run_page.write(run)
   text = path.read_text()
   assert "Chosen log-prob falling" in text and "First loss as it must be" in text
@@ -291,7 +295,7 @@ def test_objective_of_another_version_is_noted_not_fatal(run):
   config = yaml.safe_load((run / "config.yaml").read_text())
   config["experiment"]["objective"] = {"name": "dpo", "gone": 1}
   (run / "config.yaml").write_text(yaml.safe_dump(config))
-  assert "First loss not judged" in run_page.write(run).read_text()
+  assert "First loss not checked" in run_page.write(run).read_text()
 
 
 def test_no_run_is_refused(tmp_path):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_runs import MODEL
-from xpo_jax.config import experiment
 from xpo_jax.config.data import Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Rollouts, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig

@@ -47,8 +47,8 @@ def _face(value: Any) -> Any:
       fields.append((name, type(face), dataclasses.field(default=face)))
     elif name in hints and _may_be_named(hints[name]):
       fields.append((name, str, dataclasses.field(default=yaml_file.to_dict(item))))
-    elif name in hints and _settable(item, hints[name]):
-      fields.append((name, hints[name], dataclasses.field(default=item)))
+    elif name in hints and (plain := _plain(item, hints[name])) is not None:
+      fields.append((name, plain, dataclasses.field(default=item)))
   face = dataclasses.make_dataclass(source.__name__, fields, frozen=True)
   face.__doc__ = source.__doc__
   return face()
@@ -59,13 +59,19 @@ def _may_be_named(hint: Any) -> bool:
   return any(issubclass(kind, tuple) for kind in kinds) and str in kinds
 
 
-def _settable(item: Any, hint: Any) -> bool:
-  """Whether words of a shell say it: a plain value, or a tuple of plain values."""
+def _plain(item: Any, hint: Any) -> Any:
+  """The type of which words of a shell say a value: plain ones, tuples of plain ones,
+  the plain members of a union. None where there is no such."""
   kinds = typing.get_args(hint)
   if type(item) is tuple:
-    return bool(kinds) and all(kind in (int, float, str, ...) for kind in kinds)
-  plain = isinstance(item, int | float | str | enum.Enum | None)
-  return plain and not any(map(dataclasses.is_dataclass, kinds))
+    plain = kinds and all(kind in (int, float, str, ...) for kind in kinds)
+    return hint if plain else None
+  if not isinstance(item, int | float | str | enum.Enum | None):
+    return None
+  plain = tuple(kind for kind in kinds if not dataclasses.is_dataclass(kind))
+  if len(plain) == len(kinds):
+    return hint
+  return None if plain in ((), (type(None),)) else typing.Union[plain]  # noqa: UP007
 
 
 def _behind(value: Any, face: Any) -> Any:

@@ -14,7 +14,7 @@ _MEASURES = {
 }
 
 
-def tables(found: dict[str, Any]) -> list[html.Table]:
+def tables(content: dict[str, Any]) -> list[html.Table]:
   """Tables of what `agreement.plain` made."""
 
   def cell(x: dict[str, Any]) -> str:
@@ -22,15 +22,15 @@ def tables(found: dict[str, Any]) -> list[html.Table]:
       return f"{x['mean']:.3f}"
     return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
-  rows = [[_MEASURES[name], cell(x)] for name, x in found["measures"].items()]
+  rows = [[_MEASURES[name], cell(x)] for name, x in content["measures"].items()]
   rows += [
-    ["calibration error (ECE)", f"{found['calibration_error']:.3f}"],
-    ["questions", f"{found['questions']:,}"],
-    ["abstained", f"{found['abstained']:,}"],
+    ["calibration error (ECE)", f"{content['calibration_error']:.3f}"],
+    ["questions", f"{content['questions']:,}"],
+    ["abstained", f"{content['abstained']:,}"],
   ]
   bins = [
     [f"{b['confidence']:.3f}", cell(b["right"]), f"{b['questions']:,}"]
-    for b in found["reliability"]
+    for b in content["reliability"]
   ]
   return [
     html.Table(

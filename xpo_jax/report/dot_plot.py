@@ -1,7 +1,7 @@
 """A row a method, a panel a condition: dots with their intervals, as SVG.
 
 The form for many methods, where lines and a legend would be a thicket. Colours and
-type are those of `charts`.
+type are those of `line_chart`.
 """
 
 import html
@@ -27,7 +27,7 @@ class Panel(NamedTuple):
   lines: dict[str, float]
 
 
-class Row(NamedTuple):
+class DotRow(NamedTuple):
   """A method.
 
   Attributes:
@@ -54,7 +54,7 @@ class Dots(NamedTuple):
   title: str
   x_label: str
   panels: Sequence[Panel]
-  rows: Sequence[Row]
+  rows: Sequence[DotRow]
 
 
 def svg(dots: Dots, standalone: bool = False) -> str:
@@ -102,7 +102,7 @@ def _legend(groups: Sequence[str]) -> str:
   return "\n".join(parts)
 
 
-def _name(row: Row, i: int) -> str:
+def _name(row: DotRow, i: int) -> str:
   y = _TOP + _ROW * (i + 0.5)
   # Every other row is shaded, so that a name leads to its dots.
   band = f'<rect class="stripe" x="0" y="{y - _ROW / 2}" width="{WIDTH}" '

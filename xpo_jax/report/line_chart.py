@@ -119,8 +119,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
   first = math.ceil(low / step - 1e-9)
   # Rounded: 3 * 0.1 must read 0.3.
   digits = max(0, -math.floor(math.log10(step)))
-  found = [round(i * step, digits) for i in range(first, first + 2 * count + 2)]
-  return [t + 0.0 for t in found if t <= high + 1e-9 * step]
+  values = [round(i * step, digits) for i in range(first, first + 2 * count + 2)]
+  return [value + 0.0 for value in values if value <= high + 1e-9 * step]
 
 
 def svg(figure: Figure, standalone: bool = False) -> str:
@@ -250,10 +250,10 @@ def _axes(figure, x_range, y_range, across, up, top) -> str:
 
 def _x_ticks(figure: Figure, x_range: tuple[float, float]) -> list[float]:
   """Where all x are whole, as steps are, nothing between two of them is named."""
-  found = ticks(*x_range, count=7)
+  values = ticks(*x_range, count=7)
   columns = [np.asarray(series.x, np.float64) for series in figure.series]
   whole = all((x[np.isfinite(x)] % 1 == 0).all() for x in columns)
-  return [value for value in found if value % 1 == 0] if whole else found
+  return [value for value in values if value % 1 == 0] if whole else values
 
 
 def _number(value: float) -> str:

@@ -20,11 +20,13 @@ from xpo_jax.report import (
   agreement_tables,
   diagnostics,
   html,
-  rollout_page,
+  rollout_sections,
+  run_files,
   training_curves,
 )
+from xpo_jax.report.run_files import RunFiles
 from xpo_jax.testing import toy
-from xpo_jax.train import metrics, run_directory
+from xpo_jax.train import run_directory
 from xpo_jax.types import Objective
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -35,7 +37,7 @@ _MEASURES = {
   "kl": "KL to the reference, full vocabulary at each position (nats)",
   "kl_plain": "KL to the reference, mean log-ratio (nats)",
   "win_rate_vs_reference": "win rate against the reference",
-  "win_rate_vs_chosen": "win rate against chosen answers",
+  "win_rate_vs_chosen": "win rate against chosen completions",
   "preference_accuracy": "held-out pairs ordered right by the log-ratio",
   "length": "length (tokens)",
   "no_eos": "cut before the end",
@@ -49,7 +51,8 @@ def write(run_dir: Path) -> Path:
 
   Args:
     run_dir: a run: config.yaml; metrics.jsonl, data.json, shown.json,
-      evaluation.json, agreement.json and samples.jsonl where there are any.
+      evaluation.json, agreement.json, samples.jsonl, `rollouts/` and `held_out/` where
+      there are any.
 
   Returns:
     The path of report.html.
@@ -77,43 +80,23 @@ def write_page(directory: Path, content: html.Page) -> Path:
 
 def run_page(run_dir: Path) -> html.Page:
   """The page of one run; see `write`."""
-  config = yaml_file.content(run_dir)
-  experiment = config["experiment"]
-  lines = metrics.read(run_dir) if (run_dir / metrics.FILE).exists() else []
-  evaluation = _json(run_dir / evaluate_run.FILE)
-  use = experiment["objective"]
-  first_loss, unknown = _first_loss(use)
-  online = rollout_page.is_online(run_dir)
-  axis = "iteration" if online else "step"
-  found = diagnostics.judge(lines, evaluation, first_loss)
-  if online:
-    # What the evaluation has said of a pattern is not said again of the rollouts.
-    names = {one.name for one in found}
-    along = rollout_page.judge(experiment, lines)
-    found = diagnostics.by_level([*found, *(v for v in along if v.name not in names)])
-  sections = [html.Section("Verdicts", _verdicts(found, lines, unknown))]
-  if evaluation:
-    sections.append(html.Section("Evaluation", _evaluation(evaluation)))
-  if agreed := _json(run_dir / agreement.FILE):
-    tables = agreement_tables.tables(agreed)
-    sections.append(html.Section("Agreement with held-out labels", tables))
-  if online and lines:
-    sections += rollout_page.sections(run_dir, experiment, lines)
-  if lines:
-    figures = training_curves.figures(lines, axis)
-    sections.append(html.Section("Curves", [html.Figures(figures)]))
-  if (run_dir / evaluate_run.SAMPLES).exists():
-    sections.append(html.Section("Samples", _samples(run_dir / evaluate_run.SAMPLES)))
-  if counts := _json(run_dir / run_directory.COUNTS):
-    shown = _json(run_dir / run_directory.SHOWN) or []
-    sections.append(
-      html.Section("Data", _data(counts, _json(run_dir / run_directory.SUMMARY), shown))
-    )
-  sections.append(html.Section("Reproduce", _reproduce(run_dir, config)))
+  run = run_files.read(run_dir)
+  # Each makes its sections of what the run has written, or none.
+  makers = (
+    _diagnoses,
+    _evaluation,
+    _agreement,
+    rollout_sections.sections,
+    _curves,
+    _samples,
+    _data,
+    _reproduce,
+  )
+  name = run.experiment["objective"]["name"]
   return html.Page(
-    title=f"{use['name']}: {run_dir.resolve().name}",
-    lead=_lead(use, lines, axis),
-    sections=sections,
+    title=f"{name}: {run.directory.resolve().name}",
+    lead=_lead(run),
+    sections=[section for make in makers for section in make(run)],
   )
 
 
@@ -132,51 +115,58 @@ def first_loss(objective: Objective) -> float | None:
   return losses[0] if abs(losses[0] - losses[1]) < 1e-6 else None
 
 
-def _first_loss(use: Mapping[str, Any]) -> tuple[float | None, str]:
+def _first_loss(objective: Mapping[str, Any]) -> tuple[float | None, str]:
   """The fixed first loss, and why the objective could not be built, if so."""
   try:
-    return first_loss(yaml_file.from_dict(ObjectiveConfig, use).build()), ""
-  except (
-    ValueError,
-    ImportError,
-  ) as error:  # another version's hyperparameter, a module gone
+    return first_loss(yaml_file.from_dict(ObjectiveConfig, objective).build()), ""
+  except (ValueError, ImportError) as error:
+    # Another version's hyperparameter, or a module that is gone.
     return None, str(error)
 
 
-def _json(path: Path) -> Any:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _lead(run: RunFiles) -> str:
+  objective = run.experiment["objective"]
+  hparams = ", ".join(f"{k} = {v}" for k, v in objective.items() if k != "name")
+  steps = f"no {run.step_name} yet"
+  if run.lines:
+    steps = f"{int(run.lines[-1]['step'])} {run.step_name}s"
+  return f"`{objective['name']}({hparams})`, {steps}."
 
 
-def _lead(use: Mapping[str, Any], lines: Sequence[Mapping[str, float]], axis) -> str:
-  hparams = ", ".join(f"{k} = {v}" for k, v in use.items() if k != "name")
-  steps = f"{int(lines[-1]['step'])} {axis}s" if lines else f"no {axis} yet"
-  return f"`{use['name']}({hparams})`, {steps}."
-
-
-def _verdicts(found, lines, unknown: str) -> list:
+def _diagnoses(run: RunFiles) -> list[html.Section]:
+  expected, problem = _first_loss(run.experiment["objective"])
+  diagnoses = diagnostics.diagnose(
+    run.lines,
+    run.evaluation,
+    expected,
+    diagnostics.ignored_metrics(run.experiment),
+  )
   blocks = [
     html.Callout(
-      verdict.level,
-      verdict.name,
-      "\n\n".join(text for text in (verdict.seen, verdict.meaning) if text)
-      + (f"\n\n**What helps:** {verdict.remedy}" if verdict.remedy else ""),
+      diagnosis.level,
+      diagnosis.name,
+      "\n\n".join(text for text in (diagnosis.seen, diagnosis.meaning) if text)
+      + (f"\n\n**What helps:** {diagnosis.remedy}" if diagnosis.remedy else ""),
     )
-    for verdict in found
-    if verdict.level != diagnostics.GOOD
+    for diagnosis in diagnoses
+    if diagnosis.level != diagnostics.GOOD
   ]
-  good = [f"**{v.name}:** {v.seen}" for v in found if v.level == diagnostics.GOOD]
+  good = [f"**{d.name}:** {d.seen}" for d in diagnoses if d.level == diagnostics.GOOD]
   if good:
     blocks.append(html.Callout("good", "Looked for, and sound", "\n\n".join(good)))
-  if unknown:
-    text = f"The objective could not be built here: {unknown}"
-    blocks.append(html.Callout("note", "First loss not judged", text))
+  if problem:
+    text = f"The objective could not be built here: {problem}"
+    blocks.append(html.Callout("note", "First loss not checked", text))
   if not blocks:
-    text = f"{len(lines)} lines of metrics are too few to judge by."
-    blocks.append(html.Callout("note", "Nothing to judge yet", text))
-  return blocks
+    text = f"{len(run.lines)} lines of metrics are too few."
+    blocks.append(html.Callout("note", "No diagnosis yet", text))
+  return [html.Section("Diagnoses", blocks)]
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> list:
+def _evaluation(run: RunFiles) -> list[html.Section]:
+  if not run.evaluation:
+    return []
+  evaluation = run.evaluation
   policy, reference = evaluation["policy"], evaluation["reference"]
   titles = _MEASURES
   if "judge" in evaluation["about"]:  # which may be what the policy learned from
@@ -198,7 +188,8 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list:
     "prompt. Distinct-n has none: compare it between equal numbers of samples. "
     f"Measured on: {about}."
   )
-  return [html.Table(("", "policy", "reference", "difference"), rows, caption)]
+  table = html.Table(("", "policy", "reference", "difference"), rows, caption)
+  return [html.Section("Evaluation", [table])]
 
 
 def _interval(measure: Mapping[str, Any] | None, signed: bool = False) -> str:
@@ -211,7 +202,25 @@ def _interval(measure: Mapping[str, Any] | None, signed: bool = False) -> str:
   return f"{mean} [{measure['low']:{sign}.3f}, {measure['high']:{sign}.3f}]"
 
 
-def _samples(path: Path) -> list:
+def _agreement(run: RunFiles) -> list[html.Section]:
+  content = run_files.read_json(run.directory / agreement.FILE)
+  if not content:
+    return []
+  tables = agreement_tables.tables(content)
+  return [html.Section("Agreement with held-out labels", tables)]
+
+
+def _curves(run: RunFiles) -> list[html.Section]:
+  if not run.lines:
+    return []
+  figures = training_curves.figures(run.lines, run.step_name)
+  return [html.Section("Curves", [html.Figures(figures)])]
+
+
+def _samples(run: RunFiles) -> list[html.Section]:
+  path = run.directory / evaluate_run.SAMPLES
+  if not path.exists():
+    return []
   lines = path.read_text(encoding="utf-8").splitlines()
   rows, models = [], []
   for line in map(json.loads, lines[:SHOWN_PROMPTS]):
@@ -226,7 +235,7 @@ def _samples(path: Path) -> list:
     f"The first sample of each on the first {len(rows)} of {len(lines)} prompts, not "
     f"selected; all of them are in `{path.name}`."
   )
-  return [html.Table(header, rows, caption)]
+  return [html.Section("Samples", [html.Table(header, rows, caption)])]
 
 
 def _answer(answer: Mapping[str, Any]) -> str:
@@ -235,9 +244,14 @@ def _answer(answer: Mapping[str, Any]) -> str:
   return f"{answer['text'].strip()}{end}{reward}"
 
 
-def _data(counts: Mapping[str, Any], summary, shown) -> list:
-  sizes = {k: v for k, v in (summary or {}).items() if k != "final"}
-  blocks = [html.Table((), [list(fact) for fact in _leaves(counts | sizes)])]
+def _data(run: RunFiles) -> list[html.Section]:
+  counts = run_files.read_json(run.directory / run_directory.COUNTS)
+  if not counts:
+    return []
+  summary = run_files.read_json(run.directory / run_directory.SUMMARY) or {}
+  shown = run_files.read_json(run.directory / run_directory.SHOWN)
+  sizes = {name: value for name, value in summary.items() if name != "final"}
+  blocks = [html.Table((), [list(leaf) for leaf in _leaves(counts | sizes)])]
   if shown:
     text = (
       "The first rows as the model sees them, a line for each prompt and completion: "
@@ -246,7 +260,7 @@ def _data(counts: Mapping[str, Any], summary, shown) -> list:
     )
     blocks.append(html.Text(text))
     blocks += [html.Tokens(f"row {i}", _pieces(row)) for i, row in enumerate(shown)]
-  return blocks
+  return [html.Section("Data", blocks)]
 
 
 def _pieces(row: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -273,15 +287,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = ""):
       yield f"{prefix}{name}".replace("_", " "), value
 
 
-def _reproduce(run_dir: Path, config: Mapping[str, Any]) -> list:
+def _reproduce(run: RunFiles) -> list[html.Section]:
   commands = (
-    f"xpo train {run_dir}/{yaml_file.FILE} --run-dir NEW   # the same run again\n"
-    f"xpo resume {run_dir}                    # go on from the last checkpoint"
+    f"xpo train {run.directory}/{yaml_file.FILE} --run-dir NEW   # the same run again\n"
+    f"xpo resume {run.directory}                    # go on from the last checkpoint"
   )
-  rest = {k: v for k, v in config.items() if k != "experiment"}
-  text = yaml.safe_dump(config["experiment"], sort_keys=False, allow_unicode=True)
-  return [
+  around = {k: v for k, v in run.config.items() if k != "experiment"}
+  text = yaml.safe_dump(run.experiment, sort_keys=False, allow_unicode=True)
+  blocks = [
     html.Code(commands),
-    html.Table((), [[name, value] for name, value in _leaves(rest)]),
+    html.Table((), [[name, value] for name, value in _leaves(around)]),
     html.Code(text, f"the whole experiment ({yaml_file.FILE})"),
   ]
+  return [html.Section("Reproduce", blocks)]

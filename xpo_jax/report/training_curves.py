@@ -40,7 +40,7 @@ CHARTS = (
     (
       "rollout/frac_informative_prompts",
       "frac_informative_prompts",
-      "eval/informative",
+      "eval/frac_informative_prompts",
     ),
   ),
   (
@@ -96,16 +96,16 @@ def figures(
   for name in columns:
     if name.startswith("time/") and len(columns[name][0]) > 1:
       columns[name] = (columns[name][0][1:], columns[name][1][1:])
-  found = []
+  charts = []
   for title, unit, names in CHARTS:
-    there = {name: columns.pop(name) for name in names if name in columns}
-    if any(any(values) for _, values in there.values()):
-      series = [_series(name, *column) for name, column in there.items()]
-      found.append(line_chart.Figure(title, axis, unit, series))
+    recorded = {name: columns.pop(name) for name in names if name in columns}
+    if any(any(values) for _, values in recorded.values()):
+      series = [_series(name, *column) for name, column in recorded.items()]
+      charts.append(line_chart.Figure(title, axis, unit, series))
   terms = [name for name in columns if name.startswith("loss/")]
   if len(terms) > 1:  # a single term is the loss
     series = [_series(name, *columns[name]) for name in terms]
-    found.insert(1, line_chart.Figure("Terms of the loss", axis, "nats", series))
+    charts.insert(1, line_chart.Figure("Terms of the loss", axis, "nats", series))
   for name in terms:
     del columns[name]
   for name in sorted(columns):
@@ -113,14 +113,14 @@ def figures(
       series = [_series(name, *columns[name])]
       if f"eval/{name}" in columns:
         series.append(_series(f"eval/{name}", *columns[f"eval/{name}"]))
-      found.append(line_chart.Figure(name, axis, "", series))
-  return found
+      charts.append(line_chart.Figure(name, axis, "", series))
+  return charts
 
 
 def _series(name: str, steps: Sequence[float], values: Sequence[float]):
   """A column under the name that a reader gets."""
   kind, slash, rest = name.partition("/")
-  said = {"eval": f"held-out {rest}", "rollout": "samples"}
-  title = said.get(kind, rest) if slash else name
+  titles = {"eval": f"held-out {rest}", "rollout": "samples"}
+  title = titles.get(kind, rest) if slash else name
   series = line_chart.condense(steps, values, title)
   return series._replace(kind="both") if kind == "eval" else series

@@ -98,8 +98,8 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
   made = names_of["experiment"](**given)
   if not dataclasses.is_dataclass(made) or isinstance(made, type):
     raise ValueError(
-      f"{path}: experiment() returned {made!r}; it must return an Experiment, "
-      "or beside a function run() a dataclass of settings"
+      f"{path}: experiment() returned {made!r}; it must return an Experiment, or "
+      "beside a function run() a dataclass of settings"
     )
   return Recipe(made, names_of.get("run"), names_of.get("arms"))
 

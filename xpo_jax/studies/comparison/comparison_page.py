@@ -105,7 +105,8 @@ def plot(found: Found, shown: Sequence[Line]) -> dot_plot.Dots:
     "true reward (VADER compound) on held-out prompts",
     panels,
     [
-      dot_plot.Row(line.entry.name, line.entry.feedback, line.rewards) for line in shown
+      dot_plot.DotRow(line.entry.name, line.entry.feedback, line.rewards)
+      for line in shown
     ],
   )
 

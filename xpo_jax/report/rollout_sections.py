@@ -1,4 +1,4 @@
-"""What the page of an online run shows beside its curves: reward, distance, samples.
+"""Sections of a run's page about its rollouts: reward, distance, diversity, samples.
 
 Read from the run directory alone: metrics.jsonl, the rollouts of each iteration and the
 held-out samples of each evaluation.
@@ -6,8 +6,6 @@ held-out samples of each evaluation.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +13,9 @@ from xpo_jax.config import yaml_file
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.evaluation import checkpoint_win_rates, optimal_policy, rollout_history
 from xpo_jax.evaluation.bootstrap import Interval
-from xpo_jax.report import diagnostics, html, rollout_diagnostics
+from xpo_jax.report import html
 from xpo_jax.report.line_chart import Figure, Series
+from xpo_jax.report.run_files import RunFiles
 from xpo_jax.train import run_directory
 from xpo_jax.train.rollouts import RolloutBatch
 
@@ -32,56 +31,47 @@ _DIVERSITY = {
 }
 
 
-def is_online(run_dir: Path) -> bool:
-  """Whether a run sampled what it learned from."""
-  return (run_dir / run_directory.ROLLOUTS).exists()
+def sections(run: RunFiles) -> list[html.Section]:
+  """The sections of what a run sampled; none where it has no rollouts."""
+  if not run.has_rollouts or not run.lines:
+    return []
+  data = run.experiment["data"]
+  own = yaml_file.from_dict(Sampling, data["sampling"]).own
+  training = rollout_history.read(run.directory / run_directory.ROLLOUTS, _POINTS, own)
+  held_out = rollout_history.read(run.directory / run_directory.HELD_OUT, _POINTS)
+  by_score = data["feedback"]["kind"] == "scores"
+  # Win rates within a group are 1/2 on average, whichever policy writes.
+  comparable = by_score and data["ref_update_every"] is None
+  figures = [
+    reward_kl(
+      run.lines if comparable else (), held_out, _held_out_kl(run.lines), by_score
+    ),
+    best_of_n(_first_and_last(held_out or training)) if by_score else None,
+    _diversity(training),
+  ]
+  charts = html.Figures([figure for figure in figures if figure is not None])
+  tables = [_held_out_samples(held_out)] if held_out else []
+  tables.append(_training_samples(training))
+  return [
+    html.Section("Reward, distance, diversity", [charts]),
+    *_checkpoints(run, held_out, by_score),
+    html.Section("Samples over time", tables),
+  ]
 
 
-def judge(
-  config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
-) -> list[diagnostics.Verdict]:
-  """The patterns of an online run; see `online_verdicts`."""
-  return rollout_diagnostics.judge(
-    lines,
-    config["data"]["sampling"]["completions"],
-    config["data"]["feedback"]["kind"] == "scores",
-  )
-
-
-def sections(
-  run_dir: Path, config: Mapping[str, Any], lines: Sequence[Mapping[str, float]]
+def _checkpoints(
+  run: RunFiles, held_out: Mapping[int, RolloutBatch], by_score: bool
 ) -> list[html.Section]:
-  """The sections of an online run.
-
-  Args:
-    run_dir: the run.
-    config: its experiment, as in config.yaml.
-    lines: of metrics.jsonl.
-  """
-  own = yaml_file.from_dict(Sampling, config["data"]["sampling"]).own
-  written = rollout_history.read(run_dir / run_directory.ROLLOUTS, _POINTS, own)
-  held_out = rollout_history.read(run_dir / run_directory.HELD_OUT, _POINTS)
-  by_score = config["data"]["feedback"]["kind"] == "scores"
-  figures = []
-  # Win rates within a group are 1/2 on average, whoever writes.
-  trained = by_score and config["data"]["ref_update_every"] is None
-  if figure := reward_kl(lines if trained else (), held_out, _kl(lines), by_score):
-    figures.append(figure)
-  first_last = _ends(held_out or written)
-  if by_score and (figure := best_of_n(first_last)):
-    figures.append(figure)
-  figures.append(_diversity(written))
-  found = [html.Section("Reward, distance, diversity", [html.Figures(figures)])]
-  judged = checkpoint_win_rates.read(run_dir)
-  if judged is None and by_score:
-    some = rollout_history.spread(list(held_out), checkpoint_win_rates.CHECKPOINTS)
-    rates = rollout_history.win_rates({n: held_out[n].reward_BK for n in some})
-    judged = "the run's own feedback", rates
-  if judged is not None and len(judged[1]) > 1:
-    found.append(html.Section("Checkpoints against each other", [_matrix(*judged)]))
-  samples = [_held_out(held_out)] if held_out else []
-  samples.append(_rollouts(written))
-  return [*found, html.Section("Samples over time", samples)]
+  """Win rates between checkpoints: those of an evaluation, else by the rewards that
+  the run recorded."""
+  win_rates = checkpoint_win_rates.read(run.directory)
+  if win_rates is None and by_score:
+    numbers = rollout_history.spread(list(held_out), checkpoint_win_rates.CHECKPOINTS)
+    rates = rollout_history.win_rates({n: held_out[n].reward_BK for n in numbers})
+    win_rates = "the run's own feedback", rates
+  if win_rates is None or len(win_rates[1]) < 2:
+    return []
+  return [html.Section("Checkpoints against each other", [_matrix(*win_rates)])]
 
 
 def reward_kl(
@@ -101,15 +91,15 @@ def reward_kl(
   Returns:
     The chart, or None where there is nothing to draw.
   """
-  judged = [line for line in lines if "rollout/reward" in line]
-  series = [_trained_on(judged)] if judged else []
+  with_reward = [line for line in lines if "rollout/reward" in line]
+  series = [_training_series(with_reward)] if with_reward else []
   points = {n: rollout_history.mean_reward(held_out[n]) for n in held_out if n in kl}
   points = {n: point for n, point in points.items() if point is not None}
   if points:
-    series.append(_along(points, kl))
-  best = _best(held_out[0]) if by_score and 0 in held_out else []
+    series.append(_held_out_series(points, kl))
+  best = _best_of_n(held_out[0]) if by_score and 0 in held_out else []
   if best:
-    x, y = [_root(p.kl.mean) for p in best], [p.reward.mean for p in best]
+    x, y = [_sqrt(p.kl.mean) for p in best], [p.reward.mean for p in best]
     series.append(Series("best of n samples of the start", x, y, kind="dashed"))
   if not series:
     return None
@@ -124,20 +114,20 @@ def reward_kl(
   return Figure(title, "sqrt(KL), KL in nats", y_label, series, note=note.strip())
 
 
-def _trained_on(lines: Sequence[Mapping[str, float]]) -> Series:
+def _training_series(lines: Sequence[Mapping[str, float]]) -> Series:
   """Means over stretches of the run: single iterations are mostly noise."""
   stretches = np.array_split(np.arange(len(lines)), min(_STRETCHES, len(lines)))
   kl, reward = (
     [float(np.mean([lines[i][name] for i in stretch])) for stretch in stretches]
     for name in ("rollout/kl", "rollout/reward")
   )
-  return Series("trained on", [_root(x) for x in kl], reward, kind="both")
+  return Series("trained on", [_sqrt(x) for x in kl], reward, kind="both")
 
 
-def _along(points: Mapping[int, Interval], kl: Mapping[int, float]) -> Series:
+def _held_out_series(points: Mapping[int, Interval], kl: Mapping[int, float]) -> Series:
   return Series(
     "held-out prompts",
-    [_root(kl[n]) for n in points],
+    [_sqrt(kl[n]) for n in points],
     [point.mean for point in points.values()],
     [point.low for point in points.values()],
     [point.high for point in points.values()],
@@ -149,8 +139,8 @@ def _along(points: Mapping[int, Interval], kl: Mapping[int, float]) -> Series:
 def best_of_n(samples: Mapping[int, RolloutBatch]) -> Figure | None:
   """Expected reward of the best of n samples, n up to K, of some iterations."""
   series = []
-  for number, drawn in samples.items():
-    if best := _best(drawn):
+  for number, batch in samples.items():
+    if best := _best_of_n(batch):
       means = [point.reward for point in best]
       series.append(
         Series(
@@ -168,17 +158,17 @@ def best_of_n(samples: Mapping[int, RolloutBatch]) -> Figure | None:
   return Figure("Best of n", "n", "reward of the best", series, note=note)
 
 
-def _best(drawn: RolloutBatch) -> list[optimal_policy.Point]:
-  reward_PK = rollout_history.pool(drawn)
+def _best_of_n(batch: RolloutBatch) -> list[optimal_policy.Point]:
+  reward_PK = rollout_history.pool(batch)
   if not reward_PK.size:
     return []
   return optimal_policy.best_of_n(reward_PK, range(1, reward_PK.shape[1] + 1))
 
 
-def _diversity(written: Mapping[int, RolloutBatch]) -> Figure:
-  measured = [rollout_history.diversity(drawn) for drawn in written.values()]
+def _diversity(samples: Mapping[int, RolloutBatch]) -> Figure:
+  measures = [rollout_history.diversity(batch) for batch in samples.values()]
   series = [
-    Series(title, list(written), [one[name] for one in measured])
+    Series(title, list(samples), [one[name] for one in measures])
     for name, title in _DIVERSITY.items()
   ]
   note = (
@@ -210,11 +200,11 @@ def _rate(rate: Interval | None) -> str:
   return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
 
 
-def _held_out(held_out: Mapping[int, RolloutBatch]) -> html.Table:
+def _held_out_samples(held_out: Mapping[int, RolloutBatch]) -> html.Table:
   shown = {n: held_out[n] for n in rollout_history.spread(list(held_out), 3)}
   first = next(iter(shown.values()))
   rows = [
-    [prompt, *(_said(drawn, b, 0) for drawn in shown.values())]
+    [prompt, *(_sample(batch, b, 0) for batch in shown.values())]
     for b, prompt in enumerate(first.prompts[:_PROMPTS])
   ]
   caption = (
@@ -225,15 +215,15 @@ def _held_out(held_out: Mapping[int, RolloutBatch]) -> html.Table:
   return html.Table(["prompt", *(f"after {n}" for n in shown)], rows, caption)
 
 
-def _rollouts(written: Mapping[int, RolloutBatch]) -> html.Table:
+def _training_samples(samples: Mapping[int, RolloutBatch]) -> html.Table:
   rows = []
-  for number in rollout_history.spread(list(written), 3):
-    drawn = written[number]
-    for b, prompt in enumerate(drawn.prompts[:_GROUPS]):
-      reward_K = drawn.reward_BK[b]
+  for number in rollout_history.spread(list(samples), 3):
+    batch = samples[number]
+    for b, prompt in enumerate(batch.prompts[:_GROUPS]):
+      reward_K = batch.reward_BK[b]
       best = int(np.where(np.isnan(reward_K), -np.inf, reward_K).argmax())
       worst = int(np.where(np.isnan(reward_K), np.inf, reward_K).argmin())
-      rows.append([number, prompt, _said(drawn, b, best), _said(drawn, b, worst)])
+      rows.append([number, prompt, _sample(batch, b, best), _sample(batch, b, worst)])
   caption = (
     f"What was learned from: the best and the worst sample of the first {_GROUPS} "
     f"prompts of an iteration. All are in `{run_directory.ROLLOUTS}/`."
@@ -241,22 +231,23 @@ def _rollouts(written: Mapping[int, RolloutBatch]) -> html.Table:
   return html.Table(("iteration", "prompt", "best", "worst"), rows, caption)
 
 
-def _said(drawn: RolloutBatch, b: int, k: int) -> str:
-  reward = drawn.reward_BK[b, k]
+def _sample(batch: RolloutBatch, b: int, k: int) -> str:
+  reward = batch.reward_BK[b, k]
   verdict = "no verdict" if math.isnan(reward) else f"{reward:.2f}"
-  end = "" if drawn.ended_BK[b, k] else " …"
-  return f"{drawn.texts_BK[b][k].strip()}{end} ({verdict})"
+  end = "" if batch.ended_BK[b, k] else " …"
+  return f"{batch.texts_BK[b][k].strip()}{end} ({verdict})"
 
 
-def _ends(samples: Mapping[int, RolloutBatch]) -> dict[int, RolloutBatch]:
+def _first_and_last(samples: Mapping[int, RolloutBatch]) -> dict[int, RolloutBatch]:
   return {n: samples[n] for n in rollout_history.spread(list(samples), 2)}
 
 
-def _kl(lines: Sequence[Mapping[str, float]]) -> dict[int, float]:
+def _held_out_kl(lines: Sequence[Mapping[str, float]]) -> dict[int, float]:
   """KL of the held-out samples to the start; the start's own is 0."""
-  kept = {line["step"]: line["eval/kl"] for line in lines if "eval/kl" in line}
-  return {0: 0.0} | kept
+  return {0: 0.0} | {
+    line["step"]: line["eval/kl"] for line in lines if "eval/kl" in line
+  }
 
 
-def _root(kl: float) -> float:
+def _sqrt(kl: float) -> float:
   return math.sqrt(max(kl, 0.0))  # an estimate from samples may fall below 0
