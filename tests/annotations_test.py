@@ -13,6 +13,7 @@ ABSENT = {
   "studies.sentiment.train_methods.fine_tune",
   "studies.sentiment.train_methods.Lab.runs",
   "train.minibatches.arranged",
+  "train.minibatches.construct",
   "train.step.scorer",
 }
 
