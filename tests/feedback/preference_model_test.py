@@ -94,7 +94,7 @@ def test_probability_is_that_of_the_objective_on_its_record(
 ):
   examples = tokenise.tokenise(ROWS, tokenizer, limits=LIMITS)
   arranged = preference_model.both_orders(examples, tokenizer)
-  batch = pack.eval_batches(arranged, rows_per_step=4, row_length=96)[0]
+  batch = pack.eval_batches(arranged, pack.PackSizes(4, row_length=96))[0]
   held = reward_model.load(directory, kind=reward_model.PREFERENCE)
   record = score.score(
     {"policy": held.model},

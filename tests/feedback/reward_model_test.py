@@ -64,7 +64,7 @@ def scorer(saved):
 def test_reward_is_the_value_that_training_reads(scorer, tokenizer):
   rows = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
   examples = tokenise.tokenise(rows, tokenizer, TEMPLATE, LIMITS)
-  batch = pack.eval_batches(examples, rows_per_step=3, row_length=64)[0]
+  batch = pack.eval_batches(examples, pack.PackSizes(3, row_length=64))[0]
   microbatch = jax.tree.map(lambda x: x[0], batch)
   stats = (token_stats.VALUE,)
   record = score.score(

@@ -123,7 +123,7 @@ def _reference(
 ) -> tuple[list[str], list[str]]:
   """Prompts of the training data, and a reference answer to each."""
   data, start = experiment.data, experiment.start
-  first = {records.text_of(row.prompt): row for row in rows}
+  first = {records.plain_text(row.prompt): row for row in rows}
   order = np.random.default_rng(seed).permutation(len(first))[:samples]
   rows = [list(first.values())[i] for i in order]
   prompts = [row.prompt for row in rows]
@@ -133,7 +133,7 @@ def _reference(
   where = stage if isinstance(start, Trained) else start.directory
   held = hf_checkpoint.load(where)
   limits = Limits(data.limits.prompt, long_prompt="truncate")
-  ids = tokenise.prompts(rows, held.tokenizer, data.template, limits)
+  ids = tokenise.tokenise_prompts(rows, held.tokenizer, data.template, limits)
   prompt_BP, length_B = sample.pad(ids)
   texts = []
   for start_row in range(0, len(ids), batch):
@@ -161,4 +161,4 @@ def _reference(
 def _preferred(row: records.Record) -> str:
   if isinstance(row, records.Ranked):
     return row.completions[int(np.argmax(row.rewards))]
-  return records.answers(row)[0]
+  return records.completions(row)[0]

@@ -265,7 +265,7 @@ def generate(
     online = isinstance(experiment, OnlineExperiment)
     template = (experiment.prompts if online else experiment.data).template
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-  ids = tokenise.prompts(rows, held.tokenizer, template)
+  ids = tokenise.tokenise_prompts(rows, held.tokenizer, template)
   prompt_BP, length_B = sample.pad(ids)
   samples = sample.sample(
     transformer.model(held.config),

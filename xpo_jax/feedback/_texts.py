@@ -50,8 +50,8 @@ def examples(
   if len(prompts) != len(completions):
     raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions")
   rows = [records.Prompt(str(n), prompt) for n, prompt in enumerate(prompts)]
-  heads = tokenise.prompts(rows, tokenizer, template)
-  starts = tokenise.prompts(
+  heads = tokenise.tokenise_prompts(rows, tokenizer, template)
+  starts = tokenise.tokenise_prompts(
     rows,
     tokenizer,
     template,
@@ -62,7 +62,7 @@ def examples(
     for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
   ]
   made = []
-  wholes = tokenise.prompts(texts, tokenizer)
+  wholes = tokenise.tokenise_prompts(texts, tokenizer)
   for n, (head, start, whole) in enumerate(zip(heads, starts, wholes, strict=True)):
     shared = min(len(head), len(whole))
     differ = head[:shared] != whole[:shared]

@@ -41,7 +41,7 @@ def check(uses: Sequence[AuxLossConfig], datasets: Datasets) -> None:
 
   Raises:
     ValueError: no such data, or an objective that only rollouts can feed.
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad records, where they stop the run.
   """
   for use in uses:
     objective = use.objective.build()
@@ -52,7 +52,7 @@ def check(uses: Sequence[AuxLossConfig], datasets: Datasets) -> None:
       )
     loaded = loading.load(use.data, use.data, datasets)
     if loaded.bad and use.data.bad_rows == "stop":
-      raise records.BadRows(loaded.bad)
+      raise records.BadRecords(loaded.bad)
     if not loaded.records:
       raise ValueError(f"part {use.name!r}: {loaded.name} holds no row")
 
@@ -83,13 +83,12 @@ def prepare(
     counts[use.name] = found | {"trained_on_sha256": audit.digest(examples)}
     batches[use.name] = pack.plan(
       examples,
-      rows_per_step=data.rows_per_step,
-      microbatches=data.microbatches,
-      row_length=data.row_length,
+      pack.PackSizes(
+        data.rows_per_step, data.microbatches, data.row_length, data.groups_per_row
+      ),
       seed=data.seed,
       epochs=data.epochs,
       steps=data.steps,
-      groups_per_row=data.groups_per_row,
     )
   return Beside(parts, batches, place, counts)
 

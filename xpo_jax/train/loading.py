@@ -66,7 +66,7 @@ def load(data: Data | Evaluation, like: Data, datasets: Datasets) -> Loaded:
   elif path.startswith("hub:"):
     loaded = sources.from_hub(path.removeprefix("hub:"), data.split, like.reading)
   elif Path(path).is_dir():
-    loaded = tfds.open_directory(path, data.split, like.reading)
+    loaded = tfds.read_directory(path, data.split, like.reading)
   else:
     held = (
       f", or one of the records handed over: {', '.join(datasets)}" if datasets else ""
@@ -126,7 +126,7 @@ def prepare(
   """Examples to train on, held-out examples, and the audit of both as plain data.
 
   Raises:
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad records, where they stop the run.
   """
   data, held = experiment.data, experiment.evaluation
   fractions = {"train": 1 - held.share}
@@ -159,7 +159,7 @@ def examples(
     datasets: see `load`.
 
   Raises:
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad records, where they stop the run.
   """
   loaded = load(data, data, datasets)
   made = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
@@ -210,9 +210,9 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
     tokenizer = transformers.AutoTokenizer.from_pretrained(kept)
   else:
     texts = [
-      records.text_of(row.prompt) + records.text_of(answer)
+      records.plain_text(row.prompt) + records.plain_text(answer)
       for row in loaded.records
-      for answer in records.answers(row) or ("",)  # a bare prompt has none
+      for answer in records.completions(row) or ("",)  # a bare prompt has none
     ]
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
     tokenizer.save_pretrained(kept)

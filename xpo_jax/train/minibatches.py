@@ -25,7 +25,7 @@ def recorded(run: Run, drawn: Rollouts, sampler: Params, ref: Params) -> Values:
   scoring, the reference's statistics and, where wanted, the sampler's values."""
   examples = drawn.examples
   batches = pack.eval_batches(
-    examples, groups_per_row=1, **_sizes_of(run, examples, drawn.length_BK.shape[1])
+    examples, _sizes_of(run, examples, drawn.length_BK.shape[1])
   )
   roles = online_setup.roles(run, sampler) | {references.ROLE: ref}
   found = references.compute(batches, run.record, roles, run.place).values
@@ -40,11 +40,15 @@ def recorded(run: Run, drawn: Rollouts, sampler: Params, ref: Params) -> Values:
 
 def _sizes_of(
   run: Run, examples: Sequence[Example], K: int, rows: int = 1
-) -> dict[str, Any]:
+) -> pack.PackSizes:
   shape = online_setup.row_shape(run, max(e.tokens for e in examples), K, rows)
-  rows_per_step = rows * run.experiment.rows_per_step
-  sizes = {"rows_per_step": rows_per_step, "row_length": shape.L}
-  return sizes | {"microbatches": run.experiment.microbatches, "shape": shape}
+  return pack.PackSizes(
+    rows * run.experiment.rows_per_step,
+    microbatches=run.experiment.microbatches,
+    row_length=shape.L,
+    groups_per_row=1,
+    shape=shape,
+  )
 
 
 def seq_kl(values: Values) -> np.ndarray:
@@ -96,12 +100,9 @@ def batches_of(
   order = np.random.SeedSequence((experiment.seed, index)).generate_state(1)
   batches = pack.plan(
     examples,
+    _sizes_of(run, examples, run.arrangement.completions or K, run.arrangement.rows(K)),
     seed=int(order[0]),
     epochs=experiment.ppo_epochs,
-    groups_per_row=1,
-    **_sizes_of(
-      run, examples, run.arrangement.completions or K, run.arrangement.rows(K)
-    ),
   )
   values = {field: np.concatenate(arrays) for field, arrays in kept.items()}
   return _evened(batches, experiment), references.cache(values, batches.store)

@@ -92,7 +92,7 @@ def train(
   split_overlap.check(experiment)
   loaded = loading.load(experiment.data, experiment.data, datasets)
   if loaded.bad and experiment.data.bad_rows == "stop":
-    raise records.BadRows(loaded.bad)
+    raise records.BadRecords(loaded.bad)
   with run_directory.begun(run_dir, experiment, (CHECKPOINTS, START)):
     return _go(experiment, run_dir, loaded, datasets, say)
 
@@ -131,7 +131,7 @@ def _go(experiment, run_dir, loaded, datasets, say) -> Result:
       return before._replace(run_dir=run_dir)
     stage = stage / POLICY
   run = setup.prepare(experiment, run_dir, loaded, stage, datasets, say)
-  rows = audit.show(run.train.batches[0], run.tokenizer)[:SHOWN_ROWS]
+  rows = audit.inspect_tokens(run.train.batches[0], run.tokenizer)[:SHOWN_ROWS]
   run_directory.write_json(
     run_dir / SHOWN, [[token._asdict() for token in row] for row in rows]
   )

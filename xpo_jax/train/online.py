@@ -290,7 +290,7 @@ def _update(run, run_dir, state, ref, index, drawn, values, line):
     return state.train, {}
   batches, cache = minibatches.batches_of(run, index, examples, kept)
   if index == 0:
-    rows = audit.show(batches[0], run.tokenizer)[: offline.SHOWN_ROWS]
+    rows = audit.inspect_tokens(batches[0], run.tokenizer)[: offline.SHOWN_ROWS]
     shown = [[token._asdict() for token in row] for row in rows]
     run_directory.write_json(run_dir / offline.SHOWN, shown)
   frozen = online_setup.frozen(run, ref)

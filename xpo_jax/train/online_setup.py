@@ -139,7 +139,7 @@ def prepare(
     judge: of `rewards.judge`; None: made here.
 
   Raises:
-    ValueError: no prompts, or prompts that cannot be used; bad rows (`records.BadRows`)
+    ValueError: no prompts, or prompts that cannot be used; bad records
       of the held-out prompts as of the others, where they stop the run; what the start
       has no room for (`check_room`).
   """
@@ -309,7 +309,7 @@ def prompt_sets(
     width = max(chosen.width, held_out.width)
     chosen, held_out = (x._replace(width=width) for x in (chosen, held_out))
   if bad:
-    audit.write_bad_rows(bad, run_dir / "bad_rows.jsonl")
+    audit.write_bad_records(bad, run_dir / "bad_rows.jsonl")
   counts = {
     "source": loaded.name,
     "source_sha256": loaded.sha256,
@@ -323,25 +323,25 @@ def prompt_sets(
 
 
 def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
-  first = {split.prompt_of(row): row for row in reversed(loaded.records)}
+  first = {split.prompt_text(row): row for row in reversed(loaded.records)}
   rows, bad = list(reversed(first.values())), list(loaded.bad)
   if bad and config.bad_rows == "stop":
-    raise records.BadRows(bad)
+    raise records.BadRecords(bad)
   try:
-    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
-  except records.BadRows as found:
+    ids = tokenise.tokenise_prompts(rows, tokenizer, config.template, config.limits)
+  except records.BadRecords as found:
     if config.bad_rows == "stop":
       raise
     bad += found.bad
     wrong = {row.uid for row in found.bad}
     rows = [row for row in rows if row.uid not in wrong]
-    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
+    ids = tokenise.tokenise_prompts(rows, tokenizer, config.template, config.limits)
   if not rows:
     raise ValueError(
       f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
       "dropped); give at least one"
     )
-  texts = tuple(map(split.prompt_of, rows))
+  texts = tuple(map(split.prompt_text, rows))
   made = PromptSet(
     tuple(row.uid for row in rows), texts, tuple(ids), max(map(len, ids))
   )

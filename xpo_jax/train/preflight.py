@@ -48,15 +48,15 @@ class Budget(NamedTuple):
     bytes: of the compiled step on one device: "arguments" (state and batch),
       "temporaries", and of an online run what it keeps "between updates" beside them,
       a reference or older samplers; sampling itself is not in it. None on a mesh.
-    shown: the first rows, token by token (`audit.show`); of an online run the first
-      prompt.
+    shown: the first rows, token by token (`audit.inspect_tokens`); of an online run the
+      first prompt.
   """
 
   name: str
   counts: Mapping[str, Any]
   sizes: Mapping[str, int]
   bytes: Mapping[str, int] | None
-  shown: list[list[audit.Shown]]
+  shown: list[list[audit.TokenInfo]]
 
 
 def check(
@@ -131,7 +131,7 @@ def _online(experiment: OnlineExperiment, datasets: Datasets) -> list[Budget]:
     "parameters trained": sum(x.size for x in jax.tree.leaves(run.state.train.params)),
   }
   prompt = [
-    audit.Shown(run.tokenizer.decode([int(token)]), 1, 0, at, False)
+    audit.TokenInfo(run.tokenizer.decode([int(token)]), 1, 0, at, False)
     for at, token in enumerate(run.prompts.ids[0])
   ]
   found = _online_memory(run)
@@ -186,10 +186,9 @@ def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], B
     collate.to_layout(held_out, objective.layout, data.seed)
   batches = pack.plan(
     train,
-    rows_per_step=data.rows_per_step,
-    microbatches=data.microbatches,
-    row_length=data.row_length,
-    groups_per_row=data.groups_per_row,
+    pack.PackSizes(
+      data.rows_per_step, data.microbatches, data.row_length, data.groups_per_row
+    ),
     seed=data.seed,
     epochs=data.epochs,
     steps=data.steps,
@@ -207,7 +206,7 @@ def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], B
   memory_bytes = None
   if mesh is None:
     memory_bytes = _memory(experiment, begun, batches, beside)
-  shown = audit.show(batches[0], begun.tokenizer)
+  shown = audit.inspect_tokens(batches[0], begun.tokenizer)
   name = _name(experiment.objective)
   return [*before, Budget(name, counts, sizes, memory_bytes, shown)], begun
 

@@ -281,12 +281,12 @@ def _plan(data: Data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
   """Training batches, and each data set read once in order; all of one shape, so that
   they share compiled programs."""
   names = ("rows_per_step", "microbatches", "row_length", "groups_per_row")
-  sizes = {name: vars(data)[name] for name in names}
+  sizes = pack.PackSizes(**{name: vars(data)[name] for name in names})
   run = {"seed": data.seed, "epochs": data.epochs, "steps": data.steps}
-  plans = {"run": pack.plan(train, **run, **sizes)}
+  plans = {"run": pack.plan(train, sizes, **run)}
   for name, examples in {"train": train, "held_out": held_out}.items():
     if examples:
-      plans[name] = pack.eval_batches(examples, **sizes)
+      plans[name] = pack.eval_batches(examples, sizes)
   widest = zip(*(plan.shape for plan in plans.values()), strict=True)
   shape = pack.Shape(*map(max, widest))
   plans = {n: dataclasses.replace(plan, shape=shape) for n, plan in plans.items()}

@@ -116,7 +116,7 @@ def load(experiment: OnlineExperiment, datasets: Datasets) -> Loaded:
   check(experiment, datasets)
   loaded = loading.load(experiment.prompts, experiment.prompts, datasets)
   if loaded.bad and experiment.prompts.bad_rows == "stop":
-    raise records.BadRows(loaded.bad)
+    raise records.BadRecords(loaded.bad)
   if not loaded.records:
     raise ValueError(
       f"Prompts.path {experiment.prompts.path!r}: {loaded.name} holds no prompt"
