@@ -26,7 +26,7 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Four rounds, each of one pass of 16 updates on 96 pairs."""
   world = World(source)
   judge = Configured(
-    rules.bradley_terry, scorer=Configured(rules.world_reward), temperature=0.25
+    rules.bradley_terry, scorer=Configured(rules.synthetic_reward), temperature=0.25
   )
   return synthetic_world.run(
     ObjectiveConfig("dno", beta=0.1),

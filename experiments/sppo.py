@@ -25,7 +25,7 @@ def experiment(source: str | None = None) -> OnlineExperiment:
   """Four rounds, each of two passes of 8 updates."""
   world = World(source)
   judge = Configured(
-    rules.bradley_terry, scorer=Configured(rules.world_reward), temperature=0.25
+    rules.bradley_terry, scorer=Configured(rules.synthetic_reward), temperature=0.25
   )
   return synthetic_world.run(
     ObjectiveConfig("sppo", beta=0.2),

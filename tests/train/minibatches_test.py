@@ -34,7 +34,7 @@ def _run(objective: ObjectiveConfig, made: Configured) -> online_setup.Run:
     objective,
     Prompts("world:20"),
     Scratch(MODEL),
-    Feedback(Configured(rules.world_reward)),
+    Feedback(Configured(rules.synthetic_reward)),
     Sampling(completions=K, max_completion_tokens=T),
     prompts_per_iteration=B,
     minibatches=2,

@@ -23,7 +23,7 @@ from xpo_jax.config.on_policy import (
 )
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.feedback import client, endpoint, reward_model, rules
-from xpo_jax.feedback.protocol import OfPolicy, Scores
+from xpo_jax.feedback.protocol import Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
 from xpo_jax.train import online, rewards, rollouts
@@ -32,7 +32,7 @@ NAN = np.float32(np.nan)
 MODEL = Config(
   vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
 )
-SOURCE = Configured(rules.world_reward)
+SOURCE = Configured(rules.synthetic_reward)
 
 
 def _drawn(reward=None, ended=((True, True), (False, True))):
@@ -88,7 +88,7 @@ def nothing():
   ("source", "kind", "match"),
   [
     (later_wins, "scores", "later_wins, which makes a Preference.*to 'win_rates'"),
-    (rules.world_reward, "win_rates", "world_reward, .* a Scorer.*to 'scores'"),
+    (rules.synthetic_reward, "win_rates", "synthetic_reward, .* a Scorer.*to 'scores'"),
     (nothing, "scores", "nothing, which makes dict; .*protocol.Scorer"),
   ],
 )
@@ -118,7 +118,7 @@ def own_length():
       -np.abs(np.array(list(map(len, texts)), np.float32) - len(params))
     )
 
-  return OfPolicy(make)
+  return SelfFeedback(make)
 
 
 def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
@@ -180,22 +180,19 @@ def test_summary_counts_what_it_says():
   kl_BK = np.array([[0.5, 1.5], [2.0, 0.0]])
   reward_BK, present_BK = rewards.shaped(drawn, Feedback(SOURCE), Sampling())
   found = rewards.summary(drawn, reward_BK, present_BK, kl_BK, Sampling())
-  assert (
-    found
-    == {
-      "rollout/reward": pytest.approx(8 / 3),
-      "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
-      "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
-      "rollout/kl": 1.0,
-      "rollout/kl_token": pytest.approx(4.0 / 14),
-      "rollout/length": 3.5,
-      "rollout/no_eos": 0.25,
-      "rollout/abstained": 0.25,
-      # The lone completion of prompt 2 differs from none.
-      "rollout/frac_informative_prompts": 0.5,
-      "rollout/idle": 0.125,
-    }
-  )
+  assert found == {
+    "rollout/reward": pytest.approx(8 / 3),
+    "rollout/reward_std": pytest.approx(np.std([1.0, 3.0, 4.0])),
+    "rollout/reward_std_within": 0.5,  # of 1 and 3, and of 4 alone
+    "rollout/kl": 1.0,
+    "rollout/kl_token": pytest.approx(4.0 / 14),
+    "rollout/length": 3.5,
+    "rollout/no_eos": 0.25,
+    "rollout/abstained": 0.25,
+    # The lone completion of prompt 2 differs from none.
+    "rollout/frac_informative_prompts": 0.5,
+    "rollout/idle": 0.125,
+  }
   apart = rewards.summary(
     drawn, reward_BK, present_BK, kl_BK, Sampling(column0_source="greedy")
   )
@@ -220,7 +217,7 @@ def own_weight():
     weight = np.float32(jax.tree.leaves(params)[0].ravel()[0])
     return lambda prompts, texts: Scores(np.full(len(texts), weight))
 
-  return OfPolicy(make)
+  return SelfFeedback(make)
 
 
 def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):
@@ -261,7 +258,7 @@ ENDPOINT = {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
     (
       Configured(reward_model.scorer, directory="nowhere"),
       ValueError,
-      "no reward model",
+      "not a reward model",
     ),
   ],
 )

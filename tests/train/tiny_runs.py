@@ -48,7 +48,7 @@ PLAIN = OnlineExperiment(
   ObjectiveConfig("rloo"),
   Prompts("world:20"),
   Scratch(MODEL),
-  Feedback(Configured(rules.world_reward)),
+  Feedback(Configured(rules.synthetic_reward)),
   Sampling(completions=2, max_completion_tokens=4),
   prompts_per_iteration=4,
   mesh=MeshShape(data=1),

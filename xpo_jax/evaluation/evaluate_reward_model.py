@@ -71,16 +71,18 @@ def judge_run(
   data = experiment.data
   if data.transform == preference_model.BOTH_ORDERS:
     kind, unit = reward_model.PREFERENCE, Affine(1.0, 0.0)
-    reward_model.describe(directory, data.template, data.limits, kind=kind)
+    reward_model.write_description(directory, data.template, data.limits, kind=kind)
     held = reward_model.load(directory, kind=kind)
-    found = agreement.of_preference(preference_model.of(held, batch=batch), asked)
+    found = agreement.of_preference(
+      preference_model.to_preference(held, batch=batch), asked
+    )
   else:
     # Described once it is normalised: a kill before leaves nothing that loads as if.
-    held = reward_model.undescribed(directory, data.template, data.limits)
-    found = agreement.of_scorer(reward_model.of(held, batch=batch), asked)
+    held = reward_model.load_raw(directory, data.template, data.limits)
+    found = agreement.of_scorer(reward_model.to_scorer(held, batch=batch), asked)
     texts = _reference(experiment, run_dir, train, samples, seed, batch)
     unit = reward_model.normalise(held, *texts).affine
-    reward_model.describe(directory, data.template, data.limits, affine=unit)
+    reward_model.write_description(directory, data.template, data.limits, affine=unit)
   about = {
     "held-out prompts": len(set(asked.prompts)),
     "seed": seed,

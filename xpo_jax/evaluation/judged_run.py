@@ -20,7 +20,7 @@ from xpo_jax.evaluation import bootstrap, measure_policy, rollout_history
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.evaluation.measure_policy import Draws, Report, RewardFn
 from xpo_jax.feedback import protocol
-from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
+from xpo_jax.feedback.protocol import Preference, Scorer, Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.hf_checkpoint import Pretrained
 from xpo_jax.train import loading, offline, online, online_setup
@@ -58,7 +58,7 @@ def judge(
     return Judge(_name(reward), scorer=score)
   source = experiment.feedback.source
   made, name = source.build(), f"the run's own feedback, {source.name}"
-  if isinstance(made, OfPolicy):
+  if isinstance(made, SelfFeedback):
     model = transformer.model(policy.config)
     made = made.make(model, policy.params["lm"], policy.tokenizer)
   if experiment.feedback.kind == "scores":
@@ -141,7 +141,7 @@ def _rewarded(scorer: Scorer, prompts, draws: Draws) -> Draws:
 
 
 def _refuse_silence(verdict_PK: np.ndarray) -> None:
-  if count := protocol.abstentions(verdict_PK):
+  if count := protocol.count_abstentions(verdict_PK):
     raise ValueError(
       f"the judge abstains on {count} of {verdict_PK.size} completions, and what is "
       "left would be no sample of the policy; judge by another one with --reward"

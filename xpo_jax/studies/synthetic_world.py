@@ -80,7 +80,7 @@ def run(objective: ObjectiveConfig, world: World, **changes: Any) -> OnlineExper
     ),
     start=Trained(writer(world)),
     feedback=Feedback(
-      Configured(rules.world_reward), missing_eos=world.missing_eos(0.5)
+      Configured(rules.synthetic_reward), missing_eos=world.missing_eos(0.5)
     ),
     sampling=Sampling(completions=4, max_completion_tokens=world.longest),
     iterations=60,

@@ -54,7 +54,7 @@ def check(directory: str | Path, objective: Objective) -> None:
       f"OnlineExperiment.critic_init is {directory!r}, but {objective.name} reads no "
       "value; leave it out"
     )
-  reward_model.about(directory)
+  reward_model.read_description(directory)
 
 
 def load(directory: str | Path, tokenizer: Any, like: Config) -> Critic:

@@ -14,7 +14,7 @@ from xpo_jax.config.on_policy import OnlineExperiment, Prompts, Sampling
 from xpo_jax.data import audit, records, split, tokenise
 from xpo_jax.data.pack import Batch, Shape
 from xpo_jax.data.sources import Loaded
-from xpo_jax.feedback.protocol import OfPolicy
+from xpo_jax.feedback.protocol import SelfFeedback
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.score import score
@@ -69,7 +69,7 @@ class Run(NamedTuple):
   objective: Objective
   arrangement: Arrangement
   controller: kl_control.Controller | None
-  judge: rewards.Judge | OfPolicy
+  judge: rewards.Judge | SelfFeedback
   model: Model
   tokenizer: Any
   prompts: PromptSet
@@ -126,7 +126,7 @@ def prepare(
   loaded: Loaded,
   stage: Path | None = None,
   datasets: Datasets | None = None,
-  judge: rewards.Judge | OfPolicy | None = None,
+  judge: rewards.Judge | SelfFeedback | None = None,
 ) -> Run:
   """Reads start and prompts, makes judge, step and state.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from xpo_jax.config.on_policy import Configured, Feedback, Sampling
 from xpo_jax.feedback import protocol
-from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
+from xpo_jax.feedback.protocol import Preference, Scorer, SelfFeedback
 from xpo_jax.models.transformer import Model
 from xpo_jax.train.rollouts import Rollouts
 from xpo_jax.types import Params
@@ -23,7 +23,7 @@ Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
 opponents the last is empty."""
 
 
-def judge(feedback: Feedback) -> Judge | OfPolicy:
+def judge(feedback: Feedback) -> Judge | SelfFeedback:
   """The judge of an experiment, made once for the run; `facing` makes the one that is
   asked.
 
@@ -31,13 +31,13 @@ def judge(feedback: Feedback) -> Judge | OfPolicy:
     ValueError: the source makes what is not asked as `Feedback.kind` says.
   """
   source = feedback.source.build()
-  if isinstance(source, OfPolicy):
-    return OfPolicy(lambda *policy: _asking(feedback, source.make(*policy)))
+  if isinstance(source, SelfFeedback):
+    return SelfFeedback(lambda *policy: _asking(feedback, source.make(*policy)))
   return _asking(feedback, source)
 
 
 def facing(
-  judge: Judge | OfPolicy, model: Model, params: Params, tokenizer: Any
+  judge: Judge | SelfFeedback, model: Model, params: Params, tokenizer: Any
 ) -> Judge:
   """Who judges what this policy wrote: itself where it is its own judge.
 
@@ -47,7 +47,7 @@ def facing(
     params: the policy's now, the "lm" part.
     tokenizer: the policy's.
   """
-  if isinstance(judge, OfPolicy):
+  if isinstance(judge, SelfFeedback):
     return judge.make(model, params, tokenizer)
   return judge
 

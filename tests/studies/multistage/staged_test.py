@@ -83,7 +83,7 @@ def stages(monkeypatch):
     params = lab.start.params | {"value": head}
     hf_checkpoint.save(directory, lab.start.config, params, lab.start.tokenizer)
     limits = tokenise.Limits(completion=TINY.longest)
-    reward_model.describe(directory, tokenise.Template(), limits)
+    reward_model.write_description(directory, tokenise.Template(), limits)
     return directory
 
   def online(lab, name, objective, **how):

@@ -64,7 +64,7 @@ def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> OnlineExper
     objective=arm.objective,
     prompts=Prompts("prompts", seed=seed),
     start=Pretrained(str(start), remat=False),
-    feedback=Feedback(Configured(rules.world_reward)),
+    feedback=Feedback(Configured(rules.synthetic_reward)),
     sampling=Sampling(completions=arm.completions, max_completion_tokens=study.longest),
     iterations=arm.strengths[-1],
     prompts_per_iteration=arm.prompts,
