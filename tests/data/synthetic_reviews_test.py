@@ -79,7 +79,7 @@ def test_reward_depends_on_the_whole_text():
 def test_labels_follow_bradley_terry():
   n, gap, tau = 20_000, 0.3, 0.25
   a, b = np.full(n, gap), np.zeros(n)
-  chosen = synthetic_reviews.label_pairs(a, b, tau, np.random.default_rng(0))
+  chosen = synthetic_reviews.label_pairs(a, b, tau, rng=np.random.default_rng(0))
   p = 1 / (1 + np.exp(-gap / tau))
   assert abs(chosen.mean() - p) < 4 * np.sqrt(p * (1 - p) / n)
   assert synthetic_reviews.expected_accuracy(a, b, tau) == pytest.approx(p)
@@ -104,7 +104,7 @@ def test_expected_accuracy_limits_are_one_half_and_one():
     (lambda: synthetic_reviews.expected_accuracy([1.0], [2.0], 0), "temperature: 0"),
     (
       lambda: synthetic_reviews.label_pairs(
-        np.ones(1), np.ones(1), -1, np.random.default_rng(0)
+        np.ones(1), np.ones(1), -1, rng=np.random.default_rng(0)
       ),
       "temperature: -1",
     ),

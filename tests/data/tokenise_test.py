@@ -40,12 +40,12 @@ PAIR = records.Pair("one", "the sky is", " blue", " black.")
 
 
 def one(record, tokenizer, template=Template(), limits=Limits()):
-  (example,) = tokenise.tokenise([record], tokenizer, template, limits)
+  (example,) = tokenise.tokenise([record], tokenizer, template, limits=limits)
   return example
 
 
 def bad_record(record, tokenizer, template=Template(), limits=Limits()):
-  tokenised = tokenise.tokenise_valid([record], tokenizer, template, limits)
+  tokenised = tokenise.tokenise_valid([record], tokenizer, template, limits=limits)
   assert not tokenised.examples and tokenised.dropped == (record,)
   (bad,) = tokenised.bad
   assert bad.uid == record.uid

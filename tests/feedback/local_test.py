@@ -236,14 +236,14 @@ def test_reasons_precede_the_verdict(params, pairs):
 
 
 def test_judge_loads_from_a_directory(params, pairs, tmp_path):
-  hf_checkpoint.save(tmp_path / "judge", CONFIG, {"lm": params}, PLAIN)
+  hf_checkpoint.save(tmp_path / "judge", CONFIG, {"lm": params}, tokenizer=PLAIN)
   query = ["the film is"], [" good."], [" bad."]
   np.testing.assert_allclose(
     local.preference(str(tmp_path / "judge"), prompt=pairs)(*query).value_N,
     judge.preference(_backend(params), prompt=pairs)(*query).value_N,
     rtol=1e-5,
   )
-  hf_checkpoint.save(tmp_path / "silent", CONFIG, {"lm": params}, None)
+  hf_checkpoint.save(tmp_path / "silent", CONFIG, {"lm": params}, tokenizer=None)
   with pytest.raises(ValueError, match="silent has no tokenizer"):
     local.preference(str(tmp_path / "silent"))
 
@@ -270,6 +270,6 @@ def test_filled_prompt_has_no_control_tokens():
 def test_unusable_directory_raises_with_its_name(params, tmp_path):
   with pytest.raises(ValueError, match=r"nowhere.config\.json does not exist"):
     local.preference(str(tmp_path / "nowhere"))
-  hf_checkpoint.save(tmp_path, CONFIG, {"lm": params}, None)
+  hf_checkpoint.save(tmp_path, CONFIG, {"lm": params}, tokenizer=None)
   with pytest.raises(ValueError, match="has no tokenizer"):
     local.scorer(str(tmp_path))

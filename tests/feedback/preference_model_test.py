@@ -41,7 +41,7 @@ def directory(tokenizer, tmp_path_factory):
   path = tmp_path_factory.mktemp("preference")
   model, head = transformer.model(CONFIG), heads.init_reward_head(jax.random.key(1), 8)
   lm = jax.tree.map(lambda x: 2 * x, model.init(jax.random.key(0)))
-  hf_checkpoint.save(path, CONFIG, {"lm": lm, "value": head}, tokenizer)
+  hf_checkpoint.save(path, CONFIG, {"lm": lm, "value": head}, tokenizer=tokenizer)
   kind = reward_model.PREFERENCE
   reward_model.write_description(path, Template(), LIMITS, kind=kind)
   return str(path)

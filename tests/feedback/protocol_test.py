@@ -103,14 +103,18 @@ def test_clamped_keeps_bounds_and_abstentions():
 
 def test_win_rates_against_opponents_are_means_over_them():
   texts_BK, opponents_BJ = [["b", "d"], ["y", "a"]], [["a", "c", "e"], ["x", "z", "b"]]
-  reward_BK = protocol.win_rates_against(_alphabet, ["p", "q"], texts_BK, opponents_BJ)
+  reward_BK = protocol.win_rates_against(
+    _alphabet, ["p", "q"], texts_BK, opponents_BJ=opponents_BJ
+  )
   np.testing.assert_allclose(reward_BK, [[1 / 3, 2 / 3], [2 / 3, 0]], rtol=1e-6)
 
 
 @pytest.mark.nonfinite
 def test_abstention_on_all_opponents_is_nan():
   texts_BK, opponents_BJ = [["b", "?"]], [["a", "?"]]
-  reward_BK = protocol.win_rates_against(_alphabet, ["p"], texts_BK, opponents_BJ)
+  reward_BK = protocol.win_rates_against(
+    _alphabet, ["p"], texts_BK, opponents_BJ=opponents_BJ
+  )
   np.testing.assert_array_equal(reward_BK, [[(1 + 0.5) / 2, np.nan]])
 
 

@@ -50,7 +50,7 @@ def saved(tokenizer, tmp_path_factory):
   directories = []
   for seed in (0, 1):
     directory = tmp_path_factory.mktemp("reward")
-    hf_checkpoint.save(directory, CONFIG, _params(seed), tokenizer)
+    hf_checkpoint.save(directory, CONFIG, _params(seed), tokenizer=tokenizer)
     reward_model.write_description(directory, TEMPLATE, LIMITS)
     directories.append(str(directory))
   return directories
@@ -63,7 +63,7 @@ def scorer(saved):
 
 def test_reward_equals_the_value_in_training(scorer, tokenizer):
   data = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
-  examples = tokenise.tokenise(data, tokenizer, TEMPLATE, LIMITS)
+  examples = tokenise.tokenise(data, tokenizer, TEMPLATE, limits=LIMITS)
   batch = pack.eval_batches(examples, pack.PackSizes(3, row_length=64))[0]
   microbatch = jax.tree.map(lambda x: x[0], batch)
   stats = (token_stats.VALUE,)
@@ -83,7 +83,7 @@ def test_reward_equals_the_value_in_training(scorer, tokenizer):
 def test_tokens_equal_those_of_training(tokenizer):
   for limits in (LIMITS, Limits(), Limits(completion=1)):
     data = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
-    expected = tokenise.tokenise(data, tokenizer, TEMPLATE, limits)
+    expected = tokenise.tokenise(data, tokenizer, TEMPLATE, limits=limits)
     examples = tokenised_texts.to_examples(
       PROMPTS, COMPLETIONS, tokenizer, template=TEMPLATE, limits=limits
     )
@@ -215,7 +215,7 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
 
 def test_reward_model_uses_its_own_tokenizer(saved, tmp_path):
   other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
-  hf_checkpoint.save(tmp_path, CONFIG, _params(0), other)
+  hf_checkpoint.save(tmp_path, CONFIG, _params(0), tokenizer=other)
   reward_model.write_description(tmp_path, TEMPLATE, LIMITS)
   model = reward_model.load(tmp_path)
   reward_N = reward_model.to_scorer(model, batch=4)(PROMPTS, COMPLETIONS).value_N
@@ -230,7 +230,7 @@ def test_reward_model_uses_its_own_tokenizer(saved, tmp_path):
 
 def test_implicit_reward_of_two_tokenizers_raises(saved, tmp_path):
   other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
-  hf_checkpoint.save(tmp_path / "other", CONFIG, _params(1), other)
+  hf_checkpoint.save(tmp_path / "other", CONFIG, _params(1), tokenizer=other)
   with pytest.raises(ValueError, match="different tokenizers"):
     reward_model.implicit_scorer(saved[0], str(tmp_path / "other"))
 
@@ -239,7 +239,7 @@ def test_directory_that_is_not_a_reward_model_raises(saved, tokenizer, tmp_path)
   with pytest.raises(ValueError, match=r"no reward\.json"):
     reward_model.scorer(str(tmp_path))
   policy = tmp_path / "policy"
-  hf_checkpoint.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer)
+  hf_checkpoint.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer=tokenizer)
   reward_model.write_description(policy, TEMPLATE, LIMITS)
   with pytest.raises(ValueError, match="no scalar head"):
     reward_model.scorer(str(policy))

@@ -49,7 +49,7 @@ def served(tmp_path_factory):
     vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=32
   )
   params = {"lm": jax.jit(transformer.model(config).init)(jax.random.key(0))}
-  hf_checkpoint.save(directory / "model", config, params, tokenizer)
+  hf_checkpoint.save(directory / "model", config, params, tokenizer=tokenizer)
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]

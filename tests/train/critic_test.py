@@ -51,7 +51,7 @@ def _save(place, config, tokenizer, seed):
   lm, head = jax.random.split(jax.random.key(seed))
   params = jax.tree.map(lambda x: 2 * x, transformer.model(config).init(lm))
   value = {"value": heads.init_reward_head(head, config.width)}
-  hf_checkpoint.save(place, config, {"lm": params} | value, tokenizer)
+  hf_checkpoint.save(place, config, {"lm": params} | value, tokenizer=tokenizer)
   return str(place)
 
 

@@ -76,7 +76,7 @@ def test_start_whose_weights_changed_is_refused(tmp_path):
   def prepared(seed):
     shutil.rmtree(start, ignore_errors=True)
     hf_checkpoint.save(
-      start, MODEL, {"lm": model.init(jax.random.key(seed))}, tokenizer
+      start, MODEL, {"lm": model.init(jax.random.key(seed))}, tokenizer=tokenizer
     )
     online_setup.prepare(run, tmp_path, loaded)
 

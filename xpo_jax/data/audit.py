@@ -102,7 +102,9 @@ def prepare(
   """
   if bad_rows not in ("stop", "drop"):
     raise ValueError(f"bad_rows: {bad_rows!r} is none of ['drop', 'stop']")
-  tokenised = tokenise.tokenise_valid(loaded.records, tokenizer, template, limits)
+  tokenised = tokenise.tokenise_valid(
+    loaded.records, tokenizer, template, limits=limits
+  )
   bad = (*loaded.bad, *tokenised.bad)
   if bad and bad_rows == "stop":
     raise records.BadRecords(bad)

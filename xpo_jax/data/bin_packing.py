@@ -6,6 +6,7 @@ import numpy as np
 def best_fit(
   length: np.ndarray,
   row_length: int,
+  *,
   groups_per_row: int | None,
   rng: np.random.Generator | None,
 ) -> list[np.ndarray]:

@@ -219,7 +219,9 @@ def plan(
   for epoch in range(epochs):
     epoch_start.append(len(rows))
     rng = np.random.default_rng((seed, epoch)) if shuffle else None
-    rows += bin_packing.best_fit(data.length, L, sizes.groups_per_row, rng)
+    rows += bin_packing.best_fit(
+      data.length, L, groups_per_row=sizes.groups_per_row, rng=rng
+    )
   row_start = np.cumsum([0, *map(len, rows)])
   available = -(-len(rows) // sizes.rows_per_step)
   if steps is not None and steps > available:

@@ -217,6 +217,7 @@ def label_pairs(
   reward_a: np.ndarray,
   reward_b: np.ndarray,
   temperature: float,
+  *,
   rng: np.random.Generator,
 ) -> np.ndarray:
   """Samples preferences by Bradley-Terry: p(a preferred) = sigmoid((r_a - r_b) / tau).

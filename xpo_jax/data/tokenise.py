@@ -118,6 +118,7 @@ def tokenise(
   data: Sequence[records.Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
+  *,
   limits: Limits = Limits(),
 ) -> list[Example]:
   """Tokenises records, all of which must be valid.
@@ -136,7 +137,7 @@ def tokenise(
       tokens are not a prefix of those of prompt and completion.
     ValueError: the tokenizer has no EOS, or no chat template where one is needed.
   """
-  tokenised = tokenise_valid(data, tokenizer, template, limits)
+  tokenised = tokenise_valid(data, tokenizer, template, limits=limits)
   if tokenised.bad:
     raise records.BadRecords(tokenised.bad)
   return list(tokenised.examples)
@@ -146,6 +147,7 @@ def tokenise_valid(
   data: Sequence[records.Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
+  *,
   limits: Limits = Limits(),
 ) -> Tokenised:
   """Tokenises the valid records and returns the others with their problems."""
@@ -203,6 +205,7 @@ def tokenise_prompts(
   data: Sequence[records.Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
+  *,
   limits: Limits = Limits(),
 ) -> list[np.ndarray]:
   """Tokenises the prompt of each record, to sample from: int32, BOS first.

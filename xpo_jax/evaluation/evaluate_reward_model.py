@@ -135,7 +135,7 @@ def _reference(
   where = stage if isinstance(start, Trained) else start.directory
   held = hf_checkpoint.load(where)
   limits = Limits(data.limits.prompt, long_prompt="truncate")
-  ids = tokenise.tokenise_prompts(rows, held.tokenizer, data.template, limits)
+  ids = tokenise.tokenise_prompts(rows, held.tokenizer, data.template, limits=limits)
   prompt_BP, length_B = sample.pad(ids)
   texts = []
   for start_row in range(0, len(ids), batch):

@@ -126,7 +126,7 @@ def policy_report(
     return measure_policy.beside(ours, theirs)
   rivals = [answers[:1] for answers in theirs.texts]
   asked = protocol.both_orders(by.preference)
-  rate_PK = protocol.win_rates_against(asked, texts, ours.texts, rivals)
+  rate_PK = protocol.win_rates_against(asked, texts, ours.texts, opponents_BJ=rivals)
   _refuse_silence(rate_PK)
   report = measure_policy.beside(ours, theirs)
   rate = bootstrap.bootstrap_mean(measure_policy.per_prompt(rate_PK))

@@ -199,6 +199,7 @@ def win_rates_against(
   preference: Preference,
   prompts: Sequence[str],
   texts_BK: Sequence[Sequence[str]],
+  *,
   opponents_BJ: Sequence[Sequence[str]],
 ) -> np.ndarray:
   """Computes the mean probability of each completion to beat its prompt's J opponents.

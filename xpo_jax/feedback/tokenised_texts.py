@@ -56,7 +56,7 @@ def to_examples(
     prompt_records,
     tokenizer,
     template,
-    Limits(limits.prompt, long_prompt="truncate"),
+    limits=Limits(limits.prompt, long_prompt="truncate"),
   )
   text_records = [
     records.Prompt(str(n), template.before + prompt + template.between + completion)

@@ -282,7 +282,9 @@ def export_adapter(run_dir: Path, run: Run, params: Params) -> None:
   elif isinstance(start, Trained):
     name = str(run_dir / START / POLICY)
   adapter = run.experiment.adapter
-  peft.save(beside, run.model.config, adapter, params["lm"], base, name)
+  peft.save(
+    beside, run.model.config, adapter, params=params["lm"], base=base, base_name=name
+  )
   beside.rename(run_dir / ADAPTER)
 
 

@@ -148,7 +148,7 @@ def prepare(
   begun = loading.begin(experiment, run_dir, loaded, stage)
   model, adapter = transformer.model(begun.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
-  trained, start, own = lora.trained(model, adapter), begun.params, None
+  trained, start, own = lora.trainable_model(model, adapter), begun.params, None
   if experiment.critic_init is not None:
     own = critic.load(experiment.critic_init, begun.tokenizer, begun.config)
     build = critic.judged_by(build)
@@ -215,7 +215,7 @@ def prepare(
     ),
     beside=beside,
     record=recorder(
-      models | {"policy": lora.attached(model, adapter)},
+      models | {"policy": lora.attached_model(model, adapter)},
       recorded(objective, experiment.sampling.temperature),
       mesh,
     ),
@@ -328,14 +328,18 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   if bad and config.bad_rows == "stop":
     raise records.BadRecords(bad)
   try:
-    ids = tokenise.tokenise_prompts(rows, tokenizer, config.template, config.limits)
+    ids = tokenise.tokenise_prompts(
+      rows, tokenizer, config.template, limits=config.limits
+    )
   except records.BadRecords as found:
     if config.bad_rows == "stop":
       raise
     bad += found.bad
     wrong = {row.uid for row in found.bad}
     rows = [row for row in rows if row.uid not in wrong]
-    ids = tokenise.tokenise_prompts(rows, tokenizer, config.template, config.limits)
+    ids = tokenise.tokenise_prompts(
+      rows, tokenizer, config.template, limits=config.limits
+    )
   if not rows:
     raise ValueError(
       f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
@@ -374,7 +378,7 @@ def recorder(
   """The jitted `(role -> params, batch) -> {field: [M, B, K, T]}`, without gradient."""
 
   def one(roles: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
-    record = score(models, roles, stats, microbatch, mesh)
+    record = score(models, roles, stats, microbatch, mesh=mesh)
     fields = vars(record) | dict(record.extra)
     return {stat.field: fields[stat.field] for stat in stats}
 

@@ -162,7 +162,9 @@ def _name(use: ObjectiveConfig) -> str:
   return f"{use.name}({', '.join(f'{k}={v}' for k, v in use.hparams.items())})"
 
 
-def _stages(experiment: Experiment, datasets: Datasets) -> tuple[list[Budget], Beginning]:
+def _stages(
+  experiment: Experiment, datasets: Datasets
+) -> tuple[list[Budget], Beginning]:
   mesh = setup.check(experiment, datasets)
   split_overlap.check(experiment)
   loaded = loading.load(experiment.data, experiment.data, datasets)
@@ -218,7 +220,7 @@ def _memory(
   objective = experiment.objective.build()
   model = transformer.model(begun.config)
   adapter = experiment.adapter
-  trained = lora.trained(model, adapter)
+  trained = lora.trainable_model(model, adapter)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
   needed = aux_losses.joined(objective, beside.parts)

@@ -86,7 +86,7 @@ def scorer(
   """
 
   def one(params, microbatch):
-    record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh)
+    record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh=mesh)
     fields = vars(record) | dict(record.extra)
     return {stat.field: fields[stat.field] for stat in stats}
 

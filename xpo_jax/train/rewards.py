@@ -91,7 +91,9 @@ def _win_rates(
 ) -> np.ndarray:
   if not opponents_BJ:
     return protocol.win_rates(preference, prompts, texts_BK, include_self=include_self)
-  return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
+  return protocol.win_rates_against(
+    preference, prompts, texts_BK, opponents_BJ=opponents_BJ
+  )
 
 
 def _asking(feedback: Feedback, made: Scorer | Preference) -> Judge:

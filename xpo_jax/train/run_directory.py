@@ -111,7 +111,7 @@ def export(path: Path, config: Config, params: Params, tokenizer: Any) -> None:
   beside = path.with_name(f"{path.name}.tmp")
   shutil.rmtree(beside, ignore_errors=True)
   if not path.exists():
-    hf_checkpoint.save(beside, config, params, tokenizer)
+    hf_checkpoint.save(beside, config, params, tokenizer=tokenizer)
     beside.rename(path)
 
 

@@ -150,7 +150,7 @@ def prepare(
   begun = loading.begin(experiment, run_dir, loaded, stage)
   model = transformer.model(begun.config)
   adapter = experiment.adapter
-  trained = lora.trained(model, adapter)
+  trained = lora.trainable_model(model, adapter)
   train, held_out, counts = loading.prepare(
     experiment, loaded, begun.tokenizer, run_dir, datasets
   )

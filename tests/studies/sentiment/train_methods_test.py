@@ -228,7 +228,7 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
     mlp_width=16,
   )
   params = {"lm": transformer.model(small).init(jax.random.key(0))}
-  hf_checkpoint.save(tmp_path / "policy", small, params, tokenizer)
+  hf_checkpoint.save(tmp_path / "policy", small, params, tokenizer=tokenizer)
   study = dataclasses.replace(
     TINY,
     source=str(source),

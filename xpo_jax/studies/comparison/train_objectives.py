@@ -171,7 +171,7 @@ def _start(beginning, directory: Path, say: Say) -> Params:
     params = train_methods.fine_tune(study, corpus, model, params, say)
     half = directory.with_suffix(".part")
     shutil.rmtree(half, ignore_errors=True)
-    hf_checkpoint.save(half, model.config, params, corpus.tokenizer)
+    hf_checkpoint.save(half, model.config, params, tokenizer=corpus.tokenizer)
     half.replace(directory)
   return {"lm": hf_checkpoint.load(directory).params["lm"]}
 

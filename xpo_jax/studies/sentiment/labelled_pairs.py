@@ -210,7 +210,7 @@ def label(
     PAIR examples, in the order of the pairs.
   """
   rng = np.random.default_rng(seed)
-  first_P = synthetic_reviews.label_pairs(*pairs.reward_P2.T, temperature, rng)
+  first_P = synthetic_reviews.label_pairs(*pairs.reward_P2.T, temperature, rng=rng)
   if kind == "flipped":
     first_P = ~first_P
   elif kind == "random":
