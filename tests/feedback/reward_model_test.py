@@ -195,7 +195,8 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
   examples = tokenised_texts.to_examples(
     PROMPTS, COMPLETIONS, tokenizer, template=TEMPLATE, limits=LIMITS
   )
-  model, sums = transformer.model(CONFIG), []
+  model = transformer.model(CONFIG)
+  sums = []
   for seed in (0, 1):
     lm = _params(seed)["lm"]
     for example in examples:

@@ -41,7 +41,8 @@ def test_token_statistics_gradient_is_numerical_gradient():
 
 
 def test_token_statistics_has_no_gradient_for_frozen_roles():
-  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.array([[0, 1, 2]])
+  hidden, head = _random([(1, 3, 4), (5, 4)])
+  target = jnp.array([[0, 1, 2]])
 
   def total(ref_hidden, ref_head):
     return score.token_statistics(
@@ -98,7 +99,8 @@ def test_token_statistics_in_bfloat16_sums_head_gradient_in_float32():
 
 
 def test_token_statistics_raises_on_missing_roles_and_invalid_arguments():
-  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.zeros((1, 3), jnp.int32)
+  hidden, head = _random([(1, 3, 4), (5, 4)])
+  target = jnp.zeros((1, 3), jnp.int32)
   call = functools.partial(
     score.token_statistics, {"policy": hidden}, {"policy": head}, target
   )

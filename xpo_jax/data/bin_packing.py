@@ -42,7 +42,8 @@ def best_fit(
       if not open_rows[free]:
         has_room ^= 1 << free
     else:
-      free, row = row_length, len(rows)
+      free = row_length
+      row = len(rows)
       rows.append([])
     rows[row].append(group)
     free -= size

@@ -37,7 +37,7 @@ class Backend(NamedTuple):
   options: Callable[[Sequence[Conversation], Sequence[str], int], np.ndarray] | None
 
 
-class _VerdictOptions(NamedTuple):
+class _VerdictSettings(NamedTuple):
   """How verdicts are read.
 
   Attributes:
@@ -106,8 +106,8 @@ def preference(
   parts = ("preamble", "sample", "ending") + (("reasoning",) if reasoning else ())
   template = prompting.load_template(prompt, parts, fields)
   all_principles = prompting.load_principles(principles) if principles else ()
-  verdict = _VerdictOptions(options, logprobs, reasoning, samples, retries)
-  _check(backend, verdict)
+  settings = _VerdictSettings(options, logprobs, reasoning, samples, retries)
+  _check(backend, settings)
   if len(set(options)) != 2:
     raise ValueError(f"options: {tuple(options)}; a judge of pairs needs two names")
 
@@ -130,7 +130,7 @@ def preference(
     p_SN = []
     first_reasons = None
     for sample in range(samples):
-      logp_NJ, reasons = _read_verdicts(backend, queries, verdict, sample)
+      logp_NJ, reasons = _read_verdicts(backend, queries, settings, sample)
       p_SN.append(_first_wins(logp_NJ, both_orders))
       first_reasons = reasons if first_reasons is None else first_reasons
     p_N = _mean(np.stack(p_SN))
@@ -170,7 +170,7 @@ def scorer(
   template = prompting.load_template(
     prompt, ("preamble", "sample", "ending"), ("prompt", "completion")
   )
-  _check(backend, _VerdictOptions((), False, False, samples, retries))
+  _check(backend, _VerdictSettings((), False, False, samples, retries))
   if not least < most:
     raise ValueError(f"scorer: least={least!r} must be below most={most!r}")
 
@@ -229,8 +229,8 @@ def rating(
   parts = _RATING_PARTS + (("reasoning",) if reasoning else ())
   template = prompting.load_template(prompt, parts, _RATING_FIELDS)
   names = tuple(str(1 + level) for level in range(levels))
-  verdict = _VerdictOptions(names, True, reasoning, samples, retries)
-  _check(backend, verdict)
+  settings = _VerdictSettings(names, True, reasoning, samples, retries)
+  _check(backend, settings)
   if levels < 2:
     raise ValueError(f"rating: levels={levels}; allowed: at least 2")
 
@@ -244,7 +244,7 @@ def rating(
     value_SN = []
     first_reasons = None
     for sample in range(samples):
-      logp_NJ, reasons = _read_verdicts(backend, queries, verdict, sample)
+      logp_NJ, reasons = _read_verdicts(backend, queries, settings, sample)
       abstains_N = np.isnan(logp_NJ).any(-1)
       mean_N = ai_labels.expected_score(np.where(abstains_N[:, None], 0, logp_NJ))
       scaled_N = np.asarray(ai_labels.rescaled(mean_N, 1, levels))
@@ -275,9 +275,9 @@ class _Query(NamedTuple):
   """A query, in the form without and with reasons.
 
   Attributes:
-    plain: asks for the verdict at once.
-    reasoning: asks for reasons.
-    ending: asks for the verdict after the reasons.
+    plain: requests the verdict at once.
+    reasoning: requests reasons.
+    ending: requests the verdict after the reasons.
   """
 
   plain: Conversation
@@ -302,17 +302,17 @@ def _make_query(
 
 
 def _read_verdicts(
-  backend: Backend, queries: Sequence[_Query], verdict: _VerdictOptions, sample: int
+  backend: Backend, queries: Sequence[_Query], settings: _VerdictSettings, sample: int
 ) -> tuple[np.ndarray, list[str]]:
   """Returns log-probs of the options, `[N, J]`, NaN where unreadable, and reasons."""
-  options = verdict.options
+  options = settings.options
   logp_NJ = np.full((len(queries), len(options)), np.nan, np.float32)
   reasons = [""] * len(queries)
   pending = list(range(len(queries)))
-  for attempt in range(verdict.retries + 1):
-    draw = attempt * verdict.samples + sample
+  for attempt in range(settings.retries + 1):
+    draw = attempt * settings.samples + sample
     conversations = [queries[n].plain for n in pending]
-    if verdict.reasoning:
+    if settings.reasoning:
       texts = backend.write([queries[n].reasoning for n in pending], draw)
       for n, text in zip(pending, texts, strict=True):
         reasons[n] = text or ""
@@ -320,7 +320,7 @@ def _read_verdicts(
       conversations = [_after_reasons(queries[n], reasons[n]) for n in pending]
     if not conversations:
       read_NJ = []
-    elif verdict.logprobs:
+    elif settings.logprobs:
       read_NJ = backend.options(conversations, options, draw)
     else:
       texts = backend.write(conversations, draw)
@@ -371,19 +371,19 @@ def _mean(value_SN: np.ndarray) -> np.ndarray:
   return np.where(count_N > 0, mean_N, np.nan).astype(np.float32)
 
 
-def _check(backend: Backend, verdict: _VerdictOptions) -> None:
-  samples = verdict.samples
-  if verdict.logprobs and backend.options is None:
+def _check(backend: Backend, settings: _VerdictSettings) -> None:
+  samples = settings.samples
+  if settings.logprobs and backend.options is None:
     raise ValueError(
       f"judge {backend.name} gives no log-probabilities, from which this verdict is "
       "read; parse its text instead (logprobs=False, or `scorer`), or use another model"
     )
-  if samples < 1 or verdict.retries < 0:
+  if samples < 1 or settings.retries < 0:
     raise ValueError(
-      f"judge: samples={samples}, retries={verdict.retries}; allowed: samples >= 1, "
+      f"judge: samples={samples}, retries={settings.retries}; allowed: samples >= 1, "
       "retries >= 0"
     )
-  if verdict.logprobs and samples > 1 and not verdict.reasoning:
+  if settings.logprobs and samples > 1 and not settings.reasoning:
     raise ValueError(
       f"judge: samples={samples} without reasoning would read the same probabilities "
       "each time; set reasoning=True, logprobs=False, or samples=1"

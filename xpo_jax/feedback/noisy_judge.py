@@ -1,8 +1,8 @@
 """Builds synthetic judges and critics with a given error rate.
 
-They replace a judge in experiments that no small model can judge. Their errors are
-hashes of seed and content: the same query gives the same verdict in any batch and after
-a restart.
+They replace a language model in experiments whose task is too hard for a small model.
+Their errors are hashes of seed and content: the same query gives the same verdict in
+any batch and after a restart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ def scorer(
 
 
 def negative_word_count() -> Scorer:
-  """Builds a scorer: the number of words that VADER and so `critic` hold negative."""
+  """Builds a scorer that counts the words that `critic` replaces by default."""
   replacements = _negative_words()
 
   def count(prompts: Sequence[str], completions: Sequence[str]) -> Scores:

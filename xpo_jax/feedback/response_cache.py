@@ -34,7 +34,7 @@ class ResponseCache:
     self.path = Path(directory) / _FILE
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self._lock = threading.Lock()
-    self._answers: dict[str, Any] = {}
+    self._responses: dict[str, Any] = {}
     self._failures: dict[str, str] = {}
     with self.path.open("a+b") as file:
       fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
@@ -50,7 +50,7 @@ class ResponseCache:
       try:
         entry = json.loads(line)
         if "answer" in entry:
-          self._answers[entry["key"]] = entry["answer"]
+          self._responses[entry["key"]] = entry["answer"]
         else:
           self._failures[entry["key"]] = entry["failure"]
       except (ValueError, KeyError, TypeError) as error:
@@ -62,16 +62,16 @@ class ResponseCache:
 
   def find(self, request: Mapping[str, Any], draw: int) -> Any | None:
     """Returns the stored response, or None."""
-    return self._answers.get(key(request, draw))
+    return self._responses.get(key(request, draw))
 
   def find_failure(self, request: Mapping[str, Any], draw: int) -> str | None:
     """Returns the last failure of a request, or None; a response may have followed."""
     return self._failures.get(key(request, draw))
 
-  def store(self, request: Mapping[str, Any], draw: int, answer: Any) -> None:
+  def store(self, request: Mapping[str, Any], draw: int, response: Any) -> None:
     """Stores a response, any JSON value."""
-    self._append(request, draw, {"answer": answer})
-    self._answers[key(request, draw)] = answer
+    self._append(request, draw, {"answer": response})
+    self._responses[key(request, draw)] = response
 
   def store_failure(self, request: Mapping[str, Any], draw: int, failure: str) -> None:
     """Stores a failure; the request has still no response."""

@@ -28,7 +28,7 @@ class Pretrained(NamedTuple):
   Attributes:
     config: of the decoder.
     params: `{"lm": ..., "value": ...}`, float32 arrays on the host; "value" only
-      where the directory holds a scalar head.
+      where the directory has a scalar head.
     tokenizer: of transformers, or None where the directory has none.
   """
 
@@ -295,7 +295,8 @@ def _write_weights(
   dtype: str,
   shard_bytes: int,
 ) -> None:
-  shards, size = [{}], 0
+  shards = [{}]
+  size = 0
   for entry in family.entries(config):
     index = ... if entry.layer is None else entry.layer
     tensor = entry.join(*(_leaf(lm, path)[index] for path in entry.paths))
