@@ -97,7 +97,7 @@ def run(settings: ConstitutionalAi, run_dir: Path) -> int:
         settings, lab, made, name, judge(settings, seed), pairs, seed
       )
       seconds[label] += time.perf_counter() - began
-  count = noisy_judge.harshness()
+  count = noisy_judge.negative_word_count()
 
   def harsh_PK(seed, draws):
     return protocol.score_groups(count, draws.prompts, draws.texts)
@@ -121,8 +121,8 @@ def _revisions(settings: ConstitutionalAi, lab, seed: int):
   sampled = lab.sample(lab.start.params, completions=1, seed=seed)
   prompts, first = sampled.prompts, [texts[0] for texts in sampled.texts_BK]
   critic = noisy_judge.critic(error=settings.error, seed=seed)
-  made = constitution.revise(critic, prompts, first, settings.rounds)
-  count = noisy_judge.harshness()
+  made = constitution.revise(critic, prompts, first, rounds=settings.rounds)
+  count = noisy_judge.negative_word_count()
   texts = [first, *(one.text for one in made)]
   harsh = [float(count(prompts, each).value_N.mean()) for each in texts]
   rows = [
@@ -151,7 +151,7 @@ def _by_principle(settings: ConstitutionalAi, temperature: float, seed: int):
   """One principle a pair: few harsh words, or kindness; both orders averaged."""
   from xpo_jax.feedback import constitution, noisy_judge, protocol, rules
 
-  count = noisy_judge.harshness()
+  count = noisy_judge.negative_word_count()
 
   def gentle(prompts, texts):
     return protocol.Scores(-count(prompts, texts).value_N)
@@ -160,7 +160,7 @@ def _by_principle(settings: ConstitutionalAi, temperature: float, seed: int):
   judges = [
     noisy_judge.preference(truth, **hparams) for truth in (gentle, rules.sentiment())
   ]
-  return protocol.both_orders(constitution.by_principle(judges, seed))
+  return protocol.both_orders(constitution.random_judge(judges, seed))
 
 
 def _soft(settings: ConstitutionalAi, seed: int):
@@ -186,7 +186,7 @@ def _learned(
   from xpo_jax.config.sampling import Feedback
   from xpo_jax.feedback import labelling, reward_model
 
-  labelled = labelling.label(judge, pairs, seed=seed)
+  labelled = labelling.label_pairs(judge, pairs, seed=seed)
   directory = lab.reward(
     f"reward-{name}",
     labelled.pairs,

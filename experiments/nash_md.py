@@ -37,7 +37,9 @@ def experiment(source: str | None = None) -> Experiment:
   return synthetic_world.run(
     ObjectiveConfig("nash_md", beta=0.05),
     world,
-    feedback=Feedback(Configured(rules.cycle, patterns=KINDS), kind="win_rates"),
+    feedback=Feedback(
+      Configured(rules.cyclic_preference, patterns=KINDS), kind="win_rates"
+    ),
     sampling=Sampling(
       completions=4, max_completion_tokens=world.longest, opponent=Opponent(share=0.25)
     ),

@@ -129,7 +129,7 @@ def _right(judge, pairs, seed: int) -> tuple[float, float]:
   """Share of the pairs that the judge labels, and of these where it is right."""
   from xpo_jax.feedback import labelling, protocol
 
-  labelled = labelling.label(protocol.both_orders(judge), pairs, seed=seed).pairs
+  labelled = labelling.label_pairs(protocol.both_orders(judge), pairs, seed=seed).pairs
   better = {pair.uid: pair.chosen for pair in pairs}
   rightly = [pair.chosen == better[pair.uid] for pair in labelled]
   return len(labelled) / len(pairs), sum(rightly) / len(labelled)
@@ -150,8 +150,8 @@ def _distilled(settings: Rlaif, lab, pairs, judge, seed: int):
   from xpo_jax.config.factories import ObjectiveConfig
   from xpo_jax.feedback import labelling
 
-  labelled = labelling.label(judge, pairs, seed=seed)
-  lab.say(f"seed {seed}: {labelled.draws} of {len(pairs)} pairs are draws")
+  labelled = labelling.label_pairs(judge, pairs, seed=seed)
+  lab.say(f"seed {seed}: {labelled.ties} of {len(pairs)} pairs are ties")
   soft = ObjectiveConfig(objectives.soft_bradley_terry)
   return _model(settings, lab, f"reward-rlaif-{seed}", labelled.pairs, soft, seed)
 

@@ -121,7 +121,7 @@ def _parts(sdpo: Sdpo, lab, seed: int):
   parts = [rows[a:b] for a, b in itertools.pairwise(cuts)]
   accuracy = []
   for part in parts:
-    examples = tokenise.attempt(part, lab.tokenizer).examples
+    examples = tokenise.tokenise_valid(part, lab.tokenizer).examples
     found = sequence_logps.score_pairs(
       lab.model, lab.start.params, lab.start.params, examples
     )

@@ -89,7 +89,7 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
 
   lab = staged.Lab(settings, run_dir)
   seeds = settings.world.seeds
-  own = Configured(local.own_rating, prompt="brief", levels=settings.levels)
+  own = Configured(local.self_rating, prompt="brief", levels=settings.levels)
   script = {"error": settings.error, "levels": settings.levels - 1}
   raters = {
     seed: Feedback(Configured(noisy_judge.scorer, **script, seed=seed))
@@ -151,7 +151,10 @@ def _seed_data(settings: SelfRewarding, lab, seed: int):
   rate = noisy_judge.scorer(error=settings.error, levels=settings.levels - 1, seed=seed)
   levels_N = 1 + rate(prompts, texts).value_N.astype(int)
   hparams = {"prompt": "brief", "levels": settings.levels}
-  return [*answers, *labelling.ratings(prompts, texts, levels_N.tolist(), **hparams)]
+  return [
+    *answers,
+    *labelling.rating_demonstrations(prompts, texts, levels_N.tolist(), **hparams),
+  ]
 
 
 def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: int):

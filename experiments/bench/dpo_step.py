@@ -125,7 +125,7 @@ def _batch() -> pack.Batch:
     tokenise.Example(str(n), prompt, completions, Layout.PAIR)
     for n, (prompt, *completions) in enumerate(_texts())
   ]
-  return pack.plan(examples, rows_per_step=PAIRS, shuffle=False)[0]
+  return pack.plan(examples, pack.PackSizes(PAIRS), shuffle=False)[0]
 
 
 def _online(model, params, ref):

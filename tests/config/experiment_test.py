@@ -20,7 +20,7 @@ from xpo_jax.feedback import reward_model
 from xpo_jax.models.lora import Adapter
 from xpo_jax.train import validate
 
-SOURCE = Configured("xpo_jax.feedback.rules:world_reward")
+SOURCE = Configured("xpo_jax.feedback.rules:synthetic_reward")
 RECORDS = Experiment(ObjectiveConfig("dpo"), Data("pairs.jsonl"), Pretrained("policy"))
 ROLLOUTS = Experiment(
   objective=ObjectiveConfig("ppo", beta=0.02),
@@ -122,4 +122,6 @@ def test_records_and_rollouts_say_what_a_run_reads():
   assert ROLLOUTS.data.source is ROLLOUTS.data.prompts
   assert RECORDS.data.feedback is None and RECORDS.data.temperature == 1
   assert ROLLOUTS.data.max_completion_tokens == 64
-  assert "prompts.jsonl, by xpo_jax.feedback.rules:world_reward" in ROLLOUTS.data.title
+  assert (
+    "prompts.jsonl, by xpo_jax.feedback.rules:synthetic_reward" in ROLLOUTS.data.title
+  )

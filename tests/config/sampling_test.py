@@ -8,7 +8,7 @@ from xpo_jax.config.factories import Configured
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.feedback import rules
 
-SOURCE = Configured(rules.world_reward)
+SOURCE = Configured(rules.synthetic_reward)
 
 
 def test_reward_of_a_cut_completion_may_be_negative():

@@ -49,7 +49,7 @@ def _prompts(data, share: float, side: str) -> set[str]:
   if share:
     sides = {"train": 1 - share, "held_out": share}
     rows = split.by_prompt(rows, sides, data.seed)[side]
-  return set(map(split.prompt_of, rows))
+  return set(map(split.prompt_text, rows))
 
 
 @pytest.mark.parametrize("make", [_run, _online])

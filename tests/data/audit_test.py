@@ -18,7 +18,7 @@ from xpo_jax.types import Layout
 
 @pytest.fixture(scope="module")
 def rows():
-  """Eighty pairs of the world, two prompts repeated, and three bad rows."""
+  """Eighty pairs of synthetic reviews: one prompt three times, three bad rows."""
   first, second = (
     synthetic_reviews.generate(80, seed=0),
     synthetic_reviews.generate(80, seed=1),
@@ -46,22 +46,24 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def loaded(rows):
-  return sources.from_rows(rows, "pairs")
+  return sources.from_dicts(rows, "pairs")
 
 
 HALVES = {"train": 0.5, "test": 0.5}
 
 
-def test_bad_rows_stop_the_run_with_their_list(loaded, tokenizer):
-  with pytest.raises(records.BadRows, match="3 bad rows") as caught:
+def test_bad_records_raise_with_a_list(loaded, tokenizer):
+  with pytest.raises(records.BadRecords, match="3 bad records") as caught:
     audit.prepare(loaded, tokenizer, fractions=HALVES)
   assert {bad.uid for bad in caught.value.bad} == {"pairs:21", "pairs:31", "pairs:41"}
 
 
-def test_dropped_rows_are_counted_and_written_down(loaded, tokenizer, tmp_path, rows):
+def test_dropped_records_are_counted_and_listed_in_a_file(
+  loaded, tokenizer, tmp_path, rows
+):
   path = tmp_path / "bad_rows.jsonl"
   limits = tokenise.Limits(completion=4)
-  done = audit.prepare(
+  prepared = audit.prepare(
     loaded,
     tokenizer,
     fractions=HALVES,
@@ -69,20 +71,20 @@ def test_dropped_rows_are_counted_and_written_down(loaded, tokenizer, tmp_path, 
     bad_rows="drop",
     bad_rows_file=path,
   )
-  counts = done.audit
+  counts = prepared.audit
   assert (counts.rows, counts.kept) == (80, 77)
   assert counts.dropped == {
     "empty completion": 1,
     "identical chosen and rejected": 1,
     "missing column": 1,
   }
-  # Counted by tokenising each text alone: all longer than the limit, EOS included.
+  # Expected: the completions that, tokenised alone with EOS, exceed the limit.
   good = [row for i, row in enumerate(rows) if i not in (20, 30, 40)]
   texts = [row[name] for row in good for name in ("chosen", "rejected")]
   sizes = [len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False).input_ids]
   assert counts.truncated_completions == sum(size > 4 for size in sizes)
   assert counts.repeated_prompts == 77 - len({row["prompt"] for row in good})
-  assert sum(part["examples"] for part in counts.splits.values()) == 77
+  assert sum(each["examples"] for each in counts.splits.values()) == 77
   written = [json.loads(line) for line in path.read_text().splitlines()]
   assert {row["uid"] for row in written} == {"pairs:21", "pairs:31", "pairs:41"}
   assert {row["row"]["prompt"] for row in written} == {
@@ -91,8 +93,8 @@ def test_dropped_rows_are_counted_and_written_down(loaded, tokenizer, tmp_path, 
   json.dumps(counts.summary())
 
 
-def test_splits_hold_records_beside_their_examples(loaded, tokenizer, tmp_path):
-  done = audit.prepare(
+def test_splits_align_records_and_examples(loaded, tokenizer, tmp_path):
+  prepared = audit.prepare(
     loaded,
     tokenizer,
     fractions=HALVES,
@@ -100,17 +102,19 @@ def test_splits_hold_records_beside_their_examples(loaded, tokenizer, tmp_path):
     bad_rows_file=tmp_path / "bad.jsonl",
   )
   for name in HALVES:
-    pairs = zip(done.records[name], done.examples[name], strict=True)
+    pairs = zip(prepared.records[name], prepared.examples[name], strict=True)
     for record, example in pairs:
       assert record.uid == example.uid
       assert (
         tokenizer.decode(example.completions[1])
         == record.rejected + synthetic_reviews.EOS
       )
-    assert done.audit.splits[name]["sha256"] == audit.digest(done.examples[name])
+    assert prepared.audit.splits[name]["sha256"] == audit.digest(
+      prepared.examples[name]
+    )
 
 
-def test_choice_that_would_lose_rows_silently_is_refused(loaded, tokenizer):
+def test_dropping_without_a_file_raises(loaded, tokenizer):
   with pytest.raises(ValueError, match="bad_rows_file"):
     audit.prepare(loaded, tokenizer, fractions=HALVES, bad_rows="drop")
   with pytest.raises(ValueError, match="bad_rows: 'skip'"):
@@ -139,17 +143,17 @@ def example(**changes):
     {"layout": Layout.SAMPLED},
   ],
 )
-def test_digest_changes_with_anything_that_is_trained_on(changes):
+def test_digest_changes_with_training_data(changes):
   assert audit.digest([example(**changes)]) != audit.digest([example()])
 
 
-def test_digest_knows_order_but_no_names():
+def test_digest_depends_on_order_not_on_uids():
   other = example(prompt=np.array([9], np.int32))
   assert audit.digest([example(), other]) != audit.digest([other, example()])
   assert audit.digest([example(uid="b")]) == audit.digest([example()])
 
 
-def test_tokenizer_digest_sees_vocabulary_and_template(tokenizer):
+def test_tokenizer_digest_depends_on_vocabulary_and_template(tokenizer):
   before = audit.tokenizer_digest(tokenizer)
   assert (
     audit.tokenizer_digest(synthetic_reviews.train_bpe(["other words"], 280)) != before
@@ -161,7 +165,7 @@ def test_tokenizer_digest_sees_vocabulary_and_template(tokenizer):
 
 
 @pytest.mark.parametrize("layout", [Layout.RANKED, Layout.RATED])
-def test_shown_rows_tell_tokens_and_loss(tokenizer, layout):
+def test_inspect_tokens_gives_tokens_and_loss(tokenizer, layout):
   words = " the plot was so very dull and long".split()
   ids = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in words]
 
@@ -184,11 +188,13 @@ def test_shown_rows_tell_tokens_and_loss(tokenizer, layout):
     for name in "ab"
   ]
   groups = collate.to_layout(groups, layout)
-  batches = pack.eval_batches(groups, rows_per_step=1, row_length=80)
+  batches = pack.eval_batches(groups, pack.PackSizes(1, row_length=80))
   shown = [
-    row for s in range(len(batches)) for row in audit.show(batches[s], tokenizer)
+    row
+    for s in range(len(batches))
+    for row in audit.inspect_tokens(batches[s], tokenizer)
   ]
-  told = [token for row in shown for token in row]
+  tokens = [token for row in shown for token in row]
   expected = []
   for group in groups:
     expected += [(tokenizer.decode([i]), False) for i in group.prompt]
@@ -196,7 +202,7 @@ def test_shown_rows_tell_tokens_and_loss(tokenizer, layout):
       expected += [
         (tokenizer.decode([i]), bool(on)) for i, on in zip(y, mask, strict=True)
       ]
-  assert sorted((t.text, t.loss) for t in told) == sorted(expected)
+  assert sorted((t.text, t.loss) for t in tokens) == sorted(expected)
   if layout is Layout.RANKED:
-    assert [(t.text, t.loss) for t in told] == expected
-  assert all(token.segment > 0 for token in told)
+    assert [(t.text, t.loss) for t in tokens] == expected
+  assert all(token.segment > 0 for token in tokens)

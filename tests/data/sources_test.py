@@ -17,12 +17,12 @@ def write(path, *rows):
 
 
 def read_one(row, reading=Reading()):
-  loaded = sources.from_rows([row], "here", reading)
+  loaded = sources.from_dicts([row], "here", reading)
   assert not loaded.bad, loaded.bad
   return loaded.records[0]
 
 
-def say(*contents):
+def messages(*contents):
   roles = ("user", "assistant")
   return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
 
@@ -65,26 +65,29 @@ def say(*contents):
     ({"prompt": "p"}, records.Prompt("here:1", "p")),
   ],
 )
-def test_columns_of_the_convention_make_a_record(row, record):
+def test_columns_determine_the_record(row, record):
   assert read_one(row) == record
 
 
-def test_transcripts_share_everything_up_to_the_last_assistant():
+def test_transcripts_share_the_prompt_up_to_the_last_assistant():
   start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"
   row = {"chosen": f"{start} fine", "rejected": f"{start} fine too"}
   assert read_one(row) == records.Pair("here:1", start, " fine", " fine too")
 
 
-def test_conversations_share_their_equal_messages():
-  row = {"chosen": say("a", "b", "c", "good"), "rejected": say("a", "b", "c", "bad")}
+def test_conversations_share_their_equal_leading_messages():
+  row = {
+    "chosen": messages("a", "b", "c", "good"),
+    "rejected": messages("a", "b", "c", "bad"),
+  }
   pair = read_one(row)
   assert [turn.content for turn in pair.prompt] == ["a", "b", "c"]
   assert pair.chosen == (Turn("assistant", "good", loss=True),)
   assert pair.rejected == (Turn("assistant", "bad", loss=True),)
 
 
-def test_conversation_that_another_continues_keeps_an_answer():
-  row = {"chosen": say("a", "b"), "rejected": say("a", "b", "c", "d")}
+def test_conversation_that_is_a_prefix_keeps_a_completion():
+  row = {"chosen": messages("a", "b"), "rejected": messages("a", "b", "c", "d")}
   pair = read_one(row)
   assert [turn.content for turn in pair.prompt] == ["a"]
   assert [turn.content for turn in pair.chosen] == ["b"]
@@ -92,7 +95,7 @@ def test_conversation_that_another_continues_keeps_an_answer():
 
 
 def test_loss_is_on_the_last_assistant_turn_or_on_all():
-  row = {"messages": say("a", "b", "c", "d")}
+  row = {"messages": messages("a", "b", "c", "d")}
   last, every = (read_one(row, Reading(loss_on=which)) for which in ("last", "all"))
   assert [turn.content for turn in last.prompt] == ["a", "b", "c"]
   assert last.completion == (Turn("assistant", "d", loss=True),)
@@ -100,9 +103,9 @@ def test_loss_is_on_the_last_assistant_turn_or_on_all():
   assert [turn.loss for turn in every.completion] == [True, False, True]
 
 
-def test_text_is_cut_after_its_first_words():
+def test_text_prompt_is_its_first_words():
   row = {"text": "a loud , witless mess .", "label": 0}
-  loaded = sources.from_rows([row], "here", Reading(prompt_words=4))
+  loaded = sources.from_dicts([row], "here", Reading(prompt_words=4))
   (record,) = loaded.records
   assert (record.prompt, record.completion) == ("a loud , witless", " mess .")
   assert loaded.unused == ("label",)
@@ -114,7 +117,7 @@ def test_columns_are_renamed_before_they_are_read():
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
-def test_file_is_read_plain_or_zipped(tmp_path, suffix):
+def test_file_is_read_plain_or_gzipped(tmp_path, suffix):
   # A line separator inside a string must not end the row.
   row = json.dumps({"prompt": "p", "completion": " a\u2028b"}, ensure_ascii=False)
   raw = f"{row}\n\n{row}\n".encode()
@@ -140,18 +143,26 @@ HH = "\n\nHuman: {}\n\nAssistant:{}"
     ({"prompt": "p", "chosen": " a", "rejected": ""}, "empty completion", "1"),
     ({"prompt": "p", "chosen": " a", "rejected": " a"}, "identical", "preference"),
     ({"chosen": "a b", "rejected": "a b"}, "identical", "preference"),
-    ({"chosen": "one", "rejected": "two"}, "no shared prompt", "common start"),
-    ({"chosen": say("a", "b"), "rejected": say("c", "d")}, "no shared prompt", ""),
+    ({"chosen": "one", "rejected": "two"}, "no shared prompt", "common prefix"),
+    (
+      {"chosen": messages("a", "b"), "rejected": messages("c", "d")},
+      "no shared prompt",
+      "",
+    ),
     (
       {"chosen": HH.format("a", " x"), "rejected": HH.format("b", " y")},
       "no shared prompt",
       "Assistant",
     ),
     ({"prompt": "p", "chosen": 3, "rejected": " b"}, "not a text", "chosen"),
-    ({"chosen": say("a", "b"), "rejected": "a"}, "not a text", "one messages"),
+    (
+      {"chosen": messages("a", "b"), "rejected": "a"},
+      "not a text",
+      "the other messages",
+    ),
   ],
 )
-def test_bad_row_is_named_with_its_line(tmp_path, row, problem, detail):
+def test_bad_row_is_listed_with_its_line(tmp_path, row, problem, detail):
   good = {"prompt": "p", "chosen": " a", "rejected": " b"}
   path = write(tmp_path / "pairs.jsonl", good, row, good)
   loaded = sources.read_jsonl(path)
@@ -168,7 +179,7 @@ def test_bad_row_is_named_with_its_line(tmp_path, row, problem, detail):
     (
       {"prompt": "p", "completion": "c", "label": 1},
       {"prompt": "p", "completion": "c", "label": "yes"},
-      "not a thumb",
+      "not a binary label",
     ),
     (
       {"prompt": "p", "completion": "c", "reward": 1},
@@ -185,24 +196,24 @@ def test_bad_row_is_named_with_its_line(tmp_path, row, problem, detail):
       {"prompt": "p", "completions": ["a", "b"], "rewards": [1]},
       "rewards do not match completions",
     ),
-    ({"messages": say("a", "b")}, {"messages": say("a")}, "empty completion"),
+    ({"messages": messages("a", "b")}, {"messages": messages("a")}, "empty completion"),
   ],
 )
-def test_bad_value_is_named(first, second, problem):
-  loaded = sources.from_rows([first, second], "here")
+def test_bad_value_is_listed(first, second, problem):
+  loaded = sources.from_dicts([first, second], "here")
   assert [(bad.uid, bad.problem) for bad in loaded.bad] == [("here:2", problem)]
 
 
 def test_short_text_has_no_completion():
   rows = [{"text": "a b c"}, {"text": "a b"}, {"text": "a"}]
-  loaded = sources.from_rows(rows, "here", Reading(prompt_words=2))
+  loaded = sources.from_dicts(rows, "here", Reading(prompt_words=2))
   assert [bad.problem for bad in loaded.bad] == ["empty completion"] * 2
 
 
-def test_list_of_bad_rows_shows_twenty_and_the_count():
-  bad = [records.BadRow(f"f:{i}", "not JSON", "why") for i in range(23)]
-  message = str(records.BadRows(bad))
-  assert "23 bad rows" in message
+def test_bad_records_lists_twenty_and_the_count():
+  bad = [records.BadRecord(f"f:{i}", "not JSON", "why") for i in range(23)]
+  message = str(records.BadRecords(bad))
+  assert "23 bad records" in message
   assert "f:19:" in message and "f:20:" not in message
   assert "3 more" in message
 
@@ -212,31 +223,31 @@ def test_list_of_bad_rows_shows_twenty_and_the_count():
   [
     ("", Reading(), "rows.jsonl: the file is empty"),
     ("\n \n", Reading(), "the file is empty"),
-    ('{"question": "q"}', Reading(), "missing column: .'question'. make no kind"),
+    ('{"question": "q"}', Reading(), "missing column: .'question'. match no kind"),
     ('{"prompt": "p", "chosen": " a"}', Reading(), "missing column: .*'rejected'"),
     ('{"text": "a b c"}', Reading(), "how many words"),
   ],
 )
-def test_file_that_holds_no_records_is_refused(tmp_path, content, reading, message):
+def test_file_without_records_raises(tmp_path, content, reading, message):
   path = tmp_path / "rows.jsonl"
   path.write_text(content)
   with pytest.raises(ValueError, match=message):
     sources.read_jsonl(path, reading)
 
 
-def test_first_row_that_lacks_a_column_is_the_bad_one():
+def test_first_row_without_a_column_is_bad():
   rows = [
     {"prompt": "p", "chosen": " a"},
     {"prompt": "p", "chosen": " a", "rejected": " b"},
   ]
-  loaded = sources.from_rows(rows, "here")
+  loaded = sources.from_dicts(rows, "here")
   assert [(bad.uid, bad.problem) for bad in loaded.bad] == [
     ("here:1", "missing column")
   ]
   assert len(loaded.records) == 1
 
 
-def test_file_that_is_not_text_is_refused(tmp_path):
+def test_file_that_is_not_text_raises(tmp_path):
   for name, raw in (("a.jsonl", b"\xff\xfe"), ("b.jsonl.gz", b"plain")):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(ValueError, match=name):
@@ -246,19 +257,19 @@ def test_file_that_is_not_text_is_refused(tmp_path):
 @pytest.mark.parametrize(
   "arguments", [{"kind": "pairs"}, {"loss_on": "first"}, {"prompt_words": 0}]
 )
-def test_impossible_reading_is_refused(arguments):
+def test_invalid_reading_raises(arguments):
   (name,) = arguments
   with pytest.raises(ValueError, match=name):
     Reading(**arguments)
 
 
-def test_hub_without_its_package_says_what_to_install(monkeypatch):
+def test_hub_without_its_package_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
   with pytest.raises(ImportError, match=r"xpo_jax\[hub\]"):
     sources.from_hub("some/data", "train")
 
 
-def test_lists_of_objects_become_a_ranked_record():
+def test_lists_of_objects_convert_to_a_ranked_record():
   feedback = [
     {"text": " a", "p_beats_baseline": 0.1, "generator": "x"},
     {"text": " b", "p_beats_baseline": 0.7, "generator": "y"},
@@ -275,7 +286,7 @@ def test_lists_of_objects_become_a_ranked_record():
     {"prompt": "p", "source": "s", "responses": [{"text": " a"}]},
     {"prompt": "p", "source": "s", "responses": "none"},
   ]
-  loaded = sources.from_rows(rows, "here", reading)
+  loaded = sources.from_dicts(rows, "here", reading)
   assert loaded.records == (
     records.Ranked("here:1", "p", (" a", " b"), (0.1, 0.7)),
     records.Ranked("here:2", "p", (" a",), (0.1,)),
@@ -287,7 +298,7 @@ def test_lists_of_objects_become_a_ranked_record():
   assert loaded.unused == ("source",)
 
 
-def test_field_of_a_list_may_take_the_place_of_the_list():
+def test_field_of_a_list_may_replace_the_list():
   # UltraFeedback's columns.
   row = {"instruction": "p", "completions": [{"response": " a", "overall_score": 3}]}
   names = {
@@ -295,26 +306,26 @@ def test_field_of_a_list_may_take_the_place_of_the_list():
     "completions.response": "completions",
     "completions.overall_score": "rewards",
   }
-  loaded = sources.from_rows([row], "here", Reading(rename=names))
+  loaded = sources.from_dicts([row], "here", Reading(rename=names))
   assert loaded.records == (records.Ranked("here:1", "p", (" a",), (3.0,)),)
 
 
-def test_share_of_votes_comes_with_its_pair():
+def test_probability_is_read_with_its_pair():
   pair = {"prompt": "p", "chosen": " a", "rejected": " b"}
   rows = [pair | {"probability": 0.75}, pair | {"probability": 1.5}]
-  loaded = sources.from_rows(rows, "here")
+  loaded = sources.from_dicts(rows, "here")
   assert loaded.records[0].probability == 0.75
   assert [bad.problem for bad in loaded.bad] == ["not a probability"]
 
 
-def test_labelled_steps_make_one_answer():
+def test_labelled_steps_form_one_completion():
   rows = [
     {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
     {"prompt": "p", "completions": ["a"], "labels": [0]},
     {"prompt": "p", "completions": ["a", "b"], "labels": [True]},
     {"prompt": "p", "completions": ["a", 3], "labels": [True, True]},
   ]
-  loaded = sources.from_rows(rows, "here")
+  loaded = sources.from_dicts(rows, "here")
   assert loaded.records == (
     records.Stepped("here:1", "p", ("a", "b"), (1.0, -1.0)),
     records.Stepped("here:2", "p", ("a",), (0.0,)),
@@ -323,4 +334,4 @@ def test_labelled_steps_make_one_answer():
     "labels do not match steps",
     "not a text",
   ]
-  assert records.answers(loaded.records[0]) == ("a\nb",)
+  assert records.completions(loaded.records[0]) == ("a\nb",)

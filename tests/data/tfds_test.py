@@ -23,40 +23,40 @@ def reviews(data_dir):
   )
 
 
-def test_labelled_text_comes_back_in_order_as_text(reviews):
+def test_labelled_text_round_trips_in_order(reviews):
   reading = sources.Reading(prompt_words=2)
-  loaded = tfds.open_directory(reviews, "train", reading)
+  loaded = tfds.read_directory(reviews, "train", reading)
   assert loaded.records[0] == Demonstration("reviews/train:1", "film 0", " is — good")
   assert [row.prompt for row in loaded.records] == [f"film {i}" for i in range(12)]
   assert not loaded.bad
-  part = tfds.open_directory(reviews, "train[:3]", reading)
+  part = tfds.read_directory(reviews, "train[:3]", reading)
   assert len(part.records) == 3
 
 
-def test_pairs_come_back_and_a_changed_source_is_built_anew(data_dir):
+def test_pairs_round_trip_and_a_changed_source_is_rebuilt(data_dir):
   def build(chosen, sha256):
     row = {"prompt": "p", "chosen": chosen, "rejected": " b"}
     path = tfds.build(
       "prefs", {"train": [row]}, tfds.PAIR, source_sha256=sha256, data_dir=data_dir
     )
-    return tfds.open_directory(path, "train").records
+    return tfds.read_directory(path, "train").records
 
   assert build(" a", "01" * 32) == (Pair("prefs/train:1", "p", " a", " b"),)
   assert build(" new", "02" * 32) == (Pair("prefs/train:1", "p", " new", " b"),)
 
 
-def test_what_is_not_there_is_named(reviews, data_dir):
+def test_missing_directory_or_split_raises(reviews, data_dir):
   with pytest.raises(FileNotFoundError, match=r"no dataset_info\.json"):
-    tfds.open_directory(data_dir, "train")
+    tfds.read_directory(data_dir, "train")
   with pytest.raises(ValueError, match=r"split: 'dev' is not in \['test', 'train'\]"):
-    tfds.open_directory(reviews, "dev")
+    tfds.read_directory(reviews, "dev")
 
 
 @pytest.mark.parametrize(
   ("name", "rows", "message"),
   [("My Data", {"train": REVIEWS}, "snake_case"), ("data", {"train": []}, "no rows")],
 )
-def test_impossible_build_is_refused(tmp_path, name, rows, message):
+def test_invalid_build_raises(tmp_path, name, rows, message):
   with pytest.raises(ValueError, match=message):
     tfds.build(
       name, rows, tfds.LABELLED_TEXT, source_sha256="a" * 64, data_dir=tmp_path

@@ -23,36 +23,36 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def chat_tokenizer():
-  made = synthetic_reviews.train_bpe([WORDS] * 3, 400)
-  made.chat_template = CHAT
-  return made
+  tokenizer = synthetic_reviews.train_bpe([WORDS] * 3, 400)
+  tokenizer.chat_template = CHAT
+  return tokenizer
 
 
 @pytest.fixture(scope="module")
 def bare_tokenizer():
-  """As Qwen's: an EOS, but no BOS."""
-  made = synthetic_reviews.train_bpe([WORDS] * 3, 400)
-  made.bos_token = None
-  return made
+  """A tokenizer with an EOS but no BOS, as Qwen's."""
+  tokenizer = synthetic_reviews.train_bpe([WORDS] * 3, 400)
+  tokenizer.bos_token = None
+  return tokenizer
 
 
 PAIR = records.Pair("one", "the sky is", " blue", " black.")
 
 
 def one(record, tokenizer, template=Template(), limits=Limits()):
-  (example,) = tokenise.tokenise([record], tokenizer, template, limits)
+  (example,) = tokenise.tokenise([record], tokenizer, template, limits=limits)
   return example
 
 
-def refusal(record, tokenizer, template=Template(), limits=Limits()):
-  done = tokenise.attempt([record], tokenizer, template, limits)
-  assert not done.examples and done.dropped == (record,)
-  (bad,) = done.bad
+def bad_record(record, tokenizer, template=Template(), limits=Limits()):
+  tokenised = tokenise.tokenise_valid([record], tokenizer, template, limits=limits)
+  assert not tokenised.examples and tokenised.dropped == (record,)
+  (bad,) = tokenised.bad
   assert bad.uid == record.uid
   return bad
 
 
-def test_bos_stands_once_and_every_completion_ends_with_eos(tokenizer):
+def test_prompt_has_one_bos_and_every_completion_ends_with_eos(tokenizer):
   example = one(PAIR, tokenizer)
   assert example.prompt[0] == tokenizer.bos_token_id
   assert tokenizer.decode(example.prompt[1:]) == "the sky is"
@@ -68,16 +68,16 @@ def test_bos_stands_once_and_every_completion_ends_with_eos(tokenizer):
   assert example.tokens == len(everything)
 
 
-def test_eos_that_the_text_holds_is_not_doubled(tokenizer):
+def test_eos_in_the_text_is_not_added_again(tokenizer):
   example = one(records.Demonstration("a", "the sky", " is</s>"), tokenizer)
   assert tokenizer.decode(example.completions[0]) == " is</s>"
 
 
-def test_tokenizer_without_bos_adds_none_and_refuses_an_empty_prompt(bare_tokenizer):
+def test_tokenizer_without_bos_rejects_an_empty_prompt(bare_tokenizer):
   example = one(PAIR, bare_tokenizer)
   assert bare_tokenizer.decode(example.prompt) == "the sky is"
   empty = dataclasses.replace(PAIR, prompt="")
-  assert refusal(empty, bare_tokenizer).problem == "empty prompt"
+  assert bad_record(empty, bare_tokenizer).problem == "empty prompt"
 
 
 def test_empty_prompt_is_the_bos_alone(tokenizer):
@@ -96,22 +96,22 @@ def test_separators_are_part_of_the_prompt(tokenizer):
   ("prompt", "completion", "shown"),
   [
     ("the sk", "y is", "'the sk' + 'y is'"),  # a word cut in two
-    ("the sky ", "is", "'the sky ' + 'is'"),  # the space belongs to the next word
+    ("the sky ", "is", "'the sky ' + 'is'"),  # the space is part of the next token
   ],
 )
-def test_merge_across_the_boundary_is_refused_and_shown(
+def test_merge_across_the_boundary_is_a_bad_record(
   tokenizer, prompt, completion, shown
 ):
-  bad = refusal(records.Demonstration("row 7", prompt, completion), tokenizer)
+  bad = bad_record(records.Demonstration("row 7", prompt, completion), tokenizer)
   assert bad.problem == "boundary"
   assert shown in bad.detail
   assert "template.between" in bad.detail
 
 
-def test_conversation_is_told_by_the_chat_template(chat_tokenizer):
-  asked = (Turn("user", "why?"),)
-  said = (Turn("assistant", "because it is.", loss=True),)
-  example = one(records.Demonstration("a", asked, said), chat_tokenizer)
+def test_conversation_is_rendered_by_the_chat_template(chat_tokenizer):
+  question = (Turn("user", "why?"),)
+  reply = (Turn("assistant", "because it is.", loss=True),)
+  example = one(records.Demonstration("a", question, reply), chat_tokenizer)
   prompt, answer = chat_tokenizer.batch_decode([example.prompt, example.completions[0]])
   assert prompt == "<s>user: why?\nassistant:"
   assert answer == " because it is.</s>"
@@ -120,62 +120,63 @@ def test_conversation_is_told_by_the_chat_template(chat_tokenizer):
 @pytest.mark.parametrize("every", [False, True])
 def test_loss_covers_marked_turns_with_their_eos(chat_tokenizer, every):
   start = (Turn("user", "hello"),)
-  rest = (
+  turns = (
     Turn("assistant", "the sky is blue.", loss=every),
     Turn("user", "why?"),
     Turn("assistant", "because it is.", loss=True),
   )
-  example = one(records.Demonstration("a", start, rest), chat_tokenizer)
+  example = one(records.Demonstration("a", start, turns), chat_tokenizer)
   (ids,), (mask,) = example.completions, example.masks
-  told = chat_tokenizer.decode(ids)
-  assert told == (" the sky is blue.</s>\nuser: why?\nassistant: because it is.</s>")
+  text = chat_tokenizer.decode(ids)
+  assert text == (" the sky is blue.</s>\nuser: why?\nassistant: because it is.</s>")
   trained = chat_tokenizer.decode(ids[mask])
   first = " the sky is blue.</s>" if every else ""
   assert trained == first + " because it is.</s>"
 
 
-def test_template_that_rewrites_the_prompt_is_refused(chat_tokenizer):
-  # Writes the number of messages first, so that a longer conversation starts otherwise.
+def test_template_that_rewrites_the_prompt_is_a_bad_record(chat_tokenizer):
+  # Starts with the number of messages, so that a completion changes the prompt.
   chat_tokenizer.chat_template = "{{ messages | length }}" + CHAT
-  asked, said = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
-  bad = refusal(records.Demonstration("a", asked, said), chat_tokenizer)
+  question, reply = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
+  bad = bad_record(records.Demonstration("a", question, reply), chat_tokenizer)
   chat_tokenizer.chat_template = CHAT
   assert bad.problem == "template rewrites the prompt"
 
 
-def test_long_completion_keeps_its_start_and_is_counted(tokenizer):
-  done = tokenise.attempt([PAIR], tokenizer, limits=Limits(completion=2))
-  (example,) = done.examples
+def test_long_completion_is_truncated_and_counted(tokenizer):
+  tokenised = tokenise.tokenise_valid([PAIR], tokenizer, limits=Limits(completion=2))
+  (example,) = tokenised.examples
   assert [tokenizer.decode(y) for y in example.completions] == [" blue</s>", " black."]
-  assert (done.truncated_prompts, done.truncated_completions) == (0, 1)
+  assert (tokenised.truncated_prompts, tokenised.truncated_completions) == (0, 1)
 
 
-def test_long_prompt_is_refused_or_keeps_its_bos_and_its_end(tokenizer):
-  bad = refusal(PAIR, tokenizer, limits=Limits(prompt=3))
+def test_long_prompt_is_rejected_or_keeps_its_bos_and_end(tokenizer):
+  bad = bad_record(PAIR, tokenizer, limits=Limits(prompt=3))
   assert bad.problem == "over-long prompt"
   assert bad.detail.startswith("4 tokens, the limit is 3")
-  cut = Limits(prompt=3, long_prompt="truncate")
-  done = tokenise.attempt([PAIR], tokenizer, limits=cut)
-  assert tokenizer.decode(done.examples[0].prompt) == "<s> sky is"
-  assert (done.truncated_prompts, done.truncated_completions) == (1, 0)
-  (prompt,) = tokenise.prompts([PAIR], tokenizer, limits=cut)
-  np.testing.assert_array_equal(prompt, done.examples[0].prompt)
+  truncate = Limits(prompt=3, long_prompt="truncate")
+  tokenised = tokenise.tokenise_valid([PAIR], tokenizer, limits=truncate)
+  assert tokenizer.decode(tokenised.examples[0].prompt) == "<s> sky is"
+  assert (tokenised.truncated_prompts, tokenised.truncated_completions) == (1, 0)
+  (prompt,) = tokenise.tokenise_prompts([PAIR], tokenizer, limits=truncate)
+  np.testing.assert_array_equal(prompt, tokenised.examples[0].prompt)
 
 
-def test_prompt_without_its_bos_keeps_only_its_end(bare_tokenizer):
-  cut = Limits(prompt=2, long_prompt="truncate")
+def test_truncated_prompt_without_bos_keeps_its_end(bare_tokenizer):
+  truncate = Limits(prompt=2, long_prompt="truncate")
   assert (
-    bare_tokenizer.decode(one(PAIR, bare_tokenizer, limits=cut).prompt) == " sky is"
+    bare_tokenizer.decode(one(PAIR, bare_tokenizer, limits=truncate).prompt)
+    == " sky is"
   )
 
 
-def test_truncation_that_leaves_no_loss_is_a_bad_row(chat_tokenizer):
+def test_truncation_that_leaves_no_loss_is_a_bad_record(chat_tokenizer):
   start = (Turn("user", "hello"),)
-  rest = (Turn("assistant", "why?"), Turn("user", "why?"))
+  turns = (Turn("assistant", "why?"), Turn("user", "why?"))
   record = records.Demonstration(
-    "a", start, (*rest, Turn("assistant", "it is.", loss=True))
+    "a", start, (*turns, Turn("assistant", "it is.", loss=True))
   )
-  bad = refusal(record, chat_tokenizer, limits=Limits(completion=2))
+  bad = bad_record(record, chat_tokenizer, limits=Limits(completion=2))
   assert bad.problem == "empty completion"
 
 
@@ -206,15 +207,15 @@ def test_truncation_that_leaves_no_loss_is_a_bad_row(chat_tokenizer):
     ),
   ],
 )
-def test_record_decides_layout_and_fields(tokenizer, record, layout, fields):
+def test_record_determines_layout_and_fields(tokenizer, record, layout, fields):
   example = one(record, tokenizer)
   assert example.layout is layout
   assert {name: x.tolist() for name, x in example.fields.items()} == fields
   assert all(x.dtype == np.float32 for x in example.fields.values())
 
 
-def test_good_rows_keep_their_order_beside_bad_ones(tokenizer):
-  rows = [
+def test_valid_records_keep_their_order(tokenizer):
+  data = [
     dataclasses.replace(PAIR, uid="a"),
     dataclasses.replace(PAIR, uid="b", rejected=" "),
     dataclasses.replace(PAIR, uid="c", prompt="the sk", chosen="y"),
@@ -222,22 +223,22 @@ def test_good_rows_keep_their_order_beside_bad_ones(tokenizer):
     dataclasses.replace(PAIR, uid="e", rejected=PAIR.chosen),
     dataclasses.replace(PAIR, uid="f"),
   ]
-  done = tokenise.attempt(rows, tokenizer)
-  assert [example.uid for example in done.examples] == ["a", "f"]
-  assert sorted(bad.uid for bad in done.bad) == ["b", "c", "d", "e"]
-  with pytest.raises(records.BadRows, match="4 bad rows") as caught:
-    tokenise.tokenise(rows, tokenizer)
-  assert caught.value.bad == done.bad
+  tokenised = tokenise.tokenise_valid(data, tokenizer)
+  assert [example.uid for example in tokenised.examples] == ["a", "f"]
+  assert sorted(bad.uid for bad in tokenised.bad) == ["b", "c", "d", "e"]
+  with pytest.raises(records.BadRecords, match="4 bad records") as caught:
+    tokenise.tokenise(data, tokenizer)
+  assert caught.value.bad == tokenised.bad
 
 
-def test_tokenizer_that_cannot_serve_is_refused(tokenizer):
-  asked, said = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
+def test_tokenizer_without_template_or_eos_raises(tokenizer):
+  question, reply = (Turn("user", "why?"),), (Turn("assistant", "it is.", loss=True),)
   with pytest.raises(ValueError, match="no chat template"):
-    tokenise.attempt([records.Demonstration("a", asked, said)], tokenizer)
-  endless = synthetic_reviews.train_bpe([WORDS], 300)
-  endless.eos_token = None
+    tokenise.tokenise_valid([records.Demonstration("a", question, reply)], tokenizer)
+  no_eos = synthetic_reviews.train_bpe([WORDS], 300)
+  no_eos.eos_token = None
   with pytest.raises(ValueError, match="no EOS"):
-    tokenise.attempt([PAIR], endless)
+    tokenise.tokenise_valid([PAIR], no_eos)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +249,12 @@ def test_tokenizer_that_cannot_serve_is_refused(tokenizer):
     ({"long_prompt": "drop"}, "long_prompt: 'drop'"),
   ],
 )
-def test_impossible_limit_is_refused(arguments, message):
+def test_invalid_limit_raises(arguments, message):
   with pytest.raises(ValueError, match=message):
     Limits(**arguments)
 
 
-def test_label_of_a_step_stands_on_the_token_after_it(tokenizer):
+def test_step_label_is_on_the_token_after_the_step(tokenizer):
   row = records.Stepped("a", "the", (" sky is", "blue", "why"), (1.0, 0.0, -1.0))
   example = one(row, tokenizer)
   (completion,), (label_T,) = example.completions, example.token_fields["reward"]

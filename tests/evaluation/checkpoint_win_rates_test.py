@@ -24,7 +24,7 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.evaluation import checkpoint_win_rates, evaluate_run, measure_policy
 from xpo_jax.feedback import rules
-from xpo_jax.feedback.protocol import OfPolicy, Scores
+from xpo_jax.feedback.protocol import Scores, SelfFeedback
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.models.config import Config
 from xpo_jax.report import run_page
@@ -208,7 +208,7 @@ def test_a_preference_for_what_is_shown_first_wins_nothing(run, tmp_path):
   assert report.measures["win_rate_vs_reference"].mean == 0.5
 
 
-def its_own_judge() -> OfPolicy:
+def its_own_judge() -> SelfFeedback:
   """Scores by the sum of the policy's embedding: which policy judged can be told."""
 
   def make(model, params, tokenizer):
@@ -216,7 +216,7 @@ def its_own_judge() -> OfPolicy:
     total = float(np.sum(params["embedding"]))
     return lambda prompts, completions: Scores(np.full(len(prompts), total, np.float32))
 
-  return OfPolicy(make)
+  return SelfFeedback(make)
 
 
 def test_the_finished_policy_judges_where_it_was_its_own_judge(run):

@@ -6,39 +6,41 @@ from xpo_jax.feedback import judge, labelling
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.protocol import Scores
 
-ROWS = [Pair(str(n), f"p{n}", "aa", "b", probability=0.9) for n in range(60)]
+PAIRS = [Pair(str(n), f"p{n}", "aa", "b", probability=0.9) for n in range(60)]
 
 
-def _sure(prompts, first, second):
-  """Prefers the shorter at 0.8; draws on p0; silent on p1."""
+def _prefer_shorter(prompts, first, second):
+  """Prefers the shorter at 0.8; ties on p0; abstains on p1."""
 
   def p(prompt, a, b):
     return {"p0": 0.5, "p1": np.nan}.get(prompt, 0.8 if len(a) < len(b) else 0.2)
 
-  rows = zip(prompts, first, second, strict=True)
-  return Scores(np.array([p(*row) for row in rows], np.float32))
+  queries = zip(prompts, first, second, strict=True)
+  return Scores(np.array([p(*query) for query in queries], np.float32))
 
 
-def test_the_order_of_answers_tells_nothing():
-  asked = labelling.questions(ROWS)
-  assert 15 < sum(asked.people) < 45
-  for first, second, kept in zip(asked.first, asked.second, asked.people, strict=True):
-    assert (first, second) == (("aa", "b") if kept else ("b", "aa"))
-  assert labelling.questions(ROWS[7:8]).people == asked.people[7:8]
-  assert labelling.questions(ROWS, seed=1).people != asked.people
+def test_order_of_completions_is_random():
+  queries = labelling.make_queries(PAIRS)
+  assert 15 < sum(queries.chosen_first) < 45
+  for first, second, in_order in zip(
+    queries.first, queries.second, queries.chosen_first, strict=True
+  ):
+    assert (first, second) == (("aa", "b") if in_order else ("b", "aa"))
+  assert labelling.make_queries(PAIRS[7:8]).chosen_first == queries.chosen_first[7:8]
+  assert labelling.make_queries(PAIRS, seed=1).chosen_first != queries.chosen_first
 
 
-def test_conversations_become_text():
+def test_conversations_are_rendered_as_text():
   turns = (Turn("user", "Hello?"), Turn("assistant", "Yes."))
-  asked = labelling.questions([Pair("1", turns, turns[:1], turns[1:])])
-  assert asked.prompts == ["user: Hello?\n\nassistant: Yes."]
-  assert {*asked.first, *asked.second} == {"Hello?", "Yes."}
+  queries = labelling.make_queries([Pair("1", turns, turns[:1], turns[1:])])
+  assert queries.prompts == ["user: Hello?\n\nassistant: Yes."]
+  assert {*queries.first, *queries.second} == {"Hello?", "Yes."}
 
 
 @pytest.mark.nonfinite
-def test_the_judges_labels_replace_the_old_ones():
-  labelled = labelling.label(_sure, ROWS)
-  assert (labelled.abstained, labelled.draws, len(labelled.pairs)) == (1, 1, 58)
+def test_judge_labels_replace_the_old_ones():
+  labelled = labelling.label_pairs(_prefer_shorter, PAIRS)
+  assert (labelled.abstained, labelled.ties, len(labelled.pairs)) == (1, 1, 58)
   for pair in labelled.pairs:
     assert (pair.chosen, pair.rejected) == ("b", "aa")
     assert pair.probability == pytest.approx(0.8)
@@ -46,26 +48,27 @@ def test_the_judges_labels_replace_the_old_ones():
 
 @pytest.mark.nonfinite
 def test_hard_labels_have_no_probability():
-  labelled = labelling.label(_sure, ROWS, hard=True)
+  labelled = labelling.label_pairs(_prefer_shorter, PAIRS, hard=True)
   assert {pair.probability for pair in labelled.pairs} == {None}
 
 
-def test_ratings_teach_what_a_judge_is_asked():
-  prompts, texts = [f"p{n}" for n in range(7)], [f" a{n}" for n in range(7)]
-  taught = labelling.ratings(
+def test_rating_demonstrations_match_the_judges_queries():
+  prompts = [f"p{n}" for n in range(7)]
+  texts = [f" a{n}" for n in range(7)]
+  demonstrations = labelling.rating_demonstrations(
     prompts, texts, [5, 5, 5, 5, 2, 2, 1], prompt="brief", levels=5
   )
-  # One of each rating that there is, for there is but one of the rarest.
-  assert [row.completion for row in taught] == [" 5", " 2", " 1"]
-  asked = {}
+  # One of each rating, since the rarest occurs once.
+  assert [row.completion for row in demonstrations] == [" 5", " 2", " 1"]
+  queried = {}
 
   def options(conversations, names, draw):
     for conversation in conversations:
       (turn,) = conversation
-      asked["".join(piece.text for piece in turn.pieces)] = names
+      queried["".join(piece.text for piece in turn.pieces)] = names
     return np.zeros((len(conversations), len(names)), np.float32)
 
-  rate = judge.rating(Backend("all alike", None, options), prompt="brief", levels=5)
-  rated = [int(row.uid.split()[1]) for row in taught]
+  rate = judge.rating(Backend("constant", None, options), prompt="brief", levels=5)
+  rated = [int(row.uid.split()[1]) for row in demonstrations]
   rate([prompts[n] for n in rated], [texts[n] for n in rated])
-  assert [row.prompt for row in taught] == list(asked)
+  assert [row.prompt for row in demonstrations] == list(queried)

@@ -20,7 +20,7 @@ def _near(share, expected, n):
   return abs(share - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 
 
-def test_the_judge_errs_at_its_rate_in_either_order():
+def test_error_rate_holds_in_both_orders():
   judge = noisy_judge.preference(error=0.2)
   p_N = _ask(judge)
   decided = TRUE != 0.5
@@ -29,52 +29,52 @@ def test_the_judge_errs_at_its_rate_in_either_order():
   np.testing.assert_array_equal(_ask(judge, SECOND, FIRST), 1 - p_N)
 
 
-def test_the_judge_says_the_same_whatever_the_batch():
+def test_verdicts_do_not_depend_on_the_batch():
   judge = noisy_judge.preference(error=0.3, position=0.2, seed=1)
-  rows = zip(PROMPTS, FIRST, SECOND, strict=True)
-  alone = [judge([p], [a], [b]).value_N[0] for p, a, b in rows]
+  queries = zip(PROMPTS, FIRST, SECOND, strict=True)
+  alone = [judge([p], [a], [b]).value_N[0] for p, a, b in queries]
   np.testing.assert_array_equal(_ask(judge), alone)
   other = noisy_judge.preference(error=0.3, position=0.2, seed=2)
   assert (_ask(other) != alone).any()
 
 
-def test_a_judge_without_error_is_the_truth_and_with_all_its_opposite():
+def test_error_zero_is_the_truth_and_error_one_its_opposite():
   np.testing.assert_array_equal(_ask(noisy_judge.preference(error=0)), TRUE)
   np.testing.assert_array_equal(_ask(noisy_judge.preference(error=1)), 1 - TRUE)
 
 
-def test_an_unsure_judge_is_as_unsure_where_it_is_wrong():
-  sure = rules.bradley_terry(rules.synthetic_reward(), 0.5)(
+def test_flipped_verdict_has_the_same_confidence():
+  soft = rules.bradley_terry(rules.synthetic_reward(), 0.5)(
     PROMPTS, FIRST, SECOND
   ).value_N
   p_N = _ask(noisy_judge.preference(error=0.2, temperature=0.5))
-  wrong = p_N != sure
-  np.testing.assert_allclose(p_N[wrong], 1 - sure[wrong])
-  assert _near(wrong[sure != 0.5].mean(), 0.2, (sure != 0.5).sum())
+  flipped = p_N != soft
+  np.testing.assert_allclose(p_N[flipped], 1 - soft[flipped])
+  assert _near(flipped[soft != 0.5].mean(), 0.2, (soft != 0.5).sum())
 
 
-def test_a_lazy_judge_takes_the_first_shown():
+def test_position_bias_chooses_the_first():
   judge = noisy_judge.preference(error=0, position=0.3)
   both = (_ask(judge) == 1) & (_ask(judge, SECOND, FIRST) == 1)
   assert _near(both.mean(), 0.3, N)
 
 
-def test_the_rater_errs_at_its_rate_with_any_other_rating():
-  right = noisy_judge.scorer(error=0)(PROMPTS, FIRST).value_N
+def test_wrong_ratings_are_uniform_over_the_others():
+  expected = noisy_judge.scorer(error=0)(PROMPTS, FIRST).value_N
   reward = synthetic_reviews.true_reward(
     [p + c for p, c in zip(PROMPTS, FIRST, strict=True)]
   )
-  np.testing.assert_array_equal(right, np.round(5 * (reward + 1) / 2))
+  np.testing.assert_array_equal(expected, np.round(5 * (reward + 1) / 2))
   rated = noisy_judge.scorer(error=0.3)(PROMPTS, FIRST).value_N
-  wrong = rated != right
-  assert _near(wrong.mean(), 0.3, N)
-  assert set(rated[wrong]) == {0, 1, 2, 3, 4, 5}
-  away = np.bincount(((rated - right)[wrong] % 6).astype(int), minlength=6)
-  assert away[0] == 0
-  assert all(_near(share, 0.2, wrong.sum()) for share in away[1:] / wrong.sum())
+  flipped = rated != expected
+  assert _near(flipped.mean(), 0.3, N)
+  assert set(rated[flipped]) == {0, 1, 2, 3, 4, 5}
+  offsets = np.bincount(((rated - expected)[flipped] % 6).astype(int), minlength=6)
+  assert offsets[0] == 0
+  assert all(_near(share, 0.2, flipped.sum()) for share in offsets[1:] / flipped.sum())
 
 
-def test_the_critic_mends_a_word_a_round():
+def test_critic_replaces_one_word_per_round():
   critic = noisy_judge.critic({"bad": "good", "ugly": "fair"}, error=0)
   rounds = constitution.revise(critic, ["p"], [" a bad, ugly film."], rounds=3)
   assert [each.text[0] for each in rounds] == [
@@ -86,18 +86,18 @@ def test_the_critic_mends_a_word_a_round():
   assert rounds[2].critique == ("No word is wrong.",)
 
 
-def test_faults_decay_geometrically_with_revisions():
-  """Each round mends a fault with probability 1 - error."""
+def test_listed_words_decay_geometrically_with_rounds():
+  """Each round replaces a word with probability 1 - error."""
   texts = ["bad"] * N
   critic = noisy_judge.critic({"bad": "good"}, error=0.4)
   prompts = [str(n) for n in range(N)]
   rounds = constitution.revise(critic, prompts, texts, rounds=3)
   for number, each in enumerate(rounds):
-    left = np.mean([text == "bad" for text in each.text])
-    assert _near(left, 0.4 ** (number + 1), N)
+    remaining = np.mean([text == "bad" for text in each.text])
+    assert _near(remaining, 0.4 ** (number + 1), N)
 
 
-def test_revisions_raise_the_worlds_reward():
+def test_revisions_raise_the_reward():
   critic = noisy_judge.critic(error=0)
   last = constitution.revise(critic, PROMPTS, FIRST, rounds=4)[-1].text
   before = rules.synthetic_reward()(PROMPTS, FIRST).value_N
@@ -108,27 +108,31 @@ def test_revisions_raise_the_worlds_reward():
 @pytest.mark.parametrize(
   "make", [noisy_judge.preference, noisy_judge.scorer, noisy_judge.critic]
 )
-def test_a_share_outside_its_range_is_refused(make):
+def test_probability_out_of_range_raises(make):
   with pytest.raises(ValueError, match=r"error is 1.5; allowed: 0 to 1"):
     make(error=1.5)
 
 
-def test_harshness_counts_what_the_critic_mends():
+def test_negative_word_count_counts_what_the_critic_replaces():
   texts = [" a dull, stupid film.", " fine.", " Terrible"]
-  found = noisy_judge.harshness()(["p"] * 3, texts)
-  assert found.value_N.tolist() == [2, 0, 1]
+  counts = noisy_judge.negative_word_count()(["p"] * 3, texts)
+  assert counts.value_N.tolist() == [2, 0, 1]
   critic = noisy_judge.critic(error=0)
   last = constitution.revise(critic, ["p"] * 3, texts, rounds=2)[-1].text
-  assert noisy_judge.harshness()(["p"] * 3, last).value_N.tolist() == [0, 0, 0]
+  assert noisy_judge.negative_word_count()(["p"] * 3, last).value_N.tolist() == [
+    0,
+    0,
+    0,
+  ]
 
 
-def test_each_pair_is_judged_by_one_drawn_principle():
-  kinder = noisy_judge.preference(error=0)
-  crueller = noisy_judge.preference(error=1)
-  judge = constitution.by_principle((kinder, crueller), seed=2)
+def test_random_judge_samples_one_judge_per_pair():
+  accurate = noisy_judge.preference(error=0)
+  inverted = noisy_judge.preference(error=1)
+  judge = constitution.random_judge((accurate, inverted), seed=2)
   p_N = _ask(judge)
   np.testing.assert_array_equal(_ask(judge, SECOND, FIRST), 1 - p_N)
   decided = TRUE != 0.5
   assert _near((p_N == TRUE)[decided].mean(), 0.5, decided.sum())
-  with pytest.raises(ValueError, match="no judge"):
-    constitution.by_principle(())
+  with pytest.raises(ValueError, match="judges is empty"):
+    constitution.random_judge(())

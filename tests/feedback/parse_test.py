@@ -27,7 +27,7 @@ OPTIONS = ("1", "2")
     ("", None),
   ],
 )
-def test_choices_are_read_strictly(text, expected):
+def test_choices_are_parsed_strictly(text, expected):
   assert parse.choice(text, OPTIONS) == expected
 
 
@@ -61,5 +61,5 @@ def test_options_may_be_words():
     ("", None),
   ],
 )
-def test_scores_are_read_strictly(text, expected):
+def test_scores_are_parsed_strictly(text, expected):
   assert parse.score(text, 0, 5) == expected

@@ -12,40 +12,40 @@ def _length(prompts, completions):
 
 
 def _alphabet(prompts, first, second):
-  """The text that is later in the alphabet wins; `?` cannot be judged."""
+  """Prefers the text later in the alphabet; abstains on `?`."""
   del prompts
   pairs = zip(first, second, strict=True)
   return Scores(np.array([np.nan if "?" in a + b else a > b for a, b in pairs]))
 
 
-def test_scores_go_to_their_prompts():
+def test_score_groups_scores_every_completion():
   reward_BK = protocol.score_groups(_length, ["p", "long "], [["a", "bb"], ["", "c"]])
   assert reward_BK.dtype == np.float32
   assert reward_BK.tolist() == [[2, 3], [5, 6]]
 
 
-def test_padded_columns_are_not_asked_about():
-  asked = []
+def test_padded_columns_are_not_scored():
+  queried = []
 
   def scorer(prompts, completions):
-    asked.extend(completions)
+    queried.extend(completions)
     return _length(prompts, completions)
 
   present_BK = np.array([[1, 0], [1, 1]])
   texts_BK = [["a", "no"], ["b", "c"]]
   reward_BK = protocol.score_groups(scorer, ["p", "q"], texts_BK, present=present_BK)
-  assert asked == ["a", "b", "c"]
+  assert queried == ["a", "b", "c"]
   assert reward_BK.tolist() == [[2, 0], [2, 2]]
 
 
-def test_win_rates_average_over_the_group_and_itself():
+def test_win_rates_average_over_the_group_with_itself():
   reward_BK = protocol.win_rates(_alphabet, ["p"], [["b", "a", "c"]])
   expected = [[(0.5 + 1 + 0) / 3, (0.5 + 0 + 0) / 3, (0.5 + 1 + 1) / 3]]
   np.testing.assert_allclose(reward_BK, expected, rtol=1e-6)
 
 
-def test_win_rates_against_the_others_alone_leave_oneself_out():
-  """Two completions get the judge's own p and 1 - p, a single one 1/2."""
+def test_win_rates_without_self_average_over_the_others():
+  """Two completions get p and 1 - p, a single one 1/2."""
   group = [["b", "a", "c"], ["?", "a", "c"]]
   reward_BK = protocol.win_rates(_alphabet, ["p", "q"], group, include_self=False)
   expected = [[1 / 2, 0, 1], [np.nan, (0.5 + 0) / 2, (0.5 + 1) / 2]]
@@ -64,67 +64,71 @@ def test_win_rates_against_the_others_alone_leave_oneself_out():
   assert one_BK.tolist() == [[0, 0.5]]
 
 
-def test_each_pair_is_asked_about_once():
-  asked = []
+def test_each_pair_is_queried_once():
+  queried = []
 
   def preference(prompts, first, second):
-    asked.extend(zip(prompts, first, second, strict=True))
+    queried.extend(zip(prompts, first, second, strict=True))
     return _alphabet(prompts, first, second)
 
   win_BKK = protocol.win_matrix(preference, ["p", "q"], [["b", "a"], ["a", "c"]])
-  assert asked == [("p", "b", "a"), ("q", "a", "c")]
+  assert queried == [("p", "b", "a"), ("q", "a", "c")]
   assert win_BKK.tolist() == [[[0.5, 1], [0, 0.5]], [[0.5, 0], [1, 0.5]]]
 
 
-def test_both_orders_cancel_a_liking_for_the_first():
+def test_both_orders_cancel_position_bias():
   def biased(prompts, first, second):
-    sure = {"pa": 0.9, "pb": 0.6, "qa": 0.8, "qb": 0.4}
+    p = {"pa": 0.9, "pb": 0.6, "qa": 0.8, "qb": 0.4}
     return Scores(
-      [sure[prompt + text] for prompt, text in zip(prompts, first, strict=True)], None
+      [p[prompt + text] for prompt, text in zip(prompts, first, strict=True)], None
     )
 
-  asked = protocol.both_orders(biased)
-  p_N = asked(["p", "q"], ["a", "a"], ["b", "b"]).value_N
+  debiased = protocol.both_orders(biased)
+  p_N = debiased(["p", "q"], ["a", "a"], ["b", "b"]).value_N
   np.testing.assert_allclose(p_N, [(0.9 + 0.4) / 2, (0.8 + 0.6) / 2], rtol=1e-6)
-  swapped_N = asked(["p", "q"], ["b", "b"], ["a", "a"]).value_N
+  swapped_N = debiased(["p", "q"], ["b", "b"], ["a", "a"]).value_N
   np.testing.assert_allclose(p_N + swapped_N, 1, rtol=1e-6)
 
 
 @pytest.mark.nonfinite
-def test_clamped_probabilities_stay_in_their_bounds_and_silence_stays():
-  def says(prompts, first, second):
+def test_clamped_keeps_bounds_and_abstentions():
+  def preference(prompts, first, second):
     return Scores([0.0, 0.55, 1.0, np.nan])
 
-  p_N = protocol.clamped(says)(*[["x"] * 4] * 3).value_N
+  p_N = protocol.clamped(preference)(*[["x"] * 4] * 3).value_N
   np.testing.assert_array_equal(p_N, np.float32([0.4, 0.55, 0.6, np.nan]))
   with pytest.raises(ValueError, match=r"low=0.7"):
-    protocol.clamped(says, low=0.7)
+    protocol.clamped(preference, low=0.7)
 
 
 def test_win_rates_against_opponents_are_means_over_them():
   texts_BK, opponents_BJ = [["b", "d"], ["y", "a"]], [["a", "c", "e"], ["x", "z", "b"]]
-  reward_BK = protocol.win_rates_against(_alphabet, ["p", "q"], texts_BK, opponents_BJ)
+  reward_BK = protocol.win_rates_against(
+    _alphabet, ["p", "q"], texts_BK, opponents_BJ=opponents_BJ
+  )
   np.testing.assert_allclose(reward_BK, [[1 / 3, 2 / 3], [2 / 3, 0]], rtol=1e-6)
 
 
 @pytest.mark.nonfinite
-def test_silence_on_opponents_is_nan():
+def test_abstention_on_all_opponents_is_nan():
   texts_BK, opponents_BJ = [["b", "?"]], [["a", "?"]]
-  reward_BK = protocol.win_rates_against(_alphabet, ["p"], texts_BK, opponents_BJ)
+  reward_BK = protocol.win_rates_against(
+    _alphabet, ["p"], texts_BK, opponents_BJ=opponents_BJ
+  )
   np.testing.assert_array_equal(reward_BK, [[(1 + 0.5) / 2, np.nan]])
 
 
 @pytest.mark.nonfinite
-def test_an_abstention_is_a_draw_and_silence_is_nan():
+def test_one_abstention_is_a_tie_and_all_are_nan():
   one = protocol.win_rates(_alphabet, ["p"], [["b", "a", "?"]])
   assert np.isnan(one[0, 2])
   np.testing.assert_allclose(one[0, :2], [(0.5 + 1 + 0.5) / 3, (0.5 + 0 + 0.5) / 3])
   matrix = protocol.win_matrix(_alphabet, ["p"], [["b", "a", "?"]])
-  assert protocol.abstentions(matrix) == 2 * 2
-  assert protocol.abstentions(one) == 1
+  assert protocol.count_abstentions(matrix) == 2 * 2
+  assert protocol.count_abstentions(one) == 1
 
 
-def test_padded_columns_take_no_part_in_win_rates():
+def test_padded_columns_are_left_out_of_win_rates():
   present_BK = np.array([[1, 1, 0], [1, 0, 0]])
   texts_BK = [["b", "a", "z"], ["x", "y", "z"]]
   reward_BK = protocol.win_rates(_alphabet, ["p", "q"], texts_BK, present=present_BK)
@@ -135,17 +139,17 @@ def test_padded_columns_take_no_part_in_win_rates():
   ("scores", "message"),
   [
     (Scores(np.zeros(1)), r"shape \(1,\) on 2"),
-    (Scores(np.array([0, np.inf])), "question 1 is inf"),
+    (Scores(np.array([0, np.inf])), "query 1 is inf"),
     (Scores(np.zeros(2), ("why",)), "1 reasons for 2"),
   ],
 )
-def test_a_wrong_answer_is_refused(scores, message):
+def test_invalid_scores_raise(scores, message):
   with pytest.raises(ValueError, match=message):
     protocol.score_groups(lambda *_: scores, ["p"], [["a", "b"]])
 
 
-def test_a_score_is_no_probability():
-  with pytest.raises(ValueError, match=r"question 0 is 7.0.*score_groups"):
+def test_score_outside_the_unit_interval_raises():
+  with pytest.raises(ValueError, match=r"query 0 is 7.0.*score_groups"):
     protocol.win_rates(lambda *_: Scores(np.array([7.0])), ["p"], [["a", "b"]])
 
 
@@ -158,6 +162,6 @@ def test_a_score_is_no_probability():
     (["p"], [["a"]], np.ones((1, 2)), r"present has shape \(1, 2\)"),
   ],
 )
-def test_groups_that_do_not_fit_are_refused(prompts, texts_BK, present, message):
+def test_ragged_groups_raise(prompts, texts_BK, present, message):
   with pytest.raises(ValueError, match=message):
     protocol.score_groups(_length, prompts, texts_BK, present=present)

@@ -2,47 +2,50 @@ import json
 
 import pytest
 
-from xpo_jax.feedback.response_cache import Exchanges
+from xpo_jax.feedback.response_cache import ResponseCache
 
-ASK = {"model": "m", "messages": [{"role": "user", "content": "Hé \udc80?"}]}
-
-
-def test_an_answer_is_found_by_content_and_draw(tmp_path):
-  held = Exchanges(tmp_path / "new" / "folder")
-  held.keep(ASK, 0, {"text": "yes"})
-  again = Exchanges(tmp_path / "new" / "folder")
-  assert again.find(dict(reversed(ASK.items())), 0) == {"text": "yes"}
-  assert again.find(ASK, 1) is None
-  assert again.find(ASK | {"model": "n"}, 0) is None
+REQUEST = {"model": "m", "messages": [{"role": "user", "content": "Hé \udc80?"}]}
 
 
-def test_a_failure_leaves_the_question_open(tmp_path):
-  held = Exchanges(tmp_path)
-  held.keep_failure(ASK, 0, "slow")
-  again = Exchanges(tmp_path)
-  assert (again.find(ASK, 0), again.find_failure(ASK, 0)) == (None, "slow")
-  again.keep(ASK, 0, "at last")
-  assert Exchanges(tmp_path).find(ASK, 0) == "at last"
+def test_response_is_found_by_content_and_draw(tmp_path):
+  cache = ResponseCache(tmp_path / "new" / "folder")
+  cache.store(REQUEST, 0, {"text": "yes"})
+  reopened = ResponseCache(tmp_path / "new" / "folder")
+  assert reopened.find(dict(reversed(REQUEST.items())), 0) == {"text": "yes"}
+  assert reopened.find(REQUEST, 1) is None
+  assert reopened.find(REQUEST | {"model": "n"}, 0) is None
+
+
+def test_failure_is_stored_without_a_response(tmp_path):
+  cache = ResponseCache(tmp_path)
+  cache.store_failure(REQUEST, 0, "slow")
+  reopened = ResponseCache(tmp_path)
+  assert (reopened.find(REQUEST, 0), reopened.find_failure(REQUEST, 0)) == (
+    None,
+    "slow",
+  )
+  reopened.store(REQUEST, 0, "at last")
+  assert ResponseCache(tmp_path).find(REQUEST, 0) == "at last"
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_line_cut_by_a_kill_is_dropped(tmp_path, cut):
-  held = Exchanges(tmp_path)
-  held.keep(ASK, 0, "kept")
-  held.keep(ASK, 1, "lost")
-  text = held.path.read_bytes()
-  held.path.write_bytes(text[:-cut])
-  again = Exchanges(tmp_path)
-  assert (again.find(ASK, 0), again.find(ASK, 1)) == ("kept", None)
-  again.keep(ASK, 1, "asked again")
-  lines = held.path.read_text().splitlines()
+def test_truncated_last_line_is_dropped(tmp_path, cut):
+  cache = ResponseCache(tmp_path)
+  cache.store(REQUEST, 0, "kept")
+  cache.store(REQUEST, 1, "lost")
+  text = cache.path.read_bytes()
+  cache.path.write_bytes(text[:-cut])
+  reopened = ResponseCache(tmp_path)
+  assert (reopened.find(REQUEST, 0), reopened.find(REQUEST, 1)) == ("kept", None)
+  reopened.store(REQUEST, 1, "asked again")
+  lines = cache.path.read_text().splitlines()
   assert [json.loads(line)["answer"] for line in lines] == ["kept", "asked again"]
-  assert Exchanges(tmp_path).find(ASK, 1) == "asked again"
+  assert ResponseCache(tmp_path).find(REQUEST, 1) == "asked again"
 
 
-def test_a_damaged_line_is_named(tmp_path):
-  held = Exchanges(tmp_path)
-  held.keep(ASK, 0, "kept")
-  held.path.write_bytes(held.path.read_bytes() + b"rubbish\n")
+def test_damaged_line_raises_with_its_number(tmp_path):
+  cache = ResponseCache(tmp_path)
+  cache.store(REQUEST, 0, "kept")
+  cache.path.write_bytes(cache.path.read_bytes() + b"rubbish\n")
   with pytest.raises(ValueError, match="line 2 is not an exchange"):
-    Exchanges(tmp_path)
+    ResponseCache(tmp_path)

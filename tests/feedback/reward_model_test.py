@@ -1,4 +1,4 @@
-"""Saved reward models read texts as training read them."""
+"""Tests saved reward models: rewards, tokens, normalisation, ensembles, refusals."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 
 from xpo_jax.data import pack, records, synthetic_reviews, tokenise
 from xpo_jax.data.tokenise import Limits, Template
-from xpo_jax.feedback import _texts, protocol, reward_model
+from xpo_jax.feedback import protocol, reward_model, tokenised_texts
 from xpo_jax.feedback.protocol import Scores
 from xpo_jax.models import heads, hf_checkpoint, score, transformer
 from xpo_jax.models.config import Config
@@ -29,7 +29,7 @@ CONFIG = Config(
 )
 TEMPLATE, LIMITS = Template("Q: ", "\nA:"), Limits(12, 6, "truncate")
 TEXTS = synthetic_reviews.generate(6, seed=0)
-PROMPTS, ANSWERS = (list(column) for column in zip(*TEXTS, strict=True))
+PROMPTS, COMPLETIONS = (list(column) for column in zip(*TEXTS, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,14 @@ def _params(seed):
 
 @pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory):
-  """Two reward models, of other seeds."""
-  places = []
+  """Saves two reward models of different seeds."""
+  directories = []
   for seed in (0, 1):
-    place = tmp_path_factory.mktemp("reward")
-    hf_checkpoint.save(place, CONFIG, _params(seed), tokenizer)
-    reward_model.describe(place, TEMPLATE, LIMITS)
-    places.append(str(place))
-  return places
+    directory = tmp_path_factory.mktemp("reward")
+    hf_checkpoint.save(directory, CONFIG, _params(seed), tokenizer=tokenizer)
+    reward_model.write_description(directory, TEMPLATE, LIMITS)
+    directories.append(str(directory))
+  return directories
 
 
 @pytest.fixture(scope="module")
@@ -61,61 +61,67 @@ def scorer(saved):
   return reward_model.scorer(saved[0], batch=4)
 
 
-def test_reward_is_the_value_that_training_reads(scorer, tokenizer):
-  rows = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
-  examples = tokenise.tokenise(rows, tokenizer, TEMPLATE, LIMITS)
-  batch = pack.eval_batches(examples, rows_per_step=3, row_length=64)[0]
+def test_reward_equals_the_value_in_training(scorer, tokenizer):
+  data = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
+  examples = tokenise.tokenise(data, tokenizer, TEMPLATE, limits=LIMITS)
+  batch = pack.eval_batches(examples, pack.PackSizes(3, row_length=64))[0]
   microbatch = jax.tree.map(lambda x: x[0], batch)
   stats = (token_stats.VALUE,)
   record = score.score(
     {"policy": transformer.model(CONFIG)}, {"policy": _params(0)}, stats, microbatch
   )
   by_row = np.asarray(masked.last(record.value_BKT, record.mask_BKT))[:, 0]
-  kept = np.asarray(record.weight_B) > 0
-  want = np.zeros(len(TEXTS), np.float32)
-  want[np.asarray(record.row_B)[kept]] = by_row[kept]
-  found = scorer(PROMPTS, ANSWERS)
-  assert found.reason is None and found.value_N.dtype == np.float32
-  np.testing.assert_allclose(found.value_N, want, atol=2e-6)
-  assert np.ptp(want) > 0.1  # they do differ
+  valid = np.asarray(record.weight_B) > 0
+  expected = np.zeros(len(TEXTS), np.float32)
+  expected[np.asarray(record.row_B)[valid]] = by_row[valid]
+  scores = scorer(PROMPTS, COMPLETIONS)
+  assert scores.reason is None and scores.value_N.dtype == np.float32
+  np.testing.assert_allclose(scores.value_N, expected, atol=2e-6)
+  assert np.ptp(expected) > 0.1  # not constant
 
 
-def test_tokens_are_those_of_training_whatever_is_truncated(tokenizer):
+def test_tokens_equal_those_of_training(tokenizer):
   for limits in (LIMITS, Limits(), Limits(completion=1)):
-    rows = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
-    want = tokenise.tokenise(rows, tokenizer, TEMPLATE, limits)
-    made = _texts.examples(PROMPTS, ANSWERS, tokenizer, TEMPLATE, limits)
-    for a, b in zip(made, want, strict=True):
+    data = [records.Demonstration(str(n), *text) for n, text in enumerate(TEXTS)]
+    expected = tokenise.tokenise(data, tokenizer, TEMPLATE, limits=limits)
+    examples = tokenised_texts.to_examples(
+      PROMPTS, COMPLETIONS, tokenizer, template=TEMPLATE, limits=limits
+    )
+    for a, b in zip(examples, expected, strict=True):
       assert a.prompt.tolist() == b.prompt.tolist()
       assert a.completions[0].tolist() == b.completions[0].tolist()
 
 
-def test_any_text_has_a_reward(scorer, tokenizer):
-  # Nothing said; a word that goes on without a space; an end-of-text inside.
+def test_unusual_texts_have_finite_rewards(scorer, tokenizer):
+  # Empty, no leading space, an EOS in the text, whitespace.
   texts = ["", "s", " fine.</s>", " " * 3]
-  found = scorer(["the film"] * 4, texts).value_N
-  assert np.isfinite(found).all()
-  (empty, *_) = _texts.examples(["the"], [""], tokenizer, TEMPLATE, LIMITS)
+  rewards = scorer(["the film"] * 4, texts).value_N
+  assert np.isfinite(rewards).all()
+  (empty, *_) = tokenised_texts.to_examples(
+    ["the"], [""], tokenizer, template=TEMPLATE, limits=LIMITS
+  )
   assert empty.completions[0].tolist() == [tokenizer.eos_token_id]
   bare = Template()
-  (merged,) = _texts.examples(["the fil"], ["m"], tokenizer, bare, Limits())
+  (merged,) = tokenised_texts.to_examples(
+    ["the fil"], ["m"], tokenizer, template=bare, limits=Limits()
+  )
   whole = [*merged.prompt, *merged.completions[0]]
   joint = tokenizer("the film", add_special_tokens=False)["input_ids"]
   assert whole == [tokenizer.bos_token_id, *joint, tokenizer.eos_token_id]
 
 
-def test_reward_does_not_depend_on_the_others_of_a_batch(scorer, saved):
+def test_reward_does_not_depend_on_the_batch(scorer, saved):
   alone = [scorer([p], [y]).value_N[0] for p, y in TEXTS]
-  np.testing.assert_allclose(scorer(PROMPTS, ANSWERS).value_N, alone, atol=2e-6)
+  np.testing.assert_allclose(scorer(PROMPTS, COMPLETIONS).value_N, alone, atol=2e-6)
 
 
-def test_sharded_over_eight_devices_gives_the_same(scorer, saved):
+def test_rewards_sharded_over_eight_devices_are_equal(scorer, saved):
   mesh = meshes.make_mesh(2, 2, 2)
-  split = reward_model.sharded(saved[0], data=2, fsdp=2, tensor=2, batch=4)
-  want = scorer(PROMPTS, ANSWERS).value_N
-  np.testing.assert_allclose(split(PROMPTS, ANSWERS).value_N, want, atol=2e-6)
+  split = reward_model.sharded_scorer(saved[0], data=2, fsdp=2, tensor=2, batch=4)
+  expected = scorer(PROMPTS, COMPLETIONS).value_N
+  np.testing.assert_allclose(split(PROMPTS, COMPLETIONS).value_N, expected, atol=2e-6)
   with pytest.raises(ValueError, match="do not split evenly"):
-    reward_model.scorer(saved[0], batch=3, mesh=mesh)(PROMPTS, ANSWERS)
+    reward_model.scorer(saved[0], batch=3, mesh=mesh)(PROMPTS, COMPLETIONS)
 
 
 @pytest.mark.parametrize(
@@ -126,55 +132,57 @@ def test_sharded_over_eight_devices_gives_the_same(scorer, saved):
     ({"fsdp": 2, "tensor": 4}, r"reward model .*: .*heads.*2"),  # 2 heads over 4
   ],
 )
-def test_reward_model_on_a_mesh_that_does_not_fit_is_refused_by_name(
-  sizes, match, saved
-):
+def test_mesh_that_does_not_fit_raises(sizes, match, saved):
   with pytest.raises(ValueError, match=match):
-    reward_model.sharded(saved[0], **sizes)
+    reward_model.sharded_scorer(saved[0], **sizes)
 
 
-def test_normalised_on_reference_samples_and_kept_with_the_directory(saved, tokenizer):
-  held = reward_model.load(saved[0])
-  raw = reward_model.of(held, batch=4)(PROMPTS, ANSWERS).value_N
-  unit = reward_model.normalise(held, PROMPTS, ANSWERS)
-  found = reward_model.of(unit, batch=4)(PROMPTS, ANSWERS).value_N
-  np.testing.assert_allclose(found, (raw - raw.mean()) / raw.std(), atol=1e-4)
-  again = reward_model.normalise(unit, PROMPTS, ANSWERS)  # from the head's values anew
+def test_normalised_model_is_saved_and_loaded(saved, tokenizer):
+  model = reward_model.load(saved[0])
+  raw = reward_model.to_scorer(model, batch=4)(PROMPTS, COMPLETIONS).value_N
+  unit = reward_model.normalise(model, PROMPTS, COMPLETIONS)
+  rewards = reward_model.to_scorer(unit, batch=4)(PROMPTS, COMPLETIONS).value_N
+  np.testing.assert_allclose(rewards, (raw - raw.mean()) / raw.std(), atol=1e-4)
+  again = reward_model.normalise(unit, PROMPTS, COMPLETIONS)  # from the raw head values
   np.testing.assert_allclose(again.affine, unit.affine, rtol=1e-6)
-  centred = reward_model.normalise(held, PROMPTS, ANSWERS, kl_control.centring)
+  centred = reward_model.normalise(
+    model, PROMPTS, COMPLETIONS, rule=kl_control.centring
+  )
   np.testing.assert_allclose(centred.affine, (1, -raw.mean()), atol=1e-6)
   directory = saved[1]
-  reward_model.describe(directory, TEMPLATE, LIMITS, affine=unit.affine)
+  reward_model.write_description(directory, TEMPLATE, LIMITS, affine=unit.affine)
   loaded = reward_model.load(directory)
   assert loaded.affine == unit.affine
   assert (loaded.template, loaded.limits) == (TEMPLATE, LIMITS)
-  reward_model.describe(directory, TEMPLATE, LIMITS)
+  reward_model.write_description(directory, TEMPLATE, LIMITS)
   with pytest.raises(ValueError, match="at least 2"):
-    reward_model.normalise(held, ["p"], ["y"])
+    reward_model.normalise(model, ["p"], ["y"])
 
 
 def test_equal_rewards_normalise_to_zero(saved):
-  held = reward_model.load(saved[0])
-  unit = reward_model.normalise(held, ["p"] * 3, [" y"] * 3)
-  found = reward_model.of(unit, batch=4)(["p"] * 3, [" y"] * 3).value_N
-  assert np.abs(found).max() < 0.1
+  model = reward_model.load(saved[0])
+  unit = reward_model.normalise(model, ["p"] * 3, [" y"] * 3)
+  rewards = reward_model.to_scorer(unit, batch=4)(["p"] * 3, [" y"] * 3).value_N
+  assert np.abs(rewards).max() < 0.1
 
 
 def _constant(*values):
   return lambda prompts, completions: Scores(np.array(values, np.float32))
 
 
-def test_ensemble_takes_the_mean_or_the_least():
+def test_ensemble_takes_the_mean_or_the_minimum():
   members = [_constant(1, 5), _constant(3, 4), _constant(5, np.nan)]
-  np.testing.assert_array_equal(reward_model.mean(members)("ab", "cd").value_N[0], 3)
-  least = reward_model.worst(members)("ab", "cd").value_N
+  np.testing.assert_array_equal(
+    reward_model.ensemble_mean(members)("ab", "cd").value_N[0], 3
+  )
+  least = reward_model.ensemble_min(members)("ab", "cd").value_N
   assert least[0] == 1 and np.isnan(least[1])  # a member abstained
   with pytest.raises(ValueError, match="at least one"):
-    reward_model.worst([])
+    reward_model.ensemble_min([])
 
 
 def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
-  judge = reward_model.implicit(
+  scorer = reward_model.implicit_scorer(
     *saved,
     beta=0.3,
     before=TEMPLATE.before,
@@ -183,12 +191,15 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
     completion_tokens=LIMITS.completion,
     batch=4,
   )
-  found = judge(PROMPTS, ANSWERS).value_N
-  made = _texts.examples(PROMPTS, ANSWERS, tokenizer, TEMPLATE, LIMITS)
-  model, sums = transformer.model(CONFIG), []
+  rewards = scorer(PROMPTS, COMPLETIONS).value_N
+  examples = tokenised_texts.to_examples(
+    PROMPTS, COMPLETIONS, tokenizer, template=TEMPLATE, limits=LIMITS
+  )
+  model = transformer.model(CONFIG)
+  sums = []
   for seed in (0, 1):
     lm = _params(seed)["lm"]
-    for example in made:
+    for example in examples:
       ids = np.concatenate([example.prompt, *example.completions])[None]
       rows = transformer.Rows.plain(ids, np.ones_like(ids))
       logits = np.asarray(model.hidden(lm, rows)[0] @ model.head(lm).T, np.float64)
@@ -196,70 +207,80 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
       at = np.arange(len(example.prompt) - 1, ids.shape[1] - 1)
       sums.append(logp[at, ids[0, at + 1]].sum())
   policy, ref = np.split(np.array(sums), 2)
-  np.testing.assert_allclose(found, 0.3 * (policy - ref), atol=1e-4)
-  same = reward_model.implicit(saved[0], saved[0], batch=4)
-  assert not same(PROMPTS, ANSWERS).value_N.any()
+  np.testing.assert_allclose(rewards, 0.3 * (policy - ref), atol=1e-4)
+  same = reward_model.implicit_scorer(saved[0], saved[0], batch=4)
+  assert not same(PROMPTS, COMPLETIONS).value_N.any()
   with pytest.raises(ValueError, match="beta=0"):
-    reward_model.implicit(*saved, beta=0)
+    reward_model.implicit_scorer(*saved, beta=0)
 
 
-def test_a_model_of_another_tokenizer_reads_texts_by_its_own(saved, tmp_path):
+def test_reward_model_uses_its_own_tokenizer(saved, tmp_path):
   other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
-  hf_checkpoint.save(tmp_path, CONFIG, _params(0), other)
-  reward_model.describe(tmp_path, TEMPLATE, LIMITS)
-  held = reward_model.load(tmp_path)
-  reward_N = reward_model.of(held, batch=4)(PROMPTS, ANSWERS).value_N
-  made = _texts.examples(PROMPTS, ANSWERS, other, TEMPLATE, LIMITS)
-  np.testing.assert_array_equal(reward_N, reward_model.values(held, made, 4))
-  assert (reward_N != reward_model.scorer(saved[0], batch=4)(PROMPTS, ANSWERS)[0]).all()
+  hf_checkpoint.save(tmp_path, CONFIG, _params(0), tokenizer=other)
+  reward_model.write_description(tmp_path, TEMPLATE, LIMITS)
+  model = reward_model.load(tmp_path)
+  reward_N = reward_model.to_scorer(model, batch=4)(PROMPTS, COMPLETIONS).value_N
+  examples = tokenised_texts.to_examples(
+    PROMPTS, COMPLETIONS, other, template=TEMPLATE, limits=LIMITS
+  )
+  np.testing.assert_array_equal(reward_N, reward_model.head_values(model, examples, 4))
+  assert (
+    reward_N != reward_model.scorer(saved[0], batch=4)(PROMPTS, COMPLETIONS)[0]
+  ).all()
 
 
-def test_implicit_reward_of_two_tokenizers_is_refused(saved, tmp_path):
+def test_implicit_reward_of_two_tokenizers_raises(saved, tmp_path):
   other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
-  hf_checkpoint.save(tmp_path / "other", CONFIG, _params(1), other)
+  hf_checkpoint.save(tmp_path / "other", CONFIG, _params(1), tokenizer=other)
   with pytest.raises(ValueError, match="different tokenizers"):
-    reward_model.implicit(saved[0], str(tmp_path / "other"))
+    reward_model.implicit_scorer(saved[0], str(tmp_path / "other"))
 
 
-def test_what_is_no_reward_model_is_refused(saved, tokenizer, tmp_path):
+def test_directory_that_is_not_a_reward_model_raises(saved, tokenizer, tmp_path):
   with pytest.raises(ValueError, match=r"no reward\.json"):
     reward_model.scorer(str(tmp_path))
   policy = tmp_path / "policy"
-  hf_checkpoint.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer)
-  reward_model.describe(policy, TEMPLATE, LIMITS)
+  hf_checkpoint.save(policy, CONFIG, {"lm": _params(0)["lm"]}, tokenizer=tokenizer)
+  reward_model.write_description(policy, TEMPLATE, LIMITS)
   with pytest.raises(ValueError, match="no scalar head"):
     reward_model.scorer(str(policy))
-  reward_model.describe(policy, TEMPLATE, LIMITS, kind=reward_model.PREFERENCE)
-  with pytest.raises(ValueError, match="holds a preference model"):
+  reward_model.write_description(policy, TEMPLATE, LIMITS, kind=reward_model.PREFERENCE)
+  with pytest.raises(ValueError, match="has a preference model"):
     reward_model.scorer(str(policy))
   with pytest.raises(ValueError, match="finite"):
-    reward_model.describe(policy, TEMPLATE, LIMITS, affine=Affine(np.nan, 0))
+    reward_model.write_description(policy, TEMPLATE, LIMITS, affine=Affine(np.nan, 0))
 
 
 @pytest.mark.nonfinite
-def test_diverged_weights_are_named_not_taken_for_an_abstention(saved):
-  held = reward_model.load(saved[0])
-  wild = dict(held.params, value={"kernel_D": np.full(8, np.nan), "bias": np.zeros(())})
+def test_diverged_weights_raise(saved):
+  model = reward_model.load(saved[0])
+  diverged = dict(
+    model.params, value={"kernel_D": np.full(8, np.nan), "bias": np.zeros(())}
+  )
   with pytest.raises(ValueError, match="reward of text 0 is nan"):
-    reward_model.of(held._replace(params=wild), batch=4)(PROMPTS, ANSWERS)
+    reward_model.to_scorer(model._replace(params=diverged), batch=4)(
+      PROMPTS, COMPLETIONS
+    )
 
 
-def test_groups_are_scored_through_the_protocol(scorer):
-  reward_BK = protocol.score_groups(scorer, PROMPTS[:2], [ANSWERS[:2], ANSWERS[2:4]])
+def test_groups_are_scored_by_the_protocol(scorer):
+  reward_BK = protocol.score_groups(
+    scorer, PROMPTS[:2], [COMPLETIONS[:2], COMPLETIONS[2:4]]
+  )
   assert reward_BK.shape == (2, 2)
 
 
 def test_few_shapes_are_compiled(saved):
-  held = reward_model.load(saved[0])
-  judge = reward_model.of(held, batch=4)
-  judge(PROMPTS, ANSWERS)
+  model = reward_model.load(saved[0])
+  scorer = reward_model.to_scorer(model, batch=4)
+  scorer(PROMPTS, COMPLETIONS)
   before = reward_model._values._cache_size()
   for count in (1, 3, 5, 6):
-    judge(PROMPTS[:count], ANSWERS[:count])
+    scorer(PROMPTS[:count], COMPLETIONS[:count])
   assert reward_model._values._cache_size() == before
 
 
-def test_limits_are_kept_whole(saved):
+def test_limits_round_trip(saved):
   assert dataclasses.asdict(reward_model.load(saved[0]).limits) == {
     "prompt": 12,
     "completion": 6,

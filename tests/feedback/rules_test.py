@@ -10,7 +10,7 @@ def _value(scorer, texts, prompts=None):
   return scorer(prompts or ["p"] * len(texts), texts).value_N.tolist()
 
 
-def test_the_world_reads_the_whole_text_and_sentiment_the_completion():
+def test_synthetic_reward_scores_the_text_and_sentiment_the_completion():
   prompts, texts = ["a dreadful, awful plot"], [" with fun."]
   whole = synthetic_reviews.true_reward([prompts[0] + texts[0]]).tolist()
   assert _value(rules.synthetic_reward(), texts, prompts) == whole
@@ -21,21 +21,24 @@ def test_the_world_reads_the_whole_text_and_sentiment_the_completion():
   assert _value(rules.sentiment(), texts)[0] > whole[0]
 
 
-def test_patterns_are_searched_for_or_match_whole():
+def test_patterns_match_within_or_the_whole_text():
   texts = ["the answer is 42", " 42\n", "none"]
   assert _value(rules.matches(r"\d+"), texts) == [1, 1, 0]
   assert _value(rules.matches(r"\d+", whole=True), texts) == [0, 1, 0]
 
 
 @pytest.mark.nonfinite
-def test_answers_are_compared_exactly_and_unknown_prompts_abstain():
-  scorer = rules.exact({"2+2": "4", "capital": "Paris"}, extract=r"#### *(.*)")
+def test_exact_match_abstains_on_unknown_prompts():
+  scorer = rules.exact_match({"2+2": "4", "capital": "Paris"}, extract=r"#### *(.*)")
   prompts = ["2+2", "2+2", "2+2", "capital", "other"]
   texts = ["#### 5 no #### 4", "#### 44", "4", "so\n#### paris ", "#### 4"]
   np.testing.assert_equal(_value(scorer, texts, prompts), [0, 0, 0, 1, np.nan])
   texts = ["#### 5 no\n#### 4", "4"]
   assert _value(scorer, texts, ["2+2", "2+2"]) == [1, 0]
-  assert _value(rules.exact({"2+2": "4"}), [" 4 ", "#### 4"], ["2+2"] * 2) == [1, 0]
+  assert _value(rules.exact_match({"2+2": "4"}), [" 4 ", "#### 4"], ["2+2"] * 2) == [
+    1,
+    0,
+  ]
 
 
 def test_length_counts_words():
@@ -43,34 +46,34 @@ def test_length_counts_words():
   assert _value(rules.length(target=2), ["", "a  bc d"]) == [-2, -1]
 
 
-def test_a_scorer_becomes_a_preference():
-  ask = ["p"] * 3, ["a b c", "a", "x"], ["a", "a b", "y"]
-  p_N = rules.bradley_terry(rules.length(), temperature=0.5)(*ask).value_N
+def test_bradley_terry_converts_a_scorer_to_a_preference():
+  query = ["p"] * 3, ["a b c", "a", "x"], ["a", "a b", "y"]
+  p_N = rules.bradley_terry(rules.length(), temperature=0.5)(*query).value_N
   np.testing.assert_allclose(p_N, special.expit([4, -2, 0]), rtol=1e-6)
-  p_N = rules.bradley_terry(rules.length(), temperature=0)(*ask).value_N
+  p_N = rules.bradley_terry(rules.length(), temperature=0)(*query).value_N
   assert p_N.tolist() == [1, 0, 0.5]
 
 
 @pytest.mark.nonfinite
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_a_preference_abstains_with_its_scorer(temperature):
-  judge = rules.bradley_terry(rules.exact({"p": "a"}), temperature)
+def test_bradley_terry_abstains_with_its_scorer(temperature):
+  judge = rules.bradley_terry(rules.exact_match({"p": "a"}), temperature)
   p_N = judge(["p", "other"], ["a", "a"], ["b", "b"]).value_N
   assert p_N[0] > 0.5
   assert np.isnan(p_N[1])
 
 
-def test_what_cannot_be_a_rule_is_refused():
-  with pytest.raises(ValueError, match="no regular expression"):
+def test_invalid_rules_raise():
+  with pytest.raises(ValueError, match="not a regular expression"):
     rules.matches("(")
-  with pytest.raises(ValueError, match="no answers"):
-    rules.exact({})
+  with pytest.raises(ValueError, match="answers is empty"):
+    rules.exact_match({})
   with pytest.raises(ValueError, match="temperature is -1"):
     rules.bradley_terry(rules.length(), -1)
 
 
-def test_a_cycle_has_no_best_kind_and_its_verdicts_add_up():
-  prefer = rules.cycle(["rock", "paper", "scissors"], edge=0.8)
+def test_cyclic_preference_has_no_best_kind():
+  prefer = rules.cyclic_preference(["rock", "paper", "scissors"], edge=0.8)
   texts = ["rock", "paper", "scissors", "well"]
   pairs = [(a, b) for a in texts for b in texts]
   win = prefer(["p"] * 16, *zip(*pairs, strict=True)).value_N.reshape(4, 4)
@@ -78,9 +81,9 @@ def test_a_cycle_has_no_best_kind_and_its_verdicts_add_up():
   assert win[0, 1] == win[1, 2] == win[2, 0] == np.float32(0.8)
   assert (win[:3, 3] == np.float32(0.8)).all()  # any kind beats none
   np.testing.assert_allclose(win[:3, :3].mean(1), 0.5, rtol=1e-6)
-  for wrong, says in (
+  for arguments, message in (
     ({"patterns": ["a", "b"]}, "at least 3"),
     ({"edge": 0.3}, "edge"),
   ):
-    with pytest.raises(ValueError, match=says):
-      rules.cycle(**({"patterns": ["a", "b", "c"]} | wrong))
+    with pytest.raises(ValueError, match=message):
+      rules.cyclic_preference(**({"patterns": ["a", "b", "c"]} | arguments))

@@ -1,4 +1,4 @@
-"""A judge behind transformers' own server: needs the extra `serve`, half a minute."""
+"""Tests a judge behind transformers' server; needs the extra `serve`, 30 s."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ from xpo_jax.feedback.client import Endpoint, JudgeError
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.config import Config
 
-# An environment of its own may hold the server: XPO_SERVE=/path/to/bin/transformers.
+# The server may be in another environment: XPO_SERVE=/path/to/bin/transformers.
 _BESIDE = Path(sys.executable).with_name("transformers")
 SERVER = os.environ.get("XPO_SERVE", str(_BESIDE))
 _READY = "XPO_SERVE" in os.environ or importlib.util.find_spec("torch") is not None
@@ -39,7 +39,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-  """The address and name of a model of random weights that transformers serves."""
+  """Serves a model of random weights with transformers; gives URL and model name."""
   directory = tmp_path_factory.mktemp("served")
   tokenizer = synthetic_reviews.train_bpe(
     [p + c for p, c in synthetic_reviews.generate(50, seed=0)], 300
@@ -49,7 +49,7 @@ def served(tmp_path_factory):
     vocab=300, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=32
   )
   params = {"lm": jax.jit(transformer.model(config).init)(jax.random.key(0))}
-  hf_checkpoint.save(directory / "model", config, params, tokenizer)
+  hf_checkpoint.save(directory / "model", config, params, tokenizer=tokenizer)
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -76,7 +76,7 @@ def _wait_for(port, server, log):
       urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
       return
     except urllib.error.HTTPError:
-      return  # it answers
+      return  # it responds
     except OSError:
       assert server.poll() is None, log.read_text()[-2000:]
       time.sleep(0.5)
@@ -88,7 +88,7 @@ def _endpoint(served, **settings):
   return Endpoint(name, url, **{"max_tokens": 8, "attempts": 2} | settings)
 
 
-def test_twenty_pairs_are_asked_about_recorded_and_replayed(served, tmp_path):
+def test_twenty_pairs_are_judged_cached_and_replayed(served, tmp_path):
   texts = synthetic_reviews.generate(40, seed=1)
   pairs = (
     [prompt for prompt, _ in texts[:20]],
@@ -97,22 +97,22 @@ def test_twenty_pairs_are_asked_about_recorded_and_replayed(served, tmp_path):
   )
   cache = str(tmp_path)
   backend = endpoint.connect(_endpoint(served, cache=cache), logprobs=False)
-  asked = judge.preference(backend, logprobs=False, retries=0)(*pairs)
-  # Random weights write nonsense: abstentions, and now and then a verdict.
-  assert all(np.isnan(p) or 0 <= p <= 1 for p in asked.value_N)
+  scores = judge.preference(backend, logprobs=False, retries=0)(*pairs)
+  # Random weights: mostly abstentions, some verdicts.
+  assert all(np.isnan(p) or 0 <= p <= 1 for p in scores.value_N)
   replayed = endpoint.connect(
     _endpoint(served, cache=cache, replay=True), logprobs=False
   )
   again = judge.preference(replayed, logprobs=False, retries=0)(*pairs)
-  np.testing.assert_array_equal(again.value_N, asked.value_N)
+  np.testing.assert_array_equal(again.value_N, scores.value_N)
 
 
-def test_its_lack_of_probabilities_is_named(served):
+def test_missing_logprobs_raise(served):
   with pytest.raises(JudgeError, match="gives no log-probabilities"):
     endpoint.connect(_endpoint(served), logprobs=True)
 
 
-def test_a_wrong_model_is_named(served):
+def test_unknown_model_raises(served):
   url, _ = served
-  with pytest.raises(JudgeError, match=r"no-such-model|refused|not as a chat"):
+  with pytest.raises(JudgeError, match=r"no-such-model|rejected|not as a chat"):
     endpoint.connect(Endpoint("no-such-model", url, attempts=1), logprobs=False)

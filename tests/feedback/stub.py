@@ -1,4 +1,4 @@
-"""A judge's server on a thread, that misbehaves on demand."""
+"""A chat endpoint on a thread, with injected failures."""
 
 import contextlib
 import http.server
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def chat(text: str, top: dict[str, float] | None = None) -> dict[str, Any]:
-  """A chat answer; `top` are log-probabilities in the place of its first token."""
+  """Builds a chat response; `top` are log-probabilities of its first token."""
   logprobs = None
   if top is not None:
     listed = [{"token": token, "logprob": logp} for token, logp in top.items()]
@@ -19,40 +19,42 @@ def chat(text: str, top: dict[str, float] | None = None) -> dict[str, Any]:
 
 
 class Stub:
-  """What the server does, and what it saw.
+  """The server's behaviour and the requests it received.
 
   Attributes:
-    answer: `(body, nth time this body came) ->` a chat answer, a status, or one of
-      "slow", "drop", "no json", "half", "no choices", "no content".
-    bodies: every request, in order of arrival.
+    answer: `(body, count of earlier equal bodies) ->` a chat response, a status, or one
+      of "slow", "drop", "no json", "half", "no choices", "no content".
+    bodies: all requests, in order of arrival.
     headers: sent with a status.
-    most: most requests at one time.
+    most: maximum number of concurrent requests.
   """
 
   def __init__(self, answer: Callable[[dict[str, Any], int], Any]):
     self.answer = answer
     self.bodies: list[dict[str, Any]] = []
     self.headers: dict[str, str] = {}
-    self.most = self.now = 0
-    self.lock, self.over = threading.Lock(), threading.Event()
+    self.most = 0
+    self.open = 0
+    self.lock = threading.Lock()
+    self.closing = threading.Event()
     self.url = ""
 
   def take(self, body: dict[str, Any]) -> Any:
     with self.lock:
       nth = self.bodies.count(body)
       self.bodies.append(body)
-      self.now += 1
-      self.most = max(self.most, self.now)
+      self.open += 1
+      self.most = max(self.most, self.open)
     try:
       return self.answer(body, nth)
     finally:
       with self.lock:
-        self.now -= 1
+        self.open -= 1
 
 
 @contextlib.contextmanager
 def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[Stub]:
-  """Serves a stub on a free port for as long as the block lasts."""
+  """Serves a stub on a free port within the context."""
   stub = Stub(answer)
 
   class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,7 +69,7 @@ def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[Stub]:
       good = json.dumps(chat("1"))
       match outcome:
         case "slow":
-          stub.over.wait(5)
+          stub.closing.wait(5)
           self.close_connection = True
         case "drop":
           self.close_connection = True
@@ -106,6 +108,6 @@ def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[Stub]:
   try:
     yield stub
   finally:
-    stub.over.set()
+    stub.closing.set()
     server.shutdown()
     server.server_close()

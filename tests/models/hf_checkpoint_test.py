@@ -24,7 +24,7 @@ def checkpoints():
 
 @pytest.fixture
 def copy(tmp_path):
-  """A fixture's directory, free to be broken."""
+  """Copies a fixture's directory, for tests that modify it."""
 
   def make(name):
     return shutil.copytree(FIXTURES / name, tmp_path / name)
@@ -49,13 +49,13 @@ def assert_same(a, b) -> None:
 
 
 def largest_error(config, params, name) -> float:
-  """Largest distance of our logits from torch's, padding left out."""
+  """Largest absolute difference of logits from torch's, without padding."""
   expected = np.load(FIXTURES / name / "expected.npz")
   model = transformer.model(config)
   rows = transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
   logits = jax.jit(lambda p: model.hidden(p, rows) @ model.head(p).T)(params["lm"])
-  real = expected["mask_RL"][:, :, None] == 1
-  return float(np.abs(np.where(real, logits - expected["logits_RLV"], 0)).max())
+  valid = expected["mask_RL"][:, :, None] == 1
+  return float(np.abs(np.where(valid, logits - expected["logits_RLV"], 0)).max())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +64,7 @@ def test_logits_equal_torch(checkpoints, name):
   assert largest_error(config, params, name) < 2e-5
 
 
-def test_forgotten_rope_scaling_would_be_seen(checkpoints):
+def test_logits_depend_on_rope_scaling(checkpoints):
   config, params, _ = checkpoints["llama3_scaled"]
   rotary = dataclasses.replace(config.rotary, llama3=None)
   wrong = dataclasses.replace(config, rotary=rotary)
@@ -72,12 +72,12 @@ def test_forgotten_rope_scaling_would_be_seen(checkpoints):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_files_hold_torch_tensors_bit_for_bit(checkpoints, name, tmp_path):
+def test_saved_tensors_equal_torchs_bit_for_bit(checkpoints, name, tmp_path):
   config, params, _ = checkpoints[name]
   hf_checkpoint.save(tmp_path, config, params, shard_bytes=30_000)
-  again = hf_checkpoint.load(tmp_path)
-  assert again.config == config
-  assert_same(again.params, params)
+  reloaded = hf_checkpoint.load(tmp_path)
+  assert reloaded.config == config
+  assert_same(reloaded.params, params)
 
   def tensors(directory):
     files = sorted(directory.glob("model*.safetensors"))
@@ -90,13 +90,13 @@ def test_saved_files_hold_torch_tensors_bit_for_bit(checkpoints, name, tmp_path)
 def test_bfloat16_file_loads_as_its_rounded_values(checkpoints, tmp_path):
   config, params, _ = checkpoints["gpt2"]
   hf_checkpoint.save(tmp_path, config, params, dtype="bfloat16")
-  again = hf_checkpoint.load(tmp_path, compute_dtype="bfloat16", remat=False)
-  assert again.config.compute_dtype == "bfloat16" and not again.config.remat
+  reloaded = hf_checkpoint.load(tmp_path, compute_dtype="bfloat16", remat=False)
+  assert reloaded.config.compute_dtype == "bfloat16" and not reloaded.config.remat
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), params)
-  assert_same(again.params, rounded)
+  assert_same(reloaded.params, rounded)
 
 
-def test_value_head_is_saved_beside(checkpoints, tmp_path):
+def test_value_head_round_trips(checkpoints, tmp_path):
   config, params, _ = checkpoints["gpt2"]
   head = {"kernel_D": np.arange(32, dtype=np.float32), "bias": np.float32(0.5)}
   hf_checkpoint.save(tmp_path, config, params | {"value": head})
@@ -116,31 +116,33 @@ def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
   )
 
 
-def test_tokenizer_and_chat_template_come_back(checkpoints, tmp_path):
+def test_tokenizer_and_chat_template_round_trip(checkpoints, tmp_path):
   config, params, _ = checkpoints["llama"]
-  hf_checkpoint.save(tmp_path, config, params, small_tokenizer())
+  hf_checkpoint.save(tmp_path, config, params, tokenizer=small_tokenizer())
   tokenizer = hf_checkpoint.load(tmp_path).tokenizer
   assert tokenizer("good film<sep>").input_ids == [2, 3, 4]
   chat = [{"role": "user", "content": "good film"}]
   assert tokenizer.apply_chat_template(chat, tokenize=False) == "good film</s>"
 
 
-def test_config_is_spelled_for_transformers_4_too(checkpoints, tmp_path):
+def test_config_is_saved_for_transformers_4_too(checkpoints, tmp_path):
   # transformers 4 reads rope_theta and rope_scaling and silently falls back to
   # theta 10 000 without scaling where they are missing.
   config, params, _ = checkpoints["llama3_scaled"]
-  hf_checkpoint.save(tmp_path, config, params, small_tokenizer())
-  written = json.loads((tmp_path / "config.json").read_text())
-  assert written["rope_theta"] == 500000.0
-  assert written["rope_scaling"]["factor"] == 8.0
-  assert written["torch_dtype"] == "float32"
-  assert (written["bos_token_id"], written["eos_token_id"]) == (0, 1)
-  spelled = json.loads((tmp_path / "tokenizer_config.json").read_text())
-  assert spelled["tokenizer_class"] == "PreTrainedTokenizerFast"
-  assert "backend" not in spelled and "extra_special_tokens" not in spelled
+  hf_checkpoint.save(tmp_path, config, params, tokenizer=small_tokenizer())
+  config_json = json.loads((tmp_path / "config.json").read_text())
+  assert config_json["rope_theta"] == 500000.0
+  assert config_json["rope_scaling"]["factor"] == 8.0
+  assert config_json["torch_dtype"] == "float32"
+  assert (config_json["bos_token_id"], config_json["eos_token_id"]) == (0, 1)
+  tokenizer_json = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert tokenizer_json["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert (
+    "backend" not in tokenizer_json and "extra_special_tokens" not in tokenizer_json
+  )
 
 
-def test_transformers_4_config_reads_the_same(checkpoints, copy):
+def test_transformers_4_config_loads_equally(checkpoints, copy):
   directory = copy("llama3_scaled")
   path = directory / "config.json"
   content = json.loads(path.read_text())
@@ -152,7 +154,7 @@ def test_transformers_4_config_reads_the_same(checkpoints, copy):
 
 
 def test_base_model_checkpoint_with_old_buffers_loads(checkpoints, copy):
-  # As the hub's gpt2: no prefix, no head, the causal mask stored as a buffer.
+  # Like gpt2 on the hub: no prefix, no head, the causal mask stored as a buffer.
   directory = copy("gpt2")
 
   def change(tensors):
@@ -165,7 +167,7 @@ def test_base_model_checkpoint_with_old_buffers_loads(checkpoints, copy):
 
 
 @pytest.mark.parametrize(
-  ("change", "words"),
+  ("change", "message"),
   [
     ({"model_type": "lama"}, r"'lama'; supported families: .*did you mean 'llama'"),
     ({"model_type": None}, r"None; supported families"),
@@ -179,14 +181,14 @@ def test_base_model_checkpoint_with_old_buffers_loads(checkpoints, copy):
     ({"num_hidden_layers": 1}, r"unexpected weight model.layers.1"),
   ],
 )
-def test_config_that_does_not_fit_is_refused_by_name(copy, change, words):
+def test_unsupported_config_raises_with_the_field(copy, change, message):
   directory = copy("llama3_scaled")
   edit_json(directory / "config.json", **change)
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(ValueError, match=message):
     hf_checkpoint.load(directory)
 
 
-def test_gpt2_switch_that_we_lack_is_refused(copy):
+def test_unsupported_gpt2_option_raises(copy):
   directory = copy("gpt2")
   edit_json(directory / "config.json", scale_attn_by_inverse_layer_idx=True)
   with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx is True"):
@@ -210,7 +212,7 @@ def test_wrong_weights_are_all_listed(copy):
   assert "layers.1.attention.query_key_value.weight has shape (32, 96)" in message
 
 
-def test_missing_files_are_named(copy, tmp_path):
+def test_missing_files_raise_with_their_names(copy, tmp_path):
   with pytest.raises(ValueError, match=r"nowhere/config\.json does not exist"):
     hf_checkpoint.load(tmp_path / "nowhere")
   directory = copy("llama")
@@ -218,11 +220,11 @@ def test_missing_files_are_named(copy, tmp_path):
   with pytest.raises(ValueError, match=r"do not exist: \['model-00002-of-00005"):
     hf_checkpoint.load(directory)
   (directory / "model.safetensors.index.json").unlink()
-  with pytest.raises(ValueError, match="holds neither"):
+  with pytest.raises(ValueError, match="has neither"):
     hf_checkpoint.load(directory)
 
 
-def test_tokenizer_larger_than_the_embedding_is_refused(copy):
+def test_tokenizer_larger_than_the_embedding_raises(copy):
   directory = copy("llama")
   tokenizer = small_tokenizer()
   tokenizer.add_tokens([f"word{i}" for i in range(95)])
@@ -231,16 +233,16 @@ def test_tokenizer_larger_than_the_embedding_is_refused(copy):
     hf_checkpoint.load(directory)
 
 
-def test_save_refuses_what_it_cannot_write(checkpoints, tmp_path):
+def test_save_raises_on_invalid_arguments(checkpoints, tmp_path):
   config, params, _ = checkpoints["llama"]
   with pytest.raises(ValueError, match="no Hugging Face family"):
     mixed = dataclasses.replace(config, parallel_residual=True)
     hf_checkpoint.save(tmp_path, mixed, params)
   with pytest.raises(ValueError, match=r"\['head'\] has shape None"):
-    lacking = {k: v for k, v in params["lm"].items() if k != "head"}
-    hf_checkpoint.save(tmp_path, config, {"lm": lacking})
+    incomplete = {k: v for k, v in params["lm"].items() if k != "head"}
+    hf_checkpoint.save(tmp_path, config, {"lm": incomplete})
   with pytest.raises(ValueError, match="dtype is 'float16'; allowed"):
     hf_checkpoint.save(tmp_path, config, params, dtype="float16")
   hf_checkpoint.save(tmp_path / "full", config, params)
-  with pytest.raises(ValueError, match="already holds weights"):
+  with pytest.raises(ValueError, match="already contains weights"):
     hf_checkpoint.save(tmp_path / "full", config, params)

@@ -30,8 +30,8 @@ def rows_of(name: str) -> transformer.Rows:
   return transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
 
 
-def drawn(config, adapter=ADAPTER, seed=1):
-  """Adapters with both factors non-zero."""
+def random_adapter(config, adapter=ADAPTER, seed=1):
+  """Random adapters with both factors non-zero."""
   params = lora.init(config, adapter, jax.random.key(0))
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(seed)
@@ -45,58 +45,58 @@ def hidden_of(config, lm, rows):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fresh_adapters_change_no_bit_and_attached_ones_equal_merged(bases, name):
+def test_initial_adapters_change_nothing_and_attached_equal_merged(bases, name):
   config, lm = bases[name].config, bases[name].params["lm"]
   rows = rows_of(name)
   base = np.asarray(hidden_of(config, lm, rows))
-  fresh = lora.init(config, ADAPTER, jax.random.key(0))
-  begun = np.asarray(hidden_of(config, lora.attach(lm, fresh, ADAPTER), rows))
-  np.testing.assert_array_equal(begun, base)
-  moved = drawn(config)
-  attached = hidden_of(config, lora.attach(lm, moved, ADAPTER), rows)
-  merged = hidden_of(config, lora.merged(lm, moved, ADAPTER), rows)
+  initial = lora.init(config, ADAPTER, jax.random.key(0))
+  unchanged = np.asarray(hidden_of(config, lora.attach(lm, initial, ADAPTER), rows))
+  np.testing.assert_array_equal(unchanged, base)
+  random_params = random_adapter(config)
+  attached = hidden_of(config, lora.attach(lm, random_params, ADAPTER), rows)
+  merged = hidden_of(config, lora.merged(lm, random_params, ADAPTER), rows)
   assert np.abs(attached - base).max() > 0.1
   np.testing.assert_allclose(attached, merged, atol=2e-5)
 
 
 def test_merged_kernel_is_base_plus_scaled_product(bases):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
-  params = drawn(config)
+  params = random_adapter(config)
   merged = lora.merged(lm, params, ADAPTER)
   for part in ("query", "output", "down"):
     pair = params["blocks"][part]
     a, b = (np.asarray(pair[x][1], np.float64) for x in ("a", "b"))
     outputs = b.shape[1:]
     product = a.reshape(-1, 3) @ b.reshape(3, -1)
-    want = lm["blocks"][part]["kernel"][1] + 12 / 3 * product.reshape(
+    expected = lm["blocks"][part]["kernel"][1] + 12 / 3 * product.reshape(
       *a.shape[:-1], *outputs
     )
     got = merged["blocks"][part]["kernel"][1]
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
   untouched = jax.tree.map(jnp.array_equal, merged, lm)
   assert untouched["embedding"] and not untouched["blocks"]["up"]["kernel"]
 
 
-def test_change_merges_as_whole_weights_do(bases):
+def test_merging_changes_equals_merging_whole_weights(bases):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
-  sft, dpo = (drawn(config, seed=seed) for seed in (2, 3))
+  sft, dpo = (random_adapter(config, seed=seed) for seed in (2, 3))
   mean = merge.linear([lora.delta(p, ADAPTER) for p in (sft, dpo)], [1, 3])
   got = lora.add(lm, mean)
   whole = [merge.delta(lora.merged(lm, p, ADAPTER), lm) for p in (sft, dpo)]
-  want = merge.apply(lm, merge.linear(whole, [1, 3]))
-  chex.assert_trees_all_close(got, want, atol=1e-5)
+  expected = merge.apply(lm, merge.linear(whole, [1, 3]))
+  chex.assert_trees_all_close(got, expected, atol=1e-5)
 
 
-def test_gradient_is_that_of_the_merged_model_through_the_product(bases):
+def test_gradient_equals_that_of_the_merged_model(bases):
   config, lm = bases["gpt2"].config, bases["gpt2"].params["lm"]
-  rows, params = rows_of("gpt2"), drawn(bases["gpt2"].config)
+  rows, params = rows_of("gpt2"), random_adapter(bases["gpt2"].config)
   model = transformer.model(config)
   rng = np.random.default_rng(0)
-  weigh = rng.normal(size=(*rows.tokens_RL.shape, config.width)).astype(np.float32)
-  weigh *= (np.asarray(rows.segment_RL) > 0)[..., None]
+  weight = rng.normal(size=(*rows.tokens_RL.shape, config.width)).astype(np.float32)
+  weight *= (np.asarray(rows.segment_RL) > 0)[..., None]
 
   def loss(lm):
-    return (model.hidden(lm, rows) * weigh).sum()
+    return (model.hidden(lm, rows) * weight).sum()
 
   got = jax.jit(jax.grad(lambda p: loss(lora.attach(lm, p, ADAPTER))))(params)
   full = jax.jit(jax.grad(loss))(lora.merged(lm, params, ADAPTER))
@@ -106,16 +106,20 @@ def test_gradient_is_that_of_the_merged_model_through_the_product(bases):
       a, b = (np.asarray(pair[x][n]) for x in ("a", "b"))
       d = np.asarray(d_kernel[n]).reshape(a.reshape(-1, 3).shape[0], -1)
       scale = np.abs(d).max()
-      want_a, want_b = s * d @ b.reshape(3, -1).T, s * a.reshape(-1, 3).T @ d
+      expected_a, expected_b = s * d @ b.reshape(3, -1).T, s * a.reshape(-1, 3).T @ d
       got_a, got_b = (np.asarray(got["blocks"][part][x][n]) for x in ("a", "b"))
-      np.testing.assert_allclose(got_a.reshape(want_a.shape), want_a, atol=1e-4 * scale)
-      np.testing.assert_allclose(got_b.reshape(want_b.shape), want_b, atol=1e-4 * scale)
+      np.testing.assert_allclose(
+        got_a.reshape(expected_a.shape), expected_a, atol=1e-4 * scale
+      )
+      np.testing.assert_allclose(
+        got_b.reshape(expected_b.shape), expected_b, atol=1e-4 * scale
+      )
 
 
-def test_gradient_of_l1_is_numerical(bases):
+def test_l1_gradient_equals_numerical_gradient(bases):
   config = bases["llama"].config
   adapter = Adapter(rank=2, alpha=4.0, targets="query")
-  params = drawn(config, adapter)
+  params = random_adapter(config, adapter)
   total = float(lora.l1(params, adapter))
   pair = jax.tree.map(np.asarray, params["blocks"]["query"])
   by_hand = 2 * np.abs(np.einsum("nir,nrhd->nihd", pair["a"], pair["b"])).sum()
@@ -143,7 +147,7 @@ def test_gradient_of_l1_is_numerical(bases):
     ("gpt2", r"transformer\.h\.\d+\.mlp\.c_fc", {"up"}),
   ],
 )
-def test_targets_match_our_names_and_hugging_faces(bases, name, pattern, parts):
+def test_targets_match_parameter_and_module_names(bases, name, pattern, parts):
   adapter = Adapter(targets=pattern)
   assert set(lora.targets(bases[name].config, adapter)) == parts
 
@@ -151,11 +155,11 @@ def test_targets_match_our_names_and_hugging_faces(bases, name, pattern, parts):
 @pytest.mark.parametrize(
   ("pattern", "message"),
   [
-    ("lm_head", r"'lm_head' matches no linear layer; there are query, key.*q_proj"),
+    ("lm_head", r"'lm_head' matches no linear layer; allowed: query, key.*q_proj"),
     (r"layers\.0\..*", r"matches model.layers.0.self_attn.q_proj but not every layer"),
   ],
 )
-def test_targets_that_cannot_be_adapted_are_named(bases, pattern, message):
+def test_invalid_targets_raise_with_the_pattern(bases, pattern, message):
   with pytest.raises(ValueError, match=message):
     lora.init(bases["llama"].config, Adapter(targets=pattern), jax.random.key(0))
 
@@ -163,12 +167,12 @@ def test_targets_that_cannot_be_adapted_are_named(bases, pattern, message):
 @pytest.mark.parametrize(
   ("field", "value"), [("rank", 0), ("alpha", 0.0), ("targets", "(q"), ("l1", -1.0)]
 )
-def test_bad_settings_are_named(field, value):
+def test_invalid_settings_raise_with_the_field(field, value):
   with pytest.raises(ValueError, match=rf"Adapter.{field} is "):
     Adapter(**{field: value})
 
 
-def test_fresh_a_has_the_stated_spread_and_b_is_zero(bases):
+def test_initial_a_has_the_stated_deviation_and_b_is_zero(bases):
   config = dataclasses.replace(bases["llama"].config, width=512, layers=1)
   adapter = Adapter(rank=16, targets="query")
   pair = lora.init(config, adapter, jax.random.key(0))["blocks"]["query"]
@@ -176,36 +180,40 @@ def test_fresh_a_has_the_stated_spread_and_b_is_zero(bases):
   assert float(pair["a"].std()) == pytest.approx((3 * 512) ** -0.5, rel=0.05)
 
 
-def test_sampling_from_attached_adapters_is_sampling_from_the_merged_model(bases):
+def test_sampling_from_attached_equals_sampling_from_merged(bases):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
-  params = drawn(config)
-  draw = functools.partial(
+  params = random_adapter(config)
+  sample_completions = functools.partial(
     sample.sample,
     transformer.model(config),
     prompts=sample.PromptBatch(np.array([[5, 6, 7]]), np.array([3]), np.array([0])),
     config=GenerationConfig(5, completions=2, stop_ids=()),
     key=jax.random.key(0),
   )
-  attached = draw(lora.attach(lm, params, ADAPTER))
-  merged = draw(lora.merged(lm, params, ADAPTER))
+  attached = sample_completions(lora.attach(lm, params, ADAPTER))
+  merged = sample_completions(lora.merged(lm, params, ADAPTER))
   np.testing.assert_array_equal(attached.tokens_BKT, merged.tokens_BKT)
   np.testing.assert_allclose(attached.logp_BKT, merged.logp_BKT, atol=1e-4)
 
 
-def test_adapters_are_split_with_the_kernels_they_hang_on(bases):
+def test_adapters_are_sharded_like_their_kernels(bases):
   model = transformer.model(bases["llama"].config)
   mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
-  trained, attached = lora.trained(model, ADAPTER), lora.attached(model, ADAPTER)
+  trained = lora.trainable_model(model, ADAPTER)
+  attached = lora.attached_model(model, ADAPTER)
   shapes = jax.eval_shape(trained.init, jax.random.key(0))
-  split = rules.param_shardings(mesh, trained.logical_axes(), shapes)
-  pair = split["blocks"]["output"]
+  shardings = rules.param_shardings(mesh, trained.logical_axes(), shapes)
+  pair = shardings["blocks"]["output"]
   assert tuple(pair["a"].spec) == (None, "tensor", None, None)
   assert tuple(pair["b"].spec) == (None, None, "fsdp")
-  whole = jax.eval_shape(
+  attached_shapes = jax.eval_shape(
     lambda lm, p: lora.attach(lm, p, ADAPTER),
     jax.eval_shape(model.init, jax.random.key(0)),
     shapes,
   )
-  of_whole = rules.param_shardings(mesh, attached.logical_axes(), whole)
-  assert of_whole["blocks"]["output"]["lora"] == pair
-  assert lora.trained(model, None) is model and lora.attached(model, None) is model
+  attached_shardings = rules.param_shardings(
+    mesh, attached.logical_axes(), attached_shapes
+  )
+  assert attached_shardings["blocks"]["output"]["lora"] == pair
+  assert lora.trainable_model(model, None) is model
+  assert lora.attached_model(model, None) is model

@@ -1,4 +1,4 @@
-"""Merges of models trained apart from one base."""
+"""Tests merges of models fine-tuned from one base."""
 
 import chex
 import jax
@@ -13,7 +13,7 @@ ONE = {"a": jnp.array([[4.0, -1.0], [0.5, 0.0]]), "b": {"c": jnp.array([-3.0, 2.
 TWO = {"a": jnp.array([[2.0, 3.0], [-0.6, 0.0]]), "b": {"c": jnp.array([-1.0, -5.0])}}
 
 
-def test_differences_added_back_give_the_model_in_the_bases_types():
+def test_apply_inverts_delta_in_the_bases_dtypes():
   model = merge.apply(BASE, ONE)
   assert model["b"]["c"].dtype == jnp.bfloat16
   chex.assert_trees_all_equal(merge.delta(model, BASE), ONE)
@@ -21,14 +21,14 @@ def test_differences_added_back_give_the_model_in_the_bases_types():
   np.testing.assert_array_equal(half["b"]["c"], [1 - 1.5, 1 + 1])
 
 
-def test_linear_is_the_mean_of_the_models_and_task_arithmetic_the_sum():
+def test_linear_is_the_mean_and_task_arithmetic_the_sum():
   mean = merge.apply(BASE, merge.linear([ONE, TWO], [3.0, 1.0]))
   np.testing.assert_allclose(mean["a"], 0.75 * ONE["a"] + 0.25 * TWO["a"])
   total = merge.task_arithmetic([ONE, TWO], [0.3, 0.3])
   np.testing.assert_allclose(total["a"], 0.3 * ONE["a"] + 0.3 * TWO["a"], rtol=1e-6)
 
 
-def test_trim_keeps_the_share_over_the_whole_tree():
+def test_trim_keeps_the_fraction_over_the_whole_tree():
   half = merge.trim(ONE, 0.5)  # of 4, 1, 0.5, 0, 3, 2
   np.testing.assert_array_equal(half["a"], [[4, 0], [0, 0]])
   np.testing.assert_array_equal(half["b"]["c"], [-3, 2])
@@ -40,11 +40,11 @@ def test_trim_keeps_the_share_over_the_whole_tree():
 
 
 def oracle(deltas, keep, mean):
-  """TIES on vectors, as the paper words it."""
+  """Computes TIES on vectors, from the paper."""
   trimmed = []
   for d in deltas:
-    kept = np.argsort(-np.abs(d))[: int(keep * d.size)]
-    trimmed.append(np.where(np.isin(np.arange(d.size), kept), d, 0))
+    kept_entries = np.argsort(-np.abs(d))[: int(keep * d.size)]
+    trimmed.append(np.where(np.isin(np.arange(d.size), kept_entries), d, 0))
   merged = np.zeros(deltas[0].size)
   for i in range(merged.size):
     entries = [d[i] for d in trimmed]
@@ -55,7 +55,7 @@ def oracle(deltas, keep, mean):
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("mean", [True, False])
-def test_ties_oracle(keep, mean):
+def test_ties_equals_a_numpy_oracle(keep, mean):
   deltas = np.random.default_rng(1).normal(size=(3, 20)).astype(np.float32)
   trees = [
     {"x": jnp.asarray(d[:12].reshape(3, 4)), "y": jnp.asarray(d[12:])} for d in deltas
@@ -66,7 +66,7 @@ def test_ties_oracle(keep, mean):
   np.testing.assert_allclose(flat, oracle(deltas, keep, mean), rtol=1e-6)
 
 
-def test_ties_elects_by_mass_and_averages_those_that_agree():
+def test_ties_elects_by_sum_and_averages_agreeing_entries():
   signs = merge.elect_sign([ONE, TWO])
   np.testing.assert_array_equal(signs["a"], [[1, 1], [-1, 0]])
   merged = merge.ties([ONE, TWO], keep=1.0)
@@ -74,14 +74,16 @@ def test_ties_elects_by_mass_and_averages_those_that_agree():
   np.testing.assert_allclose(merged["b"]["c"], [-2, -5])
 
 
-def test_dare_keeps_the_mean_and_the_stated_share():
+def test_dare_keeps_the_mean_and_the_stated_fraction():
   keys = jax.random.split(jax.random.key(0), 4000)
   many = jax.jit(jax.vmap(lambda key: merge.dare(ONE, 0.8, key)))(keys)
   for drawn, one in zip(jax.tree.leaves(many), jax.tree.leaves(ONE), strict=True):
-    kept = np.asarray(drawn != 0)
+    kept_entries = np.asarray(drawn != 0)
     live = np.asarray(one) != 0
-    np.testing.assert_allclose(kept.mean(0)[live], 0.2, atol=5 * 0.4 / 4000**0.5)
-    # An entry's variance is x^2 p / (1 - p), p the share dropped.
+    np.testing.assert_allclose(
+      kept_entries.mean(0)[live], 0.2, atol=5 * 0.4 / 4000**0.5
+    )
+    # An entry's variance is x^2 p / (1 - p), p the probability of dropping.
     error = np.abs(np.asarray(drawn).mean(0) - one)
     assert (error <= 5 * 2 * np.abs(one) / 4000**0.5).all()
     assert np.isin(
@@ -92,14 +94,14 @@ def test_dare_keeps_the_mean_and_the_stated_share():
     merge.dare(ONE, 1.0, keys[0])
 
 
-def test_trees_that_differ_are_refused_by_path():
-  lacking = {"a": ONE["a"], "b": {"d": ONE["b"]["c"]}}
+def test_trees_that_differ_raise_with_the_path():
+  other = {"a": ONE["a"], "b": {"d": ONE["b"]["c"]}}
   with pytest.raises(ValueError, match=r"only the first has the leaf \['b'\]\['c'\]"):
-    merge.delta(lacking, BASE)
+    merge.delta(other, BASE)
   wide = {"a": jnp.zeros((2, 3)), "b": ONE["b"]}
   with pytest.raises(ValueError, match=r"at \['a'\]: \(2, 2\) in the first, \(2, 3\)"):
     merge.ties([ONE, wide])
   with pytest.raises(ValueError, match="1 weights for 2 deltas"):
     merge.linear([ONE, TWO], [1.0])
-  with pytest.raises(ValueError, match="nothing to merge"):
+  with pytest.raises(ValueError, match="no trees"):
     merge.task_arithmetic([], [])

@@ -20,14 +20,14 @@ def bases():
   return {name: hf_checkpoint.load(FIXTURES / name) for name in NAMES}
 
 
-def drawn(config, adapter):
+def random_adapter(config, adapter):
   params = lora.init(config, adapter, jax.random.key(0))
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
 
 
 def merged_as_peft_does(name: str, adapter: Path, directory: Path):
-  """The base's own tensors with PEFT's rule applied to each, read back."""
+  """Merges an adapter into the base's tensors by PEFT's rule and loads the result."""
   shutil.copytree(FIXTURES / name, directory)
   content = json.loads((adapter / "adapter_config.json").read_text())
   pairs = load_file(adapter / "adapter_model.safetensors")
@@ -37,11 +37,11 @@ def merged_as_peft_does(name: str, adapter: Path, directory: Path):
     if "lora_A" not in key:
       continue
     module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-    # PEFT: a pattern fits a module whose name ends with it, after a dot.
-    fits = [t for t in content["rank_pattern"] if re.match(rf".*\.{t}$", module)]
+    # PEFT: a pattern matches a module whose name ends with it, after a dot.
+    matching = [t for t in content["rank_pattern"] if re.match(rf".*\.{t}$", module)]
     rank, alpha = content["r"], content["lora_alpha"]
-    if fits:
-      rank, alpha = (content[f"{n}_pattern"][fits[0]] for n in ("rank", "alpha"))
+    if matching:
+      rank, alpha = (content[f"{n}_pattern"][matching[0]] for n in ("rank", "alpha"))
     a, b = pairs[key], pairs[key.replace("lora_A", "lora_B")]
     assert a.shape[0] == b.shape[1] == rank
     change = alpha / rank * b @ a
@@ -49,27 +49,27 @@ def merged_as_peft_does(name: str, adapter: Path, directory: Path):
       change = change.T
     (file,) = (f for f in files if f"{module}.weight" in tensors[f])
     tensors[file][f"{module}.weight"] += change
-  for file, held in tensors.items():
-    save_file(held, file)
+  for file, content in tensors.items():
+    save_file(content, file)
   return hf_checkpoint.load(directory).params["lm"]
 
 
 @pytest.mark.parametrize("targets", [".*", "query|value|up"])
 @pytest.mark.parametrize("name", NAMES)
-def test_written_adapter_means_to_peft_what_it_means_here(
-  bases, name, targets, tmp_path
-):
+def test_saved_adapter_equals_peft_merge(bases, name, targets, tmp_path):
   config, lm = bases[name].config, bases[name].params["lm"]
   adapter = Adapter(rank=2, alpha=3.0, targets=targets)
-  params = drawn(config, adapter)
-  peft.save(tmp_path / "adapter", config, adapter, params, lm, "the base")
+  params = random_adapter(config, adapter)
+  peft.save(
+    tmp_path / "adapter", config, adapter, params=params, base=lm, base_name="the base"
+  )
   theirs = merged_as_peft_does(name, tmp_path / "adapter", tmp_path / "merged")
   ours = lora.merged(lm, params, adapter)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
-def test_names_are_those_peft_writes(bases, tmp_path):
-  wanted = {
+def test_tensor_names_equal_pefts(bases, tmp_path):
+  cases = {
     "llama": ("q_proj", "model.layers.1.self_attn.q_proj", {"self_attn.q_proj"}),
     "gpt_neox": (
       "query_key_value",
@@ -78,17 +78,22 @@ def test_names_are_those_peft_writes(bases, tmp_path):
     ),
     "gpt2": ("c_attn", "transformer.h.1.attn.c_attn", {"attn.c_attn"}),
   }
-  for name, (targets, module, tails) in wanted.items():
+  for name, (targets, module, suffixes) in cases.items():
     config, lm = bases[name].config, bases[name].params["lm"]
     adapter = Adapter(rank=2, targets=targets)
     directory = peft.save(
-      tmp_path / name, config, adapter, drawn(config, adapter), lm, "there"
+      tmp_path / name,
+      config,
+      adapter,
+      params=random_adapter(config, adapter),
+      base=lm,
+      base_name="there",
     )
     tensors = load_file(directory / "adapter_model.safetensors")
     assert {f"base_model.model.{module}.lora_{x}.weight" for x in "AB"} <= set(tensors)
     assert len(tensors) == 2 * config.layers
     content = json.loads((directory / "adapter_config.json").read_text())
-    assert set(content["target_modules"]) == tails
+    assert set(content["target_modules"]) == suffixes
     assert content["peft_type"] == "LORA" and content["r"] == 2
     assert content["lora_alpha"] == 16 and content["bias"] == "none"
     assert content["base_model_name_or_path"] == "there"
@@ -96,24 +101,24 @@ def test_names_are_those_peft_writes(bases, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_adapter_comes_back_as_it_was(bases, name, tmp_path):
+def test_adapter_round_trips(bases, name, tmp_path):
   config, lm = bases[name].config, bases[name].params["lm"]
   adapter = Adapter(rank=2, alpha=3.0, targets="query|key|down", l1=0.5)
-  params = drawn(config, adapter)
-  directory = peft.save(tmp_path / "a", config, adapter, params, lm)
-  found, back = peft.load(directory, config, lm)
-  assert (found.rank, found.alpha, found.l1) == (2, 3.0, 0.5)
-  assert set(lora.targets(config, found)) == {"query", "key", "down"}
-  jax.tree.map(np.testing.assert_array_equal, back, params)
-  with pytest.raises(ValueError, match="already holds an adapter"):
-    peft.save(directory, config, adapter, params, lm)
+  params = random_adapter(config, adapter)
+  directory = peft.save(tmp_path / "a", config, adapter, params=params, base=lm)
+  loaded, loaded_params = peft.load(directory, config, lm)
+  assert (loaded.rank, loaded.alpha, loaded.l1) == (2, 3.0, 0.5)
+  assert set(lora.targets(config, loaded)) == {"query", "key", "down"}
+  jax.tree.map(np.testing.assert_array_equal, loaded_params, params)
+  with pytest.raises(ValueError, match="already contains an adapter"):
+    peft.save(directory, config, adapter, params=params, base=lm)
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt2"])
-def test_adapter_of_pefts_with_one_a_for_query_key_and_value(bases, name, tmp_path):
+def test_peft_adapter_with_a_shared_a_loads(bases, name, tmp_path):
   config, lm = bases[name].config, bases[name].params["lm"]
   rng = np.random.default_rng(0)
-  entries = hf_config.of(config).entries(config)
+  entries = hf_config.find_family(config).entries(config)
   fused = [e for e in entries if len(e.paths) == 3 and len(e.shape) == 2]
   modules = {e.name.removesuffix(".weight"): sorted(e.shape) for e in fused}
   assert len(modules) == config.layers
@@ -130,16 +135,21 @@ def test_adapter_of_pefts_with_one_a_for_query_key_and_value(bases, name, tmp_pa
   (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(content))
   adapter, params = peft.load(tmp_path / "theirs", config, lm)
   assert adapter.scale == 3 and set(params["blocks"]) == {"query", "key", "value"}
-  want = merged_as_peft_does(name, tmp_path / "theirs", tmp_path / "merged")
+  expected = merged_as_peft_does(name, tmp_path / "theirs", tmp_path / "merged")
   got = lora.merged(lm, params, adapter)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
 
 
-def test_adapter_for_another_base_is_refused_by_name(bases, tmp_path):
+def test_adapter_for_another_base_raises(bases, tmp_path):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
   adapter = Adapter(rank=2)
   directory = peft.save(
-    tmp_path / "a", config, adapter, drawn(config, adapter), lm, "my/base"
+    tmp_path / "a",
+    config,
+    adapter,
+    params=random_adapter(config, adapter),
+    base=lm,
+    base_name="my/base",
   )
   other = lm | {"embedding": lm["embedding"] + 1}
   with pytest.raises(
@@ -156,7 +166,9 @@ def test_adapter_for_another_base_is_refused_by_name(bases, tmp_path):
   key = next(key for key in sorted(tensors) if "q_proj.lora_A" in key)
   tensors[key] = tensors[key][:, :-1].copy()
   save_file(tensors, path)
-  with pytest.raises(ValueError, match=rf"{key} has shape \(2, \d+\), the base makes"):
+  with pytest.raises(
+    ValueError, match=rf"{key} has shape \(2, \d+\), the base requires"
+  ):
     peft.load(directory, config, lm)
 
 
@@ -174,10 +186,12 @@ def test_adapter_for_another_base_is_refused_by_name(bases, tmp_path):
     ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
   ],
 )
-def test_features_that_are_not_supported_are_named(bases, tmp_path, change, message):
+def test_unsupported_options_raise_with_their_name(bases, tmp_path, change, message):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
   adapter = Adapter(rank=2, targets="query")
-  directory = peft.save(tmp_path / "a", config, adapter, drawn(config, adapter), lm)
+  directory = peft.save(
+    tmp_path / "a", config, adapter, params=random_adapter(config, adapter), base=lm
+  )
   path = directory / "adapter_config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(ValueError, match=message):
@@ -185,17 +199,19 @@ def test_features_that_are_not_supported_are_named(bases, tmp_path, change, mess
 
 
 @pytest.mark.parametrize("value", [True, False, "gaussian"])
-def test_start_of_the_factors_does_not_matter(bases, tmp_path, value):
+def test_supported_initialisations_load(bases, tmp_path, value):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
   adapter = Adapter(rank=2, targets="query")
-  directory = peft.save(tmp_path / "a", config, adapter, drawn(config, adapter), lm)
+  directory = peft.save(
+    tmp_path / "a", config, adapter, params=random_adapter(config, adapter), base=lm
+  )
   path = directory / "adapter_config.json"
   content = json.loads(path.read_text()) | {"init_lora_weights": value}
   path.write_text(json.dumps(content | {"alora_invocation_tokens": None}))
   assert peft.load(directory, config, lm)[0].rank == 2
 
 
-def test_no_adapter_is_named(bases, tmp_path):
+def test_missing_adapter_raises(bases, tmp_path):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
   with pytest.raises(ValueError, match=r"adapter_config\.json does not exist"):
     peft.load(tmp_path, config, lm)

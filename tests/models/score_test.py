@@ -1,4 +1,4 @@
-"""Scoring packed, shared rows in chunks against one plain row per completion."""
+"""Tests scoring of packed rows in chunks against one plain row per completion."""
 
 import functools
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ GROUPS = (((3, 2, 4), (2, 1, 3)), ((4, 3, 2),))
 
 @functools.cache
 def _texts():
-  """A (prompt, completions) per group, with the row and the column it starts at."""
+  """Lists row, start column, prompt and completions of each group."""
   rng = np.random.default_rng(0)
   texts = []
   for row, groups in enumerate(GROUPS):
@@ -43,7 +43,7 @@ def _texts():
 
 
 def _packed():
-  """The texts as a microbatch, written out here token by token."""
+  """Packs the texts into a microbatch, token by token."""
   R, L, C, B, K, T = 2, LENGTH, 11, 3, 2, 4
   int_RL = functools.partial(np.zeros, (R, L), np.int32)
   batch = SimpleNamespace(
@@ -95,7 +95,7 @@ def _params():
   @jax.jit
   def init(key):
     lm = model.init(key)
-    # Of about one: peaked distributions, and gradients that rounding does not swamp.
+    # Scale to about one: peaked distributions, gradients well above rounding errors.
     return lm | {name: 30 * lm[name] for name in ("embedding", "head")}
 
   value = {"kernel_D": jax.random.normal(value_key, (WIDTH,)), "bias": jnp.float32(0.3)}
@@ -112,13 +112,13 @@ def _score(policy, batch, stats=STATS, chunk=None):
 
 
 def _total(fields):
-  """A number whose gradient weighs every field and token differently."""
-  mix = 0.0
+  """A scalar whose gradient weights every field and token differently."""
+  total = 0.0
   for i, name in enumerate(sorted(fields)):
     x_BKT = fields[name]
     weight_BKT = jnp.cos(i + jnp.arange(x_BKT.size, dtype=jnp.float32))
-    mix += (jnp.sin(x_BKT) * weight_BKT.reshape(x_BKT.shape)).sum()
-  return mix
+    total += (jnp.sin(x_BKT) * weight_BKT.reshape(x_BKT.shape)).sum()
+  return total
 
 
 def _packed_total(policy, batch, chunk=None):
@@ -136,13 +136,13 @@ def _plain_total(policy):
   K, T = 2, 4
   texts = [(p, y) for _, _, p, completions in _texts() for y in completions]
   tokens, mask = np.zeros((2, len(texts), LENGTH), np.int32)
-  source, target, real = np.zeros((3, len(texts), T), np.int32)
+  source, target, valid = np.zeros((3, len(texts), T), np.int32)
   for n, (prompt, completion) in enumerate(texts):
     end = len(prompt) + len(completion)
     tokens[n, :end] = np.concatenate([prompt, completion])
     mask[n, :end] = 1
     t = np.arange(len(completion))
-    source[n, t], target[n, t], real[n, t] = len(prompt) - 1 + t, completion, 1
+    source[n, t], target[n, t], valid[n, t] = len(prompt) - 1 + t, completion, 1
   rows = transformer.Rows.plain(tokens, mask)
   model = transformer.model(CONFIG)
 
@@ -161,7 +161,7 @@ def _plain_total(policy):
     "entropy_BKT": -(jnp.exp(logp) * logp).sum(-1),
     "value_BKT": hidden @ policy["value"]["kernel_D"] + policy["value"]["bias"],
   }
-  fields = {k: jnp.where(real, x, 0).reshape(-1, K, T) for k, x in fields.items()}
+  fields = {k: jnp.where(valid, x, 0).reshape(-1, K, T) for k, x in fields.items()}
   return _total(fields), fields
 
 
@@ -175,7 +175,7 @@ def test_score_equals_plain_unshared_unpacked_full_logits(packed):
   (loss, fields), grad = packed(policy, vars(_packed()))
   plain = jax.jit(jax.value_and_grad(_plain_total, has_aux=True))
   (plain_loss, plain_fields), plain_grad = plain(policy)
-  assert np.ptp(plain_fields["ref_kl_BKT"]) > 0.1  # the two models do differ
+  assert np.ptp(plain_fields["ref_kl_BKT"]) > 0.1  # the two models differ
   chex.assert_trees_all_close(fields, plain_fields, rtol=1e-5, atol=1e-5)
   chex.assert_trees_all_close(loss, plain_loss, rtol=1e-5)
   chex.assert_trees_all_close(grad, plain_grad, rtol=1e-5, atol=1e-5)
@@ -188,7 +188,7 @@ def test_score_in_chunks_equals_one_chunk(packed):
   chex.assert_trees_all_close(chunked, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_score_poisoned_padding_changes_nothing(packed):
+def test_score_does_not_depend_on_padding(packed):
   policy, clean, poisoned = _params()["policy"], _packed(), _packed()
   padding_RL, padding_RC = clean.segment_MRL == 0, clean.valid_MRC == 0
   assert padding_RL[:, -1].all() and padding_RC.any()
@@ -224,12 +224,12 @@ def test_score_of_nan_on_padding_stays_finite():
     return scored.logp_BKT.sum()
 
   loss, grad = jax.jit(jax.value_and_grad(total))(jnp.float32(2.0))
-  # Equal logits: every token costs log V, whatever the parameter.
+  # Equal logits: the loss is log V per token for every parameter.
   np.testing.assert_allclose(loss, -batch.mask_MBKT.sum() * np.log(VOCAB), rtol=1e-6)
   np.testing.assert_allclose(grad, 0, atol=1e-3)
 
 
-def test_score_of_values_alone_makes_no_logits():
+def test_score_of_values_computes_no_logits():
   policy, batch = _params()["policy"], _packed()
 
   def has_logits(stat):
@@ -240,7 +240,7 @@ def test_score_of_values_alone_makes_no_logits():
   assert not has_logits(token_stats.VALUE)
 
 
-def test_score_takes_cached_statistics_instead_of_running_the_reference():
+def test_score_uses_cached_reference_statistics():
   model, batch = transformer.model(CONFIG), _packed()
   batch.ref = {"ref_logp_BKT": np.full(batch.mask_MBKT.shape, -7.0, np.float32)}
   scored = score.score(
@@ -252,7 +252,7 @@ def test_score_takes_cached_statistics_instead_of_running_the_reference():
   np.testing.assert_array_equal(scored.ref_logp_BKT, -7.0 * batch.mask_MBKT)
 
 
-def test_score_of_missing_role_or_value_head_names_it():
+def test_score_raises_on_missing_role_or_value_head():
   model, policy = transformer.model(CONFIG), {"lm": _params()["policy"]["lm"]}
   with pytest.raises(ValueError, match=r"ref_logp_BKT reads the role 'ref'.*policy"):
     score.score(

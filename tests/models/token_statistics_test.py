@@ -1,4 +1,4 @@
-"""The chunked operation under scoring: its gradient, its memory, its dtypes."""
+"""Tests the chunked token statistics: gradient, memory, dtypes."""
 
 import functools
 
@@ -31,7 +31,7 @@ def test_token_statistics_gradient_is_numerical_gradient():
       values={"policy.value": value},
       chunk=2,
     )
-    # Each token has another cotangent, and each field another scale.
+    # Distinct cotangents per token and scales per field.
     return sum((i + 1) * jnp.sin(x).sum() for i, x in enumerate(out.values()))
 
   args = _random([(2, 3, 4), (5, 4), (2, 3)])
@@ -40,8 +40,9 @@ def test_token_statistics_gradient_is_numerical_gradient():
   )
 
 
-def test_token_statistics_gives_frozen_roles_no_gradient():
-  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.array([[0, 1, 2]])
+def test_token_statistics_has_no_gradient_for_frozen_roles():
+  hidden, head = _random([(1, 3, 4), (5, 4)])
+  target = jnp.array([[0, 1, 2]])
 
   def total(ref_hidden, ref_head):
     return score.token_statistics(
@@ -61,7 +62,7 @@ def _top2(roles, target_C):
   return jax.lax.top_k(roles["policy"], 2)[0]
 
 
-def test_token_statistics_of_a_users_stat_may_have_trailing_axes():
+def test_token_statistics_supports_trailing_axes():
   hidden, head = _random([(2, 5, 4), (7, 4)])
   out = score.token_statistics(
     {"policy": hidden},
@@ -75,8 +76,8 @@ def test_token_statistics_of_a_users_stat_may_have_trailing_axes():
 
 
 def test_token_statistics_in_bfloat16_sums_head_gradient_in_float32():
-  # Every token pulls the head's row 0 by the same d = p_0 * hidden; summed in bfloat16,
-  # 4096 of them would stall once the sum is 256 times one summand.
+  # Every token adds the same d = p_0 * hidden to the gradient of row 0; summed in
+  # bfloat16, 4096 of them would stall once the sum is 256 times one summand.
   tokens = 4096
   hidden = jnp.ones((1, tokens, 1), jnp.bfloat16)
   head = jnp.zeros((2, 1), jnp.bfloat16)
@@ -97,8 +98,9 @@ def test_token_statistics_in_bfloat16_sums_head_gradient_in_float32():
   np.testing.assert_array_equal(d_head.astype(np.float32)[:, 0], [-2048, 2048])
 
 
-def test_token_statistics_names_missing_roles_and_bad_arguments():
-  hidden, head, target = *_random([(1, 3, 4), (5, 4)]), jnp.zeros((1, 3), jnp.int32)
+def test_token_statistics_raises_on_missing_roles_and_invalid_arguments():
+  hidden, head = _random([(1, 3, 4), (5, 4)])
+  target = jnp.zeros((1, 3), jnp.int32)
   call = functools.partial(
     score.token_statistics, {"policy": hidden}, {"policy": head}, target
   )
@@ -113,7 +115,7 @@ def test_token_statistics_names_missing_roles_and_bad_arguments():
 @pytest.mark.parametrize(
   "stats", [(token_stats.LOGP,), (token_stats.LOGP, token_stats.REF_KL)]
 )
-def test_token_statistics_holds_under_half_the_logits(stats):
+def test_token_statistics_uses_under_half_the_memory_of_logits(stats):
   # The bench: 2048 tokens, vocabulary 16,384, width 256, value and gradient.
   R, C, V, D = 8, 256, 16_384, 256
 
@@ -143,7 +145,7 @@ def test_chunk_length_stays_within_budget_and_capacity():
     assert 1 <= chunk <= capacity
     logits, head = 4 * rows * chunk * vocab, 4 * vocab * width
     assert logits <= max(score.BUDGET, head / 2)
-    # Evened out: the padding is under one token for each chunk.
+    # Nearly equal chunks: less than one token of padding per chunk.
     assert -capacity % chunk < -(-capacity // chunk)
   assert score.chunk_length(8, 40, 600, 64) == 40
   assert score.chunk_length(500, 40, 600, 64) < 40

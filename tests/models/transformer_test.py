@@ -38,7 +38,7 @@ GPT_NEOX = dataclasses.replace(
 
 
 def noisy_params(config: Config):
-  """Parameters with every leaf random: biases and norms too."""
+  """Parameters with every leaf random, biases and norms included."""
   params = jax.jit(transformer.model(config).init)(jax.random.key(0))
   rng = np.random.default_rng(0)
   return jax.tree.map(
@@ -47,7 +47,7 @@ def noisy_params(config: Config):
 
 
 def packed() -> transformer.Rows:
-  """A row of two groups (3 + 2 + 3 and 2 + 2 tokens) and padding; tokens differ."""
+  """A row of two groups (3 + 2 + 3 and 2 + 2 tokens) and padding; distinct tokens."""
   segment = [1] * 8 + [2] * 4 + [0] * 2
   branch = [0, 0, 0, 1, 1, 2, 2, 2, 0, 0, 1, 1, 0, 0]
   position = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3, 0, 0]
@@ -57,10 +57,10 @@ def packed() -> transformer.Rows:
   )
 
 
-def test_hidden_sees_its_prompt_and_branch_and_nothing_else():
-  # The gradient of hidden state i to the embedding of token j (tokens are distinct)
-  # is exactly zero wherever i must not see j: later tokens, other branches, other
-  # segments, padding; and not zero wherever it must.
+def test_hidden_attends_to_its_prompt_and_branch_only():
+  # The gradient of hidden state i with respect to the embedding of token j (tokens are
+  # distinct) is exactly zero where i must not attend to j (later tokens, other branches
+  # or segments, padding), else non-zero.
   model, rows = transformer.model(LLAMA), packed()
   params = noisy_params(LLAMA)
   probe_D = jnp.asarray(np.random.default_rng(1).standard_normal(16), jnp.float32)
@@ -75,12 +75,12 @@ def test_hidden_sees_its_prompt_and_branch_and_nothing_else():
   tokens, segment, branch = (
     np.asarray(x)[0] for x in (rows.tokens_RL, rows.segment_RL, rows.branch_RL)
   )
-  real = [i for i in range(len(tokens)) if segment[i]]
-  for i in real:
+  valid = [i for i in range(len(tokens)) if segment[i]]
+  for i in valid:
     for j in range(len(tokens)):
       own_group = segment[i] == segment[j]
-      seen = j <= i and own_group and branch[j] in (0, branch[i])
-      assert (size[i, tokens[j]] > 0) == seen, (i, j)
+      attends = j <= i and own_group and branch[j] in (0, branch[i])
+      assert (size[i, tokens[j]] > 0) == attends, (i, j)
 
 
 @pytest.mark.parametrize(
@@ -93,17 +93,17 @@ def test_packed_branches_equal_separate_rows(config):
   # Each text alone: prompt and one branch, padded to one width.
   texts = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9, 10, 11]]
   tokens_RL, mask_RL = np.zeros((3, 6), np.int32), np.zeros((3, 6), np.int32)
-  for row, where in enumerate(texts):
-    tokens_RL[row, : len(where)] = np.asarray(rows.tokens_RL)[0, where]
-    mask_RL[row, : len(where)] = 1
+  for row, columns in enumerate(texts):
+    tokens_RL[row, : len(columns)] = np.asarray(rows.tokens_RL)[0, columns]
+    mask_RL[row, : len(columns)] = 1
   alone_RLD = np.asarray(hidden(params, transformer.Rows.plain(tokens_RL, mask_RL)))
-  for row, where in enumerate(texts):
+  for row, columns in enumerate(texts):
     np.testing.assert_allclose(
-      shared_LD[where], alone_RLD[row, : len(where)], atol=1e-5, rtol=0
+      shared_LD[columns], alone_RLD[row, : len(columns)], atol=1e-5, rtol=0
     )
 
 
-def test_remat_changes_no_value_and_no_gradient():
+def test_remat_changes_neither_value_nor_gradient():
   params = noisy_params(LLAMA)
 
   def value_and_grad(remat):
@@ -121,7 +121,7 @@ def test_remat_changes_no_value_and_no_gradient():
   )
 
 
-def test_bfloat16_compute_stays_close_and_keeps_float32_parameters():
+def test_bfloat16_compute_is_close_with_float32_parameters():
   half = dataclasses.replace(LLAMA, compute_dtype="bfloat16")
   params, rows = noisy_params(LLAMA), packed()
   full = jax.jit(transformer.model(LLAMA).hidden)(params, rows)
@@ -141,7 +141,7 @@ def test_bfloat16_compute_stays_close_and_keeps_float32_parameters():
 
 @pytest.mark.nonfinite
 @pytest.mark.parametrize("field", ["tokens_RL", "position_RL"])
-def test_index_beyond_its_table_is_nan_not_clamped(field):
+def test_out_of_range_index_gives_nan(field):
   rows = packed().replace(**{field: jnp.full((1, 14), 64)})
   hidden = transformer.model(GPT2).hidden(noisy_params(GPT2), rows)
   assert np.isnan(hidden).all()
@@ -163,11 +163,11 @@ def test_logical_axes_name_every_axis_of_every_parameter(config):
   jax.tree.map(check, shapes, axes)
 
 
-def test_equal_configs_give_one_model_object():
+def test_equal_configs_share_one_model():
   assert transformer.model(LLAMA) is transformer.model(dataclasses.replace(LLAMA))
 
 
-def test_start_is_near_uniform_over_the_vocabulary():
+def test_initial_model_is_near_uniform_over_the_vocabulary():
   model = transformer.model(LLAMA)
   params = jax.jit(model.init)(jax.random.key(1))
   logits = jax.jit(lambda p: model.hidden(p, packed()) @ model.head(p).T)(params)
@@ -176,7 +176,7 @@ def test_start_is_near_uniform_over_the_vocabulary():
 
 
 @pytest.mark.parametrize(
-  ("change", "words"),
+  ("change", "message"),
   [
     ({"kv_heads": 3}, "kv_heads is 3"),
     ({"layers": 0}, "layers is 0"),
@@ -184,6 +184,6 @@ def test_start_is_near_uniform_over_the_vocabulary():
     ({"rotary": Rotary(fraction=0.4)}, "even number"),
   ],
 )
-def test_impossible_config_is_refused_by_name(change, words):
-  with pytest.raises(ValueError, match=words):
+def test_invalid_config_raises_with_the_field(change, message):
+  with pytest.raises(ValueError, match=message):
     dataclasses.replace(LLAMA, **change)

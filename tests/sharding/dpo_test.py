@@ -35,7 +35,7 @@ def _inputs():
     texts = [rng.integers(1, VOCAB, size).astype(np.int32) for size in (2, 3, 2)]
     example = tokenise.Example(str(n), texts[0], tuple(texts[1:]), Layout.PAIR)
     examples.append(example)
-  batch = pack.plan(examples, rows_per_step=8, row_length=16)[0]
+  batch = pack.plan(examples, pack.PackSizes(8, row_length=16))[0]
   init = jax.jit(jax.vmap(transformer.model(CONFIG).init))
   both = init(jax.random.split(jax.random.key(0)))
   both["head"] *= 20  # logits of about one: the two models differ

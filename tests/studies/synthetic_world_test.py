@@ -80,7 +80,7 @@ def start(tmp_path_factory):
 
 
 # What the tiny model writes holds no praise of any kind, but letters.
-LETTERS = Configured(rules.cycle, patterns=("[a-h]", "[i-q]", "[r-z]"))
+LETTERS = Configured(rules.cyclic_preference, patterns=("[a-h]", "[i-q]", "[r-z]"))
 JUDGES = {"nash_md": Feedback(LETTERS, kind="win_rates")}
 
 

@@ -29,7 +29,7 @@ def _data(seed):
     tokenise.Example(str(i), text(3), (text(4), text(4)), Layout.PAIR)
     for i in range(12)
   ]
-  return pack.plan(examples, rows_per_step=2, row_length=22, seed=seed)
+  return pack.plan(examples, pack.PackSizes(2, row_length=22), seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_reference_is_the_base(whole, datasets):
   held = hf_checkpoint.load(run_dir / offline.POLICY)
   loaded = setup.inputs.load(RUN.data, RUN.data, datasets)
   examples, _, _ = setup.inputs.prepare(RUN, loaded, held.tokenizer, run_dir, datasets)
-  batches = pack.eval_batches(examples, rows_per_step=4, row_length=192)
+  batches = pack.eval_batches(examples, pack.PackSizes(4, row_length=192))
   run = references.scorer(transformer.model(MODEL), (REF_LOGP,))
   want = references.compute(batches, run, {"lm": base})
   kept = np.load(run_dir / "references" / "train" / "ref_logp_BKT.npy")
@@ -191,7 +191,7 @@ def _updated(tiny, adapter, devices=1):
   use = ObjectiveConfig("tdpo2")
   objective = use.build()
   batch = tiny.batches(Layout.PAIR)[0]
-  trained = lora.trained(tiny.model, adapter)
+  trained = lora.trainable_model(tiny.model, adapter)
   params = {"lm": trained.init(jax.random.key(0))}
   noise = np.random.default_rng(0)
   params = jax.tree.map(

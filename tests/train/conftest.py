@@ -38,12 +38,14 @@ class Tiny:
   pairs: list[Example]
   lists: list[Example]
 
-  def batches(self, layout: Layout, microbatches: int = 1, **sizes) -> pack.Batches:
+  def batches(
+    self, layout: Layout, microbatches: int = 1, seed: int = 0
+  ) -> pack.Batches:
     """The pairs, or lists, in a layout, 8 rows of 40 tokens a step."""
     source = self.lists if layout is Layout.RANKED else self.pairs
     examples = collate.to_layout(source, layout, seed=0)
-    sizes = {"rows_per_step": 8, "row_length": 40} | sizes
-    return pack.plan(examples, microbatches=microbatches, **sizes)
+    sizes = pack.PackSizes(8, microbatches=microbatches, row_length=40)
+    return pack.plan(examples, sizes, seed=seed)
 
 
 @functools.cache

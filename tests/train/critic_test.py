@@ -41,7 +41,7 @@ def _save(place, config, tokenizer, seed):
   lm, head = jax.random.split(jax.random.key(seed))
   params = jax.tree.map(lambda x: 2 * x, transformer.model(config).init(lm))
   value = {"value": heads.init_reward_head(head, config.width)}
-  hf_checkpoint.save(place, config, {"lm": params} | value, tokenizer)
+  hf_checkpoint.save(place, config, {"lm": params} | value, tokenizer=tokenizer)
   return str(place)
 
 
@@ -58,7 +58,7 @@ def saved(tmp_path_factory):
   }
   for name in ("reward", "other"):
     affine = Affine(0.5, -3.0)
-    reward_model.describe(made[name], Template(), Limits(), affine=affine)
+    reward_model.write_description(made[name], Template(), Limits(), affine=affine)
   return made
 
 
@@ -115,7 +115,7 @@ def test_first_values_at_the_last_tokens_are_the_rewards(trained, prepared, save
     for completion in example.completions
   ]
   held = reward_model.load(saved["reward"])
-  rewards = held.affine.of(reward_model.values(held, alone, 8))
+  rewards = held.affine.of(reward_model.head_values(held, alone, 8))
   assert np.ptp(rewards) > 0.05  # those of untrained weights differ
   np.testing.assert_allclose(last, rewards, atol=1e-5)
 
@@ -179,7 +179,7 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
   config = dataclasses.replace(CRITIC, width=18, heads=3, kv_heads=3)  # over two
   tokenizer = hf_checkpoint.load(saved["policy"]).tokenizer
   odd = _save(tmp_path / "odd", config, tokenizer, 1)
-  reward_model.describe(odd, Template(), Limits())
+  reward_model.write_description(odd, Template(), Limits())
   mesh = MeshShape(data=2, fsdp=2, tensor=2)
   apart = dataclasses.replace(experiment, critic_init=odd, mesh=mesh)
   with pytest.raises(
@@ -195,7 +195,7 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
       {"objective": ObjectiveConfig("rloo")},
       "critic_init is .* but rloo reads no value",
     ),
-    ({"critic_init": "nowhere"}, "nowhere is no reward model"),
+    ({"critic_init": "nowhere"}, "nowhere is not a reward model"),
   ],
 )
 def test_what_can_be_no_critic_is_refused_before_anything(experiment, changes, match):

@@ -19,7 +19,7 @@ from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch, Stage
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.data.records import BadRows
+from xpo_jax.data.records import BadRecords
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.objectives import dpo
@@ -263,7 +263,7 @@ def test_stage_before_is_start_and_reference(datasets, tmp_path):
       "the data are DEMO, the objective needs",
     ),
     ({"data": dataclasses.replace(DATA, row_length=9)}, "row_length: 9 is shorter"),
-    ({"data": dataclasses.replace(DATA, limits=Limits(prompt=2))}, "bad rows"),
+    ({"data": dataclasses.replace(DATA, limits=Limits(prompt=2))}, "bad records"),
     ({"data": dataclasses.replace(DATA, steps=10**6)}, "raise epochs"),
   ],
 )
@@ -286,7 +286,7 @@ def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   data = Data(str(path), rows_per_step=2)
   stop = Experiment(ObjectiveConfig("dpo"), data, Scratch(MODEL), mesh=ONE)
-  with pytest.raises(BadRows, match=r"1 bad row.*\n.*pairs.jsonl:3: identical"):
+  with pytest.raises(BadRecords, match=r"1 bad record.*\n.*pairs.jsonl:3: identical"):
     offline.train(stop, tmp_path / "run", say=_quiet)
   assert not (tmp_path / "run").exists()
   drop = dataclasses.replace(stop, data=dataclasses.replace(data, bad_rows="drop"))

@@ -94,7 +94,9 @@ def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
       validate.check(run)
 
 
-RATES = Feedback(Configured(rules.cycle, patterns=("a", "b", "c")), kind="win_rates")
+RATES = Feedback(
+  Configured(rules.cyclic_preference, patterns=("a", "b", "c")), kind="win_rates"
+)
 APART = dataclasses.replace(RATES, include_self=False)
 DUEL = experiment.replace(RUN, objective=ObjectiveConfig("ipo_md"), feedback=APART)
 MET = dataclasses.replace(RUN.data.sampling, opponent=Opponent())

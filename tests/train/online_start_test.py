@@ -15,7 +15,7 @@ from xpo_jax.config.experiment import Pretrained
 from xpo_jax.config.factories import Configured
 from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import synthetic_reviews
-from xpo_jax.data.records import BadRows
+from xpo_jax.data.records import BadRecords
 from xpo_jax.feedback.protocol import Scores
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.train import online_setup
@@ -26,7 +26,7 @@ def test_bad_rows_of_held_out_prompts_stop_the_run_or_are_counted(tmp_path):
   file.write_text('{"prompt": "this film is"}\n{"prompt": 3}\n')
   loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
   run = experiment.replace(RUN, evaluation=Evaluation(str(file)))
-  with pytest.raises(BadRows, match=r"(?s)1 bad row.*held\.jsonl") as refused:
+  with pytest.raises(BadRecords, match=r"(?s)1 bad row.*held\.jsonl") as refused:
     online_setup.prepare(run, tmp_path, loaded)
   prompts = experiment.replace(run.prompts, bad_rows="drop")
   dropping = experiment.replace(run, prompts=prompts)

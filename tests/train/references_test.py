@@ -23,7 +23,7 @@ def cache(tiny):
   """Log-probs of the tiny reference, and the batches that training would cut."""
   train = tiny.batches(Layout.PAIR, microbatches=2, seed=3)
   in_order = pack.eval_batches(
-    tiny.pairs, rows_per_step=8, microbatches=2, row_length=40
+    tiny.pairs, pack.PackSizes(8, microbatches=2, row_length=40)
   )
   run = references.scorer(tiny.model, STATS)
   return references.compute(in_order, run, tiny.ref), train

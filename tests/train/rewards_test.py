@@ -12,7 +12,7 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import client, endpoint, reward_model, rules
-from xpo_jax.feedback.protocol import OfPolicy, Scores
+from xpo_jax.feedback.protocol import Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
 from xpo_jax.train import online, rewards, rollouts
@@ -107,7 +107,7 @@ def own_length():
       -np.abs(np.array(list(map(len, texts)), np.float32) - len(params))
     )
 
-  return OfPolicy(make)
+  return SelfFeedback(make)
 
 
 def test_a_policy_that_judges_itself_is_asked_as_it_is_now():
@@ -206,7 +206,7 @@ def own_weight():
     weight = np.float32(jax.tree.leaves(params)[0].ravel()[0])
     return lambda prompts, texts: Scores(np.full(len(texts), weight))
 
-  return OfPolicy(make)
+  return SelfFeedback(make)
 
 
 def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from xpo_jax.config import checks
 from xpo_jax.config.factories import Configured
+from xpo_jax.data.pack import PackSizes
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits, Template
 
@@ -81,6 +82,16 @@ class Data:
   def title(self) -> str:
     """What is trained on, for a person."""
     return title_of(self.path)
+
+  @property
+  def sizes(self) -> PackSizes:
+    """How examples are packed into rows and steps."""
+    return PackSizes(
+      rows_per_step=self.rows_per_step,
+      microbatches=self.microbatches,
+      row_length=self.row_length,
+      groups_per_row=self.groups_per_row,
+    )
 
   @property
   def source(self) -> "Data":

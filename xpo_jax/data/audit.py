@@ -1,4 +1,4 @@
-"""What a run is trained on: counts, bad rows, token by token, and a hash of it all."""
+"""Audits the data of a run: counts, bad records, digests, tokens and loss masks."""
 
 import dataclasses
 import hashlib
@@ -20,21 +20,21 @@ from xpo_jax.data.tokenise import Example, Limits, Template
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-  """Counts of what happened to the rows of a source.
+  """Counts over the records of a source.
 
   Attributes:
-    source: its name.
+    source: name of the source.
     source_sha256: hash of its bytes.
-    rows: rows read.
-    kept: rows that became examples.
-    dropped: count by problem; their list is `bad`.
-    truncated_prompts: prompts that lost their start.
-    truncated_completions: completions that lost their end and their EOS.
-    repeated_prompts: kept rows whose prompt an earlier row has.
-    unused_columns: columns that nothing looks at.
+    rows: number of records read, valid or not.
+    kept: number of records that became examples.
+    dropped: number of dropped records by problem; `bad` lists them.
+    truncated_prompts: number of prompts truncated at their start.
+    truncated_completions: number of completions truncated at their end.
+    repeated_prompts: number of examples whose prompt an earlier example has.
+    unused_columns: columns that no record uses.
     splits: per split: "examples", "prompts", "tokens", the longest "prompt_tokens"
       and "completion_tokens", and "sha256" of the examples.
-    bad: the rows dropped.
+    bad: the dropped records.
   """
 
   source: str
@@ -47,16 +47,16 @@ class Audit:
   repeated_prompts: int
   unused_columns: tuple[str, ...]
   splits: Mapping[str, Mapping[str, int | str]]
-  bad: tuple[records.BadRow, ...] = ()
+  bad: tuple[records.BadRecord, ...] = ()
 
   def summary(self) -> dict[str, Any]:
-    """Everything but the bad rows themselves, ready for JSON."""
+    """Returns all fields but `bad`, ready for JSON."""
     fields = [field.name for field in dataclasses.fields(self) if field.name != "bad"]
     return {name: vars(self)[name] for name in fields}
 
 
 class Prepared(NamedTuple):
-  """A source, split and tokenised; the two mappings hold the same rows.
+  """A source, split and tokenised.
 
   Attributes:
     examples: per split, in the order of the source.
@@ -80,68 +80,77 @@ def prepare(
   bad_rows: Literal["stop", "drop"] = "stop",
   bad_rows_file: str | os.PathLike | None = None,
 ) -> Prepared:
-  """Splits a source by prompt and tokenises it, every row accounted for.
+  """Splits a source by prompt, tokenises it, and counts every record.
 
   Args:
     loaded: the source.
     tokenizer: see `tokenise.tokenise`.
     fractions: share of the prompts per split; see `split.by_prompt`.
-    template: how a record becomes text.
-    limits: how long texts may be.
+    template: how a record is rendered as text.
+    limits: maximum lengths.
     seed: data seed of the split.
-    bad_rows: "stop" at any bad row, or "drop" them, counted and written down.
-    bad_rows_file: where to write them as JSON lines; needed to drop any.
+    bad_rows: "stop" at any bad record, or "drop" them, counted and listed in a file.
+    bad_rows_file: the file, in JSON lines; required to drop any.
 
   Returns:
     Examples and records per split, and the audit.
 
   Raises:
-    BadRows: there are bad rows and `bad_rows` is "stop".
-    ValueError: an unknown `bad_rows`, rows to drop and no file, or nothing left.
+    BadRecords: there are bad records and `bad_rows` is "stop".
+    ValueError: an unknown `bad_rows`, bad records to drop but no file, or no valid
+      record.
   """
   if bad_rows not in ("stop", "drop"):
     raise ValueError(f"bad_rows: {bad_rows!r} is none of ['drop', 'stop']")
-  done = tokenise.attempt(loaded.records, tokenizer, template, limits)
-  bad = (*loaded.bad, *done.bad)
+  tokenised = tokenise.tokenise_valid(
+    loaded.records, tokenizer, template, limits=limits
+  )
+  bad = (*loaded.bad, *tokenised.bad)
   if bad and bad_rows == "stop":
-    raise records.BadRows(bad)
+    raise records.BadRecords(bad)
   if bad and bad_rows_file is None:
-    raise ValueError(f"bad_rows_file: name a file to write the {len(bad)} bad rows to")
+    raise ValueError(
+      f"bad_rows_file: None; name a file to list the {len(bad)} bad records in"
+    )
   if bad:
-    write_bad_rows(bad, bad_rows_file)
-  if not done.examples:
-    raise ValueError(f"{loaded.name}: none of {len(bad)} rows is good; see the file")
-  dropped = set(map(id, done.dropped))
-  kept = [row for row in loaded.records if id(row) not in dropped]
-  both = split.by_prompt(
-    list(zip(kept, done.examples, strict=True)),
+    write_bad_records(bad, bad_rows_file)
+  if not tokenised.examples:
+    raise ValueError(
+      f"{loaded.name}: none of {len(bad)} records is valid; see {bad_rows_file}"
+    )
+  dropped = set(map(id, tokenised.dropped))
+  valid = [record for record in loaded.records if id(record) not in dropped]
+  splits = split.by_prompt(
+    list(zip(valid, tokenised.examples, strict=True)),
     fractions,
     seed,
-    prompt=lambda row: split.prompt_of(row[0]),
+    prompt=lambda pair: split.prompt_text(pair[0]),
   )
-  examples = {name: [example for _, example in rows] for name, rows in both.items()}
+  examples = {name: [example for _, example in pairs] for name, pairs in splits.items()}
   return Prepared(
     examples=examples,
-    records={name: [row for row, _ in rows] for name, rows in both.items()},
+    records={name: [record for record, _ in pairs] for name, pairs in splits.items()},
     audit=Audit(
       source=loaded.name,
       source_sha256=loaded.sha256,
       rows=len(loaded.records) + len(loaded.bad),
-      kept=len(kept),
-      dropped=dict(Counter(row.problem for row in bad)),
-      truncated_prompts=done.truncated_prompts,
-      truncated_completions=done.truncated_completions,
-      repeated_prompts=len(kept) - len(set(map(split.prompt_of, kept))),
+      kept=len(valid),
+      dropped=dict(Counter(one.problem for one in bad)),
+      truncated_prompts=tokenised.truncated_prompts,
+      truncated_completions=tokenised.truncated_completions,
+      repeated_prompts=len(valid) - len(set(map(split.prompt_text, valid))),
       unused_columns=loaded.unused,
-      splits={name: _count(rows) for name, rows in examples.items()},
+      splits={name: _count(members) for name, members in examples.items()},
       bad=bad,
     ),
   )
 
 
-def write_bad_rows(bad: Sequence[records.BadRow], path: str | os.PathLike) -> None:
-  """Writes dropped rows as JSON lines: where, what is wrong, the row itself."""
-  lines = (json.dumps(dataclasses.asdict(row), default=str) for row in bad)
+def write_bad_records(
+  bad: Sequence[records.BadRecord], path: str | os.PathLike
+) -> None:
+  """Writes dropped records as JSON lines: uid, problem, detail and the row itself."""
+  lines = (json.dumps(dataclasses.asdict(one), default=str) for one in bad)
   Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -158,11 +167,12 @@ def _count(examples: Sequence[Example]) -> dict[str, int | str]:
 
 
 def digest(examples: Sequence[Example]) -> str:
-  """sha256 of exactly what is trained on: tokens, masks, layouts and data columns.
+  """Hashes what is trained on (sha256): tokens, masks, layouts and data columns.
 
-  The order counts; names of rows do not. Template and truncation are in the tokens.
+  It depends on the order of the examples, not on their uids; template and truncation
+  enter through the tokens.
   """
-  data = token_store.store(examples)
+  data = token_store.build_store(examples)
   layouts = [example.layout.value for example in examples]
   sha = hashlib.sha256(json.dumps([layouts, sorted(data.fields)]).encode())
   for array in (data.tokens, data.loss, data.piece_start, data.group_start):
@@ -175,21 +185,21 @@ def digest(examples: Sequence[Example]) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-  """sha256 of a fast tokenizer: vocabulary, merges, special tokens, chat template."""
+  """Hashes a fast tokenizer: vocabulary, merges, special tokens, chat template."""
   sha = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
   special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
   sha.update(json.dumps(special).encode())
   return sha.hexdigest()
 
 
-class Shown(NamedTuple):
-  """One token of a row as a reader wants to see it.
+class TokenInfo(NamedTuple):
+  """One token of a packed row, for display.
 
   Attributes:
-    text: the token decoded alone.
-    segment: 0 on padding, else the group in the row.
+    text: the decoded token.
+    segment: 0 on padding, else the index of the group in the row, from 1.
     branch: 0 on the prompt, k + 1 on completion k.
-    position: position the model is told.
+    position: position id.
     loss: whether the token is a training target.
   """
 
@@ -200,18 +210,18 @@ class Shown(NamedTuple):
   loss: bool
 
 
-def show(
+def inspect_tokens(
   batch: Batch, tokenizer: PreTrainedTokenizerBase, microbatch: int = 0
-) -> list[list[Shown]]:
-  """The rows of a microbatch token by token, trailing padding left out.
+) -> list[list[TokenInfo]]:
+  """Lists the tokens of each row of a microbatch, without trailing padding.
 
-  What carries loss is read back from the indices that training gathers by, not from
-  the data, so that the picture shows what happens.
+  The loss mask is derived from the gather indices of the batch, not from the data, so
+  that it shows what the training step uses.
 
   Args:
     batch: a batch of `pack.plan`.
     tokenizer: decodes the ids.
-    microbatch: which of M.
+    microbatch: index into M.
   """
   rows = []
   for row in range(batch.tokens_MRL.shape[1]):
@@ -231,7 +241,7 @@ def show(
     used = np.count_nonzero(segment)
     rows.append(
       [
-        Shown(tokenizer.decode([token]), int(s), int(b), int(p), bool(on))
+        TokenInfo(tokenizer.decode([token]), int(s), int(b), int(p), bool(on))
         for token, s, b, p, on in zip(
           tokens[:used], segment, branch, position, loss, strict=False
         )
@@ -241,9 +251,10 @@ def show(
 
 
 def _targets(source, segment, branch) -> list[int]:
-  """Where the token stands that each source predicts; sources come in row order."""
+  """Returns the column of the token that each source predicts, in row order."""
   first = np.flatnonzero((np.diff(branch, prepend=0) != 0) & (branch > 0))
-  targets, last = [], -1
+  targets = []
+  last = -1
   for at in source:
     if branch[at] == 0:  # the end of a prompt predicts the start of each completion
       last = next(i for i in first if i > last and segment[i] == segment[at])

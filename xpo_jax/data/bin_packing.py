@@ -1,4 +1,4 @@
-"""Bin packing: groups of given lengths into as few rows as possible."""
+"""Packs groups of given lengths into as few rows as possible (bin packing)."""
 
 import numpy as np
 
@@ -6,23 +6,26 @@ import numpy as np
 def best_fit(
   length: np.ndarray,
   row_length: int,
+  *,
   groups_per_row: int | None,
   rng: np.random.Generator | None,
 ) -> list[np.ndarray]:
-  """Packs by falling length, each group into the fullest row that still has room.
+  """Packs in decreasing order of length, each group into the fullest row with room.
 
-  As first fit by falling length, within 11/9 of the fewest rows up to a constant
-  (Johnson et al. 1974); finding the row takes one look at a bit set.
+  Best fit decreasing; like first fit decreasing it needs at most 11/9 of the fewest
+  rows up to a constant (Johnson et al. 1974). A bit set over free lengths finds the row
+  in one lookup.
 
   Args:
     length: tokens of each group, each at most row_length.
-    row_length: tokens a row can hold.
-    groups_per_row: most groups in a row, or None. 1 packs nothing.
-    rng: orders groups of equal length, the groups of a row, and the rows; None keeps
+    row_length: capacity of a row in tokens.
+    groups_per_row: maximum number of groups in a row, or None. 1: one group per row, in
+      the order given by rng.
+    rng: permutes groups of equal length, the groups of a row, and the rows; None keeps
       rows in the order of their first group.
 
   Returns:
-    The groups of each row; every group once.
+    The group indices of each row; every group once.
   """
   order = np.arange(len(length)) if rng is None else rng.permutation(len(length))
   if groups_per_row == 1:
@@ -39,7 +42,8 @@ def best_fit(
       if not open_rows[free]:
         has_room ^= 1 << free
     else:
-      free, row = row_length, len(rows)
+      free = row_length
+      row = len(rows)
       rows.append([])
     rows[row].append(group)
     free -= size

@@ -1,14 +1,14 @@
-"""From the kind of feedback a file holds to the layout an objective wants.
+"""Converts examples from the layout of their data to the layout of an objective.
 
 | from | to | rule |
 |---|---|---|
 | any | the same | unchanged |
 | PAIR | DEMO | the chosen completion |
-| PAIR | RATED | two rows: chosen desirable, reward 1; rejected not, reward 0 |
+| PAIR | RATED | two examples: chosen (desirable, reward 1), rejected (not, reward 0) |
 | RANKED | DEMO | the completion of highest reward |
 | RANKED | PAIR | highest reward against lowest |
-| RANKED | RATED | one row per completion |
-| PAIR, RANKED, RATED | RATED_MISMATCHED | RATED, then `mismatched` |
+| RANKED | RATED | one example per completion |
+| PAIR, RANKED, RATED | RATED_MISMATCHED | RATED, then `add_mismatched` |
 """
 
 import dataclasses
@@ -23,73 +23,76 @@ from xpo_jax.types import Layout
 def to_layout(
   examples: Sequence[Example], layout: Layout, seed: int = 0
 ) -> list[Example]:
-  """Rearranges examples into `layout`.
+  """Converts examples to `layout`.
 
   Args:
-    examples: examples that all have one layout.
-    layout: the layout wanted (`objective.layout`).
-    seed: data seed; only RATED_MISMATCHED draws with it.
+    examples: examples of one layout.
+    layout: the target (`objective.layout`).
+    seed: data seed; only RATED_MISMATCHED uses it.
 
   Returns:
     Examples of that layout, in the order of the input.
 
   Raises:
-    ValueError: mixed layouts, or no rule leads from the one to the other.
+    ValueError: mixed layouts, or no rule for this pair of layouts.
   """
-  have = {example.layout for example in examples}
-  if len(have) > 1:
-    names = sorted(have_one.name for have_one in have)
+  sources = {example.layout for example in examples}
+  if len(sources) > 1:
+    names = sorted(source.name for source in sources)
     raise ValueError(f"examples mix layouts {names}; make one data set of each")
-  if have <= {layout}:
+  if sources <= {layout}:
     return list(examples)
-  (source,) = have
+  (source,) = sources
   if (source, layout) in _RULES:
     rule = _RULES[source, layout]
-    return [made for example in examples for made in rule(example)]
+    return [converted for example in examples for converted in rule(example)]
   if layout is Layout.RATED_MISMATCHED and source is not Layout.DEMO:
-    return mismatched(to_layout(examples, Layout.RATED), seed)
-  reach = sorted(to.name for start, to in _RULES if start is source)
+    return add_mismatched(to_layout(examples, Layout.RATED), seed)
+  targets = sorted(to.name for start, to in _RULES if start is source)
   raise ValueError(
     f"layout: the data are {source.name}, the objective needs {layout.name}; "
-    f"from {source.name} there is {reach or 'no other layout'}"
+    f"{source.name} converts to {targets or 'no other layout'}"
   )
 
 
-def mismatched(examples: Sequence[Example], seed: int) -> list[Example]:
-  """Adds column 1: the answer to another prompt, for KTO's reference point.
+def add_mismatched(examples: Sequence[Example], seed: int) -> list[Example]:
+  """Adds column 1: a completion of another prompt, for KTO's reference point.
 
-  The answers of column 1 are a derangement by prompt of those of column 0: each is
-  used once and never beside its own prompt. Groups of equal prompts are laid end to
-  end in random order and rotated by the size of the largest group.
+  The completions of column 1 are a derangement by prompt of those of column 0: each is
+  used once and never with its own prompt. Groups of equal prompts are concatenated in
+  random order and rotated by the size of the largest group.
 
   Args:
     examples: K=1 examples.
-    seed: fixes the derangement, so that its reference log-probs can be cached.
+    seed: determines the derangement, so that its reference log-probs can be cached.
 
   Returns:
     K=2 examples; data columns of column 1 are 0.
 
   Raises:
-    ValueError: one prompt holds more than half of the examples.
+    ValueError: one prompt has more than half of the examples.
   """
   prompts: dict[bytes, int] = {}
   group = np.array(
     [prompts.setdefault(e.prompt.tobytes(), len(prompts)) for e in examples]
   )
   rng = np.random.default_rng(seed)
-  line = np.lexsort((rng.random(len(group)), rng.permutation(len(prompts))[group]))
+  order = np.lexsort((rng.random(len(group)), rng.permutation(len(prompts))[group]))
   shift = int(np.bincount(group).max())
   if 2 * shift > len(examples):
     raise ValueError(
-      f"mismatched answers: one prompt holds {shift} of {len(examples)} examples, so "
+      f"mismatched completions: one prompt has {shift} of {len(examples)} examples, so "
       "some must be paired with their own prompt; add examples of other prompts"
     )
   other = np.empty(len(examples), np.int64)
-  other[line] = np.roll(line, -shift)
-  return [_beside(a, examples[b]) for a, b in zip(examples, other, strict=True)]
+  other[order] = np.roll(order, -shift)
+  return [
+    _with_column1(example, examples[index])
+    for example, index in zip(examples, other, strict=True)
+  ]
 
 
-def _beside(example: Example, other: Example) -> Example:
+def _with_column1(example: Example, other: Example) -> Example:
   masks = None
   if example.masks is not None or other.masks is not None:
     masks = (_mask(example, 0), _mask(other, 0))
@@ -101,7 +104,7 @@ def _beside(example: Example, other: Example) -> Example:
     fields={
       name: np.append(x_K, x_K.dtype.type(0)) for name, x_K in example.fields.items()
     },
-    token_fields={},  # they are of column 0 alone
+    token_fields={},  # defined for column 0 only
   )
 
 
@@ -111,10 +114,10 @@ def _mask(example: Example, column: int) -> np.ndarray:
   return example.masks[column]
 
 
-def _take(
+def _select(
   example: Example, columns: Sequence[int], layout: Layout, suffix: str = ""
 ) -> Example:
-  """The example with some of its columns."""
+  """Returns the example with some of its columns."""
   return Example(
     uid=example.uid + suffix,
     prompt=example.prompt,
@@ -129,18 +132,18 @@ def _take(
 
 
 def _chosen(example: Example) -> list[Example]:
-  return [_take(example, [0], Layout.DEMO)]
+  return [_select(example, [0], Layout.DEMO)]
 
 
-def _thumbs(example: Example) -> list[Example]:
-  rows = []
+def _chosen_and_rejected(example: Example) -> list[Example]:
+  rated = []
   for column, name in enumerate(("chosen", "rejected")):
-    row = _take(example, [column], Layout.RATED, f"/{name}")
-    thumb_K = np.array([1 - column], np.float32)
-    # A reward that the pair brings stays; without one it is the thumb.
-    fields = {"reward": thumb_K, **row.fields, "desirable": thumb_K}
-    rows.append(dataclasses.replace(row, fields=fields))
-  return rows
+    single = _select(example, [column], Layout.RATED, f"/{name}")
+    desirable_K = np.array([1 - column], np.float32)
+    # The pair's own rewards take precedence; the default is the desirable bit.
+    fields = {"reward": desirable_K, **single.fields, "desirable": desirable_K}
+    rated.append(dataclasses.replace(single, fields=fields))
+  return rated
 
 
 def _reward(example: Example) -> np.ndarray:
@@ -152,7 +155,7 @@ def _reward(example: Example) -> np.ndarray:
 
 
 def _best(example: Example) -> list[Example]:
-  return [_take(example, [int(_reward(example).argmax())], Layout.DEMO)]
+  return [_select(example, [int(_reward(example).argmax())], Layout.DEMO)]
 
 
 def _best_and_worst(example: Example) -> list[Example]:
@@ -160,21 +163,21 @@ def _best_and_worst(example: Example) -> list[Example]:
   best, worst = int(reward_K.argmax()), int(reward_K.argmin())
   if reward_K[best] == reward_K[worst]:
     raise ValueError(
-      f"{example.uid}: all {len(reward_K)} rewards are {reward_K[best]}, so no answer "
-      "is preferred; drop the row"
+      f"{example.uid}: all {len(reward_K)} rewards are {reward_K[best]}, so no "
+      "completion is preferred; drop the record"
     )
-  return [_take(example, [best, worst], Layout.PAIR)]
+  return [_select(example, [best, worst], Layout.PAIR)]
 
 
-def _each(example: Example) -> list[Example]:
+def _one_per_completion(example: Example) -> list[Example]:
   columns = range(len(example.completions))
-  return [_take(example, [k], Layout.RATED, f"/{k}") for k in columns]
+  return [_select(example, [k], Layout.RATED, f"/{k}") for k in columns]
 
 
 _RULES = {
   (Layout.PAIR, Layout.DEMO): _chosen,
-  (Layout.PAIR, Layout.RATED): _thumbs,
+  (Layout.PAIR, Layout.RATED): _chosen_and_rejected,
   (Layout.RANKED, Layout.DEMO): _best,
   (Layout.RANKED, Layout.PAIR): _best_and_worst,
-  (Layout.RANKED, Layout.RATED): _each,
+  (Layout.RANKED, Layout.RATED): _one_per_completion,
 }

@@ -1,31 +1,31 @@
-"""Columns of a row under the convention's names, also from lists of objects."""
+"""Reads columns of a JSON row by their standard names, also from lists of objects."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
-def sources(row: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, str]:
-  """Where each column is: its name -> "column", or "list.field".
+def locate_columns(row: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, str]:
+  """Maps each standard column name to its source in the row: "column" or "list.field".
 
   Args:
-    row: as it stands in the file.
-    rename: file's column to convention's column; see `sources.Reading`. A list that
-      some "list.field" is taken from is itself no column any more.
+    row: the row as parsed from the file.
+    rename: the file's column name to the standard one; see `sources.Reading`. A list
+      from which a "list.field" is read is no longer a column itself.
   """
   nested = {
     name: source
     for source, name in rename.items()
     if source not in row and "." in source and source.partition(".")[0] in row
   }
-  taken = {source.partition(".")[0] for source in nested.values()}
-  return {rename.get(name, name): name for name in row if name not in taken} | nested
+  lists = {source.partition(".")[0] for source in nested.values()}
+  return {rename.get(name, name): name for name in row if name not in lists} | nested
 
 
-def take(row: Mapping[str, Any], source: str) -> Any:
-  """The column, or the field of each object of the list.
+def read_column(row: Mapping[str, Any], source: str) -> Any:
+  """Returns a column's value, or the field's value in each object of a list.
 
   Raises:
-    LookupError: no list of objects that all have the field.
+    LookupError: the column is not a list of objects that all have the field.
   """
   if source in row:
     return row[source]
@@ -34,5 +34,5 @@ def take(row: Mapping[str, Any], source: str) -> Any:
   if not isinstance(items, (list, tuple)) or not all(
     isinstance(item, Mapping) and field in item for item in items
   ):
-    raise LookupError(f"{column} is no list of objects with {field!r}")
+    raise LookupError(f"{column} is not a list of objects with {field!r}")
   return [item[field] for item in items]

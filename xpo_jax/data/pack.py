@@ -1,8 +1,8 @@
-"""Prompt groups packed into rows of one length, rows into steps of one shape.
+"""Packs prompt groups into rows of one length, and rows into steps of one shape.
 
-A group is a prompt once and its K completions after it. An epoch is shuffled, packed
-and cut by `plan`, a function of the seed and the epoch alone, so that the step number
-is the whole state of the data: `batches[step]`.
+A group is a prompt, stored once, followed by its K completions. `plan` shuffles, packs
+and cuts each epoch by the seed and the epoch's number alone, so the step number is the
+only state of the data pipeline: `batches[step]`.
 """
 
 import dataclasses
@@ -13,30 +13,30 @@ import numpy as np
 from flax import struct
 
 from xpo_jax.data import bin_packing
-from xpo_jax.data.token_store import Store, store
+from xpo_jax.data.token_store import TokenStore, build_store
 from xpo_jax.data.tokenise import Example
 
 
 @struct.dataclass
 class Batch:
-  """One optimiser step: M microbatches of R rows, and the way back to B x K x T.
+  """One optimiser step: M microbatches of R rows, with indices that map to B x K x T.
 
-  `C` is the room for response tokens in a row. Ids and indices are int32, masks
-  float32. T counts tokens that carry loss, so masks have no holes.
+  `C` is a row's capacity in response tokens. Ids and indices are int32, masks
+  float32. T counts tokens that carry loss, so masks have no gaps.
 
   Attributes:
     tokens_MRL: token ids, 0 on padding.
-    segment_MRL: 0 on padding, else the number of the group in its row, from 1.
+    segment_MRL: 0 on padding, else the index of the group within its row, from 1.
     branch_MRL: 0 on the prompt, k + 1 on completion k.
-    position_MRL: position in prompt + completion, the same start for each branch.
+    position_MRL: position in prompt + completion; each branch starts after the prompt.
     source_MRC: index into L of the position whose output predicts a response token.
-    target_MRC: that token.
-    valid_MRC: 1 where the two above hold something.
+    target_MRC: the predicted token.
+    valid_MRC: 1 where `source_MRC` and `target_MRC` are used, 0 on padding.
     index_MBKT: flat index into R * C of each response token; R * C on padding.
     mask_MBKT: 1 on response tokens.
-    present_MBK: 0 on a column the group does not have.
-    weight_MB: 1 on groups, 0 on filler.
-    row_MB: number of the example in the data set, -1 on filler.
+    present_MBK: 0 on columns that the group lacks.
+    weight_MB: 1 on groups, 0 on padding groups.
+    row_MB: index of the example in the data set, -1 on padding groups.
     fields: data columns named as in `Scored`, each [M, B, K] ("reward_BK"), or
       [M, B, K, T] ("reward_BKT").
     ref: cached statistics named as in `Scored` ("ref_logp_BKT"), each [M, B, K, T].
@@ -59,14 +59,14 @@ class Batch:
 
 
 class Shape(NamedTuple):
-  """The static sizes of a batch: what decides whether a step compiles again.
+  """The static sizes of a batch; a step compiles once per shape.
 
   Attributes:
-    L: tokens in a row.
-    B: groups in a microbatch, filler included.
-    K: completions of a group.
-    T: response tokens of a completion.
-    C: response tokens of a row.
+    L: tokens per row.
+    B: groups per microbatch, padding groups included.
+    K: completions per group.
+    T: response tokens per completion.
+    C: response tokens per row.
   """
 
   L: int
@@ -74,6 +74,40 @@ class Shape(NamedTuple):
   K: int
   T: int
   C: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackSizes:
+  """How examples are packed into rows and rows into steps.
+
+  Attributes:
+    rows_per_step: rows per optimiser step, over all microbatches and devices.
+    microbatches: M; divides rows_per_step.
+    row_length: L, in tokens. None: the longest group.
+    groups_per_row: maximum number of groups in a row. None: as many as fit. 1: batch
+      sizes count groups.
+    shape: sizes to use instead of the smallest that hold the run, so that runs over
+      different data or seeds share one compiled step.
+  """
+
+  rows_per_step: int
+  microbatches: int = 1
+  row_length: int | None = None
+  groups_per_row: int | None = None
+  shape: Shape | None = None
+
+  def __post_init__(self):
+    _check_positive(
+      rows_per_step=self.rows_per_step,
+      microbatches=self.microbatches,
+      row_length=self.row_length,
+      groups_per_row=self.groups_per_row,
+    )
+    if self.rows_per_step % self.microbatches:
+      raise ValueError(
+        f"microbatches: {self.microbatches} does not divide rows_per_step "
+        f"{self.rows_per_step}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +119,13 @@ class Batches:
     shape: sizes of every batch.
     microbatches: M.
     rows_per_step: M * R.
-    row_start: int64, the first group of each row of the run, and the end.
-    group: int64, the example of each group of the run.
+    row_start: int64, the first group of each row of the run, then the group count.
+    group: int64, the example index of each group of the run.
     epoch_start: int64, the first row of each epoch.
-    steps: number of steps; rows beyond them are not used.
+    steps: number of steps; later rows are not used.
   """
 
-  store: Store
+  store: TokenStore
   shape: Shape
   microbatches: int
   rows_per_step: int
@@ -104,39 +138,41 @@ class Batches:
     return self.steps
 
   def epoch_of(self, step: int) -> int:
-    """The epoch, from 0, that the first row of a step belongs to."""
+    """Returns the epoch, from 0, of the first row of a step."""
     first = step * self.rows_per_step
     return int(np.searchsorted(self.epoch_start, first, "right")) - 1
 
   def groups_of(self, step: int) -> np.ndarray:
-    """The examples of a step, in the order of their rows."""
-    return self.group[slice(*self._ends(step))]
+    """Returns the example indices of a step, in the order of their rows."""
+    first, end = self._group_range(step)
+    return self.group[first:end]
 
   @property
   def tokens_computed(self) -> int:
-    """Tokens that go through the model in the run, padding included."""
+    """Tokens that the model processes in the run, padding included."""
     return self.steps * self.rows_per_step * self.shape.L
 
   @property
   def tokens_unique(self) -> int:
-    """Tokens of the run's groups: each prompt once, each completion once."""
-    return int(self.store.length[self.group[: self._ends(self.steps - 1)[1]]].sum())
+    """Tokens of the run's groups, counting each prompt and each completion once."""
+    _, end = self._group_range(self.steps - 1)
+    return int(self.store.length[self.group[:end]].sum())
 
-  def _ends(self, step: int) -> tuple[int, int]:
-    last = len(self.row_start) - 1
-    rows = step * self.rows_per_step, (step + 1) * self.rows_per_step
-    first, end = (int(self.row_start[min(row, last)]) for row in rows)
-    return first, end
+  def _group_range(self, step: int) -> tuple[int, int]:
+    last_row = len(self.row_start) - 1
+    first_row = min(step * self.rows_per_step, last_row)
+    end_row = min((step + 1) * self.rows_per_step, last_row)
+    return int(self.row_start[first_row]), int(self.row_start[end_row])
 
   def __getitem__(self, step: int) -> Batch:
-    """The batch of a step.
+    """Builds the batch of a step.
 
     Raises:
-      IndexError: no such step.
+      IndexError: the step is outside the run.
     """
     if not 0 <= step < self.steps:
       raise IndexError(f"step {step} is outside the run of {self.steps} steps")
-    first_group, end_group = self._ends(step)
+    first_group, end_group = self._group_range(step)
     first_row = step * self.rows_per_step
     sizes = np.diff(self.row_start[first_row : first_row + self.rows_per_step + 1])
     row = np.repeat(np.arange(len(sizes)), sizes)
@@ -145,118 +181,83 @@ class Batches:
 
 def plan(
   examples: Sequence[Example],
+  sizes: PackSizes,
   *,
-  rows_per_step: int,
-  microbatches: int = 1,
-  row_length: int | None = None,
   seed: int = 0,
   epochs: int = 1,
   steps: int | None = None,
   shuffle: bool = True,
-  groups_per_row: int | None = None,
-  shape: Shape | None = None,
 ) -> Batches:
   """Packs every epoch of a run into rows, and rows into steps.
 
-  Each epoch is shuffled, packed by best fit over whole groups taken by falling length
-  (first fit with the tightest row that has room), and its rows are shuffled again, so
-  that lengths do not decide which groups meet in a step. Epochs follow each other
-  without a gap; the last step of the run is filled with empty rows.
+  Each epoch is shuffled, packed by best fit over whole groups in decreasing order of
+  length, and its rows are shuffled again, so that which groups share a step does not
+  depend on their lengths. Epochs follow each other without padding in between; the
+  last step of the run is padded with empty rows.
 
   Args:
     examples: the data set, of one layout.
-    rows_per_step: rows of an optimiser step, over all microbatches and devices.
-    microbatches: M; divides rows_per_step.
-    row_length: L, in tokens. None: the longest group.
-    seed: with the epoch number, all that the order depends on.
+    sizes: of rows and steps.
+    seed: determines the order, together with the epoch number.
     epochs: passes over the data, >= 1.
-    steps: stop after so many steps. None: after the last epoch.
+    steps: number of steps to stop after. None: after the last epoch.
     shuffle: False keeps rows in the order of their first example.
-    groups_per_row: most groups in a row. None: as many as fit. 1: a batch is counted
-      in groups.
-    shape: sizes to use instead of the smallest that hold the run, so that runs over
-      different data or seeds share one compiled step.
 
   Returns:
     The batches by step.
 
   Raises:
-    ValueError: no examples, a size that is not positive, rows that do not divide,
-      a group longer than a row, an empty prompt or completion, or a shape too small.
+    ValueError: no examples, a size that is not positive, a group longer than a row,
+      an empty prompt or completion, or a shape too small.
   """
-  _check_positive(
-    rows_per_step=rows_per_step,
-    microbatches=microbatches,
-    row_length=row_length,
-    epochs=epochs,
-    steps=steps,
-    groups_per_row=groups_per_row,
-  )
-  if rows_per_step % microbatches:
-    raise ValueError(
-      f"microbatches: {microbatches} does not divide rows_per_step {rows_per_step}"
-    )
-  data = store(examples)
-  L = int(data.length.max()) if row_length is None else row_length
+  _check_positive(epochs=epochs, steps=steps)
+  data = build_store(examples)
+  L = int(data.length.max()) if sizes.row_length is None else sizes.row_length
   _check_fits(examples, data, L)
-  rows, epoch_start = [], []
+  rows = []
+  epoch_start = []
   for epoch in range(epochs):
     epoch_start.append(len(rows))
     rng = np.random.default_rng((seed, epoch)) if shuffle else None
-    rows += bin_packing.best_fit(data.length, L, groups_per_row, rng)
+    rows += bin_packing.best_fit(
+      data.length, L, groups_per_row=sizes.groups_per_row, rng=rng
+    )
   row_start = np.cumsum([0, *map(len, rows)])
-  available = -(-len(rows) // rows_per_step)
+  available = -(-len(rows) // sizes.rows_per_step)
   if steps is not None and steps > available:
     raise ValueError(
-      f"steps: {steps} asked, {epochs} epochs make {available}; raise epochs"
+      f"steps: {steps} exceeds the {available} steps of {epochs} epochs; raise epochs"
     )
   batches = Batches(
     store=data,
     shape=Shape(L, 0, 0, 0, 0),
-    microbatches=microbatches,
-    rows_per_step=rows_per_step,
+    microbatches=sizes.microbatches,
+    rows_per_step=sizes.rows_per_step,
     row_start=row_start,
     group=np.concatenate(rows),
     epoch_start=np.array(epoch_start),
     steps=available if steps is None else steps,
   )
   needed = _smallest_shape(batches)
-  if shape is None:
-    shape = needed
-  elif shape.L != needed.L or any(a < b for a, b in zip(shape, needed, strict=True)):
+  shape = needed if sizes.shape is None else sizes.shape
+  if shape.L != needed.L or any(a < b for a, b in zip(shape, needed, strict=True)):
     raise ValueError(f"shape: {shape} does not hold the run, which needs {needed}")
   return dataclasses.replace(batches, shape=shape)
 
 
-def eval_batches(
-  examples: Sequence[Example],
-  *,
-  rows_per_step: int,
-  microbatches: int = 1,
-  row_length: int | None = None,
-  groups_per_row: int | None = None,
-  shape: Shape | None = None,
-) -> Batches:
-  """One pass over every example, unshuffled; arguments as in `plan`."""
-  return plan(
-    examples,
-    rows_per_step=rows_per_step,
-    microbatches=microbatches,
-    row_length=row_length,
-    shuffle=False,
-    groups_per_row=groups_per_row,
-    shape=shape,
-  )
+def eval_batches(examples: Sequence[Example], sizes: PackSizes) -> Batches:
+  """Packs one pass over every example, unshuffled; see `plan`."""
+  return plan(examples, sizes, shuffle=False)
 
 
-def _check_fits(examples: Sequence[Example], data: Store, row_length: int) -> None:
-  long = np.flatnonzero(data.length > row_length)
-  if long.size:
-    worst = int(data.length.argmax())
+def _check_fits(examples: Sequence[Example], data: TokenStore, row_length: int) -> None:
+  too_long = np.flatnonzero(data.length > row_length)
+  if too_long.size:
+    longest = int(data.length.argmax())
     raise ValueError(
-      f"row_length: {row_length} is shorter than {long.size} groups (prompt and "
-      f"completions together), the longest {examples[worst].uid} with "
-      f"{data.length[worst]} tokens; raise row_length or lower the token limits"
+      f"row_length: {row_length} is shorter than {too_long.size} groups (prompt and "
+      f"completions together), the longest {examples[longest].uid} with "
+      f"{data.length[longest]} tokens; raise row_length or lower the token limits"
     )
 
 
@@ -294,23 +295,25 @@ def _within(count: np.ndarray) -> np.ndarray:
 
 
 def _build(batches: Batches, group: np.ndarray, row: np.ndarray) -> Batch:
-  """Lays groups (examples, with the row of each) out as a batch.
+  """Builds a batch from groups (example indices) and the row of each.
 
-  Three levels of ragged arrays, each in the order of the rows: groups, their pieces,
-  the pieces' tokens; then the tokens with loss. A `_p` holds one entry per piece, a
-  `_t` one per token, a `_q` one per token with loss.
+  Uses three levels of ragged arrays, each in the order of the rows: groups, the
+  groups' pieces (prompt, completions), the pieces' tokens; then the tokens with loss.
+  The suffix `_p` marks one entry per piece, `_t` per token, `_q` per token with loss.
   """
-  data, (L, B, K, T, C), M = batches.store, batches.shape, batches.microbatches
+  data = batches.store
+  L, B, K, T, C = batches.shape
+  M = batches.microbatches
   rows = batches.rows_per_step
   R = rows // M
-  # Groups: where each lands.
+  # Groups: the row offset of each, and its slot in the microbatch.
   size = data.length[group]
   groups_in_row = np.bincount(row, minlength=rows)
   segment = _within(groups_in_row) + 1
   tokens_in_row = np.bincount(row, size, minlength=rows).astype(np.int64)
   row_origin = tokens_in_row.cumsum() - tokens_in_row
   column = size.cumsum() - size - row_origin[row]
-  slot = _within(np.bincount(row // R, minlength=M))  # b of each group
+  slot = _within(np.bincount(row // R, minlength=M))  # index b of each group
   # Pieces: prompt, completion 0, completion 1, ...
   first_piece = data.group_start[group]
   pieces = data.group_start[group + 1] - first_piece
@@ -329,16 +332,16 @@ def _build(batches: Batches, group: np.ndarray, row: np.ndarray) -> Batch:
   branch_t = branch_p[piece_t]
   at_t = row[group_t] * L + column_t
   tokens_t = data.tokens[from_t]
-  # Tokens with loss: each is predicted at the token before it in its branch, the first
-  # of a completion at the last of the prompt.
+  # Tokens with loss: each is predicted at the preceding token of its branch, the first
+  # token of a completion at the last token of the prompt.
   loss_t = data.loss[from_t]
   group_q, within_q = group_t[loss_t], within_t[loss_t]
   row_q = row[group_q]
   last_of_prompt = column + prompt - 1
   source_q = np.where(within_q == 0, last_of_prompt[group_q], column_t[loss_t] - 1)
-  room_q = _within(np.bincount(row_q, minlength=rows))  # c of each
-  step_q = _within(np.bincount(piece_t[loss_t], minlength=len(piece_p)))  # t of each
-  at_q = row_q * C + room_q
+  c_q = _within(np.bincount(row_q, minlength=rows))
+  step_q = _within(np.bincount(piece_t[loss_t], minlength=len(piece_p)))
+  at_q = row_q * C + c_q
   microbatch_q = row_q // R
   cell = (microbatch_q, slot[group_q], branch_t[loss_t] - 1, step_q)
 
@@ -348,7 +351,7 @@ def _build(batches: Batches, group: np.ndarray, row: np.ndarray) -> Batch:
     return array
 
   index_MBKT = np.full((M, B, K, T), R * C, np.int32)
-  index_MBKT[cell] = (row_q % R) * C + room_q
+  index_MBKT[cell] = (row_q % R) * C + c_q
   mask_MBKT = (index_MBKT != R * C).astype(np.float32)
   at_group = (row // R) * B + slot
   present_MBK = np.zeros((M, B, K), np.float32)

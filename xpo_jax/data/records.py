@@ -1,4 +1,4 @@
-"""What one line of preference data says, whatever file it came from."""
+"""Defines the record types of preference data, independent of any file format."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ class Turn:
   """One message of a conversation.
 
   Attributes:
-    role: "system", "user", "assistant" or another role the chat template knows.
+    role: "system", "user", "assistant" or another role of the chat template.
     content: the text.
-    loss: whether its tokens are trained on; counts in completions only.
+    loss: whether its tokens carry loss; read in completions only.
   """
 
   role: str
@@ -33,7 +33,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-  """An answer to imitate."""
+  """A completion to imitate."""
 
   uid: str
   prompt: Text
@@ -42,10 +42,10 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A preferred and a dispreferred answer.
+  """A preferred and a dispreferred completion.
 
   Attributes:
-    probability: share of votes for the chosen one, where labels are soft.
+    probability: probability that the chosen one is preferred, where labels are soft.
   """
 
   uid: str
@@ -57,7 +57,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Rated:
-  """One answer with a thumb (True up), a reward, or both."""
+  """One completion with a binary label (True: desirable), a reward, or both."""
 
   uid: str
   prompt: Text
@@ -68,7 +68,7 @@ class Rated:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-  """Answers with a reward each; higher is better, lists may differ in length."""
+  """Completions with a reward each, higher is better; any number of them."""
 
   uid: str
   prompt: Text
@@ -78,10 +78,10 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class Stepped:
-  """An answer in steps, a line each, of which each has a label.
+  """A completion in steps, one line and one label each (process supervision).
 
   Attributes:
-    labels: > 0 the answer is right so far, < 0 it is wrong, 0 nobody said.
+    labels: per step, > 0: correct up to here, < 0: incorrect, 0: unlabelled.
   """
 
   uid: str
@@ -94,14 +94,14 @@ Record = Prompt | Demonstration | Pair | Rated | Ranked | Stepped
 
 
 @dataclasses.dataclass(frozen=True)
-class BadRow:
-  """A row that cannot be used.
+class BadRecord:
+  """A record that cannot be used.
 
   Attributes:
-    uid: file and line, or the row's own id.
-    problem: a short name that counts are kept by ("empty completion").
-    detail: what was found and how to mend it.
-    row: the row as read, where there is one.
+    uid: file and line, or the record's own id.
+    problem: a short name, by which problems are counted ("empty completion").
+    detail: the value that was read and how to fix it.
+    row: the JSON row as read, if it was parsed.
   """
 
   uid: str
@@ -110,21 +110,30 @@ class BadRow:
   row: Any = None
 
 
-class BadRows(ValueError):
-  """Rows that stop a run; the message lists the first 20 and the count."""
+class UnusableRecord(Exception):
+  """Raised where one record cannot be used; becomes a `BadRecord`."""
 
-  def __init__(self, bad: Sequence[BadRow]):
+  def __init__(self, problem: str, detail: str):
+    super().__init__(f"{problem}: {detail}")
+    self.problem = problem
+    self.detail = detail
+
+
+class BadRecords(ValueError):
+  """Raised where bad records stop a run; lists the first 20 and the count."""
+
+  def __init__(self, bad: Sequence[BadRecord]):
     self.bad = tuple(bad)
-    listed = [f"  {row.uid}: {row.problem}: {row.detail}" for row in bad[:20]]
+    listed = [f"  {one.uid}: {one.problem}: {one.detail}" for one in bad[:20]]
     if len(bad) > 20:
       listed.append(f"  ... and {len(bad) - 20} more")
-    rows = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-    fix = 'mend them, or drop them with bad_rows="drop" (counted and written to a file)'
-    super().__init__("\n".join([f"{rows}; {fix}:", *listed]))
+    count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
+    fix = 'fix them, or drop them with bad_rows="drop" (counted and written to a file)'
+    super().__init__("\n".join([f"{count}; {fix}:", *listed]))
 
 
-def answers(record: Record) -> tuple[Text, ...]:
-  """The completions of a record, in the order of its layout's columns."""
+def completions(record: Record) -> tuple[Text, ...]:
+  """Returns the completions of a record, in the order of its layout's columns."""
   match record:
     case Pair():
       return (record.chosen, record.rejected)
@@ -137,39 +146,39 @@ def answers(record: Record) -> tuple[Text, ...]:
   return ()
 
 
-def text_of(text: Text) -> str:
-  """The words alone, for comparing, hashing and showing."""
+def plain_text(text: Text) -> str:
+  """Returns a text or conversation as one string, for comparing and hashing."""
   if isinstance(text, str):
     return text
   return "".join(f"<{turn.role}>{turn.content}" for turn in text)
 
 
-def find_problem(record: Record) -> BadRow | None:
-  """The first thing that makes a record unfit for training, or None."""
-  completions = [text_of(text) for text in answers(record)]
-  for column, text in enumerate(answers(record)):
-    words = (
+def find_problem(record: Record) -> BadRecord | None:
+  """Returns the first problem that excludes a record from training, or None."""
+  texts = completions(record)
+  for column, text in enumerate(texts):
+    trained = (
       text
       if isinstance(text, str)
       else "".join(turn.content for turn in text if turn.loss)
     )
-    if not words.strip():
-      return BadRow(
+    if not trained.strip():
+      return BadRecord(
         record.uid, "empty completion", f"completion {column} has no text to train on"
       )
-  if isinstance(record, Pair) and completions[0] == completions[1]:
-    shown = completions[0][:60]
-    return BadRow(
+  if isinstance(record, Pair) and plain_text(texts[0]) == plain_text(texts[1]):
+    shown = plain_text(texts[0])[:60]
+    return BadRecord(
       record.uid, "identical chosen and rejected", f"both are {shown!r}: no preference"
     )
   if isinstance(record, Ranked) and len(record.rewards) != len(record.completions):
-    return BadRow(
+    return BadRecord(
       record.uid,
       "rewards do not match completions",
       f"{len(record.rewards)} rewards for {len(record.completions)} completions",
     )
   if isinstance(record, Stepped) and len(record.labels) != len(record.steps):
-    return BadRow(
+    return BadRecord(
       record.uid,
       "labels do not match steps",
       f"{len(record.labels)} labels for {len(record.steps)} steps",
@@ -177,6 +186,6 @@ def find_problem(record: Record) -> BadRow | None:
   return None
 
 
-def describe(record: Record) -> Mapping[str, Any]:
-  """The record as plain data, for a file of dropped rows."""
+def as_dict(record: Record) -> Mapping[str, Any]:
+  """Returns the record as plain data, for the file of dropped records."""
   return dataclasses.asdict(record)

@@ -1,22 +1,22 @@
-"""Files and data sets to records, by the column conventions of TRL.
+"""Reads files and data sets as records, by the column conventions of TRL.
 
 | columns | record |
 |---|---|
 | `prompt`, `chosen`, `rejected` | Pair |
-| `chosen`, `rejected` | Pair; the prompt is what both share (below) |
+| `chosen`, `rejected` | Pair; the prompt is their common prefix (below) |
 | `prompt`, `completions`, `rewards` | Ranked |
-| `prompt`, `completions`, `labels` | Stepped: the completions are steps of one answer |
+| `prompt`, `completions`, `labels` | Stepped: the steps of one completion |
 | `prompt`, `completion`, `label` (bool) and / or `reward` | Rated |
 | `prompt`, `completion` | Demonstration |
 | `messages` | Demonstration: the last assistant turn, or all of them |
-| `text` | Demonstration: first `prompt_words` words, then the rest |
+| `text` | Demonstration: the first `prompt_words` words are the prompt |
 | `prompt` | Prompt |
 
-A text is a string, or a list of `{"role", "content"}` messages. A shared prompt is the
-leading messages that are equal; in HH transcripts everything up to the last
-"\\n\\nAssistant:"; in other strings the longest common start, cut at a space. An `id`
-column, if there is one, names the row; a pair's `probability`, if there is one, is the
-share of votes for the chosen answer.
+A text is a string, or a list of `{"role", "content"}` messages. The shared prompt of a
+pair is its equal leading messages; in HH transcripts everything up to the last
+"\\n\\nAssistant:"; in other strings the longest common prefix, cut at a space. An
+optional column `id` becomes the record's uid; a pair's optional `probability` is that
+of the chosen completion being preferred.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xpo_jax.data import nested_columns, records
-from xpo_jax.data.records import BadRow, Turn
+from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
 
 _ASSISTANT = "\n\nAssistant:"
-_COLUMNS = {  # kind: columns it must have; the first that fits is taken
+_COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "pair": ("chosen", "rejected"),
   "ranked": ("prompt", "completions", "rewards"),
   "stepped": ("prompt", "completions", "labels"),
@@ -51,35 +51,36 @@ _OPTIONAL = {"pair": ("prompt", "probability"), "rated": ("reward",)}
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """What a source held.
+  """The records of a source.
 
   Attributes:
     name: the file's name, or the data set's.
-    records: the good rows, in order.
+    records: the valid records, in order.
     bad: the others.
     sha256: of the file's bytes, or of the rows as JSON.
-    unused: columns that no record looks at.
+    unused: columns that no record uses.
   """
 
   name: str
   records: tuple[records.Record, ...]
-  bad: tuple[BadRow, ...]
+  bad: tuple[BadRecord, ...]
   sha256: str
   unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How rows are read.
+  """Options for reading records.
 
   Attributes:
     kind: one of the kinds of columns ("pair", "ranked", "stepped", "rated",
-      "rewarded", "demonstration", "conversation", "text", "prompt"); None: by the
-      columns.
-    prompt_words: words of a `text` that make its prompt; needed for that kind only.
+      "rewarded", "demonstration", "conversation", "text", "prompt"); None: inferred
+      from the columns.
+    prompt_words: number of leading words of a `text` that form its prompt; required
+      for that kind only.
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
-    rename: file's column to convention's column. "responses.text" takes the `text` of
-      each object in the list `responses`, as a column of lists.
+    rename: the file's column to the standard column. "responses.text" reads the `text`
+      of each object in the list `responses`, as a column of lists.
   """
 
   kind: str | None = None
@@ -97,12 +98,12 @@ class Reading:
 
 
 def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
-  """Reads JSON lines, plain or gzipped (by the name's end, `.gz`).
+  """Reads JSON lines, plain or gzipped (suffix `.gz`).
 
   Raises:
     FileNotFoundError: no such file.
     ValueError: an empty file, columns that fit no kind, or a `text` file without
-      `prompt_words`. Bad rows do not raise: they are in `Loaded.bad`.
+      `prompt_words`. Bad records do not raise: they are in `Loaded.bad`.
   """
   path = Path(path)
   raw = path.read_bytes()
@@ -115,7 +116,7 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
     ) from error
   rows: list[tuple[str, Any]] = []
   bad = []
-  # Not splitlines(): a JSON string may hold U+2028 and its kind unescaped.
+  # Not splitlines(): a JSON string may contain U+2028 and similar unescaped.
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
@@ -123,17 +124,19 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
     try:
       rows.append((uid, json.loads(line)))
     except json.JSONDecodeError as error:
-      bad.append(BadRow(uid, "not JSON", f"line {number}: {error}", line[:200]))
+      bad.append(BadRecord(uid, "not JSON", f"line {number}: {error}", line[:200]))
   if not rows and not bad:
-    raise ValueError(f"{path.name}: the file is empty; it needs one JSON object a line")
+    raise ValueError(
+      f"{path.name}: the file is empty; it needs one JSON object per line"
+    )
   digest = hashlib.sha256(raw).hexdigest()
   return _read(rows, bad, path.name, digest, reading)
 
 
-def from_rows(
+def from_dicts(
   rows: Iterable[Mapping[str, Any]], name: str, reading: Reading = Reading()
 ) -> Loaded:
-  """Reads rows that are already Python dictionaries; errors as in `read_jsonl`."""
+  """Reads records from Python dictionaries; raises as `read_jsonl`."""
   named = [(f"{name}:{number}", row) for number, row in enumerate(rows, 1)]
   if not named:
     raise ValueError(f"{name}: the data set is empty")
@@ -145,9 +148,9 @@ def from_rows(
 
 
 def from_hub(
-  name: str, split: str, reading: Reading = Reading(), config: str | None = None
+  name: str, split: str, reading: Reading = Reading(), *, config: str | None = None
 ) -> Loaded:
-  """Reads a Hugging Face data set (`pip install 'xpo_jax[hub]'`).
+  """Reads a Hugging Face data set; needs `pip install 'xpo_jax[hub]'`.
 
   Raises:
     ImportError: the optional package `datasets` is not installed.
@@ -159,68 +162,66 @@ def from_hub(
       f"source: reading {name!r} needs the package 'datasets': "
       "pip install 'xpo_jax[hub]', or save the data set as JSON lines"
     ) from error
-  return from_rows(datasets.load_dataset(name, config, split=split), name, reading)
+  return from_dicts(datasets.load_dataset(name, config, split=split), name, reading)
 
 
 def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
   kind = reading.kind or _kind_of(rows, name, reading)
   if kind == "text" and reading.prompt_words is None:
     raise ValueError(
-      f"{name}: column 'text' has no prompt; say how many words make one "
+      f"{name}: column 'text' has no prompt; set how many words form it "
       "(prompt_words, for example 4)"
     )
   used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id"}
-  good, known = [], set()
+  good = []
+  columns = set()
   for uid, row in rows:
     try:
       row = _renamed(uid, row, reading)
       uid = str(row.get("id", uid))
       _require(row, kind)
       record = _PARSERS[kind](uid, row, reading)
-    except _Unfit as unfit:
-      bad.append(BadRow(uid, unfit.problem, unfit.detail, row))
+    except UnusableRecord as error:
+      bad.append(BadRecord(uid, error.problem, error.detail, row))
       continue
-    known.update(row)
+    columns.update(row)
     problem = records.find_problem(record)
     if problem is None:
       good.append(record)
     else:
       bad.append(dataclasses.replace(problem, row=row))
-  return Loaded(name, tuple(good), tuple(bad), sha256, tuple(sorted(known - used)))
-
-
-class _Unfit(Exception):
-  def __init__(self, problem: str, detail: str):
-    super().__init__(f"{problem}: {detail}")
-    self.problem, self.detail = problem, detail
+  unused = tuple(sorted(columns - used))
+  return Loaded(name, tuple(good), tuple(bad), sha256, unused)
 
 
 def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
   if not isinstance(row, Mapping):
-    raise _Unfit("not a JSON object", f"got {str(row)[:60]!r}")
-  where = nested_columns.sources(row, reading.rename)
+    raise UnusableRecord("not a JSON object", f"got {str(row)[:60]!r}")
+  located = nested_columns.locate_columns(row, reading.rename)
   try:
-    return {name: nested_columns.take(row, source) for name, source in where.items()}
+    return {
+      name: nested_columns.read_column(row, source) for name, source in located.items()
+    }
   except LookupError as error:
-    raise _Unfit("missing column", str(error.args[0])) from error
+    raise UnusableRecord("missing column", str(error.args[0])) from error
 
 
 def _kind_of(rows, name: str, reading: Reading) -> str:
-  """The kind that the columns of the file, all rows together, make."""
+  """Infers the kind of record from the columns of all rows together."""
   names = set()
   for _, row in rows:
     if isinstance(row, Mapping):
-      names.update(nested_columns.sources(row, reading.rename))
+      names.update(nested_columns.locate_columns(row, reading.rename))
   if not names:
-    return "prompt"  # every row is bad, and already listed as such
+    return "prompt"  # every row is bad and already listed as such
   fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))
   kind = next(fits, None)
   known = set().union(*_COLUMNS.values())
   if kind is None or (kind == "prompt" and len(names & known) > 1):
     allowed = {each: list(columns) for each, columns in _COLUMNS.items()}
     raise ValueError(
-      f"{name}: missing column: {sorted(names)} make no kind of record; rename them "
-      f"(rename) to one of {allowed}"
+      f"{name}: missing column: {sorted(names)} match no kind of record; rename them "
+      f"(rename) to the columns of one of {allowed}"
     )
   return kind
 
@@ -228,7 +229,7 @@ def _kind_of(rows, name: str, reading: Reading) -> str:
 def _require(row: Mapping[str, Any], kind: str) -> None:
   for column in _COLUMNS[kind]:
     if row.get(column) is None:
-      raise _Unfit(
+      raise UnusableRecord(
         "missing column",
         f"{column!r} is not among {sorted(row)}; {kind} needs {list(_COLUMNS[kind])}",
       )
@@ -240,7 +241,7 @@ def _text(value: Any, column: str) -> str | tuple[Turn, ...]:
   if not isinstance(value, (list, tuple)) or not all(
     isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value
   ):
-    raise _Unfit(
+    raise UnusableRecord(
       "not a text", f"{column} is neither a string nor a list of role and content"
     )
   return tuple(Turn(turn["role"], turn["content"]) for turn in value)
@@ -250,8 +251,8 @@ def _with_loss(text, reading: Reading):
   """Marks the assistant turns of a completion that carry loss."""
   if isinstance(text, str):
     return text
-  spoken = [i for i, turn in enumerate(text) if turn.role == "assistant"]
-  marked = spoken if reading.loss_on == "all" else spoken[-1:]
+  assistant = [i for i, turn in enumerate(text) if turn.role == "assistant"]
+  marked = assistant if reading.loss_on == "all" else assistant[-1:]
   return tuple(
     dataclasses.replace(turn, loss=i in marked) for i, turn in enumerate(text)
   )
@@ -260,49 +261,65 @@ def _with_loss(text, reading: Reading):
 def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   chosen, rejected = (_text(row[name], name) for name in ("chosen", "rejected"))
   if isinstance(chosen, str) != isinstance(rejected, str):
-    raise _Unfit("not a text", "one of chosen and rejected is a string, one messages")
+    raise UnusableRecord(
+      "not a text", "one of chosen and rejected is a string, the other messages"
+    )
   if chosen == rejected:
-    raise _Unfit("identical chosen and rejected", "the row states no preference")
+    raise UnusableRecord(
+      "identical chosen and rejected", "the record states no preference"
+    )
   if row.get("prompt") is not None:
     prompt = _text(row["prompt"], "prompt")
     if isinstance(prompt, str) != isinstance(chosen, str):
-      raise _Unfit("not a text", "one of prompt and chosen is a string, one messages")
+      raise UnusableRecord(
+        "not a text", "one of prompt and chosen is a string, the other messages"
+      )
   else:
-    start = _shared(chosen, rejected)
-    prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
-  share = row.get("probability")
-  if share is not None:
-    share = _number(share, "probability")
-    if not 0 <= share <= 1:
-      raise _Unfit("not a probability", f"probability is {share}; it lies in [0, 1]")
-  both = (_with_loss(text, reading) for text in (chosen, rejected))
-  return records.Pair(uid, prompt, *both, probability=share)
+    end = _prompt_end(chosen, rejected)
+    prompt = chosen[:end]
+    chosen = chosen[end:]
+    rejected = rejected[end:]
+  probability = row.get("probability")
+  if probability is not None:
+    probability = _number(probability, "probability")
+    if not 0 <= probability <= 1:
+      raise UnusableRecord(
+        "not a probability", f"probability is {probability}; it must lie in [0, 1]"
+      )
+  return records.Pair(
+    uid,
+    prompt,
+    _with_loss(chosen, reading),
+    _with_loss(rejected, reading),
+    probability=probability,
+  )
 
 
-def _shared(chosen, rejected) -> int:
-  """Where the shared prompt of two transcripts ends."""
+def _prompt_end(chosen, rejected) -> int:
+  """Returns the length of the prompt that two transcripts share."""
   if isinstance(chosen, str) and _ASSISTANT in chosen:
     ends = [text.rfind(_ASSISTANT) + len(_ASSISTANT) for text in (chosen, rejected)]
     if chosen[: ends[0]] != rejected[: ends[1]]:
-      raise _Unfit(
+      raise UnusableRecord(
         "no shared prompt",
         "chosen and rejected differ before the last '\\n\\nAssistant:' "
         f"({ends[0]} and {ends[1]} characters); give a prompt column",
       )
     return ends[0]
   shorter = min(len(chosen), len(rejected))
-  differ = (i for i in range(shorter) if chosen[i] != rejected[i])
-  same = next(differ, shorter)
+  differing = (i for i in range(shorter) if chosen[i] != rejected[i])
+  common = next(differing, shorter)
   if isinstance(chosen, str):
-    same = max(chosen.rfind(" ", 0, same), 0)  # no word is cut; answers keep the space
-  elif same == shorter:
-    same = max(same - 1, 0)  # one continues the other: keep an answer in both
-  if not same:
-    raise _Unfit(
+    # Cut before a word; the completions start with the space.
+    common = max(chosen.rfind(" ", 0, common), 0)
+  elif common == shorter:
+    common = max(common - 1, 0)  # one continues the other: leave a turn in both
+  if not common:
+    raise UnusableRecord(
       "no shared prompt",
-      "chosen and rejected have no common start; give a prompt column",
+      "chosen and rejected have no common prefix; give a prompt column",
     )
-  return same
+  return common
 
 
 def _ranked(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
@@ -317,7 +334,9 @@ def _stepped(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Reco
   del reading
   steps = tuple(row["completions"])
   if not all(isinstance(step, str) for step in steps):
-    raise _Unfit("not a text", "completions hold a step that is no string")
+    raise UnusableRecord(
+      "not a text", "completions contain a step that is not a string"
+    )
   labels = tuple(
     2.0 * label - 1 if isinstance(label, bool) else _number(label, "labels")
     for label in row["labels"]
@@ -328,7 +347,9 @@ def _stepped(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Reco
 def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   label, reward = row.get("label"), row.get("reward")
   if label is not None and label not in (0, 1):
-    raise _Unfit("not a thumb", f"label is {label!r}; it must be true or false")
+    raise UnusableRecord(
+      "not a binary label", f"label is {label!r}; it must be true or false"
+    )
   return records.Rated(
     uid,
     _text(row["prompt"], "prompt"),
@@ -346,21 +367,23 @@ def _demonstration(
 
 
 def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
-  turns: Any = _text(row["messages"], "messages")
-  spoken = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-  if not spoken:
-    raise _Unfit("empty completion", "messages hold no assistant turn")
-  start = spoken[0] if reading.loss_on == "all" else spoken[-1]
-  completion = _with_loss(turns[start : spoken[-1] + 1], reading)
+  turns = _text(row["messages"], "messages")
+  assistant = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+  if not assistant:
+    raise UnusableRecord("empty completion", "messages contain no assistant turn")
+  start = assistant[0] if reading.loss_on == "all" else assistant[-1]
+  completion = _with_loss(turns[start : assistant[-1] + 1], reading)
   return records.Demonstration(uid, turns[:start], completion)
 
 
-def _plain(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
-  # The space before the next word goes with the completion, where BPE wants it.
+def _prefix_and_completion(
+  uid: str, row: Mapping[str, Any], reading: Reading
+) -> records.Record:
+  # The space before the next word belongs to the completion, as BPE tokens have it.
   words = rf"\s*\S+(?:\s+\S+){{{reading.prompt_words - 1}}}"
   match = re.match(words, row["text"])
   if match is None:
-    raise _Unfit(
+    raise UnusableRecord(
       "empty completion", f"text has fewer than {reading.prompt_words} words"
     )
   return records.Demonstration(uid, match.group(), row["text"][match.end() :])
@@ -376,7 +399,7 @@ def _number(value: Any, column: str) -> float:
   except (TypeError, ValueError):
     number = math.nan
   if not math.isfinite(number):
-    raise _Unfit("not a number", f"{column} holds {value!r}")
+    raise UnusableRecord("not a number", f"{column} contains {value!r}")
   return number
 
 
@@ -388,6 +411,6 @@ _PARSERS: dict[str, Callable[[str, Mapping[str, Any], Reading], records.Record]]
   "rewarded": _rated,
   "demonstration": _demonstration,
   "conversation": _conversation,
-  "text": _plain,
+  "text": _prefix_and_completion,
   "prompt": _prompt,
 }

@@ -1,10 +1,10 @@
-"""The embedded world: a grammar of short reviews whose true reward is known.
+"""Generates synthetic reviews from a grammar; their true reward is known.
 
-A review is an opening that leaves the verdict open (the prompt) and a verdict (the
-completion). Each draws a latent sentiment that its words follow most of the time. The
-true reward is the VADER compound of the whole text, so a laptop can rebuild the
-controlled-sentiment study of the DPO paper (Rafailov et al. 2023, arXiv:2305.18290,
-Sec. 6) with labels whose noise and optimum are known.
+A review is a neutral opening (the prompt) and a verdict (the completion). Each review
+draws a latent sentiment, with which most of its words agree. The true reward is the
+VADER compound score of the whole text. The controlled-sentiment study of the DPO paper
+(Rafailov et al. 2023, arXiv:2305.18290, Sec. 6) can so be repeated on a laptop, with
+labels whose noise and optimum are known.
 """
 
 import functools
@@ -19,26 +19,26 @@ from vaderSentiment import vaderSentiment
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
-# Openings: words that VADER does not know, so that a prompt has reward 0.
-_KINDS = (
+# Openings: words outside the VADER lexicon, so that a prompt has reward 0.
+_GENRES = (
   "film movie noir western musical drama sequel remake cartoon documentary epic story "
   "picture series pilot short feature production mystery biopic"
 ).split()
-_MADE = (
+_ORIGINS = (
   "new old french indian german modern italian silent student studio period summer "
   "animated foreign dutch rural winter"
 ).split()
-_PARTS = (
+_ASPECTS = (
   "acting plot script dialogue ending opening music camera pace editing setting cast "
   "lead director scenery writing sound costume lighting finale score premise middle "
   "prologue tone"
 ).split()
-_LINKS = "is was feels felt seems looks remains".split()
-_GIVES = "has offers delivers brings shows gets".split()
+_COPULAS = "is was feels felt seems looks remains".split()
+_VERBS = "has offers delivers brings shows gets".split()
 _VIEWERS = "i we you they visitors viewers".split()
-_FOUND = "found called considered".split()
+_JUDGED = "found called considered".split()
 
-# Verdicts, by sentiment. All but the last group carry a VADER valence.
+# Verdicts, by sentiment. All but the neutral words have a VADER valence.
 _GOOD = (
   "good great superb charming brilliant lovely fun funny clever honest strong fine "
   "smart amazing excellent perfect beautiful wonderful sweet fresh warm enjoyable "
@@ -50,31 +50,30 @@ _BAD = (
   "lame tragic ugly pathetic messy empty dumb disappointing lousy crude cruel painful "
   "ridiculous gloomy worthless ruined tired fake vile dreary hateful miserable bitter"
 ).split()
-_PLAIN = (
+_NEUTRAL = (
   "long slow short quiet familiar simple uneven brief dark loud plain usual mild"
 ).split()
-_JOYS = (
+_GOOD_NOUNS = (
   "joy delight treasure triumph charm success pleasure treat winner beauty hope hug "
   "blessing miracle gift"
 ).split()
-_WOES = (
+_BAD_NOUNS = (
   "mess failure disaster waste bore pain shame horror fiasco insult fraud loss "
   "mistake crime"
 ).split()
-_PLAINS = "puzzle postcard lecture sketch habit montage essay walk".split()
+_NEUTRAL_NOUNS = "puzzle postcard lecture sketch habit montage essay walk".split()
 _BOOSTERS = "very really so quite truly".split()
 
-_ADJECTIVES = {1: _GOOD, -1: _BAD, 0: _PLAIN}
-_NOUNS = {1: _JOYS, -1: _WOES, 0: _PLAINS}
+_ADJECTIVES = {1: _GOOD, -1: _BAD, 0: _NEUTRAL}
+_NOUNS = {1: _GOOD_NOUNS, -1: _BAD_NOUNS, 0: _NEUTRAL_NOUNS}
 
 
 def generate(n: int, seed: int) -> list[tuple[str, str]]:
-  """Draws n reviews.
+  """Samples n reviews.
 
   Args:
-    n: how many.
-    seed: with n, all that the result depends on; the first m of n reviews are those
-      of `generate(m, seed)`.
+    n: number of reviews.
+    seed: of the generator; the first m of n reviews are those of `generate(m, seed)`.
 
   Returns:
     (prompt, completion) pairs; the text is their concatenation, the completion starts
@@ -84,8 +83,8 @@ def generate(n: int, seed: int) -> list[tuple[str, str]]:
   return [_review(rng) for _ in range(n)]
 
 
-def _pick(rng: random.Random, words: Sequence[str]) -> str:
-  # Python promises the same random() in every version, but not the same choice().
+def _choose(rng: random.Random, words: Sequence[str]) -> str:
+  # Python guarantees the same random() in every version, but not the same choice().
   return words[int(rng.random() * len(words))]
 
 
@@ -99,68 +98,79 @@ def _review(rng: random.Random) -> tuple[str, str]:
 
 
 def _opening(rng: random.Random):
-  """A prompt and the kind of phrase that continues it."""
+  """Returns a prompt and the function that samples its continuation."""
   form = int(rng.random() * 5)
-  kind, part = _pick(rng, _KINDS), _pick(rng, _PARTS)
+  genre = _choose(rng, _GENRES)
+  aspect = _choose(rng, _ASPECTS)
   if form == 0:
-    return f"the {part} of this {kind} {_pick(rng, _LINKS)}", _quality
+    prompt = f"the {aspect} of this {genre} {_choose(rng, _COPULAS)}"
+    return prompt, _adjective_phrase
   if form == 1:
-    return f"this {_pick(rng, _MADE)} {kind} {_pick(rng, _LINKS)}", _quality
+    prompt = f"this {_choose(rng, _ORIGINS)} {genre} {_choose(rng, _COPULAS)}"
+    return prompt, _adjective_phrase
   if form == 2:
-    return f"{_pick(rng, _VIEWERS)} {_pick(rng, _FOUND)} the {part}", _quality
+    prompt = f"{_choose(rng, _VIEWERS)} {_choose(rng, _JUDGED)} the {aspect}"
+    return prompt, _adjective_phrase
   if form == 3:
-    return f"the {_pick(rng, _MADE)} {kind} {_pick(rng, _GIVES)}", _thing
-  return f"in this {kind} the {part} {_pick(rng, _LINKS)}", _quality
+    prompt = f"the {_choose(rng, _ORIGINS)} {genre} {_choose(rng, _VERBS)}"
+    return prompt, _noun_phrase
+  prompt = f"in this {genre} the {aspect} {_choose(rng, _COPULAS)}"
+  return prompt, _adjective_phrase
 
 
-def _lean(rng: random.Random, sentiment: int) -> int:
-  """The sentiment of one word: mostly the review's, sometimes plain or opposite."""
+def _word_sentiment(rng: random.Random, sentiment: int) -> int:
+  """Samples a word's sentiment: mostly the review's, else neutral or opposite."""
   u = rng.random()
   return sentiment if u < 0.82 else 0 if u < 0.9 else -sentiment
 
 
-def _quality(rng: random.Random, sentiment: int) -> str:
-  lean = _lean(rng, sentiment)
+def _adjective(rng: random.Random, sentiment: int) -> str:
+  return _choose(rng, _ADJECTIVES[_word_sentiment(rng, sentiment)])
+
+
+def _adjective_phrase(rng: random.Random, sentiment: int) -> str:
+  word_sentiment = _word_sentiment(rng, sentiment)
   u = rng.random()
   if u < 0.1:
-    return f"not {_pick(rng, _ADJECTIVES[-lean])}"
+    return f"not {_choose(rng, _ADJECTIVES[-word_sentiment])}"
   if u < 0.35:
-    return f"{_pick(rng, _BOOSTERS)} {_pick(rng, _ADJECTIVES[lean])}"
+    return f"{_choose(rng, _BOOSTERS)} {_choose(rng, _ADJECTIVES[word_sentiment])}"
   if u < 0.6:
-    second = _pick(rng, _ADJECTIVES[_lean(rng, sentiment)])
-    return f"{_pick(rng, _ADJECTIVES[lean])} and {second}"
+    second = _adjective(rng, sentiment)
+    return f"{_choose(rng, _ADJECTIVES[word_sentiment])} and {second}"
   if u < 0.75:
-    return _thing(rng, sentiment)
-  return _pick(rng, _ADJECTIVES[lean])
+    return _noun_phrase(rng, sentiment)
+  return _choose(rng, _ADJECTIVES[word_sentiment])
 
 
-def _thing(rng: random.Random, sentiment: int) -> str:
-  adjective = _pick(rng, _ADJECTIVES[_lean(rng, sentiment)])
+def _noun_phrase(rng: random.Random, sentiment: int) -> str:
+  adjective = _adjective(rng, sentiment)
   if rng.random() < 0.5:
-    return f"the {adjective} {_pick(rng, _NOUNS[_lean(rng, sentiment)])}"
-  return f"the most {adjective} {_pick(rng, _PARTS)}"
+    return f"the {adjective} {_choose(rng, _NOUNS[_word_sentiment(rng, sentiment)])}"
+  return f"the most {adjective} {_choose(rng, _ASPECTS)}"
 
 
 def _clause(rng: random.Random, sentiment: int) -> str:
   u = rng.random()
   if u < 0.45:
-    return (
-      f", with {_pick(rng, _ADJECTIVES[_lean(rng, sentiment)])} {_pick(rng, _PARTS)}"
-    )
-  joint, lean = (", but", -sentiment) if u < 0.6 else (" and", sentiment)
-  return f"{joint} the {_pick(rng, _PARTS)} {_pick(rng, _LINKS)} {_quality(rng, lean)}"
+    return f", with {_adjective(rng, sentiment)} {_choose(rng, _ASPECTS)}"
+  conjunction = ", but" if u < 0.6 else " and"
+  clause_sentiment = -sentiment if u < 0.6 else sentiment
+  subject = f"{conjunction} the {_choose(rng, _ASPECTS)} {_choose(rng, _COPULAS)}"
+  return f"{subject} {_adjective_phrase(rng, clause_sentiment)}"
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-  """Trains a byte-level BPE tokenizer; any text can be encoded.
+  """Trains a byte-level BPE tokenizer, which can encode any text.
 
   Args:
-    texts: what to learn the merges from.
-    vocab_size: most entries, the 256 bytes and three special tokens included; 1024
-      is enough for every word of this world to be one token.
+    texts: the training corpus.
+    vocab_size: maximum size, including the 256 bytes and three special tokens; with
+      1024 every word of the synthetic reviews is one token.
 
   Returns:
-    A tokenizer with `<s>`, `</s>` and `<pad>` (ids 0, 1, 2); it adds none by itself.
+    A tokenizer with `<s>`, `</s>` and `<pad>` (ids 0, 1, 2); encoding adds none of
+    them.
 
   Raises:
     ValueError: no texts, or vocab_size <= 259.
@@ -169,7 +179,7 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   smallest = len(alphabet) + len(special_tokens)
   if not texts:
-    raise ValueError("texts: there is nothing to train a tokenizer on")
+    raise ValueError("texts: empty; give at least one text to train on")
   if vocab_size <= smallest:
     raise ValueError(
       f"vocab_size: {vocab_size} leaves no room for merges; use more than {smallest}"
@@ -195,7 +205,7 @@ def _analyzer() -> vaderSentiment.SentimentIntensityAnalyzer:
 
 
 def true_reward(texts: Sequence[str]) -> np.ndarray:
-  """The VADER compound of each whole text (prompt and completion): float32, in [-1, 1].
+  """Scores each text (prompt and completion) by VADER's compound: float32, in [-1, 1].
 
   Hutto and Gilbert 2014, through the `vaderSentiment` package.
   """
@@ -207,15 +217,16 @@ def label_pairs(
   reward_a: np.ndarray,
   reward_b: np.ndarray,
   temperature: float,
+  *,
   rng: np.random.Generator,
 ) -> np.ndarray:
-  """Draws preferences by Bradley-Terry: p(a preferred) = sigmoid((r_a - r_b) / tau).
+  """Samples preferences by Bradley-Terry: p(a preferred) = sigmoid((r_a - r_b) / tau).
 
   Args:
-    reward_a: true reward of each first answer.
-    reward_b: true reward of each second answer.
-    temperature: tau, in units of reward; > 0. Labels turn to coin flips as it grows.
-    rng: the draw.
+    reward_a: true reward of each first completion.
+    reward_b: true reward of each second completion.
+    temperature: tau, in units of reward; > 0. Label noise grows with it.
+    rng: source of the samples.
 
   Returns:
     bool per pair, True where a is preferred.
@@ -229,17 +240,17 @@ def label_pairs(
 def expected_accuracy(
   reward_a: np.ndarray, reward_b: np.ndarray, temperature: float
 ) -> float:
-  """Share of labels that agree with the true order: what a perfect ranker scores.
+  """Returns the expected accuracy of a perfect ranker on Bradley-Terry labels.
 
-  The mean of sigmoid(|r_a - r_b| / tau) over pairs that are not tied: the optimum that
-  held-out preference accuracy is compared with.
+  The mean of sigmoid(|r_a - r_b| / tau) over pairs that are not tied: the upper bound
+  of held-out preference accuracy.
 
   Raises:
     ValueError: temperature <= 0, or every pair is tied.
   """
   untied = np.asarray(reward_a) != np.asarray(reward_b)
   if not untied.any():
-    raise ValueError("every pair is tied, so no order can be right")
+    raise ValueError("every pair is tied, so no label can be correct")
   p = _p_first(reward_a, reward_b, temperature)
   return float(np.maximum(p, 1 - p)[untied].mean())
 

@@ -1,4 +1,4 @@
-"""TFDS data sets without TensorFlow: array_record files, read by index."""
+"""Builds and reads TFDS data sets without TensorFlow, from array_record files."""
 
 import os
 import re
@@ -29,27 +29,27 @@ def build(
 ) -> Path:
   """Writes rows as a TFDS data set of array_record files.
 
-  The hash of the source is in the config's name, so that a changed source is built
-  anew: TFDS would otherwise silently open the old files.
+  The source's hash is part of the config name, so that a changed source is rebuilt:
+  TFDS would otherwise silently reuse the old files.
 
   Args:
     name: of the data set, in snake_case.
     rows: the rows of each split.
     features: TFDS features by column, such as `PAIR`.
-    source_sha256: hash of what the rows were made from.
-    data_dir: where TFDS data sets lie.
+    source_sha256: hash of the source of the rows.
+    data_dir: root directory of TFDS data sets.
 
   Returns:
-    The directory to `open_directory`.
+    The data set's directory, for `read_directory`.
 
   Raises:
-    ValueError: a name that TFDS cannot take, or no rows.
+    ValueError: a name that is not snake_case, or a split without rows.
   """
   if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-    raise ValueError(f"name: {name!r} is not snake_case")
+    raise ValueError(f"name: {name!r} is not snake_case, which TFDS requires")
   splits = {split: list(members) for split, members in rows.items()}
   if not all(splits.values()) or not splits:
-    raise ValueError(f"rows: a split of {list(splits)} holds no rows")
+    raise ValueError(f"rows: a split of {list(splits)} has no rows; leave it out")
 
   # Not TFDS's own AdhocBuilder, which needs TensorFlow.
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -58,7 +58,7 @@ def build(
 
     def _info(self):
       columns = tfds.features.FeaturesDict(dict(features))
-      # disable_shuffling: row n stays line n.
+      # disable_shuffling keeps the order of the rows.
       return tfds.core.DatasetInfo(
         builder=self, features=columns, disable_shuffling=True
       )
@@ -70,7 +70,7 @@ def build(
       }
 
     def _generate_examples(self, members):
-      return enumerate(members)  # TFDS wants a key for each row
+      return enumerate(members)  # TFDS requires a key for each row
 
   Builder.name = name
   builder = Builder(data_dir=os.fspath(data_dir), file_format="array_record")
@@ -78,49 +78,49 @@ def build(
   return Path(builder.data_dir)
 
 
-def open_directory(
+def read_directory(
   directory: str | os.PathLike, split: str, reading: Reading = Reading()
 ) -> Loaded:
-  """Reads a prepared TFDS directory (name/config/version), ours or anyone's.
+  """Reads a prepared TFDS directory (name/config/version).
 
   Args:
-    directory: where `dataset_info.json` lies; its files must be array_record.
+    directory: contains `dataset_info.json`; its files must be array_record.
     split: a TFDS split, slices allowed ("train[:10%]").
     reading: how rows are read; `imdb_reviews` has `text` and needs `prompt_words`.
 
   Raises:
     FileNotFoundError: not a prepared data set.
-    ValueError: an unknown split or other files than array_record; see also
+    ValueError: an unknown split, or a file format other than array_record; see also
       `sources.read_jsonl`.
   """
   directory = Path(directory)
   if not (directory / "dataset_info.json").is_file():
     raise FileNotFoundError(
-      f"source: {directory} holds no dataset_info.json; name the version's directory "
-      "of a prepared data set (data_dir/name/config/version)"
+      f"source: {directory} has no dataset_info.json; give the version's directory of "
+      "a prepared data set (data_dir/name/config/version)"
     )
   builder = tfds.builder_from_directory(os.fspath(directory))
   if builder.info.file_format.value != "array_record":
     raise ValueError(
-      f"source: {directory} holds {builder.info.file_format.value} files, which need "
+      f"source: {directory} has {builder.info.file_format.value} files, which need "
       'TensorFlow; prepare it with file_format="array_record"'
     )
   known = sorted(builder.info.splits)
   if split.split("[")[0] not in known:
     raise ValueError(f"split: {split!r} is not in {known}")
-  rows = [_plain(row) for row in builder.as_data_source(split)]
-  return sources.from_rows(rows, f"{builder.info.name}/{split}", reading)
+  rows = [_to_python(row) for row in builder.as_data_source(split)]
+  return sources.from_dicts(rows, f"{builder.info.name}/{split}", reading)
 
 
-def _plain(value: Any) -> Any:
-  """TFDS hands out bytes and NumPy scalars where records want str and numbers."""
+def _to_python(value: Any) -> Any:
+  """Converts TFDS's bytes and NumPy scalars to str and Python numbers."""
   match value:
     case bytes():
       return value.decode("utf-8")
     case Mapping():
-      return {name: _plain(inner) for name, inner in value.items()}
+      return {name: _to_python(inner) for name, inner in value.items()}
     case np.ndarray() | list() | tuple():
-      return [_plain(inner) for inner in value]
+      return [_to_python(inner) for inner in value]
     case np.generic():
       return value.item()
   return value

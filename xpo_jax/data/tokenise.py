@@ -1,8 +1,8 @@
-"""Records to tokens: one template, one boundary check, one truncation rule.
+"""Tokenises records: one template, one boundary check, one truncation rule.
 
 Prompt and completion are tokenised together, and the prompt's own tokens must be a
-prefix of the result; a row where they are not is a bad row, never a silent merge. The
-sequence starts with BOS once, where the tokenizer has one, and every completion ends
+prefix of the result; a record where tokens merge across the boundary is a bad record.
+The sequence starts with one BOS, where the tokenizer has one, and every completion ends
 with EOS, unless it was truncated.
 """
 
@@ -14,22 +14,22 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xpo_jax.data import records
-from xpo_jax.data.records import BadRow, Turn
+from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
 from xpo_jax.types import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One prompt group in tokens.
+  """One tokenised prompt group: a prompt and its K completions.
 
   Attributes:
-    uid: names the record it came from (file and line, or its own id).
+    uid: of the record (file and line, or its own id).
     prompt: int32 [P], BOS included where the tokenizer has one.
     completions: K arrays int32 [T_k], EOS included unless truncated.
-    layout: what the completions mean.
-    masks: K boolean arrays [T_k], True where there is loss; None: everywhere.
+    layout: the role of each completion.
+    masks: K boolean arrays [T_k], True on tokens with loss; None: all tokens.
     fields: data columns, each float32 [K]: "reward", "desirable".
-    token_fields: columns with a number for each token: K arrays float32 [T_k] each.
+    token_fields: data columns with a value per token, each K arrays float32 [T_k].
   """
 
   uid: str
@@ -44,20 +44,20 @@ class Example:
 
   @property
   def tokens(self) -> int:
-    """Tokens of the group in a row: the prompt once, each completion once."""
+    """Tokens of the group in a packed row: the prompt once, each completion once."""
     return len(self.prompt) + sum(map(len, self.completions))
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """How a record becomes text.
+  """How a record is rendered as text.
 
-  Conversations go through the tokenizer's chat template. Plain text is
-  `before + prompt + between + completion`, by default the two as they stand.
+  Conversations are rendered by the tokenizer's chat template. Plain text is
+  `before + prompt + between + completion`, by default without separators.
 
   Attributes:
-    before: put before a plain prompt.
-    between: put between a plain prompt and its completion; part of the prompt.
+    before: prefix of a plain prompt.
+    between: separator of a plain prompt and its completion; part of the prompt.
   """
 
   before: str = ""
@@ -66,15 +66,15 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How long a prompt and a completion may be, in tokens; None: any length.
+  """Maximum lengths of a prompt and a completion, in tokens; None: unlimited.
 
-  A completion that is too long keeps its start and loses its EOS. A prompt that is too
-  long is a bad row, or with `long_prompt="truncate"` keeps its BOS and its end, the
-  text nearest the answer. Both are counted.
+  Too long a completion is cut at its end and loses its EOS. Too long a prompt makes a
+  bad record, or with `long_prompt="truncate"` is cut at its start, after its BOS. Both
+  are counted.
 
   Attributes:
-    prompt: most prompt tokens, BOS included.
-    completion: most completion tokens, EOS included.
+    prompt: maximum number of prompt tokens, BOS included.
+    completion: maximum number of completion tokens, EOS included.
     long_prompt: "error" or "truncate".
   """
 
@@ -84,159 +84,182 @@ class Limits:
 
   def __post_init__(self):
     if self.long_prompt not in ("error", "truncate"):
-      raise ValueError(f"long_prompt: {self.long_prompt!r} is not error or truncate")
+      raise ValueError(
+        f"long_prompt: {self.long_prompt!r} is none of ['error', 'truncate']"
+      )
     for name, least in (("prompt", 2), ("completion", 1)):
       limit = {"prompt": self.prompt, "completion": self.completion}[name]
       if limit is not None and limit < least:
-        raise ValueError(f"limits.{name}: {limit} tokens; at least {least}, or None")
+        raise ValueError(
+          f"limits.{name}: {limit} tokens; it must be at least {least}, or None"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenised:
-  """What became of the records.
+  """The examples of the valid records, and the records that are not.
 
   Attributes:
-    examples: the good ones, in order.
-    bad: what is wrong with the others.
-    dropped: the others themselves.
-    truncated_prompts: prompts that lost their start.
-    truncated_completions: completions that lost their end.
+    examples: one per valid record, in order.
+    bad: the problems of the other records.
+    dropped: the other records.
+    truncated_prompts: number of prompts that were truncated.
+    truncated_completions: number of completions that were truncated.
   """
 
   examples: tuple[Example, ...]
-  bad: tuple[BadRow, ...]
+  bad: tuple[BadRecord, ...]
   dropped: tuple[records.Record, ...]
   truncated_prompts: int
   truncated_completions: int
 
 
 def tokenise(
-  rows: Sequence[records.Record],
+  data: Sequence[records.Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
+  *,
   limits: Limits = Limits(),
 ) -> list[Example]:
-  """Tokenises records of which every one must be good.
+  """Tokenises records, all of which must be valid.
 
   Args:
-    rows: records with completions (for bare prompts see `prompts`).
+    data: records with completions (for bare prompts see `tokenise_prompts`).
     tokenizer: a Hugging Face tokenizer; must have an EOS.
-    template: how a record becomes text.
-    limits: how long texts may be.
+    template: how a record is rendered as text.
+    limits: maximum lengths.
 
   Returns:
     An example per record, in order.
 
   Raises:
-    BadRows: any row is bad: empty, identical, over-long, or a prompt whose tokens are
-      not a prefix of prompt and completion.
+    BadRecords: a record is empty, has equal completions, is too long, or its prompt's
+      tokens are not a prefix of those of prompt and completion.
     ValueError: the tokenizer has no EOS, or no chat template where one is needed.
   """
-  done = attempt(rows, tokenizer, template, limits)
-  if done.bad:
-    raise records.BadRows(done.bad)
-  return list(done.examples)
+  tokenised = tokenise_valid(data, tokenizer, template, limits=limits)
+  if tokenised.bad:
+    raise records.BadRecords(tokenised.bad)
+  return list(tokenised.examples)
 
 
-def attempt(
-  rows: Sequence[records.Record],
+def tokenise_valid(
+  data: Sequence[records.Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
+  *,
   limits: Limits = Limits(),
 ) -> Tokenised:
-  """As `tokenise`, but bad rows are returned, not raised."""
+  """Tokenises the valid records and returns the others with their problems."""
   if tokenizer.eos_token_id is None:
-    raise ValueError("tokenizer: it has no EOS token, so no completion could end")
-  bad, dropped, sound, texts = [], [], [], []
-  for row in rows:
-    problem = records.find_problem(row)
-    if problem is None and isinstance(row, records.Prompt):
-      problem = BadRow(row.uid, "no completion", "a bare prompt cannot be trained on")
+    raise ValueError(
+      "tokenizer: it has no EOS token to end completions with; set tokenizer.eos_token"
+    )
+  bad = []
+  dropped = []
+  valid = []
+  prefixes = []
+  for record in data:
+    problem = records.find_problem(record)
+    if problem is None and isinstance(record, records.Prompt):
+      problem = BadRecord(
+        record.uid, "no completion", "a bare prompt has nothing to train on"
+      )
     if problem is not None:
-      bad.append(dataclasses.replace(problem, row=records.describe(row)))
-      dropped.append(row)
+      bad.append(dataclasses.replace(problem, row=records.as_dict(record)))
+      dropped.append(record)
       continue
-    sound.append(row)
-    if isinstance(row, records.Stepped):
-      texts.append(_render_steps(row, tokenizer, template))
+    valid.append(record)
+    if isinstance(record, records.Stepped):
+      prefixes.append(_render_steps(record, tokenizer, template))
       continue
-    texts += [_render(row.prompt, y, tokenizer, template) for y in records.answers(row)]
-  flat = [text for cuts in texts for text in cuts.texts]
-  ids = iter(_encode(flat, tokenizer))
-  encoded = iter([[next(ids) for _ in cuts.texts] for cuts in texts])
-  rendered = iter(texts)
-  examples, truncated = [], np.zeros(2, np.int64)
-  for row in sound:
-    answers = [(next(rendered), next(encoded)) for _ in records.answers(row)]
+    prefixes += [
+      _render(record.prompt, completion, tokenizer, template)
+      for completion in records.completions(record)
+    ]
+  ids = iter(_encode([text for each in prefixes for text in each.texts], tokenizer))
+  encoded = iter([(each, [next(ids) for _ in each.texts]) for each in prefixes])
+  examples = []
+  truncated = np.zeros(2, np.int64)
+  for record in valid:
+    completions = [next(encoded) for _ in records.completions(record)]
     try:
-      example, cut = _example(row, answers, tokenizer, limits)
-    except _Unfit as unfit:
-      bad.append(BadRow(row.uid, unfit.problem, unfit.detail, records.describe(row)))
-      dropped.append(row)
+      example, truncated_here = _example(record, completions, tokenizer, limits)
+    except UnusableRecord as error:
+      bad.append(_bad_record(record, error))
+      dropped.append(record)
       continue
     examples.append(example)
-    truncated += cut
-  return Tokenised(tuple(examples), tuple(bad), tuple(dropped), *truncated.tolist())
+    truncated += truncated_here
+  truncated_prompts, truncated_completions = truncated.tolist()
+  return Tokenised(
+    tuple(examples),
+    tuple(bad),
+    tuple(dropped),
+    truncated_prompts=truncated_prompts,
+    truncated_completions=truncated_completions,
+  )
 
 
-def prompts(
-  rows: Sequence[records.Record],
+def tokenise_prompts(
+  data: Sequence[records.Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
+  *,
   limits: Limits = Limits(),
 ) -> list[np.ndarray]:
-  """The prompt of each record alone, to sample from: int32, BOS first.
+  """Tokenises the prompt of each record, to sample from: int32, BOS first.
 
   Raises:
-    BadRows: a prompt without tokens, or over-long.
+    BadRecords: a prompt has no tokens, or too many.
   """
-  texts = [_prompt_text(row.prompt, tokenizer, template) for row in rows]
-  made, bad = [], []
-  for row, ids in zip(rows, _encode(texts, tokenizer), strict=True):
+  texts = [_prompt_text(record.prompt, tokenizer, template) for record in data]
+  prompts = []
+  bad = []
+  for record, ids in zip(data, _encode(texts, tokenizer), strict=True):
     try:
-      made.append(_limit_prompt(ids, tokenizer, limits)[0])
-    except _Unfit as unfit:
-      bad.append(BadRow(row.uid, unfit.problem, unfit.detail, records.describe(row)))
+      prompts.append(_limit_prompt(ids, tokenizer, limits)[0])
+    except UnusableRecord as error:
+      bad.append(_bad_record(record, error))
   if bad:
-    raise records.BadRows(bad)
-  return made
+    raise records.BadRecords(bad)
+  return prompts
 
 
-class _Unfit(Exception):
-  def __init__(self, problem: str, detail: str):
-    super().__init__(f"{problem}: {detail}")
-    self.problem, self.detail = problem, detail
+def _bad_record(record: records.Record, error: UnusableRecord) -> BadRecord:
+  return BadRecord(record.uid, error.problem, error.detail, records.as_dict(record))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cuts:
-  """Prefixes of one rendered text; the first is the prompt, the last the whole.
+class _Prefixes:
+  """Prefixes of one rendered text; the first is the prompt, the last the whole text.
 
-  `texts[1:-1]` come in twos: where a turn with loss starts, and where it ends.
+  `texts[1:-1]` come in pairs, which end where a turn with loss starts and ends.
   """
 
   texts: tuple[str, ...]
 
 
-def _render(prompt, completion, tokenizer, template: Template) -> _Cuts:
+def _render(prompt, completion, tokenizer, template: Template) -> _Prefixes:
   start = _prompt_text(prompt, tokenizer, template)
   if isinstance(completion, str):
-    return _Cuts((start, start + completion))
-  cuts = [start]
+    return _Prefixes((start, start + completion))
+  texts = [start]
   for number, turn in enumerate(completion):
     if turn.loss:
-      so_far = (*prompt, *completion[:number])
-      cuts.append(_chat(so_far, tokenizer, generate=True))
-      cuts.append(_chat((*so_far, turn), tokenizer).rstrip())
+      before = (*prompt, *completion[:number])
+      texts.append(_chat(before, tokenizer, generate=True))
+      texts.append(_chat((*before, turn), tokenizer).rstrip())
   last = max(number for number, turn in enumerate(completion) if turn.loss)
-  return _Cuts((*cuts, _chat((*prompt, *completion[: last + 1]), tokenizer).rstrip()))
+  whole = _chat((*prompt, *completion[: last + 1]), tokenizer).rstrip()
+  return _Prefixes((*texts, whole))
 
 
-def _render_steps(row: records.Stepped, tokenizer, template: Template) -> _Cuts:
-  """The prompt, then a cut where each step ends."""
-  start = _prompt_text(row.prompt, tokenizer, template)
-  ends = range(1, len(row.steps) + 1)
-  return _Cuts((start, *(start + "\n".join(row.steps[:n]) for n in ends)))
+def _render_steps(record: records.Stepped, tokenizer, template: Template) -> _Prefixes:
+  """Returns the prompt, then a prefix that ends with each step."""
+  start = _prompt_text(record.prompt, tokenizer, template)
+  ends = range(1, len(record.steps) + 1)
+  return _Prefixes((start, *(start + "\n".join(record.steps[:n]) for n in ends)))
 
 
 def _prompt_text(prompt, tokenizer, template: Template) -> str:
@@ -248,7 +271,7 @@ def _prompt_text(prompt, tokenizer, template: Template) -> str:
 def _chat(turns: Sequence[Turn], tokenizer, generate: bool = False) -> str:
   if tokenizer.chat_template is None:
     raise ValueError(
-      "tokenizer: the data hold messages, but it has no chat template; set "
+      "tokenizer: the data contain messages, but it has no chat template; set "
       "tokenizer.chat_template, or give plain text"
     )
   messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -258,27 +281,30 @@ def _chat(turns: Sequence[Turn], tokenizer, generate: bool = False) -> str:
 
 
 def _encode(texts: Sequence[str], tokenizer) -> list[np.ndarray]:
-  """Ids with BOS first, once; a template may have written it already."""
+  """Encodes texts with one leading BOS, which a template may already have added."""
   if not texts:
     return []
   bos = tokenizer.bos_token_id
-  once = list(dict.fromkeys(texts))  # a prompt comes with each of its completions
-  encoded = tokenizer(once, add_special_tokens=False, return_attention_mask=False)
+  unique = list(dict.fromkeys(texts))  # a prompt is repeated for each completion
+  encoded = tokenizer(unique, add_special_tokens=False, return_attention_mask=False)
   ids_of = {
     text: np.array(ids if bos is None or ids[:1] == [bos] else [bos, *ids], np.int32)
-    for text, ids in zip(once, encoded["input_ids"], strict=True)
+    for text, ids in zip(unique, encoded["input_ids"], strict=True)
   }
   return [ids_of[text] for text in texts]
 
 
-def _example(row, answers, tokenizer, limits: Limits) -> tuple[Example, np.ndarray]:
-  prompt = answers[0][1][0]
-  stepped = isinstance(row, records.Stepped)
-  completions, masks, cut_completions = [], [], 0
-  for cuts, ids in answers:
+def _example(record, encoded, tokenizer, limits: Limits) -> tuple[Example, np.ndarray]:
+  """Builds an example; also returns how many prompts and completions it truncated."""
+  prompt = encoded[0][1][0]
+  stepped = isinstance(record, records.Stepped)
+  completions = []
+  masks = []
+  truncated_completions = 0
+  for prefixes, ids in encoded:
     whole = ids[-1]
-    for text, part in zip(cuts.texts[:-1], ids[:-1], strict=True):
-      _check_prefix(text, part, cuts.texts[-1], whole, tokenizer)
+    for text, part in zip(prefixes.texts[:-1], ids[:-1], strict=True):
+      _check_prefix(text, part, prefixes.texts[-1], whole, tokenizer)
     loss = _loss_mask([ids[0], whole] if stepped else ids)
     if whole[-1] != tokenizer.eos_token_id:
       whole = np.append(whole, np.int32(tokenizer.eos_token_id))
@@ -286,32 +312,36 @@ def _example(row, answers, tokenizer, limits: Limits) -> tuple[Example, np.ndarr
     completion, mask = whole[len(prompt) :], loss[len(prompt) :]
     if limits.completion is not None and len(completion) > limits.completion:
       completion, mask = completion[: limits.completion], mask[: limits.completion]
-      cut_completions += 1
+      truncated_completions += 1
     if not mask.any():
-      raise _Unfit(
+      raise UnusableRecord(
         "empty completion",
-        f"no token with loss is left within {limits.completion} completion tokens",
+        f"the first {limits.completion} completion tokens have no loss; raise "
+        "limits.completion",
       )
     completions.append(completion)
     masks.append(mask)
-  prompt, cut_prompt = _limit_prompt(prompt, tokenizer, limits)
+  prompt, truncated_prompt = _limit_prompt(prompt, tokenizer, limits)
+  token_fields = {}
+  if stepped:
+    token_fields = _step_labels(record, encoded[0][1], completions[0])
   example = Example(
-    uid=row.uid,
+    uid=record.uid,
     prompt=prompt,
     completions=tuple(completions),
-    layout=_layout(row),
+    layout=_LAYOUTS[type(record)],
     masks=None if all(mask.all() for mask in masks) else tuple(masks),
-    fields=_fields(row),
-    token_fields=_step_labels(row, answers[0][1], completions[0]) if stepped else {},
+    fields=_fields(record),
+    token_fields=token_fields,
   )
-  return example, np.array([cut_prompt, cut_completions])
+  return example, np.array([truncated_prompt, truncated_completions])
 
 
-def _step_labels(row: records.Stepped, ids, completion) -> dict:
-  """Each step's label on the token after it, a line's end or EOS; 0 elsewhere."""
+def _step_labels(record: records.Stepped, ids, completion) -> dict:
+  """Puts each step's label on the token after it, a line break or EOS; 0 elsewhere."""
   label_T = np.zeros(len(completion), np.float32)
-  for part, label in zip(ids[1:], row.labels, strict=True):
-    if len(part) - len(ids[0]) < len(completion):  # else it was truncated away
+  for part, label in zip(ids[1:], record.labels, strict=True):
+    if len(part) - len(ids[0]) < len(completion):  # else it was truncated
       label_T[len(part) - len(ids[0])] = label
   return {"reward": (label_T,)}
 
@@ -320,24 +350,24 @@ def _check_prefix(text: str, part, whole_text: str, whole, tokenizer) -> None:
   if np.array_equal(part, whole[: len(part)]):
     return
   if not whole_text.startswith(text):
-    raise _Unfit(
+    raise UnusableRecord(
       "template rewrites the prompt",
-      f"the prompt ends {text[-30:]!r}, but with its completion the template writes "
-      f"{whole_text[: len(text)][-30:]!r} there",
+      f"the prompt ends with {text[-30:]!r}, but with a completion the template gives "
+      f"{whole_text[: len(text)][-30:]!r} instead; use a template that keeps it",
     )
   joined = whole[: len(part)]
   first = int((part[: len(joined)] != joined).argmax()) if len(joined) else 0
-  raise _Unfit(
+  raise UnusableRecord(
     "boundary",
     f"tokens merge across the end of the prompt: {text[-20:]!r} + "
     f"{whole_text[len(text) :][:20]!r} becomes "
-    f"{tokenizer.decode(whole[first : first + 3])!r} there; end the prompt without a "
-    "space and start the completion with one, or set a separator (template.between)",
+    f"{tokenizer.decode(whole[first : first + 3])!r}; end the prompt without a space "
+    "and start the completion with one, or set a separator (template.between)",
   )
 
 
 def _loss_mask(ids: Sequence[np.ndarray]) -> np.ndarray:
-  """Everything after the prompt, or the turns that the cuts enclose."""
+  """Masks everything after the prompt, or the turns between pairs of prefixes."""
   loss = np.zeros(len(ids[-1]), bool)
   ends = [len(part) for part in ids[1:-1]]
   if not ends:
@@ -349,11 +379,13 @@ def _loss_mask(ids: Sequence[np.ndarray]) -> np.ndarray:
 
 def _limit_prompt(prompt, tokenizer, limits: Limits) -> tuple[np.ndarray, bool]:
   if not len(prompt):
-    raise _Unfit("empty prompt", "it has no tokens, and the tokenizer has no BOS")
+    raise UnusableRecord(
+      "empty prompt", "it has no tokens, and the tokenizer has no BOS; set bos_token"
+    )
   if limits.prompt is None or len(prompt) <= limits.prompt:
     return prompt, False
   if limits.long_prompt == "error":
-    raise _Unfit(
+    raise UnusableRecord(
       "over-long prompt",
       f"{len(prompt)} tokens, the limit is {limits.prompt}; raise limits.prompt, or "
       'set long_prompt="truncate" to keep its end',
@@ -372,18 +404,15 @@ _LAYOUTS = {
 }
 
 
-def _layout(row: records.Record) -> Layout:
-  return _LAYOUTS[type(row)]
-
-
-def _fields(row: records.Record) -> dict[str, np.ndarray]:
-  match row:
+def _fields(record: records.Record) -> dict[str, np.ndarray]:
+  match record:
     case records.Ranked():
-      return {"reward": np.array(row.rewards, np.float32)}
-    case records.Pair() if row.probability is not None:
-      return {"reward": np.array([row.probability, 1 - row.probability], np.float32)}
+      return {"reward": np.array(record.rewards, np.float32)}
+    case records.Pair() if record.probability is not None:
+      p = record.probability
+      return {"reward": np.array([p, 1 - p], np.float32)}
     case records.Rated():
-      columns = {"desirable": row.desirable, "reward": row.reward}
+      columns = {"desirable": record.desirable, "reward": record.reward}
       return {
         name: np.array([value], np.float32)
         for name, value in columns.items()
@@ -393,5 +422,5 @@ def _fields(row: records.Record) -> dict[str, np.ndarray]:
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-  """Text of token ids, special tokens left out."""
+  """Decodes token ids to text, without special tokens."""
   return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

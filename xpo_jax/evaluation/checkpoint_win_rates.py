@@ -18,7 +18,7 @@ from xpo_jax.evaluation import bootstrap, rollout_history
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.evaluation.measure_policy import RewardFn
 from xpo_jax.feedback import protocol
-from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer, Scores
+from xpo_jax.feedback.protocol import Preference, Scorer, Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.train import run_directory
@@ -57,7 +57,7 @@ def judge(
     return None
   source = feedback.source
   made, name = source.build(), f"the run's own feedback, {source.name}"
-  if isinstance(made, OfPolicy):
+  if isinstance(made, SelfFeedback):
     model = transformer.model(policy.config)
     made = made.make(model, policy.params["lm"], policy.tokenizer)
   if feedback.kind == "scores":

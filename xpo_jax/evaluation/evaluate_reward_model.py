@@ -52,15 +52,17 @@ def judge_run(
   about = {"held-out prompts": len(set(pairs.prompts)), "seed": seed}
   if experiment.data.transform == preference_model.BOTH_ORDERS:
     model = reward_model.load(directory, kind=reward_model.PREFERENCE)
-    agreed = agreement.of_preference(preference_model.of(model, batch=batch), pairs)
+    agreed = agreement.of_preference(
+      preference_model.to_preference(model, batch=batch), pairs
+    )
   else:
     model = reward_model.load(directory)
     gain, bias = (float(x) for x in model.affine)
     about |= {"gain": gain, "bias": bias}
-    raw = reward_model.undescribed(
+    raw = reward_model.load_raw(
       directory, experiment.data.template, experiment.data.limits
     )
-    agreed = agreement.of_scorer(reward_model.of(raw, batch=batch), pairs)
+    agreed = agreement.of_scorer(reward_model.to_scorer(raw, batch=batch), pairs)
   content = {"about": about, **agreement.plain(agreed)}
   text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
   (run_dir / agreement.FILE).write_text(text, encoding="utf-8")

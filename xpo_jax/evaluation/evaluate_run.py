@@ -160,7 +160,9 @@ def _judged(
     return report
   opponents = [completions[:1] for completions in theirs.texts]
   preference = protocol.both_orders(judge.preference)
-  rate_PK = protocol.win_rates_against(preference, prompts, ours.texts, opponents)
+  rate_PK = protocol.win_rates_against(
+    preference, prompts, ours.texts, opponents_BJ=opponents
+  )
   _refuse_abstentions(rate_PK)
   rate = bootstrap.bootstrap_mean(measure_policy.per_prompt(rate_PK))
   measures = dict(report.measures) | {"win_rate_vs_reference": rate}
@@ -174,7 +176,7 @@ def _rewarded(judge: RunJudge, prompts: Sequence[str], draws: Draws) -> Draws:
 
 
 def _refuse_abstentions(verdict_PK: np.ndarray) -> None:
-  if count := protocol.abstentions(verdict_PK):
+  if count := protocol.count_abstentions(verdict_PK):
     raise ValueError(
       f"the judge abstains on {count} of {verdict_PK.size} completions, and what is "
       "left would be no sample of the policy; judge by another one with --reward"
@@ -294,7 +296,7 @@ def generate(
     experiment, _ = yaml_file.read(directory)
     template = experiment.data.source.template
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-  ids = tokenise.prompts(rows, held.tokenizer, template)
+  ids = tokenise.tokenise_prompts(rows, held.tokenizer, template)
   drawn = generation.generate(
     transformer.model(held.config),
     held.params["lm"],

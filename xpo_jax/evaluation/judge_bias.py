@@ -56,7 +56,7 @@ def examine(judge: Preference, asked: Questions) -> Examined:
   )
   single_N = np.concatenate([shown_N, 1 - swapped_N])
   silent_N = np.isnan(single_N)
-  flags = judge_exploits.flagged_winners(
+  flags = judge_exploits.flag_winners(
     prompts, list(zip(better, worse, strict=True)), np.stack([p_N, 1 - p_N], 1)
   )
   found = Examined(

@@ -1,4 +1,4 @@
-"""Rewards and preferences on texts: reward models, judges, rules. Text in, numbers out.
+"""Scores texts and preferences between them: reward models, judges, rules.
 
 May be imported from `config` onwards; imports models and data, never an experiment.
 """

@@ -1,9 +1,10 @@
-"""One question to an OpenAI-compatible endpoint, sent until it is answered.
+"""Sends requests to an OpenAI-compatible endpoint, with retries.
 
-What fails in passing (slow, dropped, 429, 5xx, no JSON, half an answer) is sent again
-with growing pauses. What is left is one of three: the question went unanswered
-(`Lost`), the answer is of no use (`Unreadable`), or no question can be asked at all
-(`JudgeError`), which says what to do.
+Transient failures (timeout, dropped connection, status 429 or 5xx, a body that is
+incomplete or not JSON) are retried with growing delays. A remaining failure is one of
+three: no response (`RequestFailed`), an unusable response to this request
+(`InvalidResponse`), or an error that holds for every request (`JudgeError`, which says
+how to fix it).
 """
 
 import dataclasses
@@ -17,66 +18,66 @@ import numpy as np
 
 from xpo_jax.feedback import prompting
 
-_LONGEST_PAUSE = 60.0  # seconds
-_REFUSED = (400, 413, 422)  # statuses of this question, not of all
+_MAX_DELAY = 60.0  # seconds
+_REJECTED = (400, 413, 422)  # statuses that concern this request only
 _BUSY = (408, 409, 429)
 
 Sleep = Callable[[float], None]
-Note = Callable[[str], None]
+OnFailure = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-  """Whom to ask, and how.
+  """A chat endpoint and how requests are sent to it.
 
   Attributes:
-    model: its name there.
+    model: the endpoint's name of the model.
     base_url: of the API, up to and including `/v1`.
-    key_variable: the environment variable that holds the key; servers of your own
-      mostly need none.
-    max_tokens: longest answer.
-    temperature: of the answers; None: none is sent.
-    seed: sent plus the number of the draw; None: none is sent.
-    timeout: seconds without a byte before a request counts as lost.
-    attempts: how often a request is sent, at most.
-    pause: seconds before the second attempt; doubled before each further one.
-    concurrency: requests at a time.
-    tolerance: share of the questions of a call that may be lost (slow, dropped, busy to
-      the end), as abstentions; more stop the run. What was refused, or answered in no
-      form that can be read, is an abstention that is not counted here.
-    cache: folder of exchanges; None: nothing is kept.
-    replay: answer from `cache` only.
-    limit_name: what the endpoint calls `max_tokens` ("max_completion_tokens").
-    more: further fields of the request's body.
+    api_key_variable: the environment variable of the API key; most local servers need
+      none.
+    max_tokens: maximum length of a response.
+    temperature: sampling temperature; None: not sent.
+    seed: sampling seed, to which the index of the draw is added; None: not sent.
+    timeout: seconds without a byte before a request counts as failed.
+    attempts: maximum number of attempts per request.
+    retry_delay: seconds before the second attempt; doubled before each further one.
+    concurrency: number of parallel requests.
+    tolerance: fraction of a call's requests that may fail (timeout, dropped connection,
+      busy) and count as abstentions; more stop the run. Rejected requests and responses
+      that cannot be parsed are abstentions that are not counted here.
+    cache: directory of a `response_cache`; None: no cache.
+    replay: read responses from `cache` only.
+    max_tokens_field: the endpoint's name of `max_tokens` ("max_completion_tokens").
+    extra_body: further fields of the request's body.
   """
 
   model: str
   base_url: str = "https://api.openai.com/v1"
-  key_variable: str = "OPENAI_API_KEY"
+  api_key_variable: str = "OPENAI_API_KEY"
   max_tokens: int = 512
   temperature: float | None = 1.0
   seed: int | None = 0
   timeout: float = 60.0
   attempts: int = 5
-  pause: float = 1.0
+  retry_delay: float = 1.0
   concurrency: int = 8
   tolerance: float = 0.05
   cache: str | None = None
   replay: bool = False
-  limit_name: str = "max_tokens"
-  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  max_tokens_field: str = "max_tokens"
+  extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    for name, value, good, allowed in (
+    for name, value, valid, allowed in (
       ("model", self.model, bool(self.model), "a name"),
       ("max_tokens", self.max_tokens, self.max_tokens >= 1, ">= 1"),
       ("timeout", self.timeout, self.timeout > 0, "> 0"),
       ("attempts", self.attempts, self.attempts >= 1, ">= 1"),
-      ("pause", self.pause, self.pause >= 0, ">= 0"),
+      ("retry_delay", self.retry_delay, self.retry_delay >= 0, ">= 0"),
       ("concurrency", self.concurrency, self.concurrency >= 1, ">= 1"),
       ("tolerance", self.tolerance, 0 <= self.tolerance < 1, "0 <= tolerance < 1"),
     ):
-      if not good:
+      if not valid:
         raise ValueError(f"endpoint.{name} is {value!r}; allowed: {allowed}")
     if self.replay and self.cache is None:
       raise ValueError(
@@ -85,22 +86,22 @@ class Endpoint:
 
 
 class JudgeError(OSError):
-  """A judge that cannot be asked, or leaves too many questions open."""
+  """Raised where a judge is unusable, or too many of its requests fail."""
 
 
-class Lost(Exception):
-  """A question that the endpoint did not answer, however often it was sent."""
+class RequestFailed(Exception):
+  """Raised where all attempts of a request failed."""
 
 
-class Unreadable(ValueError):
-  """An answer that is not of the form asked for, or a refusal of a question."""
+class InvalidResponse(ValueError):
+  """Raised where a response is not a chat response, or this request is rejected."""
 
 
 class Client:
   """Sends requests to an endpoint.
 
   Args:
-    endpoint: whom to ask.
+    endpoint: the endpoint.
     sleep: waits between attempts.
 
   Raises:
@@ -116,77 +117,83 @@ class Client:
         "a judge behind an endpoint needs the OpenAI client: "
         "pip install 'xpo_jax[judge]'"
       ) from error
-    account = os.environ.get(endpoint.key_variable)
-    if account is None and "api.openai.com" in endpoint.base_url:
+    api_key = os.environ.get(endpoint.api_key_variable)
+    if api_key is None and "api.openai.com" in endpoint.base_url:
       raise JudgeError(
-        f"no key for {endpoint.base_url}: set {endpoint.key_variable}, or name another "
-        "variable (key_variable) or server (base_url)"
+        f"no key for {endpoint.base_url}: set {endpoint.api_key_variable}, or name "
+        "another variable (api_key_variable) or server (base_url)"
       )
-    self.endpoint, self.sleep, self.openai = endpoint, sleep, openai
+    self.endpoint = endpoint
+    self.sleep = sleep
+    self.openai = openai
     self.client = openai.OpenAI(
       base_url=endpoint.base_url,
-      api_key=account or "none",
+      api_key=api_key or "none",
       timeout=endpoint.timeout,
-      max_retries=0,  # ours are recorded, and need no clock in a test
+      max_retries=0,  # retries are made, and failures recorded, here
     )
 
   def check(self, request: Mapping[str, Any], logprobs: bool) -> None:
-    """Sends a short request, to know what is wrong before it costs.
+    """Sends a short request, to find configuration errors before the first query.
 
     Raises:
-      JudgeError: says what is wrong.
+      JudgeError: the endpoint is unusable; says why.
     """
-    where = self.endpoint.base_url
+    url = self.endpoint.base_url
     try:
-      answer = self.send(request)
-    except Lost as lost:
+      response = self.send(request)
+    except RequestFailed as error:
       raise JudgeError(
-        f"the judge at {where} cannot be reached: {lost}; is the server up, and is "
-        "base_url right (most end in /v1)?"
-      ) from lost
-    except Unreadable as unreadable:
+        f"the judge at {url} cannot be reached: {error}; is the server up, and is "
+        "base_url correct (most end in /v1)?"
+      ) from error
+    except InvalidResponse as error:
       raise JudgeError(
-        f"{where} answers, but not as a chat endpoint: {unreadable}; is base_url right "
-        "(most end in /v1), and does the server take every field of the request?"
-      ) from unreadable
-    if logprobs and not _likeliest(answer):
+        f"{url} responds, but not as a chat endpoint: {error}; is base_url correct "
+        "(most end in /v1), and does the server accept every field of the request?"
+      ) from error
+    if logprobs and not _top_logprobs(response):
       raise JudgeError(
-        f"{self.endpoint.model} at {where} gives no log-probabilities, which verdicts "
-        "are to be read from; set logprobs=False to read its text, or ask another"
+        f"{self.endpoint.model} at {url} gives no log-probabilities, from which "
+        "verdicts are read; set logprobs=False to read its text, or use another model"
       )
 
   def send(
     self,
     request: Mapping[str, Any],
-    note: Note = lambda failure: None,
+    *,
+    on_failure: OnFailure = lambda failure: None,
     stopped: Callable[[], bool] = lambda: False,
   ) -> dict[str, Any]:
-    """The answer, after as many attempts as it takes or there are.
+    """Sends a request until it succeeds or its attempts are used up.
 
     Args:
       request: model, messages and further fields.
-      note: told of every failed attempt.
-      stopped: whether nobody waits for the answer any more.
+      on_failure: called with a description of every failed attempt.
+      stopped: returns True once the response is no longer needed.
+
+    Returns:
+      The response.
 
     Raises:
-      Lost: slow, dropped, busy or broken to the end.
-      Unreadable: no chat answer to the end, or this question is refused.
-      JudgeError: refused in a way that holds for every question.
+      RequestFailed: timeout, dropped connection or busy at every attempt.
+      InvalidResponse: no chat response at the last attempt, or a rejected request.
+      JudgeError: rejected in a way that holds for every request.
     """
-    problem: Exception = Lost("not sent")
+    last_error: Exception = RequestFailed("not sent")
     for attempt in range(self.endpoint.attempts):
       if stopped():
         break
       if attempt:
-        self.sleep(self._pause(request, attempt, problem))
+        self.sleep(self._delay(request, attempt, last_error))
       try:
         return self._send_once(request)
-      except (Lost, Unreadable) as error:
-        problem = error
-        note(f"attempt {attempt + 1}: {error}")
-        if _status(error) in _REFUSED:
-          break  # the same request would be refused again
-    raise problem
+      except (RequestFailed, InvalidResponse) as error:
+        last_error = error
+        on_failure(f"attempt {attempt + 1}: {error}")
+        if _status(error) in _REJECTED:
+          break  # the same request would be rejected again
+    raise last_error
 
   def _send_once(self, request: Mapping[str, Any]) -> dict[str, Any]:
     body = {k: v for k, v in request.items() if k not in ("model", "messages")}
@@ -195,49 +202,52 @@ class Client:
         model=request["model"], messages=request["messages"], extra_body=body
       )
     except self.openai.APIStatusError as error:
-      raise self._refusal(error.status_code, str(error)[:200]) from error
+      raise self._status_error(error.status_code, str(error)[:200]) from error
     except self.openai.APITimeoutError as error:
-      raise Lost(f"no answer within {self.endpoint.timeout:g} s") from error
+      raise RequestFailed(f"no response within {self.endpoint.timeout:g} s") from error
     except self.openai.APIConnectionError as error:
-      raise Lost(f"the connection failed ({error.__cause__ or error})") from error
+      raise RequestFailed(
+        f"the connection failed ({error.__cause__ or error})"
+      ) from error
     text = raw.http_response.text
     try:
-      answer = json.loads(text)
-      read_text(answer)
+      response = json.loads(text)
+      read_text(response)
     except (ValueError, LookupError, TypeError) as error:
-      raise Unreadable(f"not a chat answer: {text[:80]!r}") from error
-    return answer
+      raise InvalidResponse(f"not a chat response: {text[:80]!r}") from error
+    return response
 
-  def _refusal(self, status: int, said: str) -> Exception:
-    """What a status means: try again, this question is refused, or all would be."""
+  def _status_error(self, status: int, message: str) -> Exception:
+    """Converts a status to an exception: retry, reject this request, or stop."""
     if status in _BUSY or status >= 500:
-      return Lost(f"status {status}: {said}")
-    if status in _REFUSED:
-      return Unreadable(f"the request was refused, status {status}: {said}")
-    hint = "is base_url right (most end in /v1)?"
+      return RequestFailed(f"status {status}: {message}")
+    if status in _REJECTED:
+      return InvalidResponse(f"the request was rejected, status {status}: {message}")
+    hint = "is base_url correct (most end in /v1)?"
     if status in (401, 403):
-      hint = f"is the key in {self.endpoint.key_variable} right?"
+      hint = f"is the key in {self.endpoint.api_key_variable} correct?"
     elif status == 404:
       hint = f"is there a model {self.endpoint.model!r}{self._models()}? {hint}"
     return JudgeError(
-      f"the judge at {self.endpoint.base_url} refused, status {status}: {said}; {hint}"
+      f"the judge at {self.endpoint.base_url} rejected the request, status {status}: "
+      f"{message}; {hint}"
     )
 
   def _models(self) -> str:
     try:
       names = [model.id for model in self.client.models.list()]
     except (self.openai.OpenAIError, ValueError, TypeError, AttributeError):
-      return ""  # some servers have no list
+      return ""  # some servers do not list models
     return f" among {', '.join(names[:10])}" if names else ""
 
-  def _pause(self, request, attempt: int, problem: Exception) -> float:
-    """Doubled each time, spread by up to a half; longer if the server says so."""
-    uniform = prompting.draw(attempt, json.dumps(request, sort_keys=True))
-    wait = self.endpoint.pause * 2 ** (attempt - 1) * (1 + uniform / 2)
-    if isinstance(problem.__cause__, self.openai.APIStatusError):
-      said = problem.__cause__.response.headers.get("retry-after", "")
-      wait = max(wait, float(said) if said.isdigit() else 0)
-    return min(wait, _LONGEST_PAUSE)
+  def _delay(self, request, attempt: int, last_error: Exception) -> float:
+    """Exponential backoff with up to 50 % jitter, at least the server's Retry-After."""
+    uniform = prompting.hash_uniform(attempt, json.dumps(request, sort_keys=True))
+    delay = self.endpoint.retry_delay * 2 ** (attempt - 1) * (1 + uniform / 2)
+    if isinstance(last_error.__cause__, self.openai.APIStatusError):
+      retry_after = last_error.__cause__.response.headers.get("retry-after", "")
+      delay = max(delay, float(retry_after) if retry_after.isdigit() else 0)
+    return min(delay, _MAX_DELAY)
 
 
 def _status(error: Exception) -> int | None:
@@ -246,14 +256,16 @@ def _status(error: Exception) -> int | None:
   return None if response is None else response.status_code
 
 
-def read_text(answer: Mapping[str, Any]) -> str:
-  """What the judge wrote; "" where it answered without text (it refused, or thought
-  until its tokens were spent): an answer like any other, paid for and kept.
+def read_text(response: Mapping[str, Any]) -> str:
+  """Returns the text of a chat response.
+
+  It is "" where the response has no text, because the model refused or used all its
+  tokens for reasoning; such a response is cached like any other.
 
   Raises:
-    LookupError, TypeError: it is not a chat answer.
+    LookupError, TypeError: it is not a chat response.
   """
-  text = answer["choices"][0]["message"]["content"]
+  text = response["choices"][0]["message"]["content"]
   if text is None:
     return ""
   if not isinstance(text, str):
@@ -261,30 +273,30 @@ def read_text(answer: Mapping[str, Any]) -> str:
   return text
 
 
-def read_options(answer: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
-  """Log-probabilities of names as the first token, `[J]`; NaN where none is listed.
+def read_option_logps(response: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
+  """Returns log-probabilities of names as first token, `[J]`; NaN if none is listed.
 
-  Tokens that differ in blanks only (" 1" and "1") are added up. A name that is not
-  listed, beside one that is, gets the least log-probability listed, which it cannot
-  exceed.
+  Probabilities of tokens that differ in whitespace only (" 1" and "1") are summed. If
+  some names are listed, the others get the lowest log-probability listed, an upper
+  bound.
   """
-  listed = _likeliest(answer)
+  listed = _top_logprobs(response)
   logp_J = np.full(len(names), -np.inf, np.float64)
   for token, logp in listed:
     if token.strip() in names:
-      place = names.index(token.strip())
-      logp_J[place] = np.logaddexp(logp_J[place], logp)
+      index = names.index(token.strip())
+      logp_J[index] = np.logaddexp(logp_J[index], logp)
   if np.isinf(logp_J).all():
     return np.full(len(names), np.nan, np.float32)
-  least = min(logp for _, logp in listed)
-  return np.where(np.isinf(logp_J), least, logp_J).astype(np.float32)
+  lowest = min(logp for _, logp in listed)
+  return np.where(np.isinf(logp_J), lowest, logp_J).astype(np.float32)
 
 
-def _likeliest(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
-  """Tokens in the place of the first, with log-probabilities; empty: none are told."""
+def _top_logprobs(response: Mapping[str, Any]) -> list[tuple[str, float]]:
+  """Returns the listed first tokens with their log-probabilities, [] if not given."""
   try:
-    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    found = [(str(each["token"]), float(each["logprob"])) for each in top]
+    top = response["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    pairs = [(str(each["token"]), float(each["logprob"])) for each in top]
   except (LookupError, TypeError, ValueError):
     return []
-  return [(token, logp) for token, logp in found if np.isfinite(logp)]
+  return [(token, logp) for token, logp in pairs if np.isfinite(logp)]

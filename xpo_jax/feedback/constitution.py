@@ -1,7 +1,8 @@
 """Critique and revision by a constitution: Constitutional AI's first phase.
 
 Bai et al. 2022, arXiv:2212.08073. Its second phase is `judge.preference` with the
-prompt "principle" and a file of principles, or `by_principle` of judges of one each.
+prompt "principle" and a file of principles, or `random_judge` over one judge per
+principle.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +12,17 @@ import numpy as np
 
 from xpo_jax.feedback import prompting
 from xpo_jax.feedback.judge import Backend
-from xpo_jax.feedback.prompting import Turn
+from xpo_jax.feedback.prompting import ChatTurn, PromptTemplate
 from xpo_jax.feedback.protocol import Preference, Scores, check_probabilities
 
 
-class Revised(NamedTuple):
-  """One round of revision of N completions.
+class Revision(NamedTuple):
+  """One round of critique and revision of N completions.
 
   Attributes:
-    critique: what is wrong with each.
-    text: each without it; None: the critic gave no revision.
-    principle: by which; "" for a critic without principles.
+    critique: of each completion.
+    text: the revised completion; None: the critic gave no revision.
+    principle: the principle applied; "" for a critic without principles.
   """
 
   critique: tuple[str, ...]
@@ -29,8 +30,8 @@ class Revised(NamedTuple):
   principle: tuple[str, ...]
 
 
-Critic = Callable[[Sequence[str], Sequence[str], int], Revised]
-"""`(prompts, completions, draw) -> Revised`; another draw is another principle."""
+Critic = Callable[[Sequence[str], Sequence[str], int], Revision]
+"""`(prompts, completions, draw) -> Revision`; each draw samples other principles."""
 
 
 def critic(
@@ -42,122 +43,143 @@ def critic(
   retries: int = 2,
   seed: int = 0,
 ) -> Critic:
-  """A language model that criticises by a drawn principle, then revises.
+  """Builds a critic: a language model critiques by a sampled principle, then revises.
 
   Args:
-    backend: who writes.
+    backend: the language model.
     critique: a prompt file with `{prompt}`, `{completion}` and `{principle}`.
     revision: a prompt file that also has `{critique}`.
-    principles: a file of principles; one is drawn for each prompt and draw.
-    retries: how often an empty answer is asked for again.
-    seed: of the drawn principle.
+    principles: a file of principles; one is sampled for each prompt and draw.
+    retries: number of further attempts after an empty response.
+    seed: of the sampled principles.
 
   Raises:
-    ValueError: a file that is missing or does not fit.
+    ValueError: a prompt file is missing or invalid.
   """
-  parts, places = ("sample", "ending"), ("prompt", "completion", "principle")
-  ask = prompting.load(critique, parts, places)
-  mend = prompting.load(revision, parts, (*places, "critique"))
-  known = prompting.principles(principles)
+  parts = ("sample", "ending")
+  fields = ("prompt", "completion", "principle")
+  critique_template = prompting.load_template(critique, parts, fields)
+  revision_template = prompting.load_template(revision, parts, (*fields, "critique"))
+  all_principles = prompting.load_principles(principles)
 
   def criticise(
     prompts: Sequence[str], completions: Sequence[str], draw: int
-  ) -> Revised:
-    drawn = [
-      known[int(len(known) * prompting.draw(seed, str(draw), prompt))]
+  ) -> Revision:
+    sampled = [
+      all_principles[
+        int(len(all_principles) * prompting.hash_uniform(seed, str(draw), prompt))
+      ]
       for prompt in prompts
     ]
     texts = [
       {"prompt": prompt, "completion": completion}
       for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    said = _written(backend, ask, texts, drawn, draw, retries)
-    heard = [n for n, critique in enumerate(said) if critique is not None]
-    filled = [texts[n] | {"critique": said[n]} for n in heard]
-    new: list[str | None] = [None] * len(texts)
-    mended = _written(backend, mend, filled, [drawn[n] for n in heard], draw, retries)
-    for n, text in zip(heard, mended, strict=True):
-      new[n] = text
-    return Revised(tuple(c or "" for c in said), tuple(new), tuple(drawn))
+    critiques = _generate(
+      backend, critique_template, texts, sampled, draw=draw, retries=retries
+    )
+    answered = [n for n, critique in enumerate(critiques) if critique is not None]
+    revisions = _generate(
+      backend,
+      revision_template,
+      [texts[n] | {"critique": critiques[n]} for n in answered],
+      [sampled[n] for n in answered],
+      draw=draw,
+      retries=retries,
+    )
+    revised: list[str | None] = [None] * len(texts)
+    for n, text in zip(answered, revisions, strict=True):
+      revised[n] = text
+    return Revision(tuple(c or "" for c in critiques), tuple(revised), tuple(sampled))
 
   return criticise
 
 
 def revise(
-  critic: Critic, prompts: Sequence[str], completions: Sequence[str], rounds: int = 4
-) -> list[Revised]:
-  """Rounds of critique and revision, each of what the one before left.
+  critic: Critic,
+  prompts: Sequence[str],
+  completions: Sequence[str],
+  *,
+  rounds: int = 4,
+) -> list[Revision]:
+  """Applies a critic repeatedly, each round to the completions of the round before.
 
   Args:
-    critic: who criticises.
+    critic: the critic.
     prompts: N texts.
-    completions: an answer to each.
-    rounds: how many. Paper: 4.
+    completions: one per prompt.
+    rounds: number of rounds. Paper: 4.
 
   Returns:
-    The rounds in order; where a revision is None, the next has the text before it.
+    The rounds in order; where a revision is None, the next round has the text of the
+    round before.
   """
-  made, texts = [], list(completions)
+  revisions = []
+  texts = list(completions)
   for number in range(rounds):
-    made.append(critic(prompts, texts, number))
-    texts = [b if a is None else a for a, b in zip(made[-1].text, texts, strict=True)]
-  return made
+    revision = critic(prompts, texts, number)
+    revisions.append(revision)
+    texts = [
+      old if new is None else new for new, old in zip(revision.text, texts, strict=True)
+    ]
+  return revisions
 
 
-def by_principle(judges: Sequence[Preference], seed: int = 0) -> Preference:
-  """For each pair one of several judges: each stands for a principle.
+def random_judge(judges: Sequence[Preference], seed: int = 0) -> Preference:
+  """Builds a preference that queries one judge, sampled at random, for each pair.
 
   Args:
-    judges: at least one.
-    seed: of the draw, which depends on it and on the pair, not on the order.
+    judges: at least one, for example one per principle.
+    seed: of the sample, which depends on the seed and the pair, not on its order.
 
   Raises:
     ValueError: no judge.
   """
   if not judges:
-    raise ValueError("by_principle: no judge; give one for each principle")
+    raise ValueError("random_judge: judges is empty; give one per principle")
 
   def judge(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
-    rows = list(zip(prompts, first, second, strict=True))
-    luck_N = [prompting.draw(seed, x, *sorted(pair)) for x, *pair in rows]
-    who_N = (np.array(luck_N) * len(judges)).astype(int)
-    p_N = np.zeros(len(rows), np.float32)
-    for number, each in enumerate(judges):
-      at_N = np.flatnonzero(who_N == number)
-      if at_N.size:
-        asked = zip(*(rows[n] for n in at_N), strict=True)
-        p_N[at_N] = check_probabilities(each(*asked), at_N.size).value_N
+    queries = list(zip(prompts, first, second, strict=True))
+    uniform_N = [prompting.hash_uniform(seed, x, *sorted(pair)) for x, *pair in queries]
+    judge_N = (np.array(uniform_N) * len(judges)).astype(int)
+    p_N = np.zeros(len(queries), np.float32)
+    for number, preference in enumerate(judges):
+      index_N = np.flatnonzero(judge_N == number)
+      if index_N.size:
+        scores = preference(*zip(*(queries[n] for n in index_N), strict=True))
+        p_N[index_N] = check_probabilities(scores, index_N.size).value_N
     return Scores(p_N)
 
   return judge
 
 
-def _written(
+def _generate(
   backend: Backend,
-  prompt: prompting.Prompt,
+  template: PromptTemplate,
   texts: Sequence[dict[str, str]],
   principles: Sequence[str],
+  *,
   draw: int,
   retries: int,
 ) -> list[str | None]:
-  asked = [
-    (
-      Turn(
-        "user", prompting.fill(prompt, ("sample", "ending"), each, {"principle": p})
-      ),
+  """Fills the template with each text and generates; None after empty responses."""
+  conversations = []
+  for fields, principle in zip(texts, principles, strict=True):
+    pieces = prompting.fill(
+      template, ("sample", "ending"), fields, trusted={"principle": principle}
     )
-    for each, p in zip(texts, principles, strict=True)
-  ]
-  written: list[str | None] = [None] * len(asked)
-  waiting = list(range(len(asked)))
+    conversations.append((ChatTurn("user", pieces),))
+  outputs: list[str | None] = [None] * len(conversations)
+  pending = list(range(len(conversations)))
   for attempt in range(retries + 1):
-    if not waiting:
+    if not pending:
       break
-    # The number of the round leaves room for the attempts between rounds.
-    answers = backend.write([asked[n] for n in waiting], draw * (retries + 1) + attempt)
-    for n, answer in zip(waiting, answers, strict=True):
-      written[n] = (answer or "").strip() or None
-    waiting = [n for n in waiting if written[n] is None]
-  return written
+    # Distinct for every round and attempt.
+    index = draw * (retries + 1) + attempt
+    responses = backend.write([conversations[n] for n in pending], index)
+    for n, response in zip(pending, responses, strict=True):
+      outputs[n] = (response or "").strip() or None
+    pending = [n for n in pending if outputs[n] is None]
+  return outputs

@@ -62,7 +62,7 @@ def check(directory: str | Path) -> None:
   Raises:
     ValueError: no reward model there.
   """
-  reward_model.about(directory)
+  reward_model.read_description(directory)
 
 
 def load(directory: str | Path, tokenizer: Any, like: Config) -> Critic:

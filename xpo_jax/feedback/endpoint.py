@@ -1,8 +1,8 @@
-"""A judge behind an OpenAI-compatible endpoint: many questions at a time, recorded.
+"""Builds a judge from an OpenAI-compatible endpoint, with parallel, cached requests.
 
-Every exchange is kept on disk (`exchanges`) under the content of its request; neither
-the address nor the account's key is part of it. So a resumed run pays for no answer
-twice, and with `replay` needs no endpoint at all.
+Every exchange is stored in a `response_cache`, keyed by the content of its request;
+neither the URL nor the API key is stored. A resumed run so repeats no request, and with
+`replay` a run needs no endpoint.
 """
 
 import time
@@ -13,12 +13,21 @@ from typing import Any
 import numpy as np
 
 from xpo_jax.feedback import client, judge, prompting, response_cache
-from xpo_jax.feedback.client import Client, Endpoint, JudgeError, Lost, Unreadable
+from xpo_jax.feedback.client import (
+  Client,
+  Endpoint,
+  InvalidResponse,
+  JudgeError,
+  RequestFailed,
+)
 from xpo_jax.feedback.judge import Backend
-from xpo_jax.feedback.progress import Advance, every
+from xpo_jax.feedback.progress import OnProgress, print_every
 from xpo_jax.feedback.prompting import Conversation
 from xpo_jax.feedback.protocol import Preference, Scorer
-from xpo_jax.feedback.response_cache import Exchanges
+from xpo_jax.feedback.response_cache import ResponseCache
+
+# Of the first token; with max_tokens 1 nothing is sampled.
+_LOGPROBS = {"logprobs": True, "top_logprobs": 20}
 
 
 def connect(
@@ -26,35 +35,34 @@ def connect(
   *,
   logprobs: bool,
   sleep: client.Sleep = time.sleep,
-  advance: Advance | None = None,
+  on_progress: OnProgress | None = None,
 ) -> Backend:
-  """Makes sure that the judge answers, and returns it.
+  """Checks that an endpoint responds and returns it as a judge's backend.
 
-  One short question is asked first (and its answer not kept), so that a wrong address,
-  key or model, or missing log-probabilities, is known before anything is computed.
+  A short request is sent first (its response is not cached), so that a wrong URL, key
+  or model, or missing log-probabilities, is found before anything is computed.
 
   Args:
-    endpoint: whom to ask.
+    endpoint: the endpoint.
     logprobs: whether verdicts are read from log-probabilities.
     sleep: waits between attempts.
-    advance: told how many questions of a call are done, and of how many; None: a line
+    on_progress: called with the completed and total requests of a call; None: a line
       every ten seconds on standard error.
 
   Raises:
-    JudgeError: it cannot be asked; says why, and what to do.
+    JudgeError: the endpoint is unusable; says why and how to fix it.
     ImportError: the client is not installed.
-    ValueError: a cache that is damaged.
+    ValueError: a damaged cache.
   """
-  asker = _Asker(endpoint, sleep, advance)
-  if asker.client is not None:
-    hello = (prompting.Turn("user", (prompting.Piece("Reply with 1."),)),)
-    asker.client.check(
-      asker.request(hello, _peek() if logprobs else {}, 1, 0), logprobs
-    )
+  requests = _Requests(endpoint, sleep, on_progress)
+  if requests.client is not None:
+    probe = (prompting.ChatTurn("user", (prompting.Piece("Reply with 1."),)),)
+    fields = _LOGPROBS if logprobs else {}
+    requests.client.check(requests.body(probe, fields, limit=1, draw=0), logprobs)
   return Backend(
     f"{endpoint.model} at {endpoint.base_url}",
-    asker.write,
-    asker.options if logprobs else None,
+    requests.write,
+    requests.options if logprobs else None,
   )
 
 
@@ -70,11 +78,11 @@ def preference(
   both_orders: bool = True,
   clamp: tuple[float, float] | None = None,
 ) -> Preference:
-  """`judge.preference` of an endpoint, by plain values (for a configuration).
+  """Builds `judge.preference` on an endpoint, from plain values (for a config file).
 
   Args:
     endpoint: the fields of `client.Endpoint`.
-    prompt, principles, logprobs, reasoning, samples, retries, both_orders, clamp: of
+    prompt, principles, logprobs, reasoning, samples, retries, both_orders, clamp: see
       `judge.preference`.
   """
   return judge.preference(
@@ -99,7 +107,7 @@ def scorer(
   samples: int = 3,
   retries: int = 2,
 ) -> Scorer:
-  """`judge.scorer` of an endpoint, by plain values; see `preference`."""
+  """Builds `judge.scorer` on an endpoint, from plain values; see `preference`."""
   return judge.scorer(
     connect(_endpoint(endpoint), logprobs=False),
     prompt=prompt,
@@ -118,113 +126,128 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
     raise ValueError(f"endpoint: {error}; its fields: {known}") from error
 
 
-def _peek() -> dict[str, Any]:
-  """The likeliest tokens in the place of the first; of one token, nothing is drawn."""
-  return {"logprobs": True, "top_logprobs": 20}
+class _Requests:
+  """Sends a judge's queries to an endpoint, or reads responses from its cache."""
 
-
-class _Asker:
-  """Asks many questions of an endpoint, or of its record."""
-
-  def __init__(self, endpoint: Endpoint, sleep: client.Sleep, advance: Advance | None):
-    self.endpoint, self.advance = endpoint, advance
-    self.held = Exchanges(endpoint.cache) if endpoint.cache else None
+  def __init__(
+    self, endpoint: Endpoint, sleep: client.Sleep, on_progress: OnProgress | None
+  ):
+    self.endpoint = endpoint
+    self.on_progress = on_progress
+    self.cache = ResponseCache(endpoint.cache) if endpoint.cache else None
     self.client = None if endpoint.replay else Client(endpoint, sleep)
 
   def write(self, conversations: Sequence[Conversation], draw: int) -> list[str | None]:
-    longest = self.endpoint.max_tokens
-    requests = [self.request(each, {}, longest, draw) for each in conversations]
-    return self._ask(requests, draw, client.read_text)
+    limit = self.endpoint.max_tokens
+    requests = [self.body(each, {}, limit=limit, draw=draw) for each in conversations]
+    return self._responses(requests, draw, client.read_text)
 
   def options(
     self, conversations: Sequence[Conversation], names: Sequence[str], draw: int
   ) -> np.ndarray:
-    requests = [self.request(each, _peek(), 1, draw) for each in conversations]
+    requests = [
+      self.body(each, _LOGPROBS, limit=1, draw=draw) for each in conversations
+    ]
     names = list(names)
-    read = self._ask(requests, draw, lambda answer: client.read_options(answer, names))
-    silent_J = np.full(len(names), np.nan, np.float32)
-    return np.stack([silent_J if logp_J is None else logp_J for logp_J in read])
+    logps = self._responses(
+      requests, draw, lambda response: client.read_option_logps(response, names)
+    )
+    missing_J = np.full(len(names), np.nan, np.float32)
+    return np.stack([missing_J if logp_J is None else logp_J for logp_J in logps])
 
-  def request(
-    self, conversation: Conversation, fields: Mapping[str, Any], limit: int, draw: int
+  def body(
+    self,
+    conversation: Conversation,
+    fields: Mapping[str, Any],
+    *,
+    limit: int,
+    draw: int,
   ) -> dict[str, Any]:
     endpoint = self.endpoint
-    made = {"model": endpoint.model, "messages": prompting.messages(conversation)}
-    made[endpoint.limit_name] = limit
+    body = {"model": endpoint.model, "messages": prompting.to_messages(conversation)}
+    body[endpoint.max_tokens_field] = limit
     if endpoint.temperature is not None:
-      made["temperature"] = endpoint.temperature
+      body["temperature"] = endpoint.temperature
     if endpoint.seed is not None:
-      made["seed"] = endpoint.seed + draw
-    return made | dict(fields) | dict(endpoint.more)
+      body["seed"] = endpoint.seed + draw
+    return body | dict(fields) | dict(endpoint.extra_body)
 
-  def _ask(self, requests, draw: int, read: Callable) -> list:
-    """What `read` makes of each answer; None where there is none."""
-    answers: dict[str, Any] = {}
-    waiting: dict[str, Mapping[str, Any]] = {}  # the same question is sent once
-    names = [response_cache.key(request, draw) for request in requests]
-    for name, request in zip(names, requests, strict=True):
-      answer = None if self.held is None else self.held.find(request, draw)
-      if answer is not None or self.endpoint.replay:
-        answers[name] = answer
-        self._check_recorded(answer, request, draw)
+  def _responses(self, requests, draw: int, parse: Callable) -> list:
+    """Returns the parsed response to each request, or None."""
+    responses: dict[str, Any] = {}
+    pending: dict[str, Mapping[str, Any]] = {}  # equal requests are sent once
+    keys = [response_cache.key(request, draw) for request in requests]
+    for key, request in zip(keys, requests, strict=True):
+      response = None if self.cache is None else self.cache.find(request, draw)
+      if response is not None or self.endpoint.replay:
+        responses[key] = response
+        self._check_recorded(response, request, draw)
       else:
-        waiting[name] = request
-    if waiting:
-      answers |= self._fetch(waiting, draw, len(answers))
-    found = [answers[name] for name in names]
-    return [None if answer is None else read(answer) for answer in found]
+        pending[key] = request
+    if pending:
+      responses |= self._fetch(pending, draw, len(responses))
+    ordered = [responses[key] for key in keys]
+    return [None if response is None else parse(response) for response in ordered]
 
-  def _check_recorded(self, answer, request, draw: int) -> None:
-    if answer is None and self.held.find_failure(request, draw) is None:
+  def _check_recorded(self, response, request, draw: int) -> None:
+    if response is None and self.cache.find_failure(request, draw) is None:
       raise JudgeError(
-        f"{self.held.path} does not hold a question that is asked now (model "
+        f"{self.cache.path} does not hold a request that is made now (model "
         f"{self.endpoint.model}, draw {draw}); replay with the settings of the "
         "recorded run, or set replay=False"
       )
 
-  def _fetch(self, waiting: Mapping[str, Mapping], draw: int, known: int) -> dict:
-    """The answers of the endpoint, None where there is none of use."""
-    answers: dict[str, Any] = {}
-    lost: list[Lost] = []
+  def _fetch(self, pending: Mapping[str, Mapping], draw: int, num_cached: int) -> dict:
+    """Sends requests in parallel; the response is None where it is not usable."""
+    responses: dict[str, Any] = {}
+    failures: list[RequestFailed] = []
     stopped = False
 
     def fetch(request: Mapping[str, Any]) -> Any:
-      def note(failure: str) -> None:
-        if self.held is not None:
-          self.held.keep_failure(request, draw, failure)
+      def on_failure(failure: str) -> None:
+        if self.cache is not None:
+          self.cache.store_failure(request, draw, failure)
 
       try:
-        answer = self.client.send(request, note, lambda: stopped)
-      except Unreadable:
+        response = self.client.send(
+          request, on_failure=on_failure, stopped=lambda: stopped
+        )
+      except InvalidResponse:
         return None
-      if self.held is not None:
-        self.held.keep(request, draw, answer)
-      return answer
+      if self.cache is not None:
+        self.cache.store(request, draw, response)
+      return response
 
-    advance = self.advance or every(10, self.endpoint.model)
+    on_progress = self.on_progress or print_every(10, self.endpoint.model)
+    max_failures = self.endpoint.tolerance * (num_cached + len(pending))
     with futures.ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-      tasks = {pool.submit(fetch, request): name for name, request in waiting.items()}
+      tasks = {pool.submit(fetch, request): key for key, request in pending.items()}
       try:
         for task in futures.as_completed(tasks):
           try:
-            answers[tasks[task]] = task.result()
-          except Lost as error:
-            answers[tasks[task]] = None
-            lost.append(error)
-          if len(lost) > self.endpoint.tolerance * (known + len(waiting)):
-            raise JudgeError(self._too_many(lost, len(answers), len(waiting)))
-          advance(len(answers), len(waiting))
+            responses[tasks[task]] = task.result()
+          except RequestFailed as error:
+            responses[tasks[task]] = None
+            failures.append(error)
+          if len(failures) > max_failures:
+            raise JudgeError(
+              self._too_many_failures(failures, len(responses), len(pending))
+            )
+          on_progress(len(responses), len(pending))
       finally:
-        stopped = True  # after an error or Ctrl-C nobody waits for the rest
+        stopped = True  # after an error or Ctrl-C the other requests are not retried
         pool.shutdown(cancel_futures=True)
-    return answers
+    return responses
 
-  def _too_many(self, lost: Sequence[Lost], tried: int, total: int) -> str:
-    kept = "no cache is set, so the others' answers are lost"
-    if self.held is not None:
-      kept = f"the others' answers are kept in {self.held.path}"
+  def _too_many_failures(
+    self, failures: Sequence[RequestFailed], tried: int, total: int
+  ) -> str:
+    cached = "no cache is set, so the other responses are lost"
+    if self.cache is not None:
+      cached = f"the other responses are cached in {self.cache.path}"
     return (
-      f"the judge at {self.endpoint.base_url} left {len(lost)} of the first {tried} of "
-      f"{total} questions unanswered, each sent {self.endpoint.attempts} times "
-      f"(tolerance {self.endpoint.tolerance:g}); the last: {lost[-1]}; {kept}"
+      f"the judge at {self.endpoint.base_url} did not respond to {len(failures)} of "
+      f"the first {tried} of {total} requests, each sent {self.endpoint.attempts} "
+      f"times (tolerance {self.endpoint.tolerance:g}); the last: {failures[-1]}; "
+      f"{cached}"
     )

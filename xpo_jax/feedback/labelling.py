@@ -1,4 +1,4 @@
-"""Pairs of records as questions to a judge, and its verdicts as labels."""
+"""Labels pairs of completions with a judge, for distilled RLAIF."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,59 +10,62 @@ from xpo_jax.feedback import judge, prompting
 from xpo_jax.feedback.protocol import Preference, check_probabilities
 
 
-class Questions(NamedTuple):
-  """Pairs in an order that tells nothing, ready for a judge.
+class PairQueries(NamedTuple):
+  """Pairs in a random order, as a judge's input.
 
   Attributes:
     prompts: as plain text.
-    first: one answer.
-    second: the other.
-    people: whether the first is the one that was chosen.
+    first: the completion shown first.
+    second: the completion shown second.
+    chosen_first: whether the first completion is the chosen one.
   """
 
   prompts: list[str]
   first: list[str]
   second: list[str]
-  people: list[bool]
+  chosen_first: list[bool]
 
 
 class Labelled(NamedTuple):
   """Pairs with a judge's labels.
 
   Attributes:
-    pairs: those with a verdict; `probability` is the judge's, at least 1/2.
-    abstained: pairs left out because the judge said nothing.
-    draws: pairs left out because it said exactly 1/2.
+    pairs: the labelled pairs; `probability` is the judge's, at least 1/2.
+    abstained: number of pairs on which the judge abstained; they are left out.
+    ties: number of pairs of probability 1/2; they are left out.
   """
 
   pairs: list[Pair]
   abstained: int
-  draws: int
+  ties: int
 
 
-def questions(rows: Sequence[Pair], seed: int = 0) -> Questions:
-  """Pairs as questions; which answer comes first is drawn, by uid and seed.
+def make_queries(pairs: Sequence[Pair], seed: int = 0) -> PairQueries:
+  """Converts pairs to a judge's input, in an order sampled by uid and seed.
 
-  A judge that is shown the chosen answer first every time would agree with people by
-  its position bias alone.
+  With the chosen completion always first, a judge would agree with the labels by its
+  position bias alone.
 
   Args:
-    rows: pairs; conversations are written out as text.
+    pairs: the pairs; conversations are rendered as text.
     seed: of the order.
   """
-  people = [prompting.draw(seed, row.uid) < 0.5 for row in rows]
-  chosen = [as_text(row.chosen) for row in rows]
-  rejected = [as_text(row.rejected) for row in rows]
-  return Questions(
-    [as_text(row.prompt) for row in rows],
-    [c if kept else r for c, r, kept in zip(chosen, rejected, people, strict=True)],
-    [r if kept else c for c, r, kept in zip(chosen, rejected, people, strict=True)],
-    people,
+  chosen_first = [prompting.hash_uniform(seed, pair.uid) < 0.5 for pair in pairs]
+  texts = [(as_text(pair.chosen), as_text(pair.rejected)) for pair in pairs]
+  ordered = [
+    (chosen, rejected) if in_order else (rejected, chosen)
+    for (chosen, rejected), in_order in zip(texts, chosen_first, strict=True)
+  ]
+  return PairQueries(
+    [as_text(pair.prompt) for pair in pairs],
+    [first for first, _ in ordered],
+    [second for _, second in ordered],
+    chosen_first,
   )
 
 
 def as_text(text: Text) -> str:
-  """A conversation as a judge reads it: who says what, a turn a paragraph."""
+  """Renders a conversation as text, one paragraph per turn with its role."""
   if isinstance(text, str):
     return text
   if len(text) == 1:
@@ -70,33 +73,33 @@ def as_text(text: Text) -> str:
   return "\n\n".join(f"{turn.role}: {turn.content}" for turn in text)
 
 
-def label(
-  judge: Preference, rows: Sequence[Pair], *, hard: bool = False, seed: int = 0
+def label_pairs(
+  judge: Preference, pairs: Sequence[Pair], *, hard: bool = False, seed: int = 0
 ) -> Labelled:
-  """The same answers with the judge's labels in place of the old ones: distilled RLAIF.
+  """Replaces the labels of pairs with a judge's: distilled RLAIF.
 
   Paper: RLAIF, Lee et al. 2023, arXiv:2309.00267: reward models are trained on the soft
   labels.
 
   Args:
-    judge: who labels.
-    rows: pairs; their own labels are not looked at.
-    hard: leave the probabilities out.
-    seed: of the order in which answers are shown.
+    judge: the judge.
+    pairs: the pairs; their own labels are ignored.
+    hard: omit the probabilities.
+    seed: of the order of the completions.
   """
-  asked = questions(rows, seed)
-  answer = judge(asked.prompts, asked.first, asked.second)
-  p_N = check_probabilities(answer, len(rows)).value_N
-  p_N = np.where(asked.people, p_N, 1 - p_N)  # of the answer in `chosen`
-  pairs = []
-  for row, p in zip(rows, p_N.tolist(), strict=True):
-    if p > 0.5 or p < 0.5:  # neither a draw nor NaN
-      pairs.append(_labelled(row, p, hard))
+  queries = make_queries(pairs, seed)
+  scores = judge(queries.prompts, queries.first, queries.second)
+  p_N = check_probabilities(scores, len(pairs)).value_N
+  p_N = np.where(queries.chosen_first, p_N, 1 - p_N)  # P(`chosen` beats `rejected`)
+  labelled = []
+  for pair, p in zip(pairs, p_N.tolist(), strict=True):
+    if p > 0.5 or p < 0.5:  # neither a tie nor NaN
+      labelled.append(_relabel(pair, p, hard))
   abstained = int(np.isnan(p_N).sum())
-  return Labelled(pairs, abstained, len(rows) - len(pairs) - abstained)
+  return Labelled(labelled, abstained, len(pairs) - len(labelled) - abstained)
 
 
-def ratings(
+def rating_demonstrations(
   prompts: Sequence[str],
   completions: Sequence[str],
   levels_N: Sequence[int],
@@ -104,36 +107,38 @@ def ratings(
   prompt: str = "rating",
   levels: int = 5,
 ) -> list[Demonstration]:
-  """Answers and their ratings as demonstrations of a judge: seed data of a model that
-  is to rate itself.
+  """Converts rated completions to demonstrations of rating, to train a self-judge on.
 
   Paper: the evaluation part of Self-Rewarding Language Models' seed data, Yuan et al.
-  2024, arXiv:2401.10020. As many of each rating as of the rarest, which the paper
-  approaches too: a judge of mostly fours learns to say four.
+  2024, arXiv:2401.10020. Every rating is subsampled to the count of the rarest, which
+  the paper approximates too: a judge trained on an unbalanced set predicts its most
+  frequent rating.
 
   Args:
     prompts: N texts.
-    completions: an answer to each.
-    levels_N: its rating, 1 to `levels`.
-    prompt: a prompt file, see `judge.rating`. The demonstration is plain text: for a
+    completions: one per prompt.
+    levels_N: the ratings, 1 to `levels`.
+    prompt: a prompt file, see `judge.rating`. The demonstrations are plain text, for a
       tokenizer without a chat template.
     levels: the highest rating.
   """
-  of = [
-    [n for n, given in enumerate(levels_N) if given == 1 + i] for i in range(levels)
+  by_level = [
+    [n for n, level in enumerate(levels_N) if level == 1 + i] for i in range(levels)
   ]
-  fewest = min(filter(None, map(len, of)), default=0)
-  kept = sorted(n for rated in of for n in rated[:fewest])
-  made = []
-  for n in kept:
-    (turn,) = judge.rating_question(
+  fewest = min(filter(None, map(len, by_level)), default=0)
+  balanced = sorted(n for members in by_level for n in members[:fewest])
+  demonstrations = []
+  for n in balanced:
+    (turn,) = judge.rating_conversation(
       prompts[n], completions[n], prompt=prompt, levels=levels
     )
-    question = "".join(piece.text for piece in turn.pieces)
-    made.append(Demonstration(f"rating {n}", question, f" {levels_N[n]}"))
-  return made
+    query = "".join(piece.text for piece in turn.pieces)
+    demonstrations.append(Demonstration(f"rating {n}", query, f" {levels_N[n]}"))
+  return demonstrations
 
 
-def _labelled(row: Pair, p: float, hard: bool) -> Pair:
-  better, worse = (row.chosen, row.rejected) if p > 0.5 else (row.rejected, row.chosen)
-  return Pair(row.uid, row.prompt, better, worse, None if hard else max(p, 1 - p))
+def _relabel(pair: Pair, p: float, hard: bool) -> Pair:
+  chosen, rejected = pair.chosen, pair.rejected
+  if p < 0.5:
+    chosen, rejected = rejected, chosen
+  return Pair(pair.uid, pair.prompt, chosen, rejected, None if hard else max(p, 1 - p))

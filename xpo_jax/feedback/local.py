@@ -1,7 +1,7 @@
-"""A judge on this machine: a decoder that writes, or whose next token is read.
+"""Builds a judge from a local decoder: sampled texts or next-token probabilities.
 
-What candidates say is turned into tokens apart from the prompt around it, and never
-into control tokens; the policy can so be its own judge.
+Candidates' texts are tokenised separately from the prompt around them and never as
+control tokens. The policy can be its own judge.
 """
 
 import functools
@@ -15,15 +15,15 @@ import numpy as np
 
 from xpo_jax.feedback import judge, prompting
 from xpo_jax.feedback.judge import Backend
-from xpo_jax.feedback.progress import Advance, every
+from xpo_jax.feedback.progress import OnProgress, print_every
 from xpo_jax.feedback.prompting import Conversation, Piece
-from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
+from xpo_jax.feedback.protocol import Preference, Scorer, SelfFeedback
 from xpo_jax.models import generate, hf_checkpoint, sample, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Array, Params
 
-_SHORTEST = 64  # tokens; widths are doubled from here, so that few programs are made
+_MIN_WIDTH = 64  # tokens; widths are this times a power of two, for few compilations
 
 
 def backend(
@@ -37,36 +37,36 @@ def backend(
   top_p: float | None = None,
   rows: int = 8,
   seed: int = 0,
-  advance: Advance | None = None,
+  on_progress: OnProgress | None = None,
 ) -> Backend:
-  """A decoder as a judge.
+  """Builds a judge's backend from a decoder.
 
   Args:
-    model: of `transformer.model`, or, where nothing is written, any `Model`.
+    model: of `transformer.model`; any `Model` if no texts are generated.
     params: of the decoder (the "lm" part).
     tokenizer: of transformers. With a chat template, prompts are conversations; without
       one, plain text.
     name: for messages.
-    max_completion_tokens: longest text.
-    temperature: of texts; > 0.
+    max_completion_tokens: maximum length of a generated text.
+    temperature: sampling temperature; > 0.
     top_p: see `GenerationConfig`.
-    rows: prompts computed at a time.
-    seed: of texts; a text depends on it, on draw and conversation, on no other text.
-    advance: told how many questions of a call are done, and of how many; None: a line
+    rows: prompts per batch.
+    seed: of the samples; a text is a function of seed, draw and conversation.
+    on_progress: called with the completed and total queries of a call; None: a line
       every ten seconds on standard error.
 
   Returns:
     Backend; log-probabilities are over the whole vocabulary.
   """
   if tokenizer.eos_token_id is None:
-    raise ValueError(f"judge {name}: its tokenizer has no EOS, so no text could end")
+    raise ValueError(f"judge {name}: its tokenizer has no EOS; set eos_token")
   config = GenerationConfig(max_completion_tokens, temperature=temperature, top_p=top_p)
 
   def write(conversations: Sequence[Conversation], draw: int) -> list[str | None]:
     prompts = [encode(each, tokenizer) for each in conversations]
     key = jax.random.fold_in(jax.random.key(seed), draw)
     texts: list[str | None] = []
-    tell = advance or every(10, name)
+    tell = on_progress or print_every(10, name)
     for start in range(0, len(prompts), rows):
       ids = prompts[start : start + rows]
       drawn = generate.generate(
@@ -87,8 +87,8 @@ def backend(
     conversations: Sequence[Conversation], names: Sequence[str], draw: int
   ) -> np.ndarray:
     del draw  # nothing is drawn
-    read = [_asked(each, names, tokenizer, name) for each in conversations]
-    logp_NJ, tell = [], advance or every(10, name)
+    read = [_option_tokens(each, names, tokenizer, name) for each in conversations]
+    logp_NJ, tell = [], on_progress or print_every(10, name)
     for start in range(0, len(read), rows):
       ids = [prompt for prompt, _ in read[start : start + rows]]
       ids_J = [names_J for _, names_J in read[start : start + rows]]
@@ -105,17 +105,19 @@ def backend(
 
 
 def load(directory: str | Path, **settings: Any) -> Backend:
-  """A Hugging Face directory as a judge; `settings` are those of `backend`.
+  """Loads a Hugging Face directory as a backend; `settings` are those of `backend`.
 
   Raises:
-    ValueError: what `hf_checkpoint.load` refuses, or no tokenizer.
+    ValueError: as `hf_checkpoint.load`, or no tokenizer.
   """
-  held = hf_checkpoint.load(directory, remat=False)
-  if held.tokenizer is None:
-    raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
-  params = jax.device_put(held.params["lm"])
-  model = transformer.model(held.config)
-  return backend(model, params, held.tokenizer, name=str(directory), **settings)
+  checkpoint = hf_checkpoint.load(directory, remat=False)
+  if checkpoint.tokenizer is None:
+    raise ValueError(
+      f"{directory} has no tokenizer; save one in the directory of the weights"
+    )
+  params = jax.device_put(checkpoint.params["lm"])
+  model = transformer.model(checkpoint.config)
+  return backend(model, params, checkpoint.tokenizer, name=str(directory), **settings)
 
 
 def preference(
@@ -130,7 +132,7 @@ def preference(
   both_orders: bool = True,
   clamp: tuple[float, float] | None = None,
 ) -> Preference:
-  """`judge.preference` of a directory's model, by plain values."""
+  """Builds `judge.preference` on a directory's model, from plain values."""
   return judge.preference(
     load(directory),
     prompt=prompt,
@@ -153,7 +155,7 @@ def scorer(
   samples: int = 3,
   retries: int = 2,
 ) -> Scorer:
-  """`judge.scorer` of a directory's model, by plain values."""
+  """Builds `judge.scorer` on a directory's model, from plain values."""
   return judge.scorer(
     load(directory),
     prompt=prompt,
@@ -164,63 +166,67 @@ def scorer(
   )
 
 
-def own_rating(*, prompt: str = "rating", levels: int = 5, rows: int = 64) -> OfPolicy:
-  """The policy as its own judge, by `judge.rating`.
+def self_rating(
+  *, prompt: str = "rating", levels: int = 5, rows: int = 64
+) -> SelfFeedback:
+  """Builds self-feedback by `judge.rating`: the policy rates its own completions.
 
   Args:
     prompt: a prompt file with `{prompt}`, `{completion}` and `{levels}`.
     levels: the highest rating.
-    rows: answers judged at once.
+    rows: completions per batch.
 
   Raises:
-    ValueError: a prompt file that does not fit, or too few levels.
+    ValueError: an invalid prompt file, or too few levels.
   """
-  return _own(lambda held: judge.rating(held, prompt=prompt, levels=levels), rows)
+  return _self_feedback(
+    lambda backend: judge.rating(backend, prompt=prompt, levels=levels), rows
+  )
 
 
-def own_scorer(
+def self_scorer(
   *,
   prompt: str = "additive",
   least: float = 0,
   most: float = 5,
   samples: int = 3,
   rows: int = 64,
-) -> OfPolicy:
-  """The policy as its own judge, by `judge.scorer`: it argues, then writes a score.
+) -> SelfFeedback:
+  """Builds self-feedback by `judge.scorer`: the policy writes reasons and a score.
 
   Paper: Self-Rewarding Language Models, Yuan et al. 2024, arXiv:2401.10020.
 
   Args:
     prompt: a prompt file with `{prompt}` and `{completion}`.
     least: the lowest score.
-    most: the highest.
-    samples: verdicts averaged over.
-    rows: answers judged at once.
+    most: the highest score.
+    samples: number of verdicts to average.
+    rows: completions per batch.
 
   Raises:
-    ValueError: a prompt file that does not fit, or numbers out of range.
+    ValueError: an invalid prompt file, or numbers out of range.
   """
   hparams = {"prompt": prompt, "least": least, "most": most, "samples": samples}
-  return _own(lambda held: judge.scorer(held, **hparams), rows)
+  return _self_feedback(lambda backend: judge.scorer(backend, **hparams), rows)
 
 
-def _own(made: Callable[[Backend], Scorer], rows: int) -> OfPolicy:
+def _self_feedback(make_scorer: Callable[[Backend], Scorer], rows: int) -> SelfFeedback:
   name = "the policy itself"
-  nobody = Backend(name, lambda *asked: [], lambda *asked: np.zeros((0, 0)))
-  made(nobody)  # a prompt file that does not fit is named now, not after sampling
+  # Raises on an invalid prompt file before anything is sampled.
+  make_scorer(Backend(name, lambda *args: [], lambda *args: np.zeros((0, 0))))
 
   def make(model: Model, params: Params, tokenizer: Any) -> Scorer:
-    return made(backend(model, params, tokenizer, name=name, rows=rows))
+    return make_scorer(backend(model, params, tokenizer, name=name, rows=rows))
 
-  return OfPolicy(make)
+  return SelfFeedback(make)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _option_logps(
   model: Model, params: Params, prompt_BP: Array, length_B: Array, option_BJ: Array
 ) -> Array:
-  held_BP = jnp.arange(prompt_BP.shape[1])[None] < length_B[:, None]
-  hidden_BPD = model.hidden(params, transformer.Rows.plain(prompt_BP, held_BP))
+  mask_BP = jnp.arange(prompt_BP.shape[1])[None] < length_B[:, None]
+  hidden_BPD = model.hidden(params, transformer.Rows.plain(prompt_BP, mask_BP))
   last_B11 = (length_B - 1)[:, None, None]
   hidden_BD = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)[:, 0]
   logits_BV = jnp.einsum(
@@ -231,24 +237,24 @@ def _option_logps(
 
 def _width(prompts: Sequence[Sequence[int]]) -> int:
   longest = max(map(len, prompts))
-  width = _SHORTEST
+  width = _MIN_WIDTH
   while width < longest:
     width *= 2
   return width
 
 
 def _row(ids: Sequence[int]) -> int:
-  """A number for a prompt, by which its draws differ from another's."""
-  return int(prompting.draw(0, str(list(ids))) * (1 << 31))
+  """Returns a prompt's random-key index, a hash of its tokens."""
+  return int(prompting.hash_uniform(0, str(list(ids))) * (1 << 31))
 
 
 # --- Conversations to tokens
 
 
 def encode(conversation: Conversation, tokenizer: Any) -> list[int]:
-  """Token ids, BOS first, once, where the tokenizer has one.
+  """Tokenises a conversation, with one BOS first, where the tokenizer has one.
 
-  Pieces that are not trusted hold no control token, whatever they spell.
+  Untrusted pieces are tokenised without control tokens, whatever their text.
   """
   ids: list[int] = []
   for piece in _rendered(conversation, tokenizer):
@@ -258,11 +264,11 @@ def encode(conversation: Conversation, tokenizer: Any) -> list[int]:
 
 
 def _ids(text: str, tokenizer: Any, trusted: bool = True) -> list[int]:
-  text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair
+  text = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates
   if not trusted:
-    # Special tokens are split; what was added without being called special is not.
+    # The tokenizer splits special tokens, but not added tokens that are not special.
     for token in tokenizer.added_tokens_decoder.values():
-      if not token.special and token.content.strip():  # runs of blanks control nothing
+      if not token.special and token.content.strip():  # whitespace is no control token
         text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
   return tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted)[
     "input_ids"
@@ -270,46 +276,45 @@ def _ids(text: str, tokenizer: Any, trusted: bool = True) -> list[int]:
 
 
 def _rendered(conversation: Conversation, tokenizer: Any) -> list[Piece]:
-  """The conversation as one text in pieces, up to where the answer starts."""
+  """Renders the conversation as pieces of one text, up to the start of the response."""
   if tokenizer.chat_template is None:
     pieces: list[Piece] = []
     for turn in conversation:
       pieces += [Piece("\n\n"), *turn.pieces] if pieces else turn.pieces
     return pieces
-  # Texts are put in after the template, whose control tokens they must not join.
-  outside = [p.text for turn in conversation for p in turn.pieces if not p.trusted]
-  mark = (
-    f"text-{prompting.mark([p.text for turn in conversation for p in turn.pieces])}"
-  )
+  # Untrusted texts are inserted after the template is applied.
+  untrusted = [p.text for turn in conversation for p in turn.pieces if not p.trusted]
+  texts = [p.text for turn in conversation for p in turn.pieces]
+  marker = f"text-{prompting.make_fence(texts)}"
   turns = [
     {
       "role": t.role,
-      "content": "".join(p.text if p.trusted else mark for p in t.pieces),
+      "content": "".join(p.text if p.trusted else marker for p in t.pieces),
     }
     for t in conversation
   ]
   whole = tokenizer.apply_chat_template(
     turns, tokenize=False, add_generation_prompt=True
   )
-  around = whole.split(mark)
-  if len(around) != len(outside) + 1:
+  rendered = whole.split(marker)
+  if len(rendered) != len(untrusted) + 1:
     raise ValueError(
-      f"the judge's chat template shows {len(around) - 1} of {len(outside)} texts; it "
-      "must show every message once"
+      f"the judge's chat template renders {len(rendered) - 1} of {len(untrusted)} "
+      "texts; it must render every message once"
     )
-  pieces = [Piece(around[0])]
-  for text, after in zip(outside, around[1:], strict=True):
+  pieces = [Piece(rendered[0])]
+  for text, after in zip(untrusted, rendered[1:], strict=True):
     pieces += [Piece(text, trusted=False), Piece(after)]
   return [piece for piece in pieces if piece.text]
 
 
-def _asked(
+def _option_tokens(
   conversation: Conversation, names: Sequence[str], tokenizer: Any, judge_name: str
 ) -> tuple[list[int], list[int]]:
-  """The prompt up to the verdict, and the token of each verdict after it.
+  """Returns the prompt's tokens up to the verdict, and one token for each option.
 
-  A chat's answer starts at once. In plain text a blank comes first, which tokenizers
-  join to the word after it, or do not: both are tried.
+  In a chat the response starts at once. In plain text a space comes first, which is
+  tokenised with the prompt or with the option: both are tried.
   """
   ids = encode(conversation, tokenizer)
   tail = _rendered(conversation, tokenizer)[-1].text
@@ -322,8 +327,8 @@ def _asked(
       ends
     ):
       return ids[: len(ids) - len(start)] + base, [end[-1] for end in ends]
-  shown = ", ".join(f"{name!r}: {_ids(name, tokenizer)}" for name in names)
+  encoded = ", ".join(f"{name!r}: {_ids(name, tokenizer)}" for name in names)
   raise ValueError(
-    f"judge {judge_name}: its tokenizer does not write each verdict as one token of "
-    f"its own ({shown}); choose other options, fewer levels, or logprobs=False"
+    f"judge {judge_name}: its tokenizer does not encode each verdict as one distinct "
+    f"token ({encoded}); choose other options, fewer levels, or logprobs=False"
   )

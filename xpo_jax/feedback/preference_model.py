@@ -1,9 +1,9 @@
-"""The preference model of two answers: how its data are laid out, and how it is asked.
+"""Preference model of two completions: its data format and its `Preference`.
 
-It reads prompt, one answer, EOS, the other answer, EOS; the scalar head before the last
-EOS is the log odds that the answer shown first is the better one. `both_orders` lays
-pairs out so for the objective `preference_model`; a `Preference` asks in both orders
-and averages, so that which answer comes first changes nothing.
+The input is prompt, first completion, EOS, second completion, EOS; the scalar head
+before the last EOS is the log odds that the first completion is preferred.
+`both_orders` formats pairs for the objective `preference_model`; the `Preference`
+averages both orders, so that it does not depend on the order.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from xpo_jax.data.tokenise import Example
-from xpo_jax.feedback import _texts, protocol, reward_model
+from xpo_jax.feedback import protocol, reward_model, tokenised_texts
 from xpo_jax.feedback.protocol import Preference, Scores
 from xpo_jax.feedback.reward_model import RewardModel
 from xpo_jax.types import Layout
@@ -24,16 +24,17 @@ BOTH_ORDERS = "xpo_jax.feedback.preference_model:both_orders"  # for `Data.trans
 
 
 def both_orders(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
-  """Pairs as the objective `preference_model` reads them; for `Data.transform`.
+  """Formats pairs for the objective `preference_model`; for `Data.transform`.
 
-  Column 0 is the chosen answer and then the rejected one, column 1 the other order. An
-  answer that truncation robbed of its EOS gets one, for it is what parts the two. Of a
-  ranked list, the answer of rank i meets the one half a list below it: each answer is
-  used once (of an odd list, the worst is not), and no pair is close; ties are left out.
+  Column 0 is the chosen completion followed by the rejected one, column 1 the other
+  order. A truncated completion gets an EOS, which separates the two. In a ranked list,
+  the completion of rank i is paired with the one half a list below: each completion is
+  used once (of an odd list, the worst is not) and no pair is close in rank; ties are
+  left out.
 
   Args:
     examples: of layout PAIR or RANKED.
-    tokenizer: its EOS parts the answers.
+    tokenizer: its EOS separates the completions.
 
   Raises:
     ValueError: another layout.
@@ -43,8 +44,8 @@ def both_orders(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
       uid=pair.uid,
       prompt=pair.prompt,
       completions=(
-        _joined(*pair.completions, tokenizer),
-        _joined(*reversed(pair.completions), tokenizer),
+        _concatenate(*pair.completions, tokenizer),
+        _concatenate(*reversed(pair.completions), tokenizer),
       ),
       layout=Layout.PAIR,
     )
@@ -53,23 +54,36 @@ def both_orders(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
   ]
 
 
-def of(held: RewardModel, *, batch: int = 32) -> Preference:
-  """The Preference of a model in memory.
+def to_preference(preference_model: RewardModel, *, batch: int = 32) -> Preference:
+  """Converts a preference model in memory to a Preference.
 
-  Both orders are asked about (`protocol.both_orders`); see `objectives.preference`.
+  Both orders are queried (`protocol.both_orders`); see `objectives.preference`.
 
   Args:
-    held: a preference model.
-    batch: texts read at once; each question is two.
+    preference_model: of kind `reward_model.PREFERENCE`.
+    batch: texts per forward pass; each query is two texts.
   """
 
   def preference(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
-    reading = (held.tokenizer, held.template, held.limits)
-    sides = (_texts.examples(prompts, y, *reading) for y in (first, second))
-    made = [_shown(a, b, held.tokenizer) for a, b in zip(*sides, strict=True)]
-    return Scores(special.expit(reward_model.values(held, made, batch)))
+    first_examples, second_examples = (
+      tokenised_texts.to_examples(
+        prompts,
+        completions,
+        preference_model.tokenizer,
+        template=preference_model.template,
+        limits=preference_model.limits,
+      )
+      for completions in (first, second)
+    )
+    pairs = [
+      _concatenate_pair(a, b, preference_model.tokenizer)
+      for a, b in zip(first_examples, second_examples, strict=True)
+    ]
+    return Scores(
+      special.expit(reward_model.head_values(preference_model, pairs, batch))
+    )
 
   return protocol.both_orders(preference)
 
@@ -81,10 +95,11 @@ def preference(
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
 ) -> Preference:
-  """The Preference of a saved model: `of` what `reward_model.load` reads."""
-  kind = reward_model.PREFERENCE
-  held = reward_model.load(directory, kind=kind, compute_dtype=compute_dtype, mesh=mesh)
-  return of(held, batch=batch)
+  """Loads a saved preference model (`reward_model.load`) as a Preference."""
+  loaded = reward_model.load(
+    directory, kind=reward_model.PREFERENCE, compute_dtype=compute_dtype, mesh=mesh
+  )
+  return to_preference(loaded, batch=batch)
 
 
 def _pairs(example: Example) -> list[Example]:
@@ -111,13 +126,13 @@ def _pairs(example: Example) -> list[Example]:
   ]
 
 
-def _shown(first: Example, second: Example, tokenizer: Any) -> Example:
-  """Two examples of one prompt and one answer each as one text."""
-  text = _joined(*first.completions, *second.completions, tokenizer)
+def _concatenate_pair(first: Example, second: Example, tokenizer: Any) -> Example:
+  """Merges two examples of one prompt and one completion each into one example."""
+  text = _concatenate(*first.completions, *second.completions, tokenizer)
   return dataclasses.replace(first, completions=(text,))
 
 
-def _joined(first: np.ndarray, second: np.ndarray, tokenizer: Any) -> np.ndarray:
+def _concatenate(first: np.ndarray, second: np.ndarray, tokenizer: Any) -> np.ndarray:
   eos = np.int32(tokenizer.eos_token_id)
   parts = [y if y[-1] == eos else np.append(y, eos) for y in (first, second)]
   return np.concatenate(parts)

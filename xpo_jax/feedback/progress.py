@@ -1,37 +1,38 @@
-"""How far a judge is with what it was asked."""
+"""Reports the progress of a judge's queries."""
 
 import sys
 import time
 from collections.abc import Callable
 
-Advance = Callable[[int, int], None]
-"""`(done, total)`, questions of a call."""
+OnProgress = Callable[[int, int], None]
+"""`(done, total)`: queries of one call."""
 
 
-def _say(text: str) -> None:
+def _write(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def every(
+def print_every(
   seconds: float,
-  what: str,
-  say: Callable[[str], None] = _say,
+  name: str,
+  *,
+  write: Callable[[str], None] = _write,
   clock: Callable[[], float] = time.monotonic,
-) -> Advance:
-  """Progress as plain lines, at most one in so many seconds.
+) -> OnProgress:
+  """Returns a callback that writes progress as lines, at a bounded rate.
 
   Args:
-    seconds: between lines.
-    what: whose questions they are.
-    say: where lines go; standard error if nothing else is said.
-    clock: in seconds.
+    seconds: minimum time between lines.
+    name: of the judge.
+    write: takes a line; default: standard error.
+    clock: returns the time in seconds.
   """
   last = clock()
 
-  def advance(done: int, total: int) -> None:
+  def on_progress(done: int, total: int) -> None:
     nonlocal last
     if clock() - last >= seconds:
       last = clock()
-      say(f"{what}: {done} of {total} questions done")
+      write(f"{name}: {done} of {total} queries done")
 
-  return advance
+  return on_progress

@@ -1,11 +1,11 @@
-"""Prompts of judges: files with named parts, and texts that cannot leave their place.
+"""Loads prompt templates of judges and fills them, safe from prompt injection.
 
-A file has parts under lines `[name]`; what stands before the first is a note and is not
-sent. `{prompt}`, `{first}` and the like are places. A text is put into its place
-between two lines that carry a mark, made from the texts themselves and found in none of
-them, so that no text can close its place and speak in the judge's prompt. Judges see
-pieces, so that a local one can refuse to read control tokens in a text, and a remote
-one gets them broken up.
+A template file has named parts under lines `[name]`; text before the first part is a
+comment and is not sent. `{prompt}`, `{first}` and the like are placeholders. A text is
+inserted between two lines with a fence, a string derived from the texts and contained
+in none of them, so that no text can close its fence and continue the judge's prompt.
+Filled prompts are sequences of pieces, trusted or not: a local judge tokenises an
+untrusted piece without control tokens, for a remote one they are escaped.
 """
 
 import functools
@@ -15,10 +15,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_HERE = Path(__file__).parent / "prompts"
+_PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^\[([a-z]+)\]$", re.M)
-_PLACE = re.compile(r"\{([a-z]+)\}")
-# What chat models use to mark turns; a server may read them as such in any text.
+_PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
+# Control tokens of chat models; a server may parse them in any text.
 _CONTROL = re.compile(
   r"<[|｜][^<>\s]{1,60}[|｜]>|\[[|｜][^\[\]\s]{1,60}[|｜]\]|</?s>|<</?SYS>>"
   r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk|sep|cls)>"
@@ -32,30 +32,30 @@ class Piece(NamedTuple):
   """Part of a prompt.
 
   Attributes:
-    text: what it says.
-    trusted: it comes from a prompt file, not from a candidate or a model.
+    text: the text.
+    trusted: whether it comes from a template, not from a candidate or a model.
   """
 
   text: str
   trusted: bool = True
 
 
-class Turn(NamedTuple):
-  """What one side says.
+class ChatTurn(NamedTuple):
+  """One message of a conversation.
 
   Attributes:
     role: "user" or "assistant".
-    pieces: end to end.
+    pieces: concatenated without separators.
   """
 
   role: str
   pieces: tuple[Piece, ...]
 
 
-Conversation = tuple[Turn, ...]
+Conversation = tuple[ChatTurn, ...]
 
 
-class Prompt(NamedTuple):
+class PromptTemplate(NamedTuple):
   """A prompt file.
 
   Attributes:
@@ -67,145 +67,152 @@ class Prompt(NamedTuple):
   parts: Mapping[str, str]
 
 
-def load(name: str, parts: Collection[str], places: Collection[str]) -> Prompt:
-  """Reads a prompt file and checks that it can be filled.
+def load_template(
+  name: str, parts: Collection[str], fields: Collection[str]
+) -> PromptTemplate:
+  """Reads a prompt file and checks its parts and placeholders.
 
   Args:
-    name: one of the package's ("pairwise"), or the path of a .txt of your own.
-    parts: those it must have; others are allowed.
-    places: those that will be given; it must use each of them somewhere.
+    name: a prompt of the package ("pairwise"), or the path of a .txt file.
+    parts: required parts; others are allowed.
+    fields: the fields that will be filled; the file must use each of them, and no
+      other.
 
   Raises:
-    ValueError: no such file; a part missing or doubled; a place unknown or unused.
+    ValueError: no such file; a missing or duplicate part; an unknown or unused field.
   """
-  held = _PART.split(_read(name))[1:]
-  names, texts = held[::2], [text.strip() for text in held[1::2]]
+  sections = _PART.split(_read(name))[1:]
+  names = sections[::2]
+  texts = [text.strip() for text in sections[1::2]]
   if len(set(names)) < len(names):
-    raise ValueError(f"prompt {name}: a part stands there twice; its parts: {names}")
-  found = dict(zip(names, texts, strict=True))
-  missing = sorted(set(parts) - set(found))
+    raise ValueError(f"prompt {name}: duplicate part; its parts: {names}")
+  by_name = dict(zip(names, texts, strict=True))
+  missing = sorted(set(parts) - set(by_name))
   if missing:
     raise ValueError(
       f"prompt {name} has no part [{missing[0]}]; its parts: {', '.join(names)}"
     )
-  used = {place for text in found.values() for place in _PLACE.findall(text)}
-  if used != set(places):
-    wrong = sorted(used ^ set(places))[0]
-    problem = "does not know" if wrong in used else "must say somewhere"
+  used = {field for text in by_name.values() for field in _PLACEHOLDER.findall(text)}
+  if used != set(fields):
+    wrong = sorted(used ^ set(fields))[0]
+    problem = "unknown" if wrong in used else "missing"
     raise ValueError(
-      f"prompt {name}: {{{wrong}}} is a place it {problem}; places: "
-      f"{', '.join(sorted(places))}"
+      f"prompt {name}: the placeholder {{{wrong}}} is {problem}; required are exactly: "
+      f"{', '.join(sorted(fields))}"
     )
-  return Prompt(name, found)
+  return PromptTemplate(name, by_name)
 
 
-def principles(name: str) -> tuple[str, ...]:
-  """A file of principles, one a paragraph; lines with # are notes.
+def load_principles(name: str) -> tuple[str, ...]:
+  """Reads a file of principles, one per paragraph; lines with # are comments.
 
   Raises:
-    ValueError: no such file, or none in it.
+    ValueError: no such file, or no principle in it.
   """
   lines = [line for line in _read(name).splitlines() if not line.startswith("#")]
   blocks = re.split(r"\n\s*\n", "\n".join(lines))
-  found = tuple(" ".join(block.split()) for block in blocks if block.strip())
-  if not found:
-    raise ValueError(f"{name} holds no principle; write one a paragraph")
-  return found
+  principles = tuple(" ".join(block.split()) for block in blocks if block.strip())
+  if not principles:
+    raise ValueError(f"{name} has no principle; write one per paragraph")
+  return principles
 
 
 def _read(name: str) -> str:
-  path = Path(name) if name.endswith(".txt") else _HERE / f"{name}.txt"
+  path = Path(name) if name.endswith(".txt") else _PROMPTS / f"{name}.txt"
   if not path.is_file():
-    known = ", ".join(sorted(file.stem for file in _HERE.glob("*.txt")))
-    raise ValueError(f"no prompt {name!r}; known: {known}; or the path of a .txt file")
+    known = ", ".join(sorted(file.stem for file in _PROMPTS.glob("*.txt")))
+    raise ValueError(
+      f"no prompt {name!r}; allowed: {known}, or the path of a .txt file"
+    )
   return path.read_text(encoding="utf-8")
 
 
 def fill(
-  prompt: Prompt,
+  template: PromptTemplate,
   parts: Sequence[str],
   texts: Mapping[str, str],
-  words: Mapping[str, str] | None = None,
+  *,
+  trusted: Mapping[str, str] | None = None,
   note: bool = True,
 ) -> tuple[Piece, ...]:
-  """The named parts, end to end, with texts in their places.
+  """Concatenates parts of a template and fills their placeholders.
 
   Args:
-    prompt: of `load`.
-    parts: in order; empty ones are left out.
-    texts: place -> a text of anybody's; fenced.
-    words: place -> words of our own (a principle); as they stand.
-    note: say first what fences are.
+    template: of `load_template`.
+    parts: names of the parts, in order; empty parts are left out.
+    texts: field -> untrusted text; inserted within fences.
+    trusted: field -> trusted text (a principle); inserted without fences.
+    note: start with an explanation of the fences.
   """
-  fence = mark(texts.values())
-  whole = [_note() if note else "", *(prompt.parts[part] for part in parts)]
-  template = "\n\n".join(part for part in whole if part)
-  own = dict(words or {}) | {"fence": fence}
+  fence = make_fence(texts.values())
+  chosen = [_note() if note else "", *(template.parts[part] for part in parts)]
+  whole = "\n\n".join(part for part in chosen if part)
+  unfenced = dict(trusted or {}) | {"fence": fence}
   pieces: list[Piece] = []
-  for index, chunk in enumerate(_PLACE.split(template)):
+  for index, chunk in enumerate(_PLACEHOLDER.split(whole)):
     if index % 2 == 0:
       pieces.append(Piece(chunk))
-    elif chunk in own:
-      pieces.append(Piece(own[chunk]))
+    elif chunk in unfenced:
+      pieces.append(Piece(unfenced[chunk]))
     else:
       pieces.append(Piece(f"<<<{fence}\n"))
       pieces.append(Piece(texts[chunk], trusted=False))
       pieces.append(Piece(f"\n{fence}>>>"))
-  return _joined(pieces)
+  return _merge_trusted(pieces)
 
 
 @functools.cache
 def _note() -> str:
-  return load("fence", ("note",), ("fence",)).parts["note"]
+  return load_template("fence", ("note",), ("fence",)).parts["note"]
 
 
-def mark(texts: Collection[str]) -> str:
-  """Letters and digits that occur in none of the texts; the same for the same texts."""
+def make_fence(texts: Collection[str]) -> str:
+  """Returns a hexadecimal string that occurs in none of the texts; deterministic."""
   whole = "\0".join(texts)
   number = 0
   while True:
-    made = hashlib.blake2b(f"{number}\0{whole}".encode("utf-8", "replace"))
-    found = made.hexdigest()[:12]
-    if not any(found in text.lower() for text in texts):
-      return found
+    hashed = hashlib.blake2b(f"{number}\0{whole}".encode("utf-8", "replace"))
+    fence = hashed.hexdigest()[:12]
+    if not any(fence in text.lower() for text in texts):
+      return fence
     number += 1
 
 
-def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-  """The same text, neighbours of one kind made one piece."""
-  joined: list[Piece] = []
+def _merge_trusted(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+  """Merges adjacent trusted pieces."""
+  merged: list[Piece] = []
   for piece in pieces:
-    if joined and joined[-1].trusted and piece.trusted:
-      joined[-1] = Piece(joined[-1].text + piece.text)
+    if merged and merged[-1].trusted and piece.trusted:
+      merged[-1] = Piece(merged[-1].text + piece.text)
     elif piece.text:
-      joined.append(piece)
-  return tuple(joined)
+      merged.append(piece)
+  return tuple(merged)
 
 
-def messages(conversation: Conversation) -> list[dict[str, str]]:
-  """A conversation for a chat endpoint; control tokens in texts are broken up."""
+def to_messages(conversation: Conversation) -> list[dict[str, str]]:
+  """Converts a conversation to chat messages; escapes control tokens in texts."""
   return [
     {
       "role": turn.role,
       "content": "".join(
-        p.text if p.trusted else harmless(p.text) for p in turn.pieces
+        p.text if p.trusted else escape_control_tokens(p.text) for p in turn.pieces
       ),
     }
     for turn in conversation
   ]
 
 
-def harmless(text: str) -> str:
-  """The text with a space inside what the common chat models take for a control token.
+def escape_control_tokens(text: str) -> str:
+  """Inserts a space into the control tokens of common chat models.
 
-  Another server's own tokens are not known here: `encode` of a local judge breaks up
-  whatever its tokenizer holds.
+  Control tokens of other models are unknown here; `local.encode` escapes those of its
+  tokenizer.
   """
-  text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair
-  return _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+  text = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates
+  return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-def draw(seed: int, *texts: str) -> float:
-  """A number in [0, 1) that depends on seed and texts only: the luck of a content."""
+def hash_uniform(seed: int, *texts: str) -> float:
+  """Returns a uniform variate in [0, 1), a hash of the seed and the texts."""
   hashed = hashlib.blake2b(repr((seed, *texts)).encode("utf-8", "replace"))
   return int.from_bytes(hashed.digest()[:7], "big") / (1 << 56)

@@ -1,8 +1,8 @@
-"""What every source of feedback is: a function of texts, and how groups are asked.
+"""Defines the feedback types, functions of texts, and applies them to groups.
 
-A reward model, a judge, a rule and the embedded world are all a `Scorer` (a number for
-each completion) or a `Preference` (the probability that one completion beats another).
-Whoever cannot tell abstains with NaN; nothing here turns that into a verdict silently.
+Reward models, judges and rules are all a `Scorer` (a number for each completion) or a
+`Preference` (the probability that one completion beats another). NaN is an abstention;
+no function here replaces it silently.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from xpo_jax.types import Params
 
 
 class Scores(NamedTuple):
-  """Verdicts on N questions.
+  """Verdicts on N queries.
 
   Attributes:
-    value_N: float32: a score, or a probability; NaN: abstained.
-    reason: why, in words, "" where there is none; None: this source never says.
+    value_N: float32: a score, or a probability; NaN: abstention.
+    reason: reasons as text, "" where there is none; None: the source gives no reasons.
   """
 
   value_N: np.ndarray
@@ -28,62 +28,63 @@ class Scores(NamedTuple):
 
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
-"""`(prompts, completions) -> Scores`: the n-th completion answers the n-th prompt."""
+"""`(prompts, completions) -> Scores`: one score for each completion of its prompt."""
 
 Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores]
 """`(prompts, first, second) -> Scores`: P(first beats second), each in [0, 1]."""
 
 
-class OfPolicy(NamedTuple):
-  """Feedback that a policy gives on itself, made anew whenever it has learned.
+class SelfFeedback(NamedTuple):
+  """Feedback from the policy itself, rebuilt after every update of its parameters.
 
   Attributes:
-    make: `(model, params, tokenizer) -> Scorer or Preference`, of the decoder as it is
-      now.
+    make: `(model, params, tokenizer) -> Scorer or Preference`, for the current
+      parameters.
   """
 
   make: Callable[[Model, Params, Any], Any]
 
 
 def both_orders(preference: Preference) -> Preference:
-  """Asks twice, the answers swapped, and averages the two probabilities.
+  """Queries a preference in both orders and averages the two probabilities.
 
-  P = (P(first, shown first) + 1 - P(second, shown first)) / 2: a liking for what comes
-  first cancels, and swapping the answers gives 1 - P. NaN where either order abstains.
+  P = (P(first, shown first) + 1 - P(second, shown first)) / 2: an additive position
+  bias cancels, and swapping the completions gives 1 - P. NaN where either order
+  abstains.
 
   Paper: position debiasing of RLAIF, Lee et al. 2023, arXiv:2309.00267.
 
   Args:
-    preference: whose answer may depend on the order; asked once, about all.
+    preference: may depend on the order; called once, with both orders.
   """
 
-  def asked(
+  def debiased(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
-    orders = ([*prompts, *prompts], [*first, *second], [*second, *first])
-    found = check_probabilities(preference(*orders), 2 * len(prompts))
-    shown_N, swapped_N = np.split(found.value_N, 2)
-    reason = found.reason and found.reason[: len(prompts)]
+    scores = preference([*prompts, *prompts], [*first, *second], [*second, *first])
+    scores = check_probabilities(scores, 2 * len(prompts))
+    shown_N, swapped_N = np.split(scores.value_N, 2)
+    reason = scores.reason and scores.reason[: len(prompts)]
     return Scores((shown_N + 1 - swapped_N) / 2, reason)
 
-  return asked
+  return debiased
 
 
 def clamped(preference: Preference, low: float = 0.4, high: float = 0.6) -> Preference:
-  """A preference kept from being too sure of itself; see `ai_labels.clamped`.
+  """Clamps the probabilities of a preference; see `ai_labels.clamped`.
 
   Raises:
     ValueError: a bound out of range.
   """
   ai_labels.clamped(np.full((1, 2), 0.5, np.float32), low, high)  # checks the bounds
 
-  def asked(
+  def bounded(
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
-    found = check_probabilities(preference(prompts, first, second), len(prompts))
-    return found._replace(value_N=np.clip(found.value_N, low, high))  # NaN stays
+    scores = check_probabilities(preference(prompts, first, second), len(prompts))
+    return scores._replace(value_N=np.clip(scores.value_N, low, high))  # NaN stays NaN
 
-  return asked
+  return bounded
 
 
 def score_groups(
@@ -96,21 +97,22 @@ def score_groups(
   """Scores every completion of every prompt, in one call of the scorer.
 
   Args:
-    scorer: who is asked.
+    scorer: the scorer.
     prompts: B texts.
     texts_BK: K completions each.
-    present: [B, K], 0 on padded columns: they are not asked about and get 0.
+    present: [B, K], 0 on padded columns: they are not scored and get 0.
 
   Returns:
     `reward_BK`, float32; NaN where the scorer abstained.
 
   Raises:
-    ValueError: groups of unequal size, or an answer that is no list of scores.
+    ValueError: groups of unequal size, or a result that is not a list of scores.
   """
   present_BK = _present(prompts, texts_BK, present)
   row_N, column_N = np.nonzero(present_BK)
-  asked = [texts_BK[b][k] for b, k in zip(row_N, column_N, strict=True)]
-  scores = check_scores(scorer([prompts[b] for b in row_N], asked), len(asked))
+  completions = [texts_BK[b][k] for b, k in zip(row_N, column_N, strict=True)]
+  scores = scorer([prompts[b] for b in row_N], completions)
+  scores = check_scores(scores, len(completions))
   reward_BK = np.zeros(present_BK.shape, np.float32)
   reward_BK[row_N, column_N] = scores.value_N
   return reward_BK
@@ -123,29 +125,29 @@ def win_matrix(
   *,
   present: np.ndarray | None = None,
 ) -> np.ndarray:
-  """P(row beats column) within each group, in one call of the preference.
+  """Computes P(row beats column) in each group, in one call of the preference.
 
-  Each pair is asked about once; the other half is 1 - P, the diagonal 1/2.
+  Each pair is queried once; the lower triangle is 1 - P, the diagonal 1/2.
 
   Args:
-    preference: who is asked.
+    preference: the preference.
     prompts: B texts.
     texts_BK: K completions each.
-    present: [B, K], 0 on padded columns: they are not asked about and get 0.
+    present: [B, K], 0 on padded columns: they are not queried and get 0.
 
   Returns:
     `win_BKK`, float32; NaN where the preference abstained.
 
   Raises:
-    ValueError: groups of unequal size, or an answer that is no list of probabilities.
+    ValueError: groups of unequal size, or a result that is not a list of probabilities.
   """
   present_BK = _present(prompts, texts_BK, present)
   both_BKK = present_BK[:, :, None] * present_BK[:, None, :]
   row_N, first_N, second_N = np.nonzero(np.triu(both_BKK, 1))
   first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
   second = [texts_BK[b][k] for b, k in zip(row_N, second_N, strict=True)]
-  answers = preference([prompts[b] for b in row_N], first, second)
-  p_N = check_probabilities(answers, len(first)).value_N
+  scores = preference([prompts[b] for b in row_N], first, second)
+  p_N = check_probabilities(scores, len(first)).value_N
   win_BKK = np.where(both_BKK, np.float32(0.5), np.float32(0))
   win_BKK[row_N, first_N, second_N] = p_N
   win_BKK[row_N, second_N, first_N] = 1 - p_N
@@ -160,18 +162,18 @@ def win_rates(
   present: np.ndarray | None = None,
   include_self: bool = True,
 ) -> np.ndarray:
-  """Mean probability of each completion to beat its group.
+  """Computes the mean probability of each completion to beat its group.
 
-  A pair on which the preference abstained counts as a draw; see `win_matrix` for which.
+  A pair on which the preference abstained counts as a tie; `win_matrix` shows which.
 
   Args:
-    preference: who is asked.
+    preference: the preference.
     prompts: B texts.
     texts_BK: K completions each.
-    present: [B, K], 0 on padded columns: they are not asked about and get 0.
-    include_self: whether a completion is of its own group, as a draw (1/2), which is
-      SPPO's estimate (`preference_games.win_rate`); else the group is the others, and
-      who has none gets 1/2.
+    present: [B, K], 0 on padded columns: they are not queried and get 0.
+    include_self: whether the group includes the completion itself, as a tie (1/2),
+      which is SPPO's estimate (`preference_games.win_rate`); else the group is the
+      other completions, and a single completion gets 1/2.
 
   Returns:
     `reward_BK`, float32; NaN where every verdict on a completion was an abstention.
@@ -181,30 +183,31 @@ def win_rates(
   """
   present_BK = _present(prompts, texts_BK, present).astype(np.float32)
   win_BKK = win_matrix(preference, prompts, texts_BK, present=present)
-  told_BKK = np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK)
+  filled_BKK = np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK)
   others_BK = present_BK.sum(-1, keepdims=True) - 1
   if include_self:
-    reward_BK = np.array(preference_games.win_rate(told_BKK, present_BK))
+    reward_BK = np.array(preference_games.win_rate(filled_BKK, present_BK))
   else:
-    apart_BKK = told_BKK * (1 - np.eye(present_BK.shape[1], dtype=np.float32))
-    mean_BK = apart_BKK.sum(-1) / np.maximum(others_BK, 1)
+    off_diagonal_BKK = filled_BKK * (1 - np.eye(present_BK.shape[1], dtype=np.float32))
+    mean_BK = off_diagonal_BKK.sum(-1) / np.maximum(others_BK, 1)
     reward_BK = np.where(others_BK > 0, mean_BK, present_BK / 2)
-  silent_BK = (np.isnan(win_BKK).sum(-1) == others_BK) & (others_BK > 0)
-  return np.where(silent_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
+  abstains_BK = (np.isnan(win_BKK).sum(-1) == others_BK) & (others_BK > 0)
+  return np.where(abstains_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
 
 
 def win_rates_against(
   preference: Preference,
   prompts: Sequence[str],
   texts_BK: Sequence[Sequence[str]],
+  *,
   opponents_BJ: Sequence[Sequence[str]],
 ) -> np.ndarray:
-  """Mean probability of each completion to beat its prompt's J opponents.
+  """Computes the mean probability of each completion to beat its prompt's J opponents.
 
-  A pair on which the preference abstained counts as a draw.
+  A pair on which the preference abstained counts as a tie.
 
   Args:
-    preference: who is asked, in one call.
+    preference: the preference; called once.
     prompts: B texts.
     texts_BK: K completions each.
     opponents_BJ: J completions each.
@@ -213,50 +216,50 @@ def win_rates_against(
     `reward_BK`, float32; NaN where every verdict on a completion was an abstention.
 
   Raises:
-    ValueError: groups of unequal size, or an answer that is no list of probabilities.
+    ValueError: groups of unequal size, or a result that is not a list of probabilities.
   """
   B, K = _present(prompts, texts_BK, None).shape
   _, J = _present(prompts, opponents_BJ, None).shape
   row_N, first_N, second_N = (x.ravel() for x in np.indices((B, K, J)))
   first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
   second = [opponents_BJ[b][j] for b, j in zip(row_N, second_N, strict=True)]
-  answers = preference([prompts[b] for b in row_N], first, second)
-  p_BKJ = check_probabilities(answers, B * K * J).value_N.reshape(B, K, J)
-  silent_BKJ = np.isnan(p_BKJ)
-  win_rate_BK = np.where(silent_BKJ, np.float32(0.5), p_BKJ).mean(-1)
-  return np.where(silent_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
+  scores = preference([prompts[b] for b in row_N], first, second)
+  p_BKJ = check_probabilities(scores, B * K * J).value_N.reshape(B, K, J)
+  abstains_BKJ = np.isnan(p_BKJ)
+  win_rate_BK = np.where(abstains_BKJ, np.float32(0.5), p_BKJ).mean(-1)
+  return np.where(abstains_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
 
 
-def abstentions(values: np.ndarray) -> int:
-  """How many of these verdicts are abstentions; of `win_matrix`, twice the pairs."""
+def count_abstentions(values: np.ndarray) -> int:
+  """Counts abstentions; in a `win_matrix` every pair counts twice."""
   return int(np.isnan(values).sum())
 
 
 def check_scores(scores: Scores, count: int) -> Scores:
-  """The scores, if they are one number or NaN for each of `count` questions.
+  """Checks that scores are one finite number or NaN for each of `count` queries.
 
   Raises:
-    ValueError: another shape, an infinite score, or reasons of another count.
+    ValueError: another shape, an infinite score, or another number of reasons.
   """
   value_N = np.asarray(scores.value_N, np.float32)
   if value_N.shape != (count,):
     raise ValueError(
-      f"feedback of shape {value_N.shape} on {count} questions; it must be ({count},), "
+      f"feedback of shape {value_N.shape} on {count} queries; it must be ({count},), "
       "NaN where it abstains"
     )
   if np.isinf(value_N).any():
     worst = int(np.isinf(value_N).argmax())
     raise ValueError(
-      f"feedback on question {worst} is {value_N[worst]}; it must be finite, or NaN to "
+      f"feedback on query {worst} is {value_N[worst]}; it must be finite, or NaN to "
       "abstain"
     )
   if scores.reason is not None and len(scores.reason) != count:
-    raise ValueError(f"{len(scores.reason)} reasons for {count} questions")
+    raise ValueError(f"{len(scores.reason)} reasons for {count} queries")
   return Scores(value_N, scores.reason)
 
 
 def check_probabilities(scores: Scores, count: int) -> Scores:
-  """As `check_scores`, of numbers in [0, 1].
+  """Checks as `check_scores`, and that numbers are in [0, 1].
 
   Raises:
     ValueError: also for a number outside [0, 1].
@@ -266,8 +269,8 @@ def check_probabilities(scores: Scores, count: int) -> Scores:
   if wrong_N.any():
     worst = int(wrong_N.argmax())
     raise ValueError(
-      f"preference on question {worst} is {scores.value_N[worst]}; a probability lies "
-      "in [0, 1] (a score? use score_groups)"
+      f"preference on query {worst} is {scores.value_N[worst]}; it must be "
+      "in [0, 1] (for a score use score_groups)"
     )
   return scores
 
@@ -277,9 +280,9 @@ def _present(
   texts_BK: Sequence[Sequence[str]],
   present: np.ndarray | None,
 ) -> np.ndarray:
-  """Which completions there are, bool [B, K]."""
+  """Returns the mask of completions that are not padding, bool [B, K]."""
   if not len(prompts):
-    raise ValueError("prompts is empty; there is nothing to give feedback on")
+    raise ValueError("prompts is empty; give at least one prompt")
   if len(prompts) != len(texts_BK):
     raise ValueError(f"{len(prompts)} prompts, but {len(texts_BK)} groups of texts")
   sizes = {len(texts) for texts in texts_BK}

@@ -1,7 +1,8 @@
-"""Every exchange with a judge on disk: nothing is paid twice, and a run replays.
+"""Caches a judge's responses on disk, for resumed and replayed runs.
 
-One JSON Lines file, one line an exchange, appended as answers come in. A process that
-is killed in the middle of a line loses that line only.
+The cache is one JSON Lines file with one exchange (request and response) per line,
+appended as responses arrive. A process that is killed while writing loses only its last
+line.
 """
 
 import fcntl
@@ -15,25 +16,25 @@ from typing import Any
 _FILE = "exchanges.jsonl"
 
 
-class Exchanges:
-  """A folder of exchanges, safe to share between threads and processes.
+class ResponseCache:
+  """A directory of exchanges, safe to share between threads and processes.
 
-  An exchange is found by its content: the request, and the number of the draw. Answers
-  that another process adds are found after opening the folder again; asked twice at
-  the same time, both answers are kept and the last one counts.
+  An exchange is keyed by its content: the request and the index of the draw. Responses
+  that another process adds are visible after the directory is opened again; of two
+  responses to one request the later one is used.
 
   Args:
-    directory: made if it is not there.
+    directory: created if it does not exist.
 
   Raises:
-    ValueError: a line in it that is not an exchange.
+    ValueError: the file has a line that is not an exchange.
   """
 
   def __init__(self, directory: str | Path):
     self.path = Path(directory) / _FILE
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self._lock = threading.Lock()
-    self._answers: dict[str, Any] = {}
+    self._responses: dict[str, Any] = {}
     self._failures: dict[str, str] = {}
     with self.path.open("a+b") as file:
       fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
@@ -41,39 +42,39 @@ class Exchanges:
       self._read(file)
 
   def _read(self, file) -> None:
-    good = 0
+    valid_bytes = 0
     for number, line in enumerate(file, 1):
       if not line.endswith(b"\n"):
-        file.truncate(good)  # its writer was killed
+        file.truncate(valid_bytes)  # its writer was killed
         return
       try:
         entry = json.loads(line)
         if "answer" in entry:
-          self._answers[entry["key"]] = entry["answer"]
+          self._responses[entry["key"]] = entry["answer"]
         else:
           self._failures[entry["key"]] = entry["failure"]
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-          f"{self.path}, line {number} is not an exchange ({error}); delete the line, "
-          "and its question is asked again"
+          f"{self.path}, line {number} is not an exchange ({error}); delete the line "
+          "to send its request again"
         ) from error
-      good += len(line)
+      valid_bytes += len(line)
 
   def find(self, request: Mapping[str, Any], draw: int) -> Any | None:
-    """The answer on disk, or None."""
-    return self._answers.get(key(request, draw))
+    """Returns the stored response, or None."""
+    return self._responses.get(key(request, draw))
 
   def find_failure(self, request: Mapping[str, Any], draw: int) -> str | None:
-    """What went wrong with it last, or None; it may have been answered since."""
+    """Returns the last failure of a request, or None; a response may have followed."""
     return self._failures.get(key(request, draw))
 
-  def keep(self, request: Mapping[str, Any], draw: int, answer: Any) -> None:
-    """Writes an answer, anything JSON can hold."""
-    self._append(request, draw, {"answer": answer})
-    self._answers[key(request, draw)] = answer
+  def store(self, request: Mapping[str, Any], draw: int, response: Any) -> None:
+    """Stores a response, any JSON value."""
+    self._append(request, draw, {"answer": response})
+    self._responses[key(request, draw)] = response
 
-  def keep_failure(self, request: Mapping[str, Any], draw: int, failure: str) -> None:
-    """Writes what went wrong; the question stays open."""
+  def store_failure(self, request: Mapping[str, Any], draw: int, failure: str) -> None:
+    """Stores a failure; the request has still no response."""
     self._append(request, draw, {"failure": failure})
     self._failures[key(request, draw)] = failure
 
@@ -86,6 +87,6 @@ class Exchanges:
 
 
 def key(request: Mapping[str, Any], draw: int) -> str:
-  """Names an exchange by its content."""
+  """Returns the cache key of an exchange, a hash of its content."""
   text = json.dumps([request, draw], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""Rewards of texts from saved models: explicit, implicit, ensembles of them.
+"""Scores texts with saved reward models: explicit, implicit and ensembles.
 
-What a reward model needs beside its Hugging Face directory stands there in reward.json:
-the template and limits that it was trained with, and the gain and bias that normalise
-it. A reward is gain * value + bias, the value read where training reads it: the scalar
-head at the position that predicts the last token of the completion.
+A reward model is a Hugging Face directory with a file reward.json: the template and
+limits that it was trained with, and the gain and bias that normalise it. A reward is
+gain * value + bias; the value is that of training, the scalar head at the position that
+predicts the last token of the completion.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 
 from xpo_jax.data import audit
 from xpo_jax.data.tokenise import Limits, Template
-from xpo_jax.feedback import _texts
+from xpo_jax.feedback import tokenised_texts
 from xpo_jax.feedback.protocol import Scorer, Scores
 from xpo_jax.models import heads, hf_checkpoint, score, transformer
 from xpo_jax.ops import kl_control, token_stats
@@ -34,17 +34,17 @@ Normaliser = Callable[[Array, Array], Affine]
 
 
 class RewardModel(NamedTuple):
-  """A scalar head on a decoder, ready to read texts.
+  """A decoder with a scalar head, its tokenizer and its text format.
 
   Attributes:
     model: the decoder.
-    params: `{"lm": ..., "value": ...}`, on the mesh where there is one.
-    tokenizer: its own; text is what it shares with a policy.
-    template: puts a prompt and a completion together.
-    limits: of tokens; a longer text is truncated as in training.
-    kind: `REWARD`, or `PREFERENCE` where it reads two answers.
-    affine: the last step, from the head's value to the reward.
-    mesh: where rows are split, or None.
+    params: `{"lm": ..., "value": ...}`, on the mesh if there is one.
+    tokenizer: the reward model's own; it may differ from the policy's.
+    template: combines a prompt and a completion.
+    limits: maximum lengths; longer texts are truncated as in training.
+    kind: `REWARD`, or `PREFERENCE` for a model of two completions.
+    affine: maps the head's value to the reward.
+    mesh: over which rows are split, or None.
   """
 
   model: transformer.Model
@@ -57,7 +57,7 @@ class RewardModel(NamedTuple):
   mesh: jax.sharding.Mesh | None = None
 
 
-def describe(
+def write_description(
   directory: str | Path,
   template: Template,
   limits: Limits,
@@ -65,15 +65,15 @@ def describe(
   kind: str = REWARD,
   affine: Affine = Affine(1.0, 0.0),
 ) -> Path:
-  """Writes reward.json beside a model's weights, over an older one.
+  """Writes reward.json into a model's directory; overwrites an existing one.
 
   Args:
     directory: a Hugging Face directory with a scalar head
       (`models.hf_checkpoint.save`).
-    template: the model's of training.
-    limits: the model's of training.
+    template: of training.
+    limits: of training.
     kind: `REWARD` or `PREFERENCE`.
-    affine: from the head's value to the reward.
+    affine: maps the head's value to the reward.
 
   Raises:
     ValueError: a gain or bias that is not finite.
@@ -92,8 +92,8 @@ def describe(
   return path
 
 
-def about(directory: str | Path, kind: str = REWARD) -> dict[str, Any]:
-  """What reward.json says of a directory; reads no weight.
+def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any]:
+  """Reads reward.json of a directory; reads no weights.
 
   Raises:
     ValueError: no reward.json, or a model of the other kind.
@@ -101,17 +101,18 @@ def about(directory: str | Path, kind: str = REWARD) -> dict[str, Any]:
   path = Path(directory) / FILE
   if not path.exists():
     raise ValueError(
-      f"{directory} is no reward model: it has no {FILE}; `xpo evaluate RUN` writes it "
-      "into the policy/ of a finished reward run, reward_model.describe anywhere"
+      f"{directory} is not a reward model: it has no {FILE}; `xpo evaluate RUN` writes "
+      "it into policy/ of a finished reward-model run, "
+      "reward_model.write_description into any directory"
     )
-  found = json.loads(path.read_text(encoding="utf-8"))
-  if found["kind"] != kind:
+  description = json.loads(path.read_text(encoding="utf-8"))
+  if description["kind"] != kind:
     raise ValueError(
-      f"{directory} holds a {found['kind']} model, a {kind} model is needed; a reward "
-      "model gives a Scorer (reward_model.scorer), a preference model a Preference "
-      "(preference_model.preference)"
+      f"{directory} has a {description['kind']} model, a {kind} model is needed; load "
+      "a reward model by reward_model.scorer, a preference model by "
+      "preference_model.preference"
     )
-  return found
+  return description
 
 
 def load(
@@ -121,31 +122,31 @@ def load(
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
 ) -> RewardModel:
-  """Reads a reward or preference model; every check comes before the weights.
+  """Loads a reward or preference model; checks everything before it reads weights.
 
   Args:
     directory: a Hugging Face directory with value_head.safetensors and reward.json.
-    kind: what is expected there: `REWARD` or `PREFERENCE`.
+    kind: the expected kind, `REWARD` or `PREFERENCE`.
     compute_dtype: dtype of activations.
-    mesh: where parameters and rows are split, or None: one device.
+    mesh: over which parameters and rows are split; None: one device.
 
   Raises:
     ValueError: no reward.json, no scalar head or no tokenizer; a model of the other
-      kind; sizes that the mesh does not divide; and what `hf_checkpoint.load` raises.
+      kind; sizes that the mesh does not divide; and as `hf_checkpoint.load`.
   """
-  said = about(directory, kind)
-  found = undescribed(
+  description = read_description(directory, kind)
+  loaded = load_raw(
     directory,
-    Template(**said["template"]),
-    Limits(**said["limits"]),
+    Template(**description["template"]),
+    Limits(**description["limits"]),
     compute_dtype=compute_dtype,
     mesh=mesh,
   )
-  affine = Affine(said["gain"], said["bias"])
-  return found._replace(kind=kind, affine=affine)
+  affine = Affine(description["gain"], description["bias"])
+  return loaded._replace(kind=kind, affine=affine)
 
 
-def undescribed(
+def load_raw(
   directory: str | Path,
   template: Template,
   limits: Limits,
@@ -153,48 +154,57 @@ def undescribed(
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
 ) -> RewardModel:
-  """Reads a model as it was trained, whatever a reward.json beside it says.
+  """Loads a model with a given template and limits; ignores reward.json.
 
   Args:
     directory: see `load`.
-    template: how texts are put together.
-    limits: longest prompt and completion.
+    template: combines a prompt and a completion.
+    limits: maximum lengths.
     compute_dtype: see `load`.
     mesh: see `load`.
 
   Raises:
     ValueError: as `load`, but for reward.json.
   """
-  held = hf_checkpoint.load(directory, compute_dtype)
-  if "value" not in held.params:
-    raise ValueError(f"{directory} has no scalar head; was it trained as a policy?")
-  if held.tokenizer is None:
-    raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
-  model = transformer.model(held.config)
+  checkpoint = hf_checkpoint.load(directory, compute_dtype)
+  if "value" not in checkpoint.params:
+    raise ValueError(
+      f"{directory} has no scalar head; name the directory of a reward model, not of a "
+      "policy"
+    )
+  if checkpoint.tokenizer is None:
+    raise ValueError(
+      f"{directory} has no tokenizer; save one in the directory of the weights"
+    )
+  model = transformer.model(checkpoint.config)
   try:
-    params = _placed(model, held.params, mesh)
+    params = _place(model, checkpoint.params, mesh)
   except ValueError as error:
     raise ValueError(f"reward model {directory}: {error}") from None
-  return RewardModel(model, params, held.tokenizer, template, limits, mesh=mesh)
+  return RewardModel(model, params, checkpoint.tokenizer, template, limits, mesh=mesh)
 
 
-def of(held: RewardModel, *, batch: int = 32) -> Scorer:
-  """The Scorer of a model in memory.
+def to_scorer(reward_model: RewardModel, *, batch: int = 32) -> Scorer:
+  """Converts a reward model in memory to a Scorer.
 
   Args:
-    held: see `RewardModel`.
-    batch: texts scored at once.
+    reward_model: of kind `REWARD`.
+    batch: texts per forward pass.
 
   Returns:
-    A Scorer that never abstains and refuses a reward that is not a finite number.
+    A Scorer that never abstains and raises on a reward that is not finite.
   """
 
   def scorer(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
-    made = _texts.examples(
-      prompts, completions, held.tokenizer, held.template, held.limits
+    examples = tokenised_texts.to_examples(
+      prompts,
+      completions,
+      reward_model.tokenizer,
+      template=reward_model.template,
+      limits=reward_model.limits,
     )
-    value_N = values(held, made, batch)
-    return Scores(np.asarray(held.affine.of(value_N), np.float32))
+    value_N = head_values(reward_model, examples, batch)
+    return Scores(np.asarray(reward_model.affine.of(value_N), np.float32))
 
   return scorer
 
@@ -206,11 +216,11 @@ def scorer(
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
 ) -> Scorer:
-  """The Scorer of a saved reward model: `of` what `load` reads."""
-  return of(load(directory, compute_dtype=compute_dtype, mesh=mesh), batch=batch)
+  """Loads a saved reward model as a Scorer."""
+  return to_scorer(load(directory, compute_dtype=compute_dtype, mesh=mesh), batch=batch)
 
 
-def sharded(
+def sharded_scorer(
   directory: str,
   *,
   data: int = 1,
@@ -219,19 +229,19 @@ def sharded(
   batch: int = 32,
   compute_dtype: str = "float32",
 ) -> Scorer:
-  """As `scorer`, over a mesh of all devices, whatever the mesh of a policy.
+  """Loads a Scorer as `scorer`, on a mesh of all devices.
 
   Args:
     directory: see `load`.
-    data: copies of the model.
-    fsdp: devices that split rows and parameters.
-    tensor: devices that split heads, MLP and vocabulary.
-    batch: texts scored at once, over all devices.
+    data: number of copies of the model.
+    fsdp: number of devices that split rows and parameters.
+    tensor: number of devices that split heads, MLP and vocabulary.
+    batch: texts per forward pass, over all devices.
     compute_dtype: dtype of activations.
 
   Raises:
-    ValueError: a mesh that is not all devices, that does not divide the batch or the
-      model's sizes; see `load`.
+    ValueError: the mesh does not cover all devices, or does not divide the batch or
+      the model's sizes; see `load`.
   """
   mesh = meshes.make_mesh(data, fsdp, tensor)
   meshes.check_batch(mesh, batch)
@@ -239,39 +249,44 @@ def sharded(
 
 
 def normalise(
-  held: RewardModel,
+  reward_model: RewardModel,
   prompts: Sequence[str],
   completions: Sequence[str],
+  *,
   rule: Normaliser = kl_control.standardising,
 ) -> RewardModel:
-  """The model with the gain and bias that a rule finds on reference samples.
+  """Returns the model with gain and bias estimated on reference samples.
 
   Args:
-    held: the model; its old gain and bias are dropped.
+    reward_model: the model; its present gain and bias are ignored.
     prompts: of the samples.
-    completions: the reference policy's own (Ziegler et al. 2019, arXiv:1909.08593:
-      mean 0, deviation 1), or labellers' demonstrations with
-      `rule=controllers.centring` (InstructGPT, arXiv:2203.02155: mean 0).
+    completions: samples of the reference policy (Ziegler et al. 2019, arXiv:1909.08593:
+      mean 0, deviation 1), or human demonstrations with
+      `rule=kl_control.centring` (InstructGPT, arXiv:2203.02155: mean 0).
     rule: `(reward_BK, population_BK) -> Affine`.
 
   Raises:
     ValueError: fewer than two samples.
   """
   if len(completions) < 2:
-    raise ValueError(f"{len(completions)} reference samples; at least 2, better 256")
-  raw = of(held._replace(affine=Affine(1.0, 0.0)))(prompts, completions)
+    raise ValueError(
+      f"completions: {len(completions)} reference samples; give at least 2, better 256"
+    )
+  unscaled = reward_model._replace(affine=Affine(1.0, 0.0))
+  raw = to_scorer(unscaled)(prompts, completions)
   reward_BK = jnp.asarray(raw.value_N)[:, None]
-  found = rule(reward_BK, jnp.ones_like(reward_BK))
-  return held._replace(affine=Affine(float(found.gain), float(found.bias)))
+  affine = rule(reward_BK, jnp.ones_like(reward_BK))
+  affine = Affine(float(affine.gain), float(affine.bias))
+  return reward_model._replace(affine=affine)
 
 
-def mean(scorers: Sequence[Scorer]) -> Scorer:
-  """An ensemble's mean. Its members should be normalised on the same samples."""
+def ensemble_mean(scorers: Sequence[Scorer]) -> Scorer:
+  """Averages an ensemble, whose members should be normalised on the same samples."""
   return _ensemble(scorers, functools.partial(np.mean, axis=0))
 
 
-def worst(scorers: Sequence[Scorer]) -> Scorer:
-  """An ensemble's least reward: conservative where its members disagree.
+def ensemble_min(scorers: Sequence[Scorer]) -> Scorer:
+  """Takes an ensemble's minimum: conservative where its members disagree.
 
   Paper: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization",
   arXiv:2310.02743, Eq. not checked.
@@ -279,7 +294,7 @@ def worst(scorers: Sequence[Scorer]) -> Scorer:
   return _ensemble(scorers, functools.partial(np.min, axis=0))
 
 
-def implicit(
+def implicit_scorer(
   policy: str,
   reference: str,
   *,
@@ -292,49 +307,57 @@ def implicit(
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
 ) -> Scorer:
-  """beta log(policy / reference) of whole completions: the reward that DPO implies.
+  """Scores by DPO's implicit reward, beta log(policy / reference) of the completion.
 
-  Only differences between answers to one prompt have a meaning (Rafailov et al. 2023,
-  arXiv:2305.18290: beta log Z of the prompt is left out).
+  Only differences between completions of one prompt are meaningful (Rafailov et al.
+  2023, arXiv:2305.18290: beta log Z of the prompt is omitted).
 
   Args:
     policy: a Hugging Face directory.
     reference: another, with the same tokenizer.
-    beta: tie to the reference that the policy was trained with, per nat; > 0.
-    before: put before a prompt; see `tokenise.Template`.
-    between: put between a prompt and its completion.
-    prompt_tokens: a longer prompt keeps its end; None: any length.
-    completion_tokens: a longer completion keeps its start; None: any length.
-    batch: texts scored at once.
+    beta: tie to the reference in the policy's training, per nat; > 0.
+    before: prefix of a prompt; see `tokenise.Template`.
+    between: separator of a prompt and its completion.
+    prompt_tokens: longer prompts are truncated at their start; None: no limit.
+    completion_tokens: longer completions are truncated at their end; None: no limit.
+    batch: texts per forward pass.
     compute_dtype: dtype of activations.
-    mesh: where parameters and rows are split, or None: one device.
+    mesh: over which parameters and rows are split; None: one device.
 
   Raises:
-    ValueError: beta <= 0, no tokenizer, or two different ones.
+    ValueError: beta <= 0, no tokenizer, or two different tokenizers.
   """
   if beta <= 0:
-    raise ValueError(f"implicit: beta={beta} must be > 0")
-  held = [hf_checkpoint.load(where, compute_dtype) for where in (policy, reference)]
-  if any(one.tokenizer is None for one in held):
-    raise ValueError(f"{policy} or {reference} has no tokenizer; save one beside")
-  first, second = (audit.tokenizer_digest(one.tokenizer) for one in held)
-  if first != second:
+    raise ValueError(f"implicit_scorer: beta={beta} must be > 0")
+  checkpoints = [
+    hf_checkpoint.load(directory, compute_dtype) for directory in (policy, reference)
+  ]
+  tokenizer = checkpoints[0].tokenizer
+  if any(checkpoint.tokenizer is None for checkpoint in checkpoints):
     raise ValueError(
-      f"{policy} and {reference} have different tokenizers: their log-probs are of "
-      "different tokens, and a ratio of them is no reward"
+      f"{policy} or {reference} has no tokenizer; save one in the directory of the "
+      "weights"
+    )
+  digests = {audit.tokenizer_digest(each.tokenizer) for each in checkpoints}
+  if len(digests) > 1:
+    raise ValueError(
+      f"{policy} and {reference} have different tokenizers, so their log-probs are of "
+      "different tokens; use a reference with the policy's tokenizer"
     )
   template = Template(before, between)
   limits = Limits(prompt_tokens, completion_tokens, "truncate")
-  models = [transformer.model(one.config) for one in held]
+  models = [transformer.model(each.config) for each in checkpoints]
   params = [
-    _placed(model, {"lm": one.params["lm"]}, mesh)
-    for model, one in zip(models, held, strict=True)
+    _place(model, {"lm": checkpoint.params["lm"]}, mesh)
+    for model, checkpoint in zip(models, checkpoints, strict=True)
   ]
 
   def scorer(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
-    made = _texts.examples(prompts, completions, held[0].tokenizer, template, limits)
+    examples = tokenised_texts.to_examples(
+      prompts, completions, tokenizer, template=template, limits=limits
+    )
     logp, ref_logp = (
-      _run(_logps, model, tree, made, batch, mesh)
+      _run(_logps, model, tree, examples, batch, mesh)
       for model, tree in zip(models, params, strict=True)
     )
     return Scores(np.asarray(beta * (logp - ref_logp), np.float32))
@@ -342,29 +365,44 @@ def implicit(
   return scorer
 
 
-def values(held: RewardModel, made: Sequence[Any], batch: int) -> np.ndarray:
-  """The head's values at the last token of examples of one completion, `[N]`.
+def head_values(
+  reward_model: RewardModel, examples: Sequence[Any], batch: int
+) -> np.ndarray:
+  """Computes the head's values at the last token of each example, `[N]`.
+
+  Args:
+    reward_model: the model.
+    examples: examples of one completion, see `tokenised_texts.to_examples`.
+    batch: texts per forward pass.
 
   Raises:
-    ValueError: a value that is not a finite number.
+    ValueError: a value that is not finite.
   """
-  return _run(_values, held.model, held.params, made, batch, held.mesh)
+  return _run(
+    _values,
+    reward_model.model,
+    reward_model.params,
+    examples,
+    batch,
+    reward_model.mesh,
+  )
 
 
 def _ensemble(
   scorers: Sequence[Scorer], rule: Callable[[np.ndarray], np.ndarray]
 ) -> Scorer:
   if not scorers:
-    raise ValueError("an ensemble needs at least one scorer")
+    raise ValueError("scorers: empty; an ensemble needs at least one")
 
   def ensemble(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
-    each = [one(prompts, completions).value_N for one in scorers]
-    return Scores(np.asarray(rule(np.stack(each)), np.float32))  # NaN: one abstained
+    values = [scorer(prompts, completions).value_N for scorer in scorers]
+    # NaN where a member abstained.
+    return Scores(np.asarray(rule(np.stack(values)), np.float32))
 
   return ensemble
 
 
-def _placed(
+def _place(
   model: transformer.Model, params: Params, mesh: jax.sharding.Mesh | None
 ) -> Params:
   if mesh is None:
@@ -373,19 +411,19 @@ def _placed(
   return place.place_params(mesh, params, {name: axes[name] for name in params})
 
 
-def _run(function, model, params, made, batch, mesh) -> np.ndarray:
+def _run(function, model, params, examples, batch, mesh) -> np.ndarray:
   if mesh is not None:
     meshes.check_batch(mesh, batch)
-  found = _texts.in_batches(
-    made, batch, functools.partial(function, model, mesh, params)
+  value_N = tokenised_texts.map_batches(
+    examples, batch, functools.partial(function, model, mesh, params)
   )
-  if not np.isfinite(found).all():
-    at = int((~np.isfinite(found)).argmax())
+  if not np.isfinite(value_N).all():
+    index = int((~np.isfinite(value_N)).argmax())
     raise ValueError(
-      f"the reward of text {at} is {found[at]}: the model's weights have diverged, or "
-      "its compute_dtype is too narrow"
+      f"the reward of text {index} is {value_N[index]}; it must be finite: the weights "
+      "have diverged, or compute_dtype is too narrow"
     )
-  return found
+  return value_N
 
 
 def _hidden(model, mesh, params, rows) -> tuple[Params, Array]:
@@ -399,7 +437,7 @@ def _hidden(model, mesh, params, rows) -> tuple[Params, Array]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _values(model, mesh, params, rows) -> Array:
   _, hidden_RLD = _hidden(model, mesh, params, rows)
-  # The position before the last token predicts it, and has read all the others.
+  # The position before the last token, which predicts it.
   at_R11 = (rows.length_R - 2)[:, None, None]
   last_RD = jnp.take_along_axis(hidden_RLD, at_R11, axis=1)[:, 0]
   return heads.value(params["value"], last_RD)

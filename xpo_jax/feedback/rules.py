@@ -1,4 +1,4 @@
-"""Feedback by rule: no model, no doubt."""
+"""Rule-based feedback: scorers and preferences without a model."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from xpo_jax.feedback.protocol import Preference, Scorer, Scores, check_scores
 
 
 def synthetic_reward() -> Scorer:
-  """The embedded world's true reward: VADER's compound of prompt and completion."""
-  return _of_pair(
+  """Scores by the synthetic reviews' true reward: VADER on prompt and completion."""
+  return _from_pairs(
     lambda prompts, texts: synthetic_reviews.true_reward(
       [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     )
@@ -20,81 +20,85 @@ def synthetic_reward() -> Scorer:
 
 
 def sentiment() -> Scorer:
-  """VADER's compound of the completion alone, in [-1, 1].
+  """Scores by VADER's compound of the completion alone, in [-1, 1].
 
-  A lexicon: it counts words and knows no irony. Hutto and Gilbert 2014, through the
+  A lexicon, which does not recognise irony. Hutto and Gilbert 2014, through the
   `vaderSentiment` package.
   """
-  return _of_text(synthetic_reviews.true_reward)
+  return _from_completions(synthetic_reviews.true_reward)
 
 
 def matches(pattern: str, *, whole: bool = False) -> Scorer:
-  """1 where a regular expression is found in the completion, else 0.
+  """Scores 1 where a regular expression matches within the completion, else 0.
 
   Args:
     pattern: of Python's `re`.
-    whole: it must match the whole completion, blanks at its ends aside.
+    whole: match the whole completion, without whitespace at its ends.
 
   Raises:
     ValueError: not a regular expression.
   """
-  found = _compiled(pattern)
+  regex = _compiled(pattern)
   if whole:
-    return _of_text(
-      lambda texts: [bool(found.fullmatch(text.strip())) for text in texts]
+    return _from_completions(
+      lambda texts: [bool(regex.fullmatch(text.strip())) for text in texts]
     )
-  return _of_text(lambda texts: [bool(found.search(text)) for text in texts])
+  return _from_completions(lambda texts: [bool(regex.search(text)) for text in texts])
 
 
-def exact(answers: Mapping[str, str], *, extract: str | None = None) -> Scorer:
-  """1 where the completion gives the prompt's known answer, else 0.
+def exact_match(answers: Mapping[str, str], *, extract: str | None = None) -> Scorer:
+  """Scores 1 where the completion equals the prompt's reference answer, else 0.
 
-  Compared without case and blanks at the ends.
+  Case and repeated whitespace are ignored.
 
   Args:
-    answers: prompt -> its answer; a prompt without one is an abstention.
-    extract: a regular expression whose first group (or all of it) is the answer given,
-      the last one found counts ("#### (.*)"); None: the whole completion.
+    answers: prompt -> reference answer; the scorer abstains on other prompts.
+    extract: a regular expression whose first group (or whole match) is the answer; the
+      last match counts ("#### (.*)"). None: the whole completion.
 
   Raises:
     ValueError: not a regular expression, or no answers.
   """
   if not answers:
-    raise ValueError("exact: no answers to compare with")
+    raise ValueError(
+      "exact_match: answers is empty; give a reference answer per prompt"
+    )
   pattern = None if extract is None else _compiled(extract)
 
-  def given(text: str) -> str | None:
+  def extracted(text: str) -> str | None:
     if pattern is None:
       return text
-    found = list(pattern.finditer(text))
-    return found[-1][1 if pattern.groups else 0] if found else None
+    matches = list(pattern.finditer(text))
+    return matches[-1][1 if pattern.groups else 0] if matches else None
 
-  def right(prompt: str, text: str) -> float:
+  def correct(prompt: str, text: str) -> float:
     if prompt not in answers:
       return np.nan
-    said = given(text)
-    return said is not None and _plain(said) == _plain(answers[prompt])
+    answer = extracted(text)
+    return answer is not None and _normalised(answer) == _normalised(answers[prompt])
 
-  return _of_pair(lambda prompts, texts: list(map(right, prompts, texts)))
+  return _from_pairs(lambda prompts, texts: list(map(correct, prompts, texts)))
 
 
 def length(*, target: int | None = None) -> Scorer:
-  """Words of the completion; or, with a target, minus the distance from it."""
+  """Scores by the number of words; with a target, by minus the distance from it."""
   if target is None:
-    return _of_text(lambda texts: [len(text.split()) for text in texts])
-  return _of_text(lambda texts: [-abs(len(text.split()) - target) for text in texts])
+    return _from_completions(lambda texts: [len(text.split()) for text in texts])
+  return _from_completions(
+    lambda texts: [-abs(len(text.split()) - target) for text in texts]
+  )
 
 
 def bradley_terry(scorer: Scorer, temperature: float = 1.0) -> Preference:
-  """Any scorer as a preference: sigmoid((r_first - r_second) / temperature).
+  """Converts a scorer to a preference: sigmoid((r_first - r_second) / temperature).
 
   Args:
-    scorer: a function of prompt and completion.
-    temperature: in units of its score; 0: the better one wins for certain, equal ones
-      draw.
+    scorer: the reward r.
+    temperature: in units of the score; 0: probability 1 for the higher score, 1/2 for
+      ties.
 
   Returns:
-    Preference; abstains where the scorer does on either.
+    Preference; abstains where the scorer abstains on either completion.
 
   Raises:
     ValueError: a negative temperature.
@@ -115,25 +119,28 @@ def bradley_terry(scorer: Scorer, temperature: float = 1.0) -> Preference:
   return prefer
 
 
-def cycle(patterns: Sequence[str], *, edge: float = 0.9) -> Preference:
-  """A preference that no reward explains: each kind beats the next, the last the first.
+def cyclic_preference(patterns: Sequence[str], *, edge: float = 0.9) -> Preference:
+  """Intransitive preference: each kind beats the next, and the last kind the first.
 
-  A completion is of the first kind whose pattern is found in it. One of any kind beats
-  one of none; within a kind, and between kinds that are not neighbours, it is a draw.
+  A completion is of the first kind whose pattern matches in it. Any kind beats a
+  completion of no kind; equal kinds and kinds that are not adjacent tie.
 
   Args:
-    patterns: of Python's `re`, one for each kind; at least 3.
-    edge: probability of the kind that is preferred; in [1/2, 1].
+    patterns: of Python's `re`, one per kind; at least 3.
+    edge: probability that the preferred kind wins; in [1/2, 1].
 
   Raises:
-    ValueError: too few patterns, one that is no regular expression, or an edge outside
-      its range.
+    ValueError: too few patterns, one that is not a regular expression, or an edge
+      outside its range.
   """
   if len(patterns) < 3:
-    raise ValueError(f"cycle: {len(patterns)} patterns; a cycle takes at least 3")
+    raise ValueError(
+      f"cyclic_preference: {len(patterns)} patterns; allowed: at least 3"
+    )
   if not 0.5 <= edge <= 1:
-    raise ValueError(f"cycle: edge is {edge!r}; allowed: 1/2 to 1")
-  kinds, none = list(map(_compiled, patterns)), len(patterns)
+    raise ValueError(f"cyclic_preference: edge is {edge!r}; allowed: 1/2 to 1")
+  kinds = list(map(_compiled, patterns))
+  none = len(patterns)  # index of completions of no kind
   win = np.full((none + 1, none + 1), 0.5, np.float32)  # row beats column
   win[:none, none], win[none, :none] = edge, 1 - edge
   for kind in range(none):
@@ -147,8 +154,9 @@ def cycle(patterns: Sequence[str], *, edge: float = 0.9) -> Preference:
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
     del prompts
-    pair = [list(map(kind_of, texts)) for texts in (first, second)]
-    return Scores(win[pair[0], pair[1]])
+    first_kinds = list(map(kind_of, first))
+    second_kinds = list(map(kind_of, second))
+    return Scores(win[first_kinds, second_kinds])
 
   return prefer
 
@@ -158,19 +166,19 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
   except re.error as error:
     raise ValueError(
-      f"pattern {pattern!r} is no regular expression: {error}"
+      f"pattern {pattern!r} is not a regular expression: {error}"
     ) from error
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
   return " ".join(text.split()).casefold()
 
 
-def _of_text(values: Callable[[Sequence[str]], Sequence[float]]) -> Scorer:
-  return _of_pair(lambda prompts, texts: values(texts))
+def _from_completions(values: Callable[[Sequence[str]], Sequence[float]]) -> Scorer:
+  return _from_pairs(lambda prompts, texts: values(texts))
 
 
-def _of_pair(
+def _from_pairs(
   values: Callable[[Sequence[str], Sequence[str]], Sequence[float]],
 ) -> Scorer:
   def score(prompts: Sequence[str], completions: Sequence[str]) -> Scores:

@@ -1,11 +1,11 @@
-"""What a decoder is: sizes, norm, MLP, positions, dtype. No JAX needed."""
+"""Configuration of a decoder: sizes, norm, MLP, positions, dtype. Imports no JAX."""
 
 import dataclasses
 import enum
 
 
 class Norm(enum.Enum):
-  """Normalisation before each sub-layer and before the head."""
+  """Kind of normalisation, applied before each sub-layer and before the head."""
 
   RMS = "rms"
   LAYER = "layer"
@@ -21,7 +21,7 @@ class Activation(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-  """Llama 3.1's stretch of the slow rotary frequencies (its `rope_scaling`)."""
+  """Llama 3.1's scaling of the low rotary frequencies (its `rope_scaling`)."""
 
   factor: float
   low_freq_factor: float
@@ -35,7 +35,7 @@ class Rotary:
 
   Attributes:
     theta: base of the frequencies.
-    fraction: share of each head's dimensions that is rotated (the first ones).
+    fraction: fraction of each head's dimensions that is rotated (the leading ones).
     llama3: scaling of the frequencies, or None.
   """
 
@@ -46,26 +46,26 @@ class Rotary:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A decoder. The defaults are Llama's; sizes have none.
+  """Configuration of a decoder. The defaults are Llama's; sizes have no default.
 
   Attributes:
-    vocab: rows of the embedding.
+    vocab: V, the rows of the embedding.
     width: D.
     layers: N.
-    heads: query heads.
-    kv_heads: key and value heads; divides `heads`.
+    heads: number of query heads.
+    kv_heads: number of key and value heads; divides `heads`.
     head_dim: dimensions per head.
     mlp_width: hidden width of the MLP.
-    positions: context length; a hard limit where positions are learned.
+    positions: context length; a hard limit for learned positions.
     norm, norm_eps: kind of normalisation and its epsilon.
     activation, gated: of the MLP; gated is `down(act(gate(x)) * up(x))`.
-    rotary: rotary embedding, or None: positions are learned (GPT-2).
+    rotary: rotary embedding; None: learned positions (GPT-2).
     qkv_bias, output_bias, mlp_bias: which projections have a bias.
     parallel_residual: attention and MLP both read the block's input (GPT-NeoX).
-    tied: the head is the embedding.
-    compute_dtype: dtype of activations; parameters stay as they are. Norms, rotary
-      angles and softmax are computed in at least float32.
-    remat: recompute each block in the backward pass instead of keeping it.
+    tied: the head shares the embedding's weights.
+    compute_dtype: dtype of activations, not of parameters. Norms, rotary angles and
+      softmax are computed in at least float32.
+    remat: recompute each block's activations in the backward pass.
   """
 
   vocab: int
@@ -98,7 +98,7 @@ class Config:
     if self.heads % self.kv_heads:
       raise ValueError(
         f"Config.kv_heads is {self.kv_heads}, which does not divide "
-        f"heads = {self.heads}; take a divisor, or heads itself"
+        f"heads = {self.heads}; use a divisor, or heads itself"
       )
     allowed = ("float32", "bfloat16", "float64")
     if self.compute_dtype not in allowed:
@@ -113,5 +113,5 @@ class Config:
 
   @property
   def rotary_dim(self) -> int:
-    """How many dimensions of a head are rotated."""
+    """Number of rotated dimensions per head."""
     return 0 if self.rotary is None else int(self.head_dim * self.rotary.fraction)

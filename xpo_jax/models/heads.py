@@ -1,4 +1,4 @@
-"""Scalar head on the decoder's hidden states: values, rewards."""
+"""Scalar heads on the decoder's hidden states, for values and rewards."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ from xpo_jax.types import Array, Params
 
 
 def init_value_head(width: int) -> Params:
-  """A head of zeros: what no return has been seen for yet is worth 0.
+  """Initialises a value head with zeros, so that every initial value is 0.
 
-  As in the code of Ziegler et al. 2019 (arXiv:1909.08593). A random head has values of
-  about one, noise that advantages carry until it is unlearned.
+  As in the code of Ziegler et al. 2019 (arXiv:1909.08593). A random head would have
+  values of about one, which add noise to the first advantages.
 
   Args:
     width: D of the hidden states.
@@ -22,13 +22,13 @@ def init_value_head(width: int) -> Params:
 
 
 def init_reward_head(key: Array, width: int) -> Params:
-  """A head with kernel ~ N(0, 1 / (width + 1)) and bias 0.
+  """Initialises a reward head with kernel ~ N(0, 1 / (width + 1)) and bias 0.
 
-  The start of Stiennon et al. 2020 (arXiv:2009.01325, equation not checked): rewards
-  of about one on normalised hidden states.
+  As Stiennon et al. 2020 (arXiv:2009.01325, equation not checked): rewards of about
+  one on normalised hidden states.
 
   Args:
-    key: of `jax.random`.
+    key: PRNG key.
     width: D of the hidden states.
 
   Returns:
@@ -39,12 +39,12 @@ def init_reward_head(key: Array, width: int) -> Params:
 
 
 def logical_axes() -> Params:
-  """Axis names of the head's parameters."""
+  """Returns the axis names of the head's parameters."""
   return {"kernel_D": ("embed",), "bias": ()}
 
 
 def value(params: Params, hidden: Array) -> Array:
-  """`hidden [..., D]` to values `[...]`, in at least float32.
+  """Applies a head: `hidden [..., D]` to values `[...]`, in at least float32.
 
   Example:
     >>> head = {"kernel_D": jnp.array([1.0, -2.0]), "bias": jnp.array(0.5)}

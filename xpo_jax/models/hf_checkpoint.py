@@ -1,4 +1,4 @@
-"""Load and save Hugging Face directories: safetensors, tokenizer, chat template."""
+"""Loads and saves Hugging Face directories: safetensors, tokenizer, chat template."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ class Checkpoint(NamedTuple):
   Attributes:
     config: of the decoder.
     params: `{"lm": ..., "value": ...}`, float32 arrays on the host; "value" only
-      where the directory holds a scalar head.
+      where the directory has a scalar head.
     tokenizer: of transformers, or None where the directory has none.
   """
 
@@ -38,10 +38,10 @@ class Checkpoint(NamedTuple):
 
 
 def read_config(directory: str | Path) -> Config:
-  """The decoder of a Hugging Face directory, from its config.json alone.
+  """Reads the decoder's config from a Hugging Face directory's config.json.
 
   Raises:
-    ValueError: no such file, or a model family, or a feature of it, not supported.
+    ValueError: no such file, or an unsupported model family or feature.
   """
   family = _family(Path(directory))
   return family.read(transformers.AutoConfig.from_pretrained(directory))
@@ -50,21 +50,21 @@ def read_config(directory: str | Path) -> Config:
 def load(
   directory: str | Path, compute_dtype: str = "float32", remat: bool = True
 ) -> Checkpoint:
-  """Reads a Hugging Face directory; every check is made before a weight is read.
+  """Loads a Hugging Face directory; checks everything before it reads weights.
 
   Args:
-    directory: holds config.json and safetensors, whole or in indexed shards, of any
-      float dtype; also a tokenizer, and the scalar head that `save` wrote.
+    directory: contains config.json and safetensors, whole or in indexed shards, of any
+      float dtype; optionally a tokenizer and a scalar head written by `save`.
     compute_dtype: see `Config`.
     remat: see `Config`.
 
   Returns:
-    The checkpoint; parameters in float32 whatever the file holds.
+    The checkpoint; parameters in float32 for any dtype of the file.
 
   Raises:
-    ValueError: no such directory or file; a model family, or a feature of it, that
-      is not supported; weights missing, mis-shaped or unexpected (all are listed);
-      a tokenizer with more tokens than the embedding has rows.
+    ValueError: no such directory or file; an unsupported model family or feature;
+      missing, mis-shaped or unexpected weights (all are listed); a tokenizer with more
+      tokens than the embedding has rows.
   """
   directory = Path(directory)
   family = _family(directory)
@@ -81,21 +81,21 @@ def load(
   return Checkpoint(config, params, tokenizer)
 
 
-def _family(directory: Path) -> hf_config.Family:
-  return hf_config.get(_json(directory / "config.json").get("model_type"))
+def _family(directory: Path) -> hf_config.ModelFamily:
+  return hf_config.get_family(_json(directory / "config.json").get("model_type"))
 
 
 def _json(path: Path) -> dict[str, Any]:
   if not path.exists():
     raise ValueError(
-      f"{path} does not exist; name a Hugging Face directory on this disk "
-      "(`hf download NAME --local-dir DIRECTORY` makes one)"
+      f"{path} does not exist; name a local Hugging Face directory "
+      "(`hf download NAME --local-dir DIRECTORY` creates one)"
     )
   return json.loads(path.read_text(encoding="utf-8"))
 
 
 class _Stored(NamedTuple):
-  """Where a tensor lies: its file and its name there."""
+  """A tensor's file and its name in the file."""
 
   file: Path
   name: str
@@ -110,31 +110,33 @@ class _Stored(NamedTuple):
 
 
 def _weight_files(directory: Path, prefix: str, known: set[str]) -> dict[str, _Stored]:
-  """Every stored tensor by its full name."""
+  """Returns every stored tensor by its full name."""
   if (directory / _INDEX).exists():
-    where = _json(directory / _INDEX)["weight_map"]
+    file_of = _json(directory / _INDEX)["weight_map"]
   elif (directory / _SINGLE).exists():
     with safe_open(directory / _SINGLE, "numpy") as tensors:
-      where = dict.fromkeys(tensors.keys(), _SINGLE)
+      file_of = dict.fromkeys(tensors.keys(), _SINGLE)
   else:
     raise ValueError(
-      f"{directory} holds neither {_SINGLE} nor {_INDEX}; convert the checkpoint "
-      "to safetensors"
+      f"{directory} has neither {_SINGLE} nor {_INDEX}; convert the checkpoint to "
+      "safetensors"
     )
-  gone = sorted({file for file in where.values() if not (directory / file).exists()})
-  if gone:
-    raise ValueError(f"{directory / _INDEX} names files that do not exist: {gone}")
-  # A checkpoint of the base model (the hub's gpt2) leaves the prefix out.
+  missing = sorted({f for f in file_of.values() if not (directory / f).exists()})
+  if missing:
+    raise ValueError(
+      f"{directory / _INDEX} names files that do not exist: {missing}; download them"
+    )
+  # Checkpoints of the base model (the hub's gpt2) omit the prefix.
   return {
     prefix + name if prefix + name in known else name: _Stored(directory / file, name)
-    for name, file in where.items()
+    for name, file in file_of.items()
   }
 
 
 def _check(
   directory: Path,
-  family: hf_config.Family,
-  entries: list[hf_weights.Entry],
+  family: hf_config.ModelFamily,
+  entries: list[hf_weights.WeightEntry],
   files: dict[str, _Stored],
 ) -> None:
   shapes = {entry.name: entry.shape for entry in entries}
@@ -159,9 +161,9 @@ def _check(
 
 
 def _read(
-  config: Config, entries: list[hf_weights.Entry], files: dict[str, _Stored]
+  config: Config, entries: list[hf_weights.WeightEntry], files: dict[str, _Stored]
 ) -> Params:
-  """Tensors into stacked arrays, one at a time: no second copy of the model."""
+  """Reads tensors into stacked arrays one at a time, without a second copy."""
   params = jax.tree.map(
     lambda weight: np.empty(weight.shape, np.float32), transformer.weights(config)
   )
@@ -186,7 +188,7 @@ def _load_tokenizer(directory: Path, config: Config) -> Any:
   if len(tokenizer) > config.vocab:
     raise ValueError(
       f"{directory}: the tokenizer has {len(tokenizer)} tokens, the embedding "
-      f"{config.vocab} rows; they are not of one model"
+      f"{config.vocab} rows; use the model's own tokenizer"
     )
   return tokenizer
 
@@ -195,35 +197,36 @@ def save(
   directory: str | Path,
   config: Config,
   params: Params,
+  *,
   tokenizer: Any = None,
   dtype: str = "float32",
   shard_bytes: int = 5_000_000_000,
 ) -> Path:
-  """Writes a directory that torch transformers 4 and 5 load.
+  """Saves a directory that transformers 4 and 5 load.
 
   Args:
-    directory: made if it does not exist; must hold no weights yet.
+    directory: created if it does not exist; must contain no weights.
     config: of the decoder.
-    params: `{"lm": ..., "value": ...}`; a scalar head is written beside, in
+    params: `{"lm": ..., "value": ...}`; a scalar head is written to
       value_head.safetensors.
     tokenizer: a transformers tokenizer with its chat template, or None.
-    dtype: of the written weights, "float32" or "bfloat16".
-    shard_bytes: a file is closed before it grows beyond this.
+    dtype: of the saved weights, "float32" or "bfloat16".
+    shard_bytes: maximum size of a file.
 
   Returns:
     The directory.
 
   Raises:
-    ValueError: no family holds the config; the parameters do not have its shapes;
-      an unknown dtype; the directory holds weights already.
+    ValueError: no family supports the config; parameters of other shapes; an unknown
+      dtype; the directory contains weights already.
   """
   directory = Path(directory)
   if dtype not in ("float32", "bfloat16"):
     raise ValueError(f"dtype is {dtype!r}; allowed: 'float32', 'bfloat16'")
-  family = hf_config.of(config)
+  family = hf_config.find_family(config)
   _check_params(config, params["lm"])
   if any(directory.glob("*.safetensors")):
-    raise ValueError(f"{directory} already holds weights; name a new directory")
+    raise ValueError(f"{directory} already contains weights; name a new directory")
   directory.mkdir(parents=True, exist_ok=True)
   _write_config(directory, family.write(config), tokenizer, dtype)
   lm = jax.tree.map(np.asarray, jax.device_get(params["lm"]))
@@ -261,7 +264,7 @@ def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
     content["pad_token_id"] = tokenizer.pad_token_id
   content["dtype"] = dtype
   content["transformers_version"] = transformers.__version__
-  # transformers 4 reads these and would silently take its defaults instead.
+  # transformers 4 reads these fields and would silently use its defaults.
   content["torch_dtype"] = dtype
   rope = content.get("rope_parameters")
   if rope is not None:
@@ -286,13 +289,14 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 
 def _write_weights(
   directory: Path,
-  family: hf_config.Family,
+  family: hf_config.ModelFamily,
   config: Config,
   lm: Params,
   dtype: str,
   shard_bytes: int,
 ) -> None:
-  shards, size = [{}], 0
+  shards = [{}]
+  size = 0
   for entry in family.entries(config):
     index = ... if entry.layer is None else entry.layer
     tensor = entry.join(*(_leaf(lm, path)[index] for path in entry.paths))
@@ -306,9 +310,9 @@ def _write_weights(
   if len(shards) > 1:
     count = len(shards)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    where = {n: file for file, s in zip(names, shards, strict=True) for n in s}
+    file_of = {n: file for file, s in zip(names, shards, strict=True) for n in s}
     total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
+    index = {"metadata": {"total_size": total}, "weight_map": file_of}
     _dump(directory / _INDEX, index)
   for file, shard in zip(names, shards, strict=True):
     save_file(shard, directory / file, metadata={"format": "pt"})
@@ -316,7 +320,7 @@ def _write_weights(
 
 def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
   tokenizer.save_pretrained(directory)
-  # As transformers 4 spells it; 5 reads this too.
+  # In the format of transformers 4, which 5 reads too.
   content = _json(directory / _TOKENIZER)
   content["tokenizer_class"] = "PreTrainedTokenizerFast"
   content.pop("backend", None)

@@ -1,6 +1,6 @@
-"""The model families: a Hugging Face config to ours and back, and the weights' layout.
+"""Model families: converts configs from and to Hugging Face, names their weights.
 
-`hf_checkpoint.py` does the reading and writing and knows no family.
+`hf_checkpoint.py` reads and writes checkpoints of any family.
 """
 
 import dataclasses
@@ -21,31 +21,32 @@ _ACTIVATIONS = {
   "gelu_pytorch_tanh": Activation.GELU_TANH,
 }
 
-# transformers' defaults are ids of the original tokenizers; `save` writes the given's.
+# transformers' defaults are ids of the original tokenizers; `save` writes the actual
+# ones.
 _NO_SPECIAL = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
-class Family(NamedTuple):
+class ModelFamily(NamedTuple):
   """A model family.
 
   Attributes:
     prefix: of the weights below the head; base-model checkpoints lack it.
-    read: transformers config to `Config`.
-    write: `Config` to transformers config; the family holds a config iff reading it
-      back gives the same.
-    entries: `Config` to the weights.
-    buffers: pattern of tensors in old checkpoints that are no weights.
+    read: converts a transformers config to `Config`.
+    write: converts `Config` to a transformers config; the family supports a config iff
+      reading it back gives the same config.
+    entries: lists the weights of a `Config`.
+    buffers: pattern of tensors in old checkpoints that are not weights.
   """
 
   prefix: str
   read: Callable[[Any], Config]
   write: Callable[[Config], Any]
-  entries: Callable[[Config], Iterator[hf_weights.Entry]]
+  entries: Callable[[Config], Iterator[hf_weights.WeightEntry]]
   buffers: str
 
 
-def get(model_type: str | None) -> Family:
-  """The family of a config's `model_type`."""
+def get_family(model_type: str | None) -> ModelFamily:
+  """Returns the family of a config's `model_type`."""
   if model_type in FAMILIES:
     return FAMILIES[model_type]
   near = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.5)
@@ -55,23 +56,23 @@ def get(model_type: str | None) -> Family:
   )
 
 
-def of(config: Config) -> Family:
-  """The family that can hold a config.
+def find_family(config: Config) -> ModelFamily:
+  """Returns the family that supports a config.
 
   Raises:
-    ValueError: none can.
+    ValueError: no family does.
   """
   for family in FAMILIES.values():
     if family.read(family.write(config)) == _saved(config):
       return family
   raise ValueError(
-    f"no Hugging Face family of {sorted(FAMILIES)} holds {config}; keep to one "
+    f"no Hugging Face family of {sorted(FAMILIES)} supports {config}; use one "
     "family's norm, biases, positions and head"
   )
 
 
 def _saved(config: Config) -> Config:
-  """The part of a config that a checkpoint states."""
+  """Resets the fields of a config that a checkpoint does not store."""
   return dataclasses.replace(
     config, compute_dtype=Config.compute_dtype, remat=Config.remat
   )
@@ -89,7 +90,7 @@ def _activation(name: str) -> Activation:
 
 
 def _require(hf: Any, **expected: Any) -> None:
-  """Refuses a switch that this decoder does not have."""
+  """Raises on a config value that this decoder does not support."""
   values = hf.to_dict()
   for name, value in expected.items():
     if values.get(name, value) != value:
@@ -100,7 +101,7 @@ def _require(hf: Any, **expected: Any) -> None:
 
 
 def _rotary(hf: Any, fraction: float = 1.0) -> Rotary:
-  # transformers has put v4's rope_theta and rope_scaling into rope_parameters.
+  # transformers converts v4's rope_theta and rope_scaling to rope_parameters.
   rope = hf.rope_parameters
   kind = rope.get("rope_type", "default")
   if kind not in ("default", "llama3"):
@@ -261,17 +262,17 @@ def _write_gpt2(config: Config) -> Any:
 
 
 FAMILIES = {
-  "llama": Family(
+  "llama": ModelFamily(
     "model.", _read_llama, _write_llama, hf_weights.llama, r".*\.rotary_emb\.inv_freq"
   ),
-  "gpt_neox": Family(
+  "gpt_neox": ModelFamily(
     "gpt_neox.",
     _read_gpt_neox,
     _write_gpt_neox,
     hf_weights.gpt_neox,
     r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
   ),
-  "gpt2": Family(
+  "gpt2": ModelFamily(
     "transformer.",
     _read_gpt2,
     _write_gpt2,

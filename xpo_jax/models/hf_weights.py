@@ -1,4 +1,4 @@
-"""Where each Hugging Face tensor goes: names, transposes, fused projections."""
+"""Maps Hugging Face tensors to parameters: names, transposes, fused projections."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,16 +10,16 @@ from xpo_jax.models import transformer
 from xpo_jax.models.config import Config, Norm
 
 
-class Entry(NamedTuple):
+class WeightEntry(NamedTuple):
   """One tensor of a checkpoint.
 
   Attributes:
     name: in the safetensors file.
     shape: in the file.
-    paths: the parameters it holds, as paths in our tree: three for a fused qkv.
-    layer: its index in our stacked arrays, or None.
-    split: the tensor to our arrays, one for each path.
-    join: our arrays to the tensor.
+    paths: paths of its parameters in the parameter tree; three for a fused qkv.
+    layer: index in the stacked arrays, or None.
+    split: converts the tensor to parameters, one for each path.
+    join: converts the parameters to the tensor.
   """
 
   name: str
@@ -30,8 +30,8 @@ class Entry(NamedTuple):
   join: Callable[..., np.ndarray]
 
 
-def llama(config: Config) -> Iterator[Entry]:
-  """Weights of Llama."""
+def llama(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of Llama."""
   names = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -48,8 +48,8 @@ def llama(config: Config) -> Iterator[Entry]:
     yield from _layer(config, layer, f"model.layers.{layer}.", names)
 
 
-def gpt_neox(config: Config) -> Iterator[Entry]:
-  """Weights of GPT-NeoX (Pythia)."""
+def gpt_neox(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of GPT-NeoX (Pythia)."""
   names = {
     "output": "attention.dense",
     "up": "mlp.dense_h_to_4h",
@@ -64,9 +64,9 @@ def gpt_neox(config: Config) -> Iterator[Entry]:
   for layer in range(config.layers):
     start = f"gpt_neox.layers.{layer}."
     yield from _layer(config, layer, start, names)
-    # Interleaved: each head's query, key and value lie together.
+    # Interleaved: each head's query, key and value are contiguous.
     fused = start + "attention.query_key_value."
-    yield Entry(
+    yield WeightEntry(
       fused + "weight",
       (3 * D, D),
       _qkv("kernel"),
@@ -75,7 +75,7 @@ def gpt_neox(config: Config) -> Iterator[Entry]:
       lambda *qkv: np.moveaxis(np.stack(qkv), (0, 1), (1, 3)).reshape(3 * D, D),
     )
     if config.qkv_bias:
-      yield Entry(
+      yield WeightEntry(
         fused + "bias",
         (3 * D,),
         _qkv("bias"),
@@ -85,8 +85,8 @@ def gpt_neox(config: Config) -> Iterator[Entry]:
       )
 
 
-def gpt2(config: Config) -> Iterator[Entry]:
-  """Weights of GPT-2."""
+def gpt2(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of GPT-2."""
   names = {
     "output": "attn.c_proj",
     "up": "mlp.c_fc",
@@ -99,9 +99,9 @@ def gpt2(config: Config) -> Iterator[Entry]:
   yield _same(config, "transformer.wpe.weight", ("position",))
   for layer in range(config.layers):
     start = f"transformer.h.{layer}."
-    # Conv1D: stored (in, out) as ours, not transposed.
+    # Conv1D: stored (in, out) like the parameters, not transposed.
     yield from _layer(config, layer, start, names, transposed=False)
-    yield Entry(
+    yield WeightEntry(
       start + "attn.c_attn.weight",
       (D, 3 * D),
       _qkv("kernel"),
@@ -109,7 +109,7 @@ def gpt2(config: Config) -> Iterator[Entry]:
       lambda w: tuple(np.moveaxis(w.reshape(D, 3, H, h), 1, 0)),
       lambda *qkv: np.stack(qkv, axis=1).reshape(D, 3 * D),
     )
-    yield Entry(
+    yield WeightEntry(
       start + "attn.c_attn.bias",
       (3 * D,),
       _qkv("bias"),
@@ -125,11 +125,11 @@ def _qkv(leaf: str) -> tuple[tuple[str, ...], ...]:
 
 def _same(
   config: Config, name: str, path: tuple[str, ...], layer: int | None = None
-) -> Entry:
-  """A tensor stored as ours, but for how its axes are flattened."""
+) -> WeightEntry:
+  """Entry of a tensor that differs from the parameter only in flattened axes."""
   shape = _shape(config, path, layer)
   flat = shape if layer is None else (math.prod(shape),)
-  return Entry(
+  return WeightEntry(
     name, flat, (path,), layer, lambda x: (x.reshape(shape),), lambda x: x.reshape(flat)
   )
 
@@ -141,7 +141,9 @@ def _shape(config: Config, path: tuple[str, ...], layer: int | None) -> tuple:
   return node.shape if layer is None else node.shape[1:]
 
 
-def _ends(config: Config, embedding: str, norm: str, head: str) -> Iterator[Entry]:
+def _ends(
+  config: Config, embedding: str, norm: str, head: str
+) -> Iterator[WeightEntry]:
   yield _same(config, f"{embedding}.weight", ("embedding",))
   yield _same(config, f"{norm}.weight", ("final_norm", "scale"))
   if config.norm is Norm.LAYER:
@@ -156,8 +158,8 @@ def _layer(
   start: str,
   names: dict[str, str],
   transposed: bool = True,
-) -> Iterator[Entry]:
-  """The norms and linear maps of one layer; torch stores (out, in)."""
+) -> Iterator[WeightEntry]:
+  """Lists the norms and linear maps of one layer; torch stores (out, in)."""
   for part, name in names.items():
     for leaf in transformer.weights(config)["blocks"][part]:
       path = ("blocks", part, leaf)
@@ -178,9 +180,21 @@ def _linear(
   shape: tuple[int, ...],
   flat: tuple[int, int],
   transposed: bool,
-) -> Entry:
+) -> WeightEntry:
   if not transposed:
-    split, join = lambda w: (w.reshape(shape),), lambda k: k.reshape(flat)
-    return Entry(name, flat, (path,), layer, split, join)
-  split, join = lambda w: (w.T.reshape(shape),), lambda k: k.reshape(flat).T
-  return Entry(name, flat[::-1], (path,), layer, split, join)
+    return WeightEntry(
+      name,
+      flat,
+      (path,),
+      layer,
+      split=lambda w: (w.reshape(shape),),
+      join=lambda k: k.reshape(flat),
+    )
+  return WeightEntry(
+    name,
+    flat[::-1],
+    (path,),
+    layer,
+    split=lambda w: (w.T.reshape(shape),),
+    join=lambda k: k.reshape(flat).T,
+  )

@@ -1,15 +1,16 @@
 """Low-rank adapters on the decoder's linear layers: W + (alpha / rank) A B, W frozen.
 
     adapter = Adapter(rank=8, targets="query|value")
-    params = init(config, adapter, key)          # B = 0: the base, bit for bit
+    params = init(config, adapter, key)          # B = 0: equals the base, bit for bit
     hidden = model.hidden(attach(base, params, adapter), rows)
 
-Only `params` is trained. The base is what the adapter hangs on and what the reference
-is, one copy for both: `attach` adds leaves beside its kernels and copies none of them.
-`attach` is for training and decoding, `merged` for a model without adapters.
+Only `params` is trained. The base and the reference share one copy of the base's
+parameters: `attach` adds leaves next to its kernels and copies none of them. `attach`
+is for training and decoding, `merged` gives a model without adapters.
 
-Paper: Hu et al. 2021, arXiv:2106.09685, Eq. not checked. A is drawn as there from a
-Gaussian, of the variance of its code's uniform draw, 1 / (3 inputs).
+Paper: Hu et al. 2021, arXiv:2106.09685, Eq. not checked. A is initialised from a
+Gaussian as in the paper, with the variance of the uniform distribution in its code,
+1 / (3 inputs).
 """
 
 import dataclasses
@@ -29,17 +30,17 @@ from xpo_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """Which linear layers are adapted, and how.
+  """Configuration of LoRA: rank, scale and adapted layers.
 
   Attributes:
     rank: inner dimension of A B.
     alpha: A B is scaled by alpha / rank.
-    targets: regular expression that the end of a layer's name must match whole, from a
-      `/` or `.` on: of our parameters ("query|value", "blocks/up") or of Hugging Face's
-      modules ("q_proj|v_proj", "mlp[.].*"). ".*" is every linear layer of every block.
-      A module that holds query, key and value in one stands for the three.
-    l1: weight of the L1 norm of all changes (alpha / rank) A B, added to the loss: 0,
-      or PAFT's sparsity (Pentyala et al. 2024, arXiv:2406.17923).
+    targets: regular expression that must match a layer's name, or a suffix of it after
+      `/` or `.`: of a parameter ("query|value", "blocks/up") or of a Hugging Face
+      module ("q_proj|v_proj", "mlp[.].*"). ".*" is every linear layer of every block. A
+      fused module stands for its query, key and value.
+    l1: weight of the L1 norm of the changes (alpha / rank) A B in the loss: 0, or
+      PAFT's sparsity penalty (Pentyala et al. 2024, arXiv:2406.17923).
   """
 
   rank: int = 8
@@ -58,75 +59,77 @@ class Adapter:
       re.compile(self.targets)
     except re.error as error:
       raise ValueError(
-        f"Adapter.targets is {self.targets!r}, no regular expression: {error}"
+        f"Adapter.targets is {self.targets!r}, not a regular expression: {error}"
       ) from None
 
   @property
   def scale(self) -> float:
-    """What A B is multiplied by."""
+    """Factor of A B, alpha / rank."""
     return self.alpha / self.rank
 
 
 @functools.lru_cache
 def modules(config: Config) -> dict[str, list[str]]:
-  """The linear layers of a block: our name -> Hugging Face's, one for each layer.
+  """Maps the linear layers of a block to their Hugging Face modules, one per layer.
 
   Raises:
-    ValueError: no Hugging Face family holds the config.
+    ValueError: no Hugging Face family supports the config.
   """
-  found: dict[str, list[str]] = {}
-  for entry in hf_config.of(config).entries(config):
+  names: dict[str, list[str]] = {}
+  for entry in hf_config.find_family(config).entries(config):
     for group, part, *leaf in (path for path in entry.paths if len(path) == 3):
       if (group, leaf) == ("blocks", ["kernel"]):
-        found.setdefault(part, []).append(entry.name.removesuffix(".weight"))
-  return found
+        names.setdefault(part, []).append(entry.name.removesuffix(".weight"))
+  return names
 
 
 def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
-  """Our names of the layers that are adapted.
+  """Returns the names of the adapted parameters of a block.
 
   Raises:
-    ValueError: none is, or not in all layers of the stack.
+    ValueError: the pattern matches none, or matches only some layers of the stack.
   """
   pattern = re.compile(rf"(?:.*[./])?(?:{adapter.targets})")
-  known, chosen = modules(config), []
-  for part, names in known.items():
-    ours = (f"blocks/{part}", f"blocks/{part}/kernel")
-    if any(map(pattern.fullmatch, ours)):
-      chosen.append(part)
+  parts = modules(config)
+  adapted = []
+  for part, names in parts.items():
+    paths = (f"blocks/{part}", f"blocks/{part}/kernel")
+    if any(map(pattern.fullmatch, paths)):
+      adapted.append(part)
       continue
-    hits = [name for name in names if pattern.fullmatch(name)]
-    if hits and len(hits) < len(names):
+    matches = [name for name in names if pattern.fullmatch(name)]
+    if matches and len(matches) < len(names):
       raise ValueError(
-        f"Adapter.targets {adapter.targets!r} matches {hits[0]} but not every layer's; "
-        "layers are stacked, so adapt all of them or none: leave their numbers out"
+        f"Adapter.targets {adapter.targets!r} matches {matches[0]} but not every "
+        "layer's; layers are stacked, so adapt all or none: leave out their numbers"
       )
-    if hits:
-      chosen.append(part)
-  if not chosen:
-    last = {names[0].split(".0.")[-1]: None for names in known.values()}
+    if matches:
+      adapted.append(part)
+  if not adapted:
+    suffixes = {names[0].split(".0.")[-1]: None for names in parts.values()}
     raise ValueError(
-      f"Adapter.targets {adapter.targets!r} matches no linear layer; there are "
-      f"{', '.join(known)}, in Hugging Face's names {', '.join(last)}"
+      f"Adapter.targets {adapter.targets!r} matches no linear layer; allowed: "
+      f"{', '.join(parts)}, or Hugging Face's names {', '.join(suffixes)}"
     )
-  return tuple(chosen)
+  return tuple(adapted)
 
 
-def inputs(part: str) -> int:
-  """How many axes of a layer's kernel it contracts: the heads' output two."""
+def input_axes(part: str) -> int:
+  """Number of input axes of a kernel: two for the attention output, else one."""
   return 2 if part == "output" else 1
 
 
 def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
-  """The trained parameters, as a tree of `transformer.Weight`.
+  """Returns the adapters' parameters as a tree of `transformer.Weight`.
 
-  `a` is [layers, inputs.., rank], `b` [layers, rank, outputs..], their axes those of
-  the kernel, so that they are sharded with it; the rank is whole everywhere.
+  `a` is [layers, inputs.., rank], `b` [layers, rank, outputs..], with the kernel's axis
+  names, so that they are sharded like it; the rank axis is replicated.
   """
   kernels = transformer.weights(config)["blocks"]
   tree = {}
   for part in targets(config, adapter):
-    kernel, cut = kernels[part]["kernel"], 1 + inputs(part)
+    kernel = kernels[part]["kernel"]
+    cut = 1 + input_axes(part)
     std = (3 * math.prod(kernel.shape[1:cut])) ** -0.5
     tree[part] = {
       "a": Weight(
@@ -141,18 +144,18 @@ def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
 
 
 def init(config: Config, adapter: Adapter, key: Array) -> Params:
-  """Fresh adapters, float32: A random, B zero, so that they change nothing yet.
+  """Initialises adapters in float32: A random, B zero, so that A B = 0.
 
   Raises:
     ValueError: see `targets`.
   """
-  return transformer.draw(weights(config, adapter), key)
+  return transformer.init_params(weights(config, adapter), key)
 
 
 def attach(base: Params, params: Params, adapter: Adapter) -> Params:
-  """The decoder's parameters with adapters beside the kernels.
+  """Adds adapters to the decoder's parameters, next to their kernels.
 
-  Whatever runs the decoder runs these: training, scoring, sampling.
+  The result works wherever the decoder's parameters do: training, scoring, sampling.
   """
   blocks = dict(base["blocks"])
   for part, pair in params["blocks"].items():
@@ -162,10 +165,10 @@ def attach(base: Params, params: Params, adapter: Adapter) -> Params:
 
 
 def delta(params: Params, adapter: Adapter) -> Params:
-  """What the adapters add to each kernel they hang on, `{"blocks": {part: ..}}`.
+  """Computes the change of each adapted kernel, `{"blocks": {part: ..}}`.
 
-  A tree for `models.merge`: merge these, not the factors, for a mean of factors is no
-  mean of their products.
+  Use these trees in `models.merge`, not the factors: a mean of factors is not the mean
+  of their products.
   """
 
   def product(a: Array, b: Array) -> Array:
@@ -180,7 +183,7 @@ def delta(params: Params, adapter: Adapter) -> Params:
 
 
 def add(base: Params, change: Params) -> Params:
-  """The base with a change (`delta`, or a merge of some) added to its kernels.
+  """Adds a change (`delta`, or a merge of several) to the base's kernels.
 
   Raises:
     ValueError: shapes that differ, by path.
@@ -192,23 +195,23 @@ def add(base: Params, change: Params) -> Params:
 
 
 def merged(base: Params, params: Params, adapter: Adapter) -> Params:
-  """The decoder's parameters with the adapters folded in, in the base's types."""
+  """Merges the adapters into the decoder's parameters, in the base's dtypes."""
   return add(base, delta(params, adapter))
 
 
 def l1(params: Params, adapter: Adapter) -> Array:
-  """Sum of |alpha / rank A B| over all adapted kernels.
+  """Computes the sum of |alpha / rank A B| over all adapted kernels.
 
-  Of the change itself, not of the factors, whose own L1 norm is another thing.
+  This is the norm of the change, not of the factors.
   """
   return sum(jnp.abs(x).sum() for x in jax.tree.leaves(delta(params, adapter)))
 
 
-def trained(model: Model, adapter: Adapter | None) -> Model:
-  """The model whose parameters are those trained: the adapters', where there are any.
+def trainable_model(model: Model, adapter: Adapter | None) -> Model:
+  """Returns a model of the trained parameters: the adapters', if there are any.
 
-  Its `init` and `logical_axes` are the adapters'; its functions take what `attach`
-  gives.
+  Its `init` and `logical_axes` are the adapters'; its other functions take the result
+  of `attach`.
   """
   if adapter is None:
     return model
@@ -219,8 +222,8 @@ def trained(model: Model, adapter: Adapter | None) -> Model:
   )
 
 
-def attached(model: Model, adapter: Adapter | None) -> Model:
-  """The model with the logical axes of what `attach` gives."""
+def attached_model(model: Model, adapter: Adapter | None) -> Model:
+  """Returns the model with the logical axes of the result of `attach`."""
   if adapter is None:
     return model
 

@@ -1,12 +1,12 @@
-"""Merge models trained apart from one base: on differences of parameter pytrees.
+"""Merges models fine-tuned from one base, by differences of parameter pytrees.
 
     sft, dpo = merge.delta(sft_params, base), merge.delta(dpo_params, base)
     params = merge.apply(base, merge.ties([sft, dpo], keep=0.2))
 
 PAFT (Pentyala et al. 2024, arXiv:2406.17923) trains SFT, sparse by an L1 penalty, and
-DPO in parallel and merges them so. Differences are taken of whole weights, not of LoRA
-factors: a mean of factors is not a mean of their products. Drop first, then elect
-signs: `ties([dare(sft, 0.5, key), ..])`.
+DPO in parallel and merges them this way. Use differences of whole weights, not of LoRA
+factors: a mean of factors is not the mean of their products. Apply DARE before TIES:
+`ties([dare(sft, 0.5, key), ..])`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from xpo_jax.types import Array, Params
 
 
 def delta(params: Params, base: Params) -> Params:
-  """What training added to the base, in float32 at least.
+  """Computes params - base, in at least float32.
 
   Raises:
     ValueError: trees of different structure or shapes, by path.
@@ -34,7 +34,7 @@ def delta(params: Params, base: Params) -> Params:
 
 
 def apply(base: Params, change: Params, scale: float | Array = 1.0) -> Params:
-  """base + scale * change, in the base's types.
+  """Computes base + scale * change, in the base's dtypes.
 
   Raises:
     ValueError: trees of different structure or shapes, by path.
@@ -46,10 +46,10 @@ def apply(base: Params, change: Params, scale: float | Array = 1.0) -> Params:
 
 
 def linear(deltas: Sequence[Params], weights: Sequence[float | Array]) -> Params:
-  """Weighted mean of differences: with `apply`, the mean of the models' weights.
+  """Computes the weighted mean of differences: with `apply`, of the models' weights.
 
   Raises:
-    ValueError: trees that differ, by path; not one weight for each.
+    ValueError: trees that differ, by path; not one weight for each difference.
   """
   total = sum(weights)
   return jax.tree.map(lambda x: x / total, task_arithmetic(deltas, weights))
@@ -58,26 +58,28 @@ def linear(deltas: Sequence[Params], weights: Sequence[float | Array]) -> Params
 def task_arithmetic(
   deltas: Sequence[Params], weights: Sequence[float | Array]
 ) -> Params:
-  """Weighted sum of differences, the weights not normalised.
+  """Computes the weighted sum of differences, without normalising the weights.
 
   Paper: Ilharco et al. 2022, arXiv:2212.04089.
 
   Raises:
-    ValueError: trees that differ, by path; not one weight for each.
+    ValueError: trees that differ, by path; not one weight for each difference.
   """
   _check_alike(deltas)
   if len(weights) != len(deltas):
-    raise ValueError(f"merge: {len(weights)} weights for {len(deltas)} deltas")
+    raise ValueError(
+      f"merge: {len(weights)} weights for {len(deltas)} deltas; give one per delta"
+    )
   return jax.tree.map(
     lambda *x: sum(w * one for w, one in zip(weights, x, strict=True)), *deltas
   )
 
 
 def trim(change: Params, keep: float) -> Params:
-  """The share of entries largest in magnitude, the others 0.
+  """Keeps the given fraction of entries largest in magnitude and zeroes the others.
 
-  The share is of the whole tree, not of each leaf, as in TIES; floor(keep * entries)
-  are kept, and with the last of them all that equal it in magnitude.
+  The fraction is of the whole tree, not of each leaf, as in TIES: floor(keep * entries)
+  are kept, and all entries that equal the smallest of them in magnitude.
 
   Raises:
     ValueError: keep is not in (0, 1].
@@ -85,18 +87,18 @@ def trim(change: Params, keep: float) -> Params:
   if not 0 < keep <= 1:
     raise ValueError(f"merge: keep={keep!r} must be > 0 and <= 1 (paper: 0.2)")
   size_N = jnp.concatenate([jnp.abs(x).ravel() for x in jax.tree.leaves(change)])
-  # The 1e-9 keeps 0.29 * 100 = 28.999999999999996 a twenty-nine.
+  # 1e-9 corrects rounding errors: 0.29 * 100 = 28.999999999999996.
   count = int(keep * size_N.size + 1e-9)
   if count == 0:
     return jax.tree.map(jnp.zeros_like, change)
-  least = jnp.sort(size_N)[-count]
-  return jax.tree.map(lambda x: jnp.where(jnp.abs(x) >= least, x, 0), change)
+  threshold = jnp.sort(size_N)[-count]
+  return jax.tree.map(lambda x: jnp.where(jnp.abs(x) >= threshold, x, 0), change)
 
 
 def elect_sign(deltas: Sequence[Params]) -> Params:
-  """The sign with more mass in each entry: that of the sum; 0 where it is 0.
+  """Returns the sign of the sum of each entry, 0 where the sum is 0.
 
-  TIES' code then takes the majority's sign instead: not in the paper.
+  TIES' code replaces the 0 by the majority's sign, which is not in the paper.
 
   Raises:
     ValueError: trees that differ, by path.
@@ -105,7 +107,7 @@ def elect_sign(deltas: Sequence[Params]) -> Params:
 
 
 def disjoint_sum(deltas: Sequence[Params]) -> Params:
-  """Sum of the entries whose sign is the elected one.
+  """Sums the entries whose sign is the elected one.
 
   Raises:
     ValueError: trees that differ, by path.
@@ -114,7 +116,7 @@ def disjoint_sum(deltas: Sequence[Params]) -> Params:
 
 
 def disjoint_mean(deltas: Sequence[Params]) -> Params:
-  """Mean of the entries whose sign is the elected one; 0 where there is none.
+  """Averages the entries whose sign is the elected one; 0 where there is none.
 
   Raises:
     ValueError: trees that differ, by path.
@@ -139,14 +141,14 @@ def ties(
   keep: float = 0.2,
   combine: Callable[[Sequence[Params]], Params] = disjoint_mean,
 ) -> Params:
-  """TIES: trim each difference, elect a sign per entry, average those that agree.
+  """Merges by TIES: trims, elects a sign per entry, averages the agreeing entries.
 
   Paper: Yadav et al. 2023, arXiv:2306.01708. Its code keeps one entry more than the
-  share it is given: not copied.
+  given fraction; this function does not.
 
   Args:
     deltas: one difference per task.
-    keep: share of the entries kept, see `trim`. Paper: 0.2.
+    keep: fraction of the entries to keep, see `trim`. Paper: 0.2.
     combine: `disjoint_mean` (the default, and the paper's) or `disjoint_sum`.
 
   Raises:
@@ -156,15 +158,15 @@ def ties(
 
 
 def dare(change: Params, drop: float, key: Array) -> Params:
-  """DARE: drops entries at random and scales up the rest; its mean is the difference.
+  """Applies DARE: zeroes random entries and rescales the others, without bias.
 
   Paper: Yu et al. 2023, arXiv:2311.03099.
 
   Args:
     change: a difference.
-    drop: probability to drop an entry, each on its own; 0 <= drop < 1. Paper: 0.9 and
-      more for large models; small ones have less to spare.
-    key: PRNG key, folded with the number of the leaf.
+    drop: probability of zeroing an entry, independently; 0 <= drop < 1. Paper: 0.9 and
+      more for large models; smaller models tolerate less.
+    key: PRNG key, folded with the index of the leaf.
 
   Raises:
     ValueError: drop out of range.
@@ -173,16 +175,16 @@ def dare(change: Params, drop: float, key: Array) -> Params:
     raise ValueError(f"merge: drop={drop!r} must be >= 0 and < 1")
   leaves, tree = jax.tree.flatten(change)
 
-  def kept(i: int, x: Array) -> Array:
-    stays = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - drop, x.shape)
-    return jnp.where(stays, x / (1 - drop), 0)
+  def sparsified(i: int, x: Array) -> Array:
+    mask = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - drop, x.shape)
+    return jnp.where(mask, x / (1 - drop), 0)
 
-  return jax.tree.unflatten(tree, [kept(i, x) for i, x in enumerate(leaves)])
+  return jax.tree.unflatten(tree, [sparsified(i, x) for i, x in enumerate(leaves)])
 
 
 def _check_alike(trees: Sequence[Params]) -> None:
   if not trees:
-    raise ValueError("merge: nothing to merge")
+    raise ValueError("merge: no trees; give at least one")
   first = _shapes(trees[0])
   for i, tree in enumerate(trees[1:], 1):
     other = _shapes(tree)

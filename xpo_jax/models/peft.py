@@ -1,16 +1,16 @@
-"""Adapters in and out of PEFT's format: adapter_config.json, adapter_model.safetensors.
+"""Saves and loads adapters in PEFT's format: adapter_config.json and safetensors.
 
-Beside the two lies `xpo_jax.json`, which PEFT does not read: the adapted parts, the L1
-penalty and the digest of the base. Adapters from elsewhere do without it.
+`save` also writes `xpo_jax.json`, which PEFT ignores: the adapted parts, the L1 penalty
+and the digest of the base. `load` accepts adapters without it.
 
 A module is `base_model.model.NAME.lora_A.weight` [rank, inputs] and `.lora_B.weight`
 [outputs, rank], NAME that of the base's module in Hugging Face's model (PEFT's guide
 "PEFT checkpoint format").
 
-GPT-2 and GPT-NeoX hold query, key and value in one module, where PEFT has one A for
-the three; ours have an A each. They are written as one adapter of the ranks' sum whose
-B is zero off its blocks, with its rank and alpha in PEFT's `rank_pattern` and
-`alpha_pattern`: the same function. Read from elsewhere, a shared A becomes three.
+GPT-2 and GPT-NeoX fuse query, key and value in one module, for which PEFT has one A;
+`lora` has one A for each. They are saved as one adapter of the ranks' sum with a
+block-diagonal B, with its rank and alpha in PEFT's `rank_pattern` and `alpha_pattern`:
+the same function. A shared A of another source is loaded as three copies.
 """
 
 import json
@@ -31,10 +31,10 @@ from xpo_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_OURS = "xpo_jax.json"
+_HEADER = "xpo_jax.json"
 
-# Features of PEFT that change what an adapter computes, and the value that does not.
-_PLAIN = {
+# PEFT's options that change what an adapter computes, with their neutral values.
+_NEUTRAL = {
   "alora_invocation_tokens": None,
   "use_qalora": False,
   "peft_type": "LORA",
@@ -52,21 +52,21 @@ class _Module(NamedTuple):
 
   Attributes:
     name: Hugging Face's, without `.weight`.
-    layer: its number.
-    sizes: inputs and outputs.
-    rows: our layer -> where its outputs stand among the module's.
-    fan_in_first: whether the weight is stored (inputs, outputs), as in GPT-2.
+    layer: index of the layer.
+    sizes: number of inputs and of outputs.
+    outputs: part -> indices of its outputs among the module's.
+    fan_in_first: whether the weight is stored as (inputs, outputs), as in GPT-2.
   """
 
   name: str
   layer: int
   sizes: tuple[int, int]
-  rows: dict[str, np.ndarray]
+  outputs: dict[str, np.ndarray]
   fan_in_first: bool
 
   @property
-  def tail(self) -> str:
-    """The name after the layer's number, the same in every layer."""
+  def suffix(self) -> str:
+    """The name after the layer's index, equal in all layers."""
     return self.name.split(f".{self.layer}.", 1)[1]
 
 
@@ -74,94 +74,110 @@ def save(
   directory: str | Path,
   config: Config,
   adapter: Adapter,
+  *,
   params: Params,
   base: Params,
   base_name: str | None = None,
 ) -> Path:
-  """Writes a directory that PEFT's `PeftModel.from_pretrained` loads onto the base.
+  """Saves a directory that PEFT's `PeftModel.from_pretrained` loads onto the base.
 
   Args:
-    directory: made if it does not exist; must hold no adapter yet.
+    directory: created if it does not exist; must contain no adapter.
     config: of the decoder.
-    adapter: what `params` are.
-    params: of `lora.init`'s tree.
-    base: the decoder's parameters that they were trained on; `xpo_jax.json` keeps
-      their digest.
-    base_name: where the base is, for `base_model_name_or_path`.
+    adapter: configuration of `params`.
+    params: a tree like that of `lora.init`.
+    base: the decoder's parameters in training; `xpo_jax.json` has their digest.
+    base_name: name or path of the base, for `base_model_name_or_path`.
 
   Returns:
     The directory.
 
   Raises:
-    ValueError: the directory holds an adapter already.
+    ValueError: the directory contains an adapter already.
   """
   directory = Path(directory)
   if (directory / WEIGHTS).exists():
-    raise ValueError(f"{directory} already holds an adapter; name a new directory")
+    raise ValueError(f"{directory} already contains an adapter; name a new directory")
   directory.mkdir(parents=True, exist_ok=True)
   blocks = jax.tree.map(np.asarray, jax.device_get(params["blocks"]))
-  tensors, ranks, fan_in_first = {}, {}, False
+  tensors = {}
+  ranks = {}
+  fan_in_first = False
   for module in _modules(config):
-    held = [part for part in module.rows if part in blocks]
-    if not held:
+    parts = [part for part in module.outputs if part in blocks]
+    if not parts:
       continue
     fan_in_first |= module.fan_in_first
-    ranks[module.tail] = adapter.rank * len(held)
-    a, b = _joined(module, {part: blocks[part] for part in held})
+    ranks[module.suffix] = adapter.rank * len(parts)
+    a, b = _join(module, {part: blocks[part] for part in parts})
     tensors[f"{_PREFIX}{module.name}.lora_A.weight"] = a
     tensors[f"{_PREFIX}{module.name}.lora_B.weight"] = b
-  several = {tail: rank for tail, rank in ranks.items() if rank != adapter.rank}
-  content = _PLAIN | {
+  rank_pattern = {name: r for name, r in ranks.items() if r != adapter.rank}
+  alpha_pattern = {name: r * adapter.scale for name, r in rank_pattern.items()}
+  content = _NEUTRAL | {
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base_name,
     "revision": None,
     "inference_mode": True,
     "r": adapter.rank,
-    "lora_alpha": _plain(adapter.alpha),
+    "lora_alpha": _as_integer(adapter.alpha),
     "lora_dropout": 0.0,
     "init_lora_weights": True,
     "target_modules": sorted(ranks),
     "fan_in_fan_out": fan_in_first,
-    "rank_pattern": several,
-    "alpha_pattern": {n: _plain(r * adapter.scale) for n, r in several.items()},
+    "rank_pattern": rank_pattern,
+    "alpha_pattern": {name: _as_integer(x) for name, x in alpha_pattern.items()},
   }
   text = json.dumps(content, indent=2, sort_keys=True) + "\n"
   (directory / CONFIG).write_text(text, encoding="utf-8")
-  ours = {"parts": sorted(blocks), "l1": adapter.l1, "base_sha256": _digest(base)}
-  (directory / _OURS).write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+  header = {"parts": sorted(blocks), "l1": adapter.l1, "base_sha256": _digest(base)}
+  text = json.dumps(header, indent=2) + "\n"
+  (directory / _HEADER).write_text(text, encoding="utf-8")
   save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
   return directory
 
 
 def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, Params]:
-  """Reads an adapter of ours or of PEFT's onto a base.
+  """Loads an adapter saved by `save` or by PEFT.
 
   Args:
-    directory: holds the two files of PEFT's format; where `xpo_jax.json` is beside
-      them, the base must have the digest it holds.
+    directory: contains the two files of PEFT's format; if it contains `xpo_jax.json`,
+      the digest of the base must match.
     config: of the decoder.
-    base: the decoder's parameters it is to hang on.
+    base: the decoder's parameters.
 
   Returns:
-    The adapter, and its parameters in float32 on the host.
+    The adapter's configuration, and its parameters in float32 on the host.
 
   Raises:
-    ValueError: no adapter there; a feature of PEFT that is not supported; an adapter
-      for another base, by its modules, their sizes or the base's digest.
+    ValueError: no adapter in the directory; an unsupported option of PEFT; an adapter
+      of another base, by its modules, their sizes or the base's digest.
   """
   directory = Path(directory)
   for name in (CONFIG, WEIGHTS):
     if not (directory / name).exists():
-      raise ValueError(f"{directory} holds no adapter: {name} does not exist")
+      raise ValueError(f"{directory} has no adapter: {name} does not exist")
   content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-  _check_plain(directory, content)
-  beside = directory / _OURS
-  header = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+  _check_options(directory, content)
+  path = directory / _HEADER
+  header = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
   with safe_open(directory / WEIGHTS, "numpy") as file:
     tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
-  found = [m for m in _modules(config) if f"{_PREFIX}{m.name}.lora_A.weight" in tensors]
-  _check_base(directory, content, config, base, header, tensors, found)
-  parts = {part for module in found for part in module.rows}
+  modules = [
+    module
+    for module in _modules(config)
+    if f"{_PREFIX}{module.name}.lora_A.weight" in tensors
+  ]
+  problems = _problems(content, config, header, tensors, modules)
+  if header is not None and not problems and header["base_sha256"] != _digest(base):
+    problems.append("the base has other weights than the base of training")
+  if problems:
+    listed = "\n  ".join(sorted(problems)[:10])
+    name = content.get("base_model_name_or_path")
+    raise ValueError(
+      f"{directory} is an adapter for another base (its own is {name!r}):\n  {listed}"
+    )
+  parts = {part for module in modules for part in module.outputs}
   if header is not None:
     parts = set(header["parts"])
   adapter = Adapter(
@@ -172,20 +188,22 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   )
   shapes = lora.weights(config, adapter)
   params = jax.tree.map(lambda weight: np.zeros(weight.shape, np.float32), shapes)
-  for module in found:
-    pair = (tensors[f"{_PREFIX}{module.name}.lora_{x}.weight"] for x in "AB")
-    held = [part for part in module.rows if part in parts]
-    for part, factors in _split(module, *pair, held, adapter.rank, header).items():
+  for module in modules:
+    a, b = (tensors[f"{_PREFIX}{module.name}.lora_{x}.weight"] for x in "AB")
+    adapted = [part for part in module.outputs if part in parts]
+    for i, part in enumerate(adapted):
+      rank_slice = slice(None)  # a shared A
+      if header is not None:
+        rank_slice = slice(i * adapter.rank, (i + 1) * adapter.rank)
+      factors = {"a": a[rank_slice].T, "b": b[module.outputs[part], rank_slice].T}
       for name, value in factors.items():
-        kept = params["blocks"][part][name]
-        kept[module.layer] = value.reshape(kept.shape[1:])
+        stacked = params["blocks"][part][name]
+        stacked[module.layer] = value.reshape(stacked.shape[1:])
   return adapter, params
 
 
-def _joined(
-  module: _Module, blocks: dict[str, Params]
-) -> tuple[np.ndarray, np.ndarray]:
-  """The module's A and B of our layers' factors."""
+def _join(module: _Module, blocks: dict[str, Params]) -> tuple[np.ndarray, np.ndarray]:
+  """Joins the factors of the parts to the module's A and B."""
   inputs, outputs = module.sizes
   factors = [
     (pair["a"][module.layer].reshape(inputs, -1), pair["b"][module.layer])
@@ -196,112 +214,90 @@ def _joined(
   start = 0
   for part, (_, one) in zip(blocks, factors, strict=True):
     one = one.reshape(one.shape[0], -1)
-    b[module.rows[part], start : start + len(one)] = one.T
+    b[module.outputs[part], start : start + len(one)] = one.T
     start += len(one)
   return a, b
 
 
-def _split(
-  module: _Module,
-  a: np.ndarray,
-  b: np.ndarray,
-  held: list[str],
-  rank: int,
-  header: dict[str, Any] | None,
-) -> dict[str, Params]:
-  """Our layers' factors of the module's A and B."""
-  out = {}
-  for i, part in enumerate(held):
-    at = slice(i * rank, (i + 1) * rank) if header is not None else slice(None)
-    out[part] = {"a": a[at].T, "b": b[module.rows[part], at].T}
-  return out
-
-
 def _modules(config: Config) -> list[_Module]:
-  """The linear modules of all layers, in the order of the checkpoint."""
+  """Lists the linear modules of all layers, in the order of the checkpoint."""
   return [
     _module(entry)
-    for entry in hf_config.of(config).entries(config)
+    for entry in hf_config.find_family(config).entries(config)
     if entry.paths[0][0] == "blocks" and entry.paths[0][-1] == "kernel"
   ]
 
 
-def _module(entry: hf_weights.Entry) -> _Module:
-  """Read off how the entry cuts a tensor that holds the numbers of its own places."""
-  places = entry.split(np.arange(math.prod(entry.shape)).reshape(entry.shape))
-  rows = {}
-  for (_, part, _), place in zip(entry.paths, places, strict=True):
-    inputs = math.prod(place.shape[: lora.inputs(part)])
-    place = place.reshape(inputs, -1)
-    fan_in_first = bool(inputs > 1 and place[1, 0] - place[0, 0] > 1)
-    rows[part] = place[0] if fan_in_first else place[0] // inputs
+def _module(entry: hf_weights.WeightEntry) -> _Module:
+  """Derives the layout of a module by splitting a tensor of its own flat indices."""
+  indices = entry.split(np.arange(math.prod(entry.shape)).reshape(entry.shape))
+  outputs = {}
+  for (_, part, _), index in zip(entry.paths, indices, strict=True):
+    inputs = math.prod(index.shape[: lora.input_axes(part)])
+    index = index.reshape(inputs, -1)
+    fan_in_first = bool(inputs > 1 and index[1, 0] - index[0, 0] > 1)
+    outputs[part] = index[0] if fan_in_first else index[0] // inputs
   sizes = (inputs, math.prod(entry.shape) // inputs)
   name = entry.name.removesuffix(".weight")
-  return _Module(name, entry.layer, sizes, rows, fan_in_first)
+  return _Module(name, entry.layer, sizes, outputs, fan_in_first)
 
 
-def _check_plain(directory: Path, content: dict[str, Any]) -> None:
-  for name, plain in _PLAIN.items():
-    value = content.get(name, plain)
-    if value != plain and not (plain is None and not value):
+def _check_options(directory: Path, content: dict[str, Any]) -> None:
+  for name, neutral in _NEUTRAL.items():
+    value = content.get(name, neutral)
+    if value != neutral and not (neutral is None and not value):
       raise ValueError(
-        f"{directory / CONFIG}: {name} is {value!r}; supported: {plain!r}. Merge the "
+        f"{directory / CONFIG}: {name} is {value!r}; supported: {neutral!r}. Merge the "
         "adapter into its base (PEFT's merge_and_unload) and load the merged model"
       )
-  first = content.get("init_lora_weights", True)
-  if isinstance(first, str) and first != "gaussian":
+  init = content.get("init_lora_weights", True)
+  if isinstance(init, str) and init != "gaussian":
     raise ValueError(
-      f"{directory / CONFIG}: init_lora_weights is {first!r}, which may alter the base "
+      f"{directory / CONFIG}: init_lora_weights is {init!r}, which may alter the base "
       'too; supported: true, false, "gaussian". Save it from PEFT as plain LoRA '
       "(save_pretrained's path_initial_model_for_weight_conversion), or merge it "
       "(merge_and_unload) and load the merged model"
     )
 
 
-def _check_base(
-  directory: Path,
+def _problems(
   content: dict[str, Any],
   config: Config,
-  base: Params,
   header: dict[str, Any] | None,
   tensors: dict[str, np.ndarray],
-  found: list[_Module],
-) -> None:
-  """Refuses an adapter that was not made for the base, or that we cannot hold."""
-  wanted, problems = {}, []
+  modules: list[_Module],
+) -> list[str]:
+  """Lists why an adapter does not fit the base or is not supported."""
+  shapes = {}
+  problems = []
   patterns = content.get("rank_pattern") or {}
   if header is None and (patterns or content.get("alpha_pattern")):
-    problems.append("its modules have different ranks or alphas")
-  for module in found:
-    rank = patterns.get(module.tail, content["r"])
+    problems.append("its modules have different ranks or alphas; supported: one each")
+  for module in modules:
+    rank = patterns.get(module.suffix, content["r"])
     inputs, outputs = module.sizes
-    wanted[f"{_PREFIX}{module.name}.lora_A.weight"] = (rank, inputs)
-    wanted[f"{_PREFIX}{module.name}.lora_B.weight"] = (outputs, rank)
-  problems += [f"it has {n}, the base no such module" for n in tensors.keys() - wanted]
-  for name, shape in wanted.items():
-    has = tensors[name].shape if name in tensors else None
-    if has != shape:
-      problems.append(f"{name} has shape {has}, the base makes it {shape}")
-  tails = [module.tail for module in found]
-  for tail in sorted(set(tails)):
-    if tails.count(tail) != config.layers:
-      problems.append(f"{tail} is adapted in some layers only; here in all or none")
-  if not found:
-    problems.append("no module of the base is in it")
-  if header is not None and not problems and header["base_sha256"] != _digest(base):
-    problems.append("the base has other weights than those it was trained on")
-  if problems:
-    shown = "\n  ".join(sorted(problems)[:10])
-    name = content.get("base_model_name_or_path")
-    raise ValueError(
-      f"{directory} is an adapter for another base (its own is {name!r}):\n  {shown}"
-    )
+    shapes[f"{_PREFIX}{module.name}.lora_A.weight"] = (rank, inputs)
+    shapes[f"{_PREFIX}{module.name}.lora_B.weight"] = (outputs, rank)
+  problems += [f"it has {n}, the base no such module" for n in tensors.keys() - shapes]
+  for name, expected in shapes.items():
+    shape = tensors[name].shape if name in tensors else None
+    if shape != expected:
+      problems.append(f"{name} has shape {shape}, the base requires {expected}")
+  suffixes = [module.suffix for module in modules]
+  for suffix in sorted(set(suffixes)):
+    if suffixes.count(suffix) != config.layers:
+      problems.append(
+        f"{suffix} is adapted in some layers only; supported: all or none"
+      )
+  if not modules:
+    problems.append("it has no module of the base")
+  return problems
 
 
 def _digest(base: Params) -> str:
   return distributed.digest(jax.device_get(base)).tobytes().hex()
 
 
-def _plain(number: float) -> int | float:
-  """PEFT's alpha is an integer."""
+def _as_integer(number: float) -> int | float:
+  """Converts an integral number to int, the type of PEFT's alpha."""
   return int(number) if float(number).is_integer() else number

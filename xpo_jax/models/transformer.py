@@ -1,9 +1,9 @@
-"""One decoder by config (Llama, GPT-NeoX, GPT-2) as pure functions over a dict.
+"""Decoder of Llama, GPT-NeoX and GPT-2 as pure functions of a parameter dict.
 
-Parameters are a plain nested dict; the leaves of `"blocks"` are stacked over layers,
-so that one `lax.scan` runs them and the program does not grow with depth. A batch is
-a `Rows` record: several prompt groups per row, each prompt once with its completions
-as branches. `kv_cache.py` runs the same block with a cache in place of a mask.
+Parameters are a nested dict; the leaves of `"blocks"` are stacked over layers and
+applied by one `lax.scan`, so that the program's size does not depend on depth. A batch
+is a `Rows` record: several prompt groups per row, each prompt once with its completions
+as branches. `kv_cache.py` applies the same block with a cache instead of a mask.
 """
 
 import dataclasses
@@ -32,14 +32,16 @@ _ACTIVATIONS = {
 
 @struct.dataclass
 class Rows:
-  """Packed rows: position i attends to j iff j <= i, both are of one segment (not
-  padding), and j is of the prompt or of i's own branch.
+  """Packed rows.
+
+  Position i attends to j iff j <= i, both are in one segment (not padding), and j is in
+  the prompt or in i's branch.
 
   Attributes:
     tokens_RL: token ids.
-    segment_RL: 0 padding, 1.. the prompt group within the row.
-    branch_RL: 0 the prompt, k + 1 completion k.
-    position_RL: position in the text; each branch continues from its prompt.
+    segment_RL: 0 on padding, else the index of the prompt group in the row, from 1.
+    branch_RL: 0 on the prompt, k + 1 on completion k.
+    position_RL: position in the text; each branch continues its prompt.
   """
 
   tokens_RL: Array
@@ -49,7 +51,7 @@ class Rows:
 
   @classmethod
   def plain(cls, tokens_RL: Array, mask_RL: Array) -> "Rows":
-    """One text per row, padded on either side (`mask_RL` 0)."""
+    """Builds rows of one text each, padded on either side (`mask_RL` 0)."""
     segment_RL = (jnp.asarray(mask_RL) != 0).astype(jnp.int32)
     position_RL = jnp.maximum(jnp.cumsum(segment_RL, axis=1) - 1, 0)
     return cls(
@@ -58,10 +60,10 @@ class Rows:
 
 
 class Model(NamedTuple):
-  """A language model as functions; a user's own module plugs in the same way.
+  """A language model as functions; a user's model is passed in the same form.
 
   Attributes:
-    config: what made it; hashable.
+    config: its configuration; hashable.
     init: `key -> params`.
     hidden: `(params, Rows) -> hidden_RLD`, after the final norm.
     head: `params -> head_VD`; logits are `hidden @ head.T`.
@@ -77,7 +79,7 @@ class Model(NamedTuple):
 
 @functools.lru_cache
 def model(config: Config) -> Model:
-  """The decoder of a config. Equal configs give the same object: one compile."""
+  """Builds the decoder of a config; equal configs share one object and compilation."""
   return Model(
     config=config,
     init=functools.partial(_init, config),
@@ -92,7 +94,7 @@ def model(config: Config) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """What a parameter is: its shape, axis names, and start (std, or a constant)."""
+  """Shape, axis names and initialisation (std, or a constant) of a parameter."""
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
@@ -101,7 +103,7 @@ class Weight:
 
 
 def weights(config: Config) -> dict[str, Any]:
-  """The parameters of a config, as a tree of `Weight`."""
+  """Describes the parameters of a config as a tree of `Weight`."""
   c = config
   sizes = {
     "layers": c.layers,
@@ -121,24 +123,25 @@ def weights(config: Config) -> dict[str, Any]:
     scale = {"scale": weight(*axes, constant=1.0)}
     return scale | ({"bias": weight(*axes)} if c.norm is Norm.LAYER else {})
 
-  def linear(inputs: tuple, outputs: tuple, bias: bool, shrink: float = 1.0):
-    # Variance is kept from layer to layer; the two projections into the residual
-    # stream are shrunk by depth, as in GPT-2.
-    std = shrink / np.sqrt(np.prod([sizes[a] for a in inputs]))
+  def linear(inputs: tuple, outputs: tuple, bias: bool, scale: float = 1.0):
+    # Preserves variance from layer to layer; the two projections into the residual
+    # stream are scaled down by depth, as in GPT-2.
+    std = scale / np.sqrt(np.prod([sizes[a] for a in inputs]))
     kernel = {"kernel": weight("layers", *inputs, *outputs, std=float(std))}
     return kernel | ({"bias": weight("layers", *outputs)} if bias else {})
 
-  shrink = (2 * c.layers) ** -0.5
-  query, key = ("heads", "head_dim"), ("kv_heads", "head_dim")
+  residual_scale = (2 * c.layers) ** -0.5
+  query = ("heads", "head_dim")
+  key = ("kv_heads", "head_dim")
   blocks = {
     "attention_norm": norm_weights("layers", "embed"),
     "query": linear(("embed",), query, c.qkv_bias),
     "key": linear(("embed",), key, c.qkv_bias),
     "value": linear(("embed",), key, c.qkv_bias),
-    "output": linear(query, ("embed",), c.output_bias, shrink),
+    "output": linear(query, ("embed",), c.output_bias, residual_scale),
     "mlp_norm": norm_weights("layers", "embed"),
     "up": linear(("embed",), ("mlp",), c.mlp_bias),
-    "down": linear(("mlp",), ("embed",), c.mlp_bias, shrink),
+    "down": linear(("mlp",), ("embed",), c.mlp_bias, residual_scale),
   }
   if c.gated:
     blocks["gate"] = linear(("embed",), ("mlp",), c.mlp_bias)
@@ -155,13 +158,13 @@ def weights(config: Config) -> dict[str, Any]:
 
 
 def _init(config: Config, key: Array) -> Params:
-  return draw(weights(config), key)
+  return init_params(weights(config), key)
 
 
-def draw(tree: dict[str, Any], key: Array) -> Params:
-  """Fresh float32 parameters of a tree of `Weight`."""
+def init_params(tree: dict[str, Any], key: Array) -> Params:
+  """Initialises float32 parameters from a tree of `Weight`."""
   leaves, treedef = jax.tree.flatten(tree)
-  # One draw, cut into pieces: XLA needs half a second to compile each draw.
+  # One random array, cut into pieces: XLA compiles each random array for half a second.
   sizes = [math.prod(leaf.shape) if leaf.std else 0 for leaf in leaves]
   noise = jax.random.normal(key, (sum(sizes),), jnp.float32)
   pieces = jnp.split(noise, np.cumsum(sizes)[:-1])
@@ -175,7 +178,7 @@ def draw(tree: dict[str, Any], key: Array) -> Params:
 
 
 def head(config: Config, params: Params) -> Array:
-  """The head `[V, D]` in the compute dtype."""
+  """Returns the head `[V, D]` in the compute dtype."""
   head_VD = params["embedding"] if config.tied else params["head"]
   return head_VD.astype(config.compute_dtype)
 
@@ -184,19 +187,19 @@ def head(config: Config, params: Params) -> Array:
 
 
 def norm(config: Config, params: Params, x: Array) -> Array:
-  """RMS or layer normalisation over the last axis, in at least float32."""
+  """Applies RMS or layer normalisation over the last axis, in at least float32."""
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   if config.norm is Norm.LAYER:
     x = x - x.mean(-1, keepdims=True)
   x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)
-  x = x * _over(x, params["scale"])
+  x = x * _expand(x, params["scale"])
   if config.norm is Norm.LAYER:
-    x = x + _over(x, params["bias"])
+    x = x + _expand(x, params["bias"])
   return x.astype(config.compute_dtype)
 
 
-def _over(x: Array, y: Array) -> Array:
-  """`y` with leading axes of size 1, so that it broadcasts over `x`."""
+def _expand(x: Array, y: Array) -> Array:
+  """Adds leading axes to `y`, so that it broadcasts over `x`."""
   return y.reshape((1,) * (x.ndim - y.ndim) + y.shape)
 
 
@@ -204,7 +207,7 @@ def _linear(params: Params, x: Array, contract: int = 1) -> Array:
   kernel = params["kernel"].astype(x.dtype)
   y = jnp.tensordot(x, kernel, axes=contract)
   if "bias" in params:
-    y = y + _over(y, params["bias"].astype(y.dtype))
+    y = y + _expand(y, params["bias"].astype(y.dtype))
   if "lora" in params:  # of `lora.attach`
     a, b = (params["lora"][name].astype(x.dtype) for name in ("a", "b"))
     y = y + jnp.tensordot(jnp.tensordot(x, a, axes=contract), b, axes=1)
@@ -221,20 +224,31 @@ def _mlp(config: Config, params: Params, x: Array) -> Array:
 
 
 def block(
-  config: Config, params: Params, x: Array, turn: tuple, attend: Callable
+  config: Config, params: Params, x: Array, rotation: tuple, attend: Callable
 ) -> tuple[Array, Any]:
-  """One layer; `attend(query, key, value) -> (mixed, anything)` sees the context."""
+  """Applies one layer.
+
+  Args:
+    config: of the decoder.
+    params: of the layer.
+    x: the layer's input `[..., D]`.
+    rotation: of `angles`.
+    attend: `(query, key, value) -> (mixed, aux)`.
+
+  Returns:
+    The layer's output, and `aux`.
+  """
   h = norm(config, params["attention_norm"], x)
-  query = _rotate(_linear(params["query"], h), turn)
-  key = _rotate(_linear(params["key"], h), turn)
-  mixed, kept = attend(query, key, _linear(params["value"], h))
+  query = _rotate(_linear(params["query"], h), rotation)
+  key = _rotate(_linear(params["key"], h), rotation)
+  mixed, aux = attend(query, key, _linear(params["value"], h))
   attended = _linear(params["output"], mixed, contract=2)
   if config.parallel_residual:
     h = norm(config, params["mlp_norm"], x)
-    return x + attended + _mlp(config, params, h), kept
+    return x + attended + _mlp(config, params, h), aux
   x = x + attended
   h = norm(config, params["mlp_norm"], x)
-  return x + _mlp(config, params, h), kept
+  return x + _mlp(config, params, h), aux
 
 
 # --- Positions
@@ -246,38 +260,40 @@ def _frequencies(config: Config) -> np.ndarray:
   s = rotary.llama3
   if s is None:
     return freq.astype(np.float32)
-  # Llama 3.1: slow waves are divided by the factor, fast ones kept, between them a
-  # linear mixture in (context / wavelength).
-  turns = s.original_positions * freq / (2 * np.pi)
-  keep = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-  keep = np.clip(keep, 0.0, 1.0)
-  return (freq * (keep + (1 - keep) / s.factor)).astype(np.float32)
+  # Llama 3.1: low frequencies are divided by the factor, high ones unchanged, with
+  # linear interpolation in (context / wavelength) between them.
+  periods = s.original_positions * freq / (2 * np.pi)
+  weight = (periods - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+  weight = np.clip(weight, 0.0, 1.0)
+  return (freq * (weight + (1 - weight) / s.factor)).astype(np.float32)
 
 
 def angles(config: Config, position: Array) -> tuple:
-  """Cosines and sines `[..., 1, rotated / 2]`, or () where positions are learned."""
+  """Computes cosines and sines `[..., 1, rotated / 2]`; () for learned positions."""
   if config.rotary is None:
     return ()
   freq = jnp.asarray(_frequencies(config))
-  angle = position[..., None, None].astype(jnp.float32) * _over(
+  angle = position[..., None, None].astype(jnp.float32) * _expand(
     position[..., None, None], freq
   )
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def _rotate(x: Array, turn: tuple) -> Array:
-  if not turn:
+def _rotate(x: Array, rotation: tuple) -> Array:
+  if not rotation:
     return x
-  cos, sin = turn
+  cos, sin = rotation
   half = cos.shape[-1]
-  a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+  a = x[..., :half]
+  b = x[..., half : 2 * half]
+  unrotated = x[..., 2 * half :]
   rotated = [(a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)]
-  return jnp.concatenate([*rotated, rest], axis=-1)
+  return jnp.concatenate([*rotated, unrotated], axis=-1)
 
 
 def embed(config: Config, params: Params, tokens: Array, position: Array) -> Array:
-  """Token and, where learned, position embeddings in the compute dtype."""
-  # "fill": an id or a position beyond the table is NaN and stops the run; JAX's
+  """Embeds tokens and, where learned, positions, in the compute dtype."""
+  # "fill": an out-of-range id or position gives NaN, which stops the run; JAX's
   # default would clamp it.
   x = params["embedding"].at[tokens].get(mode="fill")
   if config.rotary is None:
@@ -289,23 +305,24 @@ def embed(config: Config, params: Params, tokens: Array, position: Array) -> Arr
 
 
 def attention_mask(rows: Rows) -> Array:
-  """`[R, L, L]` bool: may query i (axis 1) see key j (axis 2)?"""
+  """Computes `[R, L, L]` bool: whether query i (axis 1) attends to key j (axis 2)."""
   segment_RL, branch_RL = rows.segment_RL, rows.branch_RL
   length = segment_RL.shape[1]
   causal = jnp.tril(jnp.ones((1, length, length), bool))
-  same = segment_RL[:, :, None] == segment_RL[:, None, :]
-  real = segment_RL[:, None, :] != 0
-  seen = (branch_RL[:, None, :] == 0) | (branch_RL[:, :, None] == branch_RL[:, None, :])
-  return causal & same & real & seen
+  same_segment = segment_RL[:, :, None] == segment_RL[:, None, :]
+  valid = segment_RL[:, None, :] != 0
+  in_prompt = branch_RL[:, None, :] == 0
+  same_branch = branch_RL[:, :, None] == branch_RL[:, None, :]
+  return causal & same_segment & valid & (in_prompt | same_branch)
 
 
 def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-  """Attention under a mask: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
+  """Masked attention: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
   H, h = query.shape[2:]
-  shared = H // key.shape[2]
-  key, value = (jnp.repeat(x, shared, axis=2) for x in (key, value))
-  # Heads before positions, in four axes: two plain batched products, which XLA on CPU
-  # runs about twice as fast as the same contraction in any other layout.
+  group_size = H // key.shape[2]
+  key, value = (jnp.repeat(x, group_size, axis=2) for x in (key, value))
+  # Heads before positions: two batched matrix products, which XLA on CPU runs about
+  # twice as fast as the same contraction in any other layout.
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
   wide = jnp.promote_types(query.dtype, jnp.float32)
   score = jnp.matmul(query * h**-0.5, key.swapaxes(-1, -2), preferred_element_type=wide)
@@ -316,13 +333,13 @@ def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:
   mask = attention_mask(rows)
-  turn = angles(config, rows.position_RL)
+  rotation = angles(config, rows.position_RL)
 
-  def look(query, key, value):
+  def masked_attend(query, key, value):
     return attend(query, key, value, mask), None
 
   def step(x, layer):
-    return block(config, layer, x, turn, look)
+    return block(config, layer, x, rotation, masked_attend)
 
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)

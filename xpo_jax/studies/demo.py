@@ -69,7 +69,7 @@ def run(study, run_dir: Path, command: str) -> int:
   settings = {"study": yaml_file.to_dict(study), **yaml_file.surroundings()}
   (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
   if beginning.corpus.dropped:
-    audit.write_bad_rows(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
+    audit.write_bad_records(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
   result = train_methods.run(beginning, run_dir, lambda line: print(line, flush=True))
   figure = line_chart.svg(sentiment_page.figure(result), standalone=True)
   (run_dir / "frontier.svg").write_text(figure)

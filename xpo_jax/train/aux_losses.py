@@ -54,7 +54,7 @@ def check(configs: Sequence[AuxLossConfig], datasets: Datasets) -> None:
       continue
     loaded = loading.load(config.data, config.data, datasets)
     if loaded.bad and config.data.bad_rows == "stop":
-      raise records.BadRows(loaded.bad)
+      raise records.BadRecords(loaded.bad)
     if not loaded.records:
       raise ValueError(f"aux_losses {config.name!r}: {loaded.name} holds no row")
 
@@ -85,14 +85,7 @@ def prepare(
     examples = collate.to_layout(examples, loss.objective.layout, data.seed)
     counts[config.name] = audited | {"trained_on_sha256": audit.digest(examples)}
     batches[config.name] = pack.plan(
-      examples,
-      rows_per_step=data.rows_per_step,
-      microbatches=data.microbatches,
-      row_length=data.row_length,
-      seed=data.seed,
-      epochs=data.epochs,
-      steps=data.steps,
-      groups_per_row=data.groups_per_row,
+      examples, data.sizes, seed=data.seed, epochs=data.epochs, steps=data.steps
     )
   return AuxLosses(losses, batches, place, counts)
 

@@ -34,7 +34,14 @@ def adapter_writer(
 
   def write(now: Any, directory: Path) -> None:
     base, trained = frozen[BASE]["lm"], final_params(now)["lm"]
-    peft.save(directory, model.config, experiment.adapter, trained, base, name)
+    peft.save(
+      directory,
+      model.config,
+      experiment.adapter,
+      params=trained,
+      base=base,
+      base_name=name,
+    )
 
   return write
 
@@ -57,7 +64,7 @@ def policy_writer(
   """
 
   def write(params: Params, directory: Path) -> None:
-    hf_checkpoint.save(directory, model.config, params, begin.tokenizer)
+    hf_checkpoint.save(directory, model.config, params, tokenizer=begin.tokenizer)
     if is_reward(experiment):
       _describe(experiment, begin, loaded, model, params, directory)
 
@@ -74,14 +81,14 @@ def _describe(experiment, begin, loaded, model, params, directory) -> None:
   data = experiment.data
   if data.transform == preference_model.BOTH_ORDERS:
     kind = reward_model.PREFERENCE
-    reward_model.describe(directory, data.template, data.limits, kind=kind)
+    reward_model.write_description(directory, data.template, data.limits, kind=kind)
     return
   prompts, completions = _reference(experiment, begin, _trained_on(experiment, loaded))
   head = reward_model.RewardModel(
     model, params, begin.tokenizer, data.template, data.limits
   )
   affine = reward_model.normalise(head, prompts, completions).affine
-  reward_model.describe(directory, data.template, data.limits, affine=affine)
+  reward_model.write_description(directory, data.template, data.limits, affine=affine)
 
 
 def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
@@ -97,7 +104,7 @@ def _reference(
   experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
 ) -> tuple[list[records.Text], list[str]]:
   """Prompts of the training data, and a reference completion of each."""
-  first = {records.text_of(row.prompt): row for row in rows}
+  first = {records.plain_text(row.prompt): row for row in rows}
   order = np.random.default_rng(experiment.seed).permutation(len(first))
   chosen = [list(first.values())[i] for i in order[:REFERENCE_SAMPLES]]
   prompts = [row.prompt for row in chosen]
@@ -115,7 +122,7 @@ def _completions(
   drawn = generate.generate(
     transformer.model(begin.config),
     begin.params["lm"],
-    tokenise.prompts(rows, begin.tokenizer, data.template, limits),
+    tokenise.tokenise_prompts(rows, begin.tokenizer, data.template, limits=limits),
     tokenizer=begin.tokenizer,
     config=GenerationConfig(data.limits.completion or _MAX_TOKENS),
     key=jax.random.key(experiment.seed),
@@ -127,4 +134,4 @@ def _completions(
 def _preferred(row: Record) -> str:
   if isinstance(row, records.Ranked):
     return row.completions[int(np.argmax(row.rewards))]
-  return records.answers(row)[0]
+  return records.completions(row)[0]

@@ -111,7 +111,7 @@ def load(
   elif path.startswith("hub:"):
     loaded = sources.from_hub(path.removeprefix("hub:"), data.split, like.reading)
   elif Path(path).is_dir():
-    loaded = tfds.open_directory(path, data.split, like.reading)
+    loaded = tfds.read_directory(path, data.split, like.reading)
   else:
     named = f", or one of the records handed over: {', '.join(datasets)}"
     raise ValueError(
@@ -222,7 +222,7 @@ def prepare(
   """Examples to train on, held-out examples, and the audit of both as plain data.
 
   Raises:
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad records, where they stop the run.
   """
   data, held = experiment.data, experiment.evaluation
   fractions = {"train": 1 - held.share}
@@ -256,7 +256,7 @@ def examples(
     datasets: see `load`.
 
   Raises:
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad records, where they stop the run.
   """
   loaded = load(data, data, datasets, run_dir / RECORDS_OF.format(name))
   file = run_dir / f"bad_rows_{name}.jsonl"
@@ -339,9 +339,9 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
     tokenizer = transformers.AutoTokenizer.from_pretrained(kept)
   else:
     texts = [
-      records.text_of(row.prompt) + records.text_of(answer)
+      records.plain_text(row.prompt) + records.plain_text(answer)
       for row in loaded.records
-      for answer in records.answers(row) or ("",)  # a bare prompt has none
+      for answer in records.completions(row) or ("",)  # a bare prompt has none
     ]
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
     tokenizer.save_pretrained(kept)
@@ -407,7 +407,7 @@ def prompt_sets(
     width = max(chosen.width, held_out.width)
     chosen, held_out = (x._replace(width=width) for x in (chosen, held_out))
   if bad:
-    audit.write_bad_rows(bad, run_dir / "bad_rows.jsonl")
+    audit.write_bad_records(bad, run_dir / "bad_rows.jsonl")
   counts = {
     "source": loaded.name,
     "source_sha256": loaded.sha256,
@@ -421,25 +421,29 @@ def prompt_sets(
 
 
 def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
-  first = {split.prompt_of(row): row for row in reversed(loaded.records)}
+  first = {split.prompt_text(row): row for row in reversed(loaded.records)}
   rows, bad = list(reversed(first.values())), list(loaded.bad)
   if bad and config.bad_rows == "stop":
-    raise records.BadRows(bad)
+    raise records.BadRecords(bad)
   try:
-    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
-  except records.BadRows as found:
+    ids = tokenise.tokenise_prompts(
+      rows, tokenizer, config.template, limits=config.limits
+    )
+  except records.BadRecords as found:
     if config.bad_rows == "stop":
       raise
     bad += found.bad
     wrong = {row.uid for row in found.bad}
     rows = [row for row in rows if row.uid not in wrong]
-    ids = tokenise.prompts(rows, tokenizer, config.template, config.limits)
+    ids = tokenise.tokenise_prompts(
+      rows, tokenizer, config.template, limits=config.limits
+    )
   if not rows:
     raise ValueError(
       f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
       "dropped); give at least one"
     )
-  texts = tuple(map(split.prompt_of, rows))
+  texts = tuple(map(split.prompt_text, rows))
   uids = tuple(row.uid for row in rows)
   return PromptSet(uids, texts, tuple(ids), max(map(len, ids))), bad
 

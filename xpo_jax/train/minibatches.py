@@ -9,7 +9,7 @@ import numpy as np
 
 from xpo_jax.config.experiment import Rollouts
 from xpo_jax.data import pack
-from xpo_jax.data.pack import Batch, Batches, Shape
+from xpo_jax.data.pack import Batch, Batches, PackSizes, Shape
 from xpo_jax.data.tokenise import Example
 from xpo_jax.train import references
 from xpo_jax.train.pair_construction import PairConstruction
@@ -64,16 +64,16 @@ class RowSizes(NamedTuple):
 
   def plan(
     self, examples: Sequence[Example], completions: int, rows: int = 1
-  ) -> dict[str, object]:
-    """Arguments of `pack.plan` and `pack.eval_batches` for examples."""
+  ) -> PackSizes:
+    """How examples are packed, a prompt group a row."""
     shape = self.shape(max(e.tokens for e in examples), completions, rows)
-    return {
-      "rows_per_step": rows * self.rows_per_step,
-      "row_length": shape.L,
-      "microbatches": self.microbatches,
-      "shape": shape,
-      "groups_per_row": 1,
-    }
+    return PackSizes(
+      rows_per_step=rows * self.rows_per_step,
+      microbatches=self.microbatches,
+      row_length=shape.L,
+      groups_per_row=1,
+      shape=shape,
+    )
 
 
 def record(
@@ -94,7 +94,7 @@ def record(
     place: puts a batch on the mesh.
   """
   K = drawn.length_BK.shape[1]
-  batches = pack.eval_batches(drawn.examples, **sizes.plan(drawn.examples, K))
+  batches = pack.eval_batches(drawn.examples, sizes.plan(drawn.examples, K))
   scored = references.compute(batches, score, roles, place).values
   ends = np.cumsum(drawn.length_BK)[:-1]
   values = {"old_logp_BKT": drawn.logp}
@@ -166,9 +166,9 @@ def cut(
   order = np.random.SeedSequence((seed, index)).generate_state(1)
   batches = pack.plan(
     examples,
+    sizes.plan(examples, pairs.completions or K, pairs.rows(K)),
     seed=int(order[0]),
     epochs=data.ppo_epochs,
-    **sizes.plan(examples, pairs.completions or K, pairs.rows(K)),
   )
   values = {field: np.concatenate(rows) for field, rows in arrays.items()}
   return _evened(batches, data), references.cache(values, batches.store)

@@ -52,15 +52,15 @@ class Budget(NamedTuple):
     bytes: of the compiled step on one device: "arguments" (state and batch),
       "temporaries", and of an online run what it keeps "between updates" beside them,
       a reference or older samplers; sampling itself is not in it. None on a mesh.
-    shown: the first rows, token by token (`audit.show`); of an online run the first
-      prompt.
+    shown: the first rows, token by token (`audit.inspect_tokens`); of an online run the
+      first prompt.
   """
 
   name: str
   counts: Mapping[str, Any]
   sizes: Mapping[str, int]
   bytes: Mapping[str, int] | None
-  shown: list[list[audit.Shown]]
+  shown: list[list[audit.TokenInfo]]
 
 
 def check(*experiments: Experiment, datasets: Datasets | None = None) -> list[Budget]:
@@ -147,11 +147,11 @@ def _export(experiment: Experiment, begin: LoadedStart, policy: Path) -> None:
   if export.is_reward(experiment):
     head = heads.init_value_head(begin.config.width)
     params = params | {"value": params.get("value", head)}
-  hf_checkpoint.save(policy, begin.config, params, begin.tokenizer)
+  hf_checkpoint.save(policy, begin.config, params, tokenizer=begin.tokenizer)
   if export.is_reward(experiment):
     data = experiment.data
     unit = Affine(1.0, 0.0)
-    reward_model.describe(policy, data.template, data.limits, affine=unit)
+    reward_model.write_description(policy, data.template, data.limits, affine=unit)
 
 
 def _records(
@@ -179,14 +179,7 @@ def _records(
   )
   _export(experiment, begin, policy)
   batches = pack.plan(
-    train,
-    rows_per_step=data.rows_per_step,
-    microbatches=data.microbatches,
-    row_length=data.row_length,
-    groups_per_row=data.groups_per_row,
-    seed=data.seed,
-    epochs=data.epochs,
-    steps=data.steps,
+    train, data.sizes, seed=data.seed, epochs=data.epochs, steps=data.steps
   )
   sizes = {
     "steps": len(batches),
@@ -200,7 +193,9 @@ def _records(
   memory = None
   if validate.make_mesh(experiment.mesh) is None:
     memory = _memory(experiment, begin, batches, aux)
-  return Budget(name, counts, sizes, memory, audit.show(batches[0], begin.tokenizer))
+  return Budget(
+    name, counts, sizes, memory, audit.inspect_tokens(batches[0], begin.tokenizer)
+  )
 
 
 def _rollouts(
@@ -229,7 +224,7 @@ def _rollouts(
     "parameters trained": sum(x.size for x in jax.tree.leaves(first.train.params)),
   }
   prompt = [
-    audit.Shown(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
+    audit.TokenInfo(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
     for at, token in enumerate(parts.prompts.ids[0])
   ]
   memory = _rollouts_memory(parts, first)
@@ -274,7 +269,7 @@ def _memory(
   objective = experiment.objective.build()
   model = transformer.model(begin.config)
   adapter = experiment.adapter
-  trained = lora.trained(model, adapter)
+  trained = lora.trainable_model(model, adapter)
   chain = optim.transform(experiment.optimizer, trained.logical_axes())
   ema = experiment.optimizer.ema is not None
   needed = aux_losses.joined(objective, aux.losses)

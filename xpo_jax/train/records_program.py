@@ -93,7 +93,7 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
     return Inputs(None)
   loaded = loading.load(data, data, datasets)
   if loaded.bad and data.bad_rows == "stop":
-    raise records.BadRows(loaded.bad)
+    raise records.BadRecords(loaded.bad)
   return Inputs(loaded)
 
 
@@ -121,7 +121,7 @@ def prepare(
   begin = loading.start(experiment, run_dir, loaded)
   model = transformer.model(begin.config)
   adapter = experiment.adapter
-  trained = lora.trained(model, adapter)
+  trained = lora.trainable_model(model, adapter)
   train, held_out, counts = examples(
     experiment, begin.tokenizer, loaded, run_dir, datasets
   )
@@ -170,7 +170,7 @@ def prepare(
   )
   hparams = step.hparams(experiment.optimizer)
   sizes = _sizes(batches, first, frozen)
-  rows = audit.show(batches[0], begin.tokenizer)[: run_directory.SHOWN_ROWS]
+  rows = audit.inspect_tokens(batches[0], begin.tokenizer)[: run_directory.SHOWN_ROWS]
   shown = [[token._asdict() for token in row] for row in rows]
   run_directory.write_json(run_dir / run_directory.SHOWN, shown)
   return Program(
@@ -300,13 +300,11 @@ def _line(
 def _plan(data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
   """Training batches, and each data set read once in order; all of one shape, so that
   they share compiled programs."""
-  names = ("rows_per_step", "microbatches", "row_length", "groups_per_row")
-  sizes = {name: vars(data)[name] for name in names}
   order = {"seed": data.seed, "epochs": data.epochs, "steps": data.steps}
-  plans = {"run": pack.plan(train, **order, **sizes)}
+  plans = {"run": pack.plan(train, data.sizes, **order)}
   for name, rows in {"train": train, "held_out": held_out}.items():
     if rows:
-      plans[name] = pack.eval_batches(rows, **sizes)
+      plans[name] = pack.eval_batches(rows, data.sizes)
   widest = zip(*(plan.shape for plan in plans.values()), strict=True)
   shape = pack.Shape(*map(max, widest))
   plans = {n: dataclasses.replace(plan, shape=shape) for n, plan in plans.items()}

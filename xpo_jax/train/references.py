@@ -17,7 +17,7 @@ import numpy as np
 from xpo_jax.config import yaml_file
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch, Batches
-from xpo_jax.data.token_store import Store
+from xpo_jax.data.token_store import TokenStore
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
@@ -86,7 +86,7 @@ def scorer(
   """
 
   def one(params, microbatch):
-    record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh)
+    record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh=mesh)
     fields = vars(record) | dict(record.extra)
     return {stat.field: fields[stat.field] for stat in stats}
 
@@ -121,7 +121,7 @@ def compute(
   return cache
 
 
-def cache(values: Mapping[str, np.ndarray], data: Store) -> Cache:
+def cache(values: Mapping[str, np.ndarray], data: TokenStore) -> Cache:
   """Statistics found elsewhere, in the order of the data set's response tokens."""
   return Cache(values, _starts(data))
 
@@ -147,7 +147,7 @@ def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
   (directory / KEY).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
 
 
-def read(directory: Path, data: Store, wanted: Mapping[str, Any]) -> Cache | None:
+def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache | None:
   """The cache in a directory; None where there is none yet.
 
   Args:
@@ -179,7 +179,7 @@ def _roots(stat: TokenStat) -> set[str]:
   return {role.split(".")[0] for role in stat.roles}
 
 
-def _starts(data: Store) -> np.ndarray:
+def _starts(data: TokenStore) -> np.ndarray:
   """For example n and column k, how many tokens with loss come before."""
   before = np.concatenate([[0], data.loss.cumsum()])[data.piece_start]
   counts = np.diff(data.group_start) - 1

@@ -12,7 +12,7 @@ import numpy as np
 from xpo_jax.config.factories import Configured
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import protocol
-from xpo_jax.feedback.protocol import OfPolicy, Preference, Scorer
+from xpo_jax.feedback.protocol import Preference, Scorer, SelfFeedback
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import loading
 from xpo_jax.train.rollouts import RolloutBatch
@@ -24,7 +24,7 @@ Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
 opponents the last is empty."""
 
 
-def judge(feedback: Feedback) -> Judge | OfPolicy:
+def judge(feedback: Feedback) -> Judge | SelfFeedback:
   """The judge of an experiment, made once for the run; `facing` makes the one that is
   asked.
 
@@ -32,13 +32,13 @@ def judge(feedback: Feedback) -> Judge | OfPolicy:
     ValueError: the source makes what is not asked as `Feedback.kind` says.
   """
   source = feedback.source.build()
-  if isinstance(source, OfPolicy):
-    return OfPolicy(lambda *policy: _asking(feedback, source.make(*policy)))
+  if isinstance(source, SelfFeedback):
+    return SelfFeedback(lambda *policy: _asking(feedback, source.make(*policy)))
   return _asking(feedback, source)
 
 
 def facing(
-  judge: Judge | OfPolicy, model: Model, params: Params, tokenizer: Any
+  judge: Judge | SelfFeedback, model: Model, params: Params, tokenizer: Any
 ) -> Judge:
   """Who judges what this policy wrote: itself where it is its own judge.
 
@@ -48,7 +48,7 @@ def facing(
     params: the policy's now, the "lm" part.
     tokenizer: the policy's.
   """
-  if isinstance(judge, OfPolicy):
+  if isinstance(judge, SelfFeedback):
     return judge.make(model, params, tokenizer)
   return judge
 
@@ -83,7 +83,9 @@ def _win_rates(
 ) -> np.ndarray:
   if not opponents_BJ:
     return protocol.win_rates(preference, prompts, texts_BK, include_self=include_self)
-  return protocol.win_rates_against(preference, prompts, texts_BK, opponents_BJ)
+  return protocol.win_rates_against(
+    preference, prompts, texts_BK, opponents_BJ=opponents_BJ
+  )
 
 
 def _asking(feedback: Feedback, made: Scorer | Preference) -> Judge:

@@ -23,7 +23,7 @@ from xpo_jax.data import audit, records
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
-from xpo_jax.feedback.protocol import OfPolicy
+from xpo_jax.feedback.protocol import SelfFeedback
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
@@ -99,7 +99,7 @@ class Parts(NamedTuple):
   objective: Objective
   pairs: PairConstruction
   controller: kl_control.Controller | None
-  judge: rewards.Judge | OfPolicy
+  judge: rewards.Judge | SelfFeedback
   model: Model
   tokenizer: Any
   prompts: PromptSet
@@ -134,7 +134,7 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
   if loading.is_there(prompts):
     loaded = loading.load(prompts, prompts, datasets)
     if loaded.bad and prompts.bad_rows == "stop":
-      raise records.BadRows(loaded.bad)
+      raise records.BadRecords(loaded.bad)
     if not loaded.records:
       raise ValueError(f"Prompts.path {prompts.path!r}: {loaded.name} holds no prompt")
     validate.check_start(experiment, loaded, datasets)
@@ -160,9 +160,9 @@ def prepare(
     say: where lines go.
 
   Raises:
-    ValueError: no prompts, or prompts that cannot be used; bad rows (`records.BadRows`)
-      of the held-out prompts as of the others, where they stop the run; what the start
-      has no room for (`loading.check_room`).
+    ValueError: no prompts, or prompts that cannot be used; bad rows
+      (`records.BadRecords`) of the held-out prompts as of the others, where they stop
+      the run; what the start has no room for (`loading.check_room`).
   """
   parts, first = assemble(experiment, run_dir, inputs, datasets, say)
   data, sampling = experiment.data, experiment.data.sampling
@@ -181,7 +181,7 @@ def prepare(
     return state.merged(final_params(now.train), frozen, adapter)
 
   def write_policy(params: Params, directory: Path) -> None:
-    hf_checkpoint.save(directory, parts.model.config, params, parts.tokenizer)
+    hf_checkpoint.save(directory, parts.model.config, params, tokenizer=parts.tokenizer)
 
   write_adapter = None
   if adapter is not None:
@@ -230,7 +230,7 @@ def assemble(
   begin = loading.start(experiment, run_dir, loaded)
   model, adapter = transformer.model(begin.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
-  trained, values = lora.trained(model, adapter), None
+  trained, values = lora.trainable_model(model, adapter), None
   if data.critic_init is not None:
     values = critic.load(data.critic_init, begin.tokenizer, begin.config)
     build = critic.judged_by(build)
@@ -290,7 +290,7 @@ def assemble(
     ),
     aux=aux,
     record=recorder(
-      models | {"policy": lora.attached(model, adapter)},
+      models | {"policy": lora.attached_model(model, adapter)},
       recorded_stats(objective, data.temperature),
       mesh,
     ),
@@ -479,7 +479,7 @@ def recorder(
   """The jitted `(role -> params, batch) -> {field: [M, B, K, T]}`, without gradient."""
 
   def one(roles: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
-    record = score(models, roles, stats, microbatch, mesh)
+    record = score(models, roles, stats, microbatch, mesh=mesh)
     fields = vars(record) | dict(record.extra)
     return {stat.field: fields[stat.field] for stat in stats}
 
@@ -550,7 +550,7 @@ def _update(parts, now, ref, index, examples, kept):
     experiment.data, experiment.seed, index, examples, kept, parts.pairs, parts.sizes
   )
   if index == 0:
-    rows = audit.show(batches[0], parts.tokenizer)[: run_directory.SHOWN_ROWS]
+    rows = audit.inspect_tokens(batches[0], parts.tokenizer)[: run_directory.SHOWN_ROWS]
     shown = [[token._asdict() for token in row] for row in rows]
     run_directory.write_json(parts.run_dir / run_directory.SHOWN, shown)
   frozen = frozen_roles(parts, ref)

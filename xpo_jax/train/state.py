@@ -189,7 +189,7 @@ def first(
     objective: with the statistics of all its losses (`aux_losses.joined`).
     start: `{"lm", ["value"]}`, the weights it starts from.
     head: a fresh scalar head, where one is needed and `start` has none.
-    trained: what is trained, the decoder or its adapters (`lora.trained`).
+    trained: what is trained, the decoder or its adapters (`lora.trainable_model`).
     mesh: None: one device.
     critic: values that are not the policy's own.
 

@@ -102,7 +102,7 @@ def make_step(
         "step to step; only the objective of the run may"
       )
   # A user's own module need not name its axes where nothing reads them.
-  trained = lora.trained(models["policy"], adapter)
+  trained = lora.trainable_model(models["policy"], adapter)
   axes = trained.logical_axes() if optimizer.weight_decay else None
   chain = optim.transform(optimizer, axes)
 
@@ -349,11 +349,11 @@ ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)
 
 def scorer(objective, models, frozen, mesh, chunk, adapter=None):
   wanted = stats(objective)
-  models = dict(models) | {"policy": lora.attached(models["policy"], adapter)}
+  models = dict(models) | {"policy": lora.attached_model(models["policy"], adapter)}
 
   def score_one(params: Params, microbatch: Batch) -> Scored:
     roles = states.roles(params, frozen, adapter) | frozen
-    return score(models, roles, wanted, microbatch, mesh, chunk)
+    return score(models, roles, wanted, microbatch, mesh=mesh, chunk=chunk)
 
   return score_one
 

@@ -98,5 +98,5 @@ def test_self_rewarding_rounds_start_where_the_one_before_ended(stages, tmp_path
   ]
   assert [stage[1] for stage in rounds] == 4 * [ObjectiveConfig("dpo", beta=0.1)]
   judges = [stage[3]["feedback"].source.name for stage in rounds]
-  own, other = _factory(local.own_rating), _factory(noisy_judge.scorer)
+  own, other = _factory(local.self_rating), _factory(noisy_judge.scorer)
   assert judges == [own, own, other, other]

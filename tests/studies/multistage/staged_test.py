@@ -83,9 +83,11 @@ def stages(monkeypatch):
     directory = lab.run_dir / name
     head = heads.init_reward_head(jax.random.key(1), TINY.width)
     params = lab.start.params | {"value": head}
-    hf_checkpoint.save(directory, lab.start.config, params, lab.start.tokenizer)
+    hf_checkpoint.save(
+      directory, lab.start.config, params, tokenizer=lab.start.tokenizer
+    )
     limits = tokenise.Limits(completion=TINY.longest)
-    reward_model.describe(directory, tokenise.Template(), limits)
+    reward_model.write_description(directory, tokenise.Template(), limits)
     return directory
 
   def online(lab, name, objective, **how):

@@ -228,7 +228,7 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
     mlp_width=16,
   )
   params = {"lm": transformer.model(small).init(jax.random.key(0))}
-  hf_checkpoint.save(tmp_path / "policy", small, params, tokenizer)
+  hf_checkpoint.save(tmp_path / "policy", small, params, tokenizer=tokenizer)
   study = dataclasses.replace(
     TINY,
     source=str(source),
@@ -265,7 +265,7 @@ def test_bad_rows_stop_the_study_or_are_dropped_by_name(tmp_path):
   rows = [{"text": text} for text in [*texts, "too short"]]
   path.write_text("\n".join(map(json.dumps, rows)) + "\n")
   study = dataclasses.replace(TINY, source=str(path), texts=None, prompt_words=3)
-  with pytest.raises(records.BadRows, match=r"texts.jsonl:301"):
+  with pytest.raises(records.BadRecords, match=r"texts.jsonl:301"):
     labelled_pairs.corpus(study)
   kept = labelled_pairs.corpus(dataclasses.replace(study, bad_rows="drop"))
   assert [row.uid for row in kept.dropped] == ["texts.jsonl:301"]

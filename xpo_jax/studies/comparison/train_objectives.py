@@ -84,7 +84,7 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
     say: takes a line of progress.
 
   Raises:
-    BadRows: a text that cannot be used.
+    BadRecords: a text that cannot be used.
     ValueError: other settings than the directory's; see `train_methods.prepare`.
   """
   began = time.perf_counter()
@@ -100,7 +100,7 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
   train_methods.check_prompts(searching, beginning.corpus)
   _claim(comparison, run_dir)
   if beginning.corpus.dropped:
-    audit.write_bad_rows(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
+    audit.write_bad_records(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
   start = _start(beginning, run_dir / _START, say)
   done("start")
   corpus, model = beginning.corpus, beginning.model
@@ -171,7 +171,7 @@ def _start(beginning, directory: Path, say: Say) -> Params:
     params = train_methods.fine_tune(study, corpus, model, params, say)
     half = directory.with_suffix(".part")
     shutil.rmtree(half, ignore_errors=True)
-    hf_checkpoint.save(half, model.config, params, corpus.tokenizer)
+    hf_checkpoint.save(half, model.config, params, tokenizer=corpus.tokenizer)
     half.replace(directory)
   return {"lm": hf_checkpoint.load(directory).params["lm"]}
 

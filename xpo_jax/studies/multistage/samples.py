@@ -15,7 +15,7 @@ import numpy as np
 
 from xpo_jax.config.data import Prompts
 from xpo_jax.data import records, tokenise
-from xpo_jax.data.split import prompt_of
+from xpo_jax.data.split import prompt_text
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import Scorer
 from xpo_jax.models import hf_checkpoint, transformer
@@ -41,7 +41,7 @@ class Sampled(NamedTuple):
 def texts_of(prompts: Prompts, start: int = 0, stop: int | None = None) -> list[str]:
   """The different prompts of a source, in its order, from one number to another."""
   rows = loading.load(prompts, prompts, {}).records
-  return list(dict.fromkeys(map(prompt_of, rows)))[start:stop]
+  return list(dict.fromkeys(map(prompt_text, rows)))[start:stop]
 
 
 def sample(
@@ -96,7 +96,7 @@ def _sampled(
 def encode(tokenizer: Any, prompts: Sequence[str]) -> list[np.ndarray]:
   """Token ids of prompts."""
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-  return tokenise.prompts(rows, tokenizer)
+  return tokenise.tokenise_prompts(rows, tokenizer)
 
 
 def rewards(scorer: Scorer, sampled: Sampled) -> np.ndarray:

@@ -77,7 +77,7 @@ def draw(
 def encode(tokenizer: Any, prompts: Sequence[str]) -> list[np.ndarray]:
   """Token ids of prompts."""
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-  return tokenise.prompts(rows, tokenizer)
+  return tokenise.tokenise_prompts(rows, tokenizer)
 
 
 def pairs(

@@ -152,7 +152,9 @@ class Lab:
       drawn.prompts,
       [texts[0] for texts in drawn.texts_BK],
     )
-    reward_model.describe(directory, found.template, limits, affine=found.affine)
+    reward_model.write_description(
+      directory, found.template, limits, affine=found.affine
+    )
     return directory
 
   def online(

@@ -31,7 +31,7 @@ class Corpus(NamedTuple):
   name: str
   demonstrations: dict[str, list[records.Demonstration]]
   tokenizer: Any
-  dropped: tuple[records.BadRow, ...] = ()
+  dropped: tuple[records.BadRecord, ...] = ()
 
   def examples(self, name: str, longest: int) -> list[tokenise.Example]:
     """A split in tokens, completions cut to `longest`."""
@@ -41,7 +41,7 @@ class Corpus(NamedTuple):
   def prompts(self, name: str) -> list[np.ndarray]:
     """The distinct prompts of a split in tokens, in the order of the texts."""
     seen = {record.prompt: record for record in self.demonstrations[name]}
-    return tokenise.prompts(list(seen.values()), self.tokenizer)
+    return tokenise.tokenise_prompts(list(seen.values()), self.tokenizer)
 
 
 class Pairs(NamedTuple):
@@ -76,7 +76,7 @@ def corpus(study: Study, tokenizer: Any = None) -> Corpus:
     tokenizer: of a pretrained policy; None trains one on the train split.
 
   Raises:
-    BadRows: any row is bad.
+    BadRecords: a record is bad.
     ValueError: no such source, or its rows are not texts.
   """
   if study.source is None:
@@ -106,7 +106,7 @@ def _read(study: Study):
   )
   loaded = loading.load(data, data, {})
   if loaded.bad and study.bad_rows == "stop":
-    raise records.BadRows(loaded.bad)
+    raise records.BadRecords(loaded.bad)
   if not loaded.records:
     raise ValueError(f"Study.source: {loaded.name} has no row that can be used")
   if not isinstance(loaded.records[0], records.Demonstration):
@@ -205,7 +205,7 @@ def label(
     PAIR examples, in the order of the pairs.
   """
   rng = np.random.default_rng(seed)
-  first_P = synthetic_reviews.label_pairs(*pairs.reward_P2.T, temperature, rng)
+  first_P = synthetic_reviews.label_pairs(*pairs.reward_P2.T, temperature, rng=rng)
   if kind == "flipped":
     first_P = ~first_P
   elif kind == "random":

@@ -41,7 +41,9 @@ def train(
   study, corpus, model, _ = beginning
   run_directory.write_once(
     run_dir / START,
-    lambda path: hf_checkpoint.save(path, model.config, start, corpus.tokenizer),
+    lambda path: hf_checkpoint.save(
+      path, model.config, start, tokenizer=corpus.tokenizer
+    ),
   )
   prompts = _prompts(corpus)
   found = []

@@ -53,7 +53,7 @@ def prepare(study: Study) -> Beginning:
   """Reads everything the study needs, and refuses what it cannot use.
 
   Raises:
-    BadRows: a text that cannot be used.
+    BadRecords: a text that cannot be used.
     ValueError: no such source or checkpoint, or too few prompts to judge on.
   """
   held = None if study.policy is None else hf_checkpoint.load(study.policy)
@@ -190,7 +190,7 @@ def fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
   """The SFT policy that every run starts from."""
   examples = corpus.examples("train", study.longest)
   plan = functools.partial(
-    pack.plan, examples, rows_per_step=study.sft_rows, row_length=study.row_length
+    pack.plan, examples, pack.PackSizes(study.sft_rows, row_length=study.row_length)
   )
   epochs = -(-study.sft_steps // len(plan())) + 1
   data = vectorised_runs.stack(
@@ -351,15 +351,17 @@ class Lab:
     rows = max(
       round(study.rows * _tokens(examples[seed]) / _tokens(labelled)), study.rows
     )
-    plan = functools.partial(pack.plan, rows_per_step=rows, row_length=study.row_length)
-    first = [plan(e, seed=seed) for seed, e in examples.items()]
+    sizes = pack.PackSizes(rows, row_length=study.row_length)
+    first = [pack.plan(e, sizes, seed=seed) for seed, e in examples.items()]
     steps = min(map(len, first))
-    sizes = zip(*(p.shape for p in first), strict=True)
-    shape = pack.Shape(*map(max, sizes))
+    shapes = zip(*(p.shape for p in first), strict=True)
+    sizes = pack.PackSizes(
+      rows, row_length=study.row_length, shape=pack.Shape(*map(max, shapes))
+    )
     scorer = references.scorer(self._model, (REF_LOGP,))
     laid_out = {}
     for seed, e in examples.items():
-      data = vectorised_runs.stack(plan(e, seed=seed, steps=steps, shape=shape))
+      data = vectorised_runs.stack(pack.plan(e, sizes, seed=seed, steps=steps))
       # Steps and microbatches are one axis to the scorer.
       flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
       ref = jax.device_get(scorer(self._ref, flat))

@@ -1,0 +1,115 @@
+"""Tokenises texts and runs a model on padded batches of a few static shapes.
+
+Tokens are those of training (`data.tokenise`): prompt and completion are tokenised
+together, with the same truncation and a final EOS. Unlike there, every text is
+accepted: an empty completion is EOS alone, and where tokens merge across the end of the
+prompt the completion starts with the merged token.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpo_jax.data import records, tokenise
+from xpo_jax.data.tokenise import Example, Limits, Template
+from xpo_jax.models import sample
+from xpo_jax.types import Layout
+
+_MIN_WIDTH = 32  # tokens
+
+
+class TextBatch(NamedTuple):
+  """A batch of R texts, padded on the right.
+
+  Attributes:
+    tokens_RL: token ids.
+    mask_RL: True on tokens.
+    response_RL: True on the tokens of completions.
+    length_R: number of tokens of each text.
+  """
+
+  tokens_RL: np.ndarray
+  mask_RL: np.ndarray
+  response_RL: np.ndarray
+  length_R: np.ndarray
+
+
+def to_examples(
+  prompts: Sequence[str],
+  completions: Sequence[str],
+  tokenizer: Any,
+  *,
+  template: Template,
+  limits: Limits,
+) -> list[Example]:
+  """Tokenises each text as an example of one completion; rejects no text.
+
+  Raises:
+    ValueError: prompts and completions of unequal number.
+  """
+  if len(prompts) != len(completions):
+    raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions")
+  prompt_records = [records.Prompt(str(n), prompt) for n, prompt in enumerate(prompts)]
+  full_prompts = tokenise.tokenise_prompts(prompt_records, tokenizer, template)
+  truncated_prompts = tokenise.tokenise_prompts(
+    prompt_records,
+    tokenizer,
+    template,
+    limits=Limits(limits.prompt, long_prompt="truncate"),
+  )
+  text_records = [
+    records.Prompt(str(n), template.before + prompt + template.between + completion)
+    for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+  ]
+  texts = tokenise.tokenise_prompts(text_records, tokenizer)
+  examples = []
+  for n, (full, prompt, text) in enumerate(
+    zip(full_prompts, truncated_prompts, texts, strict=True)
+  ):
+    shared = min(len(full), len(text))
+    differs = full[:shared] != text[:shared]
+    shared = int(differs.argmax()) if differs.any() else shared
+    completion = np.append(text[shared:], np.int32(tokenizer.eos_token_id))
+    prompt = prompt[: len(prompt) - (len(full) - shared)]
+    if len(text) > shared and text[-1] == tokenizer.eos_token_id:
+      completion = completion[:-1]
+    completion = completion[: limits.completion]
+    examples.append(Example(str(n), prompt, (completion,), Layout.DEMO))
+  return examples
+
+
+def map_batches(
+  examples: Sequence[Example], batch: int, run: Callable[[TextBatch], Any]
+) -> np.ndarray:
+  """Applies a function of `TextBatch` to examples of one completion.
+
+  Texts are sorted by length and cut into batches of equal size; a batch is as wide as
+  its longest text, rounded up to a power of two, so that few shapes are compiled. The
+  last batch is padded with copies of its last text.
+
+  Args:
+    examples: see `to_examples`.
+    batch: texts per batch.
+    run: `TextBatch -> [R]`.
+
+  Returns:
+    A number for each example, in their order.
+  """
+  out = np.zeros(len(examples), np.float32)
+  order = np.argsort([example.tokens for example in examples], kind="stable")
+  for start in range(0, len(order), batch):
+    index_R = order[np.minimum(np.arange(start, start + batch), len(order) - 1)]
+    texts = [
+      np.concatenate([examples[n].prompt, *examples[n].completions]) for n in index_R
+    ]
+    longest = max(map(len, texts))
+    width = max(_MIN_WIDTH, 1 << (longest - 1).bit_length())
+    tokens_RL, length_R = sample.pad(texts, width)
+    column_L = np.arange(width)
+    prompt_R = np.array([len(examples[n].prompt) for n in index_R])
+    mask_RL = column_L < length_R[:, None]
+    response_RL = mask_RL & (column_L >= prompt_R[:, None])
+    text_batch = TextBatch(tokens_RL, mask_RL, response_RL, length_R)
+    out[index_R] = np.asarray(run(text_batch))
+  return out
