@@ -311,19 +311,18 @@ def _function(name: str | None):
 
 def _generate(args, rest) -> None:
   from xpo_jax.evaluation import evaluate_run
+  from xpo_jax.models.generation_config import GenerationConfig
 
   del rest
-  texts = evaluate_run.generate(
-    args.directory,
-    args.prompts,
-    completions=args.completions,
-    max_completion_tokens=args.max_completion_tokens,
+  config = GenerationConfig(
+    args.max_completion_tokens,
+    args.completions,
     temperature=args.temperature,
     top_k=args.top_k,
     top_p=args.top_p,
     greedy=args.greedy,
-    seed=args.seed,
   )
+  texts = evaluate_run.generate(args.directory, args.prompts, config, seed=args.seed)
   for prompt, completions in zip(args.prompts, texts, strict=True):
     for completion in completions:
       print(f"{prompt}|{completion}")

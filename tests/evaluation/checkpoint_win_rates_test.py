@@ -27,6 +27,7 @@ from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import Scores, SelfFeedback
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.models.config import Config
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.report import run_page
 from xpo_jax.train import loop, metrics, preflight, rollouts, run_directory
 
@@ -243,9 +244,7 @@ def test_run_without_held_out_prompts_is_refused(run, tmp_path):
 
 
 def test_policy_writes_in_the_runs_template(run):
-  texts = evaluate_run.generate(
-    run, ["the film"], completions=2, max_completion_tokens=4
-  )
+  texts = evaluate_run.generate(run, ["the film"], GenerationConfig(4, 2))
   assert len(texts) == 1 and len(texts[0]) == 2
 
 

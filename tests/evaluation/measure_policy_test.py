@@ -61,22 +61,16 @@ def tiny():
 WARM = 2.0  # a temperature at which the policy is another
 
 
+def _setup(model, ref, prompts, *, reward=_reward, batch=64, temperature=1.0):
+  config = GenerationConfig(LONGEST, 64, temperature=temperature)
+  return measure_policy.EvalSetup(model, ref, prompts, Letters(), config, reward, batch)
+
+
 def _drawn(tiny, **changes):
   model, policy, ref = tiny
   prompts = [np.array([0, 2, 3]), np.array([0, 4])] * 16
-  return measure_policy.draw(
-    model,
-    policy,
-    ref,
-    prompts,
-    Letters(),
-    _reward,
-    completions=64,
-    max_completion_tokens=LONGEST,
-    key=jax.random.key(7),
-    batch=24,
-    **changes,
-  )
+  setup = _setup(model, ref, prompts, batch=24, **changes)
+  return measure_policy.draw(setup, policy, jax.random.key(7))
 
 
 @pytest.fixture(scope="module")
@@ -192,17 +186,8 @@ def test_kl_by_position_is_less_noisy_than_the_plain_one(drawn):
 
 def test_reference_against_itself_has_no_kl(tiny):
   model, policy, _ = tiny
-  draws = measure_policy.draw(
-    model,
-    policy,
-    policy,
-    [np.array([0, 2, 3])] * 24,
-    Letters(),
-    _reward,
-    completions=64,
-    max_completion_tokens=LONGEST,
-    key=jax.random.key(1),
-  )
+  setup = _setup(model, policy, [np.array([0, 2, 3])] * 24)
+  draws = measure_policy.draw(setup, policy, jax.random.key(1))
   np.testing.assert_array_equal(draws.kl_PK, 0)
   np.testing.assert_array_equal(draws.log_ratio_PK, 0)
 
@@ -294,18 +279,11 @@ def test_report_compares_prompt_by_prompt_and_round_trips(tiny, drawn, tmp_path)
   model, _, ref = tiny
   prompts = [np.array([0, 2, 3]), np.array([0, 4])] * 16
   report = measure_policy.policy_report(
-    model,
+    _setup(model, ref, prompts, batch=24),
     ref,
-    ref,
-    prompts,
-    Letters(),
-    _reward,
-    max_completion_tokens=LONGEST,
-    key=jax.random.key(7),
-    completions=64,
+    jax.random.key(7),
     reference=drawn,
     chosen=["a"] * 32,
-    batch=24,
   )
   gap_P = (report.policy.reward_PK - drawn.reward_PK).mean(1)
   want = bootstrap.bootstrap_mean(gap_P)
@@ -334,17 +312,7 @@ def test_bad_input_is_refused(tiny, change, match):
   model, policy, ref = tiny
   given = {"prompts": [np.array([0, 2, 3])] * 24, "reward": _reward} | change
   with pytest.raises(ValueError, match=match):
-    measure_policy.draw(
-      model,
-      policy,
-      ref,
-      given["prompts"],
-      Letters(),
-      given["reward"],
-      completions=64,
-      max_completion_tokens=LONGEST,
-      key=jax.random.key(0),
-    )
+    measure_policy.draw(_setup(model, ref, **given), policy, jax.random.key(0))
 
 
 def test_recorded_log_prob_of_the_sampler_is_the_scored_one(tiny, drawn):
@@ -361,11 +329,9 @@ def test_recorded_log_prob_of_the_sampler_is_the_scored_one(tiny, drawn):
     model,
     {"lm": policy["lm"]},
     {"lm": ref["lm"]},
-    prompt_BP,
-    length_B,
-    got.tokens_BKT,
-    got.mask_BKT,
-    got.mask_BKT,
+    sequence_logps.PaddedTexts(
+      prompt_BP, length_B, got.tokens_BKT, got.mask_BKT, got.mask_BKT
+    ),
   )
   np.testing.assert_allclose(
     (got.logp_BKT * got.mask_BKT).sum(-1), stats["logp_BK"], atol=1e-4

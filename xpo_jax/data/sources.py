@@ -367,7 +367,7 @@ def _demonstration(
 
 
 def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
-  turns = _text(row["messages"], "messages")
+  turns: Any = _text(row["messages"], "messages")
   assistant = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
   if not assistant:
     raise UnusableRecord("empty completion", "messages contain no assistant turn")

@@ -39,7 +39,6 @@ def evaluate_run(
   max_completion_tokens: int | None = None,
   seed: int = 0,
   batch: int = 64,
-  store: str | Path | None = None,
   datasets: Datasets | None = None,
 ) -> Report:
   """Judges a run's policy on its held-out prompts and writes evaluation.json.
@@ -55,7 +54,6 @@ def evaluate_run(
     max_completion_tokens: longest completion; None takes the experiment's limit.
     seed: of the sampling.
     batch: prompts decoded at once.
-    store: of the run's stages; see `loop.train`.
     datasets: records by name, where the run was given some.
 
   Returns:
@@ -82,27 +80,23 @@ def evaluate_run(
     if size < 1:
       raise ValueError(f"evaluate_run: {name} is {size}; it must be at least 1")
   judge = checkpoint_win_rates.judge(data.feedback, policy, reward)
-  store = None if store is None else Path(store)
-  experiment = stages.resolved(recorded, run_dir, store, datasets)
+  experiment = stages.resolved(recorded, run_dir, None, datasets)
   loaded = loading.load(data.source, data.source, datasets, run_dir / loading.RECORDS)
   start = loading.start(experiment, run_dir, loaded)
   held_out = loop.maker(experiment).held_out(
     experiment, run_dir, loaded, start.tokenizer, datasets
   )
+  setup = measure_policy.EvalSetup(
+    transformer.model(start.config),
+    start.params,
+    held_out.prompts[:prompts],
+    policy.tokenizer,
+    GenerationConfig(max_completion_tokens, completions, temperature=data.temperature),
+    batch=batch,
+  )
+  key = jax.random.key(seed)
   ours, theirs = (
-    measure_policy.draw(
-      transformer.model(start.config),
-      params,
-      start.params,
-      held_out.prompts[:prompts],
-      policy.tokenizer,
-      max_completion_tokens=max_completion_tokens,
-      key=jax.random.key(seed),
-      completions=completions,
-      batch=batch,
-      temperature=data.temperature,
-    )
-    for params in (policy.params, start.params)
+    measure_policy.draw(setup, params, key) for params in (policy.params, start.params)
   )
   chosen = _chosen(held_out, policy.tokenizer, len(ours.prompts))
   report = _judged(
@@ -265,13 +259,8 @@ def policy_dir(directory: str | Path) -> Path:
 def generate(
   directory: str | Path,
   prompts: Sequence[str],
+  config: GenerationConfig,
   *,
-  completions: int = 1,
-  max_completion_tokens: int = 64,
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
-  greedy: bool = False,
   seed: int = 0,
 ) -> list[list[str]]:
   """Completions of prompts by a run's policy or a Hugging Face checkpoint.
@@ -279,9 +268,7 @@ def generate(
   Args:
     directory: a finished run, or a Hugging Face directory.
     prompts: texts; a run's own template is put around them.
-    completions: how many for each.
-    max_completion_tokens: longest completion.
-    temperature, top_k, top_p, greedy: see `GenerationConfig`.
+    config: how completions are drawn.
     seed: of the draws.
 
   Returns:
@@ -302,14 +289,7 @@ def generate(
     held.params["lm"],
     ids,
     tokenizer=held.tokenizer,
-    config=GenerationConfig(
-      max_completion_tokens,
-      completions=completions,
-      temperature=temperature,
-      top_k=top_k,
-      top_p=top_p,
-      greedy=greedy,
-    ),
+    config=config,
     key=jax.random.key(seed),
   )
   return [list(texts) for texts in drawn.texts_BK]

@@ -65,30 +65,46 @@ class Report(NamedTuple):
   chosen: tuple[str, ...] | None = None
 
 
+class EvalSetup(NamedTuple):
+  """What policies are measured on: prompts, reference, how they are sampled.
+
+  Attributes:
+    model: the architecture, shared by policy and reference.
+    ref_params: `{"lm": ...}` of the reference.
+    prompts: token ids of P prompts, BOS included.
+    tokenizer: decodes; its EOS ends a completion.
+    config: how completions are drawn: how many, how long, at which temperature.
+      Log-probs and KLs of policy and reference are taken at that temperature too.
+    reward: maps full texts (prompt plus completion) to rewards; None leaves them out.
+    batch: prompts decoded at once; the text of a completion does not depend on it.
+  """
+
+  model: transformer.Model
+  ref_params: Params
+  prompts: Sequence[np.ndarray]
+  tokenizer: Any
+  config: GenerationConfig
+  reward: RewardFn | None = None
+  batch: int = 64
+
+
 def policy_report(
-  model: transformer.Model,
+  setup: EvalSetup,
   params: Params,
-  ref_params: Params,
-  prompts: Sequence[np.ndarray],
-  tokenizer: Any,
-  reward: RewardFn | None = None,
-  *,
-  max_completion_tokens: int,
   key: Array,
-  completions: int = 4,
+  *,
   reference: Draws | None = None,
   chosen: Sequence[str] | None = None,
-  stop_ids: Sequence[int] | None = None,
-  batch: int = 64,
 ) -> Report:
   """Samples a policy on held-out prompts and measures it against its reference.
 
   Args:
-    model, params, ref_params, prompts, tokenizer, reward, max_completion_tokens, key,
-      completions, stop_ids, batch: see `draw`.
+    setup: what it is measured on.
+    params: `{"lm": ...}` of the policy.
+    key: of the sampling.
     reference: the reference's own samples on the same prompts (`draw` with
-      `params=ref_params`), where several policies share them; None draws them.
-    chosen: an answer to each prompt to be compared with, or None.
+      `setup.ref_params`), where several policies share them; None draws them.
+    chosen: a completion of each prompt to be compared with, or None.
 
   Returns:
     Report; every interval is over prompts.
@@ -96,33 +112,19 @@ def policy_report(
   Raises:
     ValueError: see `draw`; `reference` or `chosen` of other prompts.
   """
-
-  def draw_from(tree):
-    return draw(
-      model,
-      tree,
-      ref_params,
-      prompts,
-      tokenizer,
-      reward,
-      max_completion_tokens=max_completion_tokens,
-      key=key,
-      completions=completions,
-      stop_ids=stop_ids,
-      batch=batch,
-    )
-
-  policy = draw_from(params)
-  reference = draw_from(ref_params) if reference is None else reference
+  policy = draw(setup, params, key)
+  reference = draw(setup, setup.ref_params, key) if reference is None else reference
   if reference.prompts != policy.prompts:
     raise ValueError("reference: drawn on other prompts than the policy; draw it anew")
-  if chosen is not None and len(chosen) != len(prompts):
-    raise ValueError(f"chosen: {len(chosen)} answers for {len(prompts)} prompts")
-  answers = None
-  if reward is not None and chosen is not None:
+  if chosen is not None and len(chosen) != len(setup.prompts):
+    raise ValueError(
+      f"chosen: {len(chosen)} completions for {len(setup.prompts)} prompts"
+    )
+  chosen_P = None
+  if setup.reward is not None and chosen is not None:
     whole = [p + c for p, c in zip(policy.prompts, chosen, strict=True)]
-    answers = _rewards(reward, whole)
-  report = beside(policy, reference, answers)
+    chosen_P = _rewards(setup.reward, whole)
+  report = beside(policy, reference, chosen_P)
   return report._replace(chosen=None if chosen is None else tuple(chosen))
 
 
@@ -155,39 +157,13 @@ def beside(
   )
 
 
-def draw(
-  model: transformer.Model,
-  params: Params,
-  ref_params: Params,
-  prompts: Sequence[np.ndarray],
-  tokenizer: Any,
-  reward: RewardFn | None = None,
-  *,
-  max_completion_tokens: int,
-  key: Array,
-  completions: int = 4,
-  stop_ids: Sequence[int] | None = None,
-  batch: int = 64,
-  temperature: float = 1.0,
-) -> Draws:
+def draw(setup: EvalSetup, params: Params, key: Array) -> Draws:
   """Samples completions and measures each of them.
 
-  The text depends on key, prompt number and parameters, not on `batch`.
-
   Args:
-    model: the architecture, shared by policy and reference.
+    setup: what the policy is measured on.
     params: `{"lm": ...}` of the policy.
-    ref_params: `{"lm": ...}` of the reference.
-    prompts: token ids of each prompt, BOS included.
-    tokenizer: decodes; its EOS ends a completion.
-    reward: maps full texts (prompt plus completion) to rewards; None leaves them out.
-    max_completion_tokens: longest completion.
     key: of the sampling.
-    completions: K samples a prompt.
-    stop_ids: tokens that end a completion; None takes the tokenizer's EOS.
-    batch: prompts decoded at once.
-    temperature: divides the logits of the policy, and of policy and reference wherever
-      log-probs and KLs are taken; > 0.
 
   Returns:
     Draws.
@@ -195,29 +171,27 @@ def draw(
   Raises:
     ValueError: no prompts, an empty prompt, or rewards of the wrong shape.
   """
+  model, prompts = setup.model, setup.prompts
   if not len(prompts) or not all(len(prompt) for prompt in prompts):
     raise ValueError(f"prompts: {len(prompts)} given; need at least one, none empty")
-  batch = min(batch, len(prompts))
+  batch = min(setup.batch, len(prompts))
   drawn = generate.generate(
     model,
     params["lm"],
     prompts,
-    tokenizer=tokenizer,
-    config=GenerationConfig(
-      max_completion_tokens,
-      completions=completions,
-      temperature=temperature,
-      stop_ids=stop_ids,
-    ),
+    tokenizer=setup.tokenizer,
+    config=setup.config,
     key=key,
     batching=generate.Batching(batch),
   )
-  policy, ref = {"lm": params["lm"]}, {"lm": ref_params["lm"]}
-  arrays = (*sample.pad(prompts), drawn.tokens_BKT, drawn.mask_BKT, drawn.mask_BKT)
+  policy, ref = {"lm": params["lm"]}, {"lm": setup.ref_params["lm"]}
+  arrays = sequence_logps.PaddedTexts(
+    *sample.pad(prompts), drawn.tokens_BKT, drawn.mask_BKT, drawn.mask_BKT
+  )
   parts = [
     jax.device_get(
       sequence_logps.statistics(
-        model, policy, ref, *(x[indices] for x in arrays), temperature
+        model, policy, ref, arrays.rows(indices), setup.config.temperature
       )
     )
     for indices in generate.batch_indices(len(prompts), batch)
@@ -233,12 +207,15 @@ def draw(
     for prompt, texts in zip(drawn.prompts, drawn.texts_BK, strict=True)
     for text in texts
   ]
+  reward_PK = None
+  if setup.reward is not None:
+    reward_PK = _rewards(setup.reward, whole).reshape(length_PK.shape)
   log_ratio_PK = stats["logp_BK"] - stats["ref_logp_BK"]
   return Draws(
     prompts=drawn.prompts,
     texts=drawn.texts_BK,
     tokens=tokens,
-    reward_PK=_rewards(reward, whole).reshape(length_PK.shape) if reward else None,
+    reward_PK=reward_PK,
     kl_PK=stats["kl_BK"].astype(np.float64),
     log_ratio_PK=log_ratio_PK.astype(np.float64),
     length_PK=length_PK,

@@ -6,6 +6,7 @@ For evaluation, where batches are plain and nothing is differentiated.
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,28 @@ from xpo_jax.data import tokenise
 from xpo_jax.models import heads, sample, score, transformer
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Params
+
+
+class PaddedTexts(NamedTuple):
+  """K completions of each of B prompts as arrays.
+
+  Attributes:
+    prompt_BP: right-padded prompts.
+    length_B: their lengths.
+    tokens_BKT: right-padded completions.
+    there_BKT: 1 on tokens, 0 on padding.
+    mask_BKT: 1 on the tokens that count.
+  """
+
+  prompt_BP: Array
+  length_B: Array
+  tokens_BKT: Array
+  there_BKT: Array
+  mask_BKT: Array
+
+  def rows(self, row_B: np.ndarray) -> "PaddedTexts":
+    """Some of the prompts, with their completions."""
+    return PaddedTexts(*(x[row_B] for x in self))
 
 
 def score_pairs(
@@ -53,16 +76,15 @@ def score_pairs(
   ]
   tokens, size = sample.pad(flat)
   there = np.arange(tokens.shape[1]) < size[:, None]
-  arrays = (tokens, there, sample.pad(masks)[0])
+  by_token = (tokens, there, sample.pad(masks)[0])
   shape = (len(examples), completions, -1)
-  tokens_BKT, there_BKT, mask_BKT = (x.reshape(shape) for x in arrays)
+  tokens_BKT, there_BKT, mask_BKT = (x.reshape(shape) for x in by_token)
+  arrays = PaddedTexts(prompt_BP, length_B, tokens_BKT, there_BKT, mask_BKT)
   batch = min(batch, len(examples))
   parts = []
   for start in range(0, len(examples), batch):
     row_B = np.minimum(np.arange(start, start + batch), len(examples) - 1)
-    arrays = (prompt_BP, length_B, tokens_BKT, there_BKT, mask_BKT)
-    arrays = [x[row_B] for x in arrays]
-    stats = statistics(model, params, ref_params, *arrays)
+    stats = statistics(model, params, ref_params, arrays.rows(row_B))
     kept = len(examples) - start
     parts.append({name: np.asarray(x)[:kept] for name, x in stats.items()})
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -73,11 +95,7 @@ def statistics(
   model: transformer.Model,
   params: Params,
   ref_params: Params,
-  prompt_BP: Array,
-  length_B: Array,
-  tokens_BKT: Array,
-  there_BKT: Array,
-  mask_BKT: Array,
+  texts: PaddedTexts,
   temperature: float = 1.0,
 ) -> dict[str, Array]:
   """Sequence statistics of K completions of each prompt.
@@ -86,11 +104,7 @@ def statistics(
     model: the architecture, shared by policy and reference.
     params: `{"lm": ...}`, and `"value"` if there is a scalar head.
     ref_params: `{"lm": ...}` of the reference.
-    prompt_BP: right-padded prompts.
-    length_B: their lengths.
-    tokens_BKT: right-padded completions.
-    there_BKT: 1 on tokens, 0 on padding.
-    mask_BKT: 1 on the tokens that count.
+    texts: prompts and completions.
     temperature: divides the logits of both.
 
   Returns:
@@ -98,7 +112,8 @@ def statistics(
     KL(policy || ref) over the whole vocabulary, nats), and `value_BK` at the last
     token that counts.
   """
-  rows, source_BC = _rows(prompt_BP, length_B, tokens_BKT, there_BKT)
+  tokens_BKT, mask_BKT = texts.tokens_BKT, texts.mask_BKT
+  rows, source_BC = _rows(texts.prompt_BP, texts.length_B, tokens_BKT, texts.there_BKT)
 
   def states(tree):
     hidden_BLD = model.hidden(tree["lm"], rows)

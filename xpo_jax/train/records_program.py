@@ -151,12 +151,12 @@ def prepare(
   if references.reads_live(objective) or aux_losses.read_reference(aux.losses):
     apart = adapter is not None or other is not None
     frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)
-  cached = functools.partial(_cached, experiment, run_dir, begin, ref, mesh, put, say)
-  source = Source(batches, cached("train", train, in_order["train"]), put)
+  scoring = _ReferenceScoring(experiment, run_dir, begin, ref, mesh, put, say)
+  source = Source(batches, _cached(scoring, "train", train, in_order["train"]), put)
   held = None
   if held_out:
     plan = in_order["held_out"]
-    held = Source(plan, cached("held_out", held_out, plan), put)
+    held = Source(plan, _cached(scoring, "held_out", held_out, plan), put)
   models = {"policy": model, references.ROLE: model}
   take = step.make_step(
     build,
@@ -311,31 +311,43 @@ def _plan(data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
   return plans.pop("run"), plans
 
 
+class _ReferenceScoring(NamedTuple):
+  """What scoring a data set under the reference reads."""
+
+  experiment: Experiment
+  run_dir: Path
+  begin: LoadedStart
+  ref: Params
+  mesh: jax.sharding.Mesh | None
+  place: Callable[[Batch], Batch]
+  say: Say
+
+
 def _cached(
-  experiment, run_dir, begin: LoadedStart, ref, mesh, put, say, name, rows, batches
+  scoring: _ReferenceScoring, name: str, rows: list[Example], batches: Batches
 ) -> Cache | None:
   """The reference's statistics of a data set: from disk, or computed and kept."""
-  stats = references.cacheable(experiment.objective.build())
+  stats = references.cacheable(scoring.experiment.objective.build())
   if not stats:
     return None
-  data = experiment.data
+  data, begin = scoring.experiment.data, scoring.begin
   wanted = references.key(
     rows,
     begin.tokenizer,
     data.template,
     data.limits,
-    ref,
+    scoring.ref,
     begin.config.compute_dtype,
     stats,
   )
-  root = run_dir / run_directory.REFERENCES
+  root = scoring.run_dir / run_directory.REFERENCES
   if data.reference_cache is not None:
     root = Path(data.reference_cache)
   cache = references.read(root / name, batches.store, wanted)
   if cache is None:
-    say(f"scoring {len(rows)} {name} examples under the reference, once")
-    score = references.scorer(transformer.model(begin.config), stats, mesh)
-    cache = references.compute(batches, score, ref, put)
+    scoring.say(f"scoring {len(rows)} {name} examples under the reference, once")
+    score = references.scorer(transformer.model(begin.config), stats, scoring.mesh)
+    cache = references.compute(batches, score, scoring.ref, scoring.place)
     references.write(root / name, cache, wanted)
   return cache
 

@@ -61,9 +61,23 @@ class RolloutBatch:
     return np.array([[len(y) for y in e.completions] for e in self.examples])
 
 
+class SamplerParams(NamedTuple):
+  """Decoders that completions are drawn from, the "lm" parts.
+
+  Attributes:
+    policy: the policy that samples.
+    ref: the reference, where column 0 or an opponent is drawn from it.
+    average: the averaged policy, where an opponent is made of it.
+  """
+
+  policy: Params
+  ref: Params | None = None
+  average: Params | None = None
+
+
 def draw(
   model: Model,
-  params: Params,
+  params: SamplerParams,
   prompts: PromptSet,
   row_B: np.ndarray,
   sampling: Sampling,
@@ -71,22 +85,18 @@ def draw(
   *,
   iteration: int,
   key: Array,
-  ref_params: Params | None = None,
-  average: Params | None = None,
 ) -> RolloutBatch:
   """Samples completions.
 
   Args:
     model: of policy and reference.
-    params: of the policy that samples, the "lm" part.
+    params: what is sampled from.
     prompts: the prompt set.
     row_B: which of them; a number may come twice, its completions then differ.
     sampling: how.
     tokenizer: decodes; its EOS ends a completion.
     iteration: names the rollouts.
     key: of these rollouts; slot b draws from it and b alone.
-    ref_params: of the reference, where column 0 is its sample or an opponent speaks.
-    average: of the averaged policy, where an opponent is made of it.
 
   Returns:
     RolloutBatch without rewards.
@@ -103,7 +113,7 @@ def draw(
       key=group.key,
       batching=batching,
     )
-    for group in _groups(model, params, sampling, key, ref_params, average)
+    for group in _groups(model, params, sampling, key)
   ]
   slot_steps = sum(group.slot_steps for group in drawn)
   used = sum(np.maximum(group.length_BK - 1, 0).sum() for group in drawn)
@@ -135,8 +145,11 @@ class _Group(NamedTuple):
   config: GenerationConfig
 
 
-def _groups(model, params, sampling, key, ref_params, average) -> list[_Group]:
+def _groups(
+  model: Model, given: SamplerParams, sampling: Sampling, key: Array
+) -> list[_Group]:
   """The columns of K in their order, then those of the opponent."""
+  params, ref_params, average = given
   several, alone, against, curious = jax.random.split(key, 4)
   config = GenerationConfig(
     sampling.max_completion_tokens,

@@ -49,7 +49,7 @@ from xpo_jax.train.minibatches import RowSizes
 from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.train.progress import Say
 from xpo_jax.train.records_program import HeldOut
-from xpo_jax.train.rollouts import RolloutBatch
+from xpo_jax.train.rollouts import RolloutBatch, SamplerParams
 from xpo_jax.train.state import Program, RolloutState, TrainState, final_params
 from xpo_jax.types import Objective, Params, TokenStat
 
@@ -394,14 +394,13 @@ def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
   else:
     drawn = rollouts.draw(
       parts.model,
-      _policy(parts, params),
+      SamplerParams(_policy(parts, params), parts.ref["lm"]),
       held_out,
       np.arange(len(held_out.ids)),
       sampling,
       parts.tokenizer,
       iteration=-1,
       key=jax.random.fold_in(_sampling_key(parts), _HELD_OUT),
-      ref_params=parts.ref["lm"],
     )
     drawn = rewards.ask(_judge(parts, params), drawn, data.feedback)
     rollouts.write(path, drawn)
@@ -523,15 +522,13 @@ def _draw(
   )
   return rollouts.draw(
     parts.model,
-    _policy(parts, sampler),
+    SamplerParams(_policy(parts, sampler), ref["lm"], _policy(parts, average)),
     parts.prompts,
     row_B,
     data.sampling,
     parts.tokenizer,
     iteration=index,
     key=jax.random.fold_in(_sampling_key(parts), index),
-    ref_params=ref["lm"],
-    average=_policy(parts, average),
   )
 
 

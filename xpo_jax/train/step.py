@@ -58,7 +58,6 @@ def make_step(
   *,
   mesh: jax.sharding.Mesh | None = None,
   shardings: TrainState | None = None,
-  chunk: int | None = None,
   adapter: Adapter | None = None,
   aux_losses: Sequence[AuxLoss] = (),
 ) -> Step:
@@ -82,7 +81,6 @@ def make_step(
     steps: steps of the whole run, for the schedule.
     mesh: where rows and parameters are split, or None: one device.
     shardings: of the state on the mesh (`state.shardings`).
-    chunk: response tokens of a row whose logits are held at once; see `models.score`.
     adapter: what is trained, on the frozen role "base"; None: all of the policy.
     aux_losses: what else is minimised, its weight times its loss on its own batch. It
       keeps no state from step to step.
@@ -109,12 +107,12 @@ def make_step(
   def step(state, frozen, batch, hparams, aux_batches=None):
     objective = build(**hparams["objective"])
     key = jax.random.fold_in(state.key, state.step)
-    score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
+    score_one = scorer(objective, models, frozen, mesh, adapter)
     grads, means, method_state = gradient(
       objective, score_one, state.params, batch, state.method_state, key
     )
     for number, aux_loss in enumerate(aux_losses):
-      score_aux = scorer(aux_loss.objective, models, frozen, mesh, chunk, adapter)
+      score_aux = scorer(aux_loss.objective, models, frozen, mesh, adapter)
       own_key = jax.random.fold_in(key, number)
       more, found = weighted(aux_loss, score_aux, state.params, aux_batches, own_key)
       grads = jax.tree.map(jnp.add, grads, more)
@@ -148,7 +146,6 @@ def make_evaluation(
   models: Mapping[str, Model],
   *,
   mesh: jax.sharding.Mesh | None = None,
-  chunk: int | None = None,
   adapter: Adapter | None = None,
 ) -> Callable[..., dict[str, Mean]]:
   """The jitted `(params, frozen, method_state, batch, key, hyperparameters) -> means`.
@@ -159,7 +156,7 @@ def make_evaluation(
 
   def evaluate(params, frozen, method_state, batch, key, hparams):
     objective = build(**hparams["objective"])
-    score_one = scorer(objective, models, frozen, mesh, chunk, adapter)
+    score_one = scorer(objective, models, frozen, mesh, adapter)
     scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
     whole = _merge(scored_MB)
     scored.check(objective, whole)
@@ -347,13 +344,13 @@ def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
 ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)
 
 
-def scorer(objective, models, frozen, mesh, chunk, adapter=None):
+def scorer(objective, models, frozen, mesh, adapter=None):
   wanted = stats(objective)
   models = dict(models) | {"policy": lora.attached_model(models["policy"], adapter)}
 
   def score_one(params: Params, microbatch: Batch) -> Scored:
     roles = states.roles(params, frozen, adapter) | frozen
-    return score(models, roles, wanted, microbatch, mesh=mesh, chunk=chunk)
+    return score(models, roles, wanted, microbatch, mesh=mesh)
 
   return score_one
 

@@ -24,6 +24,7 @@ from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.evaluation.measure_policy import Draws
 from xpo_jax.feedback import protocol
 from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.report.html import Table
 from xpo_jax.studies import find_recipe
@@ -180,17 +181,16 @@ def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draw
       f"Task.eval_prompts is {task.eval_prompts}, the held-out split has "
       f"{len(prompts)}; take fewer prompts or more texts"
     )
-  draws = measure_policy.draw(
+  setup = measure_policy.EvalSetup(
     transformer.model(reference.config),
-    params,
     reference.params,
     samples.encode(reference.tokenizer, prompts[: task.eval_prompts]),
     reference.tokenizer,
-    max_completion_tokens=task.max_completion_tokens,
-    key=jax.random.fold_in(jax.random.key(seed), 4),
-    completions=task.eval_samples,
+    GenerationConfig(task.max_completion_tokens, task.eval_samples),
     batch=task.eval_prompts,
   )
+  key = jax.random.fold_in(jax.random.key(seed), 4)
+  draws = measure_policy.draw(setup, params, key)
   scorer = task.reward.build()
   reward_PK = protocol.score_groups(scorer, draws.prompts, draws.texts)
   return draws._replace(reward_PK=reward_PK.astype(np.float64))

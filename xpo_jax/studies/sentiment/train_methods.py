@@ -23,6 +23,7 @@ from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import collate, pack, synthetic_reviews
 from xpo_jax.evaluation import measure_policy, sequence_logps
 from xpo_jax.models import config, hf_checkpoint, transformer
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.ops.token_stats import REF_LOGP
 from xpo_jax.studies import vectorised_runs
 from xpo_jax.studies.sentiment import labelled_pairs, online
@@ -222,18 +223,17 @@ class Judged:
   def draws(
     self, params: Params, seed: int, rewarded: bool = True
   ) -> measure_policy.Draws:
-    return measure_policy.draw(
+    setup = measure_policy.EvalSetup(
       self._model,
-      params,
       self._ref,
       self._prompts,
       self._corpus.tokenizer,
+      GenerationConfig(self._study.longest, self._study.samples),
       synthetic_reviews.true_reward if rewarded else None,
-      completions=self._study.samples,
-      max_completion_tokens=self._study.longest,
-      key=jax.random.fold_in(jax.random.key(seed), 1),
       batch=self._study.prompts,
     )
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return measure_policy.draw(setup, params, key)
 
   def pool(self, params: Params) -> np.ndarray:
     """Rewards of many samples a prompt."""
