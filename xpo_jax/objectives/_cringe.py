@@ -96,7 +96,7 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
     >>> from xpo_jax import objectives, scored
     >>> o, one, bad = objectives.cringe(), np.ones((1, 1, 1), int), np.zeros((1, 1))
     >>> even = np.zeros((1, 1, 1, 3))  # as likely as its rival: log 2
-    >>> s = scored.from_logits(even, one, one, stats=o.needs, desirable_BK=bad)
+    >>> s = scored.from_logits(even, one, one, stats=o.stats, desirable_BK=bad)
     >>> round(float(scored.evaluate(o, s).loss), 4)
     0.6931
   """

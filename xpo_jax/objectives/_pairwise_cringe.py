@@ -49,7 +49,7 @@ def pairwise_cringe(
     >>> from xpo_jax import objectives, scored
     >>> o, tokens = objectives.pairwise_cringe(alpha=0.0), np.zeros((1, 2, 1), int)
     >>> zero = np.zeros((1, 2, 1, 4))  # equal sides: a gate of 1/2 before -log 1/4
-    >>> s = scored.from_logits(zero, tokens, tokens + 1, stats=o.needs)
+    >>> s = scored.from_logits(zero, tokens, tokens + 1, stats=o.stats)
     >>> round(float(scored.evaluate(o, s).loss), 4)  # log 2
     0.6931
   """

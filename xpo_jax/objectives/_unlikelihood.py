@@ -88,7 +88,7 @@ def unlikelihood(alpha: float = 1.0) -> Objective:
     >>> from xpo_jax import objectives, scored
     >>> o, one, bad = objectives.unlikelihood(), np.ones((1, 1, 1), int), [[0]]
     >>> logits = np.log([[[[0.25, 0.75]]]])
-    >>> s = scored.from_logits(logits, one, one, stats=o.needs, desirable_BK=bad)
+    >>> s = scored.from_logits(logits, one, one, stats=o.stats, desirable_BK=bad)
     >>> round(float(scored.evaluate(o, s).loss), 4)  # -log(1 - 0.75) = log 4
     1.3863
   """

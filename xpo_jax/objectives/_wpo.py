@@ -72,7 +72,7 @@ def wpo(
     >>> o = objectives.wpo()
     >>> flat = np.zeros((1, 2, 1, 7))  # every token as likely: w = 1
     >>> s = scored.from_logits(
-    ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, stats=o.needs
+    ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, stats=o.stats
     ... )
     >>> round(float(scored.evaluate(o, s).loss), 4)  # log 2
     0.6931
