@@ -15,7 +15,7 @@ from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import (
   Array,
   AuxLoss,
-  Evaluation,
+  EvaluatedLoss,
   Layout,
   Objective,
   Scored,
@@ -231,7 +231,7 @@ def evaluate(
   scored: Scored,
   state: State | None = None,
   key: Array | None = None,
-) -> Evaluation:
+) -> EvaluatedLoss:
   """The objective's loss on one batch: `prepare` without gradient, then `loss`.
 
   Args:
@@ -242,7 +242,7 @@ def evaluate(
     key: a PRNG key; an objective that draws lots refuses None.
 
   Returns:
-    Evaluation; `.loss` is the sum of the divided terms, `.state` the state after.
+    EvaluatedLoss; `.loss` is the sum of the divided terms, `.state` the state after.
 
   Raises:
     ValueError: see `check`; a missing state or key.
@@ -259,7 +259,7 @@ def evaluate(
   out = objective.loss(scored, jax.lax.stop_gradient(aux))
   terms = {name: mean.value for name, mean in out.terms.items()}
   metrics = {name: mean.value for name, mean in out.metrics.items()}
-  return Evaluation(sum(terms.values()), out.per_example_B, terms, metrics, state)
+  return EvaluatedLoss(sum(terms.values()), out.per_example_B, terms, metrics, state)
 
 
 def evaluate_parts(
@@ -267,7 +267,7 @@ def evaluate_parts(
   batches: Mapping[str, Scored],
   states: Sequence[State] | None = None,
   key: Array | None = None,
-) -> Evaluation:
+) -> EvaluatedLoss:
   """The weighted sum of objectives that each have a batch of their own.
 
   Terms and metrics are called `data/name`; `.state` is the tuple of the parts' states.
@@ -295,7 +295,7 @@ def evaluate_parts(
     terms |= {f"{part.data}/{n}": part.weight * x for n, x in out.terms.items()}
     metrics |= {f"{part.data}/{n}": x for n, x in out.metrics.items()}
     after.append(out.state)
-  return Evaluation(loss, None, terms, metrics, tuple(after))
+  return EvaluatedLoss(loss, None, terms, metrics, tuple(after))
 
 
 def _get(scored: Scored, field: str) -> Array | None:

@@ -220,7 +220,7 @@ class AuxLoss(NamedTuple):
   data: str
 
 
-class Evaluation(NamedTuple):
+class EvaluatedLoss(NamedTuple):
   """What `scored.evaluate` returns.
 
   Attributes:

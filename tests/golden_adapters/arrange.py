@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from xpo_jax import scored
 from xpo_jax.ops import masked
-from xpo_jax.types import Evaluation, Objective, Scored, TokenStat
+from xpo_jax.types import EvaluatedLoss, Objective, Scored, TokenStat
 
 Arrays = dict[str, Any]
 
@@ -73,7 +73,7 @@ def pair(x: Arrays, reference: bool = True) -> Scored:
   return from_labels(x, names, halves)
 
 
-def outputs(out: Evaluation) -> Arrays:
+def outputs(out: EvaluatedLoss) -> Arrays:
   return {
     "differentiate": out.loss,
     "mean_loss": out.loss,
@@ -81,7 +81,7 @@ def outputs(out: Evaluation) -> Arrays:
   }
 
 
-def row_by_row(objective: Objective, record: Scored) -> Evaluation:
+def row_by_row(objective: Objective, record: Scored) -> EvaluatedLoss:
   """Every row as a batch of its own: what a row adds where denominators differ."""
   one = jax.tree.map(lambda x: x[:, None], record)
   return jax.vmap(lambda row: scored.evaluate(objective, row))(one)

@@ -10,7 +10,15 @@ from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
 from xpo_jax.ops import discopop_losses, links
-from xpo_jax.types import Aux, AuxLoss, Evaluation, Objective, Scored, State, no_state
+from xpo_jax.types import (
+  Aux,
+  AuxLoss,
+  EvaluatedLoss,
+  Objective,
+  Scored,
+  State,
+  no_state,
+)
 
 
 def _no_reference(x: Arrays) -> Scored:
@@ -163,7 +171,7 @@ def _mixed_mpo(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(o, s)) | {"per_example_losses": rows}
 
 
-def _bco_step(beta: float, x: Arrays, state: State) -> tuple[Evaluation, Arrays]:
+def _bco_step(beta: float, x: Arrays, state: State) -> tuple[EvaluatedLoss, Arrays]:
   """One step on chosen rows, then rejected rows; the gradient by side."""
   sides = ("chosen", "rejected")
   policy = {side: x[f"policy_{side}_logps"] for side in sides}
@@ -172,7 +180,7 @@ def _bco_step(beta: float, x: Arrays, state: State) -> tuple[Evaluation, Arrays]
   up, down = jnp.ones_like(policy["chosen"]), jnp.zeros_like(policy["rejected"])
   label = jnp.concatenate([up, down])
 
-  def loss(policy: Arrays) -> tuple[jax.Array, Evaluation]:
+  def loss(policy: Arrays) -> tuple[jax.Array, EvaluatedLoss]:
     logp = jnp.concatenate([policy[side] for side in sides])
     columns = [y[:, None] for y in (logp, jnp.ones_like(logp), ref)]
     s = scored.from_sequence_logps(*columns, desirable_BK=label[:, None])
@@ -210,7 +218,9 @@ def _discopop_old(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(o, arrange.pair(x)))
 
 
-def _linked(fn: Callable[[jax.Array], jax.Array], beta: float, s: Scored) -> Evaluation:
+def _linked(
+  fn: Callable[[jax.Array], jax.Array], beta: float, s: Scored
+) -> EvaluatedLoss:
   """GPO with a link of its own, which may look at all margins of the batch."""
   link = links.Link("own", fn, convex=False, slope_at_0=0.0)
   return scored.evaluate(objectives.gpo(beta, link), s)

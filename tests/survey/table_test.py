@@ -13,11 +13,11 @@ from xpo_jax import objectives, scored
 from xpo_jax.ops import token_stats
 from xpo_jax.survey import table, taxonomy
 from xpo_jax.survey.taxonomy import (
-  Feedback,
+  FeedbackType,
   Length,
   Level,
   Reference,
-  Sampling,
+  SamplingPolicy,
   Sft,
   Sign,
   Size,
@@ -129,13 +129,13 @@ def test_layout_is_the_feedback_of_the_table(paper, name):
   layout = objective(name).layout
   if layout is Layout.PAIR:
     assert Size.PAIR in values(paper, "F2")
-    assert Feedback.PREFERENCE in values(paper, "F1")
+    assert FeedbackType.PREFERENCE in values(paper, "F1")
   elif layout is Layout.RANKED:
     assert Size.LIST in values(paper, "F2") or paper.cells["F2"].note
   elif layout is Layout.SAMPLED:
-    assert Sampling.ON_POLICY in values(paper, "RL4")
+    assert SamplingPolicy.ON_POLICY in values(paper, "RL4")
   else:
-    assert Feedback.BINARY in values(paper, "F1")
+    assert FeedbackType.BINARY in values(paper, "F1")
 
 
 @pytest.mark.parametrize(("paper", "name"), ROWS)

@@ -33,10 +33,11 @@ def best_against_worst(pairwise: Objective) -> Objective:
     pairwise: any objective of layout PAIR: `dpo`, `ipo`, `slic` ...
 
   Returns:
-    Objective of layout SAMPLED with the field reward_BK beside those of `pairwise`.
-    `Aux.rows` is `(pairs, rows)`: a `pairing.Pairs`, so that another rule of `pairing`
-    can be handed in, and what `pairwise` prepares. Metrics: those of `pairwise`, of the
-    pairs, and reward, informative (fraction of prompts whose rewards differ).
+    Objective of layout SAMPLED with the column reward_BK beside those of `pairwise`.
+    `Aux.rows` is `(pairs, rows)`: a `pairing.PairIndices`, for which the result of
+    another rule of `pairing` can be substituted, and the rows that `pairwise` prepares.
+    Metrics: those of `pairwise`, of the pairs, and reward, frac_informative_prompts
+    (fraction of prompts whose rewards differ).
 
   Raises:
     ValueError: `pairwise` is not of layout PAIR.
@@ -47,7 +48,7 @@ def best_against_worst(pairwise: Objective) -> Objective:
       f"{pairwise.layout.name}; pass one such as dpo(beta=0.1)"
     )
 
-  def pair(scored: Scored, pairs: pairing.Pairs) -> Scored:
+  def pair(scored: Scored, pairs: pairing.PairIndices) -> Scored:
     two_B2 = jnp.stack([pairs.chosen_B, pairs.rejected_B], 1)
     two = columns(scored, two_B2)
     return two.replace(weight_B=scored.weight_B * pairs.keep_B)

@@ -13,7 +13,7 @@ from xpo_jax.ops import selection
 from xpo_jax.types import Array
 
 
-class Pairs(NamedTuple):
+class PairIndices(NamedTuple):
   """One pair for each prompt.
 
   Attributes:
@@ -35,7 +35,7 @@ def best_worst(
   present_BK: Array,
   length_BK: Array | None = None,
   length_penalty: float | Array = 0.0,
-) -> Pairs:
+) -> PairIndices:
   """The best answer against the worst, the first one each where several tie.
 
   RLHF Workflow (Dong et al. 2024, arXiv:2405.07863): "max_min"; with a penalty
@@ -63,7 +63,7 @@ def best_worst(
   return _pairs(reward_BK, present_BK, best_B, worst_B)
 
 
-def best_first(reward_BK: Array, present_BK: Array) -> Pairs:
+def best_first(reward_BK: Array, present_BK: Array) -> PairIndices:
   """The best answer against the first, or the second where the first is best.
 
   Samples come in no order, so that this one is a random one: RLHF Workflow's
@@ -74,27 +74,29 @@ def best_first(reward_BK: Array, present_BK: Array) -> Pairs:
   return _pairs(reward_BK, present_BK, best_B, jnp.where(best_B == 0, 1, 0))
 
 
-def best_second(reward_BK: Array, present_BK: Array) -> Pairs:
+def best_second(reward_BK: Array, present_BK: Array) -> PairIndices:
   """The best answer against the next best: RLHF Workflow's "max_max"."""
   chex.assert_equal_shape([reward_BK, present_BK])
   _, two_BJ = jax.lax.top_k(jnp.where(present_BK > 0, reward_BK, -jnp.inf), 2)
   return _pairs(reward_BK, present_BK, two_BJ[:, 0], two_BJ[:, 1])
 
 
-def first_two(reward_BK: Array, present_BK: Array) -> Pairs:
+def first_two(reward_BK: Array, present_BK: Array) -> PairIndices:
   """The first answer and the second, the better one chosen: two random samples."""
   chex.assert_equal_shape([reward_BK, present_BK])
   first_B = jnp.zeros(len(reward_BK), int)
   return _pairs(reward_BK, present_BK, first_B, first_B + 1)
 
 
-def _pairs(reward_BK: Array, present_BK: Array, left_B: Array, right_B: Array) -> Pairs:
+def _pairs(
+  reward_BK: Array, present_BK: Array, left_B: Array, right_B: Array
+) -> PairIndices:
   def at(x_BK: Array, index_B: Array) -> Array:
     return jnp.take_along_axis(x_BK, index_B[:, None], axis=1)[:, 0]
 
   gap_B = at(reward_BK, left_B) - at(reward_BK, right_B)
   two_B = at(present_BK, left_B) * at(present_BK, right_B) > 0
-  return Pairs(
+  return PairIndices(
     jnp.where(gap_B >= 0, left_B, right_B),
     jnp.where(gap_B >= 0, right_B, left_B),
     jnp.where(two_B, jnp.abs(gap_B), 0),
@@ -102,7 +104,7 @@ def _pairs(reward_BK: Array, present_BK: Array, left_B: Array, right_B: Array) -
   )
 
 
-class Duels(NamedTuple):
+class Comparisons(NamedTuple):
   """Comparisons among the answers of each prompt.
 
   Attributes:
@@ -116,7 +118,7 @@ class Duels(NamedTuple):
   keep_BJ: Array
 
 
-def first_round(win_BKK: Array, present_BK: Array) -> Duels:
+def first_round(win_BKK: Array, present_BK: Array) -> Comparisons:
   """Neighbours compared, K // 2 disjoint pairs; the last of an odd K stays out.
 
   RSO, Liu et al. 2023, arXiv:2309.06657: "first-round".
@@ -132,7 +134,7 @@ def first_round(win_BKK: Array, present_BK: Array) -> Duels:
   return round_one(win_BKK, present_BK)[0]
 
 
-def tournament(win_BKK: Array, present_BK: Array) -> Duels:
+def tournament(win_BKK: Array, present_BK: Array) -> Comparisons:
   """Single elimination: winners meet until one is left, K - 1 pairs.
 
   SLiC-HF, Zhao et al. 2023, arXiv:2305.10425: sample-rank's ranking by tournament. With
@@ -140,7 +142,7 @@ def tournament(win_BKK: Array, present_BK: Array) -> Duels:
   winner is the champion. For arguments see `first_round`.
   """
 
-  def one(win_KK: Array, present_K: Array) -> Duels:
+  def one(win_KK: Array, present_K: Array) -> Comparisons:
     win_KK, left_M, rounds = _without(win_KK, present_K), jnp.arange(len(win_KK)), []
     while len(left_M) > 1:  # log2(K) rounds, each of a size of its own
       duels, left_M = _round(win_KK, present_K, left_M)
@@ -157,11 +159,11 @@ def _without(win_KK: Array, present_K: Array) -> Array:
   return jnp.where(present_K[None] > 0, win_KK, 1)
 
 
-def _round(win_KK: Array, present_K: Array, left_M: Array) -> tuple[Duels, Array]:
+def _round(win_KK: Array, present_K: Array, left_M: Array) -> tuple[Comparisons, Array]:
   even = len(left_M) // 2 * 2
   a_J, b_J = left_M[:even:2], left_M[1:even:2]
   a_wins_J = win_KK[a_J, b_J] >= 0.5
   winner_J = jnp.where(a_wins_J, a_J, b_J)
   keep_J = present_K[a_J] * present_K[b_J]
-  duels = Duels(winner_J, jnp.where(a_wins_J, b_J, a_J), keep_J)
+  duels = Comparisons(winner_J, jnp.where(a_wins_J, b_J, a_J), keep_J)
   return duels, jnp.concatenate([winner_J, left_M[even:]])

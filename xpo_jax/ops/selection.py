@@ -150,7 +150,7 @@ def best_of(reward_BK: Array, present_BK: Array) -> Array:
   return jnp.where(present_BK > 0, reward_BK, -jnp.inf).argmax(-1)
 
 
-class Stage(NamedTuple):
+class SdpoStage(NamedTuple):
   """One stage of stepwise DPO.
 
   Attributes:
@@ -163,7 +163,7 @@ class Stage(NamedTuple):
   ref: int
 
 
-def sdpo_stage(stage: int, sizes: Sequence[int]) -> Stage:
+def sdpo_stage(stage: int, sizes: Sequence[int]) -> SdpoStage:
   """What sDPO trains on at a stage (1, 2, ..), and against which reference.
 
   Every stage is plain DPO on the next part of the data; its reference, and the policy
@@ -183,7 +183,7 @@ def sdpo_stage(stage: int, sizes: Sequence[int]) -> Stage:
   if not 1 <= stage <= len(sizes):
     raise ValueError(f"sdpo_stage: stage={stage!r}; stages run from 1 to {len(sizes)}")
   before = sum(sizes[: stage - 1])
-  return Stage(slice(before, before + sizes[stage - 1]), stage - 1)
+  return SdpoStage(slice(before, before + sizes[stage - 1]), stage - 1)
 
 
 def easiest_first(accuracy_B: Array) -> Array:

@@ -37,7 +37,7 @@ class Sign(enum.Enum):
   NEGATIVE = "negative only"
 
 
-class Feedback(enum.Enum):
+class FeedbackType(enum.Enum):
   """F1: what a label says."""
 
   PREFERENCE = "preference"
@@ -79,7 +79,7 @@ class Tie(enum.Enum):
   OTHER = "other"
 
 
-class Sampling(enum.Enum):
+class SamplingPolicy(enum.Enum):
   """RL4: whose answers are learned from."""
 
   ON_POLICY = "on"
@@ -106,13 +106,13 @@ DIRECTIONS: Mapping[str, type[enum.Enum]] = {
   "RM2": Preference,
   "RM3": Level,
   "RM4": Sign,
-  "F1": Feedback,
+  "F1": FeedbackType,
   "F2": Size,
   "F3": Labeller,
   "RL1": Reference,
   "RL2": Length,
   "RL3": Tie,
-  "RL4": Sampling,
+  "RL4": SamplingPolicy,
   "O1": Iteration,
   "O2": Sft,
 }
@@ -171,8 +171,8 @@ SHORT: Mapping[str, enum.Enum] = {
   "T": Level.TOKEN,
   "+-": Sign.BOTH,
   "-": Sign.NEGATIVE,
-  "Pf": Feedback.PREFERENCE,
-  "B": Feedback.BINARY,
+  "Pf": FeedbackType.PREFERENCE,
+  "B": FeedbackType.BINARY,
   "Pw": Size.PAIR,
   "Lw": Size.LIST,
   "H": Labeller.HUMAN,
@@ -183,8 +183,8 @@ SHORT: Mapping[str, enum.Enum] = {
   "no": Length.NOT,
   "rKL": Tie.REVERSE_KL,
   "other": Tie.OTHER,
-  "On": Sampling.ON_POLICY,
-  "Off": Sampling.OFF_POLICY,
+  "On": SamplingPolicy.ON_POLICY,
+  "Off": SamplingPolicy.OFF_POLICY,
   "It": Iteration.ITERATIVE,
   "Once": Iteration.ONCE,
   "Sep": Sft.SEPARATE,

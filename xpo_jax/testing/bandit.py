@@ -32,7 +32,7 @@ class Bandit(NamedTuple):
   ref_logp_XY: Array
 
 
-class Pairs(NamedTuple):
+class BanditPairs(NamedTuple):
   """Labelled pairs of answers; column 0 of `answer_B2` is the one called better."""
 
   prompt_B: Array
@@ -82,7 +82,7 @@ def draw(
   flipped: float | Array = 0.0,
   length_bias: float | Array = 0.0,
   prompts: int | None = None,
-) -> Pairs:
+) -> BanditPairs:
   """Pairs of different answers, uniform, labelled by Bradley-Terry on the reward.
 
   Args:
@@ -106,7 +106,7 @@ def draw(
   )
   wins_B = wins_B ^ jax.random.bernoulli(keys[4], flipped, (count,))
   both_B2 = jnp.stack([first_B, other_B], 1)
-  return Pairs(prompt_B, jnp.where(wins_B[:, None], both_B2, both_B2[:, ::-1]))
+  return BanditPairs(prompt_B, jnp.where(wins_B[:, None], both_B2, both_B2[:, ::-1]))
 
 
 def logp(task: Bandit, theta_D: Array) -> Array:
@@ -118,7 +118,7 @@ def logp(task: Bandit, theta_D: Array) -> Array:
 def fit(
   objective: Objective,
   task: Bandit,
-  pairs: Pairs,
+  pairs: BanditPairs,
   key: Array,
   *,
   steps: int = 300,
