@@ -29,7 +29,7 @@ def page(name: str, recipes: Sequence[str] = ()) -> str:
   hparams = ", ".join(f"{k}={_show(v)}" for k, v in objective.hparams.items())
   parts = [f"{name}({hparams})", text.rstrip(), _reads(objective)]
   papers = table.papers_of(name)
-  parts += [table.place(paper) for paper in papers if not paper.recipe]
+  parts += [table.describe(paper) for paper in papers if not paper.recipe]
   parts += [
     f"part of {paper.name} (survey {paper.section}): {paper.recipe}"
     for paper in papers

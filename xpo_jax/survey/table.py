@@ -202,21 +202,21 @@ def papers_of(objective: str) -> tuple[taxonomy.Paper, ...]:
   return tuple(paper for paper in PAPERS if objective in paper.objectives)
 
 
-def show(cell: taxonomy.Cell) -> str:
-  """A cell as text: its values, then what it rests on."""
+def _cell(cell: taxonomy.Cell) -> str:
+  """Formats a cell: its values, then the mark of its basis."""
   values = "/".join(sorted(value.value for value in cell.values)) or "n/a"
   return values + cell.basis.value
 
 
-def place(paper: taxonomy.Paper) -> str:
-  """A row in full: each direction's question, value, basis and note."""
+def describe(paper: taxonomy.Paper) -> str:
+  """Describes a row in full: question, values, basis and note of each direction."""
   where = f"survey {paper.section}" if paper.section else "not in the survey"
   lines = [f"{paper.name} (arXiv:{paper.arxiv}, {where})"]
   for code, direction in taxonomy.DIRECTIONS.items():
     cell = paper.cells[code]
     question = direction.__doc__.partition(": ")[2]
     note = f" ({cell.note})" if cell.note else ""
-    lines.append(f"  {code:3}  {show(cell)}{note} - {question}")
+    lines.append(f"  {code:3}  {_cell(cell)}{note} - {question}")
   if paper.recipe:
     lines.append(f"  a recipe: {paper.recipe}")
   return "\n".join(lines)
@@ -225,8 +225,8 @@ def place(paper: taxonomy.Paper) -> str:
 _ABBREVIATED = {value: short for short, value in taxonomy.SHORT.items()}
 
 
-def table() -> str:
-  """Every row in short cells, with the key; labelled as the reconstruction it is."""
+def render() -> str:
+  """Renders every row in abbreviated cells, with a legend."""
   head = ["paper", "section", *taxonomy.DIRECTIONS, "objectives"]
   rows = [head]
   for one in PAPERS:
