@@ -297,7 +297,7 @@ def _ld_dpo(h: Arrays, x: Arrays) -> Arrays:
 
 def _ld_dpo_logps(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.from_labels(x, ("logits",), arrange.halves)
-  return _logps(objectives.desensitised(s, h["ld_alpha"]))
+  return _logps(objectives.down_weighted(s, h["ld_alpha"]))
 
 
 def _sampo_logps(h: Arrays, x: Arrays) -> Arrays:

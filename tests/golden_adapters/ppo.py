@@ -201,7 +201,7 @@ def _ppo_value_loss_verl(h: Arrays, x: Arrays) -> Arrays:
 
 def _gae_openrlhf(h: Arrays, x: Arrays) -> Arrays:
   kl, value, mask = (_one(x[name]) for name in ("kl", "values", "mask"))
-  score = returns.place(_one(x["score"]), mask, most_score=10.0)
+  score = returns.place(_one(x["score"]), mask, max_score=10.0)
   reward = returns.kl_shaped(score, kl, h["kl_coef"])
   advantage, target = returns.gae(reward, value, mask, h["gamma"], h["lam"])
   found = {"token_rewards": reward, "advantages": advantage, "returns": target}

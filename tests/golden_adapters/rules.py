@@ -119,7 +119,7 @@ def _sppo_record(x: Arrays, win_rate: jax.Array) -> scored.Scored:
 def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
   win_rate = {
     "sppo": arrange.sides(x["chosen_probs_win"], x["chosen_probs_lose"]),
-    "sppo_single": preference_games.duel(x["chosen_probs"]),
+    "sppo_single": preference_games.pair_win_rates(x["chosen_probs"]),
   }[h["loss_type"]]
   s = _sppo_record(x, win_rate)
   out = scored.evaluate(objectives.sppo(beta=h["beta"]), s)
@@ -134,7 +134,7 @@ def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
 
 def _sppo_hard(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
-  s = s.replace(reward_BK=preference_games.duel(jnp.ones(len(s.row_B))))
+  s = s.replace(reward_BK=preference_games.pair_win_rates(jnp.ones(len(s.row_B))))
   # That code adds the two squares, the authors' takes their mean.
   o = objectives.mixture((2.0,), (objectives.sppo(beta=h["beta"]),))
   return arrange.outputs(scored.evaluate(o, s))

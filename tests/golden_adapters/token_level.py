@@ -41,7 +41,7 @@ def _tdpo_underflow(h: Arrays, x: Arrays) -> Arrays:
 def _drawn(o: Objective, logits: Array, targets: Array, token: Array) -> Aux:
   """The recorded tokens as places among the contrast tokens, what `prepare` would have
   drawn."""
-  _, id_BKTJ = token_stats.top_rivals(logits, targets, o.hparams["k"])
+  _, id_BKTJ = token_stats.top_contrast_tokens(logits, targets, o.hparams["k"])
   return Aux(rows=jnp.argmax(id_BKTJ == token[..., None], -1))
 
 
@@ -60,7 +60,7 @@ def _cringe(h: Arrays, x: Arrays) -> Arrays:
   )
   aux = _drawn(o, logits, targets, token)
   out = scored.evaluate(_handed(o, aux), s)
-  contrast_BKT = objectives.rival_contrast(s, aux.rows, k, h["detach_positives"])
+  contrast_BKT = objectives.token_contrast(s, aux.rows, k, h["detach_positives"])
   return {
     "differentiate": out.loss,
     "mean_loss": out.loss,

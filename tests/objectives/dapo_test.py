@@ -11,7 +11,7 @@ from xpo_jax import objectives, scored
 def check():
   s = oracle.record()
   found = scored.evaluate(objectives.dapo(beta=0.5, dual_clip=1.5), s).loss
-  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.28, 0.5, most=1.5)
+  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.28, 0.5, max_ratio=1.5)
   expected = np.mean([np.concatenate(group).mean() for group in tokens])
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 

@@ -12,7 +12,7 @@ from xpo_jax.testing import toy
 def check():
   s = oracle.record()
   found = scored.evaluate(objectives.grpo(0.2, 0.3, beta=0.5, dual_clip=1.5), s).loss
-  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.3, 0.5, most=1.5)
+  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.3, 0.5, max_ratio=1.5)
   expected = np.mean([np.mean([y.mean() for y in group]) for group in tokens])
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 

@@ -28,7 +28,7 @@ def weights():
 
 
 def test_oracle():
-  o = objectives.wpo(beta=0.5, label_smoothing=0.1, most=0.3)
+  o = objectives.wpo(beta=0.5, label_smoothing=0.1, max_weight=0.3)
   s = record(o)
   assert (weights() > 0.3).any()
   assert (weights() < 0.3).any()
@@ -40,7 +40,7 @@ def test_oracle():
 
 
 def test_no_gradient_through_the_weight():
-  o, beta = objectives.wpo(beta=0.5, most=1e9), 0.5
+  o, beta = objectives.wpo(beta=0.5, max_weight=1e9), 0.5
   dpo = objectives.dpo(beta)
 
   def loss(logits):
@@ -63,7 +63,7 @@ def test_mean_probability_of_a_uniform_and_of_a_certain_policy():
 
 
 @pytest.mark.parametrize(
-  "hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"most": 0.0}]
+  "hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"max_weight": 0.0}]
 )
 def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"wpo: .* must be"):

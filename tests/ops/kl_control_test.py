@@ -18,7 +18,7 @@ def test_adaptive_beta_follows_the_relative_error_within_bounds(kl, error):
   np.testing.assert_allclose(found, 0.15 * (1 + error * 64 / 1000), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["beta", "target", "horizon", "most_error"])
+@pytest.mark.parametrize("name", ["beta", "target", "horizon", "max_error"])
 @pytest.mark.parametrize("value", [0.0, -0.1, np.nan, np.inf])
 def test_arguments_that_are_not_positive_are_refused_by_name(name, value):
   with pytest.raises(ValueError, match=rf"adaptive_kl: {name} is {value}; .*> 0"):

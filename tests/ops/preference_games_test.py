@@ -17,7 +17,7 @@ def test_matrices_of_wins_are_antisymmetric():
   np.testing.assert_allclose(fair + fair.mT, jnp.ones((2, 3, 3)), rtol=1e-6)
   np.testing.assert_allclose(preference_games.symmetrised(win), win, atol=1e-7)
   np.testing.assert_allclose(
-    preference_games.duel(jnp.array([0.7])), [[0.7, 0.3]], rtol=1e-6
+    preference_games.pair_win_rates(jnp.array([0.7])), [[0.7, 0.3]], rtol=1e-6
   )
 
 

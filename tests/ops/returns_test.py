@@ -76,7 +76,7 @@ def test_score_lands_on_the_last_token_or_one_past_it():
   score = jnp.array([[5.0, -7.0, 3.0]])
   last = returns.place(score, mask)
   np.testing.assert_array_equal(last, [[[0, 5, 0], [0, 0, -7], [0, 0, 0]]])
-  past = returns.place(score, returns.one_longer(mask), most_score=4.0)
+  past = returns.place(score, returns.one_longer(mask), max_score=4.0)
   np.testing.assert_array_equal(past, [[[0, 0, 4], [0, 0, -4], [3, 0, 0]]])
 
 
@@ -92,7 +92,7 @@ def test_rto_adds_dense_credit_to_the_score_and_the_penalty():
   dpo, ref, kl = (jnp.array([[[a, b, 9.0]]]) for a, b in ((3, 1), (1, 2), (0.5, 0.25)))
   credit = returns.rto_credit(dpo, ref, mask, scale=0.5)
   np.testing.assert_allclose(credit, [[[0.5 * 2, 0.5 * -1, 0]]])
-  near = returns.rto_credit(dpo, ref, mask, scale=0.5, most_credit=0.7)
+  near = returns.rto_credit(dpo, ref, mask, scale=0.5, max_credit=0.7)
   np.testing.assert_allclose(near, [[[0.7, -0.5, 0]]])
   reward = returns.rto_reward(credit, jnp.array([[20.0]]), kl, mask, 0.1, 10.0)
   np.testing.assert_allclose(reward, [[[1 - 0.05, -0.5 - 0.025 + 10, 0]]], rtol=1e-6)

@@ -88,7 +88,7 @@ def test_rivals_are_the_largest_other_logits_and_the_target_last():
   target = jnp.array([0, 1])  # the largest itself, and another
   found = token_stats.contrast_tokens(2).fn({"policy": logits}, target)
   np.testing.assert_array_equal(found, [[2.0, 1.0, 3.0], [3.0, 2.0, 1.0]])
-  _, ids = token_stats.top_rivals(logits, target, 2)
+  _, ids = token_stats.top_contrast_tokens(logits, target, 2)
   np.testing.assert_array_equal(ids, [[2, 1], [0, 2]])
 
 
@@ -105,7 +105,7 @@ def test_number_of_rivals_is_a_positive_whole_number(k):
 
 def test_vocabulary_without_enough_rivals_is_refused():
   with pytest.raises(ValueError, match="need a vocabulary > 6, this is 6"):
-    token_stats.top_rivals(POLICY, TARGET, 6)
+    token_stats.top_contrast_tokens(POLICY, TARGET, 6)
 
 
 def test_tempered_is_the_statistic_of_divided_logits():

@@ -129,7 +129,7 @@ def slope(factory, logp, ref, win, *, sampler, beta, labels="pair", against=None
   weight = np.exp(sampler[first] + sampler[second])
   if labels == "hard":  # the first answer won
     weight = weight * win[first, second]
-  rate = preference_games.duel(win[first, second])
+  rate = preference_games.pair_win_rates(win[first, second])
   if against is not None:
     rate = (win @ np.exp(against))[pairs]
   return np.abs(_slope(factory, logp, ref, beta, weight, rate, pairs)).max()

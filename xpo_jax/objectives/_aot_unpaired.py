@@ -42,8 +42,8 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     0.6931
   """
   name, e = "aot_unpaired", label_smoothing
-  _hparams.check(name, "beta", beta, paper=0.01, above=0)
-  _hparams.check(name, "label_smoothing", e, paper=0, least=0, below=0.5)
+  _hparams.check(name, "beta", beta, paper=0.01, gt=0)
+  _hparams.check(name, "label_smoothing", e, paper=0, ge=0, lt=0.5)
 
   def match(chosen_B: Array, rejected_B: Array) -> Array:
     return links.smoothed_logistic(beta * (chosen_B - rejected_B), e)

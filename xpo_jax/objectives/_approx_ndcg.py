@@ -43,7 +43,7 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
     >>> round(float(loss) + 1 / math.log2(1 + 1.5), 6)
     0.0
   """
-  _hparams.check("approx_ndcg", "beta", beta, paper=0.1, above=0)
+  _hparams.check("approx_ndcg", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -71,7 +71,7 @@ def bco_pair(beta: float = 0.1) -> Objective:
   Layout PAIR; state and shift as `bco`. Terms: `bco_pair`. An upper bound of `dpo`'s
   loss, whatever the shift; with the shift at 0, the authors of NCA call it biased NCA.
   """
-  _hparams.check("bco", "beta", beta, paper=0.1, above=0)
+  _hparams.check("bco", "beta", beta, paper=0.1, gt=0)
 
   def init() -> State:
     return {"mean": jnp.zeros(()), "count": jnp.zeros(())}

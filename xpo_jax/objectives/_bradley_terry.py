@@ -68,8 +68,8 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.bradley_terry(), tie).loss), 4)
     0.6931
   """
-  _hparams.check("bradley_terry", "margin", margin, paper=0, least=0)
-  _hparams.check("bradley_terry", "centring", centring, paper=0, least=0)
+  _hparams.check("bradley_terry", "margin", margin, paper=0, ge=0)
+  _hparams.check("bradley_terry", "centring", centring, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

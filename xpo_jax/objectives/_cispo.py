@@ -8,10 +8,10 @@ from xpo_jax.ops import policy_loss
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
-def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
+def cispo(max_ratio: float = 5.0, beta: float | None = None) -> Objective:
   """CISPO: REINFORCE on tokens, weighted by a bounded ratio: no token is dropped.
 
-  L = - sum_i sum_t sg(min(rho_t, most_ratio)) A_i log pi(y_t) / sum_i |y_i|
+  L = - sum_i sum_t sg(min(rho_t, max_ratio)) A_i log pi(y_t) / sum_i |y_i|
   over the completions of a prompt, A_i = (r_i - mean r) / std r. PPO's clip gives a
   token beyond it no gradient at all; this one bounds the weight and keeps the token.
 
@@ -23,7 +23,7 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     gradient through the weight. The value of the loss means nothing, its gradient does.
 
   Args:
-    most_ratio: the largest weight of a token; > 0. Paper: not stated. TRL: 5.
+    max_ratio: the largest weight of a token; > 0. Paper: not stated. TRL: 5.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
 
   Returns:
@@ -46,22 +46,22 @@ def cispo(most_ratio: float = 5.0, beta: float | None = None) -> Objective:
     >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: A (1 - 3) / 2
     -0.707
   """
-  _hparams.check("cispo", "most_ratio", most_ratio, paper=5, above=0)
-  _hparams.check_tie("cispo", beta, paper=0.04)
+  _hparams.check("cispo", "max_ratio", max_ratio, paper=5, gt=0)
+  _hparams.check_optional_beta("cispo", beta, paper=0.04)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     rho_BKT = policy_loss.ratio(scored.logp_BKT, scored.old_logp_BKT)
-    weight_BKT = jax.lax.stop_gradient(jnp.minimum(rho_BKT, most_ratio))
+    weight_BKT = jax.lax.stop_gradient(jnp.minimum(rho_BKT, max_ratio))
     advantage_BKT = weight_BKT * aux.rows[..., None]
     token_BKT = policy_loss.policy_gradient(scored.logp_BKT, advantage_BKT)
     token_BKT = token_BKT + _grpo.kl_penalty(scored, beta)
     loss_B = _grpo.token_mean_of_prompt(scored, token_BKT)
-    clipped_BKT = jnp.where(rho_BKT > most_ratio, 1.0, 0.0)
+    clipped_BKT = jnp.where(rho_BKT > max_ratio, 1.0, 0.0)
     metrics = {"clip_fraction": policy_loss.token_mean(scored, clipped_BKT)}
     metrics |= _grpo.reward_metrics(scored)
     return Loss({"cispo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"most_ratio": most_ratio, "beta": beta}
+  hparams = {"max_ratio": max_ratio, "beta": beta}
   layout = Layout.SAMPLED
   stats = _rewards.stats(beta)
   prepare = _grpo.standardised

@@ -22,7 +22,7 @@ from xpo_jax.types import (
 )
 
 
-def drawing(objective: str, k: int) -> Callable:
+def prepare_contrast(objective: str, k: int) -> Callable:
   """The `prepare` that draws a rival for each token by the softmax of the k logits.
 
   `Aux.rows` is the index of the rival, `[B, K, T]`; that of token t in row b depends on
@@ -46,7 +46,7 @@ def drawing(objective: str, k: int) -> Callable:
   return nothing_shared if k == 1 else prepare
 
 
-def rival_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -> Array:
+def token_contrast(scored: Scored, drawn: Array | tuple, k: int, detach: bool) -> Array:
   """softplus(s_t - u_t), logits of token and rival, `[B, K, T]`; 0 on padding.
 
   Args:
@@ -100,19 +100,19 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
     >>> round(float(scored.evaluate(o, s).loss), 4)
     0.6931
   """
-  _hparams.check("cringe", "alpha", alpha, paper=1, least=0)
+  _hparams.check("cringe", "alpha", alpha, paper=1, ge=0)
   stat = token_stats.contrast_tokens(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     contrast_BK = masked.sum_T(
-      rival_contrast(scored, aux.rows, k, detach), scored.mask_BKT
+      token_contrast(scored, aux.rows, k, detach), scored.mask_BKT
     )
     return _unlikelihood.likelihood_and("cringe", scored, alpha * contrast_BK[:, 0])
 
   hparams = {"alpha": alpha, "k": k, "detach": detach}
   stats = frozenset({token_stats.LOGP, stat})
   columns = frozenset({"desirable_BK"})
-  prepare = drawing("cringe", k)
+  prepare = prepare_contrast("cringe", k)
   return Objective(
     name="cringe",
     hparams=hparams,

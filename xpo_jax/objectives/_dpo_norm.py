@@ -32,7 +32,7 @@ def dpo_norm(beta: float = 5.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpo_norm(), same).loss), 4)
     0.6931
   """
-  _hparams.check("dpo_norm", "beta", beta, paper=5, above=0)
+  _hparams.check("dpo_norm", "beta", beta, paper=5, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

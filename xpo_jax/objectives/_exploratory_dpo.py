@@ -7,7 +7,7 @@ from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 
 def exploration(alpha: float = 1e-5) -> Objective:
   """XPO's bonus alone: alpha log pi of column 0, a sample of the reference."""
-  _hparams.check("exploration", "alpha", alpha, paper=1e-5, least=0)
+  _hparams.check("exploration", "alpha", alpha, paper=1e-5, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -63,8 +63,8 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}
     {'exploratory_dpo': 0.6931, 'exploration': -0.3}
   """
-  _hparams.check("exploratory_dpo", "beta", beta, paper=0.1, above=0)
-  _hparams.check("exploratory_dpo", "alpha", alpha, paper=1e-5, least=0)
+  _hparams.check("exploratory_dpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("exploratory_dpo", "alpha", alpha, paper=1e-5, ge=0)
   online, bonus = _online_dpo.online_dpo(beta), exploration(alpha)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -21,11 +21,11 @@ def check_hparams(
   paper: tuple[float, float] = (0.2, 0.2),
 ) -> None:
   """Refuses what GRPO or a relative does not allow; `paper` holds the two clips."""
-  _hparams.check(name, "clip_low", clip_low, paper=paper[0], least=0, most=1)
-  _hparams.check(name, "clip_high", clip_high, paper=paper[1], least=0)
-  _hparams.check_tie(name, beta, paper=0.04)
+  _hparams.check(name, "clip_low", clip_low, paper=paper[0], ge=0, le=1)
+  _hparams.check(name, "clip_high", clip_high, paper=paper[1], ge=0)
+  _hparams.check_optional_beta(name, beta, paper=0.04)
   if dual_clip is not None:
-    _hparams.check(name, "dual_clip", dual_clip, paper=3, above=1)
+    _hparams.check(name, "dual_clip", dual_clip, paper=3, gt=1)
 
 
 def standardised(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:

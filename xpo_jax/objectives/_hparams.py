@@ -16,10 +16,10 @@ def check(
   value: float | Array,
   *,
   paper: float,
-  above: float | None = None,
-  least: float | None = None,
-  below: float | None = None,
-  most: float | None = None,
+  gt: float | None = None,
+  ge: float | None = None,
+  lt: float | None = None,
+  le: float | None = None,
 ) -> None:
   """Refuses a hyperparameter outside its range.
 
@@ -31,10 +31,10 @@ def check(
     hparam: the argument's name, for the message.
     value: what was passed.
     paper: the paper's value, offered as the fix.
-    above: the value must be greater.
-    least: the value must be greater or equal.
-    below: the value must be smaller.
-    most: the value must be smaller or equal.
+    gt: the value must be greater.
+    ge: the value must be greater or equal.
+    lt: the value must be smaller.
+    le: the value must be smaller or equal.
 
   Raises:
     ValueError: not a finite number, or outside the range.
@@ -45,12 +45,12 @@ def check(
     number = float(value)
   except (TypeError, ValueError):
     number = np.nan
-  bounds = {">": above, ">=": least, "<": below, "<=": most}
+  bounds = {">": gt, ">=": ge, "<": lt, "<=": le}
   holds = {
-    ">": above is None or number > above,
-    ">=": least is None or number >= least,
-    "<": below is None or number < below,
-    "<=": most is None or number <= most,
+    ">": gt is None or number > gt,
+    ">=": ge is None or number >= ge,
+    "<": lt is None or number < lt,
+    "<=": le is None or number <= le,
   }
   if np.isfinite(number) and all(holds.values()):
     return
@@ -61,14 +61,16 @@ def check(
   )
 
 
-def check_tie(objective: str, beta: float | Array | None, *, paper: float) -> None:
+def check_optional_beta(
+  objective: str, beta: float | Array | None, *, paper: float
+) -> None:
   """Refuses a tie to the reference that is neither > 0 nor left out (None).
 
   Raises:
     ValueError: beta is given and not > 0.
   """
   if beta is not None:
-    check(objective, "beta", beta, paper=paper, above=0)
+    check(objective, "beta", beta, paper=paper, gt=0)
 
 
 def choice(objective: str, hparam: str, value: Any, named: Mapping[str, Any]) -> Any:

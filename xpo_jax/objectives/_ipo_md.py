@@ -27,7 +27,7 @@ def ipo_md(beta: float = 1.0) -> Objective:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
     needs LOGP, REF_LOGP; columns reward_BK: win rates of the two against one another,
     p = (1 + first - second) / 2, so that p and 1 - p add up to 1 for any judge
-    (`preference_games.duel` makes them of one p; so do K = 2 samples with
+    (`preference_games.pair_win_rates` makes them of one p; so do K = 2 samples with
     `Feedback.include_self` False, where a draw with itself would halve 2 p - 1). Pairs
     of p = 1/2 count too:
     `pair_construction.all_pairs` keeps them, `best_worst` does not. Terms: `ipo_md`.
@@ -45,7 +45,7 @@ def ipo_md(beta: float = 1.0) -> Objective:
     >>> float(scored.evaluate(objectives.ipo_md(beta=0.5), s).loss)  # h = 0: 1/(4 beta)
     0.5
   """
-  _hparams.check("ipo_md", "beta", beta, paper=1, above=0)
+  _hparams.check("ipo_md", "beta", beta, paper=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

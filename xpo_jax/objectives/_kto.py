@@ -48,9 +48,9 @@ def kto(
     >>> float(scored.evaluate(objectives.kto(), first_step).loss)  # 1 - sigma(0)
     0.5
   """
-  _hparams.check("kto", "beta", beta, paper=0.1, above=0)
-  _hparams.check("kto", "desirable_weight", desirable_weight, paper=1, least=0)
-  _hparams.check("kto", "undesirable_weight", undesirable_weight, paper=1, least=0)
+  _hparams.check("kto", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("kto", "desirable_weight", desirable_weight, paper=1, ge=0)
+  _hparams.check("kto", "undesirable_weight", undesirable_weight, paper=1, ge=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key

@@ -7,7 +7,7 @@ from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
-def desensitised(scored: Scored, alpha: float | Array) -> Scored:
+def down_weighted(scored: Scored, alpha: float | Array) -> Scored:
   """The record with log-probs past the shorter answer's length times `alpha`.
 
   Policy and reference alike; `scored.replace` one back for codes that touch only one.
@@ -53,12 +53,12 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> round(float(scored.evaluate(objectives.ld_dpo(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("ld_dpo", "beta", beta, paper=0.1, above=0)
-  _hparams.check("ld_dpo", "alpha", alpha, paper=0.5, least=0, most=1)
+  _hparams.check("ld_dpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("ld_dpo", "alpha", alpha, paper=0.5, ge=0, le=1)
   dpo = _dpo.dpo(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    out = dpo.loss(desensitised(scored, alpha), aux)
+    out = dpo.loss(down_weighted(scored, alpha), aux)
     metrics = out.metrics | _rewards.logp_metrics(scored)
     return Loss({"ld_dpo": out.terms["dpo"]}, metrics, out.per_example_B)
 

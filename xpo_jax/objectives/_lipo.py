@@ -20,7 +20,7 @@ def lipo_softmax(beta: float = 0.05) -> Objective:
 
   Whether LiPO divides by the sum is not checked; without it a list weighs as its sum.
   """
-  _hparams.check("lipo_softmax", "beta", beta, paper=0.05, above=0)
+  _hparams.check("lipo_softmax", "beta", beta, paper=0.05, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -75,7 +75,7 @@ def lipo(beta: float = 0.05) -> Objective:
     >>> round(float(scored.evaluate(objectives.lipo(), s).loss / 0.5325), 3)
     0.693
   """
-  _hparams.check("lipo", "beta", beta, paper=0.05, above=0)
+  _hparams.check("lipo", "beta", beta, paper=0.05, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -42,7 +42,7 @@ def list_mle(beta: float = 0.05) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, however the tie falls
     1.7918
   """
-  _hparams.check("list_mle", "beta", beta, paper=0.05, above=0)
+  _hparams.check("list_mle", "beta", beta, paper=0.05, gt=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     key, K = _hparams.check_key("list_mle", key), scored.present_BK.shape[1]

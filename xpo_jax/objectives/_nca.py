@@ -56,7 +56,7 @@ def nca(beta: float = 0.01) -> Objective:
     >>> round(float(scored.evaluate(objectives.nca(), first_step).loss), 4)  # 2 log 2
     1.3863
   """
-  _hparams.check("nca", "beta", beta, paper=0.01, above=0)
+  _hparams.check("nca", "beta", beta, paper=0.01, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -81,9 +81,9 @@ def nca_list(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objec
 
   Terms: `nca_list`. Layout RANKED, columns reward_BK.
   """
-  _hparams.check("nca_list", "beta", beta, paper=0.01, above=0)
-  _hparams.check("nca_list", "alpha", alpha, paper=1, above=0)
-  _hparams.check("nca_list", "lead", lead, paper=0, least=0)
+  _hparams.check("nca_list", "beta", beta, paper=0.01, gt=0)
+  _hparams.check("nca_list", "alpha", alpha, paper=1, gt=0)
+  _hparams.check("nca_list", "lead", lead, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

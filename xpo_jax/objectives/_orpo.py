@@ -25,7 +25,7 @@ def log_odds(avg_logp: Array) -> Array:
 
 def odds_ratio(weight: float = 0.1) -> Objective:
   """The odds-ratio term of `orpo` alone: weight * -log sigma(log odds ratio)."""
-  _hparams.check("orpo", "weight", weight, paper=0.1, least=0)
+  _hparams.check("orpo", "weight", weight, paper=0.1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

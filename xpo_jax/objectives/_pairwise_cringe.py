@@ -54,14 +54,14 @@ def pairwise_cringe(
     0.6931
   """
   name = "pairwise_cringe"
-  _hparams.check(name, "alpha", alpha, paper=1, least=0)
+  _hparams.check(name, "alpha", alpha, paper=1, ge=0)
   _hparams.check(name, "margin", margin, paper=0)
-  _hparams.check(name, "temperature", temperature, paper=1, above=0)
+  _hparams.check(name, "temperature", temperature, paper=1, gt=0)
   stat = token_stats.contrast_tokens(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     logp_BK = _rewards.seq_logp(scored)
-    contrast_BKT = _cringe.rival_contrast(scored, aux.rows, k, detach=False)
+    contrast_BKT = _cringe.token_contrast(scored, aux.rows, k, detach=False)
     contrast_B = masked.sum_T(contrast_BKT, scored.mask_BKT)[:, 1]
     gap_B = logp_BK[:, 0] - logp_BK[:, 1]
     gate_B = jax.nn.sigmoid((margin - gap_B) / temperature)
@@ -76,7 +76,7 @@ def pairwise_cringe(
   hparams = {"alpha": alpha, "margin": margin, "temperature": temperature}
   hparams |= {"k": k, "detach_gate": detach_gate}
   stats = frozenset({token_stats.LOGP, stat})
-  prepare = _cringe.drawing(name, k)
+  prepare = _cringe.prepare_contrast(name, k)
   return Objective(
     name=name,
     hparams=hparams,

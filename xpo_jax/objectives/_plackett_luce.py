@@ -38,7 +38,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, so log 6
     1.7918
   """
-  _hparams.check("plackett_luce", "beta", beta, paper=0.1, above=0)
+  _hparams.check("plackett_luce", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -58,7 +58,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     >>> float(first.loss), float(scored.evaluate(o, next_one, first.state).loss)
     (6.0, 2.0)
   """
-  _hparams.check_tie("reinforce", beta, paper=0.03)
+  _hparams.check_optional_beta("reinforce", beta, paper=0.03)
 
   def init() -> State:
     return Mean(jnp.zeros(()), jnp.zeros(()))

@@ -61,7 +61,7 @@ def sampo(beta: float = 0.1) -> Objective:
     >>> round(float(out.loss), 4)  # whatever was drawn, no margin yet: log 2
     0.6931
   """
-  _hparams.check("sampo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("sampo", "beta", beta, paper=0.1, gt=0)
   dpo = _dpo.dpo(beta)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:

@@ -39,8 +39,8 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(o, sure).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("simnpo", "beta", beta, paper=2.5, above=0)
-  _hparams.check("simnpo", "gamma", gamma, paper=0, least=0)
+  _hparams.check("simnpo", "beta", beta, paper=2.5, gt=0)
+  _hparams.check("simnpo", "gamma", gamma, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

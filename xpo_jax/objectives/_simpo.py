@@ -46,11 +46,9 @@ def simpo(
     >>> round(float(scored.evaluate(objectives.simpo(gamma=0.0), same).loss), 4)
     0.6931
   """
-  _hparams.check("simpo", "beta", beta, paper=2, above=0)
-  _hparams.check("simpo", "gamma", gamma, paper=1, least=0)
-  _hparams.check(
-    "simpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5
-  )
+  _hparams.check("simpo", "beta", beta, paper=2, gt=0)
+  _hparams.check("simpo", "gamma", gamma, paper=1, ge=0)
+  _hparams.check("simpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

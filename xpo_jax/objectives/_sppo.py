@@ -15,11 +15,11 @@ def sppo(beta: float = 1e-3) -> Objective:
 
   Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked; eta is 1 / beta.
     Survey 3.11.
-  Departs from the paper: nothing; as the authors' code, on the best and the worst of
-    the samples (of 5, `pairing.best_worst` on `preference_games.win_rate`; it keeps
-    pairs whose two answers are the same, we do not). Its "sppo_single" has
-    `preference_games.duel` of the two as win rates; TRL's "sppo_hard" 1 and 0, the two
-    squares added.
+  Departs from the paper: nothing. As in the authors' code, the pair is the best and the
+    worst of 5 samples (`pairing.best_worst` on `preference_games.win_rate`); that code
+    keeps pairs of identical completions, this one does not. Its "sppo_single" uses
+    `preference_games.pair_win_rates` of the two, TRL's "sppo_hard" uses 1 and 0 and
+    adds the two squares.
   Reduction: log-ratio summed over tokens; mean over the two answers, then over pairs.
 
   Args:
@@ -41,7 +41,7 @@ def sppo(beta: float = 1e-3) -> Objective:
     >>> float(scored.evaluate(objectives.sppo(beta=0.25), s).loss)  # (1^2 + 0^2) / 2
     0.5
   """
-  _hparams.check("sppo", "beta", beta, paper=1e-3, above=0)
+  _hparams.check("sppo", "beta", beta, paper=1e-3, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

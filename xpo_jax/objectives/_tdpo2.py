@@ -39,8 +39,8 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> bool(scored.evaluate(tdpo2, pairs).loss == scored.evaluate(dpo, pairs).loss)
     True
   """
-  _hparams.check("tdpo2", "beta", beta, paper=0.1, above=0)
-  _hparams.check("tdpo2", "alpha", alpha, paper=0.5, least=0)
+  _hparams.check("tdpo2", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("tdpo2", "alpha", alpha, paper=0.5, ge=0)
   first = _tdpo1.tdpo1(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -35,7 +35,7 @@ def token_unlikelihood(alpha: float = 1.0) -> Objective:
   `repetition.unlikelihood` does for tokens that occurred before. Terms: `sft`,
   `unlikelihood`, both per token.
   """
-  _hparams.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  _hparams.check("unlikelihood", "alpha", alpha, paper=1, ge=0)
   nll = _sft.sft()
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -92,7 +92,7 @@ def unlikelihood(alpha: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(o, s).loss), 4)  # -log(1 - 0.75) = log 4
     1.3863
   """
-  _hparams.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  _hparams.check("unlikelihood", "alpha", alpha, paper=1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -50,11 +50,11 @@ def adaptive_kl(
   beta: float,
   target: float = 6.0,
   horizon: float = 10_000.0,
-  most_error: float = 0.2,
+  max_error: float = 0.2,
 ) -> Controller:
   """A beta that follows the KL towards a target.
 
-  beta <- beta (1 + e episodes / horizon),   e = clip(kl / target - 1, +-most_error)
+  beta <- beta (1 + e episodes / horizon),   e = clip(kl / target - 1, +-max_error)
 
   Paper: Ziegler et al. 2019, arXiv:1909.08593, Eq. not checked. trlx feeds another
   estimate than k1, which over-reacts far from the reference.
@@ -62,20 +62,20 @@ def adaptive_kl(
   Args:
     beta: at the first rollout, per nat; > 0. Authors' launch file: 0.15.
     target: KL of a completion to aim for, nats; > 0. Authors' launch file: 6.
-    horizon: completions over which beta may change by `most_error`; > 0, and greater
-      than most_error times the completions of a rollout, or else one rollout of a small
+    horizon: completions over which beta may change by `max_error`; > 0, and greater
+      than max_error times the completions of a rollout, or else one rollout of a small
       KL takes beta to 0 and below. Authors: 10,000.
-    most_error: bound on the relative error; > 0. Authors: 0.2.
+    max_error: bound on the relative error; > 0. Authors: 0.2.
 
   Raises:
     ValueError: an argument is not > 0.
   """
   _check_positive(
-    "adaptive_kl", beta=beta, target=target, horizon=horizon, most_error=most_error
+    "adaptive_kl", beta=beta, target=target, horizon=horizon, max_error=max_error
   )
 
   def update(beta: Array, observation: Observation) -> Array:
-    error = jnp.clip(observation.kl / target - 1, -most_error, most_error)
+    error = jnp.clip(observation.kl / target - 1, -max_error, max_error)
     return beta * (1 + error * observation.episodes / horizon)
 
   return Controller(beta, update)

@@ -15,22 +15,22 @@ from xpo_jax.types import Array, Mean, Scored
 
 # exp(60) and its products stay finite in float32. Policies this far apart mean that
 # `old_logp` is not of the policy that sampled; no objective is meant to act there.
-MOST_LOG_RATIO = 60.0
+MAX_LOG_RATIO = 60.0
 
 
 def ratio(
-  logp: Array, old_logp: Array, most_log_ratio: float | Array = MOST_LOG_RATIO
+  logp: Array, old_logp: Array, max_log_ratio: float | Array = MAX_LOG_RATIO
 ) -> Array:
   """Importance ratio pi / pi_old, elementwise.
 
   Args:
     logp: of the policy, nats; the gradient enters here.
     old_logp: of the policy that sampled, nats.
-    most_log_ratio: bound on the log-ratio's size, beyond which there is no gradient.
+    max_log_ratio: bound on the log-ratio's size, beyond which there is no gradient.
       The default only keeps float32 finite; OpenRLHF and verl bound it at 20.
   """
   chex.assert_equal_shape([logp, old_logp])
-  return jnp.exp(jnp.clip(logp - old_logp, -most_log_ratio, most_log_ratio))
+  return jnp.exp(jnp.clip(logp - old_logp, -max_log_ratio, max_log_ratio))
 
 
 def clipped_surrogate(
@@ -39,7 +39,7 @@ def clipped_surrogate(
   advantage: Array,
   low: float | Array,
   high: float | Array,
-  most_log_ratio: float | Array = MOST_LOG_RATIO,
+  max_log_ratio: float | Array = MAX_LOG_RATIO,
 ) -> Array:
   """PPO's policy loss, elementwise: max(-A rho, -A clip(rho, 1 - low, 1 + high)).
 
@@ -49,13 +49,13 @@ def clipped_surrogate(
     advantage: of each action; no gradient should flow into it.
     low: how far the ratio may fall below 1 before the gain stops; >= 0.
     high: how far it may rise above 1; >= 0. PPO: low = high = 0.2.
-    most_log_ratio: see `ratio`.
+    max_log_ratio: see `ratio`.
 
   Returns:
     The loss, to be minimised, with the shape of `logp`.
   """
   chex.assert_equal_shape([logp, advantage])
-  rho = ratio(logp, old_logp, most_log_ratio)
+  rho = ratio(logp, old_logp, max_log_ratio)
   clipped = jnp.clip(rho, 1 - low, 1 + high)
   return jnp.maximum(-advantage * rho, -advantage * clipped)
 
@@ -73,19 +73,19 @@ def clipped_share(
   return (-advantage * clipped > -advantage * rho).astype(logp.dtype)
 
 
-def dual_clipped(loss: Array, advantage: Array, most: float | Array) -> Array:
-  """Bounds a policy loss where the advantage is negative: min(loss, -A most).
+def dual_clipped(loss: Array, advantage: Array, max_ratio: float | Array) -> Array:
+  """Bounds a policy loss where the advantage is negative: min(loss, -A max_ratio).
 
   Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. not checked. No part of PPO
-  itself; verl applies it by default, with `most` 3.
+  itself; verl applies it by default, with `max_ratio` 3.
 
   Args:
     loss: of `clipped_surrogate`.
     advantage: the same as there.
-    most: the largest ratio that counts; > 1.
+    max_ratio: bound on the ratio where the advantage is negative; > 1.
   """
   chex.assert_equal_shape([loss, advantage])
-  return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * most), loss)
+  return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * max_ratio), loss)
 
 
 def clipped_value(

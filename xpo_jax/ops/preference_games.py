@@ -53,7 +53,7 @@ def symmetrised(raw_BKK: Array) -> Array:
   return (raw_BKK + 1 - raw_BKK.mT) / 2
 
 
-def duel(win_B: Array) -> Array:
+def pair_win_rates(win_B: Array) -> Array:
   """Win rates of two answers against one another, `[B, 2]`: P and 1 - P."""
   chex.assert_rank(win_B, 1)
   return jnp.stack([win_B, 1 - win_B], 1)

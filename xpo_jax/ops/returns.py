@@ -27,22 +27,20 @@ def one_longer(mask_BKT: Array) -> Array:
   return jnp.maximum(mask_BKT, before_BKT)
 
 
-def place(
-  score_BK: Array, mask_BKT: Array, most_score: float | Array = np.inf
-) -> Array:
+def place(score_BK: Array, mask_BKT: Array, max_score: float | Array = np.inf) -> Array:
   """A reward per token that is the score at the last token and 0 elsewhere.
 
   Args:
     score_BK: reward of each completion.
     mask_BKT: 1 on response tokens; `one_longer` of it puts the score one past the end.
-    most_score: bound on the score's size. OpenRLHF: 10; ReMax's code: 5, on the
+    max_score: bound on the score's size. OpenRLHF: 10; ReMax's code: 5, on the
       difference to the greedy answer.
 
   Returns:
     `[B, K, T]`; an empty completion gets nothing.
   """
   chex.assert_equal_shape_prefix([score_BK, mask_BKT], 2)
-  score_BK = jnp.clip(score_BK, -most_score, most_score)
+  score_BK = jnp.clip(score_BK, -max_score, max_score)
   return jnp.where(masked.last_BKT(mask_BKT) > 0, score_BK[..., None], 0)
 
 
@@ -63,7 +61,7 @@ def rto_credit(
   ref_logp_BKT: Array,
   mask_BKT: Array,
   scale: float | Array,
-  most_credit: float | Array = np.inf,
+  max_credit: float | Array = np.inf,
 ) -> Array:
   """RTO's dense reward: the credit of a DPO policy, scale log(pi_dpo / pi_ref).
 
@@ -74,12 +72,12 @@ def rto_credit(
     ref_logp_BKT: of the reference, nats.
     mask_BKT: 1 on response tokens.
     scale: the paper's beta_1. Authors' script: 0.05.
-    most_credit: bound on a token's credit, applied after `scale`: the authors' code,
+    max_credit: bound on a token's credit, applied after `scale`: the authors' code,
       0.05 in their script; not in the loss as the paper writes it.
   """
   chex.assert_equal_shape([dpo_logp_BKT, ref_logp_BKT, mask_BKT])
   credit_BKT = scale * (dpo_logp_BKT - ref_logp_BKT)
-  bounded_BKT = jnp.clip(credit_BKT, -most_credit, most_credit)
+  bounded_BKT = jnp.clip(credit_BKT, -max_credit, max_credit)
   return masked.zero_padding(bounded_BKT, mask_BKT)
 
 
@@ -89,7 +87,7 @@ def rto_reward(
   kl_BKT: Array,
   mask_BKT: Array,
   beta: float | Array,
-  most_score: float | Array = np.inf,
+  max_score: float | Array = np.inf,
 ) -> Array:
   """RTO's reward of a token: credit, KL penalty, and the score at the last one.
 
@@ -99,9 +97,9 @@ def rto_reward(
     kl_BKT: log pi - log pi_ref of each token, nats.
     mask_BKT: 1 on response tokens.
     beta: the paper's beta_2, tie to ref, per nat. Authors' script: 0.01.
-    most_score: see `place`. Authors' code: 10.
+    max_score: see `place`. Authors' code: 10.
   """
-  dense_BKT = credit_BKT + place(score_BK, mask_BKT, most_score)
+  dense_BKT = credit_BKT + place(score_BK, mask_BKT, max_score)
   return masked.zero_padding(kl_shaped(dense_BKT, kl_BKT, beta), mask_BKT)
 
 

@@ -31,7 +31,9 @@ def rest_logp(logits_CV: Array, target_C: Array) -> Array:
   return jax.nn.logsumexp(others_CV, axis=-1) - jax.nn.logsumexp(logits_CV, axis=-1)
 
 
-def top_rivals(logits_CV: Array, target_C: Array, k: int) -> tuple[Array, Array]:
+def top_contrast_tokens(
+  logits_CV: Array, target_C: Array, k: int
+) -> tuple[Array, Array]:
   """The k likeliest tokens other than the target, the likeliest first.
 
   Returns:
@@ -51,7 +53,7 @@ def top_rivals(logits_CV: Array, target_C: Array, k: int) -> tuple[Array, Array]
 
 @functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
 def contrast_tokens(k: int) -> TokenStat:
-  """The logits of a token's `top_rivals`, then the token's own: `[C, k + 1]`.
+  """The logits of a token's `top_contrast_tokens`, then the token's own: `[C, k + 1]`.
 
   Raises:
     ValueError: k is not a whole number of at least 1.
@@ -63,11 +65,11 @@ def contrast_tokens(k: int) -> TokenStat:
 
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
     logits_CV = roles["policy"]
-    rival_CJ, _ = top_rivals(logits_CV, target_C, k)
+    rival_CJ, _ = top_contrast_tokens(logits_CV, target_C, k)
     own_C = _target_logit(logits_CV, target_C)
     return jnp.concatenate([rival_CJ, own_C[..., None]], axis=-1)
 
-  return TokenStat(f"rivals_{k}_BKTJ", ("policy",), fn)
+  return TokenStat(f"contrast_logits_{k}_BKTJ", ("policy",), fn)
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects

@@ -199,7 +199,7 @@ def _check_controller(experiment: OnlineExperiment) -> None:
       f"controller: {experiment.controller.name} may take beta from {first} to "
       f"{lowest:g} in one iteration of {each * K} completions (prompts_per_iteration "
       f"{each} x Sampling.completions {K}), and beta must stay > 0; with "
-      f"{dict(experiment.controller.hparams)} raise horizon above most_error x "
+      f"{dict(experiment.controller.hparams)} raise horizon above max_error x "
       f"{each * K}"
     )
 
