@@ -7,7 +7,7 @@ from xpo_jax.types import Scored
 
 
 def record() -> Scored:
-  """Ragged groups whose ratios lie far enough from 1 for clips to act."""
+  """Ragged groups with ratios far enough from 1 for the clips to be active."""
   s = toy.scored(K=4, B=3)
   return s.replace(old_logp_BKT=s.logp_BKT + 4 * (s.old_logp_BKT - s.logp_BKT))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from xpo_jax import objectives, scored
@@ -70,6 +71,20 @@ def test_objective_carries_its_name_hparams_and_page(name):
   assert all(section in page for section in [*sections, "Metrics:", "Terms:"])
   assert o.layout.name in page
   assert all(f"{hparam}: " in page for hparam in parameters)
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_returns_section_lists_what_the_objective_reads(name):
+  o = objectives.build(name)
+  text = " ".join(objectives.docstring(name).partition("Returns:")[2].split())
+  reads = text.partition("Terms:")[0]
+  assert reads.startswith(f"Objective; layout {o.layout.name}")
+  for stat in o.stats:
+    constant = stat.field.removesuffix("_BKT").upper()
+    assert constant in reads or "contrast_tokens(k)" in reads
+  assert all(column in reads for column in o.columns)
+  assert ("reads tokens" in reads) == o.reads_tokens
+  assert ("state" in reads) == bool(jax.tree.leaves(o.init()))
 
 
 @pytest.mark.parametrize("name", [*objectives.NAMES, "mixture"])

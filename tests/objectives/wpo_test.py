@@ -46,20 +46,20 @@ def test_no_gradient_through_the_weight():
   def loss(logits):
     return scored.evaluate(o, record(o, logits)).loss
 
-  def held(logits):
+  def fixed_weight_loss(logits):
     rows = scored.evaluate(dpo, record(o, logits)).per_example_B
     return (weights() * rows).mean()
 
   logits = jnp.asarray(LOGITS, jnp.float32)
   np.testing.assert_allclose(
-    jax.grad(loss)(logits), jax.grad(held)(logits), rtol=1e-4, atol=1e-6
+    jax.grad(loss)(logits), jax.grad(fixed_weight_loss)(logits), rtol=1e-4, atol=1e-6
   )
 
 
 def test_mean_probability_of_a_uniform_and_of_a_certain_policy():
   certain = np.array([0.0, -np.inf, -np.inf, -np.inf])
-  found = _wpo.LOG_MEAN_PROB.fn({"policy": jnp.array([np.zeros(4), certain])}, None)
-  np.testing.assert_allclose(found, [-np.log(4), 0], rtol=1e-6)
+  actual = _wpo.LOG_MEAN_PROB.fn({"policy": jnp.array([np.zeros(4), certain])}, None)
+  np.testing.assert_allclose(actual, [-np.log(4), 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""WPO: DPO that trusts a pair as far as the policy would have written it.
-
-Over 80 lines: its statistic per token and its weight live here too.
-"""
+"""WPO: DPO weighted by the likelihood of the pair under the policy."""
 
 from collections.abc import Mapping
 
@@ -14,7 +11,7 @@ from xpo_jax.types import Array, Aux, Loss, Objective, Scored, TokenStat
 
 
 def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
-  """log sum_v pi(v)^2, the mean probability of the policy's own token, `[C]`."""
+  """log sum_v pi(v)^2, the log of the policy's mean token probability, `[C]`."""
   del target_C
   logits_CV = roles["policy"]
   square_C = jax.nn.logsumexp(2 * logits_CV, axis=-1)
@@ -25,14 +22,14 @@ LOG_MEAN_PROB = TokenStat("log_mean_prob_BKT", ("policy",), _log_mean_prob)  # i
 
 
 def wpo_weight(scored: Scored, max_weight: float | Array = 1.0) -> Array:
-  """w(y_w) w(y_l), at most `max_weight`, `[B]`; no gradient.
+  """Weight w(y_w) w(y_l) of a pair, at most `max_weight`, `[B]`; no gradient.
 
-  w(y) = exp(mean over tokens of log pi(y_t) - log sum_v pi(v)^2): about 1 for answers
-  that the policy itself would write, 0 for foreign ones.
+  w(y) = exp(mean over tokens of log pi(y_t) - log sum_v pi(v)^2): about 1 for
+  completions that are typical of the policy, near 0 for atypical ones.
   """
-  usual_BKT = scored.logp_BKT - scored.extra["log_mean_prob_BKT"]
+  relative_BKT = scored.logp_BKT - scored.extra["log_mean_prob_BKT"]
   average_BK = masked.per_token(
-    masked.sum_T(usual_BKT, scored.mask_BKT), scored.length_BK
+    masked.sum_T(relative_BKT, scored.mask_BKT), scored.length_BK
   )
   weight_B = jnp.minimum(jnp.exp(average_BK.sum(1)), max_weight)
   return jax.lax.stop_gradient(weight_B)
@@ -41,7 +38,7 @@ def wpo_weight(scored: Scored, max_weight: float | Array = 1.0) -> Array:
 def wpo(
   beta: float = 0.01, label_smoothing: float = 0.0, max_weight: float = 1.0
 ) -> Objective:
-  """WPO: DPO with each pair weighed by how likely the policy was to write it.
+  """WPO: DPO with each pair weighted by its likelihood under the policy.
 
   L = w DPO,   w = min(max_weight, w(y_w) w(y_l)),
   w(y) = exp(mean_t [log pi(y_t|s_t) - log sum_v pi(v|s_t)^2])
@@ -57,10 +54,11 @@ def wpo(
   Args:
     beta: tie to ref, per nat; > 0. Paper's code: 0.01.
     label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
-    max_weight: the largest weight of a pair; > 0. Paper's code: 1.
+    max_weight: bound on the weight of a pair; > 0. Paper's code: 1.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP and log_mean_prob_BKT. Terms: `wpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP, LOG_MEAN_PROB.
+    Terms: `wpo`.
     Metrics: those of `dpo`, and weight (a factor).
 
   Raises:
@@ -83,11 +81,19 @@ def wpo(
   dpo = _dpo.dpo(beta, label_smoothing)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    out, weight_B = dpo.loss(scored, aux), wpo_weight(scored, max_weight)
+    out = dpo.loss(scored, aux)
+    weight_B = wpo_weight(scored, max_weight)
     loss_B = weight_B * out.per_example_B
     metrics = out.metrics | {"weight": scored.mean_B(weight_B)}
     return Loss({"wpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "label_smoothing": label_smoothing, "max_weight": max_weight}
-  stats = dpo.stats | {LOG_MEAN_PROB}
-  return dpo._replace(name="wpo", hparams=hparams, stats=stats, loss=loss)
+  return dpo._replace(
+    name="wpo",
+    hparams={
+      "beta": beta,
+      "label_smoothing": label_smoothing,
+      "max_weight": max_weight,
+    },
+    stats=dpo.stats | {LOG_MEAN_PROB},
+    loss=loss,
+  )
