@@ -37,7 +37,7 @@ MODULES = {
 
 
 def write(folder: Path) -> None:
-  """Fills `folder` with pages; what stood there from another run is removed."""
+  """Fills `folder` with pages; pages of an earlier run are removed."""
   folder.mkdir(exist_ok=True)
   for stale in folder.glob("*.rst"):
     stale.unlink()
