@@ -1,4 +1,4 @@
-"""Contrastive, calibrated, anchored and length-aware relatives of DPO."""
+"""Contrastive, calibrated, anchored and length-aware variants of DPO."""
 
 from collections.abc import Callable
 
@@ -138,7 +138,7 @@ def _list_record(x: Arrays) -> Scored:
 def _infonca_pair(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   better_BK = jnp.broadcast_to(jnp.array([1.0, 0.0]), s.present_BK.shape)
-  # So cold that the chosen answer takes all.
+  # A temperature so low that the target is one-hot.
   o = objectives.infonca(beta=h["beta"], alpha=1e-3)
   return arrange.outputs(scored.evaluate(o, s.replace(reward_BK=better_BK)))
 
@@ -196,15 +196,16 @@ def _bco(h: Arrays, x: Arrays) -> Arrays:
     before = {name: jnp.asarray(value) for name, value in h["running_before"].items()}
     out, _ = _bco_step(h["beta"], x, before)
     return arrange.outputs(out) | {"delta": out.metrics["shift"]}
-  state, found = objectives.bco(h["beta"]).init(), {}
+  state = objectives.bco(h["beta"]).init()
+  outputs = {}
   for step in ("step0_", "step1_"):
     own = {k.removeprefix(step): y for k, y in x.items() if k.startswith(step)}
     out, gradient = _bco_step(h["beta"], own, state)
     state = out.state
     values = arrange.outputs(out) | {"delta": out.metrics["shift"]}
     values |= {f"grad_policy_{side}": g for side, g in gradient.items()}
-    found |= {f"{step}{name}": value for name, value in values.items()}
-  return found
+    outputs |= {f"{step}{name}": value for name, value in values.items()}
+  return outputs
 
 
 def _discopop(h: Arrays, x: Arrays) -> Arrays:
@@ -213,7 +214,7 @@ def _discopop(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _discopop_old(h: Arrays, x: Arrays) -> Arrays:
-  """The search's own code looked at the log-ratios without beta."""
+  """The code of the search used the log-ratios without beta."""
   o = objectives.discopop(h["beta"], tau=h["beta"])
   return arrange.outputs(scored.evaluate(o, arrange.pair(x)))
 
@@ -221,7 +222,7 @@ def _discopop_old(h: Arrays, x: Arrays) -> Arrays:
 def _linked(
   fn: Callable[[jax.Array], jax.Array], beta: float, s: Scored
 ) -> EvaluatedLoss:
-  """GPO with a link of its own, which may look at all margins of the batch."""
+  """GPO with a custom link, which may depend on all margins of the batch."""
   link = links.Link("own", fn, convex=False, slope_at_0=0.0)
   return scored.evaluate(objectives.gpo(beta, link), s)
 
@@ -249,7 +250,7 @@ def _discovered_pfl(h: Arrays, x: Arrays) -> Arrays:
 def _aot(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   out = scored.evaluate(objectives.aot(h["beta"], h.get("label_smoothing", 0.0)), s)
-  # That code lists the pairs in the order of the policy's own leads.
+  # That code lists the pairs in the order of the policy's margins.
   alone = s.replace(ref_logp_BKT=jnp.zeros_like(s.ref_logp_BKT))
   order = jnp.argsort(_linked(lambda lead_B: lead_B, 1.0, alone).per_example_B)
   return arrange.outputs(out) | {"per_example_losses": out.per_example_B[order]}
@@ -259,13 +260,13 @@ def _aot_unpaired(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   o = objectives.aot_unpaired(h["beta"], h.get("label_smoothing", 0.0))
   out = scored.evaluate(o, s)
-  # That code lists the matches in the order of the chosen answers.
+  # That code lists the matches in the order of the chosen completions.
   order = jnp.argsort(objectives.log_ratio(s)[:, 0])
   return arrange.outputs(out) | {"per_example_losses": out.per_example_B[order]}
 
 
 def _wpo(h: Arrays, x: Arrays) -> Arrays:
-  # One of the codes does not cut the weight.
+  # One of the codes does not clip the weight.
   most = 1.0 if "labels" in x else 1e9
   o = objectives.wpo(h["beta"], h.get("label_smoothing", 0.0), most)
   if "labels" in x:
@@ -280,7 +281,7 @@ def _wpo(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _logps(s: Scored) -> Arrays:
-  """Summed log-probs of each answer; the case records the gradient of their sum."""
+  """Summed log-probs of each completion; the case records the gradient of their sum."""
   logp_BK = objectives.seq_logp(s)
   mean = s.mean_BK(logp_BK)
   return {
@@ -304,13 +305,15 @@ def _sampo_logps(h: Arrays, x: Arrays) -> Arrays:
   del h
   s = arrange.from_labels(x, ("logits",), arrange.halves)
   # The draw of the longer side, or of the chosen one.
-  longer, kept = jnp.argmax(s.length_BK, 1), s.mask_BKT
+  longer = jnp.argmax(s.length_BK, 1)
+  drawn_mask = s.mask_BKT
   for pair, drawn in enumerate(x["picked_positions_in_shifted_coords"]):
-    kept = kept.at[pair, longer[pair]].set(0).at[pair, longer[pair], drawn].set(1)
-  return _logps(s.replace(mask_BKT=kept))
+    drawn_mask = drawn_mask.at[pair, longer[pair]].set(0)
+    drawn_mask = drawn_mask.at[pair, longer[pair], drawn].set(1)
+  return _logps(s.replace(mask_BKT=drawn_mask))
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "slic_hf": (_slic, ("_slic", "_nll")),
   "slic_hinge_unnormalised": (_slic_unnormalised, ()),

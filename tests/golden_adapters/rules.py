@@ -1,4 +1,4 @@
-"""Selection, labels, merges, mixtures, self-play: the rules around a loss."""
+"""Selection, labels, merges, mixtures, self-play: rules outside the losses."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from xpo_jax.ops import ai_labels, pairing, preference_games, selection
 
 def _rso_rejection_sampling(h: Arrays, x: Arrays) -> Arrays:
   num, reward = h["num_samples"], x["rewards"]
-  # As many numbers as could ever be used; those beyond the recorded ones are not.
+  # The maximal number of variates; those beyond the recorded ones are unused.
   uniform = jnp.resize(x["uniforms"], (num, len(reward)))
   out = selection.rejection_sample_from(reward, num, h["beta"], uniform)
   return {"accepted": out.index_J, "uniforms_used": out.draws}
@@ -41,12 +41,12 @@ def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
   else:
     length = jnp.array([[len(text) for text in row] for row in texts])
     pairs = pairing.best_worst(reward, present, length, h["length_penalty"])
-  (kept,) = jnp.nonzero(pairs.keep_B)
+  (valid,) = jnp.nonzero(pairs.keep_B)
   return {
-    "prompt": [str(b) for b in kept],
-    "chosen": [texts[b][pairs.chosen_B[b]] for b in kept],
-    "rejected": [texts[b][pairs.rejected_B[b]] for b in kept],
-    "margin": pairs.margin_B[kept],
+    "prompt": [str(b) for b in valid],
+    "chosen": [texts[b][pairs.chosen_B[b]] for b in valid],
+    "rejected": [texts[b][pairs.rejected_B[b]] for b in valid],
+    "margin": pairs.margin_B[valid],
   }
 
 
@@ -140,7 +140,7 @@ def _sppo_hard(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(o, s))
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "rso_rejection_sampling": (_rso_rejection_sampling, ()),
   "raft_top_selection": (_raft_top_selection, ()),
