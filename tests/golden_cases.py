@@ -28,17 +28,17 @@ def _load() -> dict[str, dict]:
 
 
 CASES = _load()
-# Methods of the files that no adapter covers yet. It may only shrink.
+# Methods of the files without an adapter.
 NOT_YET_BUILT: frozenset[str] = frozenset()
-OWED = [
+COMPARED = [
   name
   for name, case in CASES.items()
   if case["method"] in golden_adapters.ADAPTERS and name not in exceptions.CASES
 ]
-# Codes that round: some take 1 - sigmoid(x), which loses the digits that sigmoid(-x)
-# keeps, one log(softmax), which leaves a rest where two models are the same, and means
-# of whitened advantages and gradients of two whitened tokens are 0 but for rounding.
-# A softmax of two log-ratios (ours) ends where a sigmoid (theirs) goes on.
+# Codes with rounding errors, in units of epsilon: some compute 1 - sigmoid(x), less
+# accurate than sigmoid(-x); one log(softmax), not exactly 0 for equal models; means of
+# whitened advantages and gradients of two whitened tokens are 0 up to rounding; a
+# softmax of two log-ratios (ours) underflows before a sigmoid (theirs).
 _ROUNDED = {
   "kto": 1,
   "apo_zero": 1,
@@ -52,7 +52,7 @@ _ROUNDED = {
   "rloo_advantages": 1,
   "rloo_loss": 1,
 }
-# An input that the gradients of a case call by a shorter name.
+# Inputs with a shorter name among the gradients of a case.
 _FULL_NAME = {"reward_diff": "reward_diff_first_minus_second"}
 _NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
@@ -72,7 +72,7 @@ def _array(value: Any) -> Any:
 
 
 def _inputs(case: dict) -> dict:
-  """Lists to arrays; one without rows has lost its width, which is given back."""
+  """Converts lists to arrays; an array without rows gets its width back."""
   x = {name: _array(value) for name, value in case["inputs"].items()}
   arrays = [v.shape[1:] for v in x.values() if isinstance(v, np.ndarray)]
   width = max(arrays, key=len, default=())
@@ -83,19 +83,21 @@ def _inputs(case: dict) -> dict:
 
 
 def _gradients(case: dict, x: dict) -> dict:
-  """The recorded gradients, by the name of the input they belong to."""
-  found = {}
+  """The recorded gradients, by the name of their input."""
+  gradients = {}
   for key, value in case["expected"].items():
     if key in ("grads", "grad_of_mean_loss"):
       value = value or {}
-      found |= {name.removesuffix("_of_SUM_over_batch"): g for name, g in value.items()}
+      gradients |= {
+        name.removesuffix("_of_SUM_over_batch"): g for name, g in value.items()
+      }
     elif key.startswith("grad_"):
       stem = key.removeprefix("grad_")
       names = [n for n in (stem, f"{stem}_logps", f"{stem}_token_logps") if n in x]
       if names:
-        found[names[0]] = value
-  found = {_FULL_NAME.get(name, name): value for name, value in found.items()}
-  return {name: value for name, value in found.items() if name in x}
+        gradients[names[0]] = value
+  gradients = {_FULL_NAME.get(name, name): value for name, value in gradients.items()}
+  return {name: value for name, value in gradients.items() if name in x}
 
 
 def _compare(actual: Any, expected: Any, case: dict, what: str) -> None:
@@ -147,14 +149,14 @@ def compute(names: Sequence[str]) -> list[tuple[dict, dict]]:
       {k: arrays[name][k].astype(jnp.float64) for k in recorded[name]}
       for name in smooth
     ]
-    found = {}
+    results = {}
     for name in set(names) - set(smooth):  # texts cannot be jitted
       x = inputs[name] | arrays[name]
-      found[name] = (_adapter(name)(CASES[name]["hyperparams"], x), {})
+      results[name] = (_adapter(name)(CASES[name]["hyperparams"], x), {})
     if smooth:
       done = jax.jit(every)([arrays[name] for name in smooth], wanted)
-      found |= dict(zip(smooth, jax.device_get(done), strict=True))
-  return [found[name] for name in names]
+      results |= dict(zip(smooth, jax.device_get(done), strict=True))
+  return [results[name] for name in names]
 
 
 def _adapter(name: str) -> Callable[[dict, dict], dict]:
@@ -172,7 +174,7 @@ def compare(case: dict, out: dict, gradient: dict) -> None:
       _compare(out[name], expected, case, name)
       continue
     if name in ("grads", "grad_of_mean_loss") or name.startswith("grad_"):
-      assert recorded, f"{name}: the input it belongs to was not found"
+      assert recorded, f"{name}: its input is missing"
       continue
     if f"log {name}" in out:
       out = out | {name: np.exp(out[f"log {name}"])}

@@ -1,7 +1,7 @@
 """Losses and gradients of public implementations, in float64, case by case.
 
-And the proof that these can fail: with any one sign of an objective's maths turned
-around, its goldens do.
+A mutation test checks that the cases can fail: flipping any one sign in an objective's
+formula makes its cases fail.
 """
 
 import ast
@@ -22,40 +22,40 @@ from xpo_jax import objectives
 
 @functools.cache
 def _of_method(method: str) -> dict[str, tuple[dict, dict]]:
-  names = [name for name in golden.OWED if golden.CASES[name]["method"] == method]
+  names = [name for name in golden.COMPARED if golden.CASES[name]["method"] == method]
   return dict(zip(names, golden.compute(names), strict=True))
 
 
 @pytest.mark.nonfinite  # some rewards are NaN on purpose
-@pytest.mark.parametrize("name", golden.OWED)
+@pytest.mark.parametrize("name", golden.COMPARED)
 def test_case_matches_public_implementation(name):
   golden.compare(golden.CASES[name], *_of_method(golden.CASES[name]["method"])[name])
 
 
 def test_every_method_is_built():
-  found = {case["method"] for case in golden.CASES.values()}
+  methods = {case["method"] for case in golden.CASES.values()}
   assert golden.CASES, f"no golden cases in {golden.FOLDER}"
   assert set(golden.NOT_YET_BUILT) == set()
-  assert found <= set(golden_adapters.ADAPTERS), "methods without an adapter"
+  assert methods <= set(golden_adapters.ADAPTERS), "methods without an adapter"
   if golden.FOLDER == Path(__file__).with_name("golden"):
-    assert found == set(golden_adapters.ADAPTERS), "adapters without a case"
+    assert methods == set(golden_adapters.ADAPTERS), "adapters without a case"
 
 
 def test_exceptions_are_few_and_no_methods_only_case():
   table = exceptions.CASES
   assert set(table) <= set(golden.CASES), "no such case"
   assert len(table) < 0.12 * len(golden.CASES)
-  left = {golden.CASES[name]["method"] for name in golden.OWED}
+  left = {golden.CASES[name]["method"] for name in golden.COMPARED}
   for case, why in table.items():
     method = golden.CASES[case]["method"]
-    assert method in left or "bug" in why, f"{case} is all there is of {method}"
+    assert method in left or "bug" in why, f"{case} is the only case of {method}"
   for method, values in exceptions.VALUES.items():
     cases = [case for case in golden.CASES.values() if case["method"] == method]
     assert all(any(v in case["expected"] for case in cases) for v in values), method
 
 
 def test_adapters_hold_no_arithmetic():
-  """They rearrange and name; what computes is the package's."""
+  """They rearrange arrays; all computation is the package's."""
   sums = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.MatMult, ast.Mod)
   for path in Path(golden_adapters.__file__).parent.glob("*.py"):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -65,7 +65,7 @@ def test_adapters_hold_no_arithmetic():
 
 
 class _Flip(ast.NodeTransformer):
-  """Turns the n-th sign of an objective's maths around, its metrics left out."""
+  """Flips the n-th sign of an objective's formula; metrics are excluded."""
 
   def __init__(self, n: int, file: str):
     self.n, self.seen, self.inside = n, 0, False
@@ -73,8 +73,8 @@ class _Flip(ast.NodeTransformer):
     self.parts = {name for name, home in objectives.HOME.items() if home == file}
 
   def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-    # A factory's own lines check hyperparameters: its maths is what it nests, and
-    # public parts.
+    # The body of a factory checks hyperparameters; the formula is in its nested
+    # functions and in public parts.
     outer, own = self.inside, node.name == self.factory
     self.inside = not own and (self.inside or node.name in self.parts)
     node.body = [self._nested(one) if own else self.visit(one) for one in node.body]
@@ -133,9 +133,9 @@ def _flipped(file: str, n: int) -> types.ModuleType | None:
   return module
 
 
-def _telling(method: str) -> list[str]:
-  """The method's two cases in which the most hyperparameters are not zero."""
-  own = [name for name in golden.OWED if golden.CASES[name]["method"] == method]
+def _most_active_cases(method: str) -> list[str]:
+  """The method's two cases with the most nonzero hyperparameters."""
+  own = [name for name in golden.COMPARED if golden.CASES[name]["method"] == method]
 
   def active(name: str) -> int:
     numbers = [
@@ -148,13 +148,13 @@ def _telling(method: str) -> list[str]:
 
 
 def _check_of(name: str) -> Callable[[], None]:
-  """What fails when the objective's maths is wrong: its goldens, or its own oracle."""
+  """A check that fails for a wrong formula: the golden cases, or the test's oracle."""
   methods = [
     m for m, (_, files) in golden_adapters.ADAPTERS.items() if f"_{name}" in files
   ]
   if not methods:
     return importlib.import_module(f"tests.objectives.{name}_test").check
-  cases = [case for method in methods for case in _telling(method)]
+  cases = [case for method in methods for case in _most_active_cases(method)]
 
   def check() -> None:
     for case, result in zip(cases, golden.compute(cases), strict=True):
@@ -177,5 +177,5 @@ def test_any_flipped_sign_fails(name, monkeypatch):
     with pytest.raises(AssertionError):
       check()
       pytest.fail(
-        f"sign {n} of {file} can be flipped and nobody notices", pytrace=False
+        f"sign {n} of {file} can be flipped without a failing test", pytrace=False
       )

@@ -18,7 +18,7 @@ TOKENS = RNG.integers(0, 6, (3, 2, 4))
 MASK = np.arange(4) < np.array([[4, 1], [2, 3], [1, 4]])[..., None]
 
 
-def test_three_ways_in_agree():
+def test_three_constructors_agree():
   o = objectives.dpo()
   logp, ref = (
     np.take_along_axis(special.log_softmax(x, -1), TOKENS[..., None], -1)[..., 0]
@@ -37,7 +37,7 @@ def test_three_ways_in_agree():
     np.testing.assert_array_equal(record.length_BK, MASK.sum(-1))
 
 
-def test_from_logits_computes_the_needs_and_nothing_else():
+def test_from_logits_computes_the_stats_and_nothing_else():
   stats = {token_stats.ENTROPY, token_stats.REF_KL}
   record = scored.from_logits(LOGITS, TOKENS, MASK, REF, stats=stats)
   assert record.logp_BKT is None
@@ -49,7 +49,7 @@ def test_from_logits_computes_the_needs_and_nothing_else():
   np.testing.assert_allclose(record.ref_kl_BKT, kl, atol=1e-5)
 
 
-def test_need_without_its_source_is_refused():
+def test_stat_without_its_source_is_refused():
   with pytest.raises(ValueError, match=r"ref_kl_BKT reads ref.*ref_logits_BKTV"):
     scored.from_logits(LOGITS, TOKENS, MASK, stats={token_stats.REF_KL})
   with pytest.raises(ValueError, match=r"value_BKT reads policy\.value"):
@@ -128,7 +128,7 @@ def test_evaluate_is_differentiable_jitable_and_vmapable():
   np.testing.assert_allclose(gradients[1][:, 0], -0.1 / (2 * 4) * live_BT, rtol=1e-5)
 
 
-def test_parts_add_up_over_batches_of_their_own():
+def test_parts_add_up_over_their_own_batches():
   forget, keep = toy.scored(K=2, seed=1), toy.scored(K=1, seed=2)
   parts = (
     AuxLoss(2.0, objectives.dpo(beta=0.3), "forget"),
@@ -144,7 +144,7 @@ def test_parts_add_up_over_batches_of_their_own():
 
 
 @pytest.mark.nonfinite
-def test_means_leave_out_what_is_not_there_even_nan():
+def test_means_exclude_filler_and_absent_columns_even_nan():
   s = toy.scored(K=3, B=2).replace(
     present_BK=jnp.array([[1.0, 1, 0], [1, 1, 1]]), weight_B=jnp.array([1.0, 0])
   )

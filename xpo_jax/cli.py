@@ -172,7 +172,7 @@ def _list(args, rest) -> None:
   pages = {n: (objectives.arxiv(n), objectives.summary(n)) for n in objectives.NAMES}
   _table("objectives", {n: f"{number}  {text}" for n, (number, text) in pages.items()})
   print()
-  print(table.table())
+  print(table.render())
   print()
   _table(
     "recipes", {n: find_recipe.summary(path) for n, path in find_recipe.names().items()}

@@ -1,8 +1,8 @@
-"""Make a `Scored` from what you have, check it against an objective, evaluate it.
+"""Builds a `Scored`, checks it against an objective, and evaluates the objective.
 
-Three ways in: logits, log-probabilities per token, or summed log-probabilities with
-lengths. Half precision is promoted to float32 here, float64 stays, padding is zeroed.
-All of it is pure: differentiable, jit-able, vmap-able.
+Three constructors: from logits, from log-probabilities per token, or from summed
+log-probabilities with lengths. Half precision is promoted to float32 here, float64
+stays, padding is zeroed. Everything is pure: differentiable, jit-able, vmap-able.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import (
   Array,
   AuxLoss,
-  Evaluation,
+  EvaluatedLoss,
   Layout,
   Objective,
   Scored,
@@ -44,16 +44,16 @@ def from_token_logps(
   row_B: Array | None = None,
   extra: Mapping[str, Array] | None = None,
 ) -> Scored:
-  """A record from log-probabilities per response token.
+  """Builds a record from log-probabilities per completion token.
 
   Args:
-    logp_BKT: the policy's log pi(y_t | x, y_<t), nats. None only for a record that
-      holds values and no log-probabilities (a reward model's).
-    mask_BKT: 1 on response tokens, EOS included; 0 on padding.
-    ref_logp_BKT: the same under the reference. The rest: see `types.Scored`.
+    logp_BKT: the policy's log pi(y_t | x, y_<t), nats. None only for a record with
+      values and without log-probabilities (a reward model's).
+    mask_BKT: 1 on completion tokens, EOS included; 0 on padding.
+    ref_logp_BKT: the same under the reference. Other fields: see `types.Scored`.
     present_BK: default all 1 (no padded columns).
     weight_B: default all 1 (no filler rows).
-    row_B: default 0, 1, ..; random draws fold it into their key.
+    row_B: default 0, 1, ..; folded into the PRNG key of random draws.
     extra: further statistics per token, by name; axes may follow T.
 
   Returns:
@@ -101,15 +101,15 @@ def from_logits(
   weight_B: Array | None = None,
   row_B: Array | None = None,
 ) -> Scored:
-  """A record from logits, where `policy_logits_BKTV[b, k, t]` predicts token t.
+  """Builds a record from logits; `policy_logits_BKTV[b, k, t]` predicts token t.
 
-  A causal model's output at position i predicts token i + 1, so drop its last position
-  and the tokens' first before you call this.
+  The output of a causal model at position i predicts token i + 1: drop the last
+  position of the logits and the first token beforehand.
 
   Args:
     policy_logits_BKTV: logits of the policy, any float type.
-    tokens_BKT: the response tokens; ids on padding are ignored.
-    mask_BKT: 1 on response tokens.
+    tokens_BKT: the completion tokens; ids on padding are ignored.
+    mask_BKT: 1 on completion tokens.
     ref_logits_BKTV: logits of the reference.
     stats: the statistics to compute: an objective's `stats`. Default: LOGP, and
       REF_LOGP where there are reference logits.
@@ -117,7 +117,7 @@ def from_logits(
     reward_BK: and the rest: see `from_token_logps`.
 
   Raises:
-    ValueError: a need that reads something not given.
+    ValueError: a statistic reads something that was not given.
   """
   mask_BKT = jnp.asarray(mask_BKT, jnp.float32)
   tokens_BKT = jnp.asarray(tokens_BKT)
@@ -167,14 +167,14 @@ def from_sequence_logps(
   weight_B: Array | None = None,
   row_B: Array | None = None,
 ) -> Scored:
-  """A record from log-probabilities already summed over each completion.
+  """Builds a record from log-probabilities already summed over each completion.
 
-  It has no tokens (`mask_BKT` is None): an objective that reads them lists `mask_BKT`
-  among its fields, or needs another statistic per token, and is refused by `check`.
+  It has no tokens (`mask_BKT` is None): `check` refuses it for an objective that reads
+  tokens or another statistic per token.
 
   Args:
     logp_BK: the policy's log pi(y | x), nats per completion.
-    length_BK: tokens per completion; what averages divide by.
+    length_BK: tokens per completion, the denominator of averages.
     ref_logp_BK: the same sum under the reference.
     reward_BK: and the rest: see `from_token_logps`.
   """
@@ -195,12 +195,14 @@ def from_sequence_logps(
 
 
 def check(objective: Objective, scored: Scored) -> None:
-  """Refuses a record the objective cannot use; looks at shapes only, so jit-able.
+  """Refuses a record that the objective cannot use; reads only shapes, so jit-able.
 
   Raises:
-    ValueError: wrong K for the layout, or a missing need or field, each by name.
+    ValueError: wrong K for the layout, or a missing statistic, column or token mask;
+      named in the message.
   """
-  name, layout = objective.name, objective.layout
+  name = objective.name
+  layout = objective.layout
   K = scored.present_BK.shape[1]
   # A demonstration is column 0 of any layout.
   if layout is not Layout.DEMO and layout.completions not in (None, K):
@@ -233,18 +235,18 @@ def evaluate(
   scored: Scored,
   state: State | None = None,
   key: Array | None = None,
-) -> Evaluation:
-  """The objective's loss on one batch: `prepare` without gradient, then `loss`.
+) -> EvaluatedLoss:
+  """Evaluates an objective on one batch: `prepare` without gradient, then `loss`.
 
   Args:
     objective: from a factory of `xpo_jax.objectives`.
     scored: the batch.
-    state: the method's state; an objective that keeps one refuses None
-      (start from `objective.init()`).
-    key: a PRNG key; an objective that draws lots refuses None.
+    state: the method's state; required by an objective that has one (start from
+      `objective.init()`).
+    key: a PRNG key; required by an objective that draws random numbers.
 
   Returns:
-    Evaluation; `.loss` is the sum of the divided terms, `.state` the state after.
+    EvaluatedLoss; `.loss` is the sum of the divided terms, `.state` the state after.
 
   Raises:
     ValueError: see `check`; a missing state or key.
@@ -262,7 +264,7 @@ def evaluate(
   terms = {name: mean.value for name, mean in out.terms.items()}
   metrics = {name: mean.value for name, mean in out.metrics.items()}
   loss: Any = sum(terms.values())
-  return Evaluation(loss, out.per_example_B, terms, metrics, state)
+  return EvaluatedLoss(loss, out.per_example_B, terms, metrics, state)
 
 
 def evaluate_parts(
@@ -270,16 +272,16 @@ def evaluate_parts(
   batches: Mapping[str, Scored],
   states: Sequence[State] | None = None,
   key: Array | None = None,
-) -> Evaluation:
-  """The weighted sum of objectives that each have a batch of their own.
+) -> EvaluatedLoss:
+  """Evaluates a weighted sum of objectives, each on a batch of its own.
 
-  Terms and metrics are called `data/name`; `.state` is the tuple of the parts' states.
+  Terms and metrics are named `data/name`; `.state` is the tuple of the states.
 
   Args:
-    parts: see `types.AuxLoss`.
-    batches: the batch of each part, by its `data`.
+    parts: the objectives with their weights, see `types.AuxLoss`.
+    batches: the batches, by the `data` of each part.
     states: one for each part, or None, as in `evaluate`.
-    key: folded with the part's index.
+    key: the index of each part is folded into it.
 
   Raises:
     ValueError: no batch of that name; else see `evaluate`.
@@ -287,7 +289,7 @@ def evaluate_parts(
   loss: Any = 0.0
   terms: dict[str, Array] = {}
   metrics: dict[str, Array] = {}
-  after = []
+  new_states = []
   for i, part in enumerate(parts):
     if part.data not in batches:
       raise ValueError(
@@ -300,8 +302,8 @@ def evaluate_parts(
     loss = loss + part.weight * out.loss
     terms |= {f"{part.data}/{n}": part.weight * x for n, x in out.terms.items()}
     metrics |= {f"{part.data}/{n}": x for n, x in out.metrics.items()}
-    after.append(out.state)
-  return Evaluation(loss, None, terms, metrics, tuple(after))
+    new_states.append(out.state)
+  return EvaluatedLoss(loss, None, terms, metrics, tuple(new_states))
 
 
 def _get(scored: Scored, field: str) -> Array | None:
@@ -317,7 +319,7 @@ def _promote(x: Array) -> Array:
 
 
 def _logits(logits_BKTV: Array, mask_BKT: Array) -> Array:
-  # Padding is flattened before the softmax: NaN there would poison the gradient.
+  # Zero the padding before the softmax: NaN there would reach the gradient.
   return jnp.where(mask_BKT[..., None] > 0, _promote(logits_BKTV), 0)
 
 

@@ -1,7 +1,7 @@
-"""The types every part of xpo_jax speaks: records, statistics, objectives.
+"""Types shared by all of xpo_jax: records, statistics, objectives.
 
 Shape suffixes (one key for the whole project): `B` prompts, `K` completions per
-prompt, `T` response tokens, `R` packed rows, `L` row length, `V` vocabulary,
+prompt, `T` completion tokens, `R` packed rows, `L` row length, `V` vocabulary,
 `D` model width, `H` heads, `N` layers, `C` tokens in a chunk, `M` microbatches.
 """
 
@@ -14,37 +14,38 @@ import jax.numpy as jnp
 from flax import struct
 
 Array = jax.Array
-State = Any  # a pytree of arrays: what a method remembers between steps
+State = Any  # a pytree of arrays: what a method carries between steps
 Params = Any  # a pytree of arrays: the parameters of a model
 
 
 class Layout(enum.Enum):
-  """What the K completions of a prompt mean."""
+  """Meaning of the K completions of a prompt."""
 
   DEMO = "demo"  # K=1: a demonstration
   PAIR = "pair"  # K=2: column 0 chosen, column 1 rejected
-  RATED = "rated"  # K=1: an answer with a reward or a thumbs-up bit
-  RATED_MISMATCHED = "rated_mismatched"  # K=2: column 1 answers another prompt
-  RANKED = "ranked"  # K=n: answers with rewards, padded columns not present
+  RATED = "rated"  # K=1: a completion with a reward or a thumbs-up bit
+  RATED_MISMATCHED = "rated_mismatched"  # K=2: column 1 belongs to another prompt
+  RANKED = "ranked"  # K=n: completions with rewards, padded columns not present
   SAMPLED = "sampled"  # K=n: rollouts of the current (or the old) policy
 
   @property
   def completions(self) -> int | None:
-    """The K this layout fixes, or None where any K is allowed."""
+    """K of this layout, or None where any K is allowed."""
     fixed = {"demo": 1, "pair": 2, "rated": 1, "rated_mismatched": 2}
     return fixed.get(self.value)
 
 
 class TokenStat(NamedTuple):
-  """One statistic per response token that scoring produces from model outputs.
+  """A statistic per completion token, computed from model outputs at scoring time.
 
   Attributes:
-    field: where it lands in `Scored`, or, if no such field, in `Scored.extra`.
+    field: the field of `Scored` it fills, or, if there is none of that name, its key in
+      `Scored.extra`.
     roles: parameter sets it reads: "policy", "policy.value" (the scalar head),
-      "critic.value" (of a decoder apart), or a frozen set of the run such as "ref".
+      "critic.value" (of a separate decoder), or a frozen set of the run such as "ref".
     fn: maps `({role: logits_CV, or value_C for a ".value" role}, target_C)` to
-      `[C, ...]`. Pure, a module-level function, so that equal needs are equal
-      objects and nothing is compiled twice.
+      `[C, ...]`. A pure module-level function, so that equal statistics are the same
+      object and nothing is compiled twice.
   """
 
   field: str
@@ -54,7 +55,7 @@ class TokenStat(NamedTuple):
 
 @struct.dataclass
 class Mean:
-  """A mean not yet divided: adds over shards and microbatches, divides once.
+  """A mean before its division: summed over shards and microbatches, divided once.
 
   Attributes:
     total: scalar, the weighted sum.
@@ -66,7 +67,7 @@ class Mean:
 
   @property
   def value(self) -> Array:
-    """`total / weight`; 0 where there is no weight at all."""
+    """`total / weight`; 0 where the weight is 0."""
     return self.total / jnp.where(self.weight == 0, 1, self.weight)
 
   def __add__(self, other: "Mean") -> "Mean":
@@ -75,24 +76,24 @@ class Mean:
 
 @struct.dataclass
 class Scored:
-  """Everything an objective may look at: arrays laid out `B` x `K` x `T`.
+  """Input of an objective: arrays laid out `B` x `K` x `T`.
 
-  A field nobody asked for is None. Log-probabilities are in nats. Build one with
+  Fields that were not requested are None. Log-probabilities are in nats. Build one with
   the functions of `xpo_jax.scored`; half precision is promoted to float32 there.
 
   Attributes:
-    mask_BKT: 1 on response tokens, EOS included; None in a record of summed
+    mask_BKT: 1 on completion tokens, EOS included; None in a record of summed
       log-probs (T=1), which an objective that reads tokens refuses.
-    length_BK: response tokens of each completion.
+    length_BK: tokens of each completion.
     present_BK: 0 on a padded column of a ragged list.
     weight_B: 0 on filler rows.
-    row_B: global row number; random draws fold it into their key.
+    row_B: global row number, folded into the PRNG key of random draws.
     logp_BKT: log pi(y_t | x, y_<t) of the policy, the only field with a gradient
-      beside `value_BKT` and statistics that read the policy.
+      besides `value_BKT` and statistics that read the policy.
     ref_logp_BKT: the same under the frozen reference.
     old_logp_BKT: the same under the policy that generated the data.
     value_BKT: scalar head at the position that predicts each token.
-    old_value_BKT: the same, recorded when the data were generated.
+    old_value_BKT: the same, recorded at sampling time.
     ref_kl_BKT: KL(ref || policy) over the whole vocabulary at each position.
     reward_BK: reward of each completion.
     reward_BKT: reward of each token.
@@ -117,23 +118,23 @@ class Scored:
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
   def mean_B(self, x_B: Array) -> Mean:
-    """Mean over prompts, filler rows left out, whatever stands there."""
-    kept_B = jnp.where(self.weight_B == 0, 0, x_B)
-    return Mean((kept_B * self.weight_B).sum(), self.weight_B.sum())
+    """Mean over prompts; filler rows are excluded, whatever they hold."""
+    real_B = jnp.where(self.weight_B == 0, 0, x_B)
+    return Mean((real_B * self.weight_B).sum(), self.weight_B.sum())
 
   def mean_BK(self, x_BK: Array) -> Mean:
-    """Mean over completions, filler rows and absent columns left out."""
+    """Mean over completions; filler rows and absent columns are excluded."""
     weight_BK = self.present_BK * self.weight_B[:, None]
-    kept_BK = jnp.where(weight_BK == 0, 0, x_BK)
-    return Mean((kept_BK * weight_BK).sum(), weight_BK.sum())
+    real_BK = jnp.where(weight_BK == 0, 0, x_BK)
+    return Mean((real_BK * weight_BK).sum(), weight_BK.sum())
 
 
 class Aux(NamedTuple):
-  """What `prepare` hands to `loss`; no gradient flows into it.
+  """Output of `prepare`, passed to `loss`; no gradient flows into it.
 
   Attributes:
     rows: pytree of arrays with leading axis B, sliced with the rows.
-    shared: pytree every row sees whole (KTO's z0, beta-DPO's beta).
+    shared: pytree shared by all rows (KTO's z0, beta-DPO's beta).
   """
 
   rows: Any = ()
@@ -142,13 +143,13 @@ class Aux(NamedTuple):
 
 @struct.dataclass
 class Loss:
-  """What an objective returns.
+  """Output of an objective.
 
   Attributes:
-    terms: minimised is the sum of these means, each divided by its own weight.
+    terms: the loss is the sum of these means, each divided by its own weight.
     metrics: reported, not minimised.
-    per_example_B: the summand of each row where every term is a mean over rows,
-      else None.
+    per_example_B: the loss of each row where every term is a mean over rows, else
+      None.
   """
 
   terms: dict[str, Mean]
@@ -157,37 +158,38 @@ class Loss:
 
 
 def no_state() -> State:
-  """`Objective.init` of a method that remembers nothing."""
+  """`Objective.init` of a stateless method."""
   return ()
 
 
 def nothing_shared(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-  """`Objective.prepare` of a method whose rows share and draw nothing."""
+  """`Objective.prepare` of a method without shared quantities or random draws."""
   del scored, key
   return Aux(), state
 
 
 class Objective(NamedTuple):
-  """A preference-optimisation method: made by a factory named after its paper.
+  """A preference-optimisation method, built by a factory named after its paper.
 
   Attributes:
     name: the factory's name.
     hparams: the factory's arguments.
-    layout: what the K completions must mean.
-    stats: the statistics `loss` and `prepare` read; nothing else is computed.
+    layout: required meaning of the K completions.
+    stats: the statistics that `loss` and `prepare` read; no others are computed.
     columns: data columns it requires ("reward_BK", "desirable_BK").
     loss: `(scored, aux) -> Loss`, pure, per row; no key, no state.
-    prepare: `(scored, state, key) -> (Aux, state)`: sees the whole batch without
-      gradient and returns what rows share or draw. `nothing_shared` costs nothing.
-    init: the method's state as a pytree of arrays.
-    reads_tokens: whether it reads single tokens; a record of summed log-probs is then
-      refused.
-    column0_source: where column 0 of sampled completions must come from: "sample", as
-      the others; "greedy", the policy's likeliest tokens; "reference", a sample of the
+    prepare: `(scored, state, key) -> (Aux, state)`: reads the whole batch without
+      gradient and returns shared quantities and random draws. `nothing_shared` costs
+      nothing.
+    init: returns the initial state, a pytree of arrays.
+    reads_tokens: whether it reads single tokens; it then refuses a record of summed
+      log-probs.
+    column0_source: required source of column 0 of sampled completions: "sample", as the
+      others; "greedy", greedy decoding of the policy; "reference", a sample of the
       reference.
-    reward_kind: what `reward_BK` must be: "any" numbers; "win_rates", probabilities to
-      beat an opponent or a group; "pairwise", the probabilities of the two of a pair to
-      beat one another, which add up to 1.
+    reward_kind: required content of `reward_BK`: "any" numbers; "win_rates",
+      probabilities of beating an opponent or a group; "pairwise", the probabilities
+      that each of two completions beats the other, which add up to 1.
   """
 
   name: str
@@ -204,15 +206,15 @@ class Objective(NamedTuple):
 
 
 class AuxLoss(NamedTuple):
-  """One of several objectives that share an update and not a batch.
+  """One of several objectives that share an update but not a batch.
 
-  PPO-ptx is PPO on rollouts and SFT on pretraining text; NPO with a retain set is NPO
-  on what to forget and SFT on what to keep.
+  PPO-ptx is PPO on rollouts plus SFT on pretraining text; NPO with a retain set is NPO
+  on the forget set plus SFT on the retain set.
 
   Attributes:
-    weight: of its loss.
-    objective: on the batch of its data.
-    data: the name of its batch.
+    weight: coefficient of its loss.
+    objective: evaluated on the batch named by `data`.
+    data: name of its batch.
   """
 
   weight: float | Array
@@ -220,8 +222,8 @@ class AuxLoss(NamedTuple):
   data: str
 
 
-class Evaluation(NamedTuple):
-  """What `scored.evaluate` returns.
+class EvaluatedLoss(NamedTuple):
+  """Result of `scored.evaluate`.
 
   Attributes:
     loss: scalar, the sum of the divided terms.

@@ -37,7 +37,7 @@ MODULES = {
 
 
 def write(folder: Path) -> None:
-  """Fills `folder` with pages; what stood there from another run is removed."""
+  """Fills `folder` with pages; pages of an earlier run are removed."""
   folder.mkdir(exist_ok=True)
   for stale in folder.glob("*.rst"):
     stale.unlink()
@@ -61,7 +61,7 @@ def write(folder: Path) -> None:
 
 def _objective(name: str) -> str:
   places = "".join(
-    f"::\n\n{_indent(table.place(paper))}\n\n" for paper in table.papers_of(name)
+    f"::\n\n{_indent(table.describe(paper))}\n\n" for paper in table.papers_of(name)
   )
   return (
     f"{_title(name)}.. autofunction:: xpo_jax.objectives.{name}\n\n"

@@ -1,9 +1,9 @@
 """One adapter for each golden method.
 
-An adapter rearranges a case's arrays and names a public factory or function with its
-arguments; it holds no arithmetic. It returns what the case expects by the case's own
-names (`log x` stands for x), and under `differentiate` the scalar whose gradient the
-case records (a case without gradients needs none).
+An adapter rearranges the arrays of a case and calls a public factory or function; it
+holds no arithmetic. It returns the expected values under the names of the case
+(`log x` stands for x), and under `differentiate` the scalar whose gradient the case
+records (none in a case without gradients).
 """
 
 from tests.golden_adapters import (
@@ -29,7 +29,7 @@ _FAMILIES = (
   on_policy,
   rules,
 )
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   method: one for family in _FAMILIES for method, one in family.ADAPTERS.items()
 }

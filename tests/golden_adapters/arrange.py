@@ -1,4 +1,4 @@
-"""From the ways public codes lay out a pair to a `Scored`; no arithmetic."""
+"""Converts the pair layouts of public codes to a `Scored`; no arithmetic."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from xpo_jax import scored
 from xpo_jax.ops import masked
-from xpo_jax.types import Evaluation, Objective, Scored, TokenStat
+from xpo_jax.types import EvaluatedLoss, Objective, Scored, TokenStat
 
 Arrays = dict[str, Any]
 
@@ -34,7 +34,7 @@ def from_labels(
   labels: str = "labels",
   stats: Iterable[TokenStat] | None = None,
 ) -> Scored:
-  """Logits and labels of which the first is never predicted; -100 is masked."""
+  """Makes a record from logits and labels; the first label is unused, -100 masked."""
   labels = x[labels][:, 1:]
   logits = [rows(x[name][:, :-1]) for name in names]
   tokens, mask = rows(jnp.where(labels == -100, 0, labels)), rows(labels != -100)
@@ -42,14 +42,14 @@ def from_labels(
 
 
 def from_ids(x: Arrays, stats: Iterable[TokenStat] | None = None) -> Scored:
-  """Logits, token ids and a completion mask, pairs as halves."""
+  """Makes a record from logits, token ids and a completion mask, pairs as halves."""
   logits = [halves(x[name][:, :-1]) for name in ("policy_logits", "ref_logits")]
   ids, mask = halves(x["input_ids"][:, 1:]), halves(x["completion_mask"][:, 1:])
   return scored.from_logits(logits[0], ids, mask, logits[1], stats=stats)
 
 
 def pair(x: Arrays, reference: bool = True) -> Scored:
-  """A pair record from any of the files' ways to write one."""
+  """Makes a pair record from any layout in the golden files."""
   if "policy_chosen_logps" in x:
     logp = sides(x["policy_chosen_logps"], x["policy_rejected_logps"])
     ref = sides(x["ref_chosen_logps"], x["ref_rejected_logps"]) if reference else None
@@ -73,7 +73,7 @@ def pair(x: Arrays, reference: bool = True) -> Scored:
   return from_labels(x, names, halves)
 
 
-def outputs(out: Evaluation) -> Arrays:
+def outputs(out: EvaluatedLoss) -> Arrays:
   return {
     "differentiate": out.loss,
     "mean_loss": out.loss,
@@ -81,7 +81,7 @@ def outputs(out: Evaluation) -> Arrays:
   }
 
 
-def row_by_row(objective: Objective, record: Scored) -> Evaluation:
-  """Every row as a batch of its own: what a row adds where denominators differ."""
+def row_by_row(objective: Objective, record: Scored) -> EvaluatedLoss:
+  """Evaluates every row as a batch of its own, where denominators differ."""
   one = jax.tree.map(lambda x: x[:, None], record)
   return jax.vmap(lambda row: scored.evaluate(objective, row))(one)

@@ -1,4 +1,4 @@
-"""Thumbs up or down, and negatives only."""
+"""Desirable and undesirable completions, and undesirable ones only."""
 
 from collections.abc import Iterable
 
@@ -63,7 +63,7 @@ def _kto(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _kto_vanilla_paired(h: Arrays, x: Arrays) -> Arrays:
-  """Each side is measured from the other side's mean, which has a gradient here."""
+  """The reference point of each side is the other side's mean, with gradient here."""
   o, total = objectives.kto(beta=h["beta"]), []
   for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
     logp, ref = (
@@ -103,7 +103,7 @@ def _dro_v(h: Arrays, x: Arrays) -> Arrays:
     value_BKT=x["values"][:, None, None],
     reward_BK=_single(x["rewards"]),
   )
-  # The rows' summands must make up the loss too.
+  # The loss must also be the mean of the losses per row.
   per_example_B = scored.evaluate(objectives.dro(h["tau"]), one).per_example_B
   return out | {"differentiate": one.mean_B(per_example_B).value}
 
@@ -120,7 +120,7 @@ def _retain(x: Arrays) -> Scored:
 
 
 def _everywhere(x: Arrays) -> Scored:
-  """Prompt and padding too: which tokens they were makes no difference to a KL."""
+  """Prompt and padding included: the KL does not depend on the token ids."""
   policy, ref = (
     x[f"{role}_retain_logits"][:, None] for role in ("policy", "reference")
   )
@@ -170,7 +170,7 @@ def _d2o(h: Arrays, x: Arrays) -> Arrays:
   own, rejected = x["policy_self_logps"], _single(x["policy_neg_logps"])
   minus, plus = x["ref_minus_self_logps"], _single(x["ref_plus_neg_logps"])
   logp = jnp.concatenate([own, rejected], 1)[..., None]
-  # A reference is not asked about the other side.
+  # Neither reference is evaluated on the other side.
   refs = {
     "ref_minus_logp_BKT": jnp.concatenate([minus, jnp.zeros_like(rejected)], 1),
     "ref_plus_logp_BKT": jnp.concatenate([jnp.zeros_like(own), plus], 1),
@@ -186,7 +186,7 @@ def _d2o(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(o, s)) | {"logits": margin}
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "kto": (_kto, ("_kto",)),
   "kto_vanilla_paired": (_kto_vanilla_paired, ()),
@@ -194,7 +194,7 @@ ADAPTERS = {
   "npo": (_npo, ("_npo",)),
   "npo_grad_diff": (_npo_grad_diff, ()),
   "npo_KL": (_npo_kl, ("_retain_kl",)),
-  "simnpo": (_simnpo, ()),  # gamma is 0: its sign is guarded by the test of simnpo
+  "simnpo": (_simnpo, ()),  # gamma is 0: its sign is checked in the test of simnpo
   "simnpo_grad_diff": (_simnpo_grad_diff, ()),
   "d2o": (_d2o, ("_d2o",)),
 }

@@ -1,9 +1,11 @@
-"""What of the golden cases does not pass or is not compared, and why: the one table."""
+"""Golden cases and values that are not compared, with the reasons."""
 
-_ONE_TOO_MANY = "bug: that code's trimming keeps one entry more than the stated share"
+_ONE_TOO_MANY = (
+  "bug: that code's trimming keeps one entry more than the stated fraction"
+)
 _SINGLE = "that code rounds the batch's mean to float32; two other cases pass at 1e-6"
 
-# Whole cases: a recorded bug, or a convention that cannot be identified.
+# Whole cases: a recorded bug, or an unidentified convention.
 CASES: dict[str, str] = {
   "pairwise:bco/0174": _SINGLE,
   "pairwise:bco/0175": _SINGLE,
@@ -18,20 +20,19 @@ CASES: dict[str, str] = {
 
 _NEGATED = "the negative of a log-probability that the compared loss is made of"
 
-# Of a method's cases, these expected values; all others, and the gradients, are
-# compared.
+# Expected values of a method that are not compared; all others and the gradients are.
 VALUES: dict[str, dict[str, str]] = {
   "orpo_or_term": {"mean_log_sigmoid_log_odds": "-mean_loss / lambda"},
   "beta_dpo": {"num_selected": "the sum of an input"},
-  "bco": {"running_after": "its mean is delta; nobody uses its variance"},
-  "apo_zero_unpaired": {"z0": "0: the loss has none"},
+  "bco": {"running_after": "its mean is delta; its variance is unused"},
+  "apo_zero_unpaired": {"z0": "0: not part of the loss"},
   "nash_md_loss": {"score": "the negated loss of each row at beta 0"},
   "outcome_advantages_verl": {
     "reinforce_pp": "whitened by a number of tokens plus 1e-8: 2e-9 off"
   },
   "dro_v": {
-    "policy_loss": "a surrogate: only its gradient means something",
-    "value_loss": "a surrogate: only its gradient means something",
+    "policy_loss": "a surrogate: only its gradient is meaningful",
+    "value_loss": "a surrogate: only its gradient is meaningful",
   },
   "tdpo_underflow_bug": {"official_position_kl_is_nan": "a bug of that code"},
   "unlikelihood_token": {

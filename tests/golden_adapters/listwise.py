@@ -1,4 +1,4 @@
-"""Losses on lists."""
+"""Listwise losses."""
 
 import math
 
@@ -38,7 +38,7 @@ def _lipo_softmax(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _list_mle_dpo_pl(h: Arrays, x: Arrays) -> Arrays:
-  """Two names of one loss where nothing ties: each gives a part of the outputs."""
+  """Plackett-Luce and ListMLE coincide without ties: each gives some outputs."""
   s = _implicit(x, "psi")
   out = scored.evaluate(objectives.plackett_luce(beta=1.0), s)
   o = objectives.list_mle(beta=1.0)
@@ -59,10 +59,10 @@ def _list_net(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _list_mle(h: Arrays, x: Arrays) -> Arrays:
-  """That code adds 1e-10 to each sum, and breaks ties by lot: the last came first."""
+  """That code adds 1e-10 to each sum, and its random tie-break put the last first."""
   s = _implicit(x, "labels")
-  lot = jnp.broadcast_to(jnp.flip(jnp.arange(4)), s.present_BK.shape)
-  rank = ranking.rank(s.reward_BK, s.present_BK, lot)
+  tie_breaker = jnp.broadcast_to(jnp.flip(jnp.arange(4)), s.present_BK.shape)
+  rank = ranking.rank(s.reward_BK, s.present_BK, tie_breaker)
   ll = ranking.plackett_luce(x["scores"], -rank, s.present_BK, eps=1e-10)
   loss = s.mean_B(-ll).value
   return {"differentiate": loss, "loss": loss}
@@ -90,7 +90,7 @@ def _lambda_loss(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _pro(h: Arrays, x: Arrays) -> Arrays:
-  # That code lets position t of the mask decide about the prediction of t + 1.
+  # In that code position t of the mask masks the prediction of t + 1.
   mask = jnp.where(x["prefix_mask"] == 0, x["attention_mask"], 0)
   s = scored.from_logits(
     x["policy_logits"][:, :, :-1],
@@ -99,7 +99,7 @@ def _pro(h: Arrays, x: Arrays) -> Arrays:
     reward_BK=x["rewards"],
   )
   out = scored.evaluate(objectives.pro(h["sft_weight"]), s)
-  # That code adds 1e-10 to each sum, which the gradient shows and the loss does not.
+  # That code adds 1e-10 to each sum, visible in the gradient but not in the loss.
   contrast = ranking.contrast(
     objectives.avg_logp(s), s.reward_BK, s.present_BK, eps=1e-10
   )
@@ -127,7 +127,7 @@ def _rrhf(h: Arrays, x: Arrays) -> Arrays:
   }
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "lipo_lambda": (_lipo_lambda, ("_lipo",)),
   "lipo_softmax": (_lipo_softmax, ("_lipo",)),

@@ -16,10 +16,10 @@ _OVER = {
 
 
 def _grpo_advantages(h: Arrays, x: Arrays) -> Arrays:
-  judged = x["rewards_per_func"]
-  judged = judged.reshape(-1, h["num_generations"], judged.shape[-1])
-  each = jnp.ones(judged.shape[-1])
-  reward, present = groups.weighted_sum(judged, each, ~jnp.isnan(judged))
+  rewards = x["rewards_per_func"]
+  rewards = rewards.reshape(-1, h["num_generations"], rewards.shape[-1])
+  each = jnp.ones(rewards.shape[-1])
+  reward, present = groups.weighted_sum(rewards, each, ~jnp.isnan(rewards))
   over = _OVER[h["scale_rewards"]]
   advantage = groups.standardise(reward, present, over=over, eps=h["eps"])
   return {"advantages": advantage.reshape(-1)}
@@ -38,8 +38,8 @@ def _rloo_advantages(h: Arrays, x: Arrays) -> Arrays:
     reward_BK=reward,
     present_BK=~jnp.isnan(reward),
   )
-  within = h["reward_clip_range"] and tuple(h["reward_clip_range"])
-  advantage = objectives.rloo_advantages(s, h["beta"] or None, reward_range=within)
+  clip_range = h["reward_clip_range"] and tuple(h["reward_clip_range"])
+  advantage = objectives.rloo_advantages(s, h["beta"] or None, reward_range=clip_range)
   if h["normalize_advantages"]:
     over = groups.Over.BATCH
     advantage = groups.standardise(advantage, s.present_BK, over=over, eps=h["eps"])
@@ -74,7 +74,7 @@ def _outcome_advantages_verl(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _one_prompt(o: Objective, s: Scored, advantage_K: Array) -> Array:
-  """The loss on recorded advantages; they stand in for the rewards too."""
+  """The loss on recorded advantages, also passed as rewards."""
   aux = Aux(rows=advantage_K[None])
   given = o._replace(prepare=lambda s, state, key: (aux, state))
   return scored.evaluate(given, s.replace(reward_BK=advantage_K[None])).loss
@@ -112,7 +112,7 @@ def _gspo_openrlhf(h: Arrays, x: Arrays) -> Arrays:
     h["clip_eps_low"],
     h["clip_eps_high"],
   )
-  # That code averages the ratio over tokens, empty completions left out.
+  # That code averages the ratio over tokens, empty completions excluded.
   on_tokens = jnp.broadcast_to(surrogate_BK[..., None], mask.shape)
   loss = policy_loss.mean_of_means(s, on_tokens, eps=1e-8).value
   return {"differentiate": loss, "loss": loss}
@@ -135,7 +135,7 @@ def _rloo_loss(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _with_ties(o: Objective) -> Objective:
-  """The first of two samples is chosen where rewards tie, and the pair is kept."""
+  """The first of two samples is chosen where rewards tie, and the pair counts."""
 
   def prepare(s: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -187,12 +187,12 @@ def _xpo_loss(h: Arrays, x: Arrays) -> Arrays:
   }
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "grpo_advantages": (_grpo_advantages, ()),
   "rloo_advantages": (_rloo_advantages, ()),
   "outcome_advantages_verl": (_outcome_advantages_verl, ()),
-  "grpo_loss": (_grpo_loss, ()),  # each variant's own test guards it
+  "grpo_loss": (_grpo_loss, ()),  # the test of each variant checks it
   "gspo_openrlhf": (_gspo_openrlhf, ()),
   "rloo_loss": (_rloo_loss, ()),
   "online_dpo": (_online_dpo, ("_online_dpo",)),

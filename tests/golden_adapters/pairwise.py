@@ -1,4 +1,4 @@
-"""DPO and its nearest relatives."""
+"""DPO and its closest variants."""
 
 from collections.abc import Callable
 
@@ -141,7 +141,7 @@ def _orpo_official_avg_logps(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _pair(make: Callable[[Arrays], Objective]) -> Callable[[Arrays, Arrays], Arrays]:
-  """A pair loss of which only the hyperparameters differ."""
+  """Adapter of a pairwise loss from a factory of the hyperparameters."""
 
   def adapter(h: Arrays, x: Arrays) -> Arrays:
     return arrange.outputs(scored.evaluate(make(h), arrange.pair(x)))
@@ -174,13 +174,13 @@ def _f_dpo_alpha_trl1(h: Arrays) -> Objective:
 def _exo_lists(x: Arrays, n: int) -> Scored:
   """Groups of n contiguous rows; a row's prompt is masked."""
   real = x["attention_mask"][:, 1:] > 0
-  answer = jnp.arange(1, x["input_ids"].shape[1])[None] >= x["prompt_lens"]
+  completion = jnp.arange(1, x["input_ids"].shape[1])[None] >= x["prompt_lens"]
 
   def lists(rows: jax.Array) -> jax.Array:
     return rows.reshape(-1, n, *rows.shape[1:])
 
   logits = [lists(x[name][:, :-1]) for name in ("policy_logits", "ref_logits")]
-  ids, mask = lists(x["input_ids"][:, 1:]), lists(real & answer)
+  ids, mask = lists(x["input_ids"][:, 1:]), lists(real & completion)
   reward_BK = x["energy_labels"].reshape(-1, n)
   return scored.from_logits(logits[0], ids, mask, logits[1], reward_BK=reward_BK)
 
@@ -250,7 +250,7 @@ _F_DPO = {
   }.items()
 }
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "dpo": (_dpo, ()),
   "cdpo": (_dpo, ("_dpo",)),

@@ -1,4 +1,4 @@
-"""Contrastive, calibrated, anchored and length-aware relatives of DPO."""
+"""Contrastive, calibrated, anchored and length-aware variants of DPO."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,15 @@ from tests.golden_adapters import arrange
 from tests.golden_adapters.arrange import Arrays
 from xpo_jax import objectives, scored
 from xpo_jax.ops import discopop_losses, links
-from xpo_jax.types import Aux, AuxLoss, Evaluation, Objective, Scored, State, no_state
+from xpo_jax.types import (
+  Aux,
+  AuxLoss,
+  EvaluatedLoss,
+  Objective,
+  Scored,
+  State,
+  no_state,
+)
 
 
 def _no_reference(x: Arrays) -> Scored:
@@ -130,7 +138,7 @@ def _list_record(x: Arrays) -> Scored:
 def _infonca_pair(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   better_BK = jnp.broadcast_to(jnp.array([1.0, 0.0]), s.present_BK.shape)
-  # So cold that the chosen answer takes all.
+  # A temperature so low that the target is one-hot.
   o = objectives.infonca(beta=h["beta"], alpha=1e-3)
   return arrange.outputs(scored.evaluate(o, s.replace(reward_BK=better_BK)))
 
@@ -163,7 +171,7 @@ def _mixed_mpo(h: Arrays, x: Arrays) -> Arrays:
   return arrange.outputs(scored.evaluate(o, s)) | {"per_example_losses": rows}
 
 
-def _bco_step(beta: float, x: Arrays, state: State) -> tuple[Evaluation, Arrays]:
+def _bco_step(beta: float, x: Arrays, state: State) -> tuple[EvaluatedLoss, Arrays]:
   """One step on chosen rows, then rejected rows; the gradient by side."""
   sides = ("chosen", "rejected")
   policy = {side: x[f"policy_{side}_logps"] for side in sides}
@@ -172,7 +180,7 @@ def _bco_step(beta: float, x: Arrays, state: State) -> tuple[Evaluation, Arrays]
   up, down = jnp.ones_like(policy["chosen"]), jnp.zeros_like(policy["rejected"])
   label = jnp.concatenate([up, down])
 
-  def loss(policy: Arrays) -> tuple[jax.Array, Evaluation]:
+  def loss(policy: Arrays) -> tuple[jax.Array, EvaluatedLoss]:
     logp = jnp.concatenate([policy[side] for side in sides])
     columns = [y[:, None] for y in (logp, jnp.ones_like(logp), ref)]
     s = scored.from_sequence_logps(*columns, desirable_BK=label[:, None])
@@ -188,15 +196,16 @@ def _bco(h: Arrays, x: Arrays) -> Arrays:
     before = {name: jnp.asarray(value) for name, value in h["running_before"].items()}
     out, _ = _bco_step(h["beta"], x, before)
     return arrange.outputs(out) | {"delta": out.metrics["shift"]}
-  state, found = objectives.bco(h["beta"]).init(), {}
+  state = objectives.bco(h["beta"]).init()
+  outputs = {}
   for step in ("step0_", "step1_"):
     own = {k.removeprefix(step): y for k, y in x.items() if k.startswith(step)}
     out, gradient = _bco_step(h["beta"], own, state)
     state = out.state
     values = arrange.outputs(out) | {"delta": out.metrics["shift"]}
     values |= {f"grad_policy_{side}": g for side, g in gradient.items()}
-    found |= {f"{step}{name}": value for name, value in values.items()}
-  return found
+    outputs |= {f"{step}{name}": value for name, value in values.items()}
+  return outputs
 
 
 def _discopop(h: Arrays, x: Arrays) -> Arrays:
@@ -205,13 +214,15 @@ def _discopop(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _discopop_old(h: Arrays, x: Arrays) -> Arrays:
-  """The search's own code looked at the log-ratios without beta."""
+  """The code of the search used the log-ratios without beta."""
   o = objectives.discopop(h["beta"], tau=h["beta"])
   return arrange.outputs(scored.evaluate(o, arrange.pair(x)))
 
 
-def _linked(fn: Callable[[jax.Array], jax.Array], beta: float, s: Scored) -> Evaluation:
-  """GPO with a link of its own, which may look at all margins of the batch."""
+def _linked(
+  fn: Callable[[jax.Array], jax.Array], beta: float, s: Scored
+) -> EvaluatedLoss:
+  """GPO with a custom link, which may depend on all margins of the batch."""
   link = links.Link("own", fn, convex=False, slope_at_0=0.0)
   return scored.evaluate(objectives.gpo(beta, link), s)
 
@@ -239,7 +250,7 @@ def _discovered_pfl(h: Arrays, x: Arrays) -> Arrays:
 def _aot(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   out = scored.evaluate(objectives.aot(h["beta"], h.get("label_smoothing", 0.0)), s)
-  # That code lists the pairs in the order of the policy's own leads.
+  # That code lists the pairs in the order of the policy's margins.
   alone = s.replace(ref_logp_BKT=jnp.zeros_like(s.ref_logp_BKT))
   order = jnp.argsort(_linked(lambda lead_B: lead_B, 1.0, alone).per_example_B)
   return arrange.outputs(out) | {"per_example_losses": out.per_example_B[order]}
@@ -249,13 +260,13 @@ def _aot_unpaired(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
   o = objectives.aot_unpaired(h["beta"], h.get("label_smoothing", 0.0))
   out = scored.evaluate(o, s)
-  # That code lists the matches in the order of the chosen answers.
+  # That code lists the matches in the order of the chosen completions.
   order = jnp.argsort(objectives.log_ratio(s)[:, 0])
   return arrange.outputs(out) | {"per_example_losses": out.per_example_B[order]}
 
 
 def _wpo(h: Arrays, x: Arrays) -> Arrays:
-  # One of the codes does not cut the weight.
+  # One of the codes does not clip the weight.
   most = 1.0 if "labels" in x else 1e9
   o = objectives.wpo(h["beta"], h.get("label_smoothing", 0.0), most)
   if "labels" in x:
@@ -270,7 +281,7 @@ def _wpo(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _logps(s: Scored) -> Arrays:
-  """Summed log-probs of each answer; the case records the gradient of their sum."""
+  """Summed log-probs of each completion; the case records the gradient of their sum."""
   logp_BK = objectives.seq_logp(s)
   mean = s.mean_BK(logp_BK)
   return {
@@ -287,20 +298,22 @@ def _ld_dpo(h: Arrays, x: Arrays) -> Arrays:
 
 def _ld_dpo_logps(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.from_labels(x, ("logits",), arrange.halves)
-  return _logps(objectives.desensitised(s, h["ld_alpha"]))
+  return _logps(objectives.down_weighted(s, h["ld_alpha"]))
 
 
 def _sampo_logps(h: Arrays, x: Arrays) -> Arrays:
   del h
   s = arrange.from_labels(x, ("logits",), arrange.halves)
   # The draw of the longer side, or of the chosen one.
-  longer, kept = jnp.argmax(s.length_BK, 1), s.mask_BKT
+  longer = jnp.argmax(s.length_BK, 1)
+  drawn_mask = s.mask_BKT
   for pair, drawn in enumerate(x["picked_positions_in_shifted_coords"]):
-    kept = kept.at[pair, longer[pair]].set(0).at[pair, longer[pair], drawn].set(1)
-  return _logps(s.replace(mask_BKT=kept))
+    drawn_mask = drawn_mask.at[pair, longer[pair]].set(0)
+    drawn_mask = drawn_mask.at[pair, longer[pair], drawn].set(1)
+  return _logps(s.replace(mask_BKT=drawn_mask))
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "slic_hf": (_slic, ("_slic", "_nll")),
   "slic_hinge_unnormalised": (_slic_unnormalised, ()),

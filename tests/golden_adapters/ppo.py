@@ -21,7 +21,7 @@ def _rows(x_BKT: Array) -> Array:
 
 
 def _objective(per_token) -> Objective:
-  """The token mean of a loss that a public function gives."""
+  """The token mean of a loss."""
 
   def loss(s: Scored, aux) -> Loss:
     del aux
@@ -67,7 +67,7 @@ def _ppo_gae(h: Arrays, x: Arrays) -> Arrays:
 def _clipped_pair(
   logp: tuple, value: tuple, masks: tuple, clips: tuple, weight: float
 ) -> Arrays:
-  """PPO's two terms, each on its own mask."""
+  """PPO's two terms, each with its own mask."""
   policy = _objective(lambda: policy_loss.clipped_surrogate(*logp, clips[0], clips[0]))
   fit = _objective(lambda: policy_loss.clipped_value(*value, clips[1]))
   batches = {
@@ -90,14 +90,16 @@ def _ppo_loss(h: Arrays, x: Arrays) -> Arrays:
   names = ("new_logprobs", "old_logprobs_masked", "advantages")
   values = ("vpred", "old_values_masked", "returns")
   masks = tuple(_one(x[f"padding_mask{end}"] == 0) for end in ("", "_p1"))
-  found = _clipped_pair(
+  outputs = _clipped_pair(
     tuple(_one(x[name]) for name in names),
     tuple(_one(x[name]) for name in values),
     masks,
     (h["cliprange"], h["cliprange_value"]),
     h["vf_coef"],
   )
-  return found | {"vf_clipfrac": jnp.float32(found["vf_clipfrac"])}  # as it takes it
+  return outputs | {
+    "vf_clipfrac": jnp.float32(outputs["vf_clipfrac"])
+  }  # as it takes it
 
 
 def _ppo_trlx(h: Arrays, x: Arrays) -> Arrays:
@@ -106,7 +108,7 @@ def _ppo_trlx(h: Arrays, x: Arrays) -> Arrays:
   advantage, target = returns.gae(reward, value, every, h["gamma"], h["lam"])
   advantage = returns.whiten(advantage, every, unbiased=True)
   new, old = _one(x["new_logprobs"]), _one(x["old_logprobs"])
-  found = _clipped_pair(
+  outputs = _clipped_pair(
     (new, old, advantage),
     (_one(x["new_values"]), value, target),
     (mask, mask),
@@ -118,7 +120,7 @@ def _ppo_trlx(h: Arrays, x: Arrays) -> Arrays:
   share = policy_loss.clipped_share(new, old, advantage, *clips)
   moved = objectives.token_rewards(scored.from_token_logps(old, mask, new))
   everywhere = s.replace(mask_BKT=every)  # its k3 is averaged over padding too
-  return found | {
+  return outputs | {
     "advantages": _rows(advantage),
     "returns": _rows(target),
     "pg_clipfrac": policy_loss.token_mean(s, share).value,
@@ -127,7 +129,7 @@ def _ppo_trlx(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _policy(x: Arrays, names: tuple, low: float, high: float, dual: float | None):
-  """Record, loss per token and clipped share of a code that bounds at 20 nats."""
+  """Record, loss per token and clipped fraction of a code that clips at 20 nats."""
   logp, old, advantage = (_one(x[name]) for name in names)
   s = scored.from_token_logps(logp, _one(x["mask"]), old)
   clips = (low, high, 20.0)
@@ -201,17 +203,17 @@ def _ppo_value_loss_verl(h: Arrays, x: Arrays) -> Arrays:
 
 def _gae_openrlhf(h: Arrays, x: Arrays) -> Arrays:
   kl, value, mask = (_one(x[name]) for name in ("kl", "values", "mask"))
-  score = returns.place(_one(x["score"]), mask, most_score=10.0)
+  score = returns.place(_one(x["score"]), mask, max_score=10.0)
   reward = returns.kl_shaped(score, kl, h["kl_coef"])
   advantage, target = returns.gae(reward, value, mask, h["gamma"], h["lam"])
-  found = {"token_rewards": reward, "advantages": advantage, "returns": target}
-  return {name: _rows(x_BKT) for name, x_BKT in found.items()}
+  outputs = {"token_rewards": reward, "advantages": advantage, "returns": target}
+  return {name: _rows(x_BKT) for name, x_BKT in outputs.items()}
 
 
 def _gae_verl(h: Arrays, x: Arrays) -> Arrays:
   reward, value, mask = (_one(x[name]) for name in ("token_rewards", "values", "mask"))
   advantage, target = returns.gae(reward, value, mask, h["gamma"], h["lam"])
-  # Its returns on padding are the values that stand there.
+  # Its returns on padding are the values there.
   return {
     "advantages_whitened": _rows(returns.whiten(advantage, mask, unbiased=True)),
     "returns": _rows(jnp.where(mask > 0, target, value)),
@@ -219,7 +221,7 @@ def _gae_verl(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _whiten(h: Arrays, x: Arrays) -> Arrays:
-  mask = x.get("mask", jnp.ones_like(x["values"]))  # without one, all counts
+  mask = x.get("mask", jnp.ones_like(x["values"]))  # without a mask, all tokens count
   white = returns.whiten(
     x["values"],
     mask,
@@ -228,22 +230,22 @@ def _whiten(h: Arrays, x: Arrays) -> Arrays:
     eps=h["eps"],
   )
   mean, variance = returns.moments(x["values"], mask, unbiased=h["unbiased"])
-  found = {"out": white, "mean": mean, "var": variance}
+  outputs = {"out": white, "mean": mean, "var": variance}
   if "cotangent_masked" in x:
-    found["differentiate"] = jnp.vdot(white, x["cotangent_masked"])
-  return found
+    outputs["differentiate"] = jnp.vdot(white, x["cotangent_masked"])
+  return outputs
 
 
 def _remax_official(h: Arrays, x: Arrays) -> Arrays:
-  begin = range(x["prompt_len"])[-1]  # what it predicts comes after the prompt
+  begin = range(x["prompt_len"])[-1]  # its prediction is the first completion token
   names = ("action_mask", "kl_penalty_per_token", "log_probs")
   mask, penalty, logp = (_one(x[name])[..., begin:] for name in names)
-  # It spends one discount too many: that of a score one past the end.
+  # It applies one discount too many: that of a score one past the end.
   room = ((0, 0), (0, 0), (0, 1))
   longer = returns.one_longer(jnp.pad(mask, room))
   score = returns.place(_one(x["reward_minus_greedy"]), longer, h["clip_reward_value"])
   ahead = returns.discounted(score, longer, h["gamma"])[..., :-1]
-  # The penalty is recorded with its sign, and enters where it falls.
+  # The penalty is recorded with its sign, and added at its token.
   total = masked.zero_padding(returns.kl_shaped(ahead, penalty, beta=-1.0), mask)
   s = scored.from_token_logps(logp, mask)
   loss = policy_loss.token_mean(s, policy_loss.policy_gradient(logp, total)).value
@@ -288,19 +290,19 @@ def _rto_token_reward(h: Arrays, x: Arrays) -> Arrays:
   roles = ("dpo", "base", "actor")
   dpo, ref, actor = (_one(x[f"{role}_action_logps"]) for role in roles)
   mask, score = _one(x["action_mask"]), _one(x["reward_model_score"])
-  bound = h["dpo_reward_clip"] or jnp.inf  # 0 stands for none
+  bound = h["dpo_reward_clip"] or jnp.inf  # 0 means no clip
   credit = returns.rto_credit(dpo, ref, mask, h["dpo_reward_scale"], bound)
   s = scored.from_token_logps(actor, mask, ref)
   kl = divergences.k1(objectives.token_rewards(s))
   reward = returns.rto_reward(credit, score, kl, mask, h["kl_coef"], 10.0)
   value = _one(x["values"])
   advantage, target = returns.gae(reward, value, mask, h["gamma"], h["lambd"])
-  found = {"token_dpo_reward": credit, "token_reward": reward, "kl": kl}
-  found |= {"advantages": advantage, "returns": target}
-  return {name: _rows(x_BKT) for name, x_BKT in found.items()}
+  outputs = {"token_dpo_reward": credit, "token_reward": reward, "kl": kl}
+  outputs |= {"advantages": advantage, "returns": target}
+  return {name: _rows(x_BKT) for name, x_BKT in outputs.items()}
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "ppo_gae": (_ppo_gae, ()),
   "ppo_loss": (_ppo_loss, ()),

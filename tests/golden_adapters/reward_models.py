@@ -53,7 +53,7 @@ def _kwise(h: Arrays, x: Arrays) -> Arrays:
   }
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "rm_pairwise_trl": (_rm_pairwise, ("_bradley_terry",)),
   "rm_pairwise_openrlhf": (_rm_pairwise, ()),

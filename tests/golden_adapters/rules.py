@@ -1,4 +1,4 @@
-"""Selection, labels, merges, mixtures, self-play: the rules around a loss."""
+"""Selection, labels, merges, mixtures, self-play: rules outside the losses."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from xpo_jax.ops import ai_labels, pairing, preference_games, selection
 
 def _rso_rejection_sampling(h: Arrays, x: Arrays) -> Arrays:
   num, reward = h["num_samples"], x["rewards"]
-  # As many numbers as could ever be used; those beyond the recorded ones are not.
+  # The maximal number of variates; those beyond the recorded ones are unused.
   uniform = jnp.resize(x["uniforms"], (num, len(reward)))
   out = selection.rejection_sample_from(reward, num, h["beta"], uniform)
   return {"accepted": out.index_J, "uniforms_used": out.draws}
@@ -41,12 +41,12 @@ def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
   else:
     length = jnp.array([[len(text) for text in row] for row in texts])
     pairs = pairing.best_worst(reward, present, length, h["length_penalty"])
-  (kept,) = jnp.nonzero(pairs.keep_B)
+  (valid,) = jnp.nonzero(pairs.keep_B)
   return {
-    "prompt": [str(b) for b in kept],
-    "chosen": [texts[b][pairs.chosen_B[b]] for b in kept],
-    "rejected": [texts[b][pairs.rejected_B[b]] for b in kept],
-    "margin": pairs.margin_B[kept],
+    "prompt": [str(b) for b in valid],
+    "chosen": [texts[b][pairs.chosen_B[b]] for b in valid],
+    "rejected": [texts[b][pairs.rejected_B[b]] for b in valid],
+    "margin": pairs.margin_B[valid],
   }
 
 
@@ -119,7 +119,7 @@ def _sppo_record(x: Arrays, win_rate: jax.Array) -> scored.Scored:
 def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
   win_rate = {
     "sppo": arrange.sides(x["chosen_probs_win"], x["chosen_probs_lose"]),
-    "sppo_single": preference_games.duel(x["chosen_probs"]),
+    "sppo_single": preference_games.pair_win_rates(x["chosen_probs"]),
   }[h["loss_type"]]
   s = _sppo_record(x, win_rate)
   out = scored.evaluate(objectives.sppo(beta=h["beta"]), s)
@@ -134,13 +134,13 @@ def _sppo_loss(h: Arrays, x: Arrays) -> Arrays:
 
 def _sppo_hard(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
-  s = s.replace(reward_BK=preference_games.duel(jnp.ones(len(s.row_B))))
+  s = s.replace(reward_BK=preference_games.pair_win_rates(jnp.ones(len(s.row_B))))
   # That code adds the two squares, the authors' takes their mean.
   o = objectives.mixture((2.0,), (objectives.sppo(beta=h["beta"]),))
   return arrange.outputs(scored.evaluate(o, s))
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "rso_rejection_sampling": (_rso_rejection_sampling, ()),
   "raft_top_selection": (_raft_top_selection, ()),

@@ -1,4 +1,4 @@
-"""Losses on tokens."""
+"""Token-level losses."""
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,8 @@ def _tdpo_underflow(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _drawn(o: Objective, logits: Array, targets: Array, token: Array) -> Aux:
-  """The recorded tokens as places among the contrast tokens, what `prepare` would have
-  drawn."""
-  _, id_BKTJ = token_stats.top_rivals(logits, targets, o.hparams["k"])
+  """Indices of the recorded tokens among the contrast tokens, as drawn by `prepare`."""
+  _, id_BKTJ = token_stats.top_contrast_tokens(logits, targets, o.hparams["k"])
   return Aux(rows=jnp.argmax(id_BKTJ == token[..., None], -1))
 
 
@@ -60,7 +59,7 @@ def _cringe(h: Arrays, x: Arrays) -> Arrays:
   )
   aux = _drawn(o, logits, targets, token)
   out = scored.evaluate(_handed(o, aux), s)
-  contrast_BKT = objectives.rival_contrast(s, aux.rows, k, h["detach_positives"])
+  contrast_BKT = objectives.token_contrast(s, aux.rows, k, h["detach_positives"])
   return {
     "differentiate": out.loss,
     "mean_loss": out.loss,
@@ -95,12 +94,12 @@ def _pairwise_cringe(h: Arrays, x: Arrays) -> Arrays:
   o = objective(False)
   s = record(x["chosen_logits"], x["rejected_logits"], o)
   rows = arrange.row_by_row(o, s).metrics
-  found = arrange.outputs(scored.evaluate(o, s))
+  outputs = arrange.outputs(scored.evaluate(o, s))
   for name, detach_gate in (("live", False), ("detached", True)):
     chosen, rejected = slopes(detach_gate)
-    found[f"grad_chosen_gate_{name}"] = chosen
-    found[f"grad_rejected_gate_{name}"] = rejected
-  return found | {"gate": rows["gate"], "cringe_sum": rows["contrast"]}
+    outputs[f"grad_chosen_gate_{name}"] = chosen
+    outputs[f"grad_rejected_gate_{name}"] = rejected
+  return outputs | {"gate": rows["gate"], "cringe_sum": rows["contrast"]}
 
 
 def _unlikelihood_token(h: Arrays, x: Arrays) -> Arrays:
@@ -124,14 +123,14 @@ def _unlikelihood_token(h: Arrays, x: Arrays) -> Arrays:
 def _unlikelihood_seq_mask(h: Arrays, x: Arrays) -> Arrays:
   del h
   tokens = x["tokens"][:, None]
-  # That code never looks at the last n-gram, as if the last token were not there.
+  # That code skips the last n-gram, as if the last token were missing.
   mask = jnp.ones(tokens.shape).at[..., -1].set(0)
   return {
     f"mask_n{n}": repetition.repeated_ngrams(tokens, mask, n)[:, 0] for n in (2, 4)
   }
 
 
-# method: (adapter, the files whose every sign its cases guard)
+# method: (adapter, the objective files whose signs its cases check)
 ADAPTERS = {
   "tdpo1": (_tdpo1, ("_tdpo1",)),
   "tdpo2": (_tdpo2, ("_tdpo2",)),

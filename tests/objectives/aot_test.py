@@ -17,7 +17,7 @@ def nls(x):
   return np.log1p(np.exp(-np.asarray(x)))
 
 
-def test_leads_meet_the_reference_leads_of_their_rank():
+def test_margins_are_matched_by_rank():
   # The policy leads by 5 and 1, the reference by 2 and 3: 5 meets 3, 1 meets 2.
   s = record([[5.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [3.0, 0.0]])
   out = scored.evaluate(objectives.aot(beta=0.5), s)
@@ -43,8 +43,8 @@ def test_partner_ignores_fillers_and_ranks_ties_by_row():
     ([0, 1, 2, 3], [30, 10, 0, 20]),
     ([0, 3, 2, 1], [30, 20, 0, 10]),
   ):
-    found = _aot.partner(own, other, weight, np.array(row))
-    np.testing.assert_array_equal(found, expected)
+    actual = _aot.partner(own, other, weight, np.array(row))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}])

@@ -34,12 +34,12 @@ def test_unpaired_rows_add_up_to_the_sorted_loss_and_its_gradient():
       losses.append(o.loss(s_b, Aux(rows_b)).terms["aot_unpaired"].total)
     return sum(losses) / 6
 
-  found = jax.value_and_grad(in_rows)(jnp.asarray(logp))
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
-  np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-7)
+  actual = jax.value_and_grad(in_rows)(jnp.asarray(logp))
+  np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+  np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5, atol=1e-7)
 
 
-def test_unpaired_does_not_care_who_is_paired_with_whom():
+def test_loss_does_not_depend_on_the_pairing():
   s = toy.scored(K=2, B=6)
   swapped = s
   for field in ("logp_BKT", "ref_logp_BKT", "mask_BKT"):

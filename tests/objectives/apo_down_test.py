@@ -18,7 +18,7 @@ def test_hand_computed_pair():
   assert out.loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_at_the_first_step_the_chosen_one_stays_and_the_rejected_one_falls():
+def test_first_gradient_is_on_the_rejected_completion_only():
   """d/du_w = beta/4 - beta/4 and d/du_l = beta/4 where both log-ratios are 0."""
 
   def loss(logp_BK):

@@ -1,4 +1,4 @@
-"""APO-zero, of pairs and of single answers."""
+"""APO-zero, of pairs and of single completions."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def test_hand_computed_pair():
   assert out.loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_chosen_rises_and_rejected_falls_wherever_they_are():
+def test_gradient_raises_chosen_and_lowers_rejected_anywhere():
   s = toy.scored(K=2, B=6)
 
   def loss(logp_BKT):

@@ -1,4 +1,4 @@
-"""APO-zero on single answers."""
+"""APO-zero on single completions."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ def test_oracle_on_ragged_lists():
   def oracle(reward, score):
     gain = 2.0 ** (reward - reward.min()) - 1
     lead = score[:, None] - score
-    place = 0.5 + (1 / (1 + np.exp(lead))).sum(1)  # the answer itself adds 1/2
+    place = 0.5 + (1 / (1 + np.exp(lead))).sum(1)  # the completion itself adds 1/2
     ideal = (-np.sort(-gain) / np.log2(np.arange(len(gain)) + 2)).sum()
     return -(gain / np.log2(1 + place)).sum() / ideal if ideal else 0.0
 

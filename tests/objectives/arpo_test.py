@@ -18,14 +18,14 @@ def test_hand_computed_pair():
   assert out.terms["nll"] == pytest.approx(0.5 * 4)
 
 
-def test_answers_far_apart_give_cpo():
+def test_completions_far_apart_give_cpo():
   s = scored.from_sequence_logps([[-4.0, -90.0]], [[4, 6]])
   arpo = scored.evaluate(objectives.arpo(), s)
   assert arpo.metrics["rejection"] == pytest.approx(1, rel=1e-6)
   assert arpo.loss == pytest.approx(float(scored.evaluate(objectives.cpo(), s).loss))
 
 
-def test_equal_answers_are_not_rejected_at_relax_1():
+def test_equal_completions_are_not_rejected_at_relax_1():
   def tau(logp):
     s = scored.from_sequence_logps([[-4.0, logp]], [[4, 4]])
     return objectives.rejection(s, eta=0.4)[0]

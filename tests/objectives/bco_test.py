@@ -1,4 +1,4 @@
-"""BCO, of single answers and of pairs."""
+"""BCO, on single completions and on pairs."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from xpo_jax.types import Aux
 
 
 def record(ratio, desirable):
-  """Single answers with these log-ratios."""
+  """Single completions with these log-ratios."""
   ratio = np.array(ratio)[:, None]
   label = np.array(desirable)[:, None]
   return scored.from_sequence_logps(
@@ -29,13 +29,13 @@ def test_two_batches_by_hand():
   assert first.metrics["shift"] == pytest.approx(d)
   assert first.loss == pytest.approx((nls(0.5 * 4 - d) + nls(d - 0.5 * -2)) / 2)
   second = scored.evaluate(o, record([8.0], [0]), first.state)
-  d = 0.5 * (4 - 2 + 8) / 3  # of all three answers, the new one included
+  d = 0.5 * (4 - 2 + 8) / 3  # of all three completions, the new one included
   assert second.metrics["shift"] == pytest.approx(d)
   assert second.loss == pytest.approx(nls(d - 0.5 * 8))
   assert second.state["count"] == 3
 
 
-def test_filler_rows_move_nothing():
+def test_filler_rows_change_nothing():
   o = objectives.bco(beta=0.5)
   s = record([4.0, 90.0], [1, 0]).replace(weight_B=np.array([1.0, 0.0]))
   out = scored.evaluate(o, s, o.init())
@@ -70,7 +70,7 @@ def test_no_gradient_through_the_shift():
 
 
 @pytest.mark.parametrize("shift", [-3.0, 0.0, 0.4, 5.0])
-def test_it_bounds_dpo_from_above_at_any_shift(shift):
+def test_it_is_an_upper_bound_of_dpo_at_any_shift(shift):
   s = toy.scored(K=2, B=8)
   aux = Aux(shared=np.float32(shift))
   bco = objectives.bco_pair(beta=0.5).loss(s, aux).per_example_B

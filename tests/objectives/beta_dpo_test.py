@@ -60,7 +60,7 @@ def drawn(keep, weight_B):
 
 
 @pytest.mark.parametrize(("rows", "keep"), [(8, 0.8), (10, 0.7), (5, 0.1), (4, 1.0)])
-def test_draws_the_stated_share_of_the_real_rows(rows, keep):
+def test_draws_the_given_fraction_of_the_real_rows(rows, keep):
   weight_B = (np.arange(10) < rows).astype(np.float32)
   selected_B = np.asarray(drawn(keep, weight_B))
   assert selected_B.sum() == max(1, int(rows * keep + 1e-9))
@@ -88,5 +88,7 @@ def test_missing_state_and_missing_key_are_refused():
   o, s = objectives.beta_dpo(), toy.scored(K=2)
   with pytest.raises(ValueError, match=r"beta_dpo keeps state.*objective\.init\(\)"):
     scored.evaluate(o, s, key=KEY)
-  with pytest.raises(ValueError, match=r"beta_dpo draws lots.*jax\.random\.key"):
+  with pytest.raises(
+    ValueError, match=r"beta_dpo draws random numbers.*jax\.random\.key"
+  ):
     scored.evaluate(o, s, state=o.init())

@@ -8,10 +8,10 @@ from xpo_jax import objectives, scored
 
 def check():
   s = oracle.record()
-  found = scored.evaluate(objectives.bnpo(0.2, 0.3, beta=0.5, dual_clip=1.5), s).loss
-  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.3, 0.5, most=1.5)
+  actual = scored.evaluate(objectives.bnpo(0.2, 0.3, beta=0.5, dual_clip=1.5), s).loss
+  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.3, 0.5, max_ratio=1.5)
   expected = np.concatenate([y for group in tokens for y in group]).mean()
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_oracle():

@@ -34,7 +34,7 @@ def test_shifting_both_rewards_changes_nothing_without_centring():
   assert scored.evaluate(o, shifted).loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_soft_label_is_the_cross_entropy_to_the_share_of_votes():
+def test_soft_label_is_the_cross_entropy_to_the_fraction_of_votes():
   value_BKT = np.array([[[2.0], [0.5]], [[-1.0], [1.0]]])
   votes = np.array([[0.7, 0.3], [0.2, 0.8]])
   one = np.ones((2, 2, 1))

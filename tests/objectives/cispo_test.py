@@ -20,8 +20,8 @@ def check():
     ).mean()
     for group, r in zip(fields, oracle.rewards(s), strict=True)
   ]
-  found = scored.evaluate(objectives.cispo(most_ratio=1.1, beta=0.5), s).loss
-  np.testing.assert_allclose(found, np.mean(prompts), rtol=1e-5)
+  actual = scored.evaluate(objectives.cispo(max_ratio=1.1, beta=0.5), s).loss
+  np.testing.assert_allclose(actual, np.mean(prompts), rtol=1e-5)
 
 
 def test_oracle():
@@ -45,10 +45,10 @@ def test_no_token_is_dropped():
   assert not slope(objectives.grpo(beta=None)).any()
   # -A w / 2 with w the ratio, 3 bounded by 2
   expected = pytest.approx([-a * 2 / 2, a * 0.3 / 2], rel=1e-5)
-  assert slope(objectives.cispo(most_ratio=2.0)).tolist() == expected
+  assert slope(objectives.cispo(max_ratio=2.0)).tolist() == expected
 
 
-@pytest.mark.parametrize("hparams", [{"most_ratio": 0.0}, {"beta": -1.0}])
+@pytest.mark.parametrize("hparams", [{"max_ratio": 0.0}, {"beta": -1.0}])
 def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"cispo: .*must be a finite number"):
     objectives.cispo(**hparams)

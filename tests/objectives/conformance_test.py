@@ -1,4 +1,4 @@
-"""Every objective through the same properties.
+"""Properties that every objective must have.
 
 One program per objective computes the whole batch and the same batch in microbatches;
 most properties are that program on another version of the batch.
@@ -29,7 +29,7 @@ KEY = 7
 
 @pytest.fixture(scope="module", params=EVERY)
 def name(request):
-  """An objective; its tests run one after another and share what is compiled."""
+  """An objective; its tests run in sequence and share compiled programs."""
   yield request.param
   for cached in (objective, batch, start, program, base):
     cached.cache_clear()
@@ -58,7 +58,7 @@ def start(name: str) -> State:
 
 
 def policy_fields(name: str) -> set[str]:
-  """Where gradient enters: log-probs, values, statistics that read the policy."""
+  """Fields with a gradient: log-probs, values, statistics that read the policy."""
   own = {s.field for s in objective(name).stats if any("policy" in r for r in s.roles)}
   return own | {"logp_BKT", "value_BKT"}
 
@@ -78,7 +78,7 @@ def value_of(means: dict[str, Mean]) -> Array:
 
 
 def in_microbatches(o: Objective, s: Scored, aux: Aux) -> Loss:
-  """What a trainer does: a loss per slice, undivided means added."""
+  """As in training: a loss per slice, undivided means added."""
   size = ROWS // SLICES
   total = None
   for i in range(SLICES):
@@ -140,7 +140,7 @@ def close(actual: Any, expected: Any, rtol: float = 3e-6) -> None:
 
 
 def poisoned(s: Scored) -> Scored:
-  """Padding, and the whole filler row, full of numbers that nobody may see."""
+  """Padding, and the whole filler row, filled with values that must not be read."""
   odd_BKT = np.arange(s.mask_BKT.size).reshape(s.mask_BKT.shape) % 2
   junk_BKT = jnp.where(odd_BKT, 1e4, -1e4)
   dead_BKT = (s.mask_BKT == 0) | (s.weight_B == 0)[:, None, None]
@@ -223,17 +223,17 @@ def test_weights_of_means_do_not_depend_on_the_policy(name):
   close(result["weights"], base(name)["weights"])
 
 
-def test_nothing_beyond_needs_and_fields_is_read(name):
+def test_nothing_beyond_stats_and_columns_is_read(name):
   o = objective(name)
   read = {stat.field for stat in o.stats} | o.columns
   s = batch(name)
-  kept = {field: x for field, x in s.extra.items() if field in read}
-  bare = s.replace(extra=kept, **dict.fromkeys(OPTIONAL - read))
+  extra = {field: x for field, x in s.extra.items() if field in read}
+  bare = s.replace(extra=extra, **dict.fromkeys(OPTIONAL - read))
   key = jax.random.key(KEY)
   jax.eval_shape(lambda s: scored.evaluate(o, s, start(name), key), bare)
 
 
-def test_missing_need_or_field_is_named(name):
+def test_missing_stat_or_column_is_named(name):
   o = objective(name)
   for field in {stat.field for stat in o.stats} | o.columns:
     s = put(batch(name), {field: None})
@@ -291,12 +291,12 @@ def test_gradient_matches_finite_differences(name, monkeypatch):
 
     @jax.jit
     def moved(size):
-      # What an objective stops the gradient of stays where it was.
-      kept = []
-      monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: kept.append(x) or x)
+      # Values under stop_gradient are held fixed.
+      stopped = []
+      monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: stopped.append(x) or x)
       loss(given)
-      stay = iter(kept)
-      monkeypatch.setattr(jax.lax, "stop_gradient", lambda _: next(stay))
+      replay = iter(stopped)
+      monkeypatch.setattr(jax.lax, "stop_gradient", lambda _: next(replay))
       return loss(jax.tree.map(lambda x, d: x + size * d, given, along))
 
     slope = (moved(step) - moved(-step)) / (2 * step)

@@ -35,16 +35,16 @@ def test_hand_computed_batch_and_denominator():
   assert out.metrics["logp_chosen"] == pytest.approx(-nll)
 
 
-def test_one_rival_is_drawn_without_a_key():
+def test_single_contrast_token_needs_no_key():
   o = objectives.cringe(k=1)
   s = record(o)
   with_key = scored.evaluate(o, s, key=jax.random.key(1)).loss
   assert scored.evaluate(o, s).loss == with_key
-  with pytest.raises(ValueError, match="cringe draws lots and key=None"):
+  with pytest.raises(ValueError, match="cringe draws random numbers and key=None"):
     scored.evaluate(objectives.cringe(k=2), record(objectives.cringe(k=2)))
 
 
-def test_rivals_are_drawn_by_their_softmax():
+def test_contrast_tokens_are_drawn_by_their_softmax():
   o = objectives.cringe(k=2)
   rows = 3000
   logits = np.broadcast_to([[[[0.0, 1.0, 7.0, -3.0]]]], (rows, 1, 1, 4))
@@ -68,7 +68,7 @@ def test_draw_depends_on_row_and_position_not_on_the_layout():
   assert len(np.unique(whole)) == 3
 
 
-def test_rival_is_pushed_up_unless_detached():
+def test_contrast_token_is_raised_unless_detached():
   def slope(o):
     def loss(logits):
       s = record(o, ((0,), (0,)), logits)

@@ -20,7 +20,7 @@ def record(logp, minus, plus, desirable, present=None):
 
 
 def test_hand_computed_prompts_in_any_order():
-  # Log-ratios: samples 2 and 4 against ref-, the undesirable answer 3 against ref+.
+  # Log-ratios: samples 2 and 4 against ref-, the undesirable completion 3 against ref+.
   up, down = [[-1.0, -1.0]], [[-1.0]]
   logp = np.concatenate([up, down], 1)
   s = record(logp, [[-3.0, -5.0, 50.0]], [[60.0, 70.0, -4.0]], [[1, 1, 0]])
@@ -33,7 +33,7 @@ def test_hand_computed_prompts_in_any_order():
   assert scored.evaluate(o, turned).loss == pytest.approx(out.loss)
 
 
-def test_absent_column_takes_no_part():
+def test_absent_column_is_ignored():
   wide = record(
     [[-1.0, 9.0, -1.0]], [[-3.0, 0, 0]], [[0, 0, -4.0]], [[1, 1, 0]], [[1.0, 0, 1]]
   )
@@ -43,7 +43,7 @@ def test_absent_column_takes_no_part():
 
 
 @pytest.mark.parametrize("desirable", [[[1.0, 1.0]], [[0.0, 0.0]]])
-def test_prompt_with_one_side_only_gives_zeros(desirable):
+def test_prompt_with_one_side_only_gives_0(desirable):
   s = record([[-1.0, -2.0]], [[-3.0, 0]], [[0, -4.0]], desirable)
 
   def loss(logp_BKT):
@@ -59,8 +59,8 @@ def test_each_reference_is_read_by_its_own_statistic():
   for role in ("ref_minus", "ref_plus"):
     stat = by_field[f"{role}_logp_BKT"]
     assert stat.roles == (role,)
-    found = stat.fn({role: logits}, target)
-    np.testing.assert_array_equal(found, token_stats.logp(logits, target))
+    actual = stat.fn({role: logits}, target)
+    np.testing.assert_array_equal(actual, token_stats.logp(logits, target))
 
 
 @pytest.mark.parametrize("hparams", [{"alpha": 0.0}, {"beta": -0.1}])

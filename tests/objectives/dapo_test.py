@@ -10,10 +10,10 @@ from xpo_jax import objectives, scored
 
 def check():
   s = oracle.record()
-  found = scored.evaluate(objectives.dapo(beta=0.5, dual_clip=1.5), s).loss
-  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.28, 0.5, most=1.5)
+  actual = scored.evaluate(objectives.dapo(beta=0.5, dual_clip=1.5), s).loss
+  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.28, 0.5, max_ratio=1.5)
   expected = np.mean([np.concatenate(group).mean() for group in tokens])
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
   # No penalty up to 10 - 4 tokens, half of it at 8, all of it from 10 on.
   penalty = objectives.overlong_penalty(jnp.array([[3.0, 6.0, 8.0, 10.0, 12.0]]), 10, 4)

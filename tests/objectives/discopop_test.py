@@ -26,7 +26,7 @@ def test_hparam_out_of_range_is_refused(hparams):
 
 @pytest.mark.parametrize("tau", [0.05, 0.1, 1.0])
 def test_slope_at_the_start_is_uphill_for_a_small_tau(tau):
-  found = toy.curve(objectives.discopop(beta=1.0, tau=tau), np.array([0.0]))
+  curve = toy.curve(objectives.discopop(beta=1.0, tau=tau), np.array([0.0]))
   expected = (1 - np.log(2)) / (4 * tau) - 0.75
-  np.testing.assert_allclose(found.slope, expected, rtol=1e-5)
-  assert (found.slope > 0).all() == (tau < (1 - np.log(2)) / 3)
+  np.testing.assert_allclose(curve.slope, expected, rtol=1e-5)
+  assert (curve.slope > 0).all() == (tau < (1 - np.log(2)) / 3)

@@ -44,8 +44,8 @@ def test_policy_equal_to_ref_gives_log_2(smoothing):
 def test_oracle(smoothing):
   s = toy.scored(K=2, B=6)
   m = margin(s, 0.7)
-  right, flipped = np.log1p(np.exp(-m)), np.log1p(np.exp(m))
-  expected = (1 - smoothing) * right + smoothing * flipped
+  label, flipped = np.log1p(np.exp(-m)), np.log1p(np.exp(m))
+  expected = (1 - smoothing) * label + smoothing * flipped
   o = objectives.dpo(beta=0.7, label_smoothing=smoothing)
   out = scored.evaluate(o, s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5)

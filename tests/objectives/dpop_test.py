@@ -17,7 +17,7 @@ def test_hand_computed_pair():
   assert out.metrics["reward_margin"] == pytest.approx(0.3)
 
 
-def test_chosen_answer_that_rose_pays_nothing():
+def test_chosen_above_the_reference_has_no_penalty():
   s = pairs.one(2.0, 1.0)
   positive = scored.evaluate(objectives.dpop(0.3), s)
   assert positive.loss == scored.evaluate(objectives.dpo(0.3), s).loss

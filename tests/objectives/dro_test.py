@@ -36,5 +36,5 @@ def test_oracle():
   gap = np.asarray(s.logp_BKT - s.ref_logp_BKT, np.float64)[:, 0]
   value, reward = np.asarray(s.value_BKT)[:, 0, 0], np.asarray(s.reward_BK)[:, 0]
   square = (reward - value - 0.7 * (gap * mask).sum(-1)) ** 2
-  found = scored.evaluate(objectives.dro(beta=0.7), s).per_example_B
-  np.testing.assert_allclose(found, square / 1.4 + square / 2, rtol=1e-4)
+  actual = scored.evaluate(objectives.dro(beta=0.7), s).per_example_B
+  np.testing.assert_allclose(actual, square / 1.4 + square / 2, rtol=1e-4)

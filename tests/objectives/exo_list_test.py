@@ -10,7 +10,7 @@ from xpo_jax.testing import toy
 
 
 def lists(s, beta, temperature):
-  """Reverse KL between two softmaxes over the answers present, list by list."""
+  """Reverse KL between two softmaxes over the present completions, list by list."""
   present = np.asarray(s.present_BK) > 0
   reward = np.asarray(s.reward_BK, np.float64)
   for own, r, here in zip(beta * pairs.log_ratio(s), reward, present, strict=True):
@@ -25,7 +25,7 @@ def test_oracle_on_a_ragged_batch():
   np.testing.assert_allclose(out.per_example_B, list(lists(s, 0.7, 0.4)), rtol=1e-4)
 
 
-def test_two_answers_are_the_pair_form():
+def test_two_completions_are_the_pair_form():
   # The target softmax(r / temperature) of rewards whose gap is log(9): 0.9 and 0.1.
   s = pairs.one(3.0, 1.0).replace(reward_BK=np.array([[np.log(9.0), 0.0]]))
   of_list = scored.evaluate(objectives.exo_list(0.5, 1.0), s)
@@ -33,7 +33,7 @@ def test_two_answers_are_the_pair_form():
   assert of_list.loss == pytest.approx(float(of_pair.loss), rel=1e-5)
 
 
-def test_lone_answer_costs_nothing():
+def test_single_completion_gives_0():
   s = toy.scored(K=3, B=4)
   s = s.replace(present_BK=s.present_BK.at[1].set([0, 1, 0]).at[2].set(0))
   out = scored.evaluate(objectives.exo_list(), s)

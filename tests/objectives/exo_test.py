@@ -38,12 +38,12 @@ def test_loss_and_gradient_vanish_at_the_target():
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.5])
-def test_target_keeps_a_share_for_both(label_smoothing):
+def test_label_smoothing_out_of_range_is_refused(label_smoothing):
   with pytest.raises(ValueError, match=r"exo: label_smoothing=.* > 0 and < 0.5"):
     objectives.exo(label_smoothing=label_smoothing)
 
 
-def test_divergence_leaves_absent_columns_out():
+def test_divergence_excludes_absent_columns():
   two = objectives.exo_divergence(
     np.array([[1.0, 0.3]]), np.log([[0.6, 0.4]]), np.ones((1, 2))
   )

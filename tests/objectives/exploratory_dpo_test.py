@@ -26,8 +26,8 @@ def test_hand_computed_pair():
 def test_without_bonus_it_is_online_dpo():
   s = toy.scored(K=3)
   plain = scored.evaluate(objectives.online_dpo(), s).loss
-  found = scored.evaluate(objectives.exploratory_dpo(alpha=0.0), s).loss
-  assert found == pytest.approx(float(plain))
+  actual = scored.evaluate(objectives.exploratory_dpo(alpha=0.0), s).loss
+  assert actual == pytest.approx(float(plain))
 
 
 def test_descent_lowers_the_sample_of_the_reference():

@@ -47,7 +47,7 @@ def test_reverse_kl_is_dpo():
   [divergences.TOTAL_VARIATION, "chi_square", divergences.alpha(-0.5)],
   ids=repr,
 )
-def test_divergence_that_lets_answers_vanish_is_refused(divergence):
+def test_divergence_that_allows_probability_0_is_refused(divergence):
   with pytest.raises(ValueError, match=r"f_dpo: .* has f'\(0\+\) = -.* probability 0"):
     objectives.f_dpo(divergence=divergence)
 

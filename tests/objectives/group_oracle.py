@@ -7,7 +7,7 @@ from xpo_jax.types import Scored
 
 
 def record() -> Scored:
-  """Ragged groups whose ratios lie far enough from 1 for clips to act."""
+  """Ragged groups with ratios far enough from 1 for the clips to be active."""
   s = toy.scored(K=4, B=3)
   return s.replace(old_logp_BKT=s.logp_BKT + 4 * (s.old_logp_BKT - s.logp_BKT))
 
@@ -36,20 +36,20 @@ def k3(logp: np.ndarray, ref: np.ndarray) -> np.ndarray:
   return np.exp(ref - logp) - (ref - logp) - 1
 
 
-def clipped(rho, a, low, high, most=np.inf):
-  """-min(rho A, clip(rho) A), at A < 0 with rho no more than `most`."""
+def clipped(rho, a, low, high, max_ratio=np.inf):
+  """-min(rho A, clip(rho) A), at A < 0 with rho no more than `max_ratio`."""
   gain = np.minimum(rho * a, np.clip(rho, 1 - low, 1 + high) * a)
-  return -np.maximum(gain, most * a) if a < 0 else -gain
+  return -np.maximum(gain, max_ratio * a) if a < 0 else -gain
 
 
 def tokens(
-  s: Scored, advantage, low, high, beta, most=np.inf
+  s: Scored, advantage, low, high, beta, max_ratio=np.inf
 ) -> list[list[np.ndarray]]:
   """The loss of each token: clipped surrogate plus beta k3."""
   fields = completions(s, "logp_BKT", "old_logp_BKT", "ref_logp_BKT")
   return [
     [
-      clipped(np.exp(logp - old), a, low, high, most) + beta * k3(logp, ref)
+      clipped(np.exp(logp - old), a, low, high, max_ratio) + beta * k3(logp, ref)
       for (logp, old, ref), a in zip(group, advantage(r), strict=True)
     ]
     for group, r in zip(fields, rewards(s), strict=True)

@@ -11,10 +11,10 @@ from xpo_jax.testing import toy
 
 def check():
   s = oracle.record()
-  found = scored.evaluate(objectives.grpo(0.2, 0.3, beta=0.5, dual_clip=1.5), s).loss
-  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.3, 0.5, most=1.5)
+  actual = scored.evaluate(objectives.grpo(0.2, 0.3, beta=0.5, dual_clip=1.5), s).loss
+  tokens = oracle.tokens(s, oracle.standardised, 0.2, 0.3, 0.5, max_ratio=1.5)
   expected = np.mean([np.mean([y.mean() for y in group]) for group in tokens])
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_oracle():
@@ -44,7 +44,7 @@ def test_no_tie_to_ref_reads_no_reference():
   assert without == pytest.approx(float(at_ref))
 
 
-def test_lone_completion_teaches_nothing():
+def test_single_completion_gives_0():
   s = toy.scored(K=3)
   s = s.replace(present_BK=s.present_BK.at[:, 1:].set(0))
   assert scored.evaluate(objectives.grpo(beta=None), s).loss == 0

@@ -20,8 +20,8 @@ def check():
     )
     for group, r in zip(fields, oracle.rewards(s), strict=True)
   ]
-  found = scored.evaluate(objectives.gspo(0.05, 0.1, beta=0.5), s).loss
-  np.testing.assert_allclose(found, np.mean(prompts), rtol=1e-5)
+  actual = scored.evaluate(objectives.gspo(0.05, 0.1, beta=0.5), s).loss
+  np.testing.assert_allclose(actual, np.mean(prompts), rtol=1e-5)
 
 
 def test_oracle():

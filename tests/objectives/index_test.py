@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from xpo_jax import objectives, scored
@@ -25,21 +26,18 @@ def test_index_lists_every_paper_file():
 
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("_*.py")), ids=lambda p: p.stem)
-def test_file_is_short_or_says_why_and_imports_mathematics_only(path):
-  source = path.read_text(encoding="utf-8")
-  tree = ast.parse(source)
-  page = ast.get_docstring(tree)
-  helpers = {"__init__", "_rewards", "_hparams"}  # no paper's file
-  if len(source.splitlines()) > 80 and path.stem not in helpers:
-    assert re.search(r"over 80|longer than other", page, flags=re.I), "say why"
+def test_file_imports_only_ops_types_and_other_objectives(path):
+  tree = ast.parse(path.read_text(encoding="utf-8"))
   imported = [
     f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
     for node in ast.walk(tree)
     if isinstance(node, (ast.Import, ast.ImportFrom))
     for alias in node.names
   ]
-  barred = ("optax", "transformers", "xpo_jax.models", "xpo_jax.data", "xpo_jax.train")
-  assert not [name for name in imported if name.startswith(barred)]
+  allowed = ("xpo_jax.ops.", "xpo_jax.types.", "xpo_jax.objectives.")
+  own = [name for name in imported if name.startswith("xpo_jax")]
+  assert not [name for name in own if not name.startswith(allowed)]
+  assert not [name for name in imported if name.startswith(("optax", "transformers"))]
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)
@@ -75,6 +73,20 @@ def test_objective_carries_its_name_hparams_and_page(name):
   assert all(f"{hparam}: " in page for hparam in parameters)
 
 
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_returns_section_lists_what_the_objective_reads(name):
+  o = objectives.build(name)
+  text = " ".join(objectives.docstring(name).partition("Returns:")[2].split())
+  reads = text.partition("Terms:")[0]
+  assert reads.startswith(f"Objective; layout {o.layout.name}")
+  for stat in o.stats:
+    constant = stat.field.removesuffix("_BKT").upper()
+    assert constant in reads or "contrast_tokens(k)" in reads
+  assert all(column in reads for column in o.columns)
+  assert ("reads tokens" in reads) == o.reads_tokens
+  assert ("state" in reads) == bool(jax.tree.leaves(o.init()))
+
+
 @pytest.mark.parametrize("name", [*objectives.NAMES, "mixture"])
 def test_example_in_the_docstring_runs(name):
   result = doctest.testmod(importlib.import_module(f"xpo_jax.objectives._{name}"))
@@ -98,14 +110,14 @@ def test_unknown_hparam_is_refused_with_the_likely_one():
     objectives.build("dpo", {"bata": 0.1})
 
 
-def _numeric_knobs():
+def _numeric_hparams():
   for name in objectives.NAMES:
     for hparam, value in objectives.build(name).hparams.items():
       if isinstance(value, float):
         yield name, hparam
 
 
-@pytest.mark.parametrize(("name", "hparam"), _numeric_knobs())
+@pytest.mark.parametrize(("name", "hparam"), _numeric_hparams())
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1x"])
 def test_hparam_that_is_no_number_is_refused(name, hparam, value):
   with pytest.raises(ValueError, match=rf"{name}: {hparam}=.*must be a finite number"):

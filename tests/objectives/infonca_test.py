@@ -21,14 +21,14 @@ def test_oracle_with_an_absent_column():
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
 
 
-def test_a_cold_pair_is_dpo():
+def test_pair_at_low_temperature_is_dpo():
   s = toy.scored(K=2, B=4).replace(reward_BK=np.array([[1.0, 0.0]] * 4, np.float32))
   dpo = scored.evaluate(objectives.dpo(beta=0.3), s).per_example_B
   cold = scored.evaluate(objectives.infonca(beta=0.3, alpha=1e-3), s).per_example_B
   np.testing.assert_allclose(cold, dpo, rtol=1e-6)
 
 
-def test_the_lead_goes_to_the_first_of_the_best():
+def test_lead_is_added_to_the_first_best():
   s = toy.scored(K=3, B=2)
   s = s.replace(reward_BK=np.array([[1.0, 1, 9], [0, 2, 2]], np.float32))
   p = np.asarray(objectives.reward_targets(s, alpha=1.0, lead=np.log(3)))

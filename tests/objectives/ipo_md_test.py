@@ -39,7 +39,7 @@ def test_certain_label_is_ipo_and_swapping_the_two_changes_nothing():
   assert a == pytest.approx(float(b), rel=1e-6)
 
 
-def test_a_judge_asked_about_two_samples_gives_its_own_p():
+def test_preferences_between_two_samples_give_the_judges_p():
   """dL/dh at h = 0 is 1 - 2 p, with p as the judge said it."""
 
   def sure(prompts, first, second):

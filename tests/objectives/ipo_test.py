@@ -1,4 +1,4 @@
-"""IPO, summed as in the paper."""
+"""IPO, with log-ratios summed as in the paper."""
 
 import jax
 import numpy as np

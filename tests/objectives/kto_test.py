@@ -10,7 +10,7 @@ from xpo_jax.types import Aux
 
 
 def record(ratio, other, desirable):
-  """Rows with these log-ratios for the answer and for the mismatched one."""
+  """Rows with these log-ratios for the completion and for the mismatched one."""
   logp = np.stack([ratio, other], 1)
   label = np.stack([desirable, desirable], 1)
   length = np.ones_like(logp)
@@ -71,7 +71,7 @@ def test_no_gradient_through_the_reference_point():
   assert gradient[:, 0].any()
 
 
-def test_reference_point_leaves_filler_and_absent_columns_out():
+def test_reference_point_excludes_filler_and_absent_columns():
   s = record([0.0, 0.0, 0.0], [2.0, 50.0, 70.0], [1, 1, 1])
   s = s.replace(
     weight_B=np.array([1.0, 0.0, 1.0]),

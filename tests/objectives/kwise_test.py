@@ -36,7 +36,7 @@ def test_oracle_on_ragged_lists():
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_prompts_weigh_the_same_whatever_their_pairs():
+def test_prompts_weigh_the_same_for_any_number_of_pairs():
   s = ragged.several()
   out = scored.evaluate(objectives.kwise(), s)
   assert out.loss == pytest.approx(float(np.mean(out.per_example_B)))

@@ -26,7 +26,7 @@ def test_alpha_1_is_dpo():
   assert out.metrics.keys() == expected.metrics.keys()
 
 
-def test_alpha_0_does_not_hear_what_comes_after_the_shorter_answer():
+def test_alpha_0_ignores_excess_tokens():
   s = toy.scored(K=2, B=6)
   o = objectives.ld_dpo(beta=0.3, alpha=0.0)
   shortest = np.asarray(s.length_BK).min(-1)[:, None, None]

@@ -33,7 +33,7 @@ def test_oracle_on_ragged_lists():
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_softmax_loss_takes_rewards_as_shares():
+def test_softmax_loss_normalises_the_rewards():
   s = ragged.one([2.0, 0.0], [3.0, 1.0])
   out = scored.evaluate(objectives.lipo_softmax(beta=0.5), s)
   expected = 0.75 * np.log(1 + np.exp(-1)) + 0.25 * np.log(1 + np.exp(1))

@@ -22,7 +22,7 @@ def test_without_ties_it_is_plackett_luce():
   np.testing.assert_allclose(actual, same[untied], rtol=1e-6)
 
 
-def test_ties_fall_either_way():
+def test_ties_are_broken_either_way():
   """Scores (1, 0): the order drawn costs log(1 + e^-1), or log(1 + e)."""
   n = 64
   one = np.ones((n, 2))
@@ -34,7 +34,7 @@ def test_ties_fall_either_way():
   assert 16 <= is_cheap.sum() <= 48  # 4 standard deviations
 
 
-def test_draw_belongs_to_the_row():
+def test_draw_depends_on_the_row():
   s = ragged.several()
   order = np.array([2, 0, 3, 1])
   moved = jax.tree.map(lambda x: np.asarray(x)[order], s)
@@ -42,8 +42,8 @@ def test_draw_belongs_to_the_row():
   np.testing.assert_allclose(evaluate(moved).per_example_B, expected, rtol=1e-6)
 
 
-def test_key_is_asked_for():
-  with pytest.raises(ValueError, match="list_mle draws lots and key=None"):
+def test_key_is_required():
+  with pytest.raises(ValueError, match="list_mle draws random numbers and key=None"):
     scored.evaluate(objectives.list_mle(), ragged.several(), ())
 
 

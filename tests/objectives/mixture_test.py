@@ -28,14 +28,14 @@ def test_orpo_is_a_mixture():
   assert actual == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_needs_fields_and_layout_are_united():
+def test_stats_columns_and_layout_are_united():
   o = objectives.mixture((1.0, 1.0), (objectives.sft(), objectives.kto()))
   assert o.stats == objectives.kto().stats
   assert o.columns == {"desirable_BK"}
   assert o.layout is objectives.kto().layout
 
 
-def test_state_is_composed_and_nothing_costs_nothing():
+def test_state_is_composed_and_stateless_parts_add_none():
   coupled = objectives.mixture((1.0, 1.0), (objectives.sft(), objectives.beta_dpo()))
   s, key = toy.scored(K=2), jax.random.key(0)
   out = scored.evaluate(coupled, s, coupled.init(), key)
@@ -64,7 +64,7 @@ def test_bad_mixtures_are_refused():
     objectives.mixture((float("nan"),), (dpo,))
 
 
-def test_reward_is_the_narrowest_that_a_part_wants():
+def test_reward_kind_is_the_most_restrictive():
   dpo, sppo, ipo_md = objectives.dpo(), objectives.sppo(), objectives.ipo_md()
   assert objectives.mixture((1.0, 1.0), (dpo, sppo)).reward_kind == "win_rates"
   assert (
@@ -72,7 +72,7 @@ def test_reward_is_the_narrowest_that_a_part_wants():
   )
 
 
-def test_column_0_is_what_a_part_wants_apart_from_the_samples():
+def test_column0_source_is_the_one_that_is_not_sample():
   bonus, greedy = objectives.exploration(), objectives.remax()
   pairs = objectives.best_against_worst(objectives.ipo())
   assert objectives.mixture((1.0, 1.0), (pairs, bonus)).column0_source == "reference"

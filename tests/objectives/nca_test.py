@@ -38,14 +38,14 @@ def test_list_oracle_with_an_absent_column():
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
 
 
-def test_a_list_as_cold_as_a_pair_is_the_pair():
+def test_list_of_two_at_low_temperature_is_the_pair_form():
   s = toy.scored(K=2, B=4).replace(reward_BK=np.array([[1.0, 0.0]] * 4, np.float32))
   pair = scored.evaluate(objectives.nca(beta=0.3), s).per_example_B
   cold = scored.evaluate(objectives.nca_list(beta=0.3, alpha=1e-3), s).per_example_B
   np.testing.assert_allclose(cold, pair, rtol=1e-6)
 
 
-def test_fewer_than_two_answers_cost_nothing():
+def test_fewer_than_two_completions_give_0():
   s = toy.scored(K=3, B=2)
   s = s.replace(present_BK=np.array([[1.0, 0, 0], [0, 0, 0]], np.float32))
 
@@ -64,7 +64,7 @@ def test_hparam_out_of_range_is_refused(hparams):
 
 
 @pytest.mark.parametrize("factory", [objectives.nca_list, objectives.bco_pair])
-def test_forms_that_the_index_does_not_list_stay_finite(factory):
+def test_forms_outside_the_index_stay_finite(factory):
   """Log-ratios of +-1000, a tie, a completion without tokens."""
   logp = np.array([[1000.0, -1000.0], [-1000.0, 1000.0], [0.0, 0.0]], np.float32)
   s = scored.from_sequence_logps(logp, [[1, 1], [1, 1], [0, 0]], 0 * logp)

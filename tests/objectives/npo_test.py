@@ -22,11 +22,11 @@ def test_hand_computed_rows_and_desirable_ones_take_no_part():
   assert out.metrics["logp_rejected"] == pytest.approx((3 - 2) / 2)
 
 
-def test_nothing_to_forget_costs_nothing():
+def test_batch_without_undesirable_rows_gives_0():
   assert scored.evaluate(objectives.npo(), record([3.0], [1])).loss == 0
 
 
-def test_retain_set_is_a_part_of_its_own():
+def test_retain_set_is_a_separate_aux_loss():
   forget, retain = record([3.0], [0]), record([-1.0, -3.0], [1, 1])
   parts = [
     AuxLoss(0.5, objectives.npo(beta=1.0), "forget"),

@@ -38,7 +38,7 @@ def test_absent_column_is_never_chosen():
 @pytest.mark.parametrize(
   ("reward", "present"), [([0.3] * 3, [1, 1, 1]), ([0.1, 0.9, 0.5], [0, 1, 0])]
 )
-def test_tie_or_lone_completion_is_no_pair(reward, present):
+def test_tie_or_single_completion_is_no_pair(reward, present):
   """It adds nothing, and does not weigh in the mean either."""
   o = objectives.online_dpo()
   assert scored.evaluate(o, record([reward], [present])).loss == 0
@@ -49,18 +49,18 @@ def test_tie_or_lone_completion_is_no_pair(reward, present):
 
 @pytest.mark.parametrize("name", ["simpo", "orpo", "beta_dpo"])
 def test_any_pairwise_objective_on_samples(name):
-  """On two samples in the right order it is the pairwise objective itself."""
+  """On two samples, the better one first, it is the pairwise objective itself."""
   s, pairwise = toy.scored(K=2), objectives.build(name)
   ordered = s.replace(reward_BK=jnp.array([[1.0, 0.0]] * 4))
   start = (pairwise.init(), jax.random.key(0))
   expected = scored.evaluate(pairwise, s, *start)
   online = objectives.best_against_worst(pairwise)
-  found = scored.evaluate(online, ordered, *start)
-  assert found.loss == pytest.approx(float(expected.loss))
-  chex.assert_trees_all_close(found.state, expected.state)
+  actual = scored.evaluate(online, ordered, *start)
+  assert actual.loss == pytest.approx(float(expected.loss))
+  chex.assert_trees_all_close(actual.state, expected.state)
 
 
-def test_another_rule_of_pairing_can_be_handed_in():
+def test_another_pairing_rule_can_be_substituted():
   o, s = objectives.online_dpo(), record([[0.1, 0.9, 0.5]])
   pairs = pairing.first_two(s.reward_BK, s.present_BK)
   term = o.loss(s, Aux(rows=(pairs, ()))).terms["online_dpo"]

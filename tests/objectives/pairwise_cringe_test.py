@@ -35,17 +35,17 @@ def test_oracle_and_both_gradients_of_the_gate():
   along = RNG.normal(size=LOGITS.shape)
   expected, gate = oracle(LOGITS)
   step = 1e-5
-  for detach, held in ((False, None), (True, gate)):
+  for detach, fixed_gate in ((False, None), (True, gate)):
     o = objectives.pairwise_cringe(**HPARAMS, detach_gate=detach)
-    found, slope = jax.jvp(
+    actual, slope = jax.jvp(
       lambda logits, o=o: losses(o, logits), (jnp.asarray(LOGITS),), (along,)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    up, down = (oracle(LOGITS + s * along, held)[0] for s in (step, -step))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    up, down = (oracle(LOGITS + s * along, fixed_gate)[0] for s in (step, -step))
     np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-4)
 
 
-def test_gate_shuts_as_the_pair_comes_apart():
+def test_gate_closes_as_the_margin_grows():
   o = objectives.pairwise_cringe(temperature=2.0)
   tokens, mask = np.array([[[0], [1]]]), np.ones((1, 2, 1))
 

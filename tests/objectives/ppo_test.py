@@ -35,16 +35,16 @@ def advantages(s, beta, gamma, lam, whiten_reward):
     every = np.concatenate(rewards)
     mean, deviation = every.mean(), np.sqrt(every.var() + 1e-8)
     rewards = [(reward - mean) / deviation + mean for reward in rewards]
-  found, targets = [], []
+  advantages, targets = [], []
   for reward, (_, own) in zip(rewards, completions(s), strict=True):
     value = np.append(own["old_value_BKT"], 0)
     advantage = np.zeros(len(reward) + 1)
     for t in reversed(range(len(reward))):
       delta = reward[t] + gamma * value[t + 1] - value[t]
       advantage[t] = delta + gamma * lam * advantage[t + 1]
-    found.append(advantage[:-1])
+    advantages.append(advantage[:-1])
     targets.append(advantage[:-1] + value[:-1])
-  every = np.concatenate(found)
+  every = np.concatenate(advantages)
   return (every - every.mean()) / np.sqrt(every.var() + 1e-8), np.concatenate(targets)
 
 
@@ -90,7 +90,7 @@ def test_one_token_by_hand():
   out = scored.evaluate(objectives.ppo(whiten_reward=False), s)
   # Advantages 3 and 1 whiten to 1 and -1; the ratio is 1.5, which pays 1.2 at most.
   assert out.terms["policy"] == pytest.approx((-1 * 1.2 + 1 * 1.5) / 2, rel=1e-5)
-  # The value moved from 0 to 1: its gain is held at 0.2 where the return is 3 or 1.
+  # The value moved from 0 to 1: it is clipped to 0.2 where the return is 3 or 1.
   assert out.terms["value"] == pytest.approx(0.1 * (2.8**2 + 0.8**2) / 2 / 2, rel=1e-5)
   assert out.metrics["clip_fraction"] == 0.5
   assert out.metrics["value_clip_fraction"] == 1
@@ -100,9 +100,9 @@ def test_one_token_by_hand():
 
 def test_observed_kl_is_that_of_the_rollout():
   s = toy.scored(K=1)
-  found = scored.evaluate(objectives.ppo(), s).metrics["seq_kl"]
+  seq_kl = scored.evaluate(objectives.ppo(), s).metrics["seq_kl"]
   gap = [own["old_logp_BKT"] - own["ref_logp_BKT"] for _, own in completions(s)]
-  np.testing.assert_allclose(found, np.mean([x.sum() for x in gap]), rtol=1e-5)
+  np.testing.assert_allclose(seq_kl, np.mean([x.sum() for x in gap]), rtol=1e-5)
 
 
 def test_gradient_at_ratio_1_is_the_policy_gradient():
@@ -110,8 +110,10 @@ def test_gradient_at_ratio_1_is_the_policy_gradient():
   s = s.replace(logp_BKT=s.old_logp_BKT)
   o = objectives.ppo(value_weight=0.0)
   advantage, _ = o.prepare(s, (), None)[0].rows
-  found = jax.grad(lambda x: scored.evaluate(o, s.replace(logp_BKT=x)).loss)(s.logp_BKT)
-  np.testing.assert_allclose(found, -advantage * s.mask_BKT / s.mask_BKT.sum(), 1e-5)
+  gradient = jax.grad(lambda x: scored.evaluate(o, s.replace(logp_BKT=x)).loss)(
+    s.logp_BKT
+  )
+  np.testing.assert_allclose(gradient, -advantage * s.mask_BKT / s.mask_BKT.sum(), 1e-5)
 
 
 def test_advantages_do_not_depend_on_microbatches_or_filler():
@@ -151,12 +153,14 @@ def test_reported_statistics_are_those_of_the_advantages_before_whitening():
   hparams = {"beta": 0.3, "gamma": 0.9, "lam": 0.8, "whiten_reward": True}
   _, target = advantages(s, **hparams)
   old = np.concatenate([own["old_value_BKT"] for _, own in completions(s)])
-  found = scored.evaluate(objectives.ppo(**HPARAMS), s).metrics
+  metrics = scored.evaluate(objectives.ppo(**HPARAMS), s).metrics
   raw = target - old
-  np.testing.assert_allclose(found["advantage_mean"], raw.mean(), rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(found["advantage_std"], raw.std(), rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics["advantage_mean"], raw.mean(), rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(metrics["advantage_std"], raw.std(), rtol=1e-4)
   explained = 1 - raw.var() / target.var()
-  np.testing.assert_allclose(found["explained_variance"], explained, rtol=1e-3)
+  np.testing.assert_allclose(metrics["explained_variance"], explained, rtol=1e-3)
 
 
 def test_values_that_are_the_returns_explain_all_of_them():
@@ -165,9 +169,9 @@ def test_values_that_are_the_returns_explain_all_of_them():
   exact = jnp.broadcast_to(s.reward_BK[..., None], s.mask_BKT.shape) * s.mask_BKT
   s = s.replace(old_value_BKT=exact, ref_logp_BKT=s.old_logp_BKT)
   o = objectives.ppo(lam=1.0, whiten_reward=False)
-  found = scored.evaluate(o, s).metrics
-  np.testing.assert_allclose(found["explained_variance"], 1, atol=1e-6)
-  np.testing.assert_allclose(found["advantage_std"], 0, atol=1e-6)
+  metrics = scored.evaluate(o, s).metrics
+  np.testing.assert_allclose(metrics["explained_variance"], 1, atol=1e-6)
+  np.testing.assert_allclose(metrics["advantage_std"], 0, atol=1e-6)
   none = scored.evaluate(o, s.replace(reward_BK=0 * s.reward_BK)).metrics
   assert np.isfinite(float(none["explained_variance"]))
 

@@ -1,4 +1,4 @@
-"""A preference model that reads both answers."""
+"""A preference model that reads both completions."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_metrics():
   assert metrics["first_rate"] == pytest.approx(p.mean())
 
 
-def test_swapped_answers_give_the_other_probability():
+def test_swapped_completions_give_the_complementary_probability():
   s = record()
   swapped = s.replace(value_BKT=s.value_BKT[:, ::-1], mask_BKT=s.mask_BKT[:, ::-1])
   both = objectives.preference(s) + objectives.preference(swapped)

@@ -32,7 +32,7 @@ def test_oracle():
   np.testing.assert_allclose(out.per_example_B, np.log1p(np.exp(-m)), rtol=2e-5)
 
 
-def test_a_longer_chosen_answer_is_pushed_less():
+def test_longer_chosen_completion_has_a_smaller_loss():
   short = scored.evaluate(objectives.r_dpo(), pairs.one(0.0, 0.0, (5, 20)))
   long = scored.evaluate(objectives.r_dpo(), pairs.one(0.0, 0.0, (20, 5)))
   assert long.loss < np.log(2) < short.loss

@@ -12,15 +12,15 @@ def check():
   s = oracle.record()
   groups = zip(oracle.completions(s, "logp_BKT"), oracle.rewards(s), strict=True)
   best = [group[np.argmax(r)][0] for group, r in groups]
-  found = scored.evaluate(objectives.raft(), s).loss
-  np.testing.assert_allclose(found, -np.concatenate(best).mean(), rtol=1e-6)
+  actual = scored.evaluate(objectives.raft(), s).loss
+  np.testing.assert_allclose(actual, -np.concatenate(best).mean(), rtol=1e-6)
 
 
 def test_oracle():
   check()
 
 
-def test_tie_keeps_the_first():
+def test_tie_selects_the_first():
   s = oracle.record()
   tied = s.replace(reward_BK=0 * s.reward_BK)
   first = s.replace(reward_BK=s.reward_BK.at[:, 0].set(100.0))
@@ -29,7 +29,7 @@ def test_tie_keeps_the_first():
   assert first.metrics["reward_kept"] == 100
 
 
-def test_what_is_kept_can_be_handed_in():
+def test_another_selection_can_be_substituted():
   s = oracle.record()
   every = objectives.raft().loss(s, Aux(rows=s.present_BK)).terms["raft"]
   logps = oracle.completions(s, "logp_BKT")

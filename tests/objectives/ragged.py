@@ -16,7 +16,7 @@ def one(log_ratio: list[float], reward: list[float], length: int = 1) -> Scored:
 
 
 def several() -> Scored:
-  """Lists of four, of three, with a tie, and of one answer; tokens, rewards >= 0."""
+  """Lists of four, three (with a tie) and one completion; tokens, rewards >= 0."""
   s = toy.scored(K=4, B=4)
   reward_BK = np.array([[3, 1, 9, 9], [0, 2, 1, 3], [1, 2, 1, 0], [2, 9, 9, 9.0]])
   present_BK = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0.0]])
@@ -36,7 +36,7 @@ def seq_logp(s: Scored) -> np.ndarray:
 
 
 def rows(s: Scored, oracle, *arrays: np.ndarray) -> np.ndarray:
-  """`oracle(reward, *arrays)` on the present answers of each list."""
+  """`oracle(reward, *arrays)` on the present completions of each list."""
   here_BK = np.asarray(s.present_BK) > 0
   given = (np.asarray(s.reward_BK, np.float64), *arrays)
   return np.array(

@@ -48,7 +48,7 @@ def test_loss_and_baseline_over_three_batches():
   check()
 
 
-def test_state_is_asked_for():
+def test_state_is_required():
   with pytest.raises(ValueError, match="reinforce keeps state"):
     scored.evaluate(objectives.reinforce(), toy.scored(K=3))
 

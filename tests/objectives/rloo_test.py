@@ -17,8 +17,8 @@ def check():
     others = [np.delete(shaped, i).mean() for i in range(len(r))]
     seq_logp = np.array([logp.sum() for logp, _, _ in group])
     prompts.append(-((shaped - others) * seq_logp).mean())
-  found = scored.evaluate(objectives.rloo(beta=0.4), s).loss
-  np.testing.assert_allclose(found, np.mean(prompts), rtol=1e-5)
+  actual = scored.evaluate(objectives.rloo(beta=0.4), s).loss
+  np.testing.assert_allclose(actual, np.mean(prompts), rtol=1e-5)
 
 
 def test_oracle():
@@ -34,7 +34,7 @@ def test_hand_computed_three():
   assert loss == pytest.approx((0.75 * 1 - 0.75 * 2 + 0 * 4) / 3)
 
 
-def test_lone_completion_adds_nothing():
+def test_single_completion_adds_0():
   s = scored.from_sequence_logps(
     [[-1.0, -2.0]], [[1, 2]], reward_BK=[[1.0, 0.0]], present_BK=[[1, 0]]
   )
@@ -45,8 +45,8 @@ def test_reward_is_clipped_before_the_penalty():
   s = oracle.record()
   s = s.replace(reward_BK=10 * s.reward_BK)
   clipped = s.replace(reward_BK=s.reward_BK.clip(-0.5, 0.5))
-  found = objectives.rloo_advantages(s, 0.1, reward_range=(-0.5, 0.5))
-  np.testing.assert_array_equal(found, objectives.rloo_advantages(clipped, 0.1))
+  actual = objectives.rloo_advantages(s, 0.1, reward_range=(-0.5, 0.5))
+  np.testing.assert_array_equal(actual, objectives.rloo_advantages(clipped, 0.1))
 
 
 def test_beta_must_be_positive_or_none():

@@ -11,18 +11,18 @@ from xpo_jax.testing import toy
 def test_hand_computed_pair():
   # Margin 0.5 * (3 - 1) = 1.
   out = scored.evaluate(objectives.robust_dpo(0.5, 0.2), pairs.one(3.0, 1.0))
-  right, flipped = np.log(1 + np.exp(-1)), np.log(1 + np.exp(1))
-  assert out.loss == pytest.approx((0.8 * right - 0.2 * flipped) / 0.6)
+  label, flipped = np.log(1 + np.exp(-1)), np.log(1 + np.exp(1))
+  assert out.loss == pytest.approx((0.8 * label - 0.2 * flipped) / 0.6)
   assert out.metrics["reward_margin"] == pytest.approx(1.0)
 
 
 def test_noisy_labels_give_the_clean_loss_in_expectation():
   """The paper's claim: flipped with probability e, the expectation is DPO's loss."""
   o, e = objectives.robust_dpo(0.5, 0.2), 0.2
-  right = scored.evaluate(o, pairs.one(3.0, 1.0)).loss
+  label = scored.evaluate(o, pairs.one(3.0, 1.0)).loss
   flipped = scored.evaluate(o, pairs.one(1.0, 3.0)).loss
   clean = scored.evaluate(objectives.dpo(0.5), pairs.one(3.0, 1.0)).loss
-  assert (1 - e) * right + e * flipped == pytest.approx(float(clean), rel=1e-5)
+  assert (1 - e) * label + e * flipped == pytest.approx(float(clean), rel=1e-5)
 
 
 def test_oracle():
@@ -41,6 +41,6 @@ def test_no_flips_is_dpo():
 
 
 @pytest.mark.parametrize("flip_rate", [-0.1, 0.5, 0.7])
-def test_share_of_flips_is_below_one_half(flip_rate):
+def test_flip_rate_is_below_one_half(flip_rate):
   with pytest.raises(ValueError, match=r"robust_dpo: flip_rate=.* >= 0 and < 0.5"):
     objectives.robust_dpo(flip_rate=flip_rate)

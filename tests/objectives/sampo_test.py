@@ -21,15 +21,15 @@ def check():
   out = objectives.sampo(beta=0.3).loss(s, Aux(rows=jnp.asarray(drawn)))
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
   key = jax.random.key(0)
-  found = objectives.down_sample(s.mask_BKT, s.row_B, key)
-  assert (np.asarray(found).sum(-1) == mask.sum(-1).min(-1)[:, None]).all()
+  actual = objectives.down_sample(s.mask_BKT, s.row_B, key)
+  assert (np.asarray(actual).sum(-1) == mask.sum(-1).min(-1)[:, None]).all()
 
 
 def test_oracle_on_a_given_draw():
   check()
 
 
-def test_draw_is_fair_and_of_response_tokens_only():
+def test_draw_is_uniform_over_completion_tokens():
   mask_BKT = np.zeros((2000, 2, 5), np.float32)
   mask_BKT[:, 0, :4] = 1  # four tokens against two
   mask_BKT[:, 1, :2] = 1
@@ -42,7 +42,7 @@ def test_draw_is_fair_and_of_response_tokens_only():
   np.testing.assert_allclose(share, [0.5] * 4 + [0], atol=5 * 0.5 / np.sqrt(2000))
 
 
-def test_draw_belongs_to_the_row_not_to_its_place():
+def test_draw_depends_on_the_row_not_its_position():
   s, key = toy.scored(K=2, B=6), jax.random.key(3)
   whole = np.asarray(objectives.down_sample(s.mask_BKT, s.row_B, key))
   part = objectives.down_sample(s.mask_BKT[4:], s.row_B[4:], key)
@@ -68,5 +68,5 @@ def test_equal_lengths_are_dpo():
 
 
 def test_key_is_required():
-  with pytest.raises(ValueError, match="sampo draws lots and key=None"):
+  with pytest.raises(ValueError, match="sampo draws random numbers and key=None"):
     scored.evaluate(objectives.sampo(), toy.scored(K=2))

@@ -7,7 +7,7 @@ from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
 
 
-def test_uniform_policy_costs_log_of_vocabulary():
+def test_uniform_policy_gives_log_of_vocabulary():
   mask_BKT = np.array([[[1, 1, 1]], [[1, 0, 0]]])
   s = scored.from_logits(np.zeros((2, 1, 3, 7)), np.ones((2, 1, 3), np.int32), mask_BKT)
   assert scored.evaluate(objectives.sft(), s).loss == pytest.approx(np.log(7))

@@ -16,8 +16,8 @@ def check():
   z = -1.7 * average - 0.4
   bad = np.asarray(s.desirable_BK)[:, 0] == 0
   expected = (2 / 1.7 * np.log1p(np.exp(-z)))[bad].mean()
-  found = scored.evaluate(objectives.simnpo(beta=1.7, gamma=0.4), s).loss
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  actual = scored.evaluate(objectives.simnpo(beta=1.7, gamma=0.4), s).loss
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_oracle():

@@ -16,7 +16,7 @@ def test_hand_computed_pairs():
   assert out.terms["nll"] == pytest.approx(0.3 * (4 + 1) / 2)
 
 
-def test_equal_likelihoods_cost_delta():
+def test_equal_likelihoods_give_delta():
   s = scored.from_sequence_logps([[-4.0, -4.0]], [[8, 6]])
   out = scored.evaluate(objectives.slic(delta=2.5, weight=0.0), s)
   assert out.loss == pytest.approx(2.5)

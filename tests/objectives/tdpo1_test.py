@@ -1,4 +1,4 @@
-"""TDPO, the first version beside the second."""
+"""TDPO1, compared with TDPO2."""
 
 import jax
 import numpy as np

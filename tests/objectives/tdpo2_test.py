@@ -1,4 +1,4 @@
-"""TDPO's second version against DPO and an oracle on logits."""
+"""TDPO2 against DPO and an oracle on logits."""
 
 import chex
 import jax
@@ -35,8 +35,8 @@ def test_oracle_from_logits():
   picked = [np.take_along_axis(x, tokens[..., None], -1)[..., 0] for x in (p, q)]
   ratio = (mask * np.log(picked[0] / picked[1])).sum(-1)
   z = 0.7 * (ratio[:, 0] - ratio[:, 1] - 0.4 * (kl[:, 1] - kl[:, 0]))
-  found = scored.evaluate(o, s).per_example_B
-  np.testing.assert_allclose(found, -np.log(special.expit(z)), rtol=1e-5)
+  actual = scored.evaluate(o, s).per_example_B
+  np.testing.assert_allclose(actual, -np.log(special.expit(z)), rtol=1e-5)
 
 
 def test_extreme_kl_stays_finite():

@@ -13,8 +13,8 @@ def check():
   gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
   credit = 0.3 * np.where(np.asarray(s.mask_BKT) > 0, gap, 0)
   margin = (credit[:, 0].sum(-1) - credit[:, 1].sum(-1)).astype(np.float64)
-  found = scored.evaluate(objectives.token_dpo(beta=0.3), s)
-  np.testing.assert_allclose(found.per_example_B, np.log1p(np.exp(-margin)), rtol=1e-5)
+  actual = scored.evaluate(objectives.token_dpo(beta=0.3), s)
+  np.testing.assert_allclose(actual.per_example_B, np.log1p(np.exp(-margin)), rtol=1e-5)
 
 
 def test_loss_is_logistic_in_the_sum_of_credit():

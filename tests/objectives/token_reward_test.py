@@ -17,8 +17,8 @@ def record():
 def check():
   """AssertionError where an objective is not its mean over labelled tokens."""
   out = scored.evaluate(objectives.token_reward(), record())
-  right, wrong = np.array([1.0]), np.array([-2.0, 3.0])
-  labelled = [*np.log1p(np.exp(-right)), *np.log1p(np.exp(wrong))]
+  correct, incorrect = np.array([1.0]), np.array([-2.0, 3.0])
+  labelled = [*np.log1p(np.exp(-correct)), *np.log1p(np.exp(incorrect))]
   np.testing.assert_allclose(out.loss, np.mean(labelled), rtol=1e-5)
   out = scored.evaluate(objectives.token_regression(), record())
   squares = (VALUE - LABEL)[MASK > 0] ** 2

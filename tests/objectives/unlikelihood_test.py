@@ -1,4 +1,4 @@
-"""Unlikelihood, on labelled answers and in the paper's token-level form."""
+"""Unlikelihood, on labelled completions and in the paper's token-level form."""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def check():
   penalty = np.random.default_rng(1).gamma(1.0, size=mask.shape)
   s = s.replace(extra={"penalty_BKT": jnp.asarray(penalty, jnp.float32)})
   expected = ((-np.log(p) + 0.3 * penalty) * mask).sum() / mask.sum()
-  found = scored.evaluate(objectives.token_unlikelihood(alpha=0.3), s).loss
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  actual = scored.evaluate(objectives.token_unlikelihood(alpha=0.3), s).loss
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_oracle():

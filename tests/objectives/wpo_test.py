@@ -28,7 +28,7 @@ def weights():
 
 
 def test_oracle():
-  o = objectives.wpo(beta=0.5, label_smoothing=0.1, most=0.3)
+  o = objectives.wpo(beta=0.5, label_smoothing=0.1, max_weight=0.3)
   s = record(o)
   assert (weights() > 0.3).any()
   assert (weights() < 0.3).any()
@@ -40,30 +40,30 @@ def test_oracle():
 
 
 def test_no_gradient_through_the_weight():
-  o, beta = objectives.wpo(beta=0.5, most=1e9), 0.5
+  o, beta = objectives.wpo(beta=0.5, max_weight=1e9), 0.5
   dpo = objectives.dpo(beta)
 
   def loss(logits):
     return scored.evaluate(o, record(o, logits)).loss
 
-  def held(logits):
+  def fixed_weight_loss(logits):
     rows = scored.evaluate(dpo, record(o, logits)).per_example_B
     return (weights() * rows).mean()
 
   logits = jnp.asarray(LOGITS, jnp.float32)
   np.testing.assert_allclose(
-    jax.grad(loss)(logits), jax.grad(held)(logits), rtol=1e-4, atol=1e-6
+    jax.grad(loss)(logits), jax.grad(fixed_weight_loss)(logits), rtol=1e-4, atol=1e-6
   )
 
 
 def test_mean_probability_of_a_uniform_and_of_a_certain_policy():
   certain = np.array([0.0, -np.inf, -np.inf, -np.inf])
-  found = _wpo.LOG_MEAN_PROB.fn({"policy": jnp.array([np.zeros(4), certain])}, None)
-  np.testing.assert_allclose(found, [-np.log(4), 0], rtol=1e-6)
+  actual = _wpo.LOG_MEAN_PROB.fn({"policy": jnp.array([np.zeros(4), certain])}, None)
+  np.testing.assert_allclose(actual, [-np.log(4), 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-  "hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"most": 0.0}]
+  "hparams", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"max_weight": 0.0}]
 )
 def test_hparam_out_of_range_is_refused(hparams):
   with pytest.raises(ValueError, match=r"wpo: .* must be"):

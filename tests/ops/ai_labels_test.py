@@ -1,4 +1,4 @@
-"""Labels from a language model."""
+"""Preference labels and scores from a language model."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from xpo_jax.ops import ai_labels
 
 
-def test_a_labeller_that_only_looks_at_the_place_says_one_half():
+def test_position_biased_labeller_gives_one_half():
   always_first = jnp.log(jnp.array([[0.9, 0.1]]))
   np.testing.assert_allclose(
     ai_labels.debiased(always_first, always_first), [[0.5, 0.5]]
@@ -27,7 +27,7 @@ def test_distributions_are_averaged_after_the_swap():
     ai_labels.clamped(shown, 0.6, 0.4)
 
 
-def test_expected_score_of_a_sure_and_of_an_unsure_labeller():
+def test_expected_score_of_uniform_and_of_certain_labellers():
   logits = jnp.stack([jnp.zeros(10), jnp.full(10, -1e9).at[6].set(0.0)])
   score = ai_labels.expected_score(logits)
   np.testing.assert_allclose(score, [5.5, 7], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The losses that DiscoPOP's search found."""
+"""DiscoPOP's losses against the formulas of the paper."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from xpo_jax.ops import discopop_losses
 
 M = np.array([-2.0, -0.1, 0.0, 0.3, 4.0])
-RIGHT = np.array([True, False, True, False, True])
+CORRECT = np.array([True, False, True, False, True])
 
 
 def sigmoid(x):
@@ -33,13 +33,13 @@ def oracles():
     "aqfl": blended(sigmoid(0.1 * np.abs(z - m2))),
     "padll": 0.9 * (1 - 0.5 * (M < 0)) * logistic,
     "cell": 0.5 * np.exp(-M) + 0.5 * logistic,
-    "pfl": np.where(RIGHT, logistic / 2, 2 * hinge),
+    "pfl": np.where(CORRECT, logistic / 2, 2 * hinge),
   }
 
 
 @pytest.mark.parametrize("name", list(oracles()))
 def test_oracle(name):
-  more = (RIGHT,) if name == "pfl" else ()
+  more = (CORRECT,) if name == "pfl" else ()
   loss = vars(discopop_losses)[name](jnp.asarray(M, jnp.float32), *more)
   np.testing.assert_allclose(loss, oracles()[name], rtol=2e-5)
 

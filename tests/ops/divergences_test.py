@@ -41,8 +41,8 @@ every_smooth = pytest.mark.parametrize("divergence", SMOOTH, ids=repr)
 def test_divergence_of_two_distributions_is_the_formula(divergence):
   p, q = np.array([0.1, 0.6, 0.3]), np.array([0.5, 0.2, 0.3])
   expected = (q * ORACLES[divergence.name](p / q)).sum()
-  found = divergences.between(divergence, jnp.log(p), jnp.log(q))
-  assert found == pytest.approx(expected, rel=1e-5)
+  actual = divergences.between(divergence, jnp.log(p), jnp.log(q))
+  assert actual == pytest.approx(expected, rel=1e-5)
   assert divergences.between(divergence, jnp.log(p), jnp.log(p)) == pytest.approx(
     0, abs=1e-6
   )
@@ -59,11 +59,11 @@ def test_divergence_of_two_distributions_is_the_formula(divergence):
     ("chi_square", 0.5),
   ],
 )
-def test_answer_that_is_never_given_counts_f_at_0(name, expected):
-  """All mass on one of two answers that the reference gives equally often."""
+def test_completion_of_probability_0_counts_f_at_0(name, expected):
+  """All mass on one of two completions of equal reference probability."""
   policy, ref = jnp.array([-jnp.inf, 0.0]), jnp.log(jnp.array([0.5, 0.5]))
-  found = divergences.between(divergences.DIVERGENCES[name], policy, ref)
-  assert found == pytest.approx(expected, rel=1e-6)
+  actual = divergences.between(divergences.DIVERGENCES[name], policy, ref)
+  assert actual == pytest.approx(expected, rel=1e-6)
 
 
 @every_smooth
@@ -109,7 +109,7 @@ def test_extreme_log_ratios_stay_finite(divergence, log_ratio):
     assert np.isfinite(gradient)
 
 
-def test_alpha_reaches_both_kls():
+def test_alpha_has_both_kls_as_limits():
   u = jnp.asarray(LOG_RATIO, jnp.float32)
   np.testing.assert_allclose(
     divergences.alpha(1.0).slope(u), divergences.FORWARD_KL.slope(u)
@@ -124,7 +124,7 @@ def test_alpha_reaches_both_kls():
 
 
 @pytest.mark.parametrize("a", [0.0, float("nan")])
-def test_alpha_without_a_meaning_is_refused(a):
+def test_undefined_alpha_is_refused(a):
   with pytest.raises(ValueError, match=r"alpha=.* REVERSE_KL"):
     divergences.alpha(a)
 
@@ -133,8 +133,8 @@ def test_alpha_without_a_meaning_is_refused(a):
 def test_kl_estimator_values(name):
   d = LOG_RATIO
   value = {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) - 1 + d, "absolute": abs(d)}
-  found = divergences.KL_ESTIMATORS[name].fn(jnp.asarray(d, jnp.float32))
-  np.testing.assert_allclose(found, value[name.split("+")[0]], rtol=1e-5, atol=1e-5)
+  actual = divergences.KL_ESTIMATORS[name].fn(jnp.asarray(d, jnp.float32))
+  np.testing.assert_allclose(actual, value[name.split("+")[0]], rtol=1e-5, atol=1e-5)
 
 
 def test_straight_through_has_the_gradient_of_the_other():

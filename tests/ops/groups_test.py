@@ -1,4 +1,4 @@
-"""Statistics over a group, against NumPy on the completions that count."""
+"""Statistics over a group, against NumPy on the present completions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ PRESENT = np.where(np.isnan(X), 0, 1).astype(np.float32)
 
 
 def each(function, empty):
-  """`function` of each group's own numbers, in their own places."""
+  """`function` of the present values of each group, in their columns."""
   out = np.zeros(X.shape)
   for b, (x, here) in enumerate(zip(X, PRESENT > 0, strict=True)):
     if here.any():
@@ -36,7 +36,7 @@ def own_std(x, ddof):
 
 @pytest.mark.nonfinite
 @pytest.mark.parametrize(
-  ("found", "expected"),
+  ("function", "expected"),
   [
     (groups.centre, lambda x: x - x.mean()),
     (groups.leave_one_out, without_each),
@@ -62,9 +62,9 @@ def own_std(x, ddof):
     ),
   ],
 )
-def test_statistics_are_those_of_the_present(found, expected):
+def test_statistics_are_those_of_the_present_columns(function, expected):
   expected = each(expected, 0)
-  np.testing.assert_allclose(found(X, PRESENT), expected, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(function(X, PRESENT), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.nonfinite
@@ -85,12 +85,12 @@ def test_best_and_worst_are_the_first_and_last_of_a_tie():
 
 
 @pytest.mark.nonfinite
-def test_groups_that_agree_differ_in_nothing():
+def test_differ_is_0_for_equal_values():
   assert groups.differ(X, PRESENT).tolist() == [1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("x", [0.1, 1 / 3, 1e7 / 3])
-def test_equal_rewards_leave_exactly_nothing(x):
+def test_equal_rewards_give_exactly_0(x):
   """0.1 + 0.1 + 0.1 is not 0.3: a plain mean leaves 1e-9 for eps = 1e-9 to divide."""
   x_BK, every_BK = jnp.full((1, 7), x), jnp.ones((1, 7))
   assert not groups.standardise(x_BK, every_BK, eps=1e-9).any()
@@ -98,12 +98,12 @@ def test_equal_rewards_leave_exactly_nothing(x):
 
 
 @pytest.mark.nonfinite
-def test_missing_reward_that_is_not_masked_stays_missing():
+def test_unmasked_nan_reward_stays_nan():
   assert np.isnan(groups.centre(X, np.ones_like(PRESENT))[1]).all()
 
 
 @pytest.mark.nonfinite
-def test_weighted_sum_adds_what_was_given():
+def test_weighted_sum_skips_missing_rewards():
   reward = np.array([[[1.0, 2.0], [NAN, 2.0], [NAN, NAN]]])
   total, present = groups.weighted_sum(
     jnp.asarray(reward), jnp.array([1.0, 0.5]), ~np.isnan(reward)

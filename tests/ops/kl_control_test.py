@@ -14,11 +14,11 @@ from xpo_jax.ops.kl_control import Observation
 )
 def test_adaptive_beta_follows_the_relative_error_within_bounds(kl, error):
   rule = kl_control.adaptive_kl(0.15, target=6.0, horizon=1000)
-  found = rule.update(rule.beta, Observation(jnp.float32(kl), jnp.float32(64)))
-  np.testing.assert_allclose(found, 0.15 * (1 + error * 64 / 1000), rtol=1e-6)
+  actual = rule.update(rule.beta, Observation(jnp.float32(kl), jnp.float32(64)))
+  np.testing.assert_allclose(actual, 0.15 * (1 + error * 64 / 1000), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["beta", "target", "horizon", "most_error"])
+@pytest.mark.parametrize("name", ["beta", "target", "horizon", "max_error"])
 @pytest.mark.parametrize("value", [0.0, -0.1, np.nan, np.inf])
 def test_arguments_that_are_not_positive_are_refused_by_name(name, value):
   with pytest.raises(ValueError, match=rf"adaptive_kl: {name} is {value}; .*> 0"):
@@ -30,7 +30,7 @@ def test_fixed_beta_that_is_not_positive_is_refused():
     kl_control.fixed_kl(0)
 
 
-def test_fixed_beta_stays():
+def test_fixed_beta_is_constant():
   rule = kl_control.fixed_kl(0.05)
   assert rule.update(rule.beta, Observation(100.0, 64)) == 0.05
 
@@ -48,13 +48,13 @@ def test_adaptive_beta_brings_a_kl_to_its_target():
   assert kl[0] < 0.7
 
 
-def test_normalised_rewards_of_the_reference_have_the_wanted_moments():
+def test_normalised_rewards_of_the_reference_have_the_target_moments():
   reward = jnp.array([[3.0, 5.0, 900.0], [1.0, 7.0, 4.0]])
-  among = jnp.array([[1.0, 1, 0], [1, 1, 1]])
-  rescaled = kl_control.standardising(reward, among, mean=0.5, std=2.0).of(reward)
-  own = np.asarray(rescaled)[np.asarray(among) > 0]
+  population = jnp.array([[1.0, 1, 0], [1, 1, 1]])
+  rescaled = kl_control.standardising(reward, population, mean=0.5, std=2.0).of(reward)
+  own = np.asarray(rescaled)[np.asarray(population) > 0]
   np.testing.assert_allclose((own.mean(), own.std()), (0.5, 2.0), rtol=1e-4)
-  moved = kl_control.centring(reward, among).of(reward)
+  moved = kl_control.centring(reward, population).of(reward)
   np.testing.assert_allclose(moved, reward - 4.0)  # the mean of 3, 5, 1, 7, 4
 
 

@@ -24,16 +24,16 @@ every_link = pytest.mark.parametrize("link", links.LINKS.values(), ids=links.LIN
 
 @every_link
 def test_values_are_the_formulas(link):
-  found = link.fn(jnp.asarray(MARGIN, jnp.float32))
-  np.testing.assert_allclose(found, ORACLES[link.name](MARGIN), rtol=1e-5, atol=1e-6)
+  actual = link.fn(jnp.asarray(MARGIN, jnp.float32))
+  np.testing.assert_allclose(actual, ORACLES[link.name](MARGIN), rtol=1e-5, atol=1e-6)
 
 
 @every_link
 def test_recorded_convexity_is_that_of_the_second_differences(link):
   with jax.enable_x64(True):
     loss = np.asarray(link.fn(jnp.asarray(MARGIN)))
-  bends_up = np.diff(loss, 2).min() >= -1e-12
-  assert link.convex == bends_up
+  is_convex = np.diff(loss, 2).min() >= -1e-12
+  assert link.convex == is_convex
   assert link.convex == (link.name != "savage")
 
 
@@ -52,11 +52,11 @@ def test_extreme_margins_stay_finite(link, margin):
   assert margin > 0 or slope <= 0
 
 
-def test_exponential_goes_on_along_its_tangent():
-  most = 0.8 * np.log(np.finfo(np.float32).max)
+def test_exponential_continues_along_its_tangent():
+  limit = 0.8 * np.log(np.finfo(np.float32).max)
   slope = jax.grad(links.exponential)
-  assert slope(-most - 20) == pytest.approx(float(slope(-most - 400)))
-  assert slope(-most - 20) == pytest.approx(-np.exp(most), rel=1e-4)
+  assert slope(-limit - 20) == pytest.approx(float(slope(-limit - 400)))
+  assert slope(-limit - 20) == pytest.approx(-np.exp(limit), rel=1e-4)
 
 
 def test_smoothing_mixes_both_labels():

@@ -1,4 +1,4 @@
-"""Clipped losses against PPO's cases, and averages against their definitions."""
+"""Clipped losses against PPO's cases, and reductions against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +24,24 @@ def surrogate(rho, advantage, low=0.2, high=0.3):
   ("rho", "advantage", "loss", "slope", "clipped"),
   [
     (1.1, 2.0, -2.2, -2.2, 0),  # inside: the slope of -A rho in log rho is -A rho
-    (1.5, 2.0, -2 * 1.3, 0.0, 1),  # a gain beyond the bound counts no more
-    (0.5, 2.0, -1.0, -1.0, 0),  # a loss does, on either side
+    (1.5, 2.0, -2 * 1.3, 0.0, 1),  # a gain beyond the bound is clipped
+    (0.5, 2.0, -1.0, -1.0, 0),  # losses are never clipped, on either side
     (0.5, -2.0, 2 * 0.8, 0.0, 1),
     (1.5, -2.0, 3.0, 3.0, 0),
     (0.9, -2.0, 1.8, 1.8, 0),
     (1.0, 2.0, -2.0, -2.0, 0),  # at ratio 1 both branches agree: the policy gradient
   ],
 )
-def test_clip_stops_gains_and_never_losses(rho, advantage, loss, slope, clipped):
+def test_clip_bounds_gains_and_never_losses(rho, advantage, loss, slope, clipped):
   expected = pytest.approx((loss, slope, clipped), rel=1e-5)
   assert surrogate(rho, advantage) == expected
 
 
-def test_dual_clip_bounds_what_a_bad_action_can_cost():
+def test_dual_clip_bounds_the_loss_at_negative_advantage():
   advantage = jnp.array([-2.0, -2.0, 2.0])
   loss = -advantage * jnp.array([5.0, 1.5, 0.1])
-  found = policy_loss.dual_clipped(loss, advantage, 3.0)
-  np.testing.assert_allclose(found, [2 * 3.0, 2 * 1.5, -2 * 0.1], rtol=1e-6)
+  actual = policy_loss.dual_clipped(loss, advantage, 3.0)
+  np.testing.assert_allclose(actual, [2 * 3.0, 2 * 1.5, -2 * 0.1], rtol=1e-6)
 
 
 def test_ratio_of_policies_far_apart_is_finite():
@@ -58,19 +58,19 @@ def test_ratio_of_policies_far_apart_is_finite():
   )
 
 
-def test_value_may_move_by_the_clip_and_no_further():
+def test_value_loss_is_clipped_around_the_old_value():
   value, old = jnp.array([2.0, 1.1, 4.0, 0.0]), jnp.ones(4)
   target = jnp.array([3.0, 3.0, 3.0, -2.0])
   loss, slope = jax.vmap(
     jax.value_and_grad(policy_loss.clipped_value), (0, 0, 0, None)
   )(value, old, target, 0.2)
-  # Near the target but far from the old value: held at 1.2. Within reach: itself.
-  held = [1.2 - 3, 1.1 - 3, 1.2 - 3, 0.8 + 2]
-  np.testing.assert_allclose(loss, np.square(held) / 2, rtol=1e-6)
+  # Near the target but far from the old value: clipped to 1.2; else unchanged.
+  residual = [1.2 - 3, 1.1 - 3, 1.2 - 3, 0.8 + 2]
+  np.testing.assert_allclose(loss, np.square(residual) / 2, rtol=1e-6)
   np.testing.assert_allclose(slope, [0.0, 1.1 - 3, 0.0, 0.0], rtol=1e-5)
   share = policy_loss.value_clipped_share(value, old, target, 0.2)
   np.testing.assert_array_equal(share, [1, 0, 1, 1])
-  # Away from the target nothing is held, below the old value as above it.
+  # Away from the target nothing is clipped, below the old value as above it.
   value = jnp.array([0.0, -1.0, 0.9])
   np.testing.assert_array_equal(
     policy_loss.value_clipped_share(value, old[:3], jnp.array([3.0, -2.0, -2.0]), 0.2),
@@ -78,13 +78,13 @@ def test_value_may_move_by_the_clip_and_no_further():
   )
 
 
-def test_policy_gradient_raises_what_is_better_than_expected():
+def test_policy_gradient_is_minus_advantage_times_logp():
   logp, advantage = jnp.array([-2.0, -3.0]), jnp.array([0.5, -4.0])
   loss = policy_loss.policy_gradient(logp, advantage)
   np.testing.assert_array_equal(loss, [0.5 * 2, -4 * 3])
 
 
-def test_averages_are_what_they_say():
+def test_reductions_match_their_definitions():
   s = toy.scored(K=3)  # ragged: one column absent, lengths from 1 to 5
   s = s.replace(weight_B=s.weight_B.at[1].set(0), mask_BKT=s.mask_BKT.at[2, 0].set(0))
   x, mask = np.asarray(s.reward_BKT, np.float64), np.asarray(s.mask_BKT)
@@ -114,7 +114,7 @@ def test_averages_are_what_they_say():
   )
 
 
-def test_average_of_nothing_is_0():
+def test_reductions_of_an_empty_batch_are_0():
   nothing = scored.from_token_logps(jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 2)))
   for average in (
     policy_loss.token_mean,

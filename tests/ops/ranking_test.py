@@ -1,4 +1,4 @@
-"""Ranks, Plackett-Luce, gains and discounts, lambda weights."""
+"""Listwise ranking against oracles in NumPy."""
 
 import math
 
@@ -19,23 +19,23 @@ SCORE = np.array(
 
 
 def rows(function):
-  """The oracle on the present answers of each list; 0 for an empty one."""
-  found = []
+  """The oracle on the present columns of each list; 0 for an empty one."""
+  per_list = []
   for label, score, here in zip(LABEL, SCORE, PRESENT > 0, strict=True):
-    found.append(function(score[here], label[here]) if here.any() else 0.0)
-  return np.array(found)
+    per_list.append(function(score[here], label[here]) if here.any() else 0.0)
+  return np.array(per_list)
 
 
 def close(actual, expected, rtol=1e-5):
   np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-6)
 
 
-def test_ranks_break_ties_by_column_or_by_lot_and_put_absent_last():
+def test_ranks_break_ties_by_column_or_tie_breaker_and_put_absent_last():
   score_BK = np.array([[2.0, 5.0, 2.0, 7.0]])
   present_BK = np.array([[1.0, 1.0, 1.0, 0.0]])
   close(ranking.rank(score_BK, present_BK), [[2, 1, 3, 4]])
-  lot_BK = np.array([[0.9, 0.5, 0.1, 0.0]])
-  close(ranking.rank(score_BK, present_BK, lot_BK), [[3, 1, 2, 4]])
+  tie_BK = np.array([[0.9, 0.5, 0.1, 0.0]])
+  close(ranking.rank(score_BK, present_BK, tie_BK), [[3, 1, 2, 4]])
 
 
 def test_better_is_strict_and_among_present():
@@ -59,7 +59,7 @@ def test_plackett_luce_oracle(eps):
   close(actual, rows(lambda s, y: _plackett_luce(s, y, eps)))
 
 
-def test_plackett_luce_of_one_answer_is_certain():
+def test_plackett_luce_of_one_completion_is_certain():
   close(ranking.plackett_luce(SCORE, LABEL, PRESENT)[2:], [0, 0])
 
 
@@ -135,19 +135,19 @@ def _schemes(gain, place):
     return np.log2(1 + k)
 
   K = len(gain)
-  found = {name: np.zeros((K, K)) for name in ("lambda", "1", "2", "2++")}
+  weights = {name: np.zeros((K, K)) for name in ("lambda", "1", "2", "2++")}
   for i in range(K):
     for j in range(K):
       apart, gap = abs(place[i] - place[j]), abs(gain[i] - gain[j])
-      found["1"][i, j] = gain[i] / D(place[i])
-      found["lambda"][i, j] = gap * abs(1 / D(place[i]) - 1 / D(place[j]))
+      weights["1"][i, j] = gain[i] / D(place[i])
+      weights["lambda"][i, j] = gap * abs(1 / D(place[i]) - 1 / D(place[j]))
       if apart:
-        found["2"][i, j] = gap * abs(1 / D(apart) - 1 / D(apart + 1))
-      found["2++"][i, j] = 10 * found["2"][i, j] + found["lambda"][i, j]
-  return found
+        weights["2"][i, j] = gap * abs(1 / D(apart) - 1 / D(apart + 1))
+      weights["2++"][i, j] = 10 * weights["2"][i, j] + weights["lambda"][i, j]
+  return weights
 
 
-def test_weighing_schemes_oracle():
+def test_weighting_schemes_oracle():
   gain_BK, place_BK = 2 ** LABEL[:1] - 1, np.array([[2.0, 4.0, 1.0, 3.0]])
   expected = _schemes(gain_BK[0], place_BK[0])
   close(ranking.lambda_rank(gain_BK, place_BK)[0], expected["lambda"])
@@ -172,14 +172,14 @@ def test_pair_logistic_oracle_and_floor():
   close(actual, [-np.log(floored).sum()])
 
 
-def test_metrics_read_best_and_worst_and_leave_out_lists_without_pairs():
+def test_metrics_exclude_lists_without_ordered_pairs():
   one = np.ones((4, 4))
   s = scored.from_sequence_logps(one, one, reward_BK=LABEL, present_BK=PRESENT)
   actual = {k: mean.value for k, mean in ranking.metrics(s, jnp.asarray(SCORE)).items()}
   close(actual["reward_chosen"], (0.3 + 0.2) / 2)
   close(actual["reward_rejected"], (0.9 + 1.1) / 2)  # tied for worst: the last
-  # List 0 orders (3, 1), (2, 1) right and (3, 0), (3, 2), (1, 0), (2, 0) wrong; list 1
-  # has one of its two pairs right.
+  # List 0 ranks (3, 1), (2, 1) correctly and (3, 0), (3, 2), (1, 0), (2, 0) not; list 1
+  # ranks one of its two pairs correctly.
   close(actual["reward_accuracy"], (2 + 1) / (6 + 2))
 
 

@@ -1,4 +1,4 @@
-"""What a text repeats."""
+"""Repeated tokens and n-grams, and the unlikelihood of candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -14,51 +14,51 @@ MASK = (np.arange(9) < np.array([[9, 4], [1, 0]])[..., None]).astype(np.float32)
 
 
 def sets_of_previous(tokens, length, always):
-  found = np.zeros((len(tokens), 4))
+  actual = np.zeros((len(tokens), 4))
   for t in range(length):
-    found[t, [v for v in {*tokens[:t], *always} if v != tokens[t]]] = 1
-  return found
+    actual[t, [v for v in {*tokens[:t], *always} if v != tokens[t]]] = 1
+  return actual
 
 
 @pytest.mark.parametrize("always", [(), (3,)])
-def test_previous_tokens_are_the_set_of_what_was_said(always):
-  found = repetition.previous_tokens(TOKENS, MASK, 4, always)
+def test_previous_tokens_are_the_set_of_earlier_tokens(always):
+  actual = repetition.previous_tokens(TOKENS, MASK, 4, always)
   for b, k in np.ndindex(2, 2):
     expected = sets_of_previous(TOKENS[b, k], int(MASK[b, k].sum()), always)
-    np.testing.assert_array_equal(found[b, k], expected)
+    np.testing.assert_array_equal(actual[b, k], expected)
 
 
 def marks(tokens, length, n):
-  found, seen = np.zeros(len(tokens)), set()
+  actual, seen = np.zeros(len(tokens)), set()
   for t in range(length - n + 1):
     gram = tuple(tokens[t : t + n])
     if gram in seen:
-      found[t : t + n] = 1
+      actual[t : t + n] = 1
     seen.add(gram)
-  return found
+  return actual
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_repeated_ngrams_are_marked_the_last_one_too(n):
-  found = repetition.repeated_ngrams(TOKENS, MASK, n)
+def test_repeated_ngrams_are_marked_including_the_last(n):
+  actual = repetition.repeated_ngrams(TOKENS, MASK, n)
   for b, k in np.ndindex(2, 2):
     expected = marks(TOKENS[b, k], int(MASK[b, k].sum()), n)
-    np.testing.assert_array_equal(found[b, k], expected)
+    np.testing.assert_array_equal(actual[b, k], expected)
   same = repetition.repeated_ngrams(np.zeros((1, 1, 9), int), np.ones((1, 1, 9)), n)
   np.testing.assert_array_equal(same[0, 0], [0] + [1] * 8)
 
 
-def test_ngrams_have_a_length():
+def test_ngram_length_below_1_is_refused():
   with pytest.raises(ValueError, match="n=0; it must be at least 1"):
     repetition.repeated_ngrams(TOKENS, MASK, 0)
 
 
-def test_unlikelihood_is_log_of_what_is_left():
+def test_unlikelihood_oracle():
   logits = RNG.normal(size=(1, 1, 4, 5)) * 2
   candidate = RNG.integers(2, size=logits.shape)
   expected = -(np.log(1 - special.softmax(logits, -1)) * candidate).sum(-1)
-  found = repetition.unlikelihood(logits, candidate)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  actual = repetition.unlikelihood(logits, candidate)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_unlikelihood_of_a_certain_token_is_finite():

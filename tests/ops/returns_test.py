@@ -35,9 +35,9 @@ def rows(s, mask):
   return [np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in fields]
 
 
-@pytest.mark.parametrize("hole", [False, True])
-def test_gae_is_the_discounted_sum_of_errors(s, hole):
-  mask = s.mask_BKT.at[:, :, 1].set(0) if hole else s.mask_BKT
+@pytest.mark.parametrize("gap", [False, True])
+def test_gae_is_the_discounted_sum_of_td_errors(s, gap):
+  mask = s.mask_BKT.at[:, :, 1].set(0) if gap else s.mask_BKT
   advantage, target = returns.gae(s.reward_BKT, s.value_BKT, mask, GAMMA, LAM)
   reward, value, real = rows(s, mask)
   expected = [
@@ -49,7 +49,7 @@ def test_gae_is_the_discounted_sum_of_errors(s, hole):
   np.testing.assert_allclose(target.reshape(expected.shape), expected, atol=1e-5)
 
 
-def test_gae_at_lam_1_is_return_less_value_and_at_lam_0_one_error(s):
+def test_gae_at_lam_1_is_return_minus_value_and_at_lam_0_td_error(s):
   args = (s.reward_BKT, s.value_BKT, s.mask_BKT, GAMMA)
   whole, target = returns.gae(*args, 1.0)
   ahead = returns.discounted(s.reward_BKT, s.mask_BKT, GAMMA)
@@ -62,8 +62,8 @@ def test_gae_at_lam_1_is_return_less_value_and_at_lam_0_one_error(s):
   np.testing.assert_allclose(one, error * np.asarray(s.mask_BKT), atol=1e-5)
 
 
-@pytest.mark.nonfinite  # infinities stand on padding
-def test_what_stands_on_padding_is_never_seen(s):
+@pytest.mark.nonfinite  # padding holds infinities
+def test_padding_is_never_read(s):
   arrays = (s.reward_BKT, s.value_BKT)
   junk = [jnp.where(s.mask_BKT > 0, x, jnp.inf) for x in arrays]
   clean = returns.gae(*arrays, s.mask_BKT, GAMMA, LAM)
@@ -71,16 +71,16 @@ def test_what_stands_on_padding_is_never_seen(s):
   np.testing.assert_array_equal(dirty, clean)
 
 
-def test_score_lands_on_the_last_token_or_one_past_it():
+def test_score_is_placed_on_the_last_token_or_one_past_it():
   mask = jnp.array([[[1.0, 1, 0], [1, 1, 1], [0, 0, 0]]])
   score = jnp.array([[5.0, -7.0, 3.0]])
   last = returns.place(score, mask)
   np.testing.assert_array_equal(last, [[[0, 5, 0], [0, 0, -7], [0, 0, 0]]])
-  past = returns.place(score, returns.one_longer(mask), most_score=4.0)
+  past = returns.place(score, returns.one_longer(mask), max_score=4.0)
   np.testing.assert_array_equal(past, [[[0, 0, 4], [0, 0, -4], [3, 0, 0]]])
 
 
-def test_kl_is_taken_from_every_token_and_the_score_from_none():
+def test_kl_penalty_is_subtracted_from_every_token():
   score, kl = jnp.array([[[0.0, 5.0]]]), jnp.array([[[1.0, -2.0]]])
   np.testing.assert_allclose(
     returns.kl_shaped(score, kl, 0.1), [[[-0.1, 5.2]]], rtol=1e-6
@@ -92,7 +92,7 @@ def test_rto_adds_dense_credit_to_the_score_and_the_penalty():
   dpo, ref, kl = (jnp.array([[[a, b, 9.0]]]) for a, b in ((3, 1), (1, 2), (0.5, 0.25)))
   credit = returns.rto_credit(dpo, ref, mask, scale=0.5)
   np.testing.assert_allclose(credit, [[[0.5 * 2, 0.5 * -1, 0]]])
-  near = returns.rto_credit(dpo, ref, mask, scale=0.5, most_credit=0.7)
+  near = returns.rto_credit(dpo, ref, mask, scale=0.5, max_credit=0.7)
   np.testing.assert_allclose(near, [[[0.7, -0.5, 0]]])
   reward = returns.rto_reward(credit, jnp.array([[20.0]]), kl, mask, 0.1, 10.0)
   np.testing.assert_allclose(reward, [[[1 - 0.05, -0.5 - 0.025 + 10, 0]]], rtol=1e-6)
@@ -126,21 +126,20 @@ def test_equal_rewards_whiten_to_0():
   np.testing.assert_allclose(returns.whiten(x, jnp.ones(7)), 0, atol=1e-3)
 
 
-def test_time_is_a_scan():
+def test_gae_is_one_scan_over_time():
   shape = jax.ShapeDtypeStruct((2, 3, 64), jnp.float32)
   text = str(jax.make_jaxpr(returns.gae)(shape, shape, shape, 1.0, 0.95))
   assert text.count(" scan[") == 1
   assert "length=64" in text
 
 
-def test_explained_variance_of_perfect_and_of_knowing_nothing():
+def test_explained_variance_of_exact_constant_and_worse_values():
   target = jnp.array([1.0, 3.0, 5.0, 99.0])
   population = jnp.array([1.0, 1.0, 1.0, 0.0])
-  perfect, flat = jnp.zeros(4), target - 3
-  assert float(returns.explained(perfect, target, population)) == 1
-  assert float(returns.explained(flat, target, population)) == pytest.approx(0)
-  worse = (
-    target + target
-  )  # values of the wrong sign: the error has 4 times the variance
+  exact, constant = jnp.zeros(4), target - 3
+  assert float(returns.explained(exact, target, population)) == 1
+  assert float(returns.explained(constant, target, population)) == pytest.approx(0)
+  # Values of the opposite sign: the error has 4 times the variance.
+  worse = target + target
   assert float(returns.explained(worse, target, population)) == pytest.approx(-3)
-  assert float(returns.explained(flat, jnp.ones(4), population)) == 0
+  assert float(returns.explained(constant, jnp.ones(4), population)) == 0

@@ -1,4 +1,4 @@
-"""Rules that select rows."""
+"""Sampling of rows, rejection sampling, RAFT and sDPO selection."""
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +40,14 @@ def test_two_draws_without_replacement_follow_the_weights():
 
 
 def test_filler_is_never_drawn_nor_counted():
-  picked = draws(np.zeros(3), 0.5, (1.0, 0.0, 1.0))
-  assert not picked[:, 1].any()
-  assert (picked.sum(1) == 1).all()  # half of two rows, not of three
+  selected = draws(np.zeros(3), 0.5, (1.0, 0.0, 1.0))
+  assert not selected[:, 1].any()
+  assert (selected.sum(1) == 1).all()  # half of two rows, not of three
 
 
 def test_underflowing_weights_still_fill_the_count():
-  picked = draws(np.array([0.0, -5000.0, -9000.0]), 0.7)
-  np.testing.assert_array_equal(picked, np.tile([1, 1, 0], (2000, 1)))
+  selected = draws(np.array([0.0, -5000.0, -9000.0]), 0.7)
+  np.testing.assert_array_equal(selected, np.tile([1, 1, 0], (2000, 1)))
 
 
 REWARD = jnp.array([0.5, 2.0, -1.0, 1.0, 0.0])
@@ -88,7 +88,7 @@ def test_rejection_sampling_is_the_papers_loop():
     assert out.draws[i] == used
 
 
-def test_every_sweep_accepts_its_best_and_only_that_when_draws_are_high():
+def test_every_sweep_accepts_only_its_best_for_high_variates():
   out = sample(5, 0.5, 1 - 1e-6)
   assert out.index_J.tolist() == [1, 3, 0, 4, 2]
   assert out.draws == 5 + 4 + 3 + 2 + 1
@@ -114,7 +114,7 @@ def test_more_samples_than_candidates_are_refused(num):
 def test_top_share_is_global_and_rounds_down():
   assert selection.top_share(REWARD, 0.5).tolist() == [1, 3]
   assert selection.top_share(jnp.zeros(100), 0.29).shape == (29,)
-  with pytest.raises(ValueError, match=r"share=0\.1 of 5 answers keeps 0"):
+  with pytest.raises(ValueError, match=r"share=0\.1 of 5 completions selects 0"):
     selection.top_share(REWARD, 0.1)
   with pytest.raises(ValueError, match=r"share=1\.5"):
     selection.top_share(REWARD, 1.5)
@@ -126,7 +126,7 @@ def test_best_of_a_prompt_is_the_first_present_one():
   assert selection.best_of(reward, present).tolist() == [1, 0]
 
 
-def test_sdpo_takes_the_stage_before_as_reference():
+def test_sdpo_takes_the_previous_stage_as_reference():
   stages = [selection.sdpo_stage(t, (12, 60, 5)) for t in (1, 2, 3)]
   rows = list(range(77))
   assert [r for stage in stages for r in rows[stage.rows]] == rows  # each row once

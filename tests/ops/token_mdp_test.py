@@ -40,11 +40,11 @@ def test_tree_numbers_states_by_length_then_tokens():
   np.testing.assert_array_equal(token_mdp.sequences(V, T), PATHS)
 
 
-def test_along_picks_what_each_completion_walks_through(mdp):
+def test_along_reads_the_entries_of_each_completion(mdp):
   reward, _, _ = mdp
-  found = token_mdp.along(reward, NEXT_SV, token_mdp.sequences(V, T))
+  actual = token_mdp.along(reward, NEXT_SV, token_mdp.sequences(V, T))
   expected = [np.asarray(reward)[walk(path)] for path in PATHS]
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
   grouped = token_mdp.along(reward, NEXT_SV, jnp.asarray(PATHS).reshape(3, -1, T))
   np.testing.assert_array_equal(grouped.reshape(-1, T), expected)
   beyond = token_mdp.along(reward, NEXT_SV, jnp.zeros((1, T + 2), jnp.int32))
@@ -63,7 +63,7 @@ def test_value_and_policy_are_those_of_all_completions(mdp):
   np.testing.assert_allclose(np.exp(logp), weight / weight.sum(), rtol=1e-4)
 
 
-def test_q_v_and_policy_hang_together(mdp):
+def test_q_v_and_policy_are_consistent(mdp):
   _, ref, best = mdp
   np.testing.assert_allclose(
     best.logp_SV, (best.q_SV - best.value_S[:, None]) / BETA, atol=1e-5
@@ -97,7 +97,7 @@ def test_short_completions_end_where_the_table_says():
   np.testing.assert_allclose(logp, [every[path] for path in expected], rtol=1e-5)
 
 
-def test_greedy_beam_takes_the_likeliest_token_each_time(mdp):
+def test_beam_of_width_1_is_greedy(mdp):
   _, _, best = mdp
   tokens, _ = token_mdp.beam_search(best.logp_SV, NEXT_SV, 1, T)
   state = 0
@@ -106,14 +106,14 @@ def test_greedy_beam_takes_the_likeliest_token_each_time(mdp):
     state = V * state + 1 + token
 
 
-def test_more_beams_than_completions_are_impossible(mdp):
+def test_excess_beams_have_probability_0(mdp):
   _, _, best = mdp
   tokens, logp = token_mdp.beam_search(best.logp_SV, NEXT_SV, V**T + 2, T)
   assert np.isneginf(logp[-2:]).all()
   assert len({tuple(row) for row in np.asarray(tokens[:-2])}) == V**T
 
 
-def test_depth_is_a_scan_of_one_size(mdp):
+def test_program_size_does_not_depend_on_depth(mdp):
   reward, ref, _ = mdp
 
   def program(depth):

@@ -45,14 +45,14 @@ def test_any_number_of_leading_axes(name):
   )
 
 
-def test_statistics_land_where_they_say():
+def test_statistics_without_a_field_go_to_extra():
   fields = {vars(token_stats)[name].field for name in ORACLE}
   extra = fields - set(Scored.__dataclass_fields__)
   assert len(fields) == len(ORACLE)
   assert extra == {"entropy_BKT", "policy_kl_BKT", "rest_logp_BKT"}
 
 
-def test_impossible_tokens_add_nothing():
+def test_impossible_tokens_add_0():
   logits = jnp.array([[0.0, 0.0, -jnp.inf]])
   other = jnp.array([[0.0, jnp.log(3.0), -jnp.inf]])
   assert token_stats.entropy(logits)[0] == pytest.approx(np.log(2))
@@ -68,7 +68,7 @@ def test_underflowing_probability_gives_a_finite_kl():
   assert token_stats.kl(p, q)[0] == pytest.approx(500.0)
 
 
-def test_target_is_picked_without_a_gather():
+def test_target_is_selected_without_a_gather():
   hlo = jax.jit(token_stats.logp).lower(POLICY, TARGET).as_text()
   assert "gather" not in hlo
 
@@ -83,29 +83,29 @@ def test_rest_of_a_certain_token_is_finite():
   np.testing.assert_allclose(slope, [[-1.0, 0.0, 1.0]], atol=1e-6)
 
 
-def test_rivals_are_the_largest_other_logits_and_the_target_last():
+def test_contrast_tokens_are_the_largest_other_logits_and_the_target_last():
   logits = jnp.array([[3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
   target = jnp.array([0, 1])  # the largest itself, and another
-  found = token_stats.contrast_tokens(2).fn({"policy": logits}, target)
-  np.testing.assert_array_equal(found, [[2.0, 1.0, 3.0], [3.0, 2.0, 1.0]])
-  _, ids = token_stats.top_rivals(logits, target, 2)
+  actual = token_stats.contrast_tokens(2).fn({"policy": logits}, target)
+  np.testing.assert_array_equal(actual, [[2.0, 1.0, 3.0], [3.0, 2.0, 1.0]])
+  _, ids = token_stats.top_contrast_tokens(logits, target, 2)
   np.testing.assert_array_equal(ids, [[2, 1], [0, 2]])
 
 
-def test_equal_rivals_are_one_need():
+def test_equal_contrast_tokens_are_one_statistic():
   assert token_stats.contrast_tokens(2) is token_stats.contrast_tokens(2)
   assert token_stats.contrast_tokens(2).field != token_stats.contrast_tokens(3).field
 
 
 @pytest.mark.parametrize("k", [0, 1.0, -1])
-def test_number_of_rivals_is_a_positive_whole_number(k):
+def test_number_of_contrast_tokens_is_a_positive_integer(k):
   with pytest.raises(ValueError, match=rf"k={k} must be a whole number >= 1"):
     token_stats.contrast_tokens(k)
 
 
-def test_vocabulary_without_enough_rivals_is_refused():
+def test_vocabulary_without_enough_contrast_tokens_is_refused():
   with pytest.raises(ValueError, match="need a vocabulary > 6, this is 6"):
-    token_stats.top_rivals(POLICY, TARGET, 6)
+    token_stats.top_contrast_tokens(POLICY, TARGET, 6)
 
 
 def test_tempered_is_the_statistic_of_divided_logits():
@@ -117,7 +117,7 @@ def test_tempered_is_the_statistic_of_divided_logits():
   np.testing.assert_allclose(cool.fn({"policy": logits_CV}, target_C), expected, 1e-5)
 
 
-def test_tempered_leaves_values_and_temperature_1_alone_and_equal_needs_equal():
+def test_tempered_keeps_values_temperature_1_and_equal_statistics():
   value = token_stats.tempered(token_stats.VALUE, 0.5)
   assert value.fn({"policy.value": jnp.array([3.0])}, None).tolist() == [3.0]
   assert token_stats.tempered(token_stats.LOGP, 1.0) is token_stats.LOGP

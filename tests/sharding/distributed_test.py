@@ -1,4 +1,4 @@
-"""Two processes of two devices: one batch, the same everywhere."""
+"""Two processes of two devices: the same batch in both."""
 
 import os
 import socket
@@ -45,7 +45,7 @@ WORKER = """
 """
 
 
-def test_two_processes_hold_one_batch_and_notice_a_difference(tmp_path):
+def test_two_processes_hold_one_batch_and_detect_a_difference(tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"

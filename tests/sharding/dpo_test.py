@@ -1,4 +1,4 @@
-"""A DPO loss and gradient on eight devices: equal to one, and what is communicated."""
+"""DPO loss and gradient on eight devices: equal to one device, and communication."""
 
 import functools
 import re
@@ -99,14 +99,16 @@ def _moved(compiled):
 
 
 def _moved_logits(compiled, mesh):
-  """Of these, what has a vocabulary axis and is no table [vocabulary, width]."""
+  """Those of them with a vocabulary axis that are no table [vocabulary, width]."""
   vocab = {VOCAB, VOCAB // mesh.shape["tensor"]}
   width = {WIDTH, WIDTH // mesh.shape["fsdp"]}
-  found = [dims for dims in _moved(compiled) if vocab & set(dims)]
-  return [d for d in found if not (len(d) == 2 and d[0] in vocab and d[1] in width)]
+  collectives = [dims for dims in _moved(compiled) if vocab & set(dims)]
+  return [
+    d for d in collectives if not (len(d) == 2 and d[0] in vocab and d[1] in width)
+  ]
 
 
-def test_moved_logits_are_found_where_they_are_gathered():
+def test_moved_logits_are_detected_where_they_are_gathered():
   mesh = meshes.make_mesh(2, 2, 2)
   by_vocab = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
   logits = jax.device_put(jnp.ones((24, VOCAB)), by_vocab)

@@ -1,4 +1,4 @@
-"""Meshes: sizes, axis types, and what is refused."""
+"""Meshes: sizes, axis types, refused arguments."""
 
 import jax
 import pytest
@@ -21,7 +21,7 @@ def test_make_mesh_of_chosen_devices_takes_those():
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (0, 8, 1), (-2, -4, 1)])
-def test_make_mesh_that_does_not_divide_devices_says_what_does(sizes):
+def test_make_mesh_that_does_not_divide_devices_lists_what_does(sizes):
   with pytest.raises(ValueError, match="8 devices") as error:
     meshes.make_mesh(*sizes)
   assert f"'data': {sizes[0]}" in str(error.value)

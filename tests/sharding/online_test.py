@@ -1,4 +1,4 @@
-"""An online loop on a mesh is the loop on one device: texts, opponents, updates."""
+"""An online loop on a mesh equals the loop on one device: texts, opponents, updates."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Parameters, optimiser states and batches: where each part lives."""
+"""Placement of parameters, optimiser states and batches on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def _parts(x):
   return {shard.data.shape for shard in x.addressable_shards}
 
 
-def test_init_params_partitions_by_the_table(params):
+def test_init_params_partitions_by_the_rules(params):
   assert _parts(params["kernel"]) == {(2, 4, 6)}
   assert _parts(params["table"]) == {(3, 4)}
   assert _parts(params["scale"]) == {(4,)}
@@ -134,7 +134,7 @@ def test_place_batch_refuses_uneven_rows(mesh):
     place.place_batch(mesh, _batch(rows=6))
 
 
-def test_digest_tells_values_shapes_and_dtypes_apart():
+def test_digest_distinguishes_values_shapes_and_dtypes():
   batch = _batch(rows=4)
   trees = [
     batch,
@@ -155,6 +155,6 @@ def test_digest_tells_values_shapes_and_dtypes_apart():
     ({"coordinator": "localhost:1", "processes": 2, "index": 2}, r"index=2.*0\.\.1"),
   ],
 )
-def test_initialize_refuses_half_an_address(arguments, message):
+def test_initialize_refuses_incomplete_arguments(arguments, message):
   with pytest.raises(ValueError, match=message):
     distributed.initialize(**arguments)

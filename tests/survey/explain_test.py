@@ -1,4 +1,4 @@
-"""The page of one objective."""
+"""The page of an objective."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from xpo_jax import objectives
 from xpo_jax.survey import explain
 
 
-def test_page_has_equation_source_place_and_curves():
+def test_page_has_equation_source_survey_row_and_charts():
   page = explain.page("dpo", ("a_recipe", "another"))
   assert page.startswith("dpo(beta=0.1, label_smoothing=0.0)")
   assert "log sigma(m)" in page
@@ -19,8 +19,8 @@ def test_page_has_equation_source_place_and_curves():
 
 def test_page_draws_both_kinds_of_label():
   page = explain.page("kto")
-  assert "desirable answer: loss" in page
-  assert "undesirable answer: gradient" in page
+  assert "desirable completion: loss" in page
+  assert "undesirable completion: gradient" in page
 
 
 def test_unknown_name_is_refused():

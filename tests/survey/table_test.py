@@ -1,4 +1,4 @@
-"""The survey's table: complete, and true of the objectives where code can decide."""
+"""The survey's table: complete, and consistent with the objectives."""
 
 import functools
 import subprocess
@@ -13,11 +13,11 @@ from xpo_jax import objectives, scored
 from xpo_jax.ops import token_stats
 from xpo_jax.survey import table, taxonomy
 from xpo_jax.survey.taxonomy import (
-  Feedback,
+  FeedbackType,
   Length,
   Level,
   Reference,
-  Sampling,
+  SamplingPolicy,
   Sft,
   Sign,
   Size,
@@ -39,7 +39,7 @@ def _policy_rows() -> list:
     pytest.param(paper, name, id=f"{paper.name}: {name}")
     for paper in table.PAPERS
     for name in paper.objectives
-    if name in objectives.NAMES  # another test names the missing
+    if name in objectives.NAMES  # another test reports missing names
     if token_stats.LOGP in objective(name).stats
     and objective(name).layout is not Layout.DEMO
   ]
@@ -87,7 +87,7 @@ def test_the_survey_has_24_systems_and_every_group():
 def test_every_objective_has_a_row_and_every_row_an_objective():
   named = {name for paper in table.PAPERS for name in paper.objectives}
   assert named - set(objectives.NAMES) == set(), "no such objective"
-  assert set(objectives.NAMES) - named == set(), "give each a row in survey.py"
+  assert set(objectives.NAMES) - named == set(), "give each a row in survey/table.py"
   for paper in table.PAPERS:
     assert paper.objectives
     assert set(paper.cells) == set(taxonomy.DIRECTIONS)
@@ -102,7 +102,7 @@ def test_rows_and_pages_name_the_same_paper():
 
 
 def test_reading_the_table_imports_no_jax():
-  code = "import sys; from xpo_jax import survey; assert 'jax' not in sys.modules"
+  code = "import sys; from xpo_jax.survey import table; assert 'jax' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -129,13 +129,13 @@ def test_layout_is_the_feedback_of_the_table(paper, name):
   layout = objective(name).layout
   if layout is Layout.PAIR:
     assert Size.PAIR in values(paper, "F2")
-    assert Feedback.PREFERENCE in values(paper, "F1")
+    assert FeedbackType.PREFERENCE in values(paper, "F1")
   elif layout is Layout.RANKED:
     assert Size.LIST in values(paper, "F2") or paper.cells["F2"].note
   elif layout is Layout.SAMPLED:
-    assert Sampling.ON_POLICY in values(paper, "RL4")
+    assert SamplingPolicy.ON_POLICY in values(paper, "RL4")
   else:
-    assert Feedback.BINARY in values(paper, "F1")
+    assert FeedbackType.BINARY in values(paper, "F1")
 
 
 @pytest.mark.parametrize(("paper", "name"), ROWS)
@@ -169,7 +169,7 @@ def test_sft_is_a_term_where_the_table_says_so(paper, name):
 
 
 @pytest.mark.parametrize(("paper", "name"), ROWS)
-def test_negative_only_methods_learn_nothing_from_desirable_answers(paper, name):
+def test_negative_only_methods_ignore_desirable_completions(paper, name):
   s = record(name)
   if objective(name).layout is not Layout.RATED:
     return

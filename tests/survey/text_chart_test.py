@@ -5,7 +5,7 @@ import numpy as np
 from xpo_jax.survey import text_chart
 
 
-def test_line_stands_where_its_values_are():
+def test_line_is_drawn_at_its_values():
   x = np.linspace(0, 1, 11)
   rows = text_chart.chart(x, x, width=11, height=11, label="x").splitlines()
   assert rows[0] == "1 |          *"

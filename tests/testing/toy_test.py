@@ -1,4 +1,4 @@
-"""Tiny records."""
+"""Toy records and loss curves."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_every_field_is_filled():
   assert all(vars(s)[name] is not None for name in Scored.__dataclass_fields__)
 
 
-def test_seed_decides_the_numbers():
+def test_seed_determines_the_numbers():
   same, other = toy.scored(seed=3), toy.scored(seed=4)
   np.testing.assert_array_equal(same.logp_BKT, toy.scored(seed=3).logp_BKT)
   assert (same.logp_BKT != other.logp_BKT).any()
@@ -44,12 +44,12 @@ def test_record_fits_the_objective(name):
 
 def test_curve_of_dpo_is_the_logistic_loss_of_the_margin():
   gap = np.linspace(-6, 6, 5)
-  found = toy.curve(objectives.dpo(beta=0.5), gap)
-  np.testing.assert_allclose(found.loss, np.log1p(np.exp(-0.5 * gap)), rtol=1e-5)
-  np.testing.assert_allclose(found.slope, -0.5 / (1 + np.exp(0.5 * gap)), rtol=1e-5)
+  curve = toy.curve(objectives.dpo(beta=0.5), gap)
+  np.testing.assert_allclose(curve.loss, np.log1p(np.exp(-0.5 * gap)), rtol=1e-5)
+  np.testing.assert_allclose(curve.slope, -0.5 / (1 + np.exp(0.5 * gap)), rtol=1e-5)
 
 
-def test_curve_of_an_undesirable_answer_rises():
+def test_curve_of_an_undesirable_completion_rises():
   gap = np.linspace(-6, 6, 5)
   assert (toy.curve(objectives.kto(), gap, desirable=False).slope > 0).all()
   assert (toy.curve(objectives.kto(), gap, desirable=True).slope < 0).all()

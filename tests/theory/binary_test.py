@@ -1,7 +1,7 @@
-"""What papers of binary and negative feedback prove, on exact tabular policies.
+"""Theorems on binary and negative feedback, on exact tabular policies.
 
-A policy over V answers of each prompt is a table of logits; the population is every
-answer (with every label), weighted by how often it is drawn.
+A policy over V completions of each prompt is a table of logits; the population is every
+completion (with every label), weighted by its probability.
 """
 
 import jax
@@ -12,11 +12,11 @@ from scipy import optimize, special
 
 from xpo_jax import objectives, scored
 
-P, V, BETA = 2, 4, 0.5  # prompts, answers
+P, V, BETA = 2, 4, 0.5  # prompts, completions
 RNG = np.random.default_rng(0)
 REF = special.log_softmax(RNG.normal(size=(P, V)), axis=1)
 REWARD = RNG.normal(size=(P, V))
-MU = special.softmax(RNG.normal(size=(P, V)), axis=1)  # whose answers: not ref's
+MU = special.softmax(RNG.normal(size=(P, V)), axis=1)  # policy of the data: not ref
 ONE = np.ones((P * V, 1, 1))
 
 
@@ -27,7 +27,7 @@ def float64():
 
 
 def dro_slope(logits, value, mu):
-  """DRO-V's gradient for the policy's logits and the values, answers drawn from mu."""
+  """DRO-V's gradient in the logits and the values, completions drawn from mu."""
 
   def loss(logits, value):
     s = scored.from_token_logps(
@@ -51,32 +51,37 @@ def test_dro_v_finds_the_optimal_value_and_the_tilted_reference():
   @jax.jit
   def field(x):
     slope = dro_slope(x[: P * V].reshape(P, V), x[P * V :], MU)
-    return jnp.concatenate([one.reshape(-1) for one in slope])
+    return jnp.concatenate([x.reshape(-1) for x in slope])
 
   start = np.concatenate([REF.reshape(-1), np.zeros(P)])
-  found = optimize.root(field, start, method="lm", tol=1e-12)
-  logits, value = found.x[: P * V].reshape(P, V), found.x[P * V :]
+  solution = optimize.root(field, start, method="lm", tol=1e-12)
+  logits, value = solution.x[: P * V].reshape(P, V), solution.x[P * V :]
   np.testing.assert_allclose(value, VALUE, atol=1e-6)
   np.testing.assert_allclose(special.log_softmax(logits, axis=1), OPTIMUM, atol=1e-6)
 
 
-def test_dro_value_is_a_baseline_on_the_policys_own_answers_only():
+def test_dro_value_is_a_baseline_only_on_the_policys_own_completions():
   own, _ = dro_slope(OPTIMUM, VALUE + 1, np.exp(OPTIMUM))
   np.testing.assert_allclose(own, 0, atol=1e-12)
   other, _ = dro_slope(OPTIMUM, VALUE + 1, MU)
   assert abs(other).max() > 0.01
 
 
-def kto_slope(logp, up, kept, **weights):
-  """d loss / d log pi of each answer, times the population's size.
+def kto_slope(logp, up, kept_fraction, **weights):
+  """d loss / d log pi of each completion, times the size of the population.
 
   Args:
-    up: P(desirable | answer).
-    kept: share of the desirable feedback that was kept.
+    logp: log-probabilities of the policy.
+    up: P(desirable | completion).
+    kept_fraction: fraction of the desirable feedback that is in the data.
+    weights: of `kto`.
   """
   labels = np.repeat([1.0, 0.0], V)[:, None]
-  weight = np.concatenate([MU[0] * up * kept, MU[0] * (1 - up)])
-  ref, other = np.tile(REF[0], 2), np.full(2 * V, 0.3)  # what z0 is made of: alike
+  weight = np.concatenate([MU[0] * up * kept_fraction, MU[0] * (1 - up)])
+  ref, other = (
+    np.tile(REF[0], 2),
+    np.full(2 * V, 0.3),
+  )  # of the mismatched pairs: constant
 
   def loss(logp):
     s = scored.from_sequence_logps(
@@ -91,7 +96,7 @@ def kto_slope(logp, up, kept, **weights):
   return np.asarray(jax.grad(loss)(logp)) * weight.sum()
 
 
-def test_kto_weight_makes_up_for_rare_desirable_feedback():
+def test_kto_weight_compensates_rare_desirable_feedback():
   """One in nine thumbs-up at lambda_D = 9 is the balanced population."""
   logp, up = special.log_softmax(RNG.normal(size=V)), RNG.uniform(0.1, 0.9, V)
   balanced = kto_slope(logp, up, 1.0)
@@ -100,8 +105,8 @@ def test_kto_weight_makes_up_for_rare_desirable_feedback():
   assert abs(kto_slope(logp, up, 1 / 9) - balanced).max() > 0.1 * abs(balanced).max()
 
 
-def test_kto_cancels_an_answer_whose_odds_the_weights_offset():
-  """Whatever the policy: up where lambda_D P(up) > lambda_U P(down), still at equal."""
+def test_kto_gradient_is_0_where_the_weights_offset_the_odds():
+  """For any policy: raised where lambda_D P(up) > lambda_U P(down), 0 where equal."""
   up = np.array([0.25, 0.2, 0.6, 0.25])
   for seed in range(3):
     logp = special.log_softmax(np.random.default_rng(seed).normal(size=V))
@@ -126,7 +131,7 @@ def test_npo_is_gradient_ascent_as_beta_falls():
   np.testing.assert_allclose(npo_slope(ratio, 1e-7), 1, rtol=1e-5)
 
 
-def test_npo_weighs_an_answer_by_how_likely_it_still_is():
+def test_npo_weight_is_the_formula_of_the_log_ratio():
   ratio, beta = np.array([2.0, 0.0, -3.0]), 0.7
   expected = 2 * np.exp(beta * ratio) / (np.exp(beta * ratio) + 1)
   np.testing.assert_allclose(npo_slope(ratio, beta), expected, rtol=1e-12)

@@ -1,4 +1,4 @@
-"""What KL estimators estimate, exactly: expectations over a tabular softmax."""
+"""Values and gradients of the KL estimators in expectation over a tabular softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def forward_kl(logits):
 
 
 def expected(estimator):
-  """Of a loss whose samples come from the policy and are then taken as they are."""
+  """Value and gradient of the expected loss, samples of the policy held fixed."""
 
   def loss(logits):
     logp = jax.nn.log_softmax(logits)
@@ -43,7 +43,7 @@ def expected(estimator):
   [divergences.K1, divergences.K3, divergences.K1_PLUS, divergences.K3_PLUS],
   ids=repr,
 )
-def test_value_is_the_kl(estimator):
+def test_value_is_the_reverse_kl(estimator):
   value, _ = expected(estimator)
   np.testing.assert_allclose(value, reverse_kl(LOGITS), rtol=1e-12)
 
@@ -64,13 +64,13 @@ def test_k2_is_a_biased_value():
   ],
   ids=lambda x: getattr(x, "__name__", repr(x)),
 )
-def test_gradient_is_that_of(estimator, exact):
+def test_gradient_is_that_of_the_exact_divergence(estimator, exact):
   _, gradient = expected(estimator)
   np.testing.assert_allclose(gradient, jax.grad(exact)(LOGITS), atol=1e-14)
 
 
 def test_k1_as_a_reward_has_the_gradient_of_the_kl():
-  """The policy gradient of a reward -k1, its value alone, descends the KL."""
+  """The policy gradient of the reward -k1, by value only, descends the KL."""
 
   def surrogate(logits):
     logp = jax.nn.log_softmax(logits)

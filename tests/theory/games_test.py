@@ -1,4 +1,4 @@
-"""Preference games: what the self-play papers prove, on exact tabular policies."""
+"""Preference games: theorems of the self-play papers, on exact tabular policies."""
 
 import functools
 
@@ -21,7 +21,7 @@ def float64():
 
 
 def random_game():
-  """Wins among V answers that form a cycle, and a reference."""
+  """A win matrix of V completions with a cycle, and a reference."""
   rng = np.random.default_rng(0)
   skew = np.triu(rng.uniform(-0.4, 0.4, (V, V)), 1)
   skew[0, 1], skew[1, 2], skew[0, 2] = 0.3, 0.2, -0.4  # 0 beats 1 beats 2 beats 0
@@ -36,15 +36,15 @@ def equilibrium(beta):
 
   def residual(logits):
     policy = special.softmax(logits)
-    reply = special.log_softmax(REF + WIN @ policy / beta)
-    return special.log_softmax(logits) - reply + logits.mean()
+    response = special.log_softmax(REF + WIN @ policy / beta)
+    return special.log_softmax(logits) - response + logits.mean()
 
-  found = optimize.root(residual, REF, tol=1e-13)
-  assert np.abs(residual(found.x)).max() < 1e-10
-  return special.log_softmax(found.x)
+  solution = optimize.root(residual, REF, tol=1e-13)
+  assert np.abs(residual(solution.x)).max() < 1e-10
+  return special.log_softmax(solution.x)
 
 
-def test_gap_is_what_the_best_reply_gains():
+def test_gap_is_the_gain_of_the_best_response():
   rng = np.random.default_rng(1)
   logp = special.log_softmax(rng.normal(size=V))
   policy, kl = np.exp(logp), lambda p: (p * (np.log(p) - REF)).sum()
@@ -55,7 +55,7 @@ def test_gap_is_what_the_best_reply_gains():
   gap = preference_games.regularised_gap(WIN, logp, REF, BETA)
   best = payoff(special.softmax(REF + WIN @ policy / BETA))
   assert best > max(payoff(p) for p in rng.dirichlet(np.ones(V), 300))
-  # By antisymmetry the opponent gains as much: max over p less min over q.
+  # By antisymmetry the opponent gains as much: max over p minus min over q.
   np.testing.assert_allclose(gap, best - (1 - best), rtol=1e-10)
   assert abs(preference_games.regularised_gap(WIN, equilibrium(BETA), REF, BETA)) < 1e-9
 
@@ -70,19 +70,19 @@ def test_nash_mds_last_iterate_reaches_the_regularised_equilibrium():
   _, path = jax.jit(lambda start: jax.lax.scan(step, start, steps))(jnp.asarray(REF))
   target = equilibrium(BETA)
   assert preference_games.regularised_gap(WIN, path[-1], REF, BETA) < 1e-4
-  assert preference_games.regularised_gap(WIN, REF, REF, BETA) > 0.05  # where it began
+  assert preference_games.regularised_gap(WIN, REF, REF, BETA) > 0.05  # at the start
   np.testing.assert_allclose(np.exp(path[-1]), np.exp(target), atol=1e-3)
   kl = (np.exp(target) * (target - np.asarray(path))).sum(-1)
   assert (kl <= 8 / (BETA**2 * (np.arange(1, 2001) + 1))).all()  # the paper's bound
-  # The tie matters: its equilibrium can be exploited in the game without a reference.
+  # The KL term matters: this policy is exploitable in the game without a reference.
   assert preference_games.exploitability(WIN, path[-1]) > 0.01
 
 
 def test_sppos_average_reaches_the_equilibrium_and_its_last_iterate_does_not(
   record_property,
 ):
-  # Rock beats scissors with 0.9, scissors paper with 0.7, paper rock with 0.6. Each is
-  # played as often as the other two are worth to one another.
+  # Rock beats scissors with 0.9, scissors paper with 0.7, paper rock with 0.6. In
+  # equilibrium each has a probability proportional to the margin of the other two.
   win = np.array([[0.5, 0.4, 0.9], [0.6, 0.5, 0.3], [0.1, 0.7, 0.5]])
   nash = np.array([0.2, 0.4, 0.1]) / 0.7
   assert preference_games.exploitability(win, np.log(nash)) == pytest.approx(
@@ -106,7 +106,7 @@ def test_sppos_average_reaches_the_equilibrium_and_its_last_iterate_does_not(
     "last_iterate_exploitability", float(preference_games.exploitability(win, last))
   )
   assert preference_games.exploitability(win, last) > 0.1
-  assert gaps[-5:].mean() > gaps[0]  # farther from equilibrium than where it began
+  assert gaps[-5:].mean() > gaps[0]  # farther from equilibrium than at the start
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -123,19 +123,19 @@ def _slope(factory, theta, ref, beta, weight_B, win_rate_BK, pairs_BK):
 
 
 def slope(factory, logp, ref, win, *, sampler, beta, labels="pair", against=None):
-  """Exact gradient of an online objective at a policy: both answers from `sampler`."""
+  """Largest entry of an online objective's exact gradient; pairs from `sampler`."""
   pairs = np.array([(i, j) for i in range(len(win)) for j in range(len(win))])
   first, second = pairs.T
   weight = np.exp(sampler[first] + sampler[second])
-  if labels == "hard":  # the first answer won
+  if labels == "hard":  # the first completion won
     weight = weight * win[first, second]
-  rate = preference_games.duel(win[first, second])
+  rate = preference_games.pair_win_rates(win[first, second])
   if against is not None:
     rate = (win @ np.exp(against))[pairs]
   return np.abs(_slope(factory, logp, ref, beta, weight, rate, pairs)).max()
 
 
-def test_online_ipo_stands_still_at_the_regularised_equilibrium_and_dpo_does_not():
+def test_online_ipo_is_stationary_at_the_regularised_equilibrium_and_dpo_is_not():
   nash = equilibrium(BETA)
   online = {"sampler": nash, "beta": BETA}
   assert slope(objectives.ipo_md, nash, REF, WIN, **online) < 1e-8
@@ -143,7 +143,7 @@ def test_online_ipo_stands_still_at_the_regularised_equilibrium_and_dpo_does_not
   assert slope(objectives.dpo, nash, REF, WIN, **online, labels="hard") > 1e-3
 
 
-def test_two_answers_ipo_goes_by_win_rates_and_dpo_by_log_odds():
+def test_ipo_of_two_completions_follows_win_rates_and_dpo_log_odds():
   win, ref, p, beta = np.array([[0.5, 0.7], [0.3, 0.5]]), np.log([0.4, 0.6]), 0.7, 0.5
   first = np.array([1, 0])
   points = {
@@ -163,8 +163,9 @@ def test_two_answers_ipo_goes_by_win_rates_and_dpo_by_log_odds():
   assert gaps[1] > 1e-2
 
 
-def test_ipo_mds_mixture_is_the_equilibrium_of_a_looser_tie():
-  # Sampling from policy^(1 - s) ref^s, the mixture plays the game tied by beta / (1-s).
+def test_ipo_mds_mixture_is_the_equilibrium_at_a_larger_beta():
+  # Sampling from the mixture policy^(1 - s) ref^s, the mixture is the equilibrium at
+  # beta / (1 - s).
   share = 0.25
   mixed = equilibrium(BETA / (1 - share))
   policy = special.log_softmax(REF + (mixed - REF) / (1 - share))
@@ -178,9 +179,9 @@ def test_ipo_mds_mixture_is_the_equilibrium_of_a_looser_tie():
 def test_dnos_minimum_is_sppos_step_with_its_partition_function():
   logp = special.log_softmax(REF + 0.5 * np.sin(np.arange(V)))
   step = np.asarray(preference_games.sppo_step(logp, WIN, 1 / BETA))
-  last_round = {"sampler": logp, "beta": BETA, "against": logp}
-  assert slope(objectives.dno, step, logp, WIN, **last_round) < 1e-10
-  assert slope(objectives.dno, logp, logp, WIN, **last_round) > 1e-3
+  previous_round = {"sampler": logp, "beta": BETA, "against": logp}
+  assert slope(objectives.dno, step, logp, WIN, **previous_round) < 1e-10
+  assert slope(objectives.dno, logp, logp, WIN, **previous_round) > 1e-3
 
 
 # Seven sequences of two tokens of three: token 0 ends one.
@@ -201,7 +202,7 @@ def sequence_game():
   return theta, ref, 0.5 + skew - skew.T
 
 
-def test_nash_mds_gradient_by_enumeration_and_trls_that_is_another():
+def test_nash_md_gradient_by_enumeration_differs_from_trls():
   theta, ref, win = sequence_game()
   log_ref = token_logps(ref)
   frozen = token_logps(theta)
@@ -216,10 +217,10 @@ def test_nash_mds_gradient_by_enumeration_and_trls_that_is_another():
       log_ref[:, None],
       reward_BK=rate[:, None],
     )
-    return s.replace(weight_B=policy)  # every sequence as often as it is drawn
+    return s.replace(weight_B=policy)  # every sequence weighted by its probability
 
   def gain(theta):
-    """What Nash-MD ascends, the opponent held: E P(y > y') - beta KL(policy, ref)."""
+    """Nash-MD's objective for a fixed opponent: E P(y > y') - beta KL(policy, ref)."""
     logp = token_logps(theta).sum(-1)
     return (jnp.exp(logp) * (rate - 0.3 * (logp - log_ref.sum(-1)))).sum()
 
@@ -231,8 +232,8 @@ def test_nash_mds_gradient_by_enumeration_and_trls_that_is_another():
     return s.mean_BK(objectives.nash_md_token_local(s, 0.3)).value
 
   def slopes(theta):
-    found = [jax.grad(f)(theta) for f in (gain, paper_loss, local_loss)]
-    return [jnp.concatenate([x.ravel() for x in slope]) for slope in found]
+    gradients = [jax.grad(f)(theta) for f in (gain, paper_loss, local_loss)]
+    return [jnp.concatenate([x.ravel() for x in slope]) for slope in gradients]
 
   exact, paper, local = jax.device_get(jax.jit(slopes)(theta))
   np.testing.assert_allclose(-paper, exact, rtol=1e-9, atol=1e-14)  # descent
@@ -240,7 +241,7 @@ def test_nash_mds_gradient_by_enumeration_and_trls_that_is_another():
   assert cosine < 0.999
 
 
-def test_mixing_token_by_token_is_not_mixing_sequences():
+def test_token_mixture_is_not_the_sequence_mixture():
   theta, ref, _ = sequence_game()
   first, then = (
     preference_games.mixture(*x, 0.5) for x in zip(theta, ref, strict=True)

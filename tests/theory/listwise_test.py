@@ -1,4 +1,4 @@
-"""What the losses on lists and the reward models are at their limits."""
+"""Limiting cases of the listwise losses and of the reward models."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def lists(log_ratio, reward):
 
 
 def order_probabilities():
-  """P(order) of every order of four answers; place k of an order names an answer."""
+  """P(order) of every order of four completions; entry k has rank k."""
   place_BK = np.argsort(ORDERS, axis=1)
   score_BK = np.broadcast_to(SCORES, place_BK.shape)
   return np.exp(ranking.plackett_luce(score_BK, -place_BK, np.ones(place_BK.shape)))
@@ -67,7 +67,7 @@ def test_likelihood_of_a_pair_is_dpo(name):
 
 @pytest.mark.parametrize("reward", [(1.0, 0.0), (0.75, 0.25)])
 def test_lipo_of_a_pair_is_a_multiple_of_dpo(reward):
-  """The swap of two ranks: |2^r_w - 2^r_l| (1/ln 2 - 1/ln 3), whoever leads."""
+  """The swap of two ranks: |2^r_w - 2^r_l| (1/ln 2 - 1/ln 3), for either ranking."""
   multiple = (2 ** reward[0] - 2 ** reward[1]) * (1 / np.log(2) - 1 / np.log(3))
   actual = loss_and_gradient(objectives.lipo(beta=0.3), pairs(reward))
   expected = loss_and_gradient(objectives.dpo(beta=0.3), pairs(reward))
@@ -88,7 +88,7 @@ def test_lambda_weight_is_the_change_of_dcg_by_a_swap():
     assert weight[i, j] == pytest.approx(abs(dcg(swapped) - dcg(place)), rel=1e-5)
 
 
-def test_cold_list_net_is_the_first_place_of_plackett_luce():
+def test_list_net_at_low_temperature_is_the_first_place_of_plackett_luce():
   s = lists(SCORES[None], np.array([[1.0, 3.0, 0.0, 2.0]]))
   out = scored.evaluate(objectives.list_net(beta=1.0, temperature=1e-2), s)
   expected = -np.log(np.exp(SCORES[1]) / np.exp(SCORES).sum())
@@ -105,13 +105,13 @@ def test_list_net_is_minimal_at_the_optimal_policy():
   np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-def test_tie_pulls_the_scores_of_plackett_luce_together():
+def test_tie_draws_the_scores_of_plackett_luce_together():
   s = lists(np.array([[0.7, 0.7, 0.0]]), np.array([[1.0, 1.0, 0.0]]))
   _, gradient = loss_and_gradient(objectives.plackett_luce(beta=1.0), s)
   assert gradient[0, 0, 0] == pytest.approx(float(gradient[0, 1, 0]))
   s = lists(np.array([[0.7, 0.2, 0.0]]), np.array([[1.0, 1.0, 0.0]]))
   _, gradient = loss_and_gradient(objectives.plackett_luce(beta=1.0), s)
-  assert gradient[0, 0, 0] > gradient[0, 1, 0]  # the leader of a tie is held back
+  assert gradient[0, 0, 0] > gradient[0, 1, 0]  # the higher score of a tie is lowered
 
 
 def test_kwise_of_a_pair_is_bradley_terry():
@@ -145,7 +145,7 @@ def test_intransitive_preferences_need_a_model_of_pairs():
   assert loss == pytest.approx(np.log(2))
   np.testing.assert_allclose(gradient, 0, atol=1e-7)  # convex, so this is the best
 
-  # The same votes as weights of wins and losses; the head reads both answers.
+  # The same votes as weights of wins and losses; the head reads both completions.
   logit = np.log(0.8 / 0.2)
   value = np.repeat(np.array([[[logit], [-logit]], [[-logit], [logit]]]), 3, axis=0)
   s = scored.from_token_logps(

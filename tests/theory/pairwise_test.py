@@ -1,7 +1,7 @@
-"""What papers of pairwise losses prove, on exact tabular policies and all their pairs.
+"""Theorems on pairwise losses, on exact tabular policies and all their pairs.
 
-A policy over V answers is a vector of logits; the population of pairs is every ordered
-pair of different answers, weighted by how often it is drawn and so labelled.
+A policy over V completions is a vector of logits; the population of pairs is every
+ordered pair of different completions, weighted by the probability of its label.
 """
 
 import jax
@@ -18,7 +18,9 @@ V, BETA = 5, 0.4
 RNG = np.random.default_rng(0)
 REF = special.log_softmax(RNG.normal(size=V))
 REWARD = RNG.normal(size=V)
-MU = special.softmax(RNG.normal(size=V))  # who is compared: neither policy nor ref
+MU = special.softmax(
+  RNG.normal(size=V)
+)  # distribution of the pairs: neither policy nor ref
 LENGTH = RNG.integers(1, 20, V)
 BRADLEY_TERRY = special.expit(REWARD[:, None] - REWARD)
 WINNER, LOSER = np.nonzero(~np.eye(V, dtype=bool))
@@ -31,7 +33,7 @@ def float64():
 
 
 def minimiser(objective, wins):
-  """log pi - log ref, nats, of the policy with the least loss on all pairs."""
+  """log pi - log ref, nats, of the policy with the smallest loss on all pairs."""
   weight = (MU[:, None] * MU * wins)[WINNER, LOSER]
   pairs = np.stack([WINNER, LOSER], 1)
 
@@ -44,15 +46,15 @@ def minimiser(objective, wins):
     )
     return scored.evaluate(objective, s).loss
 
-  found = optimize.minimize(
+  result = optimize.minimize(
     lambda x: [np.asarray(y, np.float64) for y in loss(x)],
     REF,
     jac=True,
     method="BFGS",
     options={"gtol": 1e-10},
   )
-  assert abs(found.jac).max() < 1e-6
-  return special.log_softmax(found.x) - REF
+  assert abs(result.jac).max() < 1e-6
+  return special.log_softmax(result.x) - REF
 
 
 def centred(x):
@@ -70,7 +72,7 @@ def test_dpo_reaches_the_optimum_of_the_kl_regularised_reward():
   np.testing.assert_allclose(ratio + REF, optimum, atol=1e-5)
 
 
-def test_robust_dpo_sees_through_flipped_labels_and_dpo_does_not():
+def test_robust_dpo_recovers_the_reward_under_flipped_labels_and_dpo_does_not():
   flipped = 0.8 * BRADLEY_TERRY + 0.2 * BRADLEY_TERRY.T
   robust = minimiser(objectives.robust_dpo(BETA, flip_rate=0.2), flipped)
   np.testing.assert_allclose(BETA * centred(robust), centred(REWARD), atol=1e-5)
@@ -78,7 +80,7 @@ def test_robust_dpo_sees_through_flipped_labels_and_dpo_does_not():
   assert np.ptp(BETA * plain) < 0.8 * np.ptp(REWARD)
 
 
-def test_r_dpo_recovers_the_reward_less_the_price_of_length():
+def test_r_dpo_recovers_the_reward_minus_the_length_penalty():
   """Labels that follow r: the policy's reward is r - alpha |y|."""
   ratio = minimiser(objectives.r_dpo(BETA, alpha=0.03), BRADLEY_TERRY)
   expected = centred(REWARD - 0.03 * LENGTH)
@@ -97,7 +99,7 @@ def test_ipo_reaches_the_optimum_of_the_regularised_preference(transitive):
   np.testing.assert_allclose(centred(ratio), centred(wins @ MU) / BETA, atol=1e-5)
 
 
-def test_ipo_stays_finite_where_preferences_are_certain():
+def test_ipo_stays_finite_for_deterministic_preferences():
   """a > b > c with certainty: log-ratios 2c/3, 0, -2c/3 where c = 1 / (2 beta)."""
   pairs = np.array([[0, 1], [1, 2], [0, 2]])
   ref = np.full((3, 2), -np.log(3))
@@ -178,7 +180,7 @@ def regularised_optimum(divergence, beta):
   def excess(multiplier):
     return (np.exp(REF) * inverse((REWARD - multiplier) / beta)).sum() - 1
 
-  # f' ends at slope_at_inf: the multiplier keeps the best answer's ratio finite.
+  # f' ends at slope_at_inf: the multiplier keeps the best completion's ratio finite.
   end = min(divergence.slope_at_inf, 30.0)
   low = REWARD.max() - beta * end + 1e-9
   multiplier = optimize.brentq(excess, low, REWARD.max() + 30, xtol=1e-14)
@@ -215,6 +217,6 @@ def test_r_dpo_dpop_and_robust_dpo_at_zero_are_dpo():
     objectives.dpop(BETA, penalty=0.0),
     objectives.robust_dpo(BETA, flip_rate=0.0),
   ):
-    found = of(zeroed)
-    np.testing.assert_allclose(found[0], loss, rtol=1e-14)
-    np.testing.assert_allclose(found[1], gradient, rtol=1e-12, atol=1e-15)
+    zeroed_loss, zeroed_gradient = of(zeroed)
+    np.testing.assert_allclose(zeroed_loss, loss, rtol=1e-14)
+    np.testing.assert_allclose(zeroed_gradient, gradient, rtol=1e-12, atol=1e-15)

@@ -53,7 +53,7 @@ def exact(world, beta):
 
 
 def expected(objective, world, state=(), first=None, value=None):
-  """Gradient of the objective's expected loss; `first` is a column 0 of its own."""
+  """Gradient of the expected loss; `first` is the completion in column 0, if any."""
   logits, ref, reward = world
   old = log_policy(logits)
 
@@ -94,22 +94,22 @@ def policy_value(logits, reward):
 
 @pytest.mark.parametrize("beta", [None, BETA])
 @pytest.mark.parametrize("baseline", [0.0, 5.0])
-def test_reinforce_is_unbiased_whatever_its_baseline(world, beta, baseline):
+def test_reinforce_is_unbiased_for_any_baseline(world, beta, baseline):
   state = Mean(jnp.float32(baseline), jnp.float32(1))
-  found = expected(objectives.reinforce(beta), world, state)
-  np.testing.assert_allclose(found, -exact(world, beta or 0.0), atol=1e-10)
+  gradient = expected(objectives.reinforce(beta), world, state)
+  np.testing.assert_allclose(gradient, -exact(world, beta or 0.0), atol=1e-10)
 
 
 @pytest.mark.parametrize("beta", [None, BETA])
 def test_remax_is_unbiased_with_the_greedy_completion(world, beta):
   greedy = int(jnp.argmax(log_policy(world[0]).sum(-1)))
-  found = expected(objectives.remax(beta), world, first=greedy)
-  np.testing.assert_allclose(found, -exact(world, beta or 0.0), atol=1e-10)
+  gradient = expected(objectives.remax(beta), world, first=greedy)
+  np.testing.assert_allclose(gradient, -exact(world, beta or 0.0), atol=1e-10)
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.3])
 def test_ppo_at_ratio_1_is_the_policy_gradient_over_the_deviation(world, lam):
-  """Any value will do at lam 1; below, it must be the policy's own."""
+  """At lam = 1 any value function works; below, it must be the policy's own."""
   logits, ref, reward = world
   logp = log_policy(logits)
   penalty = BETA * (logp - along(ref))
@@ -117,17 +117,18 @@ def test_ppo_at_ratio_1_is_the_policy_gradient_over_the_deviation(world, lam):
   value = np.asarray(along(np.broadcast_to(any_S, (S, V))))
   if lam < 1:
     own = policy_value(logits, np.asarray(reward - penalty.sum(-1)))
-    value = own + np.cumsum(penalty, -1) - penalty  # what is already paid
+    value = own + np.cumsum(penalty, -1) - penalty  # plus the penalty so far
   o = objectives.ppo(BETA, value_weight=0.0, gamma=1.0, lam=lam, whiten_reward=False)
-  found = expected(o, world, value=value)
+  gradient = expected(o, world, value=value)
   mask = jnp.ones((N, 1, T))
   shaped = returns.kl_shaped(
     returns.place(reward[:, None], mask), penalty[:, None], 1.0
   )
   advantage, _ = returns.gae(shaped, jnp.asarray(value)[:, None], mask, 1.0, lam)
   deviation = np.asarray(advantage).std()
-  gradient = -exact(world, BETA) / (deviation * T)  # whitened, and a mean over tokens
-  np.testing.assert_allclose(found, gradient, atol=1e-8)
+  # The advantages are whitened, and the loss is a mean over tokens.
+  expected_gradient = -exact(world, BETA) / (deviation * T)
+  np.testing.assert_allclose(gradient, expected_gradient, atol=1e-8)
 
 
 def test_expected_gradient_vanishes_at_the_soft_optimum(world):

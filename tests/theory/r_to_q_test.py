@@ -1,4 +1,4 @@
-"""From r to Q*: what DPO learns per token, and what likelihood searches for.
+"""From r to Q*: token credits of DPO, and beam search by likelihood.
 
 On a token MDP small enough to enumerate: Rafailov et al. 2024, arXiv:2404.12358.
 """
@@ -37,7 +37,7 @@ def mdp():
 
 
 def learn(reward, ref):
-  """The policy that minimises token DPO over all pairs, by the share that wins."""
+  """The minimiser of token DPO over all pairs, weighted by win probability."""
   left, right = np.divmod(np.arange(N * N), N)
   total = np.asarray(along(reward).sum(-1))
   wins = 1 / (1 + np.exp(total[right] - total[left]))
@@ -55,14 +55,14 @@ def learn(reward, ref):
     )
     return scored.evaluate(objective, s).loss
 
-  found = optimize.minimize(
+  result = optimize.minimize(
     jax.value_and_grad(population_loss),
     np.zeros(S * V),
     jac=True,
     method="L-BFGS-B",
     options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-16, "gtol": 1e-10},
   )
-  return np.asarray(jax.nn.log_softmax(found.x.reshape(S, V)))
+  return np.asarray(jax.nn.log_softmax(result.x.reshape(S, V)))
 
 
 def test_token_dpo_recovers_the_advantage_and_not_the_reward(mdp):
@@ -70,7 +70,7 @@ def test_token_dpo_recovers_the_advantage_and_not_the_reward(mdp):
   with jax.enable_x64(True):
     credit = BETA * (learn(reward, ref) - ref)
   np.testing.assert_allclose(credit, best.advantage_SV, atol=1e-5)
-  # The shaped reward r + V*(s') - V*(s): far from r, and not a rescaled r either.
+  # The shaped reward r + V*(s') - V*(s): far from r, and not a multiple of r.
   assert np.abs(credit - reward).max() > 1
   assert np.corrcoef(credit.ravel(), reward.ravel())[0, 1] < 0.9
 
@@ -84,7 +84,7 @@ def test_credit_telescopes_to_the_reward_of_the_completion(mdp):
     credit = np.asarray(objectives.token_rewards(s, BETA))[:, 0]
     total = np.asarray(along(reward)).sum(-1)
   np.testing.assert_allclose(credit.sum(-1), total - best.value_S[0], atol=1e-12)
-  # Up to any token: the reward so far, and what the value has changed by.
+  # For a prefix: the reward so far plus the change of the value.
   states = np.asarray(along(np.broadcast_to(np.arange(S)[:, None], (S, V))))
   so_far = np.asarray(along(reward))[:, :2].sum(-1)
   expected = so_far + best.value_S[states[:, 2]] - best.value_S[0]
@@ -109,11 +109,11 @@ def test_beam_search_maximises_reward_plus_beta_log_ref():
     narrow, _ = token_mdp.beam_search(best.logp_SV, NEXT_SV, 1, T)
     searched = along(reward + BETA * ref).sum(-1)
     place = V ** jnp.arange(T)[::-1]
-    found = [searched[(row[0] * place).sum()] for row in (wide, narrow)]
+    values = [searched[(row[0] * place).sum()] for row in (wide, narrow)]
     rewarded = along(reward).sum(-1)[(wide[0] * place).sum()]
-    return searched.max(), *found, along(reward).sum(-1).max(), rewarded
+    return searched.max(), *values, along(reward).sum(-1).max(), rewarded
 
-  most, wide, narrow, most_reward, rewarded = search(tables[:, 0], tables[:, 1])
-  np.testing.assert_allclose(wide, most, rtol=1e-5)
-  assert (narrow < most - 1e-3).any()  # one beam is not enough everywhere
-  assert (rewarded < most_reward - 1e-3).any()  # nor is r alone what is searched
+  best, wide, narrow, best_reward, rewarded = search(tables[:, 0], tables[:, 1])
+  np.testing.assert_allclose(wide, best, rtol=1e-5)
+  assert (narrow < best - 1e-3).any()  # one beam is not enough everywhere
+  assert (rewarded < best_reward - 1e-3).any()  # r alone is not maximised

@@ -1,4 +1,4 @@
-"""What is proved, or can be read off the formula, of DPO's relatives."""
+"""Theorems and direct consequences of the formulas of DPO's variants."""
 
 import functools
 
@@ -25,7 +25,7 @@ AT_THE_REFERENCE = {
   "apo_down": 1.0,
   "apo_zero_unpaired": 0.5,
   "nca": 2 * LOG2,
-  "infonca": (LOG2 + 3 * np.log(3)) / 4,  # lists of 2, 3, 3 and 3 answers
+  "infonca": (LOG2 + 3 * np.log(3)) / 4,  # lists of 2, 3, 3 and 3 completions
   "bco": LOG2,
   "aot": LOG2,
   "aot_unpaired": LOG2,
@@ -47,7 +47,7 @@ def test_loss_where_policy_and_reference_agree(name):
   "factory",
   [objectives.apo_zero, objectives.apo_down, objectives.nca, objectives.bco_pair],
 )
-def test_absolute_losses_feel_a_constant_added_to_both_log_ratios(factory):
+def test_absolute_losses_depend_on_a_constant_added_to_both_log_ratios(factory):
   o, s = factory(beta=0.5), pair([1.0, -2.0, 0.3], [0.5, 1.0, -0.7])
 
   def loss(constant):
@@ -58,7 +58,7 @@ def test_absolute_losses_feel_a_constant_added_to_both_log_ratios(factory):
 
 
 @pytest.mark.parametrize("name", ["discopop", "aot", "aot_unpaired", "infonca"])
-def test_relative_losses_do_not(name):
+def test_relative_losses_do_not_depend_on_an_added_constant(name):
   o, s = objectives.get(name)(beta=0.5), pair([1.0, -2.0, 0.3], [0.5, 1.0, -0.7])
   s = s.replace(reward_BK=jnp.array([[1.0, 0.0]] * 3))
 
@@ -68,7 +68,7 @@ def test_relative_losses_do_not(name):
   assert loss(3.0) == pytest.approx(float(loss(0.0)), rel=1e-5)
 
 
-def test_nca_has_a_finite_target_for_the_chosen_answer():
+def test_nca_has_a_finite_target_for_the_chosen_completion():
   """sigma(beta u_w) = 2/3, so u_w = log(2) / beta; DPO has none."""
   beta = 0.25
 
@@ -85,8 +85,8 @@ def test_nca_has_a_finite_target_for_the_chosen_answer():
 REWARD = np.array([1.0, -0.5, 0.3, 0.0], np.float32)
 
 
-def all_answers(logits_K) -> Scored:
-  """One prompt, every answer in the list, a uniform reference."""
+def all_completions(logits_K) -> Scored:
+  """One prompt, every completion in the list, a uniform reference."""
   logp_BK = jax.nn.log_softmax(logits_K)[None]
   ref_BK = jnp.full_like(logp_BK, -np.log(logits_K.size))
   return scored.from_sequence_logps(
@@ -95,10 +95,10 @@ def all_answers(logits_K) -> Scored:
 
 
 @functools.cache
-def descended(name):
+def minimiser(name):
   factory = objectives.nca_list if name == "nca_list" else objectives.infonca
   o = factory(beta=1.0, alpha=0.7)
-  slope = jax.grad(lambda logits: scored.evaluate(o, all_answers(logits)).loss)
+  slope = jax.grad(lambda logits: scored.evaluate(o, all_completions(logits)).loss)
 
   def step(logits, _):
     return logits - 0.5 * slope(logits), None
@@ -107,15 +107,15 @@ def descended(name):
 
 
 @pytest.mark.parametrize("name", ["infonca", "nca_list"])
-def test_list_losses_end_at_the_tilted_reference(name):
+def test_list_losses_converge_to_the_tilted_reference(name):
   """At beta = 1: ref(y) exp(r / alpha), normalised."""
   tilted = np.exp(REWARD / 0.7)
-  policy = jax.nn.softmax(descended(name))
+  policy = jax.nn.softmax(minimiser(name))
   np.testing.assert_allclose(policy, tilted / tilted.sum(), rtol=1e-3)
 
 
-def test_bco_ends_at_the_log_odds_of_the_classes():
-  """beta u - shift = log(good / bad), as for any logistic regression."""
+def test_bco_minimiser_is_the_log_odds_of_the_classes():
+  """beta u - shift = log(good / bad), as in any logistic regression."""
   good, bad = np.array([5.0, 1.0, 2.0]), np.array([1.0, 3.0, 2.0])
   shift, beta = 0.4, 0.5
   u = (np.log(good / bad) + shift) / beta
@@ -135,17 +135,17 @@ def test_bco_ends_at_the_log_odds_of_the_classes():
   assert (jax.grad(loss)(u + 0.1) > 0).all()
 
 
-def test_aot_sees_dominance_that_pairs_hide():
-  """Chosen log-ratios above rejected ones rank by rank cost less than log 2."""
+def test_aot_detects_dominance_hidden_by_the_pairing():
+  """Chosen log-ratios above rejected ones at every rank give less than log 2."""
   chosen, rejected = np.array([5.0, 1.0, 3.0]), np.array([4.0, 0.0, 2.0])
   mispaired = pair(chosen, np.roll(rejected, 1))
   o = objectives.aot_unpaired(beta=1.0)
   out = scored.evaluate(o, mispaired)
   assert out.loss == pytest.approx(np.log1p(np.exp(-1.0)), rel=1e-6)
   assert out.metrics["reward_accuracy"] < 1
-  # Moved down by more than the lead: no rank dominates any more.
-  behind = scored.evaluate(o, pair(chosen - 2, np.roll(rejected, 1)))
-  assert behind.loss == pytest.approx(np.log1p(np.exp(1.0)), rel=1e-6)
+  # Lowered by more than the gap: dominance at no rank.
+  lowered = scored.evaluate(o, pair(chosen - 2, np.roll(rejected, 1)))
+  assert lowered.loss == pytest.approx(np.log1p(np.exp(1.0)), rel=1e-6)
 
 
 def test_rpo_and_mpo_are_mixtures():

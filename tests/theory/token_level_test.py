@@ -1,4 +1,4 @@
-"""What TDPO's sequential KL does to DPO, on logits."""
+"""The effect of TDPO's sequential KL on the DPO gradient, on logits."""
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +32,18 @@ def slopes(logits, *factories):
   return run(jnp.asarray(logits))
 
 
-def test_tdpo_starts_as_dpo_whatever_alpha():
+def test_tdpo_gradient_at_the_reference_is_dpos_for_any_alpha():
   """At policy = ref the KL is at its minimum: its gradient is 0."""
-  made = (objectives.dpo(0.3), objectives.tdpo1(0.3), objectives.tdpo2(0.3, 0.7))
-  dpo, *others = slopes(REF, *made)
+  tested = (objectives.dpo(0.3), objectives.tdpo1(0.3), objectives.tdpo2(0.3, 0.7))
+  dpo, *others = slopes(REF, *tested)
   assert abs(dpo).max() > 1e-3
   for other in others:
     np.testing.assert_allclose(other, dpo, atol=1e-15)
 
 
 def test_tdpo2_without_alpha_is_dpo_and_with_it_only_the_rejected_side_differs():
-  made = [objectives.dpo(0.3), *(objectives.tdpo2(0.3, a) for a in (0.0, 0.7))]
-  dpo, none, some = slopes(POLICY, *made)
+  tested = [objectives.dpo(0.3), *(objectives.tdpo2(0.3, a) for a in (0.0, 0.7))]
+  dpo, none, some = slopes(POLICY, *tested)
   np.testing.assert_array_equal(none, dpo)
   # The chosen side moves along DPO's gradient, by another factor; the rejected not.
   for side, parallel in ((0, True), (1, False)):

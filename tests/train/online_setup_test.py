@@ -68,7 +68,7 @@ ONE = Sampling(completions=1)
     # 4 prompts x 2 completions: beta (1 - 0.2 * 8 / 1.6) = 0.
     (
       {"kl_controller": Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
-      "beta from 0.02 to 0 .*of 8 completions.*raise horizon above most_error x 8",
+      "beta from 0.02 to 0 .*of 8 completions.*raise horizon above max_error x 8",
     ),
   ],
 )

@@ -1,7 +1,8 @@
-"""The index of objectives: the only table of their names.
+"""Index of the objectives: the single table of their names, one paper per file.
 
-Reading names, summaries and papers imports no JAX; `objectives.dpo` or `get("dpo")`
-does, on first use.
+May be imported from `testing` onwards; imports `ops` and `types` alone. Reading names,
+summaries and papers imports no JAX; `objectives.dpo` or `get("dpo")` does, on first
+use.
 """
 
 import ast
@@ -90,7 +91,7 @@ NAMES = (
   "exploratory_dpo",
 )
 
-# Importable from here, and not objectives with a paper of their own.
+# Building blocks importable from here: no objectives with a paper of their own.
 _PARTS = {
   "mixture": "_mixture",
   "odds_ratio": "_orpo",
@@ -103,13 +104,13 @@ _PARTS = {
   "nca_list": "_nca",
   "bco_pair": "_bco",
   "wpo_weight": "_wpo",
-  "desensitised": "_ld_dpo",
+  "down_weighted": "_ld_dpo",
   "down_sample": "_sampo",
   "sequential_kl": "_tdpo1",
   "tdpo_rewards": "_tdpo1",
   "dro_half_square": "_dro",
   "token_unlikelihood": "_unlikelihood",
-  "rival_contrast": "_cringe",
+  "token_contrast": "_cringe",
   "beta_dpo_coupling": "_beta_dpo",
   "lipo_softmax": "_lipo",
   "penalised_reward": "_reinforce",
@@ -129,12 +130,12 @@ _PARTS = {
   "avg_logp": "_rewards",
   "token_rewards": "_rewards",
 }
-# The file each importable name lives in.
+# The file of each importable name.
 HOME = {name: f"_{name}" for name in NAMES} | _PARTS
 
 
 def __getattr__(name: str) -> Any:
-  """Imports a factory when it is first asked for (PEP 562)."""
+  """Imports a factory on first access (PEP 562)."""
   if name not in HOME:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return vars(importlib.import_module(f"{__name__}.{HOME[name]}"))[name]
@@ -145,23 +146,24 @@ def __dir__() -> list[str]:
 
 
 def get(name: str) -> Callable:
-  """The factory of an objective.
+  """Returns the factory of an objective.
 
   Raises:
-    ValueError: no such objective; says which one was likely meant.
+    ValueError: no such objective; suggests the closest name.
   """
   _check_name(name)
   return __getattr__(name)
 
 
 def build(name: str, hparams: Mapping[str, Any] | None = None) -> Any:
-  """The objective `name` with these hyperparameters: what a configuration file holds.
+  """Builds the objective `name` with hyperparameters from a configuration.
 
   Raises:
     ValueError: no such objective, a hyperparameter it does not have, or a value out of
       range.
   """
-  factory, hparams = get(name), hparams or {}
+  factory = get(name)
+  hparams = hparams or {}
   allowed = inspect.signature(factory).parameters
   for hparam in hparams:
     if hparam not in allowed:
@@ -172,7 +174,7 @@ def build(name: str, hparams: Mapping[str, Any] | None = None) -> Any:
 
 
 def docstring(name: str) -> str:
-  """The documentation page of an objective, read from its file without importing it.
+  """Reads the documentation page of an objective from its file, without importing it.
 
   Raises:
     ValueError: no such objective.
@@ -186,12 +188,12 @@ def docstring(name: str) -> str:
 
 
 def summary(name: str) -> str:
-  """First line of the documentation page."""
+  """Returns the first line of the documentation page."""
   return docstring(name).partition("\n")[0]
 
 
 def arxiv(name: str) -> str:
-  """arXiv number of the objective's paper."""
+  """Returns the arXiv number of the objective's paper."""
   return re.search(r"arXiv:(\d{4}\.\d{4,5})", docstring(name)).group(1)
 
 

@@ -1,4 +1,4 @@
-"""AlphaPO: SimPO with a bent reward."""
+"""AlphaPO: SimPO with a power-transformed reward."""
 
 import jax.numpy as jnp
 
@@ -10,11 +10,11 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 def alpha_reward(avg_logp: Array, alpha: float | Array) -> Array:
   """(1 - P^-alpha) / alpha, log P = `avg_logp`; log P itself at alpha = 0.
 
-  Where P^-alpha would leave the type's range it goes on along its tangent, as
-  `links.exponential` does (in float32 from 284 nats per token on, at alpha = 0.25).
+  Where P^-alpha would overflow it is continued by its tangent, as in
+  `links.exponential` (in float32 from 284 nats per token on, at alpha = 0.25).
   """
   exponent = -alpha * avg_logp
-  small = exponent < 1  # there expm1 keeps the digits
+  small = exponent < 1  # expm1 is accurate there
   grown = jnp.where(
     small, jnp.expm1(jnp.minimum(exponent, 1)), links.exponential(-exponent) - 1
   )
@@ -29,18 +29,19 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
   with a the log-probability per token; alpha -> 0 gives r = a, SimPO.
 
   Paper: Gupta et al. 2025, arXiv:2501.03884, Eq. not checked.
-  Departs from the paper: as in TRL, `gamma` is absolute. Very improbable answers get
-    the reward's tangent (see `alpha_reward`).
+  Departs from the paper: as in TRL, `gamma` is absolute. The reward of very improbable
+    completions is continued by its tangent (see `alpha_reward`).
   Reduction: log-probability averaged over tokens; loss averaged over pairs.
 
   Args:
     beta: scale of the reward; > 0. Paper: tuned, not checked; 2.5 is SimPO's.
     gamma: target reward margin; >= 0. Paper: tuned, not checked; ratio 0.1 as SimPO's.
-    alpha: bend of the reward; any number; > 0 weighs improbable answers more, 0 is
-      SimPO. Paper: 0.25, not checked.
+    alpha: exponent of the reward; any number; > 0 weighs improbable completions more, 0
+      is SimPO. Paper: 0.25, not checked.
 
   Returns:
-    Objective; layout PAIR; stats LOGP. Terms: `alphapo`.
+    Objective; layout PAIR; stats LOGP.
+    Terms: `alphapo`.
     Metrics: reward_* (beta r; the margin before gamma), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -55,26 +56,24 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
     >>> float(scored.evaluate(o, halves).metrics["reward_margin"])
     2.0
   """
-  _hparams.check("alphapo", "beta", beta, paper=2.5, above=0)
-  _hparams.check("alphapo", "gamma", gamma, paper=0.25, least=0)
+  _hparams.check("alphapo", "beta", beta, paper=2.5, gt=0)
+  _hparams.check("alphapo", "gamma", gamma, paper=0.25, ge=0)
   _hparams.check("alphapo", "alpha", alpha, paper=0.25)
   simpo = _simpo.simpo(beta, gamma)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     reward_BK = alpha_reward(_rewards.avg_logp(scored), alpha)
-    bent = scored.replace(
+    transformed = scored.replace(
       mask_BKT=None, logp_BKT=reward_BK[..., None], length_BK=jnp.ones_like(reward_BK)
     )
-    out = simpo.loss(bent, aux)
+    out = simpo.loss(transformed, aux)
     metrics = out.metrics | _rewards.logp_metrics(scored)
     return Loss({"alphapo": out.terms["simpo"]}, metrics, out.per_example_B)
 
-  hparams = {"beta": beta, "gamma": gamma, "alpha": alpha}
-  stats = frozenset({token_stats.LOGP})
   return Objective(
     name="alphapo",
-    hparams=hparams,
+    hparams={"beta": beta, "gamma": gamma, "alpha": alpha},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""AOT: the whole distribution of the policy's preference above the reference's."""
+"""AOT: stochastic dominance of the policy's margins over the reference's."""
 
 import jax.numpy as jnp
 
@@ -8,10 +8,10 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
 def partner(own_B: Array, other_B: Array, weight_B: Array, row_B: Array) -> Array:
-  """The number of the same rank in `other` as each row has in `own`, `[B]`.
+  """The value of `other` with the same rank as each row's value in `own`, `[B]`.
 
-  Filler rows (weight 0) meet nobody and get 0. Equal numbers rank by `row_B`, so that
-  the order of the batch does not matter.
+  Filler rows (weight 0) are not matched and get 0. Ties rank by `row_B`, so that the
+  order of the batch does not matter.
   """
 
   def order(x_B: Array) -> Array:
@@ -22,25 +22,26 @@ def partner(own_B: Array, other_B: Array, weight_B: Array, row_B: Array) -> Arra
 
 
 def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
-  """AOT: the sorted leads of the policy against the sorted leads of the reference.
+  """AOT: logistic loss between the sorted margins of policy and reference.
 
   L = mean_i f(beta (g_i - h_i)),   f(m) = -(1 - e) log sigma(m) - e log sigma(-m)
   with g_i the i-th smallest log pi(y_w|x) - log pi(y_l|x) of the batch, and h_i the
   i-th smallest of the same under the reference, whichever pair it belongs to.
 
   Paper: Melnyk et al. 2024, arXiv:2406.05882, Eq. not checked.
-  Departs from the paper: nothing known. Public codes sort each device's microbatch:
-    here the batch is sorted whole, whatever the microbatches.
+  Departs from the paper: nothing known. Public codes sort within each device's
+    microbatch; here the whole batch is sorted, independent of microbatches.
   Reduction: log-probability summed over tokens; loss averaged over pairs. `prepare`
-    sorts and hands each row its partner's h, which has no gradient anyway.
+    sorts and gives each row its matched h, which has no gradient anyway.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.01.
     label_smoothing: e, the probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `aot`.
-    Metrics: those of `dpo`, of each pair against its own reference.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `aot`.
+    Metrics: those of `dpo`, with each pair's own reference.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -52,34 +53,32 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.aot(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("aot", "beta", beta, paper=0.01, above=0)
-  _hparams.check("aot", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  _hparams.check("aot", "beta", beta, paper=0.01, gt=0)
+  _hparams.check("aot", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
-    own_B = _lead(_rewards.seq_logp(scored))
-    ref_B = _lead(_rewards.seq_logp(scored.replace(logp_BKT=scored.ref_logp_BKT)))
+    own_B = _difference(_rewards.seq_logp(scored))
+    ref_B = _difference(_rewards.seq_logp(scored.replace(logp_BKT=scored.ref_logp_BKT)))
     return Aux(rows=partner(own_B, ref_B, scored.weight_B, scored.row_B)), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    margin_B = beta * (_lead(_rewards.seq_logp(scored)) - aux.rows)
+    margin_B = beta * (_difference(_rewards.seq_logp(scored)) - aux.rows)
     loss_B = links.smoothed_logistic(margin_B, label_smoothing)
     metrics = _rewards.reward_metrics(scored, _rewards.rewards(scored, beta))
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"aot": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "label_smoothing": label_smoothing}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="aot",
-    hparams=hparams,
+    hparams={"beta": beta, "label_smoothing": label_smoothing},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
     columns=frozenset(),
     prepare=prepare,
   )
 
 
-def _lead(x_BK: Array) -> Array:
+def _difference(x_BK: Array) -> Array:
   return x_BK[:, 0] - x_BK[:, 1]

@@ -1,4 +1,4 @@
-"""AOT without pairs: the rewards of good answers above those of bad ones, by rank."""
+"""AOT on unpaired data: sorted chosen rewards against sorted rejected rewards."""
 
 from xpo_jax.objectives import _aot, _hparams, _rewards
 from xpo_jax.ops import links, token_stats
@@ -6,29 +6,31 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
 def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
-  """AOT, unpaired: the sorted log-ratios of chosen answers against those of rejected.
+  """AOT, unpaired: logistic loss between sorted chosen and rejected log-ratios.
 
   L = mean_i f(beta (u_wi - u_li))
-  with u_wi the i-th smallest log-ratio of the batch's chosen answers, u_li of its
-  rejected ones, f as in `aot`. Who was paired with whom does not matter.
+  with u_wi the i-th smallest log-ratio of the batch's chosen completions, u_li of its
+  rejected ones, f as in `aot`. The pairing of the data does not matter.
 
   Paper: Melnyk et al. 2024, arXiv:2406.05882, Eq. not checked.
-  Departs from the paper: nothing known; see `aot` on microbatches. Both sides have as
-    many answers. TRL called this "aot_pair" until it was renamed.
-  Reduction: log-ratio summed over tokens; loss averaged over pairs. Both ends of a
-    match have a gradient and may lie in different rows. So each row holds its partners'
-    log-ratios fixed and carries two terms: its chosen answer against the rejected one
-    of its rank, which counts, and its rejected answer against the chosen one of its
-    rank, less that term's own value from `prepare`, which adds its gradient and 0. The
-    sum over rows is then exact in value and gradient, however the batch is cut.
+  Departs from the paper: nothing known; see `aot` on microbatches. Both sides have the
+    same number of completions. TRL called this "aot_pair" until it was renamed.
+  Reduction: log-ratio summed over tokens; loss averaged over pairs. Both completions of
+    a match have a gradient and may be in different rows. Each row therefore holds the
+    log-ratios of its matches fixed and carries two terms: its chosen completion against
+    the rejected one of the same rank, which counts, and its rejected completion against
+    the chosen one of the same rank, minus the value of that term from `prepare`, which
+    adds its gradient and 0. The sum over rows is then exact in value and gradient for
+    any microbatches.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.01.
     label_smoothing: e, the probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `aot_unpaired`.
-    Metrics: those of `dpo`, of the pairs as they stand in the data.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `aot_unpaired`.
+    Metrics: those of `dpo`, for the pairs of the data.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -41,9 +43,10 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(loss), 4)  # log 2
     0.6931
   """
-  name, e = "aot_unpaired", label_smoothing
-  _hparams.check(name, "beta", beta, paper=0.01, above=0)
-  _hparams.check(name, "label_smoothing", e, paper=0, least=0, below=0.5)
+  name = "aot_unpaired"
+  e = label_smoothing
+  _hparams.check(name, "beta", beta, paper=0.01, gt=0)
+  _hparams.check(name, "label_smoothing", e, paper=0, ge=0, lt=0.5)
 
   def match(chosen_B: Array, rejected_B: Array) -> Array:
     return links.smoothed_logistic(beta * (chosen_B - rejected_B), e)
@@ -51,9 +54,9 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
     chosen_B, rejected_B = _rewards.log_ratio(scored).T
-    real = (scored.weight_B, scored.row_B)
-    below_B = _aot.partner(chosen_B, rejected_B, *real)
-    above_B = _aot.partner(rejected_B, chosen_B, *real)
+    real_rows = (scored.weight_B, scored.row_B)
+    below_B = _aot.partner(chosen_B, rejected_B, *real_rows)
+    above_B = _aot.partner(rejected_B, chosen_B, *real_rows)
     return Aux(rows=(below_B, above_B, match(above_B, rejected_B))), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -64,13 +67,11 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({name: scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "label_smoothing": label_smoothing}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name=name,
-    hparams=hparams,
+    hparams={"beta": beta, "label_smoothing": label_smoothing},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
     columns=frozenset(),
     prepare=prepare,

@@ -1,4 +1,4 @@
-"""APO-down: both answers down, the rejected one more."""
+"""APO-down: lowers both completions of a pair, the rejected one more."""
 
 import jax
 
@@ -8,22 +8,23 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def apo_down(beta: float = 0.1) -> Objective:
-  """APO-down: lower the chosen answer, and the rejected one faster.
+  """APO-down: lowers the chosen completion, and the rejected one faster.
 
-  L = sigma(beta u_w) + (1 - sigma(beta (u_w - u_l))),   u = log-ratio of an answer
+  L = sigma(beta u_w) + (1 - sigma(beta (u_w - u_l))),   u = log-ratio of a completion
 
-  For models that already say better things than the chosen answers; see `apo_zero`.
+  For models that are already better than the chosen completions; else see `apo_zero`.
 
   Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked.
   Departs from the paper: nothing up to a constant; TRL's 1 is kept, so that the loss
-    lies in (0, 2). The gradient fades for |beta u| beyond about 6.
+    lies in (0, 2). The gradient nearly vanishes for |beta u| beyond about 6.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `apo_down`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `apo_down`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion).
 
@@ -37,22 +38,21 @@ def apo_down(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.apo_down(), first_step).loss)  # 1/2 + 1/2
     1.0
   """
-  _hparams.check("apo_down", "beta", beta, paper=0.1, above=0)
+  _hparams.check("apo_down", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     reward_BK = _rewards.rewards(scored, beta)
-    # 1 - sigma(x) as sigma(-x), keeping its digits.
+    # sigma(-x) instead of 1 - sigma(x): no cancellation.
     behind_B = reward_BK[:, 1] - reward_BK[:, 0]
     loss_B = jax.nn.sigmoid(reward_BK[:, 0]) + jax.nn.sigmoid(behind_B)
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"apo_down": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="apo_down",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""APO-zero on single answers with a thumbs-up or a thumbs-down."""
+"""APO-zero on single completions labelled desirable or undesirable."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def apo_zero_unpaired(beta: float = 0.1) -> Objective:
-  """APO-zero, unpaired: desirable answers up, undesirable ones down.
+  """APO-zero, unpaired: raises desirable completions, lowers undesirable ones.
 
-  L = 1 - sigma(beta u) for a desirable answer, sigma(beta u) for an undesirable one,
-  u = its log-ratio: `kto` with its reference point held at 0.
+  L = 1 - sigma(beta u) for desirable completions, sigma(beta u) for undesirable ones,
+  u = log-ratio of the completion: `kto` with its reference point fixed at 0.
 
   Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked; the unpaired form
     is that of TRL's KTO trainer.
-  Departs from the paper: the paper's loss is of pairs (`apo_zero`, the sum of the two
-    lines above).
+  Departs from the paper: the paper's loss is on pairs (`apo_zero`, the sum of the two
+    cases above).
   Reduction: log-ratio summed over tokens; loss averaged over all rows, desirable and
     undesirable pooled.
 
@@ -26,9 +26,10 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK.
-    Terms: `apo_zero_unpaired`. Metrics: reward_chosen, logp_chosen over desirable rows,
-    reward_rejected, logp_rejected over undesirable ones (nats), reward_accuracy
-    (fraction of rows whose reward has the right sign).
+    Terms: `apo_zero_unpaired`.
+    Metrics: reward_chosen, logp_chosen over desirable rows, reward_rejected,
+    logp_rejected over undesirable ones (nats), reward_accuracy (fraction of rows whose
+    reward has the correct sign).
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -40,7 +41,7 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.apo_zero_unpaired(), first_step).loss)
     0.5
   """
-  _hparams.check("apo_zero_unpaired", "beta", beta, paper=0.1, above=0)
+  _hparams.check("apo_zero_unpaired", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -52,14 +53,11 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     metrics |= {"reward_accuracy": scored.mean_B((1 + jnp.sign(gain_B)) / 2)}
     return Loss({"apo_zero_unpaired": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"desirable_BK"})
-  hparams = {"beta": beta}
   return Objective(
     name="apo_zero_unpaired",
-    hparams=hparams,
+    hparams={"beta": beta},
     layout=Layout.RATED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"desirable_BK"}),
   )

@@ -6,19 +6,19 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def approx_ndcg(beta: float = 0.1) -> Objective:
-  """ApproxNDCG: the NDCG of the list, its ranks smoothed.
+  """ApproxNDCG: the NDCG of the list with smoothed ranks.
 
   L = - sum_i (2^g_i - 1) / log2(1 + rank_i) / ideal,   s = beta log-ratio,
-  rank_i = 1 + sum_{j != i} sigma(s_j - s_i), g the rewards counted from the worst.
+  rank_i = 1 + sum_{j != i} sigma(s_j - s_i), g the rewards minus the worst one.
 
   Paper: the loss is Qin, Liu and Li 2010 (not on arXiv; see `ranking`); on implicit
     rewards as in Zhao et al. 2024 (OPO), arXiv:2410.04346, which prefers another smooth
     NDCG. Eq. not checked.
-  Departs from the paper: grades count from the worst answer of the list, so that any
-    real reward has gains >= 0; the same where the worst grade is 0. The temperature of
-    the smooth rank is 1 / beta.
+  Departs from the paper: grades are relative to the worst completion of the list, so
+    that any real reward has gains >= 0; the same where the worst grade is 0. The
+    temperature of the smooth rank is 1 / beta.
   Reduction: log-ratio summed over tokens; loss averaged over prompts; -1 is perfect. A
-    list in which no answer is better than another gives 0.
+    list in which no completion is better than another gives 0.
 
   Args:
     beta: tie to ref, and sharpness of the ranks, per nat; > 0. Paper: not checked; 0.1
@@ -26,14 +26,15 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (grades; 2^g grows
-    fast beyond 10). Terms: `approx_ndcg`. Metrics: reward_chosen, reward_rejected (best
-    and worst answer), reward_margin (nats), reward_accuracy (fraction of pairs), ndcg
-    (the exact one).
+    fast beyond 10).
+    Terms: `approx_ndcg`.
+    Metrics: reward_chosen, reward_rejected (best and worst completion), reward_margin
+    (nats), reward_accuracy (fraction of pairs), ndcg (the exact one).
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
 
-  Example: two answers, no margin: both ranks are 1.5.
+  Example: two completions, no margin: both ranks are 1.5.
     >>> import math
     >>> from xpo_jax import objectives, scored
     >>> s = scored.from_sequence_logps(
@@ -43,24 +44,23 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
     >>> round(float(loss) + 1 / math.log2(1 + 1.5), 6)
     0.0
   """
-  _hparams.check("approx_ndcg", "beta", beta, paper=0.1, above=0)
+  _hparams.check("approx_ndcg", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    score_BK, present_BK = _rewards.rewards(scored, beta), scored.present_BK
+    score_BK = _rewards.rewards(scored, beta)
+    present_BK = scored.present_BK
     grade_BK = ranking.above_worst(scored.reward_BK, present_BK)
     rank_BK = ranking.approximate_rank(score_BK, present_BK)
     loss_B = -ranking.ndcg(rank_BK, grade_BK, present_BK)
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"approx_ndcg": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="approx_ndcg",
     hparams={"beta": beta},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

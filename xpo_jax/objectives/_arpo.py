@@ -1,4 +1,4 @@
-"""ARPO: CPO that rejects an answer less, the nearer it is to the chosen one."""
+"""ARPO: CPO with an adaptive penalty on the rejected completion."""
 
 import jax.numpy as jnp
 
@@ -10,7 +10,7 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 def rejection(scored: Scored, eta: float | Array, relax: float | Array = 1.0) -> Array:
   """ARPO's tau: min(1, relax exp(eta |a_w - a_l|) - 1), `[B]`, with its gradient."""
   avg_BK = _rewards.avg_logp(scored)
-  # The exponent is capped where tau is 1: exp may not overflow before it is cut.
+  # Cap the exponent where tau reaches 1, so that exp does not overflow.
   exponent_B = jnp.minimum(
     eta * jnp.abs(avg_BK[:, 0] - avg_BK[:, 1]), jnp.log(2.0 / relax)
   )
@@ -24,28 +24,29 @@ def arpo(
   relax: float = 0.9,
   reduction: str | _nll.Reduction = "sequence_sum",
 ) -> Objective:
-  """ARPO: CPO whose pull on the rejected answer fades where the two are alike.
+  """ARPO: CPO with a weaker penalty on rejected completions close to the chosen one.
 
   L = -log sigma(beta (log pi(y_w|x) - tau log pi(y_l|x))) + w NLL(y_w),
   tau = min(1, c exp(eta |a_w - a_l|) - 1), a the log-probability per token.
 
   Paper: Xu et al. 2024 (X-ALMA), arXiv:2410.03115, Eq. not checked.
   Departs from the paper: taken from the authors' code, whose relaxation c (0.9, so that
-    tau is -0.1 for equal answers) could not be checked against the text; c = 1 gives
-    tau = 0 there. As in the code the gradient flows through tau. Where tau is 1 this is
-    `cpo`, which the code's file is still named after.
+    tau is -0.1 for equal completions) could not be checked against the text; c = 1
+    gives tau = 0 there. As in the code the gradient flows through tau. Where tau is 1
+    this is `cpo`, the name of the code's file.
   Reduction: log-probability summed over tokens (averaged in tau); losses averaged over
     pairs; the NLL as `reduction` says (see `cpo`; the code's is token_mean).
 
   Args:
     beta: scale of the log-likelihoods, per nat; > 0. Paper's code: 0.1.
-    weight: of the NLL term; >= 0. Paper's code: 1.
-    eta: how fast tau grows, per nat per token; > 0. Paper's code: 0.4.
+    weight: weight of the NLL term; >= 0. Paper's code: 1.
+    eta: growth rate of tau, per nat per token; > 0. Paper's code: 0.4.
     relax: the factor c; 0 < c <= 2. Paper's code: 0.9.
     reduction: of the NLL, see `nll`.
 
   Returns:
-    Objective; layout PAIR; stats LOGP. Terms: `arpo`, `nll`.
+    Objective; layout PAIR; stats LOGP.
+    Terms: `arpo`, `nll`.
     Metrics: those of `cpo`, and rejection (tau, a factor).
 
   Raises:
@@ -58,34 +59,33 @@ def arpo(
     >>> round(float(out.metrics["rejection"]), 4)
     -0.1
   """
-  _hparams.check("arpo", "beta", beta, paper=0.1, above=0)
-  _hparams.check("arpo", "weight", weight, paper=1, least=0)
-  _hparams.check("arpo", "eta", eta, paper=0.4, above=0)
-  _hparams.check("arpo", "relax", relax, paper=0.9, above=0, most=2)
-  chosen = _hparams.choice("arpo", "reduction", reduction, _nll.REDUCTIONS)
+  _hparams.check("arpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("arpo", "weight", weight, paper=1, ge=0)
+  _hparams.check("arpo", "eta", eta, paper=0.4, gt=0)
+  _hparams.check("arpo", "relax", relax, paper=0.9, gt=0, le=2)
+  nll_reduction = _hparams.choice("arpo", "reduction", reduction, _nll.REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    logp_BK, tau_B = _rewards.seq_logp(scored), rejection(scored, eta, relax)
+    logp_BK = _rewards.seq_logp(scored)
+    tau_B = rejection(scored, eta, relax)
     margin_B = beta * (logp_BK[:, 0] - tau_B * logp_BK[:, 1])
     loss_B = links.logistic(margin_B)
     metrics = _rewards.reward_metrics(scored, beta * logp_BK)
     metrics |= _rewards.logp_metrics(scored) | {"rejection": scored.mean_B(tau_B)}
     return Loss({"arpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {
-    "beta": beta,
-    "weight": weight,
-    "eta": eta,
-    "relax": relax,
-    "reduction": chosen.name,
-  }
-  stats = frozenset({token_stats.LOGP})
   preference = Objective(
     name="arpo",
-    hparams=hparams,
+    hparams={
+      "beta": beta,
+      "weight": weight,
+      "eta": eta,
+      "relax": relax,
+      "reduction": nll_reduction.name,
+    },
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )
-  return _nll.with_nll(preference, weight, chosen)
+  return _nll.with_nll(preference, weight, nll_reduction)

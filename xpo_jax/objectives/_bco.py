@@ -1,7 +1,4 @@
-"""BCO: a classifier of good and bad answers whose logit is the implicit reward.
-
-Over 80 lines: single answers and pairs are two layouts of the one loss and its state.
-"""
+"""BCO: binary classification of completions by implicit reward, single or in pairs."""
 
 import jax.numpy as jnp
 
@@ -9,21 +6,21 @@ from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
-_NEEDS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+_STATS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
 
 
 def bco(beta: float = 0.1) -> Objective:
-  """BCO: binary cross-entropy on thumbs-up and thumbs-down, around a running shift.
+  """BCO: binary cross-entropy on thumbs-up and thumbs-down, with a reward shift.
 
-  L = -log sigma(beta u - d)  for a desirable answer,   -log sigma(-(beta u - d))  else,
-  u = its log-ratio, d the mean of beta u over all answers seen so far, these included.
+  L = -log sigma(beta u - d)  for desirable completions,   -log sigma(d - beta u)  else,
+  u = log-ratio, d the mean of beta u over all completions so far, these included.
 
   Paper: Jung et al. 2024, arXiv:2404.04656, Eq. not checked.
   Departs from the paper: d is the plain mean of all rewards, as in TRL, whose code is
     the author's; whether the paper averages the two classes' means first was not
-    checked (they differ when the classes are unbalanced). The weights against
-    prompts that tell the classes apart (UDM) are not part of it. d is of the whole
-    batch whatever the microbatches, and evaluation does not move it.
+    checked (they differ when the classes are unbalanced). The weights for prompts that
+    differ between the classes (UDM) are not included. d is computed over the whole
+    batch, independent of microbatches, and evaluation does not update it.
   Reduction: log-ratio summed over tokens; loss averaged over all rows, desirable and
     undesirable pooled. No gradient through d.
 
@@ -32,9 +29,11 @@ def bco(beta: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK; state mean
-    (nats), count (answers). Terms: `bco`. Metrics: shift (nats), reward_chosen,
-    logp_chosen over desirable rows, reward_rejected, logp_rejected over undesirable
-    ones (nats), reward_accuracy (fraction of rows on the right side of the shift).
+    (nats), count (completions).
+    Terms: `bco`.
+    Metrics: shift (nats), reward_chosen, logp_chosen over desirable rows,
+    reward_rejected, logp_rejected over undesirable ones (nats), reward_accuracy
+    (fraction of rows on the correct side of the shift).
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -61,17 +60,22 @@ def bco(beta: float = 0.1) -> Objective:
     }
     return Loss({"bco": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  columns = frozenset({"desirable_BK"})
-  return pair._replace(name="bco", layout=Layout.RATED, columns=columns, loss=loss)
+  return pair._replace(
+    name="bco",
+    layout=Layout.RATED,
+    columns=frozenset({"desirable_BK"}),
+    loss=loss,
+  )
 
 
 def bco_pair(beta: float = 0.1) -> Objective:
-  """BCO on pairs: the sum of its losses of the chosen and the rejected answer.
+  """BCO on pairs: the sum of its losses on the chosen and the rejected completion.
 
-  Layout PAIR; state and shift as `bco`. Terms: `bco_pair`. An upper bound of `dpo`'s
-  loss, whatever the shift; with the shift at 0, the authors of NCA call it biased NCA.
+  Layout PAIR; stats LOGP, REF_LOGP; state and shift as `bco`. Terms: `bco_pair`. An
+  upper bound of `dpo`'s loss for any shift; with the shift at 0 it is the biased NCA of
+  the NCA paper.
   """
-  _hparams.check("bco", "beta", beta, paper=0.1, above=0)
+  _hparams.check("bco", "beta", beta, paper=0.1, gt=0)
 
   def init() -> State:
     return {"mean": jnp.zeros(()), "count": jnp.zeros(())}
@@ -94,21 +98,17 @@ def bco_pair(beta: float = 0.1) -> Objective:
     metrics |= {"shift": scored.mean_B(jnp.broadcast_to(aux.shared, loss_B.shape))}
     return Loss({"bco_pair": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta}
-  columns: frozenset[str] = frozenset()
-  layout = Layout.PAIR
   return Objective(
     name="bco_pair",
-    hparams=hparams,
-    layout=layout,
-    stats=_NEEDS,
+    hparams={"beta": beta},
+    layout=Layout.PAIR,
+    stats=_STATS,
     loss=loss,
-    columns=columns,
     prepare=prepare,
     init=init,
   )
 
 
 def _gain(reward_B: Array, shift: Array, desirable: Array | bool) -> Array:
-  """How far an answer is on its right side of the shift."""
+  """Reward minus shift, negated for undesirable completions."""
   return jnp.where(desirable, 1, -1) * (reward_B - shift)

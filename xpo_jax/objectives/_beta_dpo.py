@@ -1,7 +1,4 @@
-"""beta-DPO: DPO whose beta follows the batch, on the pairs that look typical.
-
-Over 80 lines: it keeps a moving average, draws pairs, and departs from its code often.
-"""
+"""beta-DPO: DPO with batch-dependent beta and filtering of outlier pairs."""
 
 from collections.abc import Callable
 
@@ -12,7 +9,7 @@ from xpo_jax.objectives import _dpo, _hparams, _rewards
 from xpo_jax.ops import selection, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
-_FLOOR = 1e-3  # the authors' code: beta is never smaller
+_FLOOR = 1e-3  # lower bound of beta in the authors' code
 
 
 def beta_dpo_coupling(
@@ -23,7 +20,10 @@ def beta_dpo_coupling(
   alpha: float | Array,
   momentum: float | Array,
 ) -> tuple[Aux, State]:
-  """What the rows share: `select` maps log weights to 1 where a pair is kept."""
+  """Updates the moving statistics, selects the pairs and computes beta'.
+
+  `select` maps log weights to 1 where a pair is selected, else 0.
+  """
   log_ratio_BK = _rewards.log_ratio(scored)
   gap_B = log_ratio_BK[:, 0] - log_ratio_BK[:, 1]
   batch_mean = scored.mean_B(gap_B).value
@@ -31,7 +31,7 @@ def beta_dpo_coupling(
   batch_std = jnp.sqrt(spread / jnp.maximum(scored.weight_B.sum() - 1, 1))
   mean = momentum * state["gap_mean"] + (1 - momentum) * batch_mean
   std = momentum * state["gap_std"] + (1 - momentum) * batch_std
-  z_B = (gap_B - mean) / jnp.where(std > 0, std, 1)  # no deviation yet: all alike
+  z_B = (gap_B - mean) / jnp.where(std > 0, std, 1)  # no deviation yet: equal weights
   selected_B = select(jnp.where(std > 0, -0.5 * z_B**2, 0))
   selected = Mean((selected_B * gap_B).sum(), selected_B.sum()).value
   used = jnp.maximum(beta * (1 + alpha * (selected - mean)), _FLOOR)
@@ -43,31 +43,35 @@ def beta_dpo_coupling(
 def beta_dpo(
   beta: float = 0.1, alpha: float = 0.6, keep: float = 0.8, momentum: float = 0.9
 ) -> Objective:
-  """beta-DPO: a beta that follows the batch's gap, on the pairs near its usual size.
+  """beta-DPO: beta adapted to the gap of the batch, on pairs with a typical gap.
 
-  L = DPO at beta' over a drawn share of the pairs,
+  L = DPO at beta' over a random fraction of the pairs,
   beta' = max(0.001, beta (1 + alpha (mean gap of the drawn - m))), gap = log-ratio_w -
   log-ratio_l, m and s its moving mean and deviation, this batch included; a pair is
   drawn with weight exp(-(gap - m)^2 / (2 s^2)), without replacement.
 
   Paper: Wu et al. 2024, arXiv:2407.08639, Eq. not checked. Survey 3.3.
-  Departs from the paper: as the authors' code, the gap leaves beta out; the paper's
+  Departs from the paper: as in the authors' code, the gap excludes beta; the paper's
     alpha is this one divided by beta. The floor is the code's. The code updates m and s
     on evaluation batches and once per microbatch: not copied. It fails at step 0, where
-    s = 0: here every pair is then as likely. The gap is in nats: with alpha = 0.6 a gap
-    that wanders by nats throws beta' between the floor and several beta: watch `beta`.
+    s = 0; here all pairs are then equally likely. The gap is in nats: with alpha = 0.6,
+    changes of the gap by some nats move beta' between the floor and several beta, so
+    monitor the metric `beta`.
   Reduction: log-ratio summed over tokens; loss averaged over the drawn pairs
     (`per_example_B` holds the others too). No gradient through gap, selection or beta'.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
-    alpha: how strongly beta follows, per nat; 0 keeps it fixed. Code's example: 0.6.
-    keep: share of the pairs drawn; 0 < keep <= 1. Paper: 0.8.
+    alpha: sensitivity of beta' to the gap, per nat; 0 keeps beta fixed. Code's example:
+      0.6.
+    keep: fraction of the pairs drawn; 0 < keep <= 1. Paper: 0.8.
     momentum: of m and s; 0 <= momentum < 1. Paper: 0.9.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP; state gap_mean, gap_std (nats); draws.
-    Terms: `beta_dpo`. Metrics: those of `dpo` (rewards at beta'), and beta (per nat).
+    Objective; layout PAIR; stats LOGP, REF_LOGP; state gap_mean, gap_std (nats); draws
+    random numbers.
+    Terms: `beta_dpo`.
+    Metrics: those of `dpo` (rewards at beta'), and beta (per nat).
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -80,10 +84,10 @@ def beta_dpo(
     >>> round(float(scored.evaluate(o, first, o.init(), jax.random.key(0)).loss), 4)
     0.6931
   """
-  _hparams.check("beta_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("beta_dpo", "beta", beta, paper=0.1, gt=0)
   _hparams.check("beta_dpo", "alpha", alpha, paper=0.6)
-  _hparams.check("beta_dpo", "keep", keep, paper=0.8, above=0, most=1)
-  _hparams.check("beta_dpo", "momentum", momentum, paper=0.9, least=0, below=1)
+  _hparams.check("beta_dpo", "keep", keep, paper=0.8, gt=0, le=1)
+  _hparams.check("beta_dpo", "momentum", momentum, paper=0.9, ge=0, lt=1)
 
   def init() -> State:
     return {"gap_mean": jnp.zeros(()), "gap_std": jnp.zeros(())}
@@ -104,17 +108,12 @@ def beta_dpo(
     term = {"beta_dpo": drawn.mean_B(every.per_example_B)}
     return Loss(term, metrics, every.per_example_B)
 
-  hparams = {"beta": beta, "alpha": alpha, "keep": keep, "momentum": momentum}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  layout = Layout.PAIR
-  columns: frozenset[str] = frozenset()
   return Objective(
     name="beta_dpo",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={"beta": beta, "alpha": alpha, "keep": keep, "momentum": momentum},
+    layout=Layout.PAIR,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
     prepare=prepare,
     init=init,
   )

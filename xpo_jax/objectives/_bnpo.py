@@ -1,4 +1,4 @@
-"""BNPO, as TRL calls it: GRPO with one mean over the tokens of the batch."""
+"""BNPO (TRL): GRPO with one mean over the tokens of the batch."""
 
 from xpo_jax.objectives import _grpo, _rewards
 from xpo_jax.ops import policy_loss
@@ -18,21 +18,23 @@ def bnpo(
 
   Paper: none of its own: a `loss_type` of TRL's GRPOTrainer, and how verl and TRL run
     DAPO (Yu et al. 2025, arXiv:2503.14476), whose formula averages prompt by prompt:
-    `dapo`. Eq. not checked. Xiao et al. 2025, whose method has the same name, divide
-    rewards by a Beta density and are another method.
+    `dapo`. Eq. not checked. The BNPO of Xiao et al. 2025, which divides rewards by a
+    Beta density, is another method.
   Departs from the paper: TRL's mean is over one microbatch (its `dapo`: over all of
-    them); a mean here is always over the whole batch, so that the two are one.
-  Reduction: one mean over all response tokens of the batch.
+    them); a mean here is always over the whole batch, so that the two coincide.
+  Reduction: one mean over all completion tokens of the batch.
 
   Args:
-    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. TRL: 0.2.
-    clip_high: how far it may rise above 1; >= 0. TRL: 0.2.
+    clip_low: clip range of the ratio below 1; 0 <= e <= 1. TRL: 0.2.
+    clip_high: clip range of the ratio above 1; >= 0. TRL: 0.2.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. TRL: None.
-    dual_clip: the largest ratio that counts where A < 0; > 1, or None. TRL: None.
+    dual_clip: bound on the ratio where A < 0; > 1, or None. TRL: None.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
-    reward_BK, old_logp_BKT; reads tokens. Terms: `bnpo`. Metrics: those of `grpo`.
+    reward_BK, old_logp_BKT; reads tokens.
+    Terms: `bnpo`.
+    Metrics: those of `grpo`.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -55,18 +57,18 @@ def bnpo(
     metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"bnpo": policy_loss.token_mean(scored, token_BKT)}, metrics)
 
-  hparams = {"clip_low": clip_low, "clip_high": clip_high}
-  hparams |= {"beta": beta, "dual_clip": dual_clip}
-  layout = Layout.SAMPLED
-  stats = _rewards.stats(beta)
-  prepare = _grpo.standardised
   return Objective(
     name="bnpo",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={
+      "clip_low": clip_low,
+      "clip_high": clip_high,
+      "beta": beta,
+      "dual_clip": dual_clip,
+    },
+    layout=Layout.SAMPLED,
+    stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=prepare,
+    prepare=_grpo.standardised,
   )

@@ -1,4 +1,4 @@
-"""The Bradley-Terry reward model, from comparisons and from shares of votes."""
+"""Bradley-Terry reward models, from comparisons and from soft labels."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
@@ -10,32 +10,31 @@ def soft_bradley_terry() -> Objective:
 
   L = -p log sigma(r_0 - r_1) - (1 - p) log sigma(r_1 - r_0)
 
-  The probability p (a share of votes, another model's confidence) is reward_BK of
-  column 0; column 1 is not read. p = 1 is `bradley_terry`. Layout PAIR, needs VALUE.
+  The probability p (a fraction of votes, another model's confidence) is reward_BK of
+  column 0; column 1 is not read. p = 1 is `bradley_terry`. Layout PAIR; stats VALUE;
+  columns reward_BK.
   """
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
-    lead_B = reward_BK[:, 0] - reward_BK[:, 1]
-    loss_B = links.smoothed_logistic(lead_B, 1 - scored.reward_BK[:, 0])
+    margin_B = reward_BK[:, 0] - reward_BK[:, 1]
+    loss_B = links.smoothed_logistic(margin_B, 1 - scored.reward_BK[:, 0])
     metrics = _rewards.reward_metrics(scored, reward_BK)
     return Loss({"soft_bradley_terry": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.VALUE})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="soft_bradley_terry",
     hparams={},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.VALUE}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )
 
 
 def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
-  """Bradley-Terry: a reward model from comparisons.
+  """Bradley-Terry: a reward model trained on comparisons.
 
   L = -log sigma(r_w - r_l - margin) + centring (r_w + r_l)^2
   with r the scalar head at the last token of the completion.
@@ -45,15 +44,17 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
   Departs from the paper: `margin` and `centring` are TRL's (also OpenRLHF's margin);
     both are 0 in the paper, which shifts the finished model to mean 0 instead. Soft
     labels: `soft_bradley_terry`.
-  Reduction: value at the last response token (EOS where the answer ends with it); both
-    terms averaged over pairs.
+  Reduction: value at the last completion token (EOS where the completion ends with it);
+    both terms averaged over pairs.
 
   Args:
-    margin: how far the chosen reward should lead; >= 0. Paper: 0.
-    centring: pull of the two rewards' sum towards 0; >= 0. Paper: 0. TRL offers 0.01.
+    margin: target margin of the chosen reward; >= 0. Paper: 0.
+    centring: weight of the squared sum of the two rewards; >= 0. Paper: 0. TRL offers
+      0.01.
 
   Returns:
-    Objective; layout PAIR; stats VALUE. Terms: `bradley_terry`, `centring`.
+    Objective; layout PAIR; stats VALUE.
+    Terms: `bradley_terry`, `centring`.
     Metrics: reward_chosen, reward_rejected, reward_margin (units of the reward),
     reward_accuracy (fraction).
 
@@ -68,14 +69,14 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.bradley_terry(), tie).loss), 4)
     0.6931
   """
-  _hparams.check("bradley_terry", "margin", margin, paper=0, least=0)
-  _hparams.check("bradley_terry", "centring", centring, paper=0, least=0)
+  _hparams.check("bradley_terry", "margin", margin, paper=0, ge=0)
+  _hparams.check("bradley_terry", "centring", centring, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
-    lead_B = reward_BK[:, 0] - reward_BK[:, 1]
-    pair_B = links.logistic(lead_B - margin)
+    margin_B = reward_BK[:, 0] - reward_BK[:, 1]
+    pair_B = links.logistic(margin_B - margin)
     centre_B = centring * (reward_BK[:, 0] + reward_BK[:, 1]) ** 2
     terms = {
       "bradley_terry": scored.mean_B(pair_B),
@@ -83,12 +84,10 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     }
     return Loss(terms, _rewards.reward_metrics(scored, reward_BK), pair_B + centre_B)
 
-  hparams = {"margin": margin, "centring": centring}
-  stats = frozenset({token_stats.VALUE})
   return Objective(
     name="bradley_terry",
-    hparams=hparams,
+    hparams={"margin": margin, "centring": centring},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.VALUE}),
     loss=loss,
   )

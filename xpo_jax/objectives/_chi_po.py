@@ -1,4 +1,4 @@
-"""chi-PO: DPO tied to its reference by the chi-square divergence beside the KL."""
+"""chi-PO: DPO regularised by the chi-square divergence in addition to the KL."""
 
 import jax.numpy as jnp
 
@@ -11,14 +11,14 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
   """chi-PO: DPO with the link phi(t) = t + log t, against overoptimisation.
 
   L = -log sigma(clip(beta phi(ratio_w) - beta phi(ratio_l), -2 R, 2 R))
-  with ratio = policy / ref: a ratio far above 1 is a large reward at once, so that the
-  policy need not go far for it. Where the margin is beyond 2 R no gradient flows.
+  with ratio = policy / ref: the reward grows linearly in the ratio, so that a large
+  reward needs a smaller change of the policy. The gradient is 0 for margins beyond 2 R.
 
   Paper: Huang et al. 2024, arXiv:2407.13399, Eq. not checked (from public summaries).
   Departs from the paper: nothing known; no authors' code was found. Where exp overflows
-    the link goes on along its tangent (`links.exponential`). Gradients vanish on pairs
-    lost by 2 R as on pairs won by it: large ratios at the start of training are not
-    mended.
+    the link is continued by its tangent (`links.exponential`). Gradients vanish for
+    margins below -2 R as well as above 2 R: large ratios at the start of training are
+    not corrected.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
@@ -26,7 +26,8 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     largest_reward: R, rewards lie within [0, R]; > 0. Paper: no value seen.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `chi_po`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `chi_po`.
     Metrics: reward_* (beta (phi - 1), which is 0 at ratio 1), reward_accuracy
     (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -40,8 +41,8 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.chi_po(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("chi_po", "beta", beta, paper=0.1, above=0)
-  _hparams.check("chi_po", "largest_reward", largest_reward, paper=1, above=0)
+  _hparams.check("chi_po", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("chi_po", "largest_reward", largest_reward, paper=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -55,12 +56,10 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"chi_po": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "largest_reward": largest_reward}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="chi_po",
-    hparams=hparams,
+    hparams={"beta": beta, "largest_reward": largest_reward},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

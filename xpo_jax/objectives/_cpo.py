@@ -1,4 +1,4 @@
-"""CPO: DPO against a uniform reference, and the NLL of the chosen answer."""
+"""CPO: DPO with a uniform reference, plus the NLL of the chosen completion."""
 
 from xpo_jax.objectives import _hparams, _nll, _rewards
 from xpo_jax.ops import links, token_stats
@@ -11,27 +11,29 @@ def cpo(
   label_smoothing: float = 0.0,
   reduction: str | _nll.Reduction = "sequence_sum",
 ) -> Objective:
-  """CPO: DPO without its reference, held in place by the chosen answer's NLL.
+  """CPO: reference-free DPO, regularised by the NLL of the chosen completion.
 
   L = -(1 - e) log sigma(m) - e log sigma(-m) + w NLL(y_w),
   m = beta (log pi(y_w|x) - log pi(y_l|x)), e the label smoothing.
 
   Paper: Xu et al. 2024, arXiv:2401.08417, Eq. not checked. Survey 3.10.
-  Departs from the paper: nothing in the formula. The authors' code (and TRL) takes the
-    NLL per token of the batch, a length smaller: `reduction="token_mean"`; its `w = 1`
-    was used with that. Label smoothing is TRL's. The authors' repository now holds
-    `arpo` under the same name.
-  Reduction: log-probability summed over tokens, so that of two answers the shorter one
-    starts ahead; losses averaged over pairs; the NLL as `reduction` says.
+  Departs from the paper: nothing in the formula. The authors' code (and TRL) averages
+    the NLL over the tokens of the batch, smaller by a factor of the length:
+    `reduction="token_mean"`; its `w = 1` belongs to that reduction. Label smoothing is
+    TRL's. The authors' repository now holds `arpo` under the same name.
+  Reduction: log-probability summed over tokens, so that the shorter of two completions
+    starts with the higher likelihood; losses averaged over pairs; the NLL as
+    `reduction` says.
 
   Args:
     beta: scale of the log-likelihoods, per nat; > 0. Paper: 0.1.
-    weight: of the NLL term; >= 0. Paper: 1.
+    weight: weight of the NLL term; >= 0. Paper: 1.
     label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
     reduction: of the NLL, see `nll`. Paper: sequence_sum as written.
 
   Returns:
-    Objective; layout PAIR; stats LOGP. Terms: `cpo`, `nll`.
+    Objective; layout PAIR; stats LOGP.
+    Terms: `cpo`, `nll`.
     Metrics: reward_* (beta times nats), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion).
 
@@ -45,10 +47,10 @@ def cpo(
     >>> {name: round(float(term), 4) for name, term in terms.items()}  # log 2, 2 nats
     {'cpo': 0.6931, 'nll': 2.0}
   """
-  _hparams.check("cpo", "beta", beta, paper=0.1, above=0)
-  _hparams.check("cpo", "weight", weight, paper=1, least=0)
-  _hparams.check("cpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
-  chosen = _hparams.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
+  _hparams.check("cpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("cpo", "weight", weight, paper=1, ge=0)
+  _hparams.check("cpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
+  nll_reduction = _hparams.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -58,18 +60,16 @@ def cpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"cpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {
-    "beta": beta,
-    "weight": weight,
-    "label_smoothing": label_smoothing,
-    "reduction": chosen.name,
-  }
-  stats = frozenset({token_stats.LOGP})
   preference = Objective(
     name="cpo",
-    hparams=hparams,
+    hparams={
+      "beta": beta,
+      "weight": weight,
+      "label_smoothing": label_smoothing,
+      "reduction": nll_reduction.name,
+    },
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )
-  return _nll.with_nll(preference, weight, chosen)
+  return _nll.with_nll(preference, weight, nll_reduction)

@@ -1,4 +1,4 @@
-"""D2O: a rejected answer against the policy's own samples."""
+"""D2O: an undesirable completion against the policy's own samples."""
 
 from collections.abc import Mapping
 
@@ -22,25 +22,27 @@ REF_PLUS_LOGP = TokenStat("ref_plus_logp_BKT", ("ref_plus",), _ref_plus_logp)
 
 
 def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
-  """D2O: away from an undesirable answer, towards the average of self-samples.
+  """D2O: lowers an undesirable completion relative to the average of self-samples.
 
   L = -log sigma(beta mean_i log(pi / pi_minus)(y_i) - alpha log(pi / pi_plus)(y_l))
-  with y_i own samples, y_l the undesirable answer, and two references, a more harmful
-  pi_minus and a more helpful pi_plus (both may be the starting model).
+  with y_i self-samples, y_l the undesirable completion, and two references, a more
+  harmful pi_minus and a more helpful pi_plus (both may be the starting model).
 
   Paper: Duan et al. 2024, arXiv:2403.03419, Eq. not checked. Survey 3.10.
   Departs from the paper: form and defaults are a third party's (11 samples a prompt);
-    no authors' code was found. No undesirable answer, or no samples: the row gives 0.
+    no authors' code was found. A prompt without an undesirable completion or without
+    samples gives 0.
   Reduction: log-ratios summed over tokens; loss averaged over prompts.
 
   Args:
     beta: weight of the self-samples' log-ratio, per nat; > 0. That code: 0.1.
-    alpha: weight of the undesirable answer's, per nat; > 0. That code: 0.1.
+    alpha: weight of the undesirable completion's, per nat; > 0. That code: 0.1.
 
   Returns:
     Objective; layout RANKED, in any order: self-samples are desirable 1, the other
-    answer 0; stats LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP; columns desirable_BK.
-    Terms: `d2o`. Metrics: reward_* (nats), reward_accuracy (fraction).
+    completion 0; stats LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP; columns desirable_BK.
+    Terms: `d2o`.
+    Metrics: reward_* (nats), reward_accuracy (fraction).
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -54,35 +56,31 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.d2o(), s).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("d2o", "beta", beta, paper=0.1, above=0)
-  _hparams.check("d2o", "alpha", alpha, paper=0.1, above=0)
+  _hparams.check("d2o", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("d2o", "alpha", alpha, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     up_BK = jnp.where(scored.desirable_BK > 0, scored.present_BK, 0)
     down_BK = jnp.where(scored.desirable_BK > 0, 0, scored.present_BK)
 
-    def against(ref: str, side_BK: Array) -> Array:
+    def mean_log_ratio(ref: str, side_BK: Array) -> Array:
       ratio_BKT = scored.logp_BKT - scored.extra[ref]
       ratio_BK = masked.sum_T(ratio_BKT, scored.mask_BKT)
       return Mean((ratio_BK * side_BK).sum(1), side_BK.sum(1)).value
 
-    chosen_B = beta * against("ref_minus_logp_BKT", up_BK)
-    rejected_B = alpha * against("ref_plus_logp_BKT", down_BK)
+    chosen_B = beta * mean_log_ratio("ref_minus_logp_BKT", up_BK)
+    rejected_B = alpha * mean_log_ratio("ref_plus_logp_BKT", down_BK)
     both_B = (up_BK.sum(1) > 0) & (down_BK.sum(1) > 0)
     loss_B = jnp.where(both_B, links.logistic(chosen_B - rejected_B), 0)
     metrics = _rewards.reward_metrics(scored, jnp.stack([chosen_B, rejected_B], 1))
     return Loss({"d2o": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "alpha": alpha}
-  stats = frozenset({token_stats.LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP})
-  layout = Layout.RANKED
-  columns = frozenset({"desirable_BK"})
   return Objective(
     name="d2o",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={"beta": beta, "alpha": alpha},
+    layout=Layout.RANKED,
+    stats=frozenset({token_stats.LOGP, REF_MINUS_LOGP, REF_PLUS_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"desirable_BK"}),
   )

@@ -1,4 +1,4 @@
-"""DAPO: GRPO with a higher upper clip and one mean over a prompt's tokens."""
+"""DAPO: GRPO with a higher upper clip and one mean over the tokens of a prompt."""
 
 import chex
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 def overlong_penalty(
   length_BK: Array, longest: float | Array, buffer: float | Array
 ) -> Array:
-  """DAPO's soft punishment, added to the reward: 0 down to -1 over the last tokens.
+  """DAPO's soft overlong punishment, added to the reward: from 0 down to -1.
 
   Args:
     length_BK: tokens of each completion.
-    longest: where the penalty reaches -1, in tokens. Paper: 20480.
-    buffer: over how many tokens it falls; > 0. Paper: 4096.
+    longest: length at which the penalty reaches -1, in tokens. Paper: 20480.
+    buffer: number of tokens over which it decreases; > 0. Paper: 4096.
   """
   chex.assert_rank(length_BK, 2)
   return -jnp.clip((length_BK - longest) / buffer + 1, 0, 1)
@@ -27,28 +27,31 @@ def dapo(
   beta: float | None = None,
   dual_clip: float | None = None,
 ) -> Objective:
-  """DAPO: GRPO that clips higher above than below and counts every token the same.
+  """DAPO: GRPO with a higher upper clip and equal weight for every token.
 
   L = sum_i sum_t max(-A_i rho_t, -A_i clip(rho_t, 1 - e_low, 1 + e_high)) / sum_i |y_i|
   over the completions of a prompt, A_i = (r_i - mean r) / std r.
 
   Paper: Yu et al. 2025, arXiv:2503.14476, Eq. not checked.
-  Departs from the paper: nothing in the loss; the deviation is that of `grpo`. Its code
-    and TRL take one mean over the tokens of all prompts: that is `bnpo`. Dynamic
-    sampling, which asks again until rewards differ, is the loop's: `groups.differ` says
-    for which prompts. `overlong_penalty` goes into the reward before it comes here.
-    `beta` and `dual_clip` are TRL's and not the paper's.
+  Departs from the paper: nothing in the loss; the standard deviation is that of `grpo`.
+    Its code and TRL take one mean over the tokens of all prompts: that is `bnpo`.
+    Dynamic sampling, which resamples until rewards differ, belongs to the training
+    loop; `groups.differ` marks the prompts whose rewards differ. `overlong_penalty` is
+    added to the reward beforehand. `beta` and `dual_clip` are TRL's and not the
+    paper's.
   Reduction: one mean over all tokens of a prompt's completions, mean over prompts.
 
   Args:
-    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: 0.2.
-    clip_high: how far it may rise above 1; >= 0. Paper: 0.28.
+    clip_low: clip range of the ratio below 1; 0 <= e <= 1. Paper: 0.2.
+    clip_high: clip range of the ratio above 1; >= 0. Paper: 0.28.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
-    dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
+    dual_clip: bound on the ratio where A < 0; > 1, or None. Paper: None.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
-    reward_BK, old_logp_BKT; reads tokens. Terms: `dapo`. Metrics: those of `grpo`.
+    reward_BK, old_logp_BKT; reads tokens.
+    Terms: `dapo`.
+    Metrics: those of `grpo`.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -72,18 +75,18 @@ def dapo(
     metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"dapo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"clip_low": clip_low, "clip_high": clip_high}
-  hparams |= {"beta": beta, "dual_clip": dual_clip}
-  layout = Layout.SAMPLED
-  stats = _rewards.stats(beta)
-  prepare = _grpo.standardised
   return Objective(
     name="dapo",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={
+      "clip_low": clip_low,
+      "clip_high": clip_high,
+      "beta": beta,
+      "dual_clip": dual_clip,
+    },
+    layout=Layout.SAMPLED,
+    stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=prepare,
+    prepare=_grpo.standardised,
   )

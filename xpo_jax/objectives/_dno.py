@@ -8,29 +8,30 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def dno(beta: float = 0.1) -> Objective:
-  """DNO: the margin of two samples becomes the difference of their win rates.
+  """DNO: logistic regression of the margin on the win-rate difference of two samples.
 
   L = -p log sigma(m) - (1 - p) log sigma(-m),   p = sigma(P_y - P_y')
-  with m = beta (log-ratio_y - log-ratio_y') and P_y = P(y > policy of the last round),
-  which is also the reference. At the minimum m = P_y - P_y': the next policy is
-  proportional to policy exp(P_y / beta), SPPO's step with nothing approximated.
+  with m = beta (log-ratio_y - log-ratio_y') and P_y = P(y > previous policy), which is
+  also the reference. At the minimum m = P_y - P_y': the next policy is
+  proportional to policy exp(P_y / beta), the exact step of SPPO.
 
-  Paper: Rosset et al. 2024, arXiv:2404.03715, Eq. not checked; beta is its eta.
-    Survey 3.11.
+  Paper: Rosset et al. 2024, arXiv:2404.03715, Eq. not checked; beta is its eta. Survey
+    3.11.
   Departs from the paper: nothing known; there is no public code. Its practical form,
-    DNO-Prct, takes pairs ranked far apart among samples and a stronger model's answer
-    as certain: that is `dpo` on them.
+    DNO-Prct, treats pairs ranked far apart among samples, and a stronger model's
+    completions, as certain preferences: that is `dpo` on them.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
-    beta: tie to the last round's policy, in win probability per nat; > 0. Paper: no
+    beta: tie to the previous round's policy, in win probability per nat; > 0. Paper: no
       value seen; 0.1 is DPO's.
 
   Returns:
     Objective; layout PAIR, in any order: the loss is the same with the two swapped;
-    needs LOGP, REF_LOGP; columns reward_BK, the win rates: over K samples of a prompt,
-    P - 1/2 is (K - 1) / K of what it is over the others alone where a sample counts as
-    a draw with itself (`Feedback.include_self`). Terms: `dno`.
+    stats LOGP, REF_LOGP; columns reward_BK, the win rates: over K samples of a prompt,
+    counting a sample as a draw with itself (`Feedback.include_self`) scales P - 1/2 by
+    (K - 1) / K.
+    Terms: `dno`.
     Metrics: reward_* (beta times log-ratio), reward_accuracy (fraction), logp_chosen,
     logp_rejected (nats per completion); chosen is column 0.
 
@@ -45,25 +46,23 @@ def dno(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # no margin yet, so log 2 whatever the win rates
     0.6931
   """
-  _hparams.check("dno", "beta", beta, paper=0.1, above=0)
+  _hparams.check("dno", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     reward_BK = _rewards.rewards(scored, beta)
     margin_B = reward_BK[:, 0] - reward_BK[:, 1]
-    other_wins_B = jax.nn.sigmoid(scored.reward_BK[:, 1] - scored.reward_BK[:, 0])
-    loss_B = links.smoothed_logistic(margin_B, other_wins_B)
+    p_other_B = jax.nn.sigmoid(scored.reward_BK[:, 1] - scored.reward_BK[:, 0])
+    loss_B = links.smoothed_logistic(margin_B, p_other_B)
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"dno": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
-  dno = Objective(
+  return Objective(
     name="dno",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
+    reward_kind="win_rates",
   )
-  return dno._replace(reward_kind="win_rates")

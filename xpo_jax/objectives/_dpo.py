@@ -6,16 +6,16 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
-  """DPO: a logistic regression on the difference of two log-ratios.
+  """DPO: logistic regression on the difference of two log-ratios.
 
   L = -(1 - e) log sigma(m) - e log sigma(-m),   m = beta (log-ratio_w - log-ratio_l)
   with e the label smoothing; e > 0 is conservative DPO (cDPO).
 
-  Paper: Rafailov et al. 2023, arXiv:2305.18290, Eq. not checked. Survey 3.3.
-    cDPO: E. Mitchell, "A note on DPO with noisy preferences", 2023 (not on arXiv).
-  Departs from the paper: nothing. Codes differ: TRL from 0.29 on ignores
-    `label_smoothing` here, the authors' code and this one apply it. The paper trains
-    at learning rate 1e-6, the authors' configuration file at 5e-7.
+  Paper: Rafailov et al. 2023, arXiv:2305.18290, Eq. not checked. Survey 3.3. cDPO: E.
+    Mitchell, "A note on DPO with noisy preferences", 2023 (not on arXiv).
+  Departs from the paper: nothing. TRL from 0.29 on ignores `label_smoothing` here; the
+    authors' code and this one apply it. The paper trains at learning rate 1e-6, the
+    authors' configuration file at 5e-7.
   Reduction: log-ratio summed over tokens (a mean over tokens is another method, and a
     known bug); loss averaged over pairs.
 
@@ -25,7 +25,8 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
       note recommends none; at e > 0 the gradient vanishes at m = log((1 - e) / e).
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `dpo`.
     Metrics: reward_chosen, reward_rejected, reward_margin (nats), reward_accuracy
     (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -40,8 +41,8 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(loss), 4)  # no margin yet, so log 2
     0.6931
   """
-  _hparams.check("dpo", "beta", beta, paper=0.1, above=0)
-  _hparams.check("dpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
+  _hparams.check("dpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("dpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -51,12 +52,10 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "label_smoothing": label_smoothing}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="dpo",
-    hparams=hparams,
+    hparams={"beta": beta, "label_smoothing": label_smoothing},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

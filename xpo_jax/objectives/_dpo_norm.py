@@ -19,7 +19,8 @@ def dpo_norm(beta: float = 5.0) -> Objective:
     beta: tie to ref, per nat per token; > 0. Paper: 5, some 10 to 100 times DPO's.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `dpo_norm`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `dpo_norm`.
     Metrics: reward_* (beta times nats per token), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -32,7 +33,7 @@ def dpo_norm(beta: float = 5.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpo_norm(), same).loss), 4)
     0.6931
   """
-  _hparams.check("dpo_norm", "beta", beta, paper=5, above=0)
+  _hparams.check("dpo_norm", "beta", beta, paper=5, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -42,11 +43,10 @@ def dpo_norm(beta: float = 5.0) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"dpo_norm": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="dpo_norm",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

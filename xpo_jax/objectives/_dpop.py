@@ -1,4 +1,4 @@
-"""DPO-Positive (Smaug): DPO that keeps the chosen answer likely."""
+"""DPO-Positive (Smaug): DPO that penalises a falling chosen likelihood."""
 
 import jax.numpy as jnp
 
@@ -8,28 +8,29 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
-  """DPOP: DPO with a penalty where the chosen answer falls below the reference.
+  """DPOP: DPO with a penalty where the chosen completion falls below the reference.
 
   L = -log sigma(beta [log-ratio_w - log-ratio_l - lambda max(0, -log-ratio_w)])
 
   Paper: Pal et al. 2024 (Smaug), arXiv:2402.13228, Eq. not checked. Survey 3.3.4.
-  Departs from the paper: nothing known. The penalty is inside the sigmoid and scaled
-    by beta (early public codes had it outside, with the wrong sign). The kink is met at
-    the first step of training, where every log-ratio is 0: as torch.maximum in public
-    codes, its slope there is half the penalty's, so that the chosen answer's gradient
-    is 1 + lambda / 2 times DPO's.
+  Departs from the paper: nothing known. The penalty is inside the sigmoid and scaled by
+    beta (early public codes had it outside, with the wrong sign). At the first step of
+    training every log-ratio is 0, the kink of the penalty: as with torch.maximum in
+    public codes, the slope there is half the penalty's, so that the gradient of the
+    chosen completion is 1 + lambda / 2 times DPO's.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: not checked; public codes: 0.1.
-    penalty: lambda, for each nat that the chosen answer has lost; >= 0. Paper: 50.
-      0 gives DPO.
+    penalty: lambda, per nat of the chosen completion below the reference; >= 0. Paper:
+      50. 0 gives DPO.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `dpop`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `dpop`.
     Metrics: reward_* (nats, without the penalty), reward_accuracy (fraction),
-    logp_chosen, logp_rejected (nats per completion), fallen (nats that the chosen
-    answer has lost).
+    logp_chosen, logp_rejected (nats per completion), fallen (nats of the chosen
+    completion below the reference).
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -40,8 +41,8 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpop(), fell).loss), 4)  # -1 + 51 - 50
     0.6931
   """
-  _hparams.check("dpop", "beta", beta, paper=0.1, above=0)
-  _hparams.check("dpop", "penalty", penalty, paper=50, least=0)
+  _hparams.check("dpop", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("dpop", "penalty", penalty, paper=50, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -53,12 +54,10 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
     metrics |= _rewards.logp_metrics(scored) | {"fallen": scored.mean_B(fallen_B)}
     return Loss({"dpop": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "penalty": penalty}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="dpop",
-    hparams=hparams,
+    hparams={"beta": beta, "penalty": penalty},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""Dr. GRPO: GRPO without the two divisions that bias it."""
+"""Dr. GRPO: GRPO without the length and standard-deviation normalisations."""
 
 from xpo_jax.objectives import _grpo, _hparams, _rewards
 from xpo_jax.ops import groups, masked
@@ -12,30 +12,32 @@ def dr_grpo(
   beta: float | None = None,
   dual_clip: float | None = None,
 ) -> Objective:
-  """Dr. GRPO: GRPO divided neither by the group's deviation nor by a length.
+  """Dr. GRPO: GRPO without division by the standard deviation and the length.
 
   L = mean_i 1/length sum_t max(-A_i rho_t, -A_i clip(rho_t, 1 - e, 1 + e))
   with A_i = r_i - mean r over the completions of a prompt: at ratio 1 the gradient is
-  (K - 1) / K of the policy gradient's, in expectation, whatever the lengths.
+  (K - 1) / K of the policy gradient's, in expectation, for any lengths.
 
   Paper: Liu et al. 2025, arXiv:2503.20783, Eq. not checked.
-  Departs from the paper: nothing known. `length` is that of its code, which divides by
-    the longest completion allowed; its formula has none (1). `beta` and `dual_clip` are
-    TRL's and not the paper's.
+  Departs from the paper: nothing known. `length` is that of the paper's code, which
+    divides by the longest allowed completion; the formula has none (1). `beta` and
+    `dual_clip` are TRL's and not the paper's.
   Reduction: sum over tokens divided by `length`, mean over a prompt's completions, mean
     over prompts. Every token weighs the same.
 
   Args:
-    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: not stated; 0.2.
-    clip_high: how far it may rise above 1; >= 0. Paper: not stated; 0.2.
-    length: what a sum over tokens is divided by, the same for all, in tokens; > 0.
-      Paper: 1 in the formula, the generation budget in the code.
+    clip_low: clip range of the ratio below 1; 0 <= e <= 1. Paper: not stated; 0.2.
+    clip_high: clip range of the ratio above 1; >= 0. Paper: not stated; 0.2.
+    length: constant divisor of the sum over tokens, in tokens; > 0. Paper: 1 in the
+      formula, the generation budget in the code.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
-    dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
+    dual_clip: bound on the ratio where A < 0; > 1, or None. Paper: None.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
-    reward_BK, old_logp_BKT; reads tokens. Terms: `dr_grpo`. Metrics: those of `grpo`.
+    reward_BK, old_logp_BKT; reads tokens.
+    Terms: `dr_grpo`.
+    Metrics: those of `grpo`.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -52,7 +54,7 @@ def dr_grpo(
     -0.25
   """
   _grpo.check_hparams("dr_grpo", clip_low, clip_high, beta, dual_clip)
-  _hparams.check("dr_grpo", "length", length, paper=1, above=0)
+  _hparams.check("dr_grpo", "length", length, paper=1, gt=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -66,15 +68,17 @@ def dr_grpo(
     metrics = _grpo.clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"dr_grpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"clip_low": clip_low, "clip_high": clip_high, "length": length}
-  hparams |= {"beta": beta, "dual_clip": dual_clip}
-  layout = Layout.SAMPLED
-  stats = _rewards.stats(beta)
   return Objective(
     name="dr_grpo",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={
+      "clip_low": clip_low,
+      "clip_high": clip_high,
+      "length": length,
+      "beta": beta,
+      "dual_clip": dual_clip,
+    },
+    layout=Layout.SAMPLED,
+    stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,

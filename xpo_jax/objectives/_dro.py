@@ -1,4 +1,4 @@
-"""DRO-V: a policy and a value regressed on the reward of single answers."""
+"""DRO-V: joint regression of policy and value on the rewards of single completions."""
 
 import jax
 
@@ -10,35 +10,36 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 def dro_half_square(
   reward_B: Array, value_B: Array, log_ratio_B: Array, beta: float | Array
 ) -> Array:
-  """DRO's objective per row, (r - V - beta log-ratio)^2 / 2, live in every argument."""
+  """DRO's objective per row, (r - V - beta log-ratio)^2 / 2, differentiable."""
   return 0.5 * (reward_B - value_B - beta * log_ratio_B) ** 2
 
 
 def dro(beta: float = 1.0) -> Objective:
-  """DRO-V: the reward of an answer explained by a value and a log-ratio.
+  """DRO-V: regression of the reward of a completion on a value and a log-ratio.
 
   L = (r - sg(V) - beta lr)^2 / (2 beta)  +  (r - V - beta sg(lr))^2 / 2
-  with lr the log-ratio of the answer and V(x) the value of the prompt. Whatever policy
-  the data came from, the optimum is the value beta log E_ref exp(r / beta) and the
+  with lr the log-ratio of the completion and V(x) the value of the prompt. For data of
+  any policy the optimum is the value beta log E_ref exp(r / beta) and the
   policy ref exp((r - value) / beta).
 
   Paper: Richemond et al. 2024, arXiv:2405.19107, Eq. not checked. Survey 3.6.2.
-  Departs from the paper: one network with a scalar head, read where the first answer
-    token is predicted (it has seen the prompt only); the paper's best networks are
-    apart, with a value per token. No authors' code; a public one divides the log-ratio
-    by the length unless told otherwise, and has a switch for the 1 / beta.
+  Departs from the paper: one network with a scalar head, read where the first
+    completion token is predicted (from the prompt alone); the paper's best networks are
+    separate, with a value per token. No authors' code; a public one divides the
+    log-ratio by the length by default, and has an option for the 1 / beta.
   Reduction: log-ratio summed over tokens; both terms averaged over rows. No gradient
-    from the first term into V nor from the second into the policy. The 1 / beta is
-    the paper's: the policy's gradient is -(r - V - beta lr) grad log pi at any beta.
+    from the first term into V nor from the second into the policy. The 1 / beta is the
+    paper's: the policy's gradient is -(r - V - beta lr) grad log pi at any beta.
 
   Args:
     beta: the paper's tau, tie to ref, units of the reward per nat; > 0. Paper: 1, for
-      rewards normalised to mean 0 and variance 1 over the data: do so too.
+      rewards normalised to mean 0 and variance 1 over the data; normalise likewise.
 
   Returns:
     Objective; layout RATED; stats LOGP, REF_LOGP, VALUE; columns reward_BK.
-    Terms: `dro` (the policy's), `value`. Metrics: value, residual (r - V - beta lr),
-    reward (implicit, beta lr), all in units of the reward.
+    Terms: `dro` (the policy's), `value`.
+    Metrics: value, residual (r - V - beta lr), reward (implicit, beta lr), all in units
+    of the reward.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -51,7 +52,7 @@ def dro(beta: float = 1.0) -> Objective:
     >>> float(scored.evaluate(objectives.dro(beta=1.0), s).loss)
     0.0
   """
-  _hparams.check("dro", "beta", beta, paper=1, above=0)
+  _hparams.check("dro", "beta", beta, paper=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -70,12 +71,11 @@ def dro(beta: float = 1.0) -> Objective:
     return Loss(terms, metrics, policy_B + fit_B)
 
   stats = {token_stats.LOGP, token_stats.REF_LOGP, token_stats.VALUE}
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="dro",
     hparams={"beta": beta},
     layout=Layout.RATED,
     stats=frozenset(stats),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

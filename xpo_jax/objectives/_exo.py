@@ -1,4 +1,4 @@
-"""EXO: the reverse KL from the policy's shares of the answers to those wanted."""
+"""EXO: reverse KL from the policy's softmax over completions to a target."""
 
 import jax.numpy as jnp
 
@@ -13,13 +13,13 @@ def exo_divergence(reward_BK: Array, log_target_BK: Array, present_BK: Array) ->
   Only present columns count. The target need not sum to 1: the authors' code takes
   log-probabilities (0, -10) for a pair.
   """
-  share_BK = ranking.softmax(reward_BK, present_BK)
-  cross_BK = jnp.where(present_BK > 0, share_BK * log_target_BK, 0)
-  return -ranking.cross_entropy(reward_BK, share_BK, present_BK) - cross_BK.sum(1)
+  prob_BK = ranking.softmax(reward_BK, present_BK)
+  cross_BK = jnp.where(present_BK > 0, prob_BK * log_target_BK, 0)
+  return -ranking.cross_entropy(reward_BK, prob_BK, present_BK) - cross_BK.sum(1)
 
 
 def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
-  """EXO on pairs: mode seeking, as the optimum of RLHF is, where DPO covers mass.
+  """EXO on pairs: reverse KL, mode-seeking like the optimum of RLHF (DPO covers mass).
 
   L = q log(q / (1 - e)) + (1 - q) log((1 - q) / e),
   q = sigma(beta (log-ratio_w - log-ratio_l)), e the label smoothing
@@ -27,17 +27,19 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
   Paper: Ji et al. 2024, arXiv:2402.00856, Eq. not checked. Not in the survey.
   Departs from the paper: nothing known; TRL's exo_pair agrees. The authors' code has
     the unnormalised target (0, -10) (see `exo_divergence`) and ignores its own
-    `label_smooth`; it scores at the sampling temperature, 0.8. The gradient vanishes at
-    both ends: pairs that are badly wrong are hardly corrected. Lists: `exo_list`.
+    `label_smooth`; it scores at the sampling temperature, 0.8. The gradient vanishes
+    for large margins of either sign: badly misranked pairs are hardly corrected. Lists:
+    `exo_list`.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.1 (IMDb), 0.5 (HH).
-    label_smoothing: e, the target's share of the rejected answer; 0 < e < 0.5 (at 0 the
-      loss is infinite). Paper: 1e-3.
+    label_smoothing: e, the target probability of the rejected completion; 0 < e < 0.5
+      (at 0 the loss is infinite). Paper: 1e-3.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `exo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `exo`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
@@ -52,10 +54,8 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
     >>> round(float(scored.evaluate(o, first_step).loss), 4)  # -log(4 * 0.9 * 0.1) / 2
     0.5108
   """
-  _hparams.check("exo", "beta", beta, paper=0.1, above=0)
-  _hparams.check(
-    "exo", "label_smoothing", label_smoothing, paper=1e-3, above=0, below=0.5
-  )
+  _hparams.check("exo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("exo", "label_smoothing", label_smoothing, paper=1e-3, gt=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -66,12 +66,10 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"exo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "label_smoothing": label_smoothing}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="exo",
-    hparams=hparams,
+    hparams={"beta": beta, "label_smoothing": label_smoothing},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""EXO on lists of answers with rewards."""
+"""EXO on lists of completions with rewards."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
@@ -15,17 +15,17 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
   Departs from the paper: nothing known. The forward KL, the authors' "dpo-rw", is
     `infonca`.
   Reduction: log-ratio summed over tokens; loss averaged over lists. A list of fewer
-    than two answers gives 0.
+    than two completions gives 0.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.1 (IMDb), 0.5 (HH); its beta_pi.
     temperature: of the target; > 0. Paper: equal to beta; its beta_r.
 
   Returns:
-    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
-    `exo_list`.
-    Metrics: reward_* (nats; best against worst answer), reward_accuracy (fraction of
-    ordered pairs), ndcg: see `ranking.metrics`.
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK.
+    Terms: `exo_list`.
+    Metrics: reward_* (nats; best against worst completion), reward_accuracy (fraction
+    of ordered pairs), ndcg: see `ranking.metrics`.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -39,29 +39,26 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
     >>> abs(round(float(scored.evaluate(o, s).loss), 4))
     0.0
   """
-  _hparams.check("exo_list", "beta", beta, paper=0.1, above=0)
-  _hparams.check("exo_list", "temperature", temperature, paper=0.1, above=0)
+  _hparams.check("exo_list", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("exo_list", "temperature", temperature, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     present_BK = scored.present_BK
     reward_BK = _rewards.rewards(scored, beta)
-    share_BK = ranking.softmax(reward_BK, present_BK)
-    wanted_BK = scored.reward_BK / temperature
-    # Each softmax in its logarithm: a target share may underflow.
-    own_B = ranking.cross_entropy(reward_BK, share_BK, present_BK)
-    loss_B = ranking.cross_entropy(wanted_BK, share_BK, present_BK) - own_B
+    prob_BK = ranking.softmax(reward_BK, present_BK)
+    target_logit_BK = scored.reward_BK / temperature
+    # Both softmaxes as logarithms: a target probability may underflow.
+    entropy_B = ranking.cross_entropy(reward_BK, prob_BK, present_BK)
+    loss_B = ranking.cross_entropy(target_logit_BK, prob_BK, present_BK) - entropy_B
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"exo_list": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "temperature": temperature}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="exo_list",
-    hparams=hparams,
+    hparams={"beta": beta, "temperature": temperature},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

@@ -1,4 +1,4 @@
-"""f-DPO: DPO for a tie to the reference other than the reverse KL."""
+"""f-DPO: DPO with an f-divergence in place of the reverse KL."""
 
 import math
 
@@ -11,7 +11,7 @@ def f_dpo(
   beta: float = 0.1,
   divergence: divergences.Divergence | str = divergences.JENSEN_SHANNON,
 ) -> Objective:
-  """f-DPO: DPO where an f-divergence ties the policy to the reference.
+  """f-DPO: DPO regularised by an f-divergence to the reference.
 
   L = -log sigma(beta f'(ratio_w) - beta f'(ratio_l)),   ratio = policy / ref
   Reverse KL, f'(t) = log t + 1, is DPO. Forward KL has -1/t, Jensen-Shannon
@@ -19,7 +19,7 @@ def f_dpo(
   the optimum inside the simplex; the others (total variation, chi-square) are refused.
 
   Paper: Wang et al. 2023, arXiv:2309.16240, Eq. not checked. Survey 2.3.3.
-  Departs from the paper: nothing. Where exp overflows it goes on along its tangent
+  Departs from the paper: nothing. Where exp overflows it is continued by its tangent
     (`links.exponential`): the authors' code gives inf or NaN there, TRL clips. TRL from
     0.29 on has another alpha: see `divergences.alpha_from_trl`.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
@@ -31,7 +31,8 @@ def f_dpo(
       Paper: reverse KL, forward KL, Jensen-Shannon, alpha at 0.3, 0.5, 0.7.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `f_dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `f_dpo`.
     Metrics: reward_* (beta f', which is 0 at ratio 1), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -48,15 +49,15 @@ def f_dpo(
     >>> round(float(scored.evaluate(o, first_step).loss), 4)
     0.6931
   """
-  _hparams.check("f_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("f_dpo", "beta", beta, paper=0.1, gt=0)
   divergence = _hparams.choice(
     "f_dpo", "divergence", divergence, divergences.DIVERGENCES
   )
   if divergence.slope_at_0 > -math.inf:
     raise ValueError(
       f"f_dpo: {divergence} has f'(0+) = {divergence.slope_at_0:g}, so the optimal "
-      "policy may give an answer probability 0, and its reward is then not beta f'; "
-      "take a divergence with f'(0+) = -inf, such as divergences.JENSEN_SHANNON"
+      "policy may give a completion probability 0, and its reward is then not beta "
+      "f'; take a divergence with f'(0+) = -inf, such as divergences.JENSEN_SHANNON"
     )
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -66,12 +67,10 @@ def f_dpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"f_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "divergence": divergence}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="f_dpo",
-    hparams=hparams,
+    hparams={"beta": beta, "divergence": divergence},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""GPO: any link in the place of DPO's logistic one."""
+"""GPO: DPO with any link function in place of the logistic loss."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
@@ -8,7 +8,7 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 def gpo(
   beta: float = 0.1, link: links.Link | str = links.TRUNCATED_QUADRATIC
 ) -> Objective:
-  """GPO: one family of losses of the margin, with DPO, IPO and SLiC's form in it.
+  """GPO: a family of margin losses that includes DPO, IPO and SLiC's hinge.
 
   L = f(m),   m = beta (log-ratio_w - log-ratio_l)
   with f convex and f'(0) < 0: logistic is DPO; hinge max(0, 1 - m); squared (m - 1)^2,
@@ -17,17 +17,19 @@ def gpo(
 
   Paper: Tang et al. 2024, arXiv:2402.05749, Eq. not checked. Survey 3.3.8.
   Departs from the paper: nothing known; no public code was found. The exponential link
-    goes on along its tangent where exp would overflow (see `links.exponential`).
+    is continued by its tangent where exp would overflow (see `links.exponential`).
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
-    beta: tie to ref, per nat; > 0. Paper: swept, per link; the same number ties each
-      link differently, as f''(0) / |f'(0)|: 0 hinge, 1/2 logistic and savage, 1 others.
+    beta: tie to ref, per nat; > 0. Paper: swept, per link; the regularisation of the
+      same number differs by link, as f''(0) / |f'(0)|: 0 hinge, 1/2 logistic and
+      savage, 1 others.
     link: f; a `links.Link` or a name of `links.LINKS`. Paper: all six; the default is
       one of those it adds.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `gpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `gpo`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
@@ -43,7 +45,7 @@ def gpo(
     >>> float(scored.evaluate(o, first_step).loss)  # sigma(0)^2
     0.25
   """
-  _hparams.check("gpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("gpo", "beta", beta, paper=0.1, gt=0)
   link = _hparams.choice("gpo", "link", link, links.LINKS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -53,12 +55,10 @@ def gpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"gpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "link": link}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="gpo",
-    hparams=hparams,
+    hparams={"beta": beta, "link": link},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,7 +1,4 @@
-"""GRPO, and what its relatives share: advantages within a group, a ratio per token.
-
-Longer than other objectives because the relatives are written with it.
-"""
+"""GRPO, and the parts that its variants share: advantages, surrogate, metrics."""
 
 import jax.numpy as jnp
 
@@ -20,12 +17,12 @@ def check_hparams(
   dual_clip: float | Array | None,
   paper: tuple[float, float] = (0.2, 0.2),
 ) -> None:
-  """Refuses what GRPO or a relative does not allow; `paper` holds the two clips."""
-  _hparams.check(name, "clip_low", clip_low, paper=paper[0], least=0, most=1)
-  _hparams.check(name, "clip_high", clip_high, paper=paper[1], least=0)
-  _hparams.check_tie(name, beta, paper=0.04)
+  """Checks hyperparameters of GRPO and its variants; `paper` holds the two clips."""
+  _hparams.check(name, "clip_low", clip_low, paper=paper[0], ge=0, le=1)
+  _hparams.check(name, "clip_high", clip_high, paper=paper[1], ge=0)
+  _hparams.check_optional_beta(name, beta, paper=0.04)
   if dual_clip is not None:
-    _hparams.check(name, "dual_clip", dual_clip, paper=3, above=1)
+    _hparams.check(name, "dual_clip", dual_clip, paper=3, gt=1)
 
 
 def standardised(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
@@ -41,7 +38,7 @@ def surrogate(
   clip_high: float | Array,
   dual_clip: float | Array | None,
 ) -> Array:
-  """PPO's clipped loss of each token, `[B, K, T]`, all tokens with one advantage."""
+  """PPO's clipped loss per token, `[B, K, T]`; all tokens share one advantage."""
   advantage_BKT = jnp.broadcast_to(advantage_BK[..., None], scored.logp_BKT.shape)
   loss_BKT = policy_loss.clipped_surrogate(
     scored.logp_BKT, scored.old_logp_BKT, advantage_BKT, clip_low, clip_high
@@ -52,7 +49,7 @@ def surrogate(
 
 
 def kl_penalty(scored: Scored, beta: float | Array | None) -> Array:
-  """beta k3 of each token, `[B, K, T]`, through which gradient flows; None is 0."""
+  """KL penalty beta k3 per token, `[B, K, T]`, with gradient; 0 if beta is None."""
   if beta is None:
     return jnp.zeros_like(scored.logp_BKT)
   return beta * divergences.K3.fn(scored.logp_BKT - scored.ref_logp_BKT)
@@ -66,7 +63,7 @@ def token_mean_of_prompt(scored: Scored, x_BKT: Array) -> Array:
 
 
 def reward_metrics(scored: Scored) -> dict[str, Mean]:
-  """What rollouts earned, and the share of prompts whose rewards differ."""
+  """Mean reward of the rollouts, and fraction of prompts whose rewards differ."""
   reward_BK, present_BK = scored.reward_BK, scored.present_BK
   return {
     "reward": scored.mean_BK(groups.zero_absent(reward_BK, present_BK)),
@@ -80,7 +77,7 @@ def clip_metrics(
   clip_low: float | Array,
   clip_high: float | Array,
 ) -> dict[str, Mean]:
-  """Those of the rewards, and the share of tokens where the clip decides."""
+  """The reward metrics, and the fraction of clipped tokens."""
   advantage_BKT = jnp.broadcast_to(advantage_BK[..., None], scored.logp_BKT.shape)
   clipped_BKT = policy_loss.clipped_share(
     scored.logp_BKT, scored.old_logp_BKT, advantage_BKT, clip_low, clip_high
@@ -95,32 +92,35 @@ def grpo(
   beta: float | None = 0.04,
   dual_clip: float | None = None,
 ) -> Objective:
-  """GRPO: PPO without a value function, the group's rewards as their own baseline.
+  """GRPO: PPO without a value function; the group's mean reward is the baseline.
 
   L = mean_i 1/|y_i| sum_t [max(-A_i rho_t, -A_i clip(rho_t, 1 - e, 1 + e)) + beta k3_t]
   with A_i = (r_i - mean r) / std r over the completions of a prompt, rho_t =
   pi(y_t) / pi_old(y_t) and k3 = ref/pi - 1 - log(ref/pi), through which gradient flows.
 
   Paper: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. not checked.
-  Departs from the paper: it does not say which std: here the unbiased one plus 1e-4, as
-    in TRL (verl adds 1e-6), and rewards that all agree give exactly 0. k3's gradient is
-    that of KL(ref || policy) on samples of the policy, not of the reverse KL: kept, it
-    is the method. `dual_clip` is Ye et al. 2019's (TRL's `delta`). An empty completion
-    counts among the group, as in TRL; verl and OpenRLHF leave it out.
+  Departs from the paper: the paper does not specify the standard deviation: here the
+    unbiased one plus 1e-4, as in TRL (verl adds 1e-6), and equal rewards give exactly
+    0. On samples of the policy the gradient of k3 is that of KL(ref || policy), not of
+    the reverse KL: kept as part of the method. `dual_clip` is Ye et al. 2019's (TRL's
+    `delta`). An empty completion counts as a member of the group, as in TRL; verl and
+    OpenRLHF exclude it.
   Reduction: mean over a completion's tokens, mean over a prompt's completions, mean
     over prompts. Each completion weighs the same, so each token of a short one weighs
     more: the length bias that `dr_grpo` removes.
 
   Args:
-    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: not stated; 0.2.
-    clip_high: how far it may rise above 1; >= 0. Paper: not stated; 0.2.
+    clip_low: clip range of the ratio below 1; 0 <= e <= 1. Paper: not stated; 0.2.
+    clip_high: clip range of the ratio above 1; >= 0. Paper: not stated; 0.2.
     beta: tie to ref, per nat; > 0, or None for no tie and no reference. Paper: 0.04.
-    dual_clip: the largest ratio that counts where A < 0; > 1, or None. Paper: None.
+    dual_clip: bound on the ratio where A < 0; > 1, or None. Paper: None.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
-    reward_BK, old_logp_BKT; reads tokens. Terms: `grpo`. Metrics: reward, informative
-    (fraction of prompts whose rewards differ), clip_fraction (of tokens).
+    reward_BK, old_logp_BKT; reads tokens.
+    Terms: `grpo`.
+    Metrics: reward, frac_informative_prompts (fraction of prompts whose rewards
+    differ), clip_fraction (of tokens).
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -143,15 +143,16 @@ def grpo(
     metrics = clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"grpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"clip_low": clip_low, "clip_high": clip_high}
-  hparams |= {"beta": beta, "dual_clip": dual_clip}
-  layout = Layout.SAMPLED
-  stats = _rewards.stats(beta)
   return Objective(
     name="grpo",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={
+      "clip_low": clip_low,
+      "clip_high": clip_high,
+      "beta": beta,
+      "dual_clip": dual_clip,
+    },
+    layout=Layout.SAMPLED,
+    stats=_rewards.stats(beta),
     loss=loss,
     columns=COLUMNS,
     reads_tokens=True,

@@ -1,4 +1,4 @@
-"""GSPO: one importance ratio for a whole completion."""
+"""GSPO: GRPO with one importance ratio per completion."""
 
 import jax.numpy as jnp
 
@@ -16,26 +16,29 @@ def _avg_log_ratio(scored: Scored) -> Array:
 def gspo(
   clip_low: float = 3e-4, clip_high: float = 4e-4, beta: float | None = None
 ) -> Objective:
-  """GSPO: GRPO with the ratio of sequences, length-normalised, in place of tokens'.
+  """GSPO: GRPO with a length-normalised sequence ratio in place of token ratios.
 
   L = mean_i max(-A_i s_i, -A_i clip(s_i, 1 - e_low, 1 + e_high))
   with s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|), A_i = (r_i - mean r) / std r over the
-  completions of a prompt: rewards, ratio and clip are all of the whole completion.
+  completions of a prompt: reward, ratio and clip all refer to the whole completion.
 
   Paper: Zheng et al. 2025, arXiv:2507.18071, Eq. not checked.
-  Departs from the paper: nothing known; the deviation is that of `grpo`. `beta` adds k3
-    averaged over each completion's tokens: TRL's, and not in the paper's experiments.
+  Departs from the paper: nothing known; the standard deviation is that of `grpo`.
+    `beta` adds k3 averaged over each completion's tokens: TRL's, and not in the paper's
+    experiments.
   Reduction: mean over a prompt's completions, mean over prompts.
 
   Args:
-    clip_low: how far a ratio may fall below 1; 0 <= e <= 1. Paper: 3e-4.
-    clip_high: how far it may rise above 1; >= 0. Paper: 4e-4.
+    clip_low: clip range of the ratio below 1; 0 <= e <= 1. Paper: 3e-4.
+    clip_high: clip range of the ratio above 1; >= 0. Paper: 4e-4.
     beta: tie to ref, per nat; > 0, or None for no tie and no reference. Paper: None.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
-    reward_BK, old_logp_BKT; reads tokens. Terms: `gspo`. Metrics: reward, informative
-    (fraction of prompts whose rewards differ), clip_fraction (of completions).
+    reward_BK, old_logp_BKT; reads tokens.
+    Terms: `gspo`.
+    Metrics: reward, frac_informative_prompts (fraction of prompts whose rewards
+    differ), clip_fraction (of completions).
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -53,32 +56,30 @@ def gspo(
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     log_ratio_BK = _avg_log_ratio(scored)
-    against = (
+    surrogate_args = (
       log_ratio_BK,
       jnp.zeros_like(log_ratio_BK),
       aux.rows,
       clip_low,
       clip_high,
     )
-    surrogate_BK = policy_loss.clipped_surrogate(*against)
+    surrogate_BK = policy_loss.clipped_surrogate(*surrogate_args)
     token_BKT = surrogate_BK[..., None] + _grpo.kl_penalty(scored, beta)
     loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
     loss_B = groups.mean(loss_BK, scored.present_BK)
-    metrics = {"clip_fraction": scored.mean_BK(policy_loss.clipped_share(*against))}
+    metrics = {
+      "clip_fraction": scored.mean_BK(policy_loss.clipped_share(*surrogate_args))
+    }
     metrics |= _grpo.reward_metrics(scored)
     return Loss({"gspo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"clip_low": clip_low, "clip_high": clip_high, "beta": beta}
-  layout = Layout.SAMPLED
-  stats = _rewards.stats(beta)
-  prepare = _grpo.standardised
   return Objective(
     name="gspo",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={"clip_low": clip_low, "clip_high": clip_high, "beta": beta},
+    layout=Layout.SAMPLED,
+    stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=prepare,
+    prepare=_grpo.standardised,
   )

@@ -1,4 +1,4 @@
-"""Checks of hyperparameters, made when an objective is built; traced values pass."""
+"""Range checks of hyperparameters, run when an objective is built; tracers pass."""
 
 import difflib
 from collections.abc import Mapping
@@ -18,25 +18,25 @@ def check(
   value: float | Array,
   *,
   paper: float,
-  above: float | None = None,
-  least: float | None = None,
-  below: float | None = None,
-  most: float | None = None,
+  gt: float | None = None,
+  ge: float | None = None,
+  lt: float | None = None,
+  le: float | None = None,
 ) -> None:
   """Refuses a hyperparameter outside its range.
 
-  A tracer has no value yet, so a swept hyperparameter is the caller's to check before
-  the sweep.
+  A tracer has no value, so the caller must check a swept hyperparameter before the
+  sweep.
 
   Args:
     objective: the factory's name, for the message.
     hparam: the argument's name, for the message.
-    value: what was passed.
-    paper: the paper's value, offered as the fix.
-    above: the value must be greater.
-    least: the value must be greater or equal.
-    below: the value must be smaller.
-    most: the value must be smaller or equal.
+    value: the argument.
+    paper: the paper's value, suggested in the message.
+    gt: exclusive lower bound.
+    ge: inclusive lower bound.
+    lt: exclusive upper bound.
+    le: inclusive upper bound.
 
   Raises:
     ValueError: not a finite number, or outside the range.
@@ -47,12 +47,12 @@ def check(
     number = float(value)
   except (TypeError, ValueError):
     number = np.nan
-  bounds = {">": above, ">=": least, "<": below, "<=": most}
+  bounds = {">": gt, ">=": ge, "<": lt, "<=": le}
   holds = {
-    ">": above is None or number > above,
-    ">=": least is None or number >= least,
-    "<": below is None or number < below,
-    "<=": most is None or number <= most,
+    ">": gt is None or number > gt,
+    ">=": ge is None or number >= ge,
+    "<": lt is None or number < lt,
+    "<=": le is None or number <= le,
   }
   if np.isfinite(number) and all(holds.values()):
     return
@@ -63,25 +63,27 @@ def check(
   )
 
 
-def check_tie(objective: str, beta: float | Array | None, *, paper: float) -> None:
-  """Refuses a tie to the reference that is neither > 0 nor left out (None).
+def check_optional_beta(
+  objective: str, beta: float | Array | None, *, paper: float
+) -> None:
+  """Refuses a KL coefficient that is neither > 0 nor None (no reference).
 
   Raises:
     ValueError: beta is given and not > 0.
   """
   if beta is not None:
-    check(objective, "beta", beta, paper=paper, above=0)
+    check(objective, "beta", beta, paper=paper, gt=0)
 
 
 def choice(
   objective: str, hparam: str, value: Any, named: Mapping[str, _Choice]
 ) -> _Choice:
-  """A structural hyperparameter (a link, a divergence): a value, or the name of one.
+  """Resolves a structural hyperparameter (a link, a divergence) from a value or name.
 
   Args:
     objective: the factory's name, for the message.
     hparam: the argument's name, for the message.
-    value: what was passed.
+    value: the argument.
     named: name -> value; a value of the type of these is returned as it is.
 
   Raises:
@@ -101,14 +103,14 @@ def choice(
 
 
 def check_key(objective: str, key: Array | None) -> Array:
-  """The key of an objective that draws lots, refused when it is missing.
+  """Returns the key of an objective that draws random numbers; refuses None.
 
   Raises:
     ValueError: key is None.
   """
   if key is None:
     raise ValueError(
-      f"{objective} draws lots and key=None; pass key=jax.random.key(seed), another "
-      "one for every batch"
+      f"{objective} draws random numbers and key=None; pass key=jax.random.key(seed), "
+      "a new one for every batch"
     )
   return key

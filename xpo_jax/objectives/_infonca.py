@@ -1,4 +1,4 @@
-"""InfoNCA: a cross-entropy between a softmax of rewards and one of log-ratios."""
+"""InfoNCA: cross-entropy between softmaxes of rewards and of implicit rewards."""
 
 import jax.numpy as jnp
 
@@ -15,7 +15,7 @@ def reward_targets(
   Args:
     scored: with `reward_BK`.
     alpha: temperature of the rewards.
-    lead: added to the best reward (the first of equals) before; a public code has 0.01.
+    lead: added to the best reward (the first on ties); a public code has 0.01.
   """
   best_BK = ranking.rank(scored.reward_BK, scored.present_BK) == 1
   reward_BK = scored.reward_BK + jnp.where(best_BK, lead, 0)
@@ -23,18 +23,18 @@ def reward_targets(
 
 
 def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objective:
-  """InfoNCA: the policy's log-ratios learn to rank a list as its rewards do.
+  """InfoNCA: cross-entropy from a softmax of rewards to one of implicit rewards.
 
   L = - sum_i p_i log softmax(beta u)_i,   p = softmax(r / alpha),   u = log-ratios
 
-  On a pair, as alpha -> 0 (the better answer takes all), this is `dpo`.
+  On a pair, as alpha -> 0 (a one-hot target), this is `dpo`.
 
   Paper: Chen et al. 2024, arXiv:2402.05369, Eq. not checked.
   Departs from the paper: nothing. The authors' code adds 0.01 to the best reward
-    (`lead`), and its comment and its code take inverse views of alpha: here rewards are
-    divided by it.
+    (`lead`), and its comment and its code use alpha inversely to each other; here
+    rewards are divided by it.
   Reduction: log-ratio summed over tokens; loss averaged over lists. A list of fewer
-    than two answers costs nothing; equal rewards share p.
+    than two completions gives 0; equal rewards have equal p.
 
   Args:
     beta: tie to ref, per nat; > 0. Authors' code: 0.01.
@@ -42,8 +42,9 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     lead: added to the best reward; >= 0. Paper: 0; its code 0.01.
 
   Returns:
-    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms: `infonca`.
-    Metrics: of the best against the worst answer, see `ranking.metrics`.
+    Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK.
+    Terms: `infonca`.
+    Metrics: of the best against the worst completion, see `ranking.metrics`.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -55,9 +56,9 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     >>> round(float(scored.evaluate(objectives.infonca(), same).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("infonca", "beta", beta, paper=0.01, above=0)
-  _hparams.check("infonca", "alpha", alpha, paper=1, above=0)
-  _hparams.check("infonca", "lead", lead, paper=0, least=0)
+  _hparams.check("infonca", "beta", beta, paper=0.01, gt=0)
+  _hparams.check("infonca", "alpha", alpha, paper=1, gt=0)
+  _hparams.check("infonca", "lead", lead, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -67,14 +68,11 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"infonca": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "alpha": alpha, "lead": lead}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="infonca",
-    hparams=hparams,
+    hparams={"beta": beta, "alpha": alpha, "lead": lead},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

@@ -1,4 +1,4 @@
-"""IPO: a regression of the gap of log-ratios to a finite target."""
+"""IPO: regression of the log-ratio gap to a finite target."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
@@ -11,22 +11,24 @@ def ipo_distance(gap_B: Array, beta: float | Array) -> Array:
 
 
 def ipo(beta: float = 0.1) -> Objective:
-  """IPO: preferences themselves, not a Bradley-Terry reward of them.
+  """IPO: squared loss of the log-ratio gap, without a Bradley-Terry assumption.
 
   L = (rho - 1 / (2 beta))^2,   rho = log-ratio_w - log-ratio_l
-  A finite target keeps the tie to ref even where a preference is certain.
+  The finite target keeps the policy near ref even where a preference is deterministic.
 
   Paper: Azar et al. 2023, arXiv:2310.12036, Eq. 17 (its tau is beta). Survey 3.3.6.
   Departs from the paper: nothing: log-ratios are summed, as in the DPO authors' code
-    and OpenRLHF. TRL and others average per token: `ipo_avg`, whose beta is not ours.
+    and OpenRLHF. TRL and others average per token: `ipo_avg`, with another scale of
+    beta.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
-    beta: tie to ref: the target is 1 / (2 beta) nats per completion; > 0. Paper: 0.1
-      to 10, in a bandit.
+    beta: tie to ref: the target is 1 / (2 beta) nats per completion; > 0. Paper: 0.1 to
+      10, in a bandit.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `ipo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `ipo`.
     Metrics: reward_* (nats, beta times log-ratio: the target margin is 1/2),
     reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -40,7 +42,7 @@ def ipo(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.ipo(beta=0.25), first_step).loss)  # (1/0.5)^2
     4.0
   """
-  _hparams.check("ipo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("ipo", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -50,11 +52,10 @@ def ipo(beta: float = 0.1) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"ipo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="ipo",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""IPO on log-ratios averaged per token, as most public codes have it."""
+"""IPO on log-ratios averaged per token, as in most public codes."""
 
 from xpo_jax.objectives import _hparams, _ipo, _rewards
 from xpo_jax.ops import masked, token_stats
@@ -6,7 +6,7 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def ipo_avg(beta: float = 0.1) -> Objective:
-  """IPO per token: the target is a gap of average log-ratios.
+  """IPO, averaged: squared loss of the gap of per-token log-ratios.
 
   L = (a_w - a_l - 1 / (2 beta))^2,   a = log-ratio / tokens of the completion
 
@@ -14,15 +14,17 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     (Eq. 17 sums, see `ipo`): TRL reports that the authors recommended it. Survey 3.3.6.
   Departs from the paper: the average. TRL, torchtune, LLaMA-Factory and HALOs take it.
     HALOs divides by the tokens whose log-ratio is not 0, hence 0/0 at policy = ref: not
-    copied. The target is per token: at beta = 0.1 it is 5 nats a token, out of reach,
-    and the loss acts as a linear one; beta grows with length against `ipo`.
+    copied. The target is per token: at beta = 0.1 it is 5 nats a token, unreachable, so
+    that the loss is nearly linear; the beta equivalent to that of `ipo` grows with the
+    length.
   Reduction: log-ratio averaged over tokens on each side; loss averaged over pairs.
 
   Args:
     beta: the target is 1 / (2 beta) nats per token; > 0. TRL: 0.1.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `ipo_avg`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `ipo_avg`.
     Metrics: reward_* (beta times nats per token), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -35,7 +37,7 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.ipo_avg(beta=0.25), s).loss)  # (8/4 - 2)^2
     0.0
   """
-  _hparams.check("ipo_avg", "beta", beta, paper=0.1, above=0)
+  _hparams.check("ipo_avg", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -45,11 +47,10 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"ipo_avg": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="ipo_avg",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
   )

@@ -1,29 +1,30 @@
-"""The K-wise reward model: all pairs of a list at once."""
+"""K-wise reward model: the Bradley-Terry loss over all pairs of a list."""
 
 from xpo_jax.ops import masked, ranking, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def kwise() -> Objective:
-  """K-wise: Bradley-Terry on all pairs of a prompt, their mean one example.
+  """K-wise: the Bradley-Terry loss averaged over all pairs of a prompt.
 
   L = - mean over pairs (label_i > label_j) of log sigma(r_i - r_j)
   with r the scalar head at the last token of the completion.
 
   Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. not checked.
     Survey 3.1.
-  Departs from the paper: tied pairs, which its formula does not know, are dropped, and
-    the mean is over the pairs left. OpenAI's earlier code (2019) takes the best of four
-    against the rest: `ranking.softmax_nll` at the best answer.
-  Reduction: value at the last response token; mean over the ordered pairs of a prompt,
-    then over prompts: each prompt weighs the same whatever its K. A list of one, or
-    all tied, gives 0 and counts.
+  Departs from the paper: tied pairs, which the formula does not cover, are dropped, and
+    the mean is over the remaining pairs. OpenAI's earlier code (2019) contrasts the
+    best of four with the rest: `ranking.softmax_nll` at the best completion.
+  Reduction: value at the last completion token; mean over the ordered pairs of a
+    prompt, then over prompts: each prompt weighs the same for any K. A list of one, or
+    with all tied, gives 0 and counts.
 
   Returns:
     Objective; layout RANKED; stats VALUE; columns reward_BK (the annotators' order,
-    higher is better). Terms: `kwise`. Metrics: reward_chosen, reward_rejected (best and
-    worst answer), reward_margin (units of the reward), reward_accuracy (fraction of
-    pairs), ndcg.
+    higher is better).
+    Terms: `kwise`.
+    Metrics: reward_chosen, reward_rejected (best and worst completion), reward_margin
+    (units of the reward), reward_accuracy (fraction of pairs), ndcg.
 
   Example:
     >>> import numpy as np
@@ -44,13 +45,11 @@ def kwise() -> Objective:
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"kwise": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.VALUE})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="kwise",
     hparams={},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.VALUE}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

@@ -1,4 +1,4 @@
-"""ListMLE on implicit rewards, ties broken by lot."""
+"""ListMLE on implicit rewards, ties broken at random."""
 
 import jax
 
@@ -8,16 +8,16 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
 def list_mle(beta: float = 0.05) -> Objective:
-  """ListMLE: the likelihood of one order of the list, ties put in order by lot.
+  """ListMLE: the likelihood of one order of the list, ties broken at random.
 
   L = - log P(order of the rewards | s) under Plackett-Luce,   s = beta log-ratio
 
   Paper: Liu et al. 2024 (LiPO), arXiv:2402.01878, Eq. not checked; the loss is Xia et
     al. 2008, "Listwise approach to learning to rank" (not on arXiv). Survey 3.9.
-  Departs from the paper: nothing known. Without ties it is `plackett_luce`. Ties are
-    put in a new random order in every batch, as public ranking libraries do. One of
-    them (allRank) adds 1e-10 to each sum: `ranking.plackett_luce(..., eps=1e-10)`.
-  Reduction: log-ratio summed over tokens, likelihood over the places of the list; loss
+  Departs from the paper: nothing known. Without ties it is `plackett_luce`. Ties get a
+    new random order in every batch, as in public ranking libraries. One of them
+    (allRank) adds 1e-10 to each sum: `ranking.plackett_luce(..., eps=1e-10)`.
+  Reduction: log-ratio summed over tokens, likelihood over the ranks of the list; loss
     averaged over prompts.
 
   Args:
@@ -25,9 +25,10 @@ def list_mle(beta: float = 0.05) -> Objective:
 
   Returns:
     Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (higher is better,
-    only its order counts); draws. Terms: `list_mle`. Metrics: reward_chosen,
-    reward_rejected (best and worst answer), reward_margin (nats), reward_accuracy
-    (fraction of pairs), ndcg.
+    only its order counts); draws random numbers.
+    Terms: `list_mle`.
+    Metrics: reward_chosen, reward_rejected (best and worst completion), reward_margin
+    (nats), reward_accuracy (fraction of pairs), ndcg.
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -39,17 +40,21 @@ def list_mle(beta: float = 0.05) -> Objective:
     >>> s = scored.from_sequence_logps(same, same, same, reward_BK=[[1, 0, 1]])
     >>> o = objectives.list_mle()
     >>> loss = scored.evaluate(o, s, o.init(), jax.random.key(0)).loss
-    >>> round(float(loss), 4)  # one order of 3!, however the tie falls
+    >>> round(float(loss), 4)  # one order of 3!, however the tie is broken
     1.7918
   """
-  _hparams.check("list_mle", "beta", beta, paper=0.05, above=0)
+  _hparams.check("list_mle", "beta", beta, paper=0.05, gt=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-    key, K = _hparams.check_key("list_mle", key), scored.present_BK.shape[1]
-    lot_BK = jax.vmap(
-      lambda row: jax.random.uniform(jax.random.fold_in(key, row), (K,))
-    )(scored.row_B)
-    return Aux(rows=ranking.rank(scored.reward_BK, scored.present_BK, lot_BK)), state
+    key = _hparams.check_key("list_mle", key)
+    K = scored.present_BK.shape[1]
+
+    def draw(row: Array) -> Array:
+      return jax.random.uniform(jax.random.fold_in(key, row), (K,))
+
+    uniform_BK = jax.vmap(draw)(scored.row_B)
+    rank_BK = ranking.rank(scored.reward_BK, scored.present_BK, uniform_BK)
+    return Aux(rows=rank_BK), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     score_BK = _rewards.rewards(scored, beta)
@@ -57,15 +62,12 @@ def list_mle(beta: float = 0.05) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"list_mle": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
-  layout = Layout.RANKED
   return Objective(
     name="list_mle",
     hparams={"beta": beta},
-    layout=layout,
-    stats=stats,
+    layout=Layout.RANKED,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
     prepare=prepare,
   )

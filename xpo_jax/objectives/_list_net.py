@@ -16,20 +16,21 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
     listwise approach" (not on arXiv), its top-one form; on implicit rewards as in Liu
     et al. 2024 (LiPO), arXiv:2402.01878, Eq. not checked. Survey 3.9.
   Departs from the paper: the temperature is ours (1 in the paper), because rewards have
-    no natural scale. LiPO's softmax loss takes the rewards themselves as shares:
+    no natural scale. LiPO's softmax loss normalises the rewards by their sum:
     `lipo_softmax`.
   Reduction: log-ratio summed over tokens, cross-entropy over the list; loss averaged
-    over prompts. Ties share alike.
+    over prompts. Ties have equal probability.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.05 (LiPO).
-    temperature: units of reward; > 0. Towards 0 only the best answer counts, towards
-      infinity all alike. Paper: 1.
+    temperature: units of reward; > 0. Towards 0 only the best completion counts,
+      towards infinity all equally. Paper: 1.
 
   Returns:
     Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK.
-    Terms: `list_net`. Metrics: reward_chosen, reward_rejected (best and worst answer),
-    reward_margin (nats), reward_accuracy (fraction of pairs), ndcg.
+    Terms: `list_net`.
+    Metrics: reward_chosen, reward_rejected (best and worst completion), reward_margin
+    (nats), reward_accuracy (fraction of pairs), ndcg.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -41,8 +42,8 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.list_net(), s).loss), 4)  # log 4
     1.3863
   """
-  _hparams.check("list_net", "beta", beta, paper=0.05, above=0)
-  _hparams.check("list_net", "temperature", temperature, paper=1, above=0)
+  _hparams.check("list_net", "beta", beta, paper=0.05, gt=0)
+  _hparams.check("list_net", "temperature", temperature, paper=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -52,14 +53,11 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"list_net": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "temperature": temperature}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="list_net",
-    hparams=hparams,
+    hparams={"beta": beta, "temperature": temperature},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

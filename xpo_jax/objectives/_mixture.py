@@ -1,7 +1,4 @@
-"""A weighted sum of objectives on the same batch.
-
-Over 80 lines: it composes terms, metrics, states and draws of any objectives.
-"""
+"""Weighted sums of objectives on the same batch."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,13 +20,13 @@ from xpo_jax.types import (
   nothing_shared,
 )
 
-_REWARDS = ("any", "win_rates", "pairwise")  # the later, the fewer numbers will do
+_REWARDS = ("any", "win_rates", "pairwise")  # from least to most restrictive
 
 
 def mixture(
   weights: Sequence[float | Array], objectives: Sequence[Objective]
 ) -> Objective:
-  """A weighted sum of objectives: DPO + SFT (RPO), MPO, CPO's or SimPO's SFT term.
+  """Mixture: a weighted sum of objectives, such as DPO + SFT (RPO) or MPO.
 
   L = sum_i w_i L_i, each term divided by its own denominator first
 
@@ -37,23 +34,22 @@ def mixture(
     arXiv:2405.16436, and iterative RPO, Pang et al. 2024, arXiv:2404.19733; DPO, BCO
     and SFT together are MPO, Wang et al. 2024, arXiv:2411.10442. Eq. not checked.
 
-  Terms are called `objective/term` (`objective_i/term` where a name occurs twice);
-  metrics keep their names, and where two objectives report the same one the first has
-  it and the later are called as their terms.
+  Terms are named `objective/term` (`objective_i/term` where a name occurs twice);
+  metrics keep their names, and where two objectives report the same one, the later ones
+  are named like their terms.
 
   Args:
     weights: one finite number per objective; not normalised.
     objectives: on one layout; DEMO ones (SFT) read column 0 of it.
 
   Returns:
-    Objective with the union of needs and fields; state and draws are composed. Its
-    column 0 is the one that a part wants apart from the samples
-    (`Objective.column0_source`), its reward the narrowest that a part wants
-    (`Objective.reward_kind`).
+    Objective with the union of stats and columns; states and random draws are composed.
+    `column0_source` is the one required other than "sample", `reward_kind` the most
+    restrictive one.
 
   Raises:
-    ValueError: lengths differ, nothing to mix, two layouts that exclude each other, or
-      two kinds of column 0.
+    ValueError: lengths differ, no objective, two different layouts, or two different
+      sources of column 0.
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -62,7 +58,8 @@ def mixture(
     >>> sorted(scored.evaluate(rpo, toy.scored(K=2)).terms)
     ['dpo/dpo', 'sft/sft']
   """
-  weights, parts = tuple(weights), tuple(objectives)
+  weights = tuple(weights)
+  parts = tuple(objectives)
   if not parts or len(weights) != len(parts):
     raise ValueError(
       f"mixture: {len(weights)} weights for {len(parts)} objectives; pass one weight "
@@ -74,8 +71,8 @@ def mixture(
   if len(layouts) > 1:
     named = ", ".join(f"{part.name} {part.layout.name}" for part in parts)
     raise ValueError(f"mixture: no batch has all of these layouts: {named}")
-  firsts = {part.column0_source for part in parts} - {"sample"} or {"sample"}
-  if len(firsts) > 1:
+  sources = {part.column0_source for part in parts} - {"sample"} or {"sample"}
+  if len(sources) > 1:
     named = ", ".join(f"{part.name} {part.column0_source}" for part in parts)
     raise ValueError(f"mixture: no batch has all of these as column 0: {named}")
   count = Counter(part.name for part in parts)
@@ -121,6 +118,6 @@ def mixture(
     loss=loss,
     prepare=prepare if shares else nothing_shared,
     init=init if shares else no_state,
-    column0_source=firsts.pop(),
+    column0_source=sources.pop(),
     reward_kind=max((part.reward_kind for part in parts), key=_REWARDS.index),
   )

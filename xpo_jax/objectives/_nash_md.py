@@ -1,4 +1,4 @@
-"""Nash-MD: policy gradient against a mixture of oneself and the reference."""
+"""Nash-MD: policy gradient against a mixture of the policy and the reference."""
 
 import jax
 
@@ -8,7 +8,7 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
 def nash_md_surrogate(scored: Scored, beta: float | Array) -> Array:
-  """Whose gradient is Nash-MD's, `[B, K]`: all tokens share what the whole earns.
+  """Surrogate with the gradient of Nash-MD, `[B, K]`: one advantage per completion.
 
   -(P - 1/2 - beta log-ratio) log pi(y | x), no gradient through the first factor.
   """
@@ -17,10 +17,10 @@ def nash_md_surrogate(scored: Scored, beta: float | Array) -> Array:
 
 
 def nash_md_token_local(scored: Scored, beta: float | Array) -> Array:
-  """TRL's estimator: a token is charged its own log-ratio only, `[B, K]`.
+  """TRL's estimator: each token is penalised by its own log-ratio only, `[B, K]`.
 
-  sum_t (beta sg(d_t) - (P - 1/2)) log pi_t, d_t = log pi_t - log pi_ref,t. What a token
-  does to the others' log-ratios is left out: not `nash_md` beyond one token.
+  sum_t (beta sg(d_t) - (P - 1/2)) log pi_t, d_t = log pi_t - log pi_ref,t. It ignores
+  the effect of a token on later log-ratios: equal to `nash_md` for one token only.
   """
   log_ratio_BKT = jax.lax.stop_gradient(scored.logp_BKT - scored.ref_logp_BKT)
   cost_BKT = beta * log_ratio_BKT - (scored.reward_BK - 0.5)[..., None]
@@ -28,32 +28,33 @@ def nash_md_token_local(scored: Scored, beta: float | Array) -> Array:
 
 
 def nash_md(beta: float = 0.008) -> Objective:
-  """Nash-MD-PG: win against a mixture of policy and reference, at a price in KL.
+  """Nash-MD-PG: policy gradient on the win rate against a mixture, with a KL penalty.
 
   L = -mean_i sg(P_i - 1/2 - beta log-ratio_i) log pi(y_i | x)
   with y_i drawn from the policy and P_i = P(y_i > y') the probability to beat y', drawn
-  from `preference_games.mixture` of policy and reference. Its aim is the equilibrium of
-  the game tied to the reference; preferences may form cycles.
+  from `preference_games.mixture` of policy and reference. It targets the equilibrium of
+  the KL-regularised game; preferences may be cyclic.
 
-  Paper: Munos et al. 2023, arXiv:2312.00886, Eq. not checked; beta is its tau.
-    Survey 3.11.
+  Paper: Munos et al. 2023, arXiv:2312.00886, Eq. not checked; beta is its tau. Survey
+    3.11.
   Departs from the paper: nothing known. Its beta, the reference's share of the mixture
-    (best 0.125 to 0.375), is a matter of sampling y': share 0 is self-play, 1 the best
+    (best 0.125 to 0.375), is set where y' is sampled: share 0 is self-play, 1 the best
     response to the reference. TRL draws y' from the mixture token by token, takes P
-    from a reward model (so that no cycle can occur), beta 0.1, and charges the KL token
-    by token: `nash_md_token_local`.
+    from a reward model (so that no cycle can occur), beta 0.1, and penalises the KL
+    token by token: `nash_md_token_local`.
   Reduction: log-ratio, log-prob summed over tokens; mean over a prompt's completions,
-    over prompts. The gradient is unbiased where the record is of the policy itself.
+    over prompts. The gradient is unbiased on samples of the current policy.
 
   Args:
     beta: tie to ref, in win probability per nat; > 0. Paper: 0.008.
 
   Returns:
-    Objective; layout SAMPLED (the policy's answers; y' has no column: nothing of it is
-    differentiated); needs LOGP, REF_LOGP; columns reward_BK, the win rates P_i.
-    Self-play
-    against the other samples wants `Feedback.include_self` False: True shrinks P - 1/2
-    to (K - 1) / K. Terms: `nash_md`. Metrics: win_rate, kl (nats per completion, k1).
+    Objective; layout SAMPLED (the policy's completions; y' has no column, since it has
+    no gradient); stats LOGP, REF_LOGP; columns reward_BK, the win rates P_i. For
+    self-play against the other samples set `Feedback.include_self` to False: True
+    scales P - 1/2 by (K - 1) / K.
+    Terms: `nash_md`.
+    Metrics: win_rate, kl (nats per completion, k1).
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -64,11 +65,12 @@ def nash_md(beta: float = 0.008) -> Objective:
     >>> float(scored.evaluate(objectives.nash_md(), s).loss)  # -(3/4 - 1/2) * -2
     0.5
   """
-  _hparams.check("nash_md", "beta", beta, paper=0.008, above=0)
+  _hparams.check("nash_md", "beta", beta, paper=0.008, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    present_BK, log_ratio_BK = scored.present_BK, _rewards.log_ratio(scored)
+    present_BK = scored.present_BK
+    log_ratio_BK = _rewards.log_ratio(scored)
     loss_B = groups.mean(nash_md_surrogate(scored, beta), present_BK)
     metrics = {
       "win_rate": scored.mean_BK(groups.zero_absent(scored.reward_BK, present_BK)),
@@ -76,14 +78,12 @@ def nash_md(beta: float = 0.008) -> Objective:
     }
     return Loss({"nash_md": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = _rewards.stats(beta)
-  columns = frozenset({"reward_BK"})
-  nash = Objective(
+  return Objective(
     name="nash_md",
     hparams={"beta": beta},
     layout=Layout.SAMPLED,
-    stats=stats,
+    stats=_rewards.stats(beta),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
+    reward_kind="win_rates",
   )
-  return nash._replace(reward_kind="win_rates")

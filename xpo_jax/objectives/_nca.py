@@ -1,7 +1,4 @@
-"""NCA: every answer against noise, so that the chosen one keeps its likelihood.
-
-Over 80 lines: a pair and a list with rewards are two layouts of the one formula.
-"""
+"""NCA: noise contrastive alignment, which keeps the chosen completion likely."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +7,7 @@ from xpo_jax.objectives import _hparams, _infonca, _rewards
 from xpo_jax.ops import groups, ranking, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
-_NEEDS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
+_STATS = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
 
 
 def nca_loss(reward_BK: Array, target_BK: Array, present_BK: Array) -> Array:
@@ -19,7 +16,8 @@ def nca_loss(reward_BK: Array, target_BK: Array, present_BK: Array) -> Array:
   Args:
     reward_BK: implicit rewards, beta times log-ratio.
     target_BK: p, which sums to 1.
-    present_BK: absent columns do not count; fewer than two answers cost nothing.
+    present_BK: absent columns do not count; a list of fewer than two completions gives
+      0.
   """
   up_BK = target_BK * jax.nn.log_sigmoid(reward_BK)
   down_B = groups.mean(jax.nn.log_sigmoid(-reward_BK), present_BK)
@@ -28,10 +26,10 @@ def nca_loss(reward_BK: Array, target_BK: Array, present_BK: Array) -> Array:
 
 
 def nca(beta: float = 0.01) -> Objective:
-  """NCA on pairs: a finite target for the chosen answer, not only a lead.
+  """NCA on pairs: a finite target for the chosen reward, not only a margin.
 
   L = -log sigma(beta u_w) - 1/2 log sigma(-beta u_w) - 1/2 log sigma(-beta u_l),
-  u = log-ratio of an answer. In u_w it is smallest at sigma(beta u_w) = 2/3.
+  u = log-ratio of a completion. The minimum in u_w is at sigma(beta u_w) = 2/3.
 
   Paper: Chen et al. 2024, arXiv:2402.05369, Eq. not checked.
   Departs from the paper: nothing. The authors' "biasedNCA" drops u_w from the noise
@@ -42,7 +40,8 @@ def nca(beta: float = 0.01) -> Objective:
     beta: tie to ref, per nat; > 0. Authors' code: 0.01.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `nca`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `nca`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion).
 
@@ -56,7 +55,7 @@ def nca(beta: float = 0.01) -> Objective:
     >>> round(float(scored.evaluate(objectives.nca(), first_step).loss), 4)  # 2 log 2
     1.3863
   """
-  _hparams.check("nca", "beta", beta, paper=0.01, above=0)
+  _hparams.check("nca", "beta", beta, paper=0.01, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -70,20 +69,19 @@ def nca(beta: float = 0.01) -> Objective:
     name="nca",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=_NEEDS,
+    stats=_STATS,
     loss=loss,
   )
 
 
 def nca_list(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objective:
-  """NCA on lists with rewards, p = softmax(r / alpha); hyperparameters as those of
-  `infonca`.
+  """NCA on lists with rewards, p = softmax(r / alpha); hyperparameters as in `infonca`.
 
-  Terms: `nca_list`. Layout RANKED, columns reward_BK.
+  Layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms: `nca_list`.
   """
-  _hparams.check("nca_list", "beta", beta, paper=0.01, above=0)
-  _hparams.check("nca_list", "alpha", alpha, paper=1, above=0)
-  _hparams.check("nca_list", "lead", lead, paper=0, least=0)
+  _hparams.check("nca_list", "beta", beta, paper=0.01, gt=0)
+  _hparams.check("nca_list", "alpha", alpha, paper=1, gt=0)
+  _hparams.check("nca_list", "lead", lead, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -93,13 +91,11 @@ def nca_list(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objec
     metrics = ranking.metrics(scored, reward_BK)
     return Loss({"nca_list": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "alpha": alpha, "lead": lead}
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="nca_list",
-    hparams=hparams,
+    hparams={"beta": beta, "alpha": alpha, "lead": lead},
     layout=Layout.RANKED,
-    stats=_NEEDS,
+    stats=_STATS,
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

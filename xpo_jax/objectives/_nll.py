@@ -1,7 +1,4 @@
-"""Negative log-likelihood with a stated reduction, alone and beside a preference.
-
-Over 80 lines: the reductions live here too, and the helper of those that add an NLL.
-"""
+"""Negative log-likelihood with named reductions, alone or added to another loss."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,9 +14,9 @@ class Reduction(NamedTuple):
   """How an NLL is averaged.
 
   Attributes:
-    name: what `REDUCTIONS` calls it.
+    name: key in `REDUCTIONS`.
     logp: the log-probability of each completion, `[B, K]`.
-    over_tokens: whether the batch's mean is over tokens, or over completions.
+    over_tokens: whether the batch mean is over tokens or over completions.
   """
 
   name: str
@@ -35,7 +32,7 @@ REDUCTIONS = {
 
 
 def nll(reduction: str | Reduction = "token_mean") -> Objective:
-  """NLL: negative log-likelihood of the demonstration, or of the chosen answer.
+  """NLL: negative log-likelihood of the demonstration, or of the chosen completion.
 
   L = - sum_t log pi(y_t|s_t) / n
   over all tokens of the batch, with n their number (`token_mean`) or the number of
@@ -43,17 +40,18 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
 
   Paper: Pang et al. 2024 (iterative RPO: DPO plus this term), arXiv:2404.19733, Eq. not
     checked.
-  Departs from the paper: nothing; it divides the term by the answer's length
-    (`sequence_mean`). TRL and SimPO's code take `token_mean`, CPO and SLiC write
-    `sequence_sum`: three losses, an answer's length apart, and one coefficient does not
-    carry over from one to another.
+  Departs from the paper: nothing; it divides the term by the completion's length
+    (`sequence_mean`). TRL and SimPO's code use `token_mean`, CPO and SLiC write
+    `sequence_sum`: the three differ by factors of the completion length, so that a
+    coefficient does not transfer from one to another.
   Reduction: as named. Reads column 0 of any layout.
 
   Args:
     reduction: token_mean, sequence_sum or sequence_mean. Paper: sequence_mean.
 
   Returns:
-    Objective; layout DEMO; stats LOGP. Terms: `nll`.
+    Objective; layout DEMO; stats LOGP.
+    Terms: `nll`.
     Metrics: logp_chosen (nats per completion).
 
   Raises:
@@ -68,24 +66,25 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
     ... ]
     [1.75, 3.5, 1.5]
   """
-  chosen = _hparams.choice("nll", "reduction", reduction, REDUCTIONS)
+  reduction = _hparams.choice("nll", "reduction", reduction, REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     weight_B = scored.weight_B * scored.present_BK[:, 0]
-    nll_B = -chosen.logp(scored)[:, 0]
-    size_B = scored.length_BK[:, 0] if chosen.over_tokens else jnp.ones_like(weight_B)
+    nll_B = -reduction.logp(scored)[:, 0]
+    size_B = (
+      scored.length_BK[:, 0] if reduction.over_tokens else jnp.ones_like(weight_B)
+    )
     mean = Mean((nll_B * weight_B).sum(), (size_B * weight_B).sum())
     logp_B = _rewards.seq_logp(scored)[:, 0]
     metrics = {"logp_chosen": Mean((logp_B * weight_B).sum(), weight_B.sum())}
-    return Loss({"nll": mean}, metrics, None if chosen.over_tokens else nll_B)
+    return Loss({"nll": mean}, metrics, None if reduction.over_tokens else nll_B)
 
-  stats = frozenset({token_stats.LOGP})
   return Objective(
     name="nll",
-    hparams={"reduction": chosen.name},
+    hparams={"reduction": reduction.name},
     layout=Layout.DEMO,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )
 
@@ -93,12 +92,14 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
 def with_nll(
   preference: Objective, weight: float | Array, reduction: str | Reduction
 ) -> Objective:
-  """A preference loss over rows with a second term, `weight` times `nll(reduction)`."""
+  """Adds `weight` times `nll(reduction)` to a preference loss over rows."""
   likelihood = nll(reduction)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    out, own = preference.loss(scored, aux), likelihood.loss(scored, Aux())
-    mean, rows_B = own.terms["nll"], own.per_example_B
+    out = preference.loss(scored, aux)
+    extra = likelihood.loss(scored, Aux())
+    mean = extra.terms["nll"]
+    rows_B = extra.per_example_B
     if rows_B is not None:
       rows_B = out.per_example_B + weight * rows_B
     terms = out.terms | {"nll": Mean(weight * mean.total, mean.weight)}

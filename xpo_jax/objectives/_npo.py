@@ -1,4 +1,4 @@
-"""NPO: unlearning by one half of DPO."""
+"""NPO: negative preference optimisation, for unlearning."""
 
 import jax.numpy as jnp
 
@@ -8,30 +8,30 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def forget_rows(scored: Scored) -> Scored:
-  """The record with no weight on rows whose answer is desirable."""
+  """Sets the weight of rows with desirable completions to 0."""
   desirable_B = scored.desirable_BK[:, 0] > 0
   return scored.replace(weight_B=jnp.where(desirable_B, 0, scored.weight_B))
 
 
 def npo(beta: float = 0.1) -> Objective:
-  """NPO: lowers the probability of undesirable answers, less the lower it is.
+  """NPO: lowers the likelihood of undesirable completions, more slowly as it falls.
 
-  L = -(2 / beta) log sigma(-beta log-ratio)   on undesirable answers only
+  L = -(2 / beta) log sigma(-beta log-ratio)   on undesirable completions only
 
   beta -> 0 is gradient ascent on the log-likelihood, up to the constant 2 log 2 / beta.
 
   Paper: Zhang et al. 2024, arXiv:2404.05868, Eq. not checked. Survey 3.10.
-  Departs from the paper: nothing. Its retain terms are parts with data of their own:
-    `Part(1.0, sft(), "retain")` (NPO + RT), `Part(1.0, retain_kl(), "retain")` (NPO +
-    KL), beside `Part(1.0, npo(), "forget")`. On pairs or thumbs the desirable rows only
-    take no part.
+  Departs from the paper: nothing. The retain terms have data of their own:
+    `AuxLoss(1.0, sft(), "retain")` (NPO + RT) or `AuxLoss(1.0, retain_kl(), "retain")`
+    (NPO + KL), beside `AuxLoss(1.0, npo(), "forget")`. Desirable rows are ignored.
   Reduction: log-ratio summed over tokens; loss averaged over the undesirable rows.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK. Terms: `npo`.
+    Objective; layout RATED; stats LOGP, REF_LOGP; columns desirable_BK.
+    Terms: `npo`.
     Metrics: reward_rejected (beta times the log-ratio), logp_rejected (nats per
     completion).
 
@@ -45,7 +45,7 @@ def npo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.npo(beta=2.0), first_step).loss), 4)
     0.6931
   """
-  _hparams.check("npo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("npo", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -57,13 +57,11 @@ def npo(beta: float = 0.1) -> Objective:
     }
     return Loss({"npo": forget.mean_B(2 / beta * links.logistic(-reward_B))}, metrics)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"desirable_BK"})
   return Objective(
     name="npo",
     hparams={"beta": beta},
     layout=Layout.RATED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"desirable_BK"}),
   )

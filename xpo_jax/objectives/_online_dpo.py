@@ -1,7 +1,4 @@
-"""Online DPO: DPO on the best and the worst of fresh samples.
-
-Over 80 lines for the combinator, which does the same for any pairwise objective.
-"""
+"""Online DPO, and any other pairwise objective, on the best and the worst sample."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +8,8 @@ from xpo_jax.ops import pairing
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
-def columns(scored: Scored, index_BK: Array) -> Scored:
-  """The record with these completions of each prompt, in this order."""
+def take_completions(scored: Scored, index_BK: Array) -> Scored:
+  """Selects these completions of each prompt, in this order."""
 
   def take(x: Array) -> Array:
     if x.ndim < 2:  # weight_B and row_B have no completions
@@ -24,19 +21,20 @@ def columns(scored: Scored, index_BK: Array) -> Scored:
 
 
 def best_against_worst(pairwise: Objective) -> Objective:
-  """A pairwise objective on sampled completions: the best is chosen, the worst is not.
+  """Applies a pairwise objective to the best (chosen) and the worst (rejected) sample.
 
-  A prompt whose rewards all agree, or with fewer than 2 completions, makes no pair: it
-  adds nothing, and the loss is a mean over the pairs that there are.
+  A prompt with equal rewards, or with fewer than 2 completions, forms no pair: it adds
+  0, and the loss is a mean over the remaining pairs.
 
   Args:
     pairwise: any objective of layout PAIR: `dpo`, `ipo`, `slic` ...
 
   Returns:
-    Objective of layout SAMPLED with the field reward_BK beside those of `pairwise`.
-    `Aux.rows` is `(pairs, rows)`: a `pairing.Pairs`, so that another rule of `pairing`
-    can be handed in, and what `pairwise` prepares. Metrics: those of `pairwise`, of the
-    pairs, and reward, informative (fraction of prompts whose rewards differ).
+    Objective of layout SAMPLED with the column reward_BK beside those of `pairwise`.
+    `Aux.rows` is `(pairs, rows)`: a `pairing.PairIndices`, for which the result of
+    another rule of `pairing` can be substituted, and the rows that `pairwise` prepares.
+    Metrics: those of `pairwise`, of the pairs, and reward, frac_informative_prompts
+    (fraction of prompts whose rewards differ).
 
   Raises:
     ValueError: `pairwise` is not of layout PAIR.
@@ -47,9 +45,9 @@ def best_against_worst(pairwise: Objective) -> Objective:
       f"{pairwise.layout.name}; pass one such as dpo(beta=0.1)"
     )
 
-  def pair(scored: Scored, pairs: pairing.Pairs) -> Scored:
+  def pair(scored: Scored, pairs: pairing.PairIndices) -> Scored:
     two_B2 = jnp.stack([pairs.chosen_B, pairs.rejected_B], 1)
-    two = columns(scored, two_B2)
+    two = take_completions(scored, two_B2)
     return two.replace(weight_B=scored.weight_B * pairs.keep_B)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
@@ -74,25 +72,26 @@ def best_against_worst(pairwise: Objective) -> Objective:
 
 
 def online_dpo(beta: float = 0.1) -> Objective:
-  """Online DPO: DPO on the policy's own samples, the best against the worst of each.
+  """Online DPO: DPO on the policy's own samples, the best against the worst.
 
   L = -log sigma(beta (log-ratio_best - log-ratio_worst)),   no gradient through samples
   or rewards.
 
   Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792, Eq. not checked.
-  Departs from the paper: it samples two; of more, the best and the worst are taken, as
-    in RLHF Workflow (Dong et al. 2024, arXiv:2405.07863). Equal rewards are no
-    preference: left out, where TRL trains on the first of the two. Online IPO and SLiC
-    are `best_against_worst(ipo(...))`, `best_against_worst(slic(...))`.
-  Reduction: log-ratio summed over tokens; loss averaged over prompts that make a pair.
+  Departs from the paper: the paper samples two; of more, the best and the worst are
+    used, as in RLHF Workflow (Dong et al. 2024, arXiv:2405.07863). Equal rewards form
+    no pair, where TRL takes the first of the two as chosen. Online IPO and SLiC are
+    `best_against_worst(ipo(...))`, `best_against_worst(slic(...))`.
+  Reduction: log-ratio summed over tokens; loss averaged over prompts with a pair.
 
   Args:
     beta: tie to ref, per nat; > 0. TRL: 0.1.
 
   Returns:
-    Objective; layout SAMPLED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
-    `online_dpo`. Metrics: those of `dpo`, of the pairs; reward (mean of all samples),
-    informative (fraction of prompts whose rewards differ).
+    Objective; layout SAMPLED; stats LOGP, REF_LOGP; columns reward_BK.
+    Terms: `online_dpo`.
+    Metrics: those of `dpo`, of the pairs; reward (mean of all samples),
+    frac_informative_prompts (fraction of prompts whose rewards differ).
 
   Raises:
     ValueError: beta out of range (when built, never inside the trace).
@@ -104,7 +103,7 @@ def online_dpo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.online_dpo(), s).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("online_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("online_dpo", "beta", beta, paper=0.1, gt=0)
   online = best_against_worst(_dpo.dpo(beta))
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -1,4 +1,4 @@
-"""ORPO: supervised fine-tuning and an odds ratio in one loss."""
+"""ORPO: SFT and an odds-ratio penalty in one loss."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 def log_odds(avg_logp: Array) -> Array:
   """log(P / (1 - P)) of a probability given as its logarithm, which is < 0.
 
-  A log-probability within one machine epsilon of 0 stands for 1 - epsilon: nothing
-  between the two can be told apart, and at 0 itself the odds are infinite.
+  Log-probabilities are clipped to at most -(machine epsilon): closer values cannot be
+  distinguished, and at 0 the odds are infinite.
   """
   a = jnp.minimum(avg_logp, -jnp.finfo(avg_logp.dtype).eps)
-  # log(1 - exp(a)): each form on the half where it keeps its digits, and each fed
-  # only numbers from its half, or the gradient of the other one could be NaN.
+  # log(1 - exp(a)): each form where it is accurate, with a safe input elsewhere, since
+  # the gradient of the unused form could be NaN.
   near_zero = a > -jnp.log(2.0)
   upper = jnp.log(-jnp.expm1(jnp.where(near_zero, a, -1.0)))
   lower = jnp.log1p(-jnp.exp(jnp.where(near_zero, -1.0, a)))
@@ -24,8 +24,11 @@ def log_odds(avg_logp: Array) -> Array:
 
 
 def odds_ratio(weight: float = 0.1) -> Objective:
-  """The odds-ratio term of `orpo` alone: weight * -log sigma(log odds ratio)."""
-  _hparams.check("orpo", "weight", weight, paper=0.1, least=0)
+  """The odds-ratio term of `orpo` alone: -weight log sigma(log odds ratio).
+
+  Layout PAIR; stats LOGP. Terms: `odds_ratio`.
+  """
+  _hparams.check("orpo", "weight", weight, paper=0.1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -34,18 +37,17 @@ def odds_ratio(weight: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"odds_ratio": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP})
   return Objective(
     name="odds_ratio",
     hparams={"weight": weight},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )
 
 
 def orpo(weight: float = 0.1) -> Objective:
-  """ORPO: SFT on the chosen answer plus a penalty on the odds of the rejected one.
+  """ORPO: SFT on the chosen completion plus an odds-ratio penalty.
 
   L = L_SFT - lambda log sigma(log odds(y_w) - log odds(y_l)),   odds = P / (1 - P)
   with log P the log-probability per token.
@@ -54,16 +56,17 @@ def orpo(weight: float = 0.1) -> Objective:
   Departs from the paper: L_SFT is the token mean over chosen completions of the batch.
     The authors' code and TRL count the prompt's tokens too, LLaMA-Factory averages per
     example first. The authors' mask counts one pad token: not copied.
-  Reduction: log P averaged over tokens. Two denominators: `sft` per token,
-    `odds_ratio` per pair.
+  Reduction: log P averaged over tokens. Two denominators: `sft` per token, `odds_ratio`
+    per pair.
 
   Args:
     weight: the paper's lambda; >= 0. Paper: 0.1 (Mistral), 0.2 (Llama-2).
 
   Returns:
-    Objective; layout PAIR; stats LOGP. Terms: `sft`, `odds_ratio`.
-    Metrics: reward_* (log odds), reward_accuracy (fraction), logp_chosen,
-    logp_rejected (nats per completion).
+    Objective; layout PAIR; stats LOGP.
+    Terms: `sft`, `odds_ratio`.
+    Metrics: reward_* (log odds), reward_accuracy (fraction), logp_chosen, logp_rejected
+    (nats per completion).
 
   Raises:
     ValueError: weight < 0 (when built, never inside the trace).
@@ -75,7 +78,8 @@ def orpo(weight: float = 0.1) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}
     {'sft': 0.5, 'odds_ratio': 0.6931}
   """
-  nll, odds = _sft.sft(), odds_ratio(weight)
+  nll = _sft.sft()
+  odds = odds_ratio(weight)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     ratio = odds.loss(scored, aux)

@@ -1,4 +1,4 @@
-"""DPO on whole rankings."""
+"""Plackett-Luce DPO: DPO on whole rankings."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import ranking, token_stats
@@ -12,10 +12,10 @@ def plackett_luce(beta: float = 0.1) -> Objective:
 
   Paper: Rafailov et al. 2023 (DPO), arXiv:2305.18290, Appendix, Eq. not checked; called
     DPO_PL by LiPO.
-  Departs from the paper: it has no ties. Here tied answers compete with each other and
-    with the worse ones (Breslow's rule): a tie pulls them together and no column is
-    favoured. `list_mle` breaks ties by lot instead.
-  Reduction: log-ratio summed over tokens, likelihood over the places of the list; loss
+  Departs from the paper: the paper has no ties. Here tied completions compete with each
+    other and with the worse ones (Breslow's rule): a tie draws their scores together,
+    and no column is favoured. `list_mle` breaks ties at random instead.
+  Reduction: log-ratio summed over tokens, likelihood over the ranks of the list; loss
     averaged over prompts, so that a long list weighs more. A list of one gives 0.
 
   Args:
@@ -23,9 +23,10 @@ def plackett_luce(beta: float = 0.1) -> Objective:
 
   Returns:
     Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (higher is better,
-    only its order counts). Terms: `plackett_luce`. Metrics: reward_chosen,
-    reward_rejected (best and worst answer), reward_margin (nats), reward_accuracy
-    (fraction of pairs), ndcg.
+    only its order counts).
+    Terms: `plackett_luce`.
+    Metrics: reward_chosen, reward_rejected (best and worst completion), reward_margin
+    (nats), reward_accuracy (fraction of pairs), ndcg.
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -38,7 +39,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, so log 6
     1.7918
   """
-  _hparams.check("plackett_luce", "beta", beta, paper=0.1, above=0)
+  _hparams.check("plackett_luce", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -47,13 +48,11 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     metrics = ranking.metrics(scored, score_BK)
     return Loss({"plackett_luce": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="plackett_luce",
     hparams={"beta": beta},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

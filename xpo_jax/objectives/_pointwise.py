@@ -1,17 +1,16 @@
-"""A reward model from ratings, where `kwise` and `bradley_terry` read orders."""
+"""Pointwise reward model: regression on ratings."""
 
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def pointwise() -> Objective:
-  """Pointwise reward model: (r - reward)^2, each rated answer alone.
+  """Pointwise reward model: the squared error (r - reward)^2 of each completion.
 
-  With r the scalar head at the last token of the completion. Unlike a model of
-  comparisons it knows the scale of the ratings, and takes over every rater's own zero.
-  HelpSteer2 (Wang et al. 2024, arXiv:2406.08673, Eq. not checked) trains one so for
-  each of five attributes. Layout RATED, needs VALUE, columns reward_BK; mean over
-  answers.
+  With r the scalar head at the last token of the completion. Unlike a comparison model
+  it learns the scale of the ratings, and also each rater's zero point. HelpSteer2 (Wang
+  et al. 2024, arXiv:2406.08673, Eq. not checked) trains one for each of five
+  attributes. Layout RATED; stats VALUE; columns reward_BK. Mean over completions.
   """
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -20,13 +19,11 @@ def pointwise() -> Objective:
     square_B = (value_BK[:, 0] - scored.reward_BK[:, 0]) ** 2
     return Loss({"pointwise": scored.mean_B(square_B)}, {}, square_B)
 
-  stats = frozenset({token_stats.VALUE})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="pointwise",
     hparams={},
     layout=Layout.RATED,
-    stats=stats,
+    stats=frozenset({token_stats.VALUE}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

@@ -1,4 +1,4 @@
-"""A preference model: a head that reads both answers at once."""
+"""Preference model: a scalar head over both completions of a pair."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
 def preference(scored: Scored) -> Array:
-  """P(chosen beats rejected) by a model that saw both orders, `[B]`.
+  """P(chosen beats rejected), averaged over both presentation orders, `[B]`.
 
-  (sigma(l_01) + 1 - sigma(l_10)) / 2: swapping the answers gives 1 less this, exactly,
-  whatever the model prefers by position. The record: see `preference_model`.
+  (sigma(l_01) + 1 - sigma(l_10)) / 2: swapping the completions gives exactly 1 minus
+  this, for any position bias of the model. The record: see `preference_model`.
   """
   logit_BK = masked.last(scored.value_BKT, scored.mask_BKT)
   first_B = jax.nn.sigmoid(logit_BK[:, 0])
@@ -20,29 +20,30 @@ def preference(scored: Scored) -> Array:
 
 
 def preference_model() -> Objective:
-  """Preference model: P(y beats y') from a head over both answers, not two rewards.
+  """Preference model: P(y beats y') from a head over both completions.
 
   L = 1/2 [-log sigma(l_01) - log sigma(-l_10)]
 
-  The record: both columns hold the prompt and BOTH answers, column 0 the chosen one
+  The record: both columns hold the prompt and BOTH completions, column 0 the chosen one
   first, column 1 the rejected one first; the scalar head at the last token of each is
-  l, the log odds that the answer shown first is the better one. Unlike a difference of
-  rewards it can be intransitive, which is what Nash learning asks for.
+  l, the log odds that the completion shown first is the better one. Unlike a difference
+  of rewards it can be intransitive, as Nash learning requires.
 
   Paper: Munos et al. 2023 (Nash learning from human feedback), arXiv:2312.00886, Eq.
     not checked. Survey 3.11.
-  Departs from the paper: each pair is seen in both orders, their losses averaged, where
-    a random order gives the same in expectation. Antisymmetry is not trained for:
+  Departs from the paper: each pair is shown in both orders and the losses are averaged,
+    which a random order equals in expectation. Antisymmetry is not trained:
     `preference` averages the two orders wherever a probability is used.
-  Reduction: value at the last response token; mean over both orders, then over pairs.
+  Reduction: value at the last completion token; mean over both orders, then over pairs.
 
   Returns:
-    Objective; layout PAIR (as above); stats VALUE. Terms: `preference_model`. Metrics:
-    win_rate (mean P of the chosen, both orders averaged), reward_accuracy (share of
-    pairs where it is over one half; a tie counts one half), first_rate (mean P of the
-    answer shown first; 0.5 without a position bias).
+    Objective; layout PAIR (as above); stats VALUE.
+    Terms: `preference_model`.
+    Metrics: win_rate (mean P of the chosen, both orders averaged), reward_accuracy
+    (fraction of pairs where it is over one half; a tie counts one half), first_rate
+    (mean P of the completion shown first; 0.5 without a position bias).
 
-  Example: a model that always takes the first answer knows nothing.
+  Example: always preferring the first completion carries no information.
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> one = np.ones((1, 2, 1))
@@ -65,11 +66,10 @@ def preference_model() -> Objective:
     }
     return Loss({"preference_model": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.VALUE})
   return Objective(
     name="preference_model",
     hparams={},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.VALUE}),
     loss=loss,
   )

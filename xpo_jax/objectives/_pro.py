@@ -1,4 +1,4 @@
-"""PRO: each answer against all worse ones, at temperatures set by the rewards."""
+"""PRO: contrasts each completion with all worse ones, at reward-based temperatures."""
 
 import jax.numpy as jnp
 
@@ -8,28 +8,30 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def pro(sft_weight: float = 0.05) -> Objective:
-  """PRO: every answer wins a softmax against the worse ones, plus SFT on the best.
+  """PRO: softmax contrast of each completion with the worse ones, plus SFT.
 
   L = sum_i log[1 + sum_{r_j < r_i} exp(T_ij p_j - T_i p_i)]
       - sft_weight (n - 1)^2 log pi(best),
-  T_ij = r_i - r_j, T_i = max_j T_ij, p = log-probability per token, n answers.
+  T_ij = r_i - r_j, T_i = max_j T_ij, p = log-probability per token, n completions.
 
   Paper: Song et al. 2023, arXiv:2306.17492, Eq. not checked. Survey 3.9.
-  Departs from the paper: it writes temperatures 1 / T. (n - 1)^2 is the authors'
-    code's, which lets tied answers compete at T = 0, a constant: here they do not.
-    It adds 1e-10 inside the log (see `ranking.contrast`), and scores one pad token of
-    short rows, which is not copied.
-  Reduction: p averaged over tokens, a sum over places, SFT summed over the tokens of
-    the best answer (ties: the first column); both averaged over prompts. A list of one
+  Departs from the paper: the paper writes temperatures 1 / T. (n - 1)^2 is the authors'
+    code's, in which tied completions compete at T = 0, a constant: here they do not.
+    The code adds 1e-10 inside the log (see `ranking.contrast`), and scores one pad
+    token of short rows: not copied.
+  Reduction: p averaged over tokens, a sum over ranks, SFT summed over the tokens of the
+    best completion (ties: the first column); both averaged over prompts. A list of one
     gives 0.
 
   Args:
-    sft_weight: of the SFT term; >= 0. Paper: 0.05 (the scripts; the code's default 2).
+    sft_weight: weight of the SFT term; >= 0. Paper: 0.05 (the scripts; the code's
+      default 2).
 
   Returns:
     Objective; layout RANKED; stats LOGP; columns reward_BK (its gaps are inverse
-    temperatures). Terms: `pro`, `sft`. Metrics: reward_* of p (nats per token),
-    reward_accuracy (fraction of pairs), ndcg.
+    temperatures).
+    Terms: `pro`, `sft`.
+    Metrics: reward_* of p (nats per token), reward_accuracy (fraction of pairs), ndcg.
 
   Raises:
     ValueError: sft_weight < 0 (when built, never inside the trace).
@@ -41,7 +43,7 @@ def pro(sft_weight: float = 0.05) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}  # 0.05 * 4
     {'pro': 0.6931, 'sft': 0.2}
   """
-  _hparams.check("pro", "sft_weight", sft_weight, paper=0.05, least=0)
+  _hparams.check("pro", "sft_weight", sft_weight, paper=0.05, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -55,14 +57,11 @@ def pro(sft_weight: float = 0.05) -> Objective:
     terms = {"pro": scored.mean_B(contrast_B), "sft": scored.mean_B(sft_B)}
     return Loss(terms, ranking.metrics(scored, score_BK), contrast_B + sft_B)
 
-  stats = frozenset({token_stats.LOGP})
-  columns = frozenset({"reward_BK"})
-  hparams = {"sft_weight": sft_weight}
   return Objective(
     name="pro",
-    hparams=hparams,
+    hparams={"sft_weight": sft_weight},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

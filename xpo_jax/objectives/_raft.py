@@ -1,4 +1,4 @@
-"""RAFT: fine-tune on the best of the samples."""
+"""RAFT: SFT on the best of the policy's samples."""
 
 import jax
 
@@ -8,23 +8,23 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
 def raft() -> Objective:
-  """RAFT: supervised fine-tuning on each prompt's best sample.
+  """RAFT: SFT on the best sample of each prompt.
 
   L = - sum log pi(y_t | x, y_<t) / number of tokens,   over best-of-K completions
 
   Paper: Dong et al. 2023, arXiv:2304.06767, Eq. not checked.
-  Departs from the paper: nothing. Its code keeps the best fifth of all completions of
-    the batch by default, whatever their prompts (`selection.top_share`). What is kept
-    is `Aux.rows`, 1 or 0 for each completion: hand in another choice. With a KL penalty
-    the paper ranks by r - beta log(pi / pi_ref): that is a reward of the data.
-  Reduction: one mean over all tokens of the kept completions. A tie keeps the first; a
-    lone completion is its own best.
+  Departs from the paper: nothing. Its code selects the best fifth of all completions of
+    the batch by default, across prompts (`selection.top_share`). The selection is
+    `Aux.rows`, 1 or 0 for each completion, and can be replaced. With a KL penalty the
+    paper ranks by r - beta log(pi / pi_ref): pass that as reward_BK.
+  Reduction: one mean over all tokens of the selected completions. Of ties the first is
+    selected; a single completion is selected.
 
   Returns:
-    Objective; layout SAMPLED; stats LOGP; columns reward_BK; reads tokens. Terms:
-    `raft`.
-    Metrics: reward, informative (fraction of prompts whose rewards differ),
-    reward_kept (mean reward of the kept).
+    Objective; layout SAMPLED; stats LOGP; columns reward_BK; reads tokens.
+    Terms: `raft`.
+    Metrics: reward, frac_informative_prompts (fraction of prompts whose rewards
+    differ), reward_kept (mean reward of the selected).
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -43,21 +43,21 @@ def raft() -> Objective:
     return Aux(best_BK * present_BK), state
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    kept = scored.replace(present_BK=aux.rows)
+    selected = scored.replace(present_BK=aux.rows)
     nll_BKT = -masked.zero_padding(scored.logp_BKT, scored.mask_BKT)
     reward_BK = groups.zero_absent(scored.reward_BK, aux.rows)
-    metrics = {"reward_kept": kept.mean_BK(reward_BK)} | _grpo.reward_metrics(scored)
-    return Loss({"raft": policy_loss.token_mean(kept, nll_BKT)}, metrics)
+    metrics = {"reward_kept": selected.mean_BK(reward_BK)} | _grpo.reward_metrics(
+      scored
+    )
+    return Loss({"raft": policy_loss.token_mean(selected, nll_BKT)}, metrics)
 
-  stats = frozenset({token_stats.LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="raft",
     hparams={},
     layout=Layout.SAMPLED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
     reads_tokens=True,
     prepare=prepare,
   )

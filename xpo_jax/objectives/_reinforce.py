@@ -1,7 +1,4 @@
-"""REINFORCE on whole completions, with a moving average as baseline.
-
-A few lines over 80 for the penalised reward, which other losses read too.
-"""
+"""REINFORCE on whole completions, with the mean past reward as baseline."""
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +16,22 @@ def penalised_reward(scored: Scored, beta: float | Array | None) -> Array:
   return scored.reward_BK - _rewards.rewards(rollout, beta)
 
 
-def columns(beta: float | Array | None) -> frozenset[str]:
+def required_columns(beta: float | Array | None) -> frozenset[str]:
   """The data columns that `penalised_reward` reads."""
   old = () if beta is None else ("old_logp_BKT",)
   return frozenset({"reward_BK", *old})
 
 
 def reinforce(beta: float | None = 0.03) -> Objective:
-  """REINFORCE: rewarded completions gain, less what rewards have been on average.
+  """REINFORCE: policy gradient per completion, with the mean past reward as baseline.
 
   L = -(R - b) log pi(y | x),   R = r - beta log(pi_old(y|x) / pi_ref(y|x)),
   b the mean over past batches of their mean R. A whole completion is one action.
 
   Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked; after Williams 1992
     (not on arXiv). Survey 3.8.3 (as RLOO).
-  Departs from the paper: nothing known; K = 1 there, any K here. The first batch has no
-    past: b = 0. No ratio and no clip: rollouts are to be of the policy itself.
+  Departs from the paper: nothing known; K = 1 there, any K here. In the first batch b =
+    0. No ratio and no clip: rollouts must come from the current policy.
   Reduction: log-probability summed over tokens; mean over a prompt's completions, mean
     over prompts. No gradient through R and b.
 
@@ -45,7 +42,8 @@ def reinforce(beta: float | None = 0.03) -> Objective:
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
     reward_BK, and old_logp_BKT unless beta is None; state: the baseline as a Mean.
-    Terms: `reinforce`. Metrics: reward (r), baseline (units of the reward).
+    Terms: `reinforce`.
+    Metrics: reward (r), baseline (units of the reward).
 
   Raises:
     ValueError: beta out of range (when built, never inside the trace).
@@ -58,7 +56,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     >>> float(first.loss), float(scored.evaluate(o, next_one, first.state).loss)
     (6.0, 2.0)
   """
-  _hparams.check_tie("reinforce", beta, paper=0.03)
+  _hparams.check_optional_beta("reinforce", beta, paper=0.03)
 
   def init() -> State:
     return Mean(jnp.zeros(()), jnp.zeros(()))
@@ -67,10 +65,12 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     del key
     reward_BK = penalised_reward(scored, beta)
     batch = scored.mean_BK(reward_BK)
-    seen = Mean(batch.value, jnp.sign(batch.weight))  # nothing, if all is filler
-    seen = jax.tree.map(lambda x, old: x.astype(old.dtype), seen, state)
+    batch_mean = Mean(
+      batch.value, jnp.sign(batch.weight)
+    )  # weight 0 if all rows are filler
+    batch_mean = jax.tree.map(lambda x, old: x.astype(old.dtype), batch_mean, state)
     aux = Aux(reward_BK - state.value, state.value)
-    return aux, jax.tree.map(jnp.add, state, seen)
+    return aux, jax.tree.map(jnp.add, state, batch_mean)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     loss_BK = policy_loss.policy_gradient(_rewards.seq_logp(scored), aux.rows)
@@ -80,17 +80,13 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     metrics |= {"baseline": scored.mean_B(baseline_B)}
     return Loss({"reinforce": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta}
-  layout = Layout.SAMPLED
-  reads = columns(beta)
-  stats = _rewards.stats(beta)
   return Objective(
     name="reinforce",
-    hparams=hparams,
-    layout=layout,
-    stats=stats,
+    hparams={"beta": beta},
+    layout=Layout.SAMPLED,
+    stats=_rewards.stats(beta),
     loss=loss,
-    columns=reads,
+    columns=required_columns(beta),
     prepare=prepare,
     init=init,
   )

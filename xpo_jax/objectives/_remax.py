@@ -8,10 +8,10 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, Sta
 
 
 def remax(beta: float | None = 0.05) -> Objective:
-  """ReMax: a sample gains by how far its reward beats that of the greedy completion.
+  """ReMax: REINFORCE with the reward of the greedy completion as baseline.
 
   L = -(R(y) - r(greedy)) log pi(y | x),   R = r - beta log(pi_old(y|x) / pi_ref(y|x))
-  The baseline does not depend on the sample, so that the gradient stays unbiased.
+  The baseline does not depend on the sample, so that the gradient is unbiased.
   Column 0 of K holds the greedy completion of the same policy, the others samples.
 
   Paper: Li et al. 2023, arXiv:2310.10505, Eq. not checked.
@@ -28,7 +28,8 @@ def remax(beta: float | None = 0.05) -> Objective:
 
   Returns:
     Objective; layout SAMPLED, K >= 2; stats LOGP, and REF_LOGP unless beta is None;
-    columns reward_BK, and old_logp_BKT unless beta is None. Terms: `remax`.
+    columns reward_BK, and old_logp_BKT unless beta is None.
+    Terms: `remax`.
     Metrics: reward (r of the samples), greedy_reward.
 
   Raises:
@@ -41,7 +42,7 @@ def remax(beta: float | None = 0.05) -> Objective:
     >>> float(scored.evaluate(objectives.remax(None), s).loss)  # (2 - 0.5) 2
     3.0
   """
-  _hparams.check_tie("remax", beta, paper=0.05)
+  _hparams.check_optional_beta("remax", beta, paper=0.05)
 
   def sampled(scored: Scored) -> Array:
     """1 on samples whose prompt has a greedy completion, `[B, K]`."""
@@ -67,14 +68,13 @@ def remax(beta: float | None = 0.05) -> Objective:
     metrics |= {"greedy_reward": Mean(greedy, greedy_B.sum())}
     return Loss({"remax": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = _rewards.stats(beta)
-  columns = _reinforce.columns(beta)
-  remax = Objective(
+  return Objective(
     name="remax",
     hparams={"beta": beta},
     layout=Layout.SAMPLED,
-    stats=stats,
+    stats=_rewards.stats(beta),
     loss=loss,
-    columns=columns,
+    columns=_reinforce.required_columns(beta),
+    prepare=prepare,
+    column0_source="greedy",
   )
-  return remax._replace(prepare=prepare, column0_source="greedy")

@@ -1,4 +1,4 @@
-"""The retain term of NPO + KL: stay where the reference is on what is to be kept."""
+"""Retain-KL: the KL retain term of NPO + KL."""
 
 from xpo_jax.objectives import _tdpo1
 from xpo_jax.ops import token_stats
@@ -6,19 +6,20 @@ from xpo_jax.types import Aux, Layout, Loss, Mean, Objective, Scored
 
 
 def retain_kl() -> Objective:
-  """Retain-KL: holds the policy to the reference on texts to be kept.
+  """Retain-KL: KL from the reference to the policy on the retain set.
 
   L = sum_t KL(ref(.|s_t) || policy(.|s_t)) / number of tokens
-  over all prompts and the whole vocabulary: a companion of `npo` and `simnpo`, with
+  over all prompts and the whole vocabulary: used beside `npo` and `simnpo`, with
   data of its own.
 
   Paper: Zhang et al. 2024 (NPO), arXiv:2404.05868, Eq. not checked.
-  Departs from the paper: tokens are those of the mask, the answer's; the authors' code
-    counts prompt and padding too (a mask of ones reproduces it).
+  Departs from the paper: only the masked completion tokens count; the authors' code
+    also counts prompt and padding (a mask of ones reproduces it).
   Reduction: one mean over all tokens of the batch. Reads column 0 of any layout.
 
   Returns:
-    Objective; layout DEMO; stats REF_KL. Terms: `retain_kl`.
+    Objective; layout DEMO; stats REF_KL.
+    Terms: `retain_kl`.
     Metrics: seq_kl (nats per completion).
 
   Example:
@@ -37,11 +38,10 @@ def retain_kl() -> Objective:
     metrics = {"seq_kl": Mean(total, weight_B.sum())}
     return Loss({"retain_kl": Mean(total, tokens)}, metrics)
 
-  stats = frozenset({token_stats.REF_KL})
   return Objective(
     name="retain_kl",
     hparams={},
     layout=Layout.DEMO,
-    stats=stats,
+    stats=frozenset({token_stats.REF_KL}),
     loss=loss,
   )

@@ -1,9 +1,9 @@
-"""Implicit rewards and the metrics every objective reports under the same names.
+"""Implicit rewards, and the metrics that all objectives report under the same names.
 
 `reward_margin`, `reward_chosen`, `reward_rejected` are in the objective's own reward
-(its beta included), `reward_accuracy` is the share of pairs ranked right (a tie counts
-one half, so that policy = ref gives chance), `logp_chosen` and `logp_rejected` are sums
-over the completion's tokens in nats.
+(its beta included), `reward_accuracy` is the fraction of pairs ranked correctly (a tie
+counts one half, so that policy = ref gives 1/2), `logp_chosen` and `logp_rejected` are
+sums over the completion's tokens in nats.
 """
 
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def stats(beta: float | Array | None) -> frozenset[TokenStat]:
 
 def log_ratio(scored: Scored) -> Array:
   """log pi(y|x) - log pi_ref(y|x), summed over tokens, nats, `[B, K]`."""
-  # Differences first: two long sums would lose the digits that their gap needs.
+  # Differences first: the difference of two long sums would lose precision.
   return masked.sum_T(scored.logp_BKT - scored.ref_logp_BKT, scored.mask_BKT)
 
 
@@ -59,7 +59,7 @@ def avg_logp(scored: Scored) -> Array:
 
 
 def logp_metrics(scored: Scored) -> dict[str, Mean]:
-  """Log-probabilities of the two sides of a pair, apart."""
+  """Mean log-probabilities of the chosen and of the rejected completions."""
   logp_BK = seq_logp(scored)
   return {
     "logp_chosen": scored.mean_B(logp_BK[:, 0]),
@@ -68,7 +68,7 @@ def logp_metrics(scored: Scored) -> dict[str, Mean]:
 
 
 def reward_metrics(scored: Scored, reward_BK: Array) -> dict[str, Mean]:
-  """Rewards of the two sides of a pair, their margin, and how often it is right."""
+  """Mean rewards of chosen and rejected completions, their margin, and the accuracy."""
   margin_B = reward_BK[:, 0] - reward_BK[:, 1]
   return {
     "reward_chosen": scored.mean_B(reward_BK[:, 0]),
@@ -81,7 +81,7 @@ def reward_metrics(scored: Scored, reward_BK: Array) -> dict[str, Mean]:
 def by_label(
   scored: Scored, what: str, x_B: Array, desirable_B: Array
 ) -> dict[str, Mean]:
-  """Means of `x` apart for desirable (`what_chosen`) and undesirable rows."""
+  """Means of `x` over desirable (`what_chosen`) and undesirable rows."""
   sides = {"chosen": desirable_B, "rejected": ~desirable_B}
   return {
     f"{what}_{side}": scored.replace(
@@ -94,6 +94,6 @@ def by_label(
 def unpaired_metrics(
   scored: Scored, reward_B: Array, desirable_B: Array
 ) -> dict[str, Mean]:
-  """Rewards and log-probs of column 0, apart for desirable and undesirable rows."""
+  """Mean rewards and log-probs of column 0, for desirable and undesirable rows."""
   reward = by_label(scored, "reward", reward_B, desirable_B)
   return reward | by_label(scored, "logp", seq_logp(scored)[:, 0], desirable_B)

@@ -1,7 +1,4 @@
-"""RLOO: REINFORCE on whole completions, each with the others as its baseline.
-
-A few lines over 80 for the advantages, which other losses take too.
-"""
+"""RLOO: REINFORCE on whole completions, with a leave-one-out baseline."""
 
 import jax.numpy as jnp
 
@@ -16,14 +13,14 @@ def rloo_advantages(
   *,
   reward_range: tuple[float, float] | None = None,
 ) -> Array:
-  """R less the mean R of the prompt's other completions, `[B, K]`.
+  """Leave-one-out advantages: R minus the mean R of the other completions, `[B, K]`.
 
   R = r - beta (log pi_old(y|x) - log pi_ref(y|x)): the KL penalty, k1 summed over
   tokens, belongs to the reward; no gradient should flow into it.
 
   Args:
     scored: with reward_BK; a beta needs old_logp_BKT and ref_logp_BKT too.
-    beta: tie to ref, per nat; None for none.
+    beta: tie to ref, per nat; None for no tie.
     reward_range: r is clipped to it before the penalty: TRL's `reward_clip_range`.
   """
   if reward_range is not None:
@@ -38,13 +35,13 @@ def rloo(beta: float | None = 0.03) -> Objective:
   L = - mean_i A_i log pi(y_i | x),   A_i = R_i - mean_{j != i} R_j,
   R = r - beta log(pi_old(y|x) / pi_ref(y|x)). A whole completion is one action. The
   baseline does not depend on y_i, so that the gradient is unbiased; A_i is K / (K - 1)
-  times R_i less the mean of all.
+  times R_i minus the mean of all.
 
   Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked. Survey 3.8.3.
-  Departs from the paper: nothing known; like it, no ratio and no clip, so rollouts are
-    to be of the policy itself. TRL clips the ratio of sequences, OpenRLHF that of
-    tokens, with the KL penalty left out of the baseline: `policy_loss` has both, and
-    `rloo_advantages` these advantages. TRL's default beta is 0.05.
+  Departs from the paper: nothing known; as there, no ratio and no clip, so that
+    rollouts must come from the current policy. TRL clips the ratio of sequences,
+    OpenRLHF that of tokens, with the KL penalty left out of the baseline: `policy_loss`
+    has both, and `rloo_advantages` these advantages. TRL's default beta is 0.05.
   Reduction: log-probability summed over tokens; mean over a prompt's completions, mean
     over prompts. A prompt with fewer than 2 completions adds 0.
 
@@ -54,8 +51,10 @@ def rloo(beta: float | None = 0.03) -> Objective:
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
-    reward_BK, and old_logp_BKT unless beta is None. Terms: `rloo`.
-    Metrics: reward, informative (fraction of prompts whose rewards differ).
+    reward_BK, and old_logp_BKT unless beta is None.
+    Terms: `rloo`.
+    Metrics: reward, frac_informative_prompts (fraction of prompts whose rewards
+    differ).
 
   Raises:
     ValueError: beta out of range (when built, never inside the trace).
@@ -66,7 +65,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
     >>> float(scored.evaluate(objectives.rloo(beta=None), s).loss)  # (2 - 3) / 2
     -0.5
   """
-  _hparams.check_tie("rloo", beta, paper=0.03)
+  _hparams.check_optional_beta("rloo", beta, paper=0.03)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -78,14 +77,12 @@ def rloo(beta: float | None = 0.03) -> Objective:
     metrics = _grpo.reward_metrics(scored)
     return Loss({"rloo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = _rewards.stats(beta)
-  columns = _reinforce.columns(beta)
   return Objective(
     name="rloo",
     hparams={"beta": beta},
     layout=Layout.SAMPLED,
-    stats=stats,
+    stats=_rewards.stats(beta),
     loss=loss,
-    columns=columns,
+    columns=_reinforce.required_columns(beta),
     prepare=prepare,
   )

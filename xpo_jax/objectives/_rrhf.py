@@ -1,4 +1,4 @@
-"""RRHF: rank by average log-probability, and imitate the best."""
+"""RRHF: ranking by average log-probability, plus SFT on the best completion."""
 
 import jax
 import jax.numpy as jnp
@@ -9,40 +9,42 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
-  """RRHF: a hinge on all pairs of average log-probabilities, plus SFT on the best.
+  """RRHF: hinge loss on all pairs of average log-probabilities, plus SFT on the best.
 
   L = weight sum_{r_i > r_j} max(0, p_j - p_i) - (log-probability of the best) / length,
   p = log-probability / length^length_penalty; no margin, no reference.
 
   Paper: Yuan et al. 2023, arXiv:2304.05302, Eq. not checked. Survey 3.9.
-  Departs from the paper: its SFT term is a sum over tokens, its code's a mean; here the
-    mean, which the settings are from. The code overwrites the mask and so divides by
-    the padded width, losing the length normalisation: a bug, not copied.
+  Departs from the paper: the paper's SFT term is a sum over tokens, its code's a mean;
+    the mean is used here, to which the settings belong. The code overwrites the mask
+    and so divides by the padded width, losing the length normalisation: a bug, not
+    copied.
   Reduction: p averaged over tokens, a sum over pairs, SFT averaged over the tokens of
-    the best answer (ties: the first column); both averaged over prompts. A list of one
-    has its SFT term only.
+    the best completion (ties: the first column); both averaged over prompts. A list of
+    one has only its SFT term.
 
   Args:
-    weight: of the ranking; >= 0. Paper: 1 (the code's default is 100, its script 1).
+    weight: weight of the ranking term; >= 0. Paper: 1 (the code's default is 100, its
+      script 1).
     length_penalty: exponent of the length; >= 0. Paper: 1.
 
   Returns:
     Objective; layout RANKED; stats LOGP; columns reward_BK (only its order counts).
-    Terms: `rrhf`, `sft`. Metrics: reward_* of p (nats per token), reward_accuracy
-    (fraction of pairs), ndcg.
+    Terms: `rrhf`, `sft`.
+    Metrics: reward_* of p (nats per token), reward_accuracy (fraction of pairs), ndcg.
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
 
-  Example: -1 and -2 nats per token, the better answer behind by 1.
+  Example: -1 and -2 nats per token, the better completion lower by 1.
     >>> from xpo_jax import objectives, scored
     >>> s = scored.from_sequence_logps([[-4, -8]], [[4, 4]], reward_BK=[[0, 1]])
     >>> terms = scored.evaluate(objectives.rrhf(), s).terms
     >>> {name: float(term) for name, term in terms.items()}
     {'rrhf': 1.0, 'sft': 2.0}
   """
-  _hparams.check("rrhf", "weight", weight, paper=1, least=0)
-  _hparams.check("rrhf", "length_penalty", length_penalty, paper=1, least=0)
+  _hparams.check("rrhf", "weight", weight, paper=1, ge=0)
+  _hparams.check("rrhf", "length_penalty", length_penalty, paper=1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -57,14 +59,11 @@ def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
     terms = {"rrhf": scored.mean_B(hinge_B), "sft": scored.mean_B(nll_B)}
     return Loss(terms, ranking.metrics(scored, score_BK), hinge_B + nll_B)
 
-  hparams = {"weight": weight, "length_penalty": length_penalty}
-  stats = frozenset({token_stats.LOGP})
-  columns = frozenset({"reward_BK"})
   return Objective(
     name="rrhf",
-    hparams=hparams,
+    hparams={"weight": weight, "length_penalty": length_penalty},
     layout=Layout.RANKED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
   )

@@ -1,4 +1,4 @@
-"""RSO: losses for pairs drawn from an estimate of the optimal policy."""
+"""RSO: margin losses on pairs from statistical rejection sampling."""
 
 from xpo_jax.objectives import _gpo, _hparams
 from xpo_jax.ops import links
@@ -6,11 +6,11 @@ from xpo_jax.types import Aux, Loss, Objective, Scored
 
 
 def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objective:
-  """RSO: a calibration loss on pairs that rejection sampling drew.
+  """RSO: logistic or hinge loss on pairs from rejection sampling.
 
   L = f(gamma (log-ratio_w - log-ratio_l))
-  with f the logistic link (sigmoid-norm) or the hinge (hinge-norm). What makes it RSO
-  is where the pairs come from: answers of the SFT policy, accepted with probability
+  with f the logistic link (sigmoid-norm) or the hinge (hinge-norm). RSO is defined
+  by its data: completions of the SFT policy, accepted with probability
   exp((r - r_max) / beta) by `selection.rejection_sample`, ranked by the reward.
 
   Paper: Liu et al. 2023, arXiv:2309.06657, Eq. 8 to 10. Survey 3.3.2.
@@ -24,7 +24,8 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
     link: f; a `links.Link` or a name of `links.LINKS`. Paper: logistic and hinge.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP. Terms: `rso`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP.
+    Terms: `rso`.
     Metrics: reward_* (nats), reward_accuracy (fraction), logp_chosen, logp_rejected
     (nats per completion), as `dpo`.
 
@@ -40,7 +41,7 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
     >>> float(scored.evaluate(o, first_step).loss)  # max(0, 1 - 0)
     1.0
   """
-  _hparams.check("rso", "beta", beta, paper=0.05, above=0)
+  _hparams.check("rso", "beta", beta, paper=0.05, gt=0)
   link = _hparams.choice("rso", "link", link, links.LINKS)
   linked = _gpo.gpo(beta, link)
 

@@ -1,4 +1,4 @@
-"""SamPO: DPO on as many tokens of the longer answer as the shorter one has."""
+"""SamPO: DPO on equally many sampled tokens of both completions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +9,32 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
 def down_sample(mask_BKT: Array, row_B: Array, key: Array) -> Array:
-  """Draws min over K of the lengths tokens of each answer, none twice.
+  """Samples as many tokens of each completion as the shortest has, none twice.
 
   Args:
-    mask_BKT: 1 on response tokens.
-    row_B: global row numbers; folded into the key.
+    mask_BKT: 1 on completion tokens.
+    row_B: global row numbers, folded into the key.
     key: PRNG key.
 
   Returns:
-    `[B, K, T]`, 1 where a token was drawn; the shortest answer keeps all of its own.
+    `[B, K, T]`, 1 where a token was drawn; the shortest completion keeps all tokens.
   """
   shape = mask_BKT.shape[1:]
-  lot_BKT = jax.vmap(
+  uniform_BKT = jax.vmap(
     lambda row: jax.random.uniform(jax.random.fold_in(key, row), shape)
   )(row_B)
-  lot_BKT = jnp.where(mask_BKT > 0, lot_BKT, jnp.inf)
-  rank_BKT = jnp.argsort(jnp.argsort(lot_BKT, -1), -1)
+  uniform_BKT = jnp.where(mask_BKT > 0, uniform_BKT, jnp.inf)
+  rank_BKT = jnp.argsort(jnp.argsort(uniform_BKT, -1), -1)
   shortest_B11 = mask_BKT.sum(-1).min(-1)[:, None, None]
   return jnp.where(rank_BKT < shortest_B11, mask_BKT, 0)
 
 
 def sampo(beta: float = 0.1) -> Objective:
-  """SamPO: DPO on a random sample of the longer answer, as long as the shorter one.
+  """SamPO: DPO with the longer completion down-sampled to the shorter one's length.
 
   L = -log sigma(beta (v_w - v_l))
-  with v the log-ratio of as many tokens of an answer as the shorter one has, drawn
-  without replacement and anew at every step.
+  with v the log-ratio of as many tokens of a completion as the shorter one has, drawn
+  without replacement, again at every step.
 
   Paper: Lu et al. 2024, arXiv:2406.10957, Eq. not checked.
   Departs from the paper: nothing. The authors' code draws once for the policy and again
@@ -46,7 +46,8 @@ def sampo(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper's script: 0.1 (0.5 for Pythia).
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens; draws. Terms: `sampo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens; draws random numbers.
+    Terms: `sampo`.
     Metrics: those of `dpo`; rewards of the drawn tokens, log-probs of all.
 
   Raises:
@@ -58,10 +59,10 @@ def sampo(beta: float = 0.1) -> Objective:
     >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> out = scored.evaluate(objectives.sampo(), first_step, key=jax.random.key(0))
-    >>> round(float(out.loss), 4)  # whatever was drawn, no margin yet: log 2
+    >>> round(float(out.loss), 4)  # no margin yet, for any draw: log 2
     0.6931
   """
-  _hparams.check("sampo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("sampo", "beta", beta, paper=0.1, gt=0)
   dpo = _dpo.dpo(beta)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
@@ -73,13 +74,11 @@ def sampo(beta: float = 0.1) -> Objective:
     metrics = out.metrics | _rewards.logp_metrics(scored)
     return Loss({"sampo": out.terms["dpo"]}, metrics, out.per_example_B)
 
-  hparams = {"beta": beta}
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="sampo",
-    hparams=hparams,
+    hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
     reads_tokens=True,
     prepare=prepare,

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning."""
+"""SFT: supervised fine-tuning."""
 
 from xpo_jax.objectives import _nll
 from xpo_jax.types import Aux, Loss, Objective, Scored
@@ -12,12 +12,13 @@ def sft() -> Objective:
 
   Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Eq. not checked.
   Departs from the paper: nothing known.
-  Reduction: `nll` with `token_mean`: one mean over all response tokens of the batch, so
-    that a long answer weighs more than a short one and accumulation stays exact. Reads
-    column 0 of any layout: a demonstration, or the chosen answer of a pair.
+  Reduction: `nll` with `token_mean`: one mean over all completion tokens of the batch,
+    so that a long completion weighs more than a short one and accumulation is exact.
+    Reads column 0 of any layout: a demonstration, or the chosen completion of a pair.
 
   Returns:
-    Objective; layout DEMO; stats LOGP. Terms: `sft`.
+    Objective; layout DEMO; stats LOGP.
+    Terms: `sft`.
     Metrics: logp_chosen (nats per completion).
 
   Example:

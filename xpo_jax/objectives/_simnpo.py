@@ -1,4 +1,4 @@
-"""SimNPO: NPO without a reference, per token."""
+"""SimNPO: NPO on average log-probabilities, without a reference."""
 
 from xpo_jax.objectives import _hparams, _npo, _rewards
 from xpo_jax.ops import links, token_stats
@@ -6,26 +6,27 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
-  """SimNPO: lowers the average log-probability of undesirable answers, no reference.
+  """SimNPO: NPO on the average log-probability, without a reference.
 
-  L = -(2 / beta) log sigma(-beta a - gamma)   on undesirable answers only
+  L = -(2 / beta) log sigma(-beta a - gamma)   on undesirable completions only
   with a the log-probability per token.
 
   Paper: Fan et al. 2024, arXiv:2410.07163, Eq. not checked; the form is that of the
     authors' model cards.
   Departs from the paper: nothing. The authors' code takes beta (-a - gamma): its gamma
     is this one divided by beta. Their code for MUSE feeds raw logits to the sigmoid:
-    not copied. Retain terms are parts with data of their own, as for `npo`.
+    not copied. Retain terms have data of their own, as for `npo`.
   Reduction: log-probability averaged over tokens; loss averaged over the undesirable
     rows.
 
   Args:
-    beta: scale, per nat per token; > 0. Paper: 2.5 (TOFU forget05), 4.5 (forget10),
-      0.7 (MUSE), 5.5 (WMDP).
+    beta: scale, per nat per token; > 0. Paper: 2.5 (TOFU forget05), 4.5 (forget10), 0.7
+      (MUSE), 5.5 (WMDP).
     gamma: margin; >= 0. Paper: 0 (3 on MUSE News).
 
   Returns:
-    Objective; layout RATED; stats LOGP; columns desirable_BK. Terms: `simnpo`.
+    Objective; layout RATED; stats LOGP; columns desirable_BK.
+    Terms: `simnpo`.
     Metrics: reward_rejected (beta times nats per token), logp_rejected (nats per
     completion).
 
@@ -39,8 +40,8 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(o, sure).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("simnpo", "beta", beta, paper=2.5, above=0)
-  _hparams.check("simnpo", "gamma", gamma, paper=0, least=0)
+  _hparams.check("simnpo", "beta", beta, paper=2.5, gt=0)
+  _hparams.check("simnpo", "gamma", gamma, paper=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -53,14 +54,11 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     }
     return Loss({"simnpo": forget.mean_B(loss_B)}, metrics)
 
-  hparams = {"beta": beta, "gamma": gamma}
-  stats = frozenset({token_stats.LOGP})
-  columns = frozenset({"desirable_BK"})
   return Objective(
     name="simnpo",
-    hparams=hparams,
+    hparams={"beta": beta, "gamma": gamma},
     layout=Layout.RATED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"desirable_BK"}),
   )

@@ -1,4 +1,4 @@
-"""SimPO: a reference-free reward with a target margin."""
+"""SimPO: a reference-free, length-normalised reward with a target margin."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, token_stats
@@ -6,8 +6,7 @@ from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
 def gamma_from_ratio(beta: float | Array, ratio: float | Array) -> float | Array:
-  """`simpo`'s gamma from `gamma_beta_ratio`, the hyperparameter of the authors'
-  code."""
+  """Converts `gamma_beta_ratio` of the authors' code to `simpo`'s gamma."""
   return beta * ratio
 
 
@@ -33,7 +32,8 @@ def simpo(
     label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
 
   Returns:
-    Objective; layout PAIR; stats LOGP. Terms: `simpo`.
+    Objective; layout PAIR; stats LOGP.
+    Terms: `simpo`.
     Metrics: reward_* (beta times nats per token; the margin before gamma),
     reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -46,11 +46,9 @@ def simpo(
     >>> round(float(scored.evaluate(objectives.simpo(gamma=0.0), same).loss), 4)
     0.6931
   """
-  _hparams.check("simpo", "beta", beta, paper=2, above=0)
-  _hparams.check("simpo", "gamma", gamma, paper=1, least=0)
-  _hparams.check(
-    "simpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5
-  )
+  _hparams.check("simpo", "beta", beta, paper=2, gt=0)
+  _hparams.check("simpo", "gamma", gamma, paper=1, ge=0)
+  _hparams.check("simpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -60,12 +58,10 @@ def simpo(
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"simpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "gamma": gamma, "label_smoothing": label_smoothing}
-  stats = frozenset({token_stats.LOGP})
   return Objective(
     name="simpo",
-    hparams=hparams,
+    hparams={"beta": beta, "gamma": gamma, "label_smoothing": label_smoothing},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )

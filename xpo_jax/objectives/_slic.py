@@ -1,4 +1,4 @@
-"""SLiC-HF: calibration of sequence likelihoods."""
+"""SLiC-HF: sequence likelihood calibration."""
 
 import jax.numpy as jnp
 
@@ -8,13 +8,13 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
-  """SLiC-HF: a hinge on the gap of two log-likelihoods, and the NLL of a target.
+  """SLiC-HF: hinge loss on the gap of two log-likelihoods, plus the NLL of a target.
 
   L = max(0, delta - log pi(y_w|x) + log pi(y_l|x)) - lambda log pi(y_ref|x)
 
   Paper: Zhao et al. 2023, arXiv:2305.10425, Eq. not checked. Survey 3.3.
-  Departs from the paper: the target y_ref is the chosen answer (the paper tries the SFT
-    target and the best candidate and finds little between them); another target is
+  Departs from the paper: the target y_ref is the chosen completion (the paper tries the
+    SFT target and the best candidate and finds little between them); another target is
     `slic(weight=0)` and `nll("sequence_sum")` as two `types.AuxLoss`. Whether the paper
     sums or averages over tokens was not checked: this is the sum. TRL's DPO "hinge" is
     another loss, with a reference (`rso`). In one public code the two terms differ in
@@ -26,7 +26,8 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     weight: the paper's lambda; >= 0. Paper: not checked; a public code takes 0.1.
 
   Returns:
-    Objective; layout PAIR; stats LOGP. Terms: `slic`, `nll`.
+    Objective; layout PAIR; stats LOGP.
+    Terms: `slic`, `nll`.
     Metrics: reward_* (the log-likelihoods, nats), reward_accuracy (fraction),
     logp_chosen, logp_rejected (nats per completion).
 
@@ -40,8 +41,8 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     >>> {name: float(term) for name, term in terms.items()}  # 1 - 0.25, 0.5 * 2
     {'slic': 0.75, 'nll': 1.0}
   """
-  _hparams.check("slic", "delta", delta, paper=1, above=0)
-  _hparams.check("slic", "weight", weight, paper=0.1, least=0)
+  _hparams.check("slic", "delta", delta, paper=1, gt=0)
+  _hparams.check("slic", "weight", weight, paper=0.1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -50,13 +51,11 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, logp_BK) | _rewards.logp_metrics(scored)
     return Loss({"slic": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"delta": delta, "weight": weight}
-  stats = frozenset({token_stats.LOGP})
   hinge = Objective(
     name="slic",
-    hparams=hparams,
+    hparams={"delta": delta, "weight": weight},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP}),
     loss=loss,
   )
   return _nll.with_nll(hinge, weight, "sequence_sum")

@@ -1,4 +1,4 @@
-"""SPPO: log-ratios regressed on win rates, in self-play."""
+"""SPPO: regression of log-ratios on win rates, in self-play."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import token_stats
@@ -6,29 +6,31 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def sppo(beta: float = 1e-3) -> Objective:
-  """SPPO: the log-ratio of an answer becomes proportional to its win rate.
+  """SPPO: squared loss of the log-ratio to the centred win rate.
 
   L = mean over y in (y_w, y_l) of (log-ratio_y - (P_y - 1/2) / beta)^2
-  with P_y = P(y > policy of the last round), which is also the reference. An exact
+  with P_y = P(y > policy of the previous round), which is also the reference. An exact
   minimiser is a step of multiplicative weights with eta = 1 / beta, whose log-partition
-  is taken to be eta / 2 (`preference_games.sppo_step` is the step without this).
+  is approximated by eta / 2 (`preference_games.sppo_step` is the exact step).
 
-  Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked; eta is 1 / beta.
-    Survey 3.11.
-  Departs from the paper: nothing; as the authors' code, on the best and the worst of
-    the samples (of 5, `pairing.best_worst` on `preference_games.win_rate`; it keeps
-    pairs whose two answers are the same, we do not). Its "sppo_single" has
-    `preference_games.duel` of the two as win rates; TRL's "sppo_hard" 1 and 0, the two
-    squares added.
-  Reduction: log-ratio summed over tokens; mean over the two answers, then over pairs.
+  Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked; eta is 1 / beta. Survey
+    3.11.
+  Departs from the paper: nothing. As in the authors' code, the pair is the best and the
+    worst of 5 samples (`pairing.best_worst` on `preference_games.win_rate`); that code
+    keeps pairs of identical completions, this one does not. Its "sppo_single" uses
+    `preference_games.pair_win_rates` of the two, TRL's "sppo_hard" uses 1 and 0 and
+    adds the two squares.
+  Reduction: log-ratio summed over tokens; mean over the two completions, then over
+    pairs.
 
   Args:
     beta: 1 / eta, in win probability per nat; > 0. Paper: 1e-3 (eta = 1000).
 
   Returns:
     Objective; layout PAIR; stats LOGP, REF_LOGP; columns reward_BK, the win rates.
-    Terms: `sppo`. Metrics: reward_* (beta times log-ratio, to become P - 1/2),
-    reward_accuracy (fraction), logp_chosen, logp_rejected (nats per completion).
+    Terms: `sppo`.
+    Metrics: reward_* (beta times log-ratio, to become P - 1/2), reward_accuracy
+    (fraction), logp_chosen, logp_rejected (nats per completion).
 
   Raises:
     ValueError: beta <= 0 (when built, never inside the trace).
@@ -41,7 +43,7 @@ def sppo(beta: float = 1e-3) -> Objective:
     >>> float(scored.evaluate(objectives.sppo(beta=0.25), s).loss)  # (1^2 + 0^2) / 2
     0.5
   """
-  _hparams.check("sppo", "beta", beta, paper=1e-3, above=0)
+  _hparams.check("sppo", "beta", beta, paper=1e-3, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -52,14 +54,12 @@ def sppo(beta: float = 1e-3) -> Objective:
     metrics |= _rewards.logp_metrics(scored)
     return Loss({"sppo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
-  columns = frozenset({"reward_BK"})
-  sppo = Objective(
+  return Objective(
     name="sppo",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"reward_BK"}),
+    reward_kind="win_rates",
   )
-  return sppo._replace(reward_kind="win_rates")

@@ -1,4 +1,4 @@
-"""TDPO, first version: DPO with the gap of the sequential KLs in the margin."""
+"""TDPO1: DPO with the difference of the sequential KLs in the margin."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
@@ -16,7 +16,7 @@ def tdpo_rewards(scored: Scored, beta: float | Array) -> Array:
 
 
 def tdpo1(beta: float = 0.1) -> Objective:
-  """TDPO1: token-level DPO, the reward corrected by the sequential forward KL.
+  """TDPO1: token-level DPO with the sequential forward KL in the reward.
 
   L = -log sigma(beta (log-ratio_w - log-ratio_l) - beta (D_l - D_w))
   with D_y = sum_t KL(ref(.|s_t) || policy(.|s_t)) over the whole vocabulary.
@@ -24,7 +24,7 @@ def tdpo1(beta: float = 0.1) -> Objective:
   Paper: Zeng et al. 2024, arXiv:2404.11999, Eq. not checked. Survey 3.4.2.
   Departs from the paper: nothing. The authors' code takes log(softmax) of the reference
     and gives NaN where a probability underflows: not copied. Some public copies detach
-    both KLs, which leaves nothing of the method.
+    both KLs, which removes the method's gradient.
   Reduction: log-ratio and KL summed over tokens; loss averaged over pairs. Gradient
     flows through both KLs, so that D_w is raised and D_l lowered (see `tdpo2`).
 
@@ -32,7 +32,8 @@ def tdpo1(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP, REF_KL. Terms: `tdpo1`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP, REF_KL.
+    Terms: `tdpo1`.
     Metrics: reward_* (nats; of `tdpo_rewards`, KL included), reward_accuracy
     (fraction), seq_kl_chosen, seq_kl_rejected, logp_chosen, logp_rejected (nats per
     completion).
@@ -47,7 +48,7 @@ def tdpo1(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.tdpo1(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("tdpo1", "beta", beta, paper=0.1, above=0)
+  _hparams.check("tdpo1", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -61,11 +62,10 @@ def tdpo1(beta: float = 0.1) -> Objective:
     }
     return Loss({"tdpo1": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP, token_stats.REF_KL})
   return Objective(
     name="tdpo1",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP, token_stats.REF_KL}),
     loss=loss,
   )

@@ -1,4 +1,4 @@
-"""TDPO, second version: the chosen side's KL is a target, not something to raise."""
+"""TDPO2: TDPO1 without gradient through the KL of the chosen completion."""
 
 import jax
 
@@ -14,8 +14,8 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
   with D_y = sum_t KL(ref(.|s_t) || policy(.|s_t)) over the whole vocabulary.
 
   Paper: Zeng et al. 2024, arXiv:2404.11999, Eq. not checked. Survey 3.4.2.
-  Departs from the paper: nothing. The authors' configuration file trains TDPO1 unless
-    told otherwise (`if_tdpo2`). At equal steps TDPO2 stays much nearer to ref than DPO:
+  Departs from the paper: nothing. The authors' configuration file trains TDPO1 by
+    default (`if_tdpo2`). At equal steps TDPO2 stays much nearer to ref than DPO:
     compare the two at the same KL.
   Reduction: log-ratio and KL summed over tokens; loss averaged over pairs. No gradient
     through D_w.
@@ -25,7 +25,8 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     alpha: weight of the KL gap; >= 0. Paper: 0.5. 0 gives DPO.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP, REF_KL. Terms: `tdpo2`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP, REF_KL.
+    Terms: `tdpo2`.
     Metrics: those of `tdpo1`.
 
   Raises:
@@ -39,23 +40,23 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> bool(scored.evaluate(tdpo2, pairs).loss == scored.evaluate(dpo, pairs).loss)
     True
   """
-  _hparams.check("tdpo2", "beta", beta, paper=0.1, above=0)
-  _hparams.check("tdpo2", "alpha", alpha, paper=0.5, least=0)
-  first = _tdpo1.tdpo1(beta)
+  _hparams.check("tdpo2", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("tdpo2", "alpha", alpha, paper=0.5, ge=0)
+  tdpo1 = _tdpo1.tdpo1(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    log_ratio_BK, kl_BK = _rewards.log_ratio(scored), _tdpo1.sequential_kl(scored)
+    log_ratio_BK = _rewards.log_ratio(scored)
+    kl_BK = _tdpo1.sequential_kl(scored)
     gap_B = kl_BK[:, 1] - jax.lax.stop_gradient(kl_BK[:, 0])
     margin_B = beta * (log_ratio_BK[:, 0] - log_ratio_BK[:, 1] - alpha * gap_B)
     loss_B = links.logistic(margin_B)
-    metrics = first.loss(scored, aux).metrics
+    metrics = tdpo1.loss(scored, aux).metrics
     return Loss({"tdpo2": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "alpha": alpha}
   return Objective(
     name="tdpo2",
-    hparams=hparams,
+    hparams={"beta": beta, "alpha": alpha},
     layout=Layout.PAIR,
-    stats=first.stats,
+    stats=tdpo1.stats,
     loss=loss,
   )

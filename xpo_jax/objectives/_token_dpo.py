@@ -1,4 +1,4 @@
-"""DPO read as learning a Q-function: its loss as a sum of credit per token."""
+"""Token-level DPO: the DPO loss as a sum of token credits."""
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
@@ -6,12 +6,12 @@ from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
 def token_dpo(beta: float = 0.1) -> Objective:
-  """Token DPO ("from r to Q*"): a logistic regression on sums of token credit.
+  """Token DPO ("from r to Q*"): logistic regression on sums of token credits.
 
   L = -log sigma(sum_t c_w,t - sum_t c_l,t),   c_t = beta log(pi(y_t|s_t)/ref(y_t|s_t))
-  The same number as `dpo`; what is new is its reading. At the optimum c_t is the
+  The same value as `dpo`, in another interpretation: at the optimum c_t is the
   advantage r_t + V*(s_t+1) - V*(s_t) of the token-level MDP (`token_mdp`), the shaped
-  reward and not the reward; V*(s_0), common to both answers, cancels in the margin.
+  reward and not the reward; V*(s_0), common to both completions, cancels in the margin.
 
   Paper: Rafailov et al. 2024, arXiv:2404.12358, Eq. not checked. Survey 3.4.1.
   Departs from the paper: nothing. No code of its own; its experiments use DPO's.
@@ -22,8 +22,9 @@ def token_dpo(beta: float = 0.1) -> Objective:
     beta: tie to ref, per nat; > 0. Paper: 0.1, DPO's.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens: it reads tokens.
-    `objectives.token_rewards` gives the credit. Terms: `token_dpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP; reads tokens. The credit is
+    `objectives.token_rewards`.
+    Terms: `token_dpo`.
     Metrics: reward_chosen, reward_rejected, reward_margin (nats), reward_accuracy
     (fraction), logp_chosen, logp_rejected (nats per completion).
 
@@ -37,7 +38,7 @@ def token_dpo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.token_dpo(), first_step).loss), 4)
     0.6931
   """
-  _hparams.check("token_dpo", "beta", beta, paper=0.1, above=0)
+  _hparams.check("token_dpo", "beta", beta, paper=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -47,12 +48,11 @@ def token_dpo(beta: float = 0.1) -> Objective:
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"token_dpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  stats = frozenset({token_stats.LOGP, token_stats.REF_LOGP})
   return Objective(
     name="token_dpo",
     hparams={"beta": beta},
     layout=Layout.PAIR,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REF_LOGP}),
     loss=loss,
     reads_tokens=True,
   )

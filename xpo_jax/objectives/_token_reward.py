@@ -1,19 +1,19 @@
-"""Token-level reward models: labels of steps, or a target for each token."""
+"""Token-level reward models: labelled steps, or a target per token."""
 
 import jax.numpy as jnp
 
 from xpo_jax.ops import links, masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
-_NEEDS = frozenset({token_stats.VALUE})
+_STATS = frozenset({token_stats.VALUE})
 _COLUMNS = frozenset({"reward_BKT"})
 
 
 def token_regression() -> Objective:
-  """Token-level reward by regression: (v_t - reward_t)^2, a mean over all tokens.
+  """Token-level reward regression: (v_t - reward_t)^2, a mean over all tokens.
 
-  Every response token is labelled, 0 included. Layout RATED, needs VALUE, columns
-  reward_BKT.
+  Every completion token has a target, 0 included. Layout RATED; stats VALUE; columns
+  reward_BKT; reads tokens. Terms: `token_regression`.
   """
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -27,7 +27,7 @@ def token_regression() -> Objective:
     name="token_regression",
     hparams={},
     layout=Layout.RATED,
-    stats=_NEEDS,
+    stats=_STATS,
     loss=loss,
     columns=_COLUMNS,
     reads_tokens=True,
@@ -35,31 +35,32 @@ def token_regression() -> Objective:
 
 
 def _tokens(scored: Scored) -> Array:
-  """1 on the response tokens that count, `[B, K, T]`."""
+  """1 on the completion tokens that count, `[B, K, T]`."""
   weight_BK = scored.present_BK * scored.weight_B[:, None]
   return scored.mask_BKT * weight_BK[..., None]
 
 
 def token_reward() -> Objective:
-  """Token-level reward model: is the answer right so far? A logit at labelled tokens.
+  """Token-level reward model: a correctness logit at labelled tokens.
 
   L = - sum over labelled tokens of log sigma(sign(label_t) v_t) / their number
-  with v the scalar head; reward_BKT > 0 is right, < 0 wrong, and 0 has no label.
+  with v the scalar head; reward_BKT > 0 is correct, < 0 incorrect, 0 unlabelled.
 
   A process reward model labels the token that ends each step (a separator, EOS) and no
-  other; one label at the last token makes an outcome reward model. v_t is read where
-  token t is predicted: it has seen the step, and not the separator itself.
+  other; one label at the last token gives an outcome reward model. v_t is read where
+  token t is predicted, from the step without the separator itself.
 
   Paper: Lightman et al. 2023 ("Let's verify step by step"), arXiv:2305.20050, Eq. not
     checked. Survey 2.1.3.
-  Departs from the paper: its third label, neutral, is here no label. TRL's trainer has
+  Departs from the paper: the paper's third label, neutral, is unlabelled here. TRL has
     a two-way softmax, whose difference of logits is v, and an option to keep the last
     step's label only in training and not in evaluation. Targets instead of labels:
     `token_regression`.
   Reduction: one mean over the labelled tokens of the batch.
 
   Returns:
-    Objective; layout RATED; stats VALUE; columns reward_BKT. Terms: `token_reward`.
+    Objective; layout RATED; stats VALUE; columns reward_BKT; reads tokens.
+    Terms: `token_reward`.
     Metrics: token_accuracy (fraction of labelled tokens; v = 0 counts one half).
 
   Example:
@@ -80,15 +81,15 @@ def token_reward() -> Objective:
     weight_BKT = token_BKT * jnp.abs(sign_BKT)
     margin_BKT = sign_BKT * masked.zero_padding(scored.value_BKT, token_BKT)
     nll = Mean((links.logistic(margin_BKT) * weight_BKT).sum(), weight_BKT.sum())
-    right_BKT = jnp.heaviside(margin_BKT, 0.5)
-    metrics = {"token_accuracy": nll.replace(total=(right_BKT * weight_BKT).sum())}
+    correct_BKT = jnp.heaviside(margin_BKT, 0.5)
+    metrics = {"token_accuracy": nll.replace(total=(correct_BKT * weight_BKT).sum())}
     return Loss({"token_reward": nll}, metrics)
 
   return Objective(
     name="token_reward",
     hparams={},
     layout=Layout.RATED,
-    stats=_NEEDS,
+    stats=_STATS,
     loss=loss,
     columns=_COLUMNS,
     reads_tokens=True,

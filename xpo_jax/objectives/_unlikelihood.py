@@ -1,7 +1,4 @@
-"""Unlikelihood: probability is taken from undesirable tokens, one by one.
-
-Over 80 lines: the form for labelled answers, which CRINGE shares, and the paper's own.
-"""
+"""Unlikelihood training, on labelled completions and on tokens as in the paper."""
 
 import jax.numpy as jnp
 
@@ -10,12 +7,13 @@ from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
 
-def likelihood_and(name: str, scored: Scored, penalty_B: Array) -> Loss:
-  """Likelihood of desirable answers, a penalty on the others, both per token of all.
+def likelihood_and_penalty(name: str, scored: Scored, penalty_B: Array) -> Loss:
+  """NLL of desirable completions, a penalty on the others; both per token of all rows.
 
   Args:
-    name: of the penalty's term; the other is `likelihood`.
-    penalty_B: summed over the tokens of the answer, weighted.
+    name: name of the penalty's term; the other is `likelihood`.
+    scored: with `desirable_BK`.
+    penalty_B: weighted penalty, summed over the tokens of the completion.
   """
   desirable_B = scored.desirable_BK[:, 0] > 0
   logp_B = _rewards.seq_logp(scored)[:, 0]
@@ -31,11 +29,11 @@ def likelihood_and(name: str, scored: Scored, penalty_B: Array) -> Loss:
 def token_unlikelihood(alpha: float = 1.0) -> Objective:
   """The paper's token-level form: SFT plus `alpha` times a penalty on every token.
 
-  The penalty is a field `penalty_BKT` of `Scored.extra` that the caller fills, as
-  `repetition.unlikelihood` does for tokens that occurred before. Terms: `sft`,
-  `unlikelihood`, both per token.
+  The caller provides the penalty as `penalty_BKT` in `Scored.extra`, for example
+  `repetition.unlikelihood` of tokens that occurred before. Layout DEMO; stats LOGP;
+  columns penalty_BKT; reads tokens. Terms: `sft`, `unlikelihood`, both per token.
   """
-  _hparams.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  _hparams.check("unlikelihood", "alpha", alpha, paper=1, ge=0)
   nll = _sft.sft()
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -45,40 +43,38 @@ def token_unlikelihood(alpha: float = 1.0) -> Objective:
     penalty = Mean(penalty_B.sum(), out.terms["sft"].weight)
     return Loss({**out.terms, "unlikelihood": penalty}, out.metrics)
 
-  columns = frozenset({"penalty_BKT"})
-  hparams = {"alpha": alpha}
   return Objective(
     name="token_unlikelihood",
-    hparams=hparams,
+    hparams={"alpha": alpha},
     layout=Layout.DEMO,
     stats=nll.stats,
     loss=loss,
-    columns=columns,
+    columns=frozenset({"penalty_BKT"}),
     reads_tokens=True,
   )
 
 
 def unlikelihood(alpha: float = 1.0) -> Objective:
-  """Unlikelihood: SFT on desirable answers, log(1 - p) on tokens of undesirable ones.
+  """Unlikelihood: SFT on desirable completions, log(1 - p) on undesirable tokens.
 
   L = (sum_D -log p(y_t) - alpha sum_U log(1 - p(y_t))) / number of tokens
-  with D and U the tokens of desirable and undesirable answers.
+  with D and U the tokens of desirable and undesirable completions.
 
   Paper: Welleck et al. 2019, arXiv:1908.04319, Eq. not checked.
-  Departs from the paper: its negatives are tokens seen before and repeated n-grams,
-    here they are the tokens of answers labelled undesirable (CRINGE's baseline). For
-    the paper's own see `token_unlikelihood` and the module `repetition`.
-    The authors' code clamps 1 - p at 1e-5, which takes the gradient away exactly where
-    p is 1: here log(1 - p) comes from the logits and needs no clamp.
-  Reduction: one mean over all response tokens of the batch, desirable or not.
+  Departs from the paper: the paper's negatives are earlier tokens and repeated n-grams;
+    here they are the tokens of completions labelled undesirable (CRINGE's baseline).
+    For the paper's own see `token_unlikelihood` and the module `repetition`. The
+    authors' code clamps 1 - p at 1e-5, which removes the gradient exactly where p is 1;
+    here log(1 - p) is computed from the logits and needs no clamp.
+  Reduction: one mean over all completion tokens of the batch, desirable or not.
 
   Args:
     alpha: weight of the undesirable tokens; >= 0. Paper: 1.
 
   Returns:
     Objective; layout RATED; stats LOGP, REST_LOGP; columns desirable_BK.
-    Terms: `likelihood`, `unlikelihood`. Metrics: logp_chosen, logp_rejected (nats per
-    completion).
+    Terms: `likelihood`, `unlikelihood`.
+    Metrics: logp_chosen, logp_rejected (nats per completion).
 
   Raises:
     ValueError: a hyperparameter out of range (when built, never inside the trace).
@@ -88,25 +84,22 @@ def unlikelihood(alpha: float = 1.0) -> Objective:
     >>> from xpo_jax import objectives, scored
     >>> o, one, bad = objectives.unlikelihood(), np.ones((1, 1, 1), int), [[0]]
     >>> logits = np.log([[[[0.25, 0.75]]]])
-    >>> s = scored.from_logits(logits, one, one, stats=o.needs, desirable_BK=bad)
+    >>> s = scored.from_logits(logits, one, one, stats=o.stats, desirable_BK=bad)
     >>> round(float(scored.evaluate(o, s).loss), 4)  # -log(1 - 0.75) = log 4
     1.3863
   """
-  _hparams.check("unlikelihood", "alpha", alpha, paper=1, least=0)
+  _hparams.check("unlikelihood", "alpha", alpha, paper=1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     rest_BK = masked.sum_T(scored.extra["rest_logp_BKT"], scored.mask_BKT)
-    return likelihood_and("unlikelihood", scored, -alpha * rest_BK[:, 0])
+    return likelihood_and_penalty("unlikelihood", scored, -alpha * rest_BK[:, 0])
 
-  stats = frozenset({token_stats.LOGP, token_stats.REST_LOGP})
-  columns = frozenset({"desirable_BK"})
-  hparams = {"alpha": alpha}
   return Objective(
     name="unlikelihood",
-    hparams=hparams,
+    hparams={"alpha": alpha},
     layout=Layout.RATED,
-    stats=stats,
+    stats=frozenset({token_stats.LOGP, token_stats.REST_LOGP}),
     loss=loss,
-    columns=columns,
+    columns=frozenset({"desirable_BK"}),
   )

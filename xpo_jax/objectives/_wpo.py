@@ -1,7 +1,4 @@
-"""WPO: DPO that trusts a pair as far as the policy would have written it.
-
-Over 80 lines: its statistic per token and its weight live here too.
-"""
+"""WPO: DPO weighted by the likelihood of the pair under the policy."""
 
 from collections.abc import Mapping
 
@@ -14,7 +11,7 @@ from xpo_jax.types import Array, Aux, Loss, Objective, Scored, TokenStat
 
 
 def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
-  """log sum_v pi(v)^2, the mean probability of the policy's own token, `[C]`."""
+  """log sum_v pi(v)^2, the log of the policy's mean token probability, `[C]`."""
   del target_C
   logits_CV = roles["policy"]
   square_C = jax.nn.logsumexp(2 * logits_CV, axis=-1)
@@ -24,32 +21,32 @@ def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
 LOG_MEAN_PROB = TokenStat("log_mean_prob_BKT", ("policy",), _log_mean_prob)  # in extra
 
 
-def wpo_weight(scored: Scored, most: float | Array = 1.0) -> Array:
-  """w(y_w) w(y_l), at most `most`, `[B]`; no gradient.
+def wpo_weight(scored: Scored, max_weight: float | Array = 1.0) -> Array:
+  """Weight w(y_w) w(y_l) of a pair, at most `max_weight`, `[B]`; no gradient.
 
-  w(y) = exp(mean over tokens of log pi(y_t) - log sum_v pi(v)^2): about 1 for answers
-  that the policy itself would write, 0 for foreign ones.
+  w(y) = exp(mean over tokens of log pi(y_t) - log sum_v pi(v)^2): about 1 for
+  completions that are typical of the policy, near 0 for atypical ones.
   """
-  usual_BKT = scored.logp_BKT - scored.extra["log_mean_prob_BKT"]
+  relative_BKT = scored.logp_BKT - scored.extra["log_mean_prob_BKT"]
   average_BK = masked.per_token(
-    masked.sum_T(usual_BKT, scored.mask_BKT), scored.length_BK
+    masked.sum_T(relative_BKT, scored.mask_BKT), scored.length_BK
   )
-  weight_B = jnp.minimum(jnp.exp(average_BK.sum(1)), most)
+  weight_B = jnp.minimum(jnp.exp(average_BK.sum(1)), max_weight)
   return jax.lax.stop_gradient(weight_B)
 
 
 def wpo(
-  beta: float = 0.01, label_smoothing: float = 0.0, most: float = 1.0
+  beta: float = 0.01, label_smoothing: float = 0.0, max_weight: float = 1.0
 ) -> Objective:
-  """WPO: DPO with each pair weighed by how likely the policy was to write it.
+  """WPO: DPO with each pair weighted by its likelihood under the policy.
 
-  L = w DPO,   w = min(most, w(y_w) w(y_l)),
+  L = w DPO,   w = min(max_weight, w(y_w) w(y_l)),
   w(y) = exp(mean_t [log pi(y_t|s_t) - log sum_v pi(v|s_t)^2])
 
   Paper: Zhou et al. 2024, arXiv:2406.11827, Eq. not checked.
-  Departs from the paper: as the authors' code, the product is cut at 1. TRL from 0.29
-    on does not cut it (a large `most`); before, it mixed neighbouring positions: not
-    copied.
+  Departs from the paper: as in the authors' code, the product is clipped at 1. TRL from
+    0.29 on does not clip it (a large `max_weight`); earlier versions mixed neighbouring
+    positions: not copied.
   Reduction: log-ratio summed over tokens, log w averaged over them; loss averaged over
     pairs, not divided by the sum of weights. No gradient through w, of the current
     policy.
@@ -57,10 +54,11 @@ def wpo(
   Args:
     beta: tie to ref, per nat; > 0. Paper's code: 0.01.
     label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
-    most: the largest weight of a pair; > 0. Paper's code: 1.
+    max_weight: bound on the weight of a pair; > 0. Paper's code: 1.
 
   Returns:
-    Objective; layout PAIR; stats LOGP, REF_LOGP and log_mean_prob_BKT. Terms: `wpo`.
+    Objective; layout PAIR; stats LOGP, REF_LOGP, LOG_MEAN_PROB.
+    Terms: `wpo`.
     Metrics: those of `dpo`, and weight (a factor).
 
   Raises:
@@ -72,22 +70,30 @@ def wpo(
     >>> o = objectives.wpo()
     >>> flat = np.zeros((1, 2, 1, 7))  # every token as likely: w = 1
     >>> s = scored.from_logits(
-    ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, stats=o.needs
+    ...   flat, flat[..., 0].astype(int), flat[..., 0] + 1, flat, stats=o.stats
     ... )
     >>> round(float(scored.evaluate(o, s).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("wpo", "beta", beta, paper=0.01, above=0)
-  _hparams.check("wpo", "label_smoothing", label_smoothing, paper=0, least=0, below=0.5)
-  _hparams.check("wpo", "most", most, paper=1, above=0)
+  _hparams.check("wpo", "beta", beta, paper=0.01, gt=0)
+  _hparams.check("wpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
+  _hparams.check("wpo", "max_weight", max_weight, paper=1, gt=0)
   dpo = _dpo.dpo(beta, label_smoothing)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    out, weight_B = dpo.loss(scored, aux), wpo_weight(scored, most)
+    out = dpo.loss(scored, aux)
+    weight_B = wpo_weight(scored, max_weight)
     loss_B = weight_B * out.per_example_B
     metrics = out.metrics | {"weight": scored.mean_B(weight_B)}
     return Loss({"wpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
-  hparams = {"beta": beta, "label_smoothing": label_smoothing, "most": most}
-  stats = dpo.stats | {LOG_MEAN_PROB}
-  return dpo._replace(name="wpo", hparams=hparams, stats=stats, loss=loss)
+  return dpo._replace(
+    name="wpo",
+    hparams={
+      "beta": beta,
+      "label_smoothing": label_smoothing,
+      "max_weight": max_weight,
+    },
+    stats=dpo.stats | {LOG_MEAN_PROB},
+    loss=loss,
+  )

@@ -1,4 +1,4 @@
-"""The maths that losses are made of: pure functions of arrays.
+"""Building blocks of the losses: masked sums, links, divergences, returns, rankings.
 
-May be imported from everywhere; imports `types` alone.
+Pure functions of arrays. Every other folder may import it; it imports only `types`.
 """

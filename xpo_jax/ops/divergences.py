@@ -1,10 +1,10 @@
-"""Divergences between policies: f and f' of a log-ratio, and KL from samples.
+"""f-divergences between policies, and KL estimators from samples.
 
-D_f(policy || ref) = E_ref f(policy / ref) for a convex f with f(1) = 0. Everything is
-a function of the log-ratio u = log(policy / ref) in nats, never of the ratio, and each
-f is written with f'(1) = 0 (a multiple of t - 1 changes no divergence). Where exp would
-leave the type's range it goes on along its tangent (`links.exponential`), so that f'
-and its gradient are finite for log-ratios of +-1000.
+D_f(policy || ref) = E_ref f(policy / ref) for a convex f with f(1) = 0. All functions
+take the log-ratio u = log(policy / ref) in nats, never the ratio, and each f is
+normalised to f'(1) = 0 (a multiple of t - 1 changes no divergence). Where exp would
+overflow it is continued by its tangent (`links.exponential`), so that f' and its
+gradient are finite for log-ratios of +-1000.
 """
 
 import functools
@@ -21,16 +21,19 @@ from xpo_jax.types import Array
 
 
 class Divergence(NamedTuple):
-  """An f-divergence, its functions taken at a log-ratio u.
+  """An f-divergence as functions of the log-ratio u.
 
   Attributes:
-    name: what a configuration and a table call it.
+    name: its name in configurations and tables.
     f: u -> f(exp(u)), elementwise.
     slope: u -> f'(exp(u)), elementwise.
-    f_at_0: f(0+): finite where a policy may leave out what the reference can say.
-    slope_at_0: f'(0+). -inf keeps every answer of the reference possible, so that no
-      multiplier of a positivity constraint enters the optimal policy.
-    slope_at_inf: f'(t) for t to infinity: f' inverts between these two.
+    f_at_0: f(0+): finite where the policy may give probability 0 to a completion of the
+      reference.
+    slope_at_0: f'(0+). If -inf, every completion of the reference keeps positive
+      probability, so that the optimal policy has no multiplier of a positivity
+      constraint.
+    slope_at_inf: limit of f'(t) for t to infinity: f' is invertible between the two
+      limits.
   """
 
   name: str
@@ -65,8 +68,8 @@ def _forward_kl_slope(u: Array) -> Array:
 
 
 def _jensen_shannon(u: Array) -> Array:
-  above = np.log(2) - jax.nn.softplus(-u)  # log of policy over the mean of both
-  below = np.log(2) - jax.nn.softplus(u)  # log of reference over that mean
+  above = np.log(2) - jax.nn.softplus(-u)  # log of policy / mean of both
+  below = np.log(2) - jax.nn.softplus(u)  # log of reference / mean of both
   return _exp(u) * above + below
 
 
@@ -133,7 +136,7 @@ TOTAL_VARIATION = Divergence(
 )
 CHI_SQUARE = alpha(-1.0)._replace(name="chi_square")
 
-# By name: how a configuration says which. Another alpha is given as a value.
+# By name, for configurations; another alpha is passed as a `Divergence`.
 DIVERGENCES = {
   d.name: d
   for d in (
@@ -148,29 +151,30 @@ DIVERGENCES = {
 
 
 def between(divergence: Divergence, logp_V: Array, ref_logp_V: Array) -> Array:
-  """D_f(policy || ref) of two distributions over the last axis, exactly, `[...]`.
+  """D_f(policy || ref) of two distributions over the last axis, exact, `[...]`.
 
   Args:
-    divergence: which.
-    logp_V: log-probabilities of the policy; -inf on an answer it never gives.
+    divergence: the f-divergence.
+    logp_V: log-probabilities of the policy; -inf where its probability is 0.
     ref_logp_V: log-probabilities of the reference, all finite.
   """
   chex.assert_equal_shape([logp_V, ref_logp_V])
-  never_V = jnp.isneginf(logp_V)
-  # Select before f is taken: at -inf its formula may be 0 * inf.
-  f_V = divergence.f(jnp.where(never_V, 0, logp_V - ref_logp_V))
-  return (jnp.exp(ref_logp_V) * jnp.where(never_V, divergence.f_at_0, f_V)).sum(-1)
+  zero_V = jnp.isneginf(logp_V)
+  # Select before f is evaluated: at -inf its formula may be 0 * inf.
+  f_V = divergence.f(jnp.where(zero_V, 0, logp_V - ref_logp_V))
+  return (jnp.exp(ref_logp_V) * jnp.where(zero_V, divergence.f_at_0, f_V)).sum(-1)
 
 
 class KLEstimator(NamedTuple):
-  """KL(policy || ref) from one sample of the policy, per token.
+  """Estimator of KL(policy || ref) from one sample of the policy, per token.
 
-  As a reward its value counts, and it belongs under `stop_gradient`. As a term of a
-  loss its gradient does, and on samples of the policy the three differ: k1's is zero
-  in expectation, k2's that of KL(policy || ref), k3's that of KL(ref || policy).
+  In a reward only its value matters: apply `stop_gradient`. In a loss only its gradient
+  matters, and on samples of the policy the three differ: in expectation the gradient of
+  k1 is 0, that of k2 is the gradient of KL(policy || ref), that of k3 the gradient of
+  KL(ref || policy).
 
   Attributes:
-    name: what a configuration and a table call it.
+    name: its name in configurations and tables.
     fn: log-ratio log policy - log ref of the sampled token, nats -> estimate, nats.
   """
 
@@ -182,7 +186,7 @@ class KLEstimator(NamedTuple):
 
 
 def k1(log_ratio: Array) -> Array:
-  """u: unbiased, of either sign."""
+  """u: unbiased, may be negative."""
   return jnp.asarray(log_ratio)
 
 
@@ -192,17 +196,17 @@ def k2(log_ratio: Array) -> Array:
 
 
 def k3(log_ratio: Array) -> Array:
-  """exp(-u) - 1 + u: unbiased, never negative; explodes where ref >> policy."""
+  """exp(-u) - 1 + u: unbiased, never negative; very large where ref >> policy."""
   return links.exponential(log_ratio) - 1 + log_ratio
 
 
 @functools.cache
 def straight_through(value: KLEstimator, gradient: KLEstimator) -> KLEstimator:
-  """The value of one estimator with the gradient of another."""
+  """Combines the value of one estimator with the gradient of another."""
 
   def fn(log_ratio: Array) -> Array:
-    carrier = gradient.fn(log_ratio)
-    return jax.lax.stop_gradient(value.fn(log_ratio) - carrier) + carrier
+    differentiable = gradient.fn(log_ratio)
+    return jax.lax.stop_gradient(value.fn(log_ratio) - differentiable) + differentiable
 
   return KLEstimator(f"{value.name}+{gradient.name}", fn)
 
@@ -211,10 +215,10 @@ def straight_through(value: KLEstimator, gradient: KLEstimator) -> KLEstimator:
 def clipped(
   estimator: KLEstimator, limit: float, log_ratio_limit: float = np.inf
 ) -> KLEstimator:
-  """The estimator with its value kept within +-limit, its log-ratio within its own.
+  """Clips the value of an estimator to +-limit, and its log-ratio to +-log_ratio_limit.
 
-  No gradient flows where it is clipped. OpenRLHF clips every estimate to +-10; verl
-  k3 alone, to +-10 after the log-ratio to +-20; TRL none.
+  The gradient is 0 where a clip is active. OpenRLHF clips every estimate to +-10; verl
+  only k3, to +-10 after clipping the log-ratio to +-20; TRL does not clip.
   """
 
   def fn(log_ratio: Array) -> Array:
@@ -226,8 +230,8 @@ def clipped(
 
 K1, K2, K3 = KLEstimator("k1", k1), KLEstimator("k2", k2), KLEstimator("k3", k3)
 ABSOLUTE = KLEstimator("absolute", jnp.abs)
-# verl's k1+ and k3+: the unbiased value, the right gradient.
+# verl's k1+ and k3+: the unbiased value with k2's gradient, that of the reverse KL.
 K1_PLUS, K3_PLUS = straight_through(K1, K2), straight_through(K3, K2)
 
-# By name: how a configuration says which.
+# By name, for configurations.
 KL_ESTIMATORS = {k.name: k for k in (K1, K2, K3, ABSOLUTE, K1_PLUS, K3_PLUS)}

@@ -1,12 +1,12 @@
-"""Statistics over the K completions of a prompt.
+"""Statistics over the K completions of a prompt, with a mask of present columns.
 
 Every function takes `present_BK`: 1 where a completion counts, 0 where it does not
-(a padded column of a ragged group, a filler row, a completion that was not scored).
-What stands in an absent column, NaN included, is never looked at; a NaN in a present
-one stays a NaN, so that a missing reward is masked by the caller or stops the run.
+(a padded column of a ragged group, a filler row, a completion without a reward).
+Values in absent columns, NaN included, are never read; a NaN in a present column stays
+a NaN, so that the caller masks a missing reward or the run stops.
 
-Sums are taken of differences to the group's largest number: where all are equal, what
-is left is exactly 0, and not the rounding that a small `eps` would blow up.
+Sums are taken over differences to the largest value of the group: equal values then
+give exactly 0, not a rounding error that division by a small `eps` would amplify.
 """
 
 import enum
@@ -18,7 +18,7 @@ from xpo_jax.types import Array
 
 
 class Over(enum.Enum):
-  """What a standard deviation is taken over."""
+  """Population of a standard deviation."""
 
   GROUP = "group"  # the completions of one prompt
   BATCH = "batch"  # all completions of the batch
@@ -26,7 +26,7 @@ class Over(enum.Enum):
 
 
 def count(present_BK: Array) -> Array:
-  """Completions that count, `[B]`."""
+  """Number of present completions, `[B]`."""
   return present_BK.sum(-1)
 
 
@@ -37,30 +37,30 @@ def zero_absent(x_BK: Array, present_BK: Array) -> Array:
 
 
 def total(x_BK: Array, present_BK: Array) -> Array:
-  """Sum over the completions that count, `[B]`."""
+  """Sum over the present completions, `[B]`."""
   return zero_absent(x_BK, present_BK).sum(-1)
 
 
 def mean(x_BK: Array, present_BK: Array) -> Array:
-  """Mean over the completions that count, `[B]`; 0 for an empty group."""
+  """Mean over the present completions, `[B]`; 0 for an empty group."""
   largest_B1, gap_BK = _gap(x_BK, present_BK)
   return largest_B1[:, 0] + gap_BK.sum(-1) / _at_least_1(count(present_BK))
 
 
 def centre(x_BK: Array, present_BK: Array) -> Array:
-  """`x` less its group's mean, `[B, K]`; 0 on absent columns and where all agree."""
+  """Subtracts the group mean, `[B, K]`; 0 on absent columns and for equal values."""
   _, gap_BK = _gap(x_BK, present_BK)
   mean_B = gap_BK.sum(-1) / _at_least_1(count(present_BK))
   return zero_absent(gap_BK - mean_B[:, None], present_BK)
 
 
 def leave_one_out(x_BK: Array, present_BK: Array) -> Array:
-  """Mean of the group's other completions, `[B, K]`: a baseline for each one.
+  """Mean of the other completions of the group, `[B, K]`: a baseline for each one.
 
-  Independent of the completion it is subtracted from, which the mean is not.
+  Independent of the completion it is subtracted from, unlike the group mean.
 
   Returns:
-    0 on absent columns, and for a completion that has no others: see
+    0 on absent columns and for the only completion of a group; see
     `leave_one_out_advantage`.
   """
   largest_B1, gap_BK = _gap(x_BK, present_BK)
@@ -70,9 +70,9 @@ def leave_one_out(x_BK: Array, present_BK: Array) -> Array:
 
 
 def leave_one_out_advantage(x_BK: Array, present_BK: Array) -> Array:
-  """`x` less the mean of the others, `[B, K]`: K / (K - 1) times `centre`.
+  """Subtracts the mean of the other completions, `[B, K]`: K / (K - 1) times `centre`.
 
-  A completion that has no others tells nothing about which is better: 0.
+  The only completion of a group gets 0.
   """
   K_B1 = count(present_BK)[:, None]
   advantage_BK = K_B1 * centre(x_BK, present_BK) / _at_least_1(K_B1 - 1)
@@ -83,7 +83,7 @@ def std(x_BK: Array, present_BK: Array, *, ddof: int = 1) -> Array:
   """Standard deviation within each group, `[B]`; 0 for a group of `ddof` or fewer.
 
   Args:
-    x_BK: any number per completion.
+    x_BK: any quantity per completion.
     present_BK: 1 where it counts.
     ddof: 1 for the unbiased variance (divided by K - 1), 0 for the biased one (by K).
   """
@@ -104,12 +104,12 @@ def standardise(
   Args:
     x_BK: the rewards.
     present_BK: 1 where a completion counts.
-    over: what the deviation is taken over; the mean is always the group's.
+    over: population of the standard deviation; the mean is always the group's.
     ddof: see `std`. TRL and verl: 1.
-    eps: added to the deviation. TRL: 1e-4, verl: 1e-6.
+    eps: added to the standard deviation. TRL: 1e-4, verl: 1e-6.
 
   Returns:
-    0 on absent columns and wherever a whole group agrees.
+    0 on absent columns and for groups of equal values.
   """
   centred_BK = centre(x_BK, present_BK)
   if over is Over.NOTHING:
@@ -122,13 +122,13 @@ def standardise(
 
 
 def best(x_BK: Array, present_BK: Array) -> Array:
-  """Index of the largest, `[B]`; the first of a tie; 0 for an empty group."""
+  """Index of the largest value, `[B]`; the first on ties; 0 for an empty group."""
   chex.assert_equal_shape([x_BK, present_BK])
   return jnp.argmax(jnp.where(present_BK > 0, x_BK, -jnp.inf), -1)
 
 
 def worst(x_BK: Array, present_BK: Array) -> Array:
-  """Index of the smallest, `[B]`; the last of a tie, so that it is not `best` too."""
+  """Index of the smallest value, `[B]`; the last on ties, so that it is not `best`."""
   chex.assert_equal_shape([x_BK, present_BK])
   K = x_BK.shape[-1]
   smallest_first = jnp.flip(jnp.where(present_BK > 0, x_BK, jnp.inf), -1)
@@ -136,10 +136,10 @@ def worst(x_BK: Array, present_BK: Array) -> Array:
 
 
 def differ(x_BK: Array, present_BK: Array) -> Array:
-  """1 where two completions of the group differ, else 0, `[B]`.
+  """1 where the values of a group are not all equal, else 0, `[B]`.
 
-  A group that agrees teaches a group-relative method nothing: DAPO samples such a
-  prompt again (its dynamic sampling).
+  Group-relative methods get no gradient from a group of equal rewards: DAPO resamples
+  such prompts (dynamic sampling).
   """
   _, gap_BK = _gap(x_BK, present_BK)
   return jnp.where((gap_BK < 0).any(-1), 1, 0).astype(present_BK.dtype)
@@ -148,17 +148,16 @@ def differ(x_BK: Array, present_BK: Array) -> Array:
 def weighted_sum(
   reward_BKF: Array, weight_F: Array, scored_BKF: Array
 ) -> tuple[Array, Array]:
-  """One reward of several, and which completions have any.
+  """Combines several rewards into one, and marks the completions that have any.
 
   Args:
-    reward_BKF: the last axis holds the rewards of different judges.
-    weight_F: of each judge.
-    scored_BKF: 1 where a judge gave a reward, 0 where it did not: it then adds
-      nothing.
+    reward_BKF: the last axis holds the rewards of F reward functions.
+    weight_F: weight of each reward function.
+    scored_BKF: 1 where a reward function returned a reward; the others add 0.
 
   Returns:
-    `(reward_BK, present_BK)`: the sum over the judges that gave one, and 1 where at
-    least one did.
+    `(reward_BK, present_BK)`: the weighted sum, and 1 where at least one reward
+    function returned a reward.
   """
   chex.assert_equal_shape([reward_BKF, scored_BKF])
   chex.assert_shape(weight_F, reward_BKF.shape[-1:])
@@ -167,7 +166,7 @@ def weighted_sum(
 
 
 def _gap(x_BK: Array, present_BK: Array) -> tuple[Array, Array]:
-  """The group's largest number, and how far below it each one stands."""
+  """Largest value of each group, and the difference of each value to it."""
   chex.assert_equal_shape([x_BK, present_BK])
   here_BK = present_BK > 0
   largest_B1 = jnp.where(here_BK, x_BK, -jnp.inf).max(-1, keepdims=True)

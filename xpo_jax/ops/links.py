@@ -1,9 +1,9 @@
-"""Losses of a margin: the family that pairwise objectives choose from.
+"""Link functions: losses of the margin, shared by the pairwise objectives.
 
-A link maps a margin (how far the chosen answer leads) to a loss. GPO (Tang et al.
-2024, arXiv:2402.05749, equations not checked) calls it f and asks for a convex f with
-f'(0) < 0; the savage loss is bounded and not convex. Every function here is
-elementwise and finite, with its gradient, for margins of +-1000.
+A link maps a margin (the reward of the chosen completion minus that of the rejected
+one) to a loss. GPO (Tang et al. 2024, arXiv:2402.05749, equations not checked) calls it
+f and requires a convex f with f'(0) < 0; the savage loss is bounded and not convex.
+Every function here is elementwise and finite, with its gradient, for margins of +-1000.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Link(NamedTuple):
   """A loss of the margin.
 
   Attributes:
-    name: what a configuration and a table call it.
+    name: its name in configurations and tables.
     fn: margin -> loss, elementwise.
     convex: whether `fn` is convex on the whole line.
     slope_at_0: fn'(0), negative for every link here.
@@ -41,16 +41,17 @@ def logistic(margin_B: Array) -> Array:
 
 
 def smoothed_logistic(margin_B: Array, label_smoothing: float | Array = 0.0) -> Array:
-  """The logistic loss when a share of the labels is flipped, elementwise.
+  """Logistic loss with label smoothing, elementwise.
 
   (1 - e) (-log sigma(m)) + e (-log sigma(-m))
 
   Args:
-    margin_B: how far the chosen answer leads, nats.
+    margin_B: reward of the chosen completion minus that of the rejected one, nats.
     label_smoothing: e, the probability that a label is flipped.
   """
-  right_B, flipped_B = logistic(margin_B), logistic(-margin_B)
-  return (1 - label_smoothing) * right_B + label_smoothing * flipped_B
+  clean_B = logistic(margin_B)
+  flipped_B = logistic(-margin_B)
+  return (1 - label_smoothing) * clean_B + label_smoothing * flipped_B
 
 
 def hinge(margin_B: Array) -> Array:
@@ -67,12 +68,12 @@ def squared(margin_B: Array) -> Array:
 def exponential(margin_B: Array) -> Array:
   """exp(-m): AdaBoost's loss.
 
-  Where exp would leave the type's range (an exponent over 0.8 of its logarithm: 71 in
-  float32, 567 in float64) it goes on along its tangent: finite, and still convex.
+  Beyond an exponent of 0.8 log(largest number of the type), 71 in float32 and 567 in
+  float64, exp is continued by its tangent: finite, and still convex.
   """
-  most = 0.8 * np.log(jnp.finfo(jnp.result_type(margin_B)).max)
-  inside_B = jnp.minimum(-margin_B, most)
-  return jnp.exp(inside_B) * (1 + jnp.maximum(-margin_B - most, 0))
+  limit = 0.8 * np.log(jnp.finfo(jnp.result_type(margin_B)).max)
+  inside_B = jnp.minimum(-margin_B, limit)
+  return jnp.exp(inside_B) * (1 + jnp.maximum(-margin_B - limit, 0))
 
 
 def truncated_quadratic(margin_B: Array) -> Array:
@@ -94,7 +95,7 @@ TRUNCATED_QUADRATIC = Link(
 )
 SAVAGE = Link("savage", savage, convex=False, slope_at_0=-0.25)
 
-# GPO's family by name: how a configuration says which.
+# GPO's family by name, for configurations.
 LINKS = {
   link.name: link
   for link in (LOGISTIC, HINGE, SQUARED, EXPONENTIAL, TRUNCATED_QUADRATIC, SAVAGE)

@@ -1,7 +1,7 @@
-"""Clipped losses of policy and value, per token, and how to average them.
+"""PPO's clipped policy and value losses, and reductions of losses over a batch.
 
 The losses are elementwise: pass `[B, K, T]` for a ratio per token, `[B, K]` sums or
-means over tokens for a ratio per sequence. The averages return a `Mean`; filler rows,
+means over tokens for a ratio per sequence. The reductions return a `Mean`; filler rows,
 absent columns and padding never count.
 
 PPO: Schulman et al. 2017, arXiv:1707.06347, Eq. not checked.
@@ -13,24 +13,24 @@ import jax.numpy as jnp
 from xpo_jax.ops import masked
 from xpo_jax.types import Array, Mean, Scored
 
-# exp(60) and its products stay finite in float32. Policies this far apart mean that
+# exp(60) and its products stay finite in float32. A larger log-ratio means that
 # `old_logp` is not of the policy that sampled; no objective is meant to act there.
-MOST_LOG_RATIO = 60.0
+MAX_LOG_RATIO = 60.0
 
 
 def ratio(
-  logp: Array, old_logp: Array, most_log_ratio: float | Array = MOST_LOG_RATIO
+  logp: Array, old_logp: Array, max_log_ratio: float | Array = MAX_LOG_RATIO
 ) -> Array:
   """Importance ratio pi / pi_old, elementwise.
 
   Args:
     logp: of the policy, nats; the gradient enters here.
     old_logp: of the policy that sampled, nats.
-    most_log_ratio: bound on the log-ratio's size, beyond which there is no gradient.
-      The default only keeps float32 finite; OpenRLHF and verl bound it at 20.
+    max_log_ratio: bound on the absolute log-ratio, beyond which the gradient is 0. The
+      default only keeps float32 finite; OpenRLHF and verl use 20.
   """
   chex.assert_equal_shape([logp, old_logp])
-  return jnp.exp(jnp.clip(logp - old_logp, -most_log_ratio, most_log_ratio))
+  return jnp.exp(jnp.clip(logp - old_logp, -max_log_ratio, max_log_ratio))
 
 
 def clipped_surrogate(
@@ -39,23 +39,23 @@ def clipped_surrogate(
   advantage: Array,
   low: float | Array,
   high: float | Array,
-  most_log_ratio: float | Array = MOST_LOG_RATIO,
+  max_log_ratio: float | Array = MAX_LOG_RATIO,
 ) -> Array:
   """PPO's policy loss, elementwise: max(-A rho, -A clip(rho, 1 - low, 1 + high)).
 
   Args:
     logp: of the policy, nats.
-    old_logp: of the policy that sampled, nats; what the ratio is taken against.
+    old_logp: of the policy that sampled, nats; the denominator of the ratio.
     advantage: of each action; no gradient should flow into it.
-    low: how far the ratio may fall below 1 before the gain stops; >= 0.
-    high: how far it may rise above 1; >= 0. PPO: low = high = 0.2.
-    most_log_ratio: see `ratio`.
+    low: clip range of the ratio below 1; >= 0.
+    high: clip range of the ratio above 1; >= 0. PPO: low = high = 0.2.
+    max_log_ratio: see `ratio`.
 
   Returns:
     The loss, to be minimised, with the shape of `logp`.
   """
   chex.assert_equal_shape([logp, advantage])
-  rho = ratio(logp, old_logp, most_log_ratio)
+  rho = ratio(logp, old_logp, max_log_ratio)
   clipped = jnp.clip(rho, 1 - low, 1 + high)
   return jnp.maximum(-advantage * rho, -advantage * clipped)
 
@@ -67,25 +67,25 @@ def clipped_share(
   low: float | Array,
   high: float | Array,
 ) -> Array:
-  """1 where the clip of `clipped_surrogate` decides, else 0: a metric."""
+  """1 where `clipped_surrogate` is clipped, else 0: a metric."""
   rho = ratio(logp, old_logp)
   clipped = jnp.clip(rho, 1 - low, 1 + high)
   return (-advantage * clipped > -advantage * rho).astype(logp.dtype)
 
 
-def dual_clipped(loss: Array, advantage: Array, most: float | Array) -> Array:
-  """Bounds a policy loss where the advantage is negative: min(loss, -A most).
+def dual_clipped(loss: Array, advantage: Array, max_ratio: float | Array) -> Array:
+  """Bounds a policy loss where the advantage is negative: min(loss, -A max_ratio).
 
-  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. not checked. No part of PPO
-  itself; verl applies it by default, with `most` 3.
+  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. not checked. Not part of PPO
+  itself; verl applies it by default, with `max_ratio` 3.
 
   Args:
     loss: of `clipped_surrogate`.
-    advantage: the same as there.
-    most: the largest ratio that counts; > 1.
+    advantage: as in `clipped_surrogate`.
+    max_ratio: bound on the ratio where the advantage is negative; > 1.
   """
   chex.assert_equal_shape([loss, advantage])
-  return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * most), loss)
+  return jnp.where(advantage < 0, jnp.minimum(loss, -advantage * max_ratio), loss)
 
 
 def clipped_value(
@@ -97,19 +97,19 @@ def clipped_value(
     value: V, of the policy's value head.
     old_value: recorded with the rollout; V' = clip(V, old - clip, old + clip).
     target: R, the return.
-    clip: how far the value may move before its gain stops; > 0, in units of the reward.
+    clip: clip range of the value around `old_value`; > 0, in units of the reward.
   """
   chex.assert_equal_shape([value, old_value, target])
-  near = jnp.clip(value, old_value - clip, old_value + clip)
-  return jnp.maximum((value - target) ** 2, (near - target) ** 2) / 2
+  clipped = jnp.clip(value, old_value - clip, old_value + clip)
+  return jnp.maximum((value - target) ** 2, (clipped - target) ** 2) / 2
 
 
 def value_clipped_share(
   value: Array, old_value: Array, target: Array, clip: float | Array
 ) -> Array:
-  """1 where the clip of `clipped_value` decides, else 0: a metric."""
-  near = jnp.clip(value, old_value - clip, old_value + clip)
-  return ((near - target) ** 2 > (value - target) ** 2).astype(value.dtype)
+  """1 where `clipped_value` is clipped, else 0: a metric."""
+  clipped = jnp.clip(value, old_value - clip, old_value + clip)
+  return ((clipped - target) ** 2 > (value - target) ** 2).astype(value.dtype)
 
 
 def policy_gradient(logp: Array, advantage: Array) -> Array:
@@ -124,7 +124,7 @@ def policy_gradient(logp: Array, advantage: Array) -> Array:
 
 
 def token_mean(scored: Scored, x_BKT: Array) -> Mean:
-  """One mean over all tokens of the batch: a long completion weighs more."""
+  """Mean over all tokens of the batch: a longer completion weighs more."""
   weight_BK = scored.present_BK * scored.weight_B[:, None]
   total = (masked.sum_T(x_BKT, scored.mask_BKT) * weight_BK).sum()
   return Mean(total, (masked.length(scored.mask_BKT) * weight_BK).sum())
@@ -140,11 +140,11 @@ def mean_of_means(
   """Mean over completions of the mean over tokens: each completion weighs the same.
 
   Args:
-    scored: whose mask, columns and rows count.
+    scored: provides the mask, present columns and row weights.
     x_BKT: any quantity per token.
-    count_empty: an empty completion adds 0; whether it counts in the denominator. verl
-      and OpenRLHF leave it out, TRL counts it.
-    eps: added to each completion's number of tokens; verl: 1e-8.
+    count_empty: whether an empty completion, which adds 0, counts in the denominator.
+      verl and OpenRLHF exclude it, TRL counts it.
+    eps: added to the number of tokens of each completion; verl: 1e-8.
   """
   x_BK = masked.sum_T(x_BKT, scored.mask_BKT)
   length_BK = masked.length(scored.mask_BKT).astype(x_BK.dtype) + eps
@@ -158,13 +158,13 @@ def mean_of_sums(
   count_empty: bool = False,
   length: float | Array = 1.0,
 ) -> Mean:
-  """Mean over completions of the sum over tokens, divided by one length for all.
+  """Mean over completions of the sum over tokens, divided by a constant length.
 
   Args:
-    scored: whose mask, columns and rows count.
+    scored: provides the mask, present columns and row weights.
     x_BKT: any quantity per token.
     count_empty: see `mean_of_means`.
-    length: a constant such as the longest completion allowed (Dr. GRPO), in tokens.
+    length: the constant, such as the longest allowed completion (Dr. GRPO), in tokens.
   """
   x_BK = masked.sum_T(x_BKT, scored.mask_BKT) / length
   return _mean_BK(scored, x_BK, count_empty)

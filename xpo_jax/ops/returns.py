@@ -1,9 +1,8 @@
-"""Rewards per token, returns, advantages and their whitening.
+"""Per-token rewards, returns, advantages and whitening.
 
-Public codes agree on the recursions and differ in where the score of a completion
-lands, which tokens count, and how the variance is taken: each is an argument here.
-Nothing should be differentiated through what stands here; objectives call it in
-`prepare`.
+Public codes agree on the recursions and differ in where the score of a completion is
+placed, which tokens count, and how the variance is computed: each is an argument here.
+No gradient should flow through these functions; objectives call them in `prepare`.
 """
 
 import chex
@@ -16,38 +15,37 @@ from xpo_jax.types import Array, Mean
 
 
 def one_longer(mask_BKT: Array) -> Array:
-  """The mask with one more token: the state after the last one, where there is room.
+  """Extends the mask by one token, the state after the last, where there is room.
 
-  TRL and its model, "The N+ implementation details" (arXiv:2403.17031), put the score
-  there and train the value of that state. An empty completion gets its first position.
-  For responses without holes: each run of ones grows by one.
+  TRL and the work it follows, "The N+ implementation details" (arXiv:2403.17031), place
+  the score there and train the value of that state. An empty completion gets its first
+  position. For contiguous masks: each run of ones grows by one.
   """
   chex.assert_rank(mask_BKT, 3)
   before_BKT = jnp.pad(mask_BKT[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1)
   return jnp.maximum(mask_BKT, before_BKT)
 
 
-def place(
-  score_BK: Array, mask_BKT: Array, most_score: float | Array = np.inf
-) -> Array:
-  """A reward per token that is the score at the last token and 0 elsewhere.
+def place(score_BK: Array, mask_BKT: Array, max_score: float | Array = np.inf) -> Array:
+  """Places the score of a completion on its last token; 0 elsewhere.
 
   Args:
     score_BK: reward of each completion.
-    mask_BKT: 1 on response tokens; `one_longer` of it puts the score one past the end.
-    most_score: bound on the score's size. OpenRLHF: 10; ReMax's code: 5, on the
-      difference to the greedy answer.
+    mask_BKT: 1 on completion tokens; `one_longer` of it places the score one past the
+      end.
+    max_score: bound on the absolute score. OpenRLHF: 10; ReMax's code: 5, on the
+      difference to the greedy completion.
 
   Returns:
-    `[B, K, T]`; an empty completion gets nothing.
+    `[B, K, T]`; all 0 for an empty completion.
   """
   chex.assert_equal_shape_prefix([score_BK, mask_BKT], 2)
-  score_BK = jnp.clip(score_BK, -most_score, most_score)
+  score_BK = jnp.clip(score_BK, -max_score, max_score)
   return jnp.where(masked.last_BKT(mask_BKT) > 0, score_BK[..., None], 0)
 
 
 def kl_shaped(reward_BKT: Array, kl_BKT: Array, beta: float | Array) -> Array:
-  """Reward of each token less its share of the KL penalty: r_t - beta kl_t.
+  """Subtracts the KL penalty from the reward of each token: r_t - beta kl_t.
 
   Args:
     reward_BKT: a score placed on one token (`place`), or dense rewards.
@@ -63,7 +61,7 @@ def rto_credit(
   ref_logp_BKT: Array,
   mask_BKT: Array,
   scale: float | Array,
-  most_credit: float | Array = np.inf,
+  max_credit: float | Array = np.inf,
 ) -> Array:
   """RTO's dense reward: the credit of a DPO policy, scale log(pi_dpo / pi_ref).
 
@@ -72,14 +70,14 @@ def rto_credit(
   Args:
     dpo_logp_BKT: log-probs of the frozen DPO policy, nats.
     ref_logp_BKT: of the reference, nats.
-    mask_BKT: 1 on response tokens.
+    mask_BKT: 1 on completion tokens.
     scale: the paper's beta_1. Authors' script: 0.05.
-    most_credit: bound on a token's credit, applied after `scale`: the authors' code,
-      0.05 in their script; not in the loss as the paper writes it.
+    max_credit: bound on the absolute credit of a token, after `scale`: from the
+      authors' code, 0.05 in their script; not part of the paper's loss.
   """
   chex.assert_equal_shape([dpo_logp_BKT, ref_logp_BKT, mask_BKT])
   credit_BKT = scale * (dpo_logp_BKT - ref_logp_BKT)
-  bounded_BKT = jnp.clip(credit_BKT, -most_credit, most_credit)
+  bounded_BKT = jnp.clip(credit_BKT, -max_credit, max_credit)
   return masked.zero_padding(bounded_BKT, mask_BKT)
 
 
@@ -89,19 +87,19 @@ def rto_reward(
   kl_BKT: Array,
   mask_BKT: Array,
   beta: float | Array,
-  most_score: float | Array = np.inf,
+  max_score: float | Array = np.inf,
 ) -> Array:
-  """RTO's reward of a token: credit, KL penalty, and the score at the last one.
+  """RTO's reward per token: credit, KL penalty, and the score at the last token.
 
   Args:
     credit_BKT: of `rto_credit`.
     score_BK: a reward model's score of each completion.
     kl_BKT: log pi - log pi_ref of each token, nats.
-    mask_BKT: 1 on response tokens.
+    mask_BKT: 1 on completion tokens.
     beta: the paper's beta_2, tie to ref, per nat. Authors' script: 0.01.
-    most_score: see `place`. Authors' code: 10.
+    max_score: see `place`. Authors' code: 10.
   """
-  dense_BKT = credit_BKT + place(score_BK, mask_BKT, most_score)
+  dense_BKT = credit_BKT + place(score_BK, mask_BKT, max_score)
   return masked.zero_padding(kl_shaped(dense_BKT, kl_BKT, beta), mask_BKT)
 
 
@@ -112,11 +110,11 @@ def gae(
   gamma: float | Array,
   lam: float | Array,
 ) -> tuple[Array, Array]:
-  """Generalised advantage estimates and the returns that train the value.
+  """Generalised advantage estimates, and returns as targets of the value.
 
   A_t = delta_t + gamma lam A_{t+1},   delta_t = r_t + gamma V_{t+1} - V_t
-  and 0 after the end. Masked tokens are passed over: the next real token follows, and
-  no discount is spent on them.
+  and 0 after the end. Masked tokens are skipped: the next unmasked token follows,
+  without a discount for the masked ones.
 
   Paper: Schulman et al. 2015, arXiv:1506.02438, Eq. not checked.
 
@@ -125,7 +123,8 @@ def gae(
     value_BKT: V of the state before each token.
     mask_BKT: 1 on tokens that count.
     gamma: discount; InstructGPT 1.
-    lam: 1 gives the return minus V, 0 the one-step error. PPO for language 0.95.
+    lam: 1 gives the return minus V, 0 the one-step TD error. PPO for language models:
+      0.95.
 
   Returns:
     Advantages and returns (advantage plus V), `[B, K, T]`, 0 where the mask is 0.
@@ -154,7 +153,7 @@ def gae(
 
 
 def discounted(reward_BKT: Array, mask_BKT: Array, gamma: float | Array) -> Array:
-  """Return of each token, sum over s >= t of gamma^(s-t) r_s; masked as in `gae`."""
+  """Discounted return, sum over s >= t of gamma^(s-t) r_s; masked as in `gae`."""
   return gae(reward_BKT, jnp.zeros_like(reward_BKT), mask_BKT, gamma, 1.0)[0]
 
 
@@ -166,8 +165,8 @@ def moments(
   Args:
     x: any array.
     population: 1 on entries that count, same shape.
-    unbiased: divide the squares by their number less 1 (TRL, verl, trlx) or by their
-      number (OpenAI 2019, N+, OpenRLHF).
+    unbiased: divide the sum of squares by n - 1 (TRL, verl, trlx) instead of n (OpenAI
+      2019, N+, OpenRLHF).
   """
   chex.assert_equal_shape([x, population])
   counts = population > 0
@@ -178,19 +177,19 @@ def moments(
 
 
 def explained(advantage: Array, target: Array, population: Array) -> Array:
-  """Share of the returns' variance that the values explain, 1 - Var(A) / Var(R).
+  """Fraction of the returns' variance explained by the values, 1 - Var(A) / Var(R).
 
-  1 where every value was its return, 0 where they know no more than one number for
-  all, below 0 where they know less; 0 where all returns are the same.
+  1 for exact values, 0 for a constant value, negative for worse ones; 0 where all
+  returns are equal.
 
   Args:
-    advantage: return less value, any shape.
+    advantage: return minus value, any shape.
     target: the returns, same shape.
     population: 1 on entries that count, same shape.
   """
   unexplained, variance = (moments(x, population)[1] for x in (advantage, target))
-  share = unexplained / jnp.where(variance > 0, variance, 1)
-  return jnp.where(variance > 0, 1 - share, 0)
+  fraction = unexplained / jnp.where(variance > 0, variance, 1)
+  return jnp.where(variance > 0, 1 - fraction, 0)
 
 
 def whiten(
@@ -201,18 +200,18 @@ def whiten(
   unbiased: bool = False,
   eps: float | Array = 1e-8,
 ) -> Array:
-  """Every entry less the mean over the deviation, both taken over a population.
+  """Subtracts the mean and divides by the standard deviation of a population.
 
   Args:
     x: any array.
     population: 1 on entries that count for mean and variance, same shape; all ones
       where padding counts too (OpenAI 2019, trlx).
-    shift_mean: whether the mean is taken away; False scales about it.
+    shift_mean: whether to subtract the mean; False only scales around it.
     unbiased: see `moments`.
     eps: added to the variance.
 
   Returns:
-    The shape of `x`, entries outside the population too.
+    Array of the shape of `x`; entries outside the population are transformed too.
   """
   mean, variance = moments(x, population, unbiased=unbiased)
   white = (x - mean) * jax.lax.rsqrt(variance + eps)

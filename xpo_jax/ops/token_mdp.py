@@ -1,8 +1,8 @@
-"""The token-level MDP of a language model, exactly, where it fits in a table.
+"""Token-level MDP of a language model, solved exactly in tabular form.
 
-A state is a prompt and the tokens so far, an action the next token, transitions are
-deterministic, nothing is discounted. States are numbered `0 .. S-1` from the prompt
-on; `S` itself is the end. An array `x_SV` holds a number per state and token.
+A state is a prompt and the tokens so far, an action the next token; transitions are
+deterministic, and there is no discount. States are numbered `0 .. S-1`, 0 being the
+prompt; `S` is the terminal state. An array `x_SV` holds a value per state and token.
 
 Paper: Rafailov et al. 2024, "From r to Q*: Your Language Model is Secretly a
 Q-Function", arXiv:2404.12358, Eq. not checked.
@@ -18,11 +18,11 @@ from xpo_jax.types import Array
 
 
 class Backup(NamedTuple):
-  """The optimum of a token MDP whose policy is tied to a reference by a KL.
+  """Optimal values and policy of a token MDP with a KL penalty to a reference.
 
   Attributes:
     q_SV: Q* = r + beta log ref + V*(s').
-    value_S: V* = beta log sum exp(Q* / beta); 0 at the end.
+    value_S: V* = beta log sum exp(Q* / beta); 0 at the terminal state.
     logp_SV: log pi* = (Q* - V*) / beta, nats.
     advantage_SV: r + V*(s') - V*(s), which is beta log(pi* / ref): the shaped reward,
       not the reward.
@@ -35,10 +35,10 @@ class Backup(NamedTuple):
 
 
 def tree(vocabulary: int, depth: int) -> Array:
-  """Transitions of all completions of `depth` tokens: `next_SV`, int32.
+  """Transitions of the tree of all completions of `depth` tokens: `next_SV`, int32.
 
-  State 0 is the prompt, the children of s are V s + 1 + token: states stand in order
-  of length, then of their tokens.
+  State 0 is the prompt, the children of s are V s + 1 + token: states are ordered by
+  length, then by their tokens.
   """
   S = sum(vocabulary**t for t in range(depth))
   child_SV = 1 + jnp.arange(S * vocabulary).reshape(S, vocabulary)
@@ -46,7 +46,7 @@ def tree(vocabulary: int, depth: int) -> Array:
 
 
 def sequences(vocabulary: int, depth: int) -> Array:
-  """All completions of `depth` tokens in order of their tokens, `[V^T, T]`."""
+  """All completions of `depth` tokens in lexicographic order, `[V^T, T]`."""
   axes = jnp.meshgrid(*[jnp.arange(vocabulary)] * depth, indexing="ij")
   return jnp.stack(axes, -1).reshape(-1, depth)
 
@@ -58,14 +58,14 @@ def soft_bellman(
   beta: float | Array,
   depth: int,
 ) -> Backup:
-  """Soft Bellman backup: V, Q, policy and advantage of the KL-tied optimum.
+  """Soft Bellman backup: V, Q, policy and advantage of the KL-regularised optimum.
 
   Args:
     reward_SV: r, reward of each token in each state.
     ref_logp_SV: log-probs of the reference, nats; -inf where a token is impossible.
-    next_SV: the state each token leads to; S is the end (see `tree`).
+    next_SV: the state each token leads to; S is terminal (see `tree`).
     beta: tie to ref, per nat; > 0.
-    depth: tokens of the longest completion: the sweeps of the backup.
+    depth: tokens of the longest completion, and number of sweeps of the backup.
 
   Returns:
     Backup; differentiable.
@@ -79,7 +79,7 @@ def soft_bellman(
     q_SV = onward(value_S) + beta * ref_logp_SV
     return beta * jax.nn.logsumexp(q_SV / beta, axis=-1), None
 
-  # Sweep t makes the states exact from which at most t tokens follow.
+  # After sweep t, states followed by at most t tokens are exact.
   start_S = jnp.zeros_like(reward_SV[:, 0])
   value_S, _ = jax.lax.scan(sweep, start_S, length=depth)
   q_SV = onward(value_S) + beta * ref_logp_SV
@@ -88,12 +88,12 @@ def soft_bellman(
 
 
 def along(x_SV: Array, next_SV: Array, token_BKT: Array) -> Array:
-  """The entries of a table that completions walk through, `[B, K, T]`; 0 past the end.
+  """Entries of a table along completions, `[B, K, T]`; 0 past the end.
 
   Args:
-    x_SV: a number per state and token.
+    x_SV: a value per state and token.
     next_SV: see `soft_bellman`.
-    token_BKT: completions from state 0; any leading axes.
+    token_BKT: completions, starting in state 0; any leading axes.
   """
   chex.assert_equal_shape([x_SV, next_SV])
   x_SV, next_SV, end = jnp.asarray(x_SV), jnp.asarray(next_SV), len(next_SV)
@@ -111,16 +111,17 @@ def along(x_SV: Array, next_SV: Array, token_BKT: Array) -> Array:
 def beam_search(
   logp_SV: Array, next_SV: Array, width: int, depth: int
 ) -> tuple[Array, Array]:
-  """Beam search by a policy's likelihood.
+  """Beam search by the likelihood of a policy.
 
-  For the optimum of `soft_bellman` the log-prob of a prefix is, up to a constant, its
-  rewards so far plus the value of where it ends, over beta: likelihood is then a search
-  guided by the policy's own value, for the sum of r + beta log ref (not of r alone).
+  For the optimum of `soft_bellman` the log-prob of a prefix is, up to a constant, the
+  rewards so far plus the value of its last state, divided by beta: beam search is then
+  guided by the policy's own value function, towards the largest sum of
+  r + beta log ref (not of r alone).
 
   Args:
     logp_SV: log-probs of the policy, nats.
     next_SV: see `soft_bellman`.
-    width: completions kept at each step.
+    width: number of beams.
     depth: tokens of the longest completion.
 
   Returns:

@@ -1,10 +1,10 @@
-"""The shared statistics per token: what scoring computes from logits, once.
+"""Per-token statistics that scoring computes from logits, each once for all objectives.
 
 Every `fn` maps `({role: logits_CV or value_C}, target_C)` to `[C]`, or with axes after
-C; `C` may stand for several leading axes. Logits are taken as they come (float32 or
-wider). The target's logit is not gathered along the vocabulary, it is picked by
-comparing an iota with the target and summing, so that logits sharded over the
-vocabulary stay where they are; only `contrast tokens` has to collect them.
+C; `C` may stand for several leading axes. Logits keep their type (float32 or wider).
+The logit of the target is not gathered along the vocabulary but selected by comparing
+an iota with the target and summing, so that logits sharded over the vocabulary are not
+collected; only `contrast_tokens` has to collect them.
 """
 
 import functools
@@ -24,15 +24,17 @@ def logp(logits_CV: Array, target_C: Array) -> Array:
 def rest_logp(logits_CV: Array, target_C: Array) -> Array:
   """log(1 - p(target)), in nats, `[C]`: the log-probability of all other tokens.
 
-  Taken between two sums of exponentials, so that it stays finite, with its gradient,
+  Computed as a difference of two logsumexps, so that it and its gradient stay finite
   where p rounds to 1 and log1p(-p) does not.
   """
   others_CV = jnp.where(_is_target(logits_CV, target_C), -jnp.inf, logits_CV)
   return jax.nn.logsumexp(others_CV, axis=-1) - jax.nn.logsumexp(logits_CV, axis=-1)
 
 
-def top_rivals(logits_CV: Array, target_C: Array, k: int) -> tuple[Array, Array]:
-  """The k likeliest tokens other than the target, the likeliest first.
+def top_contrast_tokens(
+  logits_CV: Array, target_C: Array, k: int
+) -> tuple[Array, Array]:
+  """The k most likely tokens other than the target, in descending order.
 
   Returns:
     Their logits and their ids, `[C, J]` with J = k.
@@ -49,9 +51,9 @@ def top_rivals(logits_CV: Array, target_C: Array, k: int) -> tuple[Array, Array]
   return jax.lax.top_k(others_CV, k)
 
 
-@functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
+@functools.lru_cache(maxsize=None, typed=True)  # equal statistics are the same object
 def contrast_tokens(k: int) -> TokenStat:
-  """The logits of a token's `top_rivals`, then the token's own: `[C, k + 1]`.
+  """Logits of `top_contrast_tokens`, then the token's own logit: `[C, k + 1]`.
 
   Raises:
     ValueError: k is not a whole number of at least 1.
@@ -63,21 +65,21 @@ def contrast_tokens(k: int) -> TokenStat:
 
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
     logits_CV = roles["policy"]
-    rival_CJ, _ = top_rivals(logits_CV, target_C, k)
+    contrast_CJ, _ = top_contrast_tokens(logits_CV, target_C, k)
     own_C = _target_logit(logits_CV, target_C)
-    return jnp.concatenate([rival_CJ, own_C[..., None]], axis=-1)
+    return jnp.concatenate([contrast_CJ, own_C[..., None]], axis=-1)
 
-  return TokenStat(f"rivals_{k}_BKTJ", ("policy",), fn)
+  return TokenStat(f"contrast_logits_{k}_BKTJ", ("policy",), fn)
 
 
-@functools.lru_cache(maxsize=None, typed=True)  # equal needs are equal objects
+@functools.lru_cache(maxsize=None, typed=True)  # equal statistics are the same object
 def tempered(stat: TokenStat, temperature: float) -> TokenStat:
   """The statistic of policies whose logits are divided by a temperature.
 
-  Every role's logits are: policy, reference and all; scalar heads are not.
+  The logits of every role are divided (policy, reference, ..); scalar heads are not.
 
   Args:
-    stat: any.
+    stat: any statistic.
     temperature: > 0; 1 gives the statistic itself.
 
   Raises:
@@ -89,17 +91,17 @@ def tempered(stat: TokenStat, temperature: float) -> TokenStat:
     return stat
 
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
-    warm = {
+    tempered_roles = {
       role: x if role.endswith(".value") else x / temperature
       for role, x in roles.items()
     }
-    return stat.fn(warm, target_C)
+    return stat.fn(tempered_roles, target_C)
 
   return stat._replace(fn=fn)
 
 
 def entropy(logits_CV: Array) -> Array:
-  """Entropy of the softmax, in nats, `[C]`; a token of logit -inf adds nothing."""
+  """Entropy of the softmax, in nats, `[C]`; a logit of -inf adds 0."""
   logp_CV = jax.nn.log_softmax(logits_CV)
   finite_CV = jnp.where(jnp.isneginf(logits_CV), 0, logp_CV)
   return -(jnp.exp(logp_CV) * finite_CV).sum(-1)
@@ -108,7 +110,7 @@ def entropy(logits_CV: Array) -> Array:
 def kl(p_logits_CV: Array, q_logits_CV: Array) -> Array:
   """KL(p || q) over the whole vocabulary, in nats, `[C]`.
 
-  Taken between log-softmaxes: a token whose probability underflows in `p` adds 0, not
+  Computed from log-softmaxes: a token whose probability underflows in `p` adds 0, not
   the 0 * inf of `log(softmax)`.
   """
   logp_CV = jax.nn.log_softmax(p_logits_CV)

@@ -1,4 +1,4 @@
-"""Meshes, the table of logical axes, placement, several hosts.
+"""Sharding: device meshes, rules for logical axes, placement, several processes.
 
-May be imported from `data` and `models` onwards; imports `types` alone.
+May be imported from `data` and `models` onwards; imports only `types`.
 """

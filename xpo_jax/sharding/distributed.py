@@ -1,4 +1,4 @@
-"""More than one process: start JAX's own service, and check that all agree."""
+"""Multi-process runs: starts `jax.distributed`, and checks that all processes agree."""
 
 import hashlib
 from typing import Any
@@ -13,14 +13,14 @@ def initialize(
   processes: int | None = None,
   index: int | None = None,
 ) -> None:
-  """`jax.distributed.initialize`, before anything touches a device.
+  """Calls `jax.distributed.initialize`; must run before any use of a device.
 
-  On TPU pods and under Slurm all three are found out; elsewhere give all of them.
+  On TPU pods and under Slurm all three are detected; elsewhere give all of them.
 
   Args:
     coordinator: "host:port" of process 0.
-    processes: how many there are.
-    index: which one this is.
+    processes: number of processes.
+    index: index of this process.
 
   Raises:
     ValueError: some but not all of the three are given, or an index out of range.
@@ -63,13 +63,12 @@ def digest(tree: Any) -> np.ndarray:
 
 
 def assert_same(tree: Any, what: str) -> None:
-  """Every process must hold the same host arrays; a collective call.
+  """Asserts that every process holds the same host arrays; a collective call.
 
-  Devices that are copies of each other and were given different rows disagree
-  without an error from JAX: check what they are given.
+  JAX raises no error when replicated devices receive different rows: check the inputs.
 
   Args:
-    tree: a batch, or whatever must agree.
+    tree: a batch, or other arrays that must agree.
     what: its name, for the message.
 
   Raises:

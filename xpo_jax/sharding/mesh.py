@@ -17,12 +17,12 @@ def make_mesh(
   tensor: int = 1,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """A mesh whose axes the compiler shards automatically.
+  """Makes a mesh whose axes the compiler shards automatically.
 
   Args:
-    data: copies of the model, each on its own rows.
-    fsdp: devices that split both the rows and the parameters.
-    tensor: devices that split heads, MLP and vocabulary.
+    data: number of copies of the model, each with its own rows.
+    fsdp: number of devices that split both the rows and the parameters.
+    tensor: number of devices that split heads, MLP and vocabulary.
     devices: default all of `jax.devices()`.
 
   Raises:
@@ -42,7 +42,7 @@ def make_mesh(
 
 
 def row_shards(mesh: Mesh) -> int:
-  """Into how many parts the rows of a batch are split."""
+  """Returns the number of parts into which the rows of a batch are split."""
   return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
@@ -52,7 +52,7 @@ def check_batch(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
   Args:
     mesh: from `make_mesh`.
     rows: rows of an optimiser step, over all microbatches and devices.
-    microbatches: parts a step is cut into.
+    microbatches: number of microbatches of a step.
 
   Raises:
     ValueError: `rows` is no multiple of microbatches x data x fsdp.
@@ -68,7 +68,7 @@ def check_batch(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
 
 
 def _factorizations(count: int) -> str:
-  """Every (data, fsdp, tensor) whose product is `count`, for a message."""
+  """Lists the (data, fsdp, tensor) whose product is `count`, for a message."""
   divisors = [d for d in range(1, count + 1) if count % d == 0]
   triples = [t for t in itertools.product(divisors, repeat=3) if math.prod(t) == count]
   return ", ".join(map(str, triples[:12])) + (", ..." if len(triples) > 12 else "")

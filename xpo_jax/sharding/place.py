@@ -1,4 +1,4 @@
-"""Putting parameters, optimiser states and batches on a mesh."""
+"""Places parameters, optimiser states and batches on a mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from xpo_jax.types import Array, Params
 
 
 def place_params(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
-  """The parameters, each split by the table of `rules`.
+  """Places the parameters, each split by `rules.RULES`.
 
   Raises:
     ValueError: a size that its mesh axis does not divide, by the parameter's name.
@@ -25,7 +25,7 @@ def place_params(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
 def init_params(
   mesh: Mesh, init: Callable[[Array], Params], logical_axes: Any, key: Array
 ) -> Params:
-  """`init(key)`, made in place: no device ever holds the whole model.
+  """Runs `init(key)` with sharded outputs: no device ever holds the whole model.
 
   Raises:
     ValueError: see `place_params`.
@@ -41,17 +41,17 @@ def optimizer_shardings(
   params: Params,
   shardings: Params,
 ) -> Any:
-  """Where an optimiser's state lives: what has a parameter's shape, with it.
+  """Shardings of an optimiser's state: arrays of a parameter's shape are split like it.
 
-  All else is replicated: step counts, and Adafactor's factors, which have one axis
-  less than their parameter and are small for it. Use the result as `out_shardings` of
-  a jitted `optimizer.init`; without it all moments land on one device.
+  All others are replicated: step counts, and Adafactor's factors, which have one axis
+  less than their parameter and are small. Use the result as `out_shardings` of
+  a jitted `optimizer.init`; without it all moments are placed on one device.
 
   Args:
     mesh: from `make_mesh`.
     optimizer: the optax chain.
     params: arrays or `jax.ShapeDtypeStruct`s.
-    shardings: the parameters', see `rules.param_shardings`.
+    shardings: those of the parameters, see `rules.param_shardings`.
   """
   whole = rules.replicated(mesh)
   return optax.tree.map_params(
@@ -70,18 +70,18 @@ def init_optimizer(
   params: Params,
   logical_axes: Any,
 ) -> optax.OptState:
-  """`optimizer.init(params)` with every moment placed with its parameter."""
+  """Runs `optimizer.init(params)`, every moment sharded like its parameter."""
   shardings = rules.param_shardings(mesh, logical_axes, params)
   placed = optimizer_shardings(mesh, optimizer, params, shardings)
   return jax.jit(optimizer.init, out_shardings=placed)(params)
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-  """The shardings of a `data.pack.Batch`: rows are split, all else is replicated.
+  """Shardings of a `data.pack.Batch`: rows are split, all else is replicated.
 
-  An array has rows where its name says so: an R among its axes. The arrays by prompt
-  group (B x K x T) are small, their number does not divide by devices, and an objective
-  may couple all of them: every device holds them whole.
+  An array has rows if its suffix contains R. The arrays by prompt group (B x K x T) are
+  small, B need not be a multiple of the devices, and an objective may couple all of
+  them: every device holds them whole.
   """
   whole = rules.replicated(mesh)
 
@@ -96,11 +96,11 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-  """A batch on the mesh. Every process passes the same whole batch.
+  """Places a batch on the mesh; every process passes the same whole batch.
 
-  A batch is a function of the step, so every process can make it, and each device
-  takes its part: there is no per-process slice to get wrong
-  (`distributed.assert_same` checks it).
+  A batch is a function of the step, so that every process can make it, and each device
+  takes its part, without slicing per process (`distributed.assert_same` checks that
+  all agree).
 
   Raises:
     ValueError: rows that do not split evenly.

@@ -1,7 +1,7 @@
-"""One table: which mesh axis splits which logical axis of a parameter.
+"""Maps the logical axes of parameters to mesh axes.
 
-A size that its mesh axis does not divide is refused, never replicated instead: a model
-that silently did not shard is found out when its memory runs out.
+A size that its mesh axis does not divide is refused, never replicated instead: silent
+replication would only show when memory runs out.
 """
 
 from typing import Any
@@ -28,19 +28,19 @@ RULES = {
 
 
 def is_axes(x: Any) -> bool:
-  """Is this a leaf of a tree of logical axes (a tuple of names)?"""
+  """Whether x is a leaf of a tree of logical axes (a tuple of names)."""
   return isinstance(x, tuple)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def param_shardings(
   mesh: Mesh, logical_axes: Any, params: Params | None = None
 ) -> Params:
-  """The sharding of every parameter, by `RULES`.
+  """Returns the sharding of every parameter, by `RULES`.
 
   Args:
     mesh: from `make_mesh`.
@@ -75,7 +75,7 @@ def param_shardings(
 
 
 def pin(mesh: Mesh | None, x: Array, *axes: Any) -> Array:
-  """`x` split by these mesh axes, inside a jitted function; no mesh, no effect."""
+  """Constrains `x` to be split by these mesh axes, under jit; no mesh, no effect."""
   if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -89,10 +89,10 @@ def pin_rows(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def gather_tables(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
-  """The parameters, those with a vocabulary axis split by that axis alone.
+  """Restricts parameters with a vocabulary axis to be split along that axis alone.
 
-  Looked up or multiplied while its other axis is split too, such a table makes the
-  compiler split activations along the width, and then replicate them.
+  If such a table is looked up or multiplied while its other axis is split too, the
+  compiler splits activations along the width, and then replicates them.
   """
 
   def gather(axes, x):

@@ -1,4 +1,4 @@
-"""One objective as a page of text: what `xpo explain` prints."""
+"""Renders an objective as a page of text, as printed by `xpo explain`."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,22 +14,21 @@ _GAP = np.linspace(-20, 20, 65)
 
 
 def page(name: str, recipes: Sequence[str] = ()) -> str:
-  """Equation, source, hyperparameters, needs, place in the survey, loss and gradient
-  drawn.
+  """Renders equation, source, hyperparameters, inputs, survey row, loss and gradient.
 
   Args:
-    name: of the objective.
-    recipes: names of recipes that use it, to be listed.
+    name: name of the objective.
+    recipes: names of the recipes that use it.
 
   Raises:
-    ValueError: no such objective; says which one was likely meant.
+    ValueError: no such objective; suggests the closest name.
   """
   text = objectives.docstring(name)
   objective = objectives.build(name)
-  hparams = ", ".join(f"{k}={_show(v)}" for k, v in objective.hparams.items())
-  parts = [f"{name}({hparams})", text.rstrip(), _reads(objective)]
+  hparams = ", ".join(f"{k}={_format(v)}" for k, v in objective.hparams.items())
+  parts = [f"{name}({hparams})", text.rstrip(), _inputs(objective)]
   papers = table.papers_of(name)
-  parts += [table.place(paper) for paper in papers if not paper.recipe]
+  parts += [table.describe(paper) for paper in papers if not paper.recipe]
   parts += [
     f"part of {paper.name} (survey {paper.section}): {paper.recipe}"
     for paper in papers
@@ -39,31 +38,31 @@ def page(name: str, recipes: Sequence[str] = ()) -> str:
     f"recipes that use it: {', '.join(recipes) or 'none'}; any other: "
     f"xpo train RECIPE --objective {name}"
   )
-  return "\n\n".join([*parts, *_drawn(objective)])
+  return "\n\n".join([*parts, *_charts(objective)])
 
 
-def _show(value: object) -> str:
-  """A hyperparameter's value; a link or a divergence by its name."""
+def _format(value: object) -> str:
+  """Formats the value of a hyperparameter; a link or a divergence by its name."""
   return value.name if hasattr(value, "name") else repr(value)
 
 
-def _reads(objective: Objective) -> str:
+def _inputs(objective: Objective) -> str:
   stats = ", ".join(sorted(stat.field for stat in objective.stats))
   line = f"layout: {objective.layout.name}   scores: {stats or 'nothing'}"
   columns = ", ".join(sorted(objective.columns))
   return f"{line}   data columns: {columns}" if columns else line
 
 
-def _drawn(objective: Objective) -> list[str]:
-  """Charts of loss and slope; one more for an answer with thumbs down."""
+def _charts(objective: Objective) -> list[str]:
+  """Plots loss and gradient; for both labels where the objective reads one."""
   kinds = {"": True}
   if "desirable_BK" in objective.columns:
-    kinds = {"desirable answer: ": True, "undesirable answer: ": False}
+    kinds = {"desirable completion: ": True, "undesirable completion: ": False}
   charts = []
   for kind, desirable in kinds.items():
-    found = toy.curve(objective, _GAP, desirable=desirable)
-    for what, y in (("loss", found.loss), ("gradient", found.slope)):
-      drawn = text_chart.chart(_GAP, y, height=9, label="nats")
-      title = f"{kind}{what} as the first completion rises by that many nats"
-      charts.append(textwrap.indent(f"{title}\n{drawn}", "  "))
+    curve = toy.curve(objective, _GAP, desirable=desirable)
+    for quantity, y in (("loss", curve.loss), ("gradient", curve.slope)):
+      chart = text_chart.chart(_GAP, y, height=9, label="nats")
+      title = f"{kind}{quantity} as the first completion rises by that many nats"
+      charts.append(textwrap.indent(f"{title}\n{chart}", "  "))
   return charts

@@ -1,12 +1,12 @@
-"""The survey as data: its 13 directions, and where each paper stands in them.
+"""The survey's table as data: each paper's values in the 13 directions.
 
 "A Comprehensive Survey of LLM Alignment Techniques: RLHF, RLAIF, PPO, DPO and More",
 Wang et al. 2024, arXiv:2407.16216v1. The values are a RECONSTRUCTION from the survey's
-definitions and the papers, not a copy of its printed table, which was not checked. A
-cell says what it rests on. What code can decide (reference, pair or list, ..) is held
+definitions and the papers, not a copy of its printed table, which was not checked. Each
+cell states its basis. What code can decide (reference, pair or list, ..) is checked
 against the objectives by a test.
 
-Reading this imports no JAX.
+Importing this imports no JAX.
 """
 
 from xpo_jax.survey import taxonomy
@@ -17,7 +17,7 @@ PAPERS = (
   # name, section, arXiv, RM1 RM2 RM3 RM4  F1 F2 F3  RL1 RL2 RL3 RL4  O1 O2
   paper("InstructGPT", "3.1.1", "2203.02155",
         "E* P* R* +-*  Pf* Lw* H*  Ref* no rKL* On  Once Sep*", "ppo kwise sft nll",
-        notes={"F2": "4 to 9 answers ranked, expanded to pairs"}),
+        notes={"F2": "4 to 9 completions ranked, expanded to pairs"}),
   paper("RLHF (Anthropic)", "3.1.2", "2204.05862",
         "E* P R +-  Pf Pw H*  Ref* no rKL* On  It* Sep", "ppo bradley_terry",
         recipe="PPO, reward model and policy refreshed in turn"),
@@ -66,10 +66,10 @@ PAPERS = (
         "E? P R/T +-  B/Pf* Pw* H/A  Free* no n/a On  It* Sep", "pairwise_cringe",
         notes={"RM3": "tokens inside the loss",
                 "RL4": "its iterations sample; one training run does not",
-                "O2": "the likelihood of the chosen answer is part of the loss"}),
+                "O2": "the likelihood of the chosen completion is part of the loss"}),
   paper("KTO", "3.6.1", "2402.01306",
         "I* P* R +-  B* n/a H  Ref* no rKL* Off  Once Sep", "kto",
-        notes={"O2": "can do without fine-tuning"}),
+        notes={"O2": "works without fine-tuning"}),
   paper("DRO", "3.6.2", "2405.19107",
         "I* P* R* +-  B* n/a H  Ref* no rKL* Off*  Once* Sep", "dro",
         notes={"F1": "any scalar"}),
@@ -98,7 +98,7 @@ PAPERS = (
                 "RL2": "log-probabilities are averaged over length"}),
   paper("Negating Negatives (D2O)", "3.10", "2403.03419",
         "I P R -*  B n/a H  Ref* no other On  It? Sep", "d2o",
-        notes={"RL1": "two references", "F2": "self-samples beside one bad answer",
+        notes={"RL1": "two references", "F2": "self-samples and one negative",
                "RM4": "self-samples are anchors"}),
   paper("NPO", "3.10", "2404.05868",
         "I P R -*  B n/a H  Ref* no rKL Off*  Once Sep", "npo retain_kl"),
@@ -113,7 +113,7 @@ PAPERS = (
         "E? Pr* R +-  Pf Pw A  Ref no rKL On  It Sep", "dno"),
   paper("Beyond reverse KL (f-DPO)", "3.12", "2309.16240",
         "I P R +-  Pf Pw H  Ref* no other* Off  Once Sep", "f_dpo"),
-  # Relatives that the survey does not discuss; placed by its definitions.
+  # Related methods that the survey does not discuss; classified by its definitions.
   paper("Robust DPO", "", "2403.00409",
         "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "robust_dpo"),
   paper("IPO, averaged", "", "2310.12036",
@@ -153,11 +153,11 @@ PAPERS = (
   paper("CRINGE, binary", "", "2211.05826",
         "E? P T +-  B n/a H/A  Free no n/a Off  It Mrg", "cringe",
         notes={"RL2": "a mean over tokens",
-               "O2": "the likelihood of desirable answers is part of the loss"}),
+               "O2": "the likelihood of desirable completions is in the loss"}),
   paper("Unlikelihood", "", "1908.04319",
         "I P T +-  B n/a A  Free no n/a Off  Once Mrg", "unlikelihood",
         notes={"RL2": "a mean over tokens",
-               "O2": "the likelihood of desirable answers is part of the loss"}),
+               "O2": "the likelihood of desirable completions is in the loss"}),
   paper("Process reward model", "", "2305.20050",
         "E P T +-  B n/a H  Free no n/a Off  Once Sep", "token_reward"),
   paper("SimNPO", "", "2410.07163",
@@ -171,7 +171,7 @@ PAPERS = (
         "E P R +-  Pf Pw H  Ref/Free no rKL On  Once Sep", "reinforce"),
   paper("GRPO", "", "2402.03300",
         "E P R +-  Pf Pw/Lw H/A  Ref no rKL On  It Sep", "grpo",
-        notes={"RL2": "each answer's tokens are averaged"}),
+        notes={"RL2": "the tokens of each completion are averaged"}),
   paper("Dr. GRPO", "", "2503.20783",
         "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "dr_grpo"),
   paper("DAPO", "", "2503.14476",
@@ -198,25 +198,25 @@ PAPERS = (
 
 
 def papers_of(objective: str) -> tuple[taxonomy.Paper, ...]:
-  """The rows an objective belongs to."""
+  """Returns the rows that use an objective."""
   return tuple(paper for paper in PAPERS if objective in paper.objectives)
 
 
-def show(cell: taxonomy.Cell) -> str:
-  """A cell as text: its values, then what it rests on."""
+def _cell(cell: taxonomy.Cell) -> str:
+  """Formats a cell: its values, then the mark of its basis."""
   values = "/".join(sorted(value.value for value in cell.values)) or "n/a"
   return values + cell.basis.value
 
 
-def place(paper: taxonomy.Paper) -> str:
-  """A row in full: each direction's question, value, basis and note."""
+def describe(paper: taxonomy.Paper) -> str:
+  """Describes a row in full: question, values, basis and note of each direction."""
   where = f"survey {paper.section}" if paper.section else "not in the survey"
   lines = [f"{paper.name} (arXiv:{paper.arxiv}, {where})"]
   for code, direction in taxonomy.DIRECTIONS.items():
     cell = paper.cells[code]
     question = direction.__doc__.partition(": ")[2]
     note = f" ({cell.note})" if cell.note else ""
-    lines.append(f"  {code:3}  {show(cell)}{note} - {question}")
+    lines.append(f"  {code:3}  {_cell(cell)}{note} - {question}")
   if paper.recipe:
     lines.append(f"  a recipe: {paper.recipe}")
   return "\n".join(lines)
@@ -225,17 +225,17 @@ def place(paper: taxonomy.Paper) -> str:
 _ABBREVIATED = {value: short for short, value in taxonomy.SHORT.items()}
 
 
-def table() -> str:
-  """Every row in short cells, with the key; labelled as the reconstruction it is."""
+def render() -> str:
+  """Renders every row in abbreviated cells, with a legend."""
   head = ["paper", "section", *taxonomy.DIRECTIONS, "objectives"]
   rows = [head]
-  for one in PAPERS:
+  for entry in PAPERS:
     cells = []
-    for cell in one.cells.values():
-      shorts = sorted(_ABBREVIATED[value] for value in cell.values)
-      cells.append(("/".join(shorts) or "n/a") + cell.basis.value)
-    names = " ".join(one.objectives)
-    rows.append([one.name, one.section or "-", *cells, names])
+    for cell in entry.cells.values():
+      abbreviations = sorted(_ABBREVIATED[value] for value in cell.values)
+      cells.append(("/".join(abbreviations) or "n/a") + cell.basis.value)
+    names = " ".join(entry.objectives)
+    rows.append([entry.name, entry.section or "-", *cells, names])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ["survey table (a reconstruction, not the printed one)"]
   for row in rows:

@@ -1,4 +1,4 @@
-"""The 13 directions in which the survey places a paper, and what a row of it holds.
+"""The 13 directions of the survey, and the type of a row of its table.
 
 "A Comprehensive Survey of LLM Alignment Techniques: RLHF, RLAIF, PPO, DPO and More",
 Wang et al. 2024, arXiv:2407.16216v1, Figure 1. Imports no JAX.
@@ -17,7 +17,7 @@ class Reward(enum.Enum):
 
 
 class Preference(enum.Enum):
-  """RM2: a reward of one answer, or a probability that one beats another?"""
+  """RM2: a reward per completion, or a probability that one beats another?"""
 
   POINTWISE = "pointwise"
   PREFERENCEWISE = "preferencewise"
@@ -31,70 +31,70 @@ class Level(enum.Enum):
 
 
 class Sign(enum.Enum):
-  """RM4: answers of which kind teach?"""
+  """RM4: which completions are learned from?"""
 
   BOTH = "both"
   NEGATIVE = "negative only"
 
 
-class Feedback(enum.Enum):
-  """F1: what a label says."""
+class FeedbackType(enum.Enum):
+  """F1: what does a label state?"""
 
   PREFERENCE = "preference"
   BINARY = "binary"
 
 
 class Size(enum.Enum):
-  """F2: how many answers a label compares."""
+  """F2: how many completions does a label compare?"""
 
   PAIR = "pair"
   LIST = "list"
 
 
 class Labeller(enum.Enum):
-  """F3: who labels."""
+  """F3: who labels?"""
 
   HUMAN = "human"
   AI = "AI"
 
 
 class Reference(enum.Enum):
-  """RL1: is the policy tied to a reference?"""
+  """RL1: is the policy regularised towards a reference?"""
 
   BASED = "reference"
   FREE = "free"
 
 
 class Length(enum.Enum):
-  """RL2: is the length of answers controlled?"""
+  """RL2: is the length of completions controlled?"""
 
   CONTROLLED = "controlled"
   NOT = "not"
 
 
 class Tie(enum.Enum):
-  """RL3: the divergence that ties the policy to the reference."""
+  """RL3: which divergence regularises the policy towards the reference?"""
 
   REVERSE_KL = "reverse KL"
   OTHER = "other"
 
 
-class Sampling(enum.Enum):
-  """RL4: whose answers are learned from."""
+class SamplingPolicy(enum.Enum):
+  """RL4: are the completions sampled from the current policy?"""
 
   ON_POLICY = "on"
   OFF_POLICY = "off"
 
 
 class Iteration(enum.Enum):
-  """O1: are data or reference renewed while training?"""
+  """O1: are data or reference renewed during training?"""
 
   ITERATIVE = "iterative"
   ONCE = "once"
 
 
 class Sft(enum.Enum):
-  """O2: is fine-tuning a stage of its own, or part of the loss?"""
+  """O2: is fine-tuning a separate stage, or part of the loss?"""
 
   SEPARATE = "separate"
   MERGED = "merged"
@@ -106,33 +106,33 @@ DIRECTIONS: Mapping[str, type[enum.Enum]] = {
   "RM2": Preference,
   "RM3": Level,
   "RM4": Sign,
-  "F1": Feedback,
+  "F1": FeedbackType,
   "F2": Size,
   "F3": Labeller,
   "RL1": Reference,
   "RL2": Length,
   "RL3": Tie,
-  "RL4": Sampling,
+  "RL4": SamplingPolicy,
   "O1": Iteration,
   "O2": Sft,
 }
 
 
 class Basis(enum.Enum):
-  """What a cell rests on."""
+  """Basis of a cell."""
 
-  STATED = "*"  # the survey, the paper or its code says so
-  INFERRED = ""  # the survey's definition applied to the paper
-  AMBIGUOUS = "?"  # the survey's own terms leave it open
+  STATED = "*"  # by the survey, the paper or its code
+  INFERRED = ""  # by the survey's definition, applied to the paper
+  AMBIGUOUS = "?"  # left open by the survey's terms
 
 
 class Cell(NamedTuple):
-  """Where a paper stands in one direction.
+  """Values of a paper in one direction.
 
   Attributes:
     values: members of the direction's enum; none where it does not apply.
-    basis: of the values.
-    note: what the values leave out, or "".
+    basis: basis of the values.
+    note: qualification of the values, or "".
   """
 
   values: frozenset[enum.Enum]
@@ -141,17 +141,17 @@ class Cell(NamedTuple):
 
 
 class Paper(NamedTuple):
-  """One row.
+  """One row of the table.
 
   Attributes:
-    name: as the survey calls it.
-    section: of the survey (3.9 and later were not checked); "" for a relative that it
-      does not discuss.
-    arxiv: number; "" where there is none.
+    name: name in the survey.
+    section: section of the survey (3.9 and later were not checked); "" for a method
+      that it does not discuss.
+    arxiv: arXiv number; "" where there is none.
     cells: direction code -> cell.
-    objectives: names in `xpo_jax.objectives`; of a recipe without a loss of its own,
+    objectives: names in `xpo_jax.objectives`; for a recipe without a loss of its own,
       those it uses.
-    recipe: what the method is where it is not a loss, or "".
+    recipe: description of a method that is no loss, or "".
   """
 
   name: str
@@ -171,8 +171,8 @@ SHORT: Mapping[str, enum.Enum] = {
   "T": Level.TOKEN,
   "+-": Sign.BOTH,
   "-": Sign.NEGATIVE,
-  "Pf": Feedback.PREFERENCE,
-  "B": Feedback.BINARY,
+  "Pf": FeedbackType.PREFERENCE,
+  "B": FeedbackType.BINARY,
   "Pw": Size.PAIR,
   "Lw": Size.LIST,
   "H": Labeller.HUMAN,
@@ -183,8 +183,8 @@ SHORT: Mapping[str, enum.Enum] = {
   "no": Length.NOT,
   "rKL": Tie.REVERSE_KL,
   "other": Tie.OTHER,
-  "On": Sampling.ON_POLICY,
-  "Off": Sampling.OFF_POLICY,
+  "On": SamplingPolicy.ON_POLICY,
+  "Off": SamplingPolicy.OFF_POLICY,
   "It": Iteration.ITERATIVE,
   "Once": Iteration.ONCE,
   "Sep": Sft.SEPARATE,
@@ -201,17 +201,17 @@ def paper(
   recipe: str = "",
   notes: Mapping[str, str] | None = None,
 ) -> Paper:
-  """A row from 13 short cells: values joined by "/" ("n/a": none), then its basis.
+  """Parses a row of 13 abbreviated cells: values joined by "/" ("n/a": none), basis.
 
   Raises:
     ValueError: not 13 cells, or a value of another direction.
   """
   notes = notes or {}
-  shorts = row.split()
-  if len(shorts) != len(DIRECTIONS) or not set(notes) <= set(DIRECTIONS):
-    raise ValueError(f"{name}: {len(shorts)} cells, notes of {sorted(notes)}")
+  abbreviations = row.split()
+  if len(abbreviations) != len(DIRECTIONS) or not set(notes) <= set(DIRECTIONS):
+    raise ValueError(f"{name}: {len(abbreviations)} cells, notes of {sorted(notes)}")
   cells = {}
-  for (code, direction), short in zip(DIRECTIONS.items(), shorts, strict=True):
+  for (code, direction), short in zip(DIRECTIONS.items(), abbreviations, strict=True):
     basis = Basis(short[-1]) if short[-1] in "*?" else Basis.INFERRED
     given = short.rstrip("*?")
     values = {SHORT[one] for one in given.split("/")} if given != "n/a" else set()

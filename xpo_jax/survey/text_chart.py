@@ -1,4 +1,4 @@
-"""A line chart in plain text."""
+"""Line charts in plain text."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ import numpy as np
 def chart(
   x: np.ndarray, y: np.ndarray, *, width: int = 64, height: int = 12, label: str = ""
 ) -> str:
-  """A line over an x axis.
+  """Plots a line over an x axis.
 
   Args:
     x: ascending.
-    y: of the length of `x`; finite.
-    width: columns of the plot.
-    height: its rows.
-    label: of the x axis.
+    y: values at `x`; finite.
+    width: number of columns of the plot.
+    height: number of rows.
+    label: label of the x axis.
 
   Returns:
-    Text, the y range at the left, the x range below.
+    Text with the y range at the left and the x range below.
   """
   low, high = float(np.min(y)), float(np.max(y))
   columns = np.linspace(x[0], x[-1], width)
@@ -29,6 +29,6 @@ def chart(
     f"{s:>{margin}} |{''.join(row)}".rstrip() for s, row in zip(side, grid, strict=True)
   ]
   left, right = f"{x[0]:g}", f"{x[-1]:g}"
-  foot = " " * margin + " +" + "-" * width
-  under = f"{left} {label.center(width - len(left) - len(right) - 2)} {right}"
-  return "\n".join([*body, foot, " " * (margin + 2) + under])
+  axis = " " * margin + " +" + "-" * width
+  labels = f"{left} {label.center(width - len(left) - len(right) - 2)} {right}"
+  return "\n".join([*body, axis, " " * (margin + 2) + labels])

@@ -1,4 +1,4 @@
-"""Toy records and a bandit that can be solved exactly, for doctests, notebooks, tests.
+"""Toy records and an exactly solvable bandit, for doctests, notebooks and tests.
 
-Imports `ops` and `scored` alone.
+May be imported from `survey` onwards; imports only `ops`, `scored` and `types`.
 """

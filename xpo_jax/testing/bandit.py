@@ -1,8 +1,9 @@
-"""A task small enough to be exact: one answer a prompt, all of them enumerated.
+"""An exactly solvable contextual bandit: every completion of a prompt is enumerated.
 
-Prompts share a linear policy over features of (prompt, answer), so that what is learned
-on some prompts can be judged on others; reward, KL and length are expectations over
-every answer, not samples. Labels may be flipped, or lean to the longer answer.
+Prompts share a linear policy over features of (prompt, completion), so that a policy
+trained on some prompts can be evaluated on others; reward, KL and length are
+expectations over all completions, not sample means. Labels may be flipped, or biased
+towards the longer completion.
 """
 
 from typing import NamedTuple
@@ -17,13 +18,13 @@ from xpo_jax.types import Array, Objective
 
 
 class Bandit(NamedTuple):
-  """A task; the axes are `X` prompts, `Y` answers, `D` features.
+  """A bandit task; the axes are `X` prompts, `Y` completions, `D` features.
 
   Attributes:
-    feature_XYD: what the policy sees of a prompt and an answer.
-    reward_XY: true reward, standard deviation 1 over answers.
-    length_XY: tokens of each answer, 1 and more.
-    ref_logp_XY: the reference's log-probability of each answer, nats.
+    feature_XYD: features of a prompt and a completion, the input of the policy.
+    reward_XY: true reward, standard deviation 1 over completions.
+    length_XY: tokens of each completion, at least 1.
+    ref_logp_XY: log-probability of each completion under the reference, nats.
   """
 
   feature_XYD: Array
@@ -32,22 +33,22 @@ class Bandit(NamedTuple):
   ref_logp_XY: Array
 
 
-class Pairs(NamedTuple):
-  """Labelled pairs of answers; column 0 of `answer_B2` is the one called better."""
+class BanditPairs(NamedTuple):
+  """Labelled pairs; column 0 of `completion_B2` is the preferred completion."""
 
   prompt_B: Array
-  answer_B2: Array
+  completion_B2: Array
 
 
 class Measures(NamedTuple):
-  """A policy on some prompts, exactly.
+  """Exact evaluation of a policy on some prompts.
 
   Attributes:
-    reward: expected true reward, minus the reference's.
-    kl: KL(policy || reference), nats an answer.
-    length: expected tokens of an answer, minus the reference's.
-    accuracy: share of all pairs of answers whose log-ratios are in the order of their
-      rewards.
+    reward: expected true reward, minus that of the reference.
+    kl: KL(policy || reference), nats per completion.
+    length: expected tokens of a completion, minus those of the reference.
+    accuracy: fraction of all pairs of completions whose log-ratios are in the order of
+      their rewards.
   """
 
   reward: Array
@@ -57,15 +58,15 @@ class Measures(NamedTuple):
 
 
 def make(
-  key: Array, prompts: int = 64, answers: int = 12, features: int = 16
+  key: Array, prompts: int = 64, completions: int = 12, features: int = 16
 ) -> Bandit:
-  """A random task; reward is linear in the features, length is independent of it."""
+  """Draws a random task; reward is linear in the features, length independent of it."""
   keys = jax.random.split(key, 4)
-  feature_XYD = jax.random.normal(keys[0], (prompts, answers, features))
+  feature_XYD = jax.random.normal(keys[0], (prompts, completions, features))
   truth_D = jax.random.normal(keys[1], (features,)) / jnp.sqrt(features)
-  length_XY = jax.random.randint(keys[2], (prompts, answers), 4, 33)
-  ref_XY = jax.random.normal(keys[3], (prompts, answers))
-  # One feature tells the length: a policy can lean on it.
+  length_XY = jax.random.randint(keys[2], (prompts, completions), 4, 33)
+  ref_XY = jax.random.normal(keys[3], (prompts, completions))
+  # One feature is the length, so that a policy can depend on it.
   centred_XY = (length_XY - 18.0) / 8.0
   feature_XYD = feature_XYD.at[..., -1].set(centred_XY)
   reward_XY = feature_XYD @ truth_D.at[-1].set(0.0)
@@ -82,35 +83,35 @@ def draw(
   flipped: float | Array = 0.0,
   length_bias: float | Array = 0.0,
   prompts: int | None = None,
-) -> Pairs:
-  """Pairs of different answers, uniform, labelled by Bradley-Terry on the reward.
+) -> BanditPairs:
+  """Draws pairs of different completions, labelled by Bradley-Terry on the reward.
 
   Args:
     task: the bandit.
-    count: pairs.
+    count: number of pairs.
     key: PRNG key.
-    temperature: of the labels, in units of reward.
-    flipped: probability that a label is turned around.
-    length_bias: added to the logit of a label for each token the answer is longer.
-    prompts: how many, from the first, pairs are drawn from; None: all.
+    temperature: temperature of the labels, in units of reward.
+    flipped: probability that a label is flipped.
+    length_bias: added to the logit of a label per token of length difference.
+    prompts: number of prompts, from the first, to draw from; None: all.
   """
   keys = jax.random.split(key, 5)
   shape = task.reward_XY.shape
   prompt_B = jax.random.randint(keys[0], (count,), 0, prompts or shape[0])
   first_B = jax.random.randint(keys[1], (count,), 0, shape[1])
   other_B = (first_B + jax.random.randint(keys[2], (count,), 1, shape[1])) % shape[1]
-  lead_B = task.reward_XY[prompt_B, first_B] - task.reward_XY[prompt_B, other_B]
-  longer_B = task.length_XY[prompt_B, first_B] - task.length_XY[prompt_B, other_B]
+  reward_gap_B = task.reward_XY[prompt_B, first_B] - task.reward_XY[prompt_B, other_B]
+  length_gap_B = task.length_XY[prompt_B, first_B] - task.length_XY[prompt_B, other_B]
   wins_B = jax.random.bernoulli(
-    keys[3], jax.nn.sigmoid(lead_B / temperature + length_bias * longer_B)
+    keys[3], jax.nn.sigmoid(reward_gap_B / temperature + length_bias * length_gap_B)
   )
   wins_B = wins_B ^ jax.random.bernoulli(keys[4], flipped, (count,))
   both_B2 = jnp.stack([first_B, other_B], 1)
-  return Pairs(prompt_B, jnp.where(wins_B[:, None], both_B2, both_B2[:, ::-1]))
+  return BanditPairs(prompt_B, jnp.where(wins_B[:, None], both_B2, both_B2[:, ::-1]))
 
 
 def logp(task: Bandit, theta_D: Array) -> Array:
-  """Log-probabilities of the policy `ref * exp(features . theta)`, `[X, Y]`."""
+  """Log-probabilities of the policy ~ `ref * exp(features . theta)`, `[X, Y]`."""
   chex.assert_rank(theta_D, 1)
   return jax.nn.log_softmax(task.ref_logp_XY + task.feature_XYD @ theta_D)
 
@@ -118,24 +119,24 @@ def logp(task: Bandit, theta_D: Array) -> Array:
 def fit(
   objective: Objective,
   task: Bandit,
-  pairs: Pairs,
+  pairs: BanditPairs,
   key: Array,
   *,
   steps: int = 300,
-  rate: float = 0.03,
+  learning_rate: float = 0.03,
 ) -> Array:
-  """Trains from the reference with Adam on all pairs at once; returns theta, `[D]`.
+  """Trains with Adam from the reference on all pairs at once; returns theta, `[D]`.
 
   Args:
     objective: of layout PAIR, on sums over completions (no tokens).
     task: the bandit.
-    pairs: of `draw`.
-    key: of the objective's draws.
-    steps: updates.
-    rate: learning rate.
+    pairs: from `draw`.
+    key: PRNG key of the objective's random draws.
+    steps: number of updates.
+    learning_rate: of Adam.
   """
-  at = (pairs.prompt_B[:, None], pairs.answer_B2)
-  chain = optax.adam(rate)
+  at = (pairs.prompt_B[:, None], pairs.completion_B2)
+  chain = optax.adam(learning_rate)
 
   def loss(theta_D: Array, state, key: Array):
     s = scored.from_sequence_logps(
@@ -151,25 +152,25 @@ def fit(
     return (theta_D + update, moments, state), None
 
   theta_D = jnp.zeros(task.feature_XYD.shape[-1])
-  begun = (theta_D, chain.init(theta_D), objective.init())
-  (theta_D, _, _), _ = jax.lax.scan(step, begun, jax.random.split(key, steps))
+  start = (theta_D, chain.init(theta_D), objective.init())
+  (theta_D, _, _), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
   return theta_D
 
 
 def measure(task: Bandit, theta_D: Array, first: int = 0) -> Measures:
-  """The policy on the prompts from `first` on: all of them exactly, none sampled."""
+  """Evaluates the policy exactly on the prompts from `first` on."""
   logp_XY = logp(task, theta_D)[first:]
   ref_XY, reward_XY = task.ref_logp_XY[first:], task.reward_XY[first:]
   ratio_XY = logp_XY - ref_XY
   gain_XY = jnp.exp(logp_XY) - jnp.exp(ref_XY)
-  tilt_XY = (task.feature_XYD @ theta_D)[first:]  # the log-ratio but for a constant
+  tilt_XY = (task.feature_XYD @ theta_D)[first:]  # log-ratio up to a constant
   ratio_XYY = tilt_XY[:, :, None] - tilt_XY[:, None]
-  lead_XYY = reward_XY[:, :, None] - reward_XY[:, None]
-  right_XYY = (1 + jnp.sign(ratio_XYY * lead_XYY)) / 2
+  reward_gap_XYY = reward_XY[:, :, None] - reward_XY[:, None]
+  correct_XYY = (1 + jnp.sign(ratio_XYY * reward_gap_XYY)) / 2
   distinct = 1 - jnp.eye(ratio_XY.shape[1])
   return Measures(
     reward=(gain_XY * reward_XY).sum(1).mean(),
     kl=(jnp.exp(logp_XY) * ratio_XY).sum(1).mean(),
     length=(gain_XY * task.length_XY[first:]).sum(1).mean(),
-    accuracy=(right_XYY * distinct[None]).sum() / (distinct.sum() * len(ratio_XY)),
+    accuracy=(correct_XYY * distinct[None]).sum() / (distinct.sum() * len(ratio_XY)),
   )

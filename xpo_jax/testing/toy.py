@@ -1,4 +1,4 @@
-"""Tiny records with every field filled, for doctests, tests and notebooks."""
+"""Small random records with every field filled, and loss curves of objectives."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ def scored(
   policy_equals_ref: bool = False,
   dtype: np.dtype | type = jnp.float32,
 ) -> Scored:
-  """A record of random numbers in which every field of every layout is filled.
+  """Makes a random record in which every field of every layout is filled.
 
   Lengths run from 1 to T; from K = 3 on the last column of prompt 0 is not present, as
   in a ragged list; every other prompt is `desirable` in column 0.
@@ -28,10 +28,10 @@ def scored(
   Args:
     K: completions per prompt (2: a pair).
     B: prompts.
-    T: response tokens, padding included.
-    seed: of the numbers.
-    policy_equals_ref: the first step of training: every log-ratio is 0.
-    dtype: of log-probs, values and rewards, before promotion to float32 at least.
+    T: completion tokens, padding included.
+    seed: of the random numbers.
+    policy_equals_ref: whether every log-ratio is 0, as at the first step of training.
+    dtype: of log-probs, values and rewards, before promotion to at least float32.
   """
   rng = np.random.default_rng(seed)
   present_BK = np.ones((B, K))
@@ -73,10 +73,10 @@ def scored_for(
   seed: int = 0,
   policy_equals_ref: bool = False,
 ) -> Scored:
-  """A record with the K that the objective's layout fixes, or K = 3.
+  """Makes a record with the K of the objective's layout, or K = 3.
 
   Statistics of `objective.stats` that `scored` does not fill are computed from random
-  logits over 7 tokens, the same for every role where `policy_equals_ref`.
+  logits over 7 tokens, the same for every role if `policy_equals_ref`.
   """
   K = objective.layout.completions or 3
   record = scored(K, B, T, seed=seed, policy_equals_ref=policy_equals_ref)
@@ -91,17 +91,17 @@ def scored_for(
     target_BKT = jnp.asarray(rng.integers(7, size=shape))
     if given.get(stat.field) is None:
       roles = {role: jnp.asarray(x, jnp.float32) for role, x in logits.items()}
-      found = stat.fn(roles, target_BKT)
-      extra[stat.field] = masked.zero_padding(found, record.mask_BKT)
+      value = stat.fn(roles, target_BKT)
+      extra[stat.field] = masked.zero_padding(value, record.mask_BKT)
   return record.replace(extra=extra)
 
 
 class Curve(NamedTuple):
-  """An objective as one quantity moves.
+  """Loss and gradient of an objective along one direction.
 
   Attributes:
-    gap: nats by which the first completion's log-probability was raised (reward models:
-      by which its value was raised).
+    gap: increase of the first completion's log-probability, nats (reward models: of its
+      value).
     loss: at each gap.
     slope: d loss / d gap.
   """
@@ -112,15 +112,15 @@ class Curve(NamedTuple):
 
 
 def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> Curve:
-  """Loss and gradient as every prompt's first completion becomes likelier.
+  """Evaluates loss and gradient as the first completion of every prompt gets likelier.
 
-  Policy and reference start alike; completions are 4 tokens long, 8 nats a token; the
-  first has reward 1, the others less; a rise is spread evenly over its tokens. For a
+  Policy and reference start equal; completions have 4 tokens of 8 nats each; the first
+  has reward 1, the others less; an increase is spread evenly over its tokens. For a
   pair the gap is the margin before beta.
 
   Args:
-    objective: any; one that draws lots draws the same at every gap.
-    gap: where to look, nats per completion.
+    objective: any; random draws are the same at every gap.
+    gap: increases to evaluate at, nats per completion.
     desirable: the thumbs-up bit of every row, for objectives that read one.
   """
   tokens = 4
@@ -128,7 +128,7 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
   one_BKT = jnp.ones_like(s.mask_BKT)
   shape = s.reward_BK.shape
   level_BKT = -8 * one_BKT
-  # In a list the first answer is the good one; else all rows are of one kind.
+  # In a list the first completion is the desirable one; else all rows are alike.
   first_BK = jnp.arange(shape[1])[None] == 0
   listed = objective.layout is Layout.RANKED
   label_BK = jnp.broadcast_to(first_BK == desirable if listed else desirable, shape)
@@ -155,5 +155,5 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
       objective, moved, objective.init(), jax.random.key(0)
     ).loss
 
-  found, slope = jax.jit(jax.vmap(jax.value_and_grad(loss)))(jnp.asarray(gap))
-  return Curve(np.asarray(gap), np.asarray(found), np.asarray(slope))
+  losses, slope = jax.jit(jax.vmap(jax.value_and_grad(loss)))(jnp.asarray(gap))
+  return Curve(np.asarray(gap), np.asarray(losses), np.asarray(slope))

@@ -176,7 +176,7 @@ def _rated(choose: Choose, rows: Callable[[int], int]) -> PairConstruction:
   return PairConstruction(Layout.RATED, choose, 1, rows, frozenset({"desirable_BK"}))
 
 
-def _pairs(rule: Callable[..., pairing.Pairs]) -> PairConstruction:
+def _pairs(rule: Callable[..., pairing.PairIndices]) -> PairConstruction:
   def choose(reward_BK, present_BK, length_BK):
     del length_BK
     if reward_BK.shape[1] < 2:  # no column 1 to be rejected
@@ -186,7 +186,7 @@ def _pairs(rule: Callable[..., pairing.Pairs]) -> PairConstruction:
   return PairConstruction(Layout.PAIR, choose, 2)
 
 
-def _kept(pairs: pairing.Pairs) -> list[ChosenColumns]:
+def _kept(pairs: pairing.PairIndices) -> list[ChosenColumns]:
   chosen, rejected, _, keep = (np.asarray(x) for x in pairs)
   both = np.stack([chosen, rejected], 1).astype(int).tolist()
   return _whole([two if kept > 0 else [] for two, kept in zip(both, keep, strict=True)])

@@ -247,7 +247,7 @@ def _check_controller(experiment: Experiment) -> None:
       f"kl_controller: {config.name} may take beta from {first} to {lowest:g} in one "
       f"iteration of {each * K} completions (prompts_per_iteration {each} x "
       f"Sampling.completions {K}), and beta must stay > 0; with "
-      f"{dict(config.arguments)} raise horizon above most_error x {each * K}"
+      f"{dict(config.arguments)} raise horizon above max_error x {each * K}"
     )
 
 

@@ -83,7 +83,7 @@ def encode(tokenizer: Any, prompts: Sequence[str]) -> list[np.ndarray]:
 def pairs(
   sampled: Sampled, winner_BJ: np.ndarray, loser_BJ: np.ndarray, keep_BJ: np.ndarray
 ) -> list[records.Pair]:
-  """Duels (`pairing.Duels`) as preference records.
+  """Comparisons (`pairing.Comparisons`) as preference records.
 
   Two answers of the same reward, the same text, or without a word make no pair.
   """
