@@ -3,29 +3,35 @@
 Paper: Yuan et al. 2024, arXiv:2401.10020: M0 pretrained; M1 fine-tuned on seed answers
   and seed ratings; M2 and M3 each one round of DPO (beta 0.1, the model before as
   reference) on the best against the worst of 4 samples, rated by the model itself.
-Command: xpo train self_rewarding [--error 0.1 --rounds 2]
+Command: xpo train self_rewarding [source=FILE policy=DIR rater=MODULE:FUNCTION]
+  [--rater.error 0.1 --rounds 2]
 Hardware: 2 CPU cores; eleven minutes for three seeds, beside other jobs.
 Expected: the policies get better from M1 to M3, and so do they as judges (paper:
   AlpacaEval win rates 9.9, 15.4, 20.4 %; judging 78.7, 80.4, 81.7 % of pairs right).
   The claim itself, that a language model teaches itself to follow instructions and to
-  judge, cannot be tested at this size: see the last result. The arm whose judge is the
-  scripted rater of the seed shows the loop without that claim.
+  judge, cannot be tested at this size: M1 does not learn to judge. The arm whose judge
+  is the rater of the seed data, by default a script, shows the loop without that claim.
 Departs from the paper: no new prompts are written; a rating is the mean under the
   probabilities of 1 to 5, where the paper averages three that are written out; M1's
-  seed answers are reviews as the world writes them, not chosen ones.
-Last result: 2026-11-22, three seeds, 128 held-out prompts x 4 samples, intervals over
-  prompts and seeds. M0 to M3 order 49 to 50 % of pairs right, each interval within 47.1
-  and 52.4: M1 does not learn to judge, and its own judge leads nowhere: true reward
-  0.116 [0.083, 0.150] of M0, 0.108 [0.072, 0.143] of M1, 0.094 [0.050, 0.145] of M2,
-  0.086 [0.029, 0.153] of M3 at 0.2, 1.0, 3.1 nats. By the scripted judge: M2 0.191
-  [0.149, 0.234], M3 0.291 [0.238, 0.341] at 0.4 and 0.9 nats.
+  seed answers are texts of the task, not selected ones.
+Result: M3 by the scripted judge, true reward 0.291 [0.238, 0.341], by its own 0.086
+  [0.029, 0.153], from M1's 0.108 [0.072, 0.143]; three seeds.
 """
 
 import dataclasses
-import time
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.config.data import Evaluation
+from xpo_jax.config.experiment import Experiment, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.feedback import local, noisy_judge
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import seed_data, seeding
+from xpo_jax.studies.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,154 +39,161 @@ class SelfRewarding:
   """Settings.
 
   Attributes:
+    rater: makes the `Scorer` of the seed ratings, which is also the judge of the second
+      arm; whole points, 0 to levels - 1. A `seed` that it takes is the run's.
+    prompt: the prompt file by which the policy rates; see `feedback.judge.rating`.
+    levels: of a rating.
+    seed_texts: texts that M1 is fine-tuned on.
+    seed_ratings: texts of which it learns the rating, before they are balanced.
+    epochs: over the seed data.
     rounds: of DPO after M1. Paper: 2.
     beta: of DPO. Paper: 0.1.
-    asked: prompts of a round.
-    samples: for each prompt. Paper: 4.
+    prompts_per_round: what is sampled for.
+    completions: of each prompt. Paper: 4.
     temperature: of the samples. Paper: 0.7.
     top_p: of the samples. Paper: 0.9.
-    step_prompts: prompts of an update; divides `asked`. Paper: 16 pairs.
-    rate: learning rate of DPO.
-    seed_answers: reviews that M1 is fine-tuned on.
-    seed_ratings: reviews of which it learns the rating, before they are balanced.
-    error: share of the seed ratings, and of the scripted judge's, that are wrong.
-    epochs: over the seed data.
-    levels: of a rating.
-    world: start and sizes.
+    prompts_per_step: of an update; divides `prompts_per_round`. Paper: 16 pairs.
+    learning_rate: of DPO.
+    task: start, reward and sizes.
   """
 
+  rater: Configured = dataclasses.field(
+    default_factory=lambda: Configured(noisy_judge.scorer, error=0.1, levels=4)
+  )
+  prompt: str = "brief"
+  levels: int = 5
+  seed_texts: int = 2000
+  seed_ratings: int = 4000
+  epochs: int = 2
   rounds: int = 2
   beta: float = 0.1
-  asked: int = 480
-  samples: int = 4
+  prompts_per_round: int = 480
+  completions: int = 4
   temperature: float = 0.7
   top_p: float = 0.9
-  step_prompts: int = 16
-  rate: float = 3e-4
-  seed_answers: int = 2000
-  seed_ratings: int = 4000
-  error: float = 0.1
-  epochs: int = 2
-  levels: int = 5
-  world: World = dataclasses.field(
-    default_factory=lambda: World(row_length=288, sft_rows=3)
+  prompts_per_step: int = 16
+  learning_rate: float = 3e-4
+  task: Task = dataclasses.field(
+    default_factory=lambda: Task(row_length=288, sft_rows=3)
   )
 
   def __post_init__(self):
-    if self.asked % self.step_prompts:
+    if self.prompts_per_round % self.prompts_per_step:
       raise ValueError(
-        f"SelfRewarding.step_prompts is {self.step_prompts}, which does not divide "
-        f"asked = {self.asked}"
+        f"SelfRewarding.prompts_per_step is {self.prompts_per_step}, which does not "
+        f"divide prompts_per_round = {self.prompts_per_round}"
       )
 
 
-def experiment() -> SelfRewarding:
-  """Two rounds on the embedded world."""
-  return SelfRewarding()
+def experiment(
+  source: str | None = None, policy: str | None = None, rater: str | None = None
+) -> SelfRewarding:
+  """Two rounds on synthetic reviews with a scripted rater, or on texts, with a policy
+  and a rater of your own: "module:function" of a Scorer."""
+  task = Task(source, policy=policy, row_length=288, sft_rows=3)
+  settings = SelfRewarding(task=task)
+  if rater is None:
+    return settings
+  return dataclasses.replace(settings, rater=Configured(rater))
+
+
+def own_judge(settings: SelfRewarding, seed: int) -> Configured:
+  """The policy of the round."""
+  del seed  # nothing is drawn
+  return Configured(local.self_rating, prompt=settings.prompt, levels=settings.levels)
+
+
+def seed_rater(settings: SelfRewarding, seed: int) -> Configured:
+  """The rater of the seed data."""
+  return seeding.with_seed(settings.rater, seed)
+
+
+Judge = Callable[[SelfRewarding, int], Configured]
+ARMS: dict[str, Judge] = {"own judge": own_judge, "scripted judge": seed_rater}
+
+
+def m1(settings: SelfRewarding, seed: int) -> Experiment:
+  """Supervised fine-tuning on the seed data."""
+  task = settings.task
+  seeds = Configured(
+    seed_data.texts_and_ratings,
+    texts=tasks.sft(task).data,
+    rater=seed_rater(settings, seed),
+    num_texts=settings.seed_texts,
+    num_ratings=settings.seed_ratings,
+    prompt=settings.prompt,
+    levels=settings.levels,
+  )
+  return tasks.on_records(
+    ObjectiveConfig("sft"), task, seeds, seed=seed, epochs=settings.epochs
+  )
+
+
+def dpo_round(
+  settings: SelfRewarding, judge: Judge, number: int, seed: int
+) -> Experiment:
+  """M2 and so on: DPO on samples of the model before, its reference, that are judged.
+
+  Args:
+    settings: of the study.
+    judge: of `ARMS`.
+    number: of the round, from 1; what it starts from is a stage.
+    seed: of samples and order.
+  """
+  before = (
+    m1(settings, seed) if number == 1 else dpo_round(settings, judge, number - 1, seed)
+  )
+  return tasks.on_rollouts(
+    ObjectiveConfig("dpo", beta=settings.beta),
+    settings.task,
+    start=Stage(before),
+    feedback=Feedback(judge(settings, seed)),
+    sampling=Sampling(
+      settings.completions,
+      settings.task.max_completion_tokens,
+      temperature=settings.temperature,
+      top_p=settings.top_p,
+    ),
+    iterations=1,
+    prompts_per_iteration=settings.prompts_per_round,
+    minibatches=settings.prompts_per_round // settings.prompts_per_step,
+    optimizer=Optimizer(
+      learning_rate=settings.learning_rate, warmup_steps=3, floor=0.1
+    ),
+    evaluation=Evaluation(),
+    seed=seed,
+  )
 
 
 def run(settings: SelfRewarding, run_dir: Path) -> int:
-  """M0 to M1 on the seed, rounds by two judges, judged as writers and as judges."""
-  from xpo_jax.config.factories import Configured, ObjectiveConfig
-  from xpo_jax.config.sampling import Feedback
-  from xpo_jax.feedback import local, noisy_judge
+  """Trains M1 and the rounds of two judges, judges each as a writer and as a judge."""
+  from xpo_jax.models import transformer
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import feedback_accuracy, staged
+  from xpo_jax.studies.multistage import arms, feedback_accuracy
+  from xpo_jax.studies.multistage.arms import Trained
 
-  lab = staged.Lab(settings, run_dir)
-  seeds = settings.world.seeds
-  own = Configured(local.self_rating, prompt="brief", levels=settings.levels)
-  script = {"error": settings.error, "levels": settings.levels - 1}
-  raters = {
-    seed: Feedback(Configured(noisy_judge.scorer, **script, seed=seed))
-    for seed in seeds
-  }
-  arms = {
-    "own judge": dict.fromkeys(seeds, Feedback(own)),
-    "scripted judge": raters,
-  }
-  asked = {seed: feedback_accuracy.questions(lab, seed) for seed in seeds}
-  rows = []
+  study, seeds = arms.open_study(settings, run_dir), settings.task.seeds
+  questions = {seed: feedback_accuracy.questions(study, seed) for seed in seeds}
+  start = arms.start(study)
+  model = transformer.model(start.config)
+  as_judge = own_judge(settings, 0).build().make
 
-  def add(label, policies, began):
-    seconds, make = time.perf_counter() - began, own.build().make
-    judges = {
-      seed: make(lab.model, params["lm"], lab.tokenizer)
-      for seed, params in policies.items()
+  def row(label: str, trained: Trained):
+    scorers = {
+      seed: as_judge(model, params["lm"], start.tokenizer)
+      for seed, params in trained.policies.items()
     }
-    judging = feedback_accuracy.accuracy(judges, asked)
-    rows.append(lab.row(label, policies, seconds, judging=judging))
+    judging = feedback_accuracy.accuracy(scorers, questions)
+    return arms.row(study, label, trained, judging=judging)
 
-  add("M0", dict.fromkeys(seeds, lab.start.params), time.perf_counter())
-  began = time.perf_counter()
-  first = {seed: f"M1-{seed}" for seed in seeds}
-  made = {
-    seed: lab.stage(
-      first[seed],
-      ObjectiveConfig("sft"),
-      _seed_data(settings, lab, seed),
-      seed=seed,
-      epochs=settings.epochs,
-    ).params
-    for seed in seeds
-  }
-  add("M1", made, began)
-  for label, feedback_of in arms.items():
-    before = first
-    for number in range(settings.rounds):
-      began = time.perf_counter()
-      names = {seed: f"M{2 + number}-{label.split()[0]}-{seed}" for seed in seeds}
-      made = {
-        seed: _round(settings, lab, names[seed], before[seed], feedback_of[seed], seed)
-        for seed in seeds
-      }
-      add(f"M{2 + number}, {label}", made, began)
-      before = names
-  demo.show(lab.finish("Self-rewarding; judging: share of held-out pairs", rows))
-  return 0
-
-
-def _seed_data(settings: SelfRewarding, lab, seed: int):
-  """Answers as they are, and ratings of others by a rater that errs."""
-  from xpo_jax.feedback import labelling, noisy_judge
-
-  most = settings.seed_answers + settings.seed_ratings
-  known = lab.demonstrations["train"][:most]
-  answers, rated = known[: settings.seed_answers], known[settings.seed_answers :]
-  prompts, texts = zip(*((row.prompt, row.completion) for row in rated), strict=True)
-  rate = noisy_judge.scorer(error=settings.error, levels=settings.levels - 1, seed=seed)
-  levels_N = 1 + rate(prompts, texts).value_N.astype(int)
-  hparams = {"prompt": "brief", "levels": settings.levels}
-  return [
-    *answers,
-    *labelling.rating_demonstrations(prompts, texts, levels_N.tolist(), **hparams),
+  rows = [
+    row("M0", Trained(dict.fromkeys(seeds, start.params))),
+    row("M1", arms.train_arm(study, functools.partial(m1, settings))),
   ]
-
-
-def _round(settings: SelfRewarding, lab, name: str, start: str, feedback, seed: int):
-  """DPO on samples of the start, its reference, that feedback rated."""
-  from xpo_jax.config.data import Evaluation
-  from xpo_jax.config.factories import ObjectiveConfig
-  from xpo_jax.config.optim import Optimizer
-  from xpo_jax.config.sampling import Sampling
-
-  sampling = Sampling(
-    settings.samples,
-    lab.world.longest,
-    temperature=settings.temperature,
-    top_p=settings.top_p,
-  )
-  done = lab.online(
-    name,
-    ObjectiveConfig("dpo", beta=settings.beta),
-    feedback=feedback,
-    start=start,
-    seed=seed,
-    sampling=sampling,
-    iterations=1,
-    prompts_per_iteration=settings.asked,
-    minibatches=settings.asked // settings.step_prompts,
-    optimizer=Optimizer(learning_rate=settings.rate, warmup_steps=3, floor=0.1),
-    evaluation=Evaluation(),
-  )
-  return done.params
+  for label, judge in ARMS.items():
+    for number in range(1, settings.rounds + 1):
+      make = functools.partial(dpo_round, settings, judge, number)
+      rows.append(row(f"M{number + 1}, {label}", arms.train_arm(study, make)))
+  title = "Self-rewarding; judging: held-out pairs that the policy orders correctly"
+  demo.show(arms.finish(study, title, rows))
+  return 0

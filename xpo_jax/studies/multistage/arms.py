@@ -18,7 +18,8 @@ import numpy as np
 
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment, Pretrained
-from xpo_jax.data import records, tokenise
+from xpo_jax.data import record_file, records, tokenise
+from xpo_jax.data.records import Record
 from xpo_jax.evaluation import bootstrap, measure_policy, sequence_logps
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.evaluation.measure_policy import Draws
@@ -32,7 +33,7 @@ from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import arm_table, samples
 from xpo_jax.studies.multistage.arm_table import ArmRow
 from xpo_jax.studies.task import Task
-from xpo_jax.train import loop, metrics, run_directory, stages
+from xpo_jax.train import loading, loop, metrics, run_directory, stages
 from xpo_jax.types import Params
 
 RESULTS = "results.json"
@@ -119,6 +120,12 @@ def policy(arms: Arms, experiment: Experiment) -> Checkpoint:
   """The policy that an experiment leaves; trained where it is missing."""
   directory = train(arms, experiment) / run_directory.POLICY
   return hf_checkpoint.load(directory, remat=False)
+
+
+def trained_records(arms: Arms, experiment: Experiment) -> tuple[Record, ...]:
+  """The records, made by a function, that an experiment is trained on; it is trained
+  where it is missing."""
+  return record_file.read(train(arms, experiment) / loading.RECORDS)
 
 
 def start_directory(arms: Arms) -> Path:
