@@ -82,7 +82,7 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="session")
 def datasets() -> dict[str, list]:
-  """Records by name, for `offline.train`."""
+  """Records by name, for `loop.train`."""
   texts = synthetic_reviews.generate(120, seed=0)
   pairs = [
     Pair(f"pair {i}", prompt, good, texts[i + 60][1])

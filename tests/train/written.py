@@ -3,20 +3,20 @@
 import numpy as np
 
 from xpo_jax.data.tokenise import Example
-from xpo_jax.train.rollouts import Rollouts
+from xpo_jax.train.rollouts import RolloutBatch
 from xpo_jax.types import Layout
 
 END = 0
 
 
-def rollouts(reward_BK, texts_BK=None, iteration=-1) -> Rollouts:
+def rollouts(reward_BK, texts_BK=None, iteration=-1) -> RolloutBatch:
   """Rollouts with these rewards; a completion's tokens are its words' lengths, then the
   end where it has no "…"."""
   reward_BK = np.array(reward_BK, np.float32)
   if texts_BK is None:
     texts_BK = [[f"b{b} k{k}" for k in range(len(x))] for b, x in enumerate(reward_BK)]
   tokens = [[_tokens(text) for text in texts] for texts in texts_BK]
-  return Rollouts(
+  return RolloutBatch(
     iteration=iteration,
     row_B=np.arange(len(reward_BK)),
     prompts=tuple(f"prompt {b}" for b in range(len(reward_BK))),
