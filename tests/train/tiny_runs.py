@@ -1,14 +1,17 @@
-"""The smallest model that trains on synthetic reviews, and runs of it on rollouts."""
+"""The smallest model that trains on synthetic reviews, and runs of it."""
+
+import dataclasses
 
 import numpy as np
 
-from xpo_jax.config.data import Evaluation, Prompts
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Rollouts, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.feedback import protocol, rules
 from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
 from xpo_jax.ops import kl_control
 
 MODEL = Config(
@@ -89,4 +92,14 @@ NASH = Experiment(
   loop=Loop(log_every=1, eval_every=1),
   mesh=MeshShape(data=1),
   evaluation=Evaluation(share=0.2),
+)
+# Adapters on records; the data are those of the fixture `datasets`.
+ADAPTED = Experiment(
+  ObjectiveConfig("dpo"),
+  Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=2, steps=6),
+  Scratch(dataclasses.replace(MODEL, layers=2)),
+  Optimizer(learning_rate=1e-2, weight_decay=0.1, ema=0.9),
+  Loop(log_every=1, checkpoint_every=2),
+  MeshShape(data=1),
+  adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up"),
 )

@@ -1,7 +1,6 @@
-"""Whole runs, tiny: what interrupts one must not change a bit of what it leaves."""
+"""Whole runs, tiny: an interruption must not change a bit of what one leaves."""
 
 import dataclasses
-import gc
 import json
 import os
 import pickle
@@ -10,21 +9,20 @@ import subprocess
 import sys
 import textwrap
 
-import jax
 import numpy as np
 import pytest
 
+from tests.train import compare
 from tests.train.tiny_runs import MODEL
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation
-from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch, Stage
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.data.records import BadRows
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import hf_checkpoint
-from xpo_jax.objectives import dpo
-from xpo_jax.ops import token_stats
-from xpo_jax.train import checkpoint, metrics, offline, setup
+from xpo_jax.train import checkpoint, loop, metrics, run_directory
 
 DATA = Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=3)
 ONE = MeshShape(data=1)
@@ -44,51 +42,24 @@ def _quiet(text: str) -> None:
   del text
 
 
-def _leaves(run_dir, experiment=RUN) -> list[np.ndarray]:
-  """Everything in a run's last checkpoint, key and method state included."""
-  manager = checkpoint.open_manager(run_dir / offline.CHECKPOINTS, keep=2)
-  step = manager.latest_step()
-  args = offline.checkpoint.ocp.args
-  tree = manager.restore(step, args=args.Composite(state=args.StandardRestore()))
-  manager.close()
-  keys = jax.dtypes.prng_key
-  return [
-    np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, keys) else x)
-    for x in jax.tree.leaves(tree["state"])
-  ]
-
-
-def _lines(run_dir, without: tuple[str, ...] = ("time/",)) -> list[dict]:
-  return [
-    {name: x for name, x in line.items() if not name.startswith(without)}
-    for line in metrics.read(run_dir)
-  ]
-
-
-def _assert_same_run(run_dir, whole, without=("time/",)):
-  for got, want in zip(_leaves(run_dir), _leaves(whole), strict=True):
-    assert got.tobytes() == want.tobytes()
-  assert _lines(run_dir, without) == _lines(whole, without)
-
-
 @pytest.fixture(scope="module")
 def whole(datasets, tmp_path_factory):
   """The uninterrupted run."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  result = offline.train(RUN, run_dir, datasets=datasets, say=_quiet)
+  result = loop.train(RUN, run_dir, datasets=datasets, say=_quiet)
   assert result.finished and result.steps >= 8
   return run_dir
 
 
 _CHILD = """
 import os, pickle, signal, sys
-from xpo_jax.train import offline
+from xpo_jax.train import loop
 with open(sys.argv[1], "rb") as file:
   experiment, datasets = pickle.load(file)
 def say(text):
   if text.startswith("step 5/"):  # checkpoints at 3 and 6
     os.kill(os.getpid(), signal.SIGKILL)
-offline.train(experiment, sys.argv[2], datasets=datasets, say=say)
+loop.train(experiment, sys.argv[2], datasets=datasets, say=say)
 """
 
 
@@ -100,31 +71,32 @@ def test_run_killed_between_checkpoints_resumes_bit_for_bit(whole, datasets, tmp
   assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
   assert len(metrics.read(run_dir)) >= 4  # beyond the checkpoint at step 3
   said = []
-  result = offline.resume(run_dir, datasets=datasets, say=said.append)
+  result = loop.resume(run_dir, datasets=datasets, say=said.append)
   assert result.finished
   assert "continuing after step 3" in said
-  _assert_same_run(run_dir, whole)
+  assert compare.differences(run_dir, whole) == []
 
 
 def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_path):
   # Held-out passes at the end only: that they come and go must not show either.
-  experiment = experiment.replace(RUN, loop=Loop(log_every=1, checkpoint_every=3))
+  experiment = experiments.replace(RUN, loop=Loop(log_every=1, checkpoint_every=3))
   run_dir = tmp_path / "run"
 
   def say(text):
     if text.startswith("step 5/"):
       os.kill(os.getpid(), signal.SIGTERM)
 
-  stopped = offline.train(experiment, run_dir, datasets=datasets, say=say)
+  stopped = loop.train(experiment, run_dir, datasets=datasets, say=say)
   # The signal came while step 5 was reported; it is seen after step 6.
   assert not stopped.finished and stopped.steps == 6
-  (file,) = (run_dir / offline.CHECKPOINTS / "6").rglob(checkpoint.MANIFEST)
+  (file,) = (run_dir / run_directory.CHECKPOINTS / "6").rglob(checkpoint.MANIFEST)
   file.unlink()
   said = []
-  offline.resume(run_dir, experiment, datasets=datasets, say=said.append)
+  loop.resume(run_dir, experiment, datasets=datasets, say=said.append)
   assert any(text.startswith("damaged checkpoint passed over: step 6") for text in said)
   assert "continuing after step 3" in said
-  _assert_same_run(run_dir, whole, without=("time/", "eval/"))
+  without = ("time/", "eval/")
+  assert compare.differences(run_dir, whole, without) == []
 
 
 def test_finished_run_is_complete(whole):
@@ -141,17 +113,19 @@ def test_finished_run_is_complete(whole):
   # Policy = reference, so every margin is 0 and every beta gives log 2.
   assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
   assert lines[0]["kl_k3"] == pytest.approx(0, abs=1e-6)
-  summary = json.loads((whole / offline.SUMMARY).read_text())
+  summary = json.loads((whole / run_directory.SUMMARY).read_text())
   assert summary["steps"] == steps and summary["final"] == lines[-1]
-  counts = json.loads((whole / setup.COUNTS).read_text())
+  counts = json.loads((whole / run_directory.COUNTS).read_text())
   held_out = counts["splits"]["held_out"]["examples"]
   assert counts["rows"] == held_out + counts["splits"]["train"]["examples"]
 
 
 def test_exported_policy_is_the_average_of_the_weights(whole):
-  held = hf_checkpoint.load(whole / offline.POLICY)
+  held = hf_checkpoint.load(whole / run_directory.POLICY)
   embedding = held.params["lm"]["embedding"]
-  same = [x.shape == embedding.shape and (x == embedding).all() for x in _leaves(whole)]
+  same = [
+    x.shape == embedding.shape and (x == embedding).all() for x in compare.leaves(whole)
+  ]
   assert sum(same) == 1  # the average; neither the weights nor a moment
   assert len(held.tokenizer) <= MODEL.vocab
 
@@ -159,13 +133,13 @@ def test_exported_policy_is_the_average_of_the_weights(whole):
 def test_changed_data_are_refused_with_the_difference(whole, datasets):
   changed = datasets | {"pairs": datasets["pairs"][:-1]}
   with pytest.raises(ValueError, match=r"its data changed\n(.*\n)*  rows: 40 -> 39"):
-    offline.resume(whole, datasets=changed, say=_quiet)
+    loop.resume(whole, datasets=changed, say=_quiet)
 
 
 def test_changed_configuration_is_refused_with_the_difference(whole, datasets):
-  other = experiment.replace(RUN, seed=1)
+  other = experiments.replace(RUN, seed=1)
   with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
-    offline.resume(whole, other, datasets=datasets, say=_quiet)
+    loop.resume(whole, other, datasets=datasets, say=_quiet)
 
 
 def test_edited_config_file_is_refused_against_the_checkpoint(
@@ -176,15 +150,15 @@ def test_edited_config_file_is_refused_against_the_checkpoint(
   try:
     config.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.02"):
-      offline.resume(whole, datasets=datasets, say=_quiet)
+      loop.resume(whole, datasets=datasets, say=_quiet)
   finally:
     config.write_text(text)
 
 
 def test_changed_code_is_warned_of(whole, datasets, monkeypatch):
-  monkeypatch.setattr(offline.configure, "code_digest", lambda: "another")
+  monkeypatch.setattr(yaml_file, "code_digest", lambda: "another")
   said = []
-  assert offline.resume(whole, datasets=datasets, say=said.append).finished
+  assert loop.resume(whole, datasets=datasets, say=said.append).finished
   assert any("warning" in text and "code.sha256" in text for text in said)
 
 
@@ -192,63 +166,19 @@ def test_changed_code_is_warned_of(whole, datasets, monkeypatch):
 def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp_path):
   wild = dataclasses.replace(RUN.optimizer, learning_rate=1e38)
   run_dir = tmp_path / "run"
-  with pytest.raises(offline.NonFiniteLoss, match=r"step \d+: loss is.*nan.*batch.npz"):
-    offline.train(
-      experiment.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
+  with pytest.raises(
+    run_directory.NonFiniteLoss, match=r"step \d+: loss is.*nan.*batch.npz"
+  ):
+    loop.train(
+      experiments.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
     )
   last = metrics.read(run_dir)[-1]
   assert not np.isfinite([last["loss"], last["grad_norm"]]).all()
-  saved = np.load(run_dir / offline.NONFINITE / "batch.npz")
+  saved = np.load(run_dir / run_directory.NONFINITE / "batch.npz")
   assert saved["tokens_MRL"].shape == (2, 2, DATA.row_length)
   assert saved["weight_MB"].sum() > 0
   # Nothing that is not finite was checkpointed.
-  assert not (run_dir / offline.CHECKPOINTS / str(int(last["step"]))).exists()
-
-
-def _embeddings() -> int:
-  """Live arrays of the embedding's shape: weights, moments, copies."""
-  gc.collect()
-  return sum(x.shape == (MODEL.vocab, MODEL.width) for x in jax.live_arrays())
-
-
-def needs_live_reference(beta: float = 0.1):
-  """A DPO that also asks for the KL over the vocabulary, which cannot be cached."""
-  made = dpo(beta)
-  return made._replace(stats=made.stats | {token_stats.REF_KL})
-
-
-def test_reference_is_gone_where_it_can_be_cached_and_stays_where_not(
-  datasets, tmp_path
-):
-  kept = {}
-  for use in (ObjectiveConfig("dpo"), ObjectiveConfig(needs_live_reference)):
-    experiment = experiment.replace(RUN, objective=use, optimizer=Optimizer())
-    run_dir = tmp_path / str(len(kept))
-    run_dir.mkdir()
-    before = _embeddings()
-    loaded = setup.inputs.load(experiment.data, experiment.data, datasets)
-    run = setup.prepare(experiment, run_dir, loaded, datasets=datasets, say=_quiet)
-    kept[bool(run.frozen)] = _embeddings() - before
-    del run
-  # Weights and Adam's two moments; the reference makes four.
-  assert kept == {False: 3, True: 4}
-
-
-def test_stage_before_is_start_and_reference(datasets, tmp_path):
-  sft = Experiment(
-    ObjectiveConfig("sft"),
-    dataclasses.replace(DATA, epochs=1),
-    Scratch(MODEL),
-    mesh=ONE,
-  )
-  run = experiment.replace(RUN, start=Stage(sft), evaluation=Evaluation())
-  result = offline.train(run, tmp_path / "run", datasets=datasets, say=_quiet)
-  assert result.finished
-  lines = metrics.read(tmp_path / "run")
-  assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
-  assert lines[0]["kl_k3"] == pytest.approx(0, abs=1e-6)
-  nll = [line["loss"] for line in metrics.read(tmp_path / "run" / offline.START)]
-  assert nll[0] == pytest.approx(np.log(MODEL.vocab), rel=0.1)  # about uniform
+  assert not (run_dir / run_directory.CHECKPOINTS / str(int(last["step"]))).exists()
 
 
 @pytest.mark.parametrize(
@@ -268,34 +198,29 @@ def test_stage_before_is_start_and_reference(datasets, tmp_path):
   ],
 )
 def test_bad_run_is_refused_and_leaves_no_directory(datasets, tmp_path, change, says):
-  experiment = experiment.replace(RUN, **change)
+  experiment = experiments.replace(RUN, **change)
   with pytest.raises(ValueError, match=says):
-    offline.train(experiment, tmp_path / "run", datasets=datasets, say=_quiet)
+    loop.train(experiment, tmp_path / "run", datasets=datasets, say=_quiet)
   assert not (tmp_path / "run").exists()
 
 
 def test_run_directory_that_exists_is_refused(datasets, tmp_path):
   with pytest.raises(ValueError, match=r"exists; name another one.*xpo resume"):
-    offline.train(RUN, tmp_path, datasets=datasets, say=_quiet)
+    loop.train(RUN, tmp_path, datasets=datasets, say=_quiet)
 
 
-def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):
-  rows = [{"prompt": f"p{i}", "chosen": " good", "rejected": " bad"} for i in range(6)]
-  rows[2]["chosen"] = " bad"
-  path = tmp_path / "pairs.jsonl"
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  data = Data(str(path), rows_per_step=2)
-  stop = Experiment(ObjectiveConfig("dpo"), data, Scratch(MODEL), mesh=ONE)
-  with pytest.raises(BadRows, match=r"1 bad row.*\n.*pairs.jsonl:3: identical"):
-    offline.train(stop, tmp_path / "run", say=_quiet)
-  assert not (tmp_path / "run").exists()
-  drop = dataclasses.replace(stop, data=dataclasses.replace(data, bad_rows="drop"))
-  (tmp_path / "run").mkdir()
-  loaded = setup.inputs.load(drop.data, drop.data, {})
-  begun = setup.inputs.begin(drop, tmp_path / "run", loaded, None)
-  train, _, counts = setup.inputs.prepare(
-    drop, loaded, begun.tokenizer, tmp_path / "run", {}
-  )
-  assert len(train) == 5 and sum(counts["dropped"].values()) == 1
-  (line,) = (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()
-  assert json.loads(line)["uid"] == "pairs.jsonl:3"
+def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_path):
+  data = dataclasses.replace(DATA, steps=12, epochs=5)
+  quiet = experiments.replace(RUN, data=data, loop=Loop(), evaluation=Evaluation())
+  run_dir, said = tmp_path / "run", []
+  loop.train(quiet, run_dir, datasets=datasets, say=said.append)
+  steps = [text.split("  ")[0] for text in said if text.startswith("step ")]
+  assert steps == ["step 1/12", "step 10/12", "step 12/12"]
+  assert len(metrics.read(run_dir)) == 12  # the file has every step
+  kept = (run_dir / run_directory.CHECKPOINTS).iterdir()
+  assert [path.name for path in kept if path.is_dir()] == ["12"]
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
+    loop.resume(tmp_path, say=_quiet)
