@@ -32,8 +32,8 @@ from xpo_jax.types import Layout
 # %% [markdown]
 # ## Links
 #
-# GPO's observation: DPO, SLiC, IPO and others are one family, a link of the margin.
-# All are convex but the savage loss, which is bounded: a hopeless pair is given up.
+# GPO's observation: DPO, SLiC, IPO and others are one family, a link of the margin. All
+# are convex but the savage loss, which is bounded: a hopeless pair is given up.
 
 # %%
 margin = np.linspace(-4, 4, 201)

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Token credit
 #
-# From r to Q* (arXiv:2404.12358): the log-ratio of a DPO policy, token by token, is
-# the advantage of the KL-tied optimum, r + V*(s') - V*(s): the shaped reward, not the
+# From r to Q* (arXiv:2404.12358): the log-ratio of a DPO policy, token by token, is the
+# advantage of the KL-tied optimum, r + V*(s') - V*(s): the shaped reward, not the
 # reward itself. Here on a token MDP small enough to be exact: 3 tokens, completions of
 # 4, a random reward for every token in every state.
 

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Divergences
 #
-# What ties a policy to its reference, as a function of the log-ratio
-# u = log(policy / ref): the penalty f, its slope f', which is the reward that f-DPO
-# reads off a policy, and the estimators k1, k2, k3 of the reverse KL from samples.
+# What ties a policy to its reference, as a function of the log-ratio u = log(policy /
+# ref): the penalty f, its slope f', which is the reward that f-DPO reads off a policy,
+# and the estimators k1, k2, k3 of the reverse KL from samples.
 
 # %%
 import functools

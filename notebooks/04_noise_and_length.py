@@ -134,6 +134,6 @@ right.axhline(0, color="0.8", zorder=0)
 _ = left.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# On this task R-DPO's alpha undoes the bias where it equals the bias of the labels
-# (0.1 a token), since its term is the same as the labels'. SimPO compares averages per
+# On this task R-DPO's alpha undoes the bias where it equals the bias of the labels (0.1
+# a token), since its term is the same as the labels'. SimPO compares averages per
 # token: it shortens answers whatever the labels say, and starts from no reference.

@@ -24,7 +24,7 @@ from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.models import score
 from xpo_jax.models.config import Config
-from xpo_jax.train import aux_losses, metrics, offline, state, step
+from xpo_jax.train import aux_losses, loop, metrics, run_directory, state, step
 from xpo_jax.types import AuxLoss, Layout
 
 RUN = Experiment(
@@ -56,7 +56,7 @@ def test_update_is_along_the_sum_of_the_gradients(tiny):
     AuxLoss(0.25, objectives.retain_kl(), "near"),  # reads the reference as it is
   )
   batch, demos = (tiny.batches(x)[0] for x in (Layout.PAIR, Layout.DEMO))
-  # The parts' microbatches are their own, and differ in weight.
+  # The auxiliary microbatches are their own, and differ in weight.
   cut = tiny.batches(Layout.DEMO, microbatches=4)[0]
   assert len(set(cut.mask_MBKT.sum((1, 2, 3)))) > 1
   optimizer = optim.Optimizer(learning_rate=1e-2, schedule="constant", clip=None)
@@ -94,22 +94,22 @@ def test_update_is_along_the_sum_of_the_gradients(tiny):
     np.testing.assert_allclose(got / (1 - optimizer.b1), want, atol=1e-5)
 
 
-def test_part_with_a_state_is_refused(tiny):
-  part = AuxLoss(1.0, objectives.beta_dpo(), "more")
-  with pytest.raises(ValueError, match="part 'more': beta_dpo keeps a state"):
+def test_auxiliary_loss_with_a_state_is_refused(tiny):
+  loss = AuxLoss(1.0, objectives.beta_dpo(), "more")
+  with pytest.raises(ValueError, match="aux_losses 'more': beta_dpo keeps a state"):
     models = {"policy": tiny.model}
-    step.make_step(objectives.sft, models, optim.Optimizer(), 1, aux_losses=(part,))
+    step.make_step(objectives.sft, models, optim.Optimizer(), 1, aux_losses=(loss,))
 
 
 @pytest.fixture(scope="module")
 def whole(datasets, tmp_path_factory):
-  """An offline run with a part, uninterrupted."""
+  """A run on records with an auxiliary loss, uninterrupted."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  assert offline.train(RUN, run_dir, datasets=datasets, say=_quiet).finished
+  assert loop.train(RUN, run_dir, datasets=datasets, say=_quiet).finished
   return run_dir
 
 
-def test_run_reports_its_parts_and_begins_their_data_again(whole):
+def test_run_reports_its_auxiliary_losses_and_starts_their_data_again(whole):
   lines = metrics.read(whole)
   assert len(lines) == 5 and RUN.aux_losses[0].data.steps == 2
   names = {"loss/dpo", "loss/keep/sft", "keep/length", "keep/padding"}
@@ -121,20 +121,24 @@ def test_run_reports_its_parts_and_begins_their_data_again(whole):
   assert lines[0]["keep/length"] != lines[1]["keep/length"]
   # Uniform over the vocabulary at first, nearly: 0.5 log 320.
   assert lines[0]["loss/keep/sft"] == pytest.approx(0.5 * np.log(320), rel=0.02)
-  assert json.loads((whole / "data.json").read_text())["parts"]["keep"]["kept"] == 40
+  assert (
+    json.loads((whole / "data.json").read_text())["aux_losses"]["keep"]["kept"] == 40
+  )
 
 
-def test_stopped_run_takes_up_its_parts_where_they_stood(whole, datasets, tmp_path):
+def test_resumed_run_goes_on_with_the_same_auxiliary_batches(whole, datasets, tmp_path):
   def say(text):
     if text.startswith("step 2/"):
       os.kill(os.getpid(), signal.SIGTERM)
 
   run_dir = tmp_path / "run"
-  stopped = offline.train(RUN, run_dir, datasets=datasets, say=say)
+  stopped = loop.train(RUN, run_dir, datasets=datasets, say=say)
   assert not stopped.finished and stopped.steps == 3
-  offline.resume(run_dir, RUN, datasets=datasets, say=_quiet)
-  for file in (whole / offline.POLICY).glob("*.safetensors"):
-    assert (run_dir / offline.POLICY / file.name).read_bytes() == file.read_bytes()
+  loop.resume(run_dir, RUN, datasets=datasets, say=_quiet)
+  for file in (whole / run_directory.POLICY).glob("*.safetensors"):
+    assert (
+      run_dir / run_directory.POLICY / file.name
+    ).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -144,22 +148,22 @@ def test_stopped_run_takes_up_its_parts_where_they_stood(whole, datasets, tmp_pa
     ({"name": "a/b"}, "AuxLossConfig.name is 'a/b'"),
     (
       {"objective": ObjectiveConfig("ppo")},
-      "part 'keep': ppo reads what is recorded with",
+      "aux_losses 'keep': ppo reads what is recorded with",
     ),
     ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
-    ({"data": Data("none")}, "part 'keep': none holds no row"),
+    ({"data": Data("none")}, "aux_losses 'keep': none holds no row"),
   ],
 )
-def test_bad_part_is_refused_by_name(change, match, datasets):
+def test_bad_auxiliary_loss_is_refused_by_name(change, match, datasets):
   with pytest.raises(ValueError, match=match):
-    part = dataclasses.replace(RUN.aux_losses[0], **change)
-    aux_losses.check((part,), datasets | {"none": []})
+    config = dataclasses.replace(RUN.aux_losses[0], **change)
+    aux_losses.check((config,), datasets | {"none": []})
 
 
-def test_two_parts_of_one_name_are_refused():
-  with pytest.raises(ValueError, match="two parts are called 'keep'"):
+def test_two_auxiliary_losses_of_one_name_are_refused():
+  with pytest.raises(ValueError, match="two aux_losses are called 'keep'"):
     dataclasses.replace(RUN, aux_losses=RUN.aux_losses * 2)
 
 
-def test_configuration_holds_the_parts():
+def test_configuration_holds_the_auxiliary_losses():
   assert yaml_file.from_dict(Experiment, yaml_file.to_dict(RUN)) == RUN

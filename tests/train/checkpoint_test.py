@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.train import checkpoint, run_directory
-from xpo_jax.train.state import OnlineState, TrainState
+from xpo_jax.train.state import RolloutState, TrainState
 
 
 def _state(step: int) -> TrainState:
@@ -72,8 +72,8 @@ def test_policy_of_a_checkpoint_is_the_average_where_one_is_kept(tmp_path):
   manager = checkpoint.open_manager(tmp_path / "checkpoints", keep=2)
   average = {"lm": {"w": jnp.full((64, 64), 7.0)}}
   held = _state(1).replace(ema=average)
-  online = OnlineState(jnp.int32(1), held, ref=None, sampler=(), beta=None)
-  checkpoint.save(manager, online, {})
+  whole = RolloutState(jnp.int32(1), held, ref=None, sampler=(), beta=None)
+  checkpoint.save(manager, whole, {})
   manager.close()
   ((step, params),) = checkpoint.policies(tmp_path / "checkpoints")
   assert step == 1 and (np.asarray(params["lm"]["w"]) == 7.0).all()
@@ -168,7 +168,7 @@ def test_first_save_cut_off_begins_again_and_says_so(tmp_path):
   checkpoint.save(manager, _state(1), {})
   _lose_manifest(directory / "1")
   fresh = _state(0)
-  assert run_directory.restored(manager, tmp_path, fresh, {}, said.append) is fresh
+  assert run_directory.restore_state(manager, tmp_path, fresh, {}, said.append) is fresh
   assert "step 1: " in said[0] and "beginning again" in said[1]
   checkpoint.save(manager, _state(1), {"note": "again"})
   manager.close()

@@ -2,16 +2,20 @@
 
 import dataclasses
 import functools
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
+from tests.train.tiny_runs import ADAPTED
 from xpo_jax.data import collate, pack, synthetic_reviews
 from xpo_jax.data.records import Demonstration, Pair
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
+from xpo_jax.train import loop
 from xpo_jax.types import Layout, Params
 
 # Every size is even, so that each axis can be split in two.
@@ -84,7 +88,7 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="session")
 def datasets() -> dict[str, list]:
-  """Records by name, for `offline.train`."""
+  """Records by name, for `loop.train`."""
   texts = synthetic_reviews.generate(120, seed=0)
   pairs = [
     Pair(f"pair {i}", prompt, good, texts[i + 60][1])
@@ -92,3 +96,27 @@ def datasets() -> dict[str, list]:
   ]
   demos = [Demonstration(f"text {i}", *text) for i, text in enumerate(texts[:40])]
   return {"pairs": pairs, "demos": demos}
+
+
+class Adapted(NamedTuple):
+  """The finished run `ADAPTED`.
+
+  Attributes:
+    run_dir: its directory.
+    result: what `loop.train` returned.
+    base: the decoder that its adapters are added to.
+  """
+
+  run_dir: Path
+  result: loop.Result
+  base: Params
+
+
+@pytest.fixture(scope="session")
+def adapted(datasets, tmp_path_factory) -> Adapted:
+  """See `Adapted`."""
+  run_dir = tmp_path_factory.mktemp("adapted") / "run"
+  result = loop.train(ADAPTED, run_dir, datasets=datasets, say=lambda text: None)
+  assert result.finished and result.steps == 6
+  key = jax.random.fold_in(jax.random.key(ADAPTED.seed), 0)
+  return Adapted(run_dir, result, transformer.model(ADAPTED.start.model).init(key))

@@ -5,46 +5,34 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.train.tiny_runs import MODEL
-from xpo_jax.config import experiment
 from xpo_jax.config.data import Prompts
-from xpo_jax.config.experiment import Experiment, Rollouts, Scratch
+from xpo_jax.config.experiment import Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import rules
-from xpo_jax.train import (
-  minibatches,
-  online_setup,
-  pair_construction,
-  references,
-  rollouts,
-)
+from xpo_jax.train import minibatches, pair_construction, references, rollouts_program
+from xpo_jax.train.minibatches import RowSizes
+from xpo_jax.train.pair_construction import PairConstruction
+from xpo_jax.train.rollouts import RolloutBatch
 from xpo_jax.types import Layout
 
 B, K, T = 4, 3, 5
+DATA = Rollouts(
+  prompts=Prompts("synthetic:20"),
+  feedback=Feedback(Configured(rules.synthetic_reward)),
+  sampling=Sampling(completions=K, max_completion_tokens=T),
+  prompts_per_iteration=B,
+  minibatches=2,
+)
 
 
-def _run(objective: ObjectiveConfig, made: Configured) -> online_setup.Run:
-  """As much of a run as batches are made from."""
-  experiment = Experiment(
-    objective=objective,
-    data=Rollouts(
-      prompts=Prompts("synthetic:20"),
-      feedback=Feedback(Configured(rules.synthetic_reward)),
-      sampling=Sampling(completions=K, max_completion_tokens=T),
-      prompts_per_iteration=B,
-      minibatches=2,
-      pair_construction=made,
-    ),
-    start=Scratch(MODEL),
-  )
-  prompts = rollouts.PromptSet((), (), (), width=4)
-  known = {"experiment": experiment, "arrangement": made.build(), "prompts": prompts}
-  return online_setup.Run(**dict.fromkeys(online_setup.Run._fields) | known)
+def _cut(pairs: PairConstruction, examples, arrays, data=DATA, index=0):
+  sizes = RowSizes(data.rows_per_step, data.microbatches, 4, T)
+  return minibatches.cut(data, 0, index, examples, arrays, pairs, sizes)
 
 
-def _drawn() -> tuple[rollouts.Rollouts, minibatches.Values]:
+def _drawn() -> tuple[RolloutBatch, minibatches.Values]:
   """Token t of completion k of prompt b is n = 100 b + 10 k + t, its log-prob -n."""
   rng = np.random.default_rng(0)
   lengths_BK = rng.integers(1, T + 1, (B, K))
@@ -53,7 +41,7 @@ def _drawn() -> tuple[rollouts.Rollouts, minibatches.Values]:
     for b, row in enumerate(lengths_BK)
   ]
   prompt = np.arange(3, dtype=np.int32)
-  drawn = rollouts.Rollouts(
+  drawn = RolloutBatch(
     iteration=0,
     row_B=np.arange(B),
     prompts=("",) * B,
@@ -70,24 +58,21 @@ def _drawn() -> tuple[rollouts.Rollouts, minibatches.Values]:
 
 
 @pytest.mark.parametrize(
-  ("objective", "made"),
+  "pairs",
   [
-    (ObjectiveConfig("dno"), Configured(pair_construction.all_pairs)),
-    (
-      ObjectiveConfig("cringe"),
-      Configured(pair_construction.rated_by_threshold, threshold=0.0),
-    ),
-    (ObjectiveConfig("rloo"), Configured(pair_construction.as_sampled)),
+    pair_construction.all_pairs(),
+    pair_construction.rated_by_threshold(threshold=0.0),
+    pair_construction.as_sampled(),
   ],
   ids=["all_pairs", "rated", "as_sampled"],
 )
-def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective, made):
-  run, (drawn, values) = _run(objective, made), _drawn()
+def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(pairs):
+  drawn, values = _drawn()
   reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
   present_BK = np.ones((B, K), np.float32)
   present_BK[1, 0] = 0
-  examples, kept = minibatches.arranged(run, drawn, values, reward_BK, present_BK)
-  batches, cache = minibatches.batches_of(run, 0, examples, kept)
+  examples, arrays = minibatches.construct(pairs, drawn, values, reward_BK, present_BK)
+  batches, cache = _cut(pairs, examples, arrays)
   assert len(batches) == 2  # minibatches, however many rows a prompt has
   seen = []
   for step in range(len(batches)):
@@ -107,7 +92,7 @@ def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective,
         if "desirable_BK" in batch.fields:
           assert batch.fields["desirable_BK"][0, b, column] == (reward > 0)
       seen.append((prompt, columns))
-  rows = made.build().choose(reward_BK, present_BK, drawn.length_BK)
+  rows = pairs.choose(reward_BK, present_BK, drawn.length_BK)
   assert sorted(seen) == sorted(row[:2] for row in rows)
 
 
@@ -119,22 +104,15 @@ def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(objective,
 def test_each_pass_is_cut_by_itself_where_prompts_are_left_out(
   ties, sizes, microbatches
 ):
-  run, (drawn, values) = (
-    _run(ObjectiveConfig("dpo"), Configured(pair_construction.best_worst)),
-    _drawn(),
-  )
-  run = run._replace(
-    experiment=dataclasses.replace(
-      run.experiment, ppo_epochs=3, microbatches=microbatches
-    )
-  )
+  pairs, (drawn, values) = pair_construction.best_worst(), _drawn()
+  data = dataclasses.replace(DATA, ppo_epochs=3, microbatches=microbatches)
   reward_BK = np.array([[1, 0, 0]] * (B - ties) + [[1, 1, 1]] * ties, np.float32)
-  examples, kept = minibatches.arranged(
-    run, drawn, values, reward_BK, np.ones((B, K), bool)
+  examples, arrays = minibatches.construct(
+    pairs, drawn, values, reward_BK, np.ones((B, K), bool)
   )
   orders = []
   for index in range(5):
-    batches, cache = minibatches.batches_of(run, index, examples, kept)
+    batches, cache = _cut(pairs, examples, arrays, data, index)
     assert len(batches) == 3 * len(sizes)
     steps = []
     for step in range(len(batches)):
@@ -151,38 +129,62 @@ def test_each_pass_is_cut_by_itself_where_prompts_are_left_out(
 
 
 def test_rows_are_those_of_the_plan_where_none_is_left_out():
-  run, (drawn, values) = (
-    _run(ObjectiveConfig("dno"), Configured(pair_construction.all_pairs)),
-    _drawn(),
-  )
-  run = run._replace(experiment=experiment.replace(run.experiment, ppo_epochs=2))
+  pairs, (drawn, values) = pair_construction.all_pairs(), _drawn()
   reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
-  examples, kept = minibatches.arranged(run, drawn, values, reward_BK, np.ones((B, K)))
-  batches, _ = minibatches.batches_of(run, 0, examples, kept)
+  examples, arrays = minibatches.construct(
+    pairs, drawn, values, reward_BK, np.ones((B, K))
+  )
+  batches, _ = _cut(pairs, examples, arrays, dataclasses.replace(DATA, ppo_epochs=2))
   np.testing.assert_array_equal(batches.row_start, np.arange(2 * len(examples) + 1))
   np.testing.assert_array_equal(batches.epoch_start, [0, len(examples)])
   assert batches.steps == 4
 
 
 @pytest.mark.parametrize(
-  ("objective", "made", "columns"),
+  ("name", "pairs", "columns"),
   [
-    (ObjectiveConfig("dno"), Configured(pair_construction.all_pairs), 2),
-    (ObjectiveConfig("rloo"), Configured(pair_construction.as_sampled), K),
+    ("dno", pair_construction.all_pairs(), 2),
+    ("rloo", pair_construction.as_sampled(), K),
   ],
   ids=["all_pairs", "as_sampled"],
 )
 def test_largest_batch_holds_the_longest_prompt_and_completions_at_the_limit(
-  objective, made, columns
+  name, pairs, columns
 ):
-  run = _run(objective, made)
-  ids = (np.arange(2, dtype=np.int32), np.arange(4, dtype=np.int32))
-  prompts = rollouts.PromptSet(("a", "b"), ("", ""), ids, width=4)
-  batch = minibatches.largest(
-    run._replace(objective=objective.build(), prompts=prompts)
-  )
+  stats = rollouts_program.recorded_stats(ObjectiveConfig(name).build(), 1.0)
+  sizes = RowSizes(DATA.rows_per_step, DATA.microbatches, 4, T)
+  prompt = np.arange(4, dtype=np.int32)
+  batch = minibatches.largest(DATA, prompt, stats, pairs, sizes)
   assert batch.mask_MBKT.shape[2:] == (columns, T)
   held = batch.mask_MBKT[batch.weight_MB > 0]
   assert held.size and held.all()  # not one completion is short of the limit
   assert batch.target_MRC.shape[-1] >= columns * T
   assert batch.ref["ref_logp_BKT"].shape == batch.mask_MBKT.shape
+
+
+def test_few_row_lengths_hold_every_group():
+  sizes = RowSizes(2, 1, prompt_width=7, max_completion_tokens=8)
+  shapes = {n: sizes.shape(n, 2) for n in range(1, 7 + 2 * 8 + 1)}
+  assert all(shape.L >= n for n, shape in shapes.items())
+  assert len(set(shapes.values())) <= 4
+
+
+def test_minibatches_of_an_iteration_have_an_order_of_their_own():
+  pairs, (drawn, _) = pair_construction.as_sampled(), _drawn()
+
+  def order(index):
+    data = dataclasses.replace(DATA, minibatches=1)
+    batches, _ = _cut(pairs, drawn.examples, {}, data, index)
+    return tuple(batches.groups_of(0))
+
+  orders = [order(index) for index in range(8)]
+  assert orders == [order(index) for index in range(8)]
+  assert len(set(orders)) > 3  # of 24
+
+
+def test_kl_is_the_sum_of_the_log_ratios_of_a_completion():
+  values = {
+    "old_logp_BKT": [[np.float32([-1, -2]), np.float32([-3])]],
+    "ref_logp_BKT": [[np.float32([-2, -2]), np.float32([-1])]],
+  }
+  np.testing.assert_array_equal(minibatches.seq_kl(values), [[1.0, -2.0]])

@@ -27,7 +27,9 @@ ROWS = {  # (prompt, columns)
 }
 
 
-def _chosen(made: pair_construction.Arrangement) -> list[pair_construction.Row]:
+def _chosen(
+  made: pair_construction.PairConstruction,
+) -> list[pair_construction.ChosenColumns]:
   return made.choose(np.where(PRESENT > 0, REWARD, 0), PRESENT, LENGTH)
 
 

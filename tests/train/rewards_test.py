@@ -15,7 +15,7 @@ from xpo_jax.feedback import client, endpoint, reward_model, rules
 from xpo_jax.feedback.protocol import Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
-from xpo_jax.train import online, rewards, rollouts
+from xpo_jax.train import loop, rewards, rollouts, run_directory
 
 NAN = np.float32(np.nan)
 MODEL = Config(
@@ -25,7 +25,7 @@ SOURCE = Configured(rules.synthetic_reward)
 
 
 def _drawn(reward=None, ended=((True, True), (False, True))):
-  """As much of `Rollouts` as judging reads."""
+  """As much of a `RolloutBatch` as judging reads."""
 
   @dataclasses.dataclass
   class Drawn:
@@ -224,10 +224,10 @@ def test_the_loop_asks_the_policy_of_the_iteration(tmp_path):
     mesh=MeshShape(data=1),
   )
   start = transformer.model(MODEL).init(jax.random.fold_in(jax.random.key(0), 0))
-  done = online.train(run, tmp_path / "run", say=lambda text: None)
+  done = loop.train(run, tmp_path / "run", say=lambda text: None)
   first, second = (
     set(rollouts.read(path).reward_BK.ravel().tolist())
-    for path in sorted((tmp_path / "run" / online.ROLLOUTS).iterdir())
+    for path in sorted((tmp_path / "run" / run_directory.ROLLOUTS).iterdir())
   )
   assert first == {float(jax.tree.leaves(start)[0].ravel()[0])}
   assert len(second) == 1 and second != first
@@ -266,5 +266,5 @@ def test_a_judge_that_cannot_judge_is_named_before_the_start_is_trained(
     start=Stage(begun),
   )
   with pytest.raises(error, match=match):
-    online.train(run, tmp_path / "run", say=lambda text: None)
+    loop.train(run, tmp_path / "run", say=lambda text: None)
   assert not (tmp_path / "run").exists()

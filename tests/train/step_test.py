@@ -1,5 +1,6 @@
 """One step for every objective: exact accumulation, any split of devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 
 from xpo_jax import objectives, scored
 from xpo_jax.config import optim
-from xpo_jax.models import heads
+from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.models import heads, lora
+from xpo_jax.models.lora import Adapter
 from xpo_jax.objectives import mixture
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
@@ -198,3 +201,63 @@ def test_needs_come_in_one_order_and_add_the_entropy_to_logits_only():
   fields = [stat.field for stat in step.stats(objectives.dpo())]
   assert fields == ["entropy_BKT", "logp_BKT", "ref_logp_BKT"]
   assert [s.field for s in step.stats(objectives.bradley_terry())] == ["value_BKT"]
+
+
+@functools.cache
+def _updated(tiny, adapter, devices=1):
+  """One step that reads the reference live: parameters before and after, metrics."""
+  use = ObjectiveConfig("tdpo2")
+  objective = use.build()
+  batch = tiny.batches(Layout.PAIR)[0]
+  trained = lora.trainable_model(tiny.model, adapter)
+  params = {"lm": trained.init(jax.random.key(0))}
+  noise = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: x + 0.1 * noise.normal(size=x.shape).astype(np.float32), params
+  )
+  optimizer = optim.Optimizer(learning_rate=1e-2, schedule="constant", clip=None)
+  chain = optim.transform(optimizer)
+  made = (params, chain, objective.init(), jax.random.key(1))
+  base, mesh, shardings = tiny.ref, None, None
+  first = state.create(*made)
+  if devices > 1:
+    mesh = meshes.make_mesh(2, 2, 2)
+    first, shardings = state.create_on(mesh, trained, *made)
+    axes = {"lm": tiny.model.logical_axes()}
+    base = place.place_params(mesh, base, axes)
+    batch = place.place_batch(mesh, batch)
+  run = step.make_step(
+    use.build,
+    {"policy": tiny.model, "ref": tiny.model},
+    optimizer,
+    10,
+    mesh=mesh,
+    shardings=shardings,
+    adapter=adapter,
+  )
+  frozen = {state.BASE: base, "ref": base}
+  after, measured = run(first, frozen, batch, step.hparams(optimizer))
+  return params, jax.device_get(after.params), jax.device_get(measured)
+
+
+WHOLE = Adapter(rank=2, alpha=4.0)
+
+
+def test_eight_devices_train_adapters_as_one(tiny):
+  _, one, measured = _updated(tiny, WHOLE)
+  _, eight, sharded = _updated(tiny, WHOLE, devices=8)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, eight)
+  for name in ("loss", "grad_norm", "kl_k3"):
+    np.testing.assert_allclose(measured[name], sharded[name], rtol=1e-4)
+
+
+def test_l1_of_the_change_is_a_term_of_the_loss_and_shrinks_it(tiny):
+  sparse = dataclasses.replace(WHOLE, l1=100.0)
+  before, plain, without = _updated(tiny, WHOLE)
+  _, after, measured = _updated(tiny, sparse)
+  change = lora.delta(before["lm"], WHOLE)
+  by_hand = 100 * sum(np.abs(x).sum() for x in jax.tree.leaves(change))
+  assert measured["loss/l1"] == pytest.approx(by_hand, rel=1e-5)
+  assert measured["loss"] == pytest.approx(without["loss"] + by_hand, rel=1e-6)
+  sizes = [float(lora.l1(p["lm"], WHOLE)) for p in (before, plain, after)]
+  assert sizes[2] < 0.95 * min(sizes[:2])

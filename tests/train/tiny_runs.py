@@ -1,12 +1,17 @@
-"""The smallest model that trains on the world's texts, and an online run of it."""
+"""The smallest model that trains on synthetic reviews, and runs of it."""
 
-from xpo_jax.config.data import Prompts
+import dataclasses
+
+import numpy as np
+
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Rollouts, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.config.sampling import Feedback, Sampling
-from xpo_jax.feedback import rules
+from xpo_jax.config.sampling import Feedback, Opponent, Sampling
+from xpo_jax.feedback import protocol, rules
 from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
 from xpo_jax.ops import kl_control
 
 MODEL = Config(
@@ -56,4 +61,45 @@ PLAIN = Experiment(
   ),
   start=Scratch(MODEL),
   mesh=MeshShape(data=1),
+)
+
+
+def cyclic():
+  """Rock, paper, scissors: the length modulo 3 wins over the one before it."""
+
+  def preference(prompts, first, second):
+    del prompts
+    ahead = [(len(a) - len(b)) % 3 for a, b in zip(first, second, strict=True)]
+    return protocol.Scores(np.array([0.5, 1.0, 0.0])[ahead])
+
+  return preference
+
+
+# Nash-MD: win rates against an opponent, judged on held-out prompts too.
+NASH = Experiment(
+  objective=ObjectiveConfig("nash_md", beta=0.1),
+  data=Rollouts(
+    prompts=Prompts("synthetic:30"),
+    feedback=Feedback(Configured(cyclic), kind="win_rates"),
+    sampling=Sampling(
+      completions=2, max_completion_tokens=6, opponent=Opponent(0.25, completions=3)
+    ),
+    iterations=2,
+    prompts_per_iteration=6,
+  ),
+  start=Scratch(MODEL),
+  optimizer=Optimizer(learning_rate=1e-2),
+  loop=Loop(log_every=1, eval_every=1),
+  mesh=MeshShape(data=1),
+  evaluation=Evaluation(share=0.2),
+)
+# Adapters on records; the data are those of the fixture `datasets`.
+ADAPTED = Experiment(
+  ObjectiveConfig("dpo"),
+  Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=2, steps=6),
+  Scratch(dataclasses.replace(MODEL, layers=2)),
+  Optimizer(learning_rate=1e-2, weight_decay=0.1, ema=0.9),
+  Loop(log_every=1, checkpoint_every=2),
+  MeshShape(data=1),
+  adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up"),
 )

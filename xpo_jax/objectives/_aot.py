@@ -32,7 +32,7 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   Departs from the paper: nothing known. Public codes sort within each device's
     microbatch; here the whole batch is sorted, independent of microbatches.
   Reduction: log-probability summed over tokens; loss averaged over pairs. `prepare`
-    sorts and gives each row its matched h, which has no gradient anyway.
+    sorts and gives each row its matched h, which has no gradient.
 
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.01.

@@ -35,7 +35,7 @@ def arpo(
     gives tau = 0 there. As in the code the gradient flows through tau. Where tau is 1
     this is `cpo`, the name of the code's file.
   Reduction: log-probability summed over tokens (averaged in tau); losses averaged over
-    pairs; the NLL as `reduction` says (see `cpo`; the code's is token_mean).
+    pairs; the NLL by `reduction` (see `cpo`; the code's is token_mean).
 
   Args:
     beta: scale of the log-likelihoods, per nat; > 0. Paper's code: 0.1.

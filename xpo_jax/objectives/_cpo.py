@@ -22,8 +22,8 @@ def cpo(
     `reduction="token_mean"`; its `w = 1` belongs to that reduction. Label smoothing is
     TRL's. The authors' repository now holds `arpo` under the same name.
   Reduction: log-probability summed over tokens, so that the shorter of two completions
-    starts with the higher likelihood; losses averaged over pairs; the NLL as
-    `reduction` says.
+    starts with the higher likelihood; losses averaged over pairs; the NLL by
+    `reduction`.
 
   Args:
     beta: scale of the log-likelihoods, per nat; > 0. Paper: 0.1.

@@ -43,7 +43,7 @@ def dno(beta: float = 0.1) -> Objective:
     >>> from xpo_jax.testing import toy
     >>> first_step = toy.scored(K=2, policy_equals_ref=True)
     >>> loss = scored.evaluate(objectives.dno(), first_step).loss
-    >>> round(float(loss), 4)  # no margin yet, so log 2 whatever the win rates
+    >>> round(float(loss), 4)  # no margin yet, so log 2 for any win rates
     0.6931
   """
   _hparams.check("dno", "beta", beta, paper=0.1, gt=0)

@@ -235,7 +235,7 @@ def ndcg_loss_1(gain_BK: Array, rank_BK: Array, base: float = 2.0) -> Array:
 def ndcg_loss_2(gain_BK: Array, rank_BK: Array, base: float = 2.0) -> Array:
   """|G_i - G_j| |1/D(d) - 1/D(d + 1)| with d = |rank_i - rank_j|, `[B, K, K]`."""
   chex.assert_equal_shape([gain_BK, rank_BK])
-  # On the diagonal, where d = 0, the difference of the gains is 0 anyway.
+  # On the diagonal, where d = 0, the difference of the gains is 0.
   distance_BKK = jnp.maximum(jnp.abs(_gap(rank_BK)), 1)
   step_BKK = 1 / discount(distance_BKK, base) - 1 / discount(distance_BKK + 1, base)
   return jnp.abs(_gap(gain_BK)) * step_BKK

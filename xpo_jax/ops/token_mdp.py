@@ -131,7 +131,7 @@ def beam_search(
   chex.assert_equal_shape([logp_SV, next_SV])
   logp_SV, next_SV = jnp.asarray(logp_SV), jnp.asarray(next_SV)
   V, end = logp_SV.shape[1], len(next_SV)
-  # A finished completion stays: at the end, token 0 costs nothing.
+  # A finished completion stays: in the terminal state, token 0 has log-prob 0.
   stay_V = jnp.where(jnp.arange(V) == 0, 0, -jnp.inf).astype(logp_SV.dtype)
   logp_SV = jnp.concatenate([logp_SV, stay_V[None]])
   next_SV = jnp.concatenate([next_SV, jnp.full_like(next_SV[:1], end)])

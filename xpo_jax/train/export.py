@@ -62,11 +62,16 @@ def policy_writer(
     loaded: its records.
     model: of the policy.
   """
+  tokenizer, start = begin.tokenizer, None
+  if is_reward(experiment):
+    # On the host, and only what is sampled from: the run's device memory is its own.
+    scratch = isinstance(experiment.start, Scratch)
+    start = begin._replace(params={} if scratch else jax.device_get(begin.params))
 
   def write(params: Params, directory: Path) -> None:
-    hf_checkpoint.save(directory, model.config, params, tokenizer=begin.tokenizer)
-    if is_reward(experiment):
-      _describe(experiment, begin, loaded, model, params, directory)
+    hf_checkpoint.save(directory, model.config, params, tokenizer=tokenizer)
+    if start is not None:
+      _describe(experiment, start, loaded, model, params, directory)
 
   return write
 

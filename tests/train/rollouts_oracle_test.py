@@ -1,4 +1,4 @@
-"""Rollouts of a real loop through PPO, RLOO and GRPO, against NumPy from the papers.
+"""Rollouts of a real run through PPO, RLOO and GRPO, against NumPy from the papers.
 
 Log-probs and values are computed anew from whole unpacked rows, at the sampling
 temperature; advantages and losses with loops, in float64.
@@ -18,8 +18,16 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import rules
 from xpo_jax.models import score, transformer
-from xpo_jax.train import minibatches, online, online_setup, references, step
+from xpo_jax.train import (
+  minibatches,
+  references,
+  rollouts,
+  rollouts_program,
+  step,
+)
 from xpo_jax.train import rewards as train_rewards
+from xpo_jax.train.loading import Inputs
+from xpo_jax.train.rollouts_program import Parts
 
 T, K = 0.7, 3
 RUN = Experiment(
@@ -41,6 +49,10 @@ ONE_STEP = {
 }
 
 
+def _quiet(text: str) -> None:
+  del text
+
+
 def _moved(params, seed: int):
   """Parameters apart from these, so that no ratio is 1 and no KL is 0."""
   rng = np.random.default_rng(seed)
@@ -53,7 +65,7 @@ def _moved(params, seed: int):
 class Rolled:
   """One iteration's rollouts with three policies: old, ref, and the one trained."""
 
-  run: online_setup.Run
+  parts: Parts
   drawn: object
   values: dict
   roles: dict
@@ -64,21 +76,30 @@ class Rolled:
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("oracle")
-  loaded = online_setup.inputs.load(RUN.data.prompts, RUN.data.prompts, {})
-  run = online_setup.prepare(RUN, run_dir, loaded)
-  start = run.state.train.params
+  parts, first = rollouts_program.assemble(RUN, run_dir, Inputs(), {}, _quiet)
+  start = first.train.params
   assert not any(x.any() for x in start["value"].values())  # nothing known: worth 0
   old, policy = _moved(start, 0), _moved(start, 2)
   ref = {"lm": _moved(start["lm"], 1)}
-  drawn = online._draw(run, old, ref, 0)
-  drawn = train_rewards.ask(run.judge, drawn, RUN.data.feedback)
+  drawn = rollouts.draw(
+    parts.model,
+    old["lm"],
+    parts.prompts,
+    np.arange(RUN.data.prompts_per_iteration),
+    RUN.data.sampling,
+    parts.tokenizer,
+    iteration=0,
+    key=jax.random.key(3),
+  )
+  drawn = train_rewards.ask(parts.judge, drawn, RUN.data.feedback)
   reward_BK, present_BK = train_rewards.shaped(
     drawn, RUN.data.feedback, RUN.data.sampling
   )
   assert np.ptp(reward_BK, axis=1).any()  # else advantages would be 0 by themselves
-  values = minibatches.recorded(run, drawn, old, ref)
+  recorded = {"policy": old, "ref": ref}
+  values = minibatches.record(drawn, parts.record, recorded, parts.sizes, parts.place)
   roles = {"policy": policy, "ref": ref, "old": old}
-  return Rolled(run, drawn, values, roles, reward_BK, present_BK)
+  return Rolled(parts, drawn, values, roles, reward_BK, present_BK)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +112,7 @@ def plain(rolled):
   for row, (x, y) in enumerate(pairs):
     tokens[row, : len(x) + len(y)] = np.concatenate([x, y])
     there[row, : len(x) + len(y)] = True
-  model, rows = rolled.run.model, transformer.Rows.plain(tokens, there)
+  model, rows = rolled.parts.model, transformer.Rows.plain(tokens, there)
   hidden = jax.jit(lambda lm: (model.hidden(lm, rows), model.head(lm)))
   found = {}
   for role, params in rolled.roles.items():
@@ -122,14 +143,17 @@ def test_sampled_log_probs_and_recorded_values_equal_rescoring(rolled, plain):
 def _evaluated(use_name: str, rolled: Rolled):
   """The objective's evaluation and `prepare` on the loop's own batch."""
   use = ONE_STEP.get(use_name, RUN.objective)
-  build = online_setup.at_temperature(use.build, T)
-  objective, run = build(), rolled.run
-  chosen = (rolled.reward_BK, rolled.present_BK)
-  examples, kept = minibatches.arranged(run, rolled.drawn, rolled.values, *chosen)
-  batches, cache = minibatches.batches_of(run, 0, examples, kept)
+  build = rollouts_program.at_temperature(use.build, T)
+  objective, parts = build(), rolled.parts
+  examples, arrays = minibatches.construct(
+    parts.pairs, rolled.drawn, rolled.values, rolled.reward_BK, rolled.present_BK
+  )
+  batches, cache = minibatches.cut(
+    RUN.data, RUN.seed, 0, examples, arrays, parts.pairs, parts.sizes
+  )
   batch = jax.tree.map(lambda x: x[0], references.fill(cache, batches[0]))
   roles = {"policy": rolled.roles["policy"]}
-  models = {"policy": run.model}
+  models = {"policy": parts.model}
   record = score.score(models, roles, step.stats(objective), batch)
   aux, _ = objective.prepare(record, objective.init(), None)
   found = scored.evaluate(objective, record, objective.init())

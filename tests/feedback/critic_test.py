@@ -1,4 +1,4 @@
-"""A critic that starts as a reward model; a policy that trains adapters online."""
+"""A critic that starts as a reward model, beside a policy that trains adapters."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
@@ -19,15 +20,16 @@ from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import (
-  loading,
+  loop,
   metrics,
   minibatches,
-  offline,
-  online,
-  online_setup,
+  rollouts,
+  rollouts_program,
+  run_directory,
+  state,
   validate,
 )
-from xpo_jax.train import rollouts as rolls
+from xpo_jax.train.loading import Inputs
 
 POLICY = Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)
 CRITIC = dataclasses.replace(POLICY, width=16, head_dim=8, layers=2)  # another size
@@ -86,27 +88,28 @@ def experiment(saved):
   )
 
 
-def _prepared(experiment, run_dir):
+def _assembled(experiment, run_dir):
   run_dir.mkdir(exist_ok=True)
-  loaded = loading.load(experiment.prompts, experiment.prompts, {})
-  return online_setup.prepare(experiment, run_dir, loaded)
+  return rollouts_program.assemble(experiment, run_dir, Inputs(), {}, _quiet)
 
 
 @pytest.fixture(scope="module")
 def trained(experiment, tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "run"
-  return run_dir, online.train(experiment, run_dir, say=_quiet)
+  return run_dir, loop.train(experiment, run_dir, say=_quiet)
 
 
 @pytest.fixture(scope="module")
-def prepared(experiment, tmp_path_factory):
-  return _prepared(experiment, tmp_path_factory.mktemp("prepared"))
+def assembled(experiment, tmp_path_factory):
+  return _assembled(experiment, tmp_path_factory.mktemp("assembled"))
 
 
-def test_first_values_at_the_last_tokens_are_the_rewards(trained, prepared, saved):
-  drawn = rolls.read(trained[0] / online.ROLLOUTS / "000001.jsonl")
-  params = prepared.state.train.params
-  found = minibatches.recorded(prepared, drawn, params, prepared.ref)
+def test_first_values_at_the_last_tokens_are_the_rewards(trained, assembled, saved):
+  drawn = rollouts.read(trained[0] / run_directory.ROLLOUTS / "000001.jsonl")
+  parts, first = assembled
+  adapter = parts.experiment.adapter
+  roles = state.roles(first.train.params, parts.frozen, adapter) | {"ref": parts.ref}
+  found = minibatches.record(drawn, parts.record, roles, parts.sizes, parts.place)
   last = [value[-1] for pair in found["old_value_BKT"] for value in pair]
   # The tokens as sampled: those of an untrained policy are not their text's.
   alone = [
@@ -120,27 +123,28 @@ def test_first_values_at_the_last_tokens_are_the_rewards(trained, prepared, save
   np.testing.assert_allclose(last, rewards, atol=1e-5)
 
 
-def test_critic_and_adapters_are_trained_and_nothing_else(trained, prepared):
-  run_dir, result = trained
-  base, after = prepared.frozen["base"]["lm"], result.params
+def test_critic_and_adapters_are_trained_and_nothing_else(trained, assembled):
+  (run_dir, result), (parts, first) = trained, assembled
+  base, after = parts.frozen["base"]["lm"], result.params
   same = jax.tree.map(np.array_equal, after["lm"], base)
   moved = {part for part, x in same["blocks"].items() if not all(x.values())}
   assert moved == {"query", "value", "up"} and same["embedding"]
-  before = prepared.state.train.params["critic"]
+  before = first.train.params["critic"]
   changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), after["critic"], before)
   assert changed["value"]["kernel_D"] and changed["lm"]["blocks"]["up"]["kernel"]
-  adapter, params = peft.load(run_dir / offline.ADAPTER, POLICY, base)
+  adapter, params = peft.load(run_dir / run_directory.ADAPTER, POLICY, base)
   merged = lora.merged(base, params, adapter)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, after["lm"]
   )
-  written = hf_checkpoint.load(run_dir / offline.POLICY).params
+  written = hf_checkpoint.load(run_dir / run_directory.POLICY).params
   jax.tree.map(np.testing.assert_array_equal, written["lm"], after["lm"])
   assert "value" not in written
 
 
-def test_base_is_the_reference_without_a_copy(prepared):
-  pairs = map(jax.tree.leaves, (prepared.ref, prepared.frozen["base"]))
+def test_base_is_the_reference_without_a_copy(assembled):
+  parts, _ = assembled
+  pairs = map(jax.tree.leaves, (parts.ref, parts.frozen["base"]))
   assert all(a is b for a, b in zip(*pairs, strict=True))
 
 
@@ -158,18 +162,18 @@ def test_adapters_of_another_base_are_refused(experiment, trained, saved, tmp_pa
   moved = hf_checkpoint.load(saved["policy"]).params["lm"]
   moved = moved | {"embedding": moved["embedding"] + 1}
   with pytest.raises(ValueError, match="an adapter for another base"):
-    peft.load(run_dir / offline.ADAPTER, POLICY, moved)
-  _prepared(experiment, tmp_path / "run")
+    peft.load(run_dir / run_directory.ADAPTER, POLICY, moved)
+  _assembled(experiment, tmp_path / "run")
   tokenizer = hf_checkpoint.load(saved["policy"]).tokenizer
   other = Pretrained(_save(tmp_path / "other", POLICY, tokenizer, 5), remat=False)
   with pytest.raises(ValueError, match=r"changed\n  base_sha256: "):
-    _prepared(dataclasses.replace(experiment, start=other), tmp_path / "run")
+    _assembled(experiments.replace(experiment, start=other), tmp_path / "run")
 
 
 def test_reward_model_of_another_tokenizer_is_no_critic(experiment, saved, tmp_path):
-  other = dataclasses.replace(experiment, critic_init=saved["other"])
+  other = experiments.replace(experiment, critic_init=saved["other"])
   with pytest.raises(ValueError, match=r"critic_init .* of another tokenizer"):
-    online.train(other, tmp_path / "run", say=_quiet)
+    loop.train(other, tmp_path / "run", say=_quiet)
   assert not (tmp_path / "run").exists()
 
 
@@ -181,11 +185,11 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
   odd = _save(tmp_path / "odd", config, tokenizer, 1)
   reward_model.write_description(odd, Template(), Limits())
   mesh = MeshShape(data=2, fsdp=2, tensor=2)
-  apart = dataclasses.replace(experiment, critic_init=odd, mesh=mesh)
+  apart = experiments.replace(experiment, critic_init=odd, mesh=mesh)
   with pytest.raises(
     ValueError, match=r"critic.*of size 3 cannot be split over tensor=2"
   ):
-    _prepared(apart, tmp_path / "run")
+    _assembled(apart, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -200,4 +204,4 @@ def test_reward_model_that_the_mesh_does_not_fit_is_no_critic(
 )
 def test_what_can_be_no_critic_is_refused_before_anything(experiment, changes, match):
   with pytest.raises(ValueError, match=match):
-    validate.check(dataclasses.replace(experiment, **changes))
+    validate.check_rollouts(experiments.replace(experiment, **changes), {})

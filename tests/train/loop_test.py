@@ -1,0 +1,226 @@
+"""Whole runs, tiny: an interruption must not change a bit of what one leaves."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from tests.train import compare
+from tests.train.tiny_runs import MODEL
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config import yaml_file
+from xpo_jax.config.data import Data, Evaluation
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
+from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data.tokenise import Limits
+from xpo_jax.models import hf_checkpoint
+from xpo_jax.train import checkpoint, loop, metrics, run_directory
+
+DATA = Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=3)
+ONE = MeshShape(data=1)
+# State, coupled rows, draws and two microbatches: all that a resume can get wrong.
+RUN = Experiment(
+  ObjectiveConfig("beta_dpo", alpha=0.6, keep=0.8),
+  DATA,
+  Scratch(MODEL),
+  Optimizer(learning_rate=1e-2, warmup_steps=2, ema=0.9),
+  Loop(log_every=1, eval_every=4, checkpoint_every=3),
+  ONE,
+  Evaluation(share=0.2),
+)
+
+
+def _quiet(text: str) -> None:
+  del text
+
+
+@pytest.fixture(scope="module")
+def whole(datasets, tmp_path_factory):
+  """The uninterrupted run."""
+  run_dir = tmp_path_factory.mktemp("runs") / "whole"
+  result = loop.train(RUN, run_dir, datasets=datasets, say=_quiet)
+  assert result.finished and result.steps >= 8
+  return run_dir
+
+
+_CHILD = """
+import os, pickle, signal, sys
+from xpo_jax.train import loop
+with open(sys.argv[1], "rb") as file:
+  experiment, datasets = pickle.load(file)
+def say(text):
+  if text.startswith("step 5/"):  # checkpoints at 3 and 6
+    os.kill(os.getpid(), signal.SIGKILL)
+loop.train(experiment, sys.argv[2], datasets=datasets, say=say)
+"""
+
+
+def test_run_killed_between_checkpoints_resumes_bit_for_bit(whole, datasets, tmp_path):
+  handed, run_dir = tmp_path / "handed", tmp_path / "killed"
+  handed.write_bytes(pickle.dumps((RUN, datasets)))
+  command = [sys.executable, "-c", textwrap.dedent(_CHILD), str(handed), str(run_dir)]
+  died = subprocess.run(command, timeout=300, capture_output=True, text=True)
+  assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+  assert len(metrics.read(run_dir)) >= 4  # beyond the checkpoint at step 3
+  said = []
+  result = loop.resume(run_dir, datasets=datasets, say=said.append)
+  assert result.finished
+  assert "continuing after step 3" in said
+  assert compare.differences(run_dir, whole) == []
+
+
+def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_path):
+  # Held-out passes at the end only: that they come and go must not show either.
+  experiment = experiments.replace(RUN, loop=Loop(log_every=1, checkpoint_every=3))
+  run_dir = tmp_path / "run"
+
+  def say(text):
+    if text.startswith("step 5/"):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  stopped = loop.train(experiment, run_dir, datasets=datasets, say=say)
+  # The signal came while step 5 was reported; it is seen after step 6.
+  assert not stopped.finished and stopped.steps == 6
+  (file,) = (run_dir / run_directory.CHECKPOINTS / "6").rglob(checkpoint.MANIFEST)
+  file.unlink()
+  said = []
+  loop.resume(run_dir, experiment, datasets=datasets, say=said.append)
+  assert any(text.startswith("damaged checkpoint passed over: step 6") for text in said)
+  assert "continuing after step 3" in said
+  without = ("time/", "eval/")
+  assert compare.differences(run_dir, whole, without) == []
+
+
+def test_finished_run_is_complete(whole):
+  lines = metrics.read(whole)
+  steps = len(lines)
+  assert [line["step"] for line in lines] == list(range(1, steps + 1))
+  assert [i for i, line in enumerate(lines, 1) if "eval/loss" in line] == sorted(
+    {*range(4, steps + 1, 4), steps}
+  )
+  wanted = "loss loss/beta_dpo reward_accuracy reward_margin logp_chosen logp_rejected"
+  wanted += " kl_k3 entropy length_chosen grad_norm learning_rate padding epoch"
+  wanted += " time/seconds time/tokens_per_second eval/reward_accuracy"
+  assert set(wanted.split()) <= set(lines[-1])
+  # Policy = reference, so every margin is 0 and every beta gives log 2.
+  assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+  assert lines[0]["kl_k3"] == pytest.approx(0, abs=1e-6)
+  summary = json.loads((whole / run_directory.SUMMARY).read_text())
+  assert summary["steps"] == steps and summary["final"] == lines[-1]
+  counts = json.loads((whole / run_directory.COUNTS).read_text())
+  held_out = counts["splits"]["held_out"]["examples"]
+  assert counts["rows"] == held_out + counts["splits"]["train"]["examples"]
+
+
+def test_exported_policy_is_the_average_of_the_weights(whole):
+  held = hf_checkpoint.load(whole / run_directory.POLICY)
+  embedding = held.params["lm"]["embedding"]
+  same = [
+    x.shape == embedding.shape and (x == embedding).all() for x in compare.leaves(whole)
+  ]
+  assert sum(same) == 1  # the average; neither the weights nor a moment
+  assert len(held.tokenizer) <= MODEL.vocab
+
+
+def test_changed_data_are_refused_with_the_difference(whole, datasets):
+  changed = datasets | {"pairs": datasets["pairs"][:-1]}
+  with pytest.raises(ValueError, match=r"its data changed\n(.*\n)*  rows: 40 -> 39"):
+    loop.resume(whole, datasets=changed, say=_quiet)
+
+
+def test_changed_configuration_is_refused_with_the_difference(whole, datasets):
+  other = experiments.replace(RUN, seed=1)
+  with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
+    loop.resume(whole, other, datasets=datasets, say=_quiet)
+
+
+def test_edited_config_file_is_refused_against_the_checkpoint(
+  whole, datasets, tmp_path
+):
+  config = whole / "config.yaml"
+  text = config.read_text()
+  try:
+    config.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.02"):
+      loop.resume(whole, datasets=datasets, say=_quiet)
+  finally:
+    config.write_text(text)
+
+
+def test_changed_code_is_warned_of(whole, datasets, monkeypatch):
+  monkeypatch.setattr(yaml_file, "code_digest", lambda: "another")
+  said = []
+  assert loop.resume(whole, datasets=datasets, say=said.append).finished
+  assert any("warning" in text and "code.sha256" in text for text in said)
+
+
+@pytest.mark.nonfinite
+def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp_path):
+  wild = dataclasses.replace(RUN.optimizer, learning_rate=1e38)
+  run_dir = tmp_path / "run"
+  with pytest.raises(
+    run_directory.NonFiniteLoss, match=r"step \d+: loss is.*nan.*batch.npz"
+  ):
+    loop.train(
+      experiments.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
+    )
+  last = metrics.read(run_dir)[-1]
+  assert not np.isfinite([last["loss"], last["grad_norm"]]).all()
+  saved = np.load(run_dir / run_directory.NONFINITE / "batch.npz")
+  assert saved["tokens_MRL"].shape == (2, 2, DATA.row_length)
+  assert saved["weight_MB"].sum() > 0
+  # Nothing that is not finite was checkpointed.
+  assert not (run_dir / run_directory.CHECKPOINTS / str(int(last["step"]))).exists()
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"mesh": MeshShape(data=3)}, "places for 8 devices"),
+    ({"mesh": MeshShape(data=4, fsdp=2)}, "rows=4 of a step do not split evenly"),
+    ({"data": Data("nowhere.jsonl")}, "nowhere.jsonl': no such file"),
+    ({"data": Data("paris")}, "or one of the records handed over: pairs"),
+    (
+      {"data": Data("demos", rows_per_step=4)},
+      "the data are DEMO, the objective needs",
+    ),
+    ({"data": dataclasses.replace(DATA, row_length=9)}, "row_length: 9 is shorter"),
+    ({"data": dataclasses.replace(DATA, limits=Limits(prompt=2))}, "bad rows"),
+    ({"data": dataclasses.replace(DATA, steps=10**6)}, "raise epochs"),
+  ],
+)
+def test_bad_run_is_refused_and_leaves_no_directory(datasets, tmp_path, change, says):
+  experiment = experiments.replace(RUN, **change)
+  with pytest.raises(ValueError, match=says):
+    loop.train(experiment, tmp_path / "run", datasets=datasets, say=_quiet)
+  assert not (tmp_path / "run").exists()
+
+
+def test_run_directory_that_exists_is_refused(datasets, tmp_path):
+  with pytest.raises(ValueError, match=r"exists; name another one.*xpo resume"):
+    loop.train(RUN, tmp_path, datasets=datasets, say=_quiet)
+
+
+def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_path):
+  data = dataclasses.replace(DATA, steps=12, epochs=5)
+  quiet = experiments.replace(RUN, data=data, loop=Loop(), evaluation=Evaluation())
+  run_dir, said = tmp_path / "run", []
+  loop.train(quiet, run_dir, datasets=datasets, say=said.append)
+  steps = [text.split("  ")[0] for text in said if text.startswith("step ")]
+  assert steps == ["step 1/12", "step 10/12", "step 12/12"]
+  assert len(metrics.read(run_dir)) == 12  # the file has every step
+  kept = (run_dir / run_directory.CHECKPOINTS).iterdir()
+  assert [path.name for path in kept if path.is_dir()] == ["12"]
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
+    loop.resume(tmp_path, say=_quiet)
