@@ -193,7 +193,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp
       "the data are DEMO, the objective needs",
     ),
     ({"data": dataclasses.replace(DATA, row_length=9)}, "row_length: 9 is shorter"),
-    ({"data": dataclasses.replace(DATA, limits=Limits(prompt=2))}, "bad rows"),
+    ({"data": dataclasses.replace(DATA, limits=Limits(prompt=2))}, "bad records"),
     ({"data": dataclasses.replace(DATA, steps=10**6)}, "raise epochs"),
   ],
 )

@@ -77,7 +77,7 @@ def nothing():
   ("source", "kind", "match"),
   [
     (later_wins, "scores", "later_wins, which makes a Preference.*to 'win_rates'"),
-    (rules.synthetic_reward, "win_rates", "world_reward, .* a Scorer.*to 'scores'"),
+    (rules.synthetic_reward, "win_rates", "synthetic_reward, .* a Scorer.*to 'scores'"),
     (nothing, "scores", "nothing, which makes dict; .*protocol.Scorer"),
   ],
 )
@@ -249,7 +249,7 @@ ENDPOINT = {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}
     (
       Configured(reward_model.scorer, directory="nowhere"),
       ValueError,
-      "no reward model",
+      "not a reward model",
     ),
   ],
 )

@@ -83,7 +83,7 @@ def rolled(tmp_path_factory):
   ref = {"lm": _moved(start["lm"], 1)}
   drawn = rollouts.draw(
     parts.model,
-    old["lm"],
+    rollouts.SamplerParams(old["lm"]),
     parts.prompts,
     np.arange(RUN.data.prompts_per_iteration),
     RUN.data.sampling,

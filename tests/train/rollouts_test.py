@@ -115,7 +115,7 @@ def test_rewards_are_win_rates_against_the_opponents_on_disk(run_dir):
     drawn = rollouts.read(path)
     assert [len(texts) for texts in drawn.opponents_BJ] == [3] * 6
     expected = protocol.win_rates_against(
-      cyclic(), drawn.prompts, drawn.texts_BK, drawn.opponents_BJ
+      cyclic(), drawn.prompts, drawn.texts_BK, opponents_BJ=drawn.opponents_BJ
     )
     np.testing.assert_array_equal(drawn.reward_BK, expected)
     lines = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
@@ -157,15 +157,13 @@ def draw(tmp_path_factory):
   def drawn(params="start", ref="start", average="start", **changes):
     return rollouts.draw(
       parts.model,
-      models[params],
+      rollouts.SamplerParams(models[params], models[ref], models[average]),
       parts.prompts,
       np.arange(6),
       dataclasses.replace(NASH.data.sampling, **changes),
       tokenizer,
       iteration=0,
       key=jax.random.key(1),
-      ref_params=models[ref],
-      average=models[average],
     )
 
   # So small a model hardly ever draws EOS: what it draws most becomes that.

@@ -101,9 +101,9 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
   path = Path(directory) / FILE
   if not path.exists():
     raise ValueError(
-      f"{directory} is not a reward model: it has no {FILE}; `xpo evaluate RUN` writes "
-      "it into policy/ of a finished reward-model run, "
-      "reward_model.write_description into any directory"
+      f"{directory} is not a reward model: it has no {FILE}; a finished "
+      "reward-model run has it in policy/, reward_model.write_description writes it "
+      "into any directory"
     )
   description = json.loads(path.read_text(encoding="utf-8"))
   if description["kind"] != kind:
