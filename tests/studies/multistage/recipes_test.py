@@ -1,0 +1,112 @@
+"""Recipes of several stages, made small: they train, share stages, resume and widen."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.studies import hash_reward
+from tests.studies.tiny_task import TINY
+from xpo_jax.config import yaml_file
+from xpo_jax.config.experiment import Experiment, Pretrained
+from xpo_jax.config.factories import Configured
+from xpo_jax.studies import find_recipe
+from xpo_jax.studies.multistage import arms
+from xpo_jax.train import metrics, run_directory
+
+TASK = dataclasses.replace(TINY, reward=Configured(hash_reward.scorer))
+
+
+class Case(NamedTuple):
+  """A recipe made small.
+
+  Attributes:
+    changes: of its settings.
+    labels: of its rows.
+    runs: of one seed, beside SFT.
+  """
+
+  changes: dict[str, Any]
+  labels: tuple[str, ...]
+  runs: int
+
+
+CASES = {
+  "slic_sample_rank": Case(
+    {"candidates": 4}, ("SFT", "SLiC, tournament", "SLiC, pointwise"), 2
+  ),
+  "rso": Case(
+    {"candidates": 4, "accepted": 2},
+    ("SFT", "RSO, sigmoid-norm", "RSO, hinge-norm", "sft-sample-rank"),
+    3,
+  ),
+}
+# Those that list their runs.
+LISTED = tuple(name for name in CASES if name != "rso")
+
+
+def _small(name: str, **changes: Any) -> tuple[Any, Any]:
+  recipe = find_recipe.load(name)
+  task = dataclasses.replace(TASK, **changes)
+  settings = dataclasses.replace(recipe.experiment, task=task, **CASES[name].changes)
+  return recipe, settings
+
+
+def _summaries(run_dir: Path) -> dict[str, int]:
+  """Name of a finished run -> when it was finished."""
+  paths = (run_dir / run_directory.STAGES).glob(f"*/{run_directory.SUMMARY}")
+  return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+
+
+def _rows(run_dir: Path) -> dict[str, Any]:
+  rows = json.loads((run_dir / arms.RESULTS).read_text(encoding="utf-8"))
+  return {row.pop("label"): row for row in rows}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_study_trains_each_run_once_resumes_and_widens(name, tmp_path, capsys):
+  recipe, settings = _small(name)
+  assert recipe.run(settings, tmp_path / "study") == 0
+  rows, first = _rows(tmp_path / "study"), _summaries(tmp_path / "study")
+  assert tuple(rows) == CASES[name].labels
+  for row in rows.values():
+    assert math.isfinite(row["reward"]["mean"]) and row["kl"]["mean"] > -1e-6
+  assert len(first) == 1 + CASES[name].runs
+
+  # As if the last run had been killed before its end, and then a further seed.
+  last = max(first, key=first.get)
+  lines = len(metrics.read(tmp_path / "study" / "stages" / last))
+  (tmp_path / "study" / "stages" / last / run_directory.SUMMARY).unlink()
+  recipe, wider = _small(name, seeds=(0, 1))
+  assert recipe.run(wider, tmp_path / "study") == 0
+  second = _summaries(tmp_path / "study")
+  assert len(second) == 1 + 2 * CASES[name].runs
+  assert {run for run in first if second[run] != first[run]} == {last}
+  assert len(metrics.read(tmp_path / "study" / "stages" / last)) == lines
+  assert tuple(_rows(tmp_path / "study")) == CASES[name].labels
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_runs_are_values_that_config_files_hold(name):
+  _, settings = _small(name)
+  assert yaml_file.from_dict(type(settings), yaml_file.to_dict(settings)) == settings
+  for experiment in _arms(name)(settings).values():
+    plain = yaml_file.to_dict(experiment)
+    assert yaml_file.from_dict(Experiment, json.loads(json.dumps(plain))) == experiment
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_recipe_takes_texts_and_a_policy_of_ones_own(name):
+  settings = find_recipe.load(name, ["source=mine.jsonl", "policy=gpt2"]).experiment
+  assert (settings.task.path, settings.task.policy) == ("mine.jsonl", "gpt2")
+  for label, experiment in _arms(name)(settings).items():
+    if "then" not in label and "sDPO" not in label:
+      assert experiment.start == Pretrained("gpt2", remat=False)
+
+
+def _arms(name: str):
+  """The function that lists the runs of a recipe."""
+  return find_recipe.load(name).run.__globals__["arms"]
