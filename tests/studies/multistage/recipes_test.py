@@ -35,6 +35,11 @@ class Case(NamedTuple):
 
 
 CASES = {
+  "best_of_n": Case(
+    {"ns": (1, 2), "pool": 2, "distilled": 2},
+    ("best of 1", "best of 2", "SFT on best of 2"),
+    1,
+  ),
   "slic_sample_rank": Case(
     {"candidates": 4}, ("SFT", "SLiC, tournament", "SLiC, pointwise"), 2
   ),
