@@ -48,6 +48,11 @@ CASES = {
     ("SFT", "RSO, sigmoid-norm", "RSO, hinge-norm", "sft-sample-rank"),
     3,
   ),
+  "sdpo": Case(
+    {},
+    ("SFT", "sDPO, easy first", "sDPO, hard first", "DPO", "DPO, beta / stages"),
+    6,
+  ),
 }
 # Those that list their runs.
 LISTED = tuple(name for name in CASES if name != "rso")
