@@ -13,11 +13,13 @@ from tests.studies.tiny_task import TINY
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment, Pretrained
 from xpo_jax.config.factories import Configured
+from xpo_jax.models.lora import Adapter
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.multistage import arms
 from xpo_jax.train import metrics, run_directory
 
 TASK = dataclasses.replace(TINY, reward=Configured(hash_reward.scorer))
+MERGES = ("linear", "task arithmetic", "TIES", "DARE", "DARE-TIES")
 
 
 class Case(NamedTuple):
@@ -52,6 +54,16 @@ CASES = {
     {},
     ("SFT", "sDPO, easy first", "sDPO, hard first", "DPO", "DPO, beta / stages"),
     6,
+  ),
+  "paft": Case(
+    {"adapter": Adapter(rank=2, targets="query|up"), "l1": (1e-3,)},
+    (
+      "DPO",
+      "SFT, l1 0.001",
+      *(f"{name}, l1 0.001" for name in MERGES),
+      "SFT, then DPO",
+    ),
+    3,
   ),
 }
 # Those that list their runs.
