@@ -65,6 +65,13 @@ CASES = {
     ),
     3,
   ),
+  # A round shares the runs of the rounds before it: a policy, a train and a test
+  # reward model of each arm.
+  "iterated_rlhf": Case(
+    {"rounds": 2, "comparisons": 4, "iterations": 2, "every": 2},
+    ("SFT", "round 1", "round 2", "at once"),
+    9,
+  ),
 }
 # Those that list their runs.
 LISTED = tuple(name for name in CASES if name != "rso")
