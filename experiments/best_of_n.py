@@ -1,26 +1,26 @@
-"""Best-of-n: what sampling alone buys, at its exact KL; and SFT on the best of n.
+"""Best-of-n: reward by sampling alone, at its exact KL; and SFT on the best of n.
 
 Paper: best-of-n as in Stiennon et al. 2020, arXiv:2009.01325; its KL, Beirami et al.
   2024, arXiv:2401.01879; SFT on the best answer is RAFT's "best of each prompt", Dong
   et al. 2023, arXiv:2304.06767, and a baseline of SLiC-HF, arXiv:2305.10425.
-Command: xpo train best_of_n [--distilled 8]
+Command: xpo train best_of_n [source=FILE policy=DIR --distilled 8]
 Hardware: 2 CPU cores; 141 s for three seeds, beside other jobs.
 Expected: reward grows with log n; the exact KL stays below log n - (n - 1) / n, far
-  below where answers repeat; SFT on the best of n keeps part of the gain in one sample.
-Departs from the paper: nothing; rewards are the world's true ones.
-Last result: 2026-11-22, true reward of 128 held-out prompts, intervals over prompts: n
-  = 1, 2, 4, 8, 16, 32: 0.099, 0.413, 0.640, 0.766, 0.832, 0.870 [0.866, 0.874] at 0,
-  0.193, 0.636, 1.203, 1.832 and 2.485 nats, the KL of a pool of 64. The bound is above
-  these by 0.001 at 8 and 0.012 at 32; of a pool of 64 different rewards it would be by
-  0.001 and 0.010, so ties save next to nothing here. SFT on the best of 8, three seeds:
-  0.508 [0.473, 0.542] at 0.62 nats.
+  below where completions repeat; SFT on the best of n keeps part of the gain in one
+  sample.
+Departs from the paper: the reward is the task's true one.
+Result: best of 32, true reward 0.870 [0.866, 0.874] at 2.49 nats, from 0.099; SFT on
+  the best of 8, three seeds: 0.508 [0.473, 0.542] at 0.62 nats.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import demonstrations
+from xpo_jax.studies.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +29,18 @@ class BestOfN:
 
   Attributes:
     ns: values of n; at most `pool`.
-    pool: samples of the SFT policy for each prompt, from which best-of-n is averaged
-      over all subsets.
-    distilled: n of the answers that SFT is repeated on.
+    pool: samples of the start for each prompt, over all subsets of which best-of-n is
+      averaged.
+    distilled: n of the completions that SFT is repeated on.
     epochs: of that SFT.
-    world: start and sizes.
+    task: start, reward and sizes.
   """
 
   ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
   pool: int = 64
   distilled: int = 8
   epochs: int = 2
-  world: World = dataclasses.field(default_factory=World)
+  task: Task = dataclasses.field(default_factory=Task)
 
   def __post_init__(self):
     if not 1 <= min(self.ns) <= max(self.ns) <= self.pool:
@@ -49,49 +49,70 @@ class BestOfN:
       raise ValueError(f"BestOfN.distilled is {self.distilled}; take 2 at least")
 
 
-def experiment() -> BestOfN:
-  """The embedded world."""
-  return BestOfN()
+def experiment(source: str | None = None, policy: str | None = None) -> BestOfN:
+  """On synthetic reviews, or on texts and a policy of your own."""
+  return BestOfN(task=Task(source, policy=policy))
+
+
+def distilled(settings: BestOfN, seed: int) -> Experiment:
+  """SFT on the best of n.
+
+  Args:
+    settings: of the study.
+    seed: of samples, order and draws.
+  """
+  task = settings.task
+  best = Configured(
+    demonstrations.best_of,
+    policy=tasks.start_weights(task),
+    prompts=tasks.prompts(task),
+    reward=task.reward,
+    completions=settings.distilled,
+    max_completion_tokens=task.max_completion_tokens,
+    num_prompts=task.num_prompts,
+    seed=seed,
+  )
+  return tasks.on_records(
+    ObjectiveConfig("sft"), task, best, seed=seed, epochs=settings.epochs
+  )
+
+
+def arms(settings: BestOfN) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  label = f"SFT on best of {settings.distilled}"
+  return {
+    f"{label}, seed {seed}": distilled(settings, seed) for seed in settings.task.seeds
+  }
 
 
 def run(settings: BestOfN, run_dir: Path) -> int:
-  """Samples a pool, reads best-of-n off it, repeats SFT on the best."""
-  import numpy as np
-
-  from xpo_jax.config.factories import ObjectiveConfig
-  from xpo_jax.data import records
-  from xpo_jax.evaluation import bootstrap, optimal_policy
-  from xpo_jax.ops import selection
+  """Samples a pool, computes best-of-n from it, repeats SFT on the best."""
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import arm_table, staged
+  from xpo_jax.studies.multistage import arms as study_arms
 
-  lab = staged.Lab(settings, run_dir)
-  start = lab.start.params
-  pool_PS = lab.judge(start, seed=0, samples=settings.pool).reward_PK
+  study = study_arms.open_study(settings, run_dir)
+  params = study_arms.start(study).params
+  pool = study_arms.judge(study, params, seed=0, eval_samples=settings.pool)
+  rows = _best_of_n(settings, pool.reward_PK)
+  trained = study_arms.train_arm(study, lambda seed: distilled(settings, seed))
+  rows.append(study_arms.row(study, f"SFT on best of {settings.distilled}", trained))
+  demo.show(study_arms.finish(study, "Best-of-n", rows))
+  return 0
+
+
+def _best_of_n(settings: BestOfN, pool_PS):
+  """A row for each n: expected reward, exact KL and its bound."""
+  from xpo_jax.evaluation import bootstrap, optimal_policy
+  from xpo_jax.studies.multistage.arm_table import ArmRow
+
   rows = []
   for point in optimal_policy.best_of_n(pool_PS, settings.ns):
     n = int(point.strength)
-    exact_P = np.array(
-      [optimal_policy.best_of_n_kl(reward_S, n) for reward_S in pool_PS]
-    )
-    measures = {"reward": point.reward, "kl": bootstrap.bootstrap_mean(exact_P)}
-    measures["kl_bound"] = point.kl.mean
-    rows.append(arm_table.Row(f"best of {n}", measures, 0.0))
-  policies, began = {}, time.perf_counter()
-  for seed in settings.world.seeds:
-    sampled = lab.sample(start, completions=settings.distilled, seed=seed)
-    best_B = selection.best_of(sampled.reward_BK, np.ones_like(sampled.reward_BK))
-    answers = [
-      records.Demonstration(f"prompt {b}", prompt, sampled.texts_BK[b][k])
-      for b, (prompt, k) in enumerate(zip(sampled.prompts, best_B, strict=True))
-    ]
-    kept = [row for row in answers if row.completion.strip()]
-    name = f"distilled-{seed}"
-    done = lab.stage(
-      name, ObjectiveConfig("sft"), kept, seed=seed, epochs=settings.epochs
-    )
-    policies[seed] = done.params
-  seconds = time.perf_counter() - began
-  rows.append(lab.row(f"SFT on best of {settings.distilled}", policies, seconds))
-  demo.show(lab.finish("Best-of-n", rows))
-  return 0
+    kl_P = [optimal_policy.best_of_n_kl(reward_S, n) for reward_S in pool_PS]
+    measures = {
+      "reward": point.reward,
+      "kl": bootstrap.bootstrap_mean(kl_P),
+      "kl_bound": point.kl.mean,
+    }
+    rows.append(ArmRow(f"best of {n}", measures, 0.0))
+  return rows

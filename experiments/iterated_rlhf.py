@@ -1,31 +1,35 @@
 """Iterated RLHF: new comparisons from the newest policy, everything trained anew.
 
 Paper: Bai et al. 2022, arXiv:2204.05862 (Anthropic's helpful and harmless assistant):
-  comparisons of the best policy's answers join all older ones, reward models and
+  comparisons of the best policy's completions join all older ones, reward models and
   policies are trained from scratch, about weekly; comparisons are halved into those of
-  a train and of a test reward model, and both scores are read against sqrt(KL).
-Command: xpo train iterated_rlhf [--rounds 4 --comparisons 300 --beta 0.1]
+  a train and of a test reward model, and both scores are plotted against sqrt(KL).
+Command: xpo train iterated_rlhf [source=FILE policy=DIR --rounds 4 --beta 0.1]
 Hardware: 2 CPU cores; 14 minutes for three seeds, beside other jobs.
-Expected: with as many labels, reward models that have seen the policy's own answers
-  lead to more reward than those that have seen the SFT model's only; the train score
-  rises with sqrt(KL) about linearly at first, the test score falls behind it.
-Departs from the paper: the people are the world's true reward with logistic noise; one
+Expected: with as many labels, reward models trained on the policy's own completions
+  lead to more reward than those trained on the SFT model's only; the train score rises
+  with sqrt(KL) about linearly at first, the test score less.
+Departs from the paper: the labeller is the task's true reward with logistic noise; one
   size of model, no pretraining of the reward model on other preferences.
-Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward
-  (from 0.091), KL in nats, train and test score: round 1 0.408 [0.349, 0.465], 1.01,
-  0.81, 0.31; round 2 0.556 [0.502, 0.615], 1.10, 1.05, 0.80; round 3 0.579 [0.550,
-  0.606], 0.94, 1.04, 0.88; as many labels at once 0.541 [0.488, 0.585], 0.88, 0.94,
-  0.77. Rounds gain with their labels; whether more than as many at once these seeds
-  cannot tell. At once, by fifths of the run: sqrt(KL) 0.30, 0.53, 0.62, 0.71, 0.88;
-  train 0.14, 0.37, 0.56, 0.71, 0.90; test 0.11, 0.28, 0.45, 0.60, 0.76: the train score
-  rises about linearly, the test score falls behind it.
+Result: round 3, true reward 0.579 [0.550, 0.606] against 0.541 [0.488, 0.585] of as
+  many labels at once, from 0.091; three seeds. Not separable.
 """
 
 import dataclasses
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.config.experiment import Experiment, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback
+from xpo_jax.feedback import reward_model
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import halves, samples
+from xpo_jax.studies.task import Task
+
+
+def _task(source: str | None = None, policy: str | None = None) -> Task:
+  return Task(source, policy=policy, num_prompts=4800)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +38,15 @@ class IteratedRlhf:
 
   Attributes:
     rounds: of collecting and training anew; the first samples the SFT model.
-    comparisons: of a round, of two answers to a prompt each; half of them for either
-      reward model.
+    comparisons: of a round, of two completions of a prompt each; half of them for
+      either reward model.
     noise: reward that is one logit of the labeller.
     epochs: passes of a reward model over its comparisons.
-    beta: of PPO, whose rewards deviate by 1 on the SFT model's samples. Paper: 0.001.
+    beta: of PPO, whose rewards have standard deviation 1 on the SFT model's samples.
+      Paper: 0.001.
     iterations: of PPO.
     every: iterations between two points of the curve, each a mean over so many.
-    world: start and sizes.
+    task: start, reward and sizes.
   """
 
   rounds: int = 3
@@ -51,7 +56,7 @@ class IteratedRlhf:
   beta: float = 0.2
   iterations: int = 40
   every: int = 8
-  world: World = dataclasses.field(default_factory=lambda: World(asked=4800))
+  task: Task = dataclasses.field(default_factory=_task)
 
   def __post_init__(self):
     if self.rounds < 1 or self.comparisons < 4:
@@ -61,96 +66,158 @@ class IteratedRlhf:
       )
     if not self.noise > 0:
       raise ValueError(f"IteratedRlhf.noise is {self.noise}; it must be > 0")
-    if self.rounds * self.comparisons > self.world.asked:
+    if self.rounds * self.comparisons > self.task.num_prompts:
       raise ValueError(
         f"IteratedRlhf: {self.rounds} rounds of {self.comparisons} comparisons take "
-        f"more prompts than World.asked, {self.world.asked}"
+        f"more prompts than Task.num_prompts, {self.task.num_prompts}"
       )
 
 
-def experiment() -> IteratedRlhf:
-  """Three rounds, beside one of as many comparisons."""
-  return IteratedRlhf()
+def experiment(source: str | None = None, policy: str | None = None) -> IteratedRlhf:
+  """Three rounds, and one of as many comparisons."""
+  return IteratedRlhf(task=_task(source, policy))
 
 
-def run(settings: IteratedRlhf, run_dir: Path) -> int:
-  """Collects and trains in rounds and at once, judges, draws train against test."""
-  from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import staged
+def collected(settings: IteratedRlhf, number: int, seed: int) -> tuple[Configured, ...]:
+  """The comparisons of a round and of all rounds before it.
 
-  lab = staged.Lab(settings, run_dir)
-  n, rounds = settings.comparisons, settings.rounds
-  policies, seconds, models = {}, {}, {}
-  for seed in settings.world.seeds:
-    began, rows, newest = time.perf_counter(), [], lab.start.params
-    for number in range(1, rounds + 1):
-      asked = slice((number - 1) * n, number * n)
-      rows = rows + _compare(settings, lab, newest, asked, seed)
-      label = f"round {number}"
-      done = _train(settings, lab, label, rows, seed)
-      newest, models[label, seed] = done
-      policies.setdefault(label, {})[seed] = newest
-      seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - began
-    began, label = time.perf_counter(), "at once"
-    rows = _compare(settings, lab, lab.start.params, slice(0, n * rounds), seed)
-    done = _train(settings, lab, label, rows, seed)
-    policies.setdefault(label, {})[seed], models[label, seed] = done
-    seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - began
-  rows = [lab.row("SFT", dict.fromkeys(settings.world.seeds, lab.start.params))]
-  for label, trained in policies.items():
-    scores = {
-      f"{half} score": _score({seed: models[label, seed][half] for seed in trained})
-      for half in ("train", "test")
-    }
-    rows.append(lab.row(label, trained, seconds[label], scores=scores))
-  demo.show(lab.finish("Iterated RLHF", rows))
-  demo.show(_curve(settings, lab, models))
-  return 0
+  Args:
+    settings: of the study.
+    number: of the round, from 1: its completions are of the policy of the one before.
+    seed: of samples and labels.
+  """
+  size, sources = settings.comparisons, []
+  for before in range(number):
+    writer = tasks.start_weights(settings.task)
+    if before:
+      writer = Stage(policy(settings, collected(settings, before, seed), seed))
+    sources.append(_compared(settings, writer, seed, before * size, size))
+  return tuple(sources)
 
 
-def _compare(settings: IteratedRlhf, lab, params, asked: slice, seed: int):
-  """Two samples of a policy for some prompts, one chosen by a noisy labeller."""
-  import numpy as np
-  from scipy import special
+def at_once(settings: IteratedRlhf, seed: int) -> tuple[Configured, ...]:
+  """As many comparisons as all rounds collect, of the start's completions.
 
-  from xpo_jax.studies.multistage import stage_samples
+  Args:
+    settings: of the study.
+    seed: of samples and labels.
+  """
+  writer = tasks.start_weights(settings.task)
+  number = settings.rounds * settings.comparisons
+  return (_compared(settings, writer, seed, 0, number),)
 
-  sampled = lab.sample(params, completions=2, seed=seed, asked=asked)
-  p_B = special.expit((sampled.reward_BK @ [1, -1]) / settings.noise)
-  rng = np.random.default_rng((seed, asked.start, 8))
-  return stage_samples.labelled(sampled, p_B, rng)
+
+def reward(
+  settings: IteratedRlhf, sources: tuple[Configured, ...], which: str, seed: int
+) -> Experiment:
+  """A reward model on half of the comparisons.
+
+  Args:
+    settings: of the study.
+    sources: `collected` or `at_once`.
+    which: "first" half, of the train reward model, or "second", of the test one.
+    seed: of order and draws.
+  """
+  return tasks.on_records(
+    ObjectiveConfig("bradley_terry"),
+    settings.task,
+    Configured(halves.half, sources=sources, which=which),
+    seed=seed,
+    epochs=settings.epochs,
+  )
 
 
-def _train(settings: IteratedRlhf, lab, label: str, rows, seed: int):
-  """From scratch: a reward model on either half of the comparisons, and a policy."""
-  from xpo_jax.config.factories import Configured, ObjectiveConfig
-  from xpo_jax.config.sampling import Feedback
-  from xpo_jax.feedback import reward_model
+def policy(
+  settings: IteratedRlhf, sources: tuple[Configured, ...], seed: int
+) -> Experiment:
+  """PPO from the start, rewarded by the train reward model of the comparisons.
 
-  name = f"{label.replace(' ', '-')}-{seed}"
-  halves = {
-    half: str(
-      lab.reward(f"{half}-reward-{name}", rows[i::2], seed=seed, epochs=settings.epochs)
-    )
-    for i, half in enumerate(("train", "test"))
-  }
-  judge = Configured(reward_model.scorer, directory=halves["train"])
-  done = lab.online(
-    name,
+  Args:
+    settings: of the study.
+    sources: `collected` or `at_once`.
+    seed: of samples, order and draws.
+  """
+  train = Stage(reward(settings, sources, "first", seed))
+  judge = Configured(reward_model.scorer, directory=train)
+  return tasks.on_rollouts(
     ObjectiveConfig("ppo", beta=settings.beta, whiten_reward=False),
-    feedback=Feedback(judge, missing_eos=lab.world.missing_eos(1.0)),
+    settings.task,
+    feedback=Feedback(judge, missing_eos=settings.task.missing_eos(1.0)),
     seed=seed,
     iterations=settings.iterations,
     minibatches=2,
   )
-  return done.params, halves
 
 
-def _score(directories):
-  """What a reward model of the seed says of samples."""
-  from xpo_jax.feedback import protocol, reward_model
+def variants(
+  settings: IteratedRlhf,
+) -> dict[str, Callable[[int], tuple[Configured, ...]]]:
+  """Label of an arm -> seed -> its comparisons."""
+  rounds = {
+    f"round {number}": lambda seed, n=number: collected(settings, n, seed)
+    for number in range(1, settings.rounds + 1)
+  }
+  return rounds | {"at once": lambda seed: at_once(settings, seed)}
 
-  scorers = {seed: reward_model.scorer(path) for seed, path in directories.items()}
+
+def arms(settings: IteratedRlhf) -> dict[str, Experiment]:
+  """The policy and the test reward model of every arm, by label and seed."""
+  runs = {}
+  for label, sources in variants(settings).items():
+    for seed in settings.task.seeds:
+      runs[f"{label}, seed {seed}"] = policy(settings, sources(seed), seed)
+      name = f"{label}, test reward model, seed {seed}"
+      runs[name] = reward(settings, sources(seed), "second", seed)
+  return runs
+
+
+def run(settings: IteratedRlhf, run_dir: Path) -> int:
+  """Collects and trains in rounds and at once, judges, tables train against test."""
+  from xpo_jax.studies import demo
+  from xpo_jax.studies.multistage import arms as study_arms
+
+  study = study_arms.open_study(settings, run_dir)
+  rows = [study_arms.start_row(study)]
+  for label, sources in variants(settings).items():
+    trained = study_arms.train_arm(
+      study, lambda seed, s=sources: policy(settings, s(seed), seed)
+    )
+    scores = {
+      f"{name} score": _score(settings, study, sources, which)
+      for name, which in {"train": "first", "test": "second"}.items()
+    }
+    rows.append(study_arms.row(study, label, trained, scores=scores))
+  demo.show(study_arms.finish(study, "Iterated RLHF", rows))
+  demo.show(_curve(settings, study))
+  return 0
+
+
+def _compared(
+  settings: IteratedRlhf, writer: str | Stage, seed: int, first: int, number: int
+) -> Configured:
+  """Comparisons of a policy's completions of some prompts, by the noisy labeller."""
+  task = settings.task
+  return Configured(
+    samples.noisy_pairs,
+    policy=writer,
+    prompts=tasks.prompts(task),
+    reward=task.reward,
+    max_completion_tokens=task.max_completion_tokens,
+    noise=settings.noise,
+    seed=seed,
+    first_prompt=first,
+    num_prompts=number,
+  )
+
+
+def _score(settings: IteratedRlhf, study, sources, which: str):
+  """The reward model of each seed as a measure of samples."""
+  from xpo_jax.feedback import protocol
+
+  scorers = {
+    seed: _scorer(study, reward(settings, sources(seed), which, seed))
+    for seed in settings.task.seeds
+  }
 
   def score(seed, draws):
     return protocol.score_groups(scorers[seed], draws.prompts, draws.texts)
@@ -158,34 +225,37 @@ def _score(directories):
   return score
 
 
-def _curve(settings: IteratedRlhf, lab, models):
+def _scorer(study, experiment: Experiment):
+  """The scorer of a reward model, which is trained where it is missing."""
+  from xpo_jax.studies.multistage import arms as study_arms
+  from xpo_jax.train import run_directory
+
+  run_dir = study_arms.train(study, experiment)
+  return reward_model.scorer(str(run_dir / run_directory.POLICY))
+
+
+def _curve(settings: IteratedRlhf, study):
   """Train, test and true reward against sqrt(KL), over the seeds' runs at once."""
   import numpy as np
 
-  from xpo_jax.data import synthetic_reviews
-  from xpo_jax.feedback import protocol, reward_model
+  from xpo_jax.feedback import protocol
   from xpo_jax.report import html
-  from xpo_jax.train import metrics, online, rollouts
+  from xpo_jax.studies.multistage import arms as study_arms
+  from xpo_jax.train import metrics, rollouts, run_directory
 
-  points = []
-  for seed in settings.world.seeds:
-    run_dir = lab.run_dir / f"at-once-{seed}"
-    test = reward_model.scorer(models["at once", seed]["test"])
+  true_reward, points = settings.task.reward.build(), []
+  for seed in settings.task.seeds:
+    sources = at_once(settings, seed)
+    run_dir = study_arms.train(study, policy(settings, sources, seed))
+    test = _scorer(study, reward(settings, sources, "second", seed))
     for line in metrics.read(run_dir):
-      path = run_dir / online.ROLLOUTS / f"{line['step']:06d}.jsonl"
-      drawn = rollouts.read(path)
-      whole = [
-        p + text
-        for p, texts in zip(drawn.prompts, drawn.texts_BK, strict=True)
-        for text in texts
-      ]
-      test_BK = protocol.score_groups(test, drawn.prompts, drawn.texts_BK)
-      figures = (
-        drawn.reward_BK.mean(),
-        test_BK.mean(),
-        synthetic_reviews.true_reward(whole).mean(),
+      path = run_dir / run_directory.ROLLOUTS / f"{line['step']:06d}.jsonl"
+      batch = rollouts.read(path)
+      others = (
+        protocol.score_groups(scorer, batch.prompts, batch.texts_BK).mean()
+        for scorer in (test, true_reward)
       )
-      points.append((line["step"], line["rollout/kl"], *figures))
+      points.append((line["step"], line["rollout/kl"], batch.reward_BK.mean(), *others))
   points_N = np.array(points)
   cells = []
   for first in range(1, settings.iterations + 1, settings.every):

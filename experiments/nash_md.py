@@ -1,29 +1,26 @@
-"""Nash-MD on the embedded world: a judge whose preferences go round in a circle.
+"""Nash-MD on synthetic reviews: a preference that is a cycle of three kinds of praise.
 
 Paper: Munos et al. 2023, arXiv:2312.00886: win against a mixture of policy and
   reference, the reference's share 0.125 to 0.375.
-Command: xpo train nash_md [source=FILE] [--sampling.opponent.share 0]
-Hardware: 2 CPU cores; 80 s of CPU time, 37 s of them the start's.
+Command: xpo train nash_md [source=FILE policy=DIR --data.sampling.opponent.share 0]
+Hardware: 2 CPU cores; 80 s of CPU time, 37 s of them SFT.
 Expected: the win rate against the start (`eval/reward`) rises above 1/2, and the true
-  reward above the start's, for praise of any kind beats none. Which kind wins is for no
-  reward to say: at the equilibrium all three are said, each beaten by another.
+  reward above SFT's, because praise of any kind beats none. No reward explains which
+  kind wins: at the equilibrium the policy mixes all three.
 Departs from the paper: the preference is a rule, not a trained model; beta is 0.05, not
   0.008, for a run of minutes.
-Last result: 2026-11-22, three seeds, intervals over prompts and seeds: true reward of
-  128 held-out prompts 0.319 [0.273, 0.365] at 0.55 nats; the start has 0.091 [0.055,
-  0.126]. Of one seed: win rate against the start 0.63; of the samples 53 % praise in
-  the first kind's words (31 % at first), 16 % each in the others', 15 % in none (37 %
-  at first): the equilibrium is not reached.
+Result: true reward 0.319 [0.273, 0.365] at 0.55 nats, from 0.091; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.feedback import rules
-from xpo_jax.studies import synthetic_world
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.task import Task
 
-# Kinds of praise; the first beats the second, which beats the third, which beats it.
+# Kinds of praise: the first beats the second, the second the third, the third the
+# first.
 KINDS = (
   r"\b(good|great|superb|charming|brilliant|lovely|fun|funny|clever|honest|strong|joy)\b",
   r"\b(fine|smart|amazing|excellent|perfect|beautiful|wonderful|sweet|fresh|treat)\b",
@@ -31,16 +28,19 @@ KINDS = (
 )
 
 
-def experiment(source: str | None = None) -> Experiment:
-  """Four samples a prompt against one of the mixture, a quarter of it the reference."""
-  world = World(source)
-  return synthetic_world.run(
+def experiment(source: str | None = None, policy: str | None = None) -> Experiment:
+  """Four samples of each prompt against one of the mixture, the reference's share a
+  quarter."""
+  task = Task(source, policy=policy)
+  return tasks.on_rollouts(
     ObjectiveConfig("nash_md", beta=0.05),
-    world,
+    task,
     feedback=Feedback(
       Configured(rules.cyclic_preference, patterns=KINDS), kind="win_rates"
     ),
     sampling=Sampling(
-      completions=4, max_completion_tokens=world.longest, opponent=Opponent(share=0.25)
+      completions=4,
+      max_completion_tokens=task.max_completion_tokens,
+      opponent=Opponent(share=0.25),
     ),
   )

@@ -1,25 +1,30 @@
 """SLiC-HF, sample-rank: samples of the SFT policy, ranked, calibrated by a hinge.
 
-Paper: Zhao et al. 2023, arXiv:2305.10425: 8 samples a prompt, ranked by a tournament of
-  pairwise comparisons or by a pointwise reward, loss with delta = 1 and an NLL term.
-Command: xpo train slic_sample_rank [--delta 1 --weight 0.1]
+Paper: Zhao et al. 2023, arXiv:2305.10425: 8 samples of each prompt, ranked by a
+  tournament of pairwise comparisons or by a pointwise reward, loss with delta = 1 and
+  an NLL term.
+Command: xpo train slic_sample_rank [source=FILE policy=DIR --delta 1 --weight 0.1]
 Hardware: 2 CPU cores; four minutes for three seeds, beside other jobs.
 Expected: both rankings above SFT, the tournament's above the pointwise one (paper: win
-  rates 86.2 and 82.4 %, SFT 45.0 %); here both see the true reward, so direction only.
-Departs from the paper: the ranking model is the world's true reward; the pointwise arm
-  pairs the best sample with the worst, which the paper does not spell out; the NLL
-  target is the chosen answer, and its weight is not checked against the paper.
-Last result: 2026-11-22, three seeds, intervals over 128 prompts and seeds. True reward,
-  from 0.091: tournament 0.727 [0.706, 0.747] at 3.8 nats, best against worst 0.498
-  [0.460, 0.534] at 4.0: the paper's direction. The tournament makes seven pairs of a
-  prompt, the other one.
+  rates 86.2 and 82.4 %, SFT 45.0 %); here both use the true reward, so direction only.
+Departs from the paper: the ranking model is the task's true reward; the pointwise arm
+  pairs the best sample with the worst, which the paper does not state; the NLL target
+  is the chosen completion, and its weight is not checked against the paper. The
+  tournament makes seven pairs of a prompt, the pointwise arm one.
+Result: tournament, true reward 0.727 [0.706, 0.747] against the pointwise 0.498 [0.460,
+  0.534], from 0.091; three seeds. The paper's direction.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import preference_pairs
+from xpo_jax.studies.task import Task
+
+RANKINGS = {"SLiC, tournament": "tournament", "SLiC, pointwise": "best_worst"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +37,7 @@ class SampleRank:
     top_k: of the samples. Paper: 40.
     delta: gap of the hinge, nats. Paper: 1.
     weight: of the NLL term.
-    world: start and sizes.
+    task: start, reward and sizes.
   """
 
   candidates: int = 8
@@ -40,7 +45,7 @@ class SampleRank:
   top_k: int = 40
   delta: float = 1.0
   weight: float = 0.1
-  world: World = dataclasses.field(default_factory=World)
+  task: Task = dataclasses.field(default_factory=Task)
 
   def __post_init__(self):
     if self.candidates < 2:
@@ -49,56 +54,59 @@ class SampleRank:
       )
 
 
-def experiment() -> SampleRank:
-  """The paper's settings on the embedded world."""
-  return SampleRank()
+def experiment(source: str | None = None, policy: str | None = None) -> SampleRank:
+  """The paper's settings on synthetic reviews, or on texts and a policy of your own."""
+  return SampleRank(task=Task(source, policy=policy))
+
+
+def arm(settings: SampleRank, ranking: str, seed: int) -> Experiment:
+  """The experiment of an arm.
+
+  Args:
+    settings: of the study.
+    ranking: of the samples; see `preference_pairs.ranked`.
+    seed: of samples, order and draws.
+  """
+  task = settings.task
+  pairs = Configured(
+    preference_pairs.ranked,
+    policy=tasks.start_weights(task),
+    prompts=tasks.prompts(task),
+    reward=task.reward,
+    max_completion_tokens=task.max_completion_tokens,
+    num_prompts=task.num_prompts,
+    candidates=settings.candidates,
+    kept=settings.candidates,
+    rejection_beta=None,
+    ranking=ranking,
+    sampling_temperature=settings.sampling_temperature,
+    top_k=settings.top_k,
+    seed=seed,
+  )
+  loss = ObjectiveConfig("slic", delta=settings.delta, weight=settings.weight)
+  return tasks.on_records(loss, task, pairs, seed=seed)
+
+
+def arms(settings: SampleRank) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  return {
+    f"{label}, seed {seed}": arm(settings, ranking, seed)
+    for label, ranking in RANKINGS.items()
+    for seed in settings.task.seeds
+  }
 
 
 def run(settings: SampleRank, run_dir: Path) -> int:
-  """Samples, ranks, trains, judges."""
-  from xpo_jax.config.factories import ObjectiveConfig
+  """Trains both arms and judges them."""
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import stage_samples, staged
+  from xpo_jax.studies.multistage import arms as study_arms
 
-  lab = staged.Lab(settings, run_dir)
-  objective = ObjectiveConfig("slic", delta=settings.delta, weight=settings.weight)
-  labels = ("tournament", "pointwise")
-  policies = {label: {} for label in labels}
-  seconds = dict.fromkeys(labels, 0.0)
-  for seed in settings.world.seeds:
-    lab.say(f"seed {seed}: {settings.candidates} samples for each prompt")
-    sampled = lab.sample(
-      lab.start.params,
-      completions=settings.candidates,
-      seed=seed,
-      temperature=settings.sampling_temperature,
-      top_k=settings.top_k,
+  study = study_arms.open_study(settings, run_dir)
+  rows = [study_arms.start_row(study)]
+  for label, ranking in RANKINGS.items():
+    trained = study_arms.train_arm(
+      study, lambda seed, r=ranking: arm(settings, r, seed)
     )
-    duels = _duels(sampled.reward_BK)
-    for label in labels:
-      began = time.perf_counter()
-      rows = stage_samples.pairs(sampled, *duels[label])
-      done = lab.stage(f"{label}-{seed}", objective, rows, seed=seed)
-      policies[label][seed] = done.params
-      seconds[label] += time.perf_counter() - began
-  rows = [lab.row("SFT", dict.fromkeys(settings.world.seeds, lab.start.params))]
-  rows += [lab.row(f"SLiC, {x}", policies[x], seconds[x]) for x in labels]
-  demo.show(lab.finish("SLiC sample-rank", rows))
+    rows.append(study_arms.row(study, label, trained))
+  demo.show(study_arms.finish(study, "SLiC sample-rank", rows))
   return 0
-
-
-def _duels(reward_BK):
-  """Ranking -> winners, losers, kept."""
-  import jax.numpy as jnp
-  import numpy as np
-
-  from xpo_jax.ops import pairing, preference_games
-
-  present_BK = jnp.ones(reward_BK.shape)
-  wins_BKK = preference_games.from_rewards(jnp.asarray(reward_BK))
-  best_worst = pairing.best_worst(jnp.asarray(reward_BK), present_BK)
-  pointwise = (best_worst.chosen_B, best_worst.rejected_B, best_worst.keep_B)
-  return {
-    "tournament": tuple(map(np.asarray, pairing.tournament(wins_BKK, present_BK))),
-    "pointwise": tuple(np.asarray(x)[:, None] for x in pointwise),
-  }

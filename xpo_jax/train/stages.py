@@ -135,8 +135,6 @@ def _read(value: Any, datasets: Datasets) -> Iterator[tuple[str, str]]:
   """What a config reads from outside, with a digest of each."""
   for _, item in experiments.children(value):
     yield from _read(item, datasets)
-  if isinstance(value, Stage):
-    yield from _read(value.experiment, datasets)
   for name in ("path", "directory", "tokenizer", "critic_init"):
     where = vars(value).get(name) if dataclasses.is_dataclass(value) else None
     if isinstance(where, str):

@@ -23,7 +23,7 @@ def ranked(
   kept: int,
   rejection_beta: float | None,
   temperature: float = 0.25,
-  ranking: Literal["first_round", "tournament"] = "first_round",
+  ranking: Literal["first_round", "tournament", "best_worst"] = "first_round",
   sampling_temperature: float = 1.0,
   top_k: int | None = None,
   num_prompts: int = 800,
@@ -41,7 +41,8 @@ def ranked(
     rejection_beta: accept by statistical rejection sampling at this temperature, in
       the ranking's logits (Liu et al. 2023, arXiv:2309.06657); None: the first samples.
     temperature: reward that is one logit of the ranking.
-    ranking: which of the kept are compared.
+    ranking: which of the kept make pairs: those that `pairing.first_round` or
+      `pairing.tournament` compares, or the best and the worst.
     sampling_temperature, top_k: of the samples.
     num_prompts: the first so many prompts.
     seed: of samples and acceptance.
@@ -62,16 +63,36 @@ def ranked(
   else:
     index_BJ = _accepted(logit_BK, kept, rejection_beta, seed)
   logit_BJ = jnp.take_along_axis(logit_BK, index_BJ, 1)
-  rank = {"first_round": pairing.first_round, "tournament": pairing.tournament}
-  duels = rank[ranking](
-    preference_games.from_rewards(logit_BJ), jnp.ones_like(logit_BJ)
-  )
+  duels = _RANKINGS[ranking](logit_BJ)
   winner_BJ, loser_BJ = (
     np.asarray(jnp.take_along_axis(index_BJ, x_BJ, 1))
     for x_BJ in (duels.winner_BJ, duels.loser_BJ)
   )
   keep_BJ = np.asarray(duels.keep_BJ)
   return samples.to_pairs(sampled, reward_BK, winner_BJ, loser_BJ, keep_BJ)
+
+
+def _first_round(logit_BJ: jax.Array) -> pairing.Comparisons:
+  wins_BJJ = preference_games.from_rewards(logit_BJ)
+  return pairing.first_round(wins_BJJ, jnp.ones_like(logit_BJ))
+
+
+def _tournament(logit_BJ: jax.Array) -> pairing.Comparisons:
+  wins_BJJ = preference_games.from_rewards(logit_BJ)
+  return pairing.tournament(wins_BJJ, jnp.ones_like(logit_BJ))
+
+
+def _best_worst(logit_BJ: jax.Array) -> pairing.Comparisons:
+  pairs = pairing.best_worst(logit_BJ, jnp.ones_like(logit_BJ))
+  columns = (pairs.chosen_B, pairs.rejected_B, pairs.keep_B)
+  return pairing.Comparisons(*(x_B[:, None] for x_B in columns))
+
+
+_RANKINGS = {
+  "first_round": _first_round,
+  "tournament": _tournament,
+  "best_worst": _best_worst,
+}
 
 
 def _accepted(logit_BK: jax.Array, kept: int, beta: float, seed: int) -> jax.Array:

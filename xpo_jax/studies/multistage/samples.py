@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import special
 
 from xpo_jax.config.data import Prompts
 from xpo_jax.data import records, tokenise
@@ -176,6 +177,6 @@ def noisy_pairs(
     seed=seed,
   )
   reward_BK = rewards(reward, sampled)
-  p_B = 1 / (1 + np.exp(-(reward_BK[:, 0] - reward_BK[:, 1]) / noise))
+  p_B = special.expit((reward_BK[:, 0] - reward_BK[:, 1]) / noise)
   rng = np.random.default_rng((seed, first_prompt, 8))
   return draw_labels(sampled, p_B, rng)

@@ -1,4 +1,4 @@
-"""Recipes on rollouts are found by name, refuse nothing, and run in miniature."""
+"""Tasks replace texts, policy and reward of a recipe; recipes on rollouts learn."""
 
 import dataclasses
 import zlib
@@ -10,21 +10,35 @@ import pytest
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Evaluation
-from xpo_jax.config.experiment import AuxLossConfig, Loop, Pretrained, Rollouts
-from xpo_jax.config.factories import Configured
+from xpo_jax.config.experiment import (
+  AuxLossConfig,
+  Experiment,
+  Loop,
+  Pretrained,
+  Rollouts,
+  Stage,
+)
+from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
-from xpo_jax.studies import find_recipe, synthetic_world
-from xpo_jax.studies.multistage.staged_world import World
+from xpo_jax.studies import find_recipe
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.task import Task
 from xpo_jax.train import loop, metrics, run_directory, validate
 
-TINY = World(
-  texts=60, vocab=320, width=8, layers=1, longest=4, row_length=40, sft_steps=1
+SMALL = Task(
+  num_texts=60,
+  vocab=320,
+  width=8,
+  layers=1,
+  max_completion_tokens=4,
+  row_length=40,
+  sft_steps=1,
 )
-# What only this method's line of metrics has, or must have.
-SHOWS = {
+# A metric that the method of the recipe writes.
+METRICS = {
   "rloo": "frac_informative_prompts",
   "ppo": "entropy",
   "ppo_ptx": "loss/text/sft",
@@ -46,47 +60,62 @@ SHOWS = {
 }
 
 
-@pytest.mark.parametrize("name", SHOWS)
+@pytest.mark.parametrize("name", METRICS)
 def test_recipe_passes_every_check_that_needs_no_data(name, tmp_path):
   experiment = find_recipe.load(name).experiment
-  assert isinstance(experiment.data, Rollouts)
+  assert isinstance(experiment, Experiment) and isinstance(experiment.data, Rollouts)
   validate.check_rollouts(experiment, {})
   yaml_file.write(tmp_path, experiment)
   assert yaml_file.read(tmp_path)[0] == experiment
-  assert experiment.start.experiment == synthetic_world.writer(
-    World()
-  )  # all start alike
+  assert experiment.start == Stage(tasks.sft(Task()))  # the same for all
 
 
-@pytest.mark.parametrize("name", ["rloo", "direct_rlaif"])
-def test_recipe_takes_texts_of_ones_own(name):
-  experiment = find_recipe.load(name, ["source=mine.jsonl"]).experiment
-  first, held_out = experiment.start.experiment.data, experiment.evaluation
-  prompts = experiment.data.prompts
-  assert first.path == prompts.path == held_out.path == "mine.jsonl"
-  assert first.portion == prompts.portion == "train"
-  assert held_out.portion == "test"
-  # Texts may be longer than completions: those that are cut lose nothing.
-  assert experiment.data.feedback.missing_eos is None
-  assert find_recipe.load(name).experiment.data.feedback.missing_eos > 0
+@pytest.mark.parametrize("name", METRICS)
+def test_recipe_takes_texts_and_a_policy_of_ones_own(name):
+  given = find_recipe.load(name, ["source=mine.jsonl", "policy=gpt2"]).experiment
+  assert given.start == Pretrained("gpt2", remat=False)
+  assert given.data.prompts.path == given.evaluation.path == "mine.jsonl"
+  assert given.data.prompts.portion == "train" and given.evaluation.portion == "test"
+  assert {loss.data.path for loss in given.aux_losses} <= {"mine.jsonl"}
+  # Texts may be longer than the limit: a cut completion loses nothing.
+  assert given.data.feedback.missing_eos is None
+
+
+def test_start_is_sft_on_the_training_portion_unless_a_policy_is_given():
+  start = tasks.start(Task("mine.jsonl")).experiment
+  assert (start.data.path, start.data.portion) == ("mine.jsonl", "train")
+  assert tasks.start_weights(Task()) == tasks.start(Task())
+  assert tasks.start_weights(Task(policy="gpt2")) == "gpt2"
+
+
+def test_reward_of_ones_own_judges_rollouts():
+  reward = Configured(rules.matches, pattern="good")
+  made = tasks.on_rollouts(ObjectiveConfig("rloo"), Task(reward=reward), iterations=3)
+  assert made.data.feedback.source == reward and made.data.iterations == 3
+
+
+def test_seed_that_stands_twice_or_none_is_refused():
+  for seeds in ((), (1, 1)):
+    with pytest.raises(ValueError, match=r"Task\.seeds"):
+      Task(seeds=seeds)
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-  """A policy that has seen one step: all recipes start from it."""
+  """A policy after one step of SFT, where all recipes start."""
   run_dir = tmp_path_factory.mktemp("runs") / "start"
-  loop.train(synthetic_world.writer(TINY), run_dir, say=_quiet)
+  loop.train(tasks.sft(SMALL), run_dir, say=_quiet)
   return run_dir / run_directory.POLICY
 
 
-# What the tiny model writes holds no praise of any kind, but letters.
+# The small model writes letters, which no kind of praise matches.
 LETTERS = Configured(rules.cyclic_preference, patterns=("[a-h]", "[i-q]", "[r-z]"))
 JUDGES = {"nash_md": Feedback(LETTERS, kind="win_rates")}
 
 
-@pytest.mark.parametrize("name", SHOWS)
+@pytest.mark.parametrize("name", METRICS)
 def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
-  # Of any text, for the tiny model writes nothing that a lexicon knows.
+  # A reward of any text: the lexicon knows no word that the small model writes.
   monkeypatch.setattr(synthetic_reviews, "true_reward", _reward)
   whole = find_recipe.load(name).experiment
   data = whole.data
@@ -98,7 +127,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     sampling=dataclasses.replace(
       data.sampling,
       completions=min(data.sampling.completions, 2),
-      max_completion_tokens=TINY.longest,
+      max_completion_tokens=SMALL.max_completion_tokens,
       prompts_at_once=None,
     ),
     iterations=2,
@@ -108,16 +137,17 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     evaluation=Evaluation(),
     aux_losses=tuple(map(_small, whole.aux_losses)),
   )
-  done = loop.train(small, tmp_path / "run", say=_quiet)
+  result = loop.train(small, tmp_path / "run", say=_quiet)
   lines = metrics.read(tmp_path / "run")
   updates = small.data.minibatches * small.data.ppo_epochs
   assert [line["updates"] for line in lines] == [updates] * 2
-  assert SHOWS[name] in lines[0]
+  assert METRICS[name] in lines[0]
   assert lines[0]["rollout/kl"] == pytest.approx(0, abs=1e-5)
-  # In the second iteration the policy has moved, its reference with it if it is to.
-  still = small.data.ref_update_every is not None
-  assert (abs(lines[1]["rollout/kl"]) < 1e-5) == still
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(done.params))
+  # In the second iteration the policy has moved, and the reference with it if it is
+  # updated.
+  same = small.data.ref_update_every is not None
+  assert (abs(lines[1]["rollout/kl"]) < 1e-5) == same
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.params))
 
 
 def _small(loss: AuxLossConfig) -> AuxLossConfig:
