@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.sentiment.settings import Arm, Study
-from xpo_jax.train import offline
+from xpo_jax.train import loop
 
 ROOT = Path(__file__).parent.parent / "experiments"
-RECIPES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "tables").glob("*.py"))
+RECIPES = sorted(ROOT.glob("[!_]*.py")) + sorted((ROOT / "tables").glob("*.py"))
 TINY = Study(
   texts=400,
   vocab=600,
@@ -42,11 +43,21 @@ TINY = Study(
 )
 
 
+def test_no_name_is_both_a_recipe_and_a_table():
+  stems = [path.stem for path in RECIPES]
+  assert len(set(stems)) == len(stems)
+  tables = set(find_recipe.names("table"))
+  assert tables <= {path.stem for path in (ROOT / "tables").glob("*.py")}
+  assert tables.isdisjoint(find_recipe.names("recipe"))
+  assert find_recipe.names().keys() == tables | set(find_recipe.names("recipe"))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_header_says_command_hardware_and_last_result(path):
+def test_header_says_command_hardware_and_result(path):
   header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-  for field in ("Command:", "Hardware:", "Last result:"):
+  for field in ("Command:", "Hardware:"):
     assert field in header, f"{path.name} does not say its {field}"
+  assert re.search("^(Last result|Result):", header, re.M), f"{path.name}: no Result:"
   if path.parent.name == "tables" or path.stem in find_recipe.names():
     assert "arXiv:" in header and "Expected:" in header
 
@@ -71,7 +82,7 @@ def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
 
 
 def test_every_named_recipe_is_tested():
-  assert set(find_recipe.names()) == {
+  assert set(find_recipe.names("recipe")) == {
     "controlled_sentiment",
     "controlled_sentiment_imdb",
     "dpo_hh",
@@ -137,7 +148,7 @@ def test_hh_recipe_trains_and_judges_held_out_pairs(tmp_path):
   one = {"data": data, "mesh": MeshShape(data=1)}
   first = dataclasses.replace(whole.start.experiment, start=Scratch(small), **one)
   whole = dataclasses.replace(whole, start=Stage(first), **one)
-  done = offline.train(whole, tmp_path / "run", say=lambda line: None)
+  done = loop.train(whole, tmp_path / "run", say=lambda line: None)
   assert done.finished and done.steps == 2
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   assert "eval/reward_accuracy" in json.loads(lines[-1])
@@ -188,17 +199,17 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
   data = dataclasses.replace(whole.data, **sizes)
   whole = dataclasses.replace(whole, data=data, start=start, **one)
   run_dir = tmp_path / "run"
-  done = offline.train(whole, run_dir, say=lambda line: None)
+  done = loop.train(whole, run_dir, say=lambda line: None)
   assert done.finished
   if stages == 2:
-    evaluate_reward_model.judge_run(run_dir, samples=4, most=None, batch=8)
+    evaluate_reward_model.judge_run(run_dir, most=None, batch=8)
   else:
     assert not cli.main(["evaluate", str(run_dir)])
     assert "accuracy_longer" in capsys.readouterr().out
   measured = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-  found = json.loads((run_dir / "agreement.json").read_text())
+  agreed = json.loads((run_dir / "agreement.json").read_text())
   if name != "reward_listwise":  # there prompts weigh the same, not pairs
-    accuracy = found["measures"]["accuracy"]["mean"]
+    accuracy = agreed["measures"]["accuracy"]["mean"]
     assert accuracy == pytest.approx(measured["eval/reward_accuracy"], abs=1e-6)
   about = json.loads((run_dir / "policy" / "reward.json").read_text())
   assert about["kind"] == ("preference" if name == "preference_hh" else "reward")

@@ -3,7 +3,9 @@
 They live in `experiments/` of the working directory or of the checkout, and in this
 package. Arguments of that function (`path`) are given as `path=FILE`. A file that also
 has `run(experiment, run_dir)` is run by it, not by the trainer: a study of many runs
-returns its own settings from `experiment`. Listing reads text and imports nothing.
+returns its own settings from `experiment`. Files in `experiments/tables/` are tables,
+which rebuild a paper's result from several recipes; a name stands once in both folders.
+Listing reads text and imports nothing.
 """
 
 import ast
@@ -14,9 +16,11 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 _PACKAGE = Path(__file__).parent.parent
+TABLES = "tables"  # the folder of tables in `experiments/`
+Kind = Literal["recipe", "table"]
 # In a checkout beside the package, in a wheel within it.
 _PLACES = (_PACKAGE / "experiments", _PACKAGE.parent / "experiments")
 
@@ -27,24 +31,35 @@ class Recipe(NamedTuple):
   Attributes:
     experiment: `config.experiment.Experiment`, or the settings of a study.
     run: `(experiment, run_dir) -> exit code` of a study; None: the trainer runs it.
+    kind: "table" for a file of `experiments/tables/`.
   """
 
   experiment: Any
   run: Callable[[Any, Path], int] | None = None
+  kind: Kind = "recipe"
 
 
-def names() -> dict[str, Path]:
-  """Every recipe that a name finds; the working directory's come first."""
+def names(kind: Kind | None = None) -> dict[str, Path]:
+  """Every recipe and table that a name finds; the working directory's come first.
+
+  Args:
+    kind: only those; None: both.
+  """
   found: dict[str, Path] = {}
   for place in (Path.cwd() / "experiments", *_PLACES):
-    for path in sorted(place.glob("*.py")):
+    for path in [*sorted(place.glob("*.py")), *sorted((place / TABLES).glob("*.py"))]:
       try:
         one = _defines_experiment(path)
       except ValueError:
         one = True  # broken: said when it is asked for
       if one:
         found.setdefault(path.stem, path)
-  return found
+  return {n: path for n, path in found.items() if kind in (None, kind_of(path))}
+
+
+def kind_of(path: Path) -> Kind:
+  """Whether a file is a recipe or a table."""
+  return "table" if path.parent.name == TABLES else "recipe"
 
 
 def path_of(recipe: str) -> Path:
@@ -95,10 +110,10 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
   made, run = held["experiment"](**given), held.get("run")
   if not dataclasses.is_dataclass(made) or isinstance(made, type):
     raise ValueError(
-      f"{path}: experiment() returned {made!r}; it must return an Experiment or an "
-      "OnlineExperiment, or beside a function run() a dataclass of settings"
+      f"{path}: experiment() returned {made!r}; it must return an Experiment, or "
+      "beside a function run() a dataclass of settings"
     )
-  return Recipe(made, run)
+  return Recipe(made, run, kind_of(path))
 
 
 def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, str]:
