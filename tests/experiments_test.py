@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -217,13 +216,10 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
 
 
 @pytest.mark.slow
-def test_dpo_table_is_rebuilt_by_its_script(tmp_path, monkeypatch, capsys):
-  spec = importlib.util.spec_from_file_location("table", ROOT / "tables" / "dpo.py")
-  table = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(table)
-  monkeypatch.setattr(table, "Study", lambda: TINY)
-  monkeypatch.setattr("sys.argv", ["dpo.py", "--run-dir", str(tmp_path / "run")])
-  table.main()
+def test_dpo_table_is_rebuilt_by_its_name(tmp_path, capsys):
+  recipe = find_recipe.load("rafailov2023_frontier")
+  assert [arm.label for arm in recipe.experiment.arms] == ["DPO", "Preferred-FT"]
+  recipe.run(TINY, tmp_path / "run")
   shown = capsys.readouterr().out
   assert "2305.18290" in shown
   assert (tmp_path / "run" / "frontier.svg").read_text().startswith("<svg")
