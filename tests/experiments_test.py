@@ -15,20 +15,20 @@ from xpo_jax.data import synthetic_reviews
 from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.train import loop
 
 ROOT = Path(__file__).parent.parent / "experiments"
 RECIPES = sorted(ROOT.glob("[!_]*.py")) + sorted((ROOT / "tables").glob("*.py"))
-TINY = Study(
-  texts=400,
+TINY = SentimentStudy(
+  num_texts=400,
   vocab=600,
   width=16,
   layers=1,
   sft_steps=2,
   sft_rows=2,
-  longest=8,
-  pairs=16,
+  max_completion_tokens=8,
+  num_pairs=16,
   rows=2,
   arms=(
     Arm("DPO", ObjectiveConfig("dpo"), (1.0,)),
@@ -36,8 +36,8 @@ TINY = Study(
   ),
   online=(),
   seeds=(0, 1),
-  prompts=4,
-  samples=2,
+  eval_prompts=4,
+  eval_samples=2,
   pool=4,
 )
 
@@ -75,7 +75,7 @@ def test_header_says_command_hardware_and_result(path):
 )
 def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
   recipe = find_recipe.load(name, arguments)
-  assert isinstance(recipe.experiment, Study if recipe.run else Experiment)
+  assert isinstance(recipe.experiment, SentimentStudy if recipe.run else Experiment)
   with pytest.raises(ValueError, match="needs"):
     find_recipe.load(name)
 

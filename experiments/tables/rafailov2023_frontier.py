@@ -17,19 +17,19 @@ import dataclasses
 from pathlib import Path
 
 from xpo_jax.studies import demo
-from xpo_jax.studies.sentiment.settings import Study
+from xpo_jax.studies.sentiment.settings import SentimentStudy
 
 METHODS = ("DPO", "Preferred-FT")
 
 
-def experiment() -> Study:
+def experiment() -> SentimentStudy:
   """The demo's study with DPO over four betas and preferred fine-tuning, three
   seeds."""
-  study = Study()
+  study = SentimentStudy()
   arms = tuple(arm for arm in study.arms if arm.label in METHODS)
   return dataclasses.replace(study, arms=arms, online=())
 
 
-def run(study: Study, run_dir: Path) -> int:
+def run(study: SentimentStudy, run_dir: Path) -> int:
   """The study and its page."""
   return demo.run(study, run_dir, "xpo train rafailov2023_frontier")
