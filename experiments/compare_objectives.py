@@ -25,12 +25,12 @@ def experiment(source: str | None = None) -> Comparison:
     return Comparison()
   return Comparison(
     source=source,
-    texts=None,
+    num_texts=None,
     vocab=2048,
     sft_steps=600,
     sft_rows=12,
-    longest=20,
-    pairs=600,
+    max_completion_tokens=20,
+    num_pairs=600,
     rows=4,
   )
 

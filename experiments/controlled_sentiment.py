@@ -17,7 +17,7 @@ from pathlib import Path
 
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import demo
-from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 
 ARMS = (
   Arm("DPO", ObjectiveConfig("dpo"), (0.05, 0.2, 0.7, 3.0), learning_rate=4e-4),
@@ -52,24 +52,24 @@ ARMS = (
 )
 
 
-def experiment(source: str) -> Study:
+def experiment(source: str) -> SentimentStudy:
   """Settings for some ten thousand sentences of about twenty words."""
-  return Study(
+  return SentimentStudy(
     source=source,
-    texts=None,
+    num_texts=None,
     vocab=4096,
     width=96,
     sft_steps=600,
     sft_rows=12,
-    longest=20,
-    pairs=1600,
+    max_completion_tokens=20,
+    num_pairs=1600,
     rows=8,
     arms=ARMS,
-    checked=0.2,
+    control_beta=0.2,
   )
 
 
-def run(study: Study, run_dir: Path) -> int:
+def run(study: SentimentStudy, run_dir: Path) -> int:
   """The whole study and its page."""
   command = (
     f"xpo train controlled_sentiment source={study.source} --bad-rows {study.bad_rows}"

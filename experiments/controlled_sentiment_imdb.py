@@ -18,21 +18,21 @@ from pathlib import Path
 
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import demo
-from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 
 
-def experiment(source: str, policy: str) -> Study:
+def experiment(source: str, policy: str) -> SentimentStudy:
   """DPO at the paper's betas against preferred fine-tuning, three seeds."""
-  return Study(
+  return SentimentStudy(
     source=source,
     policy=policy,
-    texts=None,
+    num_texts=None,
     sft_steps=2000,
     sft_rows=16,
-    sft_rate=1e-5,
-    longest=64,
+    sft_learning_rate=1e-5,
+    max_completion_tokens=64,
     row_length=512,
-    pairs=25_000,
+    num_pairs=25_000,
     rows=16,
     arms=(
       Arm("DPO", ObjectiveConfig("dpo"), (0.05, 0.1, 1.0, 5.0), learning_rate=1e-6),
@@ -44,13 +44,13 @@ def experiment(source: str, policy: str) -> Study:
       ),
     ),
     online=(),
-    checked=0.1,
-    judge_rate=1e-5,
-    prompts=512,
+    control_beta=0.1,
+    reward_learning_rate=1e-5,
+    eval_prompts=512,
   )
 
 
-def run(study: Study, run_dir: Path) -> int:
+def run(study: SentimentStudy, run_dir: Path) -> int:
   """The whole study and its page."""
   command = (
     f"xpo train controlled_sentiment_imdb source={study.source} policy={study.policy}"

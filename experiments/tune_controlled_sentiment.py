@@ -56,12 +56,12 @@ def main(source: str | None) -> None:
   from xpo_jax.evaluation import frontier
   from xpo_jax.studies.sentiment import findings as findings
   from xpo_jax.studies.sentiment import train_methods
-  from xpo_jax.studies.sentiment.settings import Study
+  from xpo_jax.studies.sentiment.settings import SentimentStudy
 
   every = groups()
-  study = Study(split="tune", seeds=SEEDS, source=source)
+  study = SentimentStudy(split="tune", seeds=SEEDS, source=source)
   if source is not None:
-    study = dataclasses.replace(study, texts=None)
+    study = dataclasses.replace(study, num_texts=None)
   arms = tuple(arm for trio in every.values() for arm in trio)
   study = dataclasses.replace(study, arms=arms, online=())  # nothing to be kept
   result = train_methods.run(train_methods.prepare(study), Path())

@@ -2,8 +2,8 @@
 
 import ast
 import dataclasses
-import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,20 @@ from xpo_jax.data import synthetic_reviews
 from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.train import loop
 
 ROOT = Path(__file__).parent.parent / "experiments"
 RECIPES = sorted(ROOT.glob("[!_]*.py")) + sorted((ROOT / "tables").glob("*.py"))
-TINY = Study(
-  texts=400,
+TINY = SentimentStudy(
+  num_texts=400,
   vocab=600,
   width=16,
   layers=1,
   sft_steps=2,
   sft_rows=2,
-  longest=8,
-  pairs=16,
+  max_completion_tokens=8,
+  num_pairs=16,
   rows=2,
   arms=(
     Arm("DPO", ObjectiveConfig("dpo"), (1.0,)),
@@ -36,17 +36,27 @@ TINY = Study(
   ),
   online=(),
   seeds=(0, 1),
-  prompts=4,
-  samples=2,
+  eval_prompts=4,
+  eval_samples=2,
   pool=4,
 )
 
 
+def test_no_name_is_both_a_recipe_and_a_table():
+  stems = [path.stem for path in RECIPES]
+  assert len(set(stems)) == len(stems)
+  tables = set(find_recipe.names("table"))
+  assert tables <= {path.stem for path in (ROOT / "tables").glob("*.py")}
+  assert tables.isdisjoint(find_recipe.names("recipe"))
+  assert find_recipe.names().keys() == tables | set(find_recipe.names("recipe"))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_header_says_command_hardware_and_last_result(path):
+def test_header_says_command_hardware_and_result(path):
   header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-  for field in ("Command:", "Hardware:", "Last result:"):
+  for field in ("Command:", "Hardware:"):
     assert field in header, f"{path.name} does not say its {field}"
+  assert re.search("^(Last result|Result):", header, re.M), f"{path.name}: no Result:"
   if path.parent.name == "tables" or path.stem in find_recipe.names():
     assert "arXiv:" in header and "Expected:" in header
 
@@ -65,13 +75,13 @@ def test_header_says_command_hardware_and_last_result(path):
 )
 def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
   recipe = find_recipe.load(name, arguments)
-  assert isinstance(recipe.experiment, Study if recipe.run else Experiment)
+  assert isinstance(recipe.experiment, SentimentStudy if recipe.run else Experiment)
   with pytest.raises(ValueError, match="needs"):
     find_recipe.load(name)
 
 
 def test_every_named_recipe_is_tested():
-  assert set(find_recipe.names()) == {
+  assert set(find_recipe.names("recipe")) == {
     "controlled_sentiment",
     "controlled_sentiment_imdb",
     "dpo_hh",
@@ -206,13 +216,10 @@ def test_feedback_recipe_trains_and_agrees_as_the_trainer_measured(
 
 
 @pytest.mark.slow
-def test_dpo_table_is_rebuilt_by_its_script(tmp_path, monkeypatch, capsys):
-  spec = importlib.util.spec_from_file_location("table", ROOT / "tables" / "dpo.py")
-  table = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(table)
-  monkeypatch.setattr(table, "Study", lambda: TINY)
-  monkeypatch.setattr("sys.argv", ["dpo.py", "--run-dir", str(tmp_path / "run")])
-  table.main()
+def test_dpo_table_is_rebuilt_by_its_name(tmp_path, capsys):
+  recipe = find_recipe.load("rafailov2023_frontier")
+  assert [arm.label for arm in recipe.experiment.arms] == ["DPO", "Preferred-FT"]
+  recipe.run(TINY, tmp_path / "run")
   shown = capsys.readouterr().out
   assert "2305.18290" in shown
   assert (tmp_path / "run" / "frontier.svg").read_text().startswith("<svg")

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     True,
   )
   sub.add_argument("--run-dir", type=Path, help="new, or of an interrupted comparison")
-  command("list", _list, "objectives, the survey's table, recipes")
+  command("list", _list, "objectives, the survey's table, recipes, tables")
   sub = command(
     "explain",
     _explain,
@@ -174,9 +174,10 @@ def _list(args, rest) -> None:
   print()
   print(table.render())
   print()
-  _table(
-    "recipes", {n: find_recipe.summary(path) for n, path in find_recipe.names().items()}
-  )
+  for kind in ("recipe", "table"):
+    files = find_recipe.names(kind).items()
+    _table(f"{kind}s", {name: find_recipe.summary(path) for name, path in files})
+    print()
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

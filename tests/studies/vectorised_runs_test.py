@@ -40,7 +40,7 @@ def swept():
   data = {seed: _data(seed) for seed in (0, 1)}
   settings = [(0, 1.0, 1e-2), (0, 2.0, 1e-3), (1, 2.0, 1e-2)]
   runs = [
-    vectorised_runs.Run(
+    vectorised_runs.VectorisedRun(
       vectorised_runs.stack(data[seed]),
       step.hparams(optim.Optimizer(learning_rate=rate), beta=beta),
       seed,
@@ -109,7 +109,9 @@ def test_start_is_the_reference_of_what_the_batches_do_not_hold(swept):
   many = vectorised_runs.Sweep(
     ObjectiveConfig("tdpo2"), model, start, OPTIMIZER, jax.devices()[:1]
   )
-  (outcome,) = many([vectorised_runs.Run(vectorised_runs.stack(data[0]), hparams, 0)])
+  (outcome,) = many(
+    [vectorised_runs.VectorisedRun(vectorised_runs.stack(data[0]), hparams, 0)]
+  )
   models = {"policy": model, "ref": model}
   update = step.make_step(
     ObjectiveConfig("tdpo2").build, models, OPTIMIZER, len(data[0])

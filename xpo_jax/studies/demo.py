@@ -1,4 +1,4 @@
-"""`xpo demo`: the controlled-sentiment study on the embedded world, start to report."""
+"""`xpo demo`: the controlled-sentiment study on synthetic reviews, start to report."""
 
 import argparse
 import json
@@ -17,10 +17,10 @@ def main(argv: Sequence[str]) -> int:
   args = parser.parse_args(argv)
   run_dir = args.run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
   environment()
-  print("xpo demo: controlled sentiment on the embedded world", flush=True)
-  from xpo_jax.studies.sentiment.settings import Study
+  print("xpo demo: controlled sentiment on synthetic reviews", flush=True)
+  from xpo_jax.studies.sentiment.settings import SentimentStudy
 
-  return run(Study(), run_dir, command="xpo demo")
+  return run(SentimentStudy(), run_dir, command="xpo demo")
 
 
 def environment() -> None:
@@ -64,13 +64,13 @@ def run(study, run_dir: Path, command: str) -> int:
   from xpo_jax.studies.sentiment import findings, sentiment_page, train_methods
 
   print(f"{jax.device_count()} x {jax.devices()[0].device_kind}: {run_dir}", flush=True)
-  beginning = train_methods.prepare(study)
+  data = train_methods.prepare(study)
   run_dir.mkdir(parents=True)
   settings = {"study": yaml_file.to_dict(study), **yaml_file.surroundings()}
   (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
-  if beginning.corpus.dropped:
-    audit.write_bad_records(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
-  result = train_methods.run(beginning, run_dir, lambda line: print(line, flush=True))
+  if data.corpus.dropped:
+    audit.write_bad_records(data.corpus.dropped, run_dir / "bad_rows.jsonl")
+  result = train_methods.run(data, run_dir, lambda line: print(line, flush=True))
   figure = line_chart.svg(sentiment_page.figure(result), standalone=True)
   (run_dir / "frontier.svg").write_text(figure)
   (run_dir / "runs.jsonl").write_text(_lines(result))
@@ -79,7 +79,7 @@ def run(study, run_dir: Path, command: str) -> int:
     sentiment_page.checks_table(result),
     sentiment_page.table(result),
     sentiment_page.claims_table(result),
-    sentiment_page.judges_table(result),
+    sentiment_page.reward_models_table(result),
   ):
     show(table)
   print(f"report: {written}")

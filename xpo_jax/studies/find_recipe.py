@@ -3,8 +3,9 @@
 They live in `experiments/` of the working directory, and of the checkout or the
 installed package. Arguments of that function (`path`) are given as `path=FILE`. A file
 that also has `run(experiment, run_dir)` is run by it, not by the trainer: a study of
-many runs returns its own settings from `experiment`. Listing reads text and imports
-nothing.
+many runs returns its own settings from `experiment`. Files in `experiments/tables/` are
+tables, which rebuild a paper's result from several recipes; a name stands once in both
+folders. Listing reads text and imports nothing.
 """
 
 import ast
@@ -16,12 +17,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
+TABLES = "tables"  # the folder of tables in `experiments/`
+Kind = Literal["recipe", "table"]
 
 
 class Recipe(NamedTuple):
@@ -32,25 +35,36 @@ class Recipe(NamedTuple):
     run: `(experiment, run_dir) -> exit code` of a study; None: the trainer runs it.
     arms: `settings -> {label: Experiment}`, the runs of a study, to be checked; None
       where the study does not list them.
+    kind: "table" for a file of `experiments/tables/`.
   """
 
   experiment: Any
   run: Callable[[Any, Path], int] | None = None
   arms: Callable[[Any], Mapping[str, Any]] | None = None
+  kind: Kind = "recipe"
 
 
-def names() -> dict[str, Path]:
-  """Every recipe that a name finds; the working directory's come first."""
+def names(kind: Kind | None = None) -> dict[str, Path]:
+  """Every recipe and table that a name finds; the working directory's come first.
+
+  Args:
+    kind: only those; None: both.
+  """
   found: dict[str, Path] = {}
   for place in (Path.cwd() / "experiments", _SHIPPED):
-    for path in sorted(place.glob("*.py")):
+    for path in [*sorted(place.glob("*.py")), *sorted((place / TABLES).glob("*.py"))]:
       try:
         one = _defines_experiment(path)
       except ValueError:
         one = True  # broken: said when it is asked for
       if one:
         found.setdefault(path.stem, path)
-  return found
+  return {n: path for n, path in found.items() if kind in (None, kind_of(path))}
+
+
+def kind_of(path: Path) -> Kind:
+  """Whether a file is a recipe or a table."""
+  return "table" if path.parent.name == TABLES else "recipe"
 
 
 def path_of(recipe: str) -> Path:
@@ -101,7 +115,7 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
       f"{path}: experiment() returned {made!r}; it must return an Experiment, or "
       "beside a function run() a dataclass of settings"
     )
-  return Recipe(made, names_of.get("run"), names_of.get("arms"))
+  return Recipe(made, names_of.get("run"), names_of.get("arms"), kind_of(path))
 
 
 def load_study(run_dir: Path) -> Recipe:

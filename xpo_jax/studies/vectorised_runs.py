@@ -23,7 +23,7 @@ from xpo_jax.train import state, step
 from xpo_jax.types import Params
 
 
-class Run(NamedTuple):
+class VectorisedRun(NamedTuple):
   """One run.
 
   Attributes:
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of a run.
+  """Weights and metrics that a run left.
 
   Attributes:
     params: the last weights, `{"lm": ..., "value": ... where there is a head}`.
@@ -75,7 +75,8 @@ class Sweep:
     """Takes what all runs share.
 
     Args:
-      use: the objective; what `Run.hparams` names replaces its hyperparameters.
+      use: the objective; `VectorisedRun.hparams` replace its hyperparameters of the
+        same names.
       model: the architecture.
       start: `{"lm": ...}`; also the reference: what the batches do not hold of it is
         computed in the step.
@@ -87,7 +88,7 @@ class Sweep:
     self._devices = list(devices or jax.local_devices())
     self.programs: dict[int, Any] = {}
 
-  def __call__(self, runs: Sequence[Run]) -> list[Outcome]:
+  def __call__(self, runs: Sequence[VectorisedRun]) -> list[Outcome]:
     """Trains every run.
 
     Raises:
@@ -104,7 +105,7 @@ class Sweep:
         )
     return outcomes
 
-  def attempt(self, runs: Sequence[Run]) -> list[Outcome]:
+  def attempt(self, runs: Sequence[VectorisedRun]) -> list[Outcome]:
     """Trains every run; one may have `diverged`, and its weights are then worthless."""
     width = min(len(runs), len(self._devices))
     if width not in self.programs:
@@ -145,7 +146,7 @@ class Sweep:
       outcome = (state.final_params(done), curve)
       return jax.tree.map(lambda x: jnp.asarray(x)[None], outcome)
 
-    # Runs never speak to each other: every device has the program of one run.
+    # Runs do not communicate: every device has the program of one run.
     mesh = Mesh(np.array(self._devices[:width]), ("run",), axis_types=(AxisType.Auto,))
     split = (P(), P("run"), P("run"), P("run"))
     return jax.jit(

@@ -14,23 +14,23 @@ from xpo_jax.ops import token_stats
 from xpo_jax.studies import find_recipe, vectorised_runs
 from xpo_jax.studies.comparison import comparison_page, learning_rates, train_objectives
 from xpo_jax.studies.comparison import settings as comparison_settings
-from xpo_jax.studies.comparison.settings import Comparison, Entry, Trial
+from xpo_jax.studies.comparison.settings import ComparedObjective, Comparison, Trial
 from xpo_jax.types import Layout, Objective, TokenStat
 
 TINY = Comparison(
-  texts=900,
+  num_texts=900,
   vocab=600,
   width=16,
   layers=1,
   sft_steps=6,
   sft_rows=4,
-  longest=10,
-  pairs=40,
+  max_completion_tokens=10,
+  num_pairs=40,
   rows=2,
   seeds=(0, 1),
-  prompts=8,
+  eval_prompts=8,
   tune_prompts=8,
-  samples=2,
+  eval_samples=2,
   pool=16,
   rounds=2,
   only="dpo,tdpo2",
@@ -138,7 +138,9 @@ def entry(name, kls, rewards, seeds=(0, 1), error=None):
     for seed in seeds
     for kl, reward in zip(kls, rewards, strict=True)
   ]
-  return Entry(name, {"name": name}, "pairs", "code", trials, {"in all": 1.0}, error)
+  return ComparedObjective(
+    name, {"name": name}, "pairs", "code", trials, {"in all": 1.0}, error
+  )
 
 
 def test_reward_is_read_between_runs_and_never_beyond():
@@ -170,7 +172,7 @@ def test_page_sorts_by_reward_and_says_what_is_missing():
   pool = np.random.default_rng(0).normal(size=(4, 64))
   counts = {"parameters": 10}
   left_out = {"ppo": "needs rollouts"}
-  found = train_objectives.Found(
+  found = train_objectives.ComparisonResult(
     TINY, "texts", counts, None, pool, entries, left_out, {}
   )
   shown = comparison_page.lines(found)
@@ -233,16 +235,16 @@ def test_every_seed_searches_and_every_run_is_judged(stages):
   _, out = stages
   for one in out[2][0].entries:
     assert [t.seed for t in one.trials] == [0, 0, 1, 1] * 2  # two rounds of two rates
-    assert [t.rate for t in one.trials[:2]] == list(TINY.first_rates)
-    assert all(len(run.reward_P) == TINY.prompts for run in one.points())
-    kl = {t.rate: t.tune_kl for t in one.trials if t.seed == 0}
+    assert [t.learning_rate for t in one.trials[:2]] == list(TINY.first_learning_rates)
+    assert all(len(run.reward_P) == TINY.eval_prompts for run in one.points())
+    kl = {t.learning_rate: t.tune_kl for t in one.trials if t.seed == 0}
     assert kl[1e-4] < kl[1e-3]
 
 
 def test_another_setting_is_not_mixed_in(stages):
   run_dir, _ = stages
-  other = dataclasses.replace(TINY, pairs=41)
-  with pytest.raises(ValueError, match="pairs: 40 -> 41"):
+  other = dataclasses.replace(TINY, num_pairs=41)
+  with pytest.raises(ValueError, match="num_pairs: 40 -> 41"):
     train_objectives.run(other, run_dir)
   with pytest.raises(ValueError, match="holds no comparison"):
     train_objectives.run(other, run_dir.parent)
@@ -259,13 +261,13 @@ def test_command_writes_page_and_plot(stages, monkeypatch, capsys):
   assert "tdpo2" in (run_dir / "report.html").read_text()
   assert comparison_page.PLOT in (run_dir / "report.md").read_text()
   about = json.loads((run_dir / "comparison.json").read_text())
-  assert about["comparison"]["pairs"] == TINY.pairs
+  assert about["comparison"]["num_pairs"] == TINY.num_pairs
 
 
 def test_recipe_takes_a_file_of_sentences():
   assert find_recipe.load("compare_objectives").experiment == Comparison()
   own = find_recipe.load("compare_objectives", ["source=texts.jsonl"]).experiment
-  assert own.source == "texts.jsonl" and own.texts is None
+  assert own.source == "texts.jsonl" and own.num_texts is None
 
 
 def test_unknown_objective_is_refused_with_the_nearest():

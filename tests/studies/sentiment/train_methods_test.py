@@ -16,26 +16,28 @@ from xpo_jax.models import config, hf_checkpoint, transformer
 from xpo_jax.studies import demo
 from xpo_jax.studies.sentiment import findings as findings
 from xpo_jax.studies.sentiment import labelled_pairs, train_methods
-from xpo_jax.studies.sentiment.settings import Arm, OnlineArm, Study
+from xpo_jax.studies.sentiment.settings import Arm, OnlineArm, SentimentStudy
 from xpo_jax.train import rollouts
 
-TINY = Study(
-  texts=900,
+TINY = SentimentStudy(
+  num_texts=900,
   vocab=600,
   width=16,
   layers=1,
   sft_steps=6,
   sft_rows=4,
-  longest=10,
-  pairs=40,
+  max_completion_tokens=10,
+  num_pairs=40,
   rows=2,
   arms=(Arm("DPO", ObjectiveConfig("dpo"), (0.5, 2.0)),),
   online=(
-    OnlineArm("RLOO", ObjectiveConfig("rloo"), (1, 2), prompts=4, completions=2),
+    OnlineArm(
+      "RLOO", ObjectiveConfig("rloo"), (1, 2), prompts_per_iteration=4, completions=2
+    ),
   ),
   seeds=(0, 1),
-  prompts=8,
-  samples=2,
+  eval_prompts=8,
+  eval_samples=2,
   pool=8,
 )
 
@@ -62,7 +64,7 @@ def pairs():
     tuple(rng.integers(3, 9, size=(2, 3)).astype(np.int32)) for _ in range(4000)
   ]
   reward = rng.normal(scale=0.5, size=(4000, 2))
-  return labelled_pairs.Pairs([np.array([0])] * 4000, answers, reward, 0)
+  return labelled_pairs.SampledPairs([np.array([0])] * 4000, answers, reward, 0)
 
 
 def _gaps(pairs, kind):
@@ -133,8 +135,8 @@ def test_points_of_an_online_arm_that_no_checkpoint_holds_are_refused():
 
 def test_sweep_over_strength_seed_and_labels_compiles_once(beginning):
   study, corpus, model, params = beginning
-  judged = train_methods.Judged(study, corpus, model, params)
-  lab = train_methods.Lab(study, corpus, model, params, judged)
+  judged = train_methods.PolicyEvaluator(study, corpus, model, params)
+  lab = train_methods.PairTrainer(study, corpus, model, params, judged)
   with compiling.heard() as names:
     lab.train(study.arms[0], "DPO", "true")
     lab.train(study.arms[0], "flipped", "flipped")
@@ -165,7 +167,7 @@ def test_checks_fail_where_labels_are_turned_round(result):
         else {"DPO": 1.0, "flipped": -1.0}.get(run.label, 0.0)
       )
       reward = base + gap + np.zeros_like(run.draws.reward_PK)
-      strength = TINY.checked if run.label == "DPO" else run.strength
+      strength = TINY.control_beta if run.label == "DPO" else run.strength
       draws = run.draws._replace(reward_PK=reward)
       trained.append(run._replace(draws=draws, strength=strength))
     return [c.holds for c in findings.checks(result._replace(trained=trained))]
@@ -179,7 +181,7 @@ def test_checks_fail_where_labels_are_turned_round(result):
 def test_check_of_the_first_loss_fails_on_another_loss(result):
   def wrong(run):
     loss = run.curve["loss"] + 1e-4
-    strength = TINY.checked if run.label == "DPO" else run.strength
+    strength = TINY.control_beta if run.label == "DPO" else run.strength
     return run._replace(curve=run.curve | {"loss": loss}, strength=strength)
 
   trained = [wrong(run) for run in result.trained]
@@ -233,14 +235,14 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
     TINY,
     source=str(source),
     policy=str(tmp_path / "policy"),
-    texts=None,
+    num_texts=None,
     prompt_words=2,
     arms=(Arm("DPO", ObjectiveConfig("dpo"), (1.0,)),),
     online=(),
     sft_steps=2,
-    longest=16,
-    pairs=12,
-    prompts=4,
+    max_completion_tokens=16,
+    num_pairs=12,
+    eval_prompts=4,
   )
   code = demo.run(study, tmp_path / "run", "xpo demo")
   written = {path.name for path in (tmp_path / "run").iterdir()}
@@ -264,7 +266,7 @@ def test_bad_rows_stop_the_study_or_are_dropped_by_name(tmp_path):
   ]
   rows = [{"text": text} for text in [*texts, "too short"]]
   path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-  study = dataclasses.replace(TINY, source=str(path), texts=None, prompt_words=3)
+  study = dataclasses.replace(TINY, source=str(path), num_texts=None, prompt_words=3)
   with pytest.raises(records.BadRecords, match=r"texts.jsonl:301"):
     labelled_pairs.corpus(study)
   kept = labelled_pairs.corpus(dataclasses.replace(study, bad_rows="drop"))
@@ -280,8 +282,8 @@ def test_source_that_is_not_there_is_refused_by_name(tmp_path, monkeypatch, caps
   recipe = tmp_path / "experiments" / "own.py"
   recipe.write_text(
     "from xpo_jax.studies import demo\n"
-    "from xpo_jax.studies.sentiment.settings import Study\n"
-    "def experiment(source):\n  return Study(source=source)\n"
+    "from xpo_jax.studies.sentiment.settings import SentimentStudy\n"
+    "def experiment(source):\n  return SentimentStudy(source=source)\n"
     "def run(study, run_dir):\n  return demo.run(study, run_dir, '')\n"
   )
   assert cli.main(["train", "own", "source=none.jsonl"]) == 2

@@ -1,12 +1,12 @@
-"""The comparison's page: one plot, one table, and how its numbers came about."""
+"""The comparison's page: one plot, one table, and how its numbers were measured."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from xpo_jax.evaluation import bootstrap, frontier, optimal_policy
 from xpo_jax.report import dot_plot, html
-from xpo_jax.studies.comparison.settings import Entry
-from xpo_jax.studies.comparison.train_objectives import Found
+from xpo_jax.studies.comparison.settings import ComparedObjective
+from xpo_jax.studies.comparison.train_objectives import ComparisonResult
 from xpo_jax.studies.sentiment.findings import MATCHED
 from xpo_jax.studies.sentiment.sentiment_page import BEST_OF, TILTS
 
@@ -14,7 +14,7 @@ PLOT = "comparison.svg"
 _SORTED = MATCHED[1]
 
 
-class Line(NamedTuple):
+class ObjectiveRow(NamedTuple):
   """An objective's row.
 
   Attributes:
@@ -23,49 +23,53 @@ class Line(NamedTuple):
     gap: to the baseline at the KL that rows are sorted by, or None.
   """
 
-  entry: Entry
+  entry: ComparedObjective
   rewards: tuple[bootstrap.Interval | str, ...]
   gap: bootstrap.Interval | None
 
 
-def lines(found: Found) -> list[Line]:
+def lines(result: ComparisonResult) -> list[ObjectiveRow]:
   """The objectives that were trained, from the most reward to the least; those whose
   frontier does not reach the KL that decides are last."""
-  trained = [entry for entry in found.entries if entry.error is None]
-  base = [entry for entry in trained if entry.name == found.comparison.baseline]
-  made = []
+  trained = [entry for entry in result.entries if entry.error is None]
+  base = [entry for entry in trained if entry.name == result.comparison.baseline]
+  rows = []
   for entry in trained:
     others = [other for other in base if other is not entry]
     gaps = [entry.minus(other, _SORTED) for other in others]
-    made.append(Line(entry, tuple(map(entry.at, MATCHED)), gaps[0] if gaps else None))
-  return sorted(made, key=_place)
+    rows.append(
+      ObjectiveRow(entry, tuple(map(entry.at, MATCHED)), gaps[0] if gaps else None)
+    )
+  return sorted(rows, key=_place)
 
 
-def _place(line: Line) -> tuple:
+def _place(line: ObjectiveRow) -> tuple:
   means = [None if isinstance(x, str) else -x.mean for x in line.rewards]
   deciding = means[MATCHED.index(_SORTED)]
   others = [0.0 if x is None else x for x in means]
   return (deciding is None, deciding or 0.0, others)
 
 
-def build(found: Found, shown: Sequence[Line], reproduce: str) -> html.Page:
+def build(
+  result: ComparisonResult, shown: Sequence[ObjectiveRow], reproduce: str
+) -> html.Page:
   """The whole page.
 
   Args:
-    found: what was measured.
+    result: the measurements.
     shown: its `lines`.
     reproduce: the command that rebuilds it.
   """
-  study = found.comparison
+  study = result.comparison
   lead = (
     f"{len(shown)} objectives trained from one start on the same pairs, on: "
-    f"{found.corpus}. A model of {found.counts['parameters']:,} parameters, "
-    f"{study.pairs:,} pairs a seed, labels drawn by Bradley-Terry on the VADER "
+    f"{result.corpus}. A model of {result.counts['parameters']:,} parameters, "
+    f"{study.num_pairs:,} pairs a seed, labels drawn by Bradley-Terry on the VADER "
     f"compound at temperature {study.temperature:g}, {len(study.seeds)} seeds. It "
     "shows mechanics in a small world, not how methods rank on large models."
   )
   drawing = html.Drawing(
-    dot_plot.svg(plot(found, shown)),
+    dot_plot.svg(plot(result, shown)),
     PLOT,
     f"Sorted by reward at {_SORTED:g} nats. Bars: 95 % over seeds and prompts; prompts "
     "are shared, so differences are surer than two bars suggest (see the table). "
@@ -74,14 +78,14 @@ def build(found: Found, shown: Sequence[Line], reproduce: str) -> html.Page:
   )
   sections = [
     html.Section(
-      "Reward at equal KL", [drawing, table(found, shown), _reading(found, shown)]
+      "Reward at equal KL", [drawing, table(result, shown), _reading(result, shown)]
     ),
-    html.Section("How it was done", [_method(found)]),
-    html.Section("Every objective's runs", [runs_table(found, shown)]),
-    html.Section("Left out", [left_out_table(found)]),
-    html.Section("How to reproduce", [html.Code(reproduce), _facts(found)]),
+    html.Section("How it was done", [_method(result)]),
+    html.Section("Every objective's runs", [runs_table(result, shown)]),
+    html.Section("Left out", [left_out_table(result)]),
+    html.Section("How to reproduce", [html.Code(reproduce), _facts(result)]),
   ]
-  failed = [entry for entry in found.entries if entry.error]
+  failed = [entry for entry in result.entries if entry.error]
   if failed:
     listed = "\n\n".join(f"`{entry.name}`: {entry.error}" for entry in failed)
     title = f"{len(failed)} could not be trained"
@@ -90,12 +94,12 @@ def build(found: Found, shown: Sequence[Line], reproduce: str) -> html.Page:
   return html.Page("Objectives side by side", lead, sections)
 
 
-def plot(found: Found, shown: Sequence[Line]) -> dot_plot.Dots:
+def plot(result: ComparisonResult, shown: Sequence[ObjectiveRow]) -> dot_plot.Dots:
   """Reward at the matched KLs, a row an objective, a panel a KL."""
   panels = []
   for kl in MATCHED:
-    marks = {"SFT": found.pool_PS.mean()}
-    for name, curve in _bounds(found):
+    marks = {"SFT": result.pool_PS.mean()}
+    for name, curve in _bounds(result):
       at = frontier.reward_at_kl(curve, kl)
       if at is not None:
         marks[name] = at.mean
@@ -111,16 +115,16 @@ def plot(found: Found, shown: Sequence[Line]) -> dot_plot.Dots:
   )
 
 
-def table(found: Found, shown: Sequence[Line]) -> html.Table:
+def table(result: ComparisonResult, shown: Sequence[ObjectiveRow]) -> html.Table:
   """Reward at the matched KLs, and the paired difference from the baseline."""
   header = [
     "objective",
     "learns from",
     *(f"reward at {kl:g} nats" for kl in MATCHED),
-    f"minus {found.comparison.baseline} at {_SORTED:g}",
+    f"minus {result.comparison.baseline} at {_SORTED:g}",
   ]
   rows = []
-  for name, curve in _bounds(found):
+  for name, curve in _bounds(result):
     cells = [frontier.reward_at_kl(curve, kl) for kl in MATCHED]
     rows.append([name, "", *("not reached" if c is None else str(c) for c in cells)])
     rows[-1].append("")
@@ -134,20 +138,20 @@ def table(found: Found, shown: Sequence[Line]) -> html.Table:
     "Interpolated on each objective's own frontier between its runs; 95 % intervals "
     "over seeds and prompts. The difference is paired over both, bold where its "
     "interval excludes 0. SFT itself: "
-    f"{bootstrap.bootstrap_mean(found.pool_PS.mean(1))}.",
+    f"{bootstrap.bootstrap_mean(result.pool_PS.mean(1))}.",
   )
 
 
-def _gap(line: Line) -> str:
+def _gap(line: ObjectiveRow) -> str:
   if line.gap is None:
     return ""
   return f"**{line.gap}**" if line.gap.low > 0 or line.gap.high < 0 else str(line.gap)
 
 
-def _reading(found: Found, shown: Sequence[Line]) -> html.Text:
+def _reading(result: ComparisonResult, shown: Sequence[ObjectiveRow]) -> html.Text:
   compared = sum(line.gap is not None for line in shown)
   return html.Text(
-    f"{compared} objectives are set against {found.comparison.baseline}: were all of "
+    f"{compared} objectives are set against {result.comparison.baseline}: were all of "
     f"them equal to it, about {0.05 * compared:.0f} of the differences would be bold "
     "by chance. Not reached: some seed's runs do not bracket the KL; diverged: it "
     "would take a learning rate at which a run's loss was not finite. One start serves "
@@ -155,27 +159,28 @@ def _reading(found: Found, shown: Sequence[Line]) -> html.Text:
   )
 
 
-def _method(found: Found) -> html.Text:
-  study = found.comparison
-  trials = study.rounds * len(study.first_rates)
+def _method(result: ComparisonResult) -> html.Text:
+  study = result.comparison
+  first = study.first_learning_rates
+  trials = study.rounds * len(first)
   return html.Text(
-    "**Who takes part** is decided from the objective itself: its layout is one that "
-    "pairs can be turned into; it reads the policy's probability of an answer, and "
-    "beside the policy a scalar head on it and the frozen start, nothing else; every "
-    "data column it reads follows from a pair (the chosen "
-    "answer is desirable with reward 1, the rejected one is not, with reward 0).\n\n"
+    "**Which objectives are compared** is decided from each objective itself: its "
+    "layout is one that pairs can be turned into; it reads the policy's probability of "
+    "a completion, and beside the policy a scalar head on it and the frozen start, "
+    "nothing else; every data column it reads follows from a pair (the chosen "
+    "completion is desirable with reward 1, the rejected one is not, with reward 0)."
+    "\n\n"
     "**One hyperparameter moves every objective along its frontier: the peak learning "
     "rate.** "
     "All have it, it means the same in each and reaches every KL, while a beta is a "
     "slope for one, an inverse margin for another and absent from a third. All other "
     "hyperparameters stay at their papers' defaults, chosen for models thousands of "
-    "times "
-    "larger: an objective may do better here with others, and the page does not say by "
-    "how much.\n\n"
+    "times larger: an objective may do better here with others, and the page does not "
+    "say by how much.\n\n"
     f"**The same search for all**: {trials} runs a seed, first at rates "
-    f"{_listed(study.first_rates)}, then, {len(study.first_rates)} at a time, where "
-    "the line through the seed's runs so far (log KL over log rate) meets those of the "
-    f"targets {_listed(study.targets)} nats that are farthest from any run. The search "
+    f"{_listed(first)}, then, {len(first)} at a time, where the line through the "
+    "seed's runs so far (log KL over log rate) meets those of the targets "
+    f"{_listed(study.targets)} nats that are farthest from any run. The search "
     "sees KL on prompts of the tune split and no reward; all of its runs are the "
     "frontier, judged on the test split.\n\n"
     "**The same budget for all**: one pass over the pairs, one optimiser and schedule, "
@@ -188,7 +193,7 @@ def _listed(values: Sequence[float]) -> str:
   return ", ".join(f"{value:g}" for value in values)
 
 
-def runs_table(found: Found, shown: Sequence[Line]) -> html.Table:
+def runs_table(result: ComparisonResult, shown: Sequence[ObjectiveRow]) -> html.Table:
   """What each objective's search tried, seed by seed."""
   rows = [
     [
@@ -199,7 +204,7 @@ def runs_table(found: Found, shown: Sequence[Line]) -> html.Table:
     ]
     for entry in (line.entry for line in shown)
   ]
-  seeds = [f"seed {seed}" for seed in found.comparison.seeds]
+  seeds = [f"seed {seed}" for seed in result.comparison.seeds]
   return html.Table(
     ["objective", "hparams", "rates", *seeds, "diverged", "seconds"],
     rows,
@@ -208,14 +213,14 @@ def runs_table(found: Found, shown: Sequence[Line]) -> html.Table:
   )
 
 
-def _hparams(entry: Entry) -> str:
+def _hparams(entry: ComparedObjective) -> str:
   return ", ".join(
     f"{k} {html.cell(v)}" for k, v in entry.hparams.items() if k != "name"
   )
 
 
-def _tried(entry: Entry) -> list[str]:
-  rates = [trial.rate for trial in entry.trials]
+def _tried(entry: ComparedObjective) -> list[str]:
+  rates = [trial.learning_rate for trial in entry.trials]
   cells = [f"{min(rates):.1g} to {max(rates):.1g}"]
   for seed in dict.fromkeys(trial.seed for trial in entry.trials):
     kl = sorted(run.kl_P.mean() for run in entry.points() if run.seed == seed)
@@ -224,24 +229,24 @@ def _tried(entry: Entry) -> list[str]:
   return [*cells, f"{bad} of {len(rates)}"]
 
 
-def left_out_table(found: Found) -> html.Table:
-  """What took no part, and why."""
-  rows = [[f"`{name}`", reason] for name, reason in found.left_out.items()]
+def left_out_table(result: ComparisonResult) -> html.Table:
+  """Objectives that were left out, and why."""
+  rows = [[f"`{name}`", reason] for name, reason in result.left_out.items()]
   return html.Table(["objective", "why"], rows or [["none", ""]])
 
 
-def _facts(found: Found) -> html.Table:
-  rows = [[name, str(value)] for name, value in found.counts.items()]
-  rows += [[f"seconds: {stage}", f"{s:.0f}"] for stage, s in found.seconds.items()]
+def _facts(result: ComparisonResult) -> html.Table:
+  rows = [[name, str(value)] for name, value in result.counts.items()]
+  rows += [[f"seconds: {stage}", f"{s:.0f}"] for stage, s in result.seconds.items()]
   return html.Table((), rows)
 
 
-def _bounds(found: Found) -> list[tuple[str, list[frontier.Run]]]:
-  """What no training is needed for."""
-  sizes = [n for n in (*BEST_OF, 64) if n <= found.pool_PS.shape[1]]
+def _bounds(result: ComparisonResult) -> list[tuple[str, list[frontier.Run]]]:
+  """Curves that need no training."""
+  sizes = [n for n in (*BEST_OF, 64) if n <= result.pool_PS.shape[1]]
   curves = {
-    "ceiling": _curve(optimal_policy.tilted(found.pool_PS, TILTS)),
-    "best of n": _curve(optimal_policy.best_of_n(found.pool_PS, sizes)),
+    "ceiling": _curve(optimal_policy.tilted(result.pool_PS, TILTS)),
+    "best of n": _curve(optimal_policy.best_of_n(result.pool_PS, sizes)),
   }
   # A pool too small to show any KL has no ceiling.
   return [(name, curve) for name, curve in curves.items() if curve]

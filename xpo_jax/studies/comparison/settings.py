@@ -1,4 +1,4 @@
-"""The comparison of objectives as a value: settings, who takes part, results."""
+"""The comparison of objectives as a value: settings, objectives, results."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from xpo_jax.config.factories import ObjectiveConfig, factory
 from xpo_jax.data import collate, tokenise
 from xpo_jax.evaluation import bootstrap, frontier
 from xpo_jax.ops import token_stats
-from xpo_jax.studies.sentiment.settings import Arm, Study
+from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.types import Layout, Objective, Scored
 
-HELD = {"policy", "policy.value", "ref"}  # parameter sets that a run has
+ROLES = {"policy", "policy.value", "ref"}  # parameter sets of a run
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison(Study):
+class Comparison(SentimentStudy):
   """A study whose methods are all objectives that pairs can train.
 
   `arms`, `judge_rate`, `checked` and `split` of a study are not read: the search looks
@@ -30,18 +30,18 @@ class Comparison(Study):
       None takes all of the index that can.
     baseline: the objective that others are set against.
     targets: KLs, nats, that the search looks for; they bracket the matched ones.
-    first_rates: peak learning rates of every seed's first round.
+    first_learning_rates: peak learning rates of every seed's first round.
     rounds: rounds of the search, each of as many runs a seed as the first.
     tune_prompts: prompts of the tune split that the search measures KL on.
   """
 
-  pairs: int = 1600
+  num_pairs: int = 1600
   pool: int = 128
   arms: tuple[Arm, ...] = ()
   only: str | None = None
   baseline: str = "dpo"
   targets: tuple[float, ...] = (0.35, 0.9, 1.8, 3.2)
-  first_rates: tuple[float, ...] = (1e-4, 1e-3)
+  first_learning_rates: tuple[float, ...] = (1e-4, 1e-3)
   rounds: int = 4
   tune_prompts: int = 64
 
@@ -51,7 +51,7 @@ class Comparison(Study):
       factory(name)  # refuses an unknown one, with the nearest known
 
   def names(self) -> tuple[str, ...]:
-    """The objectives asked for; all of the index where none are."""
+    """Names of the chosen objectives; all of the index where none is chosen."""
     if self.only is None:
       return objectives.NAMES
     return tuple(name.strip() for name in self.only.split(","))
@@ -62,7 +62,9 @@ class Comparison(Study):
 
   def searching(self) -> "Comparison":
     """The study on whose prompts the search measures KL."""
-    return dataclasses.replace(self, split="tune", prompts=self.tune_prompts, samples=2)
+    return dataclasses.replace(
+      self, split="tune", eval_prompts=self.tune_prompts, eval_samples=2
+    )
 
 
 def barrier(name: str) -> str | None:
@@ -82,8 +84,8 @@ def barrier(name: str) -> str | None:
   if token_stats.LOGP not in objective.stats:
     return "does not read the policy's probability of an answer"
   roles = {role for stat in objective.stats for role in stat.roles}
-  if roles - HELD:
-    return f"reads another frozen model: {', '.join(sorted(roles - HELD))}"
+  if roles - ROLES:
+    return f"reads another frozen model: {', '.join(sorted(roles - ROLES))}"
   missing = sorted(objective.columns - columns)
   if missing:
     return f"reads data columns that pairs do not give: {', '.join(missing)}"
@@ -120,14 +122,14 @@ class Trial(NamedTuple):
   """One run of an objective.
 
   Attributes:
-    rate: peak learning rate.
+    learning_rate: peak.
     seed: of its pairs, labels, order and samples.
     tune_kl: KL on the search's prompts, nats; None where the run diverged.
     reward_P, kl_P: per test prompt, means over its samples; empty where it diverged.
     diverged: the step at which it did, or None.
   """
 
-  rate: float
+  learning_rate: float
   seed: int
   tune_kl: float | None
   reward_P: tuple[float, ...]
@@ -135,13 +137,13 @@ class Trial(NamedTuple):
   diverged: int | None = None
 
 
-class Entry(NamedTuple):
-  """What became of an objective.
+class ComparedObjective(NamedTuple):
+  """An objective's runs, or its error.
 
   Attributes:
     name: of the objective.
     hparams: its hyperparameters, all at their defaults.
-    feedback: what it learns from.
+    feedback: kind of the data it learns from.
     code: digest of the package that trained it.
     trials: its runs.
     seconds: stage -> seconds.
@@ -159,7 +161,9 @@ class Entry(NamedTuple):
   def points(self) -> list[frontier.Run]:
     """The runs that did not diverge, as points of the objective's frontier."""
     return [
-      frontier.Run(self.name, t.rate, t.seed, np.array(t.reward_P), np.array(t.kl_P))
+      frontier.Run(
+        self.name, t.learning_rate, t.seed, np.array(t.reward_P), np.array(t.kl_P)
+      )
       for t in self.trials
       if t.diverged is None
     ]
@@ -168,22 +172,22 @@ class Entry(NamedTuple):
     """Reward at a KL; "diverged" or "not reached" where there is none."""
     points = self.points()
     seeds = {trial.seed for trial in self.trials}
-    found = None
+    reward = None
     if points and {run.seed for run in points} == seeds:
-      found = frontier.reward_at_kl(points, kl)
-    if found is not None:
-      return found
+      reward = frontier.reward_at_kl(points, kl)
+    if reward is not None:
+      return reward
     return "diverged" if len(points) < len(self.trials) else "not reached"
 
-  def minus(self, other: "Entry", kl: float) -> bootstrap.Interval | None:
+  def minus(self, other: "ComparedObjective", kl: float) -> bootstrap.Interval | None:
     """Reward over another's at a KL, paired; None where either has none there."""
     both = (self.at(kl), other.at(kl))
-    if any(isinstance(found, str) for found in both):
+    if any(isinstance(reward, str) for reward in both):
       return None
     return frontier.difference_at_kl(self.points(), other.points(), kl)
 
 
-def write(path: Path, entry: Entry) -> None:
+def write(path: Path, entry: ComparedObjective) -> None:
   """Writes an entry whole or not at all."""
   content = entry._asdict()
   content["trials"] = [trial._asdict() for trial in entry.trials]
@@ -192,11 +196,11 @@ def write(path: Path, entry: Entry) -> None:
   half.replace(path)
 
 
-def read(path: Path) -> Entry:
+def read(path: Path) -> ComparedObjective:
   """What `write` wrote."""
   content = json.loads(path.read_text(encoding="utf-8"))
   content["trials"] = [
     Trial(**trial | {name: tuple(trial[name]) for name in ("reward_P", "kl_P")})
     for trial in content["trials"]
   ]
-  return Entry(**content)
+  return ComparedObjective(**content)

@@ -32,8 +32,8 @@ from xpo_jax.evaluation import measure_policy
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies.comparison import learning_rates
 from xpo_jax.studies.comparison.settings import (
+  ComparedObjective,
   Comparison,
-  Entry,
   Trial,
   barrier,
   feedback,
@@ -48,8 +48,8 @@ Say = Callable[[str], None]
 _SETTINGS, _START, _RESULTS = "comparison.json", "start", "objectives"
 
 
-class Found(NamedTuple):
-  """All that was measured; the page is made from it.
+class ComparisonResult(NamedTuple):
+  """All measurements; the page is made from them.
 
   Attributes:
     comparison: the settings.
@@ -57,8 +57,8 @@ class Found(NamedTuple):
     counts: facts of the data, by name.
     sft: the start's own draws.
     pool_PS: rewards of its pool of samples.
-    entries: every objective that took part.
-    left_out: name -> why it did not.
+    entries: every objective that was compared.
+    left_out: name of another -> why it was not.
     seconds: stage -> seconds of this process.
   """
 
@@ -67,16 +67,16 @@ class Found(NamedTuple):
   counts: dict[str, str]
   sft: measure_policy.Draws
   pool_PS: np.ndarray
-  entries: list[Entry]
+  entries: list[ComparedObjective]
   left_out: dict[str, str]
   seconds: dict[str, float]
 
 
-def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
+def run(comparison: Comparison, run_dir: Path, say: Say = print) -> ComparisonResult:
   """Runs a comparison, or what an interrupted one left to do.
 
   The start and every objective's results are kept in the directory as they are made.
-  What is cheap and drawn from a fixed seed (pairs, the start's samples) is made again.
+  Pairs and the start's samples, cheap and of a fixed seed, are made again.
 
   Args:
     comparison: the settings.
@@ -96,19 +96,20 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
   left_out = {name: barrier(name) for name in comparison.names()}
   names = [name for name, reason in left_out.items() if reason is None]
   searching, judging = comparison.searching(), comparison.judging()
-  beginning = train_methods.prepare(judging)
-  train_methods.check_prompts(searching, beginning.corpus)
+  data = train_methods.prepare(judging)
+  train_methods.check_prompts(searching, data.corpus)
   _claim(comparison, run_dir)
-  if beginning.corpus.dropped:
-    audit.write_bad_records(beginning.corpus.dropped, run_dir / "bad_rows.jsonl")
-  start = _start(beginning, run_dir / _START, say)
+  if data.corpus.dropped:
+    audit.write_bad_records(data.corpus.dropped, run_dir / "bad_rows.jsonl")
+  start = _start(data, run_dir / _START, say)
   done("start")
-  corpus, model = beginning.corpus, beginning.model
+  corpus, model = data.corpus, data.model
   tune, test = (
-    train_methods.Judged(study, corpus, model, start) for study in (searching, judging)
+    train_methods.PolicyEvaluator(study, corpus, model, start)
+    for study in (searching, judging)
   )
   sft, pool_PS = test.draws(start, comparison.seed), test.pool(start)
-  lab = train_methods.Lab(comparison, corpus, model, start, test)
+  trainer = train_methods.PairTrainer(comparison, corpus, model, start, test)
   done("pairs, samples of the start")
   entries = []
   for i, name in enumerate(names, 1):
@@ -121,7 +122,7 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
     ):
       minutes = (time.perf_counter() - began) / 60
       say(f"[{minutes:4.1f} min] {name} ({i} of {len(names)})")
-      entry = _one(comparison, ObjectiveConfig(name), lab, tune, test)
+      entry = _one(comparison, ObjectiveConfig(name), trainer, tune, test)
       write(path, entry)
     entries.append(entry)
   done("objectives")
@@ -132,7 +133,7 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> Found:
     "versions of the code": len({entry.code for entry in entries}),
   }
   left_out = {name: reason for name, reason in left_out.items() if reason}
-  return Found(
+  return ComparisonResult(
     comparison,
     corpus.name,
     counts,
@@ -163,9 +164,9 @@ def _claim(comparison: Comparison, run_dir: Path) -> None:
   path.write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
-def _start(beginning, directory: Path, say: Say) -> Params:
+def _start(data, directory: Path, say: Say) -> Params:
   """The SFT policy, from the directory if it is there."""
-  study, corpus, model, params = beginning
+  study, corpus, model, params = data
   if not directory.exists():
     say(f"supervised fine-tuning, {study.sft_steps} steps")
     params = train_methods.fine_tune(study, corpus, model, params, say)
@@ -176,33 +177,35 @@ def _start(beginning, directory: Path, say: Say) -> Params:
   return {"lm": hf_checkpoint.load(directory).params["lm"]}
 
 
-def _one(comparison: Comparison, use: ObjectiveConfig, lab, tune, test) -> Entry:
+def _one(
+  comparison: Comparison, use: ObjectiveConfig, trainer, tune, test
+) -> ComparedObjective:
   """An objective's search; an error is its result."""
   began, busy = time.perf_counter(), time.process_time()
   objective = use.build()
   code = yaml_file.code_digest()
-  entry = Entry(use.name, _hparams(use), feedback(objective), code, [], {})
+  entry = ComparedObjective(use.name, _hparams(use), feedback(objective), code, [], {})
   try:
-    trials, seconds = _search(comparison, use, lab, tune, test)
+    trials, seconds = _search(comparison, use, trainer, tune, test)
   # Whatever is wrong with one objective, the others go on and its error is shown.
   except Exception as error:
     traceback.print_exc()
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     return entry._replace(error=reason)
   finally:
-    lab.forget(use)
+    trainer.forget(use)
   seconds["in all"] = time.perf_counter() - began
   seconds["of the processor"] = time.process_time() - busy
   return entry._replace(trials=trials, seconds=seconds)
 
 
-def _search(comparison: Comparison, use: ObjectiveConfig, lab, tune, test):
-  """All runs of an objective, and seconds by stage; seeds search side by side."""
-  count = len(comparison.first_rates)
+def _search(comparison: Comparison, use: ObjectiveConfig, trainer, tune, test):
+  """All runs of an objective, and seconds by stage; each seed has its own search."""
+  count = len(comparison.first_learning_rates)
   trials: list[Trial] = []
   training = 0.0
-  rates = {seed: list(comparison.first_rates) for seed in comparison.seeds}
-  found: dict[int, dict[float, float]] = {seed: {} for seed in comparison.seeds}
+  rates = {seed: list(comparison.first_learning_rates) for seed in comparison.seeds}
+  kls: dict[int, dict[float, float]] = {seed: {} for seed in comparison.seeds}
   for _ in range(comparison.rounds):
     planned = [(seed, rate) for seed in comparison.seeds for rate in rates[seed]]
     seeds, hparams = (
@@ -210,22 +213,22 @@ def _search(comparison: Comparison, use: ObjectiveConfig, lab, tune, test):
       [learning_rate_hparam(rate) for _, rate in planned],
     )
     began = time.perf_counter()
-    outcomes = lab.sweep(use).attempt(lab.runs(use, seeds, hparams))
+    outcomes = trainer.sweep(use).attempt(trainer.runs(use, seeds, hparams))
     training += time.perf_counter() - began
-    made = _judge(planned, outcomes, tune, test)
-    for trial in made:
+    judged = _judge(planned, outcomes, tune, test)
+    for trial in judged:
       kl = math.inf if trial.tune_kl is None else trial.tune_kl
-      found[trial.seed][trial.rate] = kl
-    trials += made
+      kls[trial.seed][trial.learning_rate] = kl
+    trials += judged
     rates = {
       seed: learning_rates.next_rates(tried, comparison.targets, count)
-      for seed, tried in found.items()
+      for seed, tried in kls.items()
     }
   return trials, {"training": training}
 
 
 def _judge(planned, outcomes, tune, test) -> list[Trial]:
-  """What runs came to, as many at a time as there are devices."""
+  """Judges runs, as many at a time as there are devices."""
 
   def one(i: int) -> Trial:
     (seed, rate), outcome = planned[i], outcomes[i]
@@ -248,7 +251,7 @@ def _judge(planned, outcomes, tune, test) -> list[Trial]:
 
 
 def _hparams(use: ObjectiveConfig) -> dict:
-  """As they come back from JSON, and the same in every process."""
+  """Hyperparameters as JSON reads them back, the same in every process."""
   text = json.dumps(
     yaml_file.to_dict(use), default=lambda value: repr(value).partition(" at 0x")[0]
   )

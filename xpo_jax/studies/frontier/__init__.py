@@ -1,1 +1,1 @@
-"""Policies along online runs on the reward-KL plane."""
+"""Policies along training on the reward-KL plane, several runs at once."""

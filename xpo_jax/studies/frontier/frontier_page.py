@@ -1,58 +1,105 @@
-"""What studies of online runs show: arms on one plane, at equal KL, beside claims."""
+"""Tables and plots of studies of online runs: equal KL, papers' claims, the plane."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from xpo_jax.evaluation import frontier
+from xpo_jax.evaluation import frontier, optimal_policy
+from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import html, line_chart
 from xpo_jax.studies import demo
 from xpo_jax.studies.frontier import online_frontier
-from xpo_jax.studies.frontier.online_frontier import Point
-from xpo_jax.studies.sentiment import findings as findings
+from xpo_jax.studies.frontier.online_frontier import ArmPoints, FrontierPoint
+from xpo_jax.studies.sentiment import findings
 
-Arms = Mapping[str, Mapping[int, Sequence[Point]]]
-"""Label -> seed -> points, as `online_frontier.by_arm` makes it."""
+PLOT, TABLES = "frontier.svg", "tables.md"
+CLAIM_HEADER = ("paper", "claim", "ours", "verdict")
 
 
-class Claim(NamedTuple):
-  """A paper's ordering of two arms at equal KL.
+class OrderingClaim(NamedTuple):
+  """A paper's claim that one arm has more of a measure than another.
 
   Attributes:
     source: paper and arXiv id.
     claim: in our words.
-    more: the arm that has more reward.
+    more: the arm that has more.
     less: than this one.
+    column: of what; see `FrontierPoint.column`.
   """
 
   source: str
   claim: str
   more: str
   less: str
+  column: str = "reward"
 
 
-def curve(label: str, seeds: Mapping[int, Sequence[Point]]) -> line_chart.Series:
+def show_frontier(
+  run_dir: Path,
+  title: str,
+  arms: ArmPoints,
+  claims: Sequence[OrderingClaim],
+  matched_kl: Sequence[float],
+  *,
+  caption: str,
+  note: str = "Bars: 95 % over prompts and seeds.",
+  best_of_n: Sequence[optimal_policy.Point] = (),
+) -> None:
+  """Draws arms on the reward-KL plane, prints reward at equal KL and claims.
+
+  Args:
+    run_dir: the plot and the tables are written to it.
+    title: of the plot.
+    arms: points of `online_frontier.read`.
+    claims: at equal KL.
+    matched_kl: KLs that arms are compared at, nats.
+    caption: of the table.
+    note: under the plot.
+    best_of_n: of the start's samples, a further curve.
+  """
+  series = [curve(label, seeds) for label, seeds in arms.items()]
+  runs = {label: frontier_runs(seeds) for label, seeds in arms.items()}
+  if best_of_n:
+    kl, reward = [p.kl.mean for p in best_of_n], [p.reward.mean for p in best_of_n]
+    series.append(line_chart.Series("best of n", kl, reward, kind="dashed"))
+    runs["best of n"] = [
+      frontier.Run("best of n", p.strength, 0, p.reward_P, p.kl_P) for p in best_of_n
+    ]
+  axes = ("KL to the start, nats a completion", "true reward")
+  figure = line_chart.Figure(title, *axes, series, note=note)
+  text = line_chart.svg(figure, standalone=True)
+  (run_dir / PLOT).write_text(text, encoding="utf-8")
+  tables = {
+    "Equal KL": matched_table(runs, matched_kl, caption),
+    "Claims": matched_claims_table(claims, arms, matched_kl),
+  }
+  show(run_dir, title, tables)
+
+
+def curve(
+  label: str, seeds: Mapping[int, Sequence[FrontierPoint]]
+) -> line_chart.Series:
   """An arm on the plane: means over its seeds, 95 % intervals of the reward."""
-  steps = list(zip(*seeds.values(), strict=True))
+  steps = by_strength(seeds)
   kl = [online_frontier.mean(step, "kl").mean for step in steps]
   reward = [online_frontier.mean(step, "reward") for step in steps]
   low, high = [r.low for r in reward], [r.high for r in reward]
   return line_chart.Series(label, kl, [r.mean for r in reward], low, high, kind="both")
 
 
-def draw(
-  path: Path, title: str, series: Sequence[line_chart.Series], note: str
-) -> None:
-  """Writes the plane as SVG."""
-  axes = ("KL to the start, nats a completion", "true reward (VADER)")
-  figure = line_chart.Figure(title, *axes, series, note=note)
-  path.write_text(line_chart.svg(figure, standalone=True), encoding="utf-8")
+def by_strength(
+  seeds: Mapping[int, Sequence[FrontierPoint]],
+) -> list[tuple[FrontierPoint, ...]]:
+  """The points of each strength of an arm, one a seed."""
+  return list(zip(*seeds.values(), strict=True))
 
 
-def runs(seeds: Mapping[int, Sequence[Point]]) -> list[frontier.Run]:
+def frontier_runs(
+  seeds: Mapping[int, Sequence[FrontierPoint]],
+) -> list[frontier.Run]:
   """An arm's points as `evaluation.frontier` compares them."""
   return [
-    frontier.Run(p.label, float(p.iteration), p.seed, p.reward_P, p.kl_P)
+    frontier.Run(p.label, p.strength, p.seed, p.reward_P, p.kl_P)
     for points in seeds.values()
     for p in points
   ]
@@ -65,35 +112,75 @@ def show(run_dir: Path, title: str, tables: Mapping[str, html.Table]) -> None:
   sections = [html.Section(name, [table]) for name, table in tables.items()]
   text = html.markdown(html.Page(title, "", sections))
   run_dir.mkdir(parents=True, exist_ok=True)
-  (run_dir / "tables.md").write_text(text, encoding="utf-8")
+  (run_dir / TABLES).write_text(text, encoding="utf-8")
 
 
-def matched(
-  arms: Mapping[str, Sequence[frontier.Run]], at: Sequence[float], caption: str
+def matched_table(
+  arms: Mapping[str, Sequence[frontier.Run]], kls: Sequence[float], caption: str
 ) -> html.Table:
   """Reward at equal KL, a row an arm."""
   rows = []
-  for label, found in arms.items():
-    reward = [frontier.reward_at_kl(found, kl) for kl in at]
-    cells = ["not reached" if x is None else str(x) for x in reward]
-    rows.append([label, *cells, findings.span("", found).strip()])
-  header = ["", *(f"reward at {kl:g} nats" for kl in at), "its points"]
+  for label, runs in arms.items():
+    rewards = [frontier.reward_at_kl(runs, kl) for kl in kls]
+    cells = ["not reached" if x is None else str(x) for x in rewards]
+    rows.append([label, *cells, findings.span("", runs).strip()])
+  header = ["", *(f"reward at {kl:g} nats" for kl in kls), "KL span"]
   return html.Table(header, rows, caption)
 
 
-def claims(given: Sequence[Claim], arms: Arms, at: Sequence[float]) -> html.Table:
-  """Papers' orderings beside ours, where both arms have been run on the same seeds."""
+def matched_claims_table(
+  claims: Sequence[OrderingClaim], arms: ArmPoints, kls: Sequence[float]
+) -> html.Table:
+  """Papers' orderings of reward at equal KL, of arms that were run on the same
+  seeds."""
   rows = []
-  for one in given:
-    seeds = set(arms.get(one.more, ())) & set(arms.get(one.less, ()))
+  for claim in claims:
+    seeds = set(arms.get(claim.more, ())) & set(arms.get(claim.less, ()))
     if not seeds:
       continue
-    both = [runs({s: arms[arm][s] for s in seeds}) for arm in (one.more, one.less)]
-    found = {kl: frontier.difference_at_kl(*both, kl) for kl in at}
-    gaps = {kl: gap for kl, gap in found.items() if gap is not None}
+    more, less = (
+      frontier_runs({seed: arms[arm][seed] for seed in seeds})
+      for arm in (claim.more, claim.less)
+    )
+    differences = {kl: frontier.difference_at_kl(more, less, kl) for kl in kls}
+    gaps = {kl: gap for kl, gap in differences.items() if gap is not None}
     ours = "; ".join(f"{gap} at {kl:g} nats" for kl, gap in gaps.items())
-    verdict = findings.verdict(list(gaps.values()))
-    difference = f"{one.more} - {one.less}: {ours or 'no KL that both reach'}"
-    rows.append([one.source, one.claim, difference, verdict])
+    verdict_text = findings.verdict(list(gaps.values()))
+    difference = f"{claim.more} - {claim.less}: {ours or 'no KL that both reach'}"
+    rows.append([claim.source, claim.claim, difference, verdict_text])
   caption = "Difference in true reward at equal KL, paired over prompts and seeds."
-  return html.Table(["paper", "claim", "ours", "verdict"], rows, caption)
+  return html.Table(CLAIM_HEADER, rows, caption)
+
+
+def final_claims_table(claims: Sequence[OrderingClaim], arms: ArmPoints) -> html.Table:
+  """Papers' orderings of the policies after the last step, at whatever KL."""
+  last = {arm: [points[-1] for points in seeds.values()] for arm, seeds in arms.items()}
+  rows = []
+  for claim in claims:
+    if claim.more not in last or claim.less not in last:
+      continue
+    more, less = last[claim.more], last[claim.less]
+    difference = online_frontier.gap(more, less, claim.column)
+    kls = [online_frontier.mean(points, "kl").mean for points in (more, less)]
+    ours = (
+      f"{claim.column}, {claim.more} - {claim.less}: {difference}; {kls[0]:.2f} and "
+      f"{kls[1]:.2f} nats"
+    )
+    rows.append([claim.source, claim.claim, ours, verdict(difference)])
+  caption = (
+    "Of the policies after the last iteration, paired over prompts and seeds, at the "
+    "recipes' own strengths: where the KLs differ, so may the verdict at equal KL. "
+    "Steps, samples and hyperparameters were not tuned method by method."
+  )
+  return html.Table(CLAIM_HEADER, rows, caption)
+
+
+def verdict(difference: Interval | None) -> str:
+  """What a difference says of the claim that it is positive."""
+  if difference is None:
+    return "cannot be compared: no seed that both have"
+  if difference.low > 0:
+    return "reproduces here"
+  if difference.high < 0:
+    return "does not reproduce here: the other way"
+  return "not separable here: the interval contains 0"

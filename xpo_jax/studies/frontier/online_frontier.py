@@ -1,207 +1,248 @@
-"""Policies along online runs on the reward-KL plane, and many runs at once.
+"""Measures policies along training: reward and KL of an arm's checkpoints.
 
-A study's directory is a `staged.Lab`'s. Beside its stages lies `points/`, a file a run:
-what its policies are worth on held-out prompts. What is measured is not run again.
+A study's directory is one of `multistage.arms`: `study.json`, and `stages/` with every
+run by digest. Beside them stands `points/`, a file for each judged run: reward, KL and
+length of its policies on held-out prompts. What is there is not computed again. A
+point depends on its run and its seed alone: arms may be trained in any order, and
+several at once.
 """
 
-import argparse
-import concurrent.futures
+import collections
 import dataclasses
 import json
 import math
-import multiprocessing
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config.data import Evaluation
 from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.config.factories import Configured
 from xpo_jax.evaluation import bootstrap, measure_policy
+from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.feedback import protocol
-from xpo_jax.studies.multistage import staged
-from xpo_jax.studies.multistage.staged_world import World
-from xpo_jax.train import checkpoint, metrics, run_directory
+from xpo_jax.models import hf_checkpoint
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.frontier import processes
+from xpo_jax.studies.multistage import arms
+from xpo_jax.studies.multistage.arms import Arms
+from xpo_jax.studies.task import Task
+from xpo_jax.train import checkpoint, metrics, run_directory, stages
 from xpo_jax.types import Params
 
 POINTS = "points"
-SAVED = 20  # iterations between checkpoints that only a resume reads
-Say = Callable[[str], None]
+# Settings of a table that change how it is carried out, not what is computed.
+EXECUTION = ("jobs", "show", "only")
+ArmPoints = Mapping[str, Mapping[int, Sequence["FrontierPoint"]]]
+"""Label -> seed -> points in the order of their strengths."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """Settings of a study that has nothing of its own but a world."""
+class JudgedRun(NamedTuple):
+  """A run of an arm, and which of its policies are judged.
 
-  world: World = dataclasses.field(default_factory=World)
+  Attributes:
+    label: of the arm; several runs of an arm and seed have different strengths.
+    seed: of the run, and of the samples that it is judged by.
+    experiment: what is trained; None: nothing, the start itself is judged.
+    strength: judge the last policy alone, as the point of this strength; None: judge
+      the start and every checkpoint that the run keeps, by steps done.
+    scorers: name -> `Scorer` whose mean is a further measure of the samples. A `Stage`
+      among its arguments is trained first.
+  """
+
+  label: str
+  seed: int
+  experiment: Experiment | None
+  strength: float | None = None
+  scorers: Mapping[str, Configured] = {}
+
+  @property
+  def name(self) -> str:
+    """Of its file, and for a person."""
+    strength = "" if self.strength is None else f", {self.strength:g}"
+    return f"{self.label}{strength}, seed {self.seed}"
 
 
-def study(source: str | None = None) -> Study:
-  """On the embedded world, or on texts of one's own (as `Data.path`)."""
-  return Study(World(source))
-
-
-class Point(NamedTuple):
+class FrontierPoint(NamedTuple):
   """A policy on the held-out prompts.
 
   Attributes:
     label: its arm.
     seed: of its run.
-    iteration: of its run; of an offline run, steps.
-    seconds: its run took until then, compilation included, judging not.
-    reward_P, kl_P, length_P: true reward, KL to the start in nats, and tokens of each
-      prompt's completions.
-    more: name -> what else was asked about the samples, one number a prompt.
+    strength: steps or iterations done, or `JudgedRun.strength`.
+    seconds: of its run's steps until then, compilation included.
+    reward_P, kl_P, length_P: true reward, KL to the start in nats, and tokens, means
+      over each prompt's completions.
+    scores: name -> mean score of each prompt's completions.
   """
 
   label: str
   seed: int
-  iteration: int
+  strength: float
   seconds: float
   reward_P: np.ndarray
   kl_P: np.ndarray
   length_P: np.ndarray
-  more: Mapping[str, np.ndarray]
+  scores: Mapping[str, np.ndarray]
 
   def column(self, name: str) -> np.ndarray:
-    """A number of each prompt: "reward", "kl", "length", or a name of `more`."""
+    """A measure of each prompt: "reward", "kl", "length", or a name of `scores`."""
     own = {"reward": self.reward_P, "kl": self.kl_P, "length": self.length_P}
-    return (own | dict(self.more))[name]
+    return (own | dict(self.scores))[name]
 
 
-def point(
-  lab: staged.Lab,
-  label: str,
-  seed: int,
-  params: Params,
-  iteration: int = 0,
-  seconds: float = 0.0,
-  ask: Mapping[str, protocol.Scorer] | None = None,
-) -> Point:
-  """Judges a policy with the draws of the seed; `ask` scores them too, by name."""
-  draws = lab.judge(params, seed)
-  columns = (draws.reward_PK, draws.kl_PK, draws.length_PK)
-  more = {
-    name: protocol.score_groups(scorer, draws.prompts, draws.texts).mean(1)
-    for name, scorer in (ask or {}).items()
-  }
-  return Point(
-    label, seed, iteration, seconds, *map(measure_policy.per_prompt, columns), more
+def on_task(experiment: Experiment, task: Task, *, seed: int) -> Experiment:
+  """An online recipe's experiment on a task: its start, prompts and held-out prompts.
+
+  Args:
+    experiment: on rollouts.
+    task: of the study.
+    seed: of samples and draws.
+  """
+  sampling = dataclasses.replace(
+    experiment.data.sampling, max_completion_tokens=task.max_completion_tokens
+  )
+  return experiments.replace(
+    experiment,
+    start=tasks.start(task),
+    prompts=tasks.prompts(task),
+    sampling=sampling,
+    evaluation=Evaluation(task.path, portion="test", limit=task.eval_prompts),
+    seed=seed,
   )
 
 
-def online(
-  lab: staged.Lab,
-  label: str,
-  experiment: Experiment,
-  seed: int,
-  every: int | None = None,
-  ask: Mapping[str, protocol.Scorer] | None = None,
-) -> list[Point]:
-  """Runs an online experiment from the study's start, and judges its policies.
+def with_checkpoints(experiment: Experiment, every: int) -> Experiment:
+  """Keeps a checkpoint every so many iterations and after the last; logs and evaluates
+  after the last alone."""
+  total = experiment.data.iterations
+  loop = Loop(
+    log_every=total,
+    eval_every=total,
+    checkpoint_every=every,
+    keep=math.ceil(total / every),
+  )
+  return dataclasses.replace(experiment, loop=loop)
+
+
+def open_study(settings: Any, run_dir: Path, say: arms.Say = print) -> Arms:
+  """Opens a table's directory, new or of an interrupted study; `arms.open_study`.
 
   Args:
-    lab: the study's.
-    label: of the arm; with the seed, the name of its stage.
-    experiment: what to run; start, prompts and held-out prompts are the study's.
-    seed: of samples, draws and judging.
-    every: iterations from one judged policy to the next, from the start on; None: the
-      last alone.
-    ask: see `point`.
-
-  Returns:
-    The points in order, read where they are there already.
-  """
-  last = experiment.iterations
-  loop = Loop(log_every=last, eval_every=last, checkpoint_every=SAVED)
-  if every is not None:
-    kept = {"checkpoint_every": every, "keep": math.ceil(last / every)}
-    loop = dataclasses.replace(loop, **kept)
-  theirs = {"objective", "start", "prompts", "evaluation", "seed", "loop"}
-  changes = {k: x for k, x in vars(experiment).items() if k not in theirs}
-
-  def run() -> Iterator[Point]:
-    name = f"{label}-{seed}"
-    held = lab.online(name, experiment.objective, seed=seed, loop=loop, **changes)
-    along = [(last, held.params)]
-    if every is not None:
-      saved = checkpoint.policies(lab.run_dir / name / run_directory.CHECKPOINTS)
-      along = [(0, lab.start.params), *saved]
-    for iteration, params in along:
-      seconds = _seconds(lab.run_dir / name, iteration)
-      yield point(lab, label, seed, params, iteration, seconds, ask)
-
-  return _kept(lab, label, seed, run)
-
-
-def other(
-  lab: staged.Lab,
-  label: str,
-  seed: int,
-  stages: Callable[[], Iterable[tuple[int, Params]]],
-  ask: Mapping[str, protocol.Scorer] | None = None,
-) -> list[Point]:
-  """Judges policies that are not of an online run.
-
-  Args:
-    lab: the study's.
-    label: of the arm.
-    seed: of judging.
-    stages: makes `(number, params)` of each, the number in place of the iteration.
-    ask: see `point`.
-  """
-
-  def run() -> Iterator[Point]:
-    began = time.perf_counter()
-    for number, params in stages():
-      spent = time.perf_counter() - began
-      yield point(lab, label, seed, params, number, spent, ask)
-      began = time.perf_counter()
-
-  return _kept(lab, label, seed, run)
-
-
-def done(run_dir: Path, label: str, seed: int) -> bool:
-  """Whether an arm's points of a seed are there."""
-  return (run_dir / POINTS / f"{label}-{seed}.json").exists()
-
-
-def read(run_dir: Path) -> list[Point]:
-  """Every point that a study's directory holds."""
-  files = sorted((run_dir / POINTS).glob("*.json"))
-  return [one for file in files for one in _read(file)]
-
-
-def read_to_show(run_dir: Path) -> list[Point]:
-  """As `read`, where nothing will be run.
+    settings: the table's dataclass with the fields `task`, `jobs` and `show`.
+    run_dir: the directory.
+    say: takes a line of progress.
 
   Raises:
-    ValueError: there is nothing to show.
+    ValueError: as `arms.open_study`; or points are to be shown and there are none.
   """
-  found = read(run_dir)
-  if not found:
-    raise ValueError(f"{run_dir} holds nothing to show; run it without --show first")
-  return found
+  if settings.show and not any((run_dir / POINTS).glob("*.json")):
+    raise ValueError(f"{run_dir} has no points to show; run it without --show first")
+  defaults = {
+    field.name: field.default
+    for field in dataclasses.fields(settings)
+    if field.name in EXECUTION
+  }
+  return arms.open_study(dataclasses.replace(settings, **defaults), run_dir, say)
 
 
-def by_arm(points: Sequence[Point]) -> dict[str, dict[int, list[Point]]]:
-  """Label -> seed -> points in order of their iterations."""
-  found: dict[str, dict[int, list[Point]]] = {}
-  for one in sorted(points, key=lambda p: (p.seed, p.iteration)):
-    found.setdefault(one.label, {}).setdefault(one.seed, []).append(one)
-  return found
+def measure_all(
+  study: Arms,
+  runs: Sequence[JudgedRun],
+  jobs: int,
+  others: Mapping[str, tuple[Any, ...]] | None = None,
+) -> dict[str, str]:
+  """Trains and judges the runs whose points are missing.
+
+  Args:
+    study: its directory.
+    runs: what is judged.
+    jobs: processes at once.
+    others: further calls; see `processes.call_all`.
+
+  Returns:
+    Name -> error, of the runs that failed.
+  """
+  missing = [run for run in runs if _read(study, run) is None]
+  _train_shared(study, missing)
+  planned = {run.name: (_measure, study.task, study.run_dir, run) for run in missing}
+  return processes.call_all({**planned, **(others or {})}, jobs)
 
 
-def mean(points: Sequence[Point], column: str) -> bootstrap.Interval:
+def measure(study: Arms, run: JudgedRun) -> list[FrontierPoint]:
+  """Trains a run, judges its policies, and writes their points; reads what is there."""
+  points = _read(study, run)
+  if points is not None:
+    return points
+  for stage in _stages(list(run.scorers.values())):
+    arms.train(study, stage)
+  scorers = {
+    name: stages.replaced(scorer, lambda stage: _policy(study, stage.experiment))
+    for name, scorer in run.scorers.items()
+  }
+  built = {name: scorer.build() for name, scorer in scorers.items()}
+  points = [
+    point(study, run, params, strength, seconds, built)
+    for strength, seconds, params in _policies(study, run)
+  ]
+  _write(study, run, points)
+  return points
+
+
+def point(
+  study: Arms,
+  run: JudgedRun,
+  params: Params,
+  strength: float,
+  seconds: float,
+  scorers: Mapping[str, protocol.Scorer],
+) -> FrontierPoint:
+  """Judges a policy by samples with the seed of its run."""
+  draws = arms.judge(study, params, run.seed)
+  columns = (draws.reward_PK, draws.kl_PK, draws.length_PK)
+  scores = {
+    name: protocol.score_groups(scorer, draws.prompts, draws.texts).mean(1)
+    for name, scorer in scorers.items()
+  }
+  reward_P, kl_P, length_P = map(measure_policy.per_prompt, columns)
+  return FrontierPoint(
+    run.label, run.seed, strength, seconds, reward_P, kl_P, length_P, scores
+  )
+
+
+def read(study: Arms, runs: Sequence[JudgedRun]) -> dict[str, Any]:
+  """The points that are there, as `ArmPoints`, labels in the order of the runs."""
+  found: dict[str, dict[int, list[FrontierPoint]]] = {}
+  for run in sorted(runs, key=lambda run: run.seed):
+    points = _read(study, run)
+    if points is not None:
+      found.setdefault(run.label, {}).setdefault(run.seed, []).extend(points)
+  order = dict.fromkeys(run.label for run in runs if run.label in found)
+  return {
+    label: {
+      seed: sorted(points, key=lambda p: p.strength)
+      for seed, points in found[label].items()
+    }
+    for label in order
+  }
+
+
+def run_names(runs: Sequence[JudgedRun]) -> dict[str, Experiment]:
+  """Name -> experiment of the runs that train, to be checked."""
+  return {run.name: run.experiment for run in runs if run.experiment is not None}
+
+
+def mean(points: Sequence[FrontierPoint], column: str) -> Interval:
   """Mean of a column over prompts and the points' seeds, one point a seed."""
   return bootstrap.bootstrap_seeds(np.stack([p.column(column) for p in points]))
 
 
 def gap(
-  points: Sequence[Point], others: Sequence[Point], column: str
-) -> bootstrap.Interval | None:
+  points: Sequence[FrontierPoint], others: Sequence[FrontierPoint], column: str
+) -> Interval | None:
   """Mean difference of a column over the seeds that both have; None without any."""
   theirs = {p.seed: p.column(column) for p in others}
   both = [(p.column(column), theirs[p.seed]) for p in points if p.seed in theirs]
@@ -211,103 +252,103 @@ def gap(
   return bootstrap.paired_bootstrap(a_SP, b_SP)
 
 
-def parser(doc: str, run_dir: str) -> argparse.ArgumentParser:
-  """What the command line of every study takes.
-
-  Args:
-    doc: the script's docstring, whose first line describes it.
-    run_dir: the default.
-  """
-  made = argparse.ArgumentParser(description=doc.partition("\n")[0])
-  made.add_argument("--run-dir", type=Path, default=Path(run_dir))
-  made.add_argument("--seeds", type=int, default=3, help="of every arm")
-  made.add_argument("--jobs", type=int, default=2, help="processes at once")
-  made.add_argument(
-    "--show", action="store_true", help="run nothing, show what is there"
-  )
-  return made
+def _measure(task: Task, run_dir: Path, run: JudgedRun) -> None:
+  """`measure`, in a process of its own."""
+  measure(Arms(task, run_dir, _quiet), run)
 
 
-def report(failed: Mapping[str, str]) -> int:
-  """Says which tasks failed; the exit code."""
-  for name, error in failed.items():
-    print(f"FAILED: {name}: {error}")
-  return 1 if failed else 0
+def _train_shared(study: Arms, runs: Sequence[JudgedRun]) -> None:
+  """Trains what several runs ask for, before two processes would train it at once."""
+  asking = collections.Counter()
+  by_directory: dict[Path, Experiment] = {}
+  begin = tasks.start(study.task)
+  for run in runs:
+    wanted = [*_stages([begin, run.experiment, *run.scorers.values()])]
+    if run.experiment is not None:
+      wanted.append(run.experiment)
+    directories = {stages.directory(one, study.store, {}): one for one in wanted}
+    asking.update(directories.keys())
+    by_directory |= directories
+  for directory, experiment in by_directory.items():
+    if asking[directory] > 1:
+      arms.train(study, experiment)
 
 
-def quiet(text: str) -> None:
-  """Says nothing."""
-  del text
+def _stages(value: Any) -> Iterator[Experiment]:
+  """The experiments of all stages that a value asks for, inner ones first."""
+  for _, stage in experiments.stages(value):
+    yield from _stages(stage.experiment)
+    yield stage.experiment
 
 
-def at_once(
-  tasks: Mapping[str, tuple[Any, ...]], jobs: int, say: Say = print
-) -> dict[str, str]:
-  """Calls functions, in processes of their own where there are several jobs.
-
-  Args:
-    tasks: name -> `(function, *arguments)`, all of which can be pickled.
-    jobs: how many at once; 1: here, one after the other.
-    say: takes a line as each ends.
-
-  Returns:
-    Name -> what went wrong, of those that failed: the others go on.
-  """
-  began, failed = time.perf_counter(), {}
-
-  def ended(name: str, error: BaseException | None) -> None:
-    done = "done"
-    if error is not None:
-      traceback.print_exception(error)
-      failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-      done = failed[name]
-    say(f"[{time.perf_counter() - began:5.0f} s] {name}: {done}")
-
-  if jobs == 1:
-    for name, (function, *given) in tasks.items():
-      error = None
-      try:
-        function(*given)
-      except Exception as found:  # one arm's trouble, named in the table
-        error = found
-      ended(name, error)
-    return failed
-  # Not forked: JAX's threads would not come along.
-  spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-    futures = {pool.submit(*task): name for name, task in tasks.items()}
-    for future in concurrent.futures.as_completed(futures):
-      ended(futures[future], future.exception())
-  return failed
+def _policies(study: Arms, run: JudgedRun) -> Iterator[tuple[float, float, Params]]:
+  """Strength, seconds and parameters of the policies that are judged."""
+  if run.experiment is None:
+    yield 0, 0.0, arms.start(study).params
+    return
+  run_dir = arms.train(study, run.experiment)
+  seconds = [line["time/seconds"] for line in metrics.read(run_dir)]
+  if run.strength is not None:
+    policy = hf_checkpoint.load(run_dir / run_directory.POLICY, remat=False)
+    yield run.strength, sum(seconds), policy.params
+    return
+  yield 0, 0.0, arms.start(study).params
+  for step, params in checkpoint.policies(run_dir / run_directory.CHECKPOINTS):
+    yield step, sum(seconds[:step]), params
 
 
-def _seconds(run_dir: Path, iteration: int) -> float:
-  lines = metrics.read(run_dir)[:iteration]
-  return sum(line["time/seconds"] for line in lines)
+def _policy(study: Arms, experiment: Experiment) -> Path:
+  """Directory of the policy or reward model that an experiment leaves."""
+  directory = stages.directory(experiment, study.store, {})
+  return directory / run_directory.POLICY
 
 
-def _kept(
-  lab: staged.Lab, label: str, seed: int, run: Callable[[], Iterable[Point]]
-) -> list[Point]:
-  path = lab.run_dir / POINTS / f"{label}-{seed}.json"
-  if done(lab.run_dir, label, seed):
-    return _read(path)
-  found = list(run())
-  lines = [one._asdict() for one in found]
+def _run_name(study: Arms, run: JudgedRun) -> str:
+  """Of the directory whose policies are judged, with its digest."""
+  experiment = run.experiment
+  if experiment is None:
+    start = tasks.start(study.task)
+    if not isinstance(start, experiments.Stage):
+      return str(start.directory)
+    experiment = start.experiment
+  return stages.directory(experiment, study.store, {}).name
+
+
+def _path(study: Arms, run: JudgedRun) -> Path:
+  return study.run_dir / POINTS / f"{run.name}.json"
+
+
+def _write(study: Arms, run: JudgedRun, points: Sequence[FrontierPoint]) -> None:
+  """Writes the points of a run whole or not at all."""
+  path = _path(study, run)
+  content = {"run": _run_name(study, run), "points": [p._asdict() for p in points]}
   path.parent.mkdir(exist_ok=True)
   beside = path.with_suffix(".tmp")
-  beside.write_text(json.dumps(lines, default=_rounded) + "\n", encoding="utf-8")
+  beside.write_text(json.dumps(content, default=_rounded) + "\n", encoding="utf-8")
   beside.replace(path)
-  return found
 
 
 def _rounded(x_P: np.ndarray) -> list[float]:
   return x_P.astype(np.float64).round(6).tolist()
 
 
-def _read(path: Path) -> list[Point]:
-  def arrays(held: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: np.array(x) if isinstance(x, list) else x for n, x in held.items()}
+def _read(study: Arms, run: JudgedRun) -> list[FrontierPoint] | None:
+  """The points of a run; None where there are none, or those of another run."""
+  path = _path(study, run)
+  if not path.exists():
+    return None
+  content = json.loads(path.read_text(encoding="utf-8"))
+  if content["run"] != _run_name(study, run):
+    return None
+  return [
+    FrontierPoint(**_arrays(line | {"scores": _arrays(line["scores"])}))
+    for line in content["points"]
+  ]
 
-  lines = json.loads(path.read_text(encoding="utf-8"))
-  return [Point(**arrays(line | {"more": arrays(line["more"])})) for line in lines]
+
+def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+  return {n: np.array(x) if isinstance(x, list) else x for n, x in values.items()}
+
+
+def _quiet(text: str) -> None:
+  del text

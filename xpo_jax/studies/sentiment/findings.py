@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xpo_jax.evaluation import bootstrap, frontier, measure_policy
-from xpo_jax.studies.sentiment.settings import Result, Trained
+from xpo_jax.studies.sentiment.settings import SentimentResult, TrainedPolicy
 
 MATCHED = (0.5, 1.3, 2.5)  # nats at which methods are compared
 
@@ -30,7 +30,7 @@ class Check(NamedTuple):
   holds: bool
 
 
-class Claim(NamedTuple):
+class ClaimVerdict(NamedTuple):
   """A paper's claim beside what was measured.
 
   Attributes:
@@ -46,7 +46,7 @@ class Claim(NamedTuple):
   verdict: str
 
 
-def points(result: Result, label: str) -> list[frontier.Run]:
+def points(result: SentimentResult, label: str) -> list[frontier.Run]:
   """An arm's runs as points of its frontier."""
   return [
     frontier.Run(
@@ -61,10 +61,12 @@ def points(result: Result, label: str) -> list[frontier.Run]:
   ]
 
 
-def checks(result: Result) -> list[Check]:
-  """What the study must show, or something is broken."""
+def checks(result: SentimentResult) -> list[Check]:
+  """What the study must show, unless something is broken."""
   study = result.study
-  dpo = [r for r in result.trained if r.label == "DPO" and r.strength == study.checked]
+  dpo = [
+    r for r in result.trained if r.label == "DPO" and r.strength == study.control_beta
+  ]
   first = [float(r.curve["loss"][0]) for r in result.trained if r.label == "DPO"]
   worst = max((abs(x - math.log(2)) for x in first), default=math.nan)
   gain = _gain(result, dpo)
@@ -90,11 +92,11 @@ def checks(result: Result) -> list[Check]:
   ]
 
 
-def runs_of(result: Result, label: str) -> list[Trained]:
+def runs_of(result: SentimentResult, label: str) -> list[TrainedPolicy]:
   return [run for run in result.trained if run.label == label]
 
 
-def _gain(result: Result, runs: Sequence[Trained]) -> bootstrap.Interval:
+def _gain(result: SentimentResult, runs: Sequence[TrainedPolicy]) -> bootstrap.Interval:
   reward_SP = np.stack([measure_policy.per_prompt(r.draws.reward_PK) for r in runs])
   return bootstrap.paired_bootstrap(reward_SP, result.pool_PS.mean(1))
 
@@ -108,7 +110,7 @@ _CLAIMS = (
   ),
   (
     "DPO, arXiv:2305.18290, Fig. 2",
-    "more reward at equal KL than PPO, be it told the true reward; RLOO stands for PPO",
+    "more reward at equal KL than PPO with the true reward; RLOO stands for PPO",
     "DPO",
     "RLOO",
   ),
@@ -139,22 +141,22 @@ _CLAIMS = (
 )
 
 
-def claims(result: Result) -> list[Claim]:
+def claims(result: SentimentResult) -> list[ClaimVerdict]:
   """Papers' orderings beside ours, at each matched KL that both methods reach."""
   out = []
   for source, claim, better, worse in _CLAIMS:
     a, b = points(result, better), points(result, worse)
     if not a or not b:
       continue
-    found = {kl: frontier.difference_at_kl(a, b, kl) for kl in MATCHED}
-    reached = {kl: gap for kl, gap in found.items() if gap is not None}
+    gaps = {kl: frontier.difference_at_kl(a, b, kl) for kl in MATCHED}
+    reached = {kl: gap for kl, gap in gaps.items() if gap is not None}
     ours = f"{better} - {worse}: " + "; ".join(
       f"{gap} at {kl:g} nats" for kl, gap in reached.items()
     )
     if not reached:
       spans = ", ".join(span(label, p) for label, p in ((better, a), (worse, b)))
       ours = f"no matched KL that both reach ({spans})"
-    out.append(Claim(source, claim, ours, verdict(list(reached.values()))))
+    out.append(ClaimVerdict(source, claim, ours, verdict(list(reached.values()))))
   return out
 
 

@@ -13,7 +13,7 @@ from xpo_jax.config import experiment
 from xpo_jax.data import records, sources, split, synthetic_reviews, tokenise
 from xpo_jax.models import generate, transformer
 from xpo_jax.models.generation_config import GenerationConfig
-from xpo_jax.studies.sentiment.settings import Study
+from xpo_jax.studies.sentiment.settings import SentimentStudy
 from xpo_jax.train import loading
 from xpo_jax.types import Array, Layout, Params
 
@@ -33,9 +33,9 @@ class Corpus(NamedTuple):
   tokenizer: Any
   dropped: tuple[records.BadRecord, ...] = ()
 
-  def examples(self, name: str, longest: int) -> list[tokenise.Example]:
-    """A split in tokens, completions cut to `longest`."""
-    limits = tokenise.Limits(completion=longest)
+  def examples(self, name: str, max_completion_tokens: int) -> list[tokenise.Example]:
+    """A split in tokens, completions cut to the limit."""
+    limits = tokenise.Limits(completion=max_completion_tokens)
     return tokenise.tokenise(self.demonstrations[name], self.tokenizer, limits=limits)
 
   def prompts(self, name: str) -> list[np.ndarray]:
@@ -44,7 +44,7 @@ class Corpus(NamedTuple):
     return tokenise.tokenise_prompts(list(seen.values()), self.tokenizer)
 
 
-class Pairs(NamedTuple):
+class SampledPairs(NamedTuple):
   """Two samples a prompt from the SFT policy, with their true rewards.
 
   Attributes:
@@ -60,15 +60,15 @@ class Pairs(NamedTuple):
   identical: int
 
   def in_order(self, labelled: Sequence[tokenise.Example]) -> np.ndarray:
-    """True rewards `[P, 2]` of the chosen and the rejected answers."""
-    turned = [
+    """True rewards `[P, 2]` of the chosen and the rejected completions."""
+    swapped = [
       e.completions[0] is not both[0]
       for e, both in zip(labelled, self.completions, strict=True)
     ]
-    return np.where(np.array(turned)[:, None], self.reward_P2[:, ::-1], self.reward_P2)
+    return np.where(np.array(swapped)[:, None], self.reward_P2[:, ::-1], self.reward_P2)
 
 
-def corpus(study: Study, tokenizer: Any = None) -> Corpus:
+def corpus(study: SentimentStudy, tokenizer: Any = None) -> Corpus:
   """The study's texts, split by prompt.
 
   Args:
@@ -80,7 +80,8 @@ def corpus(study: Study, tokenizer: Any = None) -> Corpus:
     ValueError: no such source, or its rows are not texts.
   """
   if study.source is None:
-    name, rows, dropped = "embedded world", _embedded(study.texts, study.seed), ()
+    name, dropped = "synthetic reviews", ()
+    rows = _synthetic(study.num_texts, study.seed)
   else:
     name, rows, dropped = _read(study)
   parts = split.by_prompt(rows, split.PORTIONS, study.seed)
@@ -90,30 +91,32 @@ def corpus(study: Study, tokenizer: Any = None) -> Corpus:
   return Corpus(name, parts, tokenizer, dropped)
 
 
-def _embedded(texts: int, seed: int) -> list[records.Demonstration]:
+def _synthetic(texts: int, seed: int) -> list[records.Demonstration]:
   return [
     records.Demonstration(f"review {i}", prompt, completion)
     for i, (prompt, completion) in enumerate(synthetic_reviews.generate(texts, seed))
   ]
 
 
-def _read(study: Study):
+def _read(study: SentimentStudy):
   data = experiment.Data(
     path=study.source,
     split=study.source_split,
-    limit=study.texts,
+    limit=study.num_texts,
     reading=sources.Reading(prompt_words=study.prompt_words),
   )
   loaded = loading.load(data, data, {})
   if loaded.bad and study.bad_rows == "stop":
     raise records.BadRecords(loaded.bad)
   if not loaded.records:
-    raise ValueError(f"Study.source: {loaded.name} has no row that can be used")
+    raise ValueError(
+      f"SentimentStudy.source: {loaded.name} has no row that can be used"
+    )
   if not isinstance(loaded.records[0], records.Demonstration):
     kind = type(loaded.records[0]).__name__
     raise ValueError(
-      f"Study.source: {loaded.name} holds {kind} rows; this study needs texts (a "
-      "'text' column, or 'prompt' and 'completion')"
+      f"SentimentStudy.source: {loaded.name} holds {kind} rows; this study needs texts "
+      "(a 'text' column, or 'prompt' and 'completion')"
     )
   return loaded.name, list(loaded.records), loaded.bad
 
@@ -125,7 +128,7 @@ def complete(
   prompts: Sequence[np.ndarray],
   *,
   completions: int,
-  longest: int,
+  max_completion_tokens: int,
   key: Array,
   sequences: int = 1024,
 ) -> tuple[list[np.ndarray], list[str]]:
@@ -137,7 +140,7 @@ def complete(
     tokenizer: decodes; its EOS ends a completion.
     prompts: token ids.
     completions: K samples a prompt.
-    longest: most tokens of a completion.
+    max_completion_tokens: longest completion.
     key: of the sampling.
     sequences: decoded at once.
 
@@ -151,7 +154,7 @@ def complete(
     params["lm"],
     prompts,
     tokenizer=tokenizer,
-    config=GenerationConfig(longest, completions=completions),
+    config=GenerationConfig(max_completion_tokens, completions=completions),
     key=key,
     batching=generate.Batching(batch),
   )
@@ -172,26 +175,32 @@ def draw_pairs(
   tokenizer: Any,
   prompts: Sequence[np.ndarray],
   *,
-  longest: int,
+  max_completion_tokens: int,
   key: Array,
-) -> Pairs:
+) -> SampledPairs:
   """Samples two completions a prompt; arguments as in `complete`."""
   ids, texts = complete(
-    model, params, tokenizer, prompts, completions=2, longest=longest, key=key
+    model,
+    params,
+    tokenizer,
+    prompts,
+    completions=2,
+    max_completion_tokens=max_completion_tokens,
+    key=key,
   )
   both = list(zip(ids[::2], ids[1::2], strict=True))
-  apart = [i for i, (a, b) in enumerate(both) if not np.array_equal(a, b)]
+  different = [i for i, (a, b) in enumerate(both) if not np.array_equal(a, b)]
   reward_P2 = synthetic_reviews.true_reward(texts).reshape(-1, 2)
-  return Pairs(
-    prompts=[prompts[i] for i in apart],
-    completions=[both[i] for i in apart],
-    reward_P2=reward_P2[apart],
-    identical=len(prompts) - len(apart),
+  return SampledPairs(
+    prompts=[prompts[i] for i in different],
+    completions=[both[i] for i in different],
+    reward_P2=reward_P2[different],
+    identical=len(prompts) - len(different),
   )
 
 
 def label(
-  pairs: Pairs, temperature: float, seed: Sequence[int], kind: str = "true"
+  pairs: SampledPairs, temperature: float, seed: Sequence[int], kind: str = "true"
 ) -> list[tokenise.Example]:
   """Preferences over pairs: chosen in column 0, rejected in column 1.
 
@@ -199,7 +208,7 @@ def label(
     pairs: the samples.
     temperature: of Bradley-Terry on the true reward.
     seed: of the labels.
-    kind: "true"; "flipped", the same labels turned round; or "random", coin flips.
+    kind: "true"; "flipped", the same labels swapped; or "random", with probability 1/2.
 
   Returns:
     PAIR examples, in the order of the pairs.

@@ -1,7 +1,7 @@
-"""The study's methods on samples of their own: runs of the online loop.
+"""Trains the study's methods on samples of their own.
 
-Each is an ordinary online run from the study's SFT policy, kept whole in the study's
-directory: its rollouts can be read there, and `xpo report` makes its page.
+Each is a run on rollouts from the study's SFT policy, in a directory of its own within
+the study's: its rollouts can be read there, and `xpo report` makes its page.
 """
 
 import time
@@ -19,7 +19,7 @@ from xpo_jax.data import records
 from xpo_jax.feedback import rules
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies.sentiment.labelled_pairs import Corpus
-from xpo_jax.studies.sentiment.settings import OnlineArm, Study, Trained
+from xpo_jax.studies.sentiment.settings import OnlineArm, SentimentStudy, TrainedPolicy
 from xpo_jax.train import checkpoint, loop, metrics, run_directory
 from xpo_jax.types import Params
 
@@ -27,18 +27,18 @@ START = "sft"
 
 
 def train(
-  arm: OnlineArm, beginning, start: Params, judged, run_dir: Path
-) -> list[Trained]:
+  arm: OnlineArm, data, start: Params, evaluator, run_dir: Path
+) -> list[TrainedPolicy]:
   """An arm's policies along its runs, one run for each seed.
 
   Args:
     arm: the method.
-    beginning: the study, its texts and model (`train_methods.prepare`).
+    data: the study, its texts and model (`train_methods.prepare`).
     start: the SFT policy.
-    judged: samples and rewards a policy (`train_methods.Judged`).
-    run_dir: the start and the runs are kept in it.
+    evaluator: samples and rewards policies (`train_methods.PolicyEvaluator`).
+    run_dir: of the study; the start and the runs are written to it.
   """
-  study, corpus, model, _ = beginning
+  study, corpus, model, _ = data
   run_directory.write_once(
     run_dir / START,
     lambda path: hf_checkpoint.save(
@@ -46,21 +46,26 @@ def train(
     ),
   )
   prompts = _prompts(corpus)
-  found = []
+  policies = []
   for seed in study.seeds:
-    began, where = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
-    made = arm_run(arm, study, run_dir / START, seed)
-    loop.train(made, where, datasets={made.data.prompts.path: prompts}, say=_quiet)
+    began, directory = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
+    experiment = arm_run(arm, study, run_dir / START, seed)
+    datasets = {experiment.data.prompts.path: prompts}
+    loop.train(experiment, directory, datasets=datasets, say=_quiet)
     seconds = (time.perf_counter() - began) / len(arm.strengths)
-    lines = metrics.read(where)
-    for iteration, params in checkpoint.policies(where / run_directory.CHECKPOINTS):
+    lines = metrics.read(directory)
+    for iteration, params in checkpoint.policies(directory / run_directory.CHECKPOINTS):
       if iteration in arm.strengths:
-        draws, curve = judged.draws(params, seed), _curve(lines[:iteration])
-        found.append(Trained(arm.label, iteration, seed, draws, curve, seconds))
-  return found
+        draws, curve = evaluator.draws(params, seed), _curve(lines[:iteration])
+        policies.append(
+          TrainedPolicy(arm.label, iteration, seed, draws, curve, seconds)
+        )
+  return policies
 
 
-def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> Experiment:
+def arm_run(
+  arm: OnlineArm, study: SentimentStudy, start: Path, seed: int
+) -> Experiment:
   """An arm's run from the SFT policy, on the prompts of the train split."""
   return Experiment(
     objective=arm.objective,
@@ -68,10 +73,10 @@ def arm_run(arm: OnlineArm, study: Study, start: Path, seed: int) -> Experiment:
       prompts=Prompts("prompts", seed=seed),
       feedback=Feedback(Configured(rules.synthetic_reward)),
       sampling=Sampling(
-        completions=arm.completions, max_completion_tokens=study.longest
+        completions=arm.completions, max_completion_tokens=study.max_completion_tokens
       ),
       iterations=arm.strengths[-1],
-      prompts_per_iteration=arm.prompts,
+      prompts_per_iteration=arm.prompts_per_iteration,
     ),
     start=Pretrained(str(start), remat=False),
     optimizer=Optimizer(learning_rate=arm.learning_rate, schedule="constant"),

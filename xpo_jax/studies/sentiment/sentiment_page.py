@@ -7,15 +7,15 @@ import numpy as np
 
 from xpo_jax.evaluation import bootstrap, frontier, measure_policy, optimal_policy
 from xpo_jax.report import html, line_chart
-from xpo_jax.studies.sentiment import findings as findings
-from xpo_jax.studies.sentiment.settings import ARMS, Result, Trained
+from xpo_jax.studies.sentiment import findings
+from xpo_jax.studies.sentiment.settings import ARMS, SentimentResult, TrainedPolicy
 
 CUT = 4.0  # nats beyond which seeds differ by more than methods
 BEST_OF = (1, 2, 4, 8, 16, 32)
 TILTS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 
 
-def build(result: Result, reproduce: str) -> html.Page:
+def build(result: SentimentResult, reproduce: str) -> html.Page:
   """The whole page.
 
   Args:
@@ -26,7 +26,7 @@ def build(result: Result, reproduce: str) -> html.Page:
   parameters = result.counts["parameters"]
   lead = (
     f"The controlled-sentiment study of the DPO paper on: {result.corpus}. A model of "
-    f"{parameters:,} parameters, {study.pairs:,} pairs a seed, labels drawn by "
+    f"{parameters:,} parameters, {study.num_pairs:,} pairs a seed, labels drawn by "
     f"Bradley-Terry on the VADER compound at temperature {study.temperature:g}, "
     f"{len(study.seeds)} seeds. It shows mechanics, not what any method does at scale."
   )
@@ -39,7 +39,7 @@ def build(result: Result, reproduce: str) -> html.Page:
         "The frontier", [html.Figures([figure(result)]), table(result), _caveats(study)]
       ),
       html.Section("Papers' claims, and ours", [claims_table(result)]),
-      html.Section("SFT and reward models", [judges_table(result)]),
+      html.Section("SFT and reward models", [reward_models_table(result)]),
       html.Section("Every setting", [runs_table(result)]),
       html.Section("Samples", [samples_table(result)]),
       html.Section("How to reproduce", [html.Code(reproduce), _facts(result)]),
@@ -47,7 +47,7 @@ def build(result: Result, reproduce: str) -> html.Page:
   )
 
 
-def checks_table(result: Result) -> html.Table:
+def checks_table(result: SentimentResult) -> html.Table:
   """The study's checks and whether they hold."""
   rows = [
     ["yes" if check.holds else "**NO**", check.statement, check.found]
@@ -60,7 +60,7 @@ def checks_table(result: Result) -> html.Table:
   )
 
 
-def claims_table(result: Result) -> html.Table:
+def claims_table(result: SentimentResult) -> html.Table:
   """Papers' orderings beside ours."""
   return html.Table(
     ["paper", "claim", "ours: difference in true reward", "verdict"],
@@ -90,31 +90,31 @@ def _caveats(study) -> html.Text:
     )
   return html.Text(
     f"Every method on pairs had {'/'.join(map(str, sorted(trials)))} settings and the "
-    f"same pairs, one pass; {chosen}. No prompt is in two splits. Best of n pays with "
+    f"same pairs, one pass; {chosen}. No prompt is in two splits. Best of n needs "
     "n samples at inference. "
     "One SFT model serves all seeds, so intervals leave out the noise of pre-training. "
-    f"{''.join(map(_told, study.online))}The reward "
+    f"{''.join(map(_online_setting, study.online))}The reward "
     f"grows with the number of positive words, so length is part of it.{corpus}"
   )
 
 
-def _told(arm) -> str:
-  """What sets a method on its own samples apart from those on pairs."""
-  samples = arm.prompts * arm.completions
+def _online_setting(arm) -> str:
+  """How a method on its own samples differs from those on pairs."""
+  samples = arm.prompts_per_iteration * arm.completions
   return (
-    f"{arm.label} samples for itself, {samples} completions an iteration, and is told "
-    "the true reward of each, where the others see one noisy choice between two: its "
+    f"{arm.label} learns from samples of its own, {samples} completions an iteration, "
+    "with the true reward of each, where the others have one noisy label a pair: its "
     "points lie along one run a seed, at settings tried by hand. "
   )
 
 
-def samples_table(result: Result, prompts: int = 6) -> html.Table:
+def samples_table(result: SentimentResult, prompts: int = 6) -> html.Table:
   """SFT beside each method's strongest setting, on the first prompts."""
   best = {}
   for run in result.trained:
-    kept = best.get(run.label)
+    other = best.get(run.label)
     inside = run.draws.kl_PK.mean() <= CUT and run.seed == result.study.seeds[0]
-    if inside and (kept is None or _reward(run) > _reward(kept)):
+    if inside and (other is None or _reward(run) > _reward(other)):
       best[run.label] = run
   labels = [arm.label for arm in result.study.methods if arm.label in best]
   rows = [
@@ -133,17 +133,17 @@ def samples_table(result: Result, prompts: int = 6) -> html.Table:
   )
 
 
-def _reward(run: Trained) -> float:
+def _reward(run: TrainedPolicy) -> float:
   return float(run.draws.reward_PK.mean())
 
 
-def _facts(result: Result) -> html.Table:
+def _facts(result: SentimentResult) -> html.Table:
   rows = [[name, str(value)] for name, value in result.counts.items()]
   rows += [[f"seconds: {stage}", f"{s:.1f}"] for stage, s in result.seconds.items()]
   return html.Table((), rows)
 
 
-def table(result: Result) -> html.Table:
+def table(result: SentimentResult) -> html.Table:
   """Reward at matched KL, a row a method."""
   header = [
     "method",
@@ -172,7 +172,7 @@ def table(result: Result) -> html.Table:
   )
 
 
-def _sizes(result: Result) -> list[int]:
+def _sizes(result: SentimentResult) -> list[int]:
   return [n for n in BEST_OF if n <= result.study.pool]
 
 
@@ -184,7 +184,7 @@ def _cell(found: bootstrap.Interval | None) -> str:
   return "not reached" if found is None else str(found)
 
 
-def runs_table(result: Result) -> html.Table:
+def runs_table(result: SentimentResult) -> html.Table:
   """Every setting, mean and standard deviation over seeds."""
   header = [
     "method",
@@ -242,14 +242,14 @@ def _over_seeds(values: Sequence[float]) -> str:
   return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
-def _change(run: Trained, name: str) -> float:
+def _change(run: TrainedPolicy, name: str) -> float:
   if name not in run.curve:
     return math.nan
   tenth = max(len(run.curve[name]) // 10, 1)
   return float(run.curve[name][-tenth:].mean() - run.curve[name][:tenth].mean())
 
 
-def figure(result: Result, cut: float = CUT) -> line_chart.Figure:
+def figure(result: SentimentResult, cut: float = CUT) -> line_chart.Figure:
   """The reward-KL frontier of every method, with best-of-n and the ceiling."""
   series = []
   for name, found in (
@@ -284,23 +284,23 @@ def figure(result: Result, cut: float = CUT) -> line_chart.Figure:
   )
 
 
-def judges_table(result: Result) -> html.Table:
+def reward_models_table(result: SentimentResult) -> html.Table:
   """SFT's and the reward models' own rows."""
   nll = bootstrap.bootstrap_mean(result.sft_nll_P)
   rows = [["sft", "held-out nats a token", str(nll), ""]]
-  for judge in result.judges:
+  for model in result.reward_models:
     rows += [
       [
-        f"bradley_terry, seed {judge.seed}",
+        f"bradley_terry, seed {model.seed}",
         "held-out pairs in the true order",
-        str(bootstrap.bootstrap_mean(judge.right_P)),
+        str(bootstrap.bootstrap_mean(model.correct_P)),
         "1",
       ],
       [
-        f"bradley_terry, seed {judge.seed}",
+        f"bradley_terry, seed {model.seed}",
         "agreement with noisy labels",
-        str(bootstrap.bootstrap_mean(judge.agrees_P)),
-        f"{judge.optimum:.3f}",
+        str(bootstrap.bootstrap_mean(model.agrees_P)),
+        f"{model.optimum:.3f}",
       ],
     ]
   return html.Table(

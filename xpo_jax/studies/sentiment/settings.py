@@ -38,14 +38,14 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineArm:
-  """A method on samples of its own, told their true reward; its frontier lies along
+  """A method on samples of its own with their true reward; its frontier lies along
   training.
 
   Attributes:
     label: its row in the tables.
     objective: the objective.
     strengths: iterations after which its policy is judged, multiples of the first.
-    prompts: of an iteration.
+    prompts_per_iteration: prompts of an iteration.
     completions: of a prompt.
     learning_rate: constant.
   """
@@ -53,7 +53,7 @@ class OnlineArm:
   label: str
   objective: ObjectiveConfig
   strengths: tuple[int, ...]
-  prompts: int = 32
+  prompts_per_iteration: int = 32
   completions: int = 4
   learning_rate: float = 1e-3
 
@@ -115,14 +115,14 @@ RLOO = OnlineArm("RLOO", ObjectiveConfig("rloo", beta=0.1), (4, 8, 16, 24))
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class SentimentStudy:
   """All that the study depends on.
 
   Attributes:
-    source: None: the embedded world; else as `config.experiment.Data.path`.
+    source: None: synthetic reviews; else as `config.experiment.Data.path`.
     source_split: of a TFDS or Hugging Face data set.
     prompt_words: words of a text that make its prompt, for a source without prompts.
-    texts: how many, from the start of a source; None: all of it.
+    num_texts: how many, from the start of a source; None: all of it.
     bad_rows: of a source: "stop" with a list of them, or "drop" them, counted on the
       page and listed in a file.
     policy: a Hugging Face directory to start from; None: a small model from scratch.
@@ -131,20 +131,20 @@ class Study:
     layers: of the model from scratch.
     sft_steps: steps of supervised fine-tuning on the corpus.
     sft_rows: packed rows of such a step.
-    sft_rate: its peak learning rate.
-    longest: most tokens of a completion.
+    sft_learning_rate: its peak learning rate.
+    max_completion_tokens: longest completion.
     row_length: tokens of a packed row.
-    pairs: prompts sampled for pairs, per seed.
+    num_pairs: pairs of samples for each seed.
     rows: packed rows of a step on pairs.
     temperature: of the Bradley-Terry labels, in units of reward.
     arms: the methods on pairs.
     online: the methods on samples of their own.
-    judge_rate: peak learning rate of the reward models.
+    reward_learning_rate: peak learning rate of the reward models.
     seeds: each has its own pairs, labels, order and samples.
-    checked: strength of the DPO runs with flipped and with random labels.
+    control_beta: of the DPO runs with flipped and with random labels.
     split: the prompts policies are judged on: "test", or "tune" to choose settings.
-    prompts: how many of them.
-    samples: completions a prompt and policy.
+    eval_prompts: how many of them.
+    eval_samples: completions of each, by every policy.
     pool: SFT samples a prompt, for best-of-n and the ceiling.
     seed: of the corpus, the tokenizer and the SFT model, shared by all seeds.
   """
@@ -152,7 +152,7 @@ class Study:
   source: str | None = None
   source_split: str = "train"
   prompt_words: int = 4
-  texts: int | None = 12_000
+  num_texts: int | None = 12_000
   bad_rows: Literal["stop", "drop"] = "stop"
   policy: str | None = None
   vocab: int = 1024
@@ -160,28 +160,32 @@ class Study:
   layers: int = 2
   sft_steps: int = 400
   sft_rows: int = 10
-  sft_rate: float = 3e-3
-  longest: int = 16
+  sft_learning_rate: float = 3e-3
+  max_completion_tokens: int = 16
   row_length: int = 96
-  pairs: int = 3200
+  num_pairs: int = 3200
   rows: int = 4
   temperature: float = 0.25
   arms: tuple[Arm, ...] = ARMS
   online: tuple[OnlineArm, ...] = (RLOO,)
-  judge_rate: float = 1e-3
+  reward_learning_rate: float = 1e-3
   seeds: tuple[int, ...] = (0, 1, 2)
-  checked: float = 1.0
+  control_beta: float = 1.0
   split: str = "test"
-  prompts: int = 128
-  samples: int = 4
+  eval_prompts: int = 128
+  eval_samples: int = 4
   pool: int = 64
   seed: int = 0
 
   def __post_init__(self):
     if self.bad_rows not in ("stop", "drop"):
-      raise ValueError(f"Study.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'")
+      raise ValueError(
+        f"SentimentStudy.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'"
+      )
     if self.split not in ("tune", "test"):
-      raise ValueError(f"Study.split is {self.split!r}; allowed: 'tune', 'test'")
+      raise ValueError(
+        f"SentimentStudy.split is {self.split!r}; allowed: 'tune', 'test'"
+      )
 
   @property
   def methods(self) -> tuple[Arm | OnlineArm, ...]:
@@ -189,7 +193,7 @@ class Study:
     return (*self.arms, *self.online)
 
 
-class Trained(NamedTuple):
+class TrainedPolicy(NamedTuple):
   """One policy: of a run on pairs, or of an online run after so many iterations.
 
   Attributes:
@@ -209,24 +213,24 @@ class Trained(NamedTuple):
   seconds: float
 
 
-class Judge(NamedTuple):
+class RewardModelAccuracy(NamedTuple):
   """A Bradley-Terry reward model of one seed on held-out pairs.
 
   Attributes:
     seed: the run's seed.
-    right_P: 1 where it orders a pair as the true reward does (ties left out).
+    correct_P: 1 where it orders a pair as the true reward does (ties left out).
     agrees_P: 1 where it agrees with the noisy label.
-    optimum: share of noisy labels that agree with the true order: nobody can do
-      better on `agrees_P`.
+    optimum: share of noisy labels that agree with the true order: the most that
+      `agrees_P` can reach.
   """
 
   seed: int
-  right_P: np.ndarray
+  correct_P: np.ndarray
   agrees_P: np.ndarray
   optimum: float
 
 
-class Result(NamedTuple):
+class SentimentResult(NamedTuple):
   """Everything measured; the page is made from it.
 
   Attributes:
@@ -237,16 +241,16 @@ class Result(NamedTuple):
     sft: the SFT policy's own draws.
     pool_PS: rewards of its pool of samples.
     trained: every run.
-    judges: a reward model for each seed.
+    reward_models: one for each seed.
     seconds: stage -> seconds.
   """
 
-  study: Study
+  study: SentimentStudy
   corpus: str
   counts: dict[str, Any]
   sft_nll_P: np.ndarray
   sft: measure_policy.Draws
   pool_PS: np.ndarray
-  trained: list[Trained]
-  judges: list[Judge]
+  trained: list[TrainedPolicy]
+  reward_models: list[RewardModelAccuracy]
   seconds: dict[str, float]

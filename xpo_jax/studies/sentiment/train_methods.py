@@ -1,8 +1,8 @@
 """The controlled-sentiment study of the DPO paper, sized for a laptop.
 
-A small language model learns a corpus, samples pairs of continuations that are
-labelled by Bradley-Terry on a known reward, and every method is trained on the same
-pairs from the same start, over a range of strengths and seeds. Policies are compared
+A small language model is fine-tuned on a corpus and samples pairs of completions,
+which Bradley-Terry on a known reward labels. Every method is trained on the same pairs
+from the same start, over a range of strengths and seeds. Policies are compared
 on held-out prompts at equal KL to the start (Rafailov et al. 2023, arXiv:2305.18290,
 Sec. 6.1).
 """
@@ -29,10 +29,10 @@ from xpo_jax.studies import vectorised_runs
 from xpo_jax.studies.sentiment import labelled_pairs, online
 from xpo_jax.studies.sentiment.settings import (
   Arm,
-  Judge,
-  Result,
-  Study,
-  Trained,
+  RewardModelAccuracy,
+  SentimentResult,
+  SentimentStudy,
+  TrainedPolicy,
   learning_rate_hparam,
 )
 from xpo_jax.train import references
@@ -41,86 +41,96 @@ from xpo_jax.types import Layout, Params
 Say = Callable[[str], None]
 
 
-class Beginning(NamedTuple):
-  """What a study starts from: texts, architecture, weights before fine-tuning."""
+class SentimentData(NamedTuple):
+  """What a study starts from.
 
-  study: Study
+  Attributes:
+    study: its settings.
+    corpus: its texts.
+    model: the architecture.
+    params: weights before fine-tuning.
+  """
+
+  study: SentimentStudy
   corpus: labelled_pairs.Corpus
   model: transformer.Model
   params: Params
 
 
-def prepare(study: Study) -> Beginning:
+def prepare(study: SentimentStudy) -> SentimentData:
   """Reads everything the study needs, and refuses what it cannot use.
 
   Raises:
     BadRecords: a text that cannot be used.
     ValueError: no such source or checkpoint, or too few prompts to judge on.
   """
-  held = None if study.policy is None else hf_checkpoint.load(study.policy)
-  corpus = labelled_pairs.corpus(study, held and held.tokenizer)
+  policy = None if study.policy is None else hf_checkpoint.load(study.policy)
+  corpus = labelled_pairs.corpus(study, policy and policy.tokenizer)
   check_prompts(study, corpus)
-  if held is not None:
-    model = transformer.model(held.config)
-    return Beginning(study, corpus, model, {"lm": held.params["lm"]})
+  if policy is not None:
+    model = transformer.model(policy.config)
+    return SentimentData(study, corpus, model, {"lm": policy.params["lm"]})
   model = transformer.model(_config(study, len(corpus.tokenizer)))
   params = {"lm": jax.jit(model.init)(jax.random.key(study.seed))}
-  return Beginning(study, corpus, model, params)
+  return SentimentData(study, corpus, model, params)
 
 
-def check_prompts(study: Study, corpus: labelled_pairs.Corpus) -> None:
+def check_prompts(study: SentimentStudy, corpus: labelled_pairs.Corpus) -> None:
   """Refuses a split with fewer prompts than policies are judged on.
 
   Raises:
     ValueError: too few.
   """
   prompts = len(corpus.prompts(study.split))
-  if prompts < study.prompts:
+  if prompts < study.eval_prompts:
     raise ValueError(
-      f"Study.prompts is {study.prompts}, the {study.split} split of {corpus.name} "
-      f"has {prompts} distinct prompts; take fewer prompts or more texts"
+      f"SentimentStudy.eval_prompts is {study.eval_prompts}, the {study.split} split "
+      f"of {corpus.name} has {prompts} distinct prompts; take fewer prompts or more "
+      "texts"
     )
 
 
-def run(beginning: Beginning, run_dir: Path, say: Say = print) -> Result:
+def run(data: SentimentData, run_dir: Path, say: Say = print) -> SentimentResult:
   """Runs the whole study.
 
   Args:
-    beginning: of `prepare`.
+    data: of `prepare`.
     run_dir: online runs are kept in it.
     say: takes a line of progress.
 
   Raises:
     FloatingPointError: a run diverged.
   """
-  study, corpus, model, start = beginning
+  study, corpus, model, start = data
   clock = _Clock(say)
   clock.start(f"supervised fine-tuning, {study.sft_steps} steps")
   sft_params = fine_tune(study, corpus, model, start, say)
   nll_P = _nll(model, sft_params, corpus, study)
-  judged = Judged(study, corpus, model, sft_params)
-  # Online runs take turns with the host: in a thread, they fill what others leave idle.
-  with futures.ThreadPoolExecutor(1) as beside:
-    going = [
-      beside.submit(online.train, arm, beginning, sft_params, judged, run_dir)
+  evaluator = PolicyEvaluator(study, corpus, model, sft_params)
+  # Online runs wait for the host between updates: in a thread of their own they use
+  # devices that the other runs leave idle.
+  with futures.ThreadPoolExecutor(1) as executor:
+    online_runs = [
+      executor.submit(online.train, arm, data, sft_params, evaluator, run_dir)
       for arm in study.online
     ]
-    clock.start("samples of the SFT policy, for best-of-n and the ceiling")
-    sft, pool_PS = judged.draws(sft_params, seed=study.seed), judged.pool(sft_params)
-    clock.start(f"{study.pairs} pairs for each of {len(study.seeds)} seeds")
-    lab = Lab(study, corpus, model, sft_params, judged)
-    trained: list[Trained] = []
+    clock.start("samples of the SFT policy, for best of n and the optimal policy")
+    sft = evaluator.draws(sft_params, seed=study.seed)
+    pool_PS = evaluator.pool(sft_params)
+    clock.start(f"{study.num_pairs} pairs for each of {len(study.seeds)} seeds")
+    trainer = PairTrainer(study, corpus, model, sft_params, evaluator)
+    trained: list[TrainedPolicy] = []
     for arm in study.arms:
       clock.start(f"{arm.label}: {len(arm.strengths) * len(study.seeds)} runs")
-      trained += lab.train(arm, arm.label, "true")
-    dpo = Arm("DPO", ObjectiveConfig("dpo"), (study.checked,))
+      trained += trainer.train(arm, arm.label, "true")
+    dpo = Arm("DPO", ObjectiveConfig("dpo"), (study.control_beta,))
     for kind in ("flipped", "random"):
       clock.start(f"DPO on {kind} labels: {len(study.seeds)} runs")
-      trained += lab.train(dpo, kind, kind)
+      trained += trainer.train(dpo, kind, kind)
     clock.start(f"reward models: {len(study.seeds)} runs")
-    judges = lab.judges()
-    clock.start("the rest of the online runs, begun beside the others")
-    trained += [one for done in going for one in done.result()]
+    reward_models = trainer.reward_models()
+    clock.start("the rest of the online runs")
+    trained += [policy for future in online_runs for policy in future.result()]
   counts = {
     "texts": sum(map(len, corpus.demonstrations.values())),
     "dropped rows": dict(Counter(row.problem for row in corpus.dropped)),
@@ -130,13 +140,13 @@ def run(beginning: Beginning, run_dir: Path, say: Say = print) -> Result:
     },
     "vocabulary": len(corpus.tokenizer),
     "parameters": sum(x.size for x in jax.tree.leaves(sft_params)),
-    "identical samples left out": {s: p.identical for s, p in lab.pairs.items()},
+    "identical samples left out": {s: p.identical for s, p in trainer.pairs.items()},
     "tied pairs": {
       s: float(np.mean(p.reward_P2[:, 0] == p.reward_P2[:, 1]))
-      for s, p in lab.pairs.items()
+      for s, p in trainer.pairs.items()
     },
   }
-  return Result(
+  return SentimentResult(
     study,
     corpus.name,
     counts,
@@ -144,13 +154,13 @@ def run(beginning: Beginning, run_dir: Path, say: Say = print) -> Result:
     sft,
     pool_PS,
     trained,
-    judges,
+    reward_models,
     clock.stop(),
   )
 
 
 class _Clock:
-  """Says what begins, and keeps how long it took."""
+  """Reports each stage as it starts, and records its seconds."""
 
   def __init__(self, say: Say):
     self._say, self._began, self._stage = say, time.perf_counter(), None
@@ -168,7 +178,7 @@ class _Clock:
     return self._seconds
 
 
-def _config(study: Study, vocab: int) -> config.Config:
+def _config(study: SentimentStudy, vocab: int) -> config.Config:
   return config.Config(
     vocab=vocab,
     width=study.width,
@@ -187,9 +197,9 @@ def _config(study: Study, vocab: int) -> config.Config:
 _OPTIMIZER = optim.Optimizer(warmup_steps=10, floor=0.1)
 
 
-def fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
+def fine_tune(study: SentimentStudy, corpus, model, start: Params, say: Say) -> Params:
   """The SFT policy that every run starts from."""
-  examples = corpus.examples("train", study.longest)
+  examples = corpus.examples("train", study.max_completion_tokens)
   plan = functools.partial(
     pack.plan, examples, pack.PackSizes(study.sft_rows, row_length=study.row_length)
   )
@@ -199,7 +209,11 @@ def fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
   )
   train = vectorised_runs.Sweep(ObjectiveConfig("sft"), model, start, _OPTIMIZER)
   (done,) = train(
-    [vectorised_runs.Run(data, learning_rate_hparam(study.sft_rate), study.seed)]
+    [
+      vectorised_runs.VectorisedRun(
+        data, learning_rate_hparam(study.sft_learning_rate), study.seed
+      )
+    ]
   )
   first, last = done.curve["loss"][0], done.curve["loss"][-20:].mean()
   say(f"          {first:.2f} -> {last:.2f} nats a token")
@@ -208,17 +222,19 @@ def fine_tune(study: Study, corpus, model, start: Params, say: Say) -> Params:
 
 def _nll(model, params, corpus, study) -> np.ndarray:
   """Nats a token of each held-out text's completion."""
-  examples = corpus.examples(study.split, study.longest)[: 4 * study.prompts]
+  examples = corpus.examples(study.split, study.max_completion_tokens)[
+    : 4 * study.eval_prompts
+  ]
   logp_B = sequence_logps.score_pairs(model, params, params, examples)["logp_BK"][:, 0]
   return -logp_B / np.array([len(e.completions[0]) for e in examples])
 
 
-class Judged:
-  """How every policy is sampled and rewarded, on the same prompts."""
+class PolicyEvaluator:
+  """Samples and rewards every policy on the same prompts."""
 
-  def __init__(self, study: Study, corpus, model, ref: Params):
+  def __init__(self, study: SentimentStudy, corpus, model, ref: Params):
     self._study, self._corpus, self._model, self._ref = study, corpus, model, ref
-    self._prompts = corpus.prompts(study.split)[: study.prompts]
+    self._prompts = corpus.prompts(study.split)[: study.eval_prompts]
 
   def draws(
     self, params: Params, seed: int, rewarded: bool = True
@@ -228,9 +244,9 @@ class Judged:
       self._ref,
       self._prompts,
       self._corpus.tokenizer,
-      GenerationConfig(self._study.longest, self._study.samples),
+      GenerationConfig(self._study.max_completion_tokens, self._study.eval_samples),
       synthetic_reviews.true_reward if rewarded else None,
-      batch=self._study.prompts,
+      batch=self._study.eval_prompts,
     )
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return measure_policy.draw(setup, params, key)
@@ -243,26 +259,46 @@ class Judged:
       self._corpus.tokenizer,
       self._prompts,
       completions=self._study.pool,
-      longest=self._study.longest,
+      max_completion_tokens=self._study.max_completion_tokens,
       key=jax.random.fold_in(jax.random.key(self._study.seed), 2),
     )
     return synthetic_reviews.true_reward(texts).reshape(
-      self._study.prompts, self._study.pool
+      self._study.eval_prompts, self._study.pool
     )
 
 
-class Lab:
-  """Trains arms on the same pairs; a layout's batches are laid out once, and an
-  objective has one sweep for all of its runs."""
+class PairTrainer:
+  """Trains arms on the same pairs.
 
-  def __init__(self, study: Study, corpus, model, ref: Params, judged: Judged):
+  Batches of a layout are made once; all runs of an objective are one sweep.
+  """
+
+  def __init__(
+    self,
+    study: SentimentStudy,
+    corpus: labelled_pairs.Corpus,
+    model: transformer.Model,
+    ref: Params,
+    evaluator: PolicyEvaluator,
+  ):
+    """Samples the pairs of every seed.
+
+    Args:
+      study: the settings.
+      corpus: the texts.
+      model: the architecture.
+      ref: where every run starts, and its reference.
+      evaluator: judges the policies.
+    """
     self._study, self._corpus, self._model, self._ref = study, corpus, model, ref
-    self._judged = judged
-    self.pairs = {seed: self._draw(seed, "train", study.pairs) for seed in study.seeds}
+    self._evaluator = evaluator
+    self.pairs = {
+      seed: self._draw(seed, "train", study.num_pairs) for seed in study.seeds
+    }
     self._data: dict[tuple[Layout, str], dict[int, pack.Batch]] = {}
     self.sweeps: dict[tuple, vectorised_runs.Sweep] = {}
 
-  def _draw(self, seed: int, split: str, count: int) -> labelled_pairs.Pairs:
+  def _draw(self, seed: int, split: str, count: int) -> labelled_pairs.SampledPairs:
     """Pairs over the prompts of a split; each is used as often as any other, +-1."""
     prompts = self._corpus.prompts(split)
     rng = np.random.default_rng((self._study.seed, seed, len(split)))
@@ -273,11 +309,11 @@ class Lab:
       self._ref,
       self._corpus.tokenizer,
       [prompts[i] for i in order[:count]],
-      longest=self._study.longest,
+      max_completion_tokens=self._study.max_completion_tokens,
       key=jax.random.key(int(rng.integers(2**31))),
     )
 
-  def train(self, arm: Arm, label: str, kind: str) -> list[Trained]:
+  def train(self, arm: Arm, label: str, kind: str) -> list[TrainedPolicy]:
     """An arm's runs over strengths and seeds, on labels of one kind."""
     settings = [(seed, x) for seed in self._study.seeds for x in arm.strengths]
     hparams = [arm.hparams(strength) for _, strength in settings]
@@ -285,57 +321,60 @@ class Lab:
     seeds = [seed for seed, _ in settings]
     outcomes = self.sweep(arm.objective)(self.runs(arm.objective, seeds, hparams, kind))
     seconds = (time.perf_counter() - began) / len(settings)
-    out = []
-    for (seed, strength), found in zip(settings, outcomes, strict=True):
-      draws = self._judged.draws(found.params, seed)
-      out.append(Trained(label, strength, seed, draws, found.curve, seconds))
-    return out
+    policies = []
+    for (seed, strength), outcome in zip(settings, outcomes, strict=True):
+      draws = self._evaluator.draws(outcome.params, seed)
+      policies.append(
+        TrainedPolicy(label, strength, seed, draws, outcome.curve, seconds)
+      )
+    return policies
 
-  def judges(self) -> list[Judge]:
-    """A reward model on each seed's pairs."""
+  def reward_models(self) -> list[RewardModelAccuracy]:
+    """Trains a reward model on each seed's pairs, and measures its accuracy."""
     seeds = self._study.seeds
-    hparams = [learning_rate_hparam(self._study.judge_rate)] * len(seeds)
+    hparams = [learning_rate_hparam(self._study.reward_learning_rate)] * len(seeds)
     use = ObjectiveConfig("bradley_terry")
-    found = self.sweep(use)(self.runs(use, seeds, hparams))
+    outcomes = self.sweep(use)(self.runs(use, seeds, hparams))
     return [
-      self._judge(seed, one.params) for seed, one in zip(seeds, found, strict=True)
+      self._accuracy(seed, outcome.params)
+      for seed, outcome in zip(seeds, outcomes, strict=True)
     ]
 
-  def _judge(self, seed: int, params: Params) -> Judge:
-    """A reward model on a pair a held-out prompt, under labels no run has seen."""
+  def _accuracy(self, seed: int, params: Params) -> RewardModelAccuracy:
+    """Of a reward model on one pair for each held-out prompt, with labels of their
+    own."""
     study = self._study
     pairs = self._draw(seed, study.split, len(self._corpus.prompts(study.split)))
     labels = labelled_pairs.label(pairs, study.temperature, (seed, 1))
-    found = sequence_logps.score_pairs(self._model, params, self._ref, labels)[
-      "value_BK"
-    ]
+    scores = sequence_logps.score_pairs(self._model, params, self._ref, labels)
+    value_P2 = scores["value_BK"]
     reward_P2 = pairs.in_order(labels)
     untied_P = reward_P2[:, 0] != reward_P2[:, 1]
-    agrees_P = (found[:, 0] > found[:, 1])[untied_P]
-    right_P = agrees_P == (reward_P2[:, 0] > reward_P2[:, 1])[untied_P]
+    agrees_P = (value_P2[:, 0] > value_P2[:, 1])[untied_P]
+    correct_P = agrees_P == (reward_P2[:, 0] > reward_P2[:, 1])[untied_P]
     optimum = synthetic_reviews.expected_accuracy(*reward_P2.T, study.temperature)
-    return Judge(seed, right_P.astype(float), agrees_P.astype(float), optimum)
+    correct_P, agrees_P = correct_P.astype(float), agrees_P.astype(float)
+    return RewardModelAccuracy(seed, correct_P, agrees_P, optimum)
 
   def runs(
     self, use: ObjectiveConfig, seeds, hparams, kind: str = "true"
-  ) -> list[vectorised_runs.Run]:
-    """Runs of an objective: each one's seed, its hyperparameters, and the seed's
-    pairs."""
+  ) -> list[vectorised_runs.VectorisedRun]:
+    """Runs of an objective with their seeds, hyperparameters and the seed's pairs."""
     data = self._laid_out(use.build().layout, kind)
     return [
-      vectorised_runs.Run(data[seed], at, seed)
+      vectorised_runs.VectorisedRun(data[seed], at, seed)
       for seed, at in zip(seeds, hparams, strict=True)
     ]
 
   def sweep(self, use: ObjectiveConfig) -> vectorised_runs.Sweep:
-    """What trains an objective's runs; made once."""
+    """The sweep that trains an objective's runs; made once."""
     own = (use.name, *use.hparams.items())
     if own not in self.sweeps:
       self.sweeps[own] = vectorised_runs.Sweep(use, self._model, self._ref, _OPTIMIZER)
     return self.sweeps[own]
 
   def forget(self, use: ObjectiveConfig) -> None:
-    """Lets go of an objective's programs, where many objectives follow each other."""
+    """Frees an objective's compiled programs."""
     self.sweeps.pop((use.name, *use.hparams.items()), None)
 
   def _laid_out(self, layout: Layout, kind: str) -> dict[int, pack.Batch]:
