@@ -45,7 +45,7 @@ def demonstrations(
     seed=seed,
   )
   texts = [completions[0] for completions in sampled.texts_BK]
-  revised = constitution.revise(critic, sampled.prompts, texts, rounds)
+  revised = constitution.revise(critic, sampled.prompts, texts, rounds=rounds)
   return [
     records.Demonstration(f"prompt {b} revision {number}", prompt, text)
     for number, revision in enumerate(revised)
