@@ -207,7 +207,7 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> Any:
         if evaluating:
           measured = {**measured, **program.evaluate(state)}
         pending.append((index, measured))
-        # The first step is shown: its time is compilation.
+        # The first step is written alone: its time is compilation.
         showing = index == done or last or run_directory.due(log_every, now)
         if showing or evaluating or saving:
           line, clock = _write(program, run_dir, writer, pending, clock)
