@@ -1,7 +1,7 @@
-"""`xpo`: every command is a thin call of a function that a notebook can call.
+"""Runs the `xpo` commands, each a call of a public function of the package.
 
-Nothing heavy is imported before a command needs it: `xpo --help` and `xpo list` start
-without JAX.
+Imports are deferred until a command needs them: `xpo --help` and `xpo list` do not
+import JAX.
 """
 
 import argparse
@@ -20,9 +20,9 @@ _OVERRIDES = (
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code.
 
-  What a user can mend (a wrong value, a missing file) is one line on stderr and exit
-  code 2; `--debug` shows where it came from. A reader that closes the pipe early
-  (`xpo list | head -1`) ends the command in silence, with the shell's code 141.
+  An error of the user (a wrong value, a missing file) is one line on stderr and exit
+  code 2; `--debug` shows its traceback. A pipe that is closed early
+  (`xpo list | head -1`) ends the command without a message, with exit code 141.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
@@ -33,20 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:
     if not _stdout_closed():
       raise
-    # The interpreter flushes what is left when it exits.
+    # The interpreter flushes the remaining output when it exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
 
 
 def _run(argv: list[str]) -> int:
-  # Its notice that torch is missing is no news here.
+  # Suppresses the notice of transformers that torch is missing.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   debug = "--debug" in argv
-  args, rest = _parser().parse_known_args([a for a in argv if a != "--debug"])
-  if rest and not args.overrides:
-    return _fail(f"xpo {args.command} does not know {' '.join(rest)}; see its --help")
+  args, overrides = _parser().parse_known_args([a for a in argv if a != "--debug"])
+  if overrides and not args.overrides:
+    return _fail(
+      f"xpo {args.command} does not know {' '.join(overrides)}; see its --help"
+    )
   try:
-    return args.run(args, rest) or 0
+    return args.run(args, overrides) or 0
   except KeyboardInterrupt:
     return _fail("interrupted", 130)
   except (ValueError, OSError, ImportError) as error:
@@ -56,7 +58,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _stdout_closed() -> bool:
-  """Whether nothing reads what is printed: writing to such a pipe fails again."""
+  """Whether stdout is a closed pipe: writing to it fails again."""
   try:
     print(flush=True)
   except BrokenPipeError:
@@ -90,12 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     return sub
 
   command(
-    "demo", _demo, "the main job on the embedded world: table, plot, report", True
+    "demo",
+    _demo,
+    "the controlled-sentiment study on synthetic reviews: table, plot, report",
+    True,
   )
   sub = command(
     "compare-objectives",
     _compare,
-    "train every objective that pairs can train; reward at equal KL",
+    "train every objective on pairs; reward at equal KL",
     True,
   )
   sub.add_argument("--run-dir", type=Path, help="new, or of an interrupted comparison")
@@ -103,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     "explain",
     _explain,
-    "an objective: equation, paper, hyperparameters, place in the survey, curve",
+    "an objective: equation, paper, hyperparameters, survey section, loss curve",
   )
   sub.add_argument("name", help="name of an objective")
   sub = command("train", _train, "run a recipe", True)
@@ -116,21 +121,21 @@ def _parser() -> argparse.ArgumentParser:
   sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub = command(
-    "evaluate", _evaluate, "judge a run's policy or reward model on held-out prompts"
+    "evaluate", _evaluate, "evaluate a run's policy or reward model on held-out prompts"
   )
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub.add_argument(
     "--reward",
     metavar="MODULE:FUNCTION",
     help="full texts -> rewards, such as "
-    "xpo_jax.data.synthetic_reviews:true_reward (VADER); without it an online run is "
-    "judged by its own feedback",
+    "xpo_jax.data.synthetic_reviews:true_reward (VADER); without it a run on "
+    "rollouts is evaluated by its own feedback",
   )
   sub.add_argument("--prompts", type=int, default=128)
   sub.add_argument("--completions", type=int, default=4)
   sub.add_argument("--max-completion-tokens", type=int)
   sub.add_argument("--seed", type=int, default=0)
-  sub = command("generate", _generate, "let a run or a checkpoint complete prompts")
+  sub = command("generate", _generate, "sample completions from a run or a checkpoint")
   sub.add_argument("directory", type=Path, metavar="RUN", help="or a checkpoint")
   sub.add_argument("prompts", nargs="+", metavar="PROMPT")
   sub.add_argument("--completions", type=int, default=1)
@@ -148,27 +153,27 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _demo(args, rest) -> int:
+def _demo(args, overrides) -> int:
   from xpo_jax.studies import demo
 
   del args
-  return demo.main(rest)
+  return demo.main(overrides)
 
 
-def _compare(args, rest) -> int | None:
+def _compare(args, overrides) -> int | None:
   from xpo_jax.studies import demo
 
   demo.environment()  # before JAX is imported
   args.recipe = "compare_objectives"
-  return _train(args, rest)
+  return _train(args, overrides)
 
 
-def _list(args, rest) -> None:
+def _list(args, overrides) -> None:
   from xpo_jax import objectives
   from xpo_jax.studies import find_recipe
   from xpo_jax.survey import table
 
-  del args, rest
+  del args, overrides
   pages = {n: (objectives.arxiv(n), objectives.summary(n)) for n in objectives.NAMES}
   _table("objectives", {n: f"{number}  {text}" for n, (number, text) in pages.items()})
   print()
@@ -187,16 +192,16 @@ def _table(title: str, rows: dict[str, str]) -> None:
     print(f"  {name:{width}}  {text}")
 
 
-def _explain(args, rest) -> None:
+def _explain(args, overrides) -> None:
   from xpo_jax.studies import find_recipe
   from xpo_jax.survey import explain
 
-  del rest
+  del overrides
   print(explain.page(args.name, find_recipe.using(args.name)))
 
 
-def _recipe(args, rest):
-  if args.recipe is None and {"-h", "--help"} & set(rest):
+def _recipe(args, overrides):
+  if args.recipe is None and {"-h", "--help"} & set(overrides):
     print(args.usage())
     raise SystemExit(0)
   if args.recipe is None:
@@ -204,25 +209,27 @@ def _recipe(args, rest):
   from xpo_jax.studies import find_recipe
 
   # Words before the first flag are the recipe's own arguments.
-  flags = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
-  late = [word for word in rest[flags:] if "=" in word and word[0] != "-"]
-  if late and rest[rest.index(late[-1]) - 1][0] != "-":
+  flags = next(
+    (i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides)
+  )
+  late = [word for word in overrides[flags:] if "=" in word and word[0] != "-"]
+  if late and overrides[overrides.index(late[-1]) - 1][0] != "-":
     raise ValueError(
       f"{late[-1]}: the recipe's own arguments stand before the first flag, as in "
-      f"xpo {args.command} {args.recipe} {late[-1]} {rest[flags]} ..."
+      f"xpo {args.command} {args.recipe} {late[-1]} {overrides[flags]} ..."
     )
-  recipe = find_recipe.load(args.recipe, rest[:flags])
-  if flags == len(rest):
+  recipe = find_recipe.load(args.recipe, overrides[:flags])
+  if flags == len(overrides):
     return recipe
   from xpo_jax.config import command_line
 
   prog = f"xpo {args.command} {args.recipe}"
-  changed = command_line.from_args(recipe.experiment, rest[flags:], prog=prog)
+  changed = command_line.from_args(recipe.experiment, overrides[flags:], prog=prog)
   return recipe._replace(experiment=changed)
 
 
-def _train(args, rest) -> int | None:
-  recipe = _recipe(args, rest)
+def _train(args, overrides) -> int | None:
+  recipe = _recipe(args, overrides)
   name = Path(args.recipe)
   run_dir = args.run_dir or Path("runs") / (
     name.parent.name if name.name == "config.yaml" else name.stem
@@ -237,8 +244,8 @@ def _train(args, rest) -> int | None:
   return None
 
 
-def _check(args, rest) -> None:
-  recipe = _recipe(args, rest)
+def _check(args, overrides) -> None:
+  recipe = _recipe(args, overrides)
   from xpo_jax.train import preflight
 
   if recipe.run is None:
@@ -255,11 +262,11 @@ def _check(args, rest) -> None:
   print("nothing wrong found; nothing was trained")
 
 
-def _resume(args, rest) -> int | None:
+def _resume(args, overrides) -> int | None:
   from xpo_jax.config import yaml_file
   from xpo_jax.studies import find_recipe
 
-  del rest
+  del overrides
   if not (args.run_dir / yaml_file.FILE).exists():
     study = find_recipe.load_study(args.run_dir)
     return study.run(study.experiment, args.run_dir)
@@ -271,11 +278,11 @@ def _resume(args, rest) -> int | None:
   return None
 
 
-def _evaluate(args, rest) -> None:
+def _evaluate(args, overrides) -> None:
   from xpo_jax.evaluation import evaluate_reward_model, evaluate_run
   from xpo_jax.report import run_page
 
-  del rest
+  del overrides
   reward = _function(args.reward)
   if evaluate_reward_model.is_reward(args.run_dir):
     agreed = evaluate_reward_model.judge_run(args.run_dir, seed=args.seed)
@@ -284,7 +291,7 @@ def _evaluate(args, rest) -> None:
     _table("agreement with held-out labels, mean [95 % interval over prompts]", rows)
     print(f"report: {run_page.write(args.run_dir)}")
     return
-  found = evaluate_run.evaluate_run(
+  evaluated = evaluate_run.evaluate_run(
     args.run_dir,
     reward=reward,
     prompts=args.prompts,
@@ -292,29 +299,29 @@ def _evaluate(args, rest) -> None:
     max_completion_tokens=args.max_completion_tokens,
     seed=args.seed,
   )
-  rows = {name: str(interval) for name, interval in found.measures.items()}
+  rows = {name: str(interval) for name, interval in evaluated.measures.items()}
   _table("policy, mean [95 % interval over prompts]", rows)
   print(f"report: {run_page.write(args.run_dir)}")
 
 
 def _function(name: str | None):
-  """A function by "module:function"."""
+  """Imports a function by "module:function"."""
   if name is None:
     return None
   import importlib
 
   module, colon, function = name.partition(":")
-  found = vars(importlib.import_module(module)).get(function) if colon else None
-  if not callable(found):
+  value = vars(importlib.import_module(module)).get(function) if colon else None
+  if not callable(value):
     raise ValueError(f"--reward {name}: not a MODULE:FUNCTION that can be called")
-  return found
+  return value
 
 
-def _generate(args, rest) -> None:
+def _generate(args, overrides) -> None:
   from xpo_jax.evaluation import evaluate_run
   from xpo_jax.models.generation_config import GenerationConfig
 
-  del rest
+  del overrides
   config = GenerationConfig(
     args.max_completion_tokens,
     args.completions,
@@ -329,17 +336,17 @@ def _generate(args, rest) -> None:
       print(f"{prompt}|{completion}")
 
 
-def _report(args, rest) -> None:
+def _report(args, overrides) -> None:
   from xpo_jax.report import run_page
 
-  del rest
+  del overrides
   print(run_page.write(args.run_dir))
 
 
-def _export(args, rest) -> None:
+def _export(args, overrides) -> None:
   from xpo_jax.evaluation import evaluate_run
 
-  del rest
+  del overrides
   print(evaluate_run.export(args.run_dir, args.directory))
 
 

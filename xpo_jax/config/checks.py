@@ -1,4 +1,4 @@
-"""Checks of config fields: a refusal names the field, the value and what is allowed."""
+"""Checks config fields: a refusal names the field, its value and the allowed ones."""
 
 import numbers
 from typing import Any
@@ -7,17 +7,17 @@ from xpo_jax.data import split
 
 
 def check_positive(config: Any, *fields: str) -> None:
-  """Refuses a field that is set and no whole number from 1, by name."""
+  """Refuses a field that is neither None nor a whole number >= 1."""
   _check_whole(config, fields, 1)
 
 
 def check_not_negative(config: Any, *fields: str) -> None:
-  """Refuses a field that is set and no whole number from 0, by name."""
+  """Refuses a field that is neither None nor a whole number >= 0."""
   _check_whole(config, fields, 0)
 
 
 def check_among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
-  """Refuses a field whose value is none of those allowed, by name."""
+  """Refuses a field whose value is not among those allowed."""
   value = vars(config)[field]
   if value not in allowed:
     raise ValueError(
@@ -26,7 +26,7 @@ def check_among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_portion(config: Any) -> None:
-  """Refuses a portion of the data that is none of `split.PORTIONS`."""
+  """Refuses a portion of the data that is not one of `split.PORTIONS`."""
   if config.portion is not None and config.portion not in split.PORTIONS:
     raise ValueError(
       f"{type(config).__name__}.portion is {config.portion!r}; allowed: "

@@ -1,4 +1,4 @@
-"""An experiment changed from a shell: every field is a flag."""
+"""Overrides the fields of an experiment by command-line flags."""
 
 import dataclasses
 import enum
@@ -16,10 +16,10 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig, factory
 def from_args(
   default: Experiment, args: Sequence[str], prog: str | None = None
 ) -> Experiment:
-  """The experiment with fields overridden by flags such as `--objective.beta 0.2`.
+  """Overrides fields of an experiment by flags such as `--objective.beta 0.2`.
 
-  `--objective NAME` takes another objective of the index, whose own hyperparameters are
-  then the flags. `--help` prints them all.
+  `--objective NAME` selects another objective of the index, whose own hyperparameters
+  are then the flags. `--help` prints them all.
   """
   args = list(args)
   if "--objective" in args:
@@ -32,8 +32,8 @@ def from_args(
 
 
 def _face(value: Any) -> Any:
-  """A dataclass instance with the fields that a shell can set: for tyro, which wants
-  one concrete class where we have unions and hyperparameters."""
+  """A dataclass instance with the fields that flags can set: tyro needs one concrete
+  class where an experiment has unions and hyperparameters."""
   if isinstance(value, ObjectiveConfig | Configured):
     source, items = factory(value.name), _arguments(value)
   else:
@@ -60,8 +60,8 @@ def _may_be_named(hint: Any) -> bool:
 
 
 def _plain(item: Any, hint: Any) -> Any:
-  """The type of which words of a shell say a value: plain ones, tuples of plain ones,
-  the plain members of a union. None where there is no such."""
+  """The type that tyro parses from the words of a shell: plain types, tuples of them,
+  the plain members of a union; None where there is none."""
   kinds = typing.get_args(hint)
   if type(item) is tuple:
     plain = kinds and all(kind in (int, float, str, ...) for kind in kinds)
@@ -75,7 +75,7 @@ def _plain(item: Any, hint: Any) -> Any:
 
 
 def _behind(value: Any, face: Any) -> Any:
-  """`value` with what was set on its face."""
+  """`value` with the fields of its face, which flags may have set."""
   named = isinstance(value, ObjectiveConfig | Configured)
   old = _arguments(value) if named else vars(value)
   new = {

@@ -1,4 +1,4 @@
-"""Data as values: what is trained on, what is sampled for, what is held out."""
+"""Configures data: training records, prompts to sample for, held-out data."""
 
 import dataclasses
 from typing import Literal
@@ -12,7 +12,7 @@ from xpo_jax.data.tokenise import Limits, Template
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What is trained on and how it is cut into steps.
+  """Training records and how they are split into steps.
 
   Attributes:
     path: a .jsonl or .jsonl.gz file, a TFDS directory (`data.tfds`), "hub:NAME" for a
@@ -38,7 +38,8 @@ class Data:
       rows_per_step groups.
     epochs: passes over the data.
     steps: stop after so many steps, or None for whole epochs.
-    seed: order of the rows, portions and held-out share, and KTO's mismatched answers.
+    seed: order of the rows, portions and held-out share, and KTO's mismatched
+      completions.
     reference_cache: directory of the reference's log-probs, shared by the runs that
       name it; None keeps them in the run's own.
   """
@@ -80,7 +81,7 @@ class Data:
 
   @property
   def title(self) -> str:
-    """What is trained on, for a person."""
+    """Name of the training data, for display."""
     return title_of(self.path)
 
   @property
@@ -95,28 +96,28 @@ class Data:
 
   @property
   def source(self) -> "Data":
-    """Where records are read from: itself, as `Rollouts.source` is its prompts."""
+    """The config that records are read by: this one; see `Rollouts.source`."""
     return self
 
   @property
   def max_completion_tokens(self) -> int | None:
-    """The longest completion, or None where nothing limits it."""
+    """Limit on the tokens of a completion, or None for no limit."""
     return self.limits.completion
 
   @property
   def temperature(self) -> float:
-    """At which log-probs are taken."""
+    """Temperature of the log-probs."""
     return 1.0
 
   @property
   def feedback(self) -> None:
-    """Records bring their labels; `Rollouts.feedback` is asked."""
+    """None: records contain their labels; see `Rollouts.feedback`."""
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """What completions are sampled for. Equal prompts count once.
+  """Prompts to sample completions for. Equal prompts count once.
 
   Attributes:
     path: as `Data.path`; of a record only its prompt is used.
@@ -155,7 +156,7 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Which data the policy is judged on.
+  """Held-out data that the policy is evaluated on.
 
   Attributes:
     path: held-out data of its own, read like `Data.path`; None splits some off.
@@ -163,7 +164,7 @@ class Evaluation:
     portion: as `Data.portion`, by the seed of the training data.
     share: share of the prompts held out where `path` is None; a prompt is on one side
       only. 0 holds out nothing.
-    limit: use only so many held-out records (prompts, in an online run), or None.
+    limit: use only so many held-out records (prompts, in a run on rollouts), or None.
   """
 
   path: str | None = None
@@ -185,5 +186,5 @@ class Evaluation:
 
 
 def title_of(path: str | Configured) -> str:
-  """A path for a person; records that a function makes by its name."""
+  """Name of a data source for display: its path, or the function that makes it."""
   return path if isinstance(path, str) else path.name

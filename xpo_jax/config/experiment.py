@@ -1,10 +1,10 @@
-"""An experiment as a value: what to train, on what, from where, how, how it is judged.
+"""Configures an experiment: objective, data, start, optimiser, loop, evaluation.
 
 Every class here is a frozen dataclass that refuses bad values when it is made. A value
 can be printed, compared, stored as YAML (`yaml_file`), changed from a shell
 (`command_line`) and run (`loop.train`). Hyperparameters of a method live in its
 `ObjectiveConfig` and nowhere else. Stages compose: SFT, then a reward model, then PPO
-is one value, with a `Stage` wherever weights are asked for.
+is one value, with a `Stage` wherever weights are needed.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """The weights that a run would leave, wherever weights are asked for.
+  """The final weights of a run, to be used wherever weights are needed.
 
   As `Experiment.start` (SFT before DPO), `Experiment.reference`,
   `Rollouts.critic_init`, or an argument of a `Configured` (the reward model of a judge,
-  the policy that writes the data). The run is trained first, in a directory named by
+  the policy that samples the data). The run is trained first, in a directory named by
   its digest, so that equal stages are trained once (`train.stages`).
 
   Attributes:
@@ -75,16 +75,17 @@ class AuxLossConfig:
   """A further loss of a run, on data of its own: `types.AuxLoss` as a value.
 
   PPO-ptx is PPO with
-  `AuxLossConfig(27.8, ObjectiveConfig("sft"), Data("texts.jsonl"))`; NPO keeps what is
-  not to be forgotten with
+  `AuxLossConfig(27.8, ObjectiveConfig("sft"), Data("texts.jsonl"))`; NPO's loss on the
+  retain set is
   `AuxLossConfig(1.0, ObjectiveConfig("sft"), Data("keep.jsonl"), "retain")`.
 
   Attributes:
     weight: of its loss in the sum that is minimised; > 0.
     objective: what is minimised. A reference that it reads is the run's, scored with
       every step.
-    data: what on. The steps of the run read its batches in turn and begin again after
-      the last; each is divided by its own count, whatever the size of the run's.
+    data: its data. The steps of the run read its batches in turn and begin again
+      after the last; each loss is divided by its own count, whatever the size of the
+      run's.
     name: of its metrics: `loss/NAME/term`, `NAME/metric`.
   """
 
@@ -129,10 +130,10 @@ class MeshShape:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """What happens between steps; with `Rollouts`, a step here is an iteration.
+  """Logging, evaluation and checkpoints. With `Rollouts`, a step is an iteration.
 
   Attributes:
-    log_every: steps between two lines on the screen; metrics are fetched as often.
+    log_every: steps between two printed lines; metrics are fetched as often.
       None: 10 steps of records, every iteration of rollouts.
     eval_every: steps between two passes over the held-out data; None: after the last.
     checkpoint_every: steps between two checkpoints. None: after the last step of
@@ -153,16 +154,16 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-  """Training data that the policy samples itself, and how it is learned from.
+  """Training on completions that the policy samples, and their feedback.
 
   Attributes:
-    prompts: what completions are sampled for.
-    feedback: who judges.
+    prompts: prompts that completions are sampled for.
+    feedback: reward model or judge.
     sampling: how completions are drawn.
-    iterations: rounds of sampling, feedback and updates.
-    prompts_per_iteration: B of a round.
-    minibatches: optimiser steps that one pass over a round takes; divides B.
-    ppo_epochs: passes over a round.
+    iterations: number of iterations: sampling, feedback and updates.
+    prompts_per_iteration: B of an iteration.
+    minibatches: optimiser steps of one pass over an iteration; divides B.
+    ppo_epochs: passes over the rollouts of an iteration.
     microbatches: gradient accumulation; divides the prompts of a minibatch.
     pair_construction: makes a `pair_construction.PairConstruction`, how K completions
       become the objective's layout; None: the layout's own
@@ -216,23 +217,23 @@ class Rollouts:
 
   @property
   def title(self) -> str:
-    """What is trained on, for a person."""
+    """Name of the training data, for display."""
     judge = self.feedback.source.name
     return f"samples for {title_of(self.prompts.path)}, by {judge}"
 
   @property
   def source(self) -> Prompts:
-    """Where prompts are read from, as `Data.source` is where records are."""
+    """The config that prompts are read by; see `Data.source`."""
     return self.prompts
 
   @property
   def max_completion_tokens(self) -> int:
-    """The longest completion."""
+    """Limit on the tokens of a completion."""
     return self.sampling.max_completion_tokens
 
   @property
   def temperature(self) -> float:
-    """At which the policy is sampled and its log-probs are taken."""
+    """Temperature of sampling and of the log-probs."""
     return self.sampling.temperature
 
 
@@ -242,19 +243,20 @@ class Experiment:
 
   Attributes:
     objective: what is minimised.
-    data: what on: records, or what the policy samples itself.
-    start: where the policy starts.
-    optimizer: how.
+    data: records, or rollouts of the policy.
+    start: initial weights of the policy.
+    optimizer: optimiser and schedule.
     loop: logging, held-out evaluation, checkpoints.
-    mesh: over which devices.
-    evaluation: held-out data: records, or prompts judged by the same feedback.
-    seed: of fresh weights, samples and the method's draws.
+    mesh: devices.
+    evaluation: held-out data: records, or prompts whose completions the run's feedback
+      judges.
+    seed: of initial weights, samples and the method's random draws.
     adapter: train low-rank adapters on the start, which stays as it is and is the
       reference too; None trains every weight. A critic is trained whole either way.
-    aux_losses: what else is minimised, each on data of its own, at temperature 1
+    aux_losses: further losses, each on data of its own, at temperature 1
       (PPO-ptx: `sft` on pretraining text).
-    reference: where the reference starts, of the policy's architecture and tokenizer;
-      None: where the policy does.
+    reference: initial weights of the reference, of the policy's architecture and
+      tokenizer; None: the policy's.
   """
 
   objective: ObjectiveConfig
@@ -280,7 +282,7 @@ class Experiment:
 
 
 def replace(experiment: Experiment, **changes: Any) -> Experiment:
-  """The experiment with other fields, its own or those of its `data`, by name.
+  """Replaces fields of an experiment, its own or those of its `data`, by name.
 
   Raises:
     ValueError: a field that neither has.
@@ -301,8 +303,8 @@ def replace(experiment: Experiment, **changes: Any) -> Experiment:
 
 
 def stages(value: Any, where: str = "") -> Iterator[tuple[str, Stage]]:
-  """The stages that a value asks for, with the path of each, those within a stage left
-  out; in the order of the fields.
+  """Yields the stages of a value with their paths, in the order of the fields; those
+  within a stage are left out.
 
   Args:
     value: an experiment or any part of one.

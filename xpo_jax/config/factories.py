@@ -1,7 +1,7 @@
-"""Objectives, judges and rules as values: a factory's name and its arguments.
+"""Configures objectives, judges and rules by a factory's name and its arguments.
 
-A value can be printed, compared, stored as YAML and changed from a shell; what it names
-is built when a run starts.
+A value can be printed, compared, stored as YAML and changed from a shell; the object is
+built when a run starts.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ class ObjectiveConfig:
     self.build()
 
   def build(self, **traced: Any) -> Objective:
-    """The objective; `traced` replaces hyperparameters, also by numbers under a
-    trace."""
+    """Builds the objective; `traced` replaces hyperparameters, possibly by traced
+    numbers."""
     hparams = dict(self.hparams) | traced
     return factory(self.name)(**{name: _built(x) for name, x in hparams.items()})
 
@@ -56,7 +56,7 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Configured:
-  """Anything made by a function when the run starts: a judge, a rule, records.
+  """An object that a function builds when the run starts: a judge, a rule, records.
 
   Attributes:
     name: "module:function".
@@ -79,18 +79,18 @@ class Configured:
     object.__setattr__(self, "arguments", bound(name, arguments, "argument"))
 
   def build(self) -> Any:
-    """What the function returns."""
+    """Calls the function and returns its result."""
     arguments = {name: _built(value) for name, value in self.arguments.items()}
     return factory(self.name)(**arguments)
 
 
 def bound(name: str, given: Mapping[str, Any], word: str) -> dict[str, Any]:
-  """Every argument of a factory, defaults filled in, in the order of its signature.
+  """Binds arguments of a factory, defaults filled in, in the order of its signature.
 
   Args:
     name: see `factory`.
     given: arguments by name.
-    word: what messages call an argument.
+    word: the word for an argument in messages.
 
   Raises:
     ValueError: an argument that the factory lacks or misses.
@@ -113,7 +113,7 @@ def bound(name: str, given: Mapping[str, Any], word: str) -> dict[str, Any]:
 
 
 def factory(name: str) -> Factory:
-  """The factory of an index name, or of "module:factory".
+  """Looks up the factory of an index name, or of "module:factory".
 
   Raises:
     ValueError: unknown name, with the nearest known one.

@@ -1,4 +1,4 @@
-"""Optimisers as optax chains of unit learning rate, and the schedule beside them.
+"""Builds optimisers as optax chains of unit learning rate, and the schedule.
 
 The learning rate stays outside the chain, as a traced number: a sweep over it compiles
 once, and the optimiser's state does not carry it.
@@ -21,23 +21,23 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Optimizer:
-  """How gradients become steps.
+  """Optimiser, learning-rate schedule, clipping and weight average.
 
   Attributes:
     kind: adamw, rmsprop (the DPO paper's) or adafactor.
     learning_rate: peak, after warm-up.
-    warmup_steps: the first steps climb linearly: step 1 takes 1 / (warmup + 1).
+    warmup_steps: steps of linear warm-up: step 1 has 1 / (warmup + 1) of the peak.
     schedule: after warm-up: constant, or down to `floor` by the last step, linearly
       or along a half cosine.
-    floor: share of the peak left at the last step.
+    floor: fraction of the peak at the last step.
     b1: decay of the first moment (adamw only).
     b2: decay of the second moment (adamw, rmsprop; adafactor has its own rule).
     eps: added to the root of the second moment (adamw, rmsprop).
     weight_decay: decoupled, times the learning rate; matrices only, neither norms nor
       biases nor the value head.
-    clip: global norm to which a longer gradient is cut, or None.
-    ema: decay of an average of the weights that is evaluated and exported in place of
-      the last ones, or None.
+    clip: global norm to which a gradient is clipped, or None.
+    ema: decay of the moving average of the weights, which is then evaluated and
+      exported in place of the last ones, or None.
   """
 
   kind: Kind = "adamw"
@@ -71,7 +71,7 @@ class Optimizer:
 def transform(
   config: Optimizer, logical_axes: Params | None = None
 ) -> optax.GradientTransformationExtraArgs:
-  """The chain that turns a gradient into a descent direction of unit learning rate.
+  """Builds the chain from gradient to update, at unit learning rate.
 
   Args:
     config: the optimiser.
@@ -111,7 +111,7 @@ def transform(
 
 
 def matrices(logical_axes: Params) -> Params:
-  """Which parameters weight decay touches: those with two axes beside the layers'."""
+  """Mask of the parameters with weight decay: two or more axes beside the layers'."""
   return jax.tree.map(
     lambda axes: sum(axis != "layers" for axis in axes) >= 2,
     logical_axes,
@@ -125,7 +125,7 @@ def _decays(lm: Params, params: Params) -> Params:
 
 
 def schedule(config: Optimizer, steps: int, step: Array) -> Array:
-  """Share of the peak learning rate at a step, in [0, 1].
+  """Learning rate at a step as a fraction of its peak, in [0, 1].
 
   Args:
     config: the optimiser.
@@ -149,7 +149,7 @@ def schedule(config: Optimizer, steps: int, step: Array) -> Array:
 
 
 def average(config: Optimizer, ema: Params, params: Params) -> Params:
-  """The moving average of the weights after a step; None where none is kept."""
+  """Updates the moving average of the weights; None where there is none."""
   if config.ema is None:
     return ema
   return jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)

@@ -1,4 +1,4 @@
-"""How completions are sampled and judged, as values."""
+"""Configures sampling of completions, the opponent, and feedback."""
 
 import dataclasses
 import math
@@ -10,17 +10,17 @@ from xpo_jax.config.factories import Configured
 
 @dataclasses.dataclass(frozen=True)
 class Opponent:
-  """Whom completions must beat: a mixture of the policy and the reference.
+  """Opponent of win rates: a mixture of the policy and the reference.
 
-  Drawn token by token from policy^(1 - share) ref^share (`sample.Mixture`), judged
-  against, kept with the rollouts, never trained on. Nash-MD (Munos et al. 2023,
-  arXiv:2312.00886).
+  Its completions are sampled token by token from policy^(1 - share) ref^share
+  (`sample.Mixture`), stored with the rollouts and never trained on. Nash-MD
+  (Munos et al. 2023, arXiv:2312.00886).
 
   Attributes:
     share: the reference's, in [0, 1]: 0 is self-play, 1 the best response to the
       reference. Paper: best at 0.125 to 0.375.
-    of: the policy in the mixture: "sampler", who draws the completions; "average", the
-      mean of the policy's weights that `Optimizer.ema` keeps (Nash-EMA, with share 0).
+    of: the policy in the mixture: "sampler", the policy that samples; "average", the
+      moving average of its weights, see `Optimizer.ema` (Nash-EMA, with share 0).
     completions: of each prompt; a win rate is the mean over them.
   """
 
@@ -47,18 +47,18 @@ class Sampling:
     top_k: draw among the k likeliest tokens, or None. Recorded log-probs and ratios
       are those of the whole distribution.
     top_p: draw among the fewest tokens whose probability reaches p, or None.
-    column0_source: where column 0 of K comes from: "sample", as the others; "greedy",
+    column0_source: source of column 0 of K: "sample", as the others; "greedy",
       the policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
       reference (XPO).
-    exploration_temperature: the last K // 2 completions are drawn at this temperature
-      instead, or None: they explore for the others (the enhancer of Dong et al. 2024,
-      arXiv:2405.07863). Their log-probs are recorded at `temperature`, so that ratios
-      against them are not exact: for methods that learn from pairs.
-    opponent: whom completions are judged against, where `Feedback.kind` is
+    exploration_temperature: temperature of the last K // 2 completions, or None for
+      that of the others (the enhancer of Dong et al. 2024, arXiv:2405.07863).
+      Their log-probs are recorded at `temperature`, so that ratios against them are
+      not exact: for methods that learn from pairs.
+    opponent: source of the completions to compare with, where `Feedback.kind` is
       "win_rates"; None: the others of the prompt.
-    staleness: iterations by which the sampler's weights are behind the policy's.
+    staleness: iterations by which the sampler's weights lag behind the policy's.
     prompts_at_once: decoded together until all have ended; None: all of an iteration.
-    slots: instead, completions decoded at once, each place refilled as it falls free
+    slots: instead, number of decode slots, each refilled when its completion ends
       (`continuous_batching.sample`); the draws are the same.
   """
 
@@ -124,24 +124,24 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Feedback:
-  """Who judges completions, and what becomes of the verdicts.
+  """Feedback on completions: reward model or judge, and the rules for its rewards.
 
   Attributes:
     source: makes a `feedback.protocol.Scorer`, or a `Preference` for win rates.
     kind: "scores", a reward each; "win_rates", the mean probability to beat
       `Sampling.opponent`, or where there is none the prompt's completions. Held-out win
       rates are against the reference that the run started with.
-    abstained: what a NaN does: "stop" the run, the completion shown; or "drop" the
-      completion, counted.
-    missing_eos: what happens to the reward of a completion that was cut at
-      `Sampling.max_completion_tokens`: None leaves it; else this much is taken from it,
-        or
-      replaces it.
+    abstained: on a NaN, "stop" the run and show the completion, or "drop" the
+      completion and count it.
+    missing_eos: penalty or reward of a completion that was cut at
+      `Sampling.max_completion_tokens`, by `missing_eos_rule`; None: its reward is
+      unchanged.
     missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
       2019 with -1).
-    include_self: whether, without an opponent, a completion also meets itself, a draw
-      (1/2): SPPO's estimate, which draws win rates to 1/2 by a share 1 / K. False: it
-      meets the K - 1 others, without bias (`ipo_md`, Nash-MD's self-play).
+    include_self: whether, without an opponent, the mean over the K completions of the
+      prompt includes the completion itself, a tie (1/2): SPPO's estimate, biased
+      towards 1/2 by a share 1 / K. False: the mean over the K - 1 others, unbiased
+      (`ipo_md`, Nash-MD's self-play).
   """
 
   source: Configured
@@ -164,7 +164,7 @@ class Feedback:
       )
     if self.missing_eos < 0 and self.missing_eos_rule == "subtract":
       raise ValueError(
-        f"Feedback.missing_eos is {self.missing_eos}, which is subtracted: completions "
-        "would be paid for being cut; give a number >= 0, or set "
+        f"Feedback.missing_eos is {self.missing_eos}, which is subtracted: cut "
+        "completions would gain reward; give a number >= 0, or set "
         'Feedback.missing_eos_rule="replace" to make it their reward'
       )

@@ -1,7 +1,7 @@
-"""Held-out prompts that something of the same run trains on, refused.
+"""Refuses runs that train on their own held-out prompts.
 
-A prompt's place in [0, 1) is a hash of a seed and its text (`data.split`); portions
-and shares are parts of that line. So whether two meet is known before a row is read.
+A prompt is assigned a number in [0, 1), a hash of a seed and its text (`data.split`);
+portions and shares are intervals. So an overlap is known before a record is read.
 """
 
 from collections.abc import Iterator
@@ -28,28 +28,28 @@ def check(experiment: Experiment) -> None:
   """Refuses a run whose stages or auxiliary losses train on prompts that it holds out.
 
   Args:
-    experiment: its own training prompts and the held-out ones never meet; those of the
-      stages before may, where the shell changed a seed or a share of one of them.
+    experiment: the run. Its own training prompts and the held-out ones are disjoint;
+      those of its stages may overlap, where a seed or a share of one was changed.
 
   Raises:
-    ValueError: they meet; names both fields and says what to set.
+    ValueError: they overlap; names both fields and the fix.
   """
-  held = _held(experiment)
-  if held is None:
+  held_out = _held(experiment)
+  if held_out is None:
     return
   for cut in _others(experiment):
-    if cut.source != held.source:
+    if cut.source != held_out.source:
       continue
-    if cut.seed != held.seed:
+    if cut.seed != held_out.seed:
       raise ValueError(
-        f"{cut.where}.seed is {cut.seed}, {held.where}.seed is {held.seed}: prompts "
-        "that this run holds out would be trained on there; set both the same"
+        f"{cut.where}.seed is {cut.seed}, {held_out.where}.seed is {held_out.seed}: "
+        "prompts that this run holds out would be trained on there; set both the same"
       )
-    if max(cut.low, held.low) < min(cut.high, held.high):
+    if max(cut.low, held_out.low) < min(cut.high, held_out.high):
       raise ValueError(
         f"{cut.where} trains on {_said(cut)} of {cut.source[0]!r} and this run holds "
-        f"out {_said(held)}: set a portion there or an evaluation.share beside it, as "
-        "large as this run's, so that both leave out the same prompts"
+        f"out {_said(held_out)}: set a portion there or an evaluation.share beside it, "
+        "as large as this run's, so that both leave out the same prompts"
       )
 
 
@@ -59,21 +59,21 @@ def _said(cut: _Cut) -> str:
 
 
 def _held(experiment: Experiment) -> _Cut | None:
-  data, held = experiment.data.source, experiment.evaluation
-  where = type(data).__name__
-  if held.share:
-    own = _cut(where, data, data.portion)
-    return own and own._replace(low=max(own.low, 1 - held.share))
-  if held.path is None:
+  data, evaluation = experiment.data.source, experiment.evaluation
+  field = type(data).__name__
+  if evaluation.share:
+    own = _cut(field, data, data.portion)
+    return own and own._replace(low=max(own.low, 1 - evaluation.share))
+  if evaluation.path is None:
     return None
-  source = _source(held.path, held.split)
-  low, high = _range(held.portion)
-  return _Cut(where, source, data.seed, low, high)
+  source = _source(evaluation.path, evaluation.split)
+  low, high = _range(evaluation.portion)
+  return _Cut(field, source, data.seed, low, high)
 
 
 def _others(experiment: Experiment, before: str = "") -> Iterator[_Cut]:
-  """What the auxiliary losses and the stages train on; data made by a function is of no
-  source that could be compared."""
+  """Yields the prompts that auxiliary losses and stages train on; data that a function
+  makes has no source to compare."""
   cuts = [
     _cut(f"{before}aux_losses[{loss.name}].data", loss.data, loss.data.portion)
     for loss in experiment.aux_losses
@@ -100,7 +100,7 @@ def _cut(where: str, data: Data | Prompts, portion: str | None) -> _Cut | None:
 
 
 def _range(portion: str | None) -> tuple[float, float]:
-  """The part of [0, 1) that a portion is."""
+  """The interval of [0, 1) of a portion."""
   if portion is None:
     return 0.0, 1.0
   names = list(split.PORTIONS)
@@ -110,5 +110,5 @@ def _range(portion: str | None) -> tuple[float, float]:
 
 
 def _source(path: str, name: str) -> tuple[str, str]:
-  """A path, and its split where it has such."""
+  """A path, and its split where it has splits."""
   return path, name if path.startswith("hub:") or Path(path).is_dir() else ""

@@ -1,4 +1,4 @@
-"""An experiment in and out of YAML, and compared with another."""
+"""Reads and writes experiments as YAML, and compares them."""
 
 import dataclasses
 import difflib
@@ -39,20 +39,20 @@ _FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")
 
 
 def write(run_dir: Path, experiment: Experiment) -> None:
-  """Writes config.yaml: the experiment, and what it ran with."""
+  """Writes config.yaml: the experiment, versions, flags, devices and code."""
   content = {"format": FORMAT, "experiment": to_dict(experiment), **surroundings()}
   text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
   (run_dir / FILE).write_text(text, encoding="utf-8")
 
 
 def read(run_dir: Path) -> tuple[Experiment, dict[str, Any]]:
-  """The experiment of a run, and everything else in its config.yaml."""
-  rest = content(run_dir)
-  return from_dict(Experiment, rest.pop("experiment")), rest
+  """Reads the experiment of a run, and everything else in its config.yaml."""
+  recorded = content(run_dir)
+  return from_dict(Experiment, recorded.pop("experiment")), recorded
 
 
 def content(run_dir: Path) -> dict[str, Any]:
-  """A run's config.yaml as plain data; nothing that it names is made.
+  """Reads a run's config.yaml as plain data; nothing that it names is built.
 
   Raises:
     ValueError: no such file, no YAML, no experiment in it, or another format.
@@ -66,10 +66,10 @@ def content(run_dir: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
   if not isinstance(content, dict) or "experiment" not in content:
     raise ValueError(f"{path} holds no `experiment`: it is not a run's, or was cut")
-  found = content.get("format", 1)
-  if found != FORMAT:
+  version = content.get("format", 1)
+  if version != FORMAT:
     raise ValueError(
-      f"{path} has format {found}, and this version reads format {FORMAT}; train the "
+      f"{path} has format {version}, and this version reads format {FORMAT}; train the "
       "run again, or read it with the version that wrote it"
     )
   return content
@@ -96,7 +96,7 @@ def code_digest() -> str:
 
 
 def to_dict(value: Any) -> Any:
-  """Plain data for YAML and JSON.
+  """Converts a config to plain data for YAML and JSON.
 
   An `ObjectiveConfig` becomes `{"name": name, **hparams}`, a `Configured`
   `{"function": name, **arguments}`; a named hyperparameter, such as a link or a
@@ -121,7 +121,7 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
-  """What `to_dict` made, back as a value of the type `hint`.
+  """Builds a value of the type `hint` from what `to_dict` returned.
 
   Raises:
     ValueError: a field that the class does not have; a value it refuses.
@@ -155,7 +155,7 @@ def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
 
 
 def _member(kinds: tuple[Any, ...], value: Any) -> Any:
-  """The member of a union that a value is of."""
+  """The member of a union that a value belongs to."""
   if isinstance(value, Mapping) and "kind" in value:
     return _KINDS[value["kind"]]
   if isinstance(value, Mapping) and "function" in value and Configured in kinds:
@@ -164,7 +164,7 @@ def _member(kinds: tuple[Any, ...], value: Any) -> Any:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """Where two nested dicts differ, a line each: `data.seed: 0 -> 1`."""
+  """Lists where two nested dicts differ, a line each: `data.seed: 0 -> 1`."""
   before, after = dict(_leaves(old)), dict(_leaves(new))
   lines = []
   for name in before | after:
@@ -232,6 +232,6 @@ def _git() -> str | None:
 
 
 def _is_named(value: Any) -> bool:
-  """Whether it is a NamedTuple: a hyperparameter that files and shells give by its
+  """Whether a value is a NamedTuple: a hyperparameter that YAML and flags give by
   name."""
   return isinstance(value, tuple) and type(value) is not tuple

@@ -1,4 +1,4 @@
-"""Measures of a policy, a reward model and a judge, with bootstrap intervals.
+"""Measures policies, reward models and judges, with bootstrap intervals.
 
-May be imported from `report` onwards; imports what trains, never what draws.
+May be imported from `report` onwards; imports what trains, never what reports.
 """

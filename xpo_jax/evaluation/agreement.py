@@ -1,9 +1,8 @@
-"""How well feedback agrees with labels it has not seen: right, sure, and how long.
+"""Measures agreement of feedback with held-out labels: accuracy, calibration, length.
 
-Whatever gives feedback, a reward model, a judge or a rule, answers the same questions:
-which of two answers to a prompt is better, and how sure is it. A pair is right where
-P(better) > 1/2, half right at 1/2. Everything has an interval over prompts, for the
-pairs of one prompt hang together.
+A reward model, a judge or a rule gives P(better) for each labelled pair of answers to a
+prompt. A pair is correct where P(better) > 1/2 and counts half at 1/2. Intervals are
+over prompts, because the pairs of one prompt are dependent.
 """
 
 import math
@@ -45,12 +44,12 @@ class Questions(NamedTuple):
 
 
 class Bin(NamedTuple):
-  """Questions answered with about the same confidence, max(P, 1 - P).
+  """Pairs of similar confidence, max(P, 1 - P).
 
   Attributes:
-    confidence: its mean.
-    right: share answered right.
-    questions: how many.
+    confidence: mean confidence.
+    right: fraction correct.
+    questions: number of pairs.
   """
 
   confidence: float
@@ -59,7 +58,7 @@ class Bin(NamedTuple):
 
 
 class Agreement(NamedTuple):
-  """Feedback beside labels.
+  """Agreement of feedback with labels.
 
   Attributes:
     measures: name -> Interval. `accuracy`; `accuracy_longer`, `accuracy_shorter`: where
@@ -67,10 +66,10 @@ class Agreement(NamedTuple):
       nats; `length`: mean of sign(verdict) * sign(difference of lengths), 1 where the
       longer answer always wins; `length_labels`: the same of the labels.
     reliability: bins of confidence; calibrated where `right` is `confidence`.
-    calibration_error: mean distance of the two over questions (ECE). Noise alone makes
-      it greater than 0.
-    questions: answered.
-    abstained: not answered, and in no measure.
+    calibration_error: mean distance of the two over pairs (ECE). Noise alone makes it
+      greater than 0.
+    questions: number of pairs with a verdict.
+    abstained: number of pairs without one, which are in no measure.
   """
 
   measures: dict[str, Interval]
@@ -83,12 +82,12 @@ class Agreement(NamedTuple):
 def questions(
   rows: Sequence[records.Record], most: int | None = None, seed: int = 0
 ) -> Questions:
-  """The labelled pairs of held-out records.
+  """Collects the labelled pairs of held-out records.
 
   Args:
-    rows: pairs, or ranked lists, of which every two answers of unequal reward and
-      unequal words make one.
-    most: at most so many pairs of a list, drawn at random; None: all.
+    rows: pairs, or ranked lists, of which every two different answers of unequal
+      reward make one.
+    most: largest number of pairs of a list, drawn at random; None: all.
     seed: of the draw.
 
   Raises:
@@ -97,7 +96,7 @@ def questions(
   """
   numbers: dict[str, int] = {}
   rng = np.random.default_rng(seed)
-  found: list[tuple[str, str, str]] = []
+  labelled: list[tuple[str, str, str]] = []
   for row in rows:
     match row:
       case Pair():
@@ -111,8 +110,8 @@ def questions(
           if reward > less and a != b
         ]
         if most is not None and len(pairs) > most:
-          kept = rng.choice(len(pairs), most, replace=False)
-          pairs = [pairs[i] for i in sorted(kept)]
+          indices = rng.choice(len(pairs), most, replace=False)
+          pairs = [pairs[i] for i in sorted(indices)]
       case _:
         raise ValueError(
           f"{row.uid} is a {type(row).__name__}; agreement is measured on pairs and "
@@ -124,82 +123,82 @@ def questions(
         "strings"
       )
     numbers.setdefault(row.prompt, len(numbers))
-    found += [(row.prompt, better, worse) for better, worse in pairs]
-  if not found:
+    labelled += [(row.prompt, better, worse) for better, worse in pairs]
+  if not labelled:
     raise ValueError(f"no two answers of unequal reward in {len(rows)} records")
-  prompts, better, worse = zip(*found, strict=True)
+  prompts, better, worse = zip(*labelled, strict=True)
   return Questions(prompts, better, worse, np.array([numbers[p] for p in prompts]))
 
 
-def of_scorer(scorer: Scorer, asked: Questions, scale: float = 1.0) -> Agreement:
-  """Agreement of a Scorer; arguments as of `compare`."""
-  return measure(compare(scorer, asked, scale), asked)
+def of_scorer(scorer: Scorer, pairs: Questions, scale: float = 1.0) -> Agreement:
+  """Measures the agreement of a Scorer; arguments as of `compare`."""
+  return measure(compare(scorer, pairs, scale), pairs)
 
 
-def compare(scorer: Scorer, asked: Questions, scale: float = 1.0) -> np.ndarray:
-  """P(better) = sigma((score - score of the worse) / scale) of each question.
+def compare(scorer: Scorer, pairs: Questions, scale: float = 1.0) -> np.ndarray:
+  """Computes P(better) = sigma((score - score of the worse) / scale) of each pair.
 
   Args:
     scorer: scores each text once.
-    asked: see `questions`.
-    scale: units of the score that make one nat of log odds: the gain of a normalised
-      reward model. Of a scorer that is no log odds, calibration says nothing.
+    pairs: see `questions`.
+    scale: units of the score for one nat of log odds: the gain of a normalised reward
+      model. Calibration is meaningless where differences of scores are no log odds.
   """
   texts = list(
     dict.fromkeys(
-      pair
-      for answers in (asked.better, asked.worse)
-      for pair in zip(asked.prompts, answers, strict=True)
+      text
+      for answers in (pairs.better, pairs.worse)
+      for text in zip(pairs.prompts, answers, strict=True)
     )
   )
   score_N = check_scores(scorer(*zip(*texts, strict=True)), len(texts)).value_N
   score = dict(zip(texts, score_N.astype(np.float64), strict=True))
   sides = (
-    np.array([score[pair] for pair in zip(asked.prompts, answers, strict=True)])
-    for answers in (asked.better, asked.worse)
+    np.array([score[text] for text in zip(pairs.prompts, answers, strict=True)])
+    for answers in (pairs.better, pairs.worse)
   )
   better_N, worse_N = sides
   return special.expit((better_N - worse_N) / scale)
 
 
-def of_preference(preference: Preference, asked: Questions) -> Agreement:
-  """Agreement of a Preference, asked once a pair.
+def of_preference(preference: Preference, pairs: Questions) -> Agreement:
+  """Measures the agreement of a Preference, called once for each pair.
 
-  The better answer is shown first in every other question, so that a verdict that
-  hangs on the order cannot look like knowledge.
+  The better answer is shown first in every other pair, so that a verdict that depends
+  on the order is no better than chance.
   """
-  flip_N = np.arange(len(asked.prompts)) % 2 == 1
-  sides = list(zip(asked.better, asked.worse, flip_N, strict=True))
+  flip_N = np.arange(len(pairs.prompts)) % 2 == 1
+  sides = list(zip(pairs.better, pairs.worse, flip_N, strict=True))
   first = [b if flip else a for a, b, flip in sides]
   second = [a if flip else b for a, b, flip in sides]
-  answers = check_probabilities(preference(asked.prompts, first, second), len(sides))
+  answers = check_probabilities(preference(pairs.prompts, first, second), len(sides))
   p_N = answers.value_N.astype(np.float64)
-  return measure(np.where(flip_N, 1 - p_N, p_N), asked)
+  return measure(np.where(flip_N, 1 - p_N, p_N), pairs)
 
 
-def measure(p_N: np.ndarray, asked: Questions) -> Agreement:
-  """Agreement from P(the better answer beats the worse) of each question.
+def measure(p_N: np.ndarray, pairs: Questions) -> Agreement:
+  """Measures agreement from P(the better answer beats the worse) of each pair.
 
   Args:
     p_N: in [0, 1]; NaN: abstained.
-    asked: the questions.
+    pairs: see `questions`.
 
   Raises:
-    ValueError: every question was abstained from.
+    ValueError: the feedback abstained on every pair.
   """
-  there_N = ~np.isnan(p_N)
-  if not there_N.any():
+  valid_N = ~np.isnan(p_N)
+  if not valid_N.any():
     raise ValueError(f"no verdict on any of {len(p_N)} questions: all abstained")
   longer_N = np.array(
-    [np.sign(len(a) - len(b)) for a, b in zip(asked.better, asked.worse, strict=True)]
+    [np.sign(len(a) - len(b)) for a, b in zip(pairs.better, pairs.worse, strict=True)]
   )
-  p_N, longer_N, prompt_N = p_N[there_N], longer_N[there_N], asked.prompt_N[there_N]
+  p_N, longer_N, prompt_N = p_N[valid_N], longer_N[valid_N], pairs.prompt_N[valid_N]
   verdict_N = np.sign(p_N - 0.5)
-  right_N = (1 + verdict_N) / 2
+  correct_N = (1 + verdict_N) / 2
   values = {
-    "accuracy": (right_N, slice(None)),
-    "accuracy_longer": (right_N, longer_N > 0),
-    "accuracy_shorter": (right_N, longer_N < 0),
+    "accuracy": (correct_N, slice(None)),
+    "accuracy_longer": (correct_N, longer_N > 0),
+    "accuracy_shorter": (correct_N, longer_N < 0),
     "log_loss": (-np.log(np.maximum(p_N, 1e-12)), slice(None)),
     "length": (verdict_N * longer_N, slice(None)),
     "length_labels": (longer_N, slice(None)),
@@ -209,23 +208,23 @@ def measure(p_N: np.ndarray, asked: Questions) -> Agreement:
     for name, (x_N, at) in values.items()
     if x_N[at].size
   }
-  reliability = _reliability(np.maximum(p_N, 1 - p_N), right_N, prompt_N)
+  reliability = _reliability(np.maximum(p_N, 1 - p_N), correct_N, prompt_N)
   gaps = [b.questions * abs(b.right.mean - b.confidence) for b in reliability]
   return Agreement(
     measures=measures,
     reliability=reliability,
     calibration_error=sum(gaps) / len(p_N),
     questions=len(p_N),
-    abstained=int((~there_N).sum()),
+    abstained=int((~valid_N).sum()),
   )
 
 
-def _reliability(confidence_N, right_N, prompt_N) -> tuple[Bin, ...]:
+def _reliability(confidence_N, correct_N, prompt_N) -> tuple[Bin, ...]:
   bin_N = np.minimum((2 * BINS * (confidence_N - 0.5)).astype(int), BINS - 1)
   return tuple(
     Bin(
       float(confidence_N[bin_N == i].mean()),
-      bootstrap.bootstrap_mean(right_N[bin_N == i], prompt_N[bin_N == i]),
+      bootstrap.bootstrap_mean(correct_N[bin_N == i], prompt_N[bin_N == i]),
       int((bin_N == i).sum()),
     )
     for i in range(BINS)
@@ -233,8 +232,8 @@ def _reliability(confidence_N, right_N, prompt_N) -> tuple[Bin, ...]:
   )
 
 
-def plain(found: Agreement) -> dict[str, Any]:
-  """For JSON, which has no NaN: null where there is no interval."""
+def plain(agreement: Agreement) -> dict[str, Any]:
+  """Converts agreement to plain data for JSON; no interval becomes null."""
 
   def interval(x: Interval) -> dict[str, Any]:
     return {
@@ -243,9 +242,9 @@ def plain(found: Agreement) -> dict[str, Any]:
     }
 
   return {
-    **found._asdict(),
-    "measures": {name: interval(x) for name, x in found.measures.items()},
+    **agreement._asdict(),
+    "measures": {name: interval(x) for name, x in agreement.measures.items()},
     "reliability": [
-      bin_._asdict() | {"right": interval(bin_.right)} for bin_ in found.reliability
+      bin_._asdict() | {"right": interval(bin_.right)} for bin_ in agreement.reliability
     ],
   }

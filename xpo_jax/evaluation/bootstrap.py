@@ -1,4 +1,4 @@
-"""Means with their noise: clustered standard errors and bootstrap intervals.
+"""Computes means with clustered standard errors and bootstrap intervals.
 
 The unit of resampling is the prompt: completions of one prompt are not independent,
 so a prompt's samples stay together. Over several seeds, seeds and prompts are
@@ -15,19 +15,19 @@ import scipy.stats
 
 LEVEL = 0.95
 RESAMPLES = 4000
-# Resamples held at once: bounds memory at a few thousand prompts.
+# Resamples in memory at once: bounds memory at a few thousand prompts.
 _CHUNK = 200
 
 
 class Interval(NamedTuple):
-  """A mean with its noise.
+  """A mean with its bootstrap interval and standard error.
 
   Attributes:
     mean: the estimate.
     low: lower end of the 95 % bootstrap interval.
     high: upper end.
     se: standard error, clustered by prompt; NaN with a single prompt.
-    units: prompts (or other clusters) behind the estimate.
+    units: number of prompts (or other clusters).
   """
 
   mean: float
@@ -43,23 +43,23 @@ class Interval(NamedTuple):
 
 
 def plain(interval: Interval) -> dict[str, float | int | None]:
-  """For JSON, which has no NaN: null where there is no interval."""
+  """Converts an interval to plain data for JSON; NaN becomes null."""
   return {
     field: None if math.isnan(value) else value
     for field, value in interval._asdict().items()
   }
 
 
-def read(kept: Mapping[str, float | int | None]) -> Interval:
-  """What `plain` made, back."""
-  return Interval(**{k: math.nan if v is None else v for k, v in kept.items()})
+def read(content: Mapping[str, float | int | None]) -> Interval:
+  """Converts what `plain` returned to an interval."""
+  return Interval(**{k: math.nan if v is None else v for k, v in content.items()})
 
 
 def clustered_se(x: np.ndarray, cluster: np.ndarray | None = None) -> float:
-  """Standard error of the plain mean of `x` when values of a cluster hang together.
+  """Computes the standard error of the mean of `x`, clustered.
 
-  se^2 = G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2; with one value a
-  cluster this is the usual s / sqrt(n).
+  se^2 = G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2 / n^2; with one value in
+  each cluster this is the usual s / sqrt(n).
 
   Args:
     x: values, one dimension.
@@ -79,7 +79,7 @@ def clustered_se(x: np.ndarray, cluster: np.ndarray | None = None) -> float:
 def bootstrap_mean(
   x: np.ndarray, cluster: np.ndarray | None = None, *, seed: int = 0
 ) -> Interval:
-  """Mean of `x` with a percentile bootstrap interval over clusters.
+  """Computes the mean of `x` and its percentile bootstrap interval over clusters.
 
   Args:
     x: values, one dimension, finite.
@@ -106,10 +106,10 @@ def bootstrap_mean(
 
 
 def bootstrap_seeds(x_SP: np.ndarray, *, seed: int = 0) -> Interval:
-  """Mean over seeds and prompts; both are resampled, independently of each other.
+  """Computes the mean over seeds and prompts, both resampled independently.
 
-  With few seeds the interval is too short for the noise between them (by about
-  (S - 1) / S in variance): show the seeds apart as well.
+  With few seeds the interval underestimates the variance between them (by a factor of
+  about (S - 1) / S): report the seeds separately as well.
 
   Args:
     x_SP: one value per seed and prompt, every seed on the same prompts.
@@ -137,7 +137,7 @@ def bootstrap_seeds(x_SP: np.ndarray, *, seed: int = 0) -> Interval:
 
 
 class Seeds(NamedTuple):
-  """Several seeds of one setting, apart and pooled.
+  """Several seeds of one setting, separately and pooled.
 
   Attributes:
     each: one Interval a seed, over prompts.
@@ -151,7 +151,7 @@ class Seeds(NamedTuple):
 
 
 def by_seed(x_SP: np.ndarray, *, seed: int = 0) -> Seeds:
-  """Every seed's own interval beside the pooled one."""
+  """Computes the interval of each seed and the pooled one."""
   x_SP = np.atleast_2d(np.asarray(x_SP, np.float64))
   each = tuple(bootstrap_mean(x_P, seed=seed) for x_P in x_SP)
   sd = float(x_SP.mean(1).std(ddof=1)) if len(x_SP) > 1 else math.nan
@@ -165,7 +165,7 @@ def paired_bootstrap(
   *,
   seed: int = 0,
 ) -> Interval:
-  """Mean of `a - b` over the same prompts, each difference resampled as one.
+  """Computes the mean of the paired differences `a - b` over the same prompts.
 
   Args:
     a: per-prompt values `[P]`, or `[S, P]` over seeds.

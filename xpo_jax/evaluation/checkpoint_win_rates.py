@@ -1,7 +1,7 @@
-"""Holds the checkpoints of a run on rollouts against each other, by a judge.
+"""Measures win rates between the checkpoints of a run on rollouts.
 
-The judge is the run's own feedback, or a true reward where one is given: what a policy
-was trained on says little about what it is worth.
+The judge is the run's own feedback, or a true reward where one is given: the reward
+that a policy was trained on is a biased measure of it.
 """
 
 import functools
@@ -24,16 +24,16 @@ from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.train import run_directory
 
 WIN_RATES = "win_rates.json"
-CHECKPOINTS = 5  # evaluations that are held against each other
+CHECKPOINTS = 5  # evaluations that are compared
 
 
 class RunJudge(NamedTuple):
-  """Who judges a finished run: one of the last two.
+  """Judge of a finished run: a scorer or a preference.
 
   Attributes:
-    name: for readers.
-    scorer: gives each completion a score.
-    preference: says which of two is better.
+    name: for display.
+    scorer: scores each completion, or None.
+    preference: compares two completions, or None.
   """
 
   name: str
@@ -44,8 +44,8 @@ class RunJudge(NamedTuple):
 def judge(
   feedback: Feedback | None, policy: Checkpoint, reward: RewardFn | None
 ) -> RunJudge | None:
-  """The true reward as a judge where there is one, else the run's own feedback; where
-  the policy is its own judge, the finished one. None where there is neither."""
+  """Makes the judge from the true reward if given, else from the run's feedback; the
+  final policy where it is its own judge; None where there is neither."""
   if reward is not None:
 
     def score(prompts, completions):
@@ -56,17 +56,17 @@ def judge(
   if feedback is None:
     return None
   source = feedback.source
-  made, name = source.build(), f"the run's own feedback, {source.name}"
-  if isinstance(made, SelfFeedback):
+  rater, name = source.build(), f"the run's own feedback, {source.name}"
+  if isinstance(rater, SelfFeedback):
     model = transformer.model(policy.config)
-    made = made.make(model, policy.params["lm"], policy.tokenizer)
+    rater = rater.make(model, policy.params["lm"], policy.tokenizer)
   if feedback.kind == "scores":
-    return RunJudge(name, scorer=made)
-  return RunJudge(name, preference=made)
+    return RunJudge(name, scorer=rater)
+  return RunJudge(name, preference=rater)
 
 
 def _name(reward: RewardFn) -> str:
-  """For readers; a partial application and an object that is called have none."""
+  """Name for display, also of a partial application and of a callable object."""
   while isinstance(reward, functools.partial):
     reward = reward.func
   named = reward if inspect.isroutine(reward) else type(reward)
@@ -74,14 +74,15 @@ def _name(reward: RewardFn) -> str:
 
 
 def measure(run_dir: Path, by: RunJudge) -> dict[int, dict[int, Interval]] | None:
-  """Policies along a run held against each other on their held-out samples.
+  """Measures win rates between checkpoints on their held-out samples.
 
   Args:
     run_dir: the run.
-    by: who judges.
+    by: the judge.
 
   Returns:
-    What is also written as win_rates.json; None where a run kept no held-out samples.
+    The content of win_rates.json, which is written; None where a run has no held-out
+    samples.
   """
   samples = rollout_history.read(run_dir / run_directory.HELD_OUT, CHECKPOINTS)
   if not samples:
@@ -111,7 +112,7 @@ def measure(run_dir: Path, by: RunJudge) -> dict[int, dict[int, Interval]] | Non
 def read(
   run_dir: Path,
 ) -> tuple[str, Mapping[int, Mapping[int, Interval]]] | None:
-  """Who judged, and what `measure` found; None before it ran."""
+  """Reads the judge's name and the win rates of `measure`; None before it ran."""
   if not (run_dir / WIN_RATES).exists():
     return None
   content = json.loads((run_dir / WIN_RATES).read_text(encoding="utf-8"))

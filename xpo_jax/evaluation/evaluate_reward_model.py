@@ -15,7 +15,7 @@ from xpo_jax.train.loading import Datasets
 
 
 def is_reward(run_dir: str | Path) -> bool:
-  """Does a run train a scalar head on completions, and nothing that writes them?"""
+  """Whether a run trains only a scalar head on completions, and no policy."""
   experiment, _ = yaml_file.read(Path(run_dir))
   return export.is_reward(experiment)
 
@@ -34,13 +34,13 @@ def judge_run(
 
   Args:
     run_dir: a finished run whose experiment holds data out (`Evaluation`).
-    most: pairs of one ranked list, drawn at random; None: all.
+    most: largest number of pairs of one ranked list, drawn at random; None: all.
     seed: of that draw.
-    batch: texts read at once.
+    batch: texts scored at once.
     datasets: records by name, where the run was given some.
 
   Returns:
-    What is also written as agreement.json.
+    The agreement, also written as agreement.json.
 
   Raises:
     ValueError: the run is not finished, holds nothing out, or has no scalar head.
@@ -73,12 +73,12 @@ def _held_out(
   experiment: Experiment, run_dir: Path, datasets: Datasets
 ) -> list[Record]:
   """The good held-out records, the same ones as in training."""
-  data, held = experiment.data, experiment.evaluation
-  if held.path is not None:
-    rows = loading.load(held, data, datasets).records
-  elif held.share:
+  data, evaluation = experiment.data, experiment.evaluation
+  if evaluation.path is not None:
+    rows = loading.load(evaluation, data, datasets).records
+  elif evaluation.share:
     loaded = loading.load(data, data, datasets, run_dir / loading.RECORDS)
-    shares = {"train": 1 - held.share, "held_out": held.share}
+    shares = {"train": 1 - evaluation.share, "held_out": evaluation.share}
     rows = split.by_prompt(loaded.records, shares, data.seed)["held_out"]
   else:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Evaluates a finished run: reward, KL, diversity; generates, exports."""
+"""Evaluates a finished run: reward, KL, diversity; generates from and exports it."""
 
 import json
 import shutil
@@ -41,24 +41,24 @@ def evaluate_run(
   batch: int = 64,
   datasets: Datasets | None = None,
 ) -> Report:
-  """Judges a run's policy on its held-out prompts and writes evaluation.json.
+  """Evaluates a run's policy on its held-out prompts and writes evaluation.json.
 
   Policy and start are sampled at the temperature that the run trained at.
 
   Args:
     run_dir: a finished run whose experiment holds data out (`Evaluation`).
-    reward: full texts -> rewards. None: the run's own feedback judges, and where it has
-      none everything else is measured.
-    prompts: at most so many different held-out prompts, in the data's order.
+    reward: full texts -> rewards. None: the run's own feedback; where it has none,
+      rewards are left out.
+    prompts: largest number of different held-out prompts, in the data's order.
     completions: samples of each prompt.
-    max_completion_tokens: longest completion; None takes the experiment's limit.
+    max_completion_tokens: longest completion; None: the experiment's limit.
     seed: of the sampling.
     batch: prompts decoded at once.
     datasets: records by name, where the run was given some.
 
   Returns:
-    The report, also written as evaluation.json and samples.jsonl; of a run on rollouts
-    win_rates.json too, its checkpoints against each other.
+    The report, also written as evaluation.json and samples.jsonl; for a run on rollouts
+    also win_rates.json, win rates between its checkpoints.
 
   Raises:
     ValueError: the run is not finished, holds nothing out, or sets no limit; a number
@@ -122,7 +122,7 @@ def evaluate_run(
 
 
 def _chosen(held_out, tokenizer, count: int) -> list[str] | None:
-  """The chosen completion of each prompt, where the data have one."""
+  """The chosen completion of each prompt; None where the data have none."""
   examples = held_out.examples
   if not examples or examples[0].layout not in (Layout.PAIR, Layout.DEMO):
     return None
@@ -140,7 +140,7 @@ def _judged(
   theirs: Draws,
   chosen: Sequence[str] | None,
 ) -> Report:
-  """The policy's samples beside the start's, with rewards or win rates."""
+  """Compares the policy's samples with the start's, by rewards or win rates."""
   chosen_P = None
   if judge is not None and judge.scorer is not None:
     ours, theirs = (_rewarded(judge, prompts, draws) for draws in (ours, theirs))
@@ -198,7 +198,7 @@ def write(
   Args:
     run_dir: the run.
     report: what was measured.
-    about: how: step, prompts, completions, seed and the like.
+    about: settings: step, prompts, completions, seed and the like.
   """
 
   def plain(measures):
@@ -214,12 +214,12 @@ def write(
   (Path(run_dir) / FILE).write_text(text, encoding="utf-8")
   lines = []
   for p, prompt in enumerate(report.policy.prompts):
-    answers = [
+    completions = [
       _answer(name, draws, p, k)
       for name, draws in (("reference", report.reference), ("policy", report.policy))
       for k in range(len(draws.texts[p]))
     ]
-    line = {"prompt": prompt, "answers": answers}
+    line = {"prompt": prompt, "answers": completions}
     if report.chosen is not None:
       line["chosen"] = report.chosen[p]
     lines.append(json.dumps(line, ensure_ascii=False) + "\n")
@@ -240,7 +240,7 @@ def _answer(name: str, draws: measure_policy.Draws, p: int, k: int) -> dict[str,
 
 
 def policy_dir(directory: str | Path) -> Path:
-  """The Hugging Face directory of a finished run, or the directory itself.
+  """Finds the Hugging Face directory of a finished run; any other directory is one.
 
   Raises:
     ValueError: a run that is not finished.
@@ -263,32 +263,32 @@ def generate(
   *,
   seed: int = 0,
 ) -> list[list[str]]:
-  """Completions of prompts by a run's policy or a Hugging Face checkpoint.
+  """Samples completions of prompts from a run's policy or a Hugging Face checkpoint.
 
   Args:
     directory: a finished run, or a Hugging Face directory.
-    prompts: texts; a run's own template is put around them.
+    prompts: texts; a run's own template is applied to them.
     config: how completions are drawn.
     seed: of the draws.
 
   Returns:
-    For each prompt its completions.
+    The completions of each prompt.
   """
   directory = Path(directory)
-  held = hf_checkpoint.load(policy_dir(directory))
-  if held.tokenizer is None:
+  loaded = hf_checkpoint.load(policy_dir(directory))
+  if loaded.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   template = tokenise.Template()
   if (directory / yaml_file.FILE).exists():
     experiment, _ = yaml_file.read(directory)
     template = experiment.data.source.template
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-  ids = tokenise.tokenise_prompts(rows, held.tokenizer, template)
+  ids = tokenise.tokenise_prompts(rows, loaded.tokenizer, template)
   drawn = generation.generate(
-    transformer.model(held.config),
-    held.params["lm"],
+    transformer.model(loaded.config),
+    loaded.params["lm"],
     ids,
-    tokenizer=held.tokenizer,
+    tokenizer=loaded.tokenizer,
     config=config,
     key=jax.random.key(seed),
   )

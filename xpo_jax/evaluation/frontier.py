@@ -1,8 +1,8 @@
-"""Reward against KL: methods compared where they are equally far from the reference.
+"""Compares methods by their reward at equal KL to the reference.
 
 Two runs with the same beta are not comparable, two runs at the same KL are. A
-frontier is one method's runs over its strengths; its reward at a given KL is read by
-linear interpolation between its own neighbouring runs, never beyond them.
+frontier is one method's runs over its strengths; its reward at a given KL is linearly
+interpolated between neighbouring runs and never extrapolated.
 """
 
 import math
@@ -21,7 +21,7 @@ class Run(NamedTuple):
 
   Attributes:
     method: row of the table it belongs to.
-    strength: value of the hyperparameter that moves it along its frontier.
+    strength: value of the hyperparameter that varies along the frontier.
     seed: seed of its pairs, labels, order and samples.
     reward_P: true reward per prompt, mean over that prompt's samples.
     kl_P: KL(policy || reference) per prompt in nats, mean over its samples.
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 def reward_at_kl(
   runs: Sequence[Run], at: float, *, seed: int = 0
 ) -> bootstrap.Interval | None:
-  """Reward of one method's frontier at one KL, mean over seeds.
+  """Interpolates the reward of one method's frontier at one KL, mean over seeds.
 
   Args:
     runs: one method's runs, several strengths for each seed, all on the same prompts.
@@ -53,7 +53,7 @@ def reward_at_kl(
 def difference_at_kl(
   runs_a: Sequence[Run], runs_b: Sequence[Run], at: float, *, seed: int = 0
 ) -> bootstrap.Interval | None:
-  """Reward of frontier a minus frontier b at one KL, paired over prompts and seeds.
+  """Computes the reward of frontier a minus b at one KL, paired by prompt and seed.
 
   Raises:
     ValueError: the two were not run with the same seeds.
@@ -104,9 +104,9 @@ def _interpolate(kl_DG: np.ndarray, reward_DG: np.ndarray, at: float) -> np.ndar
 
 def _interval(value: float, drawn: np.ndarray, units: int) -> bootstrap.Interval | None:
   # A resample may fall outside the range of the runs and is left out; where more than
-  # half do, the KL lies at the very edge of the frontier: not reached.
-  kept = drawn[np.isfinite(drawn)]
-  if not math.isfinite(value) or kept.size < drawn.size / 2:
+  # half do, the KL lies at the edge of the frontier: not reached.
+  finite = drawn[np.isfinite(drawn)]
+  if not math.isfinite(value) or finite.size < drawn.size / 2:
     return None
-  low, high = np.percentile(kept, [2.5, 97.5])
-  return bootstrap.Interval(value, float(low), float(high), float(kept.std()), units)
+  low, high = np.percentile(finite, [2.5, 97.5])
+  return bootstrap.Interval(value, float(low), float(high), float(finite.std()), units)

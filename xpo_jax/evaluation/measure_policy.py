@@ -1,9 +1,8 @@
-"""What a policy is worth: reward, distance from the reference, and how it writes.
+"""Measures a policy on held-out prompts: reward, KL, length, diversity.
 
-Everything is measured on held-out prompts from samples without truncation, at
-temperature 1 or, where a run sampled at another, at that: it is the distribution whose
-KL the estimates are of. Values stay per prompt and per completion, so that two policies
-can be compared prompt by prompt.
+Samples are drawn without truncation, at temperature 1 or at that of the run: this is
+the distribution whose KL is estimated. Values are stored per prompt and completion, so
+that two policies can be compared prompt by prompt.
 """
 
 import math
@@ -32,7 +31,7 @@ class Draws(NamedTuple):
     kl_PK: sum over visited positions of KL(policy || ref) over the vocabulary, nats.
     log_ratio_PK: log policy - log reference of the completion, nats.
     length_PK: tokens, the stop token included.
-    ended_PK: True where the completion stopped by itself.
+    ended_PK: True where the completion ended with EOS.
   """
 
   prompts: tuple[str, ...]
@@ -46,15 +45,15 @@ class Draws(NamedTuple):
 
 
 class Report(NamedTuple):
-  """One policy beside its reference, on the same prompts.
+  """Measures of a policy and its reference on the same prompts.
 
   Attributes:
-    policy, reference: their samples.
+    policy, reference: samples of each.
     measures: name -> Interval of the policy: reward, kl, kl_plain, length, no_eos,
       distinct_1, distinct_2, win_rate_vs_reference, win_rate_vs_chosen.
     reference_measures: the same of the reference.
     differences: policy minus reference, paired over prompts: reward, length.
-    chosen: chosen answer to each prompt, or None.
+    chosen: chosen completion of each prompt, or None.
   """
 
   policy: Draws
@@ -66,7 +65,7 @@ class Report(NamedTuple):
 
 
 class EvalSetup(NamedTuple):
-  """What policies are measured on: prompts, reference, how they are sampled.
+  """Setup of an evaluation: prompts, reference, sampling, reward.
 
   Attributes:
     model: the architecture, shared by policy and reference.
@@ -99,12 +98,12 @@ def policy_report(
   """Samples a policy on held-out prompts and measures it against its reference.
 
   Args:
-    setup: what it is measured on.
+    setup: prompts, reference and sampling.
     params: `{"lm": ...}` of the policy.
     key: of the sampling.
     reference: the reference's own samples on the same prompts (`draw` with
       `setup.ref_params`), where several policies share them; None draws them.
-    chosen: a completion of each prompt to be compared with, or None.
+    chosen: a completion of each prompt to compare with, or None.
 
   Returns:
     Report; every interval is over prompts.
@@ -131,12 +130,12 @@ def policy_report(
 def beside(
   policy: Draws, reference: Draws, chosen_P: np.ndarray | None = None
 ) -> Report:
-  """Measures a policy's samples beside its reference's on the same prompts.
+  """Compares the samples of a policy and its reference on the same prompts.
 
   Args:
-    policy: its samples, with rewards or without.
-    reference: the same of the reference.
-    chosen_P: rewards of an answer to each prompt to be compared with, or None.
+    policy: samples of the policy, with or without rewards.
+    reference: samples of the reference.
+    chosen_P: rewards of a completion of each prompt to compare with, or None.
   """
   against, against_ref = {}, {}
   differences = {"length": (policy.length_PK, reference.length_PK)}
@@ -161,7 +160,7 @@ def draw(setup: EvalSetup, params: Params, key: Array) -> Draws:
   """Samples completions and measures each of them.
 
   Args:
-    setup: what the policy is measured on.
+    setup: prompts, reference and sampling.
     params: `{"lm": ...}` of the policy.
     key: of the sampling.
 
@@ -226,12 +225,12 @@ def draw(setup: EvalSetup, params: Params, key: Array) -> Draws:
 def measure(
   draws: Draws, against: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, bootstrap.Interval]:
-  """The measures of one policy, each over prompts.
+  """Computes the measures of one policy, each over prompts.
 
   Args:
     draws: the policy's samples.
-    against: name -> rewards `[P]` or `[P, K']` of other answers to the same prompts;
-      adds `win_rate_vs_<name>`.
+    against: name -> rewards `[P]` or `[P, K']` of other completions of the same
+      prompts; adds `win_rate_vs_<name>`.
 
   Returns:
     Measure -> Interval. Distinct-n is a property of the whole set of samples and has
@@ -261,16 +260,16 @@ def measure(
 
 
 def per_prompt(x_PK: np.ndarray) -> np.ndarray:
-  """Mean over each prompt's completions: the values that are resampled."""
+  """Averages over each prompt's completions: the values that are resampled."""
   return np.asarray(x_PK, np.float64).mean(-1)
 
 
 def win_rate(reward_PK: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """Share of all pairs of answers to a prompt that the policy wins; a tie is half.
+  """Computes the fraction of pairs of completions that the policy wins; a tie is half.
 
   Args:
     reward_PK: rewards of the policy's completions.
-    other: rewards of the other answers, `[P]` or `[P, K']`.
+    other: rewards of the other completions, `[P]` or `[P, K']`.
 
   Returns:
     Win rate of each prompt, `[P]`.
@@ -282,7 +281,7 @@ def win_rate(reward_PK: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
-  """Different n-grams over all n-grams of all rows; 0 where there are none."""
+  """Computes distinct n-grams over all n-grams of all rows; 0 where there are none."""
   grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
   return len(set(grams)) / len(grams) if grams else 0.0
 
@@ -290,10 +289,10 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
 def accuracy(
   score_N2: np.ndarray, cluster: np.ndarray | None = None
 ) -> bootstrap.Interval:
-  """Share of pairs whose chosen column 0 scores above column 1; a tie is half.
+  """Computes the fraction of pairs whose chosen column 0 scores higher; a tie is half.
 
-  The score is what ranks: log-ratios (the implicit reward), a reward model's values,
-  or the true rewards, whose accuracy on noisy labels is the known optimum.
+  Scores are log-ratios (the implicit reward), a reward model's values, or the true
+  rewards, whose accuracy on noisy labels is the optimum.
 
   Args:
     score_N2: scores of N pairs.

@@ -1,8 +1,8 @@
-"""What no training is needed for: best-of-n and the tilted reference.
+"""Computes best-of-n and the tilted reference from reference samples.
 
-Both come from one pool of reference samples with known rewards. They belong on every
-reward-KL frontier: best-of-n says what sampling alone buys, the tilted reference is
-the best reward any policy can have at its KL.
+Both use one pool of reference samples with known rewards and need no training. They
+bound a reward-KL frontier: best-of-n is the reward of sampling alone, the tilted
+reference has the largest reward of any policy at its KL.
 """
 
 import math
@@ -20,7 +20,7 @@ class Point(NamedTuple):
   Attributes:
     strength: n of best-of-n, or lambda of the tilt.
     reward: mean over prompts.
-    kl: nats from the reference; for best-of-n an upper bound, without noise.
+    kl: nats to the reference; for best-of-n an upper bound, exact.
     reward_P: reward of each prompt.
     kl_P: KL of each prompt.
   """
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 def best_of_n(reward_PS: np.ndarray, ns: Sequence[int]) -> list[Point]:
-  """Expected reward of the best of n samples, over all subsets of a pool.
+  """Computes the expected reward of the best of n, over all subsets of a pool.
 
   The i-th smallest of S samples is the best of a random subset of n with probability
   C(i - 1, n - 1) / C(S, n): exact and unbiased, no subset is drawn. The KL of
@@ -66,21 +66,21 @@ def best_of_n(reward_PS: np.ndarray, ns: Sequence[int]) -> list[Point]:
 
 
 def best_of_n_kl(reward_S: np.ndarray, n: int) -> float:
-  """KL of best-of-n to its base, exactly, for a base uniform over S answers.
+  """Computes the exact KL of best-of-n to a base uniform over S completions.
 
-  A tie for the best is broken at random, so that answers of equal reward stay as likely
-  relative to each other. With F(r) the share of answers no better than r, the best of n
+  Ties are broken at random, so that completions of equal reward keep equal
+  probabilities. With F(r) the fraction of rewards at most r, the best of n
   has reward r with probability P(r) = F(r)^n - F(r-)^n, and
 
   KL = sum_r P(r) log(P(r) / (F(r) - F(r-)))
 
-  which ties, and few answers, keep below the bound log n - (n - 1) / n of a base
-  without them (Beirami et al. 2024, arXiv:2401.01879). An answer that stands twice in
-  the pool is twice as likely: a pool of samples is an estimate of its policy, too low
-  once n comes near S.
+  which is below the bound log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879)
+  where there are ties or few completions. A completion that occurs twice in the pool is
+  twice as likely. From a pool of samples of a policy the KL is underestimated where n
+  is close to S.
 
   Args:
-    reward_S: rewards of the answers.
+    reward_S: rewards of the completions.
     n: at least 1; may be larger than S, for draws are with replacement.
 
   Returns:
@@ -98,17 +98,17 @@ def best_of_n_kl(reward_S: np.ndarray, n: int) -> float:
   _, count_R = np.unique(_pool(np.asarray(reward_S)[None]), return_counts=True)
   below_R = np.concatenate([[0], count_R.cumsum()]) / count_R.sum()
   best_R = np.diff(below_R**n)
-  # A reward whose chance is too small for a float adds nothing.
+  # A reward whose probability underflows contributes 0.
   ratio_R = np.where(best_R > 0, best_R / np.diff(below_R), 1)
   return float((best_R * np.log(ratio_R)).sum())
 
 
 def tilted(reward_PS: np.ndarray, strengths: Sequence[float]) -> list[Point]:
-  """The ceiling: reference samples reweighted by exp(lambda r), per prompt.
+  """Computes the optimal policy: reference samples reweighted by exp(lambda r).
 
   pi*(y|x) = ref(y|x) exp(lambda r) / Z maximises reward at its KL. Weights are
   normalised within each prompt's pool, and KL = lambda E[r] - log Z. A pool of S
-  cannot show a KL near log S, so points beyond log S - 2 are left out.
+  cannot represent a KL near log S, so points beyond log S - 2 are left out.
 
   Args:
     reward_PS: rewards of S reference samples for each of P prompts.
@@ -116,7 +116,7 @@ def tilted(reward_PS: np.ndarray, strengths: Sequence[float]) -> list[Point]:
       temperature tau aims at lambda = 1 / (tau beta).
 
   Returns:
-    A Point for each strength whose KL the pool can show.
+    A Point for each strength whose KL the pool can represent.
   """
   reward_PS = _pool(reward_PS)
   samples = reward_PS.shape[1]

@@ -1,8 +1,7 @@
-"""What a run wrote over time: its samples read back and measured.
+"""Reads the samples of a run over its iterations and measures them.
 
-Held-out samples are of the same prompts at every evaluation, so that policies along a
-run can be held against each other; the rollouts of every iteration are of other
-prompts.
+Held-out samples are of the same prompts at every evaluation, so that checkpoints can be
+compared; the rollouts of each iteration are of other prompts.
 """
 
 import dataclasses
@@ -20,12 +19,12 @@ from xpo_jax.train.rollouts import RolloutBatch
 
 
 def files(directory: Path) -> dict[int, Path]:
-  """Files of samples by the iterations that were done, in order."""
+  """Lists the files of samples by the number of iterations done, in order."""
   return {int(path.stem): path for path in sorted(directory.glob("*.jsonl"))}
 
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:
-  """The first, the last, and evenly between them: at most `count`."""
+  """Selects at most `count` numbers, evenly spaced, the first and last included."""
   at = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round()
   return [numbers[int(i)] for i in at]
 
@@ -33,17 +32,17 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
 def read(
   directory: Path, count: int, own: slice = slice(None)
 ) -> dict[int, RolloutBatch]:
-  """Samples of at most `count` iterations, spread over the run.
+  """Reads samples of at most `count` iterations, evenly spaced over the run.
 
   Args:
     directory: of files of samples.
-    count: how many are read.
-    own: which columns of K; the others are left out.
+    count: largest number of iterations.
+    own: columns of K to keep.
   """
-  found = files(directory)
+  paths = files(directory)
   return {
-    number: _columns(rollouts.read(found[number]), own)
-    for number in spread(list(found), count)
+    number: _columns(rollouts.read(paths[number]), own)
+    for number in spread(list(paths), count)
   }
 
 
@@ -62,7 +61,7 @@ def _columns(drawn: RolloutBatch, own: slice) -> RolloutBatch:
 
 
 def mean_reward(drawn: RolloutBatch) -> Interval | None:
-  """Mean reward over prompts, of each the verdicts there are; None without any."""
+  """Averages rewards over prompts, abstentions left out; None where all abstain."""
   there_BK = ~np.isnan(drawn.reward_BK)
   count_B = there_BK.sum(1)
   if not count_B.any():
@@ -72,22 +71,22 @@ def mean_reward(drawn: RolloutBatch) -> Interval | None:
 
 
 def pool(drawn: RolloutBatch) -> np.ndarray:
-  """Rewards of the prompts without an abstention, `[P, K]` float64."""
+  """Selects rewards of the prompts without an abstention, `[P, K]` float64."""
   whole_B = ~np.isnan(drawn.reward_BK).any(1)
   return drawn.reward_BK[whole_B].astype(np.float64)
 
 
 def diversity(drawn: RolloutBatch) -> dict[str, float]:
-  """How different the samples of an iteration are, as fractions.
+  """Measures the diversity of the samples of an iteration, as fractions.
 
   Returns:
     `distinct_1`, `distinct_2`: different n-grams over all n-grams of the iteration;
-    `repeated_2`: token pairs of a completion that it held before, mean over
+    `repeated_2`: token pairs of a completion that occurred in it before, mean over
     completions (seq-rep-2 of Welleck et al. 2019, arXiv:1908.04319); `different`:
     different completions over all completions of a prompt.
   """
   rows = [
-    tokens[: len(tokens) - int(ended)].tolist()  # the stop token is no word
+    tokens[: len(tokens) - int(ended)].tolist()  # without the stop token
     for example, ended_K in zip(drawn.examples, drawn.ended_BK, strict=True)
     for tokens, ended in zip(example.completions, ended_K, strict=True)
   ]
@@ -102,7 +101,7 @@ def diversity(drawn: RolloutBatch) -> dict[str, float]:
 
 
 def win_rates(reward: Mapping[int, np.ndarray]) -> dict[int, dict[int, Interval]]:
-  """Win rate of each policy of a run against each other, by rewards.
+  """Computes win rates between the checkpoints of a run from rewards.
 
   Args:
     reward: iterations -> rewards `[B, K]` of its samples, the prompts the same;
@@ -112,28 +111,28 @@ def win_rates(reward: Mapping[int, np.ndarray]) -> dict[int, dict[int, Interval]
     row -> column -> how often the row's sample beats the column's, a tie half. A pair
     without a prompt that both have verdicts on is left out.
   """
-  found: dict[int, dict[int, Interval]] = {row: {} for row in reward}
+  rates: dict[int, dict[int, Interval]] = {row: {} for row in reward}
   for row, ours in reward.items():
     for column, theirs in reward.items():
       there = ~(np.isnan(ours).any(1) | np.isnan(theirs).any(1))
       if there.any() and row != column:
         rate_P = measure_policy.win_rate(ours[there], theirs[there])
-        found[row][column] = bootstrap.bootstrap_mean(rate_P)
-  return found
+        rates[row][column] = bootstrap.bootstrap_mean(rate_P)
+  return rates
 
 
 def preferred(
   preference: protocol.Preference, samples: Mapping[int, RolloutBatch]
 ) -> dict[int, dict[int, Interval]]:
-  """As `win_rates`, by a preference, asked for each prompt and two policies about the
-  first sample of each, in both orders: what it gives for being shown first cancels."""
-  found: dict[int, dict[int, Interval]] = {number: {} for number in samples}
+  """Computes win rates as `win_rates`, by a preference on the first sample of each
+  prompt and checkpoint, averaged over both orders so that position bias cancels."""
+  rates: dict[int, dict[int, Interval]] = {number: {} for number in samples}
   for row, column in itertools.combinations(samples, 2):
     first, second = samples[row], samples[column]
     ours, theirs = ([x[0] for x in drawn.texts_BK] for drawn in (first, second))
     rate_P = protocol.both_orders(preference)(first.prompts, ours, theirs).value_N
     rate_P = rate_P[~np.isnan(rate_P)]
     if rate_P.size:
-      found[row][column] = bootstrap.bootstrap_mean(rate_P)
-      found[column][row] = bootstrap.bootstrap_mean(1 - rate_P)
-  return found
+      rates[row][column] = bootstrap.bootstrap_mean(rate_P)
+      rates[column][row] = bootstrap.bootstrap_mean(1 - rate_P)
+  return rates

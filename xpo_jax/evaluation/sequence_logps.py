@@ -1,7 +1,7 @@
-"""Sequence statistics of completions: log-probs, exact KL, value, without a packer.
+"""Computes sequence statistics of completions: log-probs, exact KL, value.
 
-One row a prompt, its completions as branches, as in training: the prompt is read once.
-For evaluation, where batches are plain and nothing is differentiated.
+Each prompt is a row with its completions as branches, as in training, so that the
+prompt is computed once. For evaluation: rows are padded, not packed.
 """
 
 import functools
@@ -26,7 +26,7 @@ class PaddedTexts(NamedTuple):
     length_B: their lengths.
     tokens_BKT: right-padded completions.
     there_BKT: 1 on tokens, 0 on padding.
-    mask_BKT: 1 on the tokens that count.
+    mask_BKT: 1 on the tokens that are summed over.
   """
 
   prompt_BP: Array
@@ -36,7 +36,7 @@ class PaddedTexts(NamedTuple):
   mask_BKT: Array
 
   def rows(self, row_B: np.ndarray) -> "PaddedTexts":
-    """Some of the prompts, with their completions."""
+    """Selects prompts and their completions."""
     return PaddedTexts(*(x[row_B] for x in self))
 
 
@@ -48,7 +48,7 @@ def score_pairs(
   *,
   batch: int = 64,
 ) -> dict[str, np.ndarray]:
-  """Sequence statistics of the completions of tokenised examples of equal K.
+  """Computes sequence statistics of tokenised examples of equal K.
 
   Args:
     model: the architecture.
@@ -85,8 +85,8 @@ def score_pairs(
   for start in range(0, len(examples), batch):
     row_B = np.minimum(np.arange(start, start + batch), len(examples) - 1)
     stats = statistics(model, params, ref_params, arrays.rows(row_B))
-    kept = len(examples) - start
-    parts.append({name: np.asarray(x)[:kept] for name, x in stats.items()})
+    remaining = len(examples) - start
+    parts.append({name: np.asarray(x)[:remaining] for name, x in stats.items()})
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
@@ -98,7 +98,7 @@ def statistics(
   texts: PaddedTexts,
   temperature: float = 1.0,
 ) -> dict[str, Array]:
-  """Sequence statistics of K completions of each prompt.
+  """Computes sequence statistics of K completions of each prompt.
 
   Args:
     model: the architecture, shared by policy and reference.
@@ -110,7 +110,7 @@ def statistics(
   Returns:
     `logp_BK`, `ref_logp_BK` (sums, nats), `kl_BK` (sum over positions of
     KL(policy || ref) over the whole vocabulary, nats), and `value_BK` at the last
-    token that counts.
+    token of the mask.
   """
   tokens_BKT, mask_BKT = texts.tokens_BKT, texts.mask_BKT
   rows, source_BC = _rows(texts.prompt_BP, texts.length_B, tokens_BKT, texts.there_BKT)

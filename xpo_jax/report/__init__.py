@@ -1,4 +1,4 @@
-"""A run as a page: diagnostics, charts, tables, HTML and Markdown.
+"""Reports runs: diagnostics, charts, tables, as HTML and Markdown.
 
 May be imported from `studies` and the command line; imports everything before it.
 """

@@ -1,21 +1,21 @@
-"""Tables of a judge's or reward model's agreement with held-out labels."""
+"""Tabulates the agreement of a judge or reward model with held-out labels."""
 
 from typing import Any
 
 from xpo_jax.report import html
 
 _MEASURES = {
-  "accuracy": "pairs ordered as the labels have them",
-  "accuracy_longer": "of these, where the labels prefer the longer answer",
-  "accuracy_shorter": "where they prefer the shorter",
-  "log_loss": "-log P(better answer), nats; 0.693 knows nothing",
-  "length": "verdict with length: 1, the longer always wins; -1, the shorter",
+  "accuracy": "fraction of pairs ordered as labelled",
+  "accuracy_longer": "the same where the labels prefer the longer answer",
+  "accuracy_shorter": "the same where they prefer the shorter",
+  "log_loss": "-log P(better answer), nats; 0.693 is chance",
+  "length": "sign agreement with length: 1, the longer always wins; -1, the shorter",
   "length_labels": "the same of the labels",
 }
 
 
 def tables(content: dict[str, Any]) -> list[html.Table]:
-  """Tables of what `agreement.plain` made."""
+  """Builds the tables of the content of agreement.json (`agreement.plain`)."""
 
   def cell(x: dict[str, Any]) -> str:
     if x["low"] is None:
@@ -39,7 +39,7 @@ def tables(content: dict[str, Any]) -> list[html.Table]:
       "Mean with its 95 % bootstrap interval over prompts. Lengths in characters.",
     ),
     html.Table(
-      ("confidence", "right", "questions"),
+      ("confidence", "fraction correct", "questions"),
       bins,
       "Reliability: calibrated where the first two columns are the same.",
     ),

@@ -1,8 +1,8 @@
-"""Diagnoses of a run: known patterns in its numbers, by name.
+"""Diagnoses a run: looks for known failure patterns in its metrics.
 
-A diagnostic is a rule over recorded numbers, its threshold written here. It points; it
-does not prove. Changes over training are measured between the first and the last tenth
-of the run, against the noise between steps.
+A diagnostic is a rule over recorded numbers with a fixed threshold; it indicates a
+problem and does not prove one. Changes over training are measured between the first and
+the last tenth of the run, against the noise between steps.
 """
 
 import math
@@ -27,20 +27,20 @@ INFORMATIVE = 0.1  # share of prompts
 ENTROPY = 0.5  # of the entropy at the start
 ABSTAINED = 0.1  # share of completions
 CLIPPED = 0.3  # share of tokens
-_LEAST = 10  # lines, before a change is read into them
+_LEAST = 10  # lines, before a change is interpreted
 
 Lines = Sequence[Mapping[str, float]]
 
 
 class Diagnosis(NamedTuple):
-  """What a diagnostic says of a run.
+  """Result of a diagnostic on a run.
 
   Attributes:
     name: of the pattern.
-    level: "good" (the pattern is absent, where that is worth saying), "note" or
+    level: "good" (the pattern is absent, where that is reported), "note" or
       "warning".
     seen: the numbers.
-    meaning: what they say of the run.
+    meaning: their interpretation.
     remedy: settings or objectives that address it.
   """
 
@@ -52,7 +52,7 @@ class Diagnosis(NamedTuple):
 
 
 class Numbers(NamedTuple):
-  """What a run recorded.
+  """Recorded numbers of a run.
 
   Attributes:
     lines: of metrics.jsonl, in order.
@@ -69,11 +69,11 @@ class Numbers(NamedTuple):
 
 
 class Diagnostic(NamedTuple):
-  """A pattern that is looked for where its numbers are recorded.
+  """A rule for one pattern, applied where the numbers it reads are recorded.
 
   Attributes:
     rule: `numbers -> diagnosis`; None where they are too few, or where the absence of
-      the pattern is not worth saying.
+      the pattern is not reported.
     metrics: columns of metrics.jsonl that it needs.
     measures: of evaluation.json, that it needs of the policy and of the reference.
   """
@@ -89,13 +89,13 @@ def diagnose(
   first_loss: float | None = None,
   ignored: Collection[str] = (),
 ) -> list[Diagnosis]:
-  """Every diagnosis that the numbers of a run allow.
+  """Applies every diagnostic whose numbers a run recorded.
 
   Args:
     lines: of metrics.jsonl, in order.
     evaluation: evaluation.json as a dict, or None.
     first_loss: see `Numbers`.
-    ignored: metrics into which nothing is read; see `ignored_metrics`.
+    ignored: metrics that are not interpreted; see `ignored_metrics`.
 
   Returns:
     Diagnoses, warnings first.
@@ -114,14 +114,14 @@ def diagnose(
       if diagnosis is not None:
         # A pattern that the evaluation has is not reported again of the rollouts.
         diagnoses.setdefault(diagnosis.name, diagnosis)
-  return sorted(diagnoses.values(), key=lambda one: _ORDER[one.level])
+  return sorted(diagnoses.values(), key=lambda diagnosis: _ORDER[diagnosis.level])
 
 
 def ignored_metrics(experiment: Mapping[str, Any]) -> frozenset[str]:
-  """Metrics into which nothing is read, by how they come about.
+  """Metrics that are not interpreted in an experiment.
 
-  Win rates compare a policy with opponents that are trained too; one completion of a
-  prompt has nothing to differ from.
+  Win rates compare a policy with opponents that change too; with one completion of each
+  prompt, rewards within a prompt cannot differ.
 
   Args:
     experiment: as in config.yaml.
@@ -228,7 +228,7 @@ def _saturated(numbers: Numbers) -> Diagnosis | None:
     WARNING,
     seen,
     "Nearly every training pair is ordered right, or far more of them than of unseen "
-    "pairs: labels carry noise, so further steps fit it while the margin grows without "
+    "pairs: labels are noisy, so further steps fit it while the margin grows without "
     "bound.",
     "Fewer epochs; `dpo(label_smoothing=...)`, whose margin stays finite; `beta_dpo`, "
     "which sets aside outlying pairs; IPO, which aims at a fixed margin.",
@@ -246,8 +246,8 @@ def _margin_not_moving(numbers: Numbers) -> Diagnosis | None:
     "Margin does not move",
     NOTE,
     f"reward margin {moved:+.4f} over the run, noise {noise:.4f}",
-    "Over the whole run chosen and rejected completions were not told apart: labels at "
-    "random, a learning rate near 0, or columns that are mixed up.",
+    "Over the whole run chosen and rejected completions were not separated: random "
+    "labels, a learning rate near 0, or swapped columns.",
     "Look at the tokens under Data; raise the learning rate tenfold for a short run.",
   )
 
@@ -361,8 +361,8 @@ def _kl_runaway(numbers: Numbers) -> Diagnosis | None:
     "KL runaway",
     WARNING,
     seen,
-    "The samples are far from anything the reference writes: the reward is asked about "
-    "texts it was not made for, and a learned one is wrong there first.",
+    "The samples are improbable under the reference: the reward is evaluated out of "
+    "distribution, where a learned one is least reliable.",
     "Raise `beta`, or steer it (`kl_control.adaptive_kl`); lower the learning rate; "
     "stop where held-out true reward turns.",
   )
@@ -397,7 +397,7 @@ def _abstaining_judge(numbers: Numbers) -> Diagnosis | None:
     f"no verdict on {share.mean():.0%} of the completions",
     "Completions without a verdict are left out; if they are of one kind, the policy "
     "never learns about that kind.",
-    "Read them in `rollouts/` (reward null); mend the judge's prompt or its format.",
+    "Read them in `rollouts/` (reward null); fix the judge's prompt or its format.",
   )
 
 
@@ -445,14 +445,14 @@ def _reward(numbers: Numbers) -> Diagnosis | None:
       WARNING,
       seen,
       "Training makes the samples worse by the feedback that it learns from.",
-      "Lower the learning rate; look for a sign or a column mixed up.",
+      "Lower the learning rate; look for a wrong sign or swapped columns.",
     )
   return Diagnosis(
     "Reward does not move",
     NOTE,
     seen,
     "No gain that exceeds the noise between iterations: too few of them, a learning "
-    "rate near 0, a strong tie to the reference, or a reward already at its most.",
+    "rate near 0, a large `beta`, or a reward already at its maximum.",
     "Compare held-out reward; raise the learning rate for a short run.",
   )
 
@@ -471,8 +471,8 @@ def _kl_without_reward(numbers: Numbers) -> Diagnosis | None:
     NOTE,
     f"in the second half KL {more:+.2f} nats per completion (noise {noise:.2f}), "
     f"reward {gain:+.3f} (noise {noise_gain:.3f})",
-    "The policy moves away without a higher reward by this feedback; a misspecified "
-    "reward is often past its best here.",
+    "The policy moves away from the reference without a higher reward by this "
+    "feedback; with a misspecified reward the true reward often falls here.",
     "Stop earlier, or decay the learning rate.",
   )
 
@@ -508,7 +508,7 @@ DIAGNOSTICS = (
   Diagnostic(_kl_runaway, metrics={"rollout/kl", "rollout/length"}),
   Diagnostic(_length_over_the_run, metrics={"rollout/length"}),
   Diagnostic(_unended_over_the_run, metrics={"rollout/no_eos"}),
-  # Of the policy's own samples: on records it says nothing of diversity.
+  # On the policy's own samples only: on records it does not measure diversity.
   Diagnostic(_entropy_collapse, metrics={"entropy", "rollout/length"}),
   Diagnostic(_abstaining_judge, metrics={"rollout/abstained"}),
   Diagnostic(_clipped_updates, metrics={"clip_fraction"}),

@@ -1,7 +1,7 @@
-"""A row a method, a panel a condition: dots with their intervals, as SVG.
+"""Draws dot plots with intervals as SVG: a row a method, a panel a condition.
 
-The form for many methods, where lines and a legend would be a thicket. Colours and
-type are those of `line_chart`.
+For more methods than lines and a legend can show. Colours and fonts are those of
+`line_chart`.
 """
 
 import html
@@ -45,8 +45,8 @@ class Dots(NamedTuple):
   """The chart as data.
 
   Attributes:
-    title: above all.
-    x_label: names the unit; it is every panel's.
+    title: of the chart.
+    x_label: of every panel; names the unit.
     panels: from left to right.
     rows: from top to bottom.
   """
@@ -58,11 +58,11 @@ class Dots(NamedTuple):
 
 
 def svg(dots: Dots, standalone: bool = False) -> str:
-  """The chart as an SVG element.
+  """Draws the chart as an SVG element.
 
   Args:
     dots: what to draw.
-    standalone: carry the style and a background, for a file of its own.
+    standalone: include the style and a background, for a file of its own.
 
   Raises:
     ValueError: a row has not one cell for each panel.

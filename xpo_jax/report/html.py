@@ -1,6 +1,6 @@
-"""A page of text, tables, charts and tokens, as one HTML file or as Markdown.
+"""Renders a page of text, tables, charts and tokens as HTML or Markdown.
 
-A page is data; `html` and `markdown` are its two readings. Text knows three marks:
+A page is data; `html` and `markdown` render it. Text has three kinds of markup:
 `code` in backticks, **strong**, and [words](address).
 """
 
@@ -24,7 +24,7 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-  """Rows of cells; cells that start with a number stand on the right.
+  """Rows of cells; cells that start with a number are right-aligned.
 
   Attributes:
     header: column titles; empty for a list of facts.
@@ -44,7 +44,7 @@ class Figures(NamedTuple):
 
 
 class Drawing(NamedTuple):
-  """An SVG element as it is; Markdown, which cannot hold it, says where it is.
+  """An SVG element, unchanged; Markdown links to its file instead.
 
   Attributes:
     svg: the element, without a style of its own.
@@ -58,7 +58,7 @@ class Drawing(NamedTuple):
 
 
 class Callout(NamedTuple):
-  """A remark that stands out; level is "good", "note" or "warning"."""
+  """A highlighted remark; level is "good", "note" or "warning"."""
 
   level: str
   title: str
@@ -66,7 +66,7 @@ class Callout(NamedTuple):
 
 
 class Code(NamedTuple):
-  """Text as it is; with a title it is folded away."""
+  """Preformatted text; with a title it is collapsed."""
 
   text: str
   title: str = ""
@@ -95,7 +95,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-  """What a reader opens."""
+  """A title, an introduction and sections."""
 
   title: str
   lead: str
@@ -107,7 +107,7 @@ _NUMBER = re.compile(r"^\**[-+−±~<>≤≥]?\s?[.\d]")
 
 
 def html(page: Page) -> str:
-  """The page as one self-contained HTML document."""
+  """Renders the page as one self-contained HTML document."""
   for section in page.sections:
     for block in section.blocks:
       if not isinstance(block, _KINDS):
@@ -119,7 +119,7 @@ def html(page: Page) -> str:
 
 
 def markdown(page: Page) -> str:
-  """The page as Markdown; a chart is named with its last values, not drawn."""
+  """Renders the page as Markdown, charts as their first and last values."""
   parts = [f"# {page.title}", page.lead]
   for section in page.sections:
     parts.append(f"## {section.title}")
@@ -128,7 +128,7 @@ def markdown(page: Page) -> str:
 
 
 def cell(value) -> str:
-  """A cell as text: floats to four significant digits, long integers in groups."""
+  """Formats a cell: floats to four significant digits, long integers in groups."""
   if value is None:
     return ""
   if isinstance(value, int) and abs(value) >= 10_000:
@@ -139,7 +139,7 @@ def cell(value) -> str:
 
 
 def inline(text: str) -> markupsafe.Markup:
-  """Escaped text with its marks as HTML."""
+  """Converts text with markup to escaped HTML."""
   out = html_lib.escape(str(text))
   out = re.sub(r"`([^`]+)`", r"<code>\1</code>", out)
   out = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", out)

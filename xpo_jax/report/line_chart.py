@@ -1,7 +1,7 @@
-"""Line and point charts as SVG that follows the reader's light or dark theme.
+"""Draws line and point charts as SVG, in the reader's light or dark theme.
 
-Colours are CSS classes: inside a page its stylesheet sets them, a standalone file
-brings its own. No script, no font, no file beside it.
+Colours are CSS classes, set by the stylesheet of the page; a standalone file contains
+its own. The SVG needs no script, font or other file.
 """
 
 import html
@@ -16,7 +16,7 @@ import numpy as np
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _BOTTOM = 62, 16, 46
 _LEGEND_LINE, _CHARACTER = 18, 7.4
-_POINTS = 150  # a longer curve is shown as means of equal stretches
+_POINTS = 150  # a longer curve is shown as means of equal segments
 COLOURS, DASHES = 8, 3
 
 STYLE = """
@@ -62,8 +62,8 @@ class Series(NamedTuple):
     x, y: values.
     low, high: interval of y: a band along a line, bars at points.
     x_low, x_high: interval of x, bars at points.
-    kind: "line", "points", "both" (points joined by a line), or "dashed": what the
-      others are read against, in grey.
+    kind: "line", "points", "both" (points joined by a line), or "dashed": a
+      reference for the others, in grey.
     labels: text beside each point.
   """
 
@@ -98,7 +98,7 @@ class Figure(NamedTuple):
 
 
 def condense(x: Sequence[float], y: Sequence[float], name: str) -> Series:
-  """A training curve as at most 150 means, with the 10-90 % band of each stretch."""
+  """Reduces a curve to at most 150 means, with the 10-90 % band of each segment."""
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
   finite = np.isfinite(y)
   x, y = x[finite], y[finite]
@@ -113,7 +113,7 @@ def condense(x: Sequence[float], y: Sequence[float], name: str) -> Series:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-  """About `count` round numbers (1, 2 or 5 times a power of ten) within a range."""
+  """Chooses about `count` round numbers (1, 2 or 5 times 10^n) within a range."""
   step = 10 ** math.floor(math.log10((high - low) / count))
   step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= count)
   first = math.ceil(low / step - 1e-9)
@@ -124,11 +124,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def svg(figure: Figure, standalone: bool = False) -> str:
-  """The figure as an SVG element.
+  """Draws the figure as an SVG element.
 
   Args:
     figure: what to draw.
-    standalone: carry the style and a background, for a file of its own.
+    standalone: include the style and a background, for a file of its own.
 
   Raises:
     ValueError: x, y or an interval of a series differ in length.
@@ -187,17 +187,17 @@ def _classes(series: Sequence[Series]) -> list[str]:
 def _legend(series: Sequence[Series]) -> tuple[str, float]:
   """The legend's entries, wrapped, and where the plot may begin."""
   x, y, parts = _LEFT, 38, []
-  for one, colour in zip(series, _classes(series), strict=True):
-    if not one.name:
+  for entry, colour in zip(series, _classes(series), strict=True):
+    if not entry.name:
       continue
-    width = 34 + _CHARACTER * len(one.name)
+    width = 34 + _CHARACTER * len(entry.name)
     if x + width > WIDTH - _RIGHT and x > _LEFT:
       x, y = _LEFT, y + _LEGEND_LINE
     mark = f'<line class="line stroke" x1="{x}" x2="{x + 14}" y1="{y - 4}" '
     mark += f'y2="{y - 4}"/>'
-    if one.kind == "points":
+    if entry.kind == "points":
       mark = f'<circle class="fill" cx="{x + 7}" cy="{y - 4}" r="4"/>'
-    label = f'<text x="{x + 19}" y="{y}">{html.escape(one.name)}</text>'
+    label = f'<text x="{x + 19}" y="{y}">{html.escape(entry.name)}</text>'
     parts.append(f'<g class="{colour}">{mark}{label}</g>')
     x += width
   return "\n".join(parts), (y + 12 if parts else 30)
@@ -205,7 +205,7 @@ def _legend(series: Sequence[Series]) -> tuple[str, float]:
 
 def _range(series: Sequence[Series], fields: Sequence[str], pad: float):
   names = Series._fields
-  columns = [one[names.index(field)] for one in series for field in fields]
+  columns = [entry[names.index(field)] for entry in series for field in fields]
   values = [np.asarray(c, np.float64) for c in columns if c is not None]
   values = np.concatenate(values) if values else np.zeros(0)
   values = values[np.isfinite(values)]
@@ -249,7 +249,7 @@ def _axes(figure, x_range, y_range, across, up, top) -> str:
 
 
 def _x_ticks(figure: Figure, x_range: tuple[float, float]) -> list[float]:
-  """Where all x are whole, as steps are, nothing between two of them is named."""
+  """Ticks of the x axis; whole numbers where all x are whole, as steps are."""
   values = ticks(*x_range, count=7)
   columns = [np.asarray(series.x, np.float64) for series in figure.series]
   whole = all((x[np.isfinite(x)] % 1 == 0).all() for x in columns)

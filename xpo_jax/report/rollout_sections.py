@@ -1,4 +1,4 @@
-"""Sections of a run's page about its rollouts: reward, distance, diversity, samples.
+"""Builds the page's sections on rollouts: reward, KL, diversity, samples.
 
 Read from the run directory alone: metrics.jsonl, the rollouts of each iteration and the
 held-out samples of each evaluation.
@@ -19,8 +19,8 @@ from xpo_jax.report.run_files import RunFiles
 from xpo_jax.train import run_directory
 from xpo_jax.train.rollouts import RolloutBatch
 
-_POINTS = 24  # of a curve that files are read for
-_STRETCHES = 8  # of the run, whose means stand in reward against distance
+_POINTS = 24  # of a curve computed from files of samples
+_SEGMENTS = 8  # of the run, whose means are drawn as reward against KL
 _PROMPTS = 8  # of the table of held-out samples
 _GROUPS = 3  # prompts of an iteration that are shown
 _DIVERSITY = {
@@ -32,7 +32,7 @@ _DIVERSITY = {
 
 
 def sections(run: RunFiles) -> list[html.Section]:
-  """The sections of what a run sampled; none where it has no rollouts."""
+  """Builds the sections on a run's samples; none where it has no rollouts."""
   if not run.has_rollouts or not run.lines:
     return []
   data = run.experiment["data"]
@@ -40,7 +40,7 @@ def sections(run: RunFiles) -> list[html.Section]:
   training = rollout_history.read(run.directory / run_directory.ROLLOUTS, _POINTS, own)
   held_out = rollout_history.read(run.directory / run_directory.HELD_OUT, _POINTS)
   by_score = data["feedback"]["kind"] == "scores"
-  # Win rates within a group are 1/2 on average, whichever policy writes.
+  # Win rates within a group are 1/2 on average, whichever policy samples.
   comparable = by_score and data["ref_update_every"] is None
   figures = [
     reward_kl(
@@ -62,7 +62,7 @@ def sections(run: RunFiles) -> list[html.Section]:
 def _checkpoints(
   run: RunFiles, held_out: Mapping[int, RolloutBatch], by_score: bool
 ) -> list[html.Section]:
-  """Win rates between checkpoints: those of an evaluation, else by the rewards that
+  """Win rates between checkpoints: those of an evaluation, else from the rewards that
   the run recorded."""
   win_rates = checkpoint_win_rates.read(run.directory)
   if win_rates is None and by_score:
@@ -80,10 +80,10 @@ def reward_kl(
   kl: Mapping[int, float],
   by_score: bool = True,
 ) -> Figure | None:
-  """Reward against sqrt(KL), the scale on which it rises about straight at first.
+  """Draws reward against sqrt(KL), in which it is about linear at first.
 
   Args:
-    lines: of metrics.jsonl, for the samples that were trained on; none leaves them out.
+    lines: of metrics.jsonl, for the samples that were trained on; () for none.
     held_out: iterations -> held-out samples.
     kl: iterations -> KL of the held-out samples to the start, nats.
     by_score: whether the judge scores; else win rates against the start are drawn.
@@ -115,10 +115,10 @@ def reward_kl(
 
 
 def _training_series(lines: Sequence[Mapping[str, float]]) -> Series:
-  """Means over stretches of the run: single iterations are mostly noise."""
-  stretches = np.array_split(np.arange(len(lines)), min(_STRETCHES, len(lines)))
+  """Means over segments of the run: single iterations are mostly noise."""
+  segments = np.array_split(np.arange(len(lines)), min(_SEGMENTS, len(lines)))
   kl, reward = (
-    [float(np.mean([lines[i][name] for i in stretch])) for stretch in stretches]
+    [float(np.mean([lines[i][name] for i in segment])) for segment in segments]
     for name in ("rollout/kl", "rollout/reward")
   )
   return Series("trained on", [_sqrt(x) for x in kl], reward, kind="both")
@@ -137,7 +137,7 @@ def _held_out_series(points: Mapping[int, Interval], kl: Mapping[int, float]) ->
 
 
 def best_of_n(samples: Mapping[int, RolloutBatch]) -> Figure | None:
-  """Expected reward of the best of n samples, n up to K, of some iterations."""
+  """Draws the expected reward of the best of n samples, n up to K, by iteration."""
   series = []
   for number, batch in samples.items():
     if best := _best_of_n(batch):
@@ -168,7 +168,7 @@ def _best_of_n(batch: RolloutBatch) -> list[optimal_policy.Point]:
 def _diversity(samples: Mapping[int, RolloutBatch]) -> Figure:
   measures = [rollout_history.diversity(batch) for batch in samples.values()]
   series = [
-    Series(title, list(samples), [one[name] for one in measures])
+    Series(title, list(samples), [values[name] for values in measures])
     for name, title in _DIVERSITY.items()
   ]
   note = (
@@ -250,4 +250,4 @@ def _held_out_kl(lines: Sequence[Mapping[str, float]]) -> dict[int, float]:
 
 
 def _sqrt(kl: float) -> float:
-  return math.sqrt(max(kl, 0.0))  # an estimate from samples may fall below 0
+  return math.sqrt(max(kl, 0.0))  # an estimate from samples may be negative

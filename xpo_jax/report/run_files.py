@@ -1,4 +1,4 @@
-"""Reads what the page of a run is made of; what a run has not written is left out."""
+"""Reads the files of a run that its page shows; files not yet written are left out."""
 
 import json
 from collections.abc import Mapping
@@ -32,17 +32,17 @@ class RunFiles(NamedTuple):
 
   @property
   def has_rollouts(self) -> bool:
-    """Whether samples stand in the directory that the run learned from."""
+    """Whether the run trained on rollouts and has written some."""
     return (self.directory / run_directory.ROLLOUTS).exists()
 
   @property
   def step_name(self) -> str:
-    """What a line of metrics is one of."""
+    """Unit of a line of metrics: "step" or "iteration"."""
     return "iteration" if self.has_rollouts else "step"
 
 
 def read(directory: Path) -> RunFiles:
-  """Reads a run.
+  """Reads the files of a run.
 
   Raises:
     ValueError: the directory is not a run.
@@ -58,5 +58,5 @@ def read(directory: Path) -> RunFiles:
 
 
 def read_json(path: Path) -> Any:
-  """A JSON file; None where there is none."""
+  """Reads a JSON file; None where there is none."""
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,7 +1,7 @@
-"""A run as a page: report.html (one file, nothing beside it) and report.md.
+"""Writes the page of a run: report.html (self-contained) and report.md.
 
-Read from the run directory alone, so that a report can be made of a run that still
-goes on, that died, or that was copied from elsewhere.
+Reads the run directory alone, so that it also works for a run that is still training,
+was interrupted, or was copied from elsewhere.
 """
 
 import json
@@ -38,7 +38,7 @@ _MEASURES = {
   "kl_plain": "KL to the reference, mean log-ratio (nats)",
   "win_rate_vs_reference": "win rate against the reference",
   "win_rate_vs_chosen": "win rate against chosen completions",
-  "preference_accuracy": "held-out pairs ordered right by the log-ratio",
+  "preference_accuracy": "held-out pairs that the log-ratio orders as labelled",
   "length": "length (tokens)",
   "no_eos": "cut before the end",
   "distinct_1": "distinct-1",
@@ -64,7 +64,7 @@ def write(run_dir: Path) -> Path:
 
 
 def write_study(directory: Path, study: html.Page) -> Path:
-  """Writes a study of several runs, given as a page, as report.html and report.md."""
+  """Writes the page of a study of several runs as report.html and report.md."""
   return write_page(directory, study)
 
 
@@ -79,9 +79,9 @@ def write_page(directory: Path, content: html.Page) -> Path:
 
 
 def run_page(run_dir: Path) -> html.Page:
-  """The page of one run; see `write`."""
+  """Builds the page of one run; see `write`."""
   run = run_files.read(run_dir)
-  # Each makes its sections of what the run has written, or none.
+  # Each returns the sections on files that the run has written, or none.
   makers = (
     _diagnoses,
     _evaluation,
@@ -101,9 +101,9 @@ def run_page(run_dir: Path) -> html.Page:
 
 
 def first_loss(objective: Objective) -> float | None:
-  """The loss that policy = reference fixes whatever the data, or None.
+  """The loss at policy = reference where it is the same for all data, or None.
 
-  ln 2 for DPO. Found by evaluating the objective on two random records in which the
+  ln 2 for DPO. Computed by evaluating the objective on two random records in which the
   policy equals the reference: a loss that depends on the data differs between them.
   """
   completions = objective.layout.completions or 3
@@ -116,11 +116,11 @@ def first_loss(objective: Objective) -> float | None:
 
 
 def _first_loss(objective: Mapping[str, Any]) -> tuple[float | None, str]:
-  """The fixed first loss, and why the objective could not be built, if so."""
+  """The fixed first loss, and the error where the objective cannot be built."""
   try:
     return first_loss(yaml_file.from_dict(ObjectiveConfig, objective).build()), ""
   except (ValueError, ImportError) as error:
-    # Another version's hyperparameter, or a module that is gone.
+    # A hyperparameter of another version, or a module that was removed.
     return None, str(error)
 
 
@@ -169,7 +169,7 @@ def _evaluation(run: RunFiles) -> list[html.Section]:
   evaluation = run.evaluation
   policy, reference = evaluation["policy"], evaluation["reference"]
   titles = _MEASURES
-  if "judge" in evaluation["about"]:  # which may be what the policy learned from
+  if "judge" in evaluation["about"]:  # may be the feedback of training
     titles = _MEASURES | {"reward": "reward by the judge"}
   names = [name for name in _MEASURES if name in policy]
   names += [name for name in policy if name not in _MEASURES]
@@ -272,7 +272,7 @@ def _pieces(row: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
       pieces.append(("", "break"))
     before = here
     kind = "loss" if token["loss"] else ("free" if token["branch"] else "prompt")
-    # A line break or nothing at all must still be seen as a token.
+    # A line break or an empty token must be visible.
     pieces.append((token["text"].replace("\n", "⏎") or "∅", kind))
   return pieces
 

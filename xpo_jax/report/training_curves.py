@@ -1,10 +1,10 @@
-"""The charts of a run's metrics: known ones with title and unit, then the others."""
+"""Builds charts of a run's metrics: known ones with title and unit, then others."""
 
 from collections.abc import Mapping, Sequence
 
 from xpo_jax.report import line_chart
 
-# Title, unit and columns of each chart; a column may stand in one chart only.
+# Title, unit and columns of each chart; each column is in one chart only.
 CHARTS = (
   ("Loss", "nats", ("loss", "eval/loss")),
   ("Reward", "reward", ("rollout/reward", "reward", "eval/reward")),
@@ -59,18 +59,22 @@ CHARTS = (
   ("Clipped tokens", "fraction", ("clip_fraction", "value_clip_fraction")),
   ("Explained variance of the value", "fraction", ("explained_variance",)),
   ("Advantages", "reward", ("advantage_mean", "advantage_std")),
-  ("Strength of the tie to the reference", "beta", ("beta",)),
+  ("Coefficient of the KL to the reference", "beta", ("beta",)),
   ("Optimiser steps of an iteration", "steps", ("updates",)),
   ("Gradient norm, before clipping", "norm", ("grad_norm",)),
   ("Learning rate", "rate", ("learning_rate",)),
   ("Padding", "share of tokens", ("padding",)),
   ("Idle share of the sampler", "fraction", ("rollout/idle", "eval/idle")),
   (
-    "Where the time goes, the first (it compiles) left out",
+    "Seconds by phase, without the first (which compiles)",
     "seconds",
     ("time/rollout", "time/feedback", "time/update"),
   ),
-  ("Seconds in all, the first (it compiles) left out", "seconds", ("time/seconds",)),
+  (
+    "Seconds in total, without the first (which compiles)",
+    "seconds",
+    ("time/seconds",),
+  ),
   ("Tokens a second, padding included", "tokens", ("time/tokens_per_second",)),
 )
 
@@ -78,12 +82,13 @@ CHARTS = (
 def figures(
   lines: Sequence[Mapping[str, float]], axis: str = "step"
 ) -> list[line_chart.Figure]:
-  """The charts of a run: the known ones, then every other column. A known one that is
-  0 throughout is left out.
+  """Builds the charts of a run: the known ones, then one for every other column.
+
+  A known chart whose values are all 0 is left out.
 
   Args:
     lines: of metrics.jsonl.
-    axis: what a line is one of.
+    axis: unit of a line: "step" or "iteration".
   """
   columns: dict[str, tuple[list, list]] = {}
   for line in lines:
@@ -118,9 +123,9 @@ def figures(
 
 
 def _series(name: str, steps: Sequence[float], values: Sequence[float]):
-  """A column under the name that a reader gets."""
-  kind, slash, rest = name.partition("/")
-  titles = {"eval": f"held-out {rest}", "rollout": "samples"}
-  title = titles.get(kind, rest) if slash else name
+  """The series of a column under its display name."""
+  kind, slash, metric = name.partition("/")
+  titles = {"eval": f"held-out {metric}", "rollout": "samples"}
+  title = titles.get(kind, metric) if slash else name
   series = line_chart.condense(steps, values, title)
   return series._replace(kind="both") if kind == "eval" else series

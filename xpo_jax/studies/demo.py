@@ -1,4 +1,4 @@
-"""`xpo demo`: the controlled-sentiment study on synthetic reviews, start to report."""
+"""Runs `xpo demo`: the controlled-sentiment study on synthetic reviews."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the demo; returns 1 if one of its checks does not hold."""
+  """Runs the demo; returns 1 if one of its checks fails."""
   parser = argparse.ArgumentParser(prog="xpo demo", description=__doc__)
   parser.add_argument(
     "--run-dir", type=Path, help="new directory; default runs/demo-DATE-TIME"
@@ -24,14 +24,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def environment() -> None:
-  """What must be set before JAX looks for devices."""
-  # A run on each of up to four cores where there is no accelerator.
+  """Sets environment variables that JAX reads when it is imported."""
+  # On CPU, one run on each of up to four cores.
   flags = os.environ.get("XLA_FLAGS", "")
   if "host_platform_device_count" not in flags:
     cores = min(os.cpu_count() or 1, 4)
     flags = f"{flags} --xla_force_host_platform_device_count={cores}"
     os.environ["XLA_FLAGS"] = flags.strip()
-  # Compiled programs outlive the process: a second demo starts at once.
+  # Compiled programs are cached on disk: a second demo does not compile.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", ".cache/jax")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -43,10 +43,10 @@ def run(study, run_dir: Path, command: str) -> int:
   Args:
     study: the settings.
     run_dir: a new directory.
-    command: what rebuilds it, for the page.
+    command: command that reproduces it, for the page.
 
   Returns:
-    0, or 1 where a check does not hold.
+    0, or 1 where a check fails.
 
   Raises:
     ValueError: the directory exists.
@@ -90,20 +90,20 @@ def run(study, run_dir: Path, command: str) -> int:
 
 
 def _lines(result) -> str:
-  """One line a run: setting, reward, KL, and both per prompt."""
+  """JSON lines, one for each run: setting, reward, KL, and both per prompt."""
   from xpo_jax.evaluation import measure_policy
 
   out = []
-  for one in result.trained:
-    reward_P = measure_policy.per_prompt(one.draws.reward_PK)
-    kl_P = measure_policy.per_prompt(one.draws.kl_PK)
+  for trained in result.trained:
+    reward_P = measure_policy.per_prompt(trained.draws.reward_PK)
+    kl_P = measure_policy.per_prompt(trained.draws.kl_PK)
     line = {
-      "method": one.label,
-      "strength": one.strength,
-      "seed": one.seed,
+      "method": trained.label,
+      "strength": trained.strength,
+      "seed": trained.seed,
       "reward": reward_P.mean(),
       "kl": kl_P.mean(),
-      "seconds": one.seconds,
+      "seconds": trained.seconds,
       "reward_P": reward_P.round(6).tolist(),
       "kl_P": kl_P.round(6).tolist(),
     }
@@ -112,7 +112,7 @@ def _lines(result) -> str:
 
 
 def show(table) -> None:
-  """A table of the page, on the terminal."""
+  """Prints a table of the page on the terminal."""
   from rich import box, console
   from rich import table as rich_table
 
@@ -121,5 +121,5 @@ def show(table) -> None:
     shown.add_row(*(str(cell).replace("**", "") for cell in row))
   screen = console.Console()
   if not screen.is_terminal:
-    screen.width = 1000  # a file takes whole lines
+    screen.width = 1000  # no line breaks in a file
   screen.print(shown)

@@ -1,6 +1,6 @@
-"""Recipes by name: files with a function `experiment(...) -> Experiment`.
+"""Finds and loads recipes: files with a function `experiment(...) -> Experiment`.
 
-They live in `experiments/` of the working directory, and of the checkout or the
+Recipes are in `experiments/` of the working directory, and of the checkout or the
 installed package. Arguments of that function (`path`) are given as `path=FILE`. A file
 that also has `run(experiment, run_dir)` is run by it, not by the trainer: a study of
 many runs returns its own settings from `experiment`. Files in `experiments/tables/` are
@@ -28,12 +28,12 @@ Kind = Literal["recipe", "table"]
 
 
 class Recipe(NamedTuple):
-  """A recipe that was found.
+  """A loaded recipe.
 
   Attributes:
     experiment: `config.experiment.Experiment`, or the settings of a study.
     run: `(experiment, run_dir) -> exit code` of a study; None: the trainer runs it.
-    arms: `settings -> {label: Experiment}`, the runs of a study, to be checked; None
+    arms: `settings -> {label: Experiment}`, the runs of a study, for `xpo check`; None
       where the study does not list them.
     kind: "table" for a file of `experiments/tables/`.
   """
@@ -50,16 +50,19 @@ def names(kind: Kind | None = None) -> dict[str, Path]:
   Args:
     kind: only those; None: both.
   """
-  found: dict[str, Path] = {}
-  for place in (Path.cwd() / "experiments", _SHIPPED):
-    for path in [*sorted(place.glob("*.py")), *sorted((place / TABLES).glob("*.py"))]:
+  recipes: dict[str, Path] = {}
+  for directory in (Path.cwd() / "experiments", _SHIPPED):
+    for path in [
+      *sorted(directory.glob("*.py")),
+      *sorted((directory / TABLES).glob("*.py")),
+    ]:
       try:
-        one = _defines_experiment(path)
+        is_recipe = _defines_experiment(path)
       except ValueError:
-        one = True  # broken: said when it is asked for
-      if one:
-        found.setdefault(path.stem, path)
-  return {n: path for n, path in found.items() if kind in (None, kind_of(path))}
+        is_recipe = True  # a syntax error is reported when it is loaded
+      if is_recipe:
+        recipes.setdefault(path.stem, path)
+  return {n: path for n, path in recipes.items() if kind in (None, kind_of(path))}
 
 
 def kind_of(path: Path) -> Kind:
@@ -68,10 +71,10 @@ def kind_of(path: Path) -> Kind:
 
 
 def path_of(recipe: str) -> Path:
-  """The file of a recipe, by its name or path.
+  """Finds the file of a recipe, by its name or path.
 
   Raises:
-    ValueError: no such recipe; says which one was likely meant.
+    ValueError: no such recipe; suggests the nearest name.
   """
   if recipe.endswith(".py"):
     if not Path(recipe).is_file():
@@ -90,15 +93,15 @@ def path_of(recipe: str) -> Path:
 
 
 def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
-  """The experiment of a recipe, by name or path, or of a run's config.yaml.
+  """Loads a recipe by name or path, or the experiment of a run's config.yaml.
 
   Args:
     recipe: name, path of a .py, or path of a config.yaml.
     arguments: `name=value` for the parameters of its `experiment`.
 
   Raises:
-    ValueError: no such recipe; a file that is no Python, or has no `experiment`, or one
-      that returns something else; an argument that is missing or that it does not have.
+    ValueError: no such recipe; a syntax error; no function `experiment`, or one that
+      returns something else; a missing or unknown argument.
   """
   if Path(recipe).name == "config.yaml":
     from xpo_jax.config import yaml_file
@@ -109,20 +112,20 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
     raise ValueError(f"{path} is not a recipe: it has no function experiment()")
   names_of = _executed(path)
   given = _arguments(recipe, names_of["experiment"], arguments)
-  made = names_of["experiment"](**given)
-  if not dataclasses.is_dataclass(made) or isinstance(made, type):
+  returned = names_of["experiment"](**given)
+  if not dataclasses.is_dataclass(returned) or isinstance(returned, type):
     raise ValueError(
-      f"{path}: experiment() returned {made!r}; it must return an Experiment, or "
+      f"{path}: experiment() returned {returned!r}; it must return an Experiment, or "
       "beside a function run() a dataclass of settings"
     )
-  return Recipe(made, names_of.get("run"), names_of.get("arms"), kind_of(path))
+  return Recipe(returned, names_of.get("run"), names_of.get("arms"), kind_of(path))
 
 
 def load_study(run_dir: Path) -> Recipe:
-  """The study of a directory, with the settings that it began with.
+  """Loads the study of a directory, with its recorded settings.
 
   Raises:
-    ValueError: no study there, or one of a recipe that no name finds.
+    ValueError: no study, or one whose recipe has no name.
   """
   from xpo_jax.config import yaml_file
 
@@ -141,7 +144,7 @@ def load_study(run_dir: Path) -> Recipe:
 
 
 def study_record(settings: Any) -> dict[str, Any]:
-  """What study.json holds: recipe, class and settings of a study."""
+  """Makes the content of study.json: recipe, class and settings of a study."""
   from xpo_jax.config import yaml_file
 
   kind = type(settings)
@@ -153,7 +156,7 @@ def study_record(settings: Any) -> dict[str, Any]:
 
 
 def _executed(path: Path) -> dict[str, Any]:
-  """The names that a recipe file defines."""
+  """Executes a recipe file and returns the names that it defines."""
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -162,10 +165,12 @@ def _executed(path: Path) -> dict[str, Any]:
 
 def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, str]:
   wanted = inspect.signature(make).parameters
-  for one in given:
-    if "=" not in one:
-      raise ValueError(f"recipe {recipe}: {one!r} is no argument; write NAME=VALUE")
-  pairs = dict(one.partition("=")[::2] for one in given)
+  for argument in given:
+    if "=" not in argument:
+      raise ValueError(
+        f"recipe {recipe}: {argument!r} is no argument; write NAME=VALUE"
+      )
+  pairs = dict(argument.partition("=")[::2] for argument in given)
   unknown = sorted(set(pairs) - set(wanted))
   missing = [n for n, p in wanted.items() if p.default is p.empty and n not in pairs]
   takes = " ".join(f"{name}=..." for name in wanted) or "no arguments"
@@ -177,27 +182,25 @@ def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, s
 
 
 def using(objective: str) -> tuple[str, ...]:
-  """Names of the recipes that name an objective of the index."""
+  """Lists the recipes that use an objective of the index."""
   use = re.compile(rf'ObjectiveConfig\(\s*"{objective}"')
-  found = names().items()
-  return tuple(name for name, path in found if use.search(path.read_text("utf-8")))
+  recipes = names().items()
+  return tuple(name for name, path in recipes if use.search(path.read_text("utf-8")))
 
 
 def required(recipe: str) -> tuple[str, ...]:
-  """Arguments without which a recipe, by name or path, cannot be loaded."""
+  """Lists the required arguments of a recipe, by name or path."""
   body = _parsed(path_of(recipe)).body
-  made = {n.name: n.args for n in body if isinstance(n, ast.FunctionDef)}["experiment"]
-  names = [argument.arg for argument in made.args]
-  without = [
-    argument.arg
-    for argument, default in zip(made.kwonlyargs, made.kw_defaults, strict=True)
-    if default is None
-  ]
-  return (*names[: len(names) - len(made.defaults)], *without)
+  functions = {n.name: n.args for n in body if isinstance(n, ast.FunctionDef)}
+  arguments = functions["experiment"]
+  names = [argument.arg for argument in arguments.args]
+  defaults = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+  required_keywords = [argument.arg for argument, x in defaults if x is None]
+  return (*names[: len(names) - len(arguments.defaults)], *required_keywords)
 
 
 def summary(path: Path) -> str:
-  """First line of a recipe's docstring; of a file that is no Python, where not."""
+  """Reads the first line of a recipe's docstring, or reports its syntax error."""
   try:
     text = ast.get_docstring(_parsed(path)) or ""
   except ValueError as error:

@@ -1,4 +1,4 @@
-"""A small model from scratch for dialogue: SFT on good answers, then an objective."""
+"""Configures a small dialogue model from scratch: SFT, then an objective."""
 
 import dataclasses
 from typing import Any
@@ -25,7 +25,7 @@ HELD_OUT = Evaluation(share=0.15)
 
 
 def hh(path: str) -> Data:
-  """Anthropic HH pairs: JSON lines with `chosen` and `rejected` transcripts."""
+  """Makes the config of Anthropic HH pairs: JSON lines of `chosen` and `rejected`."""
   return Data(
     path=path,
     bad_rows="drop",  # seven rows of the test split are empty or share no prompt
@@ -38,12 +38,12 @@ def hh(path: str) -> Data:
 def after_sft(
   objective: ObjectiveConfig, data: Data, taught: Data, **changes: Any
 ) -> Experiment:
-  """The objective from a model that SFT taught the good answers of the same prompts.
+  """Makes a run from a model fine-tuned on the chosen completions.
 
   Args:
-    objective: the second stage's.
-    data: it is minimised on.
-    taught: what SFT reads, with its own passes and rows.
+    objective: of the second stage.
+    data: of the second stage.
+    taught: data of SFT, with its own epochs and rows.
     changes: other fields of the second stage.
   """
   sft = Experiment(
@@ -53,7 +53,7 @@ def after_sft(
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, floor=0.1),
     evaluation=HELD_OUT,
   )
-  made = Experiment(
+  second_stage = Experiment(
     objective=objective,
     data=data,
     start=Stage(sft),
@@ -61,4 +61,4 @@ def after_sft(
     loop=Loop(eval_every=50, checkpoint_every=50),
     evaluation=HELD_OUT,
   )
-  return dataclasses.replace(made, **changes)
+  return dataclasses.replace(second_stage, **changes)

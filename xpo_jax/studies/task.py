@@ -1,7 +1,7 @@
-"""What a recipe runs on, as a value: texts, start, reward, sizes.
+"""Configures the task of a recipe: texts, start, reward, sizes.
 
-The synthetic reviews with a small model from scratch are the default; texts of your
-own, a policy of your own and a reward of your own take their places.
+The default is synthetic reviews with a small model from scratch; texts, policy and
+reward can be replaced.
 """
 
 import dataclasses
@@ -32,29 +32,29 @@ ONE_DEVICE = MeshShape(data=1)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Texts, start, reward and sizes: what a recipe starts from and is judged by.
+  """Texts, start, reward and sizes of a recipe.
 
   Attributes:
-    source: texts of your own in place of the synthetic reviews, as `Data.path`.
-    prompt_words: words of such a text that make its prompt.
+    source: other texts than the synthetic reviews, as `Data.path`.
+    prompt_words: number of words of such a text that are its prompt.
     policy: a Hugging Face directory to start from; None: a small model from scratch,
       fine-tuned on the texts.
     reward: makes the true reward, a `feedback.protocol.Scorer`.
-    num_texts: synthetic reviews.
+    num_texts: number of synthetic reviews.
     vocab: entries of the tokenizer trained on the texts.
     width: of the small model.
     layers: of the small model.
     max_completion_tokens: longest completion.
     row_length: tokens of a packed row.
-    sft_steps: of supervised fine-tuning on the texts, the start of all that follows.
+    sft_steps: steps of supervised fine-tuning on the texts.
     sft_rows: packed rows of such a step.
     sft_learning_rate: its peak learning rate.
-    num_prompts: prompts of the training split that are sampled, the first so many.
+    num_prompts: number of prompts of the training portion, the first so many.
     rows: packed rows of a step after SFT.
     learning_rate: peak learning rate after SFT, of policies and reward models.
-    eval_prompts: held-out prompts that policies are judged on.
-    eval_samples: completions for each.
-    seeds: each has its own samples, order and judging draws; SFT is shared.
+    eval_prompts: number of held-out prompts for evaluation.
+    eval_samples: completions of each.
+    seeds: seeds of samples, order and evaluation; SFT is shared.
   """
 
   source: str | None = None
@@ -87,7 +87,7 @@ class Task:
 
   @property
   def path(self) -> str:
-    """Where texts are read from, as `Data.path`."""
+    """Path of the texts, as `Data.path`."""
     return f"synthetic:{self.num_texts}" if self.source is None else self.source
 
   @property
@@ -96,16 +96,16 @@ class Task:
     return Reading(prompt_words=self.prompt_words)
 
   def missing_eos(self, penalty: float) -> float | None:
-    """What a completion cut at the limit loses, as `Feedback.missing_eos`.
+    """Penalty of a completion cut at the limit, as `Feedback.missing_eos`.
 
-    Synthetic reviews are shorter. Texts of one's own may not be: there it loses
-    nothing, or ending early would pay more than what is rewarded.
+    Synthetic reviews are shorter than the limit. Other texts may be longer: they have
+    no penalty, which would otherwise reward ending early.
     """
     return penalty if self.source is None else None
 
 
 def model_config(task: Task) -> Config:
-  """The small model's sizes."""
+  """Makes the config of the small model."""
   return Config(
     vocab=task.vocab,
     width=task.width,
@@ -121,7 +121,7 @@ def model_config(task: Task) -> Config:
 
 
 def sft(task: Task) -> Experiment:
-  """Supervised fine-tuning on the texts: where policies start from scratch."""
+  """Makes the supervised fine-tuning on the texts of a model from scratch."""
   data = Data(
     task.path,
     portion="train",
@@ -146,19 +146,19 @@ def sft(task: Task) -> Experiment:
 
 
 def start(task: Task) -> Start:
-  """Where all policies of a recipe start, which is the reference of all KLs."""
+  """Makes the start of all policies of a recipe, which is also the reference."""
   if task.policy is not None:
     return Pretrained(task.policy, remat=False)
   return Stage(sft(task))
 
 
 def start_weights(task: Task) -> str | Stage:
-  """The same as an argument of a function that loads a policy."""
+  """Makes the start as an argument of a function that loads a policy."""
   return start(task) if task.policy is None else task.policy
 
 
 def prompts(task: Task, portion: str = "train") -> Prompts:
-  """The prompts of a portion of the texts."""
+  """Makes the config of the prompts of a portion of the texts."""
   return Prompts(task.path, portion=portion, reading=task.reading, bad_rows="drop")
 
 
@@ -171,7 +171,7 @@ def on_records(
   epochs: int = 1,
   **changes: Any,
 ) -> Experiment:
-  """A run on records, from the task's start.
+  """Makes a run on records, from the task's start.
 
   Args:
     objective: what is minimised.
@@ -190,7 +190,7 @@ def on_records(
     epochs=epochs,
     seed=seed,
   )
-  made = Experiment(
+  run = Experiment(
     objective=objective,
     data=data,
     start=start(task),
@@ -198,11 +198,11 @@ def on_records(
     mesh=ONE_DEVICE,
     seed=seed,
   )
-  return experiment.replace(made, **changes)
+  return experiment.replace(run, **changes)
 
 
 def on_rollouts(objective: ObjectiveConfig, task: Task, **changes: Any) -> Experiment:
-  """A run on rollouts, judged by the task's reward, from the task's start.
+  """Makes a run on rollouts with the task's reward, from the task's start.
 
   Args:
     objective: what is minimised.
@@ -216,7 +216,7 @@ def on_rollouts(objective: ObjectiveConfig, task: Task, **changes: Any) -> Exper
     iterations=60,
     prompts_per_iteration=32,
   )
-  made = Experiment(
+  run = Experiment(
     objective=objective,
     data=data,
     start=start(task),
@@ -225,4 +225,4 @@ def on_rollouts(objective: ObjectiveConfig, task: Task, **changes: Any) -> Exper
     mesh=ONE_DEVICE,
     evaluation=Evaluation(task.path, portion="test", limit=task.eval_prompts),
   )
-  return experiment.replace(made, **changes)
+  return experiment.replace(run, **changes)

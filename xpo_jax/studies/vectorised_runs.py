@@ -1,8 +1,8 @@
-"""Many runs of one objective: one compilation, as many runs at a time as devices.
+"""Trains many runs of one objective with one compilation, one run on each device.
 
-For models that fit on one device. Runs differ in hyperparameters, seed and data; the
-trainer's own step is scanned over a run's batches, so that nothing returns to the host
-between steps, and each device trains a run of its own.
+For models that fit on one device. Runs differ in hyperparameters, seed and data. The
+trainer's step is scanned over a run's batches, without transfers to the host between
+steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ class VectorisedRun(NamedTuple):
   """One run.
 
   Attributes:
-    data: `stack`ed batches, one a step; every run of a sweep has the same shapes.
-    hparams: of `step.hparams`; every run of a sweep has the same names.
-    seed: of the method's draws and of fresh heads.
+    data: `stack`ed batches, one a step; all runs of a sweep have the same shapes.
+    hparams: of `step.hparams`; all runs of a sweep have the same names.
+    seed: of the method's random draws and of new heads.
   """
 
   data: Batch
@@ -38,10 +38,10 @@ class VectorisedRun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Weights and metrics that a run left.
+  """Result of a run.
 
   Attributes:
-    params: the last weights, `{"lm": ..., "value": ... where there is a head}`.
+    params: the final weights, `{"lm": ..., "value": ...}`, the latter if it has a head.
     curve: metric -> one value a step.
   """
 
@@ -56,13 +56,13 @@ class Outcome(NamedTuple):
 
 
 def stack(batches: Batches) -> Batch:
-  """Every batch of a run as one `Batch` with a leading axis of steps."""
-  every = [batches[i] for i in range(len(batches))]
-  return jax.tree.map(lambda *x: np.stack(x), *every)
+  """Stacks the batches of a run into one `Batch` with a leading axis of steps."""
+  steps = [batches[i] for i in range(len(batches))]
+  return jax.tree.map(lambda *x: np.stack(x), *steps)
 
 
 class Sweep:
-  """Runs of one objective from one start; `programs` holds what was compiled."""
+  """Runs of one objective from one start; `programs` contains the compiled ones."""
 
   def __init__(
     self,
@@ -72,16 +72,15 @@ class Sweep:
     optimizer: optim.Optimizer,
     devices: Sequence[jax.Device] | None = None,
   ):
-    """Takes what all runs share.
+    """Sets what all runs share.
 
     Args:
-      use: the objective; `VectorisedRun.hparams` replace its hyperparameters of the
-        same names.
+      use: the objective; `VectorisedRun.hparams` replaces its hyperparameters.
       model: the architecture.
-      start: `{"lm": ...}`; also the reference: what the batches do not hold of it is
-        computed in the step.
-      optimizer: the learning rate is a hyperparameter and not taken from here.
-      devices: one run at a time on each; None takes all of this process.
+      start: `{"lm": ...}`; also the reference, whose statistics that the batches lack
+        are computed in the step.
+      optimizer: its learning rate is not used: it is in `Run.hparams`.
+      devices: one run at a time on each; None: all of this process.
     """
     self._use, self._model, self._optimizer = use, model, optimizer
     self._start = jax.device_get(start)
@@ -106,7 +105,7 @@ class Sweep:
     return outcomes
 
   def attempt(self, runs: Sequence[VectorisedRun]) -> list[Outcome]:
-    """Trains every run; one may have `diverged`, and its weights are then worthless."""
+    """Trains every run; the weights of one that `diverged` are invalid."""
     width = min(len(runs), len(self._devices))
     if width not in self.programs:
       self.programs[width] = self._compile(width)
@@ -120,9 +119,9 @@ class Sweep:
         for i in range(2)
       )
       seeds = np.array([run.seed for run in filled])
-      found = jax.device_get(self.programs[width](self._start, data, hparams, seeds))
+      results = jax.device_get(self.programs[width](self._start, data, hparams, seeds))
       for i in range(len(group)):
-        outcomes.append(Outcome(*jax.tree.map(lambda x, i=i: x[i], found)))
+        outcomes.append(Outcome(*jax.tree.map(lambda x, i=i: x[i], results)))
     return outcomes
 
   def _compile(self, width: int):
@@ -137,16 +136,16 @@ class Sweep:
       key = jax.random.key(seed)
       head = heads.init_reward_head(key, self._model.config.width)
       params = state.with_heads(objective, start, head)
-      begun = state.create(params, chain, objective.init(), key)
+      initial = state.create(params, chain, objective.init(), key)
 
       def one(carry, batch):
         return update(carry, {"ref": start}, batch, hparams)
 
-      done, curve = jax.lax.scan(one, begun, data)
-      outcome = (state.final_params(done), curve)
+      final, curve = jax.lax.scan(one, initial, data)
+      outcome = (state.final_params(final), curve)
       return jax.tree.map(lambda x: jnp.asarray(x)[None], outcome)
 
-    # Runs do not communicate: every device has the program of one run.
+    # No communication between runs: every device has the program of one run.
     mesh = Mesh(np.array(self._devices[:width]), ("run",), axis_types=(AxisType.Auto,))
     split = (P(), P("run"), P("run"), P("run"))
     return jax.jit(

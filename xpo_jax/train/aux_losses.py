@@ -1,7 +1,7 @@
-"""Auxiliary losses of a run, each on data of its own: PPO-ptx, a retain set.
+"""Prepares auxiliary losses, each on data of its own: PPO-ptx, a retain set.
 
-The batch of a loss is a function of the update's number, so that a resumed run goes on
-with the same batches.
+The batch of a loss is a function of the index of the optimiser step, so that a resumed
+run continues with the same batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ class AuxLosses(NamedTuple):
   """The auxiliary losses of a run and their batches.
 
   Attributes:
-    losses: built.
-    batches: by `AuxLoss.data`.
+    losses: the losses.
+    batches: batches of each loss, by `AuxLoss.data`.
     place: puts a batch on the mesh.
-    counts: of each one's data, and a digest of what is trained on.
+    counts: audit of each loss's data, with a digest of its examples.
   """
 
   losses: tuple[AuxLoss, ...]
@@ -32,12 +32,12 @@ class AuxLosses(NamedTuple):
   counts: Mapping[str, Any]
 
   def batch(self, update: int) -> dict[str, Batch]:
-    """Each loss's batch at an update of the run, from 0."""
+    """The batch of each loss at an optimiser step of the run, from 0."""
     return {n: self.place(x[update % len(x)]) for n, x in self.batches.items()}
 
 
 def check(configs: Sequence[AuxLossConfig], datasets: Datasets) -> None:
-  """Reads every loss's data once, before anything expensive.
+  """Reads the data of every loss once, before anything expensive.
 
   Raises:
     ValueError: no such data, or an objective that only rollouts can feed.
@@ -69,9 +69,9 @@ def prepare(
   """Reads, tokenises and packs the data of every loss.
 
   Args:
-    configs: the losses; `check` let them pass.
+    configs: the losses, accepted by `check`.
     tokenizer: of the policy.
-    run_dir: bad rows that are dropped are listed there.
+    run_dir: directory for the lists of dropped bad rows.
     datasets: see `loading.load`.
     place: puts a batch on the mesh.
   """
@@ -91,12 +91,12 @@ def prepare(
 
 
 def joined(objective: Objective, losses: Sequence[AuxLoss]) -> Objective:
-  """The objective with the statistics of all: which heads the policy must have."""
+  """Adds the statistics of the losses to those of an objective, which select heads."""
   stats = objective.stats.union(*(loss.objective.stats for loss in losses))
   return objective._replace(stats=stats)
 
 
 def read_reference(losses: Sequence[AuxLoss]) -> bool:
-  """Must the reference's parameters stay for the steps?"""
+  """Whether a loss reads the reference's parameters in the step."""
   stats = [stat for loss in losses for stat in loss.objective.stats]
   return any(role.split(".")[0] == references.ROLE for s in stats for role in s.roles)

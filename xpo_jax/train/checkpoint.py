@@ -1,9 +1,10 @@
-"""Checkpoints: orbax underneath, a checksum over every file, the newest valid one.
+"""Saves and restores checkpoints: orbax, with a checksum of every file.
 
-Orbax commits atomically but does not notice a flipped bit in an array's file, and a
-kill while it deletes an old step leaves that step listed and half gone. So a manifest
-of SHA-256 sums is written after the commit and checked before a restore; a step that
-fails falls back to the next older one, and old steps go once a newer one is sealed.
+Orbax commits atomically but does not detect a flipped bit in an array's file, and a
+kill while it deletes an old step leaves that step listed and incomplete. So a manifest
+of SHA-256 sums is written after the commit and verified before a restore. A step that
+fails verification falls back to the next older one; old steps are deleted once a newer
+one has its manifest.
 """
 
 import contextlib
@@ -29,10 +30,10 @@ class Restored(NamedTuple):
   """A checkpoint read back.
 
   Attributes:
-    state: with the abstract state's shardings; None where a run's first save was cut
-      off, and there is nothing before it.
-    meta: what was saved beside it.
-    rejected: later steps that were found damaged, each with the reason.
+    state: with the abstract state's shardings; None where a run's first save is
+      incomplete.
+    meta: metadata saved with it.
+    rejected: later steps that are damaged, each with the reason.
   """
 
   state: TrainState | None
@@ -41,7 +42,7 @@ class Restored(NamedTuple):
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's, which would delete old steps before the new one is sealed: `save` does."""
+  """Orbax's manager without deletion of old steps, which `save` does after sealing."""
 
   def __init__(self, directory: Path, keep: int, options: Any):
     super().__init__(directory, options=options)
@@ -49,7 +50,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def open_manager(directory: Path, keep: int) -> Manager:
-  """A manager that keeps the last `keep` steps and clears what a kill left behind."""
+  """Opens a manager that keeps the last `keep` steps and deletes incomplete files."""
   options = ocp.CheckpointManagerOptions(
     # Synchronous: the manifest must cover committed files before training goes on.
     enable_async_checkpointing=False,
@@ -59,7 +60,7 @@ def open_manager(directory: Path, keep: int) -> Manager:
 
 
 def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
-  """Saves at `state.step`, seals the step with its manifest, then lets old ones go."""
+  """Saves at `state.step`, writes the manifest, then deletes old steps."""
   step = int(state.step)
   if step in manager.all_steps():
     return
@@ -78,8 +79,9 @@ def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
 
 
 def restore(manager: Manager, like: TrainState) -> Restored | None:
-  """The newest checkpoint whose every file is as it was written, or None if there never
-  was one. Damaged steps after it are deleted: the run will save them anew.
+  """Restores the newest valid checkpoint; None where there is none at all.
+
+  Damaged steps after it are deleted: the run will save them again.
 
   Args:
     manager: see `open_manager`.
@@ -87,22 +89,22 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
       `jax.ShapeDtypeStruct`s).
 
   Raises:
-    ValueError: every checkpoint is damaged; names the reasons, deletes nothing.
+    ValueError: every checkpoint is damaged; lists the reasons, deletes nothing.
   """
-  faults, sound = {}, None
+  faults, valid = {}, None
   for step in sorted(manager.all_steps(), reverse=True):
     fault = verify(Path(manager.directory) / str(step))
     if fault is None:
-      sound = step
+      valid = step
       break
     faults[step] = fault
-  if sound is None and not faults:
+  if valid is None and not faults:
     return None
   rejected = tuple(f"step {step}: {fault}" for step, fault in faults.items())
-  # Steps are deleted only after a newer one is sealed: one alone without a manifest is
-  # the first save, cut off.
+  # Steps are deleted only after a newer one is sealed: a single step without a manifest
+  # is an incomplete first save.
   sealed = [Path(manager.directory) / str(step) / MANIFEST for step in faults]
-  if sound is None and (len(sealed) > 1 or sealed[0].exists()):
+  if valid is None and (len(sealed) > 1 or sealed[0].exists()):
     listed = "\n  ".join(rejected)
     raise ValueError(
       f"every checkpoint in {manager.directory} is damaged\n  {listed}\nnothing was "
@@ -111,40 +113,40 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   for step in faults:  # orbax refuses to write over a step
     shutil.rmtree(Path(manager.directory) / str(step))
   manager.reload()
-  if sound is None:
+  if valid is None:
     return Restored(None, {}, rejected)
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-  read = manager.restore(
-    sound,
+  content = manager.restore(
+    valid,
     args=ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
     ),
   )
-  return Restored(read["state"], read["meta"], rejected)
+  return Restored(content["state"], content["meta"], rejected)
 
 
 def policies(directory: Path) -> Iterator[tuple[int, Params]]:
-  """Steps and parameters of the checkpoints that a run kept, in order.
+  """Yields steps and parameters of the checkpoints of a run, in order.
 
   The parameters are those of `state.final_params`; damaged checkpoints are left out.
 
   Args:
-    directory: of the checkpoints.
+    directory: directory of the checkpoints.
   """
   manager = open_manager(directory, keep=len(list(directory.iterdir())))
   args = ocp.args.Composite(state=ocp.args.StandardRestore())
   try:
     for step in sorted(manager.all_steps()):
       if verify(directory / str(step)) is None:
-        held = manager.restore(step, args=args)["state"]
-        trained = held.get("train", held)  # an online state holds a trainer's
+        state = manager.restore(step, args=args)["state"]
+        trained = state.get("train", state)  # a `RolloutState` contains a `TrainState`
         yield step, trained["ema"] or trained["params"]
   finally:
     manager.close()
 
 
 def verify(directory: Path) -> str | None:
-  """What is wrong with a checkpoint's files, or None."""
+  """Describes the damage of a checkpoint's files; None where they are valid."""
   manifest = directory / MANIFEST
   if not manifest.exists():
     return f"{MANIFEST} is missing: the save was cut off"
@@ -163,18 +165,18 @@ def verify(directory: Path) -> str | None:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[threading.Event]:
-  """Turns SIGTERM into an event that the loop looks at between two steps.
+  """Turns SIGTERM into an event that the loop reads between two steps.
 
   In a thread other than the main one signals cannot be caught; the event then stays
-  unset and SIGTERM keeps its meaning.
+  unset and SIGTERM ends the process.
   """
-  asked = threading.Event()
+  stop = threading.Event()
   if threading.current_thread() is not threading.main_thread():
-    yield asked
+    yield stop
     return
-  before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+  before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
   try:
-    yield asked
+    yield stop
   finally:
     signal.signal(signal.SIGTERM, before)
 
@@ -183,9 +185,9 @@ def _seal(directory: Any) -> None:
   directory = Path(directory)
   files = sorted(file for file in directory.rglob("*") if file.is_file())
   sums = {str(file.relative_to(directory)): _sha256(file) for file in files}
-  beside = directory / (MANIFEST + ".tmp")
-  beside.write_text(json.dumps(sums, indent=1), encoding="utf-8")
-  beside.replace(directory / MANIFEST)
+  temporary = directory / (MANIFEST + ".tmp")
+  temporary.write_text(json.dumps(sums, indent=1), encoding="utf-8")
+  temporary.replace(directory / MANIFEST)
 
 
 def _sha256(file: Path) -> str:

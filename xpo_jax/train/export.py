@@ -1,4 +1,4 @@
-"""Exports what a run trained: a Hugging Face directory, adapters, a reward model."""
+"""Exports the trained weights: Hugging Face directory, adapters, reward model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +20,15 @@ from xpo_jax.train.loading import LoadedStart
 from xpo_jax.train.state import BASE, final_params
 from xpo_jax.types import Params
 
-REFERENCE_SAMPLES = 256  # completions on which a reward model's scale is set
+REFERENCE_SAMPLES = 256  # completions that normalise a reward model
 _MAX_TOKENS = 128  # of such a completion where the data set no limit
-_BATCH = 32  # of them decoded together
+_BATCH = 32  # prompts decoded at once
 
 
 def adapter_writer(
   experiment: Experiment, model: Model, frozen: Mapping[str, Params]
 ) -> Callable[[Any, Path], None]:
-  """`(state, directory)`: writes the adapters in PEFT's format."""
+  """Returns `(state, directory)`, which writes the adapters in PEFT's format."""
   start = experiment.start
   name = start.directory if isinstance(start, Pretrained) else None
 
@@ -49,18 +49,18 @@ def adapter_writer(
 def policy_writer(
   experiment: Experiment, begin: LoadedStart, loaded: Loaded, model: Model
 ) -> Callable[[Params, Path], None]:
-  """`(params, directory)`: writes weights and tokenizer; of a run that trains a scalar
-  head alone also reward.json, so that the directory gives rewards wherever it goes.
+  """Returns `(params, directory)`, which writes weights and tokenizer; for a reward
+  model also reward.json, its prompt template and normalisation.
 
-  Rewards of completions by the start, which is a later policy's reference, have mean 0
-  and standard deviation 1; a run from scratch has no reference and takes the preferred
-  completions. A preference model has no scale to set.
+  Rewards are normalised to mean 0 and standard deviation 1 on completions sampled from
+  the start, which is a later policy's reference; on the preferred completions of a run
+  from scratch, which has no reference. A preference model is not normalised.
 
   Args:
     experiment: the run.
-    begin: where it started.
+    begin: config, weights and tokenizer of its start.
     loaded: its records.
-    model: of the policy.
+    model: architecture of the policy.
   """
   tokenizer, start = begin.tokenizer, None
   if is_reward(experiment):
@@ -77,7 +77,7 @@ def policy_writer(
 
 
 def is_reward(experiment: Experiment) -> bool:
-  """Does a run train a scalar head on completions, and nothing that writes them?"""
+  """Whether a run trains only a scalar head on completions, and no policy."""
   stats = experiment.objective.build().stats
   return {role for stat in stats for role in stat.roles} == {"policy.value"}
 
@@ -97,7 +97,7 @@ def _describe(experiment, begin, loaded, model, params, directory) -> None:
 
 
 def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
-  """The good records that are not held out."""
+  """The valid records that are not held out."""
   share, rows = experiment.evaluation.share, loaded.records
   if share:
     shares = {"train": 1 - share, "held_out": share}
@@ -108,7 +108,7 @@ def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
 def _reference(
   experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
 ) -> tuple[list[records.Text], list[str]]:
-  """Prompts of the training data, and a reference completion of each."""
+  """Prompts of the training data with a completion of each to normalise rewards on."""
   first = {records.plain_text(row.prompt): row for row in rows}
   order = np.random.default_rng(experiment.seed).permutation(len(first))
   chosen = [list(first.values())[i] for i in order[:REFERENCE_SAMPLES]]
@@ -121,7 +121,7 @@ def _reference(
 def _completions(
   experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
 ) -> list[str]:
-  """One completion of each record's prompt by the start."""
+  """One completion of each record's prompt, sampled from the start."""
   data = experiment.data
   limits = Limits(data.limits.prompt, long_prompt="truncate")
   drawn = generate.generate(

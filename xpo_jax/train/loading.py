@@ -1,4 +1,4 @@
-"""Loads what a run starts from: records, tokenizer, weights, examples."""
+"""Loads records, tokenizer, initial weights, and examples of a run."""
 
 import dataclasses
 import hashlib
@@ -34,16 +34,17 @@ from xpo_jax.sharding import distributed
 from xpo_jax.types import Params
 
 Datasets = Mapping[str, Sequence[Record]]
-# Records that a function made, kept so that a resumed run has the same.
+# Records that a function made, stored so that a resumed run has the same.
 RECORDS, RECORDS_OF = "records.jsonl", "records_{}.jsonl"
 
 
 class LoadedStart(NamedTuple):
-  """Where the policy starts.
+  """Config, weights and tokenizer that the policy starts from.
 
   Attributes:
     config: of the decoder.
-    params: `{"lm": ..., "value": ... where the checkpoint holds a scalar head}`.
+    params: `{"lm": ..., "value": ...}`, the latter where the checkpoint has a scalar
+      head.
     tokenizer: of transformers.
   """
 
@@ -53,11 +54,11 @@ class LoadedStart(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """What checking an experiment read, so that it is not read twice.
+  """Inputs that checking an experiment has read, so that they are read once.
 
   Attributes:
-    loaded: records of the run's data or prompts; None where they are not made yet.
-    judge: of a run on rollouts; None where it is not made yet.
+    loaded: records of the run's data or prompts; None where they do not exist yet.
+    judge: of a run on rollouts; None where it does not exist yet.
   """
 
   loaded: Loaded | None = None
@@ -68,10 +69,10 @@ class PromptSet(NamedTuple):
   """Prompts to sample from.
 
   Attributes:
-    uids: names of their records.
-    texts: as a judge reads them.
-    ids: as the model reads them, int32, BOS first.
-    width: of the array that sampling pads them to, tokens of the longest.
+    uids: uids of their records.
+    texts: texts for the judge.
+    ids: token ids for the model, int32, BOS first.
+    width: tokens of the longest, to which sampling pads.
   """
 
   uids: tuple[str, ...]
@@ -86,13 +87,13 @@ def load(
   datasets: Datasets,
   made: Path | None = None,
 ) -> Loaded:
-  """The records of a source, by its path.
+  """Reads the records of a source, by its path.
 
   Args:
-    data: names the source.
-    like: says how rows are read.
-    datasets: records by the name that stands as a path.
-    made: file where records that a function makes are kept, or read if it is there.
+    data: config of the source.
+    like: config of how rows are read.
+    datasets: records by the name given as a path.
+    made: file of records that a function makes: written, or read where it exists.
 
   Raises:
     ValueError: a path of no known kind, or what `data.sources` raises.
@@ -127,18 +128,18 @@ def load(
 
 
 def is_there(data: Data | Prompts | Evaluation) -> bool:
-  """Whether records can be read before the run's stages are trained."""
+  """Whether records exist before the run's stages are trained."""
   return not isinstance(data.path, Configured)
 
 
 def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
-  """Tokenizer and weights where an experiment's policy starts.
+  """Loads the tokenizer and weights that an experiment's policy starts from.
 
   Args:
-    experiment: the run; no stage is left in it.
-    run_dir: where a tokenizer trained here is kept, so that a resumed run has the
+    experiment: the run, its stages replaced by directories.
+    run_dir: directory for a tokenizer trained here, so that a resumed run has the
       same.
-    loaded: what a tokenizer is trained on.
+    loaded: records to train a tokenizer on.
 
   Raises:
     ValueError: a directory without a tokenizer.
@@ -153,7 +154,7 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
 
 
 def pretrained(begin: Pretrained) -> LoadedStart:
-  """Config, weights and tokenizer of a Hugging Face directory.
+  """Loads config, weights and tokenizer of a Hugging Face directory.
 
   Raises:
     ValueError: it has no tokenizer.
@@ -165,10 +166,10 @@ def pretrained(begin: Pretrained) -> LoadedStart:
 
 
 def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
-  """The decoder of a reference of its own; None: the policy's start.
+  """Loads the reference's decoder; None where it is the policy's start.
 
   Raises:
-    ValueError: one of another architecture or tokenizer.
+    ValueError: another architecture or tokenizer than the policy's.
   """
   if experiment.reference is None:
     return None
@@ -190,13 +191,13 @@ def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
 def start_digests(
   experiment: Experiment, lm: Params, reference_lm: Params | None
 ) -> dict[str, str]:
-  """What data.json says of weights that are read anew at every resume: the base of
-  adapters, a start that is a directory, a reference of its own.
+  """Computes the digests of weights that every resume reads again: the base of
+  adapters, a start that is a directory, a separate reference.
 
   Args:
     experiment: the run.
     lm: the start's decoder.
-    reference_lm: the reference's, where it is another.
+    reference_lm: the reference's decoder, or None where it is the start's.
   """
   digests = {}
   if experiment.adapter is not None:
@@ -219,24 +220,24 @@ def prepare(
   run_dir: Path,
   datasets: Datasets,
 ) -> tuple[list[Example], list[Example], dict[str, Any]]:
-  """Examples to train on, held-out examples, and the audit of both as plain data.
+  """Prepares training examples, held-out examples, and the audit of both.
 
   Raises:
     BadRecords: bad records, where they stop the run.
   """
-  data, held = experiment.data, experiment.evaluation
-  fractions = {"train": 1 - held.share}
-  if held.share:
-    fractions["held_out"] = held.share
-  made = _prepare(data, loaded, tokenizer, fractions, run_dir / "bad_rows.jsonl")
-  counts = made.audit.summary()
-  examples = made.examples
-  if held.path is not None:
-    other = load(held, data, datasets)
+  data, evaluation = experiment.data, experiment.evaluation
+  fractions = {"train": 1 - evaluation.share}
+  if evaluation.share:
+    fractions["held_out"] = evaluation.share
+  prepared = _prepare(data, loaded, tokenizer, fractions, run_dir / "bad_rows.jsonl")
+  counts = prepared.audit.summary()
+  examples = prepared.examples
+  if evaluation.path is not None:
+    other = load(evaluation, data, datasets)
     file = run_dir / "bad_rows_held_out.jsonl"
-    made = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
-    examples = examples | made.examples
-    counts = counts | {"held_out": made.audit.summary()}
+    prepared = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
+    examples = examples | prepared.examples
+    counts = counts | {"held_out": prepared.audit.summary()}
   if data.transform is not None:
     transform = factory(data.transform)
     examples = {name: transform(rows, tokenizer) for name, rows in examples.items()}
@@ -246,13 +247,13 @@ def prepare(
 def examples(
   data: Data, name: str, tokenizer: Any, run_dir: Path, datasets: Datasets
 ) -> tuple[list[Example], dict[str, Any]]:
-  """All examples of a source, and the audit as plain data.
+  """Prepares all examples of a source, and their audit.
 
   Args:
     data: the source.
-    name: of the source in the run; files about it are named by it.
+    name: of the source in the run, for file names.
     tokenizer: of transformers.
-    run_dir: bad rows that are dropped are listed there.
+    run_dir: directory for the list of dropped bad rows.
     datasets: see `load`.
 
   Raises:
@@ -260,11 +261,11 @@ def examples(
   """
   loaded = load(data, data, datasets, run_dir / RECORDS_OF.format(name))
   file = run_dir / f"bad_rows_{name}.jsonl"
-  made = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
-  rows = made.examples["train"]
+  prepared = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
+  rows = prepared.examples["train"]
   if data.transform is not None:
     rows = factory(data.transform)(rows, tokenizer)
-  return rows, made.audit.summary()
+  return rows, prepared.audit.summary()
 
 
 def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
@@ -281,15 +282,15 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
 
 
 def records_digest(rows: Sequence[Record]) -> str:
-  """SHA-256 of records."""
+  """Computes the SHA-256 of records."""
   text = json.dumps([dataclasses.asdict(row) for row in rows], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def files_digest(path: Path) -> str:
-  """SHA-256 of a file, or of the files of a directory and their names."""
+  """Computes the SHA-256 of a file, or of a directory's files and their names."""
   files = (
-    sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else []
+    sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else []
   )
   sha = hashlib.sha256()
   for file in files or [path]:
@@ -306,7 +307,7 @@ def _from_records(name: str, rows: Sequence[Record]) -> Loaded:
 
 
 def _made(make: Configured, path: Path | None) -> Loaded:
-  """What a function makes, or made when the run began."""
+  """Records that a function makes, or made before the run was resumed."""
   if path is not None and path.exists():
     return _from_records(make.name, record_file.read(path))
   rows = tuple(make.build())
@@ -321,7 +322,7 @@ def _synthetic(path: str) -> Loaded:
   number = path.removeprefix("synthetic:")
   if not number.isdecimal() or not int(number):
     raise ValueError(
-      f"path {path!r}: synthetic:NUMBER wants a number of reviews, at least 1"
+      f"path {path!r}: synthetic:NUMBER needs a number of reviews, at least 1"
     )
   texts = synthetic_reviews.generate(int(number), seed=0)
   rows = [
@@ -332,19 +333,19 @@ def _synthetic(path: str) -> Loaded:
 
 
 def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
-  kept = run_dir / "tokenizer"
+  directory = run_dir / "tokenizer"
   if start.tokenizer is not None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(start.tokenizer)
-  elif kept.exists():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(kept)
+  elif directory.exists():
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
   else:
     texts = [
-      records.plain_text(row.prompt) + records.plain_text(answer)
+      records.plain_text(row.prompt) + records.plain_text(completion)
       for row in loaded.records
-      for answer in records.completions(row) or ("",)  # a bare prompt has none
+      for completion in records.completions(row) or ("",)  # a bare prompt has none
     ]
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
-    tokenizer.save_pretrained(kept)
+    tokenizer.save_pretrained(directory)
   if len(tokenizer) > start.model.vocab:
     raise ValueError(
       f"Scratch.model.vocab is {start.model.vocab}, the tokenizer has "
@@ -354,15 +355,15 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
 
 
 def check_room(config: Config, sampling: Sampling, longest: int) -> None:
-  """Refuses what a decoder of this config cannot sample.
+  """Refuses sampling settings that a decoder of this config does not support.
 
   Args:
     config: of the policy.
-    sampling: how completions are drawn.
+    sampling: of the run.
     longest: tokens of the longest prompt.
 
   Raises:
-    ValueError: more positions than it has learned, a top_k above its vocabulary.
+    ValueError: more positions than learned ones; top_k above the vocabulary size.
   """
   if sampling.top_k is not None and sampling.top_k > config.vocab:
     raise ValueError(
@@ -385,25 +386,25 @@ def prompt_sets(
   run_dir: Path,
   datasets: Datasets,
 ) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
-  """The training prompts, the held-out ones, and counts of both."""
-  config, held = experiment.data.prompts, experiment.evaluation
+  """Prepares the training prompts, the held-out ones, and counts of both."""
+  config, evaluation = experiment.data.prompts, experiment.evaluation
   every, bad = _prompt_set(config, loaded, tokenizer)
   chosen, held_out = every, None
-  if held.share:
+  if evaluation.share:
     sides = split.by_prompt(
       range(len(every.texts)),
-      {"train": 1 - held.share, "held_out": held.share},
+      {"train": 1 - evaluation.share, "held_out": evaluation.share},
       config.seed,
       prompt=lambda row: every.texts[row],
     )
     chosen, held_out = (_some(every, sides[name]) for name in ("train", "held_out"))
-  elif held.path is not None:
-    unlimited = dataclasses.replace(held, limit=None)
+  elif evaluation.path is not None:
+    unlimited = dataclasses.replace(evaluation, limit=None)
     other = load(unlimited, config, datasets)
     held_out, more = _prompt_set(config, other, tokenizer)
     bad += more
   if held_out is not None:
-    held_out = _some(held_out, range(len(held_out.ids))[: held.limit])
+    held_out = _some(held_out, range(len(held_out.ids))[: evaluation.limit])
     width = max(chosen.width, held_out.width)
     chosen, held_out = (x._replace(width=width) for x in (chosen, held_out))
   if bad:
@@ -429,11 +430,11 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
     ids = tokenise.tokenise_prompts(
       rows, tokenizer, config.template, limits=config.limits
     )
-  except records.BadRecords as found:
+  except records.BadRecords as error:
     if config.bad_rows == "stop":
       raise
-    bad += found.bad
-    wrong = {row.uid for row in found.bad}
+    bad += error.bad
+    wrong = {row.uid for row in error.bad}
     rows = [row for row in rows if row.uid not in wrong]
     ids = tokenise.tokenise_prompts(
       rows, tokenizer, config.template, limits=config.limits

@@ -1,8 +1,7 @@
-"""Trains: one loop for every experiment, from a value and a directory to a policy.
+"""Trains an experiment: one loop for records and rollouts.
 
-What differs between training on records and on rollouts is the program
-(`state.Program`) that `records_program` or `rollouts_program` makes; progress,
-metrics, held-out evaluation, checkpoints and preemption are here.
+The loop drives a program (`state.Program`) that `records_program` or `rollouts_program`
+makes; it does progress, metrics, held-out evaluation, checkpoints and preemption.
 """
 
 import time
@@ -28,12 +27,12 @@ from xpo_jax.train.loading import Datasets, Inputs
 from xpo_jax.train.state import Program
 from xpo_jax.types import Params
 
-# The only place that asks what an experiment trains on.
+# The only place that depends on the kind of data of an experiment.
 _MAKERS = {Data: records_program, Rollouts: rollouts_program}
 
 
 class Result(NamedTuple):
-  """What a run left.
+  """Result of a run.
 
   Attributes:
     run_dir: its directory.
@@ -41,7 +40,7 @@ class Result(NamedTuple):
     params: the final policy, `{"lm": ...}`, adapters merged; None as for `model`.
     tokenizer: its tokenizer.
     steps: steps done.
-    finished: False where SIGTERM ended it early; `resume` goes on.
+    finished: False where SIGTERM ended it early; `resume` continues.
   """
 
   run_dir: Path
@@ -53,7 +52,7 @@ class Result(NamedTuple):
 
 
 def maker(experiment: Experiment) -> Any:
-  """The module that checks an experiment and makes its program.
+  """Selects the module that checks an experiment and makes its program.
 
   It has the functions `check`, `prepare` and `held_out`.
   """
@@ -71,11 +70,11 @@ def train(
   """Runs an experiment from its start, its stages first.
 
   Args:
-    experiment: what to do.
+    experiment: the run.
     run_dir: a directory that does not exist yet.
     store: directory of stages that several runs share; None: `RUN/stages`.
-    datasets: records by name, where a path is such a name and not a file.
-    say: where plain lines go.
+    datasets: records by name, for a path that is such a name and not a file.
+    say: prints a line.
 
   Raises:
     ValueError: the run directory exists, or anything about the experiment, its stages
@@ -104,13 +103,13 @@ def resume(
 
   Args:
     run_dir: the run.
-    experiment: what the caller takes it to be, or None for what its config.yaml says.
+    experiment: to compare with config.yaml, or None for no comparison.
     store: see `train`.
     datasets: see `train`.
-    say: where plain lines go.
+    say: prints a line.
 
   Raises:
-    ValueError: no such run, or its data or configuration changed; says how.
+    ValueError: no such run, or its data or configuration changed; shows how.
   """
   run_dir = Path(run_dir)
   recorded = run_directory.read_config(run_dir, experiment)
@@ -126,7 +125,7 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
     datasets: see `train`.
 
   Returns:
-    What was read of the run's own data.
+    The inputs of the run that were read.
   """
   for stage in stages.of(experiment):
     check(stage.experiment, datasets)
@@ -137,7 +136,7 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   store = stages.default_store(run_dir) if store is None else Path(store)
 
   def run_stage(inner: Experiment, directory: Path) -> bool:
-    """Runs a stage, or the rest of it; whether it is finished."""
+    """Trains a stage or resumes it; returns whether it is finished."""
     shared = {"store": store, "datasets": datasets, "say": say}
     if (directory / yaml_file.FILE).exists():
       return resume(directory, inner, **shared).finished
@@ -203,12 +202,12 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> Any:
         evaluating = program.evaluate is not None and (
           last or run_directory.due(loop.eval_every, now)
         )
-        stopping = stop.is_set()  # once: a signal from here on is seen a step later
+        stopping = stop.is_set()  # read once: a later signal acts after the next step
         saving = last or stopping or run_directory.due(checkpoint_every, now)
         if evaluating:
           measured = {**measured, **program.evaluate(state)}
         pending.append((index, measured))
-        # The first step apart: its time is the compiler's.
+        # The first step is written alone: its time is compilation.
         showing = index == done or last or run_directory.due(log_every, now)
         if showing or evaluating or saving:
           line, clock = _write(program, run_dir, writer, pending, clock)

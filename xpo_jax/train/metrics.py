@@ -1,8 +1,8 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases if asked.
+"""Writes metrics: metrics.jsonl, TensorBoard, and optionally Weights & Biases.
 
-`metrics.jsonl` has one line a step, in order, and is the record: all but the keys under
-`time/` repeats bit for bit when a run is repeated or resumed. A number that is not
-finite is written as Python's json writes it (`NaN`, `Infinity`).
+`metrics.jsonl` has one line a step, in order: all but the keys under `time/` is equal
+bit for bit when a run is repeated or resumed. A number that is not finite is written as
+Python's json writes it (`NaN`, `Infinity`).
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ _STOP = None
 
 
 class Writer(NamedTuple):
-  """Open sinks of a run; made by `open_writer`, ended by `close`."""
+  """Open files and services of a run; see `open_writer` and `close`."""
 
   lines: Any
   board: tensorboardX.SummaryWriter
@@ -32,10 +32,10 @@ class Writer(NamedTuple):
 def open_writer(
   run_dir: Path, step: int = 0, wandb: Mapping[str, Any] | None = None
 ) -> Writer:
-  """Opens the sinks of a run that has done `step` steps.
+  """Opens the metrics of a run that has done `step` steps.
 
-  Lines of later steps, left by a run that died after its last checkpoint, are dropped,
-  so that the file of a resumed run equals that of an uninterrupted one.
+  Lines after that step, of a run killed after its last checkpoint, are removed, so that
+  the file of a resumed run equals that of an uninterrupted one.
 
   Args:
     run_dir: the run.
@@ -43,7 +43,7 @@ def open_writer(
     wandb: arguments of `wandb.init`, or None for no Weights & Biases.
 
   Raises:
-    ValueError: wandb is asked for and not installed.
+    ValueError: wandb is on and not installed.
   """
   path = run_dir / FILE
   if path.exists():
@@ -81,12 +81,12 @@ def write(writer: Writer, line: Mapping[str, float]) -> None:
 
 
 def flush(writer: Writer) -> None:
-  """Makes what was written visible to readers."""
+  """Flushes the written lines to the file."""
   writer.lines.flush()
 
 
 def close(writer: Writer, patience: float = 10.0) -> None:
-  """Ends the sinks; waits for Weights & Biases at most `patience` seconds."""
+  """Closes the sinks; waits for Weights & Biases at most `patience` seconds."""
   writer.lines.close()
   writer.board.close()
   if writer.worker is not None:
@@ -95,29 +95,29 @@ def close(writer: Writer, patience: float = 10.0) -> None:
 
 
 def read(run_dir: Path) -> list[dict[str, float]]:
-  """The lines of `metrics.jsonl`, a torn last line left out."""
+  """Reads the lines of `metrics.jsonl` without an incomplete last line."""
   return list(_lines(Path(run_dir) / FILE))
 
 
 def truncate(path: Path, step: int) -> None:
-  """Drops the lines after `step`, and a torn last line."""
-  kept = [json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step]
-  # Beside it, then renamed: a second kill must not lose the record.
-  beside = path.with_suffix(".tmp")
-  beside.write_text("".join(kept), encoding="utf-8")
-  beside.replace(path)
+  """Removes the lines after `step`, and an incomplete last line."""
+  lines = [json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step]
+  # Written to a temporary file, then renamed: a second kill must not lose lines.
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text("".join(lines), encoding="utf-8")
+  temporary.replace(path)
 
 
 def _lines(path: Path):
   for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
     if not text.endswith("\n"):
-      return  # the process died inside this line
+      return  # the process was killed while writing this line
     yield json.loads(text)
 
 
 def _forward(pipe: queue.SimpleQueue, init: dict[str, Any]) -> None:
-  """Feeds Weights & Biases from its own thread: a login prompt, a dead network or an
-  error of the service must neither hold up nor end the run."""
+  """Sends lines to Weights & Biases from its own thread: a login prompt, a network
+  failure or an error of the service must neither block nor end the run."""
   try:
     import wandb
 

@@ -1,4 +1,4 @@
-"""Turns judged rollouts into minibatches: records statistics, chooses, packs."""
+"""Makes minibatches of rollouts: records statistics, constructs pairs, packs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -20,17 +20,17 @@ from xpo_jax.types import Layout, Params, TokenStat
 Values = Mapping[str, Sequence[Sequence[np.ndarray]]]
 """Field -> for each prompt and completion an array with an entry for each token."""
 
-_BUCKETS = 4  # row lengths that updates may compile for
+_BUCKETS = 4  # row lengths that the step may compile for
 
 
 class RowSizes(NamedTuple):
-  """Sizes of batches of rollouts, a prompt group a row.
+  """Sizes of batches of rollouts, a prompt group in each row.
 
   Attributes:
     rows_per_step: prompts of an optimiser step.
     microbatches: gradient accumulation.
     prompt_width: tokens of the longest prompt.
-    max_completion_tokens: of a completion.
+    max_completion_tokens: limit on the tokens of a completion.
   """
 
   rows_per_step: int
@@ -39,15 +39,15 @@ class RowSizes(NamedTuple):
   max_completion_tokens: int
 
   def shape(self, longest: int, completions: int, rows: int = 1) -> Shape:
-    """The shape of a batch, of one of few row lengths.
+    """Computes the shape of a batch, with one of few row lengths.
 
     Row lengths are quarters of the longest possible row, so that short completions are
     not padded to the limit, and at most four programs are compiled.
 
     Args:
       longest: tokens of the longest group.
-      completions: of a group.
-      rows: that a prompt makes at most.
+      completions: completions of a group.
+      rows: largest number of rows of a prompt.
     """
     completion_tokens = completions * self.max_completion_tokens
     most = self.prompt_width + completion_tokens
@@ -65,7 +65,7 @@ class RowSizes(NamedTuple):
   def plan(
     self, examples: Sequence[Example], completions: int, rows: int = 1
   ) -> PackSizes:
-    """How examples are packed, a prompt group a row."""
+    """Computes how examples are packed, a prompt group in each row."""
     shape = self.shape(max(e.tokens for e in examples), completions, rows)
     return PackSizes(
       rows_per_step=rows * self.rows_per_step,
@@ -83,13 +83,13 @@ def record(
   sizes: RowSizes,
   place: Callable[[Batch], Batch],
 ) -> Values:
-  """What is known of each token at sampling time: `old_logp_BKT` as sampled; in one
-  pass of scoring, the reference's statistics and, where wanted, the sampler's values.
+  """Records the statistics of each token at sampling time: `old_logp_BKT` as sampled;
+  in one scoring pass, the reference's and, where needed, the sampler's values.
 
   Args:
     drawn: the rollouts.
     score: see `rollouts_program.recorder`.
-    roles: role -> parameters that it reads.
+    roles: role -> parameters that `score` reads.
     sizes: of the batches.
     place: puts a batch on the mesh.
   """
@@ -105,7 +105,7 @@ def record(
 
 
 def seq_kl(values: Values) -> np.ndarray:
-  """log pi_old - log pi_ref summed over each completion's tokens (k1), nats."""
+  """Sums log pi_old - log pi_ref over each completion's tokens (k1), nats."""
   old, ref = values["old_logp_BKT"], values["ref_logp_BKT"]
   return np.array(
     [
@@ -118,7 +118,7 @@ def seq_kl(values: Values) -> np.ndarray:
 def construct(
   pairs: PairConstruction, drawn: RolloutBatch, values: Values, reward_BK, present_BK
 ) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
-  """Examples in the objective's layout, and each field's arrays in their order."""
+  """Makes examples in the objective's layout, and each field's arrays in order."""
   chosen = pairs.choose(reward_BK, present_BK, drawn.length_BK)
   examples, arrays = [], {field: [] for field in values}
   for b, columns, desirable in chosen:
@@ -147,22 +147,22 @@ def cut(
   pairs: PairConstruction,
   sizes: RowSizes,
 ) -> tuple[Batches, Cache]:
-  """The minibatches of an iteration, and what `references.fill` puts into them.
+  """Splits an iteration into minibatches, with the cache for `references.fill`.
 
-  Every pass is cut by itself into `minibatches` of as many rows, or one less where the
-  pair construction left prompts out: a row stands once in a pass, and the number of
-  updates stays that of the schedule unless there are fewer rows than minibatches.
+  Each pass is split into `minibatches` of equal numbers of rows, or one less where the
+  pair construction left prompts out: a row occurs once in a pass, and the number of
+  optimiser steps is that of the schedule unless there are fewer rows than minibatches.
 
   Args:
     data: the run's.
     seed: of the run.
     index: of the iteration.
     examples, arrays: of `construct`.
-    pairs: how they were made.
+    pairs: the pair construction of `construct`.
     sizes: of the batches.
   """
   K = data.sampling.completions
-  # One number from two, so that iterations and seeds do not share orders.
+  # Hashed together, so that iterations and seeds do not share orders.
   order = np.random.SeedSequence((seed, index)).generate_state(1)
   batches = pack.plan(
     examples,
@@ -175,7 +175,7 @@ def cut(
 
 
 def _evened(batches: Batches, data: Rollouts) -> Batches:
-  """The same rows, a group each, with empty ones where a step is not full."""
+  """Distributes the rows evenly over steps, padded with empty rows."""
   passes, most = data.ppo_epochs, batches.rows_per_step
   rows = len(batches.group) // passes
   steps = min(data.minibatches, rows)
@@ -198,14 +198,14 @@ def largest(
   pairs: PairConstruction,
   sizes: RowSizes,
 ) -> Batch | None:
-  """A minibatch of the largest shape: every prompt the longest, every completion at the
-  limit; None where the pair construction takes none of rewards that all differ.
+  """Makes a minibatch of the largest shape: every prompt the longest, every completion
+  at the limit; None where the pair construction selects no completions.
 
   Args:
     data: the run's.
     prompt: the longest one.
-    stats: what is recorded; see `rollouts_program.recorded_stats`.
-    pairs: how completions become examples.
+    stats: recorded statistics; see `rollouts_program.recorded_stats`.
+    pairs: the pair construction.
     sizes: of the batches.
   """
   B, K = data.prompts_per_iteration, data.sampling.completions

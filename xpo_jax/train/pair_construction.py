@@ -1,8 +1,8 @@
-"""How the K judged completions of a prompt become what an objective trains on.
+"""Constructs pairs, or other layouts, from the K rewarded completions of a prompt.
 
-A pair construction is a layout and a choice of rows, each some columns of one prompt:
-all of them, the best and the worst, every pair. Everything recorded with a completion
-goes with it.
+A pair construction is a layout and a selection of examples, each some columns of one
+prompt: all of them, the best and the worst, every pair. The statistics recorded with a
+completion are selected with it.
 """
 
 import itertools
@@ -16,12 +16,12 @@ from xpo_jax.types import Layout
 
 
 class ChosenColumns(NamedTuple):
-  """One row of a batch.
+  """The selected columns of one example.
 
   Attributes:
-    prompt: number b of its prompt.
-    columns: which of that prompt's completions, in the order of the layout.
-    desirable: the label of a row that is rated; None in other layouts.
+    prompt: index b of its prompt.
+    columns: indices of that prompt's completions, in the order of the layout.
+    desirable: the label of a rated completion; None in other layouts.
   """
 
   prompt: int
@@ -30,7 +30,7 @@ class ChosenColumns(NamedTuple):
 
 
 Choose = Callable[[np.ndarray, np.ndarray, np.ndarray], list[ChosenColumns]]
-"""`(reward_BK, present_BK, length_BK) -> rows`, prompt by prompt; one may have none."""
+"""`(reward_BK, present_BK, length_BK) -> rows`, in the order of the prompts."""
 
 
 def _one(completions: int) -> int:
@@ -39,15 +39,15 @@ def _one(completions: int) -> int:
 
 
 class PairConstruction(NamedTuple):
-  """A choice of completions.
+  """A layout and a selection of completions.
 
   Attributes:
-    layout: what the chosen columns mean.
+    layout: layout of the selected columns.
     choose: see `Choose`; rewards of absent columns are 0.
-    completions: how many of K go into a row at most, or None for all.
-    rows: K -> rows that a prompt becomes at most. An optimiser step takes as many rows
-      of each of its prompts; all rows weigh the same.
-    brings: fields of `Scored` that the choice adds to what rollouts bring.
+    completions: largest number of completions of a row, or None for K.
+    rows: K -> largest number of rows of a prompt, by which the rows of an optimiser
+      step are multiplied. All rows have equal weight.
+    brings: fields of `Scored` that the selection adds to those of rollouts.
   """
 
   layout: Layout
@@ -58,7 +58,7 @@ class PairConstruction(NamedTuple):
 
 
 def as_sampled() -> PairConstruction:
-  """All completions that were judged, in their order."""
+  """Selects all completions with a reward, in their order."""
 
   def choose(reward_BK, present_BK, length_BK):
     del reward_BK, length_BK
@@ -68,7 +68,7 @@ def as_sampled() -> PairConstruction:
 
 
 def best() -> PairConstruction:
-  """The best completion of each prompt, the first of several, as a demonstration."""
+  """Selects the best completion of each prompt as a demonstration; ties: the first."""
 
   def choose(reward_BK, present_BK, length_BK):
     del length_BK
@@ -80,10 +80,10 @@ def best() -> PairConstruction:
 
 
 def best_worst(length_penalty: float = 0.0) -> PairConstruction:
-  """A pair of the best and the worst; a tie is left out. See `pairing.best_worst`.
+  """Selects the best and the worst; a tie is left out. See `pairing.best_worst`.
 
   Args:
-    length_penalty: reward taken per token, for the choice of the two only.
+    length_penalty: penalty per token, for the selection only.
   """
 
   def choose(reward_BK, present_BK, length_BK):
@@ -93,30 +93,30 @@ def best_worst(length_penalty: float = 0.0) -> PairConstruction:
 
 
 def best_first() -> PairConstruction:
-  """A pair of the best and a random one. See `pairing.best_first`."""
+  """Selects the best and a random one. See `pairing.best_first`."""
   return _pairs(pairing.best_first)
 
 
 def best_second() -> PairConstruction:
-  """A pair of the best and the next best. See `pairing.best_second`."""
+  """Selects the best and the second best. See `pairing.best_second`."""
   return _pairs(pairing.best_second)
 
 
 def first_two() -> PairConstruction:
-  """A pair of two random ones, the better one chosen. See `pairing.first_two`."""
+  """Selects two random ones, the better one as chosen. See `pairing.first_two`."""
   return _pairs(pairing.first_two)
 
 
 def all_pairs(gap: float = 0.0) -> PairConstruction:
-  """Every two completions of a prompt, the better one first: K (K - 1) / 2 pairs.
+  """Selects all pairs of a prompt, the better one first: K (K - 1) / 2.
 
   DNO (Rosset et al. 2024, arXiv:2404.03715) regresses on win rates of all pairs; its
-  practical form keeps those that are far apart.
+  practical form uses those of a large gap.
 
   Args:
-    gap: pairs whose rewards differ by less are left out, >= 0. At 0 ties stay, in the
-      order of sampling: where the label is all that an objective reads, as in DPO, ask
-      for more.
+    gap: smallest difference of rewards of a pair, >= 0. At 0 ties are included, in the
+      order of sampling: for an objective that reads the labels alone, such as DPO, use
+      a gap > 0.
   """
   if gap < 0:
     raise ValueError(f"all_pairs: gap is {gap}; allowed: gap >= 0")
@@ -134,7 +134,7 @@ def all_pairs(gap: float = 0.0) -> PairConstruction:
 
 
 def rated_by_threshold(threshold: float = 0.0) -> PairConstruction:
-  """Every completion by itself, desirable where its reward is above a threshold.
+  """Labels every completion, desirable where its reward is above a threshold.
 
   Iterative CRINGE (Xu et al. 2023, arXiv:2312.16682) labels a policy's own samples so.
   """
@@ -150,7 +150,7 @@ def rated_by_threshold(threshold: float = 0.0) -> PairConstruction:
 
 
 def rated_best_worst() -> PairConstruction:
-  """The best completion as desirable, the worst as undesirable; a tie is left out."""
+  """Labels the best completion desirable, the worst undesirable; ties are left out."""
 
   def choose(reward_BK, present_BK, length_BK):
     del length_BK
@@ -189,7 +189,7 @@ def _pairs(rule: Callable[..., pairing.PairIndices]) -> PairConstruction:
 def _kept(pairs: pairing.PairIndices) -> list[ChosenColumns]:
   chosen, rejected, _, keep = (np.asarray(x) for x in pairs)
   both = np.stack([chosen, rejected], 1).astype(int).tolist()
-  return _whole([two if kept > 0 else [] for two, kept in zip(both, keep, strict=True)])
+  return _whole([pair if k > 0 else [] for pair, k in zip(both, keep, strict=True)])
 
 
 def _whole(columns: Sequence[list[int]]) -> list[ChosenColumns]:

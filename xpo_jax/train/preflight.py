@@ -1,10 +1,10 @@
-"""Finds everything that can be wrong with a recipe without training it.
+"""Validates a recipe without training it, and computes its budget.
 
-Reads and tokenises the data, packs it, reads the start's weights, and compiles the
-step to learn its memory; no step is run and no reference is scored. Of a run on
-rollouts the judge is made, nothing is sampled, and the step is that of the largest
-batch there can be: the longest prompt, completions at the limit. A stage stands for
-what it would leave by untrained weights of the same shapes.
+Reads, tokenises and packs the data, reads the start's weights, and compiles the step
+for its memory; no step is run and the reference is not scored. For a run on rollouts
+the judge is made, nothing is sampled, and the step is compiled for the largest batch:
+the longest prompt, completions at the limit. Untrained weights of the same shapes take
+the place of those of a stage.
 """
 
 import functools
@@ -43,17 +43,17 @@ from xpo_jax.train.loading import Datasets, Inputs, LoadedStart
 
 
 class Budget(NamedTuple):
-  """What one stage of an experiment will compute.
+  """Data, sizes and memory of one stage of an experiment.
 
   Attributes:
     name: the objective with its hyperparameters.
     counts: the data's audit.
     sizes: steps, shapes, tokens, parameters.
     bytes: of the compiled step on one device: "arguments" (state and batch),
-      "temporaries", and of an online run what it keeps "between updates" beside them,
-      a reference or older samplers; sampling itself is not in it. None on a mesh.
-    shown: the first rows, token by token (`audit.inspect_tokens`); of an online run the
-      first prompt.
+      "temporaries", and for a run on rollouts "between updates": reference and older
+      samplers; without sampling. None on a mesh.
+    shown: the first rows, token by token (`audit.inspect_tokens`); of a run on rollouts
+      the first prompt.
   """
 
   name: str
@@ -71,10 +71,10 @@ def check(*experiments: Experiment, datasets: Datasets | None = None) -> list[Bu
     datasets: records by name; see `loop.train`.
 
   Returns:
-    A budget for each stage and each run, stages before the runs that ask for them.
+    A budget for each stage and each run, stages before the runs that need them.
 
   Raises:
-    ValueError: whatever training would refuse before its first step.
+    ValueError: as `loop.train` before its first step.
   """
   datasets, budgets = datasets or {}, {}
   with tempfile.TemporaryDirectory() as store:
@@ -85,12 +85,12 @@ def check(*experiments: Experiment, datasets: Datasets | None = None) -> list[Bu
 
 
 def lines(budget: Budget) -> list[str]:
-  """A budget for a screen."""
+  """Formats a budget for display."""
   counts, sizes = budget.counts, budget.sizes
   if "made by" in counts:
-    made = f"records made by {counts['made by']} when the run starts: not checked"
+    source = f"records made by {counts['made by']} when the run starts: not checked"
     sizes_listed = [f"{name} {value:,}" for name, value in sizes.items()]
-    return [budget.name, *(f"  {line}" for line in [made, *sizes_listed])]
+    return [budget.name, *(f"  {line}" for line in [source, *sizes_listed])]
   rows = f"rows {counts['rows']:,}"
   if "prompts" in counts:
     rows += f", dropped {counts['dropped']:,}; prompts {counts['prompts']:,}"
@@ -100,17 +100,17 @@ def lines(budget: Budget) -> list[str]:
     rows += f", kept {counts['kept']:,}, dropped {sum(counts['dropped'].values()):,}"
     rows += f", truncated {counts['truncated_prompts']:,} prompts and "
     rows += f"{counts['truncated_completions']:,} completions"
-  found = [rows, *(f"{name} {value:,}" for name, value in sizes.items())]
+  facts = [rows, *(f"{name} {value:,}" for name, value in sizes.items())]
   if "tokens computed" in sizes:
     ratio = sizes["tokens computed"] / max(sizes["unique tokens"], 1)
-    found.append(f"tokens computed per unique token {ratio:.3f}")
+    facts.append(f"tokens computed per unique token {ratio:.3f}")
   for name, value in (budget.bytes or {}).items():
-    found.append(f"memory, {name}: {value / 2**20:,.1f} MiB")
+    facts.append(f"memory, {name}: {value / 2**20:,.1f} MiB")
   marked = (f"[{t.text}]" if t.loss else t.text for t in budget.shown[0][:60])
   text = textwrap.indent("".join(marked), "    ")
   return [
     budget.name,
-    *(f"  {line}" for line in found),
+    *(f"  {line}" for line in facts),
     "  first row, loss in [ ]:",
     text,
   ]
@@ -124,7 +124,7 @@ def _budget(
   budgets: dict[Path, Budget],
 ) -> Path:
   """Adds the budgets of an experiment, its stages first, and returns a directory with
-  the weights that it would leave, untrained."""
+  untrained weights in place of its policy."""
   run_dir = stages.directory(experiment, store, datasets)
   policy = run_dir / "policy"
   if run_dir in budgets:
@@ -142,7 +142,7 @@ def _budget(
 
 
 def _export(experiment: Experiment, begin: LoadedStart, policy: Path) -> None:
-  """Writes what a run would leave, untrained: shapes and tokenizer are the same."""
+  """Writes untrained weights of the run's shapes, and its tokenizer."""
   params = begin.params
   if export.is_reward(experiment):
     head = heads.init_value_head(begin.config.width)
@@ -254,11 +254,11 @@ def _rollouts_memory(parts, first) -> dict[str, int] | None:
     beta["beta"] = float(first.beta)
   hparams = step.hparams(experiment.optimizer, **beta)
   arguments = (first.train, read, batch, hparams, parts.aux.batch(0))
-  # The start, of which adapters read their base; the reference of now; less what of
-  # both the step reads.
+  # The start (the base of adapters) and the current reference, less those that are
+  # arguments of the step.
   copies = (not parts.frozen) + (first.ref is not None) - (references.ROLE in read)
-  kept = [first.sampler, *[parts.ref] * copies]
-  between = sum(x.nbytes for x in jax.tree.leaves(kept))
+  resident = [first.sampler, *[parts.ref] * copies]
+  between = sum(x.nbytes for x in jax.tree.leaves(resident))
   return _compiled(parts.take, *arguments) | {"between updates": between}
 
 
@@ -302,8 +302,8 @@ def _memory(
 
 
 def _compiled(update: step.Step, *arguments) -> dict[str, int]:
-  found = update.lower(*arguments).compile().memory_analysis()
+  memory = update.lower(*arguments).compile().memory_analysis()
   return {
-    "arguments": found.argument_size_in_bytes,
-    "temporaries": found.temp_size_in_bytes,
+    "arguments": memory.argument_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
   }

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines otherwise."""
+"""Shows the progress of a run: a bar on a terminal, plain lines otherwise."""
 
 import contextlib
 import sys
@@ -17,7 +17,7 @@ def say(text: str) -> None:
   print(text, flush=True)
 
 
-_printed = say  # what a bar stands for; lines that go elsewhere stay lines
+_printed = say  # replaced by a bar on a terminal; other functions get lines
 
 
 @contextlib.contextmanager
@@ -29,8 +29,8 @@ def following(
   Args:
     steps: of the whole run.
     done: steps done before.
-    say: where plain lines go; a bar takes the place of `progress.say` alone.
-    names: what is shown of a line; a terminal's bar has room for the first two.
+    say: prints a line; a bar replaces only `progress.say`.
+    names: metrics to show; a bar has room for the first two.
   """
   if say is not _printed or not sys.stdout.isatty():
     yield lambda line: say(f"step {int(line['step'])}/{steps}  {describe(line, names)}")
@@ -49,7 +49,7 @@ def following(
 
 
 def describe(line: Mapping[str, float], names: Sequence[str] = _SHOWN) -> str:
-  """The few numbers of a line that a person watches."""
+  """Formats the metrics of a line that are shown."""
   shown = [f"{name} {line[name]:.4g}" for name in names if name in line]
   if "time/tokens_per_second" in line:
     shown.append(f"{line['time/tokens_per_second']:,.0f} tokens/s")

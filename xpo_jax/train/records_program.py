@@ -1,4 +1,4 @@
-"""Makes the program of a run on records: fixed data, cached reference statistics."""
+"""Makes the program of a run on records, with cached reference statistics."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
   Attributes:
     batches: by step.
-    cache: of the reference, or None where the objective reads none that can be cached.
+    cache: of the reference's statistics, or None where none can be cached.
     place: puts a batch on the mesh.
   """
 
@@ -56,7 +56,7 @@ class Source(NamedTuple):
     return self.place(references.fill(self.cache, self.batches[index]))
 
   def following(self, done: int) -> Iterator[Batch]:
-    """The batches after `done` steps; a thread makes the next ones meanwhile."""
+    """The batches after `done` steps, prefetched by a thread."""
     dataset = grain.MapDataset.source(self.batches).slice(slice(done, None))
     dataset = dataset.map(functools.partial(references.fill, self.cache))
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -69,7 +69,7 @@ class HeldOut(NamedTuple):
   Attributes:
     prompts: token ids of the different prompts, in the data's order.
     texts: the prompts as texts; empty where they are decoded from the ids.
-    examples: held-out examples, or none where prompts are all there is.
+    examples: held-out examples; empty where there are only prompts.
   """
 
   prompts: list[Any]
@@ -78,7 +78,7 @@ class HeldOut(NamedTuple):
 
 
 def check(experiment: Experiment, datasets: Datasets) -> Inputs:
-  """Refuses what is wrong with a run on records before anything is made.
+  """Validates a run on records before anything is made.
 
   Returns:
     Its records; None where a function makes them when the run starts.
@@ -107,11 +107,11 @@ def prepare(
   """Reads the start, tokenises, packs, scores the reference, places the state.
 
   Args:
-    experiment: the run; `check` let it pass, no stage is left in it.
+    experiment: the run, accepted by `check`, its stages replaced by directories.
     run_dir: its directory.
-    inputs: what `check` read; what is None there is read here.
+    inputs: of `check`; what is None there is read here.
     datasets: see `loading.load`.
-    say: where lines go.
+    say: prints a line.
   """
   data, mesh = experiment.data, validate.make_mesh(experiment.mesh)
   loaded = inputs.loaded
@@ -153,10 +153,10 @@ def prepare(
     frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)
   scoring = _ReferenceScoring(experiment, run_dir, begin, ref, mesh, put, say)
   source = Source(batches, _cached(scoring, "train", train, in_order["train"]), put)
-  held = None
+  held_out_source = None
   if held_out:
     plan = in_order["held_out"]
-    held = Source(plan, _cached(scoring, "held_out", held_out, plan), put)
+    held_out_source = Source(plan, _cached(scoring, "held_out", held_out, plan), put)
   models = {"policy": model, references.ROLE: model}
   take = step.make_step(
     build,
@@ -177,11 +177,11 @@ def prepare(
     state=first,
     total=len(batches),
     advance=_advance(take, frozen, source, hparams, aux),
-    evaluate=held
+    evaluate=held_out_source
     and _evaluate(
       step.make_evaluation(build, models, mesh=mesh, adapter=adapter),
       frozen,
-      held,
+      held_out_source,
       hparams,
     ),
     line=functools.partial(_line, batches),
@@ -209,7 +209,7 @@ def examples(
   run_dir: Path,
   datasets: Datasets,
 ) -> tuple[list[Example], list[Example], dict[str, Any]]:
-  """Examples in the objective's layout, to train on and held out, and their audit."""
+  """Makes training and held-out examples in the objective's layout, and their audit."""
   train, held_out, counts = loading.prepare(
     experiment, loaded, tokenizer, run_dir, datasets
   )
@@ -227,7 +227,7 @@ def held_out(
   tokenizer: Any,
   datasets: Datasets,
 ) -> HeldOut:
-  """The held-out examples of a run and their different prompts.
+  """Loads the held-out examples of a run and their different prompts.
 
   Raises:
     ValueError: the run holds nothing out.
@@ -244,7 +244,7 @@ def held_out(
 
 
 def placed(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
-  """A decoder's frozen parameters on the mesh, or on the device."""
+  """Places a decoder's frozen parameters on the mesh, or on the device."""
   if mesh is None:
     return jax.tree.map(jnp.asarray, lm)
   return place.place_params(mesh, lm, model.logical_axes())
@@ -255,7 +255,7 @@ def _unchanged(batch: Batch) -> Batch:
 
 
 def _advance(take, frozen, source, hparams, aux):
-  """`(state, index) -> (state, metrics)`; batches are made ahead of their steps."""
+  """`(state, index) -> (state, metrics)`, with prefetched batches."""
   ahead: dict[int, Iterator[Batch]] = {}
 
   def advance(now: TrainState, index: int) -> tuple[TrainState, Mapping[str, Array]]:
@@ -270,7 +270,7 @@ def _advance(take, frozen, source, hparams, aux):
 def _evaluate(run, frozen, held_out, hparams):
   """`state -> metrics`: loss and metrics on the held-out data, as `eval/...`.
 
-  Reads the state, moves nothing of it. Draws are the same at every evaluation.
+  The state is unchanged. Random draws are the same at every evaluation.
   """
 
   def evaluate(now: TrainState) -> dict[str, Array]:
@@ -288,18 +288,18 @@ def _evaluate(run, frozen, held_out, hparams):
 def _line(
   batches: Batches, index: int, numbers: Mapping[str, float], seconds: float
 ) -> dict[str, float]:
-  """A line of metrics.jsonl; tokens are those of the rows, padding left out."""
+  """A line of metrics.jsonl; tokens per second without padding."""
   numbers = dict(numbers)
   line = {"step": index + 1, "epoch": batches.epoch_of(index)}
   line |= {"loss": numbers.pop("loss")} | numbers
-  rate = batches.rows_per_step * batches.shape.L / seconds
-  tokens = rate * (1 - numbers["padding"])
+  computed = batches.rows_per_step * batches.shape.L / seconds
+  tokens = computed * (1 - numbers["padding"])
   return line | {"time/seconds": seconds, "time/tokens_per_second": tokens}
 
 
 def _plan(data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
-  """Training batches, and each data set read once in order; all of one shape, so that
-  they share compiled programs."""
+  """Training batches, and one pass over each data set in order; all of one shape, so
+  that they share compiled programs."""
   order = {"seed": data.seed, "epochs": data.epochs, "steps": data.steps}
   plans = {"run": pack.plan(train, data.sizes, **order)}
   for name, rows in {"train": train, "held_out": held_out}.items():
@@ -312,7 +312,7 @@ def _plan(data, train, held_out) -> tuple[Batches, dict[str, Batches]]:
 
 
 class _ReferenceScoring(NamedTuple):
-  """What scoring a data set under the reference reads."""
+  """Arguments of scoring a data set under the reference."""
 
   experiment: Experiment
   run_dir: Path
@@ -326,7 +326,7 @@ class _ReferenceScoring(NamedTuple):
 def _cached(
   scoring: _ReferenceScoring, name: str, rows: list[Example], batches: Batches
 ) -> Cache | None:
-  """The reference's statistics of a data set: from disk, or computed and kept."""
+  """The reference's statistics of a data set: read, or computed and written."""
   stats = references.cacheable(scoring.experiment.objective.build())
   if not stats:
     return None

@@ -1,8 +1,8 @@
-"""The reference's statistics per token: computed once, kept on disk, never guessed.
+"""Caches the reference's statistics per token: computed once, stored on disk.
 
-They are stored end to end in the order of the data set, one entry per response token,
-and cut into batches by row number, so that one file serves every packing. A cache made
-from anything else than what the run uses is refused, and the message says what differs.
+They are concatenated in the order of the data set, one entry per completion token, and
+indexed by example, so that one file serves every packing. A cache of other data or
+another reference than the run's is refused; the message lists the differences.
 """
 
 import functools
@@ -29,11 +29,11 @@ ROLE = "ref"
 
 
 class Cache(NamedTuple):
-  """Statistics of every response token of a data set.
+  """Statistics of every completion token of a data set.
 
   Attributes:
     values: field -> float32 [tokens with loss, ...], in the order of the store.
-    start_NK: where the tokens of completion k of example n start.
+    start_NK: index of the first token of completion k of example n.
   """
 
   values: Mapping[str, np.ndarray]
@@ -41,8 +41,8 @@ class Cache(NamedTuple):
 
 
 def cacheable(objective: Objective) -> tuple[TokenStat, ...]:
-  """The needs to cache: all that read the reference, if none of them reads another
-  role too; else none, for the reference must then run with every step anyway."""
+  """Selects the statistics to cache: all that read the reference, if none of them reads
+  another role too; else none, because every step must then run the reference."""
   reading = [s for s in objective.stats if ROLE in _roots(s)]
   if any(_roots(s) != {ROLE} for s in reading):
     return ()
@@ -50,7 +50,7 @@ def cacheable(objective: Objective) -> tuple[TokenStat, ...]:
 
 
 def reads_live(objective: Objective) -> bool:
-  """Must the reference's parameters stay for the steps?"""
+  """Whether the objective reads the reference's parameters in the step."""
   reading = any(ROLE in _roots(stat) for stat in objective.stats)
   return reading and not cacheable(objective)
 
@@ -64,7 +64,7 @@ def key(
   dtype: str,
   stats: Sequence[TokenStat],
 ) -> dict[str, Any]:
-  """Everything that the cached numbers depend on, by name."""
+  """Computes digests of everything that the cached values depend on, by name."""
   return {
     "data": audit.digest(examples),
     "tokenizer": audit.tokenizer_digest(tokenizer),
@@ -80,9 +80,9 @@ def key(
 def scorer(
   model: Model, stats: tuple[TokenStat, ...], mesh: jax.sharding.Mesh | None = None
 ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-  """The jitted `(params of the reference, batch) -> {field: [M, B, K, T]}`.
+  """Makes the jitted `(params of the reference, batch) -> {field: [M, B, K, T]}`.
 
-  Equal arguments give the same function: several data sets compile once.
+  Equal arguments return the same function, so that several data sets compile once.
   """
 
   def one(params, microbatch):
@@ -112,35 +112,35 @@ def compute(
   for step in range(len(batches)):
     batch = batches[step]
     at = _positions(cache, batch)
-    kept = batch.mask_MBKT > 0
+    mask = batch.mask_MBKT > 0
     for field, x_MBKT in jax.device_get(run(params, place(batch))).items():
       if field not in cache.values:
         shape = (int(data.loss.sum()), *x_MBKT.shape[4:])
         cache.values[field] = np.zeros(shape, x_MBKT.dtype)
-      cache.values[field][at[kept]] = x_MBKT[kept]
+      cache.values[field][at[mask]] = x_MBKT[mask]
   return cache
 
 
 def cache(values: Mapping[str, np.ndarray], data: TokenStore) -> Cache:
-  """Statistics found elsewhere, in the order of the data set's response tokens."""
+  """Makes a cache of given values, in the order of the data set's completion tokens."""
   return Cache(values, _starts(data))
 
 
 def fill(cache: Cache | None, batch: Batch) -> Batch:
-  """The batch with the cached statistics in `ref`; padding is 0."""
+  """Adds the cached statistics to a batch as `ref`; padding is 0."""
   if cache is None:
     return batch
   at = _positions(cache, batch)
-  kept = batch.mask_MBKT > 0
+  mask = batch.mask_MBKT > 0
   ref = {}
   for field, values in cache.values.items():
     tail = (1,) * (values.ndim - 1)
-    ref[field] = np.where(kept.reshape(*kept.shape, *tail), values[at], 0)
+    ref[field] = np.where(mask.reshape(*mask.shape, *tail), values[at], 0)
   return batch.replace(ref=ref)
 
 
 def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
-  """Writes a cache, its key last: a torn one has none."""
+  """Writes a cache, its key last: an incomplete one has none."""
   directory.mkdir(parents=True, exist_ok=True)
   for field, values in cache.values.items():
     np.save(directory / f"{field}.npy", values)
@@ -148,7 +148,7 @@ def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
 
 
 def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache | None:
-  """The cache in a directory; None where there is none yet.
+  """Reads the cache in a directory; None where there is none yet.
 
   Args:
     directory: see `write`.
@@ -156,12 +156,12 @@ def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache 
     wanted: the run's key.
 
   Raises:
-    ValueError: the cache was made from something else; says from what.
+    ValueError: the cache has another key; shows the differences.
   """
   if not (directory / KEY).exists():
     return None
-  found = json.loads((directory / KEY).read_text(encoding="utf-8"))
-  lines = yaml_file.difference(found, json.loads(json.dumps(wanted)))
+  stored = json.loads((directory / KEY).read_text(encoding="utf-8"))
+  lines = yaml_file.difference(stored, json.loads(json.dumps(wanted)))
   if lines:
     listed = "\n  ".join(lines)
     raise ValueError(
@@ -180,7 +180,7 @@ def _roots(stat: TokenStat) -> set[str]:
 
 
 def _starts(data: TokenStore) -> np.ndarray:
-  """For example n and column k, how many tokens with loss come before."""
+  """For example n and column k, the number of tokens with loss before it."""
   before = np.concatenate([[0], data.loss.cumsum()])[data.piece_start]
   counts = np.diff(data.group_start) - 1
   start_NK = np.zeros((len(counts), int(counts.max())), np.int64)

@@ -1,4 +1,4 @@
-"""Verdicts on rollouts: asked for, refused if no number, shaped, summed up."""
+"""Rewards rollouts: asks the judge, refuses NaN, penalises missing EOS, summarises."""
 
 import dataclasses
 import functools
@@ -25,11 +25,10 @@ opponents the last is empty."""
 
 
 def judge(feedback: Feedback) -> Judge | SelfFeedback:
-  """The judge of an experiment, made once for the run; `facing` makes the one that is
-  asked.
+  """Makes the judge of an experiment, once for the run; see `facing`.
 
   Raises:
-    ValueError: the source makes what is not asked as `Feedback.kind` says.
+    ValueError: the source does not make the kind of judge that `Feedback.kind` names.
   """
   source = feedback.source.build()
   if isinstance(source, SelfFeedback):
@@ -40,12 +39,12 @@ def judge(feedback: Feedback) -> Judge | SelfFeedback:
 def facing(
   judge: Judge | SelfFeedback, model: Model, params: Params, tokenizer: Any
 ) -> Judge:
-  """Who judges what this policy wrote: itself where it is its own judge.
+  """Selects the judge of this policy's samples: the policy where it is its own judge.
 
   Args:
     judge: of `judge`.
     model: the policy's.
-    params: the policy's now, the "lm" part.
+    params: the policy's current "lm" parameters.
     tokenizer: the policy's.
   """
   if isinstance(judge, SelfFeedback):
@@ -54,23 +53,23 @@ def facing(
 
 
 def digests(source: Any) -> dict[str, str]:
-  """Directory -> SHA-256 of its files, of each model that a judge is loaded from.
+  """Computes directory -> SHA-256 of its files, for each model that a judge loads.
 
   Args:
-    source: `Feedback.source`, or anything that stands in its arguments.
+    source: `Feedback.source`, or any of its arguments.
   """
-  found: dict[str, str] = {}
+  by_directory: dict[str, str] = {}
   if isinstance(source, Configured):
-    found = digests(source.arguments)
+    by_directory = digests(source.arguments)
   elif isinstance(source, Mapping):
     directory = source.get("directory")
     if isinstance(directory, str) and (Path(directory) / "config.json").exists():
-      found[directory] = loading.files_digest(Path(directory))
-    found |= digests(tuple(source.values()))
+      by_directory[directory] = loading.files_digest(Path(directory))
+    by_directory |= digests(tuple(source.values()))
   elif isinstance(source, list | tuple):
-    for one in source:
-      found |= digests(one)
-  return found
+    for item in source:
+      by_directory |= digests(item)
+  return by_directory
 
 
 def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
@@ -88,26 +87,26 @@ def _win_rates(
   )
 
 
-def _asking(feedback: Feedback, made: Scorer | Preference) -> Judge:
-  _check_asked(feedback, made)
+def _asking(feedback: Feedback, rater: Scorer | Preference) -> Judge:
+  _check_asked(feedback, rater)
   if feedback.kind == "scores":
-    return functools.partial(_scores, made)
-  return functools.partial(_win_rates, made, include_self=feedback.include_self)
+    return functools.partial(_scores, rater)
+  return functools.partial(_win_rates, rater, include_self=feedback.include_self)
 
 
-# What each is asked about, beside the prompts.
+# Kind of judge by `Feedback.kind`, and its number of arguments beside the prompts.
 _WANTED = {"scores": ("Scorer", 1), "win_rates": ("Preference", 2)}
 
 
-def _check_asked(feedback: Feedback, made: Any) -> None:
+def _check_asked(feedback: Feedback, rater: Any) -> None:
   name, kind = feedback.source.name, feedback.kind
   wanted, _ = _WANTED[kind]
-  if not callable(made):
+  if not callable(rater):
     raise ValueError(
-      f"Feedback.source is {name}, which makes {type(made).__name__}; name a function "
+      f"Feedback.source is {name}, which makes {type(rater).__name__}; name a function "
       f"that makes a feedback.protocol.{wanted}"
     )
-  fits = [each for each, (_, answers) in _WANTED.items() if _takes(made, 1 + answers)]
+  fits = [each for each, (_, answers) in _WANTED.items() if _takes(rater, 1 + answers)]
   if len(fits) == 1 and kind not in fits:
     other, _ = _WANTED[fits[0]]
     raise ValueError(
@@ -116,23 +115,23 @@ def _check_asked(feedback: Feedback, made: Any) -> None:
     )
 
 
-def _takes(made: Callable[..., Any], count: int) -> bool:
-  """Whether a function says that it can be called with so many arguments."""
+def _takes(function: Callable[..., Any], count: int) -> bool:
+  """Whether a function's signature accepts so many arguments."""
   try:
-    inspect.signature(made).bind(*range(count))
-  except (TypeError, ValueError):  # another number; a builtin that does not say
+    inspect.signature(function).bind(*range(count))
+  except (TypeError, ValueError):  # another number; a builtin without a signature
     return False
   return True
 
 
-def ask(asked: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatch:
-  """The rollouts with their rewards.
+def ask(judge: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatch:
+  """Adds the judge's rewards to rollouts.
 
   Raises:
     ValueError: a NaN, where abstentions stop the run; shows the completion.
   """
   texts = (rollouts.prompts, rollouts.texts_BK, rollouts.opponents_BJ)
-  reward_BK = np.asarray(asked(*texts), np.float32)
+  reward_BK = np.asarray(judge(*texts), np.float32)
   abstained = np.argwhere(np.isnan(reward_BK))
   if len(abstained) and feedback.abstained == "stop":
     b, k = abstained[0]
@@ -148,11 +147,11 @@ def ask(asked: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatc
 def shaped(
   rollouts: RolloutBatch, feedback: Feedback, sampling: Sampling
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What is learned from: rewards with the missing-EOS rule, and which count.
+  """Applies the missing-EOS rule, and masks abstentions.
 
   Returns:
     reward_BK, 0 where absent; present_BK float32, 0 where feedback abstained, and on a
-    whole prompt whose column 0 plays a part of its own and has no verdict.
+    whole prompt where it abstained on a column 0 of another source.
   """
   reward_BK = rollouts.reward_BK
   if feedback.missing_eos is not None:
@@ -160,7 +159,7 @@ def shaped(
       "subtract": reward_BK - np.float32(feedback.missing_eos),
       "replace": np.full_like(reward_BK, feedback.missing_eos),
     }[feedback.missing_eos_rule]
-    # An abstention stays one, whatever the rule.
+    # An abstention is unchanged by the rule.
     changed = ~rollouts.ended_BK & ~np.isnan(reward_BK)
     reward_BK = np.where(changed, cut, reward_BK)
   present_BK = ~np.isnan(reward_BK)
@@ -179,27 +178,29 @@ def summary(
   kl_BK: np.ndarray,
   sampling: Sampling,
 ) -> dict[str, float]:
-  """What a person watches of an iteration's samples, as `rollout/...`.
+  """Summarises an iteration's samples as metrics `rollout/...`.
 
-  `reward` is the feedback's, before the missing-EOS rule; `reward_std` over all
-  completions (neither where it abstained on all), `reward_std_within` over a prompt's,
-  as learned from; `kl` the log-ratio of sampler and reference summed over a
-  completion's tokens (k1), nats, `kl_token` a token's share of it; `length` in tokens;
-  shares: `no_eos`, `abstained`, `frac_informative_prompts` (prompts whose rewards, as
-  learned from, differ), `idle` (of the sampler's slots, see `rollouts.RolloutBatch`).
+  `reward` is the feedback's mean, before the missing-EOS rule, and `reward_std` its
+  standard deviation over all completions (neither where it abstained on all);
+  `reward_std_within` that of the shaped rewards within a prompt; `kl` the log-ratio of
+  sampler and reference summed over a completion's tokens (k1), nats, `kl_token` its
+  mean per token; `length` in tokens; fractions: `no_eos`, `abstained`,
+  `frac_informative_prompts` (prompts whose shaped rewards differ), `idle` (of the
+  sampler's slots, see `rollouts.RolloutBatch`).
   Columns that are not the policy's (`Sampling.own`) are left out of all but the last
   three.
   """
   own = sampling.own
-  told_BK = rollouts.reward_BK[:, own]
-  there, length_BK = ~np.isnan(told_BK), rollouts.length_BK[:, own]
-  # Of equal rewards the greatest is the least; absent ones must not decide.
+  given_BK = rollouts.reward_BK[:, own]
+  valid_BK, length_BK = ~np.isnan(given_BK), rollouts.length_BK[:, own]
+  # Equal rewards have equal maximum and minimum; absent ones are left out.
   most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
   least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
-  told = {}
-  if there.any():
-    told = {"reward": told_BK[there].mean(), "reward_std": told_BK[there].std()}
-  found = told | {
+  metrics = {}
+  if valid_BK.any():
+    given = given_BK[valid_BK]
+    metrics = {"reward": given.mean(), "reward_std": given.std()}
+  metrics |= {
     "reward_std_within": _spread(reward_BK[:, own], present_BK[:, own]).mean(),
     "kl": kl_BK[:, own].mean(),
     "kl_token": kl_BK[:, own].sum() / length_BK.sum(),
@@ -209,11 +210,11 @@ def summary(
     "frac_informative_prompts": (most_B > least_B).mean(),
     "idle": rollouts.idle,
   }
-  return {f"rollout/{name}": float(value) for name, value in found.items()}
+  return {f"rollout/{name}": float(value) for name, value in metrics.items()}
 
 
 def _spread(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:
-  """Standard deviation of each prompt's present rewards; 0 where there is none."""
+  """Standard deviation of each prompt's present rewards; 0 where all are absent."""
   count_B = np.maximum(present_BK.sum(1), 1)
   mean_B = (reward_BK * present_BK).sum(1) / count_B
   square_BK = present_BK * (reward_BK - mean_B[:, None]) ** 2

@@ -1,8 +1,8 @@
-"""RolloutBatch: what a policy wrote in one iteration, and what was recorded at birth.
+"""Samples, writes and reads rollouts, with what is recorded at sampling time.
 
-A rollout is a function of the run's key, the iteration and the row, never of how
-sampling was cut into batches. RolloutBatch are written as JSON lines, one a completion,
-and read back bit for bit: a run that dies after its feedback does not ask again.
+A rollout is a function of the run's key, the iteration and the row, never of the
+batches of sampling. Rollouts are written as JSON lines, one a completion, and read back
+bit for bit: a run that is killed after its feedback does not ask the judge again.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ from xpo_jax.types import Array, Layout, Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RolloutBatch:
-  """B prompts with K completions each.
+  """Rollouts of one iteration: B prompts with K completions each.
 
   Attributes:
     iteration: of the run, from 0; -1 for held-out prompts.
-    row_B: number of each prompt in the prompt set.
+    row_B: index of each prompt in the prompt set.
     prompts: their texts.
     texts_BK: the completions' texts, special tokens left out.
     examples: prompts and completions in tokens, layout SAMPLED, without fields.
     logp: for each prompt and completion, float32 log-probs of its tokens under the
-      policy that drew it, at the sampling temperature, before any truncation.
+      policy that sampled it, at the sampling temperature, before any truncation.
     ended_BK: False where a completion was cut at the limit.
-    reward_BK: as feedback gave it, NaN where it abstained; None before feedback.
-    opponents_BJ: texts that the completions are judged against, or none at all.
-    idle: share of the sampler's decode slots (places times steps) that had nothing to
-      continue, opponents included.
+    reward_BK: rewards by the feedback, NaN where it abstained; None before feedback.
+    opponents_BJ: texts that the completions are compared with, or ().
+    idle: fraction of the sampler's decode slots times steps that were idle, opponents
+      included.
   """
 
   iteration: int
@@ -62,12 +62,12 @@ class RolloutBatch:
 
 
 class SamplerParams(NamedTuple):
-  """Decoders that completions are drawn from, the "lm" parts.
+  """Decoders to sample from, the "lm" parameters.
 
   Attributes:
     policy: the policy that samples.
-    ref: the reference, where column 0 or an opponent is drawn from it.
-    average: the averaged policy, where an opponent is made of it.
+    ref: the reference, where column 0 or an opponent is sampled from it.
+    average: the averaged policy, where an opponent is sampled from it.
   """
 
   policy: Params
@@ -90,16 +90,16 @@ def draw(
 
   Args:
     model: of policy and reference.
-    params: what is sampled from.
+    params: decoders to sample from.
     prompts: the prompt set.
-    row_B: which of them; a number may come twice, its completions then differ.
-    sampling: how.
+    row_B: indices of prompts; one may occur twice, its completions then differ.
+    sampling: of the run.
     tokenizer: decodes; its EOS ends a completion.
-    iteration: names the rollouts.
-    key: of these rollouts; slot b draws from it and b alone.
+    iteration: of the rollouts.
+    key: of these rollouts; position b is a function of it and b alone.
 
   Returns:
-    RolloutBatch without rewards.
+    Rollouts without rewards.
   """
   ids = [prompts.ids[row] for row in row_B]
   batching = generate.Batching(sampling.prompts_at_once, sampling.slots, prompts.width)
@@ -138,7 +138,7 @@ def draw(
 
 
 class _Group(NamedTuple):
-  """Columns that are drawn alike."""
+  """Columns that are sampled with the same settings."""
 
   params: Params
   key: Array
@@ -146,57 +146,58 @@ class _Group(NamedTuple):
 
 
 def _groups(
-  model: Model, given: SamplerParams, sampling: Sampling, key: Array
+  model: Model, sampler_params: SamplerParams, sampling: Sampling, key: Array
 ) -> list[_Group]:
   """The columns of K in their order, then those of the opponent."""
-  params, ref_params, average = given
-  several, alone, against, curious = jax.random.split(key, 4)
+  params, ref_params, average = sampler_params
+  own_key, column0_key, opponent_key, exploration_key = jax.random.split(key, 4)
   config = GenerationConfig(
     sampling.max_completion_tokens,
     temperature=sampling.temperature,
     top_k=sampling.top_k,
     top_p=sampling.top_p,
   )
-  likeliest = dataclasses.replace(config, greedy=True, top_k=None, top_p=None)
-  apart = {
+  greedy_config = dataclasses.replace(config, greedy=True, top_k=None, top_p=None)
+  column0 = {
     "sample": [],
-    "greedy": [_Group(params, alone, likeliest)],
-    "reference": [_Group(ref_params, alone, config)],
+    "greedy": [_Group(params, column0_key, greedy_config)],
+    "reference": [_Group(ref_params, column0_key, config)],
   }[sampling.column0_source]
   columns = sampling.own
   own_config = dataclasses.replace(config, completions=columns.stop - columns.start)
-  own = _Group(params, several, own_config)
+  own = _Group(params, own_key, own_config)
   explorers = []
   if sampling.exploration_temperature is not None:
-    hotter = dataclasses.replace(
+    exploration_config = dataclasses.replace(
       config,
       completions=sampling.completions // 2,
       exploration_temperature=sampling.exploration_temperature,
     )
-    explorers = [_Group(params, curious, hotter)]
+    explorers = [_Group(params, exploration_key, exploration_config)]
   rivals, opponent = [], sampling.opponent
   if opponent is not None:
-    mixed = params if opponent.of == "sampler" else average
-    ends, mixture = {0.0: mixed, 1.0: ref_params}, None  # one model alone at the ends
+    base_params = params if opponent.of == "sampler" else average
+    # A single model at the ends.
+    ends, mixture = {0.0: base_params, 1.0: ref_params}, None
     if opponent.share not in ends:
       mixture = Mixture(model, ref_params, opponent.share)
-    source = ends.get(opponent.share, mixed)
+    source = ends.get(opponent.share, base_params)
     rival_config = dataclasses.replace(
       config, completions=opponent.completions, mixture=mixture
     )
-    rivals = [_Group(source, against, rival_config)]
-  return [*apart, own, *explorers, *rivals]
+    rivals = [_Group(source, opponent_key, rival_config)]
+  return [*column0, own, *explorers, *rivals]
 
 
 def _columns(groups: Sequence[tuple[tuple, ...]]) -> tuple[tuple, ...]:
-  """Completions of the groups side by side, prompt by prompt."""
+  """Concatenates the completions of the groups, prompt by prompt."""
   return tuple(
     tuple(itertools.chain(*of_prompt)) for of_prompt in zip(*groups, strict=True)
   )
 
 
 def write(path: Path, rollouts: RolloutBatch) -> None:
-  """Writes rollouts, one line a completion; whole or not at all, power lost or not."""
+  """Writes rollouts atomically, one line for each completion."""
   lines = []
   for b, example in enumerate(rollouts.examples):
     for k, tokens in enumerate(example.completions):
@@ -219,17 +220,17 @@ def write(path: Path, rollouts: RolloutBatch) -> None:
           line |= {"opponents": list(rollouts.opponents_BJ[b])}
       lines.append(json.dumps(line, ensure_ascii=False) + "\n")
   path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_suffix(".tmp")
-  with beside.open("w", encoding="utf-8") as file:
+  temporary = path.with_suffix(".tmp")
+  with temporary.open("w", encoding="utf-8") as file:
     file.writelines(lines)
     file.flush()
     os.fsync(file.fileno())
-  beside.replace(path)
+  temporary.replace(path)
 
 
 def read(path: Path) -> RolloutBatch:
-  """RolloutBatch as they were written; a reward that is null is NaN."""
-  # Not splitlines: it also splits at characters that JSON leaves as they are.
+  """Reads rollouts; a reward that is null is NaN."""
+  # Not splitlines: it also splits at characters that JSON does not escape.
   texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
   lines = [json.loads(text) for text in texts]
   groups: list[list[dict]] = []
@@ -267,8 +268,8 @@ def read(path: Path) -> RolloutBatch:
 
 
 def order(prompts: int, seed: int, start: int, count: int) -> np.ndarray:
-  """Numbers of `count` prompts from position `start` of an endless line, in which
-  shuffled passes over all prompts follow one another."""
+  """Indices of `count` prompts from position `start` of an endless sequence of shuffled
+  passes over all prompts."""
   rows = []
   for position in range(start, start + count):
     epoch, within = divmod(position, prompts)
@@ -279,5 +280,5 @@ def order(prompts: int, seed: int, start: int, count: int) -> np.ndarray:
 
 
 def flat(arrays: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """Arrays per completion end to end, in the order of `data.token_store`."""
-  return np.concatenate([one for group in arrays for one in group])
+  """Concatenates arrays per completion, in the order of `data.token_store`."""
+  return np.concatenate([array for group in arrays for array in group])

@@ -1,9 +1,9 @@
-"""Makes the program of a run on rollouts: sample, ask for feedback, update, repeat.
+"""Makes the program of a run on rollouts: iterations of sampling, feedback, updates.
 
-One program for every method that learns from its own samples. What differs is the
-objective, the judge and the pair construction. Rollouts are a function of the seed, the
-iteration and the row, are written before they are learned from, and a checkpoint
-follows the updates: a run killed anywhere goes on bit for bit and asks no judge twice.
+One program for every method that trains on samples of its policy. Methods differ in
+objective, judge and pair construction. Rollouts are a function of the seed, the
+iteration and the row, are written before they are trained on, and a checkpoint follows
+the updates: a run killed anywhere resumes bit for bit and asks no judge twice.
 """
 
 import dataclasses
@@ -65,33 +65,33 @@ SHOWN = (
   "time/update",
 )
 OLD_VALUE = "old_value_BKT"
-_HELD_OUT = jnp.uint32(0xFFFFFFFF)  # the iteration that held-out samples draw from
+_HELD_OUT = jnp.uint32(0xFFFFFFFF)  # folded into the key in place of the iteration
 
 
 class Parts(NamedTuple):
-  """What the iterations of a run share.
+  """Everything that is constant over the iterations of a run.
 
   Attributes:
     experiment: the run.
     run_dir: its directory.
     objective: built, its statistics at the sampling temperature.
-    pairs: how completions become its layout.
+    pairs: the pair construction.
     controller: of beta, or None.
     judge: gives rewards; see `rewards.facing`.
     model: of policy and reference.
     tokenizer: of the policy.
-    prompts: to sample from.
-    held_out: to judge the policy on, or None.
+    prompts: training prompts.
+    held_out: held-out prompts, or None.
     ref: `{"lm": ...}`, the reference that the run starts with.
-    frozen: `{"base": what adapters are added to}`, one and the same with `ref` unless
-      the run has a reference of its own; or {}.
-    take: the update; see `step.make_step`.
+    frozen: `{"base": what adapters are added to}`, the same arrays as `ref` unless the
+      run has a separate reference; or {}.
+    take: the optimiser step; see `step.make_step`.
     aux: the auxiliary losses and their batches.
     record: see `recorder`.
     sizes: of the batches of rollouts.
     place: puts a batch on the mesh.
-    counts: of the prompts, and digests of what is read.
-    say: where warnings go.
+    counts: of the prompts, and digests of inputs.
+    say: prints a line.
   """
 
   experiment: Experiment
@@ -116,17 +116,16 @@ class Parts(NamedTuple):
 
 
 def check(experiment: Experiment, datasets: Datasets) -> Inputs:
-  """Refuses what is wrong with a run on rollouts before anything is made.
+  """Validates a run on rollouts before anything is made.
 
   Returns:
     The records of its prompts, and the judge; None for what a stage or a function makes
     when the run starts.
 
   Raises:
-    ValueError: what `validate.check_rollouts` refuses, unreadable rows that stop the
-      run, no rows; what the start has no room for (`loading.check_room`), as far as
-      that is known of a start that is not trained yet: all, but for prompts in a
-      tokenizer to be made. A judge that cannot be made.
+    ValueError: see `validate.check_rollouts` and `loading.check_room`, the latter
+      without prompt lengths in a tokenizer that is not trained yet; bad rows that stop
+      the run; no rows; a judge that cannot be made.
   """
   validate.check_rollouts(experiment, datasets)
   prompts, feedback = experiment.data.prompts, experiment.data.feedback
@@ -153,16 +152,16 @@ def prepare(
   """Reads start and prompts, makes judge, step and state.
 
   Args:
-    experiment: the run; `check` let it pass, no stage is left in it.
+    experiment: the run, accepted by `check`, its stages replaced by directories.
     run_dir: its directory.
-    inputs: what `check` read; what is None there is read here.
+    inputs: of `check`; what is None there is read here.
     datasets: see `loading.load`.
-    say: where lines go.
+    say: prints a line.
 
   Raises:
     ValueError: no prompts, or prompts that cannot be used; bad rows
-      (`records.BadRecords`) of the held-out prompts as of the others, where they stop
-      the run; what the start has no room for (`loading.check_room`).
+      (`records.BadRecords`) of training or held-out prompts, where they stop the run;
+      see `loading.check_room`.
   """
   parts, first = assemble(experiment, run_dir, inputs, datasets, say)
   data, sampling = experiment.data, experiment.data.sampling
@@ -220,7 +219,7 @@ def assemble(
   datasets: Datasets,
   say: Say,
 ) -> tuple[Parts, RolloutState]:
-  """What the iterations share, and the state before the first; see `prepare`."""
+  """Makes the parts of a run and its state before the first iteration (`prepare`)."""
   data, mesh = experiment.data, validate.make_mesh(experiment.mesh)
   loaded, judge = inputs
   if loaded is None:
@@ -316,24 +315,23 @@ def assemble(
 def iterate(
   parts: Parts, now: RolloutState, index: int
 ) -> tuple[RolloutState, dict[str, float]]:
-  """One iteration: rollouts, feedback, updates, controller, reference.
+  """Runs one iteration: rollouts, feedback, updates, controller, reference.
 
   Args:
-    parts: see `Parts`. Rollouts are written to its directory, or read where they are
-      there already.
-    now: after `index` iterations; donated.
+    parts: see `Parts`. Rollouts are written to its directory, or read where they exist.
+    now: state after `index` iterations; donated.
     index: of the iteration, from 0.
 
   Returns:
     The state after it and its metrics.
 
   Raises:
-    ValueError: feedback that is no number.
+    ValueError: feedback that is NaN, where abstentions stop the run.
     NonFiniteLoss: a loss or gradient that is not finite.
   """
   data, sampling = parts.experiment.data, parts.experiment.data.sampling
   if index == 0 and parts.held_out is not None:
-    evaluate(parts, now)  # the start's samples, to compare with
+    evaluate(parts, now)  # samples of the start, for comparison
   clock = [time.perf_counter()]
   ref = parts.ref if now.ref is None else now.ref
   sampler = now.sampler[0] if now.sampler else now.train.params
@@ -354,10 +352,10 @@ def iterate(
   before = None
   if sampling.staleness:
     before = jax.tree.map(jnp.copy, now.train.params)  # the state is donated
-  examples, kept = minibatches.construct(
+  examples, arrays = minibatches.construct(
     parts.pairs, drawn, values, reward_BK, present_BK
   )
-  trained, measured = _update(parts, now, ref, index, examples, kept)
+  trained, measured = _update(parts, now, ref, index, examples, arrays)
   clock.append(time.perf_counter())
   if not measured:
     parts.say(
@@ -371,12 +369,12 @@ def iterate(
 
 
 def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
-  """The policy on held-out prompts, judged by the run's feedback, as `eval/...`.
+  """Evaluates the policy on held-out prompts with the run's feedback, as `eval/...`.
 
-  Samples as in training, from the policy that the run would leave now (the average of
-  its weights, where `Optimizer.ema` keeps one); the draws are the same at every
-  evaluation. They are written to `held_out/`, or read where they are there. The KL is
-  to the reference that the run started with, and win rates are against samples of it.
+  Samples as in training, from the policy that would be exported now (the moving average
+  of its weights, with `Optimizer.ema`); the random draws are the same at every
+  evaluation. Samples are written to `held_out/`, or read where they exist. The KL is to
+  the reference that the run started with, and win rates are against samples of it.
   """
   data, held_out = parts.experiment.data, parts.held_out
   at_once = data.sampling.prompts_at_once or data.prompts_per_iteration
@@ -417,7 +415,7 @@ def held_out(
   tokenizer: Any,
   datasets: Datasets,
 ) -> HeldOut:
-  """The held-out prompts of a run.
+  """Loads the held-out prompts of a run.
 
   Raises:
     ValueError: the run holds nothing out.
@@ -432,8 +430,8 @@ def held_out(
 
 
 def frozen_roles(parts: Parts, ref: Params) -> dict[str, Params]:
-  """What an update reads beside the trained parameters, the reference of now where the
-  objective or an auxiliary loss reads it live."""
+  """Frozen parameters of the step by role, with the current reference where the
+  objective or an auxiliary loss reads it in the step."""
   live = references.reads_live(parts.objective)
   live = live or aux_losses.read_reference(parts.aux.losses)
   return dict(parts.frozen) | ({references.ROLE: ref} if live else {})
@@ -442,10 +440,10 @@ def frozen_roles(parts: Parts, ref: Params) -> dict[str, Params]:
 def at_temperature(
   build: Callable[..., Objective], temperature: float
 ) -> Callable[..., Objective]:
-  """The objective on policies sampled at a temperature: every log-prob that it reads,
-  and the entropy that is reported, is of divided logits."""
+  """Divides the logits by the sampling temperature in every statistic of an objective,
+  and in the reported entropy."""
 
-  def made(**traced: Any) -> Objective:
+  def tempered(**traced: Any) -> Objective:
     objective = build(**traced)
     if temperature == 1:
       return objective
@@ -454,11 +452,11 @@ def at_temperature(
       stats=frozenset(token_stats.tempered(stat, temperature) for stat in stats)
     )
 
-  return made
+  return tempered
 
 
 def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat, ...]:
-  """What is scored once an iteration: the reference's statistics, and the values of
+  """Selects the statistics scored once an iteration: the reference's, and the values of
   the policy that sampled."""
   stats = {stat.field: stat for stat in references.cacheable(objective)}
   ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
@@ -475,7 +473,7 @@ def recorder(
   stats: tuple[TokenStat, ...],
   mesh: jax.sharding.Mesh | None,
 ) -> Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]:
-  """The jitted `(role -> params, batch) -> {field: [M, B, K, T]}`, without gradient."""
+  """Makes the jitted `(role -> params, batch) -> {field: [M, B, K, T]}`."""
 
   def one(roles: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
     record = score(models, roles, stats, microbatch, mesh=mesh)
@@ -494,7 +492,7 @@ def _unchanged(batch: Batch) -> Batch:
 
 
 def _roles(parts: Parts, params: Params) -> dict[str, Params]:
-  """What sampling and scoring read of trained parameters; see `state.roles`."""
+  """Parameters for sampling and scoring by role; see `state.roles`."""
   return state.roles(params, parts.frozen, parts.experiment.adapter)
 
 
@@ -533,18 +531,18 @@ def _draw(
 
 
 def _recorded(parts: Parts, drawn: RolloutBatch, sampler: Params, ref: Params):
-  """Log-probs as sampled, and what is scored of the same tokens."""
+  """Log-probs as sampled, and the scored statistics of the same tokens."""
   roles = _roles(parts, sampler) | {references.ROLE: ref}
   return minibatches.record(drawn, parts.record, roles, parts.sizes, parts.place)
 
 
-def _update(parts, now, ref, index, examples, kept):
-  """The inner steps; the metrics are means over them, none where there was no step."""
+def _update(parts, now, ref, index, examples, arrays):
+  """Takes the optimiser steps; metrics are means over them, {} without a step."""
   experiment = parts.experiment
   if not examples:
     return now.train, {}
   batches, cache = minibatches.cut(
-    experiment.data, experiment.seed, index, examples, kept, parts.pairs, parts.sizes
+    experiment.data, experiment.seed, index, examples, arrays, parts.pairs, parts.sizes
   )
   if index == 0:
     rows = audit.inspect_tokens(batches[0], parts.tokenizer)[: run_directory.SHOWN_ROWS]
@@ -567,12 +565,12 @@ def _update(parts, now, ref, index, examples, kept):
       {name: float(x) for name, x in metrics.items()},
       lambda at=at: references.fill(cache, batches[at]),
     )
-  means = {n: float(np.mean([one[n] for one in measured])) for n in measured[0]}
+  means = {n: float(np.mean([m[n] for m in measured])) for n in measured[0]}
   return trained, {"loss": means.pop("loss")} | means | {"updates": len(measured)}
 
 
 def _line(index: int, numbers: Mapping[str, float], seconds: float) -> dict[str, float]:
-  """A line of metrics.jsonl; an iteration measures its own times."""
+  """A line of metrics.jsonl; the times are measured by `iterate`."""
   del seconds
   return {"step": index + 1} | dict(numbers)
 
@@ -595,13 +593,13 @@ def _times(clock: Sequence[float], drawn: RolloutBatch) -> dict[str, float]:
 
 
 def _after(parts, now, trained, before, index, line, episodes) -> RolloutState:
-  """The state after an iteration: controller, reference and sampler moved on."""
+  """The state after an iteration, with controller, reference and sampler updated."""
   beta, ref, every = now.beta, now.ref, parts.experiment.data.ref_update_every
   if beta is not None:
-    seen = kl_control.Observation(
+    observation = kl_control.Observation(
       jnp.float32(line["rollout/kl"]), jnp.float32(episodes)
     )
-    beta = jnp.float32(parts.controller.update(beta, seen))
+    beta = jnp.float32(parts.controller.update(beta, observation))
   if every is not None and (index + 1) % every == 0:
     merged = state.merged(trained.params, parts.frozen, parts.experiment.adapter)
     ref = {"lm": jax.tree.map(jnp.copy, merged["lm"])}

@@ -28,7 +28,7 @@ CHECKPOINTS, POLICY, ADAPTER = "checkpoints", "policy", "adapter"
 STAGES, NONFINITE, REFERENCES = "stages", "nonfinite", "references"
 ROLLOUTS, HELD_OUT = "rollouts", "held_out"
 SHOWN_ROWS = 4
-# What is worth keeping of a run that was refused.
+# Results for which the directory of a refused run is not removed.
 _COMPUTED = (CHECKPOINTS, STAGES, ROLLOUTS, HELD_OUT)
 # Digests that data.json of an older run may lack.
 JUDGES_DIGEST, START_DIGEST = "judges_sha256", "start_sha256"
@@ -39,7 +39,7 @@ class NonFiniteLoss(ValueError):
 
 
 def refuse_existing(run_dir: Path) -> None:
-  """Refuses to begin a run where there is one.
+  """Refuses to create a run in an existing directory.
 
   Raises:
     ValueError: the directory exists.
@@ -53,12 +53,12 @@ def refuse_existing(run_dir: Path) -> None:
 
 @contextlib.contextmanager
 def create(run_dir: Path, experiment: Any) -> Iterator[None]:
-  """Makes the directory of a run and its config.yaml; a run that is refused with
-  nothing computed leaves none, so that the same name can be used.
+  """Creates the directory of a run and its config.yaml; removes it where the run is
+  refused before anything is computed.
 
   Args:
     run_dir: does not exist yet.
-    experiment: what runs.
+    experiment: the run.
   """
   run_dir.mkdir(parents=True)
   yaml_file.write(run_dir, experiment)
@@ -71,14 +71,14 @@ def create(run_dir: Path, experiment: Any) -> Iterator[None]:
 
 
 def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
-  """The experiment of a run.
+  """Reads the experiment of a run.
 
   Args:
     run_dir: the run.
-    experiment: what the caller thinks it is, or None to take the run's word.
+    experiment: to compare with the recorded one, or None for no comparison.
 
   Raises:
-    ValueError: no such run, or of another experiment; says how.
+    ValueError: no such run, or another experiment; shows the differences.
   """
   recorded, _ = yaml_file.read(run_dir)
   if experiment is not None:
@@ -94,52 +94,53 @@ def restore_state(
   meta: Mapping[str, Any],
   say: progress.Say,
 ) -> Any:
-  """The state of the newest valid checkpoint, or the fresh one where there is none.
+  """Restores the newest valid checkpoint, or returns the fresh state without one.
 
   Args:
     manager: see `checkpoint.open_manager`.
     run_dir: the run, for messages.
     fresh: the state before the first step.
     meta: "experiment" and `yaml_file.surroundings`, as they are now.
-    say: is told what was passed over, and what else may change bits.
+    say: prints rejected checkpoints, and changes that may affect the results.
 
   Raises:
     ValueError: the checkpoint is of another experiment, or all are damaged.
   """
-  found = checkpoint.restore(manager, fresh)
-  if found is None:
+  restored = checkpoint.restore(manager, fresh)
+  if restored is None:
     return fresh
-  for reason in found.rejected:
+  for reason in restored.rejected:
     say(f"damaged checkpoint passed over: {reason}")
-  if found.state is None:
+  if restored.state is None:
     say("there is none before it: beginning again")
     return fresh
-  old, new = found.meta["experiment"], meta["experiment"]
+  old, new = restored.meta["experiment"], meta["experiment"]
   yaml_file.refuse_change("configuration", run_dir, old, new)
   around = ("versions", "flags", "devices", "code")
-  old, new = ({name: m[name] for name in around} for m in (found.meta, meta))
+  old, new = ({name: m[name] for name in around} for m in (restored.meta, meta))
   for line in yaml_file.difference(old, new):
     say(f"warning: changed since the checkpoint, bits may differ: {line}")
-  say(f"continuing after step {int(found.state.step)}")
-  return found.state
+  say(f"continuing after step {int(restored.state.step)}")
+  return restored.state
 
 
 def write_once(path: Path, write: Callable[[Path], None]) -> None:
-  """Writes a directory as a whole, unless it is there."""
-  # Beside it, then renamed: a kill must not leave half of it under its name.
-  beside = path.with_name(f"{path.name}.tmp")
-  shutil.rmtree(beside, ignore_errors=True)
+  """Writes a directory atomically, unless it exists."""
+  # Written to a temporary path, then renamed: a kill must not leave it incomplete.
+  temporary = path.with_name(f"{path.name}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
   if not path.exists():
-    write(beside)
-    beside.rename(path)
+    write(temporary)
+    temporary.rename(path)
 
 
 def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
-  """Writes data.json, or compares the data with it. A start or a judge whose digest it
-  does not hold, of a run begun before digests were kept, passes.
+  """Writes data.json, or compares the data with it where it exists.
+
+  Digests of start and judge that an older data.json lacks are not compared.
 
   Raises:
-    ValueError: the data changed since the run began; says how.
+    ValueError: the data changed since the run began; shows the differences.
   """
   path = run_dir / COUNTS
   if not path.exists():
@@ -154,7 +155,7 @@ def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
 def refuse_non_finite(
   run_dir: Path, where: str, numbers: Mapping[str, float], batch: Callable[[], Batch]
 ) -> None:
-  """Stops a run whose loss or gradient ceased to be finite, and saves the batch.
+  """Stops a run whose loss or gradient is not finite, and saves the batch.
 
   Args:
     run_dir: the run.
@@ -163,7 +164,7 @@ def refuse_non_finite(
     batch: makes the batch.
 
   Raises:
-    NonFiniteLoss: they are not finite; names the saved arrays and what helps.
+    NonFiniteLoss: they are not finite; names the saved arrays and the fix.
   """
   losses = [numbers[name] for name in ("loss", "grad_norm") if name in numbers]
   if np.isfinite(losses).all():
@@ -189,17 +190,17 @@ def _save_batch(directory: Path, batch: Batch, line: Mapping[str, float]) -> Pat
 def wandb_arguments(
   project: str | None, run_dir: Path, meta: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-  """Arguments of `wandb.init`, or None."""
+  """Makes the arguments of `wandb.init`; None without a project."""
   if project is None:
     return None
   return {"project": project, "dir": str(run_dir), "config": meta["experiment"]}
 
 
 def due(every: int | None, now: int) -> bool:
-  """Whether something that happens every so often does now; None: never."""
+  """Whether `now` is a multiple of `every`; None: never."""
   return every is not None and now % every == 0
 
 
 def write_json(path: Path, content: Any) -> None:
-  """Writes plain data, a line at the end."""
+  """Writes plain data as JSON."""
   path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,7 @@
-"""Runs the stages of an experiment into a store, and puts their directories in place.
+"""Trains the stages of an experiment in a store, and replaces them by directories.
 
-A run is a value and its directory the value's cache: a stage stands in
-`STORE/OBJECTIVE-DIGEST`, where the digest covers the experiment and everything that it
-reads. Runs that share a store share their equal stages.
+A stage is cached in `STORE/OBJECTIVE-DIGEST`, where the digest covers the experiment
+and everything that it reads. Runs that share a store share their equal stages.
 """
 
 import dataclasses
@@ -20,19 +19,19 @@ from xpo_jax.train import loading, run_directory
 from xpo_jax.train.loading import Datasets
 
 RunStage = Callable[[Experiment, Path], bool]
-"""`(experiment, directory) -> finished`: trains a stage, or the rest of it."""
+"""`(experiment, directory) -> finished`: trains a stage, or resumes it."""
 
 
 def default_store(run_dir: Path) -> Path:
-  """Where the stages of a run stand unless it shares another run's: `RUN/stages`, or
-  beside a run that is itself a stage."""
+  """The store of a run that shares no other: `RUN/stages`, or the directory of a run
+  that is itself a stage."""
   if run_dir.parent.name == run_directory.STAGES:
     return run_dir.parent
   return run_dir / run_directory.STAGES
 
 
 def of(experiment: Experiment) -> Iterator[Stage]:
-  """The stages that an experiment asks for itself, each once."""
+  """Yields the stages of an experiment, without those within them, each once."""
   seen = []
   for _, stage in experiments.stages(experiment):
     if stage not in seen:
@@ -43,16 +42,16 @@ def of(experiment: Experiment) -> Iterator[Stage]:
 def resolve(
   experiment: Experiment, store: Path, datasets: Datasets, run_stage: RunStage
 ) -> Experiment | None:
-  """Runs what is missing of the stages, and replaces each by its policy's directory.
+  """Trains missing stages, and replaces each by its policy's directory.
 
   Args:
-    experiment: with stages anywhere.
-    store: where they stand.
+    experiment: the run, with stages in any field.
+    store: directory of the stages.
     datasets: records by name; see `loop.train`.
     run_stage: trains one.
 
   Returns:
-    The experiment without a `Stage`; None where one was stopped early.
+    The experiment without a `Stage`; None where a stage was stopped early.
   """
   for stage in of(experiment):
     run_dir = directory(stage.experiment, store, datasets)
@@ -70,7 +69,7 @@ def resolve(
 def resolved(
   experiment: Experiment, run_dir: Path, store: Path | None, datasets: Datasets
 ) -> Experiment:
-  """A finished run's experiment with the directories of its stages in place."""
+  """Replaces the stages of a finished run's experiment by their directories."""
   store = default_store(run_dir) if store is None else store
   return replaced(
     experiment,
@@ -79,21 +78,21 @@ def resolved(
 
 
 def directory(experiment: Experiment, store: Path, datasets: Datasets) -> Path:
-  """Where a stage's run stands in a store."""
+  """The directory of a stage's run in a store."""
   name = experiment.objective.name.rpartition(":")[2]
   return store / f"{name}-{digest(experiment, datasets)[:12]}"
 
 
 def digest(experiment: Experiment, datasets: Datasets) -> str:
-  """SHA-256 of an experiment and of all that it reads: files, directories of weights,
-  records handed over by name."""
+  """Computes the SHA-256 of an experiment and of all that it reads: files, directories
+  of weights, records given by name."""
   read = sorted(set(_read(experiment, datasets)))
   content = json.dumps([yaml_file.to_dict(experiment), read], sort_keys=True)
   return hashlib.sha256(content.encode()).hexdigest()
 
 
 def replaced(value: Any, policy: Callable[[Stage], Path]) -> Any:
-  """A config with each `Stage` replaced by the directory of its policy.
+  """Replaces each `Stage` of a config by the directory of its policy.
 
   Args:
     value: an experiment or any part of one.
@@ -111,7 +110,7 @@ def replaced(value: Any, policy: Callable[[Stage], Path]) -> Any:
   changes = {}
   for name, item in experiments.children(value):
     if isinstance(value, Experiment) and isinstance(item, Stage):
-      # A start or a reference: weights that go on being trained, or stay.
+      # A start or a reference, which have a dtype and remat of their own.
       changes[name] = dataclasses.replace(
         source(item.experiment), directory=str(policy(item))
       )
@@ -122,7 +121,7 @@ def replaced(value: Any, policy: Callable[[Stage], Path]) -> Any:
 
 
 def source(experiment: Experiment) -> Pretrained:
-  """How the weights of a run are read: dtype and remat of its first start."""
+  """Config for reading the weights of a run: dtype and remat of its first start."""
   while isinstance(experiment.start, Stage):
     experiment = experiment.start.experiment
   start = experiment.start
@@ -132,21 +131,21 @@ def source(experiment: Experiment) -> Pretrained:
 
 
 def _read(value: Any, datasets: Datasets) -> Iterator[tuple[str, str]]:
-  """What a config reads from outside, with a digest of each."""
+  """Yields the files and records that a config reads, with a digest of each."""
   for _, item in experiments.children(value):
     yield from _read(item, datasets)
   for name in ("path", "directory", "tokenizer", "critic_init"):
-    where = vars(value).get(name) if dataclasses.is_dataclass(value) else None
-    if isinstance(where, str):
-      yield from _content(where, datasets)
+    location = vars(value).get(name) if dataclasses.is_dataclass(value) else None
+    if isinstance(location, str):
+      yield from _content(location, datasets)
   if isinstance(value, Configured):
-    for where in value.arguments.values():
-      if isinstance(where, str):
-        yield from _content(where, datasets)
+    for location in value.arguments.values():
+      if isinstance(location, str):
+        yield from _content(location, datasets)
 
 
-def _content(where: str, datasets: Datasets) -> Iterator[tuple[str, str]]:
-  if where in datasets:
-    yield where, loading.records_digest(datasets[where])
-  elif "\n" not in where and len(where) < 4096 and Path(where).exists():
-    yield where, loading.files_digest(Path(where))
+def _content(location: str, datasets: Datasets) -> Iterator[tuple[str, str]]:
+  if location in datasets:
+    yield location, loading.records_digest(datasets[location])
+  elif "\n" not in location and len(location) < 4096 and Path(location).exists():
+    yield location, loading.files_digest(Path(location))

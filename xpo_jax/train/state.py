@@ -1,4 +1,4 @@
-"""The state of a run between two steps, one pytree, and what the loop drives."""
+"""Defines the state of a run between steps, and the program that the loop drives."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -19,20 +19,20 @@ from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import place, rules
 from xpo_jax.types import Array, Objective, Params, State
 
-BASE = "base"  # the frozen parameters that adapters hang on
+BASE = "base"  # the frozen parameters that adapters are added to
 
 
 @struct.dataclass
 class TrainState:
-  """All that a run carries from step to step; the data's state is `step` alone.
+  """State of training between two steps; the state of the data is `step` alone.
 
   Attributes:
     step: steps done, int32 scalar.
-    params: `{"lm": the policy's trained parameters}`, all of them or its adapters,
-      `"value"` where an objective needs a scalar head, and `"critic"`, a decoder with
-      a head, where values have one of their own.
+    params: `{"lm": the policy's trained parameters}`, all of them or its adapters;
+      `"value"` where an objective needs a scalar head; `"critic"`, a decoder with a
+      head, where values are of a separate critic.
     opt_state: the optimiser's.
-    method_state: what the objective remembers (`Objective.init`).
+    method_state: state of the objective (`Objective.init`).
     ema: moving average of `params`, or None.
     key: the run's PRNG key; step s draws from `fold_in(key, s)`.
   """
@@ -47,14 +47,14 @@ class TrainState:
 
 @struct.dataclass
 class RolloutState:
-  """All that a run on its own rollouts carries from iteration to iteration.
+  """State of a run on rollouts between two iterations.
 
   Attributes:
     step: iterations done, int32 scalar.
-    train: of the optimiser; its `step` counts updates.
-    ref: `{"lm": ...}` of the reference where it is updated; None: it stays.
-    sampler: the policy's parameters at the start of the last iterations, the oldest
-      first, as many as the sampler is behind.
+    train: training state; its `step` counts optimiser steps.
+    ref: `{"lm": ...}` of the reference where it is updated; None where it is fixed.
+    sampler: the policy's parameters at the start of the last `Sampling.staleness`
+      iterations, the oldest first.
     beta: of the KL controller, or None.
   """
 
@@ -66,17 +66,17 @@ class RolloutState:
 
 
 class Program(NamedTuple):
-  """What the loop drives: a run before its first step.
+  """A run before its first step, for the loop.
 
   Attributes:
     state: before the first step, placed; donated with it. Its `step` counts.
     total: steps, or iterations of rollouts.
     advance: `(state, index) -> (state, metrics)`: the step after `index` steps. The
-      metrics may still be on their way on the device.
-    evaluate: `state -> metrics`, `eval/...`, on held-out data; None without such.
+      metrics may be unfinished device arrays.
+    evaluate: `state -> metrics`, `eval/...`, on held-out data; None without.
     line: `(index, numbers, seconds) -> line` of metrics.jsonl of a step, from its
-      fetched metrics and the seconds that it took.
-    batch: `index -> Batch` of a step, to be kept where its loss is not finite.
+      fetched metrics and its duration.
+    batch: `index -> Batch` of a step, to be saved where its loss is not finite.
     policy: `state -> {"lm": ...}`, the weights to evaluate and export, adapters
       merged.
     export_adapter: `(state, directory)`: writes the adapters in PEFT's format; None
@@ -84,9 +84,9 @@ class Program(NamedTuple):
     export_policy: `(params, directory)`: writes a Hugging Face directory.
     model: of the policy.
     tokenizer: of the policy.
-    sizes: of the run, for summary.json and a person.
-    headline: a line about the sizes for the screen.
-    shown: names of the metrics that the screen shows.
+    sizes: of the run, for summary.json.
+    headline: a line about the sizes, for display.
+    shown: names of the metrics to show.
     log_every, checkpoint_every: defaults of `Loop`'s fields.
   """
 
@@ -115,11 +115,11 @@ def create(
   key: Array,
   ema: bool = False,
 ) -> TrainState:
-  """The state before the first step.
+  """Creates the state before the first step.
 
-  The parameters are copied: the step donates its state, and the caller's arrays (the
-  reference, the next run's start) must outlive it. `vmap` it over keys, or over
-  stacked parameters, to train several runs at once.
+  The parameters are copied, because the step donates its state and the caller may use
+  the arrays again (the reference, the next run's start). `vmap` over keys, or over
+  stacked parameters, trains several runs at once.
 
   Args:
     params: see `TrainState`.
@@ -149,18 +149,18 @@ def create_on(
   ema: bool = False,
   critic: Model | None = None,
 ) -> tuple[TrainState, TrainState]:
-  """As `create`, every leaf made where it lives on the mesh.
+  """Creates the state as `create`, every leaf on its devices of the mesh.
 
   Returns:
     The state, and its shardings (for `step.make_step`).
 
   Raises:
-    ValueError: a parameter that the mesh does not divide.
+    ValueError: a parameter whose size the mesh does not divide.
   """
   split = rules.param_shardings(mesh, axes(model, params, critic), params)
   whole = rules.replicated(mesh)
-  made = functools.partial(create, optimizer=optimizer, ema=ema)
-  like = jax.eval_shape(made, params, method_state=method_state, key=key)
+  make = functools.partial(create, optimizer=optimizer, ema=ema)
+  like = jax.eval_shape(make, params, method_state=method_state, key=key)
   shardings = TrainState(
     step=whole,
     params=split,
@@ -169,7 +169,7 @@ def create_on(
     ema=split if ema else None,
     key=whole,
   )
-  run = jax.jit(made, out_shardings=shardings)
+  run = jax.jit(make, out_shardings=shardings)
   return run(params, method_state=method_state, key=key), shardings
 
 
@@ -182,16 +182,16 @@ def first(
   mesh: jax.sharding.Mesh | None,
   critic: Critic | None = None,
 ) -> tuple[TrainState, TrainState | None]:
-  """The state before the first step of an experiment, on its mesh.
+  """Creates the state before the first step of an experiment, on its mesh.
 
   Args:
     experiment: the run.
     objective: with the statistics of all its losses (`aux_losses.joined`).
-    start: `{"lm", ["value"]}`, the weights it starts from.
-    head: a fresh scalar head, where one is needed and `start` has none.
-    trained: what is trained, the decoder or its adapters (`lora.trainable_model`).
+    start: `{"lm", ["value"]}`, the initial weights.
+    head: a new scalar head, where one is needed and `start` has none.
+    trained: the trained model, decoder or adapters (`lora.trainable_model`).
     mesh: None: one device.
-    critic: values that are not the policy's own.
+    critic: a separate critic, or None.
 
   Returns:
     The state, and its shardings; None for one device.
@@ -214,24 +214,22 @@ def first(
 
 
 def axes(model: Model, params: Params, critic: Model | None = None) -> Params:
-  """Logical axes of `{"lm": ..., ["value": ...], ["critic": ...]}`."""
-  found = {"lm": model.logical_axes()}
+  """Makes the logical axes of `{"lm": ..., ["value": ...], ["critic": ...]}`."""
+  logical = {"lm": model.logical_axes()}
   if "value" in params:
-    found["value"] = heads.logical_axes()
+    logical["value"] = heads.logical_axes()
   if critic is not None:
-    own = {"lm": critic.logical_axes(), "value": heads.logical_axes()}
-    found[CRITIC] = own
-  return found
+    logical[CRITIC] = {"lm": critic.logical_axes(), "value": heads.logical_axes()}
+  return logical
 
 
 def with_heads(objective: Objective, params: Params, fresh: Params) -> Params:
-  """Parameters with the scalar head that the objective reads, and without one that it
-  does not.
+  """Adds the scalar head that the objective reads, or removes one that it does not.
 
   Args:
-    objective: with those of all parts.
+    objective: with the statistics of all losses.
     params: `{"lm", ["value"]}`.
-    fresh: the head where there is none.
+    fresh: a new head, where there is none.
   """
   wanted = {"lm": params["lm"]}
   if any("policy.value" in stat.roles for stat in objective.stats):
@@ -240,14 +238,14 @@ def with_heads(objective: Objective, params: Params, fresh: Params) -> Params:
 
 
 def final_params(state: TrainState) -> Params:
-  """The weights to evaluate and export: the average where one is kept."""
+  """Selects the weights to evaluate and export: the moving average if there is one."""
   return state.params if state.ema is None else state.ema
 
 
 def roles(
   params: Params, frozen: Mapping[str, Params], adapter: Adapter | None
 ) -> dict[str, Params]:
-  """What scoring reads of the trained parameters, by role; see `policy`."""
+  """Makes the trained parameters by role, for scoring; see `policy`."""
   own = {"policy": policy(params, frozen, adapter)}
   return own | {name: params[name] for name in (CRITIC,) if name in params}
 
@@ -255,7 +253,7 @@ def roles(
 def policy(
   params: Params, frozen: Mapping[str, Params], adapter: Adapter | None
 ) -> Params:
-  """The policy's parameters: those trained, hung on the base where they are adapters.
+  """Makes the policy's parameters; adapters are attached to the base.
 
   Args:
     params: see `TrainState`.
@@ -270,7 +268,7 @@ def policy(
 def merged(
   params: Params, frozen: Mapping[str, Params], adapter: Adapter | None
 ) -> Params:
-  """The policy's parameters without adapters: what is evaluated and exported."""
+  """Makes the policy's parameters with adapters merged, to evaluate and export."""
   if adapter is None:
     return params
   return params | {"lm": lora.merged(frozen[BASE]["lm"], params["lm"], adapter)}

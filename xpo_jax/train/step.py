@@ -1,7 +1,7 @@
-"""One training step for every objective: score, prepare, loss, one division, update.
+"""Makes the training step: scores, prepares, computes loss and gradient, updates.
 
-Objectives that share an update and not a batch (`types.AuxLoss`: PPO-ptx, a retain set)
-are further gradients, each exact on its own batch, added before the optimiser sees any.
+Auxiliary losses (`types.AuxLoss`: PPO-ptx, a retain set) have further gradients, each
+exact on its own batch, added before the optimiser.
 
 Gradients are accumulated over microbatches without approximation. A loss is a sum of
 means, each the ratio of a total and a weight, and weights depend on data alone. They
@@ -43,7 +43,7 @@ from xpo_jax.types import (
 
 Step = Callable[..., tuple[TrainState, dict[str, Array]]]
 
-# What the columns of K are called in metrics; other layouts average over them.
+# Names of the columns of K in metrics; other layouts average over them.
 _COLUMNS = {
   Layout.PAIR: ("chosen", "rejected"),
   Layout.RATED_MISMATCHED: ("completion", "mismatched"),
@@ -61,37 +61,36 @@ def make_step(
   adapter: Adapter | None = None,
   aux_losses: Sequence[AuxLoss] = (),
 ) -> Step:
-  """The jitted step `(state, frozen, batch, hyperparameters, aux_batches) -> (state,
-  metrics)`.
+  """Makes the jitted step `(state, frozen, batch, hyperparameters, aux_batches) ->
+  (state, metrics)`.
 
   `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
   in `batch.ref`). `hparams` is `{"objective": numeric hyperparameters,
   "learning_rate": peak}`, traced: a sweep over them, over the seed and over data of one
   shape compiles once. Keep their types from call to call (see `hparams`).
-  `aux_batches` maps each auxiliary loss's `data` to its batch; without any it is left
-  out. The state is donated. Nothing blocks:
-  metrics are scalars on the device; fetch many steps of them at once.
+  `aux_batches` maps each auxiliary loss's `data` to its batch; it is omitted without
+  auxiliary losses. The state is donated. Metrics are scalars on the device: fetch those
+  of many steps at once, so that nothing blocks.
 
   Args:
     build: makes the objective from the hyperparameters that are traced:
       `ObjectiveConfig.build`, or `functools.partial(dpo, beta=0.1)`.
-    models: role -> model; "policy", "ref" where an objective reads it live, "critic"
-      where values have a decoder of their own.
+    models: role -> model; "policy", "ref" where an objective reads it in the step,
+      "critic" where values have a decoder of their own.
     optimizer: see `optim.Optimizer`.
     steps: steps of the whole run, for the schedule.
-    mesh: where rows and parameters are split, or None: one device.
+    mesh: over which rows and parameters are sharded; None: one device.
     shardings: of the state on the mesh (`state.shardings`).
-    adapter: what is trained, on the frozen role "base"; None: all of the policy.
-    aux_losses: what else is minimised, its weight times its loss on its own batch. It
-      keeps no state from step to step.
+    adapter: trained adapter on the frozen role "base"; None: all weights are trained.
+    aux_losses: further losses, each weighted and on its own batch; without state.
 
   Returns:
-    The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, what
-    `observe` adds, `grad_norm` (before clipping), `learning_rate`; of a part the
+    The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, those of
+    `observe`, `grad_norm` (before clipping), `learning_rate`; of an auxiliary loss the
     weighted `loss/<data>/<term>` and `<data>/<metric>`.
 
   Raises:
-    ValueError: a part whose objective keeps a state.
+    ValueError: an auxiliary loss whose objective has a state.
   """
   for aux_loss in aux_losses:
     if jax.tree.leaves(aux_loss.objective.init()):
@@ -99,7 +98,7 @@ def make_step(
         f"aux_losses {aux_loss.data!r}: {aux_loss.objective.name} keeps a state from "
         "step to step; only the objective of the run may"
       )
-  # A user's own module need not name its axes where nothing reads them.
+  # A user's own module need not name axes that are not read.
   trained = lora.trainable_model(models["policy"], adapter)
   axes = trained.logical_axes() if optimizer.weight_decay else None
   chain = optim.transform(optimizer, axes)
@@ -114,9 +113,11 @@ def make_step(
     for number, aux_loss in enumerate(aux_losses):
       score_aux = scorer(aux_loss.objective, models, frozen, mesh, adapter)
       own_key = jax.random.fold_in(key, number)
-      more, found = weighted(aux_loss, score_aux, state.params, aux_batches, own_key)
-      grads = jax.tree.map(jnp.add, grads, more)
-      means |= found
+      aux_grads, aux_means = weighted(
+        aux_loss, score_aux, state.params, aux_batches, own_key
+      )
+      grads = jax.tree.map(jnp.add, grads, aux_grads)
+      means |= aux_means
     if adapter is not None and adapter.l1:
       grads, means = _sparse(adapter, state.params, grads, means)
     updates, opt_state = chain.update(grads, state.opt_state, state.params)
@@ -148,10 +149,11 @@ def make_evaluation(
   mesh: jax.sharding.Mesh | None = None,
   adapter: Adapter | None = None,
 ) -> Callable[..., dict[str, Mean]]:
-  """The jitted `(params, frozen, method_state, batch, key, hyperparameters) -> means`.
+  """Makes the jitted `(params, frozen, method_state, batch, key, hyperparameters) ->
+  means`.
 
-  The same numbers as a step's, before the division, so that they add over batches. The
-  method's state is read and never moved.
+  The metrics of a step before the division, so that they add over batches. The state of
+  the objective is not updated.
   """
 
   def evaluate(params, frozen, method_state, batch, key, hparams):
@@ -168,8 +170,8 @@ def make_evaluation(
 
 
 def hparams(optimizer: optim.Optimizer, **objective: float) -> dict[str, Any]:
-  """The hyperparameters of a step, as arrays: equal types from call to call, one
-  compile."""
+  """Makes the hyperparameters of a step as arrays of constant types, so that the step
+  compiles once."""
   rate = jnp.float32(optimizer.learning_rate)
   traced = {name: jnp.float32(value) for name, value in objective.items()}
   return {"objective": traced, "learning_rate": rate}
@@ -183,7 +185,7 @@ def gradient(
   method_state: State,
   key: Array,
 ) -> tuple[Params, dict[str, Mean], State]:
-  """The exact gradient of the objective on a whole batch.
+  """Computes the exact gradient of the objective on a whole batch.
 
   One forward and one backward pass; with several microbatches, an objective whose
   `prepare` reads the batch costs one more forward pass, without gradient.
@@ -215,7 +217,7 @@ def gradient(
     grads, (means, state) = jax.grad(whole_loss, has_aux=True)(params)
     return grads, means | _padding(batch), state
 
-  # Without gradient. The compiler drops from this pass what nobody reads: all of the
+  # Without gradient. The compiler removes unused computation from this pass: all of the
   # policy where `prepare` ignores the record, for weights depend on data alone.
   scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
   whole = _merge(scored_MB)
@@ -252,7 +254,7 @@ def weighted(
   batches: Mapping[str, Batch],
   key: Array,
 ) -> tuple[Params, dict[str, Mean]]:
-  """The gradient on its own batch times its weight, and its metrics by name."""
+  """Computes an auxiliary loss's weighted gradient on its batch, and its metrics."""
   grads, means, _ = gradient(
     aux_loss.objective,
     score_one,
@@ -275,15 +277,15 @@ def weighted(
 
 
 def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
-  """What every run reports of its batch, whatever the objective.
+  """Computes the metrics of a batch that every run reports.
 
   Per completion, by column where columns have a meaning (`logp_chosen`): `logp` the
-  policy's summed log-prob in nats, `length` in tokens. Per response token: `entropy` of
-  the policy in nats; `kl_k3`, the estimate exp(-r) - 1 + r of KL(policy || ref) with r
-  the log-ratio, on the batch's completions. The policy did not sample them, so it is a
-  gauge of drift on the data and not an unbiased KL. Where rollouts bring the log-probs
-  they were drawn with, also `ratio`, pi / pi_old, and `kl_old`, log pi_old - log pi:
-  1 and 0 in the first step on rollouts of the policy itself.
+  policy's summed log-prob in nats, `length` in tokens. Per completion token: `entropy`
+  of the policy in nats; `kl_k3`, the estimate exp(-r) - 1 + r of KL(policy || ref) with
+  r the log-ratio, on the batch's completions. The policy did not sample them, so it
+  measures drift on the data and is not an unbiased KL. Where rollouts have the
+  log-probs of the policy that sampled, also `ratio`, pi / pi_old, and `kl_old`, log
+  pi_old - log pi: 1 and 0 in the first step on rollouts of the policy itself.
   """
   means = {"length": record.length_BK}
   if record.logp_BKT is not None:
@@ -314,15 +316,15 @@ def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
 
 
 def divide(means: Mapping[str, Mean]) -> dict[str, Array]:
-  """The one division; `loss` is the sum of the divided terms."""
+  """Divides totals by weights; `loss` is the sum of the divided terms."""
   values = {name: mean.value for name, mean in means.items()}
   terms = [value for name, value in values.items() if name.startswith("loss/")]
   return {"loss": sum(terms)} | values
 
 
 def stats(objective: Objective) -> tuple[TokenStat, ...]:
-  """What a step scores: the objective's statistics, and the entropy where logits are
-  there anyway; in an order that does not change from process to process."""
+  """Selects the statistics that a step scores: the objective's, and the entropy where
+  logits are computed anyway; in an order that is the same in every process."""
   stats = set(objective.stats)
   fields = {stat.field for stat in stats}
   if ENTROPY.field not in fields and any("policy" in stat.roles for stat in stats):
@@ -331,7 +333,7 @@ def stats(objective: Objective) -> tuple[TokenStat, ...]:
 
 
 def reads(stat: TokenStat, role: str) -> bool:
-  """Does a statistic read a parameter set, its logits or its scalar head?"""
+  """Whether a statistic reads a role, its logits or its scalar head."""
   return any(name.split(".")[0] == role for name in stat.roles)
 
 
@@ -362,7 +364,7 @@ def _named(loss: Loss) -> dict[str, Mean]:
 def _sparse(
   adapter: Adapter, params: Params, grads: Params, means: Mapping[str, Mean]
 ) -> tuple[Params, dict[str, Mean]]:
-  """Adds the L1 norm of the adapters' changes, once a step, to loss and gradient."""
+  """Adds the L1 norm of the adapters' changes to loss and gradient."""
 
   def penalty(lm: Params) -> Array:
     return adapter.l1 * lora.l1(lm, adapter)
@@ -373,13 +375,13 @@ def _sparse(
 
 
 def _padding(batch: Batch) -> dict[str, Mean]:
-  """Share of the computed tokens that are padding."""
+  """Fraction of the computed tokens that are padding."""
   empty = (batch.segment_MRL == 0).astype(jnp.float32)
   return {"padding": Mean(empty.sum(), jnp.float32(empty.size))}
 
 
 def _frozen_statistics(objective: Objective, record: Scored) -> dict[str, Array]:
-  """What does not read the policy, by field."""
+  """Statistics that do not read the policy, by field."""
   fields = vars(record) | dict(record.extra)
   stats = [stat for stat in objective.stats if not reads(stat, "policy")]
   return {stat.field: fields[stat.field] for stat in stats}

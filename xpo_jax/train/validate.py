@@ -1,4 +1,4 @@
-"""Refuses what is wrong with a run before anything of it is made."""
+"""Validates a run before anything of it is made."""
 
 import tempfile
 from pathlib import Path
@@ -27,26 +27,26 @@ _RECORDED = frozenset({"reward_BK", "old_logp_BKT", "old_value_BKT"})
 
 
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
-  """The mesh over all devices; None where one device is asked for, or there."""
-  rest = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
-  data = shape.data or rest
+  """Makes the mesh over all devices; None for one device."""
+  remaining = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
+  data = shape.data or remaining
   if data * shape.fsdp * shape.tensor == 1:
     return None
   return meshes.make_mesh(data, shape.fsdp, shape.tensor)
 
 
 def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) -> None:
-  """Refuses what is wrong with any run before anything is made.
+  """Validates what runs on records and on rollouts have in common.
 
   Args:
     experiment: the run.
-    data: its records, whose rows are cut into steps; None of a run on rollouts.
+    data: its records; None of a run on rollouts.
     datasets: see `loading.load`.
 
   Raises:
-    ValueError: a mesh that does not fit the devices or the batch; wandb asked for and
-      not installed; an auxiliary loss that cannot be (`aux_losses.check`); held-out
-      prompts that are trained on (`split_overlap.check`);"""
+    ValueError: a mesh that does not fit the devices or the batch; wandb on and not
+      installed; see `aux_losses.check` and `split_overlap.check`.
+  """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
@@ -62,10 +62,10 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
 
 
 def pair_construction_of(experiment: Experiment) -> PairConstruction:
-  """The pair construction of an experiment, or that of the objective's layout.
+  """Builds the pair construction of an experiment; default: by the objective's layout.
 
   Raises:
-    ValueError: none is given, and the layout has none of its own.
+    ValueError: none is given, and the layout has no default.
   """
   data, objective = experiment.data, experiment.objective.build()
   if data.pair_construction is not None:
@@ -80,20 +80,20 @@ def pair_construction_of(experiment: Experiment) -> PairConstruction:
 
 
 def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
-  """Refuses what is wrong with a run on rollouts before anything is made.
+  """Validates a run on rollouts before anything is made.
 
   Args:
     experiment: the run.
     datasets: see `loading.load`.
 
   Raises:
-    ValueError: an objective that rollouts cannot feed, that the pair construction does
-      not fit, that takes another column 0 than `Sampling.column0_source` brings or
-      other rewards than `Feedback` gives, or that cannot tell rewards apart with so few
+    ValueError: an objective that reads columns without a source in rollouts, needs
+      another layout than the pair construction's, another `Sampling.column0_source` or
+      another `Feedback.kind`, or whose gradient does not depend on rewards with so few
       completions; win rates of one completion; an averaged opponent without an average;
-      a controller of a beta that is not the objective's, or that may take it to 0 in
+      a controller of another beta than the objective's, or that may reduce it to 0 in
       one iteration; a function in the wrong field; a critic for an objective without
-      values; a mesh that does not fit; what `check_common` refuses.
+      values; a mesh that does not fit; see `check_common`.
   """
   data = experiment.data
   objective, pairs = experiment.objective.build(), pair_construction_of(experiment)
@@ -150,7 +150,7 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
 
 
 def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> None:
-  """Refuses what the start has no room for, before a stage is trained.
+  """Refuses prompts and sampling that the start does not support (`check_room`).
 
   Args:
     experiment: the run.
@@ -240,7 +240,7 @@ def _check_controller(experiment: Experiment) -> None:
       "both the same"
     )
   each, K = data.prompts_per_iteration, data.sampling.completions
-  # As far below its target as an estimate may be: the most that beta can fall.
+  # A very low estimate of the KL: the largest decrease of beta.
   lowest = float(controller.update(first, Observation(-1e9, each * K)))
   if not lowest > 0:
     raise ValueError(
@@ -252,7 +252,7 @@ def _check_controller(experiment: Experiment) -> None:
 
 
 def _sees_rewards(objective: Objective, pairs: PairConstruction) -> bool:
-  """Whether other rewards give another gradient where a prompt has one completion."""
+  """Whether the gradient depends on rewards where a prompt has one completion."""
   record = toy.scored_for(objective._replace(layout=Layout.RATED))
   length_BK, present_BK = np.asarray(record.length_BK), np.asarray(record.present_BK)
   least, most = (
@@ -266,11 +266,11 @@ def _sees_rewards(objective: Objective, pairs: PairConstruction) -> bool:
   reward_BK = np.asarray(record.reward_BK)
 
   def loss(logp_BKT, reward_BK):
-    one = record.replace(logp_BKT=logp_BKT, reward_BK=reward_BK)
+    changed = record.replace(logp_BKT=logp_BKT, reward_BK=reward_BK)
     key = jax.random.key(0)
-    return scored.evaluate(objective, one, objective.init(), key).loss
+    return scored.evaluate(objective, changed, objective.init(), key).loss
 
   slope = jax.jit(jax.grad(loss))
   other_BK = reward_BK[::-1] + np.arange(len(reward_BK), dtype=np.float32)[:, None]
-  found = [slope(record.logp_BKT, x_BK) for x_BK in (reward_BK, other_BK)]
-  return bool(jnp.any(found[0] != found[1]))
+  slopes = [slope(record.logp_BKT, x_BK) for x_BK in (reward_BK, other_BK)]
+  return bool(jnp.any(slopes[0] != slopes[1]))
