@@ -1,4 +1,4 @@
-"""A small model from scratch for dialogue: SFT on good answers, then an objective."""
+"""Trains a small model from scratch for dialogue: SFT, then an objective."""
 
 import dataclasses
 from typing import Any
@@ -36,19 +36,19 @@ def hh(path: str) -> Data:
 
 
 def after_sft(
-  objective: ObjectiveConfig, data: Data, taught: Data, **changes: Any
+  objective: ObjectiveConfig, data: Data, sft_data: Data, **changes: Any
 ) -> Experiment:
-  """The objective from a model that SFT taught the good answers of the same prompts.
+  """The objective, from SFT on the chosen completions of the same prompts.
 
   Args:
     objective: the second stage's.
-    data: it is minimised on.
-    taught: what SFT reads, with its own passes and rows.
+    data: of the second stage.
+    sft_data: of SFT, with its own passes and rows.
     changes: other fields of the second stage.
   """
   sft = Experiment(
     objective=ObjectiveConfig("sft"),
-    data=taught,
+    data=sft_data,
     start=Scratch(MODEL),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, floor=0.1),
     evaluation=HELD_OUT,
