@@ -26,7 +26,8 @@ demo: $(READY)  ## the main job on the embedded world: table, plot, report
 test: $(READY)  ## the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
-docs: $(READY)  ## the API reference, into docs/_build
+docs: $(READY)  ## experiments/README.md, and the API reference into docs/_build
+	@$(PY) -m xpo_jax.studies.experiments_readme
 	@$(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
 
 format: $(READY)  ## rewrite the files in the house's format

@@ -3,15 +3,14 @@
 Paper: none of its own; KL is matched as in Rafailov et al. 2023, arXiv:2305.18290, Sec.
   6.1, and every objective is its own paper's at its defaults.
 Command: xpo compare-objectives [source=FILE --bad-rows drop] [--only dpo,ipo]
-  source: as of the recipe controlled_sentiment; without it, the embedded world.
-  Stopped, the same command with the same --run-dir goes on where it was.
-Hardware: 2 CPU cores; 19 minutes for 42 objectives on the embedded world.
-Expected: no paper compares these at equal KL. Differences are small beside the
-  ceiling, and a default made for another scale can put an objective last.
-Last result: embedded world, commit 10efff6, 19 minutes: of 42 objectives tdpo2, chi_po
-  and ipo have more reward at 1.3 nats than dpo (0.422 [0.330, 0.498]), 18 less. 9,437
-  movie sentences, commit 4f7b8dd, 32 minutes beside other jobs: dpo 0.186 [0.142,
-  0.230], 4 of 41 differences exclude 0.
+  source: as of the recipe controlled_sentiment; without it, synthetic reviews.
+  The same command with the same --run-dir goes on with an interrupted run.
+Hardware: 2 CPU cores; 19 minutes for 42 objectives on synthetic reviews.
+Expected: no paper compares these at equal KL. Differences are small beside
+  the optimal policy's reward, and a default made for another scale can put an objective
+  last.
+Result: dpo, true reward 0.422 [0.330, 0.498] at 1.3 nats, three seeds; of 42 objectives
+  tdpo2, chi_po and ipo have more, 18 less.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ from xpo_jax.studies.comparison.settings import Comparison
 
 
 def experiment(source: str | None = None) -> Comparison:
-  """Settings for the embedded world, or for some ten thousand short sentences."""
+  """Settings for synthetic reviews, or for some ten thousand short sentences."""
   if source is None:
     return Comparison()
   return Comparison(
@@ -43,7 +42,7 @@ def run(comparison: Comparison, run_dir: Path) -> int:
   from xpo_jax.report import dot_plot, run_page
   from xpo_jax.studies.comparison import comparison_page, train_objectives
 
-  found = train_objectives.run(
+  result = train_objectives.run(
     comparison, run_dir, lambda line: print(line, flush=True)
   )
   command = "xpo compare-objectives"
@@ -51,13 +50,13 @@ def run(comparison: Comparison, run_dir: Path) -> int:
     command += f" source={comparison.source} --bad-rows {comparison.bad_rows}"
   if comparison.only is not None:
     command += f" --only {comparison.only}"
-  shown = comparison_page.lines(found)
-  plot = dot_plot.svg(comparison_page.plot(found, shown), standalone=True)
+  shown = comparison_page.lines(result)
+  plot = dot_plot.svg(comparison_page.plot(result, shown), standalone=True)
   (run_dir / comparison_page.PLOT).write_text(plot, encoding="utf-8")
-  written = run_page.write_study(run_dir, comparison_page.build(found, shown, command))
-  demo.show(comparison_page.table(found, shown))
+  written = run_page.write_study(run_dir, comparison_page.build(result, shown, command))
+  demo.show(comparison_page.table(result, shown))
   print(f"report: {written}")
-  failed = [entry for entry in found.entries if entry.error is not None]
+  failed = [entry for entry in result.entries if entry.error is not None]
   for entry in failed:
     print(f"ERROR in {entry.name}: {entry.error}")
   return 1 if failed else 0

@@ -2,15 +2,15 @@
 
 Paper: Rafailov et al. 2023, arXiv:2305.18290, Sec. 6.1, Fig. 2 (left): GPT-2 large
   fine-tuned on IMDb, prefixes of 2 to 8 tokens, DPO at beta 0.05, 0.1, 1 and 5, RMSprop
-  at 1e-6. There the reward is a sentiment classifier; here it is VADER, and prefixes
-  are four words.
+  at 1e-6.
 Command: xpo train controlled_sentiment_imdb source=IMDB_DIR policy=GPT2_LARGE_DIR
   source: a prepared TFDS directory of `imdb_reviews` in the array_record format.
   policy: a Hugging Face directory of GPT-2 large.
 Hardware: one accelerator of 80 GB.
-Hours: not run.
 Expected: the paper has a figure; DPO's frontier lies above preferred fine-tuning's.
-Last result: not run. Tested in parts: TFDS directories with IMDb's features, GPT-2
+Departs from the paper: the reward is VADER, not a sentiment classifier; prefixes are
+  four words.
+Result: not run. Tested in parts: TFDS directories with IMDb's features, GPT-2
   checkpoints.
 """
 
@@ -51,7 +51,7 @@ def experiment(source: str, policy: str) -> SentimentStudy:
 
 
 def run(study: SentimentStudy, run_dir: Path) -> int:
-  """The whole study and its page."""
+  """The study and its page."""
   command = (
     f"xpo train controlled_sentiment_imdb source={study.source} policy={study.policy}"
   )

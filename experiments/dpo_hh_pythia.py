@@ -2,14 +2,14 @@
 
 Paper: Rafailov et al. 2023, arXiv:2305.18290, Sec. 6.3, Fig. 3, Appendix B: beta 0.1,
   RMSprop at 1e-6 with 150 steps of warm-up, batches of 64 pairs, policy fine-tuned on
-  the chosen answers first. The authors' configuration file has 5e-7 in place of 1e-6.
+  the chosen completions first. The authors' configuration file has 5e-7, not 1e-6.
 Command: xpo train dpo_hh_pythia path=hub:Anthropic/hh-rlhf policy=PYTHIA_SFT_DIR
-  policy: a Hugging Face directory of Pythia-2.8B fine-tuned on the chosen answers.
+  policy: a Hugging Face directory of Pythia-2.8B fine-tuned on the chosen completions.
 Hardware: 8 accelerators of 32 GB or more; the mesh is fsdp=8.
-Hours: not run.
-Expected: the paper judges by GPT-4 win rate against the chosen answers (a figure); it
-  needs a judge, which this recipe does not have.
-Last result: not run. Tested in parts: loading of GPT-NeoX checkpoints, the hub reader's
+Expected: the paper has GPT-4 win rates against the chosen completions (a figure), for
+  which this recipe has no judge.
+Departs from the paper: judged by held-out preference accuracy and KL, not by GPT-4.
+Result: not run. Tested in parts: loading of GPT-NeoX checkpoints, the hub reader's
   refusal, sharded steps on 8 virtual devices.
 """
 

@@ -1,4 +1,4 @@
-"""A preference model that reads both answers, on Anthropic HH pairs.
+"""A preference model that reads both completions, on Anthropic HH pairs.
 
 Paper: Munos et al. 2023 (Nash learning from human feedback), arXiv:2312.00886
   (there summaries and T5X models).
@@ -8,7 +8,8 @@ Command: xpo train preference_hh path=hh_harmless_pairs.jsonl.gz
 Hardware: 2 CPU cores.
 Expected: no number of the paper applies at this size. Compare with `reward_hh`, which
   holds out the same prompts: HH labels are nearly transitive, so no more than it.
-Last result: not run.
+Departs from the paper: dialogue in place of summaries, a small model from scratch.
+Result: not run.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ from xpo_jax.studies import small_dialogue
 
 
 def experiment(path: str) -> Experiment:
-  """SFT on the chosen answers, then the preference model on both orders of a pair."""
-  # A row holds a prompt, and twice both answers, each with its EOS.
+  """SFT on the chosen completions, then the model on both orders of a pair."""
+  # A row holds a prompt, and twice both completions, each with its EOS.
   limits = Limits(prompt=380, completion=160, long_prompt="truncate")
   data = dataclasses.replace(small_dialogue.hh(path), limits=limits)
-  taught = dataclasses.replace(data, epochs=3)
+  sft_data = dataclasses.replace(data, epochs=3)
   both = dataclasses.replace(data, transform=preference_model.BOTH_ORDERS)
-  return small_dialogue.after_sft(ObjectiveConfig("preference_model"), both, taught)
+  return small_dialogue.after_sft(ObjectiveConfig("preference_model"), both, sft_data)

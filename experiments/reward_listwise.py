@@ -1,21 +1,18 @@
-"""A K-wise reward model on AI feedback: two dozen answers a prompt, each judged.
+"""A K-wise reward model on AI feedback: two dozen completions a prompt, each judged.
 
 Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5 (there 4 to 9
-  answers ranked by people, and 6B parameters).
+  completions ranked by people, and 6B parameters).
 Command: xpo train reward_listwise path=ai_feedback_listwise.jsonl.gz
-  then xpo evaluate runs/reward_listwise: normalises it, prints agreement with labels
+  then xpo evaluate runs/reward_listwise: prints its agreement with labels
   path: JSON lines with `prompt` and `responses`, each an object with `text` and
-  `p_beats_baseline`, the judge's probability that it beats one fixed answer.
+  `p_beats_baseline`, the judge's probability that it beats one fixed completion.
 Hardware: 2 CPU cores; an hour on one of them, beside other jobs.
-Expected: no number of the paper applies. The judge likes long answers, so a model may
-  be right often by length alone: read accuracy beside `accuracy_shorter` and `length`.
-  It reads 128 tokens of an answer (62 % of the answers are longer), the judge all.
-Last result: 2026-11-22, 2,280 pairs of 114 held-out prompts, intervals over prompts:
-  accuracy 0.703 [0.680, 0.726]; log-loss 0.576 [0.548, 0.607]; calibration error 0.027.
-  Where the judge prefers the longer answer 0.807 [0.783, 0.829], where the shorter
-  0.398 [0.353, 0.446]: length orders the rewards (0.508 [0.461, 0.555]) as it does the
-  judge's own labels (0.493 [0.444, 0.540]). With 64 tokens of an answer, 160 of a
-  prompt and 30 steps, accuracy was 0.599.
+Expected: no number of the paper applies. The judge prefers long completions, so a model
+  may be accurate by length alone: read accuracy beside `accuracy_shorter` and `length`.
+  It reads 128 tokens of a completion (62 % are longer), the judge all of it.
+Departs from the paper: a judge's probabilities in place of people's rankings.
+Result: held-out accuracy 0.703 [0.680, 0.726] over 114 prompts, one seed; length orders
+  the rewards as it does the judge's labels.
 """
 
 import dataclasses
@@ -30,7 +27,7 @@ from xpo_jax.studies import small_dialogue
 
 
 def experiment(path: str) -> Experiment:
-  """SFT on the best answer of each list, then all pairs of a list as one example."""
+  """SFT on the best completion of each list, then all pairs of a list as an example."""
   data = Data(
     path=path,
     reading=Reading(
@@ -40,7 +37,7 @@ def experiment(path: str) -> Experiment:
       }
     ),
     template=Template(before="Human: ", between="\n\nAssistant:\n"),
-    bad_rows="drop",  # an answer that begins with a line break merges with the colon
+    bad_rows="drop",  # one that begins with a line break merges with the colon
     limits=Limits(prompt=256, completion=128, long_prompt="truncate"),
   )
   # A row is a prompt with its whole list: up to 256 + 24 x 128 tokens.

@@ -7,8 +7,9 @@ of the matched KLs, and among those has most reward there, is the one to write i
 `xpo_jax/studies/sentiment/settings.py`.
 
 Command: python experiments/tune_controlled_sentiment.py [FILE of sentences]
-Hardware: 2 CPU cores, six to eight minutes on the embedded world.
-Last result: after four rounds, each around the last one's choice, the settings of
+Hardware: 2 CPU cores, six to eight minutes on synthetic reviews.
+Result: after four rounds, each around the last one's choice, the settings of
+  `settings.ARMS`.
 `settings.ARMS`.
 """
 
@@ -32,30 +33,29 @@ def groups():
 
   # Where the learning rate is the strength, another hyperparameter is what varies.
   betas = {"SimPO": ("simpo", (2.0, 5.0, 10.0)), "KTO": ("kto", (0.3, 1.0, 3.0))}
-  found = {}
+  by_method = {}
   for arm in ARMS:
     if arm.hparam != "learning_rate":
-      found[arm.label] = [named(arm, f"{x:g}", learning_rate=x) for x in RATES]
+      by_method[arm.label] = [named(arm, f"{x:g}", learning_rate=x) for x in RATES]
     elif arm.label in betas:
       name, values = betas[arm.label]
-      found[arm.label] = [
+      by_method[arm.label] = [
         named(arm, f"beta {x:g}", objective=ObjectiveConfig(name, beta=x))
         for x in values
       ]
     else:
-      found[arm.label] = [
+      by_method[arm.label] = [
         named(arm, f"x {x:g}", strengths=tuple(s * x for s in arm.strengths))
         for x in (0.5, 1.0, 2.0)
       ]
-  return found
+  return by_method
 
 
 def main(source: str | None) -> None:
   """Prints every group's reward at the matched KLs, and the best of each method."""
   demo.environment()
   from xpo_jax.evaluation import frontier
-  from xpo_jax.studies.sentiment import findings as findings
-  from xpo_jax.studies.sentiment import train_methods
+  from xpo_jax.studies.sentiment import findings, train_methods
   from xpo_jax.studies.sentiment.settings import SentimentStudy
 
   every = groups()
@@ -63,7 +63,7 @@ def main(source: str | None) -> None:
   if source is not None:
     study = dataclasses.replace(study, num_texts=None)
   arms = tuple(arm for trio in every.values() for arm in trio)
-  study = dataclasses.replace(study, arms=arms, online=())  # nothing to be kept
+  study = dataclasses.replace(study, arms=arms, online=())  # no run directories
   result = train_methods.run(train_methods.prepare(study), Path())
   for method, trio in every.items():
     scores = {}

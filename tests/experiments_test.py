@@ -14,7 +14,7 @@ from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.evaluation import evaluate_reward_model
 from xpo_jax.models import config
-from xpo_jax.studies import find_recipe
+from xpo_jax.studies import experiments_readme, find_recipe
 from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.train import loop
 
@@ -40,6 +40,25 @@ TINY = SentimentStudy(
   eval_samples=2,
   pool=4,
 )
+
+
+def test_readme_is_what_the_headers_say():
+  written = (ROOT / experiments_readme.README).read_text(encoding="utf-8")
+  assert written == experiments_readme.text(), "stale: make docs writes it"
+  for name in find_recipe.names():
+    assert f"[{name}](" in written
+
+
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_results_are_labelled_measures_of_a_recipe(path):
+  assert path.stem in find_recipe.names()
+  for row in json.loads(path.read_text(encoding="utf-8")):
+    assert isinstance(row.pop("label"), str)
+    for value in row.values():
+      if isinstance(value, dict) and "low" in value:
+        assert value["low"] <= value["mean"] <= value["high"]
 
 
 def test_no_name_is_both_a_recipe_and_a_table():

@@ -1,0 +1,135 @@
+"""Writes experiments/README.md: paper -> recipe -> command -> result -> hardware.
+
+Everything is read from the headers of the recipes and tables, the result where a header
+has none from `experiments/results/NAME.json`:
+
+    python -m xpo_jax.studies.experiments_readme
+"""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xpo_jax.studies import find_recipe
+
+ROOT = Path(__file__).parents[2] / "experiments"
+README, RESULTS = "README.md", "results"
+_FIELD = re.compile(r"^([A-Z][A-Za-z ]*):(?: |$)")
+_CITATION = re.compile(
+  r"([A-Z][\w'-]+(?: et al\.| and [A-Z][\w'-]+)?) (\d{4})(?: \([^)]*\))?,? "
+  r"arXiv:(\d{4}\.\d{4,5})"
+)
+_INTRODUCTION = """# Experiments
+
+A recipe (`*.py`) is one run or one study of a paper's method; a table (`tables/*.py`)
+rebuilds a paper's result from several runs. Both are run by name: `xpo train NAME`,
+`xpo list` names them all. A file's header has the paper, the command, the hardware,
+what to expect, where it departs from the paper, and one headline result; `results/`
+has the other numbers, a JSON file each. `bench/` measures speed.
+
+True rewards are VADER's compound on synthetic reviews, of a model of some 170 thousand
+parameters, where nothing else is said. `make docs` writes this page from the headers.
+"""
+
+
+class Paper(NamedTuple):
+  """A paper as a header cites it.
+
+  Attributes:
+    year: of its first version.
+    authors: the first, with "et al.".
+    arxiv: its number.
+  """
+
+  year: int
+  authors: str
+  arxiv: str
+
+
+def text(root: Path = ROOT) -> str:
+  """The page.
+
+  Args:
+    root: the folder of recipes, tables and results.
+  """
+  files = [*root.glob("*.py"), *(root / find_recipe.TABLES).glob("*.py")]
+  lines = [
+    (paper, path.stem, _line(paper, path, fields, root))
+    for path in files
+    for fields in [header(path)]
+    for paper in papers(fields.get("Paper", ""))
+  ]
+  head = "| paper | file | command | result | hardware |\n|---|---|---|---|---|\n"
+  return f"{_INTRODUCTION}\n{head}" + "".join(line for _, _, line in sorted(lines))
+
+
+def header(path: Path) -> dict[str, str]:
+  """The fields of a file's docstring by name; lines of a field are kept apart."""
+  fields: dict[str, list[str]] = {}
+  name = ""
+  docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+  for line in docstring.splitlines():
+    begins = _FIELD.match(line)
+    if begins:
+      name = begins[1]
+      fields[name] = [line[begins.end() :].strip()]
+    elif line.startswith(" ") and name:
+      fields[name].append(line.strip())
+    else:
+      name = ""
+  return {name: "\n".join(lines) for name, lines in fields.items()}
+
+
+def papers(field: str) -> list[Paper]:
+  """The papers that a header's field cites, each once."""
+  citations = _CITATION.findall(" ".join(field.split()))
+  found = [Paper(int(year), authors, arxiv) for authors, year, arxiv in citations]
+  return list(dict.fromkeys(found))
+
+
+def headline(fields: Mapping[str, str], results: Path) -> str:
+  """A file's result: of its header, else of the first row of its results."""
+  if "Result" in fields:
+    result = " ".join(fields["Result"].split())
+    return "not run" if result.startswith("not run") else result.rstrip(".")
+  if not results.exists():
+    return "see the file"
+  row = json.loads(results.read_text(encoding="utf-8"))[0]
+  measures = {n: x for n, x in row.items() if isinstance(x, dict | float)}
+  measure, value = next(iter(measures.items()))
+  return f"{row['label']}: {measure} {_value(value)}"
+
+
+def _line(paper: Paper, path: Path, fields: Mapping[str, str], root: Path) -> str:
+  link = f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
+  command = fields["Command"].partition("\n")[0]
+  cells = [
+    f"{paper.authors} {paper.year}, {link}",
+    f"[{path.stem}]({path.relative_to(root).as_posix()})",
+    f"`{command}`",
+    headline(fields, root / RESULTS / f"{path.stem}.json"),
+    " ".join(fields["Hardware"].split()).rstrip("."),
+  ]
+  return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+def _value(value: Any) -> str:
+  if isinstance(value, dict):
+    return f"{value['mean']:g} [{value['low']:g}, {value['high']:g}]"
+  return f"{value:g}"
+
+
+def main() -> int:
+  """Writes the page of the checkout."""
+  path = ROOT / README
+  path.write_text(text(), encoding="utf-8")
+  print(path.relative_to(ROOT.parent))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
