@@ -46,7 +46,8 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb asked for and
       not installed; an auxiliary loss that cannot be (`aux_losses.check`); held-out
-      prompts that are trained on (`split_overlap.check`);"""
+      prompts that are trained on (`split_overlap.check`).
+  """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
