@@ -20,7 +20,8 @@ from xpo_jax.train import loading, run_directory
 from xpo_jax.train.loading import Datasets
 
 RunStage = Callable[[Experiment, Path], bool]
-"""`(experiment, directory) -> finished`: trains a stage, or the rest of it."""
+"""`(experiment, directory) -> go on`: trains a stage, or the rest of it; False where it
+was stopped."""
 
 
 def default_store(run_dir: Path) -> Path:
@@ -52,7 +53,7 @@ def resolve(
     run_stage: trains one.
 
   Returns:
-    The experiment without a `Stage`; None where one was stopped early.
+    The experiment without a `Stage`; None where one was stopped.
   """
   for stage in of(experiment):
     run_dir = directory(stage.experiment, store, datasets)
