@@ -53,23 +53,29 @@ def facing(
   return judge
 
 
-def digests(source: Any) -> dict[str, str]:
-  """Directory -> SHA-256 of its files, of each model that a judge is loaded from.
+def digests(source: Any, where: str = "") -> dict[str, str]:
+  """SHA-256 of the files of each model that a judge is loaded from, by the argument
+  that names its directory: a run and the stages within it may be moved.
 
   Args:
     source: `Feedback.source`, or anything that stands in its arguments.
+    where: of `source` among them.
   """
-  found: dict[str, str] = {}
   if isinstance(source, Configured):
-    found = digests(source.arguments)
-  elif isinstance(source, Mapping):
-    directory = source.get("directory")
-    if isinstance(directory, str) and (Path(directory) / "config.json").exists():
-      found[directory] = loading.files_digest(Path(directory))
-    found |= digests(tuple(source.values()))
+    return digests(source.arguments, where)
+  if isinstance(source, Mapping):
+    items = list(source.items())
   elif isinstance(source, list | tuple):
-    for one in source:
-      found |= digests(one)
+    items = list(enumerate(source))
+  else:
+    return {}
+  found = {}
+  for name, value in items:
+    place = f"{where}.{name}" if where else str(name)
+    named = name == "directory" and isinstance(value, str)
+    if named and (Path(value) / "config.json").exists():
+      found[place] = loading.files_digest(Path(value))
+    found |= digests(value, place)
   return found
 
 
