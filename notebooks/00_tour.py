@@ -11,9 +11,9 @@
 # ---
 
 # %% [markdown]
-# # A tour in three lines
+# # A tour
 #
-# An objective is a value, made by a factory named after its paper. It maps a record of
+# An objective is a value, built by a factory named after its paper. It maps a record of
 # log-probabilities, a `Scored`, to a loss. It calls no model and reads no
 # configuration, so everything below runs on a laptop in seconds.
 
@@ -31,11 +31,11 @@ pairs = scored.from_sequence_logps([[-12.0, -15.0]], [[8, 10]], [[-13.0, -14.0]]
 scored.evaluate(objectives.dpo(beta=0.1), pairs)
 
 # %% [markdown]
-# Column 0 is the chosen completion, column 1 the rejected one. `loss` is what a trainer
-# minimises, `metrics` is what it logs; `state` is for methods that remember something.
+# Column 0 is the chosen completion, column 1 the rejected one. `loss` is minimised,
+# `metrics` are logged; `state` is used by methods with state between batches.
 #
-# The same record goes into any objective of the same layout, and all of it can be
-# compiled. An objective whose record lacks something says what.
+# The same record works with any objective of the same layout, and everything can be
+# compiled. If the record lacks something, the error names it.
 
 # %%
 for name in ("sft", "simpo", "orpo"):
@@ -73,8 +73,8 @@ print(f"loss {value:.4f}, gradient norm {jnp.linalg.norm(gradient):.4f}")
 # %% [markdown]
 # ## A method with state
 #
-# beta-DPO follows the batch with a moving average and draws the pairs it trains on.
-# Such a method asks for its state and a key, and returns the state after the batch.
+# beta-DPO keeps moving statistics of the batch and samples the pairs it trains on. Such
+# a method takes its state and a PRNG key, and returns the state after the batch.
 
 # %%
 o = objectives.beta_dpo(beta=0.1)
@@ -87,14 +87,15 @@ print("state after the batch:", {name: float(x) for name, x in out.state.items()
 # %% [markdown]
 # ## Loss and gradient over the margin
 #
-# What each objective does to one pair as the chosen completion gains on the rejected
-# one: two tokens each, so that log-ratio and average log-probability move together.
+# Loss and gradient of one pair as the log-probability of the chosen completion rises
+# and that of the rejected one falls: two tokens each, so that log-ratio and average
+# log-probability change together.
 
 # %%
 gain = jnp.linspace(-1.9, 1.9, 200)  # of the chosen completion's log-probability, nats
 
 
-def one_pair(objective, gain):
+def pair_loss(objective, gain):
   logp = jnp.stack([gain - 2.0, -2.0 - gain])[None]
   record = scored.from_sequence_logps(logp, [[2, 2]], [[-2.0, -2.0]])
   return scored.evaluate(objective, record).loss
@@ -108,7 +109,7 @@ shown = {
 }
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 for label, objective in shown.items():
-  curve = jax.value_and_grad(functools.partial(one_pair, objective))
+  curve = jax.value_and_grad(functools.partial(pair_loss, objective))
   values, slopes = jax.jit(jax.vmap(curve))(gain)
   left.plot(2 * gain, values, label=label)
   right.plot(2 * gain, slopes)
@@ -120,8 +121,8 @@ left.legend(frameon=False, fontsize=8)
 _ = figure.suptitle("One pair: loss, and its gradient with respect to the gain")
 
 # %% [markdown]
-# DPO's gradient fades as the pair is won; with label smoothing it changes sign where
-# the odds reach those of the noise. SimPO's curve is DPO's at its own beta, moved right
-# by its target margin: at a tie it still pushes harder. ORPO's odds grow without bound
-# as a completion becomes certain, so that its gradient is largest on a lost pair whose
-# rejected completion the policy is sure of.
+# DPO's gradient vanishes for a large positive margin; with label smoothing it changes
+# sign where the odds reach those of the noise. SimPO's curve is DPO's at its own beta,
+# shifted to the right by its target margin: its gradient at a tie is larger. ORPO's
+# odds grow without bound as a completion becomes certain, so that its gradient is
+# largest where the rejected completion is almost certain.

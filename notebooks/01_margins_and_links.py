@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Margins and links
 #
-# Every pairwise objective of the package on one pair: its loss, and its gradient, as
-# the chosen completion gains on the rejected one. Policy and reference start alike;
-# completions have four tokens at 8 nats each, the rise is spread evenly over them.
-# Hyperparameters are the defaults, which are the papers' where a paper gives one.
+# Loss and gradient of every pairwise objective on one pair, as the log-probability of
+# the chosen completion rises. Policy and reference start equal; completions have four
+# tokens of 8 nats each, and the rise is spread evenly over them. Hyperparameters are
+# the defaults, which are the papers' where a paper gives one.
 
 # %%
 import math
@@ -33,7 +33,8 @@ from xpo_jax.types import Layout
 # ## Links
 #
 # GPO's observation: DPO, SLiC, IPO and others are one family, a link of the margin. All
-# are convex but the savage loss, which is bounded: a hopeless pair is given up.
+# are convex except the savage loss, which is bounded: its gradient vanishes for very
+# negative margins.
 
 # %%
 margin = np.linspace(-4, 4, 201)
@@ -49,16 +50,17 @@ _ = axis.legend(frameon=False, fontsize=8)
 # ## Every pairwise objective
 #
 # Loss on the left axis (blue, from its value at the start), gradient with respect to
-# the gain on the right (orange). What to look for: where the gradient ends (DPO: where
-# the pair is won; IPO: at its target, beyond which it pulls back), where it vanishes on
-# lost pairs (EXO, APO), and which never end (robust DPO is unbounded below).
+# the rise on the right (orange). The objectives differ in where the gradient vanishes
+# for positive margins (DPO: gradually; IPO: at its target, beyond which the sign
+# changes; robust DPO: nowhere, its loss is unbounded below), and in whether it vanishes
+# for negative ones (EXO, APO).
 
 # %%
 gap = np.linspace(-30, 30, 121)
-built = {name: objectives.build(name) for name in objectives.NAMES}
+all_objectives = {name: objectives.build(name) for name in objectives.NAMES}
 pairwise = {
   name: o
-  for name, o in built.items()
+  for name, o in all_objectives.items()
   if o.layout is Layout.PAIR and any(s.field == "logp_BKT" for s in o.stats)
 }
 columns = 5
@@ -69,17 +71,18 @@ figure, axes = plt.subplots(
 for axis in axes.flat[len(pairwise) :]:
   axis.remove()
 for axis, (name, objective) in zip(axes.flat, pairwise.items(), strict=False):
-  found = toy.curve(objective, gap)
-  axis.plot(gap, found.loss - found.loss[gap.size // 2], color="C0")
+  curve = toy.curve(objective, gap)
+  axis.plot(gap, curve.loss - curve.loss[gap.size // 2], color="C0")
   axis.set_title(name, fontsize=9)
   axis.axvline(0, color="0.85", zorder=0)
   axis.tick_params(labelsize=7)
   slope = axis.twinx()
-  slope.plot(gap, found.slope, color="C1", linewidth=1)
+  slope.plot(gap, curve.slope, color="C1", linewidth=1)
   slope.tick_params(labelsize=7)
 _ = figure.supxlabel("log-probability that the chosen completion gained (nats)")
 
 # %% [markdown]
-# SimPO, CPO and ORPO read no reference: the curves are the same, only their zero is not
-# where policy equals reference. Methods that look at each side alone (NCA, BCO, APO)
-# have a finite target for the chosen answer; on the margin alone it cannot be seen.
+# SimPO, CPO and ORPO read no reference: their curves have the same form, but a margin
+# of 0 is not where policy equals reference. Methods with a separate term per side (NCA,
+# BCO, APO) have a finite target for the chosen completion, which the margin alone does
+# not show.

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Divergences
 #
-# What ties a policy to its reference, as a function of the log-ratio u = log(policy /
-# ref): the penalty f, its slope f', which is the reward that f-DPO reads off a policy,
-# and the estimators k1, k2, k3 of the reverse KL from samples.
+# Divergences between policy and reference as functions of the log-ratio u = log(policy
+# / ref): the penalty f, its derivative f', which is the implicit reward of f-DPO, and
+# the estimators k1, k2, k3 of the reverse KL from samples.
 
 # %%
 import functools
@@ -32,9 +32,10 @@ from xpo_jax.testing import bandit
 # %% [markdown]
 # ## f and f'
 #
-# A slope that goes to minus infinity on the left keeps every answer of the reference
-# possible; one that levels off (dashed) does not, and f-DPO refuses it. A slope that
-# levels off on the right lets an answer grow as it likes once it is likely.
+# If f' goes to minus infinity on the left, every completion of the reference keeps
+# positive probability; if it is bounded there (dashed) it need not, and f-DPO refuses
+# the divergence. If f' is bounded on the right, the penalty hardly limits completions
+# that are already likely.
 
 # %%
 u = jnp.linspace(-5, 4, 200)
@@ -48,11 +49,11 @@ right.set(xlabel="log-ratio u", ylabel="f', the implicit reward", ylim=(-6, 4))
 _ = left.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# ## What it does to a policy
+# ## The trained policies
 #
-# f-DPO on the exact bandit, the same 2,000 pairs, over a range of beta. A beta means
-# something else under every divergence, so the policies are compared by their KL to the
-# reference, on prompts that were not trained on.
+# f-DPO on the exact bandit, the same 2,000 pairs, over a range of beta. The scale of
+# beta differs between divergences, so the policies are compared by their KL to the
+# reference, on held-out prompts.
 
 # %%
 task = bandit.make(jax.random.key(0))
@@ -74,24 +75,25 @@ def frontier(divergence, betas):
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for name in ("reverse_kl", "forward_kl", "jensen_shannon", "alpha(0.5)"):
   divergence = divergences.DIVERGENCES[name]
-  found, entropy = frontier(divergence, jnp.geomspace(0.05, 3.0, 6))
-  left.plot(found.kl, found.reward, "o-", ms=3, label=name.replace("_", " "))
-  right.plot(found.kl, entropy, "o-", ms=3)
+  measures, entropy = frontier(divergence, jnp.geomspace(0.05, 3.0, 6))
+  left.plot(measures.kl, measures.reward, "o-", ms=3, label=name.replace("_", " "))
+  right.plot(measures.kl, entropy, "o-", ms=3)
 left.set(xlabel="KL(policy || ref), nats", ylabel="true reward over the reference")
 right.set(xlabel="KL(policy || ref), nats", ylabel="entropy of the policy, nats")
 _ = left.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# At small KL the curves all but coincide; further out the forward KL and alpha have
-# less reward at the same KL here (one task, one seed: no ranking of divergences).
-# Entropy follows KL whatever the divergence: the policies tilt by the same features.
+# At small KL the curves nearly coincide; at larger KL the forward KL and alpha have
+# less reward here (one task, one seed: no ranking of divergences). Entropy is a
+# function of KL for every divergence: the policies depend on the same features.
 #
 # ## Estimating a KL from samples
 #
-# The same 200,000 samples of one policy over 32 tokens. As a value k1 and k3 are right
-# on average, k2 is not; k3 is never negative and varies less than k1 when the policies
-# are near. As a gradient it is the other way round: k2's is the reverse KL's, k3's the
-# forward KL's, k1's is noise around nothing (tests/theory holds this exactly).
+# The same 200,000 samples of one policy over 32 tokens. As values k1 and k3 are
+# unbiased, k2 is not; k3 is never negative and varies less than k1 when the policies
+# are close. As gradients it is the other way round: in expectation that of k2 is the
+# gradient of the reverse KL, that of k3 of the forward KL, and that of k1 is 0
+# (tests/theory checks this exactly).
 
 # %%
 logits = jax.random.normal(jax.random.key(3), (2, 32))
@@ -102,10 +104,10 @@ exact = divergences.between(divergences.REVERSE_KL, logp, ref_logp)
 print(f"exact KL  {exact:.4f} nats")
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for estimator in (divergences.K1, divergences.K2, divergences.K3):
-  found = estimator.fn(log_ratio)
-  print(f"{estimator.name}: mean {found.mean():.4f}, std {found.std():.4f}")
+  estimate = estimator.fn(log_ratio)
+  print(f"{estimator.name}: mean {estimate.mean():.4f}, std {estimate.std():.4f}")
   bins = np.linspace(-2.5, 3, 111)
-  axis.hist(found, bins=bins, histtype="step", label=estimator.name)
+  axis.hist(estimate, bins=bins, histtype="step", label=estimator.name)
 axis.axvline(exact, color="0.5", linewidth=1)
 axis.set(xlabel="estimate from one sample, nats", ylabel="samples")
 _ = axis.legend(frameon=False)

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Label noise and length
 #
-# Two ways in which preference data mislead, and the methods made against them, on the
-# exact bandit: labels that are flipped (conservative DPO, robust DPO, beta-DPO), and
-# labels that lean to the longer answer (R-DPO, SimPO). Everything is measured on
-# prompts that were not trained on, by enumeration; bands are the standard deviation
-# over ten seeds (each its own task, pairs and draws).
+# Two defects of preference data, and the methods against them, on the exact bandit:
+# flipped labels (conservative DPO, robust DPO, beta-DPO), and labels biased towards the
+# longer completion (R-DPO, SimPO). Everything is measured on held-out prompts, by
+# enumeration; bands are the standard deviation over ten seeds (each with its own task,
+# pairs and draws).
 
 # %%
 import functools
@@ -31,35 +31,39 @@ from xpo_jax import objectives
 from xpo_jax.testing import bandit
 
 SEEDS = jnp.arange(10)
-TRAINED = 32  # prompts; as many are held out
+TRAIN_PROMPTS = 32  # as many are held out
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def draw(count, flipped, length_bias):
-  """A task and its pairs for every seed."""
+  """Draws a task and its pairs for every seed."""
 
   def one(seed):
     keys = jax.random.split(jax.random.key(seed))
     task = bandit.make(keys[0])
-    how = {"flipped": flipped, "length_bias": length_bias, "prompts": TRAINED}
-    return task, bandit.draw(task, count, keys[1], **how)
+    settings = {
+      "flipped": flipped,
+      "length_bias": length_bias,
+      "prompts": TRAIN_PROMPTS,
+    }
+    return task, bandit.draw(task, count, keys[1], **settings)
 
   return jax.vmap(one)(SEEDS)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def learn(make, hparam, task, pairs):
-  """Trains on every seed's pairs; measures on prompts held out."""
+  """Trains on the pairs of every seed; measures on held-out prompts."""
 
   def one(task, pairs):
     theta = bandit.fit(make(hparam), task, pairs, jax.random.key(0))
-    return bandit.measure(task, theta, first=TRAINED)
+    return bandit.measure(task, theta, first=TRAIN_PROMPTS)
 
   return jax.vmap(one)(task, pairs)
 
 
-def over(make, hparams, data):
-  """One row a hyperparameter, one column a seed."""
+def sweep(make, hparams, data):
+  """Measures with one row per hyperparameter, one column per seed."""
   rows = [
     learn(make, hparam, *given) for hparam, given in zip(hparams, data, strict=True)
   ]
@@ -69,10 +73,11 @@ def over(make, hparams, data):
 # %% [markdown]
 # ## Flipped labels
 #
-# 400 pairs, a share of the labels turned around; conservative and robust DPO are told
-# the share. At equal beta their scale differs more than their ranking: conservative DPO
-# stays near the reference, robust DPO goes far (its loss has no floor), so a reward at
-# equal beta says little. Accuracy over held-out pairs does not depend on scale.
+# 400 pairs with a fraction of the labels flipped; conservative and robust DPO are given
+# the fraction. At equal beta their scale differs more than their ranking: conservative
+# DPO stays near the reference, robust DPO goes far (its loss has no floor), so the
+# reward at equal beta is not comparable. Accuracy on held-out pairs does not depend on
+# scale.
 
 # %%
 flips = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4])
@@ -93,23 +98,24 @@ def band(axis, x, values, label):
 noisy = [draw(400, flip, 0.0) for flip in flips]
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
 for label, make in against_noise.items():
-  found = over(make, flips, noisy)
-  for axis, values in zip(axes, (found.accuracy, found.reward, found.kl), strict=True):
+  measures = sweep(make, flips, noisy)
+  quantities = (measures.accuracy, measures.reward, measures.kl)
+  for axis, values in zip(axes, quantities, strict=True):
     band(axis, flips, values, label)
 titles = ("accuracy on held-out pairs", "true reward over the reference", "KL, nats")
 for axis, title in zip(axes, titles, strict=True):
-  axis.set(xlabel="share of labels flipped", title=title)
+  axis.set(xlabel="fraction of labels flipped", title=title)
 _ = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# beta-DPO stands here with a fixed beta (alpha 0): what is left is its filter, which
-# drops the pairs whose gap is unusual.
+# beta-DPO has a fixed beta here (alpha 0), so only its filter is active, which drops
+# pairs with an unusual gap.
 #
-# ## Labels that lean to the longer answer
+# ## Labels biased towards the longer completion
 #
-# True reward does not depend on length; each token that an answer is longer adds 0.1 to
-# the logit of its label. R-DPO subtracts alpha for each token from the margin, SimPO's
-# reward is an average per token.
+# True reward does not depend on length; each token of length difference adds 0.1 to the
+# logit of the label. R-DPO penalises each token by alpha, SimPO's reward is an average
+# per token.
 
 # %%
 strength = jnp.geomspace(0.1, 3.0, 6)
@@ -121,19 +127,19 @@ against_length = {
 }
 
 
-leaning = [draw(1000, 0.0, 0.1)] * len(strength)
+biased = [draw(1000, 0.0, 0.1)] * len(strength)
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for label, make in against_length.items():
-  found = over(make, strength, leaning)
-  kl = found.kl.mean(1)
-  left.plot(kl, found.reward.mean(1), "o-", ms=3, label=label)
-  right.plot(kl, found.length.mean(1), "o-", ms=3)
+  measures = sweep(make, strength, biased)
+  kl = measures.kl.mean(1)
+  left.plot(kl, measures.reward.mean(1), "o-", ms=3, label=label)
+  right.plot(kl, measures.length.mean(1), "o-", ms=3)
 left.set(xlabel="KL, nats", ylabel="true reward over the reference")
 right.set(xlabel="KL, nats", ylabel="tokens more than the reference")
 right.axhline(0, color="0.8", zorder=0)
 _ = left.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# On this task R-DPO's alpha undoes the bias where it equals the bias of the labels (0.1
-# a token), since its term is the same as the labels'. SimPO compares averages per
-# token: it shortens answers whatever the labels say, and starts from no reference.
+# On this task R-DPO removes the bias where alpha equals the bias of the labels (0.1 per
+# token), since both have the same form. SimPO compares averages per token: it shortens
+# completions for any labels, and has no reference.

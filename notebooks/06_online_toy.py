@@ -11,12 +11,13 @@
 # ---
 
 # %% [markdown]
-# # An online loop in plain calls
+# # An online loop
 #
-# Sample, ask for feedback, make a record, step: over and over. Here the policy answers
-# each prompt of the exact bandit with one of twelve answers (a completion of one
-# token), so that the best policy is known: the reference times exp(reward / beta),
-# which is a policy of this family. PPO, RLOO and online DPO all aim at it.
+# Each iteration samples completions, scores them, makes a record and takes optimiser
+# steps. Here the policy gives one of twelve completions (of one token) to each prompt
+# of the exact bandit, so that the optimal policy is known: the reference times
+# exp(reward / beta), a policy of this family. PPO, RLOO and online DPO all have this
+# optimum.
 
 # %%
 import functools
@@ -38,46 +39,47 @@ prompts = jnp.arange(len(task.reward_XY))
 # %% [markdown]
 # ## The optimum
 #
-# Reward is linear in the features, and so is a policy's log-ratio: the optimum is the
-# reward's own weights over beta. What a policy lacks of it is its regret.
+# Reward and log-ratio are both linear in the features: the optimum has the weights of
+# the reward divided by beta. The regret of a policy is its distance in the objective
+# reward - beta KL.
 
 # %%
 features = task.feature_XYD.reshape(-1, task.feature_XYD.shape[-1])
 reward_weights = jnp.linalg.lstsq(features, task.reward_XY.reshape(-1))[0]
 
 
-def worth(theta):
-  """What all three maximise: reward - beta KL, with both beside it."""
-  found = bandit.measure(task, theta)
-  return found.reward - BETA * found.kl, found.reward, found.kl
+def value_of(theta):
+  """The common objective reward - beta KL, the reward, and the KL."""
+  measures = bandit.measure(task, theta)
+  return measures.reward - BETA * measures.kl, measures.reward, measures.kl
 
 
-best, best_reward, best_kl = worth(reward_weights / BETA)
-print(f"optimum: reward {best_reward:.3f} at {best_kl:.3f} nats, worth {best:.3f}")
+best, best_reward, best_kl = value_of(reward_weights / BETA)
+print(f"optimum: reward {best_reward:.3f} at {best_kl:.3f} nats, objective {best:.3f}")
 
 # %% [markdown]
 # ## A loop
 #
-# A rollout is drawn from the policy as it is; its log-probs and values are kept, for
-# PPO's ratios and the KL in the reward. `record` scores the same answers by the policy
-# that is being trained, and every objective reads that one record. Nothing below asks
-# which method it is: what differs is the objective, how many samples a prompt has, how
-# many steps are taken on them, and what the judge says.
+# A rollout is sampled from the current policy; its log-probs and values are stored for
+# PPO's ratios and the KL in the reward. `record` scores the same completions by the
+# policy in training, and every objective reads this record. The code is the same for
+# all methods, which differ in the objective, the number of samples per prompt, the
+# number of steps per rollout, and the feedback.
 
 
 # %%
-def score(params, answer):
-  """Log-prob and value of every answer, `[prompts, samples, 1]`."""
-  logp = bandit.logp(task, params["theta"])[prompts[:, None], answer]
-  value = jnp.broadcast_to(params["value"][:, None], answer.shape)
+def score(params, completion):
+  """Log-prob and value of every completion, `[prompts, samples, 1]`."""
+  logp = bandit.logp(task, params["theta"])[prompts[:, None], completion]
+  value = jnp.broadcast_to(params["value"][:, None], completion.shape)
   return logp[..., None], value[..., None]
 
 
-def record(params, answer, born, reward):
-  """The record that every objective reads."""
-  logp, value = score(params, answer)
-  old_logp, old_value = born
-  ref_logp = task.ref_logp_XY[prompts[:, None], answer][..., None]
+def record(params, completion, old, reward):
+  """Makes the record that every objective reads."""
+  logp, value = score(params, completion)
+  old_logp, old_value = old
+  ref_logp = task.ref_logp_XY[prompts[:, None], completion][..., None]
   return scored.from_token_logps(
     logp,
     jnp.ones_like(logp),
@@ -89,92 +91,99 @@ def record(params, answer, born, reward):
   )
 
 
-def graded(reward, key):
-  """A reward model: the number itself."""
+def reward_feedback(reward, key):
+  """Feedback of a reward model: the reward itself."""
   del key
   return reward
 
 
-def duelled(reward, key):
-  """A judge of two: the better one wins with Bradley-Terry's probability."""
+def pairwise_feedback(reward, key):
+  """Feedback of a pairwise judge: a win drawn by Bradley-Terry."""
   won = jax.random.bernoulli(key, jax.nn.sigmoid(reward[:, 0] - reward[:, 1]))
   return jnp.stack([won, ~won], 1).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def learn(make, samples, steps, judge, seeds):
-  """Every seed's way: worth, reward and KL after each iteration."""
+def learn(make, samples, steps, feedback, seeds):
+  """Trains every seed; objective, reward and KL after each iteration."""
   objective = make(beta=BETA)
-  chain = optax.adam(optax.linear_schedule(0.02, 0.0, ITERATIONS * steps))
+  optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, ITERATIONS * steps))
 
-  def loss(params, answer, born, reward, state, key):
-    s = record(params, answer, born, reward)
-    found = scored.evaluate(objective, s, state, key)
-    return found.loss, found.state
+  def loss(params, completion, old, reward, state, key):
+    s = record(params, completion, old, reward)
+    out = scored.evaluate(objective, s, state, key)
+    return out.loss, out.state
 
   def iterate(carry, key):
     params, moments, state = carry
-    drawing, judging, own = jax.random.split(key, 3)
+    sample_key, feedback_key, own_key = jax.random.split(key, 3)
     logp = bandit.logp(task, params["theta"])
-    answer = jax.random.categorical(drawing, logp, shape=(samples, len(prompts))).T
-    reward = judge(task.reward_XY[prompts[:, None], answer], judging)
-    born = score(params, answer)
+    completion = jax.random.categorical(
+      sample_key, logp, shape=(samples, len(prompts))
+    ).T
+    reward = feedback(task.reward_XY[prompts[:, None], completion], feedback_key)
+    old = score(params, completion)
     for _ in range(steps):
       slope, state = jax.grad(loss, has_aux=True)(
-        params, answer, born, reward, state, own
+        params, completion, old, reward, state, own_key
       )
-      update, moments = chain.update(slope, moments)
+      update, moments = optimizer.update(slope, moments)
       params = optax.apply_updates(params, update)
-    return (params, moments, state), worth(params["theta"])
+    return (params, moments, state), value_of(params["theta"])
 
   def one(seed):
     width = task.feature_XYD.shape[-1]
     params = {"theta": jnp.zeros(width), "value": jnp.zeros(len(prompts))}
-    begun = (params, chain.init(params), objective.init())
+    start = (params, optimizer.init(params), objective.init())
     keys = jax.random.split(jax.random.key(seed), ITERATIONS)
-    return jax.lax.scan(iterate, begun, keys)[1]
+    return jax.lax.scan(iterate, start, keys)[1]
 
   return jax.vmap(one)(seeds)
 
 
 methods = {
-  "PPO": (functools.partial(objectives.ppo, whiten_reward=False), 4, 2, graded),
-  "RLOO": (objectives.rloo, 4, 1, graded),
-  "online DPO": (objectives.online_dpo, 2, 1, duelled),
+  "PPO": (
+    functools.partial(objectives.ppo, whiten_reward=False),
+    4,
+    2,
+    reward_feedback,
+  ),
+  "RLOO": (objectives.rloo, 4, 1, reward_feedback),
+  "online DPO": (objectives.online_dpo, 2, 1, pairwise_feedback),
 }
-ways = {label: learn(*how, SEEDS) for label, how in methods.items()}
+runs = {label: learn(*settings, SEEDS) for label, settings in methods.items()}
 
 # %% [markdown]
-# ## Towards it
+# ## Convergence
 #
-# Left: what is missing to the optimum, mean and range over five seeds. Right: the ways
-# on the plane of reward and KL, above them the optimum of every beta, which nobody can
-# pass. Online DPO hears of a pair only who won, and has half the samples.
+# Left: regret, mean and range over five seeds. Right: reward against KL during
+# training, with the optima of all beta as an upper bound. Online DPO gets only the
+# winner of each pair, and half the samples.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 at = np.unique(np.geomspace(1, ITERATIONS, 60).astype(int)) - 1
-for label, (value, reward, kl) in ways.items():
+for label, (value, reward, kl) in runs.items():
   regret = np.asarray(best - value)[:, at]
   (line,) = left.plot(at + 1, regret.mean(0), label=label)
   left.fill_between(
     at + 1, regret.min(0), regret.max(0), color=line.get_color(), alpha=0.15
   )
   right.plot(kl.mean(0), reward.mean(0), label=label)
-tied = [worth(reward_weights / beta) for beta in np.geomspace(0.4, 10, 20)]
-right.plot([p[2] for p in tied], [p[1] for p in tied], "k--", lw=1, label="optima")
+optima = [value_of(reward_weights / beta) for beta in np.geomspace(0.4, 10, 20)]
+right.plot([p[2] for p in optima], [p[1] for p in optima], "k--", lw=1, label="optima")
 right.plot(best_kl, best_reward, "k*", ms=11)
 left.set(xscale="log", yscale="log", xlabel="iteration", ylabel="regret")
 right.set(xlabel="KL, nats", ylabel="reward over the reference")
 _ = right.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# All three end at the same policy, though none was shown it: the KL in PPO's and RLOO's
-# reward and the log-ratio in DPO's margin are the same tie.
+# All three converge to the same policy: the KL in the reward of PPO and RLOO and the
+# log-ratio in DPO's margin are the same regularisation.
 
 # %%
-start = float(best - worth(jnp.zeros_like(reward_weights))[0])
-for label, (value, _, kl) in ways.items():
-  left_over = float(best - value[:, -1].mean())
-  print(f"{label}: regret {start:.3f} -> {left_over:.4f}, KL {kl[:, -1].mean():.3f}")
-  assert left_over < 0.1 * start
+start = float(best - value_of(jnp.zeros_like(reward_weights))[0])
+for label, (value, _, kl) in runs.items():
+  final = float(best - value[:, -1].mean())
+  print(f"{label}: regret {start:.3f} -> {final:.4f}, KL {kl[:, -1].mean():.3f}")
+  assert final < 0.1 * start

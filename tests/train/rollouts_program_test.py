@@ -275,6 +275,19 @@ def test_abstentions_are_counted_and_leave_finite_numbers(assembled):
   assert all(np.isfinite(x) for x in line.values()) and line["grad_norm"] > 0
 
 
+@pytest.mark.nonfinite
+def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(assembled):
+  parts, first = assembled
+  _written(parts, 6, 1)
+  diverged = jax.tree.map(lambda x: x * np.nan, first.train.params)
+  now = first.replace(train=_copied(first.train).replace(params=diverged))
+  match = r"iteration 7, update 1: loss is nan.*batch\.npz"
+  with pytest.raises(run_directory.NonFiniteLoss, match=match):
+    rollouts_program.iterate(parts, now, 6)
+  saved = np.load(parts.run_dir / run_directory.NONFINITE / "batch.npz")
+  np.testing.assert_array_equal(saved["fields.reward_BK"].sum(-1), 1)
+
+
 def _iterated(parts, now, count: int):
   """States before each iteration and after the last; all but the last are copies."""
   states = [_copied(now)]
@@ -406,7 +419,9 @@ def test_judge_whose_files_changed_is_refused(tmp_path):
   prepared()
   prepared()
   (judge / "reward.json").write_text('{"gain": 2}')
-  with pytest.raises(ValueError, match=r"changed\n  judges_sha256.*judge"):
+  with pytest.raises(
+    ValueError, match=r"changed\n  judges_sha256\.members\.0\.directory: "
+  ):
     prepared()
 
 

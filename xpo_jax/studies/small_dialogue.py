@@ -1,4 +1,4 @@
-"""Configures a small dialogue model from scratch: SFT, then an objective."""
+"""Trains a small model from scratch for dialogue: SFT, then an objective."""
 
 import dataclasses
 from typing import Any
@@ -25,7 +25,7 @@ HELD_OUT = Evaluation(share=0.15)
 
 
 def hh(path: str) -> Data:
-  """Makes the config of Anthropic HH pairs: JSON lines of `chosen` and `rejected`."""
+  """Anthropic HH pairs: JSON lines with `chosen` and `rejected` transcripts."""
   return Data(
     path=path,
     bad_rows="drop",  # seven rows of the test split are empty or share no prompt
@@ -36,24 +36,24 @@ def hh(path: str) -> Data:
 
 
 def after_sft(
-  objective: ObjectiveConfig, data: Data, taught: Data, **changes: Any
+  objective: ObjectiveConfig, data: Data, sft_data: Data, **changes: Any
 ) -> Experiment:
-  """Makes a run from a model fine-tuned on the chosen completions.
+  """The objective, from SFT on the chosen completions of the same prompts.
 
   Args:
-    objective: of the second stage.
+    objective: the second stage's.
     data: of the second stage.
-    taught: data of SFT, with its own epochs and rows.
+    sft_data: of SFT, with its own passes and rows.
     changes: other fields of the second stage.
   """
   sft = Experiment(
     objective=ObjectiveConfig("sft"),
-    data=taught,
+    data=sft_data,
     start=Scratch(MODEL),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, floor=0.1),
     evaluation=HELD_OUT,
   )
-  second_stage = Experiment(
+  made = Experiment(
     objective=objective,
     data=data,
     start=Stage(sft),
@@ -61,4 +61,4 @@ def after_sft(
     loop=Loop(eval_every=50, checkpoint_every=50),
     evaluation=HELD_OUT,
   )
-  return dataclasses.replace(second_stage, **changes)
+  return dataclasses.replace(made, **changes)

@@ -41,6 +41,8 @@ class Result(NamedTuple):
     tokenizer: its tokenizer.
     steps: steps done.
     finished: False where SIGTERM ended it early; `resume` continues.
+    stopped: whether SIGTERM came; where it came with the last step, the run is
+      finished, and what it is a stage of is not begun.
   """
 
   run_dir: Path
@@ -49,6 +51,7 @@ class Result(NamedTuple):
   tokenizer: Any
   steps: int
   finished: bool
+  stopped: bool = False
 
 
 def maker(experiment: Experiment) -> Any:
@@ -136,16 +139,18 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   store = stages.default_store(run_dir) if store is None else Path(store)
 
   def run_stage(inner: Experiment, directory: Path) -> bool:
-    """Trains a stage or resumes it; returns whether it is finished."""
+    """Trains a stage or resumes it; returns whether the run goes on."""
     shared = {"store": store, "datasets": datasets, "say": say}
     if (directory / yaml_file.FILE).exists():
-      return resume(directory, inner, **shared).finished
-    return train(inner, directory, **shared).finished
+      result = resume(directory, inner, **shared)
+    else:
+      result = train(inner, directory, **shared)
+    return result.finished and not result.stopped
 
   resolved = stages.resolve(experiment, store, datasets, run_stage)
   if resolved is None:
     say(f"stopped by SIGTERM in a stage: xpo resume {run_dir}")
-    return Result(run_dir, None, None, None, 0, False)
+    return Result(run_dir, None, None, None, 0, finished=False, stopped=True)
   program = maker(resolved).prepare(resolved, run_dir, inputs, datasets, say)
   say(f"{program.headline}; compiling the first")
   meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
@@ -153,7 +158,7 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   manager = checkpoint.open_manager(checkpoints, experiment.loop.keep)
   state = run_directory.restore_state(manager, run_dir, program.state, meta, say)
   program = program._replace(state=None)  # donated with the first step
-  state = _steps(program, experiment, run_dir, state, manager, meta, say)
+  state, stopped = _steps(program, experiment, run_dir, state, manager, meta, say)
   manager.close()
   params, done = program.policy(state), int(state.step)
   finished = done == program.total
@@ -163,7 +168,9 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
     say(f"done: {policy} is a Hugging Face directory")
   else:
     say(f"stopped by SIGTERM after step {done}: xpo resume {run_dir}")
-  return Result(run_dir, program.model, params, program.tokenizer, done, finished)
+  return Result(
+    run_dir, program.model, params, program.tokenizer, done, finished, stopped
+  )
 
 
 def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None:
@@ -181,11 +188,15 @@ def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None
   run_directory.write_json(run_dir / run_directory.SUMMARY, summary)
 
 
-def _steps(program, experiment, run_dir, state, manager, meta, say) -> Any:
-  """The loop: steps, metrics, evaluation, checkpoints; ends early on SIGTERM."""
+def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any, bool]:
+  """The loop: steps, metrics, evaluation, checkpoints; ends early on SIGTERM.
+
+  Returns:
+    The state, and whether SIGTERM came.
+  """
   loop, done = experiment.loop, int(state.step)
   if done == program.total:
-    return state
+    return state, False
   log_every = loop.log_every or program.log_every
   checkpoint_every = loop.checkpoint_every or program.checkpoint_every
   wandb = run_directory.wandb_arguments(loop.wandb, run_dir, meta)
@@ -219,7 +230,7 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> Any:
           break
     finally:
       metrics.close(writer)
-  return state
+  return state, stop.is_set()
 
 
 def _write(program, run_dir, writer, pending, clock) -> tuple[dict[str, float], float]:

@@ -21,6 +21,8 @@ from xpo_jax.config import optim
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit, pack
 from xpo_jax.data.pack import Batches
+from xpo_jax.data.records import Prompt
+from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import reward_model
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.ops.kl_control import Affine
@@ -164,7 +166,9 @@ def _records(
   """The budget of a run on records."""
   data, name = experiment.data, str(experiment.objective)
   if not loading.is_there(data):
-    begin = loading.pretrained(experiment.start)
+    # Of a tokenizer that is trained on the records, only the size is needed.
+    placeholder = Loaded(name, (Prompt("", name),), (), "")
+    begin = loading.start(experiment, run_dir, placeholder)
     _export(experiment, begin, policy)
     parameters = sum(x.size for x in jax.tree.leaves(begin.params))
     counts = {"made by": data.path.name}

@@ -52,24 +52,32 @@ def facing(
   return judge
 
 
-def digests(source: Any) -> dict[str, str]:
-  """Computes directory -> SHA-256 of its files, for each model that a judge loads.
+def digests(source: Any, where: str = "") -> dict[str, str]:
+  """Computes argument -> SHA-256 of its files, for each model that a judge loads.
+
+  By the argument that names its directory, not by the directory: a run and the stages
+  within it may be moved.
 
   Args:
-    source: `Feedback.source`, or any of its arguments.
+    source: `Feedback.source`, or anything that stands in its arguments.
+    where: of `source` among them.
   """
-  by_directory: dict[str, str] = {}
   if isinstance(source, Configured):
-    by_directory = digests(source.arguments)
-  elif isinstance(source, Mapping):
-    directory = source.get("directory")
-    if isinstance(directory, str) and (Path(directory) / "config.json").exists():
-      by_directory[directory] = loading.files_digest(Path(directory))
-    by_directory |= digests(tuple(source.values()))
+    return digests(source.arguments, where)
+  if isinstance(source, Mapping):
+    items = list(source.items())
   elif isinstance(source, list | tuple):
-    for item in source:
-      by_directory |= digests(item)
-  return by_directory
+    items = list(enumerate(source))
+  else:
+    return {}
+  by_argument: dict[str, str] = {}
+  for name, value in items:
+    place = f"{where}.{name}" if where else str(name)
+    named = name == "directory" and isinstance(value, str)
+    if named and (Path(value) / "config.json").exists():
+      by_argument[place] = loading.files_digest(Path(value))
+    by_argument |= digests(value, place)
+  return by_argument
 
 
 def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:

@@ -60,11 +60,18 @@ def create(run_dir: Path, experiment: Any) -> Iterator[None]:
     run_dir: does not exist yet.
     experiment: the run.
   """
-  run_dir.mkdir(parents=True)
-  yaml_file.write(run_dir, experiment)
+  # Beside it, then renamed: a kill must not leave a directory without config.yaml.
+  beside = run_dir.with_name(f"{run_dir.name}.tmp")
+  shutil.rmtree(beside, ignore_errors=True)
+  beside.mkdir(parents=True)
+  yaml_file.write(beside, experiment)
+  beside.rename(run_dir)
   try:
     yield
   except ValueError:
+    stages = run_dir / STAGES
+    if stages.exists() and not any(stages.iterdir()):  # the first was refused
+      stages.rmdir()
     if not any((run_dir / name).exists() for name in _COMPUTED):
       shutil.rmtree(run_dir)
     raise

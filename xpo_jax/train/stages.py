@@ -19,7 +19,8 @@ from xpo_jax.train import loading, run_directory
 from xpo_jax.train.loading import Datasets
 
 RunStage = Callable[[Experiment, Path], bool]
-"""`(experiment, directory) -> finished`: trains a stage, or resumes it."""
+"""`(experiment, directory) -> go on`: trains a stage or resumes it; False where it was
+stopped."""
 
 
 def default_store(run_dir: Path) -> Path:
@@ -51,7 +52,7 @@ def resolve(
     run_stage: trains one.
 
   Returns:
-    The experiment without a `Stage`; None where a stage was stopped early.
+    The experiment without a `Stage`; None where a stage was stopped.
   """
   for stage in of(experiment):
     run_dir = directory(stage.experiment, store, datasets)

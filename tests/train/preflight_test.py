@@ -1,0 +1,83 @@
+"""What a recipe will compute, found without a step of it."""
+
+import dataclasses
+
+import pytest
+
+from tests.train.tiny_runs import ADAPTED, MODEL, PLAIN
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config.data import Data, Prompts
+from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
+from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.sampling import Feedback
+from xpo_jax.data.records import Prompt
+from xpo_jax.feedback import reward_model
+from xpo_jax.train import loop, preflight, rollouts
+
+SFT = Experiment(
+  ObjectiveConfig("sft"),
+  Data("demos", rows_per_step=4, row_length=192),
+  Scratch(MODEL),
+  mesh=MeshShape(data=1),
+)
+REWARD = Experiment(
+  ObjectiveConfig("bradley_terry"),
+  Data("pairs", rows_per_step=4, row_length=192),
+  Stage(SFT),
+  mesh=MeshShape(data=1),
+)
+
+
+def test_step_of_the_adapters_is_compiled(datasets):
+  (budget,) = preflight.check(ADAPTED, datasets=datasets)
+  assert budget.bytes["arguments"] > 4 * budget.sizes["parameters"]
+  assert f"loss in [ ]:\n    {budget.shown[0][0].text}" in "\n".join(
+    preflight.lines(budget)
+  )
+
+
+def test_prompts_that_do_not_fit_a_tokenizer_made_there_are_refused():
+  """A prompt of BOS and a letter is longer than the one token known before."""
+  datasets = {"rows": [Prompt("0", "x")]}
+  five = dataclasses.replace(MODEL, rotary=None, positions=5)
+  run = experiments.replace(PLAIN, prompts=Prompts("rows"), start=Scratch(five))
+  loop.check(run, datasets)
+  with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 learned"):
+    preflight.check(run, datasets=datasets)
+
+
+def test_stages_have_budgets_of_their_own_equal_ones_once(datasets, monkeypatch):
+  monkeypatch.setattr(rollouts, "draw", None)  # nothing is sampled
+  judge = Configured(reward_model.scorer, directory=Stage(REWARD))
+  run = experiments.replace(
+    PLAIN,
+    objective=ObjectiveConfig("ppo"),
+    start=Stage(SFT),
+    feedback=Feedback(judge),
+    critic_init=Stage(REWARD),
+  )
+  names = [budget.name for budget in preflight.check(run, datasets=datasets)]
+  assert [name.partition("(")[0] for name in names] == ["sft", "bradley_terry", "ppo"]
+
+
+def never(policy: str):
+  """Makes records of a policy; a check must not."""
+  raise AssertionError(policy)
+
+
+@pytest.mark.parametrize(
+  "start", [Scratch(MODEL), Stage(SFT)], ids=["scratch", "stage"]
+)
+def test_data_of_a_function_are_not_made(datasets, start):
+  made = experiments.replace(
+    SFT, path=Configured(never, policy=Stage(REWARD)), start=start
+  )
+  *_, budget = preflight.check(made, datasets=datasets)
+  assert budget.sizes["parameters"] > 0 and budget.bytes is None
+  assert "not checked" in "\n".join(preflight.lines(budget))
+
+
+def test_what_training_would_refuse_is_refused(datasets):
+  short = experiments.replace(SFT, row_length=9)
+  with pytest.raises(ValueError, match="row_length: 9 is shorter"):
+    preflight.check(experiments.replace(REWARD, start=Stage(short)), datasets=datasets)
