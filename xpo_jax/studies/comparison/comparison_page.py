@@ -66,15 +66,15 @@ def build(
     f"{result.corpus}. A model of {result.counts['parameters']:,} parameters, "
     f"{study.num_pairs:,} pairs a seed, labels drawn by Bradley-Terry on the VADER "
     f"compound at temperature {study.temperature:g}, {len(study.seeds)} seeds. It "
-    "shows mechanics in a small world, not how methods rank on large models."
+    "shows mechanics at toy scale, not how methods rank on large models."
   )
   drawing = html.Drawing(
     dot_plot.svg(plot(result, shown)),
     PLOT,
     f"Sorted by reward at {_SORTED:g} nats. Bars: 95 % over seeds and prompts; prompts "
     "are shared, so differences are surer than two bars suggest (see the table). "
-    "Dashed: the start (SFT), best of n, and the ceiling, the most reward any policy "
-    "can have at that KL.",
+    "Dashed: the start (SFT), best of n, and the optimal policy, the most reward "
+    "at that KL.",
   )
   sections = [
     html.Section(
@@ -245,10 +245,10 @@ def _bounds(result: ComparisonResult) -> list[tuple[str, list[frontier.Run]]]:
   """Curves that need no training."""
   sizes = [n for n in (*BEST_OF, 64) if n <= result.pool_PS.shape[1]]
   curves = {
-    "ceiling": _curve(optimal_policy.tilted(result.pool_PS, TILTS)),
+    "optimal policy": _curve(optimal_policy.tilted(result.pool_PS, TILTS)),
     "best of n": _curve(optimal_policy.best_of_n(result.pool_PS, sizes)),
   }
-  # A pool too small to show any KL has no ceiling.
+  # A pool too small to show any KL has no points of the optimal policy.
   return [(name, curve) for name, curve in curves.items() if curve]
 
 

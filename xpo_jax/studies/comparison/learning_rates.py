@@ -16,25 +16,25 @@ _NO_KL = 1e-9  # of a policy that did not move
 
 
 def next_rates(
-  found: Mapping[float, float], targets: Sequence[float], count: int
+  kl_by_rate: Mapping[float, float], targets: Sequence[float], count: int
 ) -> list[float]:
   """Where to run next: at the targets that are farthest from any run.
 
   Args:
-    found: rate -> KL of the runs so far, nats; infinite where one diverged.
+    kl_by_rate: rate -> KL of the runs so far, nats; infinite where one diverged.
     targets: wanted KLs.
     count: how many rates; at most as many as targets.
 
   Returns:
     Rates, the farthest target's first.
   """
-  far = sorted(targets, key=lambda kl: -_distance(found, kl))
-  rates = [rate_at(found, kl) for kl in far]
+  far = sorted(targets, key=lambda kl: -_distance(kl_by_rate, kl))
+  rates = [rate_at(kl_by_rate, kl) for kl in far]
   apart = list(dict.fromkeys(rates))  # targets out of reach all have the farthest rate
   return (apart + rates)[:count]
 
 
-def rate_at(found: Mapping[float, float], target: float) -> float:
+def rate_at(kl_by_rate: Mapping[float, float], target: float) -> float:
   """The rate at which KL first reaches a target, on logarithmic axes.
 
   Between two runs it is read off the line through them, or is the middle where the
@@ -42,13 +42,13 @@ def rate_at(found: Mapping[float, float], target: float) -> float:
   30 times the nearest.
 
   Args:
-    found: rate -> KL of runs, nats; infinite where one diverged.
+    kl_by_rate: rate -> KL of runs, nats; infinite where one diverged.
     target: the KL.
 
   Returns:
     The rate, within LEAST and MOST.
   """
-  runs = [(math.log(rate), _log(kl)) for rate, kl in sorted(found.items())]
+  runs = [(math.log(rate), _log(kl)) for rate, kl in sorted(kl_by_rate.items())]
   wanted = math.log(target)
   above = next((i for i, (_, kl) in enumerate(runs) if kl >= wanted), len(runs))
   if 0 < above < len(runs):
@@ -65,9 +65,9 @@ def rate_at(found: Mapping[float, float], target: float) -> float:
   return min(max(math.exp(near[0] + step), LEAST), MOST)
 
 
-def _distance(found: Mapping[float, float], target: float) -> float:
+def _distance(kl_by_rate: Mapping[float, float], target: float) -> float:
   """Of the nearest run to a target, in log KL."""
-  return min(abs(_log(kl) - math.log(target)) for kl in found.values())
+  return min(abs(_log(kl) - math.log(target)) for kl in kl_by_rate.values())
 
 
 def _log(kl: float) -> float:

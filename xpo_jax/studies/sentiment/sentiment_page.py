@@ -1,4 +1,4 @@
-"""The study's page: tables and the frontier, from what was measured."""
+"""The study's page: tables and the frontier of its measurements."""
 
 import math
 from collections.abc import Sequence
@@ -154,7 +154,10 @@ def table(result: SentimentResult) -> html.Table:
   rows = []
   tilted = _curve(optimal_policy.tilted(result.pool_PS, TILTS))
   best = _curve(optimal_policy.best_of_n(result.pool_PS, _sizes(result)))
-  for name, curve in (("ceiling (tilted SFT samples)", tilted), ("best of n", best)):
+  for name, curve in (
+    ("optimal policy (tilted SFT samples)", tilted),
+    ("best of n", best),
+  ):
     if not curve:  # a pool too small to show any KL
       continue
     cells = [_cell(frontier.reward_at_kl(curve, kl)) for kl in findings.MATCHED]
@@ -176,12 +179,12 @@ def _sizes(result: SentimentResult) -> list[int]:
   return [n for n in BEST_OF if n <= result.study.pool]
 
 
-def _curve(found: Sequence[optimal_policy.Point]) -> list[frontier.Run]:
-  return [frontier.Run("", p.strength, 0, p.reward_P, p.kl_P) for p in found]
+def _curve(points: Sequence[optimal_policy.Point]) -> list[frontier.Run]:
+  return [frontier.Run("", p.strength, 0, p.reward_P, p.kl_P) for p in points]
 
 
-def _cell(found: bootstrap.Interval | None) -> str:
-  return "not reached" if found is None else str(found)
+def _cell(reward: bootstrap.Interval | None) -> str:
+  return "not reached" if reward is None else str(reward)
 
 
 def runs_table(result: SentimentResult) -> html.Table:
@@ -250,15 +253,15 @@ def _change(run: TrainedPolicy, name: str) -> float:
 
 
 def figure(result: SentimentResult, cut: float = CUT) -> line_chart.Figure:
-  """The reward-KL frontier of every method, with best-of-n and the ceiling."""
+  """The reward-KL frontier of every method, with best of n and the optimal policy."""
   series = []
-  for name, found in (
-    ("ceiling", optimal_policy.tilted(result.pool_PS, TILTS)),
+  for name, points in (
+    ("optimal policy", optimal_policy.tilted(result.pool_PS, TILTS)),
     ("best of n", optimal_policy.best_of_n(result.pool_PS, _sizes(result))),
   ):
-    x = [p.kl.mean for p in found]
+    x = [p.kl.mean for p in points]
     series.append(
-      line_chart.Series(name, x, [p.reward.mean for p in found], kind="dashed")
+      line_chart.Series(name, x, [p.reward.mean for p in points], kind="dashed")
     )
   for arm in result.study.methods:
     runs = findings.points(result, arm.label)
@@ -266,10 +269,10 @@ def figure(result: SentimentResult, cut: float = CUT) -> line_chart.Figure:
     for strength in arm.strengths:
       same = [run for run in runs if run.strength == strength]
       x.append(np.mean([run.kl_P.mean() for run in same]))
-      found = bootstrap.bootstrap_seeds(np.stack([run.reward_P for run in same]))
-      y.append(found.mean)
-      low.append(found.low)
-      high.append(found.high)
+      reward = bootstrap.bootstrap_seeds(np.stack([run.reward_P for run in same]))
+      y.append(reward.mean)
+      low.append(reward.low)
+      high.append(reward.high)
     order = np.argsort(x)
     x, y, low, high = (np.asarray(v)[order] for v in (x, y, low, high))
     series.append(line_chart.Series(arm.label, x, y, low, high, kind="both"))

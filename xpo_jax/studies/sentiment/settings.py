@@ -145,7 +145,7 @@ class SentimentStudy:
     split: the prompts policies are judged on: "test", or "tune" to choose settings.
     eval_prompts: how many of them.
     eval_samples: completions of each, by every policy.
-    pool: SFT samples a prompt, for best-of-n and the ceiling.
+    pool: SFT samples a prompt, for best of n and the optimal policy.
     seed: of the corpus, the tokenizer and the SFT model, shared by all seeds.
   """
 
@@ -231,7 +231,7 @@ class RewardModelAccuracy(NamedTuple):
 
 
 class SentimentResult(NamedTuple):
-  """Everything measured; the page is made from it.
+  """All measurements; the page is made from them.
 
   Attributes:
     study: the settings.
