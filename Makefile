@@ -20,7 +20,7 @@ $(READY): setup.py
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
 
-demo: $(READY)  ## the main job on the embedded world: table, plot, report
+demo: $(READY)  ## the main job on synthetic reviews: table, plot, report
 	@$(PY) -m xpo_jax.cli demo
 
 test: $(READY)  ## the whole test suite
