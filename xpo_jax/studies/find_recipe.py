@@ -131,7 +131,7 @@ def load_study(run_dir: Path) -> Recipe:
 
   path = Path(run_dir) / STUDY
   if not path.exists():
-    raise ValueError(f"{run_dir} is neither a run nor a study: it has no {STUDY}")
+    raise ValueError(f"{run_dir} is not a run: it has neither config.yaml nor {STUDY}")
   record = json.loads(path.read_text(encoding="utf-8"))
   if record.get("recipe") not in names():
     raise ValueError(
