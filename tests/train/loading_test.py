@@ -178,7 +178,9 @@ def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):
   path = tmp_path / "pairs.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   stop = experiments.replace(RUN, objective=ObjectiveConfig("dpo"), path=str(path))
-  with pytest.raises(ValueError, match=r"1 bad row.*\n.*pairs.jsonl:3: identical"):
+  with pytest.raises(
+    ValueError, match=r"1 bad (row|record).*\n.*pairs.jsonl:3: identical"
+  ):
     loop.train(stop, tmp_path / "run", say=lambda text: None)
   assert not (tmp_path / "run").exists()
   drop = experiments.replace(stop, bad_rows="drop")
@@ -237,7 +239,9 @@ def test_bad_rows_of_held_out_prompts_stop_the_run_or_are_counted(tokenizer, tmp
   file = tmp_path / "held.jsonl"
   file.write_text('{"prompt": "this film is"}\n{"prompt": 3}\n')
   changes = {"evaluation": Evaluation(str(file))}
-  with pytest.raises(ValueError, match=r"(?s)1 bad row.*held\.jsonl") as refused:
+  with pytest.raises(
+    ValueError, match=r"(?s)1 bad (row|record).*held\.jsonl"
+  ) as refused:
     _prompt_sets(tmp_path, tokenizer, {}, **changes)
   changes["prompts"] = dataclasses.replace(PLAIN.data.prompts, bad_rows="drop")
   _, held_out, counts = _prompt_sets(tmp_path, tokenizer, {}, **changes)
