@@ -1,4 +1,4 @@
-"""The API reference builds without a warning, and shows every objective's equation."""
+"""The docs build without a warning; the reference shows every objective's equation."""
 
 import importlib.util
 import subprocess

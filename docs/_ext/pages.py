@@ -7,6 +7,20 @@ from xpo_jax.survey import table
 
 MODULES = {
   "Records and evaluation": ("types", "scored", "ops.masked", "ops.token_stats"),
+  "Configuration": (
+    "config.experiment",
+    "config.data",
+    "config.optim",
+    "config.factories",
+  ),
+  "Training": ("train.loop", "train.stages", "train.state"),
+  "Generation and evaluation": (
+    "models.generate",
+    "evaluation.evaluate_run",
+    "evaluation.bootstrap",
+    "evaluation.frontier",
+    "evaluation.optimal_policy",
+  ),
   "Mathematics": (
     "ops.links",
     "ops.discopop_losses",
