@@ -36,7 +36,7 @@ parameters, where nothing else is said. `make docs` writes this page from the he
 """
 
 
-class Paper(NamedTuple):
+class PaperRow(NamedTuple):
   """A paper as a header cites it.
 
   Attributes:
@@ -84,10 +84,10 @@ def header(path: Path) -> dict[str, str]:
   return {name: "\n".join(lines) for name, lines in fields.items()}
 
 
-def papers(field: str) -> list[Paper]:
+def papers(field: str) -> list[PaperRow]:
   """The papers that a header's field cites, each once."""
   citations = _CITATION.findall(" ".join(field.split()))
-  found = [Paper(int(year), authors, arxiv) for authors, year, arxiv in citations]
+  found = [PaperRow(int(year), authors, arxiv) for authors, year, arxiv in citations]
   return list(dict.fromkeys(found))
 
 
@@ -104,7 +104,7 @@ def headline(fields: Mapping[str, str], results: Path) -> str:
   return f"{row['label']}: {measure} {_value(value)}"
 
 
-def _line(paper: Paper, path: Path, fields: Mapping[str, str], root: Path) -> str:
+def _line(paper: PaperRow, path: Path, fields: Mapping[str, str], root: Path) -> str:
   link = f"[{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
   command = fields["Command"].partition("\n")[0]
   cells = [
