@@ -3,7 +3,7 @@
 import json
 
 from xpo_jax.studies import experiments_readme
-from xpo_jax.studies.experiments_readme import Paper
+from xpo_jax.studies.experiments_readme import PaperRow
 
 RECIPE = '''"""A method.
 
@@ -54,5 +54,5 @@ def test_result_is_of_the_results_where_the_header_has_none(tmp_path):
 def test_citation_without_a_number_is_no_paper():
   assert experiments_readme.papers("none; KL as in Doe 2020 and Roe et al.") == []
   assert experiments_readme.papers("Doe et al.\n2020, arXiv:2001.00001") == [
-    Paper(2020, "Doe et al.", "2001.00001")
+    PaperRow(2020, "Doe et al.", "2001.00001")
   ]
