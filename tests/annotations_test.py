@@ -11,9 +11,7 @@ ABSENT = {
   "studies.demo.show",
   "studies.sentiment.online.train",
   "studies.sentiment.train_methods.fine_tune",
-  "studies.sentiment.train_methods.Lab.runs",
-  "train.minibatches.arranged",
-  "train.minibatches.construct",
+  "studies.sentiment.train_methods.PairTrainer.runs",
   "train.step.scorer",
 }
 

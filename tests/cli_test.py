@@ -14,7 +14,7 @@ import pytest
 from xpo_jax import cli, objectives
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.sentiment.settings import Study
+from xpo_jax.studies.sentiment.settings import SentimentStudy
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -271,14 +271,14 @@ def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):
   path = tmp_path / "experiments" / "hh_pairs.py"
   path.write_text(
     '"""DPO on HH."""\n\n'
-    "from xpo_jax.studies.sentiment.settings import Study\n\n\n"
-    "def experiment():\n  return Study(texts=7)\n"
+    "from xpo_jax.studies.sentiment.settings import SentimentStudy\n\n\n"
+    "def experiment():\n  return SentimentStudy(num_texts=7)\n"
   )
   (tmp_path / "experiments" / "helpers.py").write_text("X = 1\n")
   names = find_recipe.names()
   assert names["hh_pairs"] == path and "helpers" not in names
   assert find_recipe.summary(path) == "DPO on HH."
-  expected = Study(texts=7)
+  expected = SentimentStudy(num_texts=7)
   assert (
     find_recipe.load("hh_pairs").experiment
     == find_recipe.load(str(path)).experiment

@@ -110,7 +110,7 @@ def test_every_named_recipe_is_tested():
     "preference_hh",
     "reward_listwise",
     "compare_objectives",  # in studies/comparison/train_objectives_test.py
-    # in studies/multistage/staged_test.py
+    # in studies/multistage/recipes_test.py
     "rso",
     "slic_sample_rank",
     "sdpo",
@@ -122,7 +122,8 @@ def test_every_named_recipe_is_tested():
     "rlaif",
     "constitutional_ai",
     "self_rewarding",
-    # in studies/synthetic_world_test.py
+    "rlhf",  # in studies/rlhf_test.py
+    # in studies/task_test.py
     "rloo",
     "ppo",
     "ppo_ptx",

@@ -10,6 +10,7 @@ MODULES = {
   "Configuration": (
     "config.experiment",
     "config.data",
+    "config.sampling",
     "config.optim",
     "config.factories",
   ),
@@ -17,6 +18,7 @@ MODULES = {
   "Generation and evaluation": (
     "models.generate",
     "evaluation.evaluate_run",
+    "evaluation.measure_policy",
     "evaluation.bootstrap",
     "evaluation.frontier",
     "evaluation.optimal_policy",

@@ -116,7 +116,11 @@ def seq_kl(values: Values) -> np.ndarray:
 
 
 def construct(
-  pairs: PairConstruction, drawn: RolloutBatch, values: Values, reward_BK, present_BK
+  pairs: PairConstruction,
+  drawn: RolloutBatch,
+  values: Values,
+  reward_BK: np.ndarray,
+  present_BK: np.ndarray,
 ) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
   """Makes examples in the objective's layout, and each field's arrays in order."""
   chosen = pairs.choose(reward_BK, present_BK, drawn.length_BK)

@@ -74,8 +74,6 @@ CASES = {
     9,
   ),
 }
-# Those that list their runs.
-LISTED = tuple(name for name in CASES if name != "rso")
 
 
 def _small(name: str, **changes: Any) -> tuple[Any, Any]:
@@ -130,7 +128,7 @@ def test_study_trains_each_run_once_resumes_and_widens(name, tmp_path):
   assert tuple(_rows(tmp_path / "study")) == CASES[name].labels
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", CASES)
 def test_runs_are_values_that_config_files_hold(name):
   _, settings = _small(name)
   assert yaml_file.from_dict(type(settings), yaml_file.to_dict(settings)) == settings
@@ -139,7 +137,7 @@ def test_runs_are_values_that_config_files_hold(name):
     assert yaml_file.from_dict(Experiment, json.loads(json.dumps(plain))) == experiment
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", CASES)
 def test_recipe_takes_texts_and_a_policy_of_ones_own(name):
   settings = find_recipe.load(name, ["source=mine.jsonl", "policy=gpt2"]).experiment
   assert (settings.task.path, settings.task.policy) == ("mine.jsonl", "gpt2")
@@ -149,7 +147,7 @@ def test_recipe_takes_texts_and_a_policy_of_ones_own(name):
 
 
 def test_each_seed_draws_its_own_samples_and_order():
-  for name in LISTED:
+  for name in CASES:
     runs = _listed(name, seeds=(1, 2))
     seeds = [int(label.rpartition("seed ")[2]) for label in runs]
     assert set(seeds) == {1, 2}
