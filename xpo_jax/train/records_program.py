@@ -98,11 +98,7 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
 
 
 def prepare(
-  experiment: Experiment,
-  run_dir: Path,
-  inputs: Inputs,
-  datasets: Datasets,
-  say: Say,
+  experiment: Experiment, run_dir: Path, inputs: Inputs, datasets: Datasets, say: Say
 ) -> Program:
   """Reads the start, tokenises, packs, scores the reference, places the state.
 

@@ -143,20 +143,11 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
 
 
 def prepare(
-  experiment: Experiment,
-  run_dir: Path,
-  inputs: Inputs,
-  datasets: Datasets,
-  say: Say,
+  experiment: Experiment, run_dir: Path, inputs: Inputs, datasets: Datasets, say: Say
 ) -> Program:
   """Reads start and prompts, makes judge, step and state.
 
-  Args:
-    experiment: the run, accepted by `check`, its stages replaced by directories.
-    run_dir: its directory.
-    inputs: of `check`; what is None there is read here.
-    datasets: see `loading.load`.
-    say: prints a line.
+  The arguments are those of `records_program.prepare`.
 
   Raises:
     ValueError: no prompts, or prompts that cannot be used; bad rows
@@ -213,11 +204,7 @@ def prepare(
 
 
 def assemble(
-  experiment: Experiment,
-  run_dir: Path,
-  inputs: Inputs,
-  datasets: Datasets,
-  say: Say,
+  experiment: Experiment, run_dir: Path, inputs: Inputs, datasets: Datasets, say: Say
 ) -> tuple[Parts, RolloutState]:
   """Makes the parts of a run and its state before the first iteration (`prepare`)."""
   data, mesh = experiment.data, validate.make_mesh(experiment.mesh)
