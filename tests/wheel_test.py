@@ -86,12 +86,14 @@ def test_installed_package_is_found_before_the_checkout(installed, tmp_path):
   assert Path(where).is_relative_to(installed)
 
 
-def test_list_names_every_recipe(installed, tmp_path):
+def test_list_names_every_recipe_and_table(installed, tmp_path):
   shown = _python(installed, tmp_path, "-m", "xpo_jax.cli", "list")
-  listed = {line.split()[0] for line in shown.split("\nrecipes\n")[1].splitlines()}
-  recipes = (ROOT / "experiments").glob("[!_]*.py")
-  named = {path.stem for path in recipes if "\ndef experiment(" in path.read_text()}
-  assert listed == named and "ppo" in listed
+  groups = shown.split("\nrecipes\n")[1].split("\ntables\n")
+  for group, folder in zip(groups, ("experiments", "experiments/tables"), strict=True):
+    listed = {line.split()[0] for line in group.splitlines() if line.strip()}
+    files = (ROOT / folder).glob("[!_]*.py")
+    named = {path.stem for path in files if "\ndef experiment(" in path.read_text()}
+    assert listed == named
 
 
 def test_recipe_of_the_wheel_is_checked(installed, tmp_path):
@@ -99,6 +101,6 @@ def test_recipe_of_the_wheel_is_checked(installed, tmp_path):
   assert "nothing wrong found" in shown
 
 
-def test_tables_and_benchmarks_are_modules(installed, tmp_path):
-  module = "xpo_jax.experiments.tables.dpo"
-  assert "--run-dir" in _python(installed, tmp_path, "-m", module, "--help")
+def test_recipes_are_modules(installed, tmp_path):
+  code = "from xpo_jax.experiments.tables import munos2023_exploitability as t; t.run"
+  _python(installed, tmp_path, "-c", code)

@@ -29,8 +29,8 @@ def _load(data, datasets=None, **more):
   [
     ("nowhere.jsonl", r"Data\.path is 'nowhere\.jsonl': no such file"),
     ("nowhere", r"must be a \.jsonl .*, or one of the records handed over: rows"),
-    ("synthetic:many", "wants a number of reviews, at least 1"),
-    ("synthetic:0", "wants a number of reviews, at least 1"),
+    ("synthetic:many", "needs a number of reviews, at least 1"),
+    ("synthetic:0", "needs a number of reviews, at least 1"),
   ],
 )
 def test_path_of_no_known_kind_is_refused(path, match):
