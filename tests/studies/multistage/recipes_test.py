@@ -133,8 +133,8 @@ def test_runs_are_values_that_config_files_hold(name):
   _, settings = _small(name)
   assert yaml_file.from_dict(type(settings), yaml_file.to_dict(settings)) == settings
   for experiment in _arms(name)(settings).values():
-    plain = yaml_file.to_dict(experiment)
-    assert yaml_file.from_dict(Experiment, json.loads(json.dumps(plain))) == experiment
+    plain = json.loads(json.dumps(yaml_file.to_dict(experiment)))
+    assert yaml_file.to_dict(yaml_file.from_dict(Experiment, plain)) == plain
 
 
 @pytest.mark.parametrize("name", CASES)
