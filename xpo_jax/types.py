@@ -52,6 +52,11 @@ class TokenStat(NamedTuple):
   roles: tuple[str, ...]
   fn: Callable[[Mapping[str, Array], Array], Array]
 
+  @property
+  def decoders(self) -> frozenset[str]:
+    """The decoders that the roles belong to: "policy", "critic", "ref"."""
+    return frozenset(role.split(".")[0] for role in self.roles)
+
 
 @struct.dataclass
 class Mean:

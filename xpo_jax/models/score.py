@@ -68,7 +68,7 @@ def score(
   hidden = {}
   head = {}
   values = {}
-  for role in sorted({read.split(".")[0] for read in reads}):
+  for role in sorted({role for stat in uncached for role in stat.decoders}):
     lm = params[role]["lm"]
     if role not in TRAINED:
       lm = jax.lax.stop_gradient(lm)

@@ -1,5 +1,6 @@
 """Places parameters, optimiser states and batches on a mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,11 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
   return _put(batch, batch_shardings(mesh, batch))
 
 
+def batch_placer(mesh: Mesh | None) -> Callable[[Any], Any]:
+  """Returns `place_batch` on a mesh; on one device the step places its arguments."""
+  return _unchanged if mesh is None else functools.partial(place_batch, mesh)
+
+
 def place_rows(mesh: Mesh, tree: Any) -> Any:
   """Host arrays whose first axis is rows, on the mesh, split by rows.
 
@@ -120,6 +126,10 @@ def place_rows(mesh: Mesh, tree: Any) -> Any:
   meshes.check_batch(mesh, len(jax.tree.leaves(tree)[0]))
   by_row = NamedSharding(mesh, PartitionSpec(meshes.ROWS))
   return _put(tree, jax.tree.map(lambda _: by_row, tree))
+
+
+def _unchanged(batch: Any) -> Any:
+  return batch
 
 
 def _put(tree: Any, shardings: Any) -> Any:

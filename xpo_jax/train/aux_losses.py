@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.config.experiment import AuxLossConfig
-from xpo_jax.data import audit, collate, pack, records
+from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.train import loading, references
 from xpo_jax.train.loading import Datasets
@@ -41,7 +41,7 @@ def check(configs: Sequence[AuxLossConfig], datasets: Datasets) -> None:
 
   Raises:
     ValueError: no such data, or an objective that only rollouts can feed.
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad rows, where they stop the run.
   """
   for config in configs:
     objective = config.objective.build()
@@ -52,9 +52,7 @@ def check(configs: Sequence[AuxLossConfig], datasets: Datasets) -> None:
       )
     if not loading.is_there(config.data):
       continue
-    loaded = loading.load(config.data, config.data, datasets)
-    if loaded.bad and config.data.bad_rows == "stop":
-      raise records.BadRecords(loaded.bad)
+    loaded = loading.load_checked(config.data, datasets)
     if not loaded.records:
       raise ValueError(f"aux_losses {config.name!r}: {loaded.name} holds no row")
 
@@ -96,7 +94,9 @@ def joined(objective: Objective, losses: Sequence[AuxLoss]) -> Objective:
   return objective._replace(stats=stats)
 
 
-def read_reference(losses: Sequence[AuxLoss]) -> bool:
-  """Whether a loss reads the reference's parameters in the step."""
+def read_reference(objective: Objective, losses: Sequence[AuxLoss]) -> bool:
+  """Whether the step reads the reference's parameters: the objective, where they cannot
+  be cached (`references.reads_live`), or a loss, whose data has no cache."""
   stats = [stat for loss in losses for stat in loss.objective.stats]
-  return any(role.split(".")[0] == references.ROLE for s in stats for role in s.roles)
+  in_losses = any(references.ROLE in stat.decoders for stat in stats)
+  return in_losses or references.reads_live(objective)

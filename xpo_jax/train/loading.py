@@ -81,6 +81,20 @@ class PromptSet(NamedTuple):
   width: int
 
 
+class HeldOut(NamedTuple):
+  """Held-out data of a run.
+
+  Attributes:
+    prompts: token ids of the different prompts, in the data's order.
+    texts: the prompts as texts; empty where they are decoded from the ids.
+    examples: held-out examples; empty where there are only prompts.
+  """
+
+  prompts: list[Any]
+  texts: tuple[str, ...]
+  examples: list[Example]
+
+
 def load(
   data: Data | Prompts | Evaluation,
   like: Data | Prompts,
@@ -124,6 +138,19 @@ def load(
     loaded = dataclasses.replace(loaded, records=tuple(rows))
   if data.limit is not None:
     loaded = dataclasses.replace(loaded, records=loaded.records[: data.limit])
+  return loaded
+
+
+def load_checked(data: Data | Prompts, datasets: Datasets) -> Loaded:
+  """Reads the records of a source, and refuses bad rows where they stop the run.
+
+  Raises:
+    BadRecords: bad rows, and `bad_rows` is "stop".
+    ValueError: see `load`.
+  """
+  loaded = load(data, data, datasets)
+  if loaded.bad and data.bad_rows == "stop":
+    raise records.BadRecords(loaded.bad)
   return loaded
 
 

@@ -88,7 +88,7 @@ def record(
 
   Args:
     drawn: the rollouts.
-    score: see `rollouts_program.recorder`.
+    score: see `references.recorder`.
     roles: role -> parameters that `score` reads.
     sizes: of the batches.
     place: puts a batch on the mesh.

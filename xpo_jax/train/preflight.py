@@ -284,7 +284,7 @@ def _memory(
     return state.create(params, chain, objective.init(), jax.random.key(0), ema)
 
   lm = jax.eval_shape(lambda: begin.params["lm"])
-  live = references.reads_live(objective) or aux_losses.read_reference(aux.losses)
+  live = aux_losses.read_reference(objective, aux.losses)
   frozen = {references.ROLE: {"lm": lm}} if live else {}
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.data import audit, collate, pack, records
+from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import heads, lora, transformer
-from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import place
 from xpo_jax.train import (
   aux_losses,
@@ -28,7 +27,7 @@ from xpo_jax.train import (
   step,
   validate,
 )
-from xpo_jax.train.loading import Datasets, Inputs, LoadedStart
+from xpo_jax.train.loading import Datasets, HeldOut, Inputs, LoadedStart
 from xpo_jax.train.progress import Say
 from xpo_jax.train.references import Cache
 from xpo_jax.train.state import Program, TrainState, final_params
@@ -63,20 +62,6 @@ class Source(NamedTuple):
     return map(self.place, dataset.to_iter_dataset(ahead))
 
 
-class HeldOut(NamedTuple):
-  """Held-out data of a run.
-
-  Attributes:
-    prompts: token ids of the different prompts, in the data's order.
-    texts: the prompts as texts; empty where they are decoded from the ids.
-    examples: held-out examples; empty where there are only prompts.
-  """
-
-  prompts: list[Any]
-  texts: tuple[str, ...]
-  examples: list[Example]
-
-
 def check(experiment: Experiment, datasets: Datasets) -> Inputs:
   """Validates a run on records before anything is made.
 
@@ -85,16 +70,13 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
 
   Raises:
     ValueError: see `validate.check_common`; unreadable data.
-    BadRows: bad rows, where they stop the run.
+    BadRecords: bad rows, where they stop the run.
   """
   data = experiment.data
   validate.check_common(experiment, data, datasets)
   if not loading.is_there(data):
     return Inputs(None)
-  loaded = loading.load(data, data, datasets)
-  if loaded.bad and data.bad_rows == "stop":
-    raise records.BadRecords(loaded.bad)
-  return Inputs(loaded)
+  return Inputs(loading.load_checked(data, datasets))
 
 
 def prepare(
@@ -124,7 +106,7 @@ def prepare(
   other = loading.reference(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   counts |= loading.start_digests(experiment, begin.params["lm"], other)
-  put = _unchanged if mesh is None else functools.partial(place.place_batch, mesh)
+  put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
   )
@@ -141,10 +123,10 @@ def prepare(
   # The policy has taken no step: its parameters are the reference's.
   ref = {"lm": first.params["lm"]}
   if adapter is not None:
-    frozen[state.BASE] = ref = {"lm": placed(mesh, model, begin.params["lm"])}
+    frozen[state.BASE] = ref = {"lm": state.frozen(mesh, model, begin.params["lm"])}
   if other is not None:
-    ref = {"lm": placed(mesh, model, other)}
-  if references.reads_live(objective) or aux_losses.read_reference(aux.losses):
+    ref = {"lm": state.frozen(mesh, model, other)}
+  if aux_losses.read_reference(objective, aux.losses):
     apart = adapter is not None or other is not None
     frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)
   scoring = _ReferenceScoring(experiment, run_dir, begin, ref, mesh, put, say)
@@ -166,9 +148,7 @@ def prepare(
   )
   hparams = step.hparams(experiment.optimizer)
   sizes = _sizes(batches, first, frozen)
-  rows = audit.inspect_tokens(batches[0], begin.tokenizer)[: run_directory.SHOWN_ROWS]
-  shown = [[token._asdict() for token in row] for row in rows]
-  run_directory.write_json(run_dir / run_directory.SHOWN, shown)
+  run_directory.write_shown(run_dir, batches[0], begin.tokenizer)
   return Program(
     state=first,
     total=len(batches),
@@ -237,17 +217,6 @@ def held_out(
   first = {example.prompt.tobytes(): example for example in reversed(rows)}
   prompts = [example.prompt for example in reversed(first.values())]
   return HeldOut(prompts, (), rows)
-
-
-def placed(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
-  """Places a decoder's frozen parameters on the mesh, or on the device."""
-  if mesh is None:
-    return jax.tree.map(jnp.asarray, lm)
-  return place.place_params(mesh, lm, model.logical_axes())
-
-
-def _unchanged(batch: Batch) -> Batch:
-  return batch
 
 
 def _advance(take, frozen, source, hparams, aux):

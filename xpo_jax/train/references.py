@@ -43,15 +43,15 @@ class Cache(NamedTuple):
 def cacheable(objective: Objective) -> tuple[TokenStat, ...]:
   """Selects the statistics to cache: all that read the reference, if none of them reads
   another role too; else none, because every step must then run the reference."""
-  reading = [s for s in objective.stats if ROLE in _roots(s)]
-  if any(_roots(s) != {ROLE} for s in reading):
+  reading = [s for s in objective.stats if ROLE in s.decoders]
+  if any(s.decoders != {ROLE} for s in reading):
     return ()
   return tuple(sorted(reading, key=lambda stat: stat.field))
 
 
 def reads_live(objective: Objective) -> bool:
   """Whether the objective reads the reference's parameters in the step."""
-  reading = any(ROLE in _roots(stat) for stat in objective.stats)
+  reading = any(ROLE in stat.decoders for stat in objective.stats)
   return reading and not cacheable(objective)
 
 
@@ -80,13 +80,23 @@ def key(
 def scorer(
   model: Model, stats: tuple[TokenStat, ...], mesh: jax.sharding.Mesh | None = None
 ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-  """Makes the jitted `(params of the reference, batch) -> {field: [M, B, K, T]}`.
+  """Makes the `recorder` of the reference alone, `(params, batch) -> {field: ...}`.
 
   Equal arguments return the same function, so that several data sets compile once.
   """
+  run = recorder({ROLE: model}, stats, mesh)
+  return lambda params, batch: run({ROLE: params}, batch)
 
-  def one(params, microbatch):
-    record = score({ROLE: model}, {ROLE: params}, stats, microbatch, mesh=mesh)
+
+def recorder(
+  models: Mapping[str, Model],
+  stats: tuple[TokenStat, ...],
+  mesh: jax.sharding.Mesh | None,
+) -> Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]:
+  """Makes the jitted `(role -> params, batch) -> {field: [M, B, K, T]}`."""
+
+  def one(params: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
+    record = score(models, params, stats, microbatch, mesh=mesh)
     fields = vars(record) | dict(record.extra)
     return {stat.field: fields[stat.field] for stat in stats}
 
@@ -173,10 +183,6 @@ def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache 
     for field in wanted["statistics"]
   }
   return Cache(values, _starts(data))
-
-
-def _roots(stat: TokenStat) -> set[str]:
-  return {role.split(".")[0] for role in stat.roles}
 
 
 def _starts(data: TokenStore) -> np.ndarray:

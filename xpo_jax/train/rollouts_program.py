@@ -19,13 +19,11 @@ import numpy as np
 
 from xpo_jax.config.experiment import Experiment, stages
 from xpo_jax.config.sampling import Opponent
-from xpo_jax.data import audit, records
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
 from xpo_jax.feedback.protocol import SelfFeedback
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
-from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import kl_control, token_stats
 from xpo_jax.sharding import place
@@ -34,7 +32,6 @@ from xpo_jax.train import (
   export,
   loading,
   minibatches,
-  records_program,
   references,
   rewards,
   rollouts,
@@ -44,11 +41,10 @@ from xpo_jax.train import (
   validate,
 )
 from xpo_jax.train.aux_losses import AuxLosses
-from xpo_jax.train.loading import Datasets, Inputs, PromptSet
+from xpo_jax.train.loading import Datasets, HeldOut, Inputs, PromptSet
 from xpo_jax.train.minibatches import RowSizes
 from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.train.progress import Say
-from xpo_jax.train.records_program import HeldOut
 from xpo_jax.train.rollouts import RolloutBatch, SamplerParams
 from xpo_jax.train.state import Program, RolloutState, TrainState, final_params
 from xpo_jax.types import Objective, Params, TokenStat
@@ -87,7 +83,7 @@ class Parts(NamedTuple):
       run has a separate reference; or {}.
     take: the optimiser step; see `step.make_step`.
     aux: the auxiliary losses and their batches.
-    record: see `recorder`.
+    record: see `references.recorder`.
     sizes: of the batches of rollouts.
     place: puts a batch on the mesh.
     counts: of the prompts, and digests of inputs.
@@ -131,9 +127,7 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
   prompts, feedback = experiment.data.prompts, experiment.data.feedback
   loaded = judge = None
   if loading.is_there(prompts):
-    loaded = loading.load(prompts, prompts, datasets)
-    if loaded.bad and prompts.bad_rows == "stop":
-      raise records.BadRecords(loaded.bad)
+    loaded = loading.load_checked(prompts, datasets)
     if not loaded.records:
       raise ValueError(f"Prompts.path {prompts.path!r}: {loaded.name} holds no prompt")
     validate.check_start(experiment, loaded, datasets)
@@ -226,7 +220,7 @@ def assemble(
     experiment, loaded, begin.tokenizer, run_dir, datasets
   )
   loading.check_room(begin.config, data.sampling, chosen.width)
-  put = _unchanged if mesh is None else functools.partial(place.place_batch, mesh)
+  put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
   )
@@ -246,10 +240,10 @@ def assemble(
   if adapter is None:
     ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
   else:
-    base = records_program.placed(mesh, model, begin.params["lm"])
+    base = state.frozen(mesh, model, begin.params["lm"])
     frozen[state.BASE] = ref = {"lm": base}
   if other is not None:
-    ref = {"lm": records_program.placed(mesh, model, other)}
+    ref = {"lm": state.frozen(mesh, model, other)}
   controller = data.kl_controller and data.kl_controller.build()
   parts = Parts(
     experiment=experiment,
@@ -275,7 +269,7 @@ def assemble(
       aux_losses=aux.losses,
     ),
     aux=aux,
-    record=recorder(
+    record=references.recorder(
       models | {"policy": lora.attached_model(model, adapter)},
       recorded_stats(objective, data.temperature),
       mesh,
@@ -419,8 +413,7 @@ def held_out(
 def frozen_roles(parts: Parts, ref: Params) -> dict[str, Params]:
   """Frozen parameters of the step by role, with the current reference where the
   objective or an auxiliary loss reads it in the step."""
-  live = references.reads_live(parts.objective)
-  live = live or aux_losses.read_reference(parts.aux.losses)
+  live = aux_losses.read_reference(parts.objective, parts.aux.losses)
   return dict(parts.frozen) | ({references.ROLE: ref} if live else {})
 
 
@@ -455,27 +448,8 @@ def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat,
   return tuple(stats[field] for field in sorted(stats))
 
 
-def recorder(
-  models: Mapping[str, Model],
-  stats: tuple[TokenStat, ...],
-  mesh: jax.sharding.Mesh | None,
-) -> Callable[[Mapping[str, Params], Batch], dict[str, jax.Array]]:
-  """Makes the jitted `(role -> params, batch) -> {field: [M, B, K, T]}`."""
-
-  def one(roles: Mapping[str, Params], microbatch: Batch) -> dict[str, jax.Array]:
-    record = score(models, roles, stats, microbatch, mesh=mesh)
-    fields = vars(record) | dict(record.extra)
-    return {stat.field: fields[stat.field] for stat in stats}
-
-  return jax.jit(lambda roles, batch: jax.lax.map(lambda b: one(roles, b), batch))
-
-
 def _copied(first: TrainState) -> Params:
   return jax.tree.map(jnp.copy, first.params)
-
-
-def _unchanged(batch: Batch) -> Batch:
-  return batch
 
 
 def _roles(parts: Parts, params: Params) -> dict[str, Params]:
@@ -532,9 +506,7 @@ def _update(parts, now, ref, index, examples, arrays):
     experiment.data, experiment.seed, index, examples, arrays, parts.pairs, parts.sizes
   )
   if index == 0:
-    rows = audit.inspect_tokens(batches[0], parts.tokenizer)[: run_directory.SHOWN_ROWS]
-    shown = [[token._asdict() for token in row] for row in rows]
-    run_directory.write_json(parts.run_dir / run_directory.SHOWN, shown)
+    run_directory.write_shown(parts.run_dir, batches[0], parts.tokenizer)
   frozen = frozen_roles(parts, ref)
   beta = {} if now.beta is None else {"beta": float(now.beta)}
   hparams = step.hparams(experiment.optimizer, **beta)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
+from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
 from xpo_jax.train import checkpoint, progress
 
@@ -157,6 +158,12 @@ def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
   optional = (JUDGES_DIGEST, START_DIGEST)
   new = {n: x for n, x in counts.items() if n not in optional or n in old}
   yaml_file.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
+
+
+def write_shown(run_dir: Path, batch: Batch, tokenizer: Any) -> None:
+  """Writes shown.json, the first rows of a batch, token by token."""
+  rows = audit.inspect_tokens(batch, tokenizer)[:SHOWN_ROWS]
+  write_json(run_dir / SHOWN, [[token._asdict() for token in row] for row in rows])
 
 
 def refuse_non_finite(

@@ -213,6 +213,13 @@ def first(
   )
 
 
+def frozen(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
+  """Places frozen parameters of a decoder on the mesh, or on the one device."""
+  if mesh is None:
+    return jax.tree.map(jnp.asarray, lm)
+  return place.place_params(mesh, lm, model.logical_axes())
+
+
 def axes(model: Model, params: Params, critic: Model | None = None) -> Params:
   """Makes the logical axes of `{"lm": ..., ["value": ...], ["critic": ...]}`."""
   logical = {"lm": model.logical_axes()}

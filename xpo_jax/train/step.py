@@ -332,11 +332,6 @@ def stats(objective: Objective) -> tuple[TokenStat, ...]:
   return tuple(sorted(stats, key=lambda stat: stat.field))
 
 
-def reads(stat: TokenStat, role: str) -> bool:
-  """Whether a statistic reads a role, its logits or its scalar head."""
-  return any(name.split(".")[0] == role for name in stat.roles)
-
-
 def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
   # sg: reported, never trained on, so that its backward pass is not computed.
   logits_CV = jax.lax.stop_gradient(roles["policy"])
@@ -383,7 +378,7 @@ def _padding(batch: Batch) -> dict[str, Mean]:
 def _frozen_statistics(objective: Objective, record: Scored) -> dict[str, Array]:
   """Statistics that do not read the policy, by field."""
   fields = vars(record) | dict(record.extra)
-  stats = [stat for stat in objective.stats if not reads(stat, "policy")]
+  stats = [stat for stat in objective.stats if "policy" not in stat.decoders]
   return {stat.field: fields[stat.field] for stat in stats}
 
 

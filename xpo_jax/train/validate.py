@@ -116,7 +116,7 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"{name} requires the column {unknown[0]}, which rollouts do not bring; they "
       f"bring {', '.join(sorted(brought))}"
     )
-  roles = {role.split(".")[0] for stat in objective.stats for role in stat.roles}
+  roles = {role for stat in objective.stats for role in stat.decoders}
   if roles - {"policy", references.ROLE}:
     raise ValueError(
       f"{name} reads the roles {sorted(roles)}; a run on rollouts has a policy and a "
