@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -241,6 +242,17 @@ def _module(name: str) -> tuple[str, list[str]]:
     if path.with_suffix(".py").exists():
       return ".".join(parts[:end]), parts[end:]
   raise AssertionError(f"{name} is in no module")
+
+
+_PACKAGES = sorted(path.name for path in (ROOT / "xpo_jax").iterdir() if path.is_dir())
+_DOTTED = re.compile(rf"``(?:xpo_jax\.)?((?:{'|'.join(_PACKAGES)})\.[\w.]+)``")
+_FILES = {"config.yaml", "data.json", "report.html", "report.md"}  # of a run
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_names_of_a_guide_exist(guide):
+  for name in set(_DOTTED.findall(_source(guide))) - _FILES:
+    pkgutil.resolve_name(f"xpo_jax.{name}")
 
 
 @pytest.mark.parametrize(
