@@ -304,10 +304,16 @@ def test_what_is_wrong_with_a_recipe_file_is_said(tmp_path, monkeypatch, capsys)
     ("check", "dpo_hh", "--objective.beta", "0.2", "path=F"): (
       "path=F: the recipe's own arguments stand before the first flag"
     ),
+    ("check", "dpo_hh", "--seed", "1", "path=F", "--reference", "a=b"): (
+      "path=F: the recipe's own arguments stand before the first flag"
+    ),
   }
   for arguments, expected in said.items():
     assert cli.main(list(arguments)) == 2
     assert expected in capsys.readouterr().err
+  with pytest.raises(SystemExit):  # a flag's value, whatever stands before the flags
+    cli.main(["check", "dpo_hh", "path=F", "--seed", "path=F"])
+  assert "parsing --seed" in capsys.readouterr().err
   assert cli.main(["list"]) == 0  # the others are listed all the same
   assert "'(' was never closed" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ import JAX.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -131,9 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     "xpo_jax.data.synthetic_reviews:true_reward (VADER); without it a run on "
     "rollouts is evaluated by its own feedback",
   )
-  sub.add_argument("--prompts", type=int, default=128)
-  sub.add_argument("--completions", type=int, default=4)
-  sub.add_argument("--max-completion-tokens", type=int)
+  sub.add_argument("--prompts", type=int, default=128, help="of a policy")
+  sub.add_argument("--completions", type=int, default=4, help="of a policy")
+  sub.add_argument("--max-completion-tokens", type=int, help="of a policy")
   sub.add_argument("--seed", type=int, default=0)
   sub = command("generate", _generate, "sample completions from a run or a checkpoint")
   sub.add_argument("directory", type=Path, metavar="RUN", help="or a checkpoint")
@@ -212,8 +213,12 @@ def _recipe(args, overrides):
   flags = next(
     (i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides)
   )
-  late = [word for word in overrides[flags:] if "=" in word and word[0] != "-"]
-  if late and overrides[overrides.index(late[-1]) - 1][0] != "-":
+  late = [
+    word
+    for before, word in itertools.pairwise(overrides[flags:])
+    if "=" in word and not word.startswith("-") and not before.startswith("-")
+  ]
+  if late:
     raise ValueError(
       f"{late[-1]}: the recipe's own arguments stand before the first flag, as in "
       f"xpo {args.command} {args.recipe} {late[-1]} {overrides[flags]} ..."
@@ -285,6 +290,11 @@ def _evaluate(args, overrides) -> None:
   del overrides
   reward = _function(args.reward)
   if evaluate_reward_model.is_reward(args.run_dir):
+    if reward is not None:
+      raise ValueError(
+        f"--reward {args.reward}: {args.run_dir} is a reward model, which is compared "
+        "with held-out labels and not with another reward; leave the flag out"
+      )
     agreed = evaluate_reward_model.judge_run(args.run_dir, seed=args.seed)
     rows = {name: str(interval) for name, interval in agreed.measures.items()}
     rows["calibration_error"] = f"{agreed.calibration_error:.3f}"

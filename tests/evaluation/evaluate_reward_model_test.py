@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from xpo_jax import cli
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
@@ -166,3 +167,8 @@ def test_policy_run_is_no_reward_run(tmp_path, datasets):
   assert not evaluate_reward_model.is_reward(tmp_path / "run")
   with pytest.raises(ValueError, match="not finished"):
     evaluate_reward_model.judge_run(tmp_path / "run", datasets=datasets)
+
+
+def test_a_reward_is_refused_where_a_reward_model_is_evaluated(run_dir, capsys):
+  assert cli.main(["evaluate", str(run_dir), "--reward", "math:sqrt"]) == 2
+  assert "--reward math:sqrt" in capsys.readouterr().err
