@@ -53,7 +53,7 @@ def run(comparison: Comparison, run_dir: Path) -> int:
   shown = comparison_page.lines(result)
   plot = dot_plot.svg(comparison_page.plot(result, shown), standalone=True)
   (run_dir / comparison_page.PLOT).write_text(plot, encoding="utf-8")
-  written = run_page.write_study(run_dir, comparison_page.build(result, shown, command))
+  written = run_page.write_page(run_dir, comparison_page.build(result, shown, command))
   demo.show(comparison_page.table(result, shown))
   print(f"report: {written}")
   failed = [entry for entry in result.entries if entry.error is not None]

@@ -150,7 +150,7 @@ def test_measured_win_rates_come_before_those_of_the_feedback(run):
   assert judge == "some:one" and rates[0][4].mean == 0.625
   assert math.isnan(rates[0][4].high)
   text = run_page.write(run).read_text()
-  assert "Judged by some:one" in text and "0.62 [0.50" in text
+  assert "Judged by some:one" in text and "0.625 [0.5" in text
 
 
 def test_run_that_samples_nothing_out_is_shown_too(run):

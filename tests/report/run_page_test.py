@@ -304,6 +304,6 @@ def test_no_run_is_refused(tmp_path):
 
 
 def test_study_is_written_where_asked(tmp_path):
-  path = run_page.write_study(tmp_path / "new", _page())
+  path = run_page.write_page(tmp_path / "new", _page())
   assert path.exists() and (tmp_path / "new" / "report.md").exists()
   assert len(re.findall("<svg", path.read_text())) == 1

@@ -1,5 +1,6 @@
 """Checks config fields: a refusal names the field, its value and the allowed ones."""
 
+import difflib
 import numbers
 from typing import Any
 
@@ -20,8 +21,10 @@ def check_among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
   """Refuses a field whose value is not among those allowed."""
   value = vars(config)[field]
   if value not in allowed:
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-      f"{type(config).__name__}.{field} is {value!r}; allowed: {allowed}"
+      f"{type(config).__name__}.{field} is {value!r}; allowed: {allowed}{hint}"
     )
 
 

@@ -63,8 +63,7 @@ class Data:
   reference_cache: str | None = None
 
   def __post_init__(self):
-    if self.bad_rows not in ("stop", "drop"):
-      raise ValueError(f"Data.bad_rows is {self.bad_rows!r}; allowed: 'stop', 'drop'")
+    checks.check_among(self, "bad_rows", ("stop", "drop"))
     if self.transform is not None and ":" not in self.transform:
       raise ValueError(
         f"Data.transform is {self.transform!r}; it must be 'module:function'"
@@ -183,6 +182,12 @@ class Evaluation:
         f"Evaluation.path is {self.path!r} and share is {self.share}: held-out data "
         "come from a file or from a share of the training data, not both"
       )
+
+  @property
+  def shares(self) -> dict[str, float]:
+    """Shares of the prompts that are trained on and, if any, held out, by side."""
+    held_out = {"held_out": self.share} if self.share else {}
+    return {"train": 1 - self.share} | held_out
 
 
 def title_of(path: str | Configured) -> str:

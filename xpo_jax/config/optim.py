@@ -4,7 +4,6 @@ The learning rate stays outside the chain, as a traced number: a sweep over it c
 once, and the optimiser's state does not carry it.
 """
 
-import difflib
 import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xpo_jax.config import checks
 from xpo_jax.types import Array, Params
 
 Kind = Literal["adamw", "rmsprop", "adafactor"]
@@ -53,8 +53,8 @@ class Optimizer:
   ema: float | None = None
 
   def __post_init__(self):
-    _among("kind", self.kind, get_args(Kind))
-    _among("schedule", self.schedule, get_args(Schedule))
+    checks.check_among(self, "kind", get_args(Kind))
+    checks.check_among(self, "schedule", get_args(Schedule))
     _within("learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
     _within("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, ">= 0")
     _within("floor", self.floor, 0 <= self.floor <= 1, "in [0, 1]")
@@ -153,13 +153,6 @@ def average(config: Optimizer, ema: Params, params: Params) -> Params:
   if config.ema is None:
     return ema
   return jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
-
-
-def _among(field: str, value: str, allowed: tuple[str, ...]) -> None:
-  if value not in allowed:
-    close = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Optimizer.{field} is {value!r}; allowed: {allowed}{hint}")
 
 
 def _within(field: str, value: float, holds: bool, allowed: str) -> None:

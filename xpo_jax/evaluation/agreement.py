@@ -5,7 +5,6 @@ prompt. A pair is correct where P(better) > 1/2 and counts half at 1/2. Interval
 over prompts, because the pairs of one prompt are dependent.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -234,17 +233,11 @@ def _reliability(confidence_N, correct_N, prompt_N) -> tuple[Bin, ...]:
 
 def plain(agreement: Agreement) -> dict[str, Any]:
   """Converts agreement to plain data for JSON; no interval becomes null."""
-
-  def interval(x: Interval) -> dict[str, Any]:
-    return {
-      name: None if isinstance(value, float) and math.isnan(value) else value
-      for name, value in x._asdict().items()
-    }
-
   return {
     **agreement._asdict(),
-    "measures": {name: interval(x) for name, x in agreement.measures.items()},
+    "measures": {name: bootstrap.plain(x) for name, x in agreement.measures.items()},
     "reliability": [
-      bin_._asdict() | {"right": interval(bin_.right)} for bin_ in agreement.reliability
+      bin_._asdict() | {"right": bootstrap.plain(bin_.right)}
+      for bin_ in agreement.reliability
     ],
   }

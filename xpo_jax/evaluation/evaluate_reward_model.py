@@ -78,8 +78,7 @@ def _held_out(
     rows = loading.load(evaluation, data, datasets).records
   elif evaluation.share:
     loaded = loading.load(data, data, datasets, run_dir / loading.RECORDS)
-    shares = {"train": 1 - evaluation.share, "held_out": evaluation.share}
-    rows = split.by_prompt(loaded.records, shares, data.seed)["held_out"]
+    rows = split.by_prompt(loaded.records, evaluation.shares, data.seed)["held_out"]
   else:
     raise ValueError(
       "the run holds no data out; set Evaluation.share or Evaluation.path and train "

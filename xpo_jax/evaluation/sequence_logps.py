@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.data import tokenise
-from xpo_jax.models import heads, sample, score, transformer
+from xpo_jax.models import generate, heads, sample, score, transformer
 from xpo_jax.ops import masked, token_stats
 from xpo_jax.types import Array, Params
 
@@ -80,14 +80,11 @@ def score_pairs(
   shape = (len(examples), completions, -1)
   tokens_BKT, there_BKT, mask_BKT = (x.reshape(shape) for x in by_token)
   arrays = PaddedTexts(prompt_BP, length_B, tokens_BKT, there_BKT, mask_BKT)
-  batch = min(batch, len(examples))
-  parts = []
-  for start in range(0, len(examples), batch):
-    row_B = np.minimum(np.arange(start, start + batch), len(examples) - 1)
-    stats = statistics(model, params, ref_params, arrays.rows(row_B))
-    remaining = len(examples) - start
-    parts.append({name: np.asarray(x)[:remaining] for name, x in stats.items()})
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  parts = [
+    jax.device_get(statistics(model, params, ref_params, arrays.rows(row_B)))
+    for row_B in generate.batch_indices(len(examples), min(batch, len(examples)))
+  ]
+  return jax.tree.map(lambda *x: np.concatenate(x)[: len(examples)], *parts)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature"))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from xpo_jax.evaluation import bootstrap
 from xpo_jax.report import html
 
 _MEASURES = {
@@ -16,20 +17,16 @@ _MEASURES = {
 
 def tables(content: dict[str, Any]) -> list[html.Table]:
   """Builds the tables of the content of agreement.json (`agreement.plain`)."""
-
-  def cell(x: dict[str, Any]) -> str:
-    if x["low"] is None:
-      return f"{x['mean']:.3f}"
-    return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
-
-  rows = [[_MEASURES[name], cell(x)] for name, x in content["measures"].items()]
+  rows = [
+    [_MEASURES[name], str(bootstrap.read(x))] for name, x in content["measures"].items()
+  ]
   rows += [
     ["calibration error (ECE)", f"{content['calibration_error']:.3f}"],
     ["questions", f"{content['questions']:,}"],
     ["abstained", f"{content['abstained']:,}"],
   ]
   bins = [
-    [f"{b['confidence']:.3f}", cell(b["right"]), f"{b['questions']:,}"]
+    [f"{b['confidence']:.3f}", str(bootstrap.read(b["right"])), f"{b['questions']:,}"]
     for b in content["reliability"]
   ]
   return [

@@ -97,7 +97,9 @@ def _legend(groups: Sequence[str]) -> str:
   x, parts = 12, []
   for i, group in enumerate(groups):
     dot = f'<circle class="fill" cx="{x + 5}" cy="38" r="4.5"/>'
-    parts.append(f'<g class="c{i}">{dot}{_text(x + 15, 42, group)}</g>')
+    parts.append(
+      f'<g class="c{i % line_chart.COLOURS}">{dot}{_text(x + 15, 42, group)}</g>'
+    )
     x += 34 + 7.2 * len(group)
   return "\n".join(parts)
 

@@ -183,7 +183,7 @@ def _matrix(judge: str, rates: Mapping[int, Mapping[int, Interval]]) -> html.Tab
   rows = [
     [
       f"after {row}",
-      *("0.50" if row == n else _rate(rates[row].get(n)) for n in numbers),
+      *("0.500" if row == n else str(rates[row].get(n, "")) for n in numbers),
     ]
     for row in numbers
   ]
@@ -192,12 +192,6 @@ def _matrix(judge: str, rates: Mapping[int, Mapping[int, Interval]]) -> html.Tab
     f"interval over prompts. Judged by {judge}."
   )
   return html.Table(["", *(f"after {n}" for n in numbers)], rows, caption)
-
-
-def _rate(rate: Interval | None) -> str:
-  if rate is None:
-    return ""
-  return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
 
 
 def _held_out_samples(held_out: Mapping[int, RolloutBatch]) -> html.Table:

@@ -63,11 +63,6 @@ def write(run_dir: Path) -> Path:
   return write_page(run_dir, run_page(Path(run_dir)))
 
 
-def write_study(directory: Path, study: html.Page) -> Path:
-  """Writes the page of a study of several runs as report.html and report.md."""
-  return write_page(directory, study)
-
-
 def write_page(directory: Path, content: html.Page) -> Path:
   """Writes a page as HTML and Markdown; returns the path of the HTML."""
   directory = Path(directory)

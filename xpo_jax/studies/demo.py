@@ -74,7 +74,7 @@ def run(study, run_dir: Path, command: str) -> int:
   figure = line_chart.svg(sentiment_page.figure(result), standalone=True)
   (run_dir / "frontier.svg").write_text(figure)
   (run_dir / "runs.jsonl").write_text(_lines(result))
-  written = run_page.write_study(run_dir, sentiment_page.build(result, command))
+  written = run_page.write_page(run_dir, sentiment_page.build(result, command))
   for table in (
     sentiment_page.checks_table(result),
     sentiment_page.table(result),

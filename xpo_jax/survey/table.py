@@ -9,6 +9,9 @@ against the objectives by a test.
 Importing this imports no JAX.
 """
 
+import enum
+from collections.abc import Callable
+
 from xpo_jax.survey import taxonomy
 from xpo_jax.survey.taxonomy import paper
 
@@ -202,10 +205,14 @@ def papers_of(objective: str) -> tuple[taxonomy.Paper, ...]:
   return tuple(paper for paper in PAPERS if objective in paper.objectives)
 
 
-def _cell(cell: taxonomy.Cell) -> str:
-  """Formats a cell: its values, then the mark of its basis."""
-  values = "/".join(sorted(value.value for value in cell.values)) or "n/a"
-  return values + cell.basis.value
+def _cell(cell: taxonomy.Cell, name: Callable[[enum.Enum], str]) -> str:
+  """Formats a cell: the names of its values, then the mark of its basis."""
+  return ("/".join(sorted(map(name, cell.values))) or "n/a") + cell.basis.value
+
+
+def _question(direction: type[enum.Enum]) -> str:
+  """The question of a direction, from its docstring."""
+  return (direction.__doc__ or "").partition(": ")[2]
 
 
 def describe(paper: taxonomy.Paper) -> str:
@@ -214,9 +221,9 @@ def describe(paper: taxonomy.Paper) -> str:
   lines = [f"{paper.name} (arXiv:{paper.arxiv}, {where})"]
   for code, direction in taxonomy.DIRECTIONS.items():
     cell = paper.cells[code]
-    question = direction.__doc__.partition(": ")[2]
     note = f" ({cell.note})" if cell.note else ""
-    lines.append(f"  {code:3}  {_cell(cell)}{note} - {question}")
+    values = _cell(cell, lambda value: value.value)
+    lines.append(f"  {code:3}  {values}{note} - {_question(direction)}")
   if paper.recipe:
     lines.append(f"  a recipe: {paper.recipe}")
   return "\n".join(lines)
@@ -230,10 +237,7 @@ def render() -> str:
   head = ["paper", "section", *taxonomy.DIRECTIONS, "objectives"]
   rows = [head]
   for entry in PAPERS:
-    cells = []
-    for cell in entry.cells.values():
-      abbreviations = sorted(_ABBREVIATED[value] for value in cell.values)
-      cells.append(("/".join(abbreviations) or "n/a") + cell.basis.value)
+    cells = [_cell(cell, _ABBREVIATED.__getitem__) for cell in entry.cells.values()]
     names = " ".join(entry.objectives)
     rows.append([entry.name, entry.section or "-", *cells, names])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -244,5 +248,5 @@ def render() -> str:
   lines.append("  * stated by the survey, the paper or its code; ? open; else inferred")
   for code, direction in taxonomy.DIRECTIONS.items():
     key = ", ".join(f"{_ABBREVIATED[value]} {value.value}" for value in direction)
-    lines.append(f"  {code:3} {direction.__doc__.partition(': ')[2]} {key}")
+    lines.append(f"  {code:3} {_question(direction)} {key}")
   return "\n".join(lines)

@@ -98,10 +98,9 @@ def _describe(experiment, begin, loaded, model, params, directory) -> None:
 
 def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
   """The valid records that are not held out."""
-  share, rows = experiment.evaluation.share, loaded.records
-  if share:
-    shares = {"train": 1 - share, "held_out": share}
-    rows = split.by_prompt(rows, shares, experiment.data.seed)["train"]
+  evaluation, rows = experiment.evaluation, loaded.records
+  if evaluation.share:
+    rows = split.by_prompt(rows, evaluation.shares, experiment.data.seed)["train"]
   return [row for row in rows if records.find_problem(row) is None]
 
 

@@ -253,10 +253,8 @@ def prepare(
     BadRecords: bad records, where they stop the run.
   """
   data, evaluation = experiment.data, experiment.evaluation
-  fractions = {"train": 1 - evaluation.share}
-  if evaluation.share:
-    fractions["held_out"] = evaluation.share
-  prepared = _prepare(data, loaded, tokenizer, fractions, run_dir / "bad_rows.jsonl")
+  file = run_dir / "bad_rows.jsonl"
+  prepared = _prepare(data, loaded, tokenizer, evaluation.shares, file)
   counts = prepared.audit.summary()
   examples = prepared.examples
   if evaluation.path is not None:
@@ -420,7 +418,7 @@ def prompt_sets(
   if evaluation.share:
     sides = split.by_prompt(
       range(len(every.texts)),
-      {"train": 1 - evaluation.share, "held_out": evaluation.share},
+      evaluation.shares,
       config.seed,
       prompt=lambda row: every.texts[row],
     )
