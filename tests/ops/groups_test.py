@@ -79,11 +79,6 @@ def test_mean_std_and_count_of_each_group():
 
 
 @pytest.mark.nonfinite
-def test_best_and_worst_are_the_first_and_last_of_a_tie():
-  assert groups.best(X, PRESENT)[:4].tolist() == [2, 0, 0, 1]
-  assert groups.worst(X, PRESENT)[:4].tolist() == [1, 2, 2, 1]
-
-
 @pytest.mark.nonfinite
 def test_differ_is_0_for_equal_values():
   assert groups.differ(X, PRESENT).tolist() == [1, 1, 0, 0, 0]

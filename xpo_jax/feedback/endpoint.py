@@ -1,8 +1,8 @@
 """Builds a judge from an OpenAI-compatible endpoint, with parallel, cached requests.
 
-Every exchange is stored in a `response_cache`, keyed by the content of its request;
-neither the URL nor the API key is stored. A resumed run so repeats no request, and with
-`replay` a run needs no endpoint.
+With `cache` set, every answer is stored in a `response_cache`, keyed by the content of
+its request; neither the URL nor the API key is stored. A resumed run then repeats no
+answered request, and with `replay` it needs no endpoint.
 """
 
 import time

@@ -16,7 +16,7 @@ from xpo_jax.feedback.protocol import Preference, Scorer, Scores
 from xpo_jax.ops import ai_labels
 
 _IMPOSSIBLE = -1e30  # log-probability of an option that a text did not choose
-_RATING_PARTS = ("preamble", "sample", "ending")
+_PARTS = ("preamble", "sample", "ending")
 _RATING_FIELDS = ("prompt", "completion", "levels")
 
 
@@ -103,7 +103,7 @@ def preference(
       samples that would all be equal.
   """
   fields = {"prompt", "first", "second"} | ({"principle"} if principles else set())
-  parts = ("preamble", "sample", "ending") + (("reasoning",) if reasoning else ())
+  parts = _PARTS + (("reasoning",) if reasoning else ())
   template = prompting.load_template(prompt, parts, fields)
   all_principles = prompting.load_principles(principles) if principles else ()
   settings = _VerdictSettings(options, logprobs, reasoning, samples, retries)
@@ -127,14 +127,10 @@ def preference(
     queries = [query(*each) for each in zip(prompts, first, second, strict=True)]
     if both_orders:
       queries += [query(*each) for each in zip(prompts, second, first, strict=True)]
-    p_SN = []
-    first_reasons = None
-    for sample in range(samples):
-      logp_NJ, reasons = _read_verdicts(backend, queries, settings, sample)
-      p_SN.append(_first_wins(logp_NJ, both_orders))
-      first_reasons = reasons if first_reasons is None else first_reasons
-    p_N = _mean(np.stack(p_SN))
-    return Scores(p_N, tuple(first_reasons[: len(prompts)]))
+    p_N, reasons = _mean_verdicts(
+      backend, queries, settings, lambda logp_NJ: _first_wins(logp_NJ, both_orders)
+    )
+    return Scores(p_N, reasons[: len(prompts)])
 
   return judge if clamp is None else protocol.clamped(judge, *clamp)
 
@@ -167,9 +163,7 @@ def scorer(
   Raises:
     ValueError: an invalid prompt file, or numbers out of range.
   """
-  template = prompting.load_template(
-    prompt, ("preamble", "sample", "ending"), ("prompt", "completion")
-  )
+  template = prompting.load_template(prompt, _PARTS, ("prompt", "completion"))
   _check(backend, _VerdictSettings((), False, False, samples, retries))
   if not least < most:
     raise ValueError(f"scorer: least={least!r} must be below most={most!r}")
@@ -226,13 +220,19 @@ def rating(
     ValueError: an invalid prompt file, a backend without log-probabilities, or numbers
       out of range.
   """
-  parts = _RATING_PARTS + (("reasoning",) if reasoning else ())
+  parts = _PARTS + (("reasoning",) if reasoning else ())
   template = prompting.load_template(prompt, parts, _RATING_FIELDS)
   names = tuple(str(1 + level) for level in range(levels))
   settings = _VerdictSettings(names, True, reasoning, samples, retries)
   _check(backend, settings)
   if levels < 2:
     raise ValueError(f"rating: levels={levels}; allowed: at least 2")
+
+  def scaled(logp_NJ: np.ndarray) -> np.ndarray:
+    abstains_N = np.isnan(logp_NJ).any(-1)
+    mean_N = ai_labels.expected_score(np.where(abstains_N[:, None], 0, logp_NJ))
+    scaled_N = np.asarray(ai_labels.rescaled(mean_N, 1, levels))
+    return np.where(abstains_N, np.float32(np.nan), scaled_N)
 
   def rate(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
     if not len(prompts):
@@ -241,16 +241,7 @@ def rating(
       _make_query(template, {"prompt": p, "completion": c}, {"levels": str(levels)})
       for p, c in zip(prompts, completions, strict=True)
     ]
-    value_SN = []
-    first_reasons = None
-    for sample in range(samples):
-      logp_NJ, reasons = _read_verdicts(backend, queries, settings, sample)
-      abstains_N = np.isnan(logp_NJ).any(-1)
-      mean_N = ai_labels.expected_score(np.where(abstains_N[:, None], 0, logp_NJ))
-      scaled_N = np.asarray(ai_labels.rescaled(mean_N, 1, levels))
-      value_SN.append(np.where(abstains_N, np.float32(np.nan), scaled_N))
-      first_reasons = reasons if first_reasons is None else first_reasons
-    return Scores(_mean(np.stack(value_SN)), tuple(first_reasons))
+    return Scores(*_mean_verdicts(backend, queries, settings, scaled))
 
   return rate
 
@@ -266,7 +257,7 @@ def rating_conversation(
     prompt: a prompt file, see `rating`.
     levels: the highest rating.
   """
-  template = prompting.load_template(prompt, _RATING_PARTS, _RATING_FIELDS)
+  template = prompting.load_template(prompt, _PARTS, _RATING_FIELDS)
   texts = {"prompt": completion_prompt, "completion": completion}
   return _make_query(template, texts, {"levels": str(levels)}).plain
 
@@ -283,6 +274,20 @@ class _Query(NamedTuple):
   plain: Conversation
   reasoning: Conversation
   ending: tuple[Piece, ...]
+
+
+def _mean_verdicts(
+  backend: Backend,
+  queries: Sequence[_Query],
+  settings: _VerdictSettings,
+  value: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Means over the samples of `value(logp_NJ)`, and the first sample's reasons."""
+  drawn = [
+    _read_verdicts(backend, queries, settings, sample)
+    for sample in range(settings.samples)
+  ]
+  return _mean(np.stack([value(logp_NJ) for logp_NJ, _ in drawn])), tuple(drawn[0][1])
 
 
 def _make_query(

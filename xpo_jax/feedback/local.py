@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.feedback import judge, prompting
+from xpo_jax.feedback import judge, prompting, tokenised_texts
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.progress import OnProgress, print_every
 from xpo_jax.feedback.prompting import Conversation, Piece
@@ -236,11 +236,7 @@ def _option_logps(
 
 
 def _width(prompts: Sequence[Sequence[int]]) -> int:
-  longest = max(map(len, prompts))
-  width = _MIN_WIDTH
-  while width < longest:
-    width *= 2
-  return width
+  return tokenised_texts.padded_width(max(map(len, prompts)), _MIN_WIDTH)
 
 
 def _row(ids: Sequence[int]) -> int:

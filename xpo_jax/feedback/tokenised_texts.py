@@ -104,7 +104,7 @@ def map_batches(
       np.concatenate([examples[n].prompt, *examples[n].completions]) for n in index_R
     ]
     longest = max(map(len, texts))
-    width = max(_MIN_WIDTH, 1 << (longest - 1).bit_length())
+    width = padded_width(longest, _MIN_WIDTH)
     tokens_RL, length_R = sample.pad(texts, width)
     column_L = np.arange(width)
     prompt_R = np.array([len(examples[n].prompt) for n in index_R])
@@ -113,3 +113,8 @@ def map_batches(
     text_batch = TextBatch(tokens_RL, mask_RL, response_RL, length_R)
     out[index_R] = np.asarray(run(text_batch))
   return out
+
+
+def padded_width(longest: int, least: int) -> int:
+  """The least power of two that holds `longest` tokens and is at least `least`."""
+  return max(least, 1 << (longest - 1).bit_length())

@@ -37,7 +37,7 @@ class Rule(NamedTuple):
 
 
 class Token(NamedTuple):
-  """A token for each branch, with the log-probs that `sample.Samples` explains."""
+  """A token for each branch, with its log-probs; see `decode_state.Samples`."""
 
   token_BK: Array
   logp_BK: Array

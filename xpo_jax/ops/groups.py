@@ -121,20 +121,6 @@ def standardise(
   return centred_BK / (deviation[:, None] + eps)
 
 
-def best(x_BK: Array, present_BK: Array) -> Array:
-  """Index of the largest value, `[B]`; the first on ties; 0 for an empty group."""
-  chex.assert_equal_shape([x_BK, present_BK])
-  return jnp.argmax(jnp.where(present_BK > 0, x_BK, -jnp.inf), -1)
-
-
-def worst(x_BK: Array, present_BK: Array) -> Array:
-  """Index of the smallest value, `[B]`; the last on ties, so that it is not `best`."""
-  chex.assert_equal_shape([x_BK, present_BK])
-  K = x_BK.shape[-1]
-  smallest_first = jnp.flip(jnp.where(present_BK > 0, x_BK, jnp.inf), -1)
-  return K - 1 - jnp.argmin(smallest_first, -1)
-
-
 def differ(x_BK: Array, present_BK: Array) -> Array:
   """1 where the values of a group are not all equal, else 0, `[B]`.
 
