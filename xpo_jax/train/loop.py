@@ -4,6 +4,7 @@ The loop drives a program (`state.Program`) that `records_program` or `rollouts_
 makes; it does progress, metrics, held-out evaluation, checkpoints and preemption.
 """
 
+import functools
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,8 +244,9 @@ def _write(program, run_dir, writer, pending, clock) -> tuple[dict[str, float], 
     line = program.line(index, numbers, seconds)
     metrics.write(writer, line)
     metrics.flush(writer)
-    run_directory.refuse_non_finite(
-      run_dir, f"step {index + 1}", line, lambda index=index: program.batch(index)
-    )
+    if program.batch is not None:
+      run_directory.refuse_non_finite(
+        run_dir, f"step {index + 1}", line, functools.partial(program.batch, index)
+      )
   pending.clear()
   return line, now

@@ -180,7 +180,7 @@ def prepare(
     advance=functools.partial(iterate, parts),
     evaluate=parts.held_out and functools.partial(evaluate, parts),
     line=_line,
-    batch=_kept_by_the_update,
+    batch=None,
     policy=policy,
     export_adapter=write_adapter,
     export_policy=write_policy,
@@ -532,10 +532,6 @@ def _line(index: int, numbers: Mapping[str, float], seconds: float) -> dict[str,
   """A line of metrics.jsonl; the times are measured by `iterate`."""
   del seconds
   return {"step": index + 1} | dict(numbers)
-
-
-def _kept_by_the_update(index: int) -> Batch:
-  raise AssertionError(f"iteration {index + 1}: updates refuse what is not finite")
 
 
 def _times(clock: Sequence[float], drawn: RolloutBatch) -> dict[str, float]:

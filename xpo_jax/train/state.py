@@ -76,7 +76,8 @@ class Program(NamedTuple):
     evaluate: `state -> metrics`, `eval/...`, on held-out data; None without.
     line: `(index, numbers, seconds) -> line` of metrics.jsonl of a step, from its
       fetched metrics and its duration.
-    batch: `index -> Batch` of a step, to be saved where its loss is not finite.
+    batch: `index -> Batch` of a step, to be saved where its loss is not finite; None
+      where `advance` refuses such a loss itself.
     policy: `state -> {"lm": ...}`, the weights to evaluate and export, adapters
       merged.
     export_adapter: `(state, directory)`: writes the adapters in PEFT's format; None
@@ -95,7 +96,7 @@ class Program(NamedTuple):
   advance: Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
   evaluate: Callable[[Any], Mapping[str, Any]] | None
   line: Callable[[int, Mapping[str, float], float], dict[str, float]]
-  batch: Callable[[int], Any]
+  batch: Callable[[int], Any] | None
   policy: Callable[[Any], Params]
   export_adapter: Callable[[Any, Path], None] | None
   export_policy: Callable[[Params, Path], None]
