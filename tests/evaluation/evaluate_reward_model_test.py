@@ -118,11 +118,10 @@ def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
   assert (policy / reward_model.FILE).read_bytes() == written
 
 
-def test_other_prompts_are_held_out_than_trained_on(run_dir, datasets):
+def test_every_held_out_pair_is_judged(run_dir, datasets):
   counts = json.loads((run_dir / run_directory.COUNTS).read_text())["splits"]
-  rows = evaluate_reward_model._held_out(RUN, run_dir, datasets)
-  questions = agreement.questions(rows)
-  assert len(questions.prompts) == counts["held_out"]["examples"]
+  agreed = evaluate_reward_model.judge_run(run_dir, datasets=datasets)
+  assert agreed.questions + agreed.abstained == counts["held_out"]["examples"]
 
 
 def test_soft_labels_train(datasets, tmp_path):
