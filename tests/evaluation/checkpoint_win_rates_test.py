@@ -22,6 +22,7 @@ from xpo_jax.config.experiment import (
 )
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.data.tokenise import Template
 from xpo_jax.evaluation import checkpoint_win_rates, evaluate_run, measure_policy
 from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import Scores, SelfFeedback
@@ -243,9 +244,15 @@ def test_run_without_held_out_prompts_is_refused(run, tmp_path):
     evaluate_run.evaluate_run(run_dir, **HOW)
 
 
-def test_policy_writes_in_the_runs_template(run):
-  texts = evaluate_run.generate(run, ["the film"], GenerationConfig(4, 2))
-  assert len(texts) == 1 and len(texts[0]) == 2
+def test_policy_writes_in_the_runs_template(run, tmp_path):
+  prompts = Prompts("synthetic:40", template=Template("Q: ", " A:"))
+  templated = _copy(run, tmp_path, prompts=prompts)
+  config = GenerationConfig(8, 4, temperature=0.1)
+  texts = evaluate_run.generate(templated, ["the film"], config)
+  assert len(texts) == 1 and len(texts[0]) == 4
+  assert texts == evaluate_run.generate(run, ["Q: the film A:"], config)
+  for ignored in ("the film", "Q: the film", "the film A:"):
+    assert texts != evaluate_run.generate(run, [ignored], config)
 
 
 def test_check_shows_the_budget_of_a_loop_and_samples_nothing(run, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from xpo_jax import cli
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation
@@ -45,10 +46,6 @@ RUN = Experiment(
 )
 
 
-def _quiet(text):
-  del text
-
-
 def _pairs(count):
   """Pairs whose label is the sign of the true reward."""
   texts = synthetic_reviews.generate(2 * count, seed=0)
@@ -71,7 +68,7 @@ def run_dir(datasets, tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "reward"
   data = dataclasses.replace(RUN.data, epochs=3)
   run = dataclasses.replace(RUN, data=data)
-  assert loop.train(run, run_dir, datasets=datasets, say=_quiet).finished
+  assert loop.train(run, run_dir, datasets=datasets, say=quiet).finished
   return run_dir
 
 
@@ -114,19 +111,18 @@ def test_a_kill_before_it_is_normalised_leaves_no_reward_model(
   with monkeypatch.context() as patch:
     patch.setattr(reward_model, "normalise", killed)
     with pytest.raises(KeyboardInterrupt):
-      loop.resume(again, datasets=datasets, say=_quiet)
+      loop.resume(again, datasets=datasets, say=quiet)
   assert not policy.exists()
   with pytest.raises(ValueError, match="not finished"):
     evaluate_reward_model.judge_run(again, datasets=datasets)
-  assert loop.resume(again, datasets=datasets, say=_quiet).finished
+  assert loop.resume(again, datasets=datasets, say=quiet).finished
   assert (policy / reward_model.FILE).read_bytes() == written
 
 
-def test_other_prompts_are_held_out_than_trained_on(run_dir, datasets):
+def test_every_held_out_pair_is_judged(run_dir, datasets):
   counts = json.loads((run_dir / run_directory.COUNTS).read_text())["splits"]
-  rows = evaluate_reward_model._held_out(RUN, run_dir, datasets)
-  questions = agreement.questions(rows)
-  assert len(questions.prompts) == counts["held_out"]["examples"]
+  agreed = evaluate_reward_model.judge_run(run_dir, datasets=datasets)
+  assert agreed.questions + agreed.abstained == counts["held_out"]["examples"]
 
 
 def test_soft_labels_train(datasets, tmp_path):
@@ -138,7 +134,7 @@ def test_soft_labels_train(datasets, tmp_path):
     data=data,
     evaluation=Evaluation(),
   )
-  loop.train(run, tmp_path / "run", datasets={"pairs": soft}, say=_quiet)
+  loop.train(run, tmp_path / "run", datasets={"pairs": soft}, say=quiet)
   first, *_ = metrics.read(tmp_path / "run")
   # Cross-entropy to 0.8 is least, and equal to the entropy, at the right log odds.
   entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))
@@ -155,7 +151,7 @@ def test_steps_with_labels_train_a_token_reward(tmp_path):
     rows.append(Stepped(str(n), prompt, steps, (0.0, 1.0 if n % 2 else -1.0)))
   data = dataclasses.replace(RUN.data, limits=Limits(), epochs=6)
   run = dataclasses.replace(RUN, objective=ObjectiveConfig("token_reward"), data=data)
-  loop.train(run, tmp_path / "run", datasets={"pairs": rows}, say=_quiet)
+  loop.train(run, tmp_path / "run", datasets={"pairs": rows}, say=quiet)
   assert metrics.read(tmp_path / "run")[-1]["eval/token_accuracy"] == 1
 
 

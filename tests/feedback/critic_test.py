@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, Rollouts
@@ -33,10 +34,6 @@ from xpo_jax.train.loading import Inputs
 
 POLICY = Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)
 CRITIC = dataclasses.replace(POLICY, width=16, head_dim=8, layers=2)  # another size
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 def _save(place, config, tokenizer, seed):
@@ -90,13 +87,13 @@ def experiment(saved):
 
 def _assembled(experiment, run_dir):
   run_dir.mkdir(exist_ok=True)
-  return rollouts_program.assemble(experiment, run_dir, Inputs(), {}, _quiet)
+  return rollouts_program.assemble(experiment, run_dir, Inputs(), {}, quiet)
 
 
 @pytest.fixture(scope="module")
 def trained(experiment, tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "run"
-  return run_dir, loop.train(experiment, run_dir, say=_quiet)
+  return run_dir, loop.train(experiment, run_dir, say=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +170,7 @@ def test_adapters_of_another_base_are_refused(experiment, trained, saved, tmp_pa
 def test_reward_model_of_another_tokenizer_is_no_critic(experiment, saved, tmp_path):
   other = experiments.replace(experiment, critic_init=saved["other"])
   with pytest.raises(ValueError, match=r"critic_init .* of another tokenizer"):
-    loop.train(other, tmp_path / "run", say=_quiet)
+    loop.train(other, tmp_path / "run", say=quiet)
   assert not (tmp_path / "run").exists()
 
 

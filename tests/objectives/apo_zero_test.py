@@ -3,19 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
 
 
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
-
-
 def test_hand_computed_pair():
   s = scored.from_sequence_logps([[3.0, 2.0]], [[1, 1]], [[1.0, 5.0]])  # u: 2, -3
   out = scored.evaluate(objectives.apo_zero(beta=0.5), s)
-  expected = (1 - sigmoid(0.5 * 2)) + sigmoid(0.5 * -3)
+  expected = (1 - special.expit(0.5 * 2)) + special.expit(0.5 * -3)
   assert out.loss == pytest.approx(expected, rel=1e-6)
 
 

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import special
 
 from xpo_jax import objectives, scored
-
-
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
 
 
 def test_hand_computed_rows():
@@ -15,7 +12,7 @@ def test_hand_computed_rows():
     [[3.0], [2.0]], [[1], [1]], [[1.0], [5.0]], desirable_BK=[[1.0], [0.0]]
   )
   out = scored.evaluate(objectives.apo_zero_unpaired(beta=0.5), s)
-  expected = [1 - sigmoid(0.5 * 2), sigmoid(0.5 * -3)]
+  expected = [1 - special.expit(0.5 * 2), special.expit(0.5 * -3)]
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-6)
   assert out.metrics["reward_accuracy"] == 1
   assert out.metrics["reward_chosen"] == pytest.approx(0.5 * 2)

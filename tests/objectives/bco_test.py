@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
@@ -18,20 +19,18 @@ def record(ratio, desirable):
   )
 
 
-def nls(x):
-  return np.log1p(np.exp(-x))
-
-
 def test_two_batches_by_hand():
   o = objectives.bco(beta=0.5)
   first = scored.evaluate(o, record([4.0, -2.0], [1, 0]), o.init())
   d = 0.5 * (4 - 2) / 2
   assert first.metrics["shift"] == pytest.approx(d)
-  assert first.loss == pytest.approx((nls(0.5 * 4 - d) + nls(d - 0.5 * -2)) / 2)
+  assert first.loss == pytest.approx(
+    -(special.log_expit(0.5 * 4 - d) + special.log_expit(d - 0.5 * -2)) / 2
+  )
   second = scored.evaluate(o, record([8.0], [0]), first.state)
   d = 0.5 * (4 - 2 + 8) / 3  # of all three completions, the new one included
   assert second.metrics["shift"] == pytest.approx(d)
-  assert second.loss == pytest.approx(nls(d - 0.5 * 8))
+  assert second.loss == pytest.approx(-special.log_expit(d - 0.5 * 8))
   assert second.state["count"] == 3
 
 

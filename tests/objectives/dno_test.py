@@ -2,21 +2,18 @@
 
 import jax
 import numpy as np
+from scipy import special
 
+from tests.objectives import pairs
 from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
 
 
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
-
-
 def check():
   s = toy.scored(K=2, B=6)
-  gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
-  m = 0.7 * np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1) @ [1, -1]
-  p = sigmoid(np.asarray(s.reward_BK, np.float64) @ [1, -1])
-  expected = -p * np.log(sigmoid(m)) - (1 - p) * np.log(1 - sigmoid(m))
+  m = 0.7 * pairs.gap(s)
+  p = special.expit(np.asarray(s.reward_BK, np.float64) @ [1, -1])
+  expected = -p * np.log(special.expit(m)) - (1 - p) * np.log(1 - special.expit(m))
   out = scored.evaluate(objectives.dno(beta=0.7), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
 
@@ -33,4 +30,6 @@ def test_gradient_is_zero_where_the_margin_is_the_difference_of_win_rates():
 
   slope = jax.grad(loss)
   np.testing.assert_allclose(slope(0.5, (0.8, 0.3)), 0, atol=1e-6)
-  np.testing.assert_allclose(slope(0.0, (0.8, 0.3)), 0.5 - sigmoid(0.5), rtol=1e-5)
+  np.testing.assert_allclose(
+    slope(0.0, (0.8, 0.3)), 0.5 - special.expit(0.5), rtol=1e-5
+  )

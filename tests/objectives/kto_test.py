@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
+from tests.objectives import pairs
 from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
 from xpo_jax.types import Aux
@@ -17,17 +19,13 @@ def record(ratio, other, desirable):
   return scored.from_sequence_logps(logp, length, 0 * logp, desirable_BK=label)
 
 
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
-
-
 def test_hand_computed_rows():
   # z0 = (2 + 4) / 2 = 3; a thumbs-up at 5 and a thumbs-down at 2.
   s = record([5.0, 2.0], [2.0, 4.0], [1, 0])
   o = objectives.kto(beta=0.5, desirable_weight=1.5, undesirable_weight=0.7)
   out = scored.evaluate(o, s)
-  up = 1.5 * (1 - sigmoid(0.5 * (5 - 3)))
-  down = 0.7 * (1 - sigmoid(0.5 * (3 - 2)))
+  up = 1.5 * (1 - special.expit(0.5 * (5 - 3)))
+  down = 0.7 * (1 - special.expit(0.5 * (3 - 2)))
   np.testing.assert_allclose(out.per_example_B, [up, down], rtol=1e-6)
   assert out.loss == pytest.approx((up + down) / 2)
   assert out.metrics["z0"] == pytest.approx(3.0)
@@ -40,16 +38,17 @@ def test_negative_reference_point_is_0():
   s = record([1.0, 1.0], [-2.0, 1.0], [1, 1])  # mean -0.5
   out = scored.evaluate(objectives.kto(beta=1.0), s)
   assert out.metrics["z0"] == 0
-  assert out.loss == pytest.approx(1 - sigmoid(1.0))
+  assert out.loss == pytest.approx(1 - special.expit(1.0))
 
 
 def test_oracle():
   s = toy.scored(K=2, B=6)
-  gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
-  rho, other = np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1).T
+  rho, other = pairs.log_ratio(s).T
   z0 = max(0, other.mean())
   up = np.asarray(s.desirable_BK)[:, 0] > 0
-  value = np.where(up, sigmoid(0.3 * (rho - z0)), 2 * sigmoid(0.3 * (z0 - rho)))
+  value = np.where(
+    up, special.expit(0.3 * (rho - z0)), 2 * special.expit(0.3 * (z0 - rho))
+  )
   expected = np.where(up, 1, 2) - value  # lambda_y - v(x, y), the paper's form
   out = scored.evaluate(objectives.kto(beta=0.3, undesirable_weight=2.0), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.objectives import ragged
+from tests.objectives import pairs, ragged
 from xpo_jax import objectives, scored
 
 
@@ -29,7 +29,7 @@ def test_oracle_on_ragged_lists():
 
   s = ragged.several()
   out = scored.evaluate(objectives.lipo(beta=0.3), s)
-  expected = ragged.rows(s, oracle, 0.3 * ragged.log_ratio(s))
+  expected = ragged.rows(s, oracle, 0.3 * pairs.log_ratio(s))
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.objectives import ragged
+from tests.objectives import pairs, ragged
 from xpo_jax import objectives, scored
 
 
@@ -26,7 +26,7 @@ def test_oracle_on_ragged_lists():
   def oracle(reward, ratio):
     return -(softmax(reward / 1.5) * np.log(softmax(0.3 * ratio))).sum()
 
-  expected = ragged.rows(s, oracle, ragged.log_ratio(s))
+  expected = ragged.rows(s, oracle, pairs.log_ratio(s))
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -3,36 +3,29 @@
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
+from tests.objectives import pairs
 from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
 
 
-def log_sigmoid(x):
-  return -np.log1p(np.exp(-x))
-
-
-def log_ratio(s):
-  gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
-  return np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1)
-
-
 def test_pair_oracle():
   s = toy.scored(K=2, B=6)
-  w, l = (0.5 * log_ratio(s)).T
-  expected = -log_sigmoid(w) - 0.5 * log_sigmoid(-w) - 0.5 * log_sigmoid(-l)
+  w, l = (0.5 * pairs.log_ratio(s)).T
+  expected = -special.log_expit(w) - 0.5 * special.log_expit([-w, -l]).sum(0)
   out = scored.evaluate(objectives.nca(beta=0.5), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
 
 
 def test_list_oracle_with_an_absent_column():
   s = toy.scored(K=3, B=3)  # the last column of prompt 0 is absent
-  r, reward = 0.5 * log_ratio(s), np.asarray(s.reward_BK, np.float64)
+  r, reward = 0.5 * pairs.log_ratio(s), np.asarray(s.reward_BK, np.float64)
   expected = []
   for b, n in enumerate((2, 3, 3)):
     p = np.exp(reward[b, :n] / 0.7)
     p = p / p.sum()
-    up, down = log_sigmoid(r[b, :n]), log_sigmoid(-r[b, :n])
+    up, down = special.log_expit(r[b, :n]), special.log_expit(-r[b, :n])
     expected.append(-(p * up).sum() - down.mean())
   out = scored.evaluate(objectives.nca_list(beta=0.5, alpha=0.7), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)

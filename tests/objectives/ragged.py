@@ -23,12 +23,6 @@ def several() -> Scored:
   return s.replace(reward_BK=reward_BK, present_BK=present_BK)
 
 
-def log_ratio(s: Scored) -> np.ndarray:
-  """log policy - log ref of each completion in float64, `[B, K]`."""
-  gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
-  return np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1)
-
-
 def seq_logp(s: Scored) -> np.ndarray:
   """log policy of each completion in float64, `[B, K]`."""
   logp_BKT = np.asarray(s.logp_BKT, np.float64)

@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from xpo_jax.ops import discopop_losses
 
 M = np.array([-2.0, -0.1, 0.0, 0.3, 4.0])
 CORRECT = np.array([True, False, True, False, True])
-
-
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
 
 
 def blended(weight):
@@ -22,15 +19,15 @@ def blended(weight):
 def oracles():
   """Each loss in float64 from the paper's appendix."""
   z, logistic, hinge = M / 0.05, np.log1p(np.exp(-M)), np.maximum(0, 1 - M)
-  s, var = sigmoid(z), sigmoid(np.var(z, ddof=1))
-  quantile = 0.5 + 0.01 * (sigmoid(z.mean()) - 0.5)
-  m1 = np.std(z, ddof=1) * sigmoid(-z).mean()
-  m2 = m1 + 0.05 * (sigmoid(z.mean()) - m1)
+  s, var = special.expit(z), special.expit(np.var(z, ddof=1))
+  quantile = 0.5 + 0.01 * (special.expit(z.mean()) - 0.5)
+  m1 = np.std(z, ddof=1) * special.expit(-z).mean()
+  m2 = m1 + 0.05 * (special.expit(z.mean()) - m1)
   return {
     "lrml": (1 - s) * logistic + s * np.exp(-M),
     "dbaql": var * np.log1p(np.exp(-M / 0.9)) + (1 - var) * np.exp(-0.9 * M),
-    "aql": blended(sigmoid(quantile - z)),
-    "aqfl": blended(sigmoid(0.1 * np.abs(z - m2))),
+    "aql": blended(special.expit(quantile - z)),
+    "aqfl": blended(special.expit(0.1 * np.abs(z - m2))),
     "padll": 0.9 * (1 - 0.5 * (M < 0)) * logistic,
     "cell": 0.5 * np.exp(-M) + 0.5 * logistic,
     "pfl": np.where(CORRECT, logistic / 2, 2 * hinge),

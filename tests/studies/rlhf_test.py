@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.quiet import quiet
 from tests.train import compare
 from tests.train.tiny_runs import MODEL
 from xpo_jax.config import experiment as experiments
@@ -61,14 +62,10 @@ def _rlhf(pairs, *arguments: str) -> Experiment:
   return _small(find_recipe.load("rlhf", files).experiment)
 
 
-def _quiet(text: str) -> None:
-  del text
-
-
 @pytest.fixture(scope="module")
 def run(pairs, tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("rlhf") / "run"
-  result = loop.train(_rlhf(pairs), run_dir, say=_quiet)
+  result = loop.train(_rlhf(pairs), run_dir, say=quiet)
   assert result.finished
   return run_dir
 
@@ -95,7 +92,7 @@ def test_run_that_lost_a_stage_and_its_own_end_has_the_same_bits(pairs, run, tmp
     loop.train(experiment, cut, say=stop_in_the_second_stage)
   done = (cut / "stages").glob(f"*/{run_directory.SUMMARY}")
   assert [path.parent.name[:3] for path in done] == ["sft"]
-  loop.resume(cut, say=_quiet)
+  loop.resume(cut, say=quiet)
   assert not compare.differences(run, cut)
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Evaluation
@@ -104,7 +105,7 @@ def test_seed_that_stands_twice_or_none_is_refused():
 def start(tmp_path_factory):
   """A policy after one step of SFT, where all recipes start."""
   run_dir = tmp_path_factory.mktemp("runs") / "start"
-  loop.train(tasks.sft(SMALL), run_dir, say=_quiet)
+  loop.train(tasks.sft(SMALL), run_dir, say=quiet)
   return run_dir / run_directory.POLICY
 
 
@@ -137,7 +138,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     evaluation=Evaluation(),
     aux_losses=tuple(map(_small, whole.aux_losses)),
   )
-  result = loop.train(small, tmp_path / "run", say=_quiet)
+  result = loop.train(small, tmp_path / "run", say=quiet)
   lines = metrics.read(tmp_path / "run")
   updates = small.data.minibatches * small.data.ppo_epochs
   assert [line["updates"] for line in lines] == [updates] * 2
@@ -157,7 +158,3 @@ def _small(loss: AuxLossConfig) -> AuxLossConfig:
 
 def _reward(texts) -> np.ndarray:
   return np.array([zlib.crc32(t.encode()) % 997 / 997 for t in texts], np.float32)
-
-
-def _quiet(text: str) -> None:
-  del text

@@ -12,18 +12,14 @@ from scipy import optimize, special
 
 from xpo_jax import objectives, scored
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 P, V, BETA = 2, 4, 0.5  # prompts, completions
 RNG = np.random.default_rng(0)
 REF = special.log_softmax(RNG.normal(size=(P, V)), axis=1)
 REWARD = RNG.normal(size=(P, V))
 MU = special.softmax(RNG.normal(size=(P, V)), axis=1)  # policy of the data: not ref
 ONE = np.ones((P * V, 1, 1))
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def dro_slope(logits, value, mu):

@@ -8,15 +8,11 @@ from scipy import special
 
 from xpo_jax.ops import divergences
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 V = 7
 RNG = np.random.default_rng(0)
 LOGITS, REF = RNG.normal(size=V), special.log_softmax(RNG.normal(size=V))
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def reverse_kl(logits):

@@ -11,13 +11,9 @@ from scipy import optimize, special
 from xpo_jax import objectives, scored
 from xpo_jax.ops import preference_games
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 V, BETA = 5, 0.1
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def random_game():

@@ -14,6 +14,8 @@ from xpo_jax import objectives, scored
 from xpo_jax.ops import divergences, links
 from xpo_jax.testing import toy
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 V, BETA = 5, 0.4
 RNG = np.random.default_rng(0)
 REF = special.log_softmax(RNG.normal(size=V))
@@ -24,12 +26,6 @@ MU = special.softmax(
 LENGTH = RNG.integers(1, 20, V)
 BRADLEY_TERRY = special.expit(REWARD[:, None] - REWARD)
 WINNER, LOSER = np.nonzero(~np.eye(V, dtype=bool))
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def minimiser(objective, wins):

@@ -13,16 +13,12 @@ from xpo_jax import objectives, scored
 from xpo_jax.ops import returns, token_mdp
 from xpo_jax.types import Mean
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 V, T, BETA = 3, 3, 0.4
 NEXT_SV = token_mdp.tree(V, T)
 PATHS = token_mdp.sequences(V, T)
 S, N = len(NEXT_SV), len(PATHS)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
 
 
 @pytest.fixture(scope="module")

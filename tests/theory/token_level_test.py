@@ -7,16 +7,12 @@ import pytest
 
 from xpo_jax import objectives, scored
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 RNG = np.random.default_rng(0)
 REF, POLICY = RNG.normal(size=(2, 2, 2, 3, 5))
 TOKENS = RNG.integers(5, size=(2, 2, 3))
 MASK = np.arange(3) < np.array([[3, 2], [1, 3]])[..., None]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def slopes(logits, *factories):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from xpo_jax import objectives, scored
 from xpo_jax.config import optim, yaml_file
 from xpo_jax.config.data import Data
@@ -43,10 +44,6 @@ RUN = Experiment(
     ),
   ),
 )
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 def test_update_is_along_the_sum_of_the_gradients(tiny):
@@ -105,7 +102,7 @@ def test_auxiliary_loss_with_a_state_is_refused(tiny):
 def whole(datasets, tmp_path_factory):
   """A run on records with an auxiliary loss, uninterrupted."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  assert loop.train(RUN, run_dir, datasets=datasets, say=_quiet).finished
+  assert loop.train(RUN, run_dir, datasets=datasets, say=quiet).finished
   return run_dir
 
 
@@ -134,7 +131,7 @@ def test_resumed_run_goes_on_with_the_same_auxiliary_batches(whole, datasets, tm
   run_dir = tmp_path / "run"
   stopped = loop.train(RUN, run_dir, datasets=datasets, say=say)
   assert not stopped.finished and stopped.steps == 3
-  loop.resume(run_dir, RUN, datasets=datasets, say=_quiet)
+  loop.resume(run_dir, RUN, datasets=datasets, say=quiet)
   for file in (whole / run_directory.POLICY).glob("*.safetensors"):
     assert (
       run_dir / run_directory.POLICY / file.name

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.train import compare
 from tests.train.tiny_runs import ADAPTED, MODEL
 from xpo_jax.config.data import Data, Evaluation
@@ -30,10 +31,6 @@ REWARD = Experiment(
   MeshShape(data=1),
   Evaluation(share=0.2),
 )
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 def test_policy_is_the_base_with_the_saved_adapter_merged(adapted):
@@ -62,7 +59,7 @@ def test_resumed_run_exports_the_same_bits(adapted, datasets, tmp_path):
   stopped = loop.train(ADAPTED, run_dir, datasets=datasets, say=say)
   assert not stopped.finished and stopped.steps == 4
   assert not (run_dir / run_directory.POLICY).exists()
-  loop.resume(run_dir, ADAPTED, datasets=datasets, say=_quiet)
+  loop.resume(run_dir, ADAPTED, datasets=datasets, say=quiet)
   for name in (run_directory.POLICY, run_directory.ADAPTER):
     for file in (adapted.run_dir / name).glob("*.safetensors"):
       assert (run_dir / name / file.name).read_bytes() == file.read_bytes()
@@ -84,7 +81,7 @@ def _moments(directory, prompts, completions) -> tuple[float, float]:
 
 def test_rewards_of_what_was_preferred_in_training_are_standardised(datasets, tmp_path):
   run_dir = tmp_path / "run"
-  loop.train(REWARD, run_dir, datasets=datasets, say=_quiet)
+  loop.train(REWARD, run_dir, datasets=datasets, say=quiet)
   train = split.by_prompt(
     datasets["pairs"], {"train": 0.8, "held_out": 0.2}, REWARD.data.seed
   )["train"]

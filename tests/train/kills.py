@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.quiet import quiet
 from tests.train import compare
 from tests.train.tiny_runs import ONLINE
 from xpo_jax.config import experiment as experiments
@@ -101,9 +102,9 @@ def run_until(
     module, name, _ = PLACES[kill.place]
     setattr(module, name, _killing(vars(module)[name], kill))
   if run_dir.exists():
-    loop.resume(run_dir, say=_quiet)
+    loop.resume(run_dir, say=quiet)
   else:
-    loop.train(experiment, run_dir, say=_quiet)
+    loop.train(experiment, run_dir, say=quiet)
 
 
 def run_both(
@@ -224,10 +225,6 @@ def _logged(real: Callable, log: Path, which: Callable, after: str = "") -> Call
 def _append(log: Path, line: str) -> None:
   with log.open("a", encoding="utf-8") as file:
     file.write(line)
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 if __name__ == "__main__":

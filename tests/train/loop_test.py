@@ -12,6 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.train import compare
 from tests.train.tiny_runs import MODEL
 from xpo_jax.config import experiment as experiments
@@ -38,15 +39,11 @@ RUN = Experiment(
 )
 
 
-def _quiet(text: str) -> None:
-  del text
-
-
 @pytest.fixture(scope="module")
 def whole(datasets, tmp_path_factory):
   """The uninterrupted run."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  result = loop.train(RUN, run_dir, datasets=datasets, say=_quiet)
+  result = loop.train(RUN, run_dir, datasets=datasets, say=quiet)
   assert result.finished and result.steps >= 8
   return run_dir
 
@@ -133,13 +130,13 @@ def test_exported_policy_is_the_average_of_the_weights(whole):
 def test_changed_data_are_refused_with_the_difference(whole, datasets):
   changed = datasets | {"pairs": datasets["pairs"][:-1]}
   with pytest.raises(ValueError, match=r"its data changed\n(.*\n)*  rows: 40 -> 39"):
-    loop.resume(whole, datasets=changed, say=_quiet)
+    loop.resume(whole, datasets=changed, say=quiet)
 
 
 def test_changed_configuration_is_refused_with_the_difference(whole, datasets):
   other = experiments.replace(RUN, seed=1)
   with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
-    loop.resume(whole, other, datasets=datasets, say=_quiet)
+    loop.resume(whole, other, datasets=datasets, say=quiet)
 
 
 def test_edited_config_file_is_refused_against_the_checkpoint(
@@ -150,7 +147,7 @@ def test_edited_config_file_is_refused_against_the_checkpoint(
   try:
     config.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.02"):
-      loop.resume(whole, datasets=datasets, say=_quiet)
+      loop.resume(whole, datasets=datasets, say=quiet)
   finally:
     config.write_text(text)
 
@@ -170,7 +167,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp
     run_directory.NonFiniteLoss, match=r"step \d+: loss is.*nan.*batch.npz"
   ):
     loop.train(
-      experiments.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=_quiet
+      experiments.replace(RUN, optimizer=wild), run_dir, datasets=datasets, say=quiet
     )
   last = metrics.read(run_dir)[-1]
   assert not np.isfinite([last["loss"], last["grad_norm"]]).all()
@@ -200,13 +197,13 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(datasets, tmp
 def test_bad_run_is_refused_and_leaves_no_directory(datasets, tmp_path, change, says):
   experiment = experiments.replace(RUN, **change)
   with pytest.raises(ValueError, match=says):
-    loop.train(experiment, tmp_path / "run", datasets=datasets, say=_quiet)
+    loop.train(experiment, tmp_path / "run", datasets=datasets, say=quiet)
   assert not (tmp_path / "run").exists()
 
 
 def test_run_directory_that_exists_is_refused(datasets, tmp_path):
   with pytest.raises(ValueError, match=r"exists; name another one.*xpo resume"):
-    loop.train(RUN, tmp_path, datasets=datasets, say=_quiet)
+    loop.train(RUN, tmp_path, datasets=datasets, say=quiet)
 
 
 def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_path):
@@ -223,4 +220,4 @@ def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_pa
 
 def test_resuming_what_is_no_run_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
-    loop.resume(tmp_path, say=_quiet)
+    loop.resume(tmp_path, say=quiet)

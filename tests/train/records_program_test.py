@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.quiet import quiet
 from tests.train.tiny_runs import ADAPTED, MODEL
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Data, Evaluation
@@ -41,13 +42,9 @@ RUN = Experiment(
 )
 
 
-def _quiet(text: str) -> None:
-  del text
-
-
 def _prepare(experiment, run_dir, datasets):
   run_dir.mkdir(exist_ok=True)
-  return records_program.prepare(experiment, run_dir, Inputs(), datasets, _quiet)
+  return records_program.prepare(experiment, run_dir, Inputs(), datasets, quiet)
 
 
 def _embeddings() -> int:
@@ -188,4 +185,4 @@ def test_changed_base_is_refused(adapted, datasets, tmp_path):
   tensors["model.norm.weight"] += 1
   save_file(tensors, weights)
   with pytest.raises(ValueError, match=r"changed\n  base_sha256: "):
-    loop.resume(run_dir, datasets=datasets, say=_quiet)
+    loop.resume(run_dir, datasets=datasets, say=quiet)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.train.tiny_runs import MODEL
 from xpo_jax import scored
 from xpo_jax.config.data import Prompts
@@ -49,10 +50,6 @@ ONE_STEP = {
 }
 
 
-def _quiet(text: str) -> None:
-  del text
-
-
 def _moved(params, seed: int):
   """Parameters apart from these, so that no ratio is 1 and no KL is 0."""
   rng = np.random.default_rng(seed)
@@ -76,7 +73,7 @@ class Rolled:
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("oracle")
-  parts, first = rollouts_program.assemble(RUN, run_dir, Inputs(), {}, _quiet)
+  parts, first = rollouts_program.assemble(RUN, run_dir, Inputs(), {}, quiet)
   start = first.train.params
   assert not any(x.any() for x in start["value"].values())  # nothing known: worth 0
   old, policy = _moved(start, 0), _moved(start, 2)

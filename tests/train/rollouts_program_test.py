@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests import compiling
+from tests.quiet import quiet
 from tests.train import compare
 from tests.train.tiny_runs import MODEL, ONLINE
 from tests.train.tiny_runs import PLAIN as RUN
@@ -55,10 +56,6 @@ BARE = experiments.replace(
   objective=ObjectiveConfig("rloo", beta=None),
   sampling=dataclasses.replace(RUN.data.sampling, max_completion_tokens=8),
 )
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +198,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(whole, tmp_path):
 def assembled(tmp_path_factory):
   """The parts of `BARE` and its state before the first iteration."""
   run_dir = tmp_path_factory.mktemp("run")
-  return rollouts_program.assemble(BARE, run_dir, Inputs(), {}, _quiet)
+  return rollouts_program.assemble(BARE, run_dir, Inputs(), {}, quiet)
 
 
 def _written(parts, index: int, tokens: int, reward_BK=None) -> int:
@@ -348,7 +345,7 @@ def behind(tmp_path_factory):
     ref_update_every=1,
     evaluation=Evaluation(share=0.3),
   )
-  parts, first = rollouts_program.assemble(ppo, run_dir, Inputs(), {}, _quiet)
+  parts, first = rollouts_program.assemble(ppo, run_dir, Inputs(), {}, quiet)
   moved = jax.tree.map(
     lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), first.train.params
   )
@@ -414,7 +411,7 @@ def test_judge_whose_files_changed_is_refused(tmp_path):
   run = experiments.replace(RUN, feedback=Feedback(source))
 
   def prepared():
-    rollouts_program.prepare(run, tmp_path, Inputs(), {}, _quiet)
+    rollouts_program.prepare(run, tmp_path, Inputs(), {}, quiet)
 
   prepared()
   prepared()
@@ -435,7 +432,7 @@ def test_start_whose_weights_changed_is_refused(tmp_path):
     shutil.rmtree(start, ignore_errors=True)
     params = {"lm": model.init(jax.random.key(seed))}
     hf_checkpoint.save(start, MODEL, params, tokenizer=tokenizer)
-    rollouts_program.prepare(run, tmp_path, Inputs(), {}, _quiet)
+    rollouts_program.prepare(run, tmp_path, Inputs(), {}, quiet)
 
   prepared(0)
   prepared(0)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.train.tiny_runs import NASH, cyclic
 from xpo_jax.config.sampling import Opponent
 from xpo_jax.data.tokenise import Example
@@ -98,14 +99,10 @@ def test_line_of_prompts_takes_each_once_a_pass_wherever_it_is_cut():
   assert (rollouts.order(5, 4, 0, 15) != whole).any()
 
 
-def _quiet(text: str) -> None:
-  del text
-
-
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("opponent") / "run"
-  assert loop.train(NASH, run_dir, say=_quiet).finished
+  assert loop.train(NASH, run_dir, say=quiet).finished
   return run_dir
 
 
@@ -146,7 +143,7 @@ def _wins(text: str, other: str) -> float:
 def draw(tmp_path_factory):
   """`(params, ref, average, **changes of Sampling) -> RolloutBatch`."""
   run_dir = tmp_path_factory.mktemp("drawn")
-  parts, first = rollouts_program.assemble(NASH, run_dir, Inputs(), {}, _quiet)
+  parts, first = rollouts_program.assemble(NASH, run_dir, Inputs(), {}, quiet)
   start = first.train.params["lm"]
   rng = np.random.default_rng(0)
   other = jax.tree.map(lambda x: x + rng.standard_normal(x.shape).astype("f"), start)

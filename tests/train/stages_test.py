@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.train import compare
 from tests.train.tiny_runs import MODEL, PLAIN
 from xpo_jax.config import experiment as experiments
@@ -56,10 +57,6 @@ PPO = experiments.replace(
   critic_init=Stage(REWARD),
   loop=Loop(log_every=1),
 )
-
-
-def _quiet(text: str) -> None:
-  del text
 
 
 def _stopping_at(start: str):
@@ -189,7 +186,7 @@ def test_only_missing_stages_are_run_and_an_early_stop_ends_there(tmp_path, data
 def whole(datasets, tmp_path_factory):
   """A run of PPO with all its stages, uninterrupted."""
   run_dir = tmp_path_factory.mktemp("runs") / "whole"
-  result = loop.train(PPO, run_dir, datasets=datasets, say=_quiet)
+  result = loop.train(PPO, run_dir, datasets=datasets, say=quiet)
   assert result.finished and result.steps == 1
   return run_dir
 
@@ -262,7 +259,7 @@ def test_stage_resumed_by_itself_finds_the_stages_beside_it(datasets, tmp_path):
   say = _stopping_at("step 1/3")  # of SFT
   assert not loop.train(run, run_dir, datasets=datasets, say=say).finished
   place = _stage(run_dir, REWARD, datasets)
-  assert loop.resume(place, datasets=datasets, say=_quiet).finished
+  assert loop.resume(place, datasets=datasets, say=quiet).finished
   assert not (place / "stages").exists()
   said = []
   assert loop.resume(run_dir, datasets=datasets, say=said.append).finished
@@ -293,10 +290,10 @@ def test_runs_that_share_a_store_share_their_equal_stages(datasets, tmp_path):
 
 def test_changed_records_are_another_stage_and_refused_by_the_run(datasets, tmp_path):
   run_dir = tmp_path / "run"
-  loop.train(DPO, run_dir, datasets=datasets, say=_quiet)
+  loop.train(DPO, run_dir, datasets=datasets, say=quiet)
   fewer = datasets | {"demos": datasets["demos"][:-1]}
   with pytest.raises(ValueError, match=r"its data changed\n(.*\n)*  start_sha256: "):
-    loop.resume(run_dir, datasets=fewer, say=_quiet)
+    loop.resume(run_dir, datasets=fewer, say=quiet)
   assert len(list((run_dir / "stages").iterdir())) == 2
 
 
@@ -321,7 +318,7 @@ def test_records_made_by_a_function_of_a_stage_are_kept_for_a_resumption(
   assert not stopped.finished and stopped.params is not None
   kept = (run_dir / loading.RECORDS).read_bytes()
   assert b" call 1" in kept
-  result = loop.resume(run_dir, run, datasets=datasets, say=_quiet)
+  result = loop.resume(run_dir, run, datasets=datasets, say=quiet)
   assert result.finished and (run_dir / loading.RECORDS).read_bytes() == kept
   assert log.read_text() == "called\n"
 
@@ -342,7 +339,7 @@ def test_stage_that_cannot_run_is_refused_and_leaves_no_directory(
     DPO, start=Stage(dataclasses.replace(REWARD, start=Stage(stage)))
   )
   with pytest.raises(ValueError, match=says):
-    loop.train(run, tmp_path / "run", datasets=datasets, say=_quiet)
+    loop.train(run, tmp_path / "run", datasets=datasets, say=quiet)
   assert not (tmp_path / "run").exists()
 
 
@@ -352,7 +349,7 @@ def test_run_that_was_moved_without_its_stages_trains_them_to_the_same_bits(
   shutil.copytree(whole, tmp_path / "moved")
   shutil.rmtree(tmp_path / "moved" / "stages")
   monkeypatch.chdir(tmp_path)
-  assert loop.resume("moved", PPO, datasets=datasets, say=_quiet).finished
+  assert loop.resume("moved", PPO, datasets=datasets, say=quiet).finished
   assert compare.differences(tmp_path / "moved", whole) == []
   own, others = (_stage(one, REWARD, datasets) for one in (tmp_path / "moved", whole))
   for file in (others / run_directory.POLICY).glob("*.safetensors"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.studies.tiny_task import TINY
 from xpo_jax.config.data import Prompts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
@@ -70,7 +71,7 @@ RUNS = [JudgedRun("SFT", 0, None), rloo(0), rloo(1), dpo(1.0), dpo(0.1)]
 
 
 def _measured(run_dir: Path, runs):
-  study = online_frontier.open_study(Settings(), run_dir, online_frontier._quiet)
+  study = online_frontier.open_study(Settings(), run_dir, quiet)
   assert online_frontier.measure_all(study, runs, jobs=1) == {}
   return study, online_frontier.read(study, runs)
 
@@ -137,7 +138,7 @@ def test_stages_of_several_runs_are_trained_before_any_process(tmp_path, monkeyp
   trained = []
   monkeypatch.setattr(arms, "train", lambda study, one: trained.append(one))
   monkeypatch.setattr(processes, "call_all", lambda planned, jobs: sorted(planned))
-  study = arms.Arms(TINY, tmp_path, online_frontier._quiet)
+  study = arms.Arms(TINY, tmp_path, quiet)
   model = tasks.Stage(dpo(1.0).experiment)
   shared = Configured(fixed_completions.win_rate, completion="", preference=model)
   runs = [

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.quiet import quiet
 from tests.studies import hash_reward
 from tests.studies.tiny_task import TINY
 from xpo_jax.config.experiment import Stage
@@ -41,14 +42,10 @@ class Settings:
   task: Task = TASK
 
 
-def _quiet(text):
-  del text
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
   return arms.open_study(
-    Settings(), tmp_path_factory.mktemp("studies") / "study", _quiet
+    Settings(), tmp_path_factory.mktemp("studies") / "study", quiet
   )
 
 

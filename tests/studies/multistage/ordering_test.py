@@ -5,6 +5,7 @@ import pytest
 
 from tests.studies import hash_reward
 from tests.studies.tiny_task import TINY
+from xpo_jax.feedback.protocol import Scores
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import ordering, preference_pairs
 
@@ -56,16 +57,19 @@ def test_source_of_greater_accuracy_comes_first(tiny_policy, monkeypatch):
   assert list(sources.accuracy) == sorted(sources.accuracy, reverse=True)
 
 
-def test_accuracy_is_a_fraction_of_the_pairs(tiny_policy):
-  sources = ordering.by_margin(tiny_policy, PROMPTS, SCORE, **SIZES)
-  for pairs, accuracy in zip(*sources, strict=True):
-    assert 0 <= accuracy <= 1
-    assert accuracy * len(pairs) == pytest.approx(round(accuracy * len(pairs)))
-    # Turned round, the policy ranks the others correctly.
-    turned = tuple(
-      ordering.records.Pair(p.uid, p.prompt, p.rejected, p.chosen) for p in pairs
-    )
-    assert ordering._accuracy(tiny_policy, turned) == pytest.approx(1 - accuracy)
+def test_accuracy_is_the_fraction_of_pairs_that_the_policy_ranks_correctly(tiny_policy):
+  def opposite(prompts, completions):
+    return Scores(-SCORE(prompts, completions).value_N)
+
+  one = {**SIZES, "num_sources": 1}
+  (pairs,), (accuracy,) = ordering.by_margin(tiny_policy, PROMPTS, SCORE, **one)
+  (turned,), (rest,) = ordering.by_margin(tiny_policy, PROMPTS, opposite, **one)
+  assert {(p.prompt, p.rejected, p.chosen) for p in turned} == {
+    (p.prompt, p.chosen, p.rejected) for p in pairs
+  }
+  assert 0 <= accuracy <= 1
+  assert accuracy * len(pairs) == pytest.approx(round(accuracy * len(pairs)))
+  assert rest == pytest.approx(1 - accuracy)
 
 
 def test_stages_take_the_sources_in_order(tiny_policy):

@@ -155,6 +155,20 @@ def test_each_seed_draws_its_own_samples_and_order():
     assert len(set(map(repr, runs.values()))) == len(runs)
 
 
+def test_best_of_n_has_its_exact_kl(tmp_path):
+  recipe, settings = _small("best_of_n")
+  recipe.run(settings, tmp_path / "study")
+  rows = _rows(tmp_path / "study")
+  one, two = rows["best of 1"], rows["best of 2"]
+  assert one["kl"]["mean"] == pytest.approx(0, abs=1e-12)
+  # Of two completions the better is drawn 3 times in 4; of two that tie either: 0 nats.
+  apart = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+  prompts = two["kl"]["mean"] / apart * TASK.eval_prompts
+  assert prompts == pytest.approx(round(prompts), abs=1e-6)
+  assert 1 <= round(prompts) <= TASK.eval_prompts
+  assert two["reward"]["mean"] > one["reward"]["mean"]
+
+
 def test_best_of_n_is_learned_by_sft():
   (run,) = _listed("best_of_n").values()
   assert run.objective == ObjectiveConfig("sft")
@@ -198,6 +212,30 @@ def test_paft_adapts_one_base_twice_and_dpo_after_sft():
   assert after.start == Stage(sft)
   rates = {run.optimizer.learning_rate for run in runs.values()}
   assert rates == {find_recipe.load("paft").experiment.learning_rate}
+
+
+def test_instructgpt_ranks_its_starts_samples_and_learns_from_a_reward_model():
+  recipe = find_recipe.load("instructgpt")
+  settings = dataclasses.replace(recipe.experiment, task=TASK, gammas=(0.0, 2.0))
+  runs = _arms("instructgpt")(settings)
+  plain, ptx, strict = runs.values()
+  assert list(runs) == [
+    f"{label}, seed 0" for label in ("PPO", "PPO-ptx, gamma 2", "PPO, beta 2")
+  ]
+  for run, beta in ((plain, 0.2), (ptx, 0.2), (strict, 2.0)):
+    assert run.objective.hparams["beta"] == beta
+    judge = run.data.feedback.source.arguments["directory"]
+    assert judge == run.data.critic_init
+    assert judge.experiment.objective == ObjectiveConfig("kwise")
+    lists = judge.experiment.data.path
+    assert lists.name.endswith("ranked_lists:noisy")
+    assert lists.arguments["policy"] == judge.experiment.start == run.start
+    texts = run.start.experiment.data.path
+    assert texts.name.endswith("sequel_texts:with_reviews")
+  assert plain.aux_losses == strict.aux_losses == ()
+  (loss,) = ptx.aux_losses
+  assert (loss.weight, loss.objective) == (2.0, ObjectiveConfig("sft"))
+  assert loss.data.path.name.endswith("sequel_texts:learned")
 
 
 def test_iterated_rlhf_adds_the_newest_policys_labels_to_all_older_ones():

@@ -1,5 +1,7 @@
 """Samples of a policy repeat, and make pairs by the labels they are given."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -24,17 +26,18 @@ def test_prompts_are_different_and_of_their_portion():
   assert not set(train) & set(samples.texts_of(tasks.prompts(TINY, "test")))
 
 
-def test_samples_depend_on_the_seed_alone(tiny_policy):
+def test_samples_depend_on_the_weights_and_the_seed_alone(tiny_policy, tmp_path):
   prompts = samples.texts_of(PROMPTS, 0, 4)
+  copy = shutil.copytree(tiny_policy, tmp_path / "copy")
 
-  def texts_of(seed):
-    samples._sampled.cache_clear()
+  def texts_of(policy, seed):
     settings = {"completions": 3, "max_completion_tokens": 6, "seed": seed}
-    return samples.sample(tiny_policy, prompts, **settings).texts_BK
+    return samples.sample(str(policy), prompts, **settings).texts_BK
 
-  first = texts_of(0)
+  first = texts_of(tiny_policy, 0)
   assert [len(texts) for texts in first] == [3] * 4
-  assert texts_of(0) == first != texts_of(1)
+  # Another directory is not the same call: it is sampled anew.
+  assert texts_of(copy, 0) == first != texts_of(copy, 1)
 
 
 def test_ties_and_wordless_completions_make_no_pair():
