@@ -204,17 +204,15 @@ def claims_table(arms: ArmPoints) -> html.Table:
       f"from iteration {best[0].strength}, where it is best, to {last[0].strength}: "
       f"train score {score}, true reward {true}"
     )
-    claim, turns = f"{label}: score up, true reward down", score.low > 0 > true.high
-    rows.append(["arXiv:2210.10760", claim, ours, _verdict(turns)])
+    claim = f"{label}: score up, true reward down"
+    turns = score.low > 0 > true.high
+    verdict = "reproduces here" if turns else "not separable here"
+    rows.append(["arXiv:2210.10760", claim, ours, verdict])
     ahead = bootstrap.bootstrap_seeds(
       np.stack([p.column(TRAIN) - p.column(TEST) for p in last])
     )
     claim = f"{label}: the train score leaves the test score behind"
     ours = f"by {ahead} at iteration {last[0].strength}"
-    rows.append(["arXiv:2204.05862", claim, ours, _verdict(ahead.low > 0)])
+    rows.append(["arXiv:2204.05862", claim, ours, frontier_page.verdict(ahead)])
   caption = "Paired over prompts and seeds; the best point is chosen on these prompts."
   return html.Table(frontier_page.CLAIM_HEADER, rows, caption)
-
-
-def _verdict(holds: bool) -> str:
-  return "reproduces here" if holds else "not separable here"
