@@ -30,7 +30,6 @@ from xpo_jax.config.sampling import Feedback
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.feedback import reward_model
 from xpo_jax.report import html, line_chart
-from xpo_jax.studies import demo
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.frontier import (
   frontier_page,
@@ -145,11 +144,8 @@ def arms(settings: Overoptimisation) -> dict[str, Experiment]:
 
 def run(settings: Overoptimisation, run_dir: Path) -> int:
   """Trains and judges what is missing, draws the arms, prints both tables."""
-  demo.environment()
-  study, runs = online_frontier.open_study(settings, run_dir), judged_runs(settings)
-  failed = {}
-  if not settings.show:
-    failed = online_frontier.measure_all(study, runs, settings.jobs)
+  runs = judged_runs(settings)
+  study, failed = online_frontier.measure_missing(settings, run_dir, runs)
   points = online_frontier.read(study, runs)
   for label, seeds in points.items():
     path = run_dir / f"{label.replace(' ', '_')}.svg"
