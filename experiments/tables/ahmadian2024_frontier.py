@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.evaluation import optimal_policy
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies import task as tasks
@@ -93,17 +93,14 @@ def judged_runs(settings: OnlineFrontier) -> list[JudgedRun]:
 
 def offline_dpo(task: Task, beta: float, seed: int) -> Experiment:
   """DPO on one pair of the start's samples for each prompt."""
-  pairs = Configured(
+  pairs = tasks.from_start(
     preference_pairs.ranked,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
-    max_completion_tokens=task.max_completion_tokens,
     candidates=2,
     kept=2,
     rejection_beta=None,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
   return tasks.on_records(ObjectiveConfig("dpo", beta=beta), task, pairs, seed=seed)
 

@@ -88,18 +88,15 @@ def experiment(
 def reward(settings: Overoptimisation, label: str, half: str, seed: int) -> Experiment:
   """A reward model on one half of an arm's labels."""
   task, (num_pairs, length_logit) = settings.task, ARMS[label]
-  pairs = Configured(
+  pairs = tasks.from_start(
     labelled_samples.misspecified,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
     half=half,
-    max_completion_tokens=task.max_completion_tokens,
     num_pairs=num_pairs,
     temperature=settings.temperature,
     length_logit=length_logit,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
   return tasks.on_records(
     ObjectiveConfig("bradley_terry"),

@@ -5,6 +5,7 @@ reward can be replaced.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from xpo_jax.config import experiment
@@ -160,6 +161,28 @@ def start_weights(task: Task) -> str | Stage:
 def prompts(task: Task, portion: str = "train") -> Prompts:
   """Makes the config of the prompts of a portion of the texts."""
   return Prompts(task.path, portion=portion, reading=task.reading, bad_rows="drop")
+
+
+def from_start(
+  make: Callable[..., Any], task: Task, *, seed: int, **arguments: Any
+) -> Configured:
+  """Makes the config of a function that samples the task's start on its prompts.
+
+  Args:
+    make: takes `policy`, `prompts`, `max_completion_tokens`, `num_prompts` and `seed`.
+    task: start, prompts and sizes.
+    seed: of the samples.
+    arguments: further arguments of the function.
+  """
+  return Configured(
+    make,
+    policy=start_weights(task),
+    prompts=prompts(task),
+    max_completion_tokens=task.max_completion_tokens,
+    num_prompts=task.num_prompts,
+    seed=seed,
+    **arguments,
+  )
 
 
 def on_records(
