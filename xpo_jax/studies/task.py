@@ -105,19 +105,25 @@ class Task:
     return penalty if self.source is None else None
 
 
-def model_config(task: Task) -> Config:
-  """Makes the config of the small model."""
+def small_model(vocab: int, width: int, layers: int) -> Config:
+  """Makes the config of the small model from scratch.
+
+  Args:
+    vocab: entries of its tokenizer.
+    width: of its residual stream; a multiple of 4.
+    layers: of it.
+  """
   return Config(
-    vocab=task.vocab,
-    width=task.width,
-    layers=task.layers,
+    vocab=vocab,
+    width=width,
+    layers=layers,
     heads=4,
     kv_heads=4,
-    head_dim=task.width // 4,
-    mlp_width=3 * task.width,
+    head_dim=width // 4,
+    mlp_width=3 * width,
     positions=1024,
     tied=True,
-    remat=False,
+    remat=False,  # the activations of a row are a few kilobytes
   )
 
 
@@ -137,7 +143,7 @@ def sft(task: Task) -> Experiment:
   return Experiment(
     objective=ObjectiveConfig("sft"),
     data=data,
-    start=Scratch(model_config(task)),
+    start=Scratch(small_model(task.vocab, task.width, task.layers)),
     optimizer=Optimizer(
       learning_rate=task.sft_learning_rate, warmup_steps=10, floor=0.1
     ),
