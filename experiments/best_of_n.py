@@ -17,7 +17,7 @@ import dataclasses
 from pathlib import Path
 
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import demonstrations
 from xpo_jax.studies.task import Task
@@ -62,15 +62,12 @@ def distilled(settings: BestOfN, seed: int) -> Experiment:
     seed: of samples, order and draws.
   """
   task = settings.task
-  best = Configured(
+  best = tasks.from_start(
     demonstrations.best_of,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
     completions=settings.distilled,
-    max_completion_tokens=task.max_completion_tokens,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
   return tasks.on_records(
     ObjectiveConfig("sft"), task, best, seed=seed, epochs=settings.epochs

@@ -88,15 +88,12 @@ def experiment(
 def sl_cai(settings: ConstitutionalAi, seed: int) -> Experiment:
   """Supervised fine-tuning on every revision."""
   task = settings.task
-  revised = Configured(
+  revised = tasks.from_start(
     revisions.demonstrations,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
-    critic=seeding.with_seed(settings.critic, seed),
-    max_completion_tokens=task.max_completion_tokens,
-    rounds=settings.rounds,
-    num_prompts=task.num_prompts,
+    task,
     seed=seed,
+    critic=seeding.with_seed(settings.critic, seed),
+    rounds=settings.rounds,
   )
   return tasks.on_records(
     ObjectiveConfig("sft"), task, revised, seed=seed, epochs=settings.epochs

@@ -1,4 +1,4 @@
-"""Controlled sentiment on texts of your own: the reward-KL frontier of six methods.
+"""Controlled sentiment on texts of your own: the reward-KL frontier of seven methods.
 
 Paper: Rafailov et al. 2023, arXiv:2305.18290, Sec. 6.1 and Fig. 2 (left).
 Command: xpo train controlled_sentiment source=FILE --bad-rows drop

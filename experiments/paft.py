@@ -96,17 +96,14 @@ def dpo(settings: Paft, seed: int) -> Experiment:
     seed: of samples, order and draws.
   """
   task = settings.task
-  pairs = Configured(
+  pairs = tasks.from_start(
     preference_pairs.ranked,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
-    max_completion_tokens=task.max_completion_tokens,
     candidates=2,
     kept=2,
     rejection_beta=None,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
   return _adapted(settings, ObjectiveConfig("dpo", beta=settings.beta), pairs, seed)
 

@@ -87,15 +87,12 @@ def experiment(
 def true_labels(settings: Rlaif, seed: int) -> Configured:
   """Two samples of each prompt, the truly better one chosen."""
   task = settings.task
-  return Configured(
+  return tasks.from_start(
     ai_labels_data.better_of_two,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
-    reward=task.reward,
-    max_completion_tokens=task.max_completion_tokens,
-    temperature=settings.temperature,
-    num_prompts=task.num_prompts,
+    task,
     seed=seed,
+    reward=task.reward,
+    temperature=settings.temperature,
   )
 
 

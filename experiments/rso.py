@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import preference_pairs
 from xpo_jax.studies.task import Task
@@ -78,13 +78,11 @@ def arm(
     seed: of samples, order and draws.
   """
   task = settings.task
-  pairs = Configured(
+  pairs = tasks.from_start(
     preference_pairs.ranked,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
-    max_completion_tokens=task.max_completion_tokens,
-    num_prompts=task.num_prompts,
     candidates=settings.candidates,
     kept=settings.accepted,
     rejection_beta=settings.beta if rejection else None,
@@ -92,7 +90,6 @@ def arm(
     ranking=settings.ranking,
     sampling_temperature=settings.sampling_temperature,
     top_k=settings.top_k,
-    seed=seed,
   )
   return tasks.on_records(objective, task, pairs, seed=seed)
 

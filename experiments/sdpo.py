@@ -128,17 +128,14 @@ def _pairs(
 ) -> Configured:
   """The pairs of a stage, or of all."""
   task = settings.task
-  return Configured(
+  return tasks.from_start(
     ordering.stage,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
     number=number,
     hardest_first=hardest_first,
     num_sources=settings.num_sources,
-    max_completion_tokens=task.max_completion_tokens,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
 
 

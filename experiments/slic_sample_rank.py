@@ -19,7 +19,7 @@ import dataclasses
 from pathlib import Path
 
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import preference_pairs
 from xpo_jax.studies.task import Task
@@ -68,20 +68,17 @@ def arm(settings: SampleRank, ranking: str, seed: int) -> Experiment:
     seed: of samples, order and draws.
   """
   task = settings.task
-  pairs = Configured(
+  pairs = tasks.from_start(
     preference_pairs.ranked,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
-    max_completion_tokens=task.max_completion_tokens,
-    num_prompts=task.num_prompts,
     candidates=settings.candidates,
     kept=settings.candidates,
     rejection_beta=None,
     ranking=ranking,
     sampling_temperature=settings.sampling_temperature,
     top_k=settings.top_k,
-    seed=seed,
   )
   loss = ObjectiveConfig("slic", delta=settings.delta, weight=settings.weight)
   return tasks.on_records(loss, task, pairs, seed=seed)

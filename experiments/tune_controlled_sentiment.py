@@ -10,7 +10,6 @@ Command: python experiments/tune_controlled_sentiment.py [FILE of sentences]
 Hardware: 2 CPU cores, six to eight minutes on synthetic reviews.
 Result: after four rounds, each around the last one's choice, the settings of
   `settings.ARMS`.
-`settings.ARMS`.
 """
 
 import dataclasses

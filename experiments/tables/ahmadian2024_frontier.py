@@ -14,9 +14,9 @@ import dataclasses
 from pathlib import Path
 
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.evaluation import optimal_policy
-from xpo_jax.studies import demo, find_recipe
+from xpo_jax.studies import find_recipe
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.frontier import frontier_page, online_frontier, processes
 from xpo_jax.studies.frontier.frontier_page import OrderingClaim
@@ -93,17 +93,14 @@ def judged_runs(settings: OnlineFrontier) -> list[JudgedRun]:
 
 def offline_dpo(task: Task, beta: float, seed: int) -> Experiment:
   """DPO on one pair of the start's samples for each prompt."""
-  pairs = Configured(
+  pairs = tasks.from_start(
     preference_pairs.ranked,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
-    max_completion_tokens=task.max_completion_tokens,
     candidates=2,
     kept=2,
     rejection_beta=None,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
   return tasks.on_records(ObjectiveConfig("dpo", beta=beta), task, pairs, seed=seed)
 
@@ -115,11 +112,8 @@ def arms(settings: OnlineFrontier) -> dict[str, Experiment]:
 
 def run(settings: OnlineFrontier, run_dir: Path) -> int:
   """Trains and judges what is missing, draws the plot, prints both tables."""
-  demo.environment()
-  study, runs = online_frontier.open_study(settings, run_dir), judged_runs(settings)
-  failed = {}
-  if not settings.show:
-    failed = online_frontier.measure_all(study, runs, settings.jobs)
+  runs = judged_runs(settings)
+  study, failed = online_frontier.measure_missing(settings, run_dir, runs)
   start = study_arms.start(study).params
   pool_PS = study_arms.judge(study, start, seed=0, eval_samples=settings.pool).reward_PK
   caption = (

@@ -30,7 +30,6 @@ from xpo_jax.config.sampling import Feedback
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.feedback import reward_model
 from xpo_jax.report import html, line_chart
-from xpo_jax.studies import demo
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.frontier import (
   frontier_page,
@@ -89,18 +88,15 @@ def experiment(
 def reward(settings: Overoptimisation, label: str, half: str, seed: int) -> Experiment:
   """A reward model on one half of an arm's labels."""
   task, (num_pairs, length_logit) = settings.task, ARMS[label]
-  pairs = Configured(
+  pairs = tasks.from_start(
     labelled_samples.misspecified,
-    policy=tasks.start_weights(task),
-    prompts=tasks.prompts(task),
+    task,
+    seed=seed,
     reward=task.reward,
     half=half,
-    max_completion_tokens=task.max_completion_tokens,
     num_pairs=num_pairs,
     temperature=settings.temperature,
     length_logit=length_logit,
-    num_prompts=task.num_prompts,
-    seed=seed,
   )
   return tasks.on_records(
     ObjectiveConfig("bradley_terry"),
@@ -145,11 +141,8 @@ def arms(settings: Overoptimisation) -> dict[str, Experiment]:
 
 def run(settings: Overoptimisation, run_dir: Path) -> int:
   """Trains and judges what is missing, draws the arms, prints both tables."""
-  demo.environment()
-  study, runs = online_frontier.open_study(settings, run_dir), judged_runs(settings)
-  failed = {}
-  if not settings.show:
-    failed = online_frontier.measure_all(study, runs, settings.jobs)
+  runs = judged_runs(settings)
+  study, failed = online_frontier.measure_missing(settings, run_dir, runs)
   points = online_frontier.read(study, runs)
   for label, seeds in points.items():
     path = run_dir / f"{label.replace(' ', '_')}.svg"
@@ -204,17 +197,15 @@ def claims_table(arms: ArmPoints) -> html.Table:
       f"from iteration {best[0].strength}, where it is best, to {last[0].strength}: "
       f"train score {score}, true reward {true}"
     )
-    claim, turns = f"{label}: score up, true reward down", score.low > 0 > true.high
-    rows.append(["arXiv:2210.10760", claim, ours, _verdict(turns)])
+    claim = f"{label}: score up, true reward down"
+    turns = score.low > 0 > true.high
+    verdict = "reproduces here" if turns else "not separable here"
+    rows.append(["arXiv:2210.10760", claim, ours, verdict])
     ahead = bootstrap.bootstrap_seeds(
       np.stack([p.column(TRAIN) - p.column(TEST) for p in last])
     )
     claim = f"{label}: the train score leaves the test score behind"
     ours = f"by {ahead} at iteration {last[0].strength}"
-    rows.append(["arXiv:2204.05862", claim, ours, _verdict(ahead.low > 0)])
+    rows.append(["arXiv:2204.05862", claim, ours, frontier_page.verdict(ahead)])
   caption = "Paired over prompts and seeds; the best point is chosen on these prompts."
   return html.Table(frontier_page.CLAIM_HEADER, rows, caption)
-
-
-def _verdict(holds: bool) -> str:
-  return "reproduces here" if holds else "not separable here"

@@ -21,7 +21,7 @@ from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import Configured
 from xpo_jax.config.sampling import Feedback
 from xpo_jax.feedback import noisy_judge
-from xpo_jax.studies import demo, find_recipe
+from xpo_jax.studies import find_recipe
 from xpo_jax.studies.frontier import frontier_page, online_frontier, processes
 from xpo_jax.studies.frontier.frontier_page import OrderingClaim
 from xpo_jax.studies.frontier.online_frontier import JudgedRun
@@ -85,11 +85,8 @@ def label(error: float) -> str:
 
 def run(settings: NoisyJudge, run_dir: Path) -> int:
   """Trains and judges what is missing, draws the plot, prints both tables."""
-  demo.environment()
-  study, runs = online_frontier.open_study(settings, run_dir), judged_runs(settings)
-  failed = {}
-  if not settings.show:
-    failed = online_frontier.measure_all(study, runs, settings.jobs)
+  runs = judged_runs(settings)
+  study, failed = online_frontier.measure_missing(settings, run_dir, runs)
   first, *others = settings.errors
   paper, claim = "RLAIF, arXiv:2309.00267", "clean labels are no better"
   frontier_page.show_frontier(

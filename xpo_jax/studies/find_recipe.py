@@ -35,13 +35,11 @@ class Recipe(NamedTuple):
     run: `(experiment, run_dir) -> exit code` of a study; None: the trainer runs it.
     arms: `settings -> {label: Experiment}`, the runs of a study, for `xpo check`; None
       where the study does not list them.
-    kind: "table" for a file of `experiments/tables/`.
   """
 
   experiment: Any
   run: Callable[[Any, Path], int] | None = None
   arms: Callable[[Any], Mapping[str, Any]] | None = None
-  kind: Kind = "recipe"
 
 
 def names(kind: Kind | None = None) -> dict[str, Path]:
@@ -118,7 +116,7 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
       f"{path}: experiment() returned {returned!r}; it must return an Experiment, or "
       "beside a function run() a dataclass of settings"
     )
-  return Recipe(returned, names_of.get("run"), names_of.get("arms"), kind_of(path))
+  return Recipe(returned, names_of.get("run"), names_of.get("arms"))
 
 
 def load_study(run_dir: Path) -> Recipe:

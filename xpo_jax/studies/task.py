@@ -5,6 +5,7 @@ reward can be replaced.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from xpo_jax.config import experiment
@@ -104,19 +105,25 @@ class Task:
     return penalty if self.source is None else None
 
 
-def model_config(task: Task) -> Config:
-  """Makes the config of the small model."""
+def small_model(vocab: int, width: int, layers: int) -> Config:
+  """Makes the config of the small model from scratch.
+
+  Args:
+    vocab: entries of its tokenizer.
+    width: of its residual stream; a multiple of 4.
+    layers: of it.
+  """
   return Config(
-    vocab=task.vocab,
-    width=task.width,
-    layers=task.layers,
+    vocab=vocab,
+    width=width,
+    layers=layers,
     heads=4,
     kv_heads=4,
-    head_dim=task.width // 4,
-    mlp_width=3 * task.width,
+    head_dim=width // 4,
+    mlp_width=3 * width,
     positions=1024,
     tied=True,
-    remat=False,
+    remat=False,  # the activations of a row are a few kilobytes
   )
 
 
@@ -136,7 +143,7 @@ def sft(task: Task) -> Experiment:
   return Experiment(
     objective=ObjectiveConfig("sft"),
     data=data,
-    start=Scratch(model_config(task)),
+    start=Scratch(small_model(task.vocab, task.width, task.layers)),
     optimizer=Optimizer(
       learning_rate=task.sft_learning_rate, warmup_steps=10, floor=0.1
     ),
@@ -160,6 +167,28 @@ def start_weights(task: Task) -> str | Stage:
 def prompts(task: Task, portion: str = "train") -> Prompts:
   """Makes the config of the prompts of a portion of the texts."""
   return Prompts(task.path, portion=portion, reading=task.reading, bad_rows="drop")
+
+
+def from_start(
+  make: Callable[..., Any], task: Task, *, seed: int, **arguments: Any
+) -> Configured:
+  """Makes the config of a function that samples the task's start on its prompts.
+
+  Args:
+    make: takes `policy`, `prompts`, `max_completion_tokens`, `num_prompts` and `seed`.
+    task: start, prompts and sizes.
+    seed: of the samples.
+    arguments: further arguments of the function.
+  """
+  return Configured(
+    make,
+    policy=start_weights(task),
+    prompts=prompts(task),
+    max_completion_tokens=task.max_completion_tokens,
+    num_prompts=task.num_prompts,
+    seed=seed,
+    **arguments,
+  )
 
 
 def on_records(

@@ -79,7 +79,7 @@ class Sweep:
       model: the architecture.
       start: `{"lm": ...}`; also the reference, whose statistics that the batches lack
         are computed in the step.
-      optimizer: its learning rate is not used: it is in `Run.hparams`.
+      optimizer: its learning rate is not used: it is in `VectorisedRun.hparams`.
       devices: one run at a time on each; None: all of this process.
     """
     self._use, self._model, self._optimizer = use, model, optimizer

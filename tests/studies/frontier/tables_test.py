@@ -169,6 +169,27 @@ def test_overoptimisation_scores_by_both_reward_models_and_the_truth(
     assert np.abs(train - test).max() > 0
 
 
+@pytest.mark.parametrize(
+  "ahead, verdict",
+  [(1.0, "reproduces"), (0.0, "not separable"), (-1.0, "does not reproduce")],
+)
+def test_score_that_falls_behind_is_told_from_one_that_is_level(ahead, verdict):
+  recipe = table("gao2022_overoptimisation")
+  noise_P = np.tile([-0.1, 0.1], 8)
+  scores = {"train score": noise_P + ahead, "test score": np.zeros(16)}
+  seeds = {
+    seed: [
+      online_frontier.FrontierPoint(
+        "arm", seed, strength, 0.0, noise_P, noise_P, noise_P, scores
+      )
+      for strength in (0, 1)
+    ]
+    for seed in (0, 1)
+  }
+  claims = recipe.run.__globals__["claims_table"]({"arm": seeds})
+  assert claims.rows[1][-1].startswith(verdict)
+
+
 def test_equilibrium_is_exploited_less_than_a_reward_at_its_kl(
   tmp_path, shown, small_recipes
 ):

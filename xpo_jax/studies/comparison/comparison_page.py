@@ -8,7 +8,7 @@ from xpo_jax.report import dot_plot, html
 from xpo_jax.studies.comparison.settings import ComparedObjective
 from xpo_jax.studies.comparison.train_objectives import ComparisonResult
 from xpo_jax.studies.sentiment.findings import MATCHED
-from xpo_jax.studies.sentiment.sentiment_page import BEST_OF, TILTS
+from xpo_jax.studies.sentiment.sentiment_page import BEST_OF, TILTS, as_runs
 
 PLOT = "comparison.svg"
 _SORTED = MATCHED[1]
@@ -245,12 +245,8 @@ def _bounds(result: ComparisonResult) -> list[tuple[str, list[frontier.Run]]]:
   """Curves that need no training."""
   sizes = [n for n in (*BEST_OF, 64) if n <= result.pool_PS.shape[1]]
   curves = {
-    "optimal policy": _curve(optimal_policy.tilted(result.pool_PS, TILTS)),
-    "best of n": _curve(optimal_policy.best_of_n(result.pool_PS, sizes)),
+    "optimal policy": as_runs(optimal_policy.tilted(result.pool_PS, TILTS)),
+    "best of n": as_runs(optimal_policy.best_of_n(result.pool_PS, sizes)),
   }
   # A pool too small to show any KL has no points of the optimal policy.
-  return [(name, curve) for name, curve in curves.items() if curve]
-
-
-def _curve(points: Sequence[optimal_policy.Point]) -> list[frontier.Run]:
-  return [frontier.Run("", p.strength, 0, p.reward_P, p.kl_P) for p in points]
+  return [(name, runs) for name, runs in curves.items() if runs]

@@ -22,8 +22,8 @@ ROLES = {"policy", "policy.value", "ref"}  # parameter sets of a run
 class Comparison(SentimentStudy):
   """A study whose methods are all objectives that pairs can train.
 
-  `arms`, `judge_rate`, `checked` and `split` of a study are not read: the search looks
-  at the tune split, policies are judged on the test split.
+  `arms`, `online`, `control_beta`, `reward_learning_rate` and `split` of a study are
+  not read: the search looks at the tune split, policies are judged on the test split.
 
   Attributes:
     only: names of objectives, or "module:factory" of your own, with commas between;

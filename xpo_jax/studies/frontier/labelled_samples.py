@@ -30,7 +30,13 @@ def by_preference(
     num_prompts: the first so many prompts.
     seed: of samples and labels.
   """
-  sampled = _sample_two(policy, prompts, max_completion_tokens, num_prompts, seed)
+  sampled = samples.two_of_each(
+    policy,
+    prompts,
+    max_completion_tokens=max_completion_tokens,
+    num_prompts=num_prompts,
+    seed=seed,
+  )
   first, second = zip(*sampled.texts_BK, strict=True)
   p_B = preference(sampled.prompts, first, second).value_N
   return samples.draw_labels(sampled, p_B, np.random.default_rng((seed, 6)))
@@ -66,7 +72,13 @@ def misspecified(
     num_prompts: the first so many prompts.
     seed: of samples and labels.
   """
-  sampled = _sample_two(policy, prompts, max_completion_tokens, num_prompts, seed)
+  sampled = samples.two_of_each(
+    policy,
+    prompts,
+    max_completion_tokens=max_completion_tokens,
+    num_prompts=num_prompts,
+    seed=seed,
+  )
   words_BK = np.array([[len(text.split()) for text in row] for row in sampled.texts_BK])
   reward_BK = samples.rewards(reward, sampled)
   logit_BK = reward_BK / temperature + length_logit * words_BK
@@ -74,19 +86,3 @@ def misspecified(
   pairs = samples.draw_labels(sampled, p_B, np.random.default_rng((seed, 7)))
   first = {"train": 0, "test": 1}[half]
   return pairs[first::2][:num_pairs]
-
-
-def _sample_two(
-  policy: str,
-  prompts: Prompts,
-  max_completion_tokens: int,
-  num_prompts: int,
-  seed: int,
-) -> samples.Sampled:
-  return samples.sample(
-    policy,
-    samples.texts_of(prompts, 0, num_prompts),
-    completions=2,
-    max_completion_tokens=max_completion_tokens,
-    seed=seed,
-  )

@@ -25,6 +25,7 @@ from xpo_jax.evaluation import bootstrap, measure_policy
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.feedback import protocol
 from xpo_jax.models import hf_checkpoint
+from xpo_jax.studies import demo
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.frontier import processes
 from xpo_jax.studies.multistage import arms
@@ -147,6 +148,27 @@ def open_study(settings: Any, run_dir: Path, say: arms.Say = print) -> Arms:
     if field.name in EXECUTION
   }
   return arms.open_study(dataclasses.replace(settings, **defaults), run_dir, say)
+
+
+def measure_missing(
+  settings: Any, run_dir: Path, runs: Sequence[JudgedRun]
+) -> tuple[Arms, dict[str, str]]:
+  """Opens a table's study, and trains and judges what is missing unless the points are
+  only to be shown.
+
+  Args:
+    settings: see `open_study`.
+    run_dir: the study's directory.
+    runs: what is judged.
+
+  Returns:
+    The study; name -> error, of the runs that failed.
+  """
+  demo.environment()
+  study = open_study(settings, run_dir)
+  if settings.show:
+    return study, {}
+  return study, measure_all(study, runs, settings.jobs)
 
 
 def measure_all(

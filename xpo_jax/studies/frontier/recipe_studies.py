@@ -41,7 +41,7 @@ def run_recipe(name: str, task: Task, run_dir: Path) -> None:
   recipe, directory = find_recipe.load(name), run_dir / RECIPES / name
   own = dataclasses.replace(task_of(recipe), seeds=task.seeds)
   settings = dataclasses.replace(recipe.experiment, task=own)
-  results, study_file = directory / arms.RESULTS, directory / "study.json"
+  results, study_file = directory / arms.RESULTS, directory / find_recipe.STUDY
   before = study_file.read_bytes() if study_file.exists() else None
   arms.open_study(settings, directory, _quiet)  # the same study, or refused
   if before != study_file.read_bytes():  # widened by seeds

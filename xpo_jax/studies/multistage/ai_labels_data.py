@@ -38,11 +38,11 @@ def better_of_two(
     num_prompts: the first so many prompts.
     seed: of the samples.
   """
-  sampled = samples.sample(
+  sampled = samples.two_of_each(
     policy,
-    samples.texts_of(prompts, 0, num_prompts),
-    completions=2,
+    prompts,
     max_completion_tokens=max_completion_tokens,
+    num_prompts=num_prompts,
     seed=seed,
     temperature=temperature,
   )
@@ -67,11 +67,11 @@ def two_samples(
 
   For arguments see `better_of_two`.
   """
-  sampled = samples.sample(
+  sampled = samples.two_of_each(
     policy,
-    samples.texts_of(prompts, 0, num_prompts),
-    completions=2,
+    prompts,
     max_completion_tokens=max_completion_tokens,
+    num_prompts=num_prompts,
     seed=seed,
     temperature=temperature,
   )

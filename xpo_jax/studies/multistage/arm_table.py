@@ -15,7 +15,7 @@ class ArmRow(NamedTuple):
 
   Attributes:
     label: what it is.
-    measures: name -> Interval or number; reward, kl and length at least.
+    measures: name -> Interval or number; reward and kl at least.
     seconds: of the steps of its runs, compilation included, stages not.
   """
 
@@ -46,7 +46,8 @@ def write(path: Path, title: str, rows: Sequence[ArmRow], task: Task) -> html.Ta
   caption = (
     f"{title}. Mean [95 %] over {task.eval_prompts} held-out prompts x "
     f"{task.eval_samples} samples and {len(task.seeds)} seeds; reward: the task's true "
-    "reward; change: paired with the start's; KL to the start, nats."
+    "reward; change: paired with the reference's; KL to the reference, nats; the "
+    "reference is the start where no other is named."
   )
   return html.Table(["", *names, "seconds"], cells, caption)
 

@@ -69,6 +69,37 @@ def sample(
   return _sampled(policy, tuple(prompts), limits, seed, temperature, top_k)
 
 
+def two_of_each(
+  policy: str,
+  prompts: Prompts,
+  *,
+  max_completion_tokens: int,
+  num_prompts: int,
+  seed: int,
+  first_prompt: int = 0,
+  temperature: float = 1.0,
+) -> Sampled:
+  """Samples two completions of each prompt of a source.
+
+  Args:
+    policy: its directory.
+    prompts: the source.
+    max_completion_tokens: longest completion.
+    num_prompts: number of different prompts.
+    seed: of the draws.
+    first_prompt: number of the first of them in the source.
+    temperature: see `GenerationConfig`.
+  """
+  return sample(
+    policy,
+    texts_of(prompts, first_prompt, first_prompt + num_prompts),
+    completions=2,
+    max_completion_tokens=max_completion_tokens,
+    seed=seed,
+    temperature=temperature,
+  )
+
+
 @functools.lru_cache(maxsize=4)  # the arms of a study share the samples of their start
 def _sampled(
   policy: str,
@@ -168,13 +199,13 @@ def noisy_pairs(
     seed: of samples and labels.
     first_prompt, num_prompts: which prompts.
   """
-  texts = texts_of(prompts, first_prompt, first_prompt + num_prompts)
-  sampled = sample(
+  sampled = two_of_each(
     policy,
-    texts,
-    completions=2,
+    prompts,
     max_completion_tokens=max_completion_tokens,
+    num_prompts=num_prompts,
     seed=seed,
+    first_prompt=first_prompt,
   )
   reward_BK = rewards(reward, sampled)
   p_B = special.expit((reward_BK[:, 0] - reward_BK[:, 1]) / noise)

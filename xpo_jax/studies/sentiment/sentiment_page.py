@@ -152,16 +152,16 @@ def table(result: SentimentResult) -> html.Table:
     "KL span",
   ]
   rows = []
-  tilted = _curve(optimal_policy.tilted(result.pool_PS, TILTS))
-  best = _curve(optimal_policy.best_of_n(result.pool_PS, _sizes(result)))
-  for name, curve in (
+  tilted = as_runs(optimal_policy.tilted(result.pool_PS, TILTS))
+  best = as_runs(optimal_policy.best_of_n(result.pool_PS, _sizes(result)))
+  for name, bound in (
     ("optimal policy (tilted SFT samples)", tilted),
     ("best of n", best),
   ):
-    if not curve:  # a pool too small to show any KL
+    if not bound:  # a pool too small to show any KL
       continue
-    cells = [_cell(frontier.reward_at_kl(curve, kl)) for kl in findings.MATCHED]
-    rows.append([name, *cells, "", findings.span("", curve).strip()])
+    cells = [_cell(frontier.reward_at_kl(bound, kl)) for kl in findings.MATCHED]
+    rows.append([name, *cells, "", findings.span("", bound).strip()])
   for arm in result.study.methods:
     runs = findings.points(result, arm.label)
     cells = [_cell(frontier.reward_at_kl(runs, kl)) for kl in findings.MATCHED]
@@ -179,7 +179,8 @@ def _sizes(result: SentimentResult) -> list[int]:
   return [n for n in BEST_OF if n <= result.study.pool]
 
 
-def _curve(points: Sequence[optimal_policy.Point]) -> list[frontier.Run]:
+def as_runs(points: Sequence[optimal_policy.Point]) -> list[frontier.Run]:
+  """Points that need no training, as a frontier of one seed."""
   return [frontier.Run("", p.strength, 0, p.reward_P, p.kl_P) for p in points]
 
 

@@ -22,9 +22,10 @@ from xpo_jax.config import optim
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import collate, pack, synthetic_reviews
 from xpo_jax.evaluation import measure_policy, sequence_logps
-from xpo_jax.models import config, hf_checkpoint, transformer
+from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.ops.token_stats import REF_LOGP
+from xpo_jax.studies import task as tasks
 from xpo_jax.studies import vectorised_runs
 from xpo_jax.studies.sentiment import labelled_pairs, online
 from xpo_jax.studies.sentiment.settings import (
@@ -70,7 +71,8 @@ def prepare(study: SentimentStudy) -> SentimentData:
   if policy is not None:
     model = transformer.model(policy.config)
     return SentimentData(study, corpus, model, {"lm": policy.params["lm"]})
-  model = transformer.model(_config(study, len(corpus.tokenizer)))
+  config = tasks.small_model(len(corpus.tokenizer), study.width, study.layers)
+  model = transformer.model(config)
   params = {"lm": jax.jit(model.init)(jax.random.key(study.seed))}
   return SentimentData(study, corpus, model, params)
 
@@ -176,21 +178,6 @@ class _Clock:
     if self._stage is not None:
       self._seconds[self._stage] = time.perf_counter() - self._began
     return self._seconds
-
-
-def _config(study: SentimentStudy, vocab: int) -> config.Config:
-  return config.Config(
-    vocab=vocab,
-    width=study.width,
-    layers=study.layers,
-    heads=4,
-    kv_heads=4,
-    head_dim=study.width // 4,
-    mlp_width=3 * study.width,
-    positions=1024,
-    tied=True,
-    remat=False,  # the activations of a row are a few kilobytes
-  )
 
 
 # The peak is a hyperparameter of every run.
