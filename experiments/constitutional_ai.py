@@ -177,45 +177,58 @@ def rl_cai(settings: ConstitutionalAi, judge: Judge, seed: int) -> Experiment:
   )
 
 
+def variants(settings: ConstitutionalAi) -> dict[str, Callable[[int], Experiment]]:
+  """Label of an arm -> seed -> its experiment."""
+  return {"SL-CAI": functools.partial(sl_cai, settings)} | {
+    label: functools.partial(rl_cai, settings, judge) for label, judge in ARMS.items()
+  }
+
+
+def arms(settings: ConstitutionalAi) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  return {
+    f"{label}, seed {seed}": make(seed)
+    for label, make in variants(settings).items()
+    for seed in settings.task.seeds
+  }
+
+
 def run(settings: ConstitutionalAi, run_dir: Path) -> int:
   """Trains SL-CAI and RL-CAI by each judge, counts harsh words."""
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import arms
+  from xpo_jax.studies.multistage import arms as study_arms
 
-  study = arms.open_study(settings, run_dir)
+  study = study_arms.open_study(settings, run_dir)
   harshness = noisy_judge.negative_word_count()
 
   def harsh_PK(seed, draws):
     return protocol.score_groups(harshness, draws.prompts, draws.texts)
 
   scores = {"harsh": harsh_PK}
-  rows = [arms.start_row(study, scores=scores)]
-  variants = {"SL-CAI": functools.partial(sl_cai, settings)} | {
-    label: functools.partial(rl_cai, settings, judge) for label, judge in ARMS.items()
-  }
-  for label, make in variants.items():
-    trained = arms.train_arm(study, make)
-    rows.append(arms.row(study, label, trained, scores=scores))
+  rows = [study_arms.start_row(study, scores=scores)]
+  for label, make in variants(settings).items():
+    trained = study_arms.train_arm(study, make)
+    rows.append(study_arms.row(study, label, trained, scores=scores))
   by_round = ", ".join(f"{mean:.3f}" for mean in _harsh_by_round(settings, study))
   title = f"Constitutional AI; harsh words by round of revision: {by_round}"
-  demo.show(arms.finish(study, title, rows))
+  demo.show(study_arms.finish(study, title, rows))
   return 0
 
 
 def _harsh_by_round(settings: ConstitutionalAi, study) -> list[float]:
   """Harsh words in a text before the first revision and after each, over seeds."""
-  from xpo_jax.studies.multistage import arms
+  from xpo_jax.studies.multistage import arms as study_arms
 
   task, by_seed = settings.task, []
   for seed in task.seeds:
     originals = revisions.originals(
-      str(arms.start_directory(study)),
+      str(study_arms.start_directory(study)),
       tasks.prompts(task),
       max_completion_tokens=task.max_completion_tokens,
       num_prompts=task.num_prompts,
       seed=seed,
     )
-    revised = arms.trained_records(study, sl_cai(settings, seed))
+    revised = study_arms.trained_records(study, sl_cai(settings, seed))
     by_seed.append(
       revisions.score_by_round(noisy_judge.negative_word_count(), originals, revised)
     )

@@ -183,24 +183,34 @@ def arm(settings: Rlaif, reward: Reward, seed: int) -> Experiment:
   )
 
 
+def arms(settings: Rlaif) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  return {
+    f"{label}, seed {seed}": arm(settings, reward, seed)
+    for label, reward in ARMS.items()
+    for seed in settings.task.seeds
+  }
+
+
 def run(settings: Rlaif, run_dir: Path) -> int:
   """Trains reward models and policies, judges both."""
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import arms, feedback_accuracy
+  from xpo_jax.studies.multistage import arms as study_arms
+  from xpo_jax.studies.multistage import feedback_accuracy
 
-  study, seeds = arms.open_study(settings, run_dir), settings.task.seeds
+  study, seeds = study_arms.open_study(settings, run_dir), settings.task.seeds
   questions = {seed: feedback_accuracy.questions(study, seed) for seed in seeds}
-  rows = [arms.start_row(study)]
+  rows = [study_arms.start_row(study)]
   for label, reward in ARMS.items():
     make = functools.partial(arm, settings, reward)
-    trained = arms.train_arm(study, make)
+    trained = study_arms.train_arm(study, make)
     scorers = feedback_accuracy.scorers(study, make)
     ranks = feedback_accuracy.accuracy(scorers, questions)
-    rows.append(arms.row(study, label, trained, ranks=ranks))
+    rows.append(study_arms.row(study, label, trained, ranks=ranks))
   accuracies = [
     ai_labels_data.label_accuracy(
-      arms.trained_records(study, clean_model(settings, seed)),
-      arms.trained_records(study, distilled_model(settings, seed)),
+      study_arms.trained_records(study, clean_model(settings, seed)),
+      study_arms.trained_records(study, distilled_model(settings, seed)),
     )
     for seed in seeds
   ]
@@ -209,5 +219,5 @@ def run(settings: Rlaif, run_dir: Path) -> int:
     f"RLAIF; the judge labels {labelled:.1%} of the pairs, {correct:.1%} of them "
     "correctly; ranks: held-out pairs that the reward orders correctly"
   )
-  demo.show(arms.finish(study, title, rows))
+  demo.show(study_arms.finish(study, title, rows))
   return 0

@@ -165,16 +165,35 @@ def dpo_round(
   )
 
 
+def variants(settings: SelfRewarding) -> dict[str, Callable[[int], Experiment]]:
+  """Label of an arm -> seed -> its experiment."""
+  return {"M1": functools.partial(m1, settings)} | {
+    f"M{number + 1}, {label}": functools.partial(dpo_round, settings, judge, number)
+    for label, judge in ARMS.items()
+    for number in range(1, settings.rounds + 1)
+  }
+
+
+def arms(settings: SelfRewarding) -> dict[str, Experiment]:
+  """Every run of the study, by label and seed."""
+  return {
+    f"{label}, seed {seed}": make(seed)
+    for label, make in variants(settings).items()
+    for seed in settings.task.seeds
+  }
+
+
 def run(settings: SelfRewarding, run_dir: Path) -> int:
   """Trains M1 and the rounds of two judges, judges each as a writer and as a judge."""
   from xpo_jax.models import transformer
   from xpo_jax.studies import demo
-  from xpo_jax.studies.multistage import arms, feedback_accuracy
+  from xpo_jax.studies.multistage import arms as study_arms
+  from xpo_jax.studies.multistage import feedback_accuracy
   from xpo_jax.studies.multistage.arms import Trained
 
-  study, seeds = arms.open_study(settings, run_dir), settings.task.seeds
+  study, seeds = study_arms.open_study(settings, run_dir), settings.task.seeds
   questions = {seed: feedback_accuracy.questions(study, seed) for seed in seeds}
-  start = arms.start(study)
+  start = study_arms.start(study)
   model = transformer.model(start.config)
   as_judge = own_judge(settings, 0).build().make
 
@@ -184,16 +203,11 @@ def run(settings: SelfRewarding, run_dir: Path) -> int:
       for seed, params in trained.policies.items()
     }
     judging = feedback_accuracy.accuracy(scorers, questions)
-    return arms.row(study, label, trained, judging=judging)
+    return study_arms.row(study, label, trained, judging=judging)
 
-  rows = [
-    row("M0", Trained(dict.fromkeys(seeds, start.params))),
-    row("M1", arms.train_arm(study, functools.partial(m1, settings))),
-  ]
-  for label, judge in ARMS.items():
-    for number in range(1, settings.rounds + 1):
-      make = functools.partial(dpo_round, settings, judge, number)
-      rows.append(row(f"M{number + 1}, {label}", arms.train_arm(study, make)))
+  rows = [row("M0", Trained(dict.fromkeys(seeds, start.params)))]
+  for label, make in variants(settings).items():
+    rows.append(row(label, study_arms.train_arm(study, make)))
   title = "Self-rewarding; judging: held-out pairs that the policy orders correctly"
-  demo.show(arms.finish(study, title, rows))
+  demo.show(study_arms.finish(study, title, rows))
   return 0
