@@ -221,8 +221,8 @@ def test_calls_in_processes_go_on_when_one_fails():
 def sampled(monkeypatch):
   """Samples of 400 prompts without a policy: the first is longer, the second better."""
 
-  def sample(policy, prompts, *, completions, max_completion_tokens, seed):
-    del policy, max_completion_tokens, seed
+  def sample(policy, prompts, *, completions, max_completion_tokens, seed, temperature):
+    del policy, max_completion_tokens, seed, temperature
     assert completions == 2
     return samples.Sampled(tuple(prompts), (("a b c", "good"),) * len(prompts))
 
