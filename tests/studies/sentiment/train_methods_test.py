@@ -36,6 +36,7 @@ TINY = SentimentStudy(
     ),
   ),
   seeds=(0, 1),
+  control_beta=0.5,
   eval_prompts=8,
   eval_samples=2,
   pool=8,
@@ -105,7 +106,7 @@ def test_no_prompt_is_in_two_splits(beginning):
 def test_every_run_is_there_and_starts_at_ln_2(result):
   runs = [(r.label, r.strength, r.seed) for r in result.trained]
   dpo = [("DPO", strength, seed) for seed in (0, 1) for strength in (0.5, 2.0)]
-  rest = [(kind, 1.0, seed) for kind in ("flipped", "random") for seed in (0, 1)]
+  rest = [(kind, 0.5, seed) for kind in ("flipped", "random") for seed in (0, 1)]
   online = [("RLOO", iterations, seed) for seed in (0, 1) for iterations in (1, 2)]
   assert runs == dpo + rest + online
   for run in result.trained:
@@ -133,6 +134,14 @@ def test_points_of_an_online_arm_that_no_checkpoint_holds_are_refused():
     OnlineArm("RLOO", ObjectiveConfig("rloo"), (4, 6))
 
 
+def test_controls_differ_from_the_dpo_arm_in_labels_alone():
+  arm = Arm("DPO", ObjectiveConfig("dpo"), (0.5, 2.0), learning_rate=1e-6)
+  study = dataclasses.replace(TINY, arms=(arm,), control_beta=2.0)
+  assert study.control.hparams(2.0) == arm.hparams(2.0)
+  with pytest.raises(ValueError, match=r"control_beta is 1; .* which has 0\.5, 2$"):
+    dataclasses.replace(study, control_beta=1.0)
+
+
 def test_sweep_over_strength_seed_and_labels_compiles_once(beginning):
   study, corpus, model, params = beginning
   judged = train_methods.PolicyEvaluator(study, corpus, model, params)
@@ -151,7 +160,11 @@ def test_a_point_starts_at_no_distance_and_hparams_move_it(result):
 
 def _kl(result, strength):
   return np.mean(
-    [r.draws.kl_PK.mean() for r in result.trained if r.strength == strength]
+    [
+      r.draws.kl_PK.mean()
+      for r in result.trained
+      if (r.label, r.strength) == ("DPO", strength)
+    ]
   )
 
 
@@ -237,7 +250,7 @@ def test_real_texts_and_a_pretrained_policy_run_end_to_end(
     policy=str(tmp_path / "policy"),
     num_texts=None,
     prompt_words=2,
-    arms=(Arm("DPO", ObjectiveConfig("dpo"), (1.0,)),),
+    arms=(Arm("DPO", ObjectiveConfig("dpo"), (0.5,)),),
     online=(),
     sft_steps=2,
     max_completion_tokens=16,

@@ -141,7 +141,8 @@ class SentimentStudy:
     online: the methods on samples of their own.
     reward_learning_rate: peak learning rate of the reward models.
     seeds: each has its own pairs, labels, order and samples.
-    control_beta: of the DPO runs with flipped and with random labels.
+    control_beta: of the DPO runs with flipped and with random labels; one of those of
+      the DPO arm, if there is one.
     split: the prompts policies are judged on: "test", or "tune" to choose settings.
     eval_prompts: how many of them.
     eval_samples: completions of each, by every policy.
@@ -186,6 +187,20 @@ class SentimentStudy:
       raise ValueError(
         f"SentimentStudy.split is {self.split!r}; allowed: 'tune', 'test'"
       )
+    for arm in self.arms:
+      if arm.label == "DPO" and self.control_beta not in arm.strengths:
+        raise ValueError(
+          f"SentimentStudy.control_beta is {self.control_beta:g}; the runs on flipped "
+          "labels are judged beside the DPO runs of the same beta, which has "
+          f"{', '.join(f'{beta:g}' for beta in arm.strengths)}"
+        )
+
+  @property
+  def control(self) -> Arm:
+    """The DPO runs with flipped and with random labels, otherwise as the DPO arm."""
+    default = Arm("DPO", ObjectiveConfig("dpo"), ())
+    dpo = next((arm for arm in self.arms if arm.label == "DPO"), default)
+    return dataclasses.replace(dpo, strengths=(self.control_beta,))
 
   @property
   def methods(self) -> tuple[Arm | OnlineArm, ...]:

@@ -125,10 +125,9 @@ def run(data: SentimentData, run_dir: Path, say: Say = print) -> SentimentResult
     for arm in study.arms:
       clock.start(f"{arm.label}: {len(arm.strengths) * len(study.seeds)} runs")
       trained += trainer.train(arm, arm.label, "true")
-    dpo = Arm("DPO", ObjectiveConfig("dpo"), (study.control_beta,))
     for kind in ("flipped", "random"):
       clock.start(f"DPO on {kind} labels: {len(study.seeds)} runs")
-      trained += trainer.train(dpo, kind, kind)
+      trained += trainer.train(study.control, kind, kind)
     clock.start(f"reward models: {len(study.seeds)} runs")
     reward_models = trainer.reward_models()
     clock.start("the rest of the online runs")
