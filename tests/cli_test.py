@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla_flags
 from xpo_jax import cli, objectives
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.studies import find_recipe
@@ -71,7 +72,7 @@ def walked(tmp_path_factory):
   (home / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
   commands = [c for c in _commands() if c.startswith("xpo ")]
   environment = dict(os.environ)
-  environment.pop("XLA_FLAGS", None)  # one device, as on a laptop
+  environment["XLA_FLAGS"] = xla_flags.COMPILE_FAST  # one device, as on a laptop
   done = subprocess.run(
     [sys.executable, "-c", _DRIVER],
     input=json.dumps([*commands, *_REFUSED]),

@@ -3,14 +3,11 @@
 import os
 from pathlib import Path
 
-# Before JAX is imported anywhere.
+from tests import xla_flags
+
+# Before JAX is imported anywhere. Of a flag given twice, the last counts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_flags = os.environ.get("XLA_FLAGS", "")
-if "xla_force_host_platform_device_count" not in _flags:
-  _flags += " --xla_force_host_platform_device_count=8"
-if "xla_backend_optimization_level" not in _flags:
-  _flags += " --xla_backend_optimization_level=0"  # halves the time to compile
-os.environ["XLA_FLAGS"] = _flags.strip()
+os.environ["XLA_FLAGS"] = f"{xla_flags.devices(8)} {os.environ.get('XLA_FLAGS', '')}"
 _CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

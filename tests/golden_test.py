@@ -157,8 +157,13 @@ def _check_of(name: str) -> Callable[[], None]:
   cases = [case for method in methods for case in _most_active_cases(method)]
 
   def check() -> None:
-    for case, result in zip(cases, golden.compute(cases), strict=True):
-      golden.compare(golden.CASES[case], *result)
+    for gradients in (
+      False,
+      True,
+    ):  # most flips change a value: no need to compile both
+      results = golden.compute(cases, gradients=gradients)
+      for case, result in zip(cases, results, strict=True):
+        golden.compare(golden.CASES[case], *result)
 
   return check
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import xla_flags
 from xpo_jax.config import command_line
 from xpo_jax.report import diagnostics
 from xpo_jax.studies import find_recipe
@@ -98,6 +99,8 @@ def run(command):
   while "=" in words[0]:
     name, _, value = words.pop(0).partition("=")
     settings[name] = value
+  if "XLA_FLAGS" in settings:
+    settings["XLA_FLAGS"] = os.environ["XLA_FLAGS"] + " " + settings["XLA_FLAGS"]
   assert words[0] == "xpo", command
   if set(settings) - {"PYTHONPATH"}:
     done = subprocess.run(
@@ -135,8 +138,7 @@ def walked(tmp_path_factory):
   text, exit code, output and errors."""
   home = tmp_path_factory.mktemp("guides")
   environment = dict(os.environ)
-  # One device, as on a laptop; programs that compile fast.
-  environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  environment["XLA_FLAGS"] = xla_flags.COMPILE_FAST  # one device, as on a laptop
   steps = [[b.kind, b.file, b.text, b.commands] for b in RUN]
   done = subprocess.run(
     [sys.executable, "-c", _DRIVER],

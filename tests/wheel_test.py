@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla_flags
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -50,7 +52,7 @@ def installed(wheel, tmp_path_factory):
 def _python(installed, cwd, *args):
   environment = dict(os.environ) | {
     "PYTHONPATH": str(installed),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # one device, as on a laptop
+    "XLA_FLAGS": xla_flags.COMPILE_FAST,  # one device, as on a laptop
   }
   done = subprocess.run(
     [sys.executable, *args],

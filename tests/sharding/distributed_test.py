@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 
+from tests import xla_flags
+
 WORKER = """
   import sys
 
@@ -51,8 +53,7 @@ def test_two_processes_hold_one_batch_and_detect_a_difference(tmp_path):
     address = f"127.0.0.1:{free.getsockname()[1]}"
   worker = tmp_path / "worker.py"
   worker.write_text(textwrap.dedent(WORKER))
-  flags = "--xla_force_host_platform_device_count=2"
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  env = os.environ | {"XLA_FLAGS": xla_flags.devices(2), "JAX_PLATFORMS": "cpu"}
   processes = [
     subprocess.Popen(
       [sys.executable, worker, str(index), address],
