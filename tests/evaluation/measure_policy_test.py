@@ -25,6 +25,9 @@ class Letters:
 
   eos_token_id = EOS
 
+  def __len__(self):
+    return VOCAB
+
   def decode(self, ids, skip_special_tokens):
     assert skip_special_tokens
     return "".join("<$abc"[i] for i in ids if i > 1)

@@ -29,8 +29,11 @@ GENERATION = GenerationConfig(T, completions=K, top_k=60, stop_ids=STOP)
 class Words:
   """Stands in for a tokenizer: a token is a word, words are joined by a blank."""
 
-  def __init__(self, eos_token_id=None):
-    self.eos_token_id = eos_token_id
+  def __init__(self, eos_token_id=None, size=MODEL.config.vocab):
+    self.eos_token_id, self.size = eos_token_id, size
+
+  def __len__(self):
+    return self.size
 
   def decode(self, ids, skip_special_tokens):
     assert skip_special_tokens
@@ -124,6 +127,34 @@ def test_text_starts_where_it_changes_the_prompts_last_character():
     config=GenerationConfig(1, stop_ids=()), tokenizer=Joined(), prompts=[[1]]
   )
   assert (drawn.prompts, drawn.texts_BK) == (("!",), (("x?",),))
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn(greedy):
+  config = GenerationConfig(8, completions=K, stop_ids=(), greedy=greedy)
+  free, limited = (run(config=config, tokenizer=Words(size=n)) for n in (150, 20))
+  assert free.tokens_BKT.max() >= 20 > limited.tokens_BKT.max()
+  # The policy's own log-prob, over all rows of the embedding: below the limited one's.
+  assert (limited.logp_BKT < 0).all()
+  with pytest.raises(ValueError, match="num_tokens is 0"):
+    GenerationConfig(8, num_tokens=0)
+
+
+def test_stop_ids_of_the_model_end_a_completion_beside_eos():
+  config = GenerationConfig(T, completions=K)
+  drawn = run(config=config, tokenizer=Words(eos_token_id=3))
+  seen = int(drawn.tokens_BKT[0, 0, 1])
+  more = transformer.model(dataclasses.replace(MODEL.config, stop_ids=(seen,)))
+  stopped = generate.generate(
+    more,
+    params(),
+    PROMPTS,
+    tokenizer=Words(eos_token_id=3),
+    config=config,
+    key=jax.random.key(7),
+  )
+  assert stopped.length_BK[0, 0] <= 2 and stopped.ended_BK[0, 0]
+  assert stopped.tokens_BKT[0, 0, 0] == drawn.tokens_BKT[0, 0, 0]
 
 
 def test_eos_of_the_tokenizer_ends_a_completion_and_the_limit_cuts_it():

@@ -116,6 +116,76 @@ def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
   )
 
 
+def test_stop_ids_are_read_and_written_back(checkpoints, tmp_path):
+  config, params, _ = checkpoints["llama"]
+  config = dataclasses.replace(config, stop_ids=())
+  first, second = tmp_path / "first", tmp_path / "second"
+  hf_checkpoint.save(first, config, params, tokenizer=small_tokenizer())
+  assert not (first / "generation_config.json").exists()
+  assert hf_checkpoint.load(first).config.stop_ids == ()
+  text = json.dumps({"eos_token_id": [1, 4, 10**6]})  # the last has no row
+  (first / "generation_config.json").write_text(text)
+  loaded = hf_checkpoint.load(first)
+  assert loaded.config.stop_ids == (4,)
+  hf_checkpoint.save(second, *loaded[:2], tokenizer=loaded.tokenizer)
+  for name in ("config.json", "generation_config.json"):
+    assert json.loads((second / name).read_text())["eos_token_id"] == [1, 4]
+  (second / "generation_config.json").unlink()
+  assert hf_checkpoint.load(second).config.stop_ids == (4,)  # of config.json's list
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs"),
+    ("model.safetensors", None, "was cut or is damaged"),
+    ("config.json", b"{", "config.json is not JSON"),
+    ("config.json", b"[1]", "config.json holds no JSON object"),
+    ("tokenizer.json", b'{"version"', "tokenizer.json is not JSON"),
+    ("model.safetensors.index.json", b"{}", "no weight_map"),
+  ],
+)
+def test_damaged_file_is_named_in_one_line(
+  checkpoints, tmp_path, name, content, message
+):
+  config, params, _ = checkpoints["llama"]
+  hf_checkpoint.save(tmp_path, config, params, tokenizer=small_tokenizer())
+  whole = (tmp_path / name).read_bytes() if (tmp_path / name).exists() else b""
+  (tmp_path / name).write_bytes(
+    whole[: len(whole) // 2] if content is None else content
+  )
+  with pytest.raises(ValueError, match=message) as error:
+    hf_checkpoint.load(tmp_path)
+  assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weight_that_is_not_finite_is_named(checkpoints, tmp_path):
+  config, params, _ = checkpoints["llama"]
+  damaged = jax.tree.map(np.array, params)
+  damaged["lm"]["embedding"][3, 2] = np.nan
+  hf_checkpoint.save(tmp_path, config, damaged)
+  with pytest.raises(ValueError, match=r"weight model\.embed_tokens\.weight .* finite"):
+    hf_checkpoint.load(tmp_path)
+
+
+def test_tied_model_may_also_store_its_head(checkpoints, tmp_path):
+  config, params, _ = checkpoints["gpt2"]
+  assert config.tied
+  hf_checkpoint.save(tmp_path, config, params)
+  path = tmp_path / "model.safetensors"
+  tensors = load_file(path)
+  tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+  save_file(tensors, path)
+  loaded = hf_checkpoint.load(tmp_path)
+  np.testing.assert_array_equal(
+    loaded.params["lm"]["embedding"], params["lm"]["embedding"]
+  )
+  tensors["lm_head.weight"][0, 0] += 1
+  save_file(tensors, path)
+  with pytest.raises(ValueError, match=r"unexpected weight lm_head\.weight"):
+    hf_checkpoint.load(tmp_path)
+
+
 def test_tokenizer_and_chat_template_round_trip(checkpoints, tmp_path):
   config, params, _ = checkpoints["llama"]
   hf_checkpoint.save(tmp_path, config, params, tokenizer=small_tokenizer())

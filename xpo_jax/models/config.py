@@ -66,6 +66,8 @@ class Config:
     compute_dtype: dtype of activations, not of parameters. Norms, rotary angles and
       softmax are computed in at least float32.
     remat: recompute each block's activations in the backward pass.
+    stop_ids: tokens that end a completion beside the tokenizer's EOS, as a checkpoint's
+      generation_config.json lists them.
   """
 
   vocab: int
@@ -88,6 +90,7 @@ class Config:
   tied: bool = False
   compute_dtype: str = "float32"
   remat: bool = True
+  stop_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
     sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
@@ -99,6 +102,11 @@ class Config:
       raise ValueError(
         f"Config.kv_heads is {self.kv_heads}, which does not divide "
         f"heads = {self.heads}; use a divisor, or heads itself"
+      )
+    beyond = [index for index in self.stop_ids if not 0 <= index < self.vocab]
+    if beyond:
+      raise ValueError(
+        f"Config.stop_ids has {beyond[0]}; allowed: 0 to {self.vocab - 1}"
       )
     allowed = ("float32", "bfloat16", "float64")
     if self.compute_dtype not in allowed:

@@ -122,8 +122,9 @@ def generate(
       axes.
     params: of the decoder (the "lm" part).
     prompts: token ids of B prompts, at least one each.
-    tokenizer: of transformers; its EOS ends a completion where the config has no
-      `stop_ids`.
+    tokenizer: of transformers; its EOS and the model's `Config.stop_ids` end a
+      completion where the config has no `stop_ids`. Ids that it does not have are not
+      drawn.
     config: how completions are drawn.
     key: of `jax.random`.
     row_B: number of each prompt: same key, number and parameters, same completions.
@@ -138,12 +139,15 @@ def generate(
       without EOS and no `stop_ids`; what `sample.sample` refuses.
   """
   if config.stop_ids is None:
-    if tokenizer.eos_token_id is None:
+    stop_ids = {tokenizer.eos_token_id, *model.config.stop_ids} - {None}
+    if not stop_ids:
       raise ValueError(
         "stop_ids is None and the tokenizer has no EOS, so no completion could end; "
         "set stop_ids, () for none"
       )
-    config = dataclasses.replace(config, stop_ids=(tokenizer.eos_token_id,))
+    config = dataclasses.replace(config, stop_ids=tuple(sorted(stop_ids)))
+  if config.num_tokens is None and len(tokenizer) < model.config.vocab:
+    config = dataclasses.replace(config, num_tokens=len(tokenizer))
   prompt_BP, length_B = sample.pad(prompts, batching.prompt_width)
   row_B = np.arange(len(prompts)) if row_B is None else np.asarray(row_B)
   arrays = PromptBatch(prompt_BP, length_B, row_B)

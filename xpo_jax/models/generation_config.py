@@ -42,8 +42,11 @@ class GenerationConfig:
       still at `temperature`.
     mixture: draw from a mixture with this model; top_k, top_p and greedy then
       are about the mixture. `logp_BKT` is still the policy's.
-    stop_ids: tokens that end a completion; (): none. None: the tokenizer's EOS, for
-      `generate.generate` alone, as the samplers see no tokenizer.
+    stop_ids: tokens that end a completion; (): none. None: the tokenizer's EOS and the
+      model's `Config.stop_ids`, for `generate.generate` alone, as the samplers see no
+      tokenizer.
+    num_tokens: ids from here on are not drawn; None: all rows of the embedding.
+      `generate.generate` sets it to the size of a tokenizer that has fewer.
 
   Raises:
     ValueError: a number outside its range, or greedy=True with an option of sampling.
@@ -58,11 +61,13 @@ class GenerationConfig:
   exploration_temperature: float | None = None
   mixture: Mixture | None = None
   stop_ids: Sequence[int] | None = None
+  num_tokens: int | None = None
 
   def __post_init__(self):
     sizes = {
       "completions": self.completions,
       "max_completion_tokens": self.max_completion_tokens,
+      "num_tokens": 1 if self.num_tokens is None else self.num_tokens,
     }
     for name, size in sizes.items():
       if size < 1:

@@ -1,8 +1,10 @@
 """Loads and saves Hugging Face directories: safetensors, tokenizer, chat template."""
 
+import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from xpo_jax.models import hf_config, hf_weights, transformer
 from xpo_jax.models.config import Config
@@ -20,6 +22,7 @@ from xpo_jax.types import Params
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _VALUE_HEAD = "value_head.safetensors"
 _TOKENIZER = "tokenizer_config.json"
+_GENERATION = "generation_config.json"
 
 
 class Checkpoint(NamedTuple):
@@ -73,11 +76,14 @@ def load(
   )
   entries = list(family.entries(config))
   files = _weight_files(directory, family.prefix, {entry.name for entry in entries})
+  files = _without_tied_head(family, config, files)
   _check(directory, family, entries, files)
   tokenizer = _load_tokenizer(directory, config)
+  config = dataclasses.replace(config, stop_ids=_stop_ids(directory, config, tokenizer))
   params = {"lm": _read(config, entries, files)}
   if (directory / _VALUE_HEAD).exists():
-    params["value"] = load_file(directory / _VALUE_HEAD)
+    with _open(directory / _VALUE_HEAD) as tensors:
+      params["value"] = {name: tensors.get_tensor(name) for name in tensors.keys()}
   return Checkpoint(config, params, tokenizer)
 
 
@@ -91,7 +97,38 @@ def _json(path: Path) -> dict[str, Any]:
       f"{path} does not exist; name a local Hugging Face directory "
       "(`hf download NAME --local-dir DIRECTORY` creates one)"
     )
-  return json.loads(path.read_text(encoding="utf-8"))
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:  # also no UTF-8
+    raise ValueError(f"{path} is not JSON: {_why(path, error)}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} holds no JSON object; download it again")
+  return content
+
+
+def _why(path: Path, error: Exception) -> str:
+  """Why a file cannot be read, and the fix."""
+  with path.open("rb") as file:
+    if file.read(40).startswith(b"version https://git-lfs"):
+      return "it is a pointer of Git LFS, not the file: `git lfs pull` downloads it"
+  reason = " ".join(str(error).split())[:200]
+  return f"{reason}; it was cut or is damaged: download it again"
+
+
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[Any]:
+  """Opens a file of safetensors.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    with safe_open(file, "numpy") as tensors:
+      yield tensors
+  except (SafetensorError, OSError) as error:
+    raise ValueError(
+      f"{file} cannot be read as safetensors: {_why(file, error)}"
+    ) from error
 
 
 class _Stored(NamedTuple):
@@ -101,20 +138,28 @@ class _Stored(NamedTuple):
   name: str
 
   def shape(self) -> tuple[int, ...]:
-    with safe_open(self.file, "numpy") as tensors:
+    with _open(self.file) as tensors:
       return tuple(tensors.get_slice(self.name).get_shape())
 
   def read(self) -> np.ndarray:
-    with safe_open(self.file, "numpy") as tensors:
-      return tensors.get_tensor(self.name).astype(np.float32)
+    with _open(self.file) as tensors:
+      tensor = tensors.get_tensor(self.name).astype(np.float32)
+    if not np.isfinite(tensor).all():
+      raise ValueError(
+        f"weight {self.name} in {self.file} has numbers that are not finite; the "
+        "checkpoint is damaged, or of a run that diverged"
+      )
+    return tensor
 
 
 def _weight_files(directory: Path, prefix: str, known: set[str]) -> dict[str, _Stored]:
   """Returns every stored tensor by its full name."""
   if (directory / _INDEX).exists():
-    file_of = _json(directory / _INDEX)["weight_map"]
+    file_of = _json(directory / _INDEX).get("weight_map")
+    if not isinstance(file_of, dict):
+      raise ValueError(f"{directory / _INDEX} has no weight_map; download it again")
   elif (directory / _SINGLE).exists():
-    with safe_open(directory / _SINGLE, "numpy") as tensors:
+    with _open(directory / _SINGLE) as tensors:
       file_of = dict.fromkeys(tensors.keys(), _SINGLE)
   else:
     raise ValueError(
@@ -130,6 +175,27 @@ def _weight_files(directory: Path, prefix: str, known: set[str]) -> dict[str, _S
   return {
     prefix + name if prefix + name in known else name: _Stored(directory / file, name)
     for name, file in file_of.items()
+  }
+
+
+def _without_tied_head(
+  family: hf_config.ModelFamily, config: Config, files: dict[str, _Stored]
+) -> dict[str, _Stored]:
+  """Leaves out a stored head that equals the embedding to which the config ties it."""
+  if not config.tied:
+    return files
+  untied = list(family.entries(dataclasses.replace(config, tied=False)))
+  tied = {entry.name for entry in family.entries(config)}
+  heads = [entry.name for entry in untied if entry.name not in tied]
+  embedding = next(e.name for e in untied if e.paths == (("embedding",),))
+  return {
+    name: stored
+    for name, stored in files.items()
+    if not (
+      name in heads
+      and embedding in files
+      and np.array_equal(stored.read(), files[embedding].read())
+    )
   }
 
 
@@ -184,13 +250,38 @@ def _leaf(params: Params, path: tuple[str, ...]) -> np.ndarray:
 def _load_tokenizer(directory: Path, config: Config) -> Any:
   if not (directory / _TOKENIZER).exists():
     return None
-  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+  except Exception as error:  # of many types, by tokenizer
+    reason = f"{type(error).__name__}: {error}"
+    files = [directory / _TOKENIZER, directory / "tokenizer.json"]
+    for file in filter(Path.exists, files):
+      _json(file)  # names the file that is damaged
+    raise ValueError(f"{directory}: the tokenizer cannot be read: {reason}") from error
   if len(tokenizer) > config.vocab:
     raise ValueError(
       f"{directory}: the tokenizer has {len(tokenizer)} tokens, the embedding "
       f"{config.vocab} rows; use the model's own tokenizer"
     )
   return tokenizer
+
+
+def _stop_ids(directory: Path, config: Config, tokenizer: Any) -> tuple[int, ...]:
+  """Tokens that end a completion beside the tokenizer's EOS.
+
+  Those of generation_config.json, and a list in config.json; a single id there may be
+  the default of its family. Ids without a row of the embedding cannot be drawn.
+  """
+  found: set[int | None] = set()
+  for name in ("config.json", _GENERATION):
+    if (directory / name).exists():
+      given = _json(directory / name).get("eos_token_id")
+      if isinstance(given, list):
+        found.update(given)
+      elif name == _GENERATION:
+        found.add(given)
+  found -= {None, None if tokenizer is None else tokenizer.eos_token_id}
+  return tuple(sorted(x for x in found if x is not None and 0 <= x < config.vocab))
 
 
 def save(
@@ -229,6 +320,7 @@ def save(
     raise ValueError(f"{directory} already contains weights; name a new directory")
   directory.mkdir(parents=True, exist_ok=True)
   _write_config(directory, family.write(config), tokenizer, dtype)
+  _write_stop_ids(directory, config, tokenizer)
   lm = jax.tree.map(np.asarray, jax.device_get(params["lm"]))
   _write_weights(directory, family, config, lm, dtype, shard_bytes)
   if "value" in params:
@@ -280,6 +372,22 @@ def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
       else None
     )
   _dump(directory / "config.json", content)
+
+
+def _write_stop_ids(directory: Path, config: Config, tokenizer: Any) -> None:
+  """Writes all tokens that end a completion, where there are more than one EOS."""
+  if not config.stop_ids:
+    return
+  eos = None if tokenizer is None else tokenizer.eos_token_id
+  ids = list(dict.fromkeys(x for x in (eos, *config.stop_ids) if x is not None))
+  content = _json(directory / "config.json")
+  _dump(directory / "config.json", content | {"eos_token_id": ids})
+  special = {name: content.get(name) for name in ("bos_token_id", "pad_token_id")}
+  _dump(
+    directory / _GENERATION,
+    {name: value for name, value in special.items() if value is not None}
+    | {"eos_token_id": ids, "transformers_version": transformers.__version__},
+  )
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:

@@ -74,7 +74,10 @@ def find_family(config: Config) -> ModelFamily:
 def _saved(config: Config) -> Config:
   """Resets the fields of a config that a checkpoint does not store."""
   return dataclasses.replace(
-    config, compute_dtype=Config.compute_dtype, remat=Config.remat
+    config,
+    compute_dtype=Config.compute_dtype,
+    remat=Config.remat,
+    stop_ids=Config.stop_ids,
   )
 
 

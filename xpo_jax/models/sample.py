@@ -138,6 +138,7 @@ def prepare(
     None
     if config.exploration_temperature is None
     else np.float32(config.exploration_temperature),
+    None if config.num_tokens is None else np.int32(config.num_tokens),
   )
   if mesh is not None:
     trees = tuple(

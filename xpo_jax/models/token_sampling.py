@@ -26,6 +26,7 @@ class Rule(NamedTuple):
     top_k, top_p: of the truncation, or None.
     share: the reference's exponent in a mixture, or None.
     exploration_temperature: divides the logits that are drawn from instead, or None.
+    num_tokens: ids from here on are not drawn; None: all are.
   """
 
   stop: Array
@@ -34,6 +35,7 @@ class Rule(NamedTuple):
   top_p: Array | None
   share: Array | None
   exploration_temperature: Array | None
+  num_tokens: Array | None = None
 
 
 class Token(NamedTuple):
@@ -73,7 +75,8 @@ def choose(
   x_BKV = x_BKV - x_BKV.max(-1, keepdims=True)
   p_BKV = jnp.exp(x_BKV)  # not normalised: the likeliest token has 1
   q_BKV, weight_BKV = x_BKV, p_BKV  # what is drawn from
-  if len(logits) > 1 or rule.exploration_temperature is not None:
+  limited = rule.num_tokens is not None
+  if len(logits) > 1 or rule.exploration_temperature is not None or limited:
     divisor = (
       rule.temperature
       if rule.exploration_temperature is None
@@ -82,6 +85,9 @@ def choose(
     q_BKV = logits[0] / divisor
     if len(logits) > 1:
       q_BKV = preference_games.mixture(q_BKV, logits[1] / divisor, rule.share)
+    if limited:
+      there_V = jnp.arange(q_BKV.shape[-1]) < rule.num_tokens
+      q_BKV = jnp.where(there_V[None, None], q_BKV, -jnp.inf)
     q_BKV = q_BKV - q_BKV.max(-1, keepdims=True)
     weight_BKV = jnp.exp(q_BKV)
   truncated_BKV = _truncate(weight_BKV, rule.top_k, rule.top_p)
