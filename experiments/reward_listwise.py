@@ -21,8 +21,9 @@ from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Loop
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
+from xpo_jax.data.render import Template
 from xpo_jax.data.sources import Reading
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.studies import small_dialogue
 
 

@@ -108,7 +108,7 @@ def test_text_prompt_is_its_first_words():
   loaded = sources.from_dicts([row], "here", Reading(prompt_words=4))
   (record,) = loaded.records
   assert (record.prompt, record.completion) == ("a loud , witless", " mess .")
-  assert loaded.unused == ("label",)
+  assert loaded.unused == {"label": 1}
 
 
 def test_columns_are_renamed_before_they_are_read():
@@ -157,8 +157,45 @@ HH = "\n\nHuman: {}\n\nAssistant:{}"
     ({"prompt": "p", "chosen": 3, "rejected": " b"}, "not a text", "chosen"),
     (
       {"chosen": messages("a", "b"), "rejected": "a"},
-      "not a text",
+      "text and messages",
       "the other messages",
+    ),
+    (
+      {"prompt": "p", "chosen": messages("a", "b"), "rejected": messages("a", "c")},
+      "text and messages",
+      "completion 0 is messages, the prompt is a string",
+    ),
+    ({"prompt": [], "chosen": [], "rejected": []}, "identical", "no preference"),
+    (
+      {"prompt": [], "chosen": messages("a", "b"), "rejected": messages("a", "c")},
+      "empty prompt",
+      "no messages",
+    ),
+    (r'{"prompt": "a \ud800 b", "chosen": " a", "rejected": " b"}', "lone", "prompt"),
+    ('{"prompt": "p", "chosen": ' + "[" * 100_000, "not JSON", "line 2"),
+    ('{"prompt": ' + "1" * 5000 + "}", "not JSON", "line 2"),
+    (
+      {"prompt": "p", "chosen": " a", "rejected": " b", "probability": 10**400},
+      "number too large",
+      "probability",
+    ),
+    (
+      {
+        "prompt": [{"role": 3, "content": "p"}],
+        "chosen": messages("a", "b"),
+        "rejected": messages("a", "c"),
+      },
+      "not a message",
+      "role",
+    ),
+    (
+      {
+        "prompt": [{"role": "user", "content": None}],
+        "chosen": messages("a", "b"),
+        "rejected": messages("a", "c"),
+      },
+      "not a message",
+      "no content",
     ),
   ],
 )
@@ -295,7 +332,7 @@ def test_lists_of_objects_convert_to_a_ranked_record():
     ("here:3", "missing column"),
     ("here:4", "missing column"),
   ]
-  assert loaded.unused == ("source",)
+  assert loaded.unused == {"source": 2}
 
 
 def test_field_of_a_list_may_replace_the_list():

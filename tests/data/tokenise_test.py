@@ -5,7 +5,8 @@ import pytest
 
 from xpo_jax.data import records, synthetic_reviews, tokenise
 from xpo_jax.data.records import Turn
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.render import Template
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.types import Layout
 
 CHAT = (
@@ -69,7 +70,8 @@ def test_prompt_has_one_bos_and_every_completion_ends_with_eos(tokenizer):
 
 
 def test_eos_in_the_text_is_not_added_again(tokenizer):
-  example = one(records.Demonstration("a", "the sky", " is</s>"), tokenizer)
+  parse = Template(control_tokens="parse")
+  example = one(records.Demonstration("a", "the sky", " is</s>"), tokenizer, parse)
   assert tokenizer.decode(example.completions[0]) == " is</s>"
 
 
@@ -147,7 +149,7 @@ def test_long_completion_is_truncated_and_counted(tokenizer):
   tokenised = tokenise.tokenise_valid([PAIR], tokenizer, limits=Limits(completion=2))
   (example,) = tokenised.examples
   assert [tokenizer.decode(y) for y in example.completions] == [" blue</s>", " black."]
-  assert (tokenised.truncated_prompts, tokenised.truncated_completions) == (0, 1)
+  assert tokenised.counts == tokenise.Counts(truncated_completions=1)
 
 
 def test_long_prompt_is_rejected_or_keeps_its_bos_and_end(tokenizer):
@@ -157,7 +159,7 @@ def test_long_prompt_is_rejected_or_keeps_its_bos_and_end(tokenizer):
   truncate = Limits(prompt=3, long_prompt="truncate")
   tokenised = tokenise.tokenise_valid([PAIR], tokenizer, limits=truncate)
   assert tokenizer.decode(tokenised.examples[0].prompt) == "<s> sky is"
-  assert (tokenised.truncated_prompts, tokenised.truncated_completions) == (1, 0)
+  assert tokenised.counts == tokenise.Counts(truncated_prompts=1)
   (prompt,) = tokenise.tokenise_prompts([PAIR], tokenizer, limits=truncate)
   np.testing.assert_array_equal(prompt, tokenised.examples[0].prompt)
 

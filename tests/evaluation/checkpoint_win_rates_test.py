@@ -22,7 +22,7 @@ from xpo_jax.config.experiment import (
 )
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback, Sampling
-from xpo_jax.data.tokenise import Template
+from xpo_jax.data.render import Template
 from xpo_jax.evaluation import checkpoint_win_rates, evaluate_run, measure_policy
 from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import Scores, SelfFeedback

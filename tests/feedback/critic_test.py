@@ -14,7 +14,8 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data import synthetic_reviews
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.render import Template
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import reward_model
 from xpo_jax.models import heads, hf_checkpoint, lora, peft, transformer
 from xpo_jax.models.config import Config

@@ -6,7 +6,8 @@ import pytest
 
 from xpo_jax import objectives
 from xpo_jax.data import pack, records, synthetic_reviews, tokenise
-from xpo_jax.data.tokenise import Example, Limits, Template
+from xpo_jax.data.render import Template
+from xpo_jax.data.tokenise import Example, Limits
 from xpo_jax.feedback import preference_model, protocol, reward_model
 from xpo_jax.models import heads, hf_checkpoint, score, transformer
 from xpo_jax.models.config import Config

@@ -148,6 +148,32 @@ def test_invalid_scores_raise(scores, message):
     protocol.score_groups(lambda *_: scores, ["p"], [["a", "b"]])
 
 
+@pytest.mark.parametrize("kind", [list, np.array, Scores])
+def test_scorer_may_return_numbers_alone(kind):
+  reward_BK = protocol.score_groups(
+    lambda prompts, texts: kind([len(text) for text in texts]), ["a"], [["x", "yy"]]
+  )
+  np.testing.assert_array_equal(reward_BK, [[1, 2]])
+
+
+@pytest.mark.parametrize("result", [None, "good", {"a": 1}, object()])
+def test_what_is_no_list_of_numbers_is_named_with_its_function(result):
+  def my_reward(prompts, texts):
+    return result
+
+  with pytest.raises(ValueError, match=r"my_reward returned \w+ on 2 queries; it must"):
+    protocol.score_groups(my_reward, ["a"], [["x", "y"]])
+
+
+def test_function_that_raises_is_named_with_the_query():
+  def my_reward(prompts, texts):
+    return [1 / len(text) for text in texts]
+
+  match = r"my_reward raised ZeroDivisionError: .* query 1: prompt 'a', completion ''"
+  with pytest.raises(ValueError, match=match):
+    protocol.score_groups(my_reward, ["a", "b"], [["x", ""], ["y", "z"]])
+
+
 def test_score_outside_the_unit_interval_raises():
   with pytest.raises(ValueError, match=r"query 0 is 7.0.*score_groups"):
     protocol.win_rates(lambda *_: Scores(np.array([7.0])), ["p"], [["a", "b"]])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from xpo_jax.data import pack, records, synthetic_reviews, tokenise
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.render import Template
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import protocol, reward_model, tokenised_texts
 from xpo_jax.feedback.protocol import Scores
 from xpo_jax.models import heads, hf_checkpoint, score, transformer

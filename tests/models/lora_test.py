@@ -156,6 +156,7 @@ def test_targets_match_parameter_and_module_names(bases, name, pattern, parts):
   ("pattern", "message"),
   [
     ("lm_head", r"'lm_head' matches no linear layer; allowed: query, key.*q_proj"),
+    ("q_proj|lm_head", r"'lm_head' matches no linear layer"),
     (r"layers\.0\..*", r"matches model.layers.0.self_attn.q_proj but not every layer"),
   ],
 )

@@ -16,6 +16,7 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import Demonstration, Prompt
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.train import loading, loop
 
@@ -170,6 +171,21 @@ def test_digests_are_of_weights_that_a_resumption_reads_anew(saved):
   both = loading.start_digests(pretrained, lm, other)
   assert set(both) == {"start_sha256", "reference_sha256"}
   assert len(set(both.values())) == 2
+
+
+def test_prompts_are_dropped_by_themselves_and_not_by_their_ids(tmp_path):
+  """Rows that share the id of a bad one stay."""
+  rows = [Prompt(f"q{i // 2}", f"the film number {i} was") for i in range(8)]
+  rows.append(Prompt("q1", "zebra quartz jumbo vexing " * 8))
+  prompts = Prompts("rows", bad_rows="drop", limits=Limits(prompt=40))
+  run = experiments.replace(PLAIN, prompts=prompts, evaluation=Evaluation())
+  texts = [row.prompt for row in rows[:8]]
+  tokenizer = synthetic_reviews.train_bpe(texts, 300)
+  chosen, _, counts = loading.prompt_sets(
+    run, _load(prompts, {"rows": rows}), tokenizer, tmp_path, {}
+  )
+  assert list(chosen.texts) == texts
+  assert (counts["rows"], counts["prompts"], counts["dropped"]) == (9, 8, 1)
 
 
 def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):

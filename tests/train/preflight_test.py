@@ -6,11 +6,11 @@ import pytest
 
 from tests.train.tiny_runs import ADAPTED, MODEL, PLAIN
 from xpo_jax.config import experiment as experiments
-from xpo_jax.config.data import Data, Prompts
+from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback
-from xpo_jax.data.records import Prompt
+from xpo_jax.data.records import Prompt, Rated
 from xpo_jax.feedback import reward_model
 from xpo_jax.train import loop, preflight, rollouts
 
@@ -34,6 +34,35 @@ def test_step_of_the_adapters_is_compiled(datasets):
   assert f"loss in [ ]:\n    {budget.shown[0][0].text}" in "\n".join(
     preflight.lines(budget)
   )
+
+
+def test_what_is_not_read_and_what_is_adapted_is_said():
+  rows = [
+    Rated(str(i), f"the film {i} was", " good.", desirable=True) for i in range(8)
+  ]
+  run = experiments.replace(
+    ADAPTED,
+    objective=ObjectiveConfig("kto"),
+    path="rows",
+    steps=None,
+    evaluation=Evaluation(),
+  )
+  (budget,) = preflight.check(run, datasets={"rows": rows})
+  said = "\n".join(preflight.lines(budget))
+  assert "no row is undesirable" in said
+  assert "adapters on: query, value, up" in said
+
+
+def test_rows_beyond_learned_positions_are_refused_before_a_step(datasets):
+  learned = dataclasses.replace(MODEL, rotary=None, positions=12)
+  run = experiments.replace(SFT, start=Scratch(learned))
+  message = r"more tokens than the 12 learned positions of the start: .* has \d+; set"
+  with pytest.raises(ValueError, match=message):
+    preflight.check(run, datasets=datasets)
+  rotary = dataclasses.replace(MODEL, positions=12)
+  run = experiments.replace(SFT, start=Scratch(rotary))
+  (budget,) = preflight.check(run, datasets=datasets)
+  assert "more tokens than the start's positions" in "\n".join(preflight.lines(budget))
 
 
 def test_prompts_that_do_not_fit_a_tokenizer_made_there_are_refused():

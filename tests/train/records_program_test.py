@@ -121,9 +121,8 @@ def test_a_step_takes_the_batch_of_its_index_wherever_it_starts(datasets, tmp_pa
 def test_held_out_examples_are_not_trained_on(datasets, tmp_path, program):
   loaded = records_program.check(RUN, datasets).loaded
   held = records_program.held_out(RUN, tmp_path, loaded, program.tokenizer, datasets)
-  train, apart, _ = records_program.examples(
-    RUN, program.tokenizer, loaded, tmp_path, datasets
-  )
+  begin = loading.LoadedStart(program.model.config, {}, program.tokenizer)
+  train, apart, _ = records_program.examples(RUN, begin, loaded, tmp_path, datasets)
   assert {e.uid for e in held.examples} == {e.uid for e in apart}
   assert not {e.uid for e in train} & {e.uid for e in apart}
   assert len(train) + len(apart) == len(datasets["pairs"])
@@ -157,9 +156,8 @@ def test_reference_of_adapters_is_their_base(adapted, datasets):
   run_dir, _, base = adapted
   written = hf_checkpoint.load(run_dir / run_directory.POLICY)
   loaded = loading.load(ADAPTED.data, ADAPTED.data, datasets)
-  examples, _, _ = records_program.examples(
-    ADAPTED, written.tokenizer, loaded, run_dir, datasets
-  )
+  begin = loading.LoadedStart(*written)
+  examples, _, _ = records_program.examples(ADAPTED, begin, loaded, run_dir, datasets)
   batches = pack.eval_batches(examples, pack.PackSizes(4, row_length=192))
   stats = (token_stats.REF_LOGP,)
   score = references.scorer(transformer.model(ADAPTED.start.model), stats)

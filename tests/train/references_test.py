@@ -8,8 +8,9 @@ import pytest
 
 from xpo_jax import objectives
 from xpo_jax.data import pack
+from xpo_jax.data.render import Template
 from xpo_jax.data.synthetic_reviews import train_bpe
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.score import score
 from xpo_jax.ops import token_stats
 from xpo_jax.train import references

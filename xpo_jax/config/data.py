@@ -6,8 +6,9 @@ from typing import Literal
 from xpo_jax.config import checks
 from xpo_jax.config.factories import Configured
 from xpo_jax.data.pack import PackSizes
+from xpo_jax.data.render import Template
 from xpo_jax.data.sources import Reading
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.tokenise import Limits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from xpo_jax.data import records, split, token_store, tokenise
 from xpo_jax.data.pack import Batch
+from xpo_jax.data.render import Template
 from xpo_jax.data.sources import Loaded
-from xpo_jax.data.tokenise import Example, Limits, Template
+from xpo_jax.data.tokenise import Example, Limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Audit:
     rows: number of records read, valid or not.
     kept: number of records that became examples.
     dropped: number of dropped records by problem; `bad` lists them.
-    truncated_prompts: number of prompts truncated at their start.
-    truncated_completions: number of completions truncated at their end.
+    truncated_prompts, truncated_completions, trailing_turns, control_tokens, unread:
+      see `tokenise.Counts`.
     repeated_prompts: number of examples whose prompt an earlier example has.
-    unused_columns: columns that no record uses.
+    unused_columns: see `sources.Loaded`.
+    labels: number of examples labelled "desirable" and "undesirable"; empty without
+      such labels.
     splits: per split: "examples", "prompts", "tokens", the longest "prompt_tokens"
       and "completion_tokens", and "sha256" of the examples.
     bad: the dropped records.
@@ -44,8 +47,12 @@ class Audit:
   dropped: Mapping[str, int]
   truncated_prompts: int
   truncated_completions: int
+  trailing_turns: int
+  control_tokens: int
+  unread: Mapping[str, int]
   repeated_prompts: int
-  unused_columns: tuple[str, ...]
+  unused_columns: Mapping[str, int]
+  labels: Mapping[str, int]
   splits: Mapping[str, Mapping[str, int | str]]
   bad: tuple[records.BadRecord, ...] = ()
 
@@ -136,22 +143,78 @@ def prepare(
       rows=len(loaded.records) + len(loaded.bad),
       kept=len(valid),
       dropped=dict(Counter(one.problem for one in bad)),
-      truncated_prompts=tokenised.truncated_prompts,
-      truncated_completions=tokenised.truncated_completions,
+      **vars(tokenised.counts),
       repeated_prompts=len(valid) - len(set(map(split.prompt_text, valid))),
       unused_columns=loaded.unused,
+      labels=_labels(valid),
       splits={name: _count(members) for name, members in examples.items()},
       bad=bad,
     ),
   )
 
 
+def _labels(data: Sequence[records.Record]) -> dict[str, int]:
+  desirable = Counter(
+    record.desirable for record in data if isinstance(record, records.Rated)
+  )
+  counts = {"desirable": desirable[True], "undesirable": desirable[False]}
+  return counts if any(counts.values()) else {}
+
+
+def notes(counts: Mapping[str, Any]) -> list[str]:
+  """Says what of the data is not read, left out, or may be meant otherwise.
+
+  Args:
+    counts: `Audit.summary`, or those of a run on rollouts, which lack some.
+
+  Returns:
+    Lines; none where all was read.
+  """
+  lines = []
+  names = {
+    "unused_columns": "columns that nothing reads",
+    "unread": "not used by the chat template",
+  }
+  for name, words in names.items():
+    listed = ", ".join(f"{key} ({n:,} rows)" for key, n in counts.get(name, {}).items())
+    if listed:
+      lines.append(f"{words}: {listed}")
+  if counts.get("trailing_turns"):
+    lines.append(
+      "turns after the last that is trained on, left out: "
+      f"{counts['trailing_turns']:,} rows"
+    )
+  if counts.get("control_tokens"):
+    lines.append(
+      f"special tokens spelled by the data: {counts['control_tokens']:,} rows; "
+      "Template.control_tokens says how they are encoded"
+    )
+  if counts.get("beyond_positions"):
+    lines.append(
+      f"more tokens than the start's positions: {counts['beyond_positions']:,} rows"
+    )
+  if "adapted_layers" in counts:
+    lines.append(f"adapters on: {', '.join(counts['adapted_layers'])}")
+  for label, n in counts.get("labels", {}).items():
+    if not n:
+      lines.append(f"no row is {label}: what is learned from such rows is missing")
+  return lines
+
+
 def write_bad_records(
   bad: Sequence[records.BadRecord], path: str | os.PathLike
 ) -> None:
   """Writes dropped records as JSON lines: uid, problem, detail and the row itself."""
-  lines = (json.dumps(dataclasses.asdict(one), default=str) for one in bad)
+  lines = map(_json_line, bad)
   Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _json_line(bad: records.BadRecord) -> str:
+  named = {"uid": bad.uid, "problem": bad.problem, "detail": bad.detail}
+  try:
+    return json.dumps(named | {"row": bad.row}, default=str)
+  except (TypeError, ValueError, RecursionError):  # too deep, or a number too long
+    return json.dumps(named | {"row": None})
 
 
 def _count(examples: Sequence[Example]) -> dict[str, int | str]:

@@ -43,7 +43,9 @@ def read(path: Path) -> tuple[Record, ...]:
 
 def _record(line: dict[str, Any]) -> Record:
   kind = _KINDS[line.pop("kind")]
-  return kind(**{name: _value(value) for name, value in line.items()})
+  arguments = line.pop("template_arguments")
+  fields = {name: _value(value) for name, value in line.items()}
+  return kind(**fields, template_arguments=arguments)
 
 
 def _value(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Defines the record types of preference data, independent of any file format."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +12,37 @@ class Turn:
 
   Attributes:
     role: "system", "user", "assistant" or another role of the chat template.
-    content: the text.
+    content: the text; None where the message has only `other`, as a call of a tool.
     loss: whether its tokens carry loss; read in completions only.
+    other: what else the message holds for the chat template, by key: "tool_calls",
+      "reasoning_content", "name".
   """
 
   role: str
-  content: str
+  content: str | None
   loss: bool = False
+  other: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 Text = str | tuple[Turn, ...]  # plain text, or turns for the chat template
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Row:
+  """What every record may have.
+
+  Attributes:
+    template_arguments: of the chat template beside the messages, by name: "tools",
+      "documents", "enable_thinking".
+  """
+
+  template_arguments: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
+
+
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Prompt(_Row):
   """A prompt to sample from."""
 
   uid: str
@@ -32,7 +50,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Demonstration:
+class Demonstration(_Row):
   """A completion to imitate."""
 
   uid: str
@@ -41,7 +59,7 @@ class Demonstration:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(_Row):
   """A preferred and a dispreferred completion.
 
   Attributes:
@@ -56,7 +74,7 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rated:
+class Rated(_Row):
   """One completion with a binary label (True: desirable), a reward, or both."""
 
   uid: str
@@ -67,7 +85,7 @@ class Rated:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
+class Ranked(_Row):
   """Completions with a reward each, higher is better; any number of them."""
 
   uid: str
@@ -77,7 +95,7 @@ class Ranked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stepped:
+class Stepped(_Row):
   """A completion in steps, one line and one label each (process supervision).
 
   Attributes:
@@ -142,7 +160,7 @@ def completions(record: Record) -> tuple[Text, ...]:
     case Demonstration() | Rated():
       return (record.completion,)
     case Stepped():
-      return ("\n".join(record.steps),)
+      return ("\n".join(record.steps),) if record.steps else ()
   return ()
 
 
@@ -150,19 +168,40 @@ def plain_text(text: Text) -> str:
   """Returns a text or conversation as one string, for comparing and hashing."""
   if isinstance(text, str):
     return text
-  return "".join(f"<{turn.role}>{turn.content}" for turn in text)
+  return "".join(
+    f"<{turn.role}>{turn.content or ''}"
+    + (json.dumps(turn.other, sort_keys=True, ensure_ascii=False) if turn.other else "")
+    for turn in text
+  )
 
 
 def find_problem(record: Record) -> BadRecord | None:
   """Returns the first problem that excludes a record from training, or None."""
   texts = completions(record)
-  for column, text in enumerate(texts):
-    trained = (
-      text
-      if isinstance(text, str)
-      else "".join(turn.content for turn in text if turn.loss)
+  if record.prompt == ():
+    return BadRecord(
+      record.uid, "empty prompt", "the prompt has no messages; give at least one"
     )
-    if not trained.strip():
+  if isinstance(record, Ranked | Stepped) and not texts:
+    return BadRecord(record.uid, "empty completion", "there are no completions")
+  for column, text in enumerate(texts):
+    if isinstance(text, str) != isinstance(record.prompt, str):
+      forms = ("a string", "messages")
+      one, other = forms if isinstance(text, str) else reversed(forms)
+      return BadRecord(
+        record.uid,
+        "text and messages",
+        f"completion {column} is {one}, the prompt is {other}; give both as strings, "
+        "or both as messages",
+      )
+    trained = (
+      text.strip()
+      if isinstance(text, str)
+      else [
+        one for one in text if one.loss and ((one.content or "").strip() or one.other)
+      ]
+    )
+    if not trained:
       return BadRecord(
         record.uid, "empty completion", f"completion {column} has no text to train on"
       )

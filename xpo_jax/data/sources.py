@@ -12,13 +12,17 @@
 | `text` | Demonstration: the first `prompt_words` words are the prompt |
 | `prompt` | Prompt |
 
-A text is a string, or a list of `{"role", "content"}` messages. The shared prompt of a
-pair is its equal leading messages; in HH transcripts everything up to the last
-"\\n\\nAssistant:"; in other strings the longest common prefix, cut at a space. An
-optional column `id` becomes the record's uid; a pair's optional `probability` is that
-of the chosen completion being preferred.
+A text is a string, or a list of `{"role", "content"}` messages; what else a message
+holds ("tool_calls", "reasoning_content") reaches the chat template, as do the columns
+`tools`, `documents` and `chat_template_kwargs` of a row with messages. A content that
+is a list of text parts is joined. The shared prompt of a pair is its equal leading
+messages; in HH transcripts everything up to the last "\\n\\nAssistant:"; in other
+strings the longest common prefix, cut at a space. An optional column `id` becomes the
+record's uid; a pair's optional `probability` is that of the chosen completion being
+preferred.
 """
 
+import codecs
 import dataclasses
 import gzip
 import hashlib
@@ -27,6 +31,7 @@ import math
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +52,12 @@ _COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "prompt": ("prompt",),
 }
 _OPTIONAL = {"pair": ("prompt", "probability"), "rated": ("reward",)}
+# Columns that the chat template may read, of rows with messages.
+_FOR_TEMPLATE = {"tools": list, "documents": list, "chat_template_kwargs": Mapping}
+_RESERVED = frozenset(
+  {"conversation", "messages", "tokenize", "add_generation_prompt", "chat_template"}
+)
+_LARGEST = 3.4028234663852886e38  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +69,14 @@ class Loaded:
     records: the valid records, in order.
     bad: the others.
     sha256: of the file's bytes, or of the rows as JSON.
-    unused: columns that no record uses.
+    unused: columns that records do not use, and the number of rows with a value there.
   """
 
   name: str
   records: tuple[records.Record, ...]
   bad: tuple[BadRecord, ...]
   sha256: str
-  unused: tuple[str, ...] = ()
+  unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,26 +120,30 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
   raw = path.read_bytes()
   try:
     plain = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    text = plain.decode("utf-8-sig")
-  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-    raise ValueError(
-      f"{path.name}: not UTF-8 text, or a broken .gz: {error}"
-    ) from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise ValueError(f"{path.name}: a broken .gz: {error}") from error
   rows: list[tuple[str, Any]] = []
   bad = []
   # Not splitlines(): a JSON string may contain U+2028 and similar unescaped.
-  for number, line in enumerate(text.split("\n"), 1):
+  for number, line in enumerate(plain.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
     if not line.strip():
       continue
     uid = f"{path.name}:{number}"
     try:
-      rows.append((uid, json.loads(line)))
-    except json.JSONDecodeError as error:
-      bad.append(BadRecord(uid, "not JSON", f"line {number}: {error}", line[:200]))
+      rows.append((uid, json.loads(line.decode("utf-8"))))
+    except UnicodeDecodeError as error:
+      detail = f"line {number}: {error}; save the file as UTF-8"
+      bad.append(BadRecord(uid, "not UTF-8", detail, repr(line[:200])))
+    except (ValueError, RecursionError) as error:  # also an integer of 5,000 digits
+      detail = f"line {number}: {error or type(error).__name__}"
+      shown = line.decode("utf-8")[:200]
+      bad.append(BadRecord(uid, "not JSON", detail, shown))
   if not rows and not bad:
     raise ValueError(
       f"{path.name}: the file is empty; it needs one JSON object per line"
     )
+  if not rows and all(one.problem == "not UTF-8" for one in bad):
+    raise ValueError(f"{path.name}: no line is UTF-8 text; save the file as UTF-8")
   digest = hashlib.sha256(raw).hexdigest()
   return _read(rows, bad, path.name, digest, reading)
 
@@ -142,8 +157,11 @@ def from_dicts(
     raise ValueError(f"{name}: the data set is empty")
   digest = hashlib.sha256()
   for _, row in named:
-    digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    digest.update(b"\n")
+    try:
+      text = json.dumps(row, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError):  # a bad row
+      text = _shown(row)
+    digest.update(text.encode() + b"\n")
   return _read(named, [], name, digest.hexdigest(), reading)
 
 
@@ -173,30 +191,95 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
       "(prompt_words, for example 4)"
     )
   used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id"}
-  good = []
-  columns = set()
+  good: list[tuple[records.Record, Mapping[str, Any]]] = []
   for uid, row in rows:
     try:
       row = _renamed(uid, row, reading)
-      uid = str(row.get("id", uid))
       _require(row, kind)
-      record = _PARSERS[kind](uid, row, reading)
+      record = _PARSERS[kind](_uid(row, uid), row, reading)
+      if not isinstance(record.prompt, str):
+        arguments = _template_arguments(row)
+        record = dataclasses.replace(record, template_arguments=arguments)
+      problem = records.find_problem(record)
     except UnusableRecord as error:
       bad.append(BadRecord(uid, error.problem, error.detail, row))
       continue
-    columns.update(row)
-    problem = records.find_problem(record)
-    if problem is None:
-      good.append(record)
-    else:
+    except Exception as error:  # no row ends a run by another name
+      detail = f"{type(error).__name__}: {error}"[:300]
+      bad.append(BadRecord(uid, "cannot be read", detail, row))
+      continue
+    if problem is not None:
       bad.append(dataclasses.replace(problem, row=row))
-  unused = tuple(sorted(columns - used))
-  return Loaded(name, tuple(good), tuple(bad), sha256, unused)
+      continue
+    good.append((record, row))
+  good, lacking = _with_all_columns(good)
+  unused = Counter[str]()
+  for record, row in good:
+    read = used | (set() if isinstance(record.prompt, str) else set(_FOR_TEMPLATE))
+    unused.update({name for name, value in row.items() if value is not None} - read)
+  return Loaded(
+    name,
+    tuple(record for record, _ in good),
+    (*bad, *lacking),
+    sha256,
+    dict(sorted(unused.items())),
+  )
+
+
+def _with_all_columns(good):
+  """Splits off the rows without an optional number that other rows have."""
+  for column in ("probability", "reward"):
+    having = [vars(record).get(column) is not None for record, _ in good]
+    if any(having) and not all(having):
+      detail = f"other rows have {column!r}; give it in every row, or in none"
+      lacking = [
+        BadRecord(record.uid, "missing column", detail, row)
+        for (record, row), has in zip(good, having, strict=True)
+        if not has
+      ]
+      rest, more = _with_all_columns(
+        [one for one, has in zip(good, having, strict=True) if has]
+      )
+      return rest, [*lacking, *more]
+  return good, []
+
+
+def _uid(row: Mapping[str, Any], uid: str) -> str:
+  """A row's own id; else its file and line."""
+  return uid if row.get("id") is None else _string(str(row["id"]), "id")
+
+
+def _template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+  """The columns of a row that the chat template reads beside the messages."""
+  found = {}
+  for column, kind in _FOR_TEMPLATE.items():
+    value = row.get(column)
+    if value is None:
+      continue
+    if isinstance(value, str):  # some data sets hold it as JSON
+      try:
+        value = json.loads(value)
+      except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+      wanted = "a list" if kind is list else "an object"
+      raise UnusableRecord(
+        "not for the template", f"{column} is {_shown(row[column])}, and not {wanted}"
+      )
+    found[column] = _plain(value, column)
+  extra = found.pop("chat_template_kwargs", {})
+  reserved = sorted(_RESERVED & set(extra))
+  if reserved:
+    raise UnusableRecord(
+      "not for the template",
+      f"chat_template_kwargs has {reserved[0]}, which is set here",
+    )
+  return found | extra
 
 
 def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
-  if not isinstance(row, Mapping):
-    raise UnusableRecord("not a JSON object", f"got {str(row)[:60]!r}")
+  if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+    raise UnusableRecord("not a JSON object", f"got {_shown(row)}")
   located = nested_columns.locate_columns(row, reading.rename)
   try:
     return {
@@ -237,14 +320,106 @@ def _require(row: Mapping[str, Any], kind: str) -> None:
 
 def _text(value: Any, column: str) -> str | tuple[Turn, ...]:
   if isinstance(value, str):
-    return value
+    return _string(value, column)
   if not isinstance(value, (list, tuple)) or not all(
-    isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value
+    isinstance(turn, Mapping) and "role" in turn for turn in value
   ):
     raise UnusableRecord(
-      "not a text", f"{column} is neither a string nor a list of role and content"
+      "not a text",
+      f"{column} is {_shown(value)}, neither a string nor a list of role and content",
     )
-  return tuple(Turn(turn["role"], turn["content"]) for turn in value)
+  return tuple(_turn(turn, column) for turn in value)
+
+
+def _turn(message: Mapping[str, Any], column: str) -> Turn:
+  role, content = message["role"], message.get("content")
+  other = {
+    key: _plain(value, f"{key} in {column}")
+    for key, value in message.items()
+    if key not in ("role", "content") and value is not None
+  }
+  if isinstance(content, (list, tuple)):
+    content = "".join(_part(part, column) for part in content)
+  if not isinstance(role, str) or not role:
+    raise UnusableRecord(
+      "not a message", f"a role in {column} is {_shown(role)}, and must be a name"
+    )
+  if content is None and not other:
+    raise UnusableRecord(
+      "not a message", f"a message of {role!r} in {column} has no content"
+    )
+  if content is not None and not isinstance(content, str):
+    raise UnusableRecord(
+      "not a message",
+      f"a content in {column} is {_shown(content)}; it must be a string, or a list of "
+      '{"type": "text", "text"}',
+    )
+  role = _string(role, f"a role in {column}")
+  if content is not None:
+    content = _string(content, f"a content in {column}")
+  return Turn(role, content, other=other)
+
+
+def _part(part: Any, column: str) -> str:
+  """The text of one part of a message's content."""
+  if isinstance(part, Mapping) and part.get("type", "text") == "text":
+    text = part.get("text")
+    if isinstance(text, str):
+      return text
+  kind = part.get("type") if isinstance(part, Mapping) else part
+  raise UnusableRecord(
+    "not a text",
+    f"a content in {column} has a part of type {_shown(kind)}; only text is read",
+  )
+
+
+def _string(value: Any, column: str) -> str:
+  """A string that UTF-8 has."""
+  if not isinstance(value, str):
+    raise UnusableRecord("not a text", f"{column} is {_shown(value)}, and not a string")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise UnusableRecord(
+      "lone surrogate",
+      f"{column} has {value[error.start]!r} at character {error.start}, half of a "
+      "character; it was cut, or escaped in a wrong way: mend it in the file",
+    ) from error
+  return value
+
+
+def _plain(value: Any, column: str) -> Any:
+  """Data of lists, objects, strings and numbers, for the chat template."""
+  try:
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+  except UnicodeEncodeError:
+    raise UnusableRecord(
+      "lone surrogate", f"{column} has half of a character; mend it in the file"
+    ) from None
+  except (TypeError, ValueError, RecursionError) as error:
+    raise UnusableRecord(
+      "not for the template", f"{column} is no JSON: {error}"
+    ) from error
+  return value
+
+
+def _list(row: Mapping[str, Any], column: str) -> list[Any]:
+  """A column that is a list."""
+  value = row[column]
+  if not isinstance(value, (list, tuple)):
+    raise UnusableRecord(
+      "not a list", f"{column} is {_shown(value)}, and must be a list"
+    )
+  return list(value)
+
+
+def _shown(value: Any) -> str:
+  """A value's type and beginning, for a message."""
+  try:
+    text = repr(value)
+  except (ValueError, RecursionError):  # an integer of 5,000 digits; deep nesting
+    return f"a {type(value).__name__}"
+  return f"a {type(value).__name__} ({text[:60]}{'...' if len(text) > 60 else ''})"
 
 
 def _with_loss(text, reading: Reading):
@@ -262,7 +437,7 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   chosen, rejected = (_text(row[name], name) for name in ("chosen", "rejected"))
   if isinstance(chosen, str) != isinstance(rejected, str):
     raise UnusableRecord(
-      "not a text", "one of chosen and rejected is a string, the other messages"
+      "text and messages", "one of chosen and rejected is a string, the other messages"
     )
   if chosen == rejected:
     raise UnusableRecord(
@@ -270,10 +445,6 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
     )
   if row.get("prompt") is not None:
     prompt = _text(row["prompt"], "prompt")
-    if isinstance(prompt, str) != isinstance(chosen, str):
-      raise UnusableRecord(
-        "not a text", "one of prompt and chosen is a string, the other messages"
-      )
   else:
     end = _prompt_end(chosen, rejected)
     prompt = chosen[:end]
@@ -324,31 +495,32 @@ def _prompt_end(chosen, rejected) -> int:
 
 def _ranked(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   completions = tuple(
-    _with_loss(_text(text, "completions"), reading) for text in row["completions"]
+    _with_loss(_text(text, "completions"), reading)
+    for text in _list(row, "completions")
   )
-  rewards = tuple(_number(reward, "rewards") for reward in row["rewards"])
+  rewards = tuple(_number(reward, "rewards") for reward in _list(row, "rewards"))
   return records.Ranked(uid, _text(row["prompt"], "prompt"), completions, rewards)
 
 
 def _stepped(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   del reading
-  steps = tuple(row["completions"])
-  if not all(isinstance(step, str) for step in steps):
-    raise UnusableRecord(
-      "not a text", "completions contain a step that is not a string"
-    )
+  steps = tuple(
+    _string(step, "a step in completions") for step in _list(row, "completions")
+  )
   labels = tuple(
     2.0 * label - 1 if isinstance(label, bool) else _number(label, "labels")
-    for label in row["labels"]
+    for label in _list(row, "labels")
   )
   return records.Stepped(uid, _text(row["prompt"], "prompt"), steps, labels)
 
 
 def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   label, reward = row.get("label"), row.get("reward")
-  if label is not None and label not in (0, 1):
+  if label is not None and not (
+    isinstance(label, bool | int | float) and label in (0, 1)
+  ):
     raise UnusableRecord(
-      "not a binary label", f"label is {label!r}; it must be true or false"
+      "not a binary label", f"label is {_shown(label)}; it must be true or false"
     )
   return records.Rated(
     uid,
@@ -368,11 +540,13 @@ def _demonstration(
 
 def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
   turns: Any = _text(row["messages"], "messages")
+  if isinstance(turns, str):
+    raise UnusableRecord("not a text", "messages is a string, not a list of messages")
   assistant = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
   if not assistant:
     raise UnusableRecord("empty completion", "messages contain no assistant turn")
   start = assistant[0] if reading.loss_on == "all" else assistant[-1]
-  completion = _with_loss(turns[start : assistant[-1] + 1], reading)
+  completion = _with_loss(turns[start:], reading)
   return records.Demonstration(uid, turns[:start], completion)
 
 
@@ -381,12 +555,13 @@ def _prefix_and_completion(
 ) -> records.Record:
   # The space before the next word belongs to the completion, as BPE tokens have it.
   words = rf"\s*\S+(?:\s+\S+){{{reading.prompt_words - 1}}}"
-  match = re.match(words, row["text"])
+  text = _string(row["text"], "text")
+  match = re.match(words, text)
   if match is None:
     raise UnusableRecord(
       "empty completion", f"text has fewer than {reading.prompt_words} words"
     )
-  return records.Demonstration(uid, match.group(), row["text"][match.end() :])
+  return records.Demonstration(uid, match.group(), text[match.end() :])
 
 
 def _prompt(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
@@ -398,8 +573,15 @@ def _number(value: Any, column: str) -> float:
     number = float(value)
   except (TypeError, ValueError):
     number = math.nan
-  if not math.isfinite(number):
-    raise UnusableRecord("not a number", f"{column} contains {value!r}")
+  except OverflowError:
+    number = math.inf
+  if math.isnan(number):
+    raise UnusableRecord("not a number", f"{column} contains {_shown(value)}")
+  if abs(number) > _LARGEST:
+    raise UnusableRecord(
+      "number too large",
+      f"{column} contains {_shown(value)}; a float32 is at most {_LARGEST:.2g}",
+    )
   return number
 
 

@@ -1,6 +1,7 @@
 """Splits records by prompt: no prompt is in two splits, whatever the record order."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,8 +12,12 @@ PORTIONS = {"train": 0.8, "tune": 0.1, "test": 0.1}  # of the prompts
 
 
 def prompt_text(record: records.Record) -> str:
-  """Returns the prompt as plain text, by which a record is split."""
-  return records.plain_text(record.prompt)
+  """Returns the prompt as plain text, by which a record is split; the template's
+  arguments are part of it."""
+  text, arguments = records.plain_text(record.prompt), record.template_arguments
+  if not arguments:
+    return text
+  return f"{text}\n{json.dumps(arguments, sort_keys=True, ensure_ascii=False)}"
 
 
 def by_prompt(

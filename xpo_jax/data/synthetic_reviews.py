@@ -13,7 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import special
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+  Tokenizer,
+  decoders,
+  models,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 from transformers import PreTrainedTokenizerFast
 from vaderSentiment import vaderSentiment
 
@@ -169,8 +176,8 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
       1024 every word of the synthetic reviews is one token.
 
   Returns:
-    A tokenizer with `<s>`, `</s>` and `<pad>` (ids 0, 1, 2); encoding adds none of
-    them.
+    A tokenizer with `<s>`, `</s>` and `<pad>` (ids 0, 1, 2); encoding puts `<s>` before
+    a text.
 
   Raises:
     ValueError: no texts, or vocab_size <= 259.
@@ -194,6 +201,10 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     show_progress=False,
   )
   tokenizer.train_from_iterator(texts, trainer)
+  bos = (BOS, tokenizer.token_to_id(BOS))
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single=f"{BOS} $A", special_tokens=[bos]
+  )
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
   )

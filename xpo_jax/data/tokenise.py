@@ -2,11 +2,13 @@
 
 Prompt and completion are tokenised together, and the prompt's own tokens must be a
 prefix of the result; a record where tokens merge across the boundary is a bad record.
-The sequence starts with one BOS, where the tokenizer has one, and every completion ends
-with EOS, unless it was truncated.
+A plain text starts with BOS where the tokenizer by itself adds one, a conversation
+where the chat template writes it; every completion ends with EOS, unless it was
+truncated.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +16,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xpo_jax.data import records
-from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
+from xpo_jax.data.records import BadRecord, Record, UnusableRecord
+from xpo_jax.data.render import Prefixes, Renderer, Template, Unmarked
 from xpo_jax.types import Layout
 
 
@@ -24,7 +27,7 @@ class Example:
 
   Attributes:
     uid: of the record (file and line, or its own id).
-    prompt: int32 [P], BOS included where the tokenizer has one.
+    prompt: int32 [P], BOS included where the tokenizer or the template adds one.
     completions: K arrays int32 [T_k], EOS included unless truncated.
     layout: the role of each completion.
     masks: K boolean arrays [T_k], True on tokens with loss; None: all tokens.
@@ -46,22 +49,6 @@ class Example:
   def tokens(self) -> int:
     """Tokens of the group in a packed row: the prompt once, each completion once."""
     return len(self.prompt) + sum(map(len, self.completions))
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-  """How a record is rendered as text.
-
-  Conversations are rendered by the tokenizer's chat template. Plain text is
-  `before + prompt + between + completion`, by default without separators.
-
-  Attributes:
-    before: prefix of a plain prompt.
-    between: separator of a plain prompt and its completion; part of the prompt.
-  """
-
-  before: str = ""
-  between: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +83,28 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Counts:
+  """Numbers of records that lost or changed something on the way to tokens.
+
+  Attributes:
+    truncated_prompts: prompts cut at their start.
+    truncated_completions: completions cut at their end.
+    trailing_turns: records with turns after the last that carries loss; these turns are
+      left out.
+    control_tokens: records whose text spells a special token of the tokenizer; see
+      `render.Template.control_tokens`.
+    unread: keys of messages and arguments of the template that the template does not
+      use: without them the text is the same.
+  """
+
+  truncated_prompts: int = 0
+  truncated_completions: int = 0
+  trailing_turns: int = 0
+  control_tokens: int = 0
+  unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Tokenised:
   """The examples of the valid records, and the records that are not.
 
@@ -103,19 +112,34 @@ class Tokenised:
     examples: one per valid record, in order.
     bad: the problems of the other records.
     dropped: the other records.
-    truncated_prompts: number of prompts that were truncated.
-    truncated_completions: number of completions that were truncated.
+    counts: over the valid records.
   """
 
   examples: tuple[Example, ...]
   bad: tuple[BadRecord, ...]
-  dropped: tuple[records.Record, ...]
-  truncated_prompts: int
-  truncated_completions: int
+  dropped: tuple[Record, ...]
+  counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenisedPrompts:
+  """The prompts of valid records, and the records that are not.
+
+  Attributes:
+    ids: int32, one per valid record, in order.
+    records: the valid records.
+    bad: the problems of the other records.
+    counts: over the valid records.
+  """
+
+  ids: tuple[np.ndarray, ...]
+  records: tuple[Record, ...]
+  bad: tuple[BadRecord, ...]
+  counts: Counts
 
 
 def tokenise(
-  data: Sequence[records.Record],
+  data: Sequence[Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
   *,
@@ -144,7 +168,7 @@ def tokenise(
 
 
 def tokenise_valid(
-  data: Sequence[records.Record],
+  data: Sequence[Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
   *,
@@ -155,6 +179,7 @@ def tokenise_valid(
     raise ValueError(
       "tokenizer: it has no EOS token to end completions with; set tokenizer.eos_token"
     )
+  renderer = Renderer(tokenizer, template)
   bad = []
   dropped = []
   valid = []
@@ -165,44 +190,68 @@ def tokenise_valid(
       problem = BadRecord(
         record.uid, "no completion", "a bare prompt has nothing to train on"
       )
+    rendered = []
+    if problem is None:
+      try:
+        rendered = _render(record, renderer)
+      except UnusableRecord as error:
+        problem = BadRecord(record.uid, error.problem, error.detail)
     if problem is not None:
       bad.append(dataclasses.replace(problem, row=records.as_dict(record)))
       dropped.append(record)
       continue
     valid.append(record)
-    if isinstance(record, records.Stepped):
-      prefixes.append(_render_steps(record, tokenizer, template))
-      continue
-    prefixes += [
-      _render(record.prompt, completion, tokenizer, template)
-      for completion in records.completions(record)
-    ]
-  ids = iter(_encode([text for each in prefixes for text in each.texts], tokenizer))
-  encoded = iter([(each, [next(ids) for _ in each.texts]) for each in prefixes])
-  examples = []
+    prefixes.append(rendered)
+  texts = [(x, one.chat) for each in prefixes for one in each for x in one.texts]
+  ids = iter(_encode(texts, renderer))
+  encoded = [[[next(ids) for _ in one.texts] for one in each] for each in prefixes]
+  examples, kept = [], []
   truncated = np.zeros(2, np.int64)
-  for record in valid:
-    completions = [next(encoded) for _ in records.completions(record)]
+  for record, each, ids_of in zip(valid, prefixes, encoded, strict=True):
+    completions = list(zip(each, ids_of, strict=True))
     try:
-      example, truncated_here = _example(record, completions, tokenizer, limits)
+      example, truncated_here = _example(record, completions, renderer, limits)
     except UnusableRecord as error:
       bad.append(_bad_record(record, error))
       dropped.append(record)
       continue
     examples.append(example)
+    kept.append(record)
     truncated += truncated_here
   truncated_prompts, truncated_completions = truncated.tolist()
-  return Tokenised(
-    tuple(examples),
-    tuple(bad),
-    tuple(dropped),
+  counts = dataclasses.replace(
+    _counts(kept, renderer),
     truncated_prompts=truncated_prompts,
     truncated_completions=truncated_completions,
+  )
+  return Tokenised(tuple(examples), tuple(bad), tuple(dropped), counts)
+
+
+def _render(record: Record, renderer: Renderer) -> list[Prefixes]:
+  if isinstance(record, records.Stepped):
+    return [renderer.steps(record)]
+  return [renderer.completion(record, text) for text in records.completions(record)]
+
+
+def _counts(data: Sequence[Record], renderer: Renderer) -> Counts:
+  unread = Counter(name for record in data for name in renderer.unread(record))
+  return Counts(
+    trailing_turns=sum(map(_has_trailing_turns, data)),
+    control_tokens=sum(map(renderer.spells_control_token, data)),
+    unread=dict(sorted(unread.items())),
+  )
+
+
+def _has_trailing_turns(record: Record) -> bool:
+  """Whether a completion has turns after the last that carries loss."""
+  return any(
+    not isinstance(text, str) and not text[-1].loss
+    for text in records.completions(record)
   )
 
 
 def tokenise_prompts(
-  data: Sequence[records.Record],
+  data: Sequence[Record],
   tokenizer: PreTrainedTokenizerBase,
   template: Template = Template(),
   *,
@@ -211,91 +260,120 @@ def tokenise_prompts(
   """Tokenises the prompt of each record, to sample from: int32, BOS first.
 
   Raises:
-    BadRecords: a prompt has no tokens, or too many.
+    BadRecords: a prompt that the template refuses, has no tokens, or too many.
   """
-  texts = [_prompt_text(record.prompt, tokenizer, template) for record in data]
-  prompts = []
-  bad = []
-  for record, ids in zip(data, _encode(texts, tokenizer), strict=True):
+  tokenised = tokenise_valid_prompts(data, tokenizer, template, limits=limits)
+  if tokenised.bad:
+    raise records.BadRecords(tokenised.bad)
+  return list(tokenised.ids)
+
+
+def tokenise_valid_prompts(
+  data: Sequence[Record],
+  tokenizer: PreTrainedTokenizerBase,
+  template: Template = Template(),
+  *,
+  limits: Limits = Limits(),
+) -> TokenisedPrompts:
+  """Tokenises the prompts of valid records, and returns the others' problems."""
+  renderer = Renderer(tokenizer, template)
+  bad, valid, texts = [], [], []
+  for record in data:
     try:
-      prompts.append(_limit_prompt(ids, tokenizer, limits)[0])
+      (text,), chat = renderer.prompt(record)
     except UnusableRecord as error:
       bad.append(_bad_record(record, error))
-  if bad:
-    raise records.BadRecords(bad)
-  return prompts
+      continue
+    valid.append(record)
+    texts.append((text, chat))
+  ids, kept, truncated_prompts = [], [], 0
+  for record, encoded in zip(valid, _encode(texts, renderer), strict=True):
+    try:
+      prompt, truncated = _limit_prompt(encoded, tokenizer, limits)
+    except UnusableRecord as error:
+      bad.append(_bad_record(record, error))
+      continue
+    ids.append(prompt)
+    kept.append(record)
+    truncated_prompts += truncated
+  counts = _counts(
+    [
+      records.Prompt(r.uid, r.prompt, template_arguments=r.template_arguments)
+      for r in kept
+    ],
+    renderer,
+  )
+  counts = dataclasses.replace(counts, truncated_prompts=truncated_prompts)
+  return TokenisedPrompts(tuple(ids), tuple(kept), tuple(bad), counts)
 
 
 def _bad_record(record: records.Record, error: UnusableRecord) -> BadRecord:
   return BadRecord(record.uid, error.problem, error.detail, records.as_dict(record))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prefixes:
-  """Prefixes of one rendered text; the first is the prompt, the last the whole text.
+def _encode(texts: Sequence[tuple[str, bool]], renderer: Renderer) -> list[np.ndarray]:
+  """Encodes rendered texts, each with whether the chat template rendered it.
 
-  `texts[1:-1]` come in pairs, which end where a turn with loss starts and ends.
+  A plain text starts with BOS where the tokenizer adds one by itself; a conversation
+  where its template writes it.
   """
-
-  texts: tuple[str, ...]
-
-
-def _render(prompt, completion, tokenizer, template: Template) -> _Prefixes:
-  start = _prompt_text(prompt, tokenizer, template)
-  if isinstance(completion, str):
-    return _Prefixes((start, start + completion))
-  texts = [start]
-  for number, turn in enumerate(completion):
-    if turn.loss:
-      before = (*prompt, *completion[:number])
-      texts.append(_chat(before, tokenizer, generate=True))
-      texts.append(_chat((*before, turn), tokenizer).rstrip())
-  last = max(number for number, turn in enumerate(completion) if turn.loss)
-  whole = _chat((*prompt, *completion[: last + 1]), tokenizer).rstrip()
-  return _Prefixes((*texts, whole))
-
-
-def _render_steps(record: records.Stepped, tokenizer, template: Template) -> _Prefixes:
-  """Returns the prompt, then a prefix that ends with each step."""
-  start = _prompt_text(record.prompt, tokenizer, template)
-  ends = range(1, len(record.steps) + 1)
-  return _Prefixes((start, *(start + "\n".join(record.steps[:n]) for n in ends)))
-
-
-def _prompt_text(prompt, tokenizer, template: Template) -> str:
-  if isinstance(prompt, str):
-    return template.before + prompt + template.between
-  return _chat(prompt, tokenizer, generate=True)
-
-
-def _chat(turns: Sequence[Turn], tokenizer, generate: bool = False) -> str:
-  if tokenizer.chat_template is None:
-    raise ValueError(
-      "tokenizer: the data contain messages, but it has no chat template; set "
-      "tokenizer.chat_template, or give plain text"
-    )
-  messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-  return tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=generate
-  )
-
-
-def _encode(texts: Sequence[str], tokenizer) -> list[np.ndarray]:
-  """Encodes texts with one leading BOS, which a template may already have added."""
   if not texts:
     return []
-  bos = tokenizer.bos_token_id
+  tokenizer = renderer.tokenizer
+  bos = tokenizer.bos_token_id if _adds_bos(tokenizer) else None
   unique = list(dict.fromkeys(texts))  # a prompt is repeated for each completion
-  encoded = tokenizer(unique, add_special_tokens=False, return_attention_mask=False)
-  ids_of = {
-    text: np.array(ids if bos is None or ids[:1] == [bos] else [bos, *ids], np.int32)
-    for text, ids in zip(unique, encoded["input_ids"], strict=True)
-  }
+  unmarked = [renderer.unmarked(text) for text, _ in unique]
+  encoded = tokenizer(
+    [one.text for one in unmarked],
+    add_special_tokens=False,
+    return_attention_mask=False,
+  )["input_ids"]
+  ids_of = {}
+  for key, one, ids in zip(unique, unmarked, encoded, strict=True):
+    if one.spelled:
+      ids = _with_spelled(one, tokenizer)
+    if bos is not None and not key[1] and ids[:1] != [bos]:
+      ids = [bos, *ids]
+    ids_of[key] = np.array(ids, np.int32)
   return [ids_of[text] for text in texts]
 
 
-def _example(record, encoded, tokenizer, limits: Limits) -> tuple[Example, np.ndarray]:
+def _adds_bos(tokenizer: Any) -> bool:
+  """Whether the tokenizer by itself puts BOS before a text."""
+  bos = tokenizer.bos_token_id
+  return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+
+def _with_spelled(one: Unmarked, tokenizer: Any) -> list[int]:
+  """Encodes a text, the special tokens that the data spell as other text."""
+  encoded = tokenizer(one.text, add_special_tokens=False, return_offsets_mapping=True)
+  starts = {start for start, _ in one.spelled}
+  special = set(tokenizer.all_special_ids) | {
+    index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+  }
+  ids = []
+  for index, (start, end) in zip(
+    encoded["input_ids"], encoded["offset_mapping"], strict=True
+  ):
+    # A special token that also takes the spaces beside it starts earlier.
+    if index in special and starts.intersection(range(start, end)):
+      text = one.text[start:end]
+      ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+      ]
+    else:
+      ids.append(index)
+  return ids
+
+
+def _example(
+  record: Record,
+  encoded: Sequence[tuple[Prefixes, list[np.ndarray]]],
+  renderer: Renderer,
+  limits: Limits,
+) -> tuple[Example, np.ndarray]:
   """Builds an example; also returns how many prompts and completions it truncated."""
+  tokenizer = renderer.tokenizer
   prompt = encoded[0][1][0]
   stepped = isinstance(record, records.Stepped)
   completions = []
@@ -303,8 +381,9 @@ def _example(record, encoded, tokenizer, limits: Limits) -> tuple[Example, np.nd
   truncated_completions = 0
   for prefixes, ids in encoded:
     whole = ids[-1]
-    for text, part in zip(prefixes.texts[:-1], ids[:-1], strict=True):
-      _check_prefix(text, part, prefixes.texts[-1], whole, tokenizer)
+    *starts, whole_text = (renderer.unmarked(text).text for text in prefixes.texts)
+    for text, part in zip(starts, ids[:-1], strict=True):
+      _check_prefix(text, part, whole_text, whole, tokenizer)
     loss = _loss_mask([ids[0], whole] if stepped else ids)
     if whole[-1] != tokenizer.eos_token_id:
       whole = np.append(whole, np.int32(tokenizer.eos_token_id))
@@ -321,6 +400,7 @@ def _example(record, encoded, tokenizer, limits: Limits) -> tuple[Example, np.nd
       )
     completions.append(completion)
     masks.append(mask)
+  _check_different(record, completions, truncated_completions)
   prompt, truncated_prompt = _limit_prompt(prompt, tokenizer, limits)
   token_fields = {}
   if stepped:
@@ -335,6 +415,29 @@ def _example(record, encoded, tokenizer, limits: Limits) -> tuple[Example, np.nd
     token_fields=token_fields,
   )
   return example, np.array([truncated_prompt, truncated_completions])
+
+
+def _check_different(
+  record: Record, completions: Sequence[np.ndarray], truncated: int
+) -> None:
+  """Refuses completions that are equal as tokens, where the labels say otherwise."""
+  cut = " within limits.completion; raise it" if truncated else ""
+  if isinstance(record, records.Pair) and np.array_equal(*completions):
+    raise UnusableRecord(
+      "identical chosen and rejected",
+      f"both are the same {len(completions[0])} tokens{cut}: no preference is left",
+    )
+  if not isinstance(record, records.Ranked):
+    return
+  reward_of: dict[bytes, float] = {}
+  for tokens, reward in zip(completions, record.rewards, strict=True):
+    first = reward_of.setdefault(tokens.tobytes(), reward)
+    if first != reward:
+      raise UnusableRecord(
+        "equal completions, different rewards",
+        f"two completions are the same {len(tokens)} tokens{cut}, with rewards "
+        f"{first:g} and {reward:g}",
+      )
 
 
 def _step_labels(record: records.Stepped, ids, completion) -> dict:

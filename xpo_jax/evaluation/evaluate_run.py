@@ -11,6 +11,7 @@ import numpy as np
 
 from xpo_jax.config import yaml_file
 from xpo_jax.data import records, tokenise
+from xpo_jax.data.render import Template
 from xpo_jax.evaluation import (
   bootstrap,
   checkpoint_win_rates,
@@ -278,7 +279,7 @@ def generate(
   loaded = hf_checkpoint.load(policy_dir(directory))
   if loaded.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
-  template = tokenise.Template()
+  template = Template(control_tokens="parse")  # prompts are typed, not data
   if (directory / yaml_file.FILE).exists():
     experiment, _ = yaml_file.read(directory)
     template = experiment.data.source.template

@@ -28,7 +28,8 @@ class Scores(NamedTuple):
 
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
-"""`(prompts, completions) -> Scores`: one score for each completion of its prompt."""
+"""`(prompts, completions) -> Scores`: one score for each completion of its prompt. A
+list or array of numbers is taken for `Scores` without reasons."""
 
 Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores]
 """`(prompts, first, second) -> Scores`: P(first beats second), each in [0, 1]."""
@@ -111,8 +112,8 @@ def score_groups(
   present_BK = _present(prompts, texts_BK, present)
   row_N, column_N = np.nonzero(present_BK)
   completions = [texts_BK[b][k] for b, k in zip(row_N, column_N, strict=True)]
-  scores = scorer([prompts[b] for b in row_N], completions)
-  scores = check_scores(scores, len(completions))
+  scores = _call(scorer, [prompts[b] for b in row_N], completions)
+  scores = check_scores(scores, len(completions), _name(scorer))
   reward_BK = np.zeros(present_BK.shape, np.float32)
   reward_BK[row_N, column_N] = scores.value_N
   return reward_BK
@@ -146,8 +147,8 @@ def win_matrix(
   row_N, first_N, second_N = np.nonzero(np.triu(both_BKK, 1))
   first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
   second = [texts_BK[b][k] for b, k in zip(row_N, second_N, strict=True)]
-  scores = preference([prompts[b] for b in row_N], first, second)
-  p_N = check_probabilities(scores, len(first)).value_N
+  scores = _call(preference, [prompts[b] for b in row_N], first, second)
+  p_N = check_probabilities(scores, len(first), _name(preference)).value_N
   win_BKK = np.where(both_BKK, np.float32(0.5), np.float32(0))
   win_BKK[row_N, first_N, second_N] = p_N
   win_BKK[row_N, second_N, first_N] = 1 - p_N
@@ -223,8 +224,9 @@ def win_rates_against(
   row_N, first_N, second_N = (x.ravel() for x in np.indices((B, K, J)))
   first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
   second = [opponents_BJ[b][j] for b, j in zip(row_N, second_N, strict=True)]
-  scores = preference([prompts[b] for b in row_N], first, second)
-  p_BKJ = check_probabilities(scores, B * K * J).value_N.reshape(B, K, J)
+  scores = _call(preference, [prompts[b] for b in row_N], first, second)
+  scores = check_probabilities(scores, B * K * J, _name(preference))
+  p_BKJ = scores.value_N.reshape(B, K, J)
   abstains_BKJ = np.isnan(p_BKJ)
   win_rate_BK = np.where(abstains_BKJ, np.float32(0.5), p_BKJ).mean(-1)
   return np.where(abstains_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
@@ -235,22 +237,75 @@ def count_abstentions(values: np.ndarray) -> int:
   return int(np.isnan(values).sum())
 
 
-def check_scores(scores: Scores, count: int) -> Scores:
-  """Checks that scores are one finite number or NaN for each of `count` queries.
+def _call(function: Scorer | Preference, *columns: Sequence[str]) -> Any:
+  """Calls a scorer or a preference, and names it and the query where it raises.
 
   Raises:
-    ValueError: another shape, an infinite score, or another number of reasons.
+    ValueError: the function raised; what is no `Exception` of Python's own, such as a
+      `client.JudgeError`, is passed on.
   """
-  value_N = np.asarray(scores.value_N, np.float32)
+  try:
+    return function(*columns)
+  except Exception as error:
+    if type(error).__module__ != "builtins":
+      raise
+    query = _failing(function, columns)
+    shown = [f"{column[query]!r:.200}" for column in columns]
+    raise ValueError(
+      f"{_name(function)} raised {type(error).__name__}: {error}, on query {query}: "
+      f"prompt {shown[0]}, completion {' and '.join(shown[1:])}"
+    ) from error
+
+
+def _failing(function: Scorer | Preference, columns: tuple[Sequence[str], ...]) -> int:
+  """The first query on which a function raises alone; 0 where it does on none."""
+  for query, one in enumerate(zip(*columns, strict=True)):
+    try:
+      function(*([text] for text in one))
+    except Exception:
+      return query
+  return 0
+
+
+def _name(function: Any) -> str:
+  function = getattr(function, "func", function)  # of a functools.partial
+  name = getattr(function, "__qualname__", type(function).__name__)
+  return f"{function.__module__}:{name}"
+
+
+def check_scores(scores: Any, count: int, source: str = "feedback") -> Scores:
+  """Checks that scores are one finite number or NaN for each of `count` queries.
+
+  Args:
+    scores: `Scores`, or the numbers alone, as a list or an array; None in a list is an
+      abstention.
+    count: of queries.
+    source: name of the function, for messages.
+
+  Raises:
+    ValueError: no numbers, another shape, an infinite score, or another number of
+      reasons.
+  """
+  if not isinstance(scores, Scores):
+    scores = Scores(scores)
+  try:
+    value_N = np.asarray(scores.value_N, np.float32)
+  except (TypeError, ValueError):
+    value_N = None
+  if value_N is None or scores.value_N is None:
+    raise ValueError(
+      f"{source} returned {type(scores.value_N).__name__} on {count} queries; it must "
+      "return a number for each, as a list, an array or protocol.Scores"
+    )
   if value_N.shape != (count,):
     raise ValueError(
-      f"feedback of shape {value_N.shape} on {count} queries; it must be ({count},), "
+      f"{source} of shape {value_N.shape} on {count} queries; it must be ({count},), "
       "NaN where it abstains"
     )
   if np.isinf(value_N).any():
     worst = int(np.isinf(value_N).argmax())
     raise ValueError(
-      f"feedback on query {worst} is {value_N[worst]}; it must be finite, or NaN to "
+      f"{source} on query {worst} is {value_N[worst]}; it must be finite, or NaN to "
       "abstain"
     )
   if scores.reason is not None and len(scores.reason) != count:
@@ -258,18 +313,18 @@ def check_scores(scores: Scores, count: int) -> Scores:
   return Scores(value_N, scores.reason)
 
 
-def check_probabilities(scores: Scores, count: int) -> Scores:
+def check_probabilities(scores: Any, count: int, source: str = "preference") -> Scores:
   """Checks as `check_scores`, and that numbers are in [0, 1].
 
   Raises:
     ValueError: also for a number outside [0, 1].
   """
-  scores = check_scores(scores, count)
+  scores = check_scores(scores, count, source)
   wrong_N = (scores.value_N < 0) | (scores.value_N > 1)  # False for NaN
   if wrong_N.any():
     worst = int(wrong_N.argmax())
     raise ValueError(
-      f"preference on query {worst} is {scores.value_N[worst]}; it must be "
+      f"{source} on query {worst} is {scores.value_N[worst]}; it must be "
       "in [0, 1] (for a score use score_groups)"
     )
   return scores

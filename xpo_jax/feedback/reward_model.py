@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.data import audit
-from xpo_jax.data.tokenise import Limits, Template
+from xpo_jax.data.render import Template
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import tokenised_texts
 from xpo_jax.feedback.protocol import Scorer, Scores
 from xpo_jax.models import heads, hf_checkpoint, score, transformer
@@ -316,7 +317,7 @@ def implicit_scorer(
     policy: a Hugging Face directory.
     reference: another, with the same tokenizer.
     beta: tie to the reference in the policy's training, per nat; > 0.
-    before: prefix of a prompt; see `tokenise.Template`.
+    before: prefix of a prompt; see `data.render.Template`.
     between: separator of a prompt and its completion.
     prompt_tokens: longer prompts are truncated at their start; None: no limit.
     completion_tokens: longer completions are truncated at their end; None: no limit.

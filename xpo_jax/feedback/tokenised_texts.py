@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.data import records, tokenise
-from xpo_jax.data.tokenise import Example, Limits, Template
+from xpo_jax.data.render import Template
+from xpo_jax.data.tokenise import Example, Limits
 from xpo_jax.models import sample
 from xpo_jax.types import Layout
 

@@ -87,10 +87,23 @@ def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
   """Returns the names of the adapted parameters of a block.
 
   Raises:
-    ValueError: the pattern matches none, or matches only some layers of the stack.
+    ValueError: the pattern, or a name of a list "query|value", matches no layer, or
+      only some layers of the stack.
   """
-  pattern = re.compile(rf"(?:.*[./])?(?:{adapter.targets})")
   parts = modules(config)
+  for one in (adapter.targets, *_alternatives(adapter.targets)):
+    if not _matched(parts, one):
+      suffixes = {names[0].split(".0.")[-1]: None for names in parts.values()}
+      raise ValueError(
+        f"Adapter.targets {one!r} matches no linear layer; allowed: "
+        f"{', '.join(parts)}, or Hugging Face's names {', '.join(suffixes)}"
+      )
+  return _matched(parts, adapter.targets)
+
+
+def _matched(parts: dict[str, list[str]], targets: str) -> tuple[str, ...]:
+  """The parameters of a block that a pattern matches."""
+  pattern = re.compile(rf"(?:.*[./])?(?:{targets})")
   adapted = []
   for part, names in parts.items():
     paths = (f"blocks/{part}", f"blocks/{part}/kernel")
@@ -100,18 +113,17 @@ def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
     matches = [name for name in names if pattern.fullmatch(name)]
     if matches and len(matches) < len(names):
       raise ValueError(
-        f"Adapter.targets {adapter.targets!r} matches {matches[0]} but not every "
+        f"Adapter.targets {targets!r} matches {matches[0]} but not every "
         "layer's; layers are stacked, so adapt all or none: leave out their numbers"
       )
     if matches:
       adapted.append(part)
-  if not adapted:
-    suffixes = {names[0].split(".0.")[-1]: None for names in parts.values()}
-    raise ValueError(
-      f"Adapter.targets {adapter.targets!r} matches no linear layer; allowed: "
-      f"{', '.join(parts)}, or Hugging Face's names {', '.join(suffixes)}"
-    )
   return tuple(adapted)
+
+
+def _alternatives(targets: str) -> list[str]:
+  """The alternatives of a pattern that is a list of names, "query|value"."""
+  return targets.split("|") if re.fullmatch(r"[\w./|\\-]+", targets) else []
 
 
 def input_axes(part: str) -> int:

@@ -15,6 +15,7 @@ import yaml
 from xpo_jax import scored
 from xpo_jax.config import yaml_file
 from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.data import audit
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.report import (
   agreement_tables,
@@ -247,6 +248,7 @@ def _data(run: RunFiles) -> list[html.Section]:
   shown = run_files.read_json(run.directory / run_directory.SHOWN)
   sizes = {name: value for name, value in summary.items() if name != "final"}
   blocks = [html.Table((), [list(leaf) for leaf in _leaves(counts | sizes)])]
+  blocks += [html.Text(f"Note: {note}.") for note in audit.notes(counts)]
   if shown:
     text = (
       "The first rows as the model sees them, a line for each prompt and completion: "

@@ -110,7 +110,12 @@ def _reference(
   """Prompts of the training data with a completion of each to normalise rewards on."""
   first = {records.plain_text(row.prompt): row for row in rows}
   order = np.random.default_rng(experiment.seed).permutation(len(first))
-  chosen = [list(first.values())[i] for i in order[:REFERENCE_SAMPLES]]
+  chosen = [list(first.values())[i] for i in order]
+  data, limits = experiment.data, _truncating(experiment.data.limits)
+  # The template may refuse a record that was dropped.
+  chosen = tokenise.tokenise_valid_prompts(
+    chosen[: 2 * REFERENCE_SAMPLES], begin.tokenizer, data.template, limits=limits
+  ).records[:REFERENCE_SAMPLES]
   prompts = [row.prompt for row in chosen]
   if isinstance(experiment.start, Scratch):
     return prompts, [_preferred(row) for row in chosen]
@@ -121,8 +126,7 @@ def _completions(
   experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
 ) -> list[str]:
   """One completion of each record's prompt, sampled from the start."""
-  data = experiment.data
-  limits = Limits(data.limits.prompt, long_prompt="truncate")
+  data, limits = experiment.data, _truncating(experiment.data.limits)
   drawn = generate.generate(
     transformer.model(begin.config),
     begin.params["lm"],
@@ -133,6 +137,10 @@ def _completions(
     batching=generate.Batching(batch_size=_BATCH),
   )
   return [texts[0] for texts in drawn.texts_BK]
+
+
+def _truncating(limits: Limits) -> Limits:
+  return Limits(limits.prompt, long_prompt="truncate")
 
 
 def _preferred(row: Record) -> str:

@@ -28,7 +28,7 @@ from xpo_jax.data import (
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
-from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.sharding import distributed
 from xpo_jax.types import Params
@@ -201,7 +201,7 @@ def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
   if experiment.reference is None:
     return None
   other = pretrained(experiment.reference)
-  same = {"compute_dtype": begin.config.compute_dtype, "remat": begin.config.remat}
+  same = {n: vars(begin.config)[n] for n in ("compute_dtype", "remat", "stop_ids")}
   if dataclasses.replace(other.config, **same) != begin.config:
     raise ValueError(
       f"Experiment.reference is {experiment.reference.directory!r}, of another "
@@ -379,6 +379,37 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
   return tokenizer
 
 
+def beyond_positions(config: Config, examples: Sequence[Example]) -> dict[str, int]:
+  """Counts examples longer than the positions that the start was trained on.
+
+  Raises:
+    ValueError: positions are learned, and there are none after the last.
+  """
+  lengths = [len(x.prompt) + max(map(len, x.completions)) for x in examples]
+  beyond = [
+    number for number, length in enumerate(lengths) if length > config.positions
+  ]
+  if beyond and config.rotary is None:
+    worst = max(beyond, key=lengths.__getitem__)
+    raise ValueError(
+      f"{len(beyond)} examples have more tokens than the {config.positions} learned "
+      f"positions of the start: {examples[worst].uid} has {lengths[worst]}; set "
+      "Data.limits.prompt and Data.limits.completion, or drop them"
+    )
+  return {"beyond_positions": len(beyond)}
+
+
+def adapted(experiment: Experiment, config: Config) -> dict[str, list[str]]:
+  """Names the layers that adapters are put on; none without adapters.
+
+  Raises:
+    ValueError: see `lora.targets`.
+  """
+  if experiment.adapter is None:
+    return {}
+  return {"adapted_layers": list(lora.targets(config, experiment.adapter))}
+
+
 def check_room(config: Config, sampling: Sampling, longest: int) -> None:
   """Refuses sampling settings that a decoder of this config does not support.
 
@@ -413,7 +444,7 @@ def prompt_sets(
 ) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
   """Prepares the training prompts, the held-out ones, and counts of both."""
   config, evaluation = experiment.data.prompts, experiment.evaluation
-  every, bad = _prompt_set(config, loaded, tokenizer)
+  every, bad, read = _prompt_set(config, loaded, tokenizer)
   chosen, held_out = every, None
   if evaluation.share:
     sides = split.by_prompt(
@@ -426,7 +457,7 @@ def prompt_sets(
   elif evaluation.path is not None:
     unlimited = dataclasses.replace(evaluation, limit=None)
     other = load(unlimited, config, datasets)
-    held_out, more = _prompt_set(config, other, tokenizer)
+    held_out, more, _ = _prompt_set(config, other, tokenizer)
     bad += more
   if held_out is not None:
     held_out = _some(held_out, range(len(held_out.ids))[: evaluation.limit])
@@ -442,28 +473,23 @@ def prompt_sets(
     "prompts": len(chosen.ids),
     "held_out_prompts": 0 if held_out is None else len(held_out.ids),
     "longest_prompt": chosen.width,
+    "truncated_prompts": read.truncated_prompts,
+    "control_tokens": read.control_tokens,
+    "unread": read.unread,
+    "unused_columns": loaded.unused,
   }
   return chosen, held_out, counts
 
 
 def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   first = {split.prompt_text(row): row for row in reversed(loaded.records)}
-  rows, bad = list(reversed(first.values())), list(loaded.bad)
+  tokenised = tokenise.tokenise_valid_prompts(
+    list(reversed(first.values())), tokenizer, config.template, limits=config.limits
+  )
+  bad = [*loaded.bad, *tokenised.bad]
   if bad and config.bad_rows == "stop":
     raise records.BadRecords(bad)
-  try:
-    ids = tokenise.tokenise_prompts(
-      rows, tokenizer, config.template, limits=config.limits
-    )
-  except records.BadRecords as error:
-    if config.bad_rows == "stop":
-      raise
-    bad += error.bad
-    wrong = {row.uid for row in error.bad}
-    rows = [row for row in rows if row.uid not in wrong]
-    ids = tokenise.tokenise_prompts(
-      rows, tokenizer, config.template, limits=config.limits
-    )
+  rows = tokenised.records
   if not rows:
     raise ValueError(
       f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
@@ -471,7 +497,8 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
     )
   texts = tuple(map(split.prompt_text, rows))
   uids = tuple(row.uid for row in rows)
-  return PromptSet(uids, texts, tuple(ids), max(map(len, ids))), bad
+  width = max(map(len, tokenised.ids))
+  return PromptSet(uids, texts, tokenised.ids, width), bad, tokenised.counts
 
 
 def _some(prompts: PromptSet, rows: Sequence[int]) -> PromptSet:

@@ -102,7 +102,8 @@ def lines(budget: Budget) -> list[str]:
     rows += f", kept {counts['kept']:,}, dropped {sum(counts['dropped'].values()):,}"
     rows += f", truncated {counts['truncated_prompts']:,} prompts and "
     rows += f"{counts['truncated_completions']:,} completions"
-  facts = [rows, *(f"{name} {value:,}" for name, value in sizes.items())]
+  facts = [rows, *audit.notes(counts)]
+  facts += [f"{name} {value:,}" for name, value in sizes.items()]
   if "tokens computed" in sizes:
     ratio = sizes["tokens computed"] / max(sizes["unique tokens"], 1)
     facts.append(f"tokens computed per unique token {ratio:.3f}")
@@ -176,7 +177,7 @@ def _records(
   loaded = inputs.loaded or loading.load(data, data, datasets)
   begin = loading.start(experiment, run_dir, loaded)
   train, _, counts = records_program.examples(
-    experiment, begin.tokenizer, loaded, run_dir, datasets
+    experiment, begin, loaded, run_dir, datasets
   )
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, lambda batch: batch

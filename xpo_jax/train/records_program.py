@@ -100,9 +100,7 @@ def prepare(
   model = transformer.model(begin.config)
   adapter = experiment.adapter
   trained = lora.trainable_model(model, adapter)
-  train, held_out, counts = examples(
-    experiment, begin.tokenizer, loaded, run_dir, datasets
-  )
+  train, held_out, counts = examples(experiment, begin, loaded, run_dir, datasets)
   other = loading.reference(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   counts |= loading.start_digests(experiment, begin.params["lm"], other)
@@ -113,6 +111,8 @@ def prepare(
   if aux.losses:
     counts["aux_losses"] = aux.counts
   run_directory.write_counts(run_dir, counts)
+  for note in audit.notes(counts):
+    say(f"note: {note}")
   batches, in_order = _plan(data, train, held_out)
 
   root = jax.random.key(experiment.seed)
@@ -180,15 +180,22 @@ def prepare(
 
 def examples(
   experiment: Experiment,
-  tokenizer: Any,
+  begin: LoadedStart,
   loaded: Loaded,
   run_dir: Path,
   datasets: Datasets,
 ) -> tuple[list[Example], list[Example], dict[str, Any]]:
-  """Makes training and held-out examples in the objective's layout, and their audit."""
+  """Makes training and held-out examples in the objective's layout, and their audit.
+
+  Raises:
+    BadRecords: bad records, where they stop the run.
+    ValueError: examples longer than the learned positions of the start.
+  """
   train, held_out, counts = loading.prepare(
-    experiment, loaded, tokenizer, run_dir, datasets
+    experiment, loaded, begin.tokenizer, run_dir, datasets
   )
+  counts |= loading.beyond_positions(begin.config, [*train, *held_out])
+  counts |= loading.adapted(experiment, begin.config)
   layout, seed = experiment.objective.build().layout, experiment.data.seed
   train, held_out = (
     collate.to_layout(rows, layout, seed) if rows else [] for rows in (train, held_out)

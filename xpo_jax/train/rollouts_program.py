@@ -19,6 +19,7 @@ import numpy as np
 
 from xpo_jax.config.experiment import Experiment, stages
 from xpo_jax.config.sampling import Opponent
+from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
@@ -220,6 +221,7 @@ def assemble(
     experiment, loaded, begin.tokenizer, run_dir, datasets
   )
   loading.check_room(begin.config, data.sampling, chosen.width)
+  counts |= loading.adapted(experiment, begin.config)
   put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
@@ -231,6 +233,8 @@ def assemble(
   if judges := rewards.digests(data.feedback.source):
     counts[run_directory.JUDGES_DIGEST] = judges
   run_directory.write_counts(run_dir, counts)
+  for note in audit.notes(counts):
+    say(f"note: {note}")
   needed = aux_losses.joined(objective, aux.losses)
   head = heads.init_value_head(begin.config.width)
   first, shardings = state.first(

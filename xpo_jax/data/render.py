@@ -1,0 +1,243 @@
+"""Renders records as text: by the tokenizer's chat template, or plain.
+
+What a message holds beside role and content reaches the template, as do the columns
+`tools`, `documents` and `chat_template_kwargs`. What the data spell stays text: a
+special token of the tokenizer that occurs in them is marked while a text is rendered,
+so that it is not taken for one that the template wrote.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from xpo_jax.data import records
+from xpo_jax.data.records import Record, Text, Turn, UnusableRecord
+
+_MARK = "\ufdd0"  # a noncharacter: no text has it
+_FIRST = 0xF0000  # after a mark, the special token's number from here
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """How a record is rendered as text.
+
+  Conversations are rendered by the tokenizer's chat template. Plain text is
+  `before + prompt + between + completion`, by default without separators.
+
+  Attributes:
+    before: prefix of a plain prompt.
+    between: separator of a plain prompt and its completion; part of the prompt.
+    arguments: of the chat template, by name, such as `enable_thinking`; those of a
+      row (`chat_template_kwargs`) override them.
+    control_tokens: special tokens of the tokenizer that the data spell are "text", or
+      are the tokens they name ("parse"), as in data that are rendered already. Both are
+      counted.
+  """
+
+  before: str = ""
+  between: str = ""
+  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+  control_tokens: Literal["text", "parse"] = "text"
+
+  def __post_init__(self):
+    if self.control_tokens not in ("text", "parse"):
+      raise ValueError(
+        f"Template.control_tokens is {self.control_tokens!r}; allowed: 'text', 'parse'"
+      )
+
+
+class Prefixes(NamedTuple):
+  """Prefixes of one rendered text; the first is the prompt, the last the whole text.
+
+  Attributes:
+    texts: with marks (`Renderer.unmarked`). `texts[1:-1]` come in pairs, which end
+      where a turn with loss starts and ends; of steps they end with each step.
+    chat: whether the chat template rendered them.
+  """
+
+  texts: tuple[str, ...]
+  chat: bool
+
+
+class Unmarked(NamedTuple):
+  """A text without marks.
+
+  Attributes:
+    text: as the tokenizer reads it.
+    spelled: start and end of each special token that the data spelled.
+  """
+
+  text: str
+  spelled: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Renderer:
+  """Renders records for a tokenizer.
+
+  Attributes:
+    tokenizer: of transformers.
+    template: how a record is rendered as text.
+  """
+
+  tokenizer: Any
+  template: Template
+
+  def prompt(self, record: Record) -> Prefixes:
+    """Renders the prompt of a record, to sample from.
+
+    Raises:
+      UnusableRecord: the chat template refuses it.
+      ValueError: messages, and the tokenizer has no chat template.
+    """
+    if isinstance(record.prompt, str):
+      before, between = self.template.before, self.template.between
+      return Prefixes((before + self._marked(record.prompt) + between,), chat=False)
+    text = self._chat(record.prompt, record.template_arguments, generate=True)
+    return Prefixes((text,), chat=True)
+
+  def completion(self, record: Record, completion: Text) -> Prefixes:
+    """Renders a record with one of its completions; raises as `prompt`."""
+    start, chat = self.prompt(record)
+    if isinstance(completion, str):
+      return Prefixes((*start, start[0] + self._marked(completion)), chat)
+    texts, arguments = [*start], record.template_arguments
+    for number, turn in enumerate(completion):
+      if turn.loss:
+        before = (*record.prompt, *completion[:number])
+        texts.append(self._chat(before, arguments, generate=True))
+        texts.append(self._chat((*before, turn), arguments).rstrip())
+    whole = self._chat(_trained(record.prompt, completion), arguments).rstrip()
+    return Prefixes((*texts, whole), chat)
+
+  def steps(self, record: records.Stepped) -> Prefixes:
+    """Renders the prompt, then prefixes that end with each step; raises as `prompt`."""
+    (start,), chat = self.prompt(record)
+    steps = list(map(self._marked, record.steps))
+    ends = range(1, len(steps) + 1)
+    return Prefixes((start, *(start + "\n".join(steps[:n]) for n in ends)), chat)
+
+  def unread(self, record: Record) -> list[str]:
+    """Names the keys of messages, and the template's arguments of a row, without which
+    the rendered text of the record would be the same."""
+    if isinstance(record.prompt, str):
+      return []
+    completions = records.completions(record) or ((),)
+    texts = [_trained(record.prompt, completion) for completion in completions]
+    arguments = record.template_arguments
+    keys = {
+      key for text in texts for turn in text for key, x in turn.other.items() if x
+    }
+    unread = [
+      f"{key} of messages"
+      for key in sorted(keys)
+      if all(
+        self._same(text, _without(text, key), arguments, arguments) for text in texts
+      )
+    ]
+    for name in sorted(name for name, value in arguments.items() if value):
+      fewer = {key: value for key, value in arguments.items() if key != name}
+      if all(self._same(text, text, arguments, fewer) for text in texts):
+        unread.append(name)
+    return unread
+
+  def spells_control_token(self, record: Record) -> bool:
+    """Whether the text of a record spells a special token of the tokenizer."""
+    texts = (record.prompt, *records.completions(record))
+    return any(self._control.search(records.plain_text(text)) for text in texts)
+
+  def unmarked(self, text: str) -> Unmarked:
+    """Puts back the special tokens that the data spell."""
+    if _MARK not in text:
+      return Unmarked(text, ())
+    parts, spelled, length = [], [], 0
+    for number, part in enumerate(text.split(_MARK)):
+      if number:
+        token = self._special[ord(part[0]) - _FIRST]
+        spelled.append((length, length + len(token)))
+        part = token + part[1:]
+      parts.append(part)
+      length += len(part)
+    return Unmarked("".join(parts), tuple(spelled))
+
+  @functools.cached_property
+  def _special(self) -> list[str]:
+    """Special tokens, the longest first."""
+    added = self.tokenizer.added_tokens_decoder.values()
+    tokens = {token.content for token in added if token.special} - {""}
+    return sorted(tokens, key=lambda token: (-len(token), token))
+
+  @functools.cached_property
+  def _control(self) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+
+  def _marked(self, value: Any) -> Any:
+    """Marks the special tokens in all strings of a value."""
+    if isinstance(value, str):
+      if _MARK in value:
+        raise UnusableRecord(
+          "reserved character", "a text has U+FDD0, no character of Unicode; remove it"
+        )
+      if self.template.control_tokens == "parse":
+        return value
+      return self._control.sub(
+        lambda match: _MARK + chr(_FIRST + self._special.index(match[0])), value
+      )
+    if isinstance(value, Mapping):
+      return {key: self._marked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+      return [self._marked(item) for item in value]
+    return value
+
+  def _chat(
+    self, turns: Sequence[Turn], arguments: Mapping[str, Any], generate: bool = False
+  ) -> str:
+    tokenizer = self.tokenizer
+    if tokenizer.chat_template is None:
+      raise ValueError(
+        "tokenizer: the data contain messages, but it has no chat template; set "
+        "tokenizer.chat_template, or give plain text"
+      )
+    messages = [
+      {"role": turn.role, "content": turn.content, **turn.other} for turn in turns
+    ]
+    try:
+      return tokenizer.apply_chat_template(
+        self._marked(messages),
+        tokenize=False,
+        add_generation_prompt=generate,
+        **self.template.arguments | self._marked(arguments),
+      )
+    except UnusableRecord:
+      raise
+    except ImportError:  # of Jinja
+      raise
+    except Exception as error:  # a template may fail in any way
+      shown = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+      raise UnusableRecord(
+        "refused by the chat template",
+        f"{shown}; change the row's messages to what the template takes, or set "
+        "another tokenizer.chat_template",
+      ) from error
+
+  def _same(self, text, other, arguments, fewer) -> bool:
+    """Whether two conversations are rendered alike; False where one is refused."""
+    try:
+      return self._chat(text, arguments) == self._chat(other, fewer)
+    except UnusableRecord:
+      return False
+
+
+def _trained(prompt: Sequence[Turn], completion: Sequence[Turn]) -> tuple[Turn, ...]:
+  """The prompt's turns, and those of a completion up to the last that carries loss."""
+  last = max((n for n, turn in enumerate(completion) if turn.loss), default=-1)
+  return (*prompt, *completion[: last + 1])
+
+
+def _without(turns: Sequence[Turn], key: str) -> tuple[Turn, ...]:
+  return tuple(
+    dataclasses.replace(turn, other={k: x for k, x in turn.other.items() if k != key})
+    for turn in turns
+  )
