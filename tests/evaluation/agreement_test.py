@@ -109,13 +109,23 @@ def test_verdict_that_hangs_on_the_order_is_no_knowledge():
   ("rows", "says"),
   [
     ([Demonstration("x", "p", " a")], "x is a Demonstration"),
-    ([Pair("x", (Turn("user", "p"),), (Turn("assistant", "a"),), ())], "conversation"),
     ([Ranked("x", "p", (" a", " b"), (1.0, 1.0))], "no two answers of unequal reward"),
   ],
 )
 def test_what_cannot_be_asked_is_refused(rows, says):
   with pytest.raises(ValueError, match=says):
     agreement.questions(rows)
+
+
+def test_conversations_are_asked_as_conversations():
+  def reply(text):
+    return (Turn("assistant", text, loss=True),)
+
+  turns = (Turn("user", "p"),)
+  asked = agreement.questions([Pair("x", turns, reply("good"), reply("bad"))])
+  (prompt,) = asked.prompts
+  assert (prompt, prompt.turns) == ("user: p", turns)
+  assert (asked.better, asked.worse) == (("good",), ("bad",))
 
 
 def test_tables_show_every_measure():

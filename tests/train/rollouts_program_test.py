@@ -22,11 +22,12 @@ from tests.train import compare
 from tests.train.tiny_runs import MODEL, ONLINE
 from tests.train.tiny_runs import PLAIN as RUN
 from xpo_jax.config import experiment as experiments
-from xpo_jax.config.data import Data, Evaluation
-from xpo_jax.config.experiment import AuxLossConfig, Pretrained
+from xpo_jax.config.data import Data, Evaluation, Prompts
+from xpo_jax.config.experiment import AuxLossConfig, Pretrained, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback
 from xpo_jax.data import synthetic_reviews
+from xpo_jax.data.records import Prompt, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.protocol import Scores
 from xpo_jax.models import hf_checkpoint, transformer
@@ -388,6 +389,43 @@ def test_old_values_are_of_the_policy_that_sampled(behind, monkeypatch):
   current = _scored(parts, drawn, now.train.params, now.ref)
   # The start's value head is 0, that of the policy of now is not.
   assert not np.any(values["old_value_BKT"]) and np.all(current["old_value_BKT"])
+
+
+ASKED: list = []  # prompts that a judge was asked about
+
+
+def remembering():
+  """A judge that keeps its prompts."""
+
+  def scorer(prompts, completions):
+    ASKED.extend(prompts)
+    return [float(len(text)) for text in completions]
+
+  return scorer
+
+
+def test_judge_is_asked_about_conversations(tmp_path):
+  ASKED.clear()
+  tokenizer = synthetic_reviews.train_bpe(["user: why? assistant: four."], 300)
+  tokenizer.chat_template = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+  )
+  tokenizer.save_pretrained(tmp_path / "tokenizer")
+  turns = [(Turn("user", f"why {n}?"),) for n in range(4)]
+  run = experiments.replace(
+    RUN,
+    prompts=Prompts("talks"),
+    start=Scratch(MODEL, str(tmp_path / "tokenizer")),
+    feedback=Feedback(Configured(remembering)),
+    evaluation=Evaluation(),
+  )
+  rows = [Prompt(str(n), talk) for n, talk in enumerate(turns)]
+  result = loop.train(run, tmp_path / "run", datasets={"talks": rows}, say=quiet)
+  assert {prompt.turns for prompt in ASKED} == set(turns)
+  kept = rollouts.read(result.run_dir / run_directory.ROLLOUTS / "000001.jsonl")
+  assert {prompt.turns for prompt in kept.prompts} <= set(turns)
+  assert tokenizer.decode(kept.examples[0].prompt).endswith("assistant:")
 
 
 def constant(directory: str, weight: float):

@@ -17,6 +17,7 @@ import pytest
 from tests.quiet import quiet
 from tests.train.tiny_runs import NASH, cyclic
 from xpo_jax.config.sampling import Opponent
+from xpo_jax.data.records import Conversation, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import protocol
 from xpo_jax.train import loop, metrics, rollouts, rollouts_program, run_directory
@@ -71,6 +72,17 @@ def test_rollouts_come_back_bit_for_bit(tmp_path):
       assert a.dtype == np.float32 and a.tobytes() == b.tobytes()
   lines = (tmp_path / "r" / "1.jsonl").read_text(encoding="utf-8").count("\n")
   assert lines == 4  # one a completion, line breaks within texts escaped
+
+
+def test_conversations_come_back_with_their_messages(tmp_path):
+  turns = (Turn("user", "why?"), Turn("assistant", None, other={"tool_calls": [1]}))
+  talk = Conversation(turns, {"tools": [{"name": "f"}]})
+  made = dataclasses.replace(_rollouts(), prompts=(talk, "c"))
+  rollouts.write(tmp_path / "1.jsonl", made)
+  first, second = rollouts.read(tmp_path / "1.jsonl").prompts
+  assert (first, first.turns) == (talk, turns)
+  assert first.template_arguments == talk.template_arguments
+  assert second == "c" and type(second) is str
 
 
 def test_rollouts_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch):

@@ -150,6 +150,72 @@ class BadRecords(ValueError):
     super().__init__("\n".join([f"{count}; {fix}:", *listed]))
 
 
+class Conversation(str):
+  """A prompt of messages as a string, for feedback: "role: content", a blank line
+  between messages.
+
+  A reward model reads its messages, and renders them as in its training.
+
+  Attributes:
+    turns: the messages.
+    template_arguments: of the chat template; see `Prompt`.
+  """
+
+  turns: tuple[Turn, ...]
+  template_arguments: Mapping[str, Any]
+
+  def __new__(
+    cls, turns: tuple[Turn, ...], template_arguments: Mapping[str, Any] | None = None
+  ) -> "Conversation":
+    """Makes the string; see the attributes."""
+    text = "\n\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)
+    self = super().__new__(cls, text)
+    self.turns, self.template_arguments = turns, template_arguments or {}
+    return self
+
+  def __getnewargs__(self):
+    return (self.turns, self.template_arguments)
+
+
+def prompt_string(record: Record) -> str:
+  """The prompt of a record for feedback; a `Conversation` of messages."""
+  if isinstance(record.prompt, str):
+    return record.prompt
+  return Conversation(record.prompt, record.template_arguments)
+
+
+def with_messages(record: Record) -> Record:
+  """A record with the messages of a prompt that is a `Conversation`; completions that
+  are strings become turns of the assistant. Other records are unchanged."""
+  prompt = record.prompt
+  if not isinstance(prompt, Conversation):
+    return record
+
+  def turns(text: Text) -> Text:
+    return (Turn("assistant", text, loss=True),) if isinstance(text, str) else text
+
+  changes: dict[str, Any] = {
+    name: turns(vars(record)[name])
+    for name in ("completion", "chosen", "rejected")
+    if name in vars(record)
+  }
+  if isinstance(record, Ranked):
+    changes["completions"] = tuple(map(turns, record.completions))
+  return dataclasses.replace(
+    record,
+    prompt=prompt.turns,
+    template_arguments=prompt.template_arguments,
+    **changes,
+  )
+
+
+def completion_string(text: Text) -> str:
+  """A completion for feedback: of turns, the content of the last that carries loss."""
+  if isinstance(text, str):
+    return text
+  return next((t.content or "" for t in reversed(text) if t.loss), "")
+
+
 def completions(record: Record) -> tuple[Text, ...]:
   """Returns the completions of a record, in the order of its layout's columns."""
   match record:

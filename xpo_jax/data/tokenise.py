@@ -307,6 +307,29 @@ def tokenise_valid_prompts(
   return TokenisedPrompts(tuple(ids), tuple(kept), tuple(bad), counts)
 
 
+def encode_answers(
+  data: Sequence[records.Demonstration],
+  tokenizer: PreTrainedTokenizerBase,
+  template: Template = Template(),
+) -> list[np.ndarray]:
+  """Encodes prompts with their completions, as `tokenise` does but for a final EOS; an
+  empty completion and one whose tokens merge with the prompt's are accepted.
+
+  Raises:
+    BadRecords: the chat template refuses one.
+  """
+  renderer, bad, texts = Renderer(tokenizer, template), [], []
+  for record in data:
+    try:
+      rendered = renderer.completion(record, record.completion)
+      texts.append((rendered.texts[-1], rendered.chat))
+    except UnusableRecord as error:
+      bad.append(_bad_record(record, error))
+  if bad:
+    raise records.BadRecords(bad)
+  return _encode(texts, renderer)
+
+
 def _bad_record(record: records.Record, error: UnusableRecord) -> BadRecord:
   return BadRecord(record.uid, error.problem, error.detail, records.as_dict(record))
 

@@ -90,8 +90,7 @@ def questions(
     seed: of the draw.
 
   Raises:
-    ValueError: no rows or no pairs, a record of another kind, or a conversation (a
-      Scorer reads text).
+    ValueError: no rows or no pairs, or a record of another kind.
   """
   numbers: dict[str, int] = {}
   rng = np.random.default_rng(seed)
@@ -116,13 +115,11 @@ def questions(
           f"{row.uid} is a {type(row).__name__}; agreement is measured on pairs and "
           "ranked lists"
         )
-    if not isinstance(row.prompt, str):
-      raise ValueError(
-        f"{row.uid} is a conversation; feedback reads text: give prompt and answers as "
-        "strings"
-      )
-    numbers.setdefault(row.prompt, len(numbers))
-    labelled += [(row.prompt, better, worse) for better, worse in pairs]
+    prompt = records.prompt_string(row)
+    numbers.setdefault(prompt, len(numbers))
+    labelled += [
+      (prompt, *map(records.completion_string, answers)) for answers in pairs
+    ]
   if not labelled:
     raise ValueError(f"no two answers of unequal reward in {len(rows)} records")
   prompts, better, worse = zip(*labelled, strict=True)

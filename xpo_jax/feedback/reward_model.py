@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.data import audit
+from xpo_jax.data.records import Text
 from xpo_jax.data.render import Template
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import tokenised_texts
@@ -196,7 +197,7 @@ def to_scorer(reward_model: RewardModel, *, batch: int = 32) -> Scorer:
     A Scorer that never abstains and raises on a reward that is not finite.
   """
 
-  def scorer(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
+  def scorer(prompts: Sequence[str], completions: Sequence[Text]) -> Scores:
     examples = tokenised_texts.to_examples(
       prompts,
       completions,
@@ -252,7 +253,7 @@ def sharded_scorer(
 def normalise(
   reward_model: RewardModel,
   prompts: Sequence[str],
-  completions: Sequence[str],
+  completions: Sequence[Text],
   *,
   rule: Normaliser = kl_control.standardising,
 ) -> RewardModel:

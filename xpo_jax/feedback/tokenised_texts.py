@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.data import records, tokenise
+from xpo_jax.data.records import Text
 from xpo_jax.data.render import Template
 from xpo_jax.data.tokenise import Example, Limits
 from xpo_jax.models import sample
@@ -38,20 +39,34 @@ class TextBatch(NamedTuple):
 
 def to_examples(
   prompts: Sequence[str],
-  completions: Sequence[str],
+  completions: Sequence[Text],
   tokenizer: Any,
   *,
   template: Template,
   limits: Limits,
 ) -> list[Example]:
-  """Tokenises each text as an example of one completion; rejects no text.
+  """Tokenises each text as an example of one completion, as training did; rejects no
+  plain text.
+
+  Args:
+    prompts: N strings; the messages of a `records.Conversation` are rendered by the
+      tokenizer's chat template.
+    completions: N answers; a string after messages is the assistant's turn.
+    tokenizer: of transformers.
+    template: of training.
+    limits: of training.
 
   Raises:
-    ValueError: prompts and completions of unequal number.
+    ValueError: prompts and completions of unequal number; messages, and no chat
+      template.
+    BadRecords: the chat template refuses the messages.
   """
   if len(prompts) != len(completions):
     raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions")
-  prompt_records = [records.Prompt(str(n), prompt) for n, prompt in enumerate(prompts)]
+  prompt_records = [
+    records.with_messages(records.Prompt(str(n), prompt))
+    for n, prompt in enumerate(prompts)
+  ]
   full_prompts = tokenise.tokenise_prompts(prompt_records, tokenizer, template)
   truncated_prompts = tokenise.tokenise_prompts(
     prompt_records,
@@ -59,11 +74,11 @@ def to_examples(
     template,
     limits=Limits(limits.prompt, long_prompt="truncate"),
   )
-  text_records = [
-    records.Prompt(str(n), template.before + prompt + template.between + completion)
+  answers = [
+    records.with_messages(records.Demonstration(str(n), prompt, completion))
     for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
   ]
-  texts = tokenise.tokenise_prompts(text_records, tokenizer)
+  texts = tokenise.encode_answers(answers, tokenizer, template)
   examples = []
   for n, (full, prompt, text) in enumerate(
     zip(full_prompts, truncated_prompts, texts, strict=True)

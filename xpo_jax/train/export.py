@@ -106,7 +106,7 @@ def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
 
 def _reference(
   experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
-) -> tuple[list[records.Text], list[str]]:
+) -> tuple[list[str], list[records.Text]]:
   """Prompts of the training data with a completion of each to normalise rewards on."""
   first = {records.plain_text(row.prompt): row for row in rows}
   order = np.random.default_rng(experiment.seed).permutation(len(first))
@@ -116,7 +116,7 @@ def _reference(
   chosen = tokenise.tokenise_valid_prompts(
     chosen[: 2 * REFERENCE_SAMPLES], begin.tokenizer, data.template, limits=limits
   ).records[:REFERENCE_SAMPLES]
-  prompts = [row.prompt for row in chosen]
+  prompts = [records.prompt_string(row) for row in chosen]
   if isinstance(experiment.start, Scratch):
     return prompts, [_preferred(row) for row in chosen]
   return prompts, _completions(experiment, begin, chosen)
@@ -143,7 +143,7 @@ def _truncating(limits: Limits) -> Limits:
   return Limits(limits.prompt, long_prompt="truncate")
 
 
-def _preferred(row: Record) -> str:
+def _preferred(row: Record) -> records.Text:
   if isinstance(row, records.Ranked):
     return row.completions[int(np.argmax(row.rewards))]
   return records.completions(row)[0]

@@ -70,7 +70,7 @@ class PromptSet(NamedTuple):
 
   Attributes:
     uids: uids of their records.
-    texts: texts for the judge.
+    texts: for the judge; a `records.Conversation` of messages.
     ids: token ids for the model, int32, BOS first.
     width: tokens of the longest, to which sampling pads.
   """
@@ -335,7 +335,7 @@ def _made(make: Configured, path: Path | None) -> Loaded:
   """Records that a function makes, or made before the run was resumed."""
   if path is not None and path.exists():
     return _from_records(make.name, record_file.read(path))
-  rows = tuple(make.build())
+  rows = tuple(map(records.with_messages, make.build()))
   if not rows:
     raise ValueError(f"{make.name} made no records; there is nothing to train on")
   if path is not None:
@@ -451,7 +451,9 @@ def prompt_sets(
       range(len(every.texts)),
       evaluation.shares,
       config.seed,
-      prompt=lambda row: every.texts[row],
+      prompt=lambda row: split.prompt_text(
+        records.with_messages(records.Prompt("", every.texts[row]))
+      ),
     )
     chosen, held_out = (_some(every, sides[name]) for name in ("train", "held_out"))
   elif evaluation.path is not None:
@@ -495,7 +497,7 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
       f"Prompts.path {config.path!r}: there is no prompt ({len(bad)} rows were "
       "dropped); give at least one"
     )
-  texts = tuple(map(split.prompt_text, rows))
+  texts = tuple(map(records.prompt_string, rows))
   uids = tuple(row.uid for row in rows)
   width = max(map(len, tokenised.ids))
   return PromptSet(uids, texts, tokenised.ids, width), bad, tokenised.counts

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config.sampling import Sampling
+from xpo_jax.data.records import Conversation, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import generate
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
@@ -216,6 +217,8 @@ def write(path: Path, rollouts: RolloutBatch) -> None:
       }
       if k == 0:  # once a prompt
         line |= {"prompt_tokens": example.prompt.tolist(), "idle": rollouts.idle}
+        if isinstance(rollouts.prompts[b], Conversation):
+          line |= {"conversation": _messages(rollouts.prompts[b])}
         if rollouts.opponents_BJ:
           line |= {"opponents": list(rollouts.opponents_BJ[b])}
       lines.append(json.dumps(line, ensure_ascii=False) + "\n")
@@ -246,7 +249,7 @@ def read(path: Path) -> RolloutBatch:
   return RolloutBatch(
     iteration=lines[0]["iteration"],
     row_B=np.array([group[0]["row"] for group in groups]),
-    prompts=tuple(group[0]["prompt"] for group in groups),
+    prompts=tuple(map(_prompt, groups)),
     texts_BK=tuple(map(tuple, of("completion"))),
     examples=tuple(
       Example(
@@ -265,6 +268,20 @@ def read(path: Path) -> RolloutBatch:
     ),
     idle=lines[0]["idle"],
   )
+
+
+def _messages(prompt: Conversation) -> dict[str, Any]:
+  turns = [dataclasses.asdict(turn) for turn in prompt.turns]
+  return {"turns": turns, "template_arguments": prompt.template_arguments}
+
+
+def _prompt(group: list[dict[str, Any]]) -> str:
+  """The prompt of the lines of a group."""
+  line = group[0]
+  if "conversation" not in line:
+    return line["prompt"]
+  turns = tuple(Turn(**turn) for turn in line["conversation"]["turns"])
+  return Conversation(turns, line["conversation"]["template_arguments"])
 
 
 def order(prompts: int, seed: int, start: int, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from scipy import special
 
 from xpo_jax.config.data import Prompts
 from xpo_jax.data import records, tokenise
+from xpo_jax.data.records import prompt_string
 from xpo_jax.data.split import prompt_text
 from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import Scorer
@@ -42,7 +43,8 @@ class Sampled(NamedTuple):
 def texts_of(prompts: Prompts, start: int = 0, stop: int | None = None) -> list[str]:
   """The different prompts of a source, in its order, from one number to another."""
   rows = loading.load(prompts, prompts, {}).records
-  return list(dict.fromkeys(map(prompt_text, rows)))[start:stop]
+  first = {prompt_text(row): prompt_string(row) for row in reversed(rows)}
+  return list(reversed(first.values()))[start:stop]
 
 
 def sample(
@@ -127,7 +129,10 @@ def _sampled(
 
 def encode(tokenizer: Any, prompts: Sequence[str]) -> list[np.ndarray]:
   """Token ids of prompts."""
-  rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
+  rows = [
+    records.with_messages(records.Prompt(str(i), text))
+    for i, text in enumerate(prompts)
+  ]
   return tokenise.tokenise_prompts(rows, tokenizer)
 
 
