@@ -68,7 +68,9 @@ def _stdout_closed() -> bool:
 
 
 def _fail(message: str, code: int = 2) -> int:
-  print(f"xpo: {message}", file=sys.stderr)
+  from xpo_jax.data.printable import printable
+
+  print(printable(f"xpo: {message}"), file=sys.stderr)
   return code
 
 
@@ -328,6 +330,7 @@ def _function(name: str | None):
 
 
 def _generate(args, overrides) -> None:
+  from xpo_jax.data.printable import printable
   from xpo_jax.evaluation import evaluate_run
   from xpo_jax.models.generation_config import GenerationConfig
 
@@ -343,7 +346,7 @@ def _generate(args, overrides) -> None:
   texts = evaluate_run.generate(args.directory, args.prompts, config, seed=args.seed)
   for prompt, completions in zip(args.prompts, texts, strict=True):
     for completion in completions:
-      print(f"{prompt}|{completion}")
+      print(printable(f"{prompt}|{completion}"))
 
 
 def _report(args, overrides) -> None:

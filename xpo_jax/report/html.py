@@ -1,7 +1,7 @@
 """Renders a page of text, tables, charts and tokens as HTML or Markdown.
 
 A page is data; `html` and `markdown` render it. Text has three kinds of markup:
-`code` in backticks, **strong**, and [words](address).
+`code` in backticks, **strong**, and [words](address); a `Verbatim` has none.
 """
 
 import functools
@@ -14,7 +14,12 @@ from typing import NamedTuple
 import jinja2
 import markupsafe
 
+from xpo_jax.data.printable import printable
 from xpo_jax.report import line_chart
+
+
+class Verbatim(str):
+  """Text of data, in a cell of a table: shown as it is, whatever it spells."""
 
 
 class Text(NamedTuple):
@@ -131,6 +136,8 @@ def cell(value) -> str:
   """Formats a cell: floats to four significant digits, long integers in groups."""
   if value is None:
     return ""
+  if isinstance(value, Verbatim):
+    return value
   if isinstance(value, int) and abs(value) >= 10_000:
     return f"{value:,}"
   if isinstance(value, float):
@@ -140,7 +147,9 @@ def cell(value) -> str:
 
 def inline(text: str) -> markupsafe.Markup:
   """Converts text with markup to escaped HTML."""
-  out = html_lib.escape(str(text))
+  out = html_lib.escape(printable(str(text)))
+  if isinstance(text, Verbatim):
+    return markupsafe.Markup(out)
   out = re.sub(r"`([^`]+)`", r"<code>\1</code>", out)
   out = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", out)
   out = re.sub(r"\[([^\]]+)\]\((https?://[^)\s]+)\)", r'<a href="\2">\1</a>', out)
@@ -157,6 +166,7 @@ def _template() -> jinja2.Template:
   )
   environment.filters["inline"] = inline
   environment.filters["cell"] = cell
+  environment.filters["printable"] = printable
   environment.filters["svg"] = lambda figure: markupsafe.Markup(line_chart.svg(figure))
   environment.filters["markup"] = markupsafe.Markup
   environment.tests["numeric"] = lambda value: bool(_NUMBER.match(cell(value)))
@@ -173,11 +183,25 @@ def _markdown_table(table: Table) -> str:
   width = len(table.header) or max(map(len, table.rows), default=1)
   header = list(table.header) or [""] * width
   lines = [header, ["---"] * width, *table.rows]
-  escaped = [
-    [cell(c).replace("|", "\\|").replace("\n", " ") for c in line] for line in lines
-  ]
+  escaped = [list(map(_markdown_cell, line)) for line in lines]
   text = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
   return f"{text}\n\n{table.caption}" if table.caption else text
+
+
+def _markdown_cell(value) -> str:
+  text = cell(value)
+  if isinstance(text, Verbatim):
+    text = re.sub(r"([\\`*_\[\]<>&~|])", r"\\\1", printable(text))
+  else:
+    text = text.replace("|", "\\|")
+  return text.replace("\n", " ")
+
+
+def _fenced(text: str) -> str:
+  """A block of code, fenced by more backticks than the text has in a row."""
+  longest = max(map(len, re.findall("`+", text)), default=0)
+  fence = "`" * max(3, longest + 1)
+  return f"{fence}\n{text}\n{fence}"
 
 
 def _markdown_figures(figures: Figures) -> str:
@@ -193,7 +217,7 @@ def _markdown_figures(figures: Figures) -> str:
 
 
 def _markdown_code(code: Code) -> str:
-  block = f"```\n{code.text.rstrip()}\n```"
+  block = _fenced(printable(code.text.rstrip()))
   if not code.title:
     return block
   return f"<details><summary>{code.title}</summary>\n\n{block}\n\n</details>"
@@ -202,7 +226,7 @@ def _markdown_code(code: Code) -> str:
 def _markdown_tokens(tokens: Tokens) -> str:
   marks = {"prompt": "{}", "loss": "[{}]", "free": "({})", "break": "\n"}
   text = " ".join(marks[kind].format(piece) for piece, kind in tokens.pieces)
-  return f"{tokens.title}\n\n```\n{text}\n```"
+  return f"{tokens.title}\n\n{_fenced(printable(text))}"
 
 
 _MARKDOWN = {

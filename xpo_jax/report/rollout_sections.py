@@ -198,7 +198,7 @@ def _held_out_samples(held_out: Mapping[int, RolloutBatch]) -> html.Table:
   shown = {n: held_out[n] for n in rollout_history.spread(list(held_out), 3)}
   first = next(iter(shown.values()))
   rows = [
-    [prompt, *(_sample(batch, b, 0) for batch in shown.values())]
+    [html.Verbatim(prompt), *(_sample(batch, b, 0) for batch in shown.values())]
     for b, prompt in enumerate(first.prompts[:_PROMPTS])
   ]
   caption = (
@@ -217,7 +217,8 @@ def _training_samples(samples: Mapping[int, RolloutBatch]) -> html.Table:
       reward_K = batch.reward_BK[b]
       best = int(np.where(np.isnan(reward_K), -np.inf, reward_K).argmax())
       worst = int(np.where(np.isnan(reward_K), np.inf, reward_K).argmin())
-      rows.append([number, prompt, _sample(batch, b, best), _sample(batch, b, worst)])
+      samples_of = (_sample(batch, b, k) for k in (best, worst))
+      rows.append([number, html.Verbatim(prompt), *samples_of])
   caption = (
     f"What was learned from: the best and the worst sample of the first {_GROUPS} "
     f"prompts of an iteration. All are in `{run_directory.ROLLOUTS}/`."
@@ -225,11 +226,11 @@ def _training_samples(samples: Mapping[int, RolloutBatch]) -> html.Table:
   return html.Table(("iteration", "prompt", "best", "worst"), rows, caption)
 
 
-def _sample(batch: RolloutBatch, b: int, k: int) -> str:
+def _sample(batch: RolloutBatch, b: int, k: int) -> html.Verbatim:
   reward = batch.reward_BK[b, k]
   verdict = "no verdict" if math.isnan(reward) else f"{reward:.2f}"
   end = "" if batch.ended_BK[b, k] else " …"
-  return f"{batch.texts_BK[b][k].strip()}{end} ({verdict})"
+  return html.Verbatim(f"{batch.texts_BK[b][k].strip()}{end} ({verdict})")
 
 
 def _first_and_last(samples: Mapping[int, RolloutBatch]) -> dict[int, RolloutBatch]:

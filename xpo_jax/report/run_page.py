@@ -217,7 +217,8 @@ def _samples(run: RunFiles) -> list[html.Section]:
   path = run.directory / evaluate_run.SAMPLES
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8").splitlines()
+  # Not splitlines: it also splits at characters that JSON does not escape.
+  lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
   rows, models = [], []
   for line in map(json.loads, lines[:SHOWN_PROMPTS]):
     first: dict[str, str] = {}
@@ -225,7 +226,8 @@ def _samples(run: RunFiles) -> list[html.Section]:
       first.setdefault(answer["model"], _answer(answer))
     models = models or list(first)
     chosen = [line["chosen"]] if "chosen" in line else []
-    rows.append([line["prompt"], *chosen, *(first[model] for model in models)])
+    texts = [line["prompt"], *chosen, *(first[model] for model in models)]
+    rows.append(list(map(html.Verbatim, texts)))
   header = ["prompt", *(["chosen"] if len(rows[0]) > 1 + len(models) else []), *models]
   caption = (
     f"The first sample of each on the first {len(rows)} of {len(lines)} prompts, not "

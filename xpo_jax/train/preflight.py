@@ -21,6 +21,7 @@ from xpo_jax.config import optim
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit, pack
 from xpo_jax.data.pack import Batches
+from xpo_jax.data.printable import printable
 from xpo_jax.data.records import Prompt
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import reward_model
@@ -110,7 +111,7 @@ def lines(budget: Budget) -> list[str]:
   for name, value in (budget.bytes or {}).items():
     facts.append(f"memory, {name}: {value / 2**20:,.1f} MiB")
   marked = (f"[{t.text}]" if t.loss else t.text for t in budget.shown[0][:60])
-  text = textwrap.indent("".join(marked), "    ")
+  text = textwrap.indent(printable("".join(marked)), "    ")
   return [
     budget.name,
     *(f"  {line}" for line in facts),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich import progress
 
+from xpo_jax.data.printable import printable
+
 Say = Callable[[str], None]
 Report = Callable[[Mapping[str, float]], None]
 
@@ -13,8 +15,8 @@ _SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_
 
 
 def say(text: str) -> None:
-  """Prints a line at once."""
-  print(text, flush=True)
+  """Prints a line at once, what a terminal would act on escaped."""
+  print(printable(text), flush=True)
 
 
 _printed = say  # replaced by a bar on a terminal; other functions get lines
