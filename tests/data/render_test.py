@@ -132,6 +132,7 @@ def test_what_the_template_does_not_use_is_counted(tokenizer_of):
     "tools": 1,
   }
   assert prepared.unused_columns == {"system": 1}
+  assert not prepared.first_dropped
   said = "\n".join(audit.notes(prepared.summary()))
   assert "system (1 rows)" in said and "reasoning_content of messages (1 rows)" in said
   used = audit.prepare(read(*rows), tokenizer_of(THINKING), fractions={"train": 1.0})

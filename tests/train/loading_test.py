@@ -186,6 +186,7 @@ def test_prompts_are_dropped_by_themselves_and_not_by_their_ids(tmp_path):
   )
   assert list(chosen.texts) == texts
   assert (counts["rows"], counts["prompts"], counts["dropped"]) == (9, 8, 1)
+  assert counts["first_dropped"][0].startswith("q1: over-long prompt: ")
 
 
 def test_bad_rows_stop_the_run_or_are_dropped_and_listed(tmp_path):

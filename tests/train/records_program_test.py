@@ -19,6 +19,7 @@ from xpo_jax.config.experiment import Experiment, MeshShape, Pretrained, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import pack
+from xpo_jax.data.records import Rated
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.objectives import dpo
 from xpo_jax.ops import token_stats
@@ -95,6 +96,18 @@ def test_a_reward_model_keeps_no_start_on_the_device(datasets, tmp_path):
   before = _embeddings()
   program = _prepare(reward, tmp_path / "run", datasets)
   assert _embeddings() - before == 3 and "value" in program.state.params
+
+
+def test_metric_of_rejected_rows_is_absent_where_none_is_rejected(tmp_path):
+  rows = [
+    Rated(str(i), f"the film {i} was", " good.", desirable=True) for i in range(8)
+  ]
+  kto = experiments.replace(RUN, objective=ObjectiveConfig("kto"), path="thumbs")
+  run = experiments.replace(kto, evaluation=Evaluation(), steps=None)
+  result = loop.train(run, tmp_path / "run", datasets={"thumbs": rows}, say=quiet)
+  for line in metrics.read(result.run_dir):
+    assert "logp_chosen" in line and "reward_chosen" in line
+    assert not [name for name in line if name.endswith("_rejected")]
 
 
 def test_evaluation_reads_the_state_and_moves_nothing_of_it(program):

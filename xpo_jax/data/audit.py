@@ -29,6 +29,7 @@ class Audit:
     rows: number of records read, valid or not.
     kept: number of records that became examples.
     dropped: number of dropped records by problem; `bad` lists them.
+    first_dropped: the first of them, each with its problem.
     truncated_prompts, truncated_completions, trailing_turns, control_tokens, unread:
       see `tokenise.Counts`.
     repeated_prompts: number of examples whose prompt an earlier example has.
@@ -45,6 +46,7 @@ class Audit:
   rows: int
   kept: int
   dropped: Mapping[str, int]
+  first_dropped: tuple[str, ...]
   truncated_prompts: int
   truncated_completions: int
   trailing_turns: int
@@ -143,6 +145,7 @@ def prepare(
       rows=len(loaded.records) + len(loaded.bad),
       kept=len(valid),
       dropped=dict(Counter(one.problem for one in bad)),
+      first_dropped=listed(bad),
       **vars(tokenised.counts),
       repeated_prompts=len(valid) - len(set(map(split.prompt_text, valid))),
       unused_columns=loaded.unused,
@@ -161,6 +164,11 @@ def _labels(data: Sequence[records.Record]) -> dict[str, int]:
   return counts if any(counts.values()) else {}
 
 
+def listed(bad: Sequence[records.BadRecord]) -> tuple[str, ...]:
+  """The first bad records, a line each."""
+  return tuple(f"{one.uid}: {one.problem}: {one.detail}"[:300] for one in bad[:5])
+
+
 def notes(counts: Mapping[str, Any]) -> list[str]:
   """Says what of the data is not read, left out, or may be meant otherwise.
 
@@ -170,7 +178,7 @@ def notes(counts: Mapping[str, Any]) -> list[str]:
   Returns:
     Lines; none where all was read.
   """
-  lines = []
+  lines = [f"dropped {line}" for line in counts.get("first_dropped", ())]
   names = {
     "unused_columns": "columns that nothing reads",
     "unread": "not used by the chat template",

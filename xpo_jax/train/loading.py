@@ -472,6 +472,7 @@ def prompt_sets(
     "source_sha256": loaded.sha256,
     "rows": len(loaded.records) + len(loaded.bad),
     "dropped": len(bad),
+    "first_dropped": audit.listed(bad),
     "prompts": len(chosen.ids),
     "held_out_prompts": 0 if held_out is None else len(held_out.ids),
     "longest_prompt": chosen.width,

@@ -23,6 +23,7 @@ from xpo_jax.train import (
   rollouts_program,
   run_directory,
   stages,
+  step,
 )
 from xpo_jax.train.loading import Datasets, Inputs
 from xpo_jax.train.state import Program
@@ -240,8 +241,7 @@ def _write(program, run_dir, writer, pending, clock) -> tuple[dict[str, float], 
   now = time.perf_counter()
   seconds = (now - clock) / len(pending)
   for (index, _), values in zip(pending, fetched, strict=True):
-    numbers = {name: float(value) for name, value in values.items()}
-    line = program.line(index, numbers, seconds)
+    line = program.line(index, step.present(values), seconds)
     metrics.write(writer, line)
     metrics.flush(writer)
     if program.batch is not None:

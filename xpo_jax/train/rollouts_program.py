@@ -528,7 +528,9 @@ def _update(parts, now, ref, index, examples, arrays):
       {name: float(x) for name, x in metrics.items()},
       lambda at=at: references.fill(cache, batches[at]),
     )
-  means = {n: float(np.mean([m[n] for m in measured])) for n in measured[0]}
+  found = list(map(step.present, measured))
+  names = dict.fromkeys(name for metrics in found for name in metrics)
+  means = {n: float(np.mean([m[n] for m in found if n in m])) for n in names}
   return trained, {"loss": means.pop("loss")} | means | {"updates": len(measured)}
 
 

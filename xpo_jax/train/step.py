@@ -43,6 +43,8 @@ from xpo_jax.types import (
 
 Step = Callable[..., tuple[TrainState, dict[str, Array]]]
 
+ABSENT = float("-inf")  # value of a metric without a row in the batch
+_TERM = "loss/"
 # Names of the columns of K in metrics; other layouts average over them.
 _COLUMNS = {
   Layout.PAIR: ("chosen", "rejected"),
@@ -266,11 +268,11 @@ def weighted(
   grads = jax.tree.map(lambda x: aux_loss.weight * x, grads)
   named = {}
   for name, mean in means.items():
-    term = name.removeprefix("loss/")
+    term = name.removeprefix(_TERM)
     if term == name:
       named[f"{aux_loss.data}/{name}"] = mean
     else:
-      named[f"loss/{aux_loss.data}/{term}"] = mean.replace(
+      named[f"{_TERM}{aux_loss.data}/{term}"] = mean.replace(
         total=aux_loss.weight * mean.total
       )
   return grads, named
@@ -316,10 +318,29 @@ def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
 
 
 def divide(means: Mapping[str, Mean]) -> dict[str, Array]:
-  """Divides totals by weights; `loss` is the sum of the divided terms."""
-  values = {name: mean.value for name, mean in means.items()}
-  terms = [value for name, value in values.items() if name.startswith("loss/")]
-  return {"loss": sum(terms)} | values
+  """Divides totals by weights; `loss` is the sum of the divided terms.
+
+  A metric of which the batch has nothing, such as one of rejected completions where
+  none is, is `ABSENT`; see `present`.
+  """
+  terms = [mean.value for name, mean in means.items() if name.startswith(_TERM)]
+  return {"loss": sum(terms)} | {
+    name: mean.value
+    if name.startswith(_TERM)
+    else jnp.where(mean.weight == 0, ABSENT, mean.value)
+    for name, mean in means.items()
+  }
+
+
+def present(metrics: Mapping[str, Any]) -> dict[str, float]:
+  """Metrics as numbers, without those that are `ABSENT`."""
+  numbers = {name: float(value) for name, value in metrics.items()}
+  own = ("loss", "grad_norm")  # which may diverge
+  return {
+    name: value
+    for name, value in numbers.items()
+    if value != ABSENT or name in own or name.startswith(_TERM)
+  }
 
 
 def stats(objective: Objective) -> tuple[TokenStat, ...]:
@@ -353,7 +374,7 @@ def scorer(objective, models, frozen, mesh, adapter=None):
 
 
 def _named(loss: Loss) -> dict[str, Mean]:
-  return {f"loss/{n}": term for n, term in loss.terms.items()} | dict(loss.metrics)
+  return {f"{_TERM}{n}": term for n, term in loss.terms.items()} | dict(loss.metrics)
 
 
 def _sparse(
@@ -366,7 +387,7 @@ def _sparse(
 
   value, d_lm = jax.value_and_grad(penalty)(params["lm"])
   grads = grads | {"lm": jax.tree.map(jnp.add, grads["lm"], d_lm)}
-  return grads, dict(means) | {"loss/l1": Mean(value, jnp.ones_like(value))}
+  return grads, dict(means) | {f"{_TERM}l1": Mean(value, jnp.ones_like(value))}
 
 
 def _padding(batch: Batch) -> dict[str, Mean]:
