@@ -62,6 +62,16 @@ def test_prompt_ends_on_a_token_boundary(reviews, tokenizer):
   assert max(lengths) <= 16
 
 
+def test_merges_of_a_long_word_are_learned_from_its_pieces():
+  """As one, a word of 400,000 characters takes minutes: the cost is quadratic."""
+  rng = np.random.default_rng(0)
+  word = "".join(rng.choice(list("abcdefgh"), 20_000))
+  whole = synthetic_reviews.train_bpe([word], 300)
+  pieces = [word[start : start + 1000] for start in range(0, len(word), 1000)]
+  assert whole.get_vocab() == synthetic_reviews.train_bpe(pieces, 300).get_vocab()
+  assert whole.decode(whole(word, add_special_tokens=False).input_ids) == word
+
+
 def test_tokenizer_round_trips_any_text(tokenizer):
   text = "Žluťoučký kůň \n\t 🐎"
   assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text

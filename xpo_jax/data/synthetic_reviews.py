@@ -9,7 +9,9 @@ labels whose noise and optimum are known.
 
 import functools
 import random
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import special
@@ -25,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from vaderSentiment import vaderSentiment
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+_LONGEST_WORD = 1000  # characters that merges are learned from at once
 
 # Openings: words outside the VADER lexicon, so that a prompt has reward 0.
 _GENRES = (
@@ -198,9 +201,9 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     vocab_size=vocab_size,
     special_tokens=special_tokens,
     initial_alphabet=sorted(alphabet),
-    show_progress=False,
+    show_progress=sys.stderr.isatty(),
   )
-  tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.train_from_iterator(_in_pieces(texts), trainer)
   bos = (BOS, tokenizer.token_to_id(BOS))
   tokenizer.post_processor = processors.TemplateProcessing(
     single=f"{BOS} $A", special_tokens=[bos]
@@ -208,6 +211,17 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
   )
+
+
+def _in_pieces(texts: Sequence[str]) -> Iterator[str]:
+  """Texts, those with a word of over 1,000 characters in pieces: the cost of learning
+  merges grows with the square of a word's length."""
+  for text in texts:
+    if re.search(rf"\S{{{_LONGEST_WORD + 1}}}|\s{{{_LONGEST_WORD + 1}}}", text):
+      starts = range(0, len(text), _LONGEST_WORD)
+      yield from (text[start : start + _LONGEST_WORD] for start in starts)
+    else:
+      yield text
 
 
 @functools.cache
