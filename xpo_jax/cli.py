@@ -7,9 +7,12 @@ import JAX.
 import argparse
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from xpo_jax.config import trust
 
 _OVERRIDES = (
   "its arguments (path=FILE) and any field of the experiment may follow: "
@@ -42,8 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
   # Suppresses the notice of transformers that torch is missing.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  debug = "--debug" in argv
-  args, overrides = _parser().parse_known_args([a for a in argv if a != "--debug"])
+  try:
+    words, trusted = _without_trust(argv)
+  except ValueError as error:
+    return _fail(str(error))
+  trust.allow(*trusted)
+  debug = "--debug" in words
+  args, overrides = _parser().parse_known_args([w for w in words if w != "--debug"])
   if overrides and not args.overrides:
     return _fail(
       f"xpo {args.command} does not know {' '.join(overrides)}; see its --help"
@@ -52,10 +60,30 @@ def _run(argv: list[str]) -> int:
     return args.run(args, overrides) or 0
   except KeyboardInterrupt:
     return _fail("interrupted", 130)
+  except trust.ForeignCode as error:
+    if debug:
+      raise
+    return _fail(f"{error}: xpo {shlex.join(argv)} {error.options}")
   except (ValueError, OSError, ImportError) as error:
     if debug or (isinstance(error, BrokenPipeError) and _stdout_closed()):
       raise
     return _fail(str(error))
+
+
+def _without_trust(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Splits a command line into the other words and the values of `--trust`."""
+  words, trusted = [], []
+  rest = iter(argv)
+  for word in rest:
+    option, equals, value = word.partition("=")
+    if option != "--trust":
+      words.append(word)
+      continue
+    value = value if equals else next(rest, "")
+    if not value or value.startswith("-"):
+      raise ValueError("--trust needs a module, such as --trust my_reward")
+    trusted.append(value)
+  return words, trusted
 
 
 def _stdout_closed() -> bool:
@@ -76,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="xpo",
     description="Preference optimisation in JAX: objectives, one trainer, reports.",
-    epilog="--debug anywhere shows the traceback of an error.",
+    epilog="Anywhere: --debug shows the traceback of an error; --trust MODULE, as "
+    "often as needed, lets the files of a run name functions of that module, and "
+    "--trust PATH.py those of a study that recipe. Exit codes: 0 done, 2 refused.",
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -320,6 +350,7 @@ def _function(name: str | None):
     return None
   import importlib
 
+  trust.allow_used(name)
   module, colon, function = name.partition(":")
   value = vars(importlib.import_module(module)).get(function) if colon else None
   if not callable(value):

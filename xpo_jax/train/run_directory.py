@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
+from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
 from xpo_jax.train import checkpoint, progress
@@ -86,6 +87,7 @@ def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
     experiment: to compare with the recorded one, or None for no comparison.
 
   Raises:
+    ForeignCode: it names code that is neither the package's nor trusted.
     ValueError: no such run, or another experiment; shows the differences.
   """
   recorded, _ = yaml_file.read(run_dir)
@@ -122,7 +124,9 @@ def restore_state(
   if restored.state is None:
     say("there is none before it: beginning again")
     return fresh
-  old, new = restored.meta["experiment"], meta["experiment"]
+  # Built once more: a field that is newer than the checkpoint has its default.
+  again = yaml_file.from_dict(Experiment, restored.meta["experiment"])
+  old, new = yaml_file.to_dict(again), meta["experiment"]
   yaml_file.refuse_change("configuration", run_dir, old, new)
   around = ("versions", "flags", "devices", "code")
   old, new = ({name: m[name] for name in around} for m in (restored.meta, meta))
