@@ -81,7 +81,8 @@ def train(
     say: prints a line.
 
   Raises:
-    ValueError: the run directory exists, or anything about the experiment, its stages
+    ValueError: the run directory exists (names the process that writes it, if one
+      does), or anything about the experiment, its stages
       or their data is wrong; all of it before the first compile, and no directory is
       left. Feedback that is no number.
     JudgeError: no judge can be asked, before anything expensive.
@@ -91,7 +92,7 @@ def train(
   run_directory.refuse_existing(run_dir)
   say(f"{run_dir}: {experiment.objective} on {experiment.data.title}")
   inputs = check(experiment, datasets)
-  with run_directory.create(run_dir, experiment):
+  with run_directory.create(run_dir, experiment, say):
     return _run(experiment, run_dir, store, inputs, datasets, say)
 
 
@@ -113,12 +114,15 @@ def resume(
     say: prints a line.
 
   Raises:
-    ValueError: no such run, or its data or configuration changed; shows how.
+    ForeignCode: it names code that is neither the package's nor trusted.
+    ValueError: no such run, or another process writes it, or its data or configuration
+      changed; shows how.
   """
   run_dir = Path(run_dir)
   recorded = run_directory.read_config(run_dir, experiment)
-  say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
-  return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
+  with run_directory.lock(run_dir, say):
+    say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
+    return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
 
 
 def check(experiment: Experiment, datasets: Datasets) -> Inputs:
