@@ -18,6 +18,7 @@ from xpo_jax.config import trust
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.sentiment.settings import SentimentStudy
+from xpo_jax.train import progress
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -422,6 +423,42 @@ def test_trust_without_a_module_is_refused(capsys):
   for words in (["list", "--trust"], ["--trust", "--debug", "list"]):
     assert cli.main(words) == 2
     assert "--trust needs a module" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stopped", "code"), [("", 0), ("SIGTERM", 75)])
+def test_unfinished_run_has_an_exit_code_of_its_own(stopped, code, monkeypatch):
+  from xpo_jax.report import run_page
+  from xpo_jax.train import loop
+
+  def result(run, *_):
+    return loop.Result(Path("run"), None, None, None, 1, not stopped, stopped)
+
+  for name in ("train", "resume"):
+    monkeypatch.setattr(loop, name, result)
+  monkeypatch.setattr(run_page, "write", lambda directory: directory)
+  monkeypatch.setattr(cli, "_recipe", lambda args, overrides: find_recipe.Recipe(None))
+  monkeypatch.setattr(Path, "exists", lambda path: True)
+  assert cli.main(["train", "dpo_hh"]) == code
+  assert cli.main(["resume", "run"]) == code
+
+
+@pytest.mark.parametrize(
+  ("interrupt", "code", "said"),
+  [
+    (progress.Stopped("stopped by SIGINT: xpo resume s"), 75, "xpo resume s"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+  ],
+)
+def test_interrupted_study_has_an_exit_code_of_its_own(
+  interrupt, code, said, monkeypatch, capsys
+):
+  def run(settings, run_dir):
+    raise interrupt
+
+  recipe = find_recipe.Recipe(None, run)
+  monkeypatch.setattr(cli, "_recipe", lambda args, overrides: recipe)
+  assert cli.main(["train", "rlaif"]) == code
+  assert said in capsys.readouterr().err
 
 
 _STUDY = """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xpo_jax.config import trust
 
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _OVERRIDES = (
   "its arguments (path=FILE) and any field of the experiment may follow: "
   "--objective.beta 0.2 --data.epochs 2; "
@@ -24,9 +25,11 @@ _OVERRIDES = (
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code.
 
-  An error of the user (a wrong value, a missing file) is one line on stderr and exit
-  code 2; `--debug` shows its traceback. A pipe that is closed early
-  (`xpo list | head -1`) ends the command without a message, with exit code 141.
+  0: done. 2: an error of the user (a wrong value, a missing file), one line on stderr;
+  `--debug` shows its traceback. 75: SIGTERM or Ctrl-C ended a run or a study before its
+  end; a checkpoint is written, and `xpo resume` goes on. 130: interrupted at once, by a
+  second Ctrl-C or outside the steps. 141: a pipe was closed early
+  (`xpo list | head -1`), which ends the command without a message.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
@@ -58,7 +61,11 @@ def _run(argv: list[str]) -> int:
     )
   try:
     return args.run(args, overrides) or 0
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as interrupt:
+    from xpo_jax.train import progress
+
+    if isinstance(interrupt, progress.Stopped):
+      return _fail(str(interrupt), UNFINISHED)
     return _fail("interrupted", 130)
   except trust.ForeignCode as error:
     if debug:
@@ -106,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     description="Preference optimisation in JAX: objectives, one trainer, reports.",
     epilog="Anywhere: --debug shows the traceback of an error; --trust MODULE, as "
     "often as needed, lets the files of a run name functions of that module, and "
-    "--trust PATH.py those of a study that recipe. Exit codes: 0 done, 2 refused.",
+    "--trust PATH.py those of a study that recipe. Exit codes: 0 done; 2 refused; 75 "
+    "stopped by SIGTERM or Ctrl-C with a checkpoint, xpo resume goes on; 130 "
+    "interrupted at once.",
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -276,7 +285,7 @@ def _train(args, overrides) -> int | None:
 
   result = loop.train(recipe.experiment, run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
-  return None
+  return 0 if result.finished else UNFINISHED
 
 
 def _check(args, overrides) -> None:
@@ -310,7 +319,7 @@ def _resume(args, overrides) -> int | None:
 
   result = loop.resume(args.run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
-  return None
+  return 0 if result.finished else UNFINISHED
 
 
 def _evaluate(args, overrides) -> None:
