@@ -44,7 +44,29 @@ def read_config(directory: str | Path) -> Config:
     ValueError: no such file, or an unsupported model family or feature.
   """
   family = _family(Path(directory))
-  return family.read(transformers.AutoConfig.from_pretrained(directory))
+  return family.read(
+    transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+  )
+
+
+def read_tokenizer(directory: str | Path) -> Any:
+  """Reads the tokenizer of a directory; code that the directory brings is not run.
+
+  Raises:
+    ValueError: a tokenizer that is code of the directory's own; no tokenizer.
+  """
+  try:
+    # Given, since transformers otherwise asks on a terminal.
+    return transformers.AutoTokenizer.from_pretrained(
+      directory, trust_remote_code=False
+    )
+  except ValueError as error:
+    if "custom code" not in str(error):
+      raise
+    raise ValueError(
+      f"{directory}: its tokenizer is code of its own (auto_map in {_TOKENIZER}), "
+      "which is never run; save it with a tokenizer class of transformers"
+    ) from error
 
 
 def load(
@@ -184,7 +206,7 @@ def _leaf(params: Params, path: tuple[str, ...]) -> np.ndarray:
 def _load_tokenizer(directory: Path, config: Config) -> Any:
   if not (directory / _TOKENIZER).exists():
     return None
-  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+  tokenizer = read_tokenizer(directory)
   if len(tokenizer) > config.vocab:
     raise ValueError(
       f"{directory}: the tokenizer has {len(tokenizer)} tokens, the embedding "
