@@ -15,7 +15,7 @@ import pytest
 from flax import struct
 
 from tests.quiet import quiet
-from tests.train.tiny_runs import PLAIN
+from tests.train.tiny_runs import NASH, PLAIN
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
 from xpo_jax.train import run_directory
@@ -282,6 +282,13 @@ def test_number_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path, n
 def test_what_happens_every_so_often_is_due_then():
   assert [n for n in range(1, 9) if run_directory.due(3, n)] == [3, 6]
   assert not any(run_directory.due(None, n) for n in range(9))
+
+
+def test_command_to_go_on_names_the_modules_that_need_trust(tmp_path):
+  command = run_directory.resume_command(tmp_path, PLAIN)
+  assert command == f"xpo resume {tmp_path}"
+  command = run_directory.resume_command(tmp_path, NASH)  # by a judge of the tests
+  assert command == f"xpo resume {tmp_path} --trust tests.train.tiny_runs"
 
 
 def test_wandb_gets_the_configuration(tmp_path):

@@ -49,7 +49,7 @@ class ForeignCode(ValueError):
   """
 
   def __init__(self, message: str, modules: list[str]):
-    self.options = " ".join(f"--trust {shlex.quote(name)}" for name in modules)
+    self.options = options(modules)
     super().__init__(f"{message}; if you know that code, add {self.options}")
 
 
@@ -70,6 +70,11 @@ class Named(NamedTuple):
   def module(self) -> str:
     """Its module."""
     return self.name.partition(":")[0]
+
+
+def options(modules: list[str]) -> str:
+  """The options that trust modules, for a shell."""
+  return " ".join(f"--trust {shlex.quote(name)}" for name in modules)
 
 
 def allow(*names: str) -> None:

@@ -160,7 +160,8 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   resolved = stages.resolve(experiment, store, datasets, run_stage)
   if resolved is None:
     stopped = signals[-1]
-    say(f"stopped by {stopped} in a stage: xpo resume {run_dir}")
+    go_on = run_directory.resume_command(run_dir, experiment)
+    say(f"stopped by {stopped} in a stage: {go_on}")
     return Result(run_dir, None, None, None, 0, finished=False, stopped=stopped)
   program = maker(resolved).prepare(resolved, run_dir, inputs, datasets, say)
   say(f"{program.headline}; compiling the first")
@@ -178,7 +179,8 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
     policy = run_dir / run_directory.POLICY
     say(f"done: {policy} is a Hugging Face directory")
   else:
-    say(f"stopped by {stopped} after step {done}: xpo resume {run_dir}")
+    go_on = run_directory.resume_command(run_dir, experiment)
+    say(f"stopped by {stopped} after step {done}: {go_on}")
   return Result(
     run_dir, program.model, params, program.tokenizer, done, finished, stopped
   )

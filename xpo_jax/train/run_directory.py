@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax.config import yaml_file
+from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
@@ -369,6 +369,12 @@ def wandb_arguments(
   if project is None:
     return None
   return {"project": project, "dir": str(run_dir), "config": meta["experiment"]}
+
+
+def resume_command(run_dir: Path, experiment: Experiment) -> str:
+  """The command that goes on with a run."""
+  foreign = trust.foreign_modules(yaml_file.to_dict(experiment))
+  return f"xpo resume {run_dir} {trust.options(foreign)}".rstrip()
 
 
 def due(every: int | None, now: int) -> bool:
