@@ -271,7 +271,16 @@ def test_run_directory_that_exists_is_refused(datasets, tmp_path):
     loop.train(RUN, tmp_path, datasets=datasets, say=quiet)
 
 
-def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_path):
+def test_defaults_show_every_tenth_step_and_checkpoint_by_time_and_the_last(
+  datasets, tmp_path, monkeypatch
+):
+  asked = []
+
+  def third(minutes, saved, showing):
+    asked.append((minutes, saved))
+    return len(asked) == 3
+
+  monkeypatch.setattr(loop, "_is_time", third)
   data = dataclasses.replace(DATA, steps=12, epochs=5)
   quiet = experiments.replace(RUN, data=data, loop=Loop(), evaluation=Evaluation())
   run_dir, said = tmp_path / "run", []
@@ -280,7 +289,10 @@ def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_pa
   assert steps == ["step 1/12", "step 10/12", "step 12/12"]
   assert len(metrics.read(run_dir)) == 12  # the file has every step
   kept = (run_dir / run_directory.CHECKPOINTS).iterdir()
-  assert [path.name for path in kept if path.is_dir()] == ["12"]
+  assert sorted(path.name for path in kept if path.is_dir()) == ["12", "3"]
+  assert {minutes for minutes, _ in asked} == {10.0} and len(asked) == 12
+  clocks = [saved for _, saved in asked]
+  assert clocks[0] == clocks[2] < clocks[3] == clocks[11]  # set anew by the checkpoint
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path):

@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 
 import jax.numpy as jnp
@@ -136,17 +135,19 @@ def test_run_that_another_process_makes_meanwhile_is_left_alone(tmp_path, monkey
 
 @pytest.mark.parametrize("how", ["gone", "another start", "zombie", "cut"])
 def test_stale_lock_is_taken_over_with_a_word(tmp_path, how):
-  command = [sys.executable, "-c", "pass"]
-  child = subprocess.Popen(command, stdout=subprocess.PIPE)
-  if how == "zombie":
-    child.stdout.read()  # ended, but not waited for
+  child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+  changes = {"pid": child.pid, "started": run_directory._started(child.pid)}
+  lock = _lock_of(tmp_path / "run", **changes)
+  with pytest.raises(ValueError, match=f"process {child.pid} on"):
+    run_directory.refuse_existing(tmp_path / "run")
+  child.stdin.close()
+  if how == "zombie":  # ended, but not waited for
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
   else:
     child.wait()
-  changes = {"pid": child.pid}
   if how == "another start":
-    changes = {"started": "before"}
-  lock = _lock_of(tmp_path / "run", **changes)
+    (tmp_path / "run" / run_directory.LOCK).unlink()
+    lock = _lock_of(tmp_path / "run", started="before")
   if how == "cut":
     (tmp_path / "run" / run_directory.LOCK).write_text(lock[:9])
   said = []
@@ -155,7 +156,23 @@ def test_stale_lock_is_taken_over_with_a_word(tmp_path, how):
     assert own["pid"] == os.getpid() and own["started"] != "before"
   assert len(said) == 1 and said[0].startswith("lock taken over")
   assert how == "cut" or f"process {json.loads(lock)['pid']} on" in said[0]
-  child.communicate()
+  child.wait()
+
+
+def test_lock_that_is_released_while_another_waits_for_it_is_written_anew(
+  tmp_path, monkeypatch
+):
+  _lock_of(tmp_path, started="before")
+  path, waits = tmp_path / run_directory.LOCK, []
+
+  def released(file, how):
+    waits.append(how)
+    if len(waits) == 1:
+      path.unlink()
+
+  monkeypatch.setattr(run_directory.fcntl, "flock", released)
+  with run_directory.lock(tmp_path, quiet):
+    assert json.loads(path.read_text())["started"] != "before"
 
 
 def test_lock_of_another_host_is_refused_with_the_mend(tmp_path):
