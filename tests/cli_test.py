@@ -1,6 +1,7 @@
 """The command line, and the README: every command in it runs here or is `make`."""
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -13,9 +14,11 @@ import pytest
 
 from tests import xla_flags
 from xpo_jax import cli, objectives
+from xpo_jax.config import trust
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.sentiment.settings import SentimentStudy
+from xpo_jax.train import progress
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -333,6 +336,189 @@ def test_a_damaged_config_is_said(text, expected, tmp_path, capsys):
   for command in ("report", "resume"):
     assert cli.main([command, str(tmp_path)]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.fixture
+def foreign_run(tmp_path, monkeypatch):
+  """A run directory that names functions of a harmless module, which leaves a mark when
+  it is imported and another when its function is called; the directory of the marks."""
+  monkeypatch.setattr(trust, "_trusted", set())
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  marks = tmp_path / "marks"
+  marks.mkdir()
+  (tmp_path / "harmless_mark.py").write_text(
+    "from pathlib import Path\n"
+    f"(Path({str(marks)!r}) / 'imported').touch()\n"
+    f"def made(command=''):\n  (Path({str(marks)!r}) / 'called').touch()\n"
+  )
+  objective = "{name: 'harmless_mark:made', command: touch marks/shell}"
+  source = "{function: 'harmless_mark:made', command: x}"
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.yaml").write_text(
+    "format: 2\ntrust: [harmless_mark]\nexperiment:\n"
+    f"  objective: {objective}\n"
+    f"  data: {{kind: Rollouts, prompts: {{path: 'synthetic:20'}}, "
+    f"feedback: {{source: {source}}}}}\n"
+    "  start: {kind: Pretrained, directory: nowhere}\n"
+  )
+  yield marks
+  sys.modules.pop("harmless_mark", None)
+
+
+_READING = (
+  "check run/config.yaml",
+  "train run/config.yaml --run-dir new",
+  "evaluate run",
+  "resume run",
+  "generate run prompt",
+)
+
+
+@pytest.mark.parametrize("command", _READING)
+def test_run_that_names_foreign_code_is_refused_before_it_is_imported(
+  command, foreign_run, capsys
+):
+  assert cli.main(command.split()) == 2
+  said = capsys.readouterr().err
+  assert said.count("\n") == 1 and "experiment.objective names 'harmless_mark:" in said
+  assert said.endswith(f": xpo {command} --trust harmless_mark\n")
+  assert not list(foreign_run.iterdir())
+
+
+@pytest.mark.parametrize("command", _READING)
+@pytest.mark.parametrize("place", ["first", "last", "joined"])
+def test_trusted_module_is_imported(command, place, foreign_run, capsys):
+  option = ["--trust", "harmless_mark"]
+  words = command.split()
+  given = {
+    "first": [*option, *words],
+    "last": [*words, *option],
+    "joined": [*words, "=".join(option)],
+  }
+  with contextlib.suppress(AttributeError):  # the function makes no objective
+    cli.main(given[place])
+  assert "to trust" not in capsys.readouterr().err
+  assert "imported" in {path.name for path in foreign_run.iterdir()}
+
+
+def test_report_and_list_build_nothing_of_a_file(foreign_run, capsys):
+  assert cli.main(["report", "run"]) == cli.main(["list"]) == 0
+  assert capsys.readouterr().out.startswith("run/report.html")
+  page = Path("run/report.md").read_text(encoding="utf-8")
+  assert "The objective could not be built here: experiment.objective names" in page
+  assert not list(foreign_run.iterdir())
+
+
+def test_system_of_a_config_is_not_run(foreign_run, capsys):
+  config = Path("run/config.yaml")
+  config.write_text(config.read_text().replace("harmless_mark:made", "os:system"))
+  for command in (*_READING, "report run"):
+    assert cli.main(command.split()) == 2 * (command != "report run")
+  assert "--trust os" in capsys.readouterr().err
+  assert not list(foreign_run.iterdir())
+
+
+def test_trust_without_a_module_is_refused(capsys):
+  for words in (["list", "--trust"], ["--trust", "--debug", "list"]):
+    assert cli.main(words) == 2
+    assert "--trust needs a module" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stopped", "code"), [("", 0), ("SIGTERM", 75)])
+def test_unfinished_run_has_an_exit_code_of_its_own(stopped, code, monkeypatch):
+  from xpo_jax.report import run_page
+  from xpo_jax.train import loop
+
+  def result(run, *_):
+    return loop.Result(Path("run"), None, None, None, 1, not stopped, stopped)
+
+  for name in ("train", "resume"):
+    monkeypatch.setattr(loop, name, result)
+  monkeypatch.setattr(run_page, "write", lambda directory: directory)
+  monkeypatch.setattr(cli, "_recipe", lambda args, overrides: find_recipe.Recipe(None))
+  monkeypatch.setattr(Path, "exists", lambda path: True)
+  assert cli.main(["train", "dpo_hh"]) == code
+  assert cli.main(["resume", "run"]) == code
+
+
+@pytest.mark.parametrize(
+  ("interrupt", "code", "said"),
+  [
+    (progress.Stopped("stopped by SIGINT: xpo resume s"), 75, "xpo resume s"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+  ],
+)
+def test_interrupted_study_has_an_exit_code_of_its_own(
+  interrupt, code, said, monkeypatch, capsys
+):
+  def run(settings, run_dir):
+    raise interrupt
+
+  recipe = find_recipe.Recipe(None, run)
+  monkeypatch.setattr(cli, "_recipe", lambda args, overrides: recipe)
+  assert cli.main(["train", "rlaif"]) == code
+  assert said in capsys.readouterr().err
+
+
+_STUDY = """
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  rater: object = None
+
+
+def experiment():
+  return Settings()
+
+
+def run(settings, run_dir):
+  (run_dir / "ran").touch()
+  return 0
+"""
+
+
+def _study(directory, **record):
+  directory.mkdir()
+  record = {"recipe": "elsewhere", "class": "Settings", "settings": {}} | record
+  (directory / "study.json").write_text(json.dumps(record))
+
+
+@pytest.mark.usefixtures("foreign_run")
+def test_recipe_of_a_study_by_path_runs_only_if_it_is_trusted(tmp_path, capsys):
+  _study(tmp_path / "study")
+  path = tmp_path / "study" / "elsewhere.py"
+  path.write_text(_STUDY)
+  assert cli.main(["resume", "study"]) == 2
+  assert "xpo resume study --trust PATH.py" in capsys.readouterr().err
+  assert not (tmp_path / "study" / "ran").exists()
+  assert cli.main(["resume", "study", "--trust", str(path)]) == 0
+  assert (tmp_path / "study" / "ran").exists()
+
+
+@pytest.mark.parametrize(
+  ("record", "expected"),
+  [
+    ({"settings": {"rater": {"function": "os:system"}}}, "settings.rater names 'os:sy"),
+    ({"class": "Path"}, "class is 'Path', which"),
+    ({"class": "run"}, "class is 'run', which"),
+  ],
+)
+@pytest.mark.usefixtures("foreign_run")
+def test_settings_of_a_study_name_no_foreign_code(record, expected, tmp_path, capsys):
+  (tmp_path / "experiments").mkdir()  # whose recipes are the user's own
+  (tmp_path / "experiments" / "elsewhere.py").write_text(_STUDY)
+  _study(tmp_path / "study", **record)
+  assert cli.main(["resume", "study"]) == 2
+  assert expected in capsys.readouterr().err
+  assert not (tmp_path / "study" / "ran").exists()
+  (tmp_path / "study" / "study.json").unlink()
+  (tmp_path / "study").rmdir()
+  _study(tmp_path / "study")
+  assert cli.main(["resume", "study"]) == 0
 
 
 def test_unknown_hparam_is_refused_by_name(tmp_path, capsys, monkeypatch):

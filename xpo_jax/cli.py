@@ -7,10 +7,14 @@ import JAX.
 import argparse
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from xpo_jax.config import trust
+
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _OVERRIDES = (
   "its arguments (path=FILE) and any field of the experiment may follow: "
   "--objective.beta 0.2 --data.epochs 2; "
@@ -21,9 +25,11 @@ _OVERRIDES = (
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code.
 
-  An error of the user (a wrong value, a missing file) is one line on stderr and exit
-  code 2; `--debug` shows its traceback. A pipe that is closed early
-  (`xpo list | head -1`) ends the command without a message, with exit code 141.
+  0: done. 2: an error of the user (a wrong value, a missing file), one line on stderr;
+  `--debug` shows its traceback. 75: SIGTERM or Ctrl-C ended a run or a study before its
+  end; a checkpoint is written, and `xpo resume` goes on. 130: interrupted at once, by a
+  second Ctrl-C or outside the steps. 141: a pipe was closed early
+  (`xpo list | head -1`), which ends the command without a message.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
@@ -42,20 +48,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
   # Suppresses the notice of transformers that torch is missing.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  debug = "--debug" in argv
-  args, overrides = _parser().parse_known_args([a for a in argv if a != "--debug"])
+  try:
+    words, trusted = _without_trust(argv)
+  except ValueError as error:
+    return _fail(str(error))
+  trust.allow(*trusted)
+  debug = "--debug" in words
+  args, overrides = _parser().parse_known_args([w for w in words if w != "--debug"])
   if overrides and not args.overrides:
     return _fail(
       f"xpo {args.command} does not know {' '.join(overrides)}; see its --help"
     )
   try:
     return args.run(args, overrides) or 0
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as interrupt:
+    from xpo_jax.train import progress
+
+    if isinstance(interrupt, progress.Stopped):
+      return _fail(str(interrupt), UNFINISHED)
     return _fail("interrupted", 130)
+  except trust.ForeignCode as error:
+    if debug:
+      raise
+    return _fail(f"{error}: xpo {shlex.join(argv)} {error.options}")
   except (ValueError, OSError, ImportError) as error:
     if debug or (isinstance(error, BrokenPipeError) and _stdout_closed()):
       raise
     return _fail(str(error))
+
+
+def _without_trust(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Splits a command line into the other words and the values of `--trust`."""
+  words, trusted = [], []
+  rest = iter(argv)
+  for word in rest:
+    option, equals, value = word.partition("=")
+    if option != "--trust":
+      words.append(word)
+      continue
+    value = value if equals else next(rest, "")
+    if not value or value.startswith("-"):
+      raise ValueError("--trust needs a module, such as --trust my_reward")
+    trusted.append(value)
+  return words, trusted
 
 
 def _stdout_closed() -> bool:
@@ -78,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="xpo",
     description="Preference optimisation in JAX: objectives, one trainer, reports.",
-    epilog="--debug anywhere shows the traceback of an error.",
+    epilog="Anywhere: --debug shows the traceback of an error; --trust MODULE, as "
+    "often as needed, lets the files of a run name functions of that module, and "
+    "--trust PATH.py those of a study that recipe. Exit codes: 0 done; 2 refused; 75 "
+    "stopped by SIGTERM or Ctrl-C with a checkpoint, xpo resume goes on; 130 "
+    "interrupted at once.",
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -248,7 +287,7 @@ def _train(args, overrides) -> int | None:
 
   result = loop.train(recipe.experiment, run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
-  return None
+  return 0 if result.finished else UNFINISHED
 
 
 def _check(args, overrides) -> None:
@@ -282,7 +321,7 @@ def _resume(args, overrides) -> int | None:
 
   result = loop.resume(args.run_dir)
   print(f"report: {run_page.write(result.run_dir)}")
-  return None
+  return 0 if result.finished else UNFINISHED
 
 
 def _evaluate(args, overrides) -> None:
@@ -322,6 +361,7 @@ def _function(name: str | None):
     return None
   import importlib
 
+  trust.allow_used(name)
   module, colon, function = name.partition(":")
   value = vars(importlib.import_module(module)).get(function) if colon else None
   if not callable(value):

@@ -40,6 +40,8 @@ def _aux_loss(**changes):
     (lambda: experiments.replace(RECORDS, seed=-1), "Experiment.seed is -1"),
     (lambda: MeshShape(fsdp=0), "MeshShape.fsdp is 0"),
     (lambda: Loop(log_every=0), "Loop.log_every is 0"),
+    (lambda: Loop(checkpoint_minutes=0), "Loop.checkpoint_minutes is 0"),
+    (lambda: Loop(checkpoint_minutes=float("nan")), "Loop.checkpoint_minutes is nan"),
     (lambda: _aux_loss(weight=0.0), "AuxLossConfig.weight is 0.0"),
     (lambda: _aux_loss(name="two words"), "AuxLossConfig.name is 'two words'"),
     (

@@ -107,6 +107,8 @@ def test_experiment_survives_yaml(experiment, tmp_path):
   again, around = yaml_file.read(tmp_path)
   assert again == experiment
   assert yaml_file.difference(*map(yaml_file.to_dict, (again, experiment))) == []
+  listed = around.pop("trust", [])  # the module of the functions here
+  assert listed == [__name__] * (experiment in (ROLLOUTS, MADE))
   assert {"format", "versions", "flags", "devices", "code"} == set(around)
   assert "jax" in around["versions"]
 

@@ -303,6 +303,27 @@ def test_tokenizer_larger_than_the_embedding_raises(copy):
     hf_checkpoint.load(directory)
 
 
+def test_tokenizer_that_is_code_of_its_directory_is_not_run(
+  copy, monkeypatch, tmp_path
+):
+  directory = copy("llama")
+  config = {
+    "tokenizer_class": "Marking",
+    "auto_map": {"AutoTokenizer": [None, "marking.Marking"]},
+  }
+  (directory / "tokenizer_config.json").write_text(json.dumps(config))
+  (directory / "marking.py").write_text(
+    "from pathlib import Path\n"
+    "from transformers import PreTrainedTokenizerFast\n"
+    f"Path({str(tmp_path / 'mark')!r}).touch()\n"
+    "class Marking(PreTrainedTokenizerFast):\n  pass\n"
+  )
+  monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask
+  with pytest.raises(ValueError, match=r"is code of its own .* is never run"):
+    hf_checkpoint.load(directory)
+  assert not (tmp_path / "mark").exists()
+
+
 def test_save_raises_on_invalid_arguments(checkpoints, tmp_path):
   config, params, _ = checkpoints["llama"]
   with pytest.raises(ValueError, match="no Hugging Face family"):

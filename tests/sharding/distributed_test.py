@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 from tests import xla_flags
+from xpo_jax.sharding import distributed
 
 WORKER = """
   import sys
@@ -38,6 +39,7 @@ WORKER = """
   print("RESULT", jax.device_count(), parts, int(total))
   whole = distributed.to_host(placed)
   same = jax.tree.map(np.array_equal, whole, batch)
+  print("AGREED", distributed.agreed(index == 0), distributed.agreed(index == 1))
   print("WHOLE", all(jax.tree.leaves(same)))
   try:
     other = batch.replace(weight_MB=np.full((1, 3), index))
@@ -45,6 +47,11 @@ WORKER = """
   except AssertionError as error:
     print("REFUSED", "the batch differs between processes" in str(error))
 """
+
+
+def test_one_process_agrees_with_itself_without_communication(monkeypatch):
+  monkeypatch.delattr(distributed.multihost_utils, "broadcast_one_to_all")
+  assert distributed.agreed(True) and not distributed.agreed(False)
 
 
 def test_two_processes_hold_one_batch_and_detect_a_difference(tmp_path):
@@ -74,4 +81,5 @@ def test_two_processes_hold_one_batch_and_detect_a_difference(tmp_path):
     # Four devices; rows in two parts; three times the sum of squares below 24.
     assert f"RESULT 4 {{(1, 2, 6)}} {3 * sum(n * n for n in range(24))}" in out
     assert "WHOLE True" in out
+    assert "AGREED True False" in out  # as process 0 has it
     assert "REFUSED True" in out

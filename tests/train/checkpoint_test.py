@@ -1,7 +1,6 @@
 """A checkpoint is either exactly what was saved or it is passed over, with a reason."""
 
 import json
-import os
 import signal
 import threading
 
@@ -195,24 +194,48 @@ def test_sharded_state_restores_onto_its_shardings(saved):
   np.testing.assert_array_equal(w, _state(3).params["lm"]["w"])
 
 
-def test_sigterm_becomes_an_event_and_the_handler_is_put_back():
-  before = signal.getsignal(signal.SIGTERM)
-  with checkpoint.preemption() as asked:
-    assert not asked.is_set()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert asked.wait(5)
-  assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_becomes_a_request_and_the_handler_is_put_back(number, capfd):
+  before = signal.getsignal(number)
+  with checkpoint.preemption() as stop:
+    assert stop.signal == ""
+    signal.raise_signal(number)
+    assert stop.signal == number.name
+  assert signal.getsignal(number) is before
+  assert ("once more ends at once" in capfd.readouterr().err) == (number == 2)
+
+
+def test_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
+  before = signal.getsignal(signal.SIGINT)
+  with checkpoint.preemption() as stop:
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+      signal.raise_signal(number)
+    assert stop.signal == "SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ignored_ctrl_c_stays_ignored():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with checkpoint.preemption() as stop:
+      signal.raise_signal(signal.SIGINT)
+      assert stop.signal == ""
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_other_threads_leave_signals_alone():
   before = signal.getsignal(signal.SIGTERM)
 
   def body():
-    with checkpoint.preemption() as asked:
-      seen.append((signal.getsignal(signal.SIGTERM), asked.is_set()))
+    with checkpoint.preemption() as stop:
+      seen.append((signal.getsignal(signal.SIGTERM), stop.signal))
 
   seen = []
   thread = threading.Thread(target=body)
   thread.start()
   thread.join()
-  assert seen == [(before, False)]
+  assert seen == [(before, "")]

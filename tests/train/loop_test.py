@@ -96,6 +96,71 @@ def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_pa
   assert compare.differences(run_dir, whole, without) == []
 
 
+def test_ctrl_c_and_checkpoints_by_time_change_nothing(whole, datasets, tmp_path):
+  # A checkpoint after every step, of which two are kept; and one line in four.
+  every_step = Loop(log_every=4, checkpoint_minutes=1e-9)
+  experiment = experiments.replace(RUN, loop=every_step)
+  run_dir, said, refused = tmp_path / "run", [], []
+
+  def say(text):
+    said.append(text)
+    if text.startswith("step 4/"):
+      for second in (
+        lambda: loop.train(experiment, run_dir, datasets=datasets, say=quiet),
+        lambda: loop.resume(run_dir, datasets=datasets, say=quiet),
+      ):
+        with pytest.raises(ValueError, match=f"being written by process {os.getpid()}"):
+          second()
+        refused.append(second)
+      signal.raise_signal(signal.SIGINT)
+
+  stopped = loop.train(experiment, run_dir, datasets=datasets, say=say)
+  assert not stopped.finished and stopped.stopped == "SIGINT" and stopped.steps == 5
+  assert said[-1] == f"stopped by SIGINT after step 5: xpo resume {run_dir}"
+  assert len(refused) == 2 and not (run_dir / run_directory.LOCK).exists()
+  checkpoints = (run_dir / run_directory.CHECKPOINTS).iterdir()
+  assert sorted(path.name for path in checkpoints if path.is_dir()) == ["4", "5"]
+  total = len(metrics.read(whole))
+  first = f"first checkpoint: after step {total}, or after 1e-09 minutes if that"
+  assert any(text.startswith(first) for text in said)
+  said.clear()
+  loop.resume(run_dir, experiment, datasets=datasets, say=said.append)
+  assert "continuing after step 5" in said
+  assert compare.differences(run_dir, whole, ("time/", "eval/")) == []
+
+
+def test_checkpoint_is_due_by_time_as_the_first_process_has_it(monkeypatch):
+  monkeypatch.setattr(loop.time, "monotonic", lambda: 1000.0)
+  assert not loop._is_time(10.0, saved=401.0, showing=False)
+  assert loop._is_time(10.0, saved=400.0, showing=False)
+  assert not loop._is_time(None, saved=0.0, showing=True)
+  asked = []
+
+  def agreed(flag):
+    asked.append(flag)
+    return True
+
+  monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(loop.distributed, "agreed", agreed)
+  assert not loop._is_time(10.0, saved=0.0, showing=False)
+  assert not asked  # processes meet where metrics are fetched, and nowhere else
+  assert loop._is_time(10.0, saved=999.0, showing=True) and asked == [False]
+
+
+@pytest.mark.parametrize(
+  ("done", "every", "minutes", "expected"),
+  [
+    (0, 30, 10.0, "after step 30, or after 10 minutes if that is sooner"),
+    (30, 30, None, "after step 60"),
+    (95, 30, None, "after step 100"),
+    (0, None, 0.5, "after step 100, or after 0.5 minutes if that is sooner"),
+  ],
+)
+def test_first_checkpoint_is_announced(done, every, minutes, expected):
+  said = loop._first_checkpoint(done, 100, every, minutes)
+  assert said == f"first checkpoint: {expected}"
+
+
 def test_finished_run_is_complete(whole):
   lines = metrics.read(whole)
   steps = len(lines)
@@ -206,7 +271,16 @@ def test_run_directory_that_exists_is_refused(datasets, tmp_path):
     loop.train(RUN, tmp_path, datasets=datasets, say=quiet)
 
 
-def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_path):
+def test_defaults_show_every_tenth_step_and_checkpoint_by_time_and_the_last(
+  datasets, tmp_path, monkeypatch
+):
+  asked = []
+
+  def third(minutes, saved, showing):
+    asked.append((minutes, saved))
+    return len(asked) == 3
+
+  monkeypatch.setattr(loop, "_is_time", third)
   data = dataclasses.replace(DATA, steps=12, epochs=5)
   quiet = experiments.replace(RUN, data=data, loop=Loop(), evaluation=Evaluation())
   run_dir, said = tmp_path / "run", []
@@ -215,7 +289,10 @@ def test_defaults_show_every_tenth_step_and_checkpoint_the_last(datasets, tmp_pa
   assert steps == ["step 1/12", "step 10/12", "step 12/12"]
   assert len(metrics.read(run_dir)) == 12  # the file has every step
   kept = (run_dir / run_directory.CHECKPOINTS).iterdir()
-  assert [path.name for path in kept if path.is_dir()] == ["12"]
+  assert sorted(path.name for path in kept if path.is_dir()) == ["12", "3"]
+  assert {minutes for minutes, _ in asked} == {10.0} and len(asked) == 12
+  clocks = [saved for _, saved in asked]
+  assert clocks[0] == clocks[2] < clocks[3] == clocks[11]  # set anew by the checkpoint
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path):

@@ -2,13 +2,19 @@
 
 import dataclasses
 import json
+import os
+import re
+import socket
+import subprocess
+import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
 
-from tests.train.tiny_runs import PLAIN
+from tests.quiet import quiet
+from tests.train.tiny_runs import NASH, PLAIN
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
 from xpo_jax.train import run_directory
@@ -22,10 +28,10 @@ def test_directory_holds_the_configuration_from_the_start(tmp_path, monkeypatch)
 
   with monkeypatch.context() as patch:
     patch.setattr(yaml_file, "write", killed)
-    with pytest.raises(KeyboardInterrupt), run_directory.create(run_dir, PLAIN):
+    with pytest.raises(KeyboardInterrupt), run_directory.create(run_dir, PLAIN, quiet):
       pass
   assert not run_dir.exists()  # so that the same name can be used
-  with run_directory.create(run_dir, PLAIN):
+  with run_directory.create(run_dir, PLAIN, quiet):
     assert run_directory.read_config(run_dir) == PLAIN
   assert [path.name for path in run_dir.parent.iterdir()] == ["run"]
   with pytest.raises(ValueError, match=r"exists; name another one.*xpo resume"):
@@ -48,7 +54,7 @@ def test_refused_run_leaves_no_directory_unless_something_was_computed(
 ):
   run_dir = tmp_path / "run"
   with pytest.raises(ValueError, match="refused"):
-    with run_directory.create(run_dir, PLAIN):
+    with run_directory.create(run_dir, PLAIN, quiet):
       for name in made:
         (run_dir / name).mkdir()
       raise ValueError("refused")
@@ -57,13 +63,162 @@ def test_refused_run_leaves_no_directory_unless_something_was_computed(
 
 def test_run_killed_by_anything_else_stays(tmp_path):
   run_dir = tmp_path / "run"
-  with pytest.raises(OSError), run_directory.create(run_dir, PLAIN):
+  with pytest.raises(OSError), run_directory.create(run_dir, PLAIN, quiet):
     raise OSError("the disk is full")
   assert run_directory.read_config(run_dir) == PLAIN
 
 
+def _lock_of(run_dir, **changes):
+  """Writes a lock as this process would, with changes."""
+  run_dir.mkdir(exist_ok=True)
+  with run_directory.lock(run_dir, quiet):
+    text = (run_dir / run_directory.LOCK).read_text()
+  lock = json.dumps(json.loads(text) | changes)
+  (run_dir / run_directory.LOCK).write_text(lock)
+  return lock
+
+
+def test_directory_is_locked_from_the_start_and_free_at_the_end(tmp_path):
+  path = tmp_path / "run" / run_directory.LOCK
+  with run_directory.create(tmp_path / "run", PLAIN, quiet):
+    lock = json.loads(path.read_text())
+    assert (lock["host"], lock["pid"]) == (socket.gethostname(), os.getpid())
+  assert not path.exists()
+  with run_directory.lock(tmp_path / "run", quiet):
+    assert path.exists()
+  assert not path.exists()
+  with pytest.raises(OSError, match="full"), run_directory.lock(tmp_path, quiet):
+    raise OSError("the disk is full")
+  assert not (tmp_path / run_directory.LOCK).exists()
+
+
+def test_lock_is_in_the_directory_before_anyone_can_find_it(tmp_path, monkeypatch):
+  seen = []
+
+  def write(directory, experiment):
+    seen.append((directory.name, [path.name for path in directory.iterdir()]))
+
+  monkeypatch.setattr(yaml_file, "write", write)
+  with run_directory.create(tmp_path / "run", PLAIN, quiet):
+    pass
+  assert seen == [("run.tmp", [run_directory.LOCK])]
+
+
+def test_second_writer_is_refused_by_the_name_of_the_first(tmp_path):
+  run_dir, again = tmp_path / "run", "is being written by process"
+  words = rf"{again} {os.getpid()} on {re.escape(socket.gethostname())} since 2\d{{3}}-"
+  with run_directory.create(run_dir, PLAIN, quiet):
+    with pytest.raises(ValueError, match=words) as refused:
+      run_directory.refuse_existing(run_dir)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=words), run_directory.lock(run_dir, quiet):
+      pass
+    assert (run_dir / run_directory.LOCK).exists()  # the first one's, still
+  with run_directory.lock(run_dir, quiet):
+    pass
+
+
+def test_run_that_another_process_makes_meanwhile_is_left_alone(tmp_path, monkeypatch):
+  write = yaml_file.write
+
+  def slow(directory, experiment):
+    write(directory, experiment)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "theirs").touch()
+
+  monkeypatch.setattr(yaml_file, "write", slow)
+  with pytest.raises(ValueError, match="exists; name another one"):
+    with run_directory.create(tmp_path / "run", PLAIN, quiet):
+      pass
+  assert [path.name for path in tmp_path.rglob("*")] == ["run", "theirs"]
+
+
+@pytest.mark.parametrize("how", ["gone", "another start", "zombie", "cut"])
+def test_stale_lock_is_taken_over_with_a_word(tmp_path, how):
+  child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+  changes = {"pid": child.pid, "started": run_directory._started(child.pid)}
+  lock = _lock_of(tmp_path / "run", **changes)
+  with pytest.raises(ValueError, match=f"process {child.pid} on"):
+    run_directory.refuse_existing(tmp_path / "run")
+  child.stdin.close()
+  if how == "zombie":  # ended, but not waited for
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+  else:
+    child.wait()
+  if how == "another start":
+    (tmp_path / "run" / run_directory.LOCK).unlink()
+    lock = _lock_of(tmp_path / "run", started="before")
+  if how == "cut":
+    (tmp_path / "run" / run_directory.LOCK).write_text(lock[:9])
+  said = []
+  with run_directory.lock(tmp_path / "run", said.append):
+    own = json.loads((tmp_path / "run" / run_directory.LOCK).read_text())
+    assert own["pid"] == os.getpid() and own["started"] != "before"
+  assert len(said) == 1 and said[0].startswith("lock taken over")
+  assert how == "cut" or f"process {json.loads(lock)['pid']} on" in said[0]
+  child.wait()
+
+
+def test_lock_that_is_released_while_another_waits_for_it_is_written_anew(
+  tmp_path, monkeypatch
+):
+  _lock_of(tmp_path, started="before")
+  path, waits = tmp_path / run_directory.LOCK, []
+
+  def released(file, how):
+    waits.append(how)
+    if len(waits) == 1:
+      path.unlink()
+
+  monkeypatch.setattr(run_directory.fcntl, "flock", released)
+  with run_directory.lock(tmp_path, quiet):
+    assert json.loads(path.read_text())["started"] != "before"
+
+
+def test_lock_of_another_host_is_refused_with_the_mend(tmp_path):
+  _lock_of(tmp_path / "run", host="elsewhere", pid=1)
+  path = tmp_path / "run" / run_directory.LOCK
+  with pytest.raises(ValueError, match=rf"on elsewhere .* is gone, delete {path}$"):
+    with run_directory.lock(tmp_path / "run", quiet):
+      pass
+  path.unlink()
+  with run_directory.lock(tmp_path / "run", quiet):
+    pass
+
+
+def test_of_many_that_take_over_a_stale_lock_one_does(tmp_path):
+  _lock_of(tmp_path / "run", started="before")
+  held, refused = [], []
+  ready, done = threading.Barrier(8), threading.Barrier(8)
+
+  def take():
+    ready.wait()
+    try:
+      with run_directory.lock(tmp_path / "run", quiet):
+        held.append(1)
+        done.wait()
+    except ValueError as error:
+      refused.append(str(error))
+      done.wait()
+
+  threads = [threading.Thread(target=take) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(held) == 1 and len(refused) == 7
+  assert not (tmp_path / "run" / run_directory.LOCK).exists()
+
+
+def test_lock_that_another_process_took_is_not_removed(tmp_path):
+  with run_directory.lock(tmp_path, quiet):
+    _lock_text = json.dumps({"host": "b", "pid": 2, "started": "", "since": "now"})
+    (tmp_path / run_directory.LOCK).write_text(_lock_text)
+  assert (tmp_path / run_directory.LOCK).read_text() == _lock_text
+
+
 def test_another_experiment_is_refused_with_the_difference(tmp_path):
-  with run_directory.create(tmp_path / "run", PLAIN):
+  with run_directory.create(tmp_path / "run", PLAIN, quiet):
     pass
   other = experiments.replace(PLAIN, seed=1)
   with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
@@ -144,6 +299,13 @@ def test_number_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path, n
 def test_what_happens_every_so_often_is_due_then():
   assert [n for n in range(1, 9) if run_directory.due(3, n)] == [3, 6]
   assert not any(run_directory.due(None, n) for n in range(9))
+
+
+def test_command_to_go_on_names_the_modules_that_need_trust(tmp_path):
+  command = run_directory.resume_command(tmp_path, PLAIN)
+  assert command == f"xpo resume {tmp_path}"
+  command = run_directory.resume_command(tmp_path, NASH)  # by a judge of the tests
+  assert command == f"xpo resume {tmp_path} --trust tests.train.tiny_runs"
 
 
 def test_wandb_gets_the_configuration(tmp_path):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from xpo_jax.config import checks
+from xpo_jax.config import checks, trust
 from xpo_jax.config.factories import Configured
 from xpo_jax.data.pack import PackSizes
 from xpo_jax.data.render import Template
@@ -65,10 +65,12 @@ class Data:
 
   def __post_init__(self):
     checks.check_among(self, "bad_rows", ("stop", "drop"))
-    if self.transform is not None and ":" not in self.transform:
-      raise ValueError(
-        f"Data.transform is {self.transform!r}; it must be 'module:function'"
-      )
+    if self.transform is not None:
+      if ":" not in self.transform:
+        raise ValueError(
+          f"Data.transform is {self.transform!r}; it must be 'module:function'"
+        )
+      trust.allow_used(self.transform)
     checks.check_portion(self)
     checks.check_positive(self, "limit", "row_length", "rows_per_step", "microbatches")
     checks.check_positive(self, "groups_per_row", "epochs", "steps")

@@ -138,18 +138,28 @@ class Loop:
     eval_every: steps between two passes over the held-out data; None: after the last.
     checkpoint_every: steps between two checkpoints. None: after the last step of
       records, after every iteration of rollouts.
-    keep: checkpoints kept.
+    checkpoint_minutes: minutes after a checkpoint, or after the start, when another is
+      saved, whatever `checkpoint_every` says; on several hosts with the next line that
+      is logged. None: off.
+    keep: checkpoints kept, the newest ones.
     wandb: project at Weights & Biases, or None.
   """
 
   log_every: int | None = None
   eval_every: int | None = None
   checkpoint_every: int | None = None
+  checkpoint_minutes: float | None = 10.0
   keep: int = 2
   wandb: str | None = None
 
   def __post_init__(self):
     checks.check_positive(self, "log_every", "eval_every", "checkpoint_every", "keep")
+    minutes = self.checkpoint_minutes
+    if minutes is not None and not 0 < minutes < math.inf:
+      raise ValueError(
+        f"Loop.checkpoint_minutes is {minutes}; it must be a number > 0, or None for "
+        "no checkpoints by time"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

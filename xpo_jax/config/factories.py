@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpo_jax import objectives
+from xpo_jax.config import trust
 from xpo_jax.types import Objective
 
 Factory = Callable[..., Any]
@@ -39,9 +40,15 @@ class ObjectiveConfig:
         value it refuses.
     """
     name = objective if isinstance(objective, str) else name_of(objective)
+    trust.allow_used(name)
     object.__setattr__(self, "name", name)
     object.__setattr__(self, "hparams", bound(name, hparams, "hyperparameter"))
     self.build()
+
+  def __setstate__(self, state: Mapping[str, Any]):
+    """Takes what another process of the user's handed over."""
+    trust.allow_used(state["name"])
+    vars(self).update(state)
 
   def build(self, **traced: Any) -> Objective:
     """Builds the objective; `traced` replaces hyperparameters, possibly by traced
@@ -75,8 +82,14 @@ class Configured:
       ValueError: no such function, or an argument it lacks or misses.
     """
     name = make if isinstance(make, str) else name_of(make)
+    trust.allow_used(name)
     object.__setattr__(self, "name", name)
     object.__setattr__(self, "arguments", bound(name, arguments, "argument"))
+
+  def __setstate__(self, state: Mapping[str, Any]):
+    """Takes what another process of the user's handed over."""
+    trust.allow_used(state["name"])
+    vars(self).update(state)
 
   def build(self) -> Any:
     """Calls the function and returns its result."""

@@ -19,6 +19,7 @@ import yaml
 
 import xpo_jax
 from xpo_jax import objectives
+from xpo_jax.config import trust
 from xpo_jax.config.data import Data, Prompts
 from xpo_jax.config.experiment import (
   Experiment,
@@ -39,14 +40,25 @@ _FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")
 
 
 def write(run_dir: Path, experiment: Experiment) -> None:
-  """Writes config.yaml: the experiment, versions, flags, devices and code."""
-  content = {"format": FORMAT, "experiment": to_dict(experiment), **surroundings()}
+  """Writes config.yaml: the experiment, versions, flags, devices and code.
+
+  Modules outside the package are listed under `trust`, for the reader: a run that names
+  some goes on with `--trust MODULE`.
+  """
+  plain = to_dict(experiment)
+  content = {"format": FORMAT, "experiment": plain, **surroundings()}
+  if foreign := trust.foreign_modules(plain):
+    content["trust"] = foreign
   text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
   (run_dir / FILE).write_text(text, encoding="utf-8")
 
 
 def read(run_dir: Path) -> tuple[Experiment, dict[str, Any]]:
-  """Reads the experiment of a run, and everything else in its config.yaml."""
+  """Reads the experiment of a run, and everything else in its config.yaml.
+
+  Raises:
+    ValueError: as `content` and `from_dict`.
+  """
   recorded = content(run_dir)
   return from_dict(Experiment, recorded.pop("experiment")), recorded
 
@@ -123,13 +135,26 @@ def to_dict(value: Any) -> Any:
 def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
   """Builds a value of the type `hint` from what `to_dict` returned.
 
+  Args:
+    hint: the type.
+    value: plain data, perhaps of a file from someone else.
+    where: its path, for messages.
+
   Raises:
+    ForeignCode: it names code that is neither the package's nor trusted; nothing was
+      imported or built.
     ValueError: a field that the class does not have; a value it refuses.
   """
+  trust.refuse_foreign(value, where)
+  return _from_dict(hint, value, where)
+
+
+def _from_dict(hint: Any, value: Any, where: str) -> Any:
+  """Builds a value of plain data whose names were checked."""
   if typing.get_origin(hint) in (typing.Union, types.UnionType):
     if value is None:
       return None
-    return from_dict(_member(typing.get_args(hint), value), value, where)
+    return _from_dict(_member(typing.get_args(hint), value), value, where)
   if hint is ObjectiveConfig or hint is Configured:
     word = "name" if hint is ObjectiveConfig else "function"
     return hint(value[word], **{k: _argument(v) for k, v in value.items() if k != word})
@@ -142,13 +167,13 @@ def from_dict(hint: Any, value: Any, where: str = "experiment") -> Any:
       hint_at = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
       raise ValueError(f"{where} has no field {unknown[0]}; {hint_at}")
     return hint(
-      **{k: from_dict(hints[k], v, f"{where}.{k}") for k, v in fields.items()}
+      **{k: _from_dict(hints[k], v, f"{where}.{k}") for k, v in fields.items()}
     )
   if isinstance(hint, type) and issubclass(hint, enum.Enum):
     return hint(value)
   if typing.get_origin(hint) is tuple:
     kind, *_ = typing.get_args(hint)
-    return tuple(from_dict(kind, x, f"{where}.{i}") for i, x in enumerate(value))
+    return tuple(_from_dict(kind, x, f"{where}.{i}") for i, x in enumerate(value))
   if hint is float and isinstance(value, int):
     return float(value)
   return value
@@ -208,12 +233,12 @@ def _argument(value: Any) -> Any:
   if not isinstance(value, Mapping):
     return value
   if value.get("kind") in _KINDS:
-    return from_dict(_KINDS[value["kind"]], value)
+    return _from_dict(_KINDS[value["kind"]], value, "experiment")
   if isinstance(value.get("function"), str):
-    return from_dict(Configured, value)
+    return _from_dict(Configured, value, "experiment")
   name = value.get("name")
   if name in objectives.NAMES or (isinstance(name, str) and ":" in name):
-    return from_dict(ObjectiveConfig, value)
+    return _from_dict(ObjectiveConfig, value, "experiment")
   return value
 
 

@@ -274,15 +274,19 @@ def generate(
 
   Returns:
     The completions of each prompt.
+
+  Raises:
+    ValueError: an unfinished run, or one that names code that is not trusted
+      (`trust.ForeignCode`); no tokenizer.
   """
   directory = Path(directory)
-  loaded = hf_checkpoint.load(policy_dir(directory))
-  if loaded.tokenizer is None:
-    raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   template = Template(control_tokens="parse")  # prompts are typed, not data
   if (directory / yaml_file.FILE).exists():
     experiment, _ = yaml_file.read(directory)
     template = experiment.data.source.template
+  loaded = hf_checkpoint.load(policy_dir(directory))
+  if loaded.tokenizer is None:
+    raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
   ids = tokenise.tokenise_prompts(rows, loaded.tokenizer, template)
   drawn = generation.generate(

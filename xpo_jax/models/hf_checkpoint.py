@@ -47,7 +47,34 @@ def read_config(directory: str | Path) -> Config:
     ValueError: no such file, or an unsupported model family or feature.
   """
   family = _family(Path(directory))
-  return family.read(transformers.AutoConfig.from_pretrained(directory))
+  return family.read(
+    transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+  )
+
+
+def read_tokenizer(directory: str | Path) -> Any:
+  """Reads the tokenizer of a directory; code that the directory brings is not run.
+
+  Raises:
+    ValueError: a tokenizer that is code of the directory's own; no tokenizer, or a
+      damaged one.
+  """
+  try:
+    # Given, since transformers otherwise asks on a terminal.
+    return transformers.AutoTokenizer.from_pretrained(
+      directory, trust_remote_code=False
+    )
+  except Exception as error:  # of many types, by tokenizer
+    if "custom code" in str(error):
+      raise ValueError(
+        f"{directory}: its tokenizer is code of its own (auto_map in {_TOKENIZER}), "
+        "which is never run; save it with a tokenizer class of transformers"
+      ) from error
+    for file in (Path(directory) / _TOKENIZER, Path(directory) / "tokenizer.json"):
+      if file.exists():
+        _json(file)  # names the file that is damaged
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ValueError(f"{directory}: the tokenizer cannot be read: {reason}") from error
 
 
 def load(
@@ -250,14 +277,7 @@ def _leaf(params: Params, path: tuple[str, ...]) -> np.ndarray:
 def _load_tokenizer(directory: Path, config: Config) -> Any:
   if not (directory / _TOKENIZER).exists():
     return None
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-  except Exception as error:  # of many types, by tokenizer
-    reason = f"{type(error).__name__}: {error}"
-    files = [directory / _TOKENIZER, directory / "tokenizer.json"]
-    for file in filter(Path.exists, files):
-      _json(file)  # names the file that is damaged
-    raise ValueError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+  tokenizer = read_tokenizer(directory)
   if len(tokenizer) > config.vocab:
     raise ValueError(
       f"{directory}: the tokenizer has {len(tokenizer)} tokens, the embedding "

@@ -13,7 +13,7 @@ import jax
 import yaml
 
 from xpo_jax import scored
-from xpo_jax.config import yaml_file
+from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import audit
 from xpo_jax.evaluation import agreement, evaluate_run
@@ -112,9 +112,12 @@ def first_loss(objective: Objective) -> float | None:
 
 
 def _first_loss(objective: Mapping[str, Any]) -> tuple[float | None, str]:
-  """The fixed first loss, and the error where the objective cannot be built."""
+  """The fixed first loss, and the reason where the objective is not built."""
+  if not all(named.is_objective for named in trust.names(objective, "")):
+    return None, "it is made of more than objectives, and a report builds nothing else"
   try:
-    return first_loss(yaml_file.from_dict(ObjectiveConfig, objective).build()), ""
+    config = yaml_file.from_dict(ObjectiveConfig, objective, "experiment.objective")
+    return first_loss(config.build()), ""
   except (ValueError, ImportError) as error:
     # A hyperparameter of another version, or a module that was removed.
     return None, str(error)

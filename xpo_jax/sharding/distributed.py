@@ -52,6 +52,16 @@ def to_host(tree: Any) -> Any:
   return jax.tree.map(fetch, tree)
 
 
+def agreed(flag: bool) -> bool:
+  """The flag of process 0, on every process; a collective call where there are several.
+
+  For decisions by a clock, which processes would take at different steps.
+  """
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
 def digest(tree: Any) -> np.ndarray:
   """SHA-256 of host arrays (structure, shapes, dtypes, bytes) as uint8 `[32]`."""
   leaves, treedef = jax.tree.flatten(tree)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from xpo_jax.config import trust
+
 STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
@@ -122,8 +124,11 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
 def load_study(run_dir: Path) -> Recipe:
   """Loads the study of a directory, with its recorded settings.
 
+  Its recipe is one that a name finds, or a file that the user trusts by its path.
+
   Raises:
-    ValueError: no study, or one whose recipe has no name.
+    ForeignCode: its settings name code that is neither the package's nor trusted.
+    ValueError: no study; one whose recipe is not found, or has no such settings.
   """
   from xpo_jax.config import yaml_file
 
@@ -131,13 +136,22 @@ def load_study(run_dir: Path) -> Recipe:
   if not path.exists():
     raise ValueError(f"{run_dir} is not a run: it has neither config.yaml nor {STUDY}")
   record = json.loads(path.read_text(encoding="utf-8"))
-  if record.get("recipe") not in names():
+  name = str(record.get("recipe"))
+  file = trust.trusted_path(name) or names().get(name)
+  if file is None:
     raise ValueError(
-      f"{path} is of no recipe that a name finds; run the same command again to go on: "
-      f"xpo train RECIPE --run-dir {run_dir}"
+      f"{path} is of the recipe {name!r}, which no name finds; if it is a file that "
+      f"you trust: xpo resume {run_dir} --trust PATH.py"
     )
-  recipe = _executed(path_of(record["recipe"]))
-  settings = yaml_file.from_dict(recipe[record["class"]], record["settings"])
+  trust.refuse_foreign(record["settings"], "settings")
+  recipe = _executed(file)
+  kind = recipe.get(record["class"])
+  if not isinstance(kind, type) or kind.__module__ != name:
+    raise ValueError(
+      f"{path}: class is {record['class']!r}, which {file} does not define; it must be "
+      "the dataclass of the recipe's settings"
+    )
+  settings = yaml_file.from_dict(kind, record["settings"], "settings")
   return Recipe(settings, recipe["run"], recipe.get("arms"))
 
 

@@ -8,8 +8,10 @@ one has its manifest.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -24,6 +26,7 @@ from xpo_jax.train.state import TrainState
 from xpo_jax.types import Params
 
 MANIFEST = "MANIFEST.sha256.json"
+_CTRL_C = b"\nCtrl-C: ends after this step, with a checkpoint; once more ends at once\n"
 
 
 class Restored(NamedTuple):
@@ -163,22 +166,48 @@ def verify(directory: Path) -> str | None:
   return None
 
 
-@contextlib.contextmanager
-def preemption() -> Iterator[threading.Event]:
-  """Turns SIGTERM into an event that the loop reads between two steps.
+@dataclasses.dataclass
+class StopRequest:
+  """Whether a run was asked to end, read between two steps.
 
-  In a thread other than the main one signals cannot be caught; the event then stays
-  unset and SIGTERM ends the process.
+  Attributes:
+    signal: "SIGTERM" or "SIGINT"; "" for none.
   """
-  stop = threading.Event()
+
+  signal: str = ""
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[StopRequest]:
+  """Turns SIGTERM and Ctrl-C into a request that the loop reads between two steps.
+
+  A second Ctrl-C raises KeyboardInterrupt at once. In a thread other than the main one
+  signals cannot be caught; the request then stays empty and they end the process. Where
+  SIGINT is ignored (nohup, a shell's background) it stays ignored.
+  """
+  stop = StopRequest()
   if threading.current_thread() is not threading.main_thread():
     yield stop
     return
-  before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+
+  def request(number: int, frame: Any) -> None:
+    del frame
+    if number == signal.SIGINT:
+      if stop.signal == "SIGINT":
+        raise KeyboardInterrupt
+      os.write(2, _CTRL_C)  # print is not safe within a signal handler
+    stop.signal = signal.Signals(number).name
+
+  before = {
+    number: signal.signal(number, request)
+    for number in (signal.SIGTERM, signal.SIGINT)
+    if signal.getsignal(number) is not signal.SIG_IGN
+  }
   try:
     yield stop
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def _seal(directory: Any) -> None:

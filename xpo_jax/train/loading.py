@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import transformers
 
 from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Pretrained, Scratch
@@ -360,9 +359,9 @@ def _synthetic(path: str) -> Loaded:
 def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
   directory = run_dir / "tokenizer"
   if start.tokenizer is not None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(start.tokenizer)
+    tokenizer = hf_checkpoint.read_tokenizer(start.tokenizer)
   elif directory.exists():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer = hf_checkpoint.read_tokenizer(directory)
   else:
     texts = [
       records.plain_text(row.prompt) + records.plain_text(completion)

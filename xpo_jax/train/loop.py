@@ -15,6 +15,7 @@ from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Rollouts
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed
 from xpo_jax.train import (
   checkpoint,
   metrics,
@@ -42,9 +43,10 @@ class Result(NamedTuple):
     params: the final policy, `{"lm": ...}`, adapters merged; None as for `model`.
     tokenizer: its tokenizer.
     steps: steps done.
-    finished: False where SIGTERM ended it early; `resume` continues.
-    stopped: whether SIGTERM came; where it came with the last step, the run is
-      finished, and what it is a stage of is not begun.
+    finished: False where a signal ended it early; `resume` continues.
+    stopped: the signal that came, SIGTERM or SIGINT (Ctrl-C); "" for none. Where it
+      came with the last step, the run is finished, and what it is a stage of is not
+      begun.
   """
 
   run_dir: Path
@@ -53,7 +55,7 @@ class Result(NamedTuple):
   tokenizer: Any
   steps: int
   finished: bool
-  stopped: bool = False
+  stopped: str = ""
 
 
 def maker(experiment: Experiment) -> Any:
@@ -82,7 +84,8 @@ def train(
     say: prints a line.
 
   Raises:
-    ValueError: the run directory exists, or anything about the experiment, its stages
+    ValueError: the run directory exists (names the process that writes it, if one
+      does), or anything about the experiment, its stages
       or their data is wrong; all of it before the first compile, and no directory is
       left. Feedback that is no number.
     JudgeError: no judge can be asked, before anything expensive.
@@ -92,7 +95,7 @@ def train(
   run_directory.refuse_existing(run_dir)
   say(f"{run_dir}: {experiment.objective} on {experiment.data.title}")
   inputs = check(experiment, datasets)
-  with run_directory.create(run_dir, experiment):
+  with run_directory.create(run_dir, experiment, say):
     return _run(experiment, run_dir, store, inputs, datasets, say)
 
 
@@ -114,12 +117,15 @@ def resume(
     say: prints a line.
 
   Raises:
-    ValueError: no such run, or its data or configuration changed; shows how.
+    ForeignCode: it names code that is neither the package's nor trusted.
+    ValueError: no such run, or another process writes it, or its data or configuration
+      changed; shows how.
   """
   run_dir = Path(run_dir)
   recorded = run_directory.read_config(run_dir, experiment)
-  say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
-  return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
+  with run_directory.lock(run_dir, say):
+    say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
+    return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
 
 
 def check(experiment: Experiment, datasets: Datasets) -> Inputs:
@@ -140,6 +146,8 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
 def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   store = stages.default_store(run_dir) if store is None else Path(store)
 
+  signals = []  # of the stages
+
   def run_stage(inner: Experiment, directory: Path) -> bool:
     """Trains a stage or resumes it; returns whether the run goes on."""
     shared = {"store": store, "datasets": datasets, "say": say}
@@ -147,12 +155,15 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
       result = resume(directory, inner, **shared)
     else:
       result = train(inner, directory, **shared)
-    return result.finished and not result.stopped
+    signals.append(result.stopped)
+    return not result.stopped
 
   resolved = stages.resolve(experiment, store, datasets, run_stage)
   if resolved is None:
-    say(f"stopped by SIGTERM in a stage: xpo resume {run_dir}")
-    return Result(run_dir, None, None, None, 0, finished=False, stopped=True)
+    stopped = signals[-1]
+    go_on = run_directory.resume_command(run_dir, experiment)
+    say(f"stopped by {stopped} in a stage: {go_on}")
+    return Result(run_dir, None, None, None, 0, finished=False, stopped=stopped)
   program = maker(resolved).prepare(resolved, run_dir, inputs, datasets, say)
   say(f"{program.headline}; compiling the first")
   meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
@@ -169,7 +180,8 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
     policy = run_dir / run_directory.POLICY
     say(f"done: {policy} is a Hugging Face directory")
   else:
-    say(f"stopped by SIGTERM after step {done}: xpo resume {run_dir}")
+    go_on = run_directory.resume_command(run_dir, experiment)
+    say(f"stopped by {stopped} after step {done}: {go_on}")
   return Result(
     run_dir, program.model, params, program.tokenizer, done, finished, stopped
   )
@@ -190,20 +202,21 @@ def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None
   run_directory.write_json(run_dir / run_directory.SUMMARY, summary)
 
 
-def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any, bool]:
-  """The loop: steps, metrics, evaluation, checkpoints; ends early on SIGTERM.
+def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any, str]:
+  """The loop: steps, metrics, evaluation, checkpoints; ends early on a signal.
 
   Returns:
-    The state, and whether SIGTERM came.
+    The state, and the signal that came.
   """
   loop, done = experiment.loop, int(state.step)
   if done == program.total:
-    return state, False
+    return state, ""
   log_every = loop.log_every or program.log_every
   checkpoint_every = loop.checkpoint_every or program.checkpoint_every
+  say(_first_checkpoint(done, program.total, checkpoint_every, loop.checkpoint_minutes))
   wandb = run_directory.wandb_arguments(loop.wandb, run_dir, meta)
   writer = metrics.open_writer(run_dir, done, wandb)
-  pending, clock = [], time.perf_counter()
+  pending, clock, saved = [], time.perf_counter(), time.monotonic()
   with (
     checkpoint.preemption() as stop,
     progress.following(program.total, done, say, program.shown) as report,
@@ -215,24 +228,46 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
         evaluating = program.evaluate is not None and (
           last or run_directory.due(loop.eval_every, now)
         )
-        stopping = stop.is_set()  # read once: a later signal acts after the next step
-        saving = last or stopping or run_directory.due(checkpoint_every, now)
+        # The first step is written alone: its time is compilation.
+        showing = index == done or last or run_directory.due(log_every, now)
+        by_time = _is_time(loop.checkpoint_minutes, saved, showing)
+        stopping = bool(stop.signal)  # a later signal acts after the next step
+        due = run_directory.due(checkpoint_every, now)
+        saving = last or stopping or due or by_time
         if evaluating:
           measured = {**measured, **program.evaluate(state)}
         pending.append((index, measured))
-        # The first step is written alone: its time is compilation.
-        showing = index == done or last or run_directory.due(log_every, now)
         if showing or evaluating or saving:
           line, clock = _write(program, run_dir, writer, pending, clock)
           if showing or evaluating:
             report(line)
         if saving:
           checkpoint.save(manager, state, meta)
+          saved = time.monotonic()
         if stopping:
           break
     finally:
       metrics.close(writer)
-  return state, stop.is_set()
+  return state, stop.signal
+
+
+def _is_time(minutes: float | None, saved: float, showing: bool) -> bool:
+  """Whether a checkpoint is due by time. Several processes follow the first one's
+  clock, and ask for it only where they wait for metrics to be shown anyway."""
+  if minutes is None or (jax.process_count() > 1 and not showing):
+    return False
+  return distributed.agreed(time.monotonic() - saved >= 60 * minutes)
+
+
+def _first_checkpoint(
+  done: int, total: int, every: int | None, minutes: float | None
+) -> str:
+  """Describes when the first checkpoint from here on is saved."""
+  step = total if every is None else min(total, (done // every + 1) * every)
+  sooner = (
+    "" if minutes is None else f", or after {minutes:g} minutes if that is sooner"
+  )
+  return f"first checkpoint: after step {step}{sooner}"
 
 
 def _write(program, run_dir, writer, pending, clock) -> tuple[dict[str, float], float]:

@@ -11,6 +11,11 @@ from xpo_jax.data.printable import printable
 Say = Callable[[str], None]
 Report = Callable[[Mapping[str, float]], None]
 
+
+class Stopped(KeyboardInterrupt):
+  """A signal ended a run or a study before its end, with a checkpoint; not an error."""
+
+
 _SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
 
 

@@ -6,20 +6,26 @@ A run directory holds `config.yaml` (the experiment, versions, flags, code), `da
 format; `policy/` then has it merged), `stages/` (a run directory for each `Stage`) and,
 when it is finished, `summary.json`. A run on records has `references/`, the
 reference's statistics; a run on rollouts has `rollouts/`, JSON lines of each iteration,
-and `held_out/`, the same of each evaluation by iterations done.
+and `held_out/`, the same of each evaluation by iterations done. While a process writes
+it, `lock.json` says which.
 """
 
 import contextlib
+import datetime
+import fcntl
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from xpo_jax.config import yaml_file
+from xpo_jax.config import trust, yaml_file
+from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
 from xpo_jax.train import checkpoint, progress
@@ -28,6 +34,7 @@ SUMMARY, SHOWN, COUNTS = "summary.json", "shown.json", "data.json"
 CHECKPOINTS, POLICY, ADAPTER = "checkpoints", "policy", "adapter"
 STAGES, NONFINITE, REFERENCES = "stages", "nonfinite", "references"
 ROLLOUTS, HELD_OUT = "rollouts", "held_out"
+LOCK = "lock.json"
 SHOWN_ROWS = 4
 # Results for which the directory of a refused run is not removed.
 _COMPUTED = (CHECKPOINTS, STAGES, ROLLOUTS, HELD_OUT)
@@ -39,12 +46,154 @@ class NonFiniteLoss(ValueError):
   """A loss or a gradient that is not a finite number; the batch was saved."""
 
 
+class Writer(NamedTuple):
+  """The process that writes a run directory.
+
+  Attributes:
+    host: its host's name.
+    pid: its number there.
+    started: when the process began, by the clock of its kernel; "" where unknown.
+    since: when it took the directory, in UTC.
+  """
+
+  host: str
+  pid: int
+  started: str
+  since: str
+
+  def __str__(self) -> str:
+    return f"process {self.pid} on {self.host} since {self.since}"
+
+  @property
+  def is_gone(self) -> bool:
+    """Whether the process is known to be gone; one of another host is not."""
+    return self.host == socket.gethostname() and self.started != _started(self.pid)
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path, say: progress.Say) -> Iterator[None]:
+  """Makes this process the only writer of a directory.
+
+  With several JAX processes, the first of them holds the lock for all.
+
+  Args:
+    run_dir: the directory, which exists.
+    say: prints whose lock was taken over, where a process was killed.
+
+  Raises:
+    ValueError: another process writes it; names host, process and time.
+  """
+  own = _this_process()
+  _acquire(run_dir, own, say)
+  try:
+    yield
+  finally:
+    _release(run_dir, own)
+
+
+def _this_process() -> Writer:
+  now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+  return Writer(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", now)
+
+
+def _acquire(run_dir: Path, own: Writer, say: progress.Say) -> None:
+  """Writes the lock, new or in the place of one whose process is gone."""
+  path = run_dir / LOCK
+  while not jax.process_index():
+    try:
+      number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+      try:
+        number = os.open(path, os.O_RDWR)
+      except FileNotFoundError:
+        continue  # released meanwhile
+    # Two processes must not both take over a stale lock: one judges it at a time, and
+    # the file must still be the one at the path.
+    with os.fdopen(number, "r+", encoding="utf-8", errors="replace") as file:
+      with contextlib.suppress(OSError):  # a file system without flock
+        fcntl.flock(file, fcntl.LOCK_EX)
+      if not _is_at(path, number):
+        continue
+      text = file.read()
+      writer = _writer(text)
+      _refuse_writer(path, writer)
+      if text:
+        say(f"lock taken over, its process is gone: {writer or path}")
+      file.seek(0)
+      file.truncate()
+      file.write(json.dumps(own._asdict()) + "\n")
+      return
+
+
+def _is_at(path: Path, number: int) -> bool:
+  """Whether an open file is still the one at its path."""
+  try:
+    return os.path.samestat(path.stat(), os.fstat(number))
+  except FileNotFoundError:
+    return False
+
+
+def _release(run_dir: Path, own: Writer) -> None:
+  """Removes the lock, unless it was removed or taken by another process."""
+  path = run_dir / LOCK
+  with contextlib.suppress(FileNotFoundError):
+    if _read_writer(path) == own:
+      path.unlink()
+
+
+def _refuse_writer(path: Path, writer: Writer | None) -> None:
+  if writer is None or writer.is_gone:
+    return
+  mend = "wait for it, or end it"
+  if writer.host != socket.gethostname():
+    mend = f"if that process is gone, delete {path}"
+  raise ValueError(f"{path.parent} is being written by {writer}; {mend}")
+
+
+def _read_writer(path: Path) -> Writer | None:
+  return _writer(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _writer(text: str) -> Writer | None:
+  """The writer that a lock names; None where a kill cut its file."""
+  try:
+    return Writer(**json.loads(text))
+  except (ValueError, TypeError):
+    return None
+
+
+def _started(pid: int) -> str | None:
+  """When a process of this host began: boot and clock ticks; "" where there is no
+  /proc; None where the process is gone."""
+  proc = Path("/proc")
+  if not (proc / "self/stat").exists():
+    try:
+      os.kill(pid, 0)
+    except ProcessLookupError:
+      return None
+    except PermissionError:
+      return ""
+    return ""
+  try:
+    # Fields from the third on: the second, the name, may hold spaces.
+    fields = (proc / f"{pid}/stat").read_text().rpartition(")")[2].split()
+  except (FileNotFoundError, ProcessLookupError):
+    return None
+  state, ticks = fields[0], fields[19]
+  if state in "ZX":  # ended, and not yet waited for
+    return None
+  return f"{(proc / 'sys/kernel/random/boot_id').read_text().strip()} {ticks}"
+
+
 def refuse_existing(run_dir: Path) -> None:
   """Refuses to create a run in an existing directory.
 
   Raises:
-    ValueError: the directory exists.
+    ValueError: the directory exists; names the process that writes it, if one does.
   """
+  path = run_dir / LOCK
+  with contextlib.suppress(FileNotFoundError):
+    _refuse_writer(path, _read_writer(path))
   if run_dir.exists():
     raise ValueError(
       f"run directory {run_dir} exists; name another one, or continue that run: "
@@ -53,29 +202,38 @@ def refuse_existing(run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def create(run_dir: Path, experiment: Any) -> Iterator[None]:
-  """Creates the directory of a run and its config.yaml; removes it where the run is
-  refused before anything is computed.
+def create(run_dir: Path, experiment: Any, say: progress.Say) -> Iterator[None]:
+  """Creates the directory of a run with its config.yaml, and locks it; removes it where
+  the run is refused before anything is computed.
 
   Args:
     run_dir: does not exist yet.
     experiment: the run.
+    say: see `lock`.
   """
-  # Beside it, then renamed: a kill must not leave a directory without config.yaml.
+  # Beside it, then renamed: a kill must not leave a directory without config.yaml, and
+  # nobody else may find it without its lock.
   beside = run_dir.with_name(f"{run_dir.name}.tmp")
-  shutil.rmtree(beside, ignore_errors=True)
-  beside.mkdir(parents=True)
-  yaml_file.write(beside, experiment)
-  beside.rename(run_dir)
+  beside.mkdir(parents=True, exist_ok=True)
+  own, home = _this_process(), beside
+  _acquire(beside, own, say)
   try:
+    yaml_file.write(beside, experiment)
+    refuse_existing(run_dir)  # another process may have been faster
+    home = beside.rename(run_dir)
     yield
   except ValueError:
+    if home is beside:
+      shutil.rmtree(beside)
+      raise
     stages = run_dir / STAGES
     if stages.exists() and not any(stages.iterdir()):  # the first was refused
       stages.rmdir()
     if not any((run_dir / name).exists() for name in _COMPUTED):
       shutil.rmtree(run_dir)
     raise
+  finally:
+    _release(home, own)
 
 
 def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
@@ -86,6 +244,7 @@ def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
     experiment: to compare with the recorded one, or None for no comparison.
 
   Raises:
+    ForeignCode: it names code that is neither the package's nor trusted.
     ValueError: no such run, or another experiment; shows the differences.
   """
   recorded, _ = yaml_file.read(run_dir)
@@ -122,7 +281,9 @@ def restore_state(
   if restored.state is None:
     say("there is none before it: beginning again")
     return fresh
-  old, new = restored.meta["experiment"], meta["experiment"]
+  # Built once more: a field that is newer than the checkpoint has its default.
+  again = yaml_file.from_dict(Experiment, restored.meta["experiment"])
+  old, new = yaml_file.to_dict(again), meta["experiment"]
   yaml_file.refuse_change("configuration", run_dir, old, new)
   around = ("versions", "flags", "devices", "code")
   old, new = ({name: m[name] for name in around} for m in (restored.meta, meta))
@@ -208,6 +369,12 @@ def wandb_arguments(
   if project is None:
     return None
   return {"project": project, "dir": str(run_dir), "config": meta["experiment"]}
+
+
+def resume_command(run_dir: Path, experiment: Experiment) -> str:
+  """The command that goes on with a run."""
+  foreign = trust.foreign_modules(yaml_file.to_dict(experiment))
+  return f"xpo resume {run_dir} {trust.options(foreign)}".rstrip()
 
 
 def due(every: int | None, now: int) -> bool:

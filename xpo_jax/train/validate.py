@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 
 from xpo_jax import scored
 from xpo_jax.config import split_overlap
@@ -169,7 +168,7 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
     config, directory = hf_checkpoint.read_config(start.directory), start.directory
   longest = 1
   if config.rotary is None and directory is not None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer = hf_checkpoint.read_tokenizer(directory)
     with tempfile.TemporaryDirectory() as scratch:  # for lists of bad rows
       chosen, _, _ = loading.prompt_sets(
         experiment, loaded, tokenizer, Path(scratch), datasets

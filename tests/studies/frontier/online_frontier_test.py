@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,12 @@ def test_calls_in_processes_go_on_when_one_fails():
   assert sorted(line.split("] ")[1].split(":")[0] for line in lines) == sorted(calls)
   assert processes.call_all(calls, jobs=1, say=lines.append) == failed
   assert processes.exit_code(failed) == 1 and processes.exit_code({}) == 0
+  # A signal is no failure of a call: it ends the study, once the others are done.
+  calls = {"stopped": (signal.raise_signal, signal.SIGINT), **calls}
+  lines.clear()
+  with pytest.raises(KeyboardInterrupt):
+    processes.call_all(calls, jobs=2, say=lines.append)
+  assert sorted(line.split("] ")[1].split(":")[0] for line in lines) == sorted(calls)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from xpo_jax.feedback import reward_model
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import arms, demonstrations, preference_pairs, samples
 from xpo_jax.studies.task import Task
-from xpo_jax.train import metrics, run_directory
+from xpo_jax.train import loop, metrics, progress, run_directory
 
 TASK = dataclasses.replace(
   TINY, reward=Configured(hash_reward.scorer), learning_rate=1e-2
@@ -57,6 +57,16 @@ def test_run_is_trained_once_and_stands_in_the_store(study):
   assert (run_dir / run_directory.SUMMARY).stat().st_mtime_ns == done
   names = {path.name.partition("-")[0] for path in study.store.iterdir()}
   assert {"sft", "dpo"} <= names  # its start beside it
+
+
+def test_study_ends_with_its_run_when_a_signal_comes(study, monkeypatch):
+  def train(experiment, run_dir, **_):
+    return loop.Result(run_dir, None, None, None, 3, finished=True, stopped="SIGINT")
+
+  monkeypatch.setattr(loop, "train", train)
+  other = dataclasses.replace(DPO, seed=7)
+  with pytest.raises(progress.Stopped, match=f"SIGINT: xpo resume {study.run_dir}"):
+    arms.train(study, other)
 
 
 def test_policy_of_a_stage_is_the_reference_of_the_next(study):

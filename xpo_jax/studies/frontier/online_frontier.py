@@ -124,6 +124,7 @@ def with_checkpoints(experiment: Experiment, every: int) -> Experiment:
     log_every=total,
     eval_every=total,
     checkpoint_every=every,
+    checkpoint_minutes=None,  # every checkpoint is a point
     keep=math.ceil(total / every),
   )
   return dataclasses.replace(experiment, loop=loop)

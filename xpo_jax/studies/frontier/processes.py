@@ -22,8 +22,12 @@ def call_all(
 
   Returns:
     Name -> error, of those that failed.
+
+  Raises:
+    KeyboardInterrupt: one was stopped by a signal; with several jobs the others ended.
   """
   began, failed = time.perf_counter(), {}
+  stopped: BaseException | None = None
 
   def ended(name: str, error: BaseException | None) -> None:
     outcome = "done"
@@ -48,7 +52,11 @@ def call_all(
   with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
     futures = {pool.submit(*task): name for name, task in tasks.items()}
     for future in concurrent.futures.as_completed(futures):
-      ended(futures[future], future.exception())
+      error = future.exception()
+      ended(futures[future], error)
+      stopped = error if isinstance(error, KeyboardInterrupt) else stopped
+  if stopped is not None:
+    raise stopped
   return failed
 
 

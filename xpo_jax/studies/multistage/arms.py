@@ -33,7 +33,7 @@ from xpo_jax.studies import task as tasks
 from xpo_jax.studies.multistage import arm_table, samples
 from xpo_jax.studies.multistage.arm_table import ArmRow
 from xpo_jax.studies.task import Task
-from xpo_jax.train import loading, loop, metrics, run_directory, stages
+from xpo_jax.train import loading, loop, metrics, progress, run_directory, stages
 from xpo_jax.types import Params
 
 RESULTS = "results.json"
@@ -101,7 +101,7 @@ def train(arms: Arms, experiment: Experiment) -> Path:
     Its run directory.
 
   Raises:
-    KeyboardInterrupt: SIGTERM ended it; its checkpoint is written.
+    Stopped: SIGTERM or Ctrl-C ended it; its checkpoint is written.
   """
   run_dir = stages.directory(experiment, arms.store, {})
   if (run_dir / run_directory.SUMMARY).exists():
@@ -111,8 +111,8 @@ def train(arms: Arms, experiment: Experiment) -> Path:
     result = loop.resume(run_dir, experiment, store=arms.store, say=_quiet)
   else:
     result = loop.train(experiment, run_dir, store=arms.store, say=_quiet)
-  if not result.finished:
-    raise KeyboardInterrupt
+  if result.stopped:
+    raise progress.Stopped(f"stopped by {result.stopped}: xpo resume {arms.run_dir}")
   return run_dir
 
 

@@ -51,7 +51,9 @@ def train(
     began, directory = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
     experiment = arm_run(arm, study, run_dir / START, seed)
     datasets = {experiment.data.prompts.path: prompts}
-    loop.train(experiment, directory, datasets=datasets, say=_quiet)
+    result = loop.train(experiment, directory, datasets=datasets, say=_quiet)
+    if result.stopped:  # this study keeps nothing to go on from
+      raise KeyboardInterrupt
     seconds = (time.perf_counter() - began) / len(arm.strengths)
     lines = metrics.read(directory)
     for iteration, params in checkpoint.policies(directory / run_directory.CHECKPOINTS):
@@ -80,7 +82,11 @@ def arm_run(
     ),
     start=Pretrained(str(start), remat=False),
     optimizer=Optimizer(learning_rate=arm.learning_rate, schedule="constant"),
-    loop=Loop(checkpoint_every=arm.strengths[0], keep=arm.strengths[-1]),
+    loop=Loop(
+      checkpoint_every=arm.strengths[0],
+      checkpoint_minutes=None,  # every checkpoint is a point
+      keep=arm.strengths[-1],
+    ),
     mesh=MeshShape(data=1),
     seed=seed,
   )
