@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.data import audit
+from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.tokenise import Limits, Template
 from xpo_jax.feedback import tokenised_texts
 from xpo_jax.feedback.protocol import Scorer, Scores
@@ -105,7 +105,7 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
       "reward-model run has it in policy/, reward_model.write_description writes it "
       "into any directory"
     )
-  description = json.loads(path.read_text(encoding="utf-8"))
+  description = sealed_files.read_json(path)
   if description["kind"] != kind:
     raise ValueError(
       f"{directory} has a {description['kind']} model, a {kind} model is needed; load "
