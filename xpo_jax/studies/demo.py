@@ -1,11 +1,11 @@
 """Runs `xpo demo`: the controlled-sentiment study on synthetic reviews."""
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,7 +59,7 @@ def run(study, run_dir: Path, command: str) -> int:
   import jax
 
   from xpo_jax.config import yaml_file
-  from xpo_jax.data import audit
+  from xpo_jax.data import audit, sealed_files
   from xpo_jax.report import line_chart, run_page
   from xpo_jax.studies.sentiment import findings, sentiment_page, train_methods
 
@@ -67,13 +67,13 @@ def run(study, run_dir: Path, command: str) -> int:
   data = train_methods.prepare(study)
   run_dir.mkdir(parents=True)
   settings = {"study": yaml_file.to_dict(study), **yaml_file.surroundings()}
-  (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
+  sealed_files.write_json(run_dir / "study.json", settings)
   if data.corpus.dropped:
     audit.write_bad_records(data.corpus.dropped, run_dir / "bad_rows.jsonl")
   result = train_methods.run(data, run_dir, lambda line: print(line, flush=True))
   figure = line_chart.svg(sentiment_page.figure(result), standalone=True)
-  (run_dir / "frontier.svg").write_text(figure)
-  (run_dir / "runs.jsonl").write_text(_lines(result))
+  sealed_files.write_text(run_dir / "frontier.svg", figure)
+  sealed_files.write_lines(run_dir / "runs.jsonl", _lines(result))
   written = run_page.write_page(run_dir, sentiment_page.build(result, command))
   for table in (
     sentiment_page.checks_table(result),
@@ -89,15 +89,14 @@ def run(study, run_dir: Path, command: str) -> int:
   return 1 if failed else 0
 
 
-def _lines(result) -> str:
-  """JSON lines, one for each run: setting, reward, KL, and both per prompt."""
+def _lines(result) -> Iterator[dict[str, Any]]:
+  """A line for each run: setting, reward, KL, and both per prompt."""
   from xpo_jax.evaluation import measure_policy
 
-  out = []
   for trained in result.trained:
     reward_P = measure_policy.per_prompt(trained.draws.reward_PK)
     kl_P = measure_policy.per_prompt(trained.draws.kl_PK)
-    line = {
+    yield {
       "method": trained.label,
       "strength": trained.strength,
       "seed": trained.seed,
@@ -107,8 +106,6 @@ def _lines(result) -> str:
       "reward_P": reward_P.round(6).tolist(),
       "kl_P": kl_P.round(6).tolist(),
     }
-    out.append(json.dumps(line))
-  return "\n".join(out) + "\n"
 
 
 def show(table) -> None:
