@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xpo_jax.data import sealed_files
 from xpo_jax.train import checkpoint, run_directory
 from xpo_jax.train.state import RolloutState, TrainState
 
@@ -153,7 +154,7 @@ def test_step_killed_while_it_is_sealed_costs_no_step_before_it(
   manager = checkpoint.open_manager(tmp_path, keep)
   checkpoint.save(manager, _state(1), {})
   checkpoint.save(manager, _state(2), {})
-  monkeypatch.setattr(checkpoint, "_seal", killed)
+  monkeypatch.setattr(sealed_files, "seal", killed)
   with pytest.raises(KeyboardInterrupt):
     checkpoint.save(manager, _state(3), {})
   manager.close()

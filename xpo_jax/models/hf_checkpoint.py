@@ -13,6 +13,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from xpo_jax.data import sealed_files
 from xpo_jax.models import hf_config, hf_weights, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.types import Params
@@ -62,11 +63,13 @@ def load(
     The checkpoint; parameters in float32 for any dtype of the file.
 
   Raises:
-    ValueError: no such directory or file; an unsupported model family or feature;
-      missing, mis-shaped or unexpected weights (all are listed); a tokenizer with more
-      tokens than the embedding has rows.
+    ValueError: no such directory or file; a file that differs from its checksum, where
+      the directory has a manifest; an unsupported model family or feature; missing,
+      mis-shaped or unexpected weights (all are listed); a tokenizer with more tokens
+      than the embedding has rows.
   """
   directory = Path(directory)
+  sealed_files.check_directory(directory)
   family = _family(directory)
   config = dataclasses.replace(
     read_config(directory), compute_dtype=compute_dtype, remat=remat
@@ -91,7 +94,7 @@ def _json(path: Path) -> dict[str, Any]:
       f"{path} does not exist; name a local Hugging Face directory "
       "(`hf download NAME --local-dir DIRECTORY` creates one)"
     )
-  return json.loads(path.read_text(encoding="utf-8"))
+  return sealed_files.read_json(path)
 
 
 class _Stored(NamedTuple):

@@ -8,8 +8,6 @@ one has its manifest.
 """
 
 import contextlib
-import hashlib
-import json
 import shutil
 import signal
 import threading
@@ -20,10 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from xpo_jax.data import sealed_files
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Params
 
-MANIFEST = "MANIFEST.sha256.json"
+MANIFEST = sealed_files.MANIFEST
 
 
 class Restored(NamedTuple):
@@ -73,7 +72,7 @@ def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
   )
   manager.wait_until_finished()
   if jax.process_index() == 0:
-    _seal(manager.directory / str(step))
+    sealed_files.seal(Path(manager.directory) / str(step))
   for old in sorted(manager.all_steps())[: -manager.keep]:
     manager.delete(old)
 
@@ -93,7 +92,7 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   """
   faults, valid = {}, None
   for step in sorted(manager.all_steps(), reverse=True):
-    fault = verify(Path(manager.directory) / str(step))
+    fault = sealed_files.damage(Path(manager.directory) / str(step))
     if fault is None:
       valid = step
       break
@@ -137,30 +136,12 @@ def policies(directory: Path) -> Iterator[tuple[int, Params]]:
   args = ocp.args.Composite(state=ocp.args.StandardRestore())
   try:
     for step in sorted(manager.all_steps()):
-      if verify(directory / str(step)) is None:
+      if sealed_files.damage(directory / str(step)) is None:
         state = manager.restore(step, args=args)["state"]
         trained = state.get("train", state)  # a `RolloutState` contains a `TrainState`
         yield step, trained["ema"] or trained["params"]
   finally:
     manager.close()
-
-
-def verify(directory: Path) -> str | None:
-  """Describes the damage of a checkpoint's files; None where they are valid."""
-  manifest = directory / MANIFEST
-  if not manifest.exists():
-    return f"{MANIFEST} is missing: the save was cut off"
-  try:
-    sums = json.loads(manifest.read_text(encoding="utf-8"))
-  except json.JSONDecodeError:
-    return f"{MANIFEST} is not JSON: the save was cut off"
-  for name, digest in sums.items():
-    file = directory / name
-    if not file.exists():
-      return f"{name} is missing"
-    if _sha256(file) != digest:
-      return f"{name} differs from its checksum"
-  return None
 
 
 @contextlib.contextmanager
@@ -179,17 +160,3 @@ def preemption() -> Iterator[threading.Event]:
     yield stop
   finally:
     signal.signal(signal.SIGTERM, before)
-
-
-def _seal(directory: Any) -> None:
-  directory = Path(directory)
-  files = sorted(file for file in directory.rglob("*") if file.is_file())
-  sums = {str(file.relative_to(directory)): _sha256(file) for file in files}
-  temporary = directory / (MANIFEST + ".tmp")
-  temporary.write_text(json.dumps(sums, indent=1), encoding="utf-8")
-  temporary.replace(directory / MANIFEST)
-
-
-def _sha256(file: Path) -> str:
-  with file.open("rb") as stream:
-    return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from xpo_jax.data import (
   audit,
   record_file,
   records,
+  sealed_files,
   sources,
   split,
   synthetic_reviews,
@@ -362,6 +363,7 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
   if start.tokenizer is not None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(start.tokenizer)
   elif directory.exists():
+    sealed_files.check_directory(directory, "delete the directory: it is trained again")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
   else:
     texts = [
@@ -370,7 +372,7 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
       for completion in records.completions(row) or ("",)  # a bare prompt has none
     ]
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
-    tokenizer.save_pretrained(directory)
+    sealed_files.write_directory(directory, tokenizer.save_pretrained)
   if len(tokenizer) > start.model.vocab:
     raise ValueError(
       f"Scratch.model.vocab is {start.model.vocab}, the tokenizer has "
