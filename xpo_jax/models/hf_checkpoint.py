@@ -326,7 +326,9 @@ def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
   # In the format of transformers 4, which 5 reads too.
   content = _json(directory / _TOKENIZER)
   content["tokenizer_class"] = "PreTrainedTokenizerFast"
-  content.pop("backend", None)
+  # How it was loaded, which must not change what is exported.
+  for name in ("backend", "is_local", "local_files_only"):
+    content.pop(name, None)
   if isinstance(content.get("extra_special_tokens"), list):
     content["additional_special_tokens"] = content.pop("extra_special_tokens")
   _dump(directory / _TOKENIZER, content)
