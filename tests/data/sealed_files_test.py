@@ -152,7 +152,7 @@ def test_directory_with_nothing_but_half_written_files_is_vacant(tmp_path):
   path = tmp_path / "study"
   assert sealed_files.is_vacant(path)
   path.mkdir()
-  (path / "study.json.tmp").write_text("{")
+  (path / ".study.json.half").write_text("{")
   assert sealed_files.is_vacant(path)
   (path / "study.json").write_text("{}")
   assert not sealed_files.is_vacant(path)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 CHECKSUM = "checksum"
 MANIFEST = "MANIFEST.sha256.json"
+_BESIDE = ".{}.half"  # no name that a user gives
 _MEND = (
   "it was damaged or edited; put it back from a copy (where you edited it yourself, "
   "remove the checksum)"
@@ -226,7 +227,7 @@ def is_vacant(directory: Path) -> bool:
   that were being written."""
   if not directory.exists():
     return True
-  return all(_beside(path.with_suffix("")) == path for path in directory.iterdir())
+  return all(path.match(_BESIDE.format("*")) for path in directory.iterdir())
 
 
 def seal(directory: Path) -> None:
@@ -286,7 +287,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _beside(path: Path) -> Path:
-  return path.with_name(f"{path.name}.tmp")
+  return path.with_name(_BESIDE.format(path.name))
 
 
 def _synchronise(directory: Path) -> None:

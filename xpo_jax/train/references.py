@@ -150,7 +150,11 @@ def fill(cache: Cache | None, batch: Batch) -> Batch:
 
 
 def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
-  """Writes a cache and its key, whole or not at all."""
+  """Writes a cache and its key, whole or not at all.
+
+  Raises:
+    ValueError: the directory holds something else.
+  """
 
   def save(temporary: Path) -> None:
     temporary.mkdir()
@@ -159,6 +163,12 @@ def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
     sealed_files.write_json(temporary / KEY, wanted)
 
   if directory.exists():  # without a key: an older version was killed here
+    own = {f"{field}.npy" for field in cache.values}
+    if other := sorted({path.name for path in directory.iterdir()} - own):
+      raise ValueError(
+        f"{directory} holds {other[0]} and no reference cache; name another in "
+        "Data.reference_cache"
+      )
     sealed_files.remove_directory(directory)
   sealed_files.write_directory(directory, save)
 
