@@ -1,6 +1,7 @@
 """Runs `xpo demo`: the controlled-sentiment study on synthetic reviews."""
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -42,32 +43,31 @@ def run(study, run_dir: Path, command: str) -> int:
 
   Args:
     study: the settings.
-    run_dir: a new directory.
+    run_dir: a new directory, or that of the same study that was killed, which begins
+      anew.
     command: command that reproduces it, for the page.
 
   Returns:
     0, or 1 where a check fails.
 
   Raises:
-    ValueError: the directory exists.
+    ValueError: the directory exists, of a study that is done or of something else.
   """
   environment()
-  if run_dir.exists():
-    raise ValueError(
-      f"run directory {run_dir} exists; name another with --run-dir, or remove it"
-    )
+  clear(study, run_dir)
   import jax
 
   from xpo_jax.config import yaml_file
   from xpo_jax.data import audit, sealed_files
   from xpo_jax.report import line_chart, run_page
+  from xpo_jax.studies import find_recipe
   from xpo_jax.studies.sentiment import findings, sentiment_page, train_methods
 
   print(f"{jax.device_count()} x {jax.devices()[0].device_kind}: {run_dir}", flush=True)
   data = train_methods.prepare(study)
-  run_dir.mkdir(parents=True)
+  run_dir.mkdir(parents=True, exist_ok=True)
   settings = {"study": yaml_file.to_dict(study), **yaml_file.surroundings()}
-  sealed_files.write_json(run_dir / "study.json", settings)
+  sealed_files.write_json(run_dir / find_recipe.STUDY, settings)
   if data.corpus.dropped:
     audit.write_bad_records(data.corpus.dropped, run_dir / "bad_rows.jsonl")
   result = train_methods.run(data, run_dir, lambda line: print(line, flush=True))
@@ -87,6 +87,38 @@ def run(study, run_dir: Path, command: str) -> int:
   for statement in failed:
     print(f"DOES NOT HOLD: {statement}")
   return 1 if failed else 0
+
+
+def clear(study: Any, run_dir: Path) -> None:
+  """Removes what a kill left of a study, for it to begin anew.
+
+  Args:
+    study: the settings.
+    run_dir: of the study.
+
+  Raises:
+    ValueError: the directory holds a study that is done, another one, or something
+      else.
+  """
+  from xpo_jax.config import yaml_file
+  from xpo_jax.data import sealed_files
+  from xpo_jax.report import run_page
+  from xpo_jax.studies import find_recipe
+
+  if sealed_files.is_vacant(run_dir):
+    return
+  path = run_dir / find_recipe.STUDY
+  settings = json.loads(json.dumps(yaml_file.to_dict(study)))
+  if (
+    (run_dir / run_page.HTML).exists()  # written last
+    or not path.exists()
+    or sealed_files.read_json(path).get("study") != settings
+  ):
+    raise ValueError(
+      f"run directory {run_dir} exists; name another with --run-dir, or remove it"
+    )
+  print(f"{run_dir}: this study was interrupted; it begins anew", flush=True)
+  sealed_files.remove_directory(run_dir)
 
 
 def _lines(result) -> Iterator[dict[str, Any]]:
