@@ -65,7 +65,7 @@ _RECORDS = experiments.replace(
   path=Configured(pairs, count=16),
   epochs=2,
   steps=2,
-  loop=Loop(log_every=1, checkpoint_every=1),
+  loop=Loop(log_every=1, checkpoint_every=1, keep=1),
   evaluation=Evaluation(share=0.25),
 )
 OFFLINE = experiments.replace(

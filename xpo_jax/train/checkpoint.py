@@ -74,6 +74,9 @@ def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
   if jax.process_index() == 0:
     sealed_files.seal(Path(manager.directory) / str(step))
   for old in sorted(manager.all_steps())[: -manager.keep]:
+    # First, so that a kill leaves a step that is incomplete, not one that is damaged.
+    if jax.process_index() == 0:
+      (Path(manager.directory) / str(old) / MANIFEST).unlink(missing_ok=True)
     manager.delete(old)
 
 
@@ -127,16 +130,21 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
 def policies(directory: Path) -> Iterator[tuple[int, Params]]:
   """Yields steps and parameters of the checkpoints of a run, in order.
 
-  The parameters are those of `state.final_params`; damaged checkpoints are left out.
+  The parameters are those of `state.final_params`; incomplete checkpoints, which have
+  no manifest, are left out.
 
   Args:
     directory: directory of the checkpoints.
+
+  Raises:
+    ValueError: a checkpoint is damaged.
   """
   manager = open_manager(directory, keep=len(list(directory.iterdir())))
   args = ocp.args.Composite(state=ocp.args.StandardRestore())
   try:
     for step in sorted(manager.all_steps()):
-      if sealed_files.damage(directory / str(step)) is None:
+      if (directory / str(step) / MANIFEST).exists():
+        sealed_files.check_directory(directory / str(step))
         state = manager.restore(step, args=args)["state"]
         trained = state.get("train", state)  # a `RolloutState` contains a `TrainState`
         yield step, trained["ema"] or trained["params"]
