@@ -82,8 +82,9 @@ def test_content_without_a_checksum_is_a_users_own(tmp_path):
   assert sealed_files.read_json(path) == {"source_sha256": "ab" * 32}
   path.write_text('{"a": 1}\n{"a": 2}\n')
   assert sealed_files.read_lines(path) == [{"a": 1}, {"a": 2}]
-  path.write_text("a: 1\n")
-  assert sealed_files.read_commented(path) == "a: 1\n"
+  older = f"code:\n  sha256: {'ab' * 32}\n  git: null\n"
+  path.write_text(older)
+  assert sealed_files.read_commented(path) == older
   assert sealed_files.read_line(b'{"a": 1}', "") == ({"a": 1}, False)
 
 

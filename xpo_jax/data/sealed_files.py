@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -311,7 +312,7 @@ def _verify(data: bytes, form: _Form, place: str) -> bool:
     return True
   # Either is left of a checksum in which one byte was changed.
   tail = data[-length - len(CHECKSUM) :]
-  if CHECKSUM.encode() in tail or form.kind in tail:
+  if CHECKSUM.encode() in tail or re.search(form.kind + b"[0-9a-f]{8}", tail):
     raise ValueError(f"{place} differs from its checksum: {_MEND}")
   return False
 
