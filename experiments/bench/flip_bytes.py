@@ -4,8 +4,8 @@
 
 The runs are those of `kill_every_write.py`, finished and evaluated, and stopped after
 the first of two steps. A flip changes one byte of one file, the kinds of files in turn.
-Then the commands that read the directory are given: `resume` and `report` to a stopped
-run, `report`, `generate`, `export` and `evaluate` to a finished one. A flip is
+Then the commands that read the directory are given: `report` and `resume` to a stopped
+run; `report`, `generate`, `export`, `evaluate`, `resume` to a finished one. A flip is
 
 - caught: a command refuses the directory in one line that names the file,
 - said: a command names the file, goes on without it, and ends with the same result,
@@ -106,7 +106,7 @@ def evaluate(root: Path, say: Say) -> object:
 # How a directory is made, and the commands that are given to it.
 STATES = {
   "stopped": (stop, (report, resume)),
-  "finished": (train, (report, generate, export, evaluate)),
+  "finished": (train, (report, generate, export, evaluate, resume)),
 }
 
 

@@ -1,7 +1,9 @@
 """What is written is whole, and no changed byte of it is read as if it were sound."""
 
+import functools
 import json
 import os
+import threading
 
 import pytest
 
@@ -147,6 +149,22 @@ def test_directory_is_written_whole_and_once(tmp_path):
   sealed_files.write_directory(path, torn)  # is there: not written again
   assert {file.name for file in path.iterdir()} == {"weights", "inner"}
   assert [file.name for file in tmp_path.iterdir()] == ["policy"]
+
+
+def test_directory_that_is_written_twice_at_once_is_written_once(tmp_path):
+  path, writers = tmp_path / "cache", []
+
+  def write(directory):
+    writers.append(directory)
+    second.start()
+    second.join(0.2)  # waits for this one
+    _directory(directory)
+
+  other = functools.partial(sealed_files.write_directory, path, writers.append)
+  second = threading.Thread(target=other)
+  sealed_files.write_directory(path, write)
+  second.join()
+  assert len(writers) == 1 and (path / "weights").exists()
 
 
 def test_directory_with_nothing_but_half_written_files_is_vacant(tmp_path):

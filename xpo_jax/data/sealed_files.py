@@ -9,13 +9,14 @@ checksum (a user's own, or of an older version) is read unverified.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,24 +196,28 @@ def write_directory(
 ) -> None:
   """Writes a directory whole or not at all, unless it exists.
 
+  Of several processes that write it at once, as runs that share a cache, one does; the
+  others wait for it.
+
   Args:
     path: the directory.
     write: makes it, under the name that it is given.
     sealed: whether it gets a manifest of checksums.
   """
   temporary = _beside(path)
-  shutil.rmtree(temporary, ignore_errors=True)
-  if path.exists():
-    return
   path.parent.mkdir(parents=True, exist_ok=True)
-  write(temporary)
-  if sealed:
-    seal(temporary)
-  for file in _files(temporary):
-    with file.open("rb") as stream:
-      os.fsync(stream.fileno())
-  temporary.rename(path)
-  _synchronise(path.parent)
+  with _alone(path.parent):
+    shutil.rmtree(temporary, ignore_errors=True)
+    if path.exists():
+      return
+    write(temporary)
+    if sealed:
+      seal(temporary)
+    for file in _files(temporary):
+      with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+    _synchronise(path.parent)
 
 
 def remove_directory(path: Path) -> None:
@@ -289,6 +294,19 @@ def _files(directory: Path) -> list[Path]:
 
 def _beside(path: Path) -> Path:
   return path.with_name(_BESIDE.format(path.name))
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+  """Waits until no other process or thread is in this block for a directory, where the
+  file system has locks; a kill ends the block."""
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(handle)
 
 
 def _synchronise(directory: Path) -> None:

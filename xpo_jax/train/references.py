@@ -162,7 +162,8 @@ def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
       np.save(temporary / f"{field}.npy", values)
     sealed_files.write_json(temporary / KEY, wanted)
 
-  if directory.exists():  # without a key: an older version was killed here
+  # Without a key: an older version was killed here.
+  if directory.exists() and not (directory / KEY).exists():
     own = {f"{field}.npy" for field in cache.values}
     if other := sorted({path.name for path in directory.iterdir()} - own):
       raise ValueError(
