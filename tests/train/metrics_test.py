@@ -137,3 +137,10 @@ def test_what_is_left_out_is_named(tmp_path):
   (tmp_path / metrics.FILE).unlink()  # by its user, to go on without it
   _write(tmp_path, [3], step=2)
   assert metrics.left_out(tmp_path) == "metrics.jsonl lacks the steps before 3"
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"stfp": 1}', '{"step": "1"}'])
+def test_line_without_a_step_is_refused(tmp_path, line):
+  (tmp_path / metrics.FILE).write_text(line + "\n")
+  with pytest.raises(ValueError, match="line 1 has no step"):
+    metrics.read(tmp_path)

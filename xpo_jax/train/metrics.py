@@ -175,6 +175,8 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
   for number, text in enumerate(texts, 1):
     place = f"{path}, line {number}"
     line, _ = sealed_files.read_line(text, place)
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+      raise ValueError(f"{place} has no step: put the file back from a copy")
     if before not in (None, line["step"] - 1):
       raise ValueError(
         f"{place} is of step {line['step']}, the one before it of step {before}: lines "
