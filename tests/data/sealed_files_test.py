@@ -90,6 +90,17 @@ def test_content_without_a_checksum_is_a_users_own(tmp_path):
   assert sealed_files.read_line(b'{"a": 1}', "") == ({"a": 1}, False)
 
 
+def test_checksum_is_a_field_like_the_others(tmp_path):
+  path = tmp_path / "file"
+  sealed_files.write_json(path, OBJECT)
+  sealed = json.loads(path.read_text())
+  assert path.read_text() == json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
+  sealed_files.write_json(path, LIST)
+  assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=1) + "\n"
+  sealed_files.write_json(path, [])
+  assert path.read_text() == "[]\n" and sealed_files.read_json(path) == []
+
+
 def test_text_that_no_encoding_holds_is_escaped(tmp_path):
   sealed_files.write_json(tmp_path / "file", {"text": "\udc80"})
   assert sealed_files.read_json(tmp_path / "file") == {"text": "\udc80"}

@@ -85,13 +85,17 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
 
   Args:
     path: of the file.
-    content: an object, or a list of objects, of which the last gets the checksum.
+    content: an object, or a list of objects, of which the last gets the checksum and is
+      not empty; an empty list gets none.
   """
+  if not isinstance(content, Mapping) and not content:
+    write_bytes(path, b"[]\n")
+    return
   form = _OBJECT if isinstance(content, Mapping) else _LIST
-  body = _encoded(content, indent=1).removesuffix(form.after[2:-1])
-  empty = body.endswith(b"{")
-  indent = form.after[1:].index(b"}") + 1
-  body += (b"\n" if empty else b",\n") + b" " * indent
+  body = _encoded(content, indent=1).removesuffix(form.after[1:-1]) + b","
+  if not content:  # {},
+    body = b"{"
+  body += b"\n" + b" " * (1 if form is _OBJECT else 2)
   write_bytes(path, _sealed(body, form))
 
 
