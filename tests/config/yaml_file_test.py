@@ -157,6 +157,29 @@ def test_another_format_is_refused_in_one_line_that_names_both(change, tmp_path)
   assert "\n" not in str(say.value) and str(path) in str(say.value)
 
 
+def test_changed_byte_is_refused_in_one_line_that_names_the_file(tmp_path):
+  yaml_file.write(tmp_path, PLAIN)
+  path = tmp_path / yaml_file.FILE
+  whole = path.read_bytes()
+  for at in range(0, len(whole), 7):
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match=r"config\.yaml differs from its") as say:
+      yaml_file.content(tmp_path)
+    assert "\n" not in str(say.value)
+
+
+def test_user_may_edit_the_file_without_its_checksum(tmp_path):
+  yaml_file.write(tmp_path, PLAIN)
+  path = tmp_path / yaml_file.FILE
+  *lines, checksum = path.read_text().splitlines(keepends=True)
+  assert checksum.startswith("# checksum: ")
+  path.write_text("".join(lines).replace("beta: 0.2", "beta: 0.3"))
+  assert yaml_file.content(tmp_path)["experiment"]["objective"]["beta"] == 0.3
+  path.write_bytes(b"format: 2\xff")
+  with pytest.raises(ValueError, match=r"config\.yaml is not UTF-8"):
+    yaml_file.content(tmp_path)
+
+
 def test_difference_names_the_field_and_both_values():
   other = dataclasses.replace(
     PLAIN, objective=ObjectiveConfig("dpo", beta=0.5), data=Data("pairs.jsonl", seed=1)

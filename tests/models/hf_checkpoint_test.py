@@ -195,6 +195,17 @@ def test_tokenizer_and_chat_template_round_trip(checkpoints, tmp_path):
   assert tokenizer.apply_chat_template(chat, tokenize=False) == "good film</s>"
 
 
+def test_tokenizer_that_was_loaded_is_saved_as_it_was(checkpoints, tmp_path):
+  config, params, _ = checkpoints["llama"]
+  first, again = tmp_path / "first", tmp_path / "again"
+  hf_checkpoint.save(first, config, params, tokenizer=small_tokenizer())
+  hf_checkpoint.save(
+    again, config, params, tokenizer=hf_checkpoint.load(first).tokenizer
+  )
+  for file in first.iterdir():
+    assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_config_is_saved_for_transformers_4_too(checkpoints, tmp_path):
   # transformers 4 reads rope_theta and rope_scaling and silently falls back to
   # theta 10 000 without scaling where they are missing.

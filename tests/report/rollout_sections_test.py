@@ -69,7 +69,10 @@ def test_page_shows_reward_distance_samples_and_checkpoints(run):
 
 
 def test_a_pattern_is_reported_once(run):
-  lines = [line | {"rollout/length": 8.0 + 4 * i} for i, line in enumerate(LINES * 5)]
+  lines = [
+    line | {"step": i + 1, "rollout/length": 8.0 + 4 * i}
+    for i, line in enumerate(LINES * 5)
+  ]
   (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
   of_rollouts = run_page.write(run).read_text()
   assert of_rollouts.count("Length drift") == 1

@@ -291,6 +291,26 @@ def test_report_is_the_same_when_written_again(run):
   assert run_page.write(run).read_bytes() == first
 
 
+def test_line_that_is_being_written_is_named_and_a_damaged_one_refused(run):
+  path = run / "metrics.jsonl"
+  lines = path.read_bytes()
+  path.write_bytes(lines + b'{"step": 101, "lo')
+  assert "line 101 is incomplete and left out" in run_page.write(run).read_text()
+  path.write_bytes(lines.replace(b'"step": 7,', b'"step": 7.', 1))
+  with pytest.raises(ValueError, match=r"metrics\.jsonl, line 7 is not JSON"):
+    run_page.write(run)
+  path.write_bytes(lines.replace(b'"step": 7,', b'"step": 8,', 1))
+  with pytest.raises(ValueError, match=r"metrics\.jsonl, line 7 is of step 8"):
+    run_page.write(run)
+
+
+@pytest.mark.parametrize("name", ["data.json", "evaluation.json", "samples.jsonl"])
+def test_file_that_is_no_json_is_refused_by_name(run, name):
+  (run / name).write_text('{"policy": ')
+  with pytest.raises(ValueError, match=f"{name}.* is not JSON"):
+    run_page.write(run)
+
+
 def test_objective_of_another_version_is_noted_not_fatal(run):
   config = yaml.safe_load((run / "config.yaml").read_text())
   config["experiment"]["objective"] = {"name": "dpo", "gone": 1}

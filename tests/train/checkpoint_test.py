@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xpo_jax.data import sealed_files
 from xpo_jax.train import checkpoint, run_directory
 from xpo_jax.train.state import RolloutState, TrainState
 
@@ -57,14 +58,30 @@ def test_only_the_last_checkpoints_are_kept(saved):
   assert sorted(p.name for p in saved.iterdir() if p.is_dir()) == ["2", "3"]
 
 
-def test_policies_are_those_of_every_sound_checkpoint(saved):
+def test_policies_are_those_of_every_complete_checkpoint(saved):
   def first_weights():
     found = checkpoint.policies(saved)
     return {step: float(params["lm"]["w"][0, 0]) for step, params in found}
 
   assert first_weights() == {2: 2.0, 3: 3.0}
+  (saved / "2" / checkpoint.MANIFEST).unlink()
+  assert first_weights() == {3: 3.0}
   _flip_a_bit(saved / "3")
-  assert first_weights() == {2: 2.0}
+  with pytest.raises(ValueError, match=r"checkpoints/3: .* differs from its checksum"):
+    first_weights()
+
+
+def test_step_killed_while_it_is_deleted_is_incomplete(tmp_path, monkeypatch):
+  def killed(step):
+    raise KeyboardInterrupt
+
+  manager = checkpoint.open_manager(tmp_path / "checkpoints", keep=1)
+  checkpoint.save(manager, _state(1), {})
+  monkeypatch.setattr(manager, "delete", killed)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoint.save(manager, _state(2), {})
+  manager.close()
+  assert [step for step, _ in checkpoint.policies(tmp_path / "checkpoints")] == [2]
 
 
 def test_policy_of_a_checkpoint_is_the_average_where_one_is_kept(tmp_path):
@@ -152,7 +169,7 @@ def test_step_killed_while_it_is_sealed_costs_no_step_before_it(
   manager = checkpoint.open_manager(tmp_path, keep)
   checkpoint.save(manager, _state(1), {})
   checkpoint.save(manager, _state(2), {})
-  monkeypatch.setattr(checkpoint, "_seal", killed)
+  monkeypatch.setattr(sealed_files, "seal", killed)
   with pytest.raises(KeyboardInterrupt):
     checkpoint.save(manager, _state(3), {})
   manager.close()

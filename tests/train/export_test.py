@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -16,8 +17,9 @@ from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, Scratch
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.data import split
+from xpo_jax.data import sealed_files, split
 from xpo_jax.data.records import Ranked
+from xpo_jax.evaluation import evaluate_run
 from xpo_jax.feedback import preference_model, reward_model
 from xpo_jax.models import heads, hf_checkpoint, lora, peft, transformer
 from xpo_jax.train import export, loading, loop, run_directory
@@ -47,6 +49,53 @@ def test_policy_is_the_base_with_the_saved_adapter_merged(adapted):
   # The average of the adapters, as without adapters that of the weights.
   ema = compare.state(run_dir)["ema"]["lm"]
   jax.tree.map(np.testing.assert_array_equal, params, ema)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_damaged_adapter_is_refused_with_the_file(adapted, tmp_path, name):
+  run_dir, _, base = adapted
+  directory = shutil.copytree(run_dir / run_directory.ADAPTER, tmp_path / "adapter")
+  data = bytearray((directory / name).read_bytes())
+  data[-3] ^= 1
+  (directory / name).write_bytes(data)
+  with pytest.raises(ValueError, match=f"{name} differs from its checksum"):
+    peft.load(directory, ADAPTED.start.model, base)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damaged_policy_is_refused_with_the_file_and_not_exported(
+  adapted, tmp_path, name
+):
+  run_dir = tmp_path / "run"
+  shutil.copytree(adapted.run_dir, run_dir)
+  evaluate_run.export(run_dir, tmp_path / "sound")
+  exported = {file.name for file in (tmp_path / "sound").iterdir()}
+  policy = {file.name for file in (run_dir / run_directory.POLICY).iterdir()}
+  assert exported == policy - {sealed_files.MANIFEST}  # its user's own
+  file = run_dir / run_directory.POLICY / name
+  data = bytearray(file.read_bytes())
+  data[-3] ^= 1
+  file.write_bytes(data)
+  with pytest.raises(ValueError, match=f"policy: {name} differs from its checksum"):
+    hf_checkpoint.load(run_dir / run_directory.POLICY)
+  with pytest.raises(ValueError, match=f"policy: {name} differs from its checksum"):
+    evaluate_run.export(run_dir, tmp_path / "damaged")
+  assert not (tmp_path / "damaged").exists()
+
+
+def test_export_that_is_killed_leaves_nothing_under_its_name(
+  adapted, tmp_path, monkeypatch
+):
+  def killed(source, target, **named):
+    target.mkdir()
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(shutil, "copytree", killed)
+    evaluate_run.export(adapted.run_dir, tmp_path / "policy")
+  assert not (tmp_path / "policy").exists()
+  evaluate_run.export(adapted.run_dir, tmp_path / "policy")
+  assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
 def test_resumed_run_exports_the_same_bits(adapted, datasets, tmp_path):

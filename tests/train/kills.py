@@ -26,6 +26,7 @@ from tests.train.tiny_runs import ONLINE
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Evaluation
 from xpo_jax.config.experiment import Experiment, Loop
+from xpo_jax.data import sealed_files
 from xpo_jax.train import (
   checkpoint,
   loop,
@@ -50,7 +51,7 @@ PLACES = {
   "update": (references, "fill", 4),
   "metrics": (metrics, "write", 1),
   "checkpoint": (checkpoint, "save", 1),
-  "sealing": (checkpoint, "_seal", 1),
+  "sealing": (sealed_files, "seal", 1),
 }
 _LONGEST = 0.03  # seconds from the call to the kill: about as long as a call takes
 

@@ -117,6 +117,10 @@ def test_tokenizer_trained_for_a_run_is_kept_for_its_resumption(datasets, tmp_pa
   small = dataclasses.replace(MODEL, vocab=len(first.tokenizer) - 1)
   with pytest.raises(ValueError, match=r"vocab is \d+, the tokenizer has .* raise"):
     loading.start(experiments.replace(RUN, start=Scratch(small)), tmp_path, other)
+  file = tmp_path / "tokenizer" / "tokenizer.json"
+  file.write_bytes(file.read_bytes().replace(b"z", b"y", 1))
+  with pytest.raises(ValueError, match=r"tokenizer\.json differs.*trained again"):
+    loading.start(RUN, tmp_path, other)
 
 
 @pytest.fixture(scope="module")

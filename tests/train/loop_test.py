@@ -209,8 +209,12 @@ def test_edited_config_file_is_refused_against_the_checkpoint(
 ):
   config = whole / "config.yaml"
   text = config.read_text()
+  edited = text.replace("learning_rate: 0.01", "learning_rate: 0.02")
   try:
-    config.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    config.write_text(edited)
+    with pytest.raises(ValueError, match=r"config\.yaml differs from its checksum"):
+      loop.resume(whole, datasets=datasets, say=quiet)
+    config.write_text(edited[: edited.index("# checksum")])
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.02"):
       loop.resume(whole, datasets=datasets, say=quiet)
   finally:

@@ -95,3 +95,52 @@ def test_number_that_is_not_finite_can_be_read_back(tmp_path):
   metrics.close(writer)
   text = (tmp_path / metrics.FILE).read_text()
   assert json.loads(text)["loss"] != json.loads(text)["loss"]
+
+
+def test_every_changed_byte_is_refused_with_its_line(tmp_path):
+  _write(tmp_path, [1, 2, 3])
+  path = tmp_path / metrics.FILE
+  whole = path.read_bytes()
+  for at in range(len(whole)):
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line [123]"):
+      metrics.read(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [2, 3])
+def test_missing_line_is_refused(tmp_path, missing):
+  _write(tmp_path, [1, 2, 3])
+  path = tmp_path / metrics.FILE
+  lines = path.read_text().splitlines(keepends=True)
+  del lines[missing - 1]
+  path.write_text("".join(lines))
+  with pytest.raises(ValueError, match="lines were lost"):
+    metrics.final(tmp_path, 3)
+  with pytest.raises(ValueError, match="lines were lost"):
+    metrics.open_writer(tmp_path, 3)
+
+
+def test_damage_after_the_checkpoint_does_not_stop_a_run(tmp_path):
+  _write(tmp_path, [1, 2, 3])
+  path = tmp_path / metrics.FILE
+  path.write_text(path.read_text().replace('"step": 3', '"step": 4'))
+  _write(tmp_path, [3], step=2)
+  assert metrics.read(tmp_path) == [_line(step) for step in (1, 2, 3)]
+
+
+def test_what_is_left_out_is_named(tmp_path):
+  _write(tmp_path, [1, 2])
+  assert metrics.left_out(tmp_path) == ""
+  with (tmp_path / metrics.FILE).open("a") as file:
+    file.write('{"step": 3, "lo')
+  assert "line 3 is incomplete" in metrics.left_out(tmp_path)
+  (tmp_path / metrics.FILE).unlink()  # by its user, to go on without it
+  _write(tmp_path, [3], step=2)
+  assert metrics.left_out(tmp_path) == "metrics.jsonl lacks the steps before 3"
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"stfp": 1}', '{"step": "1"}'])
+def test_line_without_a_step_is_refused(tmp_path, line):
+  (tmp_path / metrics.FILE).write_text(line + "\n")
+  with pytest.raises(ValueError, match="line 1 has no step"):
+    metrics.read(tmp_path)

@@ -18,7 +18,7 @@ from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, MeshShape, Pretrained, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.data import pack
+from xpo_jax.data import pack, sealed_files
 from xpo_jax.data.records import Rated
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.objectives import dpo
@@ -182,6 +182,7 @@ def test_reference_of_adapters_is_their_base(adapted, datasets):
 def test_changed_base_is_refused(adapted, datasets, tmp_path):
   base = tmp_path / "base"
   shutil.copytree(adapted.run_dir / run_directory.POLICY, base)
+  (base / sealed_files.MANIFEST).unlink()  # a directory of one's own has none
   start = Pretrained(str(base), remat=False)
   experiment = dataclasses.replace(ADAPTED, start=start)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xpo_jax import objectives
-from xpo_jax.data import pack
+from xpo_jax.data import pack, sealed_files
 from xpo_jax.data.render import Template
 from xpo_jax.data.synthetic_reviews import train_bpe
 from xpo_jax.data.tokenise import Limits
@@ -64,10 +64,47 @@ def test_cache_survives_the_disk(tmp_path, cache):
 
 def test_missing_or_torn_cache_is_computed_anew(tmp_path, cache):
   held, train = cache
-  assert references.read(tmp_path, train.store, {}) is None
-  references.write(tmp_path, held, {"data": "x"})
-  (tmp_path / references.KEY).unlink()  # the key is written last
-  assert references.read(tmp_path, train.store, {"data": "x"}) is None
+  directory, key = tmp_path / "train", {"statistics": list(cache[0].values)}
+  assert references.read(directory, train.store, key) is None
+  references.write(directory, held, key)
+  (directory / references.KEY).unlink()  # an older version wrote the key last,
+  (directory / sealed_files.MANIFEST).unlink()  # and no manifest
+  assert references.read(directory, train.store, key) is None
+  references.write(directory, held, key)
+  assert references.read(directory, train.store, key) is not None
+
+
+def test_cache_that_is_killed_while_it_is_written_is_not_there(
+  tmp_path, cache, monkeypatch
+):
+  def killed(path, content):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sealed_files, "write_json", killed)
+  with pytest.raises(KeyboardInterrupt):
+    references.write(tmp_path / "train", cache[0], {})
+  assert not (tmp_path / "train").exists()
+
+
+def test_directory_of_something_else_is_left_alone(tmp_path, cache):
+  (tmp_path / "reviews.jsonl").write_text("mine")
+  with pytest.raises(ValueError, match=r"holds reviews\.jsonl and no reference cache"):
+    references.write(tmp_path, cache[0], {})
+  assert (tmp_path / "reviews.jsonl").read_text() == "mine"
+
+
+def test_damaged_cache_is_refused_with_the_file(tmp_path, cache):
+  held, train = cache
+  key = {"statistics": list(held.values)}
+  references.write(tmp_path / "train", held, key)
+  names = [f"{field}.npy" for field in held.values] + [references.KEY]
+  for name in names:
+    file = tmp_path / "train" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ValueError, match=f"train: {name} differs.*computed again"):
+      references.read(tmp_path / "train", train.store, key)
+    file.write_bytes(whole)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +126,7 @@ def test_stale_cache_is_refused_by_the_part_that_differs(
     "dtype": "float32",
     "stats": STATS,
   }
-  references.write(tmp_path, held, references.key(**as_made))
+  references.write(tmp_path / "train", held, references.key(**as_made))
   changes = {
     "data": {"examples": tiny.pairs[:-1]},
     "tokenizer": {"tokenizer": tokenizers[1]},
@@ -101,7 +138,7 @@ def test_stale_cache_is_refused_by_the_part_that_differs(
   for part, change in changes.items():
     wanted = references.key(**(as_made | change))
     with pytest.raises(ValueError, match=rf"stale reference cache.*\n  {part}: .*->"):
-      references.read(tmp_path, train.store, wanted)
+      references.read(tmp_path / "train", train.store, wanted)
 
 
 def test_only_statistics_of_the_reference_alone_are_cached():

@@ -26,7 +26,7 @@ from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import AuxLossConfig, Pretrained, Scratch
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback
-from xpo_jax.data import synthetic_reviews
+from xpo_jax.data import sealed_files, synthetic_reviews
 from xpo_jax.data.records import Prompt, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.protocol import Scores
@@ -476,7 +476,7 @@ def test_start_whose_weights_changed_is_refused(tmp_path):
   prepared(0)
   with pytest.raises(ValueError, match=r"changed\n  start_sha256: "):
     prepared(1)
-  counts = json.loads((tmp_path / "data.json").read_text())
+  counts = sealed_files.read_json(tmp_path / "data.json")
   del counts["start_sha256"]  # as in runs begun before it was kept
   (tmp_path / "data.json").write_text(json.dumps(counts))
   prepared(1)

@@ -93,7 +93,7 @@ def test_rollouts_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch)
 
   monkeypatch.setattr(os, "fsync", synced)
   rollouts.write(path, made)
-  assert seen == [(path.stat().st_size, False)]
+  assert seen[0] == (path.stat().st_size, False)
 
 
 def test_unjudged_rollouts_can_be_looked_at(tmp_path):

@@ -17,6 +17,7 @@ from tests.quiet import quiet
 from tests.train.tiny_runs import NASH, PLAIN
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
+from xpo_jax.data import sealed_files
 from xpo_jax.train import run_directory
 
 
@@ -225,26 +226,6 @@ def test_another_experiment_is_refused_with_the_difference(tmp_path):
     run_directory.read_config(tmp_path / "run", other)
 
 
-def test_what_is_exported_is_whole_and_written_once(tmp_path):
-  def torn(directory):
-    directory.mkdir()
-    (directory / "half").write_text("")
-    raise KeyboardInterrupt
-
-  def whole(directory):
-    directory.mkdir()
-    (directory / "weights").write_text("1")
-
-  path = tmp_path / "policy"
-  with pytest.raises(KeyboardInterrupt):
-    run_directory.write_once(path, torn)
-  assert not path.exists()
-  run_directory.write_once(path, whole)
-  run_directory.write_once(path, torn)  # is there: not written again
-  assert [file.name for file in path.iterdir()] == ["weights"]
-  assert [file.name for file in tmp_path.iterdir()] == ["policy"]
-
-
 def test_data_that_changed_since_the_run_began_are_refused(tmp_path):
   counts = {"rows": 3, "splits": {"train": (1, 2)}}
   run_directory.write_counts(tmp_path, counts)
@@ -259,7 +240,7 @@ def test_data_that_changed_since_the_run_began_are_refused(tmp_path):
 def test_digest_that_an_older_run_lacks_passes(tmp_path, name):
   run_directory.write_counts(tmp_path, {"rows": 3})
   run_directory.write_counts(tmp_path, {"rows": 3, name: "a"})
-  assert json.loads((tmp_path / run_directory.COUNTS).read_text()) == {"rows": 3}
+  assert sealed_files.read_json(tmp_path / run_directory.COUNTS) == {"rows": 3}
   (tmp_path / run_directory.COUNTS).unlink()
   run_directory.write_counts(tmp_path, {"rows": 3, name: "a"})
   with pytest.raises(ValueError, match=rf"{name}: a -> b"):

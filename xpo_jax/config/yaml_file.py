@@ -29,6 +29,7 @@ from xpo_jax.config.experiment import (
   Stage,
 )
 from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.data import sealed_files
 
 FILE = "config.yaml"
 FORMAT = 2  # of config.yaml and what stands beside it
@@ -50,7 +51,7 @@ def write(run_dir: Path, experiment: Experiment) -> None:
   if foreign := trust.foreign_modules(plain):
     content["trust"] = foreign
   text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
-  (run_dir / FILE).write_text(text, encoding="utf-8")
+  sealed_files.write_commented(run_dir / FILE, text)
 
 
 def read(run_dir: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -67,13 +68,14 @@ def content(run_dir: Path) -> dict[str, Any]:
   """Reads a run's config.yaml as plain data; nothing that it names is built.
 
   Raises:
-    ValueError: no such file, no YAML, no experiment in it, or another format.
+    ValueError: no such file, a damaged one, no YAML, no experiment in it, or another
+      format.
   """
   path = Path(run_dir) / FILE
   if not path.exists():
     raise ValueError(f"{run_dir} is not a run: it has no {FILE}")
   try:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(sealed_files.read_commented(path))
   except yaml.YAMLError as error:
     raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
   if not isinstance(content, dict) or "experiment" not in content:

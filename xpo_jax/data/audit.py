@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from xpo_jax.data import records, split, token_store, tokenise
+from xpo_jax.data import records, sealed_files, split, token_store, tokenise
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.render import Template
 from xpo_jax.data.sources import Loaded
@@ -214,7 +214,7 @@ def write_bad_records(
 ) -> None:
   """Writes dropped records as JSON lines: uid, problem, detail and the row itself."""
   lines = map(_json_line, bad)
-  Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+  sealed_files.write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def _json_line(bad: records.BadRecord) -> str:

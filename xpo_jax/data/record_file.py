@@ -1,13 +1,11 @@
 """Writes and reads records as JSON lines, each with its kind."""
 
 import dataclasses
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.data import records
+from xpo_jax.data import records, sealed_files
 from xpo_jax.data.records import Record, Turn
 
 _KINDS = {
@@ -25,20 +23,18 @@ _KINDS = {
 
 def write(path: Path, rows: Sequence[Record]) -> None:
   """Writes records, a line each; whole or not at all."""
-  beside = path.with_name(f"{path.name}.tmp")
-  with beside.open("w", encoding="utf-8") as file:
-    for row in rows:
-      line = {"kind": type(row).__name__, **dataclasses.asdict(row)}
-      file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
-  beside.replace(path)
+  sealed_files.write_lines(
+    path, ({"kind": type(row).__name__, **dataclasses.asdict(row)} for row in rows)
+  )
 
 
 def read(path: Path) -> tuple[Record, ...]:
-  """Records as they were written."""
-  with path.open(encoding="utf-8", newline="\n") as file:
-    return tuple(_record(json.loads(line)) for line in file)
+  """Reads records as they were written.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  return tuple(map(_record, sealed_files.read_lines(path)))
 
 
 def _record(line: dict[str, Any]) -> Record:

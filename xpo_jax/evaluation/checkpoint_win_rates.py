@@ -6,7 +6,6 @@ that a policy was trained on is a biased measure of it.
 
 import functools
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xpo_jax.config.sampling import Feedback
+from xpo_jax.data import sealed_files
 from xpo_jax.evaluation import bootstrap, rollout_history
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.evaluation.measure_policy import RewardFn
@@ -104,8 +104,7 @@ def measure(run_dir: Path, by: RunJudge) -> dict[int, dict[int, Interval]] | Non
       for column, rate in columns.items()
     ],
   }
-  text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-  (run_dir / WIN_RATES).write_text(text, encoding="utf-8")
+  sealed_files.write_json(run_dir / WIN_RATES, content)
   return rates
 
 
@@ -115,7 +114,7 @@ def read(
   """Reads the judge's name and the win rates of `measure`; None before it ran."""
   if not (run_dir / WIN_RATES).exists():
     return None
-  content = json.loads((run_dir / WIN_RATES).read_text(encoding="utf-8"))
+  content = sealed_files.read_json(run_dir / WIN_RATES)
   rates: dict[int, dict[int, Interval]] = {}
   for rate in content["rates"]:
     row, column = rate.pop("row"), rate.pop("column")

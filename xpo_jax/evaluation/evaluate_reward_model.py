@@ -1,11 +1,10 @@
 """Evaluates a finished reward or preference run against held-out labels."""
 
-import json
 from pathlib import Path
 
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.data import records, split
+from xpo_jax.data import records, sealed_files, split
 from xpo_jax.data.records import Record
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.evaluation.agreement import Agreement
@@ -64,8 +63,7 @@ def judge_run(
     )
     agreed = agreement.of_scorer(reward_model.to_scorer(raw, batch=batch), pairs)
   content = {"about": about, **agreement.plain(agreed)}
-  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-  (run_dir / agreement.FILE).write_text(text, encoding="utf-8")
+  sealed_files.write_json(run_dir / agreement.FILE, content)
   return agreed
 
 

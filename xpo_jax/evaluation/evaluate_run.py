@@ -1,6 +1,6 @@
 """Evaluates a finished run: reward, KL, diversity; generates from and exports it."""
 
-import json
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.data import records, tokenise
+from xpo_jax.data import records, sealed_files, tokenise
 from xpo_jax.data.render import Template
 from xpo_jax.evaluation import (
   bootstrap,
@@ -211,8 +211,7 @@ def write(
     "reference": plain(report.reference_measures),
     "differences": plain(report.differences),
   }
-  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-  (Path(run_dir) / FILE).write_text(text, encoding="utf-8")
+  sealed_files.write_json(Path(run_dir) / FILE, content)
   lines = []
   for p, prompt in enumerate(report.policy.prompts):
     completions = [
@@ -223,8 +222,8 @@ def write(
     line = {"prompt": prompt, "answers": completions}
     if report.chosen is not None:
       line["chosen"] = report.chosen[p]
-    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-  (Path(run_dir) / SAMPLES).write_text("".join(lines), encoding="utf-8")
+    lines.append(line)
+  sealed_files.write_lines(Path(run_dir) / SAMPLES, lines)
 
 
 def _answer(name: str, draws: measure_policy.Draws, p: int, k: int) -> dict[str, Any]:
@@ -311,5 +310,10 @@ def export(run_dir: str | Path, directory: str | Path) -> Path:
     raise ValueError(f"{run_dir} is neither a run nor a Hugging Face directory")
   if directory.exists():
     raise ValueError(f"{directory} exists; name a directory that does not")
-  shutil.copytree(source, directory)
+  sealed_files.check_directory(source)
+  # Without the manifest: the copy is its user's own, to be changed at will.
+  copy = functools.partial(
+    shutil.copytree, source, ignore=shutil.ignore_patterns(sealed_files.MANIFEST)
+  )
+  sealed_files.write_directory(directory, copy, sealed=False)
   return directory

@@ -8,7 +8,8 @@ OnProgress = Callable[[int, int], None]
 """`(done, total)`: queries of one call."""
 
 
-def _write(text: str) -> None:
+def say(text: str) -> None:
+  """Prints a line to standard error."""
   print(text, file=sys.stderr, flush=True)
 
 
@@ -16,7 +17,7 @@ def print_every(
   seconds: float,
   name: str,
   *,
-  write: Callable[[str], None] = _write,
+  write: Callable[[str], None] = say,
   clock: Callable[[], float] = time.monotonic,
 ) -> OnProgress:
   """Returns a callback that writes progress as lines, at a bounded rate.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.data import audit
+from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.records import Text
 from xpo_jax.data.render import Template
 from xpo_jax.data.tokenise import Limits
@@ -107,7 +107,7 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
       "reward-model run has it in policy/, reward_model.write_description writes it "
       "into any directory"
     )
-  description = json.loads(path.read_text(encoding="utf-8"))
+  description = sealed_files.read_json(path)
   if description["kind"] != kind:
     raise ValueError(
       f"{directory} has a {description['kind']} model, a {kind} model is needed; load "

@@ -15,6 +15,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from xpo_jax.data import sealed_files
 from xpo_jax.models import hf_config, hf_weights, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.types import Params
@@ -92,11 +93,13 @@ def load(
     The checkpoint; parameters in float32 for any dtype of the file.
 
   Raises:
-    ValueError: no such directory or file; an unsupported model family or feature;
-      missing, mis-shaped or unexpected weights (all are listed); a tokenizer with more
-      tokens than the embedding has rows.
+    ValueError: no such directory or file; a file that differs from its checksum, where
+      the directory has a manifest; an unsupported model family or feature; missing,
+      mis-shaped or unexpected weights (all are listed); a tokenizer with more tokens
+      than the embedding has rows.
   """
   directory = Path(directory)
+  sealed_files.check_directory(directory)
   family = _family(directory)
   config = dataclasses.replace(
     read_config(directory), compute_dtype=compute_dtype, remat=remat
@@ -451,7 +454,9 @@ def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
   # In the format of transformers 4, which 5 reads too.
   content = _json(directory / _TOKENIZER)
   content["tokenizer_class"] = "PreTrainedTokenizerFast"
-  content.pop("backend", None)
+  # How it was loaded, which must not change what is exported.
+  for name in ("backend", "is_local", "local_files_only"):
+    content.pop(name, None)
   if isinstance(content.get("extra_special_tokens"), list):
     content["additional_special_tokens"] = content.pop("extra_special_tokens")
   _dump(directory / _TOKENIZER, content)

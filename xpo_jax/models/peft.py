@@ -23,6 +23,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from xpo_jax.data import sealed_files
 from xpo_jax.models import hf_config, hf_weights, lora
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
@@ -157,10 +158,11 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   for name in (CONFIG, WEIGHTS):
     if not (directory / name).exists():
       raise ValueError(f"{directory} has no adapter: {name} does not exist")
-  content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+  sealed_files.check_directory(directory)
+  content = sealed_files.read_json(directory / CONFIG)
   _check_options(directory, content)
   path = directory / _HEADER
-  header = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  header = sealed_files.read_json(path) if path.exists() else None
   with safe_open(directory / WEIGHTS, "numpy") as file:
     tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
   modules = [

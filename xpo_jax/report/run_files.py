@@ -1,11 +1,11 @@
 """Reads the files of a run that its page shows; files not yet written are left out."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.config import yaml_file
+from xpo_jax.data import sealed_files
 from xpo_jax.evaluation import evaluate_run
 from xpo_jax.train import metrics, run_directory
 
@@ -18,12 +18,14 @@ class RunFiles(NamedTuple):
     config: config.yaml.
     lines: of metrics.jsonl, in order; empty before the first step.
     evaluation: evaluation.json, or None.
+    left_out: what of metrics.jsonl is missing, or "".
   """
 
   directory: Path
   config: Mapping[str, Any]
   lines: list[dict[str, float]]
   evaluation: dict[str, Any] | None
+  left_out: str = ""
 
   @property
   def experiment(self) -> Mapping[str, Any]:
@@ -45,7 +47,7 @@ def read(directory: Path) -> RunFiles:
   """Reads the files of a run.
 
   Raises:
-    ValueError: the directory is not a run.
+    ValueError: the directory is not a run, or a file is damaged.
   """
   directory = Path(directory)
   has_metrics = (directory / metrics.FILE).exists()
@@ -54,9 +56,10 @@ def read(directory: Path) -> RunFiles:
     config=yaml_file.content(directory),
     lines=metrics.read(directory) if has_metrics else [],
     evaluation=read_json(directory / evaluate_run.FILE),
+    left_out=metrics.left_out(directory) if has_metrics else "",
   )
 
 
 def read_json(path: Path) -> Any:
   """Reads a JSON file; None where there is none."""
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  return sealed_files.read_json(path) if path.exists() else None

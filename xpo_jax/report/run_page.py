@@ -4,7 +4,6 @@ Reads the run directory alone, so that it also works for a run that is still tra
 was interrupted, or was copied from elsewhere.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from xpo_jax import scored
 from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.data import audit
+from xpo_jax.data import audit, sealed_files
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.report import (
   agreement_tables,
@@ -59,7 +58,7 @@ def write(run_dir: Path) -> Path:
     The path of report.html.
 
   Raises:
-    ValueError: the directory is not a run.
+    ValueError: the directory is not a run, or a file is damaged.
   """
   return write_page(run_dir, run_page(Path(run_dir)))
 
@@ -68,9 +67,9 @@ def write_page(directory: Path, content: html.Page) -> Path:
   """Writes a page as HTML and Markdown; returns the path of the HTML."""
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / MARKDOWN).write_text(html.markdown(content), encoding="utf-8")
+  sealed_files.write_text(directory / MARKDOWN, html.markdown(content))
   path = directory / HTML
-  path.write_text(html.html(content), encoding="utf-8")
+  sealed_files.write_text(path, html.html(content))
   return path
 
 
@@ -129,7 +128,8 @@ def _lead(run: RunFiles) -> str:
   steps = f"no {run.step_name} yet"
   if run.lines:
     steps = f"{int(run.lines[-1]['step'])} {run.step_name}s"
-  return f"`{objective['name']}({hparams})`, {steps}."
+  note = f" {run.left_out}." if run.left_out else ""
+  return f"`{objective['name']}({hparams})`, {steps}.{note}"
 
 
 def _diagnoses(run: RunFiles) -> list[html.Section]:
@@ -220,10 +220,9 @@ def _samples(run: RunFiles) -> list[html.Section]:
   path = run.directory / evaluate_run.SAMPLES
   if not path.exists():
     return []
-  # Not splitlines: it also splits at characters that JSON does not escape.
-  lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+  lines = sealed_files.read_lines(path)
   rows, models = [], []
-  for line in map(json.loads, lines[:SHOWN_PROMPTS]):
+  for line in lines[:SHOWN_PROMPTS]:
     first: dict[str, str] = {}
     for answer in line["answers"]:
       first.setdefault(answer["model"], _answer(answer))
@@ -261,7 +260,9 @@ def _data(run: RunFiles) -> list[html.Section]:
       "green was read back from the indices that training gathers by."
     )
     blocks.append(html.Text(text))
-    blocks += [html.Tokens(f"row {i}", _pieces(row)) for i, row in enumerate(shown)]
+    # A list of rows in runs of older versions.
+    rows = shown["rows"] if isinstance(shown, dict) else shown
+    blocks += [html.Tokens(f"row {i}", _pieces(row)) for i, row in enumerate(rows)]
   return [html.Section("Data", blocks)]
 
 

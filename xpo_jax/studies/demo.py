@@ -4,8 +4,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,38 +43,37 @@ def run(study, run_dir: Path, command: str) -> int:
 
   Args:
     study: the settings.
-    run_dir: a new directory.
+    run_dir: a new directory, or that of the same study that was killed, which begins
+      anew.
     command: command that reproduces it, for the page.
 
   Returns:
     0, or 1 where a check fails.
 
   Raises:
-    ValueError: the directory exists.
+    ValueError: the directory exists, of a study that is done or of something else.
   """
   environment()
-  if run_dir.exists():
-    raise ValueError(
-      f"run directory {run_dir} exists; name another with --run-dir, or remove it"
-    )
+  clear(study, run_dir)
   import jax
 
   from xpo_jax.config import yaml_file
-  from xpo_jax.data import audit
+  from xpo_jax.data import audit, sealed_files
   from xpo_jax.report import line_chart, run_page
+  from xpo_jax.studies import find_recipe
   from xpo_jax.studies.sentiment import findings, sentiment_page, train_methods
 
   print(f"{jax.device_count()} x {jax.devices()[0].device_kind}: {run_dir}", flush=True)
   data = train_methods.prepare(study)
-  run_dir.mkdir(parents=True)
+  run_dir.mkdir(parents=True, exist_ok=True)
   settings = {"study": yaml_file.to_dict(study), **yaml_file.surroundings()}
-  (run_dir / "study.json").write_text(json.dumps(settings, indent=2))
+  sealed_files.write_json(run_dir / find_recipe.STUDY, settings)
   if data.corpus.dropped:
     audit.write_bad_records(data.corpus.dropped, run_dir / "bad_rows.jsonl")
   result = train_methods.run(data, run_dir, lambda line: print(line, flush=True))
   figure = line_chart.svg(sentiment_page.figure(result), standalone=True)
-  (run_dir / "frontier.svg").write_text(figure)
-  (run_dir / "runs.jsonl").write_text(_lines(result))
+  sealed_files.write_text(run_dir / "frontier.svg", figure)
+  sealed_files.write_lines(run_dir / "runs.jsonl", _lines(result))
   written = run_page.write_page(run_dir, sentiment_page.build(result, command))
   for table in (
     sentiment_page.checks_table(result),
@@ -89,15 +89,46 @@ def run(study, run_dir: Path, command: str) -> int:
   return 1 if failed else 0
 
 
-def _lines(result) -> str:
-  """JSON lines, one for each run: setting, reward, KL, and both per prompt."""
+def clear(study: Any, run_dir: Path) -> None:
+  """Removes what a kill left of a study, for it to begin anew.
+
+  Args:
+    study: the settings.
+    run_dir: of the study.
+
+  Raises:
+    ValueError: the directory holds a study that is done, another one, or something
+      else.
+  """
+  from xpo_jax.config import yaml_file
+  from xpo_jax.data import sealed_files
+  from xpo_jax.report import run_page
+  from xpo_jax.studies import find_recipe
+
+  if sealed_files.is_vacant(run_dir):
+    return
+  path = run_dir / find_recipe.STUDY
+  settings = json.loads(json.dumps(yaml_file.to_dict(study)))
+  if (
+    (run_dir / run_page.HTML).exists()  # written last
+    or not path.exists()
+    or sealed_files.read_json(path).get("study") != settings
+  ):
+    raise ValueError(
+      f"run directory {run_dir} exists; name another with --run-dir, or remove it"
+    )
+  print(f"{run_dir}: this study was interrupted; it begins anew", flush=True)
+  sealed_files.remove_directory(run_dir)
+
+
+def _lines(result) -> Iterator[dict[str, Any]]:
+  """A line for each run: setting, reward, KL, and both per prompt."""
   from xpo_jax.evaluation import measure_policy
 
-  out = []
   for trained in result.trained:
     reward_P = measure_policy.per_prompt(trained.draws.reward_PK)
     kl_P = measure_policy.per_prompt(trained.draws.kl_PK)
-    line = {
+    yield {
       "method": trained.label,
       "strength": trained.strength,
       "seed": trained.seed,
@@ -107,8 +138,6 @@ def _lines(result) -> str:
       "reward_P": reward_P.round(6).tolist(),
       "kl_P": kl_P.round(6).tolist(),
     }
-    out.append(json.dumps(line))
-  return "\n".join(out) + "\n"
 
 
 def show(table) -> None:

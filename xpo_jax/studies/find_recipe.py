@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -131,11 +130,12 @@ def load_study(run_dir: Path) -> Recipe:
     ValueError: no study; one whose recipe is not found, or has no such settings.
   """
   from xpo_jax.config import yaml_file
+  from xpo_jax.data import sealed_files
 
   path = Path(run_dir) / STUDY
   if not path.exists():
     raise ValueError(f"{run_dir} is not a run: it has neither config.yaml nor {STUDY}")
-  record = json.loads(path.read_text(encoding="utf-8"))
+  record = sealed_files.read_json(path)
   name = str(record.get("recipe"))
   file = trust.trusted_path(name) or names().get(name)
   if file is None:

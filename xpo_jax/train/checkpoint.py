@@ -9,8 +9,6 @@ one has its manifest.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -22,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from xpo_jax.data import sealed_files
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Params
 
-MANIFEST = "MANIFEST.sha256.json"
+MANIFEST = sealed_files.MANIFEST
 _CTRL_C = b"\nCtrl-C: ends after this step, with a checkpoint; once more ends at once\n"
 
 
@@ -76,8 +75,11 @@ def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
   )
   manager.wait_until_finished()
   if jax.process_index() == 0:
-    _seal(manager.directory / str(step))
+    sealed_files.seal(Path(manager.directory) / str(step))
   for old in sorted(manager.all_steps())[: -manager.keep]:
+    # First, so that a kill leaves a step that is incomplete, not one that is damaged.
+    if jax.process_index() == 0:
+      (Path(manager.directory) / str(old) / MANIFEST).unlink(missing_ok=True)
     manager.delete(old)
 
 
@@ -96,7 +98,7 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   """
   faults, valid = {}, None
   for step in sorted(manager.all_steps(), reverse=True):
-    fault = verify(Path(manager.directory) / str(step))
+    fault = sealed_files.damage(Path(manager.directory) / str(step))
     if fault is None:
       valid = step
       break
@@ -131,39 +133,26 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
 def policies(directory: Path) -> Iterator[tuple[int, Params]]:
   """Yields steps and parameters of the checkpoints of a run, in order.
 
-  The parameters are those of `state.final_params`; damaged checkpoints are left out.
+  The parameters are those of `state.final_params`; incomplete checkpoints, which have
+  no manifest, are left out.
 
   Args:
     directory: directory of the checkpoints.
+
+  Raises:
+    ValueError: a checkpoint is damaged.
   """
   manager = open_manager(directory, keep=len(list(directory.iterdir())))
   args = ocp.args.Composite(state=ocp.args.StandardRestore())
   try:
     for step in sorted(manager.all_steps()):
-      if verify(directory / str(step)) is None:
+      if (directory / str(step) / MANIFEST).exists():
+        sealed_files.check_directory(directory / str(step))
         state = manager.restore(step, args=args)["state"]
         trained = state.get("train", state)  # a `RolloutState` contains a `TrainState`
         yield step, trained["ema"] or trained["params"]
   finally:
     manager.close()
-
-
-def verify(directory: Path) -> str | None:
-  """Describes the damage of a checkpoint's files; None where they are valid."""
-  manifest = directory / MANIFEST
-  if not manifest.exists():
-    return f"{MANIFEST} is missing: the save was cut off"
-  try:
-    sums = json.loads(manifest.read_text(encoding="utf-8"))
-  except json.JSONDecodeError:
-    return f"{MANIFEST} is not JSON: the save was cut off"
-  for name, digest in sums.items():
-    file = directory / name
-    if not file.exists():
-      return f"{name} is missing"
-    if _sha256(file) != digest:
-      return f"{name} differs from its checksum"
-  return None
 
 
 @dataclasses.dataclass
@@ -208,17 +197,3 @@ def preemption() -> Iterator[StopRequest]:
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-
-
-def _seal(directory: Any) -> None:
-  directory = Path(directory)
-  files = sorted(file for file in directory.rglob("*") if file.is_file())
-  sums = {str(file.relative_to(directory)): _sha256(file) for file in files}
-  temporary = directory / (MANIFEST + ".tmp")
-  temporary.write_text(json.dumps(sums, indent=1), encoding="utf-8")
-  temporary.replace(directory / MANIFEST)
-
-
-def _sha256(file: Path) -> str:
-  with file.open("rb") as stream:
-    return hashlib.file_digest(stream, "sha256").hexdigest()

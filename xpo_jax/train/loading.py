@@ -18,6 +18,7 @@ from xpo_jax.data import (
   audit,
   record_file,
   records,
+  sealed_files,
   sources,
   split,
   synthetic_reviews,
@@ -361,6 +362,7 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
   if start.tokenizer is not None:
     tokenizer = hf_checkpoint.read_tokenizer(start.tokenizer)
   elif directory.exists():
+    sealed_files.check_directory(directory, "delete the directory: it is trained again")
     tokenizer = hf_checkpoint.read_tokenizer(directory)
   else:
     texts = [
@@ -369,7 +371,7 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
       for completion in records.completions(row) or ("",)  # a bare prompt has none
     ]
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
-    tokenizer.save_pretrained(directory)
+    sealed_files.write_directory(directory, tokenizer.save_pretrained)
   if len(tokenizer) > start.model.vocab:
     raise ValueError(
       f"Scratch.model.vocab is {start.model.vocab}, the tokenizer has "

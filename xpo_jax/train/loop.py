@@ -14,6 +14,7 @@ import jax
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Rollouts
+from xpo_jax.data import sealed_files
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
 from xpo_jax.train import (
@@ -190,16 +191,16 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
 def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None:
   """Exports the adapters and the policy, and writes the summary last."""
   if program.export_adapter is not None:
-    run_directory.write_once(
+    sealed_files.write_directory(
       run_dir / run_directory.ADAPTER,
       lambda directory: program.export_adapter(state, directory),
     )
-  run_directory.write_once(
+  sealed_files.write_directory(
     run_dir / run_directory.POLICY,
     lambda directory: program.export_policy(params, directory),
   )
-  summary = dict(program.sizes) | {"final": metrics.read(run_dir)[-1]}
-  run_directory.write_json(run_dir / run_directory.SUMMARY, summary)
+  summary = dict(program.sizes) | {"final": metrics.final(run_dir, program.total)}
+  sealed_files.write_json(run_dir / run_directory.SUMMARY, summary)
 
 
 def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any, str]:
@@ -242,6 +243,7 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
           if showing or evaluating:
             report(line)
         if saving:
+          metrics.synchronise(writer)  # the checkpoint's steps must have their lines
           checkpoint.save(manager, state, meta)
           saved = time.monotonic()
         if stopping:

@@ -2,18 +2,22 @@
 
 `metrics.jsonl` has one line a step, in order: all but the keys under `time/` is equal
 bit for bit when a run is repeated or resumed. A number that is not finite is written as
-Python's json writes it (`NaN`, `Infinity`).
+Python's json writes it (`NaN`, `Infinity`). The last field of a line is its checksum. A
+line that is damaged, or that is missing between two others, is refused by every reader;
+an incomplete last line is left out, and named in the report.
 """
 
 import importlib.util
-import json
+import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorboardX
+
+from xpo_jax.data import sealed_files
 
 FILE = "metrics.jsonl"
 TIME = "time/"
@@ -43,7 +47,8 @@ def open_writer(
     wandb: arguments of `wandb.init`, or None for no Weights & Biases.
 
   Raises:
-    ValueError: wandb is on and not installed.
+    ValueError: wandb is on and not installed. Lines up to the step are damaged or
+      missing.
   """
   path = run_dir / FILE
   if path.exists():
@@ -72,7 +77,7 @@ def check_wandb() -> None:
 def write(writer: Writer, line: Mapping[str, float]) -> None:
   """Writes one step's numbers; `line["step"]` counts from 1."""
   step = int(line["step"])
-  writer.lines.write(json.dumps(line) + "\n")
+  writer.lines.write(sealed_files.sealed_line(line))
   for name, value in line.items():
     if name != "step":
       writer.board.add_scalar(name, value, step)
@@ -85,6 +90,12 @@ def flush(writer: Writer) -> None:
   writer.lines.flush()
 
 
+def synchronise(writer: Writer) -> None:
+  """Makes the written lines durable."""
+  writer.lines.flush()
+  os.fsync(writer.lines.fileno())
+
+
 def close(writer: Writer, patience: float = 10.0) -> None:
   """Closes the sinks; waits for Weights & Biases at most `patience` seconds."""
   writer.lines.close()
@@ -95,24 +106,90 @@ def close(writer: Writer, patience: float = 10.0) -> None:
 
 
 def read(run_dir: Path) -> list[dict[str, float]]:
-  """Reads the lines of `metrics.jsonl` without an incomplete last line."""
-  return list(_lines(Path(run_dir) / FILE))
+  """Reads the lines of `metrics.jsonl`, without an incomplete last line.
+
+  Raises:
+    ValueError: a line is damaged, or lines between two others are missing.
+  """
+  return [line for _, line in _lines(Path(run_dir) / FILE)]
+
+
+def final(run_dir: Path, step: int) -> dict[str, float]:
+  """Reads the line of a run's last step.
+
+  Raises:
+    ValueError: as `read`, or the lines end at another step.
+  """
+  lines = read(run_dir)
+  _refuse_end(Path(run_dir) / FILE, lines[-1]["step"] if lines else 0, step)
+  return lines[-1]
+
+
+def left_out(run_dir: Path) -> str:
+  """Describes what `read` leaves out: "" where it is nothing."""
+  path = Path(run_dir) / FILE
+  lines, _, rest = path.read_bytes().rpartition(b"\n")
+  steps = [line["step"] for line in read(run_dir)]
+  notes = []
+  if steps and steps[0] > 1:
+    notes.append(f"{FILE} lacks the steps before {steps[0]:.0f}")
+  if rest:
+    number = lines.count(b"\n") + 1 + bool(lines)
+    notes.append(
+      f"{FILE}, line {number} is incomplete and left out: its writer was killed, or is "
+      "at work"
+    )
+  return "; ".join(notes)
 
 
 def truncate(path: Path, step: int) -> None:
-  """Removes the lines after `step`, and an incomplete last line."""
-  lines = [json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step]
-  # Written to a temporary file, then renamed: a second kill must not lose lines.
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(lines), encoding="utf-8")
-  temporary.replace(path)
+  """Removes the lines after `step`, damaged or incomplete ones too.
+
+  Raises:
+    ValueError: a line before it is damaged or missing.
+  """
+  texts, last = [], 0
+  if step:
+    for text, line in _lines(path):
+      texts.append(text + b"\n")
+      last = line["step"]
+      if last >= step:
+        break
+  _refuse_end(path, last, step)
+  # A second kill must not lose lines.
+  sealed_files.write_bytes(path, b"".join(texts))
 
 
-def _lines(path: Path):
-  for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-    if not text.endswith("\n"):
-      return  # the process was killed while writing this line
-    yield json.loads(text)
+def _refuse_end(path: Path, last: float, step: int) -> None:
+  if last != step:
+    raise ValueError(
+      f"{path} ends at step {last:.0f}, and the run has done {step}: lines were lost; "
+      "put it back from a copy, or move it away to go on without them"
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+  """Yields texts and lines, the last only where it is complete."""
+  *texts, rest = path.read_bytes().split(b"\n")
+  before = None
+  for number, text in enumerate(texts, 1):
+    place = f"{path}, line {number}"
+    line, _ = sealed_files.read_line(text, place)
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+      raise ValueError(f"{place} has no step: put the file back from a copy")
+    if before not in (None, line["step"] - 1):
+      raise ValueError(
+        f"{place} is of step {line['step']}, the one before it of step {before}: lines "
+        "were lost; put the file back from a copy"
+      )
+    before = line["step"]
+    yield text, line
+  # Not the beginning of a line, but a whole one whose end was changed.
+  if rest and sealed_files.is_sealed_line(rest[:-1]):
+    raise ValueError(
+      f"{path}, line {len(texts) + 1} does not end with a line break: it was damaged; "
+      "put the file back from a copy"
+    )
 
 
 def _forward(pipe: queue.SimpleQueue, init: dict[str, Any]) -> None:

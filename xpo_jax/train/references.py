@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
-from xpo_jax.data import audit
+from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.token_store import TokenStore
 from xpo_jax.data.tokenise import Example
@@ -150,11 +150,28 @@ def fill(cache: Cache | None, batch: Batch) -> Batch:
 
 
 def write(directory: Path, cache: Cache, wanted: Mapping[str, Any]) -> None:
-  """Writes a cache, its key last: an incomplete one has none."""
-  directory.mkdir(parents=True, exist_ok=True)
-  for field, values in cache.values.items():
-    np.save(directory / f"{field}.npy", values)
-  (directory / KEY).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+  """Writes a cache and its key, whole or not at all.
+
+  Raises:
+    ValueError: the directory holds something else.
+  """
+
+  def save(temporary: Path) -> None:
+    temporary.mkdir()
+    for field, values in cache.values.items():
+      np.save(temporary / f"{field}.npy", values)
+    sealed_files.write_json(temporary / KEY, wanted)
+
+  # Without a key: an older version was killed here.
+  if directory.exists() and not (directory / KEY).exists():
+    own = {f"{field}.npy" for field in cache.values}
+    if other := sorted({path.name for path in directory.iterdir()} - own):
+      raise ValueError(
+        f"{directory} holds {other[0]} and no reference cache; name another in "
+        "Data.reference_cache"
+      )
+    sealed_files.remove_directory(directory)
+  sealed_files.write_directory(directory, save)
 
 
 def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache | None:
@@ -166,11 +183,12 @@ def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache 
     wanted: the run's key.
 
   Raises:
-    ValueError: the cache has another key; shows the differences.
+    ValueError: the cache has another key; shows the differences. A file is damaged.
   """
   if not (directory / KEY).exists():
     return None
-  stored = json.loads((directory / KEY).read_text(encoding="utf-8"))
+  sealed_files.check_directory(directory, "delete the directory: it is computed again")
+  stored = sealed_files.read_json(directory / KEY)
   lines = yaml_file.difference(stored, json.loads(json.dumps(wanted)))
   if lines:
     listed = "\n  ".join(lines)

@@ -7,8 +7,6 @@ bit for bit: a run that is killed after its feedback does not ask the judge agai
 
 import dataclasses
 import itertools
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config.sampling import Sampling
+from xpo_jax.data import sealed_files
 from xpo_jax.data.records import Conversation, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import generate
@@ -221,21 +220,18 @@ def write(path: Path, rollouts: RolloutBatch) -> None:
           line |= {"conversation": _messages(rollouts.prompts[b])}
         if rollouts.opponents_BJ:
           line |= {"opponents": list(rollouts.opponents_BJ[b])}
-      lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+      lines.append(line)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.writelines(lines)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
+  sealed_files.write_lines(path, lines)
 
 
 def read(path: Path) -> RolloutBatch:
-  """Reads rollouts; a reward that is null is NaN."""
-  # Not splitlines: it also splits at characters that JSON does not escape.
-  texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-  lines = [json.loads(text) for text in texts]
+  """Reads rollouts; a reward that is null is NaN.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  lines = sealed_files.read_lines(path)
   groups: list[list[dict]] = []
   for line in lines:
     if line["column"] == 0:

@@ -13,6 +13,7 @@ it, `lock.json` says which.
 import contextlib
 import datetime
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ import numpy as np
 
 from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.data import audit
+from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.pack import Batch
 from xpo_jax.train import checkpoint, progress
 
@@ -230,7 +231,7 @@ def create(run_dir: Path, experiment: Any, say: progress.Say) -> Iterator[None]:
     if stages.exists() and not any(stages.iterdir()):  # the first was refused
       stages.rmdir()
     if not any((run_dir / name).exists() for name in _COMPUTED):
-      shutil.rmtree(run_dir)
+      sealed_files.remove_directory(run_dir)
     raise
   finally:
     _release(home, own)
@@ -293,16 +294,6 @@ def restore_state(
   return restored.state
 
 
-def write_once(path: Path, write: Callable[[Path], None]) -> None:
-  """Writes a directory atomically, unless it exists."""
-  # Written to a temporary path, then renamed: a kill must not leave it incomplete.
-  temporary = path.with_name(f"{path.name}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  if not path.exists():
-    write(temporary)
-    temporary.rename(path)
-
-
 def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
   """Writes data.json, or compares the data with it where it exists.
 
@@ -313,9 +304,9 @@ def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
   """
   path = run_dir / COUNTS
   if not path.exists():
-    write_json(path, counts)
+    sealed_files.write_json(path, counts)
     return
-  old = json.loads(path.read_text(encoding="utf-8"))
+  old = sealed_files.read_json(path)
   optional = (JUDGES_DIGEST, START_DIGEST)
   new = {n: x for n, x in counts.items() if n not in optional or n in old}
   yaml_file.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
@@ -324,7 +315,8 @@ def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
 def write_shown(run_dir: Path, batch: Batch, tokenizer: Any) -> None:
   """Writes shown.json, the first rows of a batch, token by token."""
   rows = audit.inspect_tokens(batch, tokenizer)[:SHOWN_ROWS]
-  write_json(run_dir / SHOWN, [[token._asdict() for token in row] for row in rows])
+  shown = [[token._asdict() for token in row] for row in rows]
+  sealed_files.write_json(run_dir / SHOWN, {"rows": shown})
 
 
 def refuse_non_finite(
@@ -357,8 +349,10 @@ def _save_batch(directory: Path, batch: Batch, line: Mapping[str, float]) -> Pat
   directory.mkdir(exist_ok=True)
   leaves = jax.tree_util.tree_leaves_with_path(batch)
   arrays = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in leaves}
-  np.savez_compressed(directory / "batch.npz", **arrays)
-  write_json(directory / "metrics.json", line)
+  content = io.BytesIO()
+  np.savez_compressed(content, **arrays)
+  sealed_files.write_bytes(directory / "batch.npz", content.getvalue())
+  sealed_files.write_json(directory / "metrics.json", line)
   return directory / "batch.npz"
 
 
@@ -380,8 +374,3 @@ def resume_command(run_dir: Path, experiment: Experiment) -> str:
 def due(every: int | None, now: int) -> bool:
   """Whether `now` is a multiple of `every`; None: never."""
   return every is not None and now % every == 0
-
-
-def write_json(path: Path, content: Any) -> None:
-  """Writes plain data as JSON."""
-  path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """The comparison of objectives as a value: settings, objectives, results."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from xpo_jax import objectives
 from xpo_jax.config.factories import ObjectiveConfig, factory
-from xpo_jax.data import collate, tokenise
+from xpo_jax.data import collate, sealed_files, tokenise
 from xpo_jax.evaluation import bootstrap, frontier
 from xpo_jax.ops import token_stats
 from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
@@ -191,14 +190,12 @@ def write(path: Path, entry: ComparedObjective) -> None:
   """Writes an entry whole or not at all."""
   content = entry._asdict()
   content["trials"] = [trial._asdict() for trial in entry.trials]
-  half = path.with_suffix(".part")
-  half.write_text(json.dumps(content), encoding="utf-8")
-  half.replace(path)
+  sealed_files.write_lines(path, [content])
 
 
 def read(path: Path) -> ComparedObjective:
   """What `write` wrote."""
-  content = json.loads(path.read_text(encoding="utf-8"))
+  (content,) = sealed_files.read_lines(path)
   content["trials"] = [
     Trial(**trial | {name: tuple(trial[name]) for name in ("reward_P", "kl_P")})
     for trial in content["trials"]

@@ -15,7 +15,6 @@ frontier.
 import concurrent.futures
 import json
 import math
-import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import numpy as np
 
 from xpo_jax.config import yaml_file
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.data import audit
+from xpo_jax.data import audit, sealed_files
 from xpo_jax.evaluation import measure_policy
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies.comparison import learning_rates
@@ -150,18 +149,19 @@ def _claim(comparison: Comparison, run_dir: Path) -> None:
   settings = json.loads(json.dumps(yaml_file.to_dict(comparison)))
   path = run_dir / _SETTINGS
   if path.exists():
-    old = json.loads(path.read_text(encoding="utf-8"))["comparison"]
+    old = sealed_files.read_json(path)["comparison"]
     # Another choice of objectives takes what there is and adds to it.
     same = {"only": None, "baseline": None}
     yaml_file.refuse_change("settings", run_dir, old | same, settings | same)
-  elif run_dir.exists():
+  elif not sealed_files.is_vacant(run_dir):
     raise ValueError(
       f"run directory {run_dir} exists and holds no comparison; name another with "
       "--run-dir, or remove it"
     )
-  (run_dir / _RESULTS).mkdir(parents=True, exist_ok=True)
+  run_dir.mkdir(parents=True, exist_ok=True)
   about = {"comparison": settings, **yaml_file.surroundings()}
-  path.write_text(json.dumps(about, indent=2), encoding="utf-8")
+  sealed_files.write_json(path, about)
+  (run_dir / _RESULTS).mkdir(exist_ok=True)
 
 
 def _start(data, directory: Path, say: Say) -> Params:
@@ -170,10 +170,12 @@ def _start(data, directory: Path, say: Say) -> Params:
   if not directory.exists():
     say(f"supervised fine-tuning, {study.sft_steps} steps")
     params = train_methods.fine_tune(study, corpus, model, params, say)
-    half = directory.with_suffix(".part")
-    shutil.rmtree(half, ignore_errors=True)
-    hf_checkpoint.save(half, model.config, params, tokenizer=corpus.tokenizer)
-    half.replace(directory)
+    sealed_files.write_directory(
+      directory,
+      lambda path: hf_checkpoint.save(
+        path, model.config, params, tokenizer=corpus.tokenizer
+      ),
+    )
   return {"lm": hf_checkpoint.load(directory).params["lm"]}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from xpo_jax.data import sealed_files
 from xpo_jax.evaluation import frontier, optimal_policy
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import html, line_chart
@@ -68,7 +69,7 @@ def show_frontier(
   axes = ("KL to the start, nats a completion", "true reward")
   figure = line_chart.Figure(title, *axes, series, note=note)
   text = line_chart.svg(figure, standalone=True)
-  (run_dir / PLOT).write_text(text, encoding="utf-8")
+  sealed_files.write_text(run_dir / PLOT, text)
   tables = {
     "Equal KL": matched_table(runs, matched_kl, caption),
     "Claims": matched_claims_table(claims, arms, matched_kl),
@@ -112,7 +113,7 @@ def show(run_dir: Path, title: str, tables: Mapping[str, html.Table]) -> None:
   sections = [html.Section(name, [table]) for name, table in tables.items()]
   text = html.markdown(html.Page(title, "", sections))
   run_dir.mkdir(parents=True, exist_ok=True)
-  (run_dir / TABLES).write_text(text, encoding="utf-8")
+  sealed_files.write_text(run_dir / TABLES, text)
 
 
 def matched_table(

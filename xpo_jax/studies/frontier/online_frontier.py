@@ -21,6 +21,7 @@ from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Evaluation
 from xpo_jax.config.experiment import Experiment, Loop
 from xpo_jax.config.factories import Configured
+from xpo_jax.data import sealed_files
 from xpo_jax.evaluation import bootstrap, measure_policy
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.feedback import protocol
@@ -346,9 +347,8 @@ def _write(study: Arms, run: JudgedRun, points: Sequence[FrontierPoint]) -> None
   path = _path(study, run)
   content = {"run": _run_name(study, run), "points": [p._asdict() for p in points]}
   path.parent.mkdir(exist_ok=True)
-  beside = path.with_suffix(".tmp")
-  beside.write_text(json.dumps(content, default=_rounded) + "\n", encoding="utf-8")
-  beside.replace(path)
+  plain = json.loads(json.dumps(content, default=_rounded))
+  sealed_files.write_lines(path, [plain])
 
 
 def _rounded(x_P: np.ndarray) -> list[float]:
@@ -360,7 +360,7 @@ def _read(study: Arms, run: JudgedRun) -> list[FrontierPoint] | None:
   path = _path(study, run)
   if not path.exists():
     return None
-  content = json.loads(path.read_text(encoding="utf-8"))
+  (content,) = sealed_files.read_lines(path)
   if content["run"] != _run_name(study, run):
     return None
   return [

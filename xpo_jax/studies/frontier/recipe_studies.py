@@ -6,13 +6,14 @@ interrupted. It trains its own stages but the common start, which is copied.
 
 import contextlib
 import dataclasses
-import json
+import functools
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xpo_jax.config.experiment import Stage
+from xpo_jax.data import sealed_files
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies import task as tasks
 from xpo_jax.studies.find_recipe import Recipe
@@ -56,7 +57,7 @@ def run_recipe(name: str, task: Task, run_dir: Path) -> None:
 def rows(run_dir: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """`(recipe, row of its results.json)` of every recipe that was run."""
   for file in sorted((run_dir / RECIPES).glob(f"*/{arms.RESULTS}")):
-    for row in json.loads(file.read_text(encoding="utf-8")):
+    for row in sealed_files.read_json(file):
       yield file.parent.name, row
 
 
@@ -70,12 +71,9 @@ def _copy_start(own: Task, task: Task, run_dir: Path, directory: Path) -> None:
     for path in (run_dir, directory)
   )
   if (source / run_directory.SUMMARY).exists():
-    target.parent.mkdir(exist_ok=True)
-    run_directory.write_once(target, lambda path: _copy(source, path))
-
-
-def _copy(source: Path, target: Path) -> None:
-  shutil.copytree(source, target)
+    copy = functools.partial(shutil.copytree, source)
+    # Unsealed: the files of a run have checksums of their own.
+    sealed_files.write_directory(target, copy, sealed=False)
 
 
 def _quiet(text: str) -> None:

@@ -1,10 +1,10 @@
 """Writes the rows of a study of several arms, as JSON and as a table."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from xpo_jax.data import sealed_files
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import html
 from xpo_jax.studies.task import Task
@@ -37,7 +37,7 @@ def write(path: Path, title: str, rows: Sequence[ArmRow], task: Task) -> html.Ta
     }
     for row in rows
   ]
-  path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+  sealed_files.write_json(path, content)
   names = list(dict.fromkeys(name for row in rows for name in row.measures))
   cells = [
     [row.label, *(_cell(row.measures.get(n)) for n in names), f"{row.seconds:.0f}"]

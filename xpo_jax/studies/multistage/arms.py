@@ -18,7 +18,7 @@ import numpy as np
 
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment, Pretrained
-from xpo_jax.data import record_file, records, tokenise
+from xpo_jax.data import record_file, records, sealed_files, tokenise
 from xpo_jax.data.records import Record
 from xpo_jax.evaluation import bootstrap, measure_policy, sequence_logps
 from xpo_jax.evaluation.bootstrap import Interval
@@ -293,16 +293,16 @@ def _write_settings(run_dir: Path, settings: Any) -> None:
   path = run_dir / find_recipe.STUDY
   content = json.loads(json.dumps(find_recipe.study_record(settings)))
   if path.exists():
-    old = json.loads(path.read_text(encoding="utf-8"))
+    old = sealed_files.read_json(path)
     # More seeds widen a study: what is there stays, what is new is trained.
     seeds = content["settings"]["task"]["seeds"]
     if set(old["settings"]["task"]["seeds"]) <= set(seeds):
       old["settings"]["task"]["seeds"] = seeds
     yaml_file.refuse_change("settings", run_dir, old["settings"], content["settings"])
-  elif run_dir.exists() and any(run_dir.iterdir()):
+  elif not sealed_files.is_vacant(run_dir):
     raise ValueError(f"run directory {run_dir} holds something else; name another one")
   run_dir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+  sealed_files.write_json(path, content)
 
 
 def _quiet(text: str) -> None:

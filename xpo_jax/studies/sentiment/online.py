@@ -15,7 +15,7 @@ from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained, R
 from xpo_jax.config.factories import Configured
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
-from xpo_jax.data import records
+from xpo_jax.data import records, sealed_files
 from xpo_jax.feedback import rules
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies.sentiment.labelled_pairs import Corpus
@@ -39,7 +39,7 @@ def train(
     run_dir: of the study; the start and the runs are written to it.
   """
   study, corpus, model, _ = data
-  run_directory.write_once(
+  sealed_files.write_directory(
     run_dir / START,
     lambda path: hf_checkpoint.save(
       path, model.config, start, tokenizer=corpus.tokenizer
