@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import errno
 import json
 import os
 import re
@@ -267,6 +268,25 @@ def test_bad_arguments_say_what_is_wrong(args, match, capsys, tmp_path, monkeypa
   monkeypatch.chdir(tmp_path)
   assert cli.main(args) == 2
   assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, "No space left on device", "policy"),
+    ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device"),
+  ],
+)
+def test_full_disk_is_one_line_with_the_way_on(error, monkeypatch, capsys):
+  from xpo_jax.report import run_page
+
+  def full(run_dir):
+    raise error
+
+  monkeypatch.setattr(run_page, "write", full)
+  assert cli.main(["report", "run"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "No space left on device" in line and "free some space" in line
 
 
 def test_unknown_recipe_is_met_with_the_nearest(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import JAX.
 """
 
 import argparse
+import errno
 import itertools
 import os
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 from xpo_jax.config import trust
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: try again
+_DISK_FULL = os.strerror(errno.ENOSPC)  # also within messages of Orbax
 _OVERRIDES = (
   "its arguments (path=FILE) and any field of the experiment may follow: "
   "--objective.beta 0.2 --data.epochs 2; "
@@ -74,6 +76,8 @@ def _run(argv: list[str]) -> int:
   except (ValueError, OSError, ImportError) as error:
     if debug or (isinstance(error, BrokenPipeError) and _stdout_closed()):
       raise
+    if _DISK_FULL in str(error):
+      return _fail(f"{error}; free some space, then go on (xpo resume RUN)")
     return _fail(str(error))
 
 
