@@ -286,6 +286,19 @@ def test_full_run_shows_evaluation_samples_and_tokens(run):
   assert '<span class="prompt">a</span><br><span class="loss">a</span>' in text
 
 
+def test_what_is_not_read_of_the_data_is_said_without_markup(run):
+  counts = {
+    "rows": 4,
+    "first_dropped": ["a.jsonl:1: identical: both are '**x** <b>'"],
+    "unused_columns": {"system": 4},
+  }
+  (run / "data.json").write_text(json.dumps(counts))
+  text = run_page.write(run).read_text()
+  assert "columns that nothing reads: system (4 rows)" in text
+  assert "**x** &lt;b&gt;" in text and "<strong>x" not in text
+  assert "first_dropped" not in text
+
+
 def test_report_is_the_same_when_written_again(run):
   first = run_page.write(run).read_bytes()
   assert run_page.write(run).read_bytes() == first

@@ -251,8 +251,11 @@ def _data(run: RunFiles) -> list[html.Section]:
   summary = run_files.read_json(run.directory / run_directory.SUMMARY) or {}
   shown = run_files.read_json(run.directory / run_directory.SHOWN)
   sizes = {name: value for name, value in summary.items() if name != "final"}
-  blocks = [html.Table((), [list(leaf) for leaf in _leaves(counts | sizes)])]
-  blocks += [html.Text(f"Note: {note}.") for note in audit.notes(counts)]
+  notes = [[html.Verbatim(note)] for note in audit.notes(counts)]
+  facts = {name: value for name, value in counts.items() if name != "first_dropped"}
+  blocks = [html.Table((), [list(leaf) for leaf in _leaves(facts | sizes)])]
+  if notes:
+    blocks.append(html.Table(("what to know of the data",), notes))
   if shown:
     text = (
       "The first rows as the model sees them, a line for each prompt and completion: "
