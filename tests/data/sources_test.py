@@ -272,6 +272,34 @@ def test_file_without_records_raises(tmp_path, content, reading, message):
     sources.read_jsonl(path, reading)
 
 
+@pytest.mark.parametrize(
+  ("row", "problem", "detail"),
+  [
+    ({"completions": "ab", "rewards": [1, 0]}, "not a list", "completions is a str"),
+    ({"completions": [" a", " b"], "rewards": 1}, "not a list", "rewards is a int"),
+    ({"completions": [], "rewards": []}, "empty completion", "no completions"),
+    ({"completions": [" a"], "rewards": [1, 0]}, "rewards do not match", "2 rewards"),
+    ({"completions": [" a", 3], "rewards": [1, 0]}, "not a text", "a int (3)"),
+    ({"completions": [" a"], "rewards": [1e39]}, "number too large", "3.4e+38"),
+    ({"completions": [" a"], "rewards": ["x"]}, "not a number", "'x'"),
+  ],
+)
+def test_columns_of_lists_are_lists_of_what_they_should_hold(row, problem, detail):
+  good = {"prompt": "p", "completions": [" b", " c"], "rewards": [1, 0]}
+  loaded = sources.from_dicts([good, {"prompt": "p"} | row], "here")
+  (bad,) = loaded.bad
+  assert bad.uid == "here:2" and bad.problem.startswith(problem)
+  assert detail in bad.detail
+
+
+def test_row_without_a_number_that_others_have_is_bad():
+  row = {"prompt": "p", "completion": " b", "label": True}
+  loaded = sources.from_dicts([row | {"reward": 1.0}, row], "here")
+  assert len(loaded.records) == 1
+  assert loaded.bad[0].uid == "here:2"
+  assert "other rows have 'reward'" in loaded.bad[0].detail
+
+
 def test_first_row_without_a_column_is_bad():
   rows = [
     {"prompt": "p", "chosen": " a"},

@@ -152,6 +152,22 @@ def test_long_completion_is_truncated_and_counted(tokenizer):
   assert tokenised.counts == tokenise.Counts(truncated_completions=1)
 
 
+def test_completions_equal_within_the_limit_state_no_preference(tokenizer):
+  pair = dataclasses.replace(PAIR, chosen=" blue, not.", rejected=" blue, black.")
+  assert one(pair, tokenizer, limits=Limits(completion=4)).completions
+  bad = bad_record(pair, tokenizer, limits=Limits(completion=2))
+  assert bad.problem == "identical chosen and rejected"
+  assert "the same 2 tokens within limits.completion; raise it" in bad.detail
+
+
+def test_equal_completions_with_different_rewards_are_a_bad_record(tokenizer):
+  ranked = records.Ranked("a", "the sky is", (" blue", " blue"), (1.0, 1.0))
+  assert one(ranked, tokenizer).completions
+  bad = bad_record(dataclasses.replace(ranked, rewards=(1.0, 0.5)), tokenizer)
+  assert bad.problem == "equal completions, different rewards"
+  assert "with rewards 1 and 0.5" in bad.detail
+
+
 def test_long_prompt_is_rejected_or_keeps_its_bos_and_end(tokenizer):
   bad = bad_record(PAIR, tokenizer, limits=Limits(prompt=3))
   assert bad.problem == "over-long prompt"

@@ -1,6 +1,7 @@
 """What a recipe will compute, found without a step of it."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -51,6 +52,17 @@ def test_what_is_not_read_and_what_is_adapted_is_said():
   said = "\n".join(preflight.lines(budget))
   assert "no row is undesirable" in said
   assert "adapters on: query, value, up" in said
+
+
+def test_dropped_rows_are_named_where_the_others_do_not_serve(tmp_path):
+  good = {"prompt": "the film was", "completion": " good.", "reward": 1.0}
+  path = tmp_path / "rows.jsonl"
+  path.write_text(f"{json.dumps(good)}\n{json.dumps(good | {'reward': 10**400})}\n")
+  data = Data(str(path), bad_rows="drop", rows_per_step=1)
+  run = Experiment(ObjectiveConfig("bco"), data, Scratch(MODEL), mesh=MeshShape(data=1))
+  message = r"column desirable_BK(?s:.*)dropped rows\.jsonl:2: number too large"
+  with pytest.raises(ValueError, match=message):
+    preflight.check(run)
 
 
 def test_rows_beyond_learned_positions_are_refused_before_a_step(datasets):

@@ -198,7 +198,10 @@ def _records(
   }
   memory = None
   if validate.make_mesh(experiment.mesh) is None:
-    memory = _memory(experiment, begin, batches, aux)
+    try:
+      memory = _memory(experiment, begin, batches, aux)
+    except ValueError as error:  # perhaps because of the rows that were dropped
+      raise ValueError("\n  ".join([str(error), *audit.notes(counts)])) from error
   return Budget(
     name, counts, sizes, memory, audit.inspect_tokens(batches[0], begin.tokenizer)
   )
