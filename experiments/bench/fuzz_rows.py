@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.data import audit, records, sources, synthetic_reviews
+from xpo_jax.data.render import Renderer, Template
 from xpo_jax.data.tokenise import Limits
 
 _CHATML = (
@@ -208,9 +209,9 @@ def _lines(rows: list[dict[str, Any]], rng: random.Random) -> list[bytes]:
   return lines
 
 
-def _texts(record: records.Record) -> list[str]:
-  """Texts that the model must see: prompts, and completions up to the last turn with
-  loss."""
+def _texts(record: records.Record, unread: list[str]) -> list[str]:
+  """Texts that the model must see: prompts, completions up to the last turn with loss,
+  and what their messages hold beside, but for keys that are counted as unread."""
   texts = []
   for text in (record.prompt, *records.completions(record)):
     if isinstance(text, str):
@@ -221,8 +222,8 @@ def _texts(record: records.Record) -> list[str]:
     texts += [
       value
       for turn in text[: last + 1]
-      for value in turn.other.values()
-      if isinstance(value, str)
+      for key, value in turn.other.items()
+      if isinstance(value, str) and f"{key} of messages" not in unread
     ]
   return [text.strip() for text in texts if text.strip()]
 
@@ -284,14 +285,16 @@ def _through(kind: str, count: int, tokenizer: Any, rng: random.Random) -> Table
     for one in counts.bad
     if not one.problem or not one.detail or one.problem == "cannot be read"
   ]
+  renderer = Renderer(tokenizer, Template())
   examples = zip(prepared.records["train"], prepared.examples["train"], strict=True)
   for record, example in examples:
     whole = len(example.prompt) < 64 and all(len(y) < 32 for y in example.completions)
     seen = "".join(
       tokenizer.decode(list(x)) for x in (example.prompt, *example.completions)
     )
-    missing = [text for text in _texts(record) if text not in seen]
-    if whole and missing and not counts.unread:
+    unread = renderer.unread(record)
+    missing = [text for text in _texts(record, unread) if text not in seen]
+    if whole and missing:
       lost.append(f"{record.uid}: {missing[0]!r} is not in {seen!r}"[:300])
   return Table(
     counts.rows,
