@@ -128,7 +128,7 @@ def compute(
 ) -> list[tuple[dict, dict | None]]:
   """Outputs and gradients of some cases; those with gradients as one program.
 
-  Without gradients there is None in their place, and a third as much to compile.
+  Without gradients there is None in their place, and half as much to compile.
   """
   inputs = {name: _inputs(CASES[name]) for name in names}
   recorded = {name: _gradients(CASES[name], x) for name, x in inputs.items()}

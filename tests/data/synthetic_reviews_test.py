@@ -63,7 +63,8 @@ def test_prompt_ends_on_a_token_boundary(reviews, tokenizer):
 
 
 def test_merges_of_a_long_word_are_learned_from_its_pieces():
-  """As one, a word of 400,000 characters takes minutes: the cost is quadratic."""
+  """Of a word as one the cost is quadratic: 3.4 CPU seconds for 100,000 characters, 88
+  for 400,000; in pieces 0.05 and 0.24."""
   rng = np.random.default_rng(0)
   word = "".join(rng.choice(list("abcdefgh"), 20_000))
   whole = synthetic_reviews.train_bpe([word], 300)

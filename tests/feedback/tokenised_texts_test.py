@@ -56,6 +56,22 @@ def test_conversation_has_the_tokens_of_training(tokenizer, template, limits):
     np.testing.assert_array_equal(ours.completions[0], theirs.completions[0])
 
 
+def test_completion_of_more_than_a_content_has_the_tokens_of_training(tokenizer):
+  tokenizer.chat_template = THINKING
+  reply = (Turn("assistant", "four", loss=True, other={"reasoning_content": "2 + 2"}),)
+  record = records.Demonstration("", TALK, reply)
+  (trained,) = tokenise.tokenise([record], tokenizer)
+  (scored,) = tokenised_texts.to_examples(
+    [records.prompt_string(record)],
+    [records.completion_string(reply)],
+    tokenizer,
+    template=Template(),
+    limits=Limits(),
+  )
+  np.testing.assert_array_equal(scored.completions[0], trained.completions[0])
+  assert "2 + 2" in tokenizer.decode(scored.completions[0])
+
+
 def test_separators_with_special_tokens_are_those_of_training(tokenizer):
   template = Template("<|im_start|>", "<|im_end|>")
   record = records.Demonstration("", "why?", " because<|im_end|>")
@@ -71,7 +87,9 @@ def test_separators_with_special_tokens_are_those_of_training(tokenizer):
 
 def test_conversation_is_a_string_that_keeps_its_messages():
   talk = Conversation(TALK, {"tools": []})
-  assert talk.startswith("user: why? \n\nassistant: because")
+  assert talk.startswith("user: why? \n\nassistant: because the sky is blue.\n{")
+  assert talk.endswith('two plus two?\n\n{"tools": []}')
+  assert talk != Conversation(TALK) != Conversation(TALK[:1])
   again = pickle.loads(pickle.dumps(talk))
   assert (again, again.turns) == (talk, talk.turns)
   pair = records.with_messages(records.Pair("a", talk, "four", "two"))

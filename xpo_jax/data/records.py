@@ -151,10 +151,11 @@ class BadRecords(ValueError):
 
 
 class Conversation(str):
-  """A prompt of messages as a string, for feedback: "role: content", a blank line
-  between messages.
+  """Messages as a string, for feedback: "role: content", a blank line between messages.
 
-  A reward model reads its messages, and renders them as in its training.
+  What else a message holds stands on a line of its own, and what the template gets at
+  the end, as JSON: strings are equal where conversations are. A reward model reads the
+  messages, and renders them as in its training.
 
   Attributes:
     turns: the messages.
@@ -168,13 +169,20 @@ class Conversation(str):
     cls, turns: tuple[Turn, ...], template_arguments: Mapping[str, Any] | None = None
   ) -> "Conversation":
     """Makes the string; see the attributes."""
-    text = "\n\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)
-    self = super().__new__(cls, text)
+    parts = [
+      "\n".join((f"{turn.role}: {turn.content or ''}", *_json(turn.other)))
+      for turn in turns
+    ]
+    self = super().__new__(cls, "\n\n".join((*parts, *_json(template_arguments))))
     self.turns, self.template_arguments = turns, template_arguments or {}
     return self
 
   def __getnewargs__(self):
     return (self.turns, self.template_arguments)
+
+
+def _json(more: Mapping[str, Any] | None) -> list[str]:
+  return [json.dumps(more, sort_keys=True, ensure_ascii=False)] if more else []
 
 
 def prompt_string(record: Record) -> str:
@@ -192,6 +200,8 @@ def with_messages(record: Record) -> Record:
     return record
 
   def turns(text: Text) -> Text:
+    if isinstance(text, Conversation):
+      return text.turns
     return (Turn("assistant", text, loss=True),) if isinstance(text, str) else text
 
   changes: dict[str, Any] = {
@@ -210,10 +220,12 @@ def with_messages(record: Record) -> Record:
 
 
 def completion_string(text: Text) -> str:
-  """A completion for feedback: of turns, the content of the last that carries loss."""
+  """A completion for feedback: of one turn its content, of more a `Conversation`."""
   if isinstance(text, str):
     return text
-  return next((t.content or "" for t in reversed(text) if t.loss), "")
+  if len(text) == 1 and not text[0].other:
+    return text[0].content or ""
+  return Conversation(text)
 
 
 def completions(record: Record) -> tuple[Text, ...]:
@@ -235,9 +247,7 @@ def plain_text(text: Text) -> str:
   if isinstance(text, str):
     return text
   return "".join(
-    f"<{turn.role}>{turn.content or ''}"
-    + (json.dumps(turn.other, sort_keys=True, ensure_ascii=False) if turn.other else "")
-    for turn in text
+    f"<{turn.role}>{turn.content or ''}" + "".join(_json(turn.other)) for turn in text
   )
 
 

@@ -226,22 +226,24 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
   )
 
 
-def _with_all_columns(good):
+def _with_all_columns(
+  read: list[tuple[records.Record, Mapping[str, Any]]],
+) -> tuple[list[tuple[records.Record, Mapping[str, Any]]], list[BadRecord]]:
   """Splits off the rows without an optional number that other rows have."""
-  for column in ("probability", "reward"):
-    having = [vars(record).get(column) is not None for record, _ in good]
-    if any(having) and not all(having):
-      detail = f"other rows have {column!r}; give it in every row, or in none"
-      lacking = [
-        BadRecord(record.uid, "missing column", detail, row)
-        for (record, row), has in zip(good, having, strict=True)
-        if not has
-      ]
-      rest, more = _with_all_columns(
-        [one for one, has in zip(good, having, strict=True) if has]
-      )
-      return rest, [*lacking, *more]
-  return good, []
+  numbers = [
+    name
+    for name in ("probability", "reward")
+    if any(vars(record).get(name) is not None for record, _ in read)
+  ]
+  good, bad = [], []
+  for record, row in read:
+    absent = [name for name in numbers if vars(record).get(name) is None]
+    if absent:
+      detail = f"other rows have {absent[0]!r}; give it in every row, or in none"
+      bad.append(BadRecord(record.uid, "missing column", detail, row))
+    else:
+      good.append((record, row))
+  return good, bad
 
 
 def _uid(row: Mapping[str, Any], uid: str) -> str:

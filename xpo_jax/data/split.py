@@ -15,9 +15,7 @@ def prompt_text(record: records.Record) -> str:
   """Returns the prompt as plain text, by which a record is split; the template's
   arguments are part of it."""
   text, arguments = records.plain_text(record.prompt), record.template_arguments
-  if not arguments:
-    return text
-  return f"{text}\n{json.dumps(arguments, sort_keys=True, ensure_ascii=False)}"
+  return f"{text}\n{json.dumps(arguments, sort_keys=True)}" if arguments else text
 
 
 def by_prompt(

@@ -9,7 +9,7 @@ truncated.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -257,7 +257,7 @@ def tokenise_prompts(
   *,
   limits: Limits = Limits(),
 ) -> list[np.ndarray]:
-  """Tokenises the prompt of each record, to sample from: int32, BOS first.
+  """Tokenises the prompt of each record, to sample from: int32.
 
   Raises:
     BadRecords: a prompt that the template refuses, has no tokens, or too many.
@@ -277,15 +277,8 @@ def tokenise_valid_prompts(
 ) -> TokenisedPrompts:
   """Tokenises the prompts of valid records, and returns the others' problems."""
   renderer = Renderer(tokenizer, template)
-  bad, valid, texts = [], [], []
-  for record in data:
-    try:
-      (text,), chat = renderer.prompt(record)
-    except UnusableRecord as error:
-      bad.append(_bad_record(record, error))
-      continue
-    valid.append(record)
-    texts.append((text, chat))
+  valid, rendered, bad = _for_each(data, renderer.prompt)
+  texts = [(one.texts[-1], one.chat) for one in rendered]
   ids, kept, truncated_prompts = [], [], 0
   for record, encoded in zip(valid, _encode(texts, renderer), strict=True):
     try:
@@ -318,16 +311,25 @@ def encode_answers(
   Raises:
     BadRecords: the chat template refuses one.
   """
-  renderer, bad, texts = Renderer(tokenizer, template), [], []
-  for record in data:
-    try:
-      rendered = renderer.completion(record, record.completion)
-      texts.append((rendered.texts[-1], rendered.chat))
-    except UnusableRecord as error:
-      bad.append(_bad_record(record, error))
+  renderer = Renderer(tokenizer, template)
+  _, rendered, bad = _for_each(data, lambda x: renderer.completion(x, x.completion))
   if bad:
     raise records.BadRecords(bad)
-  return _encode(texts, renderer)
+  return _encode([(one.texts[-1], one.chat) for one in rendered], renderer)
+
+
+def _for_each(
+  data: Sequence[Any], render: Callable[[Any], Prefixes]
+) -> tuple[list[Any], list[Prefixes], list[BadRecord]]:
+  """Renders records: those that can be, their texts, and the others' problems."""
+  valid, rendered, bad = [], [], []
+  for record in data:
+    try:
+      rendered.append(render(record))
+      valid.append(record)
+    except UnusableRecord as error:
+      bad.append(_bad_record(record, error))
+  return valid, rendered, bad
 
 
 def _bad_record(record: records.Record, error: UnusableRecord) -> BadRecord:
@@ -343,7 +345,7 @@ def _encode(texts: Sequence[tuple[str, bool]], renderer: Renderer) -> list[np.nd
   if not texts:
     return []
   tokenizer = renderer.tokenizer
-  bos = tokenizer.bos_token_id if _adds_bos(tokenizer) else None
+  bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
   unique = list(dict.fromkeys(texts))  # a prompt is repeated for each completion
   unmarked = [renderer.unmarked(text) for text, _ in unique]
   encoded = tokenizer(
@@ -361,7 +363,7 @@ def _encode(texts: Sequence[tuple[str, bool]], renderer: Renderer) -> list[np.nd
   return [ids_of[text] for text in texts]
 
 
-def _adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: Any) -> bool:
   """Whether the tokenizer by itself puts BOS before a text."""
   bos = tokenizer.bos_token_id
   return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xpo_jax.data import tokenise
 from xpo_jax.feedback import judge, prompting, tokenised_texts
 from xpo_jax.feedback.judge import Backend
 from xpo_jax.feedback.progress import OnProgress, print_every
@@ -248,7 +249,8 @@ def _row(ids: Sequence[int]) -> int:
 
 
 def encode(conversation: Conversation, tokenizer: Any) -> list[int]:
-  """Tokenises a conversation, with one BOS first, where the tokenizer has one.
+  """Tokenises a conversation; BOS stands where the chat template writes it, or without
+  a template the tokenizer by itself adds it.
 
   Untrusted pieces are tokenised without control tokens, whatever their text.
   """
@@ -256,7 +258,8 @@ def encode(conversation: Conversation, tokenizer: Any) -> list[int]:
   for piece in _rendered(conversation, tokenizer):
     ids += _ids(piece.text, tokenizer, piece.trusted)
   bos = tokenizer.bos_token_id
-  return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+  plain = tokenizer.chat_template is None and tokenise.adds_bos(tokenizer)
+  return [bos, *ids] if plain and ids[:1] != [bos] else ids
 
 
 def _ids(text: str, tokenizer: Any, trusted: bool = True) -> list[int]:

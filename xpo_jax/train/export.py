@@ -110,11 +110,12 @@ def _reference(
   """Prompts of the training data with a completion of each to normalise rewards on."""
   first = {records.plain_text(row.prompt): row for row in rows}
   order = np.random.default_rng(experiment.seed).permutation(len(first))
-  chosen = [list(first.values())[i] for i in order]
+  different = list(first.values())
+  chosen = [different[i] for i in order[: 2 * REFERENCE_SAMPLES]]
   data, limits = experiment.data, _truncating(experiment.data.limits)
   # The template may refuse a record that was dropped.
   chosen = tokenise.tokenise_valid_prompts(
-    chosen[: 2 * REFERENCE_SAMPLES], begin.tokenizer, data.template, limits=limits
+    chosen, begin.tokenizer, data.template, limits=limits
   ).records[:REFERENCE_SAMPLES]
   prompts = [records.prompt_string(row) for row in chosen]
   if isinstance(experiment.start, Scratch):

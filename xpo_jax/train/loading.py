@@ -71,7 +71,7 @@ class PromptSet(NamedTuple):
   Attributes:
     uids: uids of their records.
     texts: for the judge; a `records.Conversation` of messages.
-    ids: token ids for the model, int32, BOS first.
+    ids: token ids for the model, int32.
     width: tokens of the longest, to which sampling pads.
   """
 

@@ -187,20 +187,23 @@ class SentimentStudy:
       raise ValueError(
         f"SentimentStudy.split is {self.split!r}; allowed: 'tune', 'test'"
       )
-    for arm in self.arms:
-      if arm.label == "DPO" and self.control_beta not in arm.strengths:
-        raise ValueError(
-          f"SentimentStudy.control_beta is {self.control_beta:g}; the runs on flipped "
-          "labels are judged beside the DPO runs of the same beta, which has "
-          f"{', '.join(f'{beta:g}' for beta in arm.strengths)}"
-        )
+    dpo = self._dpo
+    if dpo is not None and self.control_beta not in dpo.strengths:
+      raise ValueError(
+        f"SentimentStudy.control_beta is {self.control_beta:g}; the runs on flipped "
+        "labels are judged beside the DPO runs of the same beta, which has "
+        f"{', '.join(f'{beta:g}' for beta in dpo.strengths)}"
+      )
 
   @property
   def control(self) -> Arm:
     """The DPO runs with flipped and with random labels, otherwise as the DPO arm."""
-    default = Arm("DPO", ObjectiveConfig("dpo"), ())
-    dpo = next((arm for arm in self.arms if arm.label == "DPO"), default)
+    dpo = self._dpo or Arm("DPO", ObjectiveConfig("dpo"), ())
     return dataclasses.replace(dpo, strengths=(self.control_beta,))
+
+  @property
+  def _dpo(self) -> Arm | None:
+    return next((arm for arm in self.arms if arm.label == "DPO"), None)
 
   @property
   def methods(self) -> tuple[Arm | OnlineArm, ...]:
