@@ -26,6 +26,12 @@ def test_text_of_data_is_shown_as_it_is_in_html():
   assert "\x1b" not in page and "<script>a" not in page
 
 
+def test_text_of_data_that_starts_with_a_number_is_wrapped_as_text():
+  table = html.Table(("a", "b"), [[html.Verbatim("3 men in a boat"), "3"]])
+  page = html.html(html.Page("t", "", [html.Section("s", [table])]))
+  assert "<td>3 men in a boat</td>" in page and '<td class="number">3</td>' in page
+
+
 def test_text_of_data_is_escaped_in_markdown():
   page = html.markdown(_page())
   (row,) = [line for line in page.splitlines() if line.startswith("| \\*")]

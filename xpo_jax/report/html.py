@@ -169,9 +169,14 @@ def _template() -> jinja2.Template:
   environment.filters["printable"] = printable
   environment.filters["svg"] = lambda figure: markupsafe.Markup(line_chart.svg(figure))
   environment.filters["markup"] = markupsafe.Markup
-  environment.tests["numeric"] = lambda value: bool(_NUMBER.match(cell(value)))
+  environment.tests["numeric"] = _is_numeric
   environment.globals["kind"] = lambda block: type(block).__name__
   return environment.from_string(_resource("page.html"))
+
+
+def _is_numeric(value) -> bool:
+  """Whether a cell starts with a number; text of data that does is text."""
+  return not isinstance(value, Verbatim) and bool(_NUMBER.match(cell(value)))
 
 
 def _resource(name: str) -> str:
