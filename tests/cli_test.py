@@ -17,9 +17,9 @@ from tests import xla_flags
 from xpo_jax import cli, objectives
 from xpo_jax.config import trust
 from xpo_jax.data import synthetic_reviews
-from xpo_jax.studies import find_recipe
+from xpo_jax.studies import demo, find_recipe
 from xpo_jax.studies.sentiment.settings import SentimentStudy
-from xpo_jax.train import progress
+from xpo_jax.train import progress, run_directory
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -387,7 +387,6 @@ def foreign_run(tmp_path, monkeypatch):
 
 
 _READING = (
-  "check run/config.yaml",
   "train run/config.yaml --run-dir new",
   "evaluate run",
   "resume run",
@@ -430,11 +429,31 @@ def test_report_and_list_build_nothing_of_a_file(foreign_run, capsys):
   assert not list(foreign_run.iterdir())
 
 
+@pytest.mark.parametrize("path", ["run", "run/", "run/config.yaml"])
+def test_check_of_a_run_needs_no_trust_and_says_what_it_leaves(
+  path, foreign_run, capsys
+):
+  assert cli.main(["check", path]) == 0
+  *lines, last = capsys.readouterr().out.splitlines()
+  assert lines == [
+    f"{field} names 'harmless_mark:made', which is not trusted: not imported"
+    for field in ("experiment.objective", "experiment.data.feedback.source")
+  ]
+  again = f"xpo check {path} --trust harmless_mark"
+  assert last == f"nothing was built, read or checked; if you know that code: {again}"
+  assert not list(foreign_run.iterdir())
+  with contextlib.suppress(AttributeError):  # the function makes no objective
+    cli.main(shlex.split(again)[1:])
+  assert "imported" in {mark.name for mark in foreign_run.iterdir()}
+
+
 def test_system_of_a_config_is_not_run(foreign_run, capsys):
   config = Path("run/config.yaml")
   config.write_text(config.read_text().replace("harmless_mark:made", "os:system"))
-  for command in (*_READING, "report run"):
-    assert cli.main(command.split()) == 2 * (command != "report run")
+  for command in _READING:
+    assert cli.main(command.split()) == 2
+  for command in ("check run", "report run"):
+    assert cli.main(command.split()) == 0
   assert "--trust os" in capsys.readouterr().err
   assert not list(foreign_run.iterdir())
 
@@ -517,6 +536,23 @@ def test_recipe_of_a_study_by_path_runs_only_if_it_is_trusted(tmp_path, capsys):
   assert not (tmp_path / "study" / "ran").exists()
   assert cli.main(["resume", "study", "--trust", str(path)]) == 0
   assert (tmp_path / "study" / "ran").exists()
+
+
+@pytest.mark.usefixtures("foreign_run")
+def test_study_that_another_process_writes_is_refused(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(demo, "environment", lambda: None)
+  _study(tmp_path / "study")
+  path = tmp_path / "study" / "elsewhere.py"
+  path.write_text(_STUDY)
+  with run_directory.lock_study(tmp_path / "study", lambda line: None):
+    for command in (
+      f"train {path} --run-dir study",
+      f"resume study --trust {path}",
+      "demo --run-dir study",
+    ):
+      assert cli.main(command.split()) == 2
+      assert "study is being written by process" in capsys.readouterr().err
+  assert not (tmp_path / "study" / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -158,12 +158,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   sub.add_argument("name", help="name of an objective")
   sub = command("train", _train, "run a recipe", True)
-  sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
+  sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a run")
   sub.add_argument("--run-dir", type=Path, help="new directory; default runs/RECIPE")
   sub = command(
     "check", _check, "validate a recipe, show its budget, train nothing", True
   )
-  sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a config.yaml")
+  sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a run")
   sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub = command(
@@ -280,12 +280,12 @@ def _recipe(args, overrides):
 
 def _train(args, overrides) -> int | None:
   recipe = _recipe(args, overrides)
-  name = Path(args.recipe)
-  run_dir = args.run_dir or Path("runs") / (
-    name.parent.name if name.name == "config.yaml" else name.stem
-  )
+  from xpo_jax.studies import find_recipe
+
+  name = find_recipe.run_of(args.recipe) or Path(args.recipe).with_suffix("")
+  run_dir = args.run_dir or Path("runs") / name.name
   if recipe.run is not None:
-    return recipe.run(recipe.experiment, run_dir)
+    return _run_study(recipe, run_dir)
   from xpo_jax.report import run_page
   from xpo_jax.train import loop
 
@@ -294,8 +294,28 @@ def _train(args, overrides) -> int | None:
   return 0 if result.finished else UNFINISHED
 
 
+def _run_study(study, run_dir: Path) -> int:
+  from xpo_jax.train import progress, run_directory
+
+  with run_directory.lock_study(run_dir, progress.say):
+    return study.run(study.experiment, run_dir)
+
+
 def _check(args, overrides) -> None:
-  recipe = _recipe(args, overrides)
+  try:
+    recipe = _recipe(args, overrides)
+  except trust.ForeignCode as error:
+    # Reading what somebody else's run names needs no trust; building it does.
+    from xpo_jax.train.progress import say
+
+    for where, name, _ in error.names:
+      say(f"{where} names {name!r}, which is not trusted: not imported")
+    again = shlex.join(["xpo", "check", args.recipe, *overrides])
+    say(
+      "nothing was built, read or checked; if you know that code: "
+      f"{again} {error.options}"
+    )
+    return
   from xpo_jax.train import preflight
 
   if recipe.run is None:
@@ -318,8 +338,7 @@ def _resume(args, overrides) -> int | None:
 
   del overrides
   if not (args.run_dir / yaml_file.FILE).exists():
-    study = find_recipe.load_study(args.run_dir)
-    return study.run(study.experiment, args.run_dir)
+    return _run_study(find_recipe.load_study(args.run_dir), args.run_dir)
   from xpo_jax.report import run_page
   from xpo_jax.train import loop
 

@@ -211,6 +211,20 @@ def test_of_many_that_take_over_a_stale_lock_one_does(tmp_path):
   assert not (tmp_path / "run" / run_directory.LOCK).exists()
 
 
+def test_study_is_locked_beside_its_directory_which_it_may_clear(tmp_path):
+  run_dir = tmp_path / "new" / "study"
+  path = tmp_path / "new" / f"study.{run_directory.LOCK}"
+  with run_directory.lock_study(run_dir, quiet):
+    assert not run_dir.exists() and path.exists()
+    words = f"^{run_dir} is being written by process {os.getpid()} on .*; wait for it"
+    with pytest.raises(ValueError, match=words):
+      with run_directory.lock_study(run_dir, quiet):
+        pass
+    with run_directory.lock_study(tmp_path / "new" / "other", quiet):
+      pass
+  assert not list((tmp_path / "new").iterdir())
+
+
 def test_lock_that_another_process_took_is_not_removed(tmp_path):
   with run_directory.lock(tmp_path, quiet):
     _lock_text = json.dumps({"host": "b", "pid": 2, "started": "", "since": "now"})

@@ -41,18 +41,6 @@ _FIELDS = (_OBJECTIVE, "function", "transform", "only")
 _trusted: set[str] = set()
 
 
-class ForeignCode(ValueError):
-  """A file names code that is neither the package's nor trusted.
-
-  Attributes:
-    options: `--trust MODULE` for each module that it names, for a shell.
-  """
-
-  def __init__(self, message: str, modules: list[str]):
-    self.options = options(modules)
-    super().__init__(f"{message}; if you know that code, add {self.options}")
-
-
 class Named(NamedTuple):
   """A function that plain data names.
 
@@ -70,6 +58,25 @@ class Named(NamedTuple):
   def module(self) -> str:
     """Its module."""
     return self.name.partition(":")[0]
+
+
+class ForeignCode(ValueError):
+  """A file names code that is neither the package's nor trusted.
+
+  Attributes:
+    names: every function that is not trusted, in the order of the file.
+    options: `--trust MODULE` for each of their modules, for a shell.
+  """
+
+  def __init__(self, names: list[Named]):
+    self.names = names
+    self.options = options(list(dict.fromkeys(named.module for named in names)))
+    first = names[0]
+    super().__init__(
+      f"{first.where} names {first.name!r}, which is neither in a part of xpo_jax that "
+      "a file may name nor in a module that you trust, so nothing was imported; if you "
+      f"know that code, add {self.options}"
+    )
 
 
 def options(modules: list[str]) -> str:
@@ -143,13 +150,7 @@ def refuse_foreign(plain: Any, where: str) -> None:
     if not (_is_trusted(named.name) or _is_ours(named))
   ]
   if foreign:
-    first = foreign[0]
-    modules = list(dict.fromkeys(named.module for named in foreign))
-    raise ForeignCode(
-      f"{first.where} names {first.name!r}, which is neither in a part of xpo_jax that "
-      "a file may name nor in a module that you trust, so nothing was imported",
-      modules,
-    )
+    raise ForeignCode(foreign)
 
 
 def _is_trusted(name: str) -> bool:

@@ -20,8 +20,10 @@ def main(argv: Sequence[str]) -> int:
   environment()
   print("xpo demo: controlled sentiment on synthetic reviews", flush=True)
   from xpo_jax.studies.sentiment.settings import SentimentStudy
+  from xpo_jax.train import progress, run_directory
 
-  return run(SentimentStudy(), run_dir, command="xpo demo")
+  with run_directory.lock_study(run_dir, progress.say):
+    return run(SentimentStudy(), run_dir, command="xpo demo")
 
 
 def environment() -> None:

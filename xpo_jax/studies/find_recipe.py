@@ -86,26 +86,27 @@ def path_of(recipe: str) -> Path:
     listed = ", ".join(known) or "none here"
     raise ValueError(
       f"no recipe {recipe!r}{meant}; known: {listed}; a path to a .py file with a "
-      "function experiment(), or a run's config.yaml, will do too"
+      "function experiment(), or a run, will do too"
     )
   return known[recipe]
 
 
 def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
-  """Loads a recipe by name or path, or the experiment of a run's config.yaml.
+  """Loads a recipe by name or path, or the experiment of a run.
 
   Args:
-    recipe: name, path of a .py, or path of a config.yaml.
+    recipe: name, path of a .py, or a run: its directory or config.yaml.
     arguments: `name=value` for the parameters of its `experiment`.
 
   Raises:
+    ForeignCode: a run names code that is neither the package's nor trusted.
     ValueError: no such recipe; a syntax error; no function `experiment`, or one that
       returns something else; a missing or unknown argument.
   """
-  if Path(recipe).name == "config.yaml":
+  if run_dir := run_of(recipe):
     from xpo_jax.config import yaml_file
 
-    return Recipe(yaml_file.read(Path(recipe).parent)[0])
+    return Recipe(yaml_file.read(run_dir)[0])
   path = path_of(recipe)
   if not _defines_experiment(path):
     raise ValueError(f"{path} is not a recipe: it has no function experiment()")
@@ -118,6 +119,14 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
       "beside a function run() a dataclass of settings"
     )
   return Recipe(returned, names_of.get("run"), names_of.get("arms"))
+
+
+def run_of(recipe: str) -> Path | None:
+  """The run that is named by its directory or config.yaml; None for a recipe."""
+  path = Path(recipe)
+  if path.name == "config.yaml":
+    return path.parent
+  return path if (path / "config.yaml").exists() else None
 
 
 def load_study(run_dir: Path) -> Recipe:

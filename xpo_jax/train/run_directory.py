@@ -7,7 +7,7 @@ format; `policy/` then has it merged), `stages/` (a run directory for each `Stag
 when it is finished, `summary.json`. A run on records has `references/`, the
 reference's statistics; a run on rollouts has `rollouts/`, JSON lines of each iteration,
 and `held_out/`, the same of each evaluation by iterations done. While a process writes
-it, `lock.json` says which.
+it, `lock.json` says which; of a study, `NAME.lock.json` beside its directory.
 """
 
 import contextlib
@@ -84,12 +84,38 @@ def lock(run_dir: Path, say: progress.Say) -> Iterator[None]:
   Raises:
     ValueError: another process writes it; names host, process and time.
   """
+  first = not jax.process_index()
+  with _locked(run_dir / LOCK, say) if first else contextlib.nullcontext():
+    yield
+
+
+@contextlib.contextmanager
+def lock_study(run_dir: Path, say: progress.Say) -> Iterator[None]:
+  """Makes this process the only writer of the directory of a study.
+
+  The lock stands beside the directory, which a study creates and may clear. A study is
+  one process, and may still choose JAX's devices when it has the lock.
+
+  Args:
+    run_dir: the directory, which may not exist yet.
+    say: see `lock`.
+
+  Raises:
+    ValueError: see `lock`.
+  """
+  run_dir.parent.mkdir(parents=True, exist_ok=True)
+  with _locked(run_dir.with_name(f"{run_dir.name}.{LOCK}"), say):
+    yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, say: progress.Say) -> Iterator[None]:
   own = _this_process()
-  _acquire(run_dir, own, say)
+  _acquire(path, own, say)
   try:
     yield
   finally:
-    _release(run_dir, own)
+    _release(path, own)
 
 
 def _this_process() -> Writer:
@@ -97,10 +123,9 @@ def _this_process() -> Writer:
   return Writer(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", now)
 
 
-def _acquire(run_dir: Path, own: Writer, say: progress.Say) -> None:
+def _acquire(path: Path, own: Writer, say: progress.Say) -> None:
   """Writes the lock, new or in the place of one whose process is gone."""
-  path = run_dir / LOCK
-  while not jax.process_index():
+  while True:
     try:
       number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -134,9 +159,8 @@ def _is_at(path: Path, number: int) -> bool:
     return False
 
 
-def _release(run_dir: Path, own: Writer) -> None:
+def _release(path: Path, own: Writer) -> None:
   """Removes the lock, unless it was removed or taken by another process."""
-  path = run_dir / LOCK
   with contextlib.suppress(FileNotFoundError):
     if _read_writer(path) == own:
       path.unlink()
@@ -148,7 +172,10 @@ def _refuse_writer(path: Path, writer: Writer | None) -> None:
   mend = "wait for it, or end it"
   if writer.host != socket.gethostname():
     mend = f"if that process is gone, delete {path}"
-  raise ValueError(f"{path.parent} is being written by {writer}; {mend}")
+  run_dir = path.parent
+  if path.name != LOCK:  # of a study, beside its directory
+    run_dir = path.with_name(path.name.removesuffix(f".{LOCK}"))
+  raise ValueError(f"{run_dir} is being written by {writer}; {mend}")
 
 
 def _read_writer(path: Path) -> Writer | None:
@@ -217,7 +244,8 @@ def create(run_dir: Path, experiment: Any, say: progress.Say) -> Iterator[None]:
   beside = run_dir.with_name(f"{run_dir.name}.tmp")
   beside.mkdir(parents=True, exist_ok=True)
   own, home = _this_process(), beside
-  _acquire(beside, own, say)
+  if not jax.process_index():
+    _acquire(beside / LOCK, own, say)
   try:
     yaml_file.write(beside, experiment)
     refuse_existing(run_dir)  # another process may have been faster
@@ -234,7 +262,7 @@ def create(run_dir: Path, experiment: Any, say: progress.Say) -> Iterator[None]:
       sealed_files.remove_directory(run_dir)
     raise
   finally:
-    _release(home, own)
+    _release(home / LOCK, own)
 
 
 def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
