@@ -180,6 +180,35 @@ def test_user_may_edit_the_file_without_its_checksum(tmp_path):
     yaml_file.content(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("a: &a [*a]", r"\*a is an alias; write the value out"),
+    ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"\*a is an alias"),
+    ("a: " + 5000 * "[" + 5000 * "]", "nested too deep"),
+  ],
+)
+def test_endless_and_deep_files_are_refused_in_one_line(text, expected, tmp_path):
+  (tmp_path / yaml_file.FILE).write_text(f"format: 2\nexperiment: 1\n{text}\n")
+  with pytest.raises(ValueError, match=f"config.yaml is .*{expected}") as refused:
+    yaml_file.read(tmp_path)
+  assert "\n" not in str(refused.value)
+
+
+def test_equal_values_are_written_out_each_time(tmp_path):
+  shared = (1, 2)
+  objective = ObjectiveConfig(
+    "xpo_jax.objectives._mixture:mixture",
+    weights=shared,
+    objectives=(ObjectiveConfig("dpo"), ObjectiveConfig("sft")),
+  )
+  stage = Stage(Experiment(objective, Data("a.jsonl"), Pretrained("gpt2")))
+  experiment = Experiment(objective, Data("a.jsonl"), stage)
+  yaml_file.write(tmp_path, experiment)
+  assert "&" not in (tmp_path / yaml_file.FILE).read_text()
+  assert yaml_file.read(tmp_path)[0] == experiment
+
+
 def test_difference_names_the_field_and_both_values():
   other = dataclasses.replace(
     PLAIN, objective=ObjectiveConfig("dpo", beta=0.5), data=Data("pairs.jsonl", seed=1)

@@ -50,7 +50,9 @@ def write(run_dir: Path, experiment: Experiment) -> None:
   content = {"format": FORMAT, "experiment": plain, **surroundings()}
   if foreign := trust.foreign_modules(plain):
     content["trust"] = foreign
-  text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=88)
+  text = yaml.dump(
+    content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=88
+  )
   sealed_files.write_commented(run_dir / FILE, text)
 
 
@@ -75,9 +77,11 @@ def content(run_dir: Path) -> dict[str, Any]:
   if not path.exists():
     raise ValueError(f"{run_dir} is not a run: it has no {FILE}")
   try:
-    content = yaml.safe_load(sealed_files.read_commented(path))
+    content = yaml.load(sealed_files.read_commented(path), _Loader)
   except yaml.YAMLError as error:
     raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+  except RecursionError as error:
+    raise ValueError(f"{path} is nested too deep: no run wrote it") from error
   if not isinstance(content, dict) or "experiment" not in content:
     raise ValueError(f"{path} holds no `experiment`: it is not a run's, or was cut")
   version = content.get("format", 1)
@@ -87,6 +91,29 @@ def content(run_dir: Path) -> dict[str, Any]:
       "run again, or read it with the version that wrote it"
     )
   return content
+
+
+class _Loader(yaml.SafeLoader):
+  """Reads plain data; refuses aliases, which can stand for endless or huge data."""
+
+  def compose_node(self, parent, index):
+    if self.check_event(yaml.AliasEvent):
+      event = self.peek_event()
+      raise yaml.composer.ComposerError(
+        None,
+        None,
+        f"*{event.anchor} is an alias; write the value out",
+        event.start_mark,
+      )
+    return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+  """Writes equal values out each time."""
+
+  def ignore_aliases(self, data):
+    del data
+    return True
 
 
 def surroundings() -> dict[str, Any]:
