@@ -118,10 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     prog="xpo",
     description="Preference optimisation in JAX: objectives, one trainer, reports.",
     epilog="Anywhere: --debug shows the traceback of an error; --trust MODULE, as "
-    "often as needed, lets the files of a run name functions of that module, and "
-    "--trust PATH.py those of a study that recipe. Exit codes: 0 done; 2 refused; 75 "
-    "stopped by SIGTERM or Ctrl-C with a checkpoint, xpo resume goes on; 130 "
-    "interrupted at once.",
+    "often as needed, lets the files of a run name functions of that module, "
+    "--trust PATH.py those of a study that recipe, and --trust URL a judge's server. "
+    "Exit codes: 0 done; 2 refused; 75 stopped by SIGTERM or Ctrl-C with a checkpoint, "
+    "xpo resume goes on; 130 interrupted at once.",
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

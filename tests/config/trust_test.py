@@ -227,6 +227,49 @@ def test_use_of_one_function_of_the_package_trusts_no_other():
     trust.refuse_foreign({"function": "xpo_jax.studies.multistage.arms:policy"}, "x")
 
 
+def _asks(url):
+  source = {
+    "function": "xpo_jax.feedback.endpoint:preference",
+    "endpoint": {"model": "m", "base_url": url, "api_key_variable": "SECRET"},
+  }
+  return _with("data.feedback.source", source)
+
+
+@pytest.mark.parametrize(
+  ("url", "option"),
+  [
+    ("https://elsewhere.example:8000/v1", "https://elsewhere.example:8000"),
+    ("https://api.openai.com.example/v1", "https://api.openai.com.example"),
+    ("https://localhost@example/v1", "https://localhost@example"),
+    ("elsewhere", "elsewhere"),
+  ],
+)
+def test_file_sends_texts_and_keys_to_no_foreign_server(url, option):
+  with pytest.raises(trust.ForeignCode) as refused:
+    yaml_file.from_dict(Experiment, _asks(url))
+  assert refused.value.options == f"--trust {option}"
+  assert str(refused.value).startswith(
+    f"experiment.data.feedback.source.endpoint.base_url is {url!r}, a server that you"
+  )
+  assert trust.foreign_modules(_asks(url)) == [option]
+  trust.allow(option)
+  yaml_file.from_dict(Experiment, _asks(url))
+
+
+def test_own_host_the_default_and_what_this_process_asks_are_trusted():
+  for url in (
+    "http://localhost:8000/v1",
+    "http://[::1]/v1",
+    "https://api.openai.com/v1",
+  ):
+    trust.refuse_foreign(_asks(url), "experiment")
+  settings = {"model": "m", "base_url": "http://node7:8000/v1"}
+  Configured("xpo_jax.feedback.endpoint:preference", endpoint=settings)
+  trust.refuse_foreign(_asks("http://node7:8000/v2"), "experiment")
+  with pytest.raises(trust.ForeignCode):
+    trust.refuse_foreign(_asks("http://node7:8001/v1"), "experiment")
+
+
 def test_what_a_file_says_about_trust_grants_nothing(foreign, tmp_path):
   name, marks = foreign
   yaml_file.write(tmp_path, PLAIN)

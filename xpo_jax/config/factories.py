@@ -83,12 +83,14 @@ class Configured:
     """
     name = make if isinstance(make, str) else name_of(make)
     trust.allow_used(name)
+    trust.allow_used_servers(arguments)
     object.__setattr__(self, "name", name)
     object.__setattr__(self, "arguments", bound(name, arguments, "argument"))
 
   def __setstate__(self, state: Mapping[str, Any]):
     """Takes what another process of the user's handed over."""
     trust.allow_used(state["name"])
+    trust.allow_used_servers(state["arguments"])
     vars(self).update(state)
 
   def build(self) -> Any:

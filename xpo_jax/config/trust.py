@@ -4,7 +4,8 @@ A run directory may come from someone else. What its config.yaml or study.json n
 looked up only in the parts of xpo_jax that make objectives, judges, records and the
 like, or in modules that the user trusts: by `--trust MODULE` (`allow`), or by having
 used them in this process, in a recipe or on the command line (`allow_used`). What a
-file says about trust grants nothing.
+file says about trust grants nothing. A server of another host, to which a judge sends
+texts and an API key, is named and trusted as a module is.
 """
 
 import importlib
@@ -13,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib import parse
 
 # Packages and modules whose functions a file may name. Not the others: they write,
 # train, execute files by path (recipes), or look up names among their own arguments.
@@ -36,17 +38,21 @@ _PROGRAMS = (
 _OBJECTIVE = "name"
 # Fields of a file that hold "module:function"; `only` holds several, with commas.
 _FIELDS = (_OBJECTIVE, "function", "transform", "only")
+_SERVER = "base_url"
+# Servers to which a file may send texts and a key: the default, and this host's.
+_SERVERS = ("api.openai.com", "localhost", "127.0.0.1", "::1")
 
-# Of this process: modules, packages, single names "module:function", paths of recipes.
+# Of this process: modules, packages, single names "module:function", paths of recipes,
+# servers.
 _trusted: set[str] = set()
 
 
 class Named(NamedTuple):
-  """A function that plain data names.
+  """A function that plain data names, or a server.
 
   Attributes:
     where: the field, as in "experiment.data.feedback.source".
-    name: "module:function".
+    name: "module:function", or a URL.
     is_objective: whether it is named as an objective.
   """
 
@@ -56,8 +62,13 @@ class Named(NamedTuple):
 
   @property
   def module(self) -> str:
-    """Its module."""
-    return self.name.partition(":")[0]
+    """Its module; of a server, its URL without the path."""
+    return _server(self.name) if self.is_server else self.name.partition(":")[0]
+
+  @property
+  def is_server(self) -> bool:
+    """Whether it is a URL."""
+    return self.where.endswith(f".{_SERVER}")
 
 
 class ForeignCode(ValueError):
@@ -72,21 +83,29 @@ class ForeignCode(ValueError):
     self.names = names
     self.options = options(list(dict.fromkeys(named.module for named in names)))
     first = names[0]
-    super().__init__(
-      f"{first.where} names {first.name!r}, which is neither in a part of xpo_jax that "
-      "a file may name nor in a module that you trust, so nothing was imported; if you "
-      f"know that code, add {self.options}"
-    )
+    if first.is_server:
+      reason = (
+        f"is {first.name!r}, a server that you do not trust, so nothing was sent to "
+        "it; if it may have your texts and key"
+      )
+    else:
+      reason = (
+        f"names {first.name!r}, which is neither in a part of xpo_jax that a file may "
+        "name nor in a module that you trust, so nothing was imported; if you know "
+        "that code"
+      )
+    super().__init__(f"{first.where} {reason}, add {self.options}")
 
 
 def options(modules: list[str]) -> str:
-  """The options that trust modules, for a shell."""
+  """The options that trust modules and servers, for a shell."""
   return " ".join(f"--trust {shlex.quote(name)}" for name in modules)
 
 
 def allow(*names: str) -> None:
-  """Trusts modules, packages with all their modules, and recipes by path (`.py`)."""
-  _trusted.update(names)
+  """Trusts modules, packages with all their modules, recipes by path (`.py`), and
+  servers by URL."""
+  _trusted.update(_server(name) if "://" in name else name for name in names)
 
 
 def allow_used(name: str) -> None:
@@ -102,6 +121,11 @@ def allow_used(name: str) -> None:
     _trusted.add(name if _within(module, ("xpo_jax",)) else module)
 
 
+def allow_used_servers(arguments: Any) -> None:
+  """Trusts the servers among the arguments of what code of the user's has named."""
+  allow(*(named.module for named in names(arguments, "") if named.is_server))
+
+
 def trusted_path(stem: str) -> Path | None:
   """The trusted recipe of that name; None where the user gave none by path."""
   paths = [Path(name) for name in sorted(_trusted) if name.endswith(".py")]
@@ -109,7 +133,8 @@ def trusted_path(stem: str) -> Path | None:
 
 
 def names(plain: Any, where: str) -> Iterator[Named]:
-  """Yields every "module:function" of plain data, however deep; imports nothing.
+  """Yields every "module:function" and server of plain data, however deep; imports
+  nothing.
 
   Args:
     plain: what a file holds.
@@ -117,7 +142,9 @@ def names(plain: Any, where: str) -> Iterator[Named]:
   """
   if isinstance(plain, Mapping):
     for key, value in plain.items():
-      if key not in _FIELDS or not isinstance(value, str):
+      if key == _SERVER and isinstance(value, str):
+        yield Named(f"{where}.{key}", value, False)
+      elif key not in _FIELDS or not isinstance(value, str):
         yield from names(value, f"{where}.{key}")
       else:
         place = where if key in (_OBJECTIVE, "function") else f"{where}.{key}"
@@ -130,7 +157,8 @@ def names(plain: Any, where: str) -> Iterator[Named]:
 
 
 def foreign_modules(plain: Any) -> list[str]:
-  """Modules that plain data names and that need trust, whether they have it or not."""
+  """Modules and servers that plain data names and that need trust, whether they have it
+  or not."""
   return sorted({named.module for named in names(plain, "") if not _is_ours(named)})
 
 
@@ -147,19 +175,26 @@ def refuse_foreign(plain: Any, where: str) -> None:
   foreign = [
     named
     for named in names(plain, where)
-    if not (_is_trusted(named.name) or _is_ours(named))
+    if not (_is_trusted(named) or _is_ours(named))
   ]
   if foreign:
     raise ForeignCode(foreign)
 
 
-def _is_trusted(name: str) -> bool:
-  return name in _trusted or _within(name.partition(":")[0], tuple(_trusted))
+def _server(url: str) -> str:
+  """A URL without its path."""
+  return parse.urlunsplit((*parse.urlsplit(url)[:2], "", "", "")) or url
+
+
+def _is_trusted(named: Named) -> bool:
+  return named.name in _trusted or _within(named.module, tuple(_trusted))
 
 
 def _is_ours(named: Named) -> bool:
   """Whether it is a function of the package that makes something for a run, defined in
   the very module that is named: what a module imports is not its own."""
+  if named.is_server:
+    return parse.urlsplit(named.name).hostname in _SERVERS
   allowed = _OBJECTIVES if named.is_objective else _MAKERS
   module, _, attribute = named.name.partition(":")
   if not _within(module, allowed) or _within(module, _PROGRAMS):
