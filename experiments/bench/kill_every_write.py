@@ -11,7 +11,7 @@ that was written last cut in half. From each copy the same command is given agai
 must end with the metrics, tensors and files of the undisturbed one. With `--exits
 N`, the same is done for N of these moments in processes that end by `os._exit` there.
 
-Needs no accelerator; about a quarter of an hour on two cores.
+Needs no accelerator; about ten minutes on two cores.
 """
 
 import argparse
