@@ -61,7 +61,8 @@ def _list_net(h: Arrays, x: Arrays) -> Arrays:
 def _list_mle(h: Arrays, x: Arrays) -> Arrays:
   """That code adds 1e-10 to each sum, and its random tie-break put the last first."""
   s = _implicit(x, "labels")
-  tie_breaker = jnp.broadcast_to(jnp.flip(jnp.arange(4)), s.present_BK.shape)
+  K = x["labels"].shape[1]
+  tie_breaker = jnp.broadcast_to(jnp.flip(jnp.arange(K)), s.present_BK.shape)
   rank = ranking.rank(s.reward_BK, s.present_BK, tie_breaker)
   ll = ranking.plackett_luce(x["scores"], -rank, s.present_BK, eps=1e-10)
   loss = s.mean_B(-ll).value
