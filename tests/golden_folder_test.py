@@ -102,6 +102,19 @@ def _pair_selection(kind):
   return _case("rlhflow_pair_selection", {"choose_type": kind}, inputs, out)
 
 
+def _sppo_pairs():
+  """SPPO's pairs of groups of 3 and 2: best and worst win rate, ties with itself."""
+  scores, rows = [[0.4, -1.0, 1.2], [0, 2]], []
+  for row in scores:
+    s = np.array(row, float)
+    prob = 1 / (1 + np.exp(s - s[:, None]))
+    rate = prob.mean(1)
+    i, j = int(rate.argmax()), int(rate.argmin())
+    rows.append({"prob": prob, "chosen": i, "rejected": j, "chosen_probs": prob[i, j]})
+    rows[-1] |= {"chosen_probs_win": rate[i], "chosen_probs_lose": rate[j]}
+  return _case("sppo_pair_construction", {}, {"scores": scores}, {"rows": rows})
+
+
 def _xpo():
   names = ("model_logprobs_model_data", "model_logprobs_ref_data")
   names += ("ref_logprobs_ref_data", "ref_logprobs_model_data")
@@ -183,6 +196,38 @@ def _list_mle():
   return _case("ltr_listMLE", {}, inputs, expected, 1e-6)
 
 
+def _lambda_loss(scheme):
+  """allRank's weights of pairs, natural logarithm, sum over the pairs."""
+  scores, labels = RNG.normal(size=(2, 3)), np.array([[0, 2, 1], [1, 3, -1]])
+
+  def loss(scores):
+    total = 0.0
+    for s, y in zip(scores, labels, strict=True):
+      s, y = s[y >= 0], y[y >= 0].astype(float)
+      order = np.argsort(-s)
+      s, y, at = s[order], y[order], np.arange(1, len(s) + 1)
+      ideal = ((2.0 ** np.sort(y)[::-1] - 1) / np.log2(1 + at)).sum()
+      gain, discount = (2.0**y - 1) / ideal, np.log2(1 + at)
+      far = abs(at[:, None] - at)
+      swap = abs(gain[:, None] - gain)
+      near = abs(1 / np.log2(1 + np.maximum(far, 1)) - 1 / np.log2(2 + far))
+      lambda_rank = swap * abs(1 / discount[:, None] - 1 / discount)
+      weight = {
+        "ndcgLoss1": np.tile((gain / discount)[:, None], (1, len(s))),
+        "ndcgLoss2PP": 10 * swap * near + lambda_rank,
+        "rankNetWeightedByGTDiff": abs(y[:, None] - y),
+        "rankNetWeightedByGTDiffPowed": abs(y[:, None] ** 2 - y**2),
+      }[scheme]
+      counted = (y[:, None] > y) | (scheme == "ndcgLoss1")
+      total += (weight * _softplus(s - s[:, None]))[counted].sum()
+    return total
+
+  inputs = {"scores": scores, "labels": labels}
+  expected = {"loss": loss(scores), "grad_scores": _gradient(loss, scores)}
+  hparams = {"weighing_scheme": f"{scheme}_scheme", "reduction_log": "natural"}
+  return _case("ltr_lambdaLoss", hparams, inputs, expected, 1e-6)
+
+
 def _bco():
   """BCO's first step: the state is written as integers."""
   x = {
@@ -262,7 +307,16 @@ def _numbers(x):
 def test_a_folder_of_new_cases_runs_and_a_wrong_value_fails_alone(tmp_path):
   cases = [_kl_penalty(kind) for kind in ("k3", "k3+", "low_var_kl")]
   cases += [_pair_selection(kind) for kind in ("random", "max_max", "max_min")]
-  cases += [_policy_loss(), _xpo(), _outcome_advantages(), _kwise(), _list_mle()]
+  cases += [
+    _sppo_pairs(),
+    _policy_loss(),
+    _xpo(),
+    _outcome_advantages(),
+    _kwise(),
+    _list_mle(),
+  ]
+  names = ("ndcgLoss1", "ndcgLoss2PP", "rankNetWeightedByGTDiff")
+  cases += map(_lambda_loss, (*names, "rankNetWeightedByGTDiffPowed"))
   cases += [_bco(), _beta_dpo(), _controller(), _gae()]
   wrong = copy.deepcopy(cases[-1])
   wrong["expected"]["returns"][0, 0] += 1e-6
