@@ -21,13 +21,22 @@ def built(tmp_path_factory):
   return out
 
 
-@pytest.fixture(scope="module")
-def docstrings():
-  path = ROOT / "docs" / "_ext" / "docstrings.py"
-  spec = importlib.util.spec_from_file_location("docstrings", path)
+def _extension(name):
+  path = ROOT / "docs" / "_ext" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+  return _extension("docstrings")
+
+
+@pytest.fixture(scope="module")
+def equations():
+  return _extension("equation_numbers")
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)
@@ -80,3 +89,31 @@ def test_prose_is_no_equation(docstrings):
   assert sum(".. math" in line for line in lines) == 1
   assert any(r"\|y\|" in line for line in lines)
   assert ":Paper: Somebody, arXiv:1." in lines
+
+
+def test_numbers_of_equations_are_read_from_any_form(equations):
+  text = "Eq. 7. Survey 3.3. Eq. 14 and 15; Eq. 8\n  to 10, Sec. 2; Eq. 4.7, Eq. 3 (2)."
+  assert equations.printed_in(text) == {"7", "14", "15", "8", "9", "10", "4.7", "3"}
+
+
+def test_every_printed_equation_number_has_a_source(equations):
+  package = ROOT / "xpo_jax"
+  table = {}
+  for one in equations.PRINTED:
+    numbers = equations.spelled_out(one.numbers)
+    assert one.source, one
+    table[one.file] = table.get(one.file, set()) | numbers
+  files = {
+    path.relative_to(package).as_posix(): path.read_text(encoding="utf-8")
+    for path in package.rglob("*.py")
+  }
+  printed = {file: equations.printed_in(text) for file, text in files.items()}
+  assert {file: numbers for file, numbers in printed.items() if numbers} == table, (
+    "docs/_ext/equation_numbers.py names the source of every number that a file prints"
+  )
+
+
+def test_the_table_of_equation_numbers_names_every_objective(built):
+  page = (built / "api" / "equation_numbers.html").read_text(encoding="utf-8")
+  for name in objectives.NAMES:
+    assert f'href="{name}.html"' in page, name

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,17 @@ import numpy as np
 from tests import golden_adapters
 from tests.golden_adapters import exceptions
 
-FOLDER = Path(os.environ.get("XPO_GOLDEN") or Path(__file__).with_name("golden"))
+_COMMITTED = Path(__file__).with_name("golden")
+FOLDER = Path(os.environ.get("XPO_GOLDEN") or _COMMITTED)
+# The tables of exceptions and of methods are about the committed cases alone.
+IS_COMMITTED = FOLDER.resolve() == _COMMITTED.resolve()
 
 
 def _load() -> dict[str, dict]:
+  if not any(FOLDER.glob("*.json")):
+    raise FileNotFoundError(
+      f"XPO_GOLDEN={FOLDER}: no *.json there; name a folder of cases, or unset it"
+    )
   cases = {}
   for path in sorted(FOLDER.glob("*.json")):
     for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
@@ -28,8 +36,6 @@ def _load() -> dict[str, dict]:
 
 
 CASES = _load()
-# Methods of the files without an adapter.
-NOT_YET_BUILT: frozenset[str] = frozenset()
 COMPARED = [
   name
   for name, case in CASES.items()
@@ -55,6 +61,8 @@ _ROUNDED = {
 # Inputs with a shorter name among the gradients of a case.
 _FULL_NAME = {"reward_diff": "reward_diff_first_minus_second"}
 _NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+# Inputs that count, index or mask; all others are real even where a case writes 1 or 0.
+_WHOLE = re.compile(r"ids|labels?|mask|targets|index|rank|len|picked|^tokens$|_token$")
 
 
 def _array(value: Any) -> Any:
@@ -74,6 +82,9 @@ def _array(value: Any) -> Any:
 def _inputs(case: dict) -> dict:
   """Converts lists to arrays; an array without rows gets its width back."""
   x = {name: _array(value) for name, value in case["inputs"].items()}
+  for name, value in x.items():
+    if isinstance(value, np.ndarray) and not _WHOLE.search(name):
+      x[name] = value.astype(np.float64)
   arrays = [v.shape[1:] for v in x.values() if isinstance(v, np.ndarray)]
   width = max(arrays, key=len, default=())
   for name, value in x.items():

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import equation_numbers
+
 from xpo_jax import objectives
 from xpo_jax.survey import table
 
@@ -67,6 +69,8 @@ def write(folder: Path) -> None:
   parts = sorted(set(objectives.HOME) - set(objectives.NAMES))
   blocks = "".join(f".. autofunction:: xpo_jax.objectives.{one}\n\n" for one in parts)
   _write(folder / "building_blocks.rst", _title("Building blocks") + blocks)
+  numbers = equation_numbers.page(objectives.NAMES)
+  _write(folder / "equation_numbers.rst", _title("Equation numbers") + numbers)
   for title, modules in MODULES.items():
     body = "".join(
       f"{_title(module, '-')}.. automodule:: xpo_jax.{module}\n   :members:\n\n"

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xpo_jax import scored
 from xpo_jax.ops import masked
@@ -20,6 +21,38 @@ def sides(first: jax.Array, second: jax.Array) -> jax.Array:
 def halves(rows: jax.Array) -> jax.Array:
   """Chosen rows, then rejected rows, to one row per pair."""
   return sides(*jnp.split(rows, 2))
+
+
+def padded(rows: Iterable) -> tuple[jax.Array, jax.Array]:
+  """Rows of unequal lengths as columns with padding, and 1 where there is a value."""
+  rows = [jnp.asarray(row) for row in rows]
+  K = max(len(row) for row in rows)
+  whole, present = (np.zeros((len(rows), K)) for _ in range(2))
+  for b, row in enumerate(rows):
+    whole[b, : len(row)], present[b, : len(row)] = row, 1
+  return jnp.asarray(whole), jnp.asarray(present)
+
+
+class Groups:
+  """Rows that name their group, in any order and number, as columns and back."""
+
+  def __init__(self, group_N: Iterable):
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(group_N.tolist()):
+      members.setdefault(group, []).append(row)
+    place_BK, self.present_BK = padded(members.values())
+    self._place_BK = place_BK.astype(int)
+
+  def columns(self, rows: jax.Array) -> jax.Array:
+    """Absent columns hold 0."""
+    x, present = rows[self._place_BK], self.present_BK
+    while present.ndim < x.ndim:
+      present = present[..., None]
+    return jnp.where(present > 0, x, 0)
+
+  def rows(self, x: jax.Array) -> jax.Array:
+    here = self.present_BK > 0
+    return jnp.zeros_like(x[here]).at[self._place_BK[here]].set(x[here])
 
 
 def rows(x_BK: jax.Array) -> jax.Array:

@@ -61,30 +61,41 @@ def _list_net(h: Arrays, x: Arrays) -> Arrays:
 def _list_mle(h: Arrays, x: Arrays) -> Arrays:
   """That code adds 1e-10 to each sum, and its random tie-break put the last first."""
   s = _implicit(x, "labels")
-  tie_breaker = jnp.broadcast_to(jnp.flip(jnp.arange(4)), s.present_BK.shape)
+  K = x["labels"].shape[1]
+  tie_breaker = jnp.broadcast_to(jnp.flip(jnp.arange(K)), s.present_BK.shape)
   rank = ranking.rank(s.reward_BK, s.present_BK, tie_breaker)
   ll = ranking.plackett_luce(x["scores"], -rank, s.present_BK, eps=1e-10)
   loss = s.mean_B(-ll).value
   return {"differentiate": loss, "loss": loss}
 
 
-def _weight(scheme: str, s: Scored, rank: jax.Array) -> jax.Array:
-  gain = ranking.normalised_gain(s.reward_BK, s.present_BK)
+def _weight(h: Arrays, s: Scored, rank: jax.Array) -> jax.Array:
+  label = s.reward_BK
+  gain = ranking.normalised_gain(label, s.present_BK)
   schemes = {
-    "lambdaRank_scheme": lambda: ranking.lambda_rank(gain, rank),
+    "ndcgLoss1_scheme": lambda: ranking.ndcg_loss_1(gain, rank),
     "ndcgLoss2_scheme": lambda: ranking.ndcg_loss_2(gain, rank),
-    "rankNet_scheme": lambda: ranking.rank_net(gain),
+    "ndcgLoss2PP_scheme": lambda: ranking.ndcg_loss_2pp(
+      gain, rank, mu=h.get("mu", 10.0)
+    ),
+    "lambdaRank_scheme": lambda: ranking.lambda_rank(gain, rank),
+    "rankNet_scheme": lambda: ranking.rank_net(label),
+    "rankNetWeightedByGTDiff_scheme": lambda: ranking.rank_net(label, 1.0),
+    "rankNetWeightedByGTDiffPowed_scheme": lambda: ranking.rank_net(label, 2.0),
   }
-  return schemes[scheme]()
+  return schemes[h["weighing_scheme"]]()
 
 
 def _lambda_loss(h: Arrays, x: Arrays) -> Arrays:
   s = _implicit(x, "labels")
-  weight = _weight(h["weighing_scheme"], s, ranking.rank(x["scores"], s.present_BK))
-  better = ranking.better(s.reward_BK, s.present_BK)
-  masked = jnp.where(better, weight, 0)
+  weight = _weight(h, s, ranking.rank(x["scores"], s.present_BK))
+  if h["weighing_scheme"] == "ndcgLoss1_scheme":  # sums over all pairs, equals too
+    counted = (s.present_BK[:, :, None] > 0) & (s.present_BK[:, None] > 0)
+  else:
+    counted = ranking.better(s.reward_BK, s.present_BK)
+  masked = jnp.where(counted, weight, 0)
   total = ranking.pair_logistic(x["scores"], masked, floor=1e-10).sum()
-  mean = Mean(total, better.sum()).value
+  mean = Mean(total, counted.sum()).value
   loss = mean if h.get("reduction") == "mean" else total
   return {"differentiate": loss, "loss": loss}
 

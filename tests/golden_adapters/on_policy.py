@@ -47,20 +47,17 @@ def _rloo_advantages(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _outcome_advantages_verl(h: Arrays, x: Arrays) -> Arrays:
-  K = len(x["group_index"]) // len(set(x["group_index"].tolist()))
-
-  def grouped(rows: Array) -> Array:
-    return rows.reshape(-1, K, *rows.shape[1:])
+  by_group = arrange.Groups(x["group_index"])
 
   def flat(x_BKT: Array) -> Array:
-    return masked.zero_padding(x_BKT, mask).reshape(-1, mask.shape[-1])
+    return by_group.rows(masked.zero_padding(x_BKT, mask))
 
   def on_tokens(x_BK: Array) -> Array:
     return jnp.broadcast_to(x_BK[..., None], mask.shape)
 
-  reward, mask = grouped(x["token_rewards"]), grouped(x["mask"])
-  score, every = masked.sum_T(reward, mask), jnp.ones(mask.shape[:2])
-  baseline = on_tokens(grouped(x["reward_baselines"]))
+  reward, mask = by_group.columns(x["token_rewards"]), by_group.columns(x["mask"])
+  score, every = masked.sum_T(reward, mask), by_group.present_BK
+  baseline = on_tokens(by_group.columns(x["reward_baselines"]))
   remax, _ = returns.gae(reward, baseline, mask, gamma=1.0, lam=1.0)
   later = returns.discounted(reward, mask, h["rpp_gamma"])
   return {
@@ -176,9 +173,14 @@ def _xpo_loss(h: Arrays, x: Arrays) -> Arrays:
   won = x["chosen_mask"] > 0
   reward = arrange.sides(~won, won)
   s = scored.from_token_logps(logp, jnp.ones_like(logp), ref, reward_BK=reward)
-  pair = objectives.best_against_worst(objectives.ipo(h["beta"]))
   bonus = objectives.exploration(h["alpha"])
-  loss = scored.evaluate(objectives.mixture((1.0, 1.0), (pair, bonus)), s).loss
+  if h["loss_type"] == "sigmoid":
+    pair = objectives.online_dpo(h["beta"])
+    whole = objectives.exploratory_dpo(h["beta"], h["alpha"])
+  else:
+    pair = objectives.best_against_worst(objectives.ipo(h["beta"]))
+    whole = objectives.mixture((1.0, 1.0), (pair, bonus))
+  loss = scored.evaluate(whole, s).loss
   return {
     "differentiate": loss,
     "loss": loss,

@@ -67,7 +67,8 @@ def _batch_logps(h: Arrays, x: Arrays) -> Arrays:
 
 def _beta_dpo(h: Arrays, x: Arrays) -> Arrays:
   s = arrange.pair(x)
-  state = {name: jnp.asarray(value)[0] for name, value in h["state_before"].items()}
+  before = h["state_before"].items()
+  state = {name: jnp.asarray(value, float)[0] for name, value in before}
   hparams = {"beta": h["beta"], "alpha": h["a"], "momentum": h["ema_gamma"]}
   frozen = jax.lax.stop_gradient(s)
   log_weight = []
@@ -218,13 +219,14 @@ def _kl_openrlhf(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _kl_verl(h: Arrays, x: Arrays) -> Arrays:
-  estimator = {
-    "k1": divergences.K1,
-    "k1+": divergences.K1_PLUS,
-    "k2": divergences.K2,
-    "abs": divergences.ABSOLUTE,
-  }[h["kind"]]
-  return _kl_of(estimator, x, ["logprob", "ref_logprob"])
+  k1, k2, names = divergences.K1, divergences.K2, ["logprob", "ref_logprob"]
+  k3 = divergences.clipped(divergences.K3, 10.0, 20.0)
+  kind = h["kind"].removesuffix("+")
+  estimators = {"k1": k1, "kl": k1, "k2": k2, "mse": k2, "abs": divergences.ABSOLUTE}
+  estimator = (estimators | {"k3": k3, "low_var_kl": k3})[kind]
+  if kind != h["kind"]:
+    estimator = divergences.straight_through(estimator, k2)
+  return _kl_of(estimator, x, names)
 
 
 _robust_dpo = _pair(lambda h: objectives.robust_dpo(h["beta"], h["label_smoothing"]))

@@ -193,7 +193,8 @@ def _bco_step(beta: float, x: Arrays, state: State) -> tuple[EvaluatedLoss, Arra
 
 def _bco(h: Arrays, x: Arrays) -> Arrays:
   if "running_before" in h:
-    before = {name: jnp.asarray(value) for name, value in h["running_before"].items()}
+    running = h["running_before"].items()
+    before = {name: jnp.asarray(value, float) for name, value in running}
     out, _ = _bco_step(h["beta"], x, before)
     return arrange.outputs(out) | {"delta": out.metrics["shift"]}
   state = objectives.bco(h["beta"]).init()

@@ -162,43 +162,51 @@ def _ppo_policy_loss_openrlhf(h: Arrays, x: Arrays) -> Arrays:
   }
 
 
+def _verl_average(mode: str, s: Scored, x_BKT: Array, length: float | None) -> Array:
+  """One of verl's `loss_agg_mode`s; the last adds completions up, without a mean."""
+  divisor = length or x_BKT.shape[-1]
+  averages = {
+    "token-mean": lambda: policy_loss.token_mean(s, x_BKT).value,
+    "seq-mean-token-mean": lambda: _mean_of_means(s, x_BKT).value,
+    "seq-mean-token-sum": lambda: policy_loss.mean_of_sums(s, x_BKT).value,
+    "seq-mean-token-sum-norm": lambda: (
+      policy_loss.mean_of_sums(s, x_BKT, length=divisor).total
+    ),
+  }
+  return averages[mode]()
+
+
 def _ppo_policy_loss_verl(h: Arrays, x: Arrays) -> Arrays:
   names = ("log_prob", "old_log_prob", "advantages")
-  clips = (h["clip_ratio"], h["clip_ratio"], h["clip_ratio_c"])
-  s, loss, _ = _policy(x, names, *clips)
-  width = loss.shape[-1]
-
-  def summed() -> Array:
-    return policy_loss.mean_of_sums(s, loss, length=width).total  # not per completion
-
-  averages = {
-    "token-mean": lambda: policy_loss.token_mean(s, loss).value,
-    "seq-mean-token-mean": lambda: _mean_of_means(s, loss).value,
-    "seq-mean-token-sum-norm": summed,
-  }
-  out = averages[h["loss_agg_mode"]]()
+  low, high = (h.get(f"clip_ratio_{end}", h["clip_ratio"]) for end in ("low", "high"))
+  s, loss, _ = _policy(x, names, low, high, h["clip_ratio_c"])
+  out = _verl_average(h["loss_agg_mode"], s, loss, h.get("loss_scale_factor"))
   return {"differentiate": out, "loss": out}
 
 
-def _value(x: Arrays, names: tuple, clip: float, average) -> tuple[Mean, Mean]:
+def _value(x: Arrays, names: tuple, clip: float) -> tuple[Scored, Array, Mean]:
   value, old, target = (_one(x[name]) for name in names)
   s = scored.from_token_logps(value, _one(x["mask"]))
   loss = policy_loss.clipped_value(value, old, target, clip)
   share = policy_loss.value_clipped_share(value, old, target, clip)
-  return average(s, loss), policy_loss.token_mean(s, share)
+  return s, loss, policy_loss.token_mean(s, share)
 
 
 def _ppo_value_loss_openrlhf(h: Arrays, x: Arrays) -> Arrays:
   by_token = h["token_level_loss"]
   average = policy_loss.token_mean if by_token else _mean_of_means
-  out, _ = _value(x, ("values", "old_values", "returns"), h["clip_eps"], average)
-  return {"differentiate": out.value, "loss": out.value}
+  clip = jnp.inf if h["clip_eps"] is None else h["clip_eps"]
+  s, loss, _ = _value(x, ("values", "old_values", "returns"), clip)
+  out = average(s, loss).value
+  return {"differentiate": out, "loss": out}
 
 
 def _ppo_value_loss_verl(h: Arrays, x: Arrays) -> Arrays:
   names = ("vpreds", "values", "returns")
-  out, share = _value(x, names, h["cliprange_value"], policy_loss.token_mean)
-  return {"differentiate": out.value, "loss": out.value, "clipfrac": share.value}
+  s, loss, share = _value(x, names, h["cliprange_value"])
+  mode = h.get("loss_agg_mode", "token-mean")
+  out = _verl_average(mode, s, loss, h.get("loss_scale_factor"))
+  return {"differentiate": out, "loss": out, "clipfrac": share.value}
 
 
 def _gae_openrlhf(h: Arrays, x: Arrays) -> Arrays:
@@ -265,7 +273,7 @@ def _adaptive_kl_controller(h: Arrays, x: Arrays) -> Arrays:
     new = rule.update(beta, kl_control.Observation(seen[0], seen[1]))
     return new, new
 
-  start = jnp.asarray(rule.beta, x["kl_and_nsteps"].dtype)
+  start = jnp.asarray(rule.beta, float)
   return {"values": jax.lax.scan(step, start, x["kl_and_nsteps"])[1]}
 
 

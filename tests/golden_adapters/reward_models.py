@@ -40,10 +40,17 @@ def _soft_label(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _kwise(h: Arrays, x: Arrays) -> Arrays:
-  value = x["rewards"][..., None]
-  order = jnp.flip(jnp.arange(value.shape[1]))[x["rank"]]  # that rank 0 is the best
+  reward, rank, present = x["rewards"], x["rank"], None
+  if isinstance(reward, list):  # lists of unequal lengths
+    (reward, present), (rank, _) = arrange.padded(reward), arrange.padded(rank)
+  value = reward[..., None]
+  order = jnp.flip(jnp.arange(value.shape[1]))[rank.astype(int)]  # rank 0 is the best
   s = scored.from_token_logps(
-    None, jnp.ones_like(value), value_BKT=value, reward_BK=order
+    None,
+    jnp.ones_like(value),
+    value_BKT=value,
+    reward_BK=order,
+    present_BK=present,
   )
   out = scored.evaluate(objectives.kwise(), s)
   return {

@@ -1,5 +1,7 @@
 """Selection, labels, merges, mixtures, self-play: rules outside the losses."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -33,14 +35,30 @@ def _direct_rlaif_score(h: Arrays, x: Arrays) -> Arrays:
   return {"expected_score": score, "normalised": ai_labels.rescaled(score)}
 
 
+def _last_of_equals(
+  choose: Callable, reward: jax.Array, present: jax.Array
+) -> pairing.PairIndices:
+  """A choice of pairs that takes the last of equal rewards, ours the first."""
+  pairs = choose(reward[:, ::-1], present[:, ::-1])
+  back = jnp.flip(jnp.arange(reward.shape[1]))
+  return pairs._replace(
+    chosen_B=back[pairs.chosen_B], rejected_B=back[pairs.rejected_B]
+  )
+
+
 def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
-  reward, texts = x["rewards"], x["responses"]
-  present = jnp.ones_like(reward)
-  if h["choose_type"] == "max_random":
-    pairs = pairing.best_first(reward, present)
-  else:
-    length = jnp.array([[len(text) for text in row] for row in texts])
-    pairs = pairing.best_worst(reward, present, length, h["length_penalty"])
+  texts = x["responses"]
+  reward, present = arrange.padded(x["rewards"])
+  length, _ = arrange.padded([[len(text) for text in row] for row in texts])
+  pairs = {
+    "random": lambda: pairing.first_two(reward, present),
+    "max_random": lambda: pairing.best_first(reward, present),
+    "max_max": lambda: _last_of_equals(pairing.best_second, reward, present),
+    "max_min": lambda: pairing.best_worst(reward, present),
+    "max_min_p": lambda: pairing.best_worst(
+      reward, present, length, h["length_penalty"]
+    ),
+  }[h["choose_type"]]()
   (valid,) = jnp.nonzero(pairs.keep_B)
   return {
     "prompt": [str(b) for b in valid],
@@ -51,14 +69,16 @@ def _rlhflow_pair_selection(h: Arrays, x: Arrays) -> Arrays:
 
 
 def _sppo_pair_construction(h: Arrays, x: Arrays) -> Arrays:
-  win = preference_games.from_rewards(x["scores"])
-  rate = preference_games.win_rate(win, jnp.ones_like(x["scores"]))
-  pairs = pairing.best_worst(rate, jnp.ones_like(rate))
+  score, present = arrange.padded(x["scores"])
+  win = preference_games.from_rewards(score)
+  rate = preference_games.win_rate(win, present)
+  pairs = pairing.best_worst(rate, present)
 
   def row(b: int) -> Arrays:
     chosen, rejected = pairs.chosen_B[b], pairs.rejected_B[b]
+    here = present[b] > 0
     return {
-      "prob": win[b],
+      "prob": win[b][here][:, here],
       "chosen": chosen,
       "rejected": rejected,
       "chosen_probs": win[b, chosen, rejected],

@@ -6,6 +6,7 @@ import pytest
 
 from tests.objectives import pairs
 from xpo_jax import objectives, scored
+from xpo_jax.studies.comparison import settings
 from xpo_jax.testing import toy
 
 
@@ -55,3 +56,8 @@ def test_chosen_gradient_against_the_rejected(chosen, factor):
 def test_negative_penalty_is_refused():
   with pytest.raises(ValueError, match=r"dpop: penalty=-1.0 .* >= 0"):
     objectives.dpop(penalty=-1.0)
+
+
+def test_defaults_are_the_papers_and_the_recorded_comparison_keeps_its_own():
+  assert objectives.dpop().hparams == {"beta": 0.3, "penalty": 50.0}
+  assert settings.compared("dpop").hparams == {"beta": 0.1, "penalty": 50.0}

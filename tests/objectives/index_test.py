@@ -41,10 +41,10 @@ def test_file_imports_only_ops_types_and_other_objectives(path):
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)
-def test_page_cites_its_paper_and_says_whether_the_equation_was_checked(name):
+def test_page_cites_its_paper_and_leaves_the_state_of_numbers_to_the_table(name):
   page = objectives.docstring(name)
   assert re.search(r"arXiv:\d{4}\.\d{4,5}", page)
-  assert re.search(r"Eq\.\s+not\s+checked|Eq\.\s+\(?\d|Appendix \w", page)
+  assert not re.search(r"\bnot\s+checked\b", page)
 
 
 def test_reading_the_index_imports_no_jax():

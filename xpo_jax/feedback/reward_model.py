@@ -291,7 +291,7 @@ def ensemble_min(scorers: Sequence[Scorer]) -> Scorer:
   """Takes an ensemble's minimum: conservative where its members disagree.
 
   Paper: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization",
-  arXiv:2310.02743, Eq. not checked.
+  arXiv:2310.02743.
   """
   return _ensemble(scorers, functools.partial(np.min, axis=0))
 

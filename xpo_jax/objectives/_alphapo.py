@@ -28,16 +28,16 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
   L = -log sigma(beta (r_w - r_l) - gamma),   r = (1 - exp(-alpha a)) / alpha
   with a the log-probability per token; alpha -> 0 gives r = a, SimPO.
 
-  Paper: Gupta et al. 2025, arXiv:2501.03884, Eq. not checked.
+  Paper: Gupta et al. 2025, arXiv:2501.03884.
   Departs from the paper: as in TRL, `gamma` is absolute. The reward of very improbable
     completions is continued by its tangent (see `alpha_reward`).
   Reduction: log-probability averaged over tokens; loss averaged over pairs.
 
   Args:
-    beta: scale of the reward; > 0. Paper: tuned, not checked; 2.5 is SimPO's.
-    gamma: target reward margin; >= 0. Paper: tuned, not checked; ratio 0.1 as SimPO's.
+    beta: scale of the reward; > 0. Paper: tuned; 2.5 is SimPO's.
+    gamma: target reward margin; >= 0. Paper: tuned; ratio 0.1 as SimPO's.
     alpha: exponent of the reward; any number; > 0 weighs improbable completions more, 0
-      is SimPO. Paper: 0.25, not checked.
+      is SimPO. Paper: 0.25 for Mistral, as TRL reports it.
 
   Returns:
     Objective; layout PAIR; stats LOGP.

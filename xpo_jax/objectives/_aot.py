@@ -28,7 +28,7 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   with g_i the i-th smallest log pi(y_w|x) - log pi(y_l|x) of the batch, and h_i the
   i-th smallest of the same under the reference, whichever pair it belongs to.
 
-  Paper: Melnyk et al. 2024, arXiv:2406.05882, Eq. not checked.
+  Paper: Melnyk et al. 2024, arXiv:2406.05882.
   Departs from the paper: nothing known. Public codes sort within each device's
     microbatch; here the whole batch is sorted, independent of microbatches.
   Reduction: log-probability summed over tokens; loss averaged over pairs. `prepare`

@@ -12,7 +12,7 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   with u_wi the i-th smallest log-ratio of the batch's chosen completions, u_li of its
   rejected ones, f as in `aot`. The pairing of the data does not matter.
 
-  Paper: Melnyk et al. 2024, arXiv:2406.05882, Eq. not checked.
+  Paper: Melnyk et al. 2024, arXiv:2406.05882.
   Departs from the paper: nothing known; see `aot` on microbatches. Both sides have the
     same number of completions. TRL called this "aot_pair" until it was renamed.
   Reduction: log-ratio summed over tokens; loss averaged over pairs. Both completions of

@@ -14,7 +14,7 @@ def apo_zero(beta: float = 0.1) -> Objective:
 
   For chosen completions that are better than the model's own; else see `apo_down`.
 
-  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked.
+  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7.
   Departs from the paper: nothing up to a constant; TRL's 1 is kept, so that the loss
     lies in (0, 2). The gradient nearly vanishes for |beta u| beyond about 6.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.

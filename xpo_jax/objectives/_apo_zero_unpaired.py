@@ -14,8 +14,8 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
   L = 1 - sigma(beta u) for desirable completions, sigma(beta u) for undesirable ones,
   u = log-ratio of the completion: `kto` with its reference point fixed at 0.
 
-  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. not checked; the unpaired form
-    is that of TRL's KTO trainer.
+  Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7; its unpaired form is that
+    of TRL's KTO trainer.
   Departs from the paper: the paper's loss is on pairs (`apo_zero`, the sum of the two
     cases above).
   Reduction: log-ratio summed over tokens; loss averaged over all rows, desirable and

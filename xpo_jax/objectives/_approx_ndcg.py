@@ -13,7 +13,7 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
 
   Paper: the loss is Qin, Liu and Li 2010 (not on arXiv; see `ranking`); on implicit
     rewards as in Zhao et al. 2024 (OPO), arXiv:2410.04346, which prefers another smooth
-    NDCG. Eq. not checked.
+    NDCG.
   Departs from the paper: grades are relative to the worst completion of the list, so
     that any real reward has gains >= 0; the same where the worst grade is 0. The
     temperature of the smooth rank is 1 / beta.
@@ -21,8 +21,8 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
     list in which no completion is better than another gives 0.
 
   Args:
-    beta: tie to ref, and sharpness of the ranks, per nat; > 0. Paper: not checked; 0.1
-      is DPO's. Large values rank exactly and have no gradient.
+    beta: tie to ref, and sharpness of the ranks, per nat; > 0. Paper: value not
+      found; 0.1 is DPO's. Large values rank exactly and have no gradient.
 
   Returns:
     Objective; layout RANKED; stats LOGP, REF_LOGP; columns reward_BK (grades; 2^g grows

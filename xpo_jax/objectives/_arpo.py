@@ -29,7 +29,7 @@ def arpo(
   L = -log sigma(beta (log pi(y_w|x) - tau log pi(y_l|x))) + w NLL(y_w),
   tau = min(1, c exp(eta |a_w - a_l|) - 1), a the log-probability per token.
 
-  Paper: Xu et al. 2024 (X-ALMA), arXiv:2410.03115, Eq. not checked.
+  Paper: Xu et al. 2024 (X-ALMA), arXiv:2410.03115.
   Departs from the paper: taken from the authors' code, whose relaxation c (0.9, so that
     tau is -0.1 for equal completions) could not be checked against the text; c = 1
     gives tau = 0 there. As in the code the gradient flows through tau. Where tau is 1

@@ -15,10 +15,10 @@ def bco(beta: float = 0.1) -> Objective:
   L = -log sigma(beta u - d)  for desirable completions,   -log sigma(d - beta u)  else,
   u = log-ratio, d the mean of beta u over all completions so far, these included.
 
-  Paper: Jung et al. 2024, arXiv:2404.04656, Eq. not checked.
+  Paper: Jung et al. 2024, arXiv:2404.04656.
   Departs from the paper: d is the plain mean of all rewards, as in TRL, whose code is
-    the author's; whether the paper averages the two classes' means first was not
-    checked (they differ when the classes are unbalanced). The weights for prompts that
+    the author's; whether the paper averages the two classes' means first is not
+    known (they differ when the classes are unbalanced). The weights for prompts that
     differ between the classes (UDM) are not included. d is computed over the whole
     batch, independent of microbatches, and evaluation does not update it.
   Reduction: log-ratio summed over tokens; loss averaged over all rows, desirable and

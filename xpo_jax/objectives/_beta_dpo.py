@@ -50,7 +50,7 @@ def beta_dpo(
   log-ratio_l, m and s its moving mean and deviation, this batch included; a pair is
   drawn with weight exp(-(gap - m)^2 / (2 s^2)), without replacement.
 
-  Paper: Wu et al. 2024, arXiv:2407.08639, Eq. not checked. Survey 3.3.
+  Paper: Wu et al. 2024, arXiv:2407.08639. Survey 3.3.
   Departs from the paper: as in the authors' code, the gap excludes beta; the paper's
     alpha is this one divided by beta. The floor is the code's. The code updates m and s
     on evaluation batches and once per microbatch: not copied. It fails at step 0, where

@@ -39,7 +39,7 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
   L = -log sigma(r_w - r_l - margin) + centring (r_w + r_l)^2
   with r the scalar head at the last token of the completion.
 
-  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. not checked,
+  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. 1,
     here for K = 2 (`kwise` for more).
   Departs from the paper: `margin` and `centring` are TRL's (also OpenRLHF's margin);
     both are 0 in the paper, which shifts the finished model to mean 0 instead. Soft

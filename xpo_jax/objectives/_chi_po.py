@@ -14,7 +14,7 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
   with ratio = policy / ref: the reward grows linearly in the ratio, so that a large
   reward needs a smaller change of the policy. The gradient is 0 for margins beyond 2 R.
 
-  Paper: Huang et al. 2024, arXiv:2407.13399, Eq. not checked (from public summaries).
+  Paper: Huang et al. 2024, arXiv:2407.13399 (from public summaries).
   Departs from the paper: nothing known; no authors' code was found. Where exp overflows
     the link is continued by its tangent (`links.exponential`). Gradients vanish for
     margins below -2 R as well as above 2 R: large ratios at the start of training are

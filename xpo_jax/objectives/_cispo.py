@@ -15,7 +15,7 @@ def cispo(max_ratio: float = 5.0, beta: float | None = None) -> Objective:
   over the completions of a prompt, A_i = (r_i - mean r) / std r. PPO's clip
   removes the gradient of clipped tokens; here only their weight is bounded.
 
-  Paper: MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, Eq. not checked.
+  Paper: MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, Eq. 4 and 5.
   Departs from the paper: the paper writes the bound as 1 + e_high without a value; the
     default is TRL's recommendation. The paper's lower bound is so low that it never
     applies: left out, as in TRL. `beta` is TRL's and not the paper's.

@@ -16,7 +16,8 @@ def cpo(
   L = -(1 - e) log sigma(m) - e log sigma(-m) + w NLL(y_w),
   m = beta (log pi(y_w|x) - log pi(y_l|x)), e the label smoothing.
 
-  Paper: Xu et al. 2024, arXiv:2401.08417, Eq. not checked. Survey 3.10.
+  Paper: Xu et al. 2024, arXiv:2401.08417, Eq. 5; Eq. 3 is its first term. Survey
+    3.10.
   Departs from the paper: nothing in the formula. The authors' code (and TRL) averages
     the NLL over the tokens of the batch, smaller by a factor of the length:
     `reduction="token_mean"`; its `w = 1` belongs to that reduction. Label smoothing is

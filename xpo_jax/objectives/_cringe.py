@@ -70,7 +70,7 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
   token and u_t that of a contrast token, drawn by softmax among the k most likely other
   tokens.
 
-  Paper: Adolphs et al. 2022, arXiv:2211.05826, Eq. not checked. Survey 3.5.2.
+  Paper: Adolphs et al. 2022, arXiv:2211.05826. Survey 3.5.2.
   Departs from the paper: nothing. The authors' `train_ct_on_positive_examples` has no
     effect in their code and is left out. The paper's iterations (label samples of the
     policy, train again) are left to the training loop.

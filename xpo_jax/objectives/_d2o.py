@@ -28,7 +28,7 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
   with y_i self-samples, y_l the undesirable completion, and two references, a more
   harmful pi_minus and a more helpful pi_plus (both may be the starting model).
 
-  Paper: Duan et al. 2024, arXiv:2403.03419, Eq. not checked. Survey 3.10.
+  Paper: Duan et al. 2024, arXiv:2403.03419. Survey 3.10.
   Departs from the paper: form and defaults are a third party's (11 samples a prompt);
     no authors' code was found. A prompt without an undesirable completion or without
     samples gives 0.

@@ -12,6 +12,8 @@ def overlong_penalty(
 ) -> Array:
   """DAPO's soft overlong punishment, added to the reward: from 0 down to -1.
 
+  Paper: Yu et al. 2025, arXiv:2503.14476, Eq. 13.
+
   Args:
     length_BK: tokens of each completion.
     longest: length at which the penalty reaches -1, in tokens. Paper: 20480.
@@ -32,7 +34,7 @@ def dapo(
   L = sum_i sum_t max(-A_i rho_t, -A_i clip(rho_t, 1 - e_low, 1 + e_high)) / sum_i |y_i|
   over the completions of a prompt, A_i = (r_i - mean r) / std r.
 
-  Paper: Yu et al. 2025, arXiv:2503.14476, Eq. not checked.
+  Paper: Yu et al. 2025, arXiv:2503.14476, Eq. 8.
   Departs from the paper: nothing in the loss; the standard deviation is that of `grpo`.
     Its code and TRL take one mean over the tokens of all prompts: that is `bnpo`.
     Dynamic sampling, which resamples until rewards differ, belongs to the training

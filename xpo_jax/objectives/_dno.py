@@ -15,8 +15,7 @@ def dno(beta: float = 0.1) -> Objective:
   also the reference. At the minimum m = P_y - P_y': the next policy is
   proportional to policy exp(P_y / beta), the exact step of SPPO.
 
-  Paper: Rosset et al. 2024, arXiv:2404.03715, Eq. not checked; beta is its eta. Survey
-    3.11.
+  Paper: Rosset et al. 2024, arXiv:2404.03715; beta is its eta. Survey 3.11.
   Departs from the paper: nothing known; there is no public code. Its practical form,
     DNO-Prct, treats pairs ranked far apart among samples, and a stronger model's
     completions, as certain preferences: that is `dpo` on them.

@@ -11,8 +11,8 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
   L = -(1 - e) log sigma(m) - e log sigma(-m),   m = beta (log-ratio_w - log-ratio_l)
   with e the label smoothing; e > 0 is conservative DPO (cDPO).
 
-  Paper: Rafailov et al. 2023, arXiv:2305.18290, Eq. not checked. Survey 3.3. cDPO: E.
-    Mitchell, "A note on DPO with noisy preferences", 2023 (not on arXiv).
+  Paper: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7. Survey 3.3. cDPO: E. Mitchell,
+    "A note on DPO with noisy preferences", 2023 (not on arXiv), Eq. 3.
   Departs from the paper: nothing. TRL from 0.29 on ignores `label_smoothing` here; the
     authors' code and this one apply it. The paper trains at learning rate 1e-6, the
     authors' configuration file at 5e-7.

@@ -10,7 +10,7 @@ def dpo_norm(beta: float = 5.0) -> Objective:
 
   L = -log sigma(beta (a_w - a_l)),   a = log-ratio / tokens of the completion
 
-  Paper: Lambert et al. 2024 (Tulu 3), arXiv:2411.15124, Eq. not checked. Not in the
+  Paper: Lambert et al. 2024 (Tulu 3), arXiv:2411.15124, Eq. 6. Not in the
     survey.
   Departs from the paper: nothing known. TRL's "sigmoid_norm" agrees.
   Reduction: log-ratio averaged over tokens on each side; loss averaged over pairs.

@@ -7,12 +7,12 @@ from xpo_jax.ops import links, token_stats
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
-def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
+def dpop(beta: float = 0.3, penalty: float = 50.0) -> Objective:
   """DPOP: DPO with a penalty where the chosen completion falls below the reference.
 
   L = -log sigma(beta [log-ratio_w - log-ratio_l - lambda max(0, -log-ratio_w)])
 
-  Paper: Pal et al. 2024 (Smaug), arXiv:2402.13228, Eq. not checked. Survey 3.3.4.
+  Paper: Pal et al. 2024 (Smaug), arXiv:2402.13228, Eq. 3. Survey 3.3.4.
   Departs from the paper: nothing known. The penalty is inside the sigmoid and scaled by
     beta (early public codes had it outside, with the wrong sign). At the first step of
     training every log-ratio is 0, the kink of the penalty: as with torch.maximum in
@@ -21,7 +21,8 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
   Reduction: log-ratio summed over tokens; loss averaged over pairs.
 
   Args:
-    beta: tie to ref, per nat; > 0. Paper: not checked; public codes: 0.1.
+    beta: tie to ref, per nat; > 0. Paper: 0.3, as public trainers report it; other
+      public codes: 0.1.
     penalty: lambda, per nat of the chosen completion below the reference; >= 0. Paper:
       50. 0 gives DPO.
 
@@ -41,7 +42,7 @@ def dpop(beta: float = 0.1, penalty: float = 50.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpop(), fell).loss), 4)  # -1 + 51 - 50
     0.6931
   """
-  _hparams.check("dpop", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("dpop", "beta", beta, paper=0.3, gt=0)
   _hparams.check("dpop", "penalty", penalty, paper=50, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

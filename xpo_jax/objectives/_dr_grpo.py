@@ -18,7 +18,7 @@ def dr_grpo(
   with A_i = r_i - mean r over the completions of a prompt: at ratio 1 the gradient is
   (K - 1) / K of the policy gradient's, in expectation, for any lengths.
 
-  Paper: Liu et al. 2025, arXiv:2503.20783, Eq. not checked.
+  Paper: Liu et al. 2025, arXiv:2503.20783, Eq. 2.
   Departs from the paper: nothing known. `length` is that of the paper's code, which
     divides by the longest allowed completion; the formula has none (1). `beta` and
     `dual_clip` are TRL's and not the paper's.

@@ -22,7 +22,7 @@ def dro(beta: float = 1.0) -> Objective:
   any policy the optimum is the value beta log E_ref exp(r / beta) and the
   policy ref exp((r - value) / beta).
 
-  Paper: Richemond et al. 2024, arXiv:2405.19107, Eq. not checked. Survey 3.6.2.
+  Paper: Richemond et al. 2024, arXiv:2405.19107. Survey 3.6.2.
   Departs from the paper: one network with a scalar head, read where the first
     completion token is predicted (from the prompt alone); the paper's best networks are
     separate, with a value per token. No authors' code; a public one divides the

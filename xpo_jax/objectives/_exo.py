@@ -24,7 +24,7 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
   L = q log(q / (1 - e)) + (1 - q) log((1 - q) / e),
   q = sigma(beta (log-ratio_w - log-ratio_l)), e the label smoothing
 
-  Paper: Ji et al. 2024, arXiv:2402.00856, Eq. not checked. Not in the survey.
+  Paper: Ji et al. 2024, arXiv:2402.00856, Eq. 16, for pairs. Not in the survey.
   Departs from the paper: nothing known; TRL's exo_pair agrees. The authors' code has
     the unnormalised target (0, -10) (see `exo_divergence`) and ignores its own
     `label_smooth`; it scores at the sampling temperature, 0.8. The gradient vanishes

@@ -11,7 +11,7 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
   L = sum_k p_k (log p_k - log q_k),   p = softmax_k(beta log-ratio_k),
   q = softmax_k(reward_k / temperature)
 
-  Paper: Ji et al. 2024, arXiv:2402.00856, Eq. not checked. Not in the survey.
+  Paper: Ji et al. 2024, arXiv:2402.00856. Not in the survey.
   Departs from the paper: nothing known. The forward KL, the authors' "dpo-rw", is
     `infonca`.
   Reduction: log-ratio summed over tokens; loss averaged over lists. A list of fewer

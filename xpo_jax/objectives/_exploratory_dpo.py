@@ -38,7 +38,7 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
   The record: column 0 of each prompt was drawn from the reference, the other columns
   from the policy; reward_BK ranks all of them.
 
-  Paper: Xie et al. 2024, arXiv:2405.21046, Eq. not checked.
+  Paper: Xie et al. 2024, arXiv:2405.21046.
   Departs from the paper: the paper samples one completion of each, K = 2; with more,
     the best and the worst form the pair (`online_dpo`). With equal rewards there is no
     pair, only the bonus. Online IPO with the bonus is a `mixture` of

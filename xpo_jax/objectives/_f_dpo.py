@@ -18,7 +18,7 @@ def f_dpo(
   log(2 t / (1 + t)), alpha (1 - t^-alpha) / alpha. Only an f with f'(0+) = -inf keeps
   the optimum inside the simplex; the others (total variation, chi-square) are refused.
 
-  Paper: Wang et al. 2023, arXiv:2309.16240, Eq. not checked. Survey 2.3.3.
+  Paper: Wang et al. 2023, arXiv:2309.16240. Survey 2.3.3.
   Departs from the paper: nothing. Where exp overflows it is continued by its tangent
     (`links.exponential`): the authors' code gives inf or NaN there, TRL clips. TRL from
     0.29 on has another alpha: see `divergences.alpha_from_trl`.

@@ -15,7 +15,7 @@ def gpo(
   which is beta^2 times IPO at beta / 2; exponential exp(-m); truncated quadratic
   max(0, 1 - m)^2; savage sigma(-m)^2, which is bounded and not convex.
 
-  Paper: Tang et al. 2024, arXiv:2402.05749, Eq. not checked. Survey 3.3.8.
+  Paper: Tang et al. 2024, arXiv:2402.05749. Survey 3.3.8.
   Departs from the paper: nothing known; no public code was found. The exponential link
     is continued by its tangent where exp would overflow (see `links.exponential`).
   Reduction: log-ratio summed over tokens; loss averaged over pairs.

@@ -98,7 +98,8 @@ def grpo(
   with A_i = (r_i - mean r) / std r over the completions of a prompt, rho_t =
   pi(y_t) / pi_old(y_t) and k3 = ref/pi - 1 - log(ref/pi), through which gradient flows.
 
-  Paper: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. not checked.
+  Paper: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. 3; k3 is
+    Eq. 4.
   Departs from the paper: the paper does not specify the standard deviation: here the
     unbiased one plus 1e-4, as in TRL (verl adds 1e-6), and equal rewards give exactly
     0. On samples of the policy the gradient of k3 is that of KL(ref || policy), not of

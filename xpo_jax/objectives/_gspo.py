@@ -22,7 +22,7 @@ def gspo(
   with s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|), A_i = (r_i - mean r) / std r over the
   completions of a prompt: reward, ratio and clip all refer to the whole completion.
 
-  Paper: Zheng et al. 2025, arXiv:2507.18071, Eq. not checked.
+  Paper: Zheng et al. 2025, arXiv:2507.18071, Eq. 5; the ratio is Eq. 7.
   Departs from the paper: nothing known; the standard deviation is that of `grpo`.
     `beta` adds k3 averaged over each completion's tokens: TRL's, and not in the paper's
     experiments.

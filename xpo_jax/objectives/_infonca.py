@@ -29,7 +29,7 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
 
   On a pair, as alpha -> 0 (a one-hot target), this is `dpo`.
 
-  Paper: Chen et al. 2024, arXiv:2402.05369, Eq. not checked.
+  Paper: Chen et al. 2024, arXiv:2402.05369.
   Departs from the paper: nothing. The authors' code adds 0.01 to the best reward
     (`lead`), and its comment and its code use alpha inversely to each other; here
     rewards are divided by it.

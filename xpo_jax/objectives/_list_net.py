@@ -14,7 +14,7 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
 
   Paper: the loss is Cao et al. 2007, "Learning to rank: from pairwise approach to
     listwise approach" (not on arXiv), its top-one form; on implicit rewards as in Liu
-    et al. 2024 (LiPO), arXiv:2402.01878, Eq. not checked. Survey 3.9.
+    et al. 2024 (LiPO), arXiv:2402.01878. Survey 3.9.
   Departs from the paper: the temperature is ours (1 in the paper), because rewards have
     no natural scale. LiPO's softmax loss normalises the rewards by their sum:
     `lipo_softmax`.

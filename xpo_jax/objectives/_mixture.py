@@ -32,7 +32,7 @@ def mixture(
 
   Paper: none of its own. DPO plus an NLL term is RPO, Liu et al. 2024,
     arXiv:2405.16436, and iterative RPO, Pang et al. 2024, arXiv:2404.19733; DPO, BCO
-    and SFT together are MPO, Wang et al. 2024, arXiv:2411.10442. Eq. not checked.
+    and SFT together are MPO, Wang et al. 2024, arXiv:2411.10442.
 
   Terms are named `objective/term` (`objective_i/term` where a name occurs twice);
   metrics keep their names, and where two objectives report the same one, the later ones

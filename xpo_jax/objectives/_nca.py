@@ -31,7 +31,7 @@ def nca(beta: float = 0.01) -> Objective:
   L = -log sigma(beta u_w) - 1/2 log sigma(-beta u_w) - 1/2 log sigma(-beta u_l),
   u = log-ratio of a completion. The minimum in u_w is at sigma(beta u_w) = 2/3.
 
-  Paper: Chen et al. 2024, arXiv:2402.05369, Eq. not checked.
+  Paper: Chen et al. 2024, arXiv:2402.05369.
   Departs from the paper: nothing. The authors' "biasedNCA" drops u_w from the noise
     term: that is `bco_pair` with its shift at 0. For lists: `nca_list`.
   Reduction: log-ratio summed over tokens; loss averaged over pairs.

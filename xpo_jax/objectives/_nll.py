@@ -38,8 +38,8 @@ def nll(reduction: str | Reduction = "token_mean") -> Objective:
   over all tokens of the batch, with n their number (`token_mean`) or the number of
   prompts (`sequence_sum`); `sequence_mean` is the mean over prompts of their own means.
 
-  Paper: Pang et al. 2024 (iterative RPO: DPO plus this term), arXiv:2404.19733, Eq. not
-    checked.
+  Paper: Pang et al. 2024 (iterative RPO: DPO plus this term), arXiv:2404.19733,
+    Eq. 1.
   Departs from the paper: nothing; it divides the term by the completion's length
     (`sequence_mean`). TRL and SimPO's code use `token_mean`, CPO and SLiC write
     `sequence_sum`: the three differ by factors of the completion length, so that a

@@ -20,7 +20,7 @@ def npo(beta: float = 0.1) -> Objective:
 
   beta -> 0 is gradient ascent on the log-likelihood, up to the constant 2 log 2 / beta.
 
-  Paper: Zhang et al. 2024, arXiv:2404.05868, Eq. not checked. Survey 3.10.
+  Paper: Zhang et al. 2024, arXiv:2404.05868, Eq. 3. Survey 3.10.
   Departs from the paper: nothing. The retain terms have data of their own:
     `AuxLoss(1.0, sft(), "retain")` (NPO + RT) or `AuxLoss(1.0, retain_kl(), "retain")`
     (NPO + KL), beside `AuxLoss(1.0, npo(), "forget")`. Desirable rows are ignored.

@@ -77,7 +77,7 @@ def online_dpo(beta: float = 0.1) -> Objective:
   L = -log sigma(beta (log-ratio_best - log-ratio_worst)),   no gradient through samples
   or rewards.
 
-  Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792, Eq. not checked.
+  Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792.
   Departs from the paper: the paper samples two; of more, the best and the worst are
     used, as in RLHF Workflow (Dong et al. 2024, arXiv:2405.07863). Equal rewards form
     no pair, where TRL takes the first of the two as chosen. Online IPO and SLiC are

@@ -52,7 +52,7 @@ def orpo(weight: float = 0.1) -> Objective:
   L = L_SFT - lambda log sigma(log odds(y_w) - log odds(y_l)),   odds = P / (1 - P)
   with log P the log-probability per token.
 
-  Paper: Hong et al. 2024, arXiv:2403.07691, Eq. not checked. Survey 3.7.
+  Paper: Hong et al. 2024, arXiv:2403.07691, Eq. 3, 4 and 7. Survey 3.7.
   Departs from the paper: L_SFT is the token mean over chosen completions of the batch.
     The authors' code and TRL count the prompt's tokens too, LLaMA-Factory averages per
     example first. The authors' mask counts one pad token: not copied.

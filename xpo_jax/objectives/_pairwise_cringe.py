@@ -21,7 +21,7 @@ def pairwise_cringe(
   with s_t the logits of the rejected tokens and u_t those of their contrast tokens, as
   in `cringe`.
 
-  Paper: Xu et al. 2023, arXiv:2312.16682, Eq. not checked. Survey 3.5.2.
+  Paper: Xu et al. 2023, arXiv:2312.16682. Survey 3.5.2.
   Departs from the paper: no authors' code was found, and whether gradient flows through
     the gate is not known. By default it does, and widening the gap then also lowers the
     loss by closing the gate, more strongly for a larger loss: see `detach_gate`.

@@ -10,7 +10,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
 
   L = - sum_i log [exp(s_i) / sum_{j not better than i} exp(s_j)],  s = beta log-ratio
 
-  Paper: Rafailov et al. 2023 (DPO), arXiv:2305.18290, Appendix, Eq. not checked; called
+  Paper: Rafailov et al. 2023 (DPO), arXiv:2305.18290, Appendix; called
     DPO_PL by LiPO.
   Departs from the paper: the paper has no ties. Here tied completions compete with each
     other and with the worse ones (Breslow's rule): a tie draws their scores together,

@@ -9,7 +9,7 @@ def pointwise() -> Objective:
 
   With r the scalar head at the last token of the completion. Unlike a comparison model
   it learns the scale of the ratings, and also each rater's zero point. HelpSteer2 (Wang
-  et al. 2024, arXiv:2406.08673, Eq. not checked) trains one for each of five
+  et al. 2024, arXiv:2406.08673) trains one for each of five
   attributes. Layout RATED; stats VALUE; columns reward_BK. Mean over completions.
   """
 

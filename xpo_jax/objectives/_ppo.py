@@ -25,8 +25,8 @@ def ppo(
   beside `sft` on pretraining text it is PPO-ptx: weights 1 and 27.8 (InstructGPT).
 
   Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, after Ziegler et al. 2019,
-    arXiv:1909.08593, and Schulman et al. 2017, arXiv:1707.06347. Eq. not checked.
-    Survey 3.1.1.
+    arXiv:1909.08593, and Schulman et al. 2017, arXiv:1707.06347. InstructGPT's
+    objective is Eq. 2; PPO's clipped loss is Eq. 7. Survey 3.1.1.
   Departs from the paper: nothing known; what the papers leave open follows Ziegler et
     al.'s code (rewards scaled by their deviation, biased variances, no entropy bonus),
     except that padding is never counted. TRL puts the score one past the end and

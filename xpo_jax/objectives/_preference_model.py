@@ -29,8 +29,8 @@ def preference_model() -> Objective:
   l, the log odds that the completion shown first is the better one. Unlike a difference
   of rewards it can be intransitive, as Nash learning requires.
 
-  Paper: Munos et al. 2023 (Nash learning from human feedback), arXiv:2312.00886, Eq.
-    not checked. Survey 3.11.
+  Paper: Munos et al. 2023 (Nash learning from human feedback), arXiv:2312.00886.
+    Survey 3.11.
   Departs from the paper: each pair is shown in both orders and the losses are averaged,
     which a random order equals in expectation. Antisymmetry is not trained:
     `preference` averages the two orders wherever a probability is used.

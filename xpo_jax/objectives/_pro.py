@@ -14,7 +14,7 @@ def pro(sft_weight: float = 0.05) -> Objective:
       - sft_weight (n - 1)^2 log pi(best),
   T_ij = r_i - r_j, T_i = max_j T_ij, p = log-probability per token, n completions.
 
-  Paper: Song et al. 2023, arXiv:2306.17492, Eq. not checked. Survey 3.9.
+  Paper: Song et al. 2023, arXiv:2306.17492, Eq. 5. Survey 3.9.
   Departs from the paper: the paper writes temperatures 1 / T. (n - 1)^2 is the authors'
     code's, in which tied completions compete at T = 0, a constant: here they do not.
     The code adds 1e-10 inside the log (see `ranking.contrast`), and scores one pad

@@ -11,7 +11,7 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
   L = -log sigma(beta (log-ratio_w - log-ratio_l) + alpha (|y_w| - |y_l|))
   with |y| in tokens: a longer chosen completion explains part of the preference.
 
-  Paper: Park et al. 2024, arXiv:2403.19159, Eq. not checked. Survey 3.8.1.
+  Paper: Park et al. 2024, arXiv:2403.19159, Eq. 9. Survey 3.8.1.
   Departs from the paper: nothing known; no authors' code was found. The sign is that of
     the derivation and of SamPO's code; texts that subtract the term mean alpha < 0.
     alpha is not multiplied by beta.
@@ -20,7 +20,7 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
   Args:
     beta: tie to ref, per nat; > 0. Paper: 0.1.
     alpha: penalty per token, nats; > 0 for shorter completions, < 0 for longer. Paper:
-      not checked; SamPO's script: 0.01. 0 gives DPO.
+      value not found; SamPO's script: 0.01. 0 gives DPO.
 
   Returns:
     Objective; layout PAIR; stats LOGP, REF_LOGP.

@@ -12,7 +12,7 @@ def raft() -> Objective:
 
   L = - sum log pi(y_t | x, y_<t) / number of tokens,   over best-of-K completions
 
-  Paper: Dong et al. 2023, arXiv:2304.06767, Eq. not checked.
+  Paper: Dong et al. 2023, arXiv:2304.06767.
   Departs from the paper: nothing. Its code selects the best fifth of all completions of
     the batch by default, across prompts (`selection.top_share`). The selection is
     `Aux.rows`, 1 or 0 for each completion, and can be replaced. With a KL penalty the

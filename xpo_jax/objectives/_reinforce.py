@@ -28,7 +28,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
   L = -(R - b) log pi(y | x),   R = r - beta log(pi_old(y|x) / pi_ref(y|x)),
   b the mean over past batches of their mean R. A whole completion is one action.
 
-  Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked; after Williams 1992
+  Paper: Ahmadian et al. 2024, arXiv:2402.14740; after Williams 1992
     (not on arXiv). Survey 3.8.3 (as RLOO).
   Departs from the paper: nothing known; K = 1 there, any K here. In the first batch b =
     0. No ratio and no clip: rollouts must come from the current policy.

@@ -14,7 +14,7 @@ def remax(beta: float | None = 0.05) -> Objective:
   The baseline does not depend on the sample, so that the gradient is unbiased.
   Column 0 of K holds the greedy completion of the same policy, the others samples.
 
-  Paper: Li et al. 2023, arXiv:2310.10505, Eq. not checked.
+  Paper: Li et al. 2023, arXiv:2310.10505.
   Departs from the paper: nothing known. The authors' code gives token t gamma^(n - t)
     of the difference (gamma 0.99, one discount at the last token too), clipped to +-5,
     and the KL penalty of token t alone, and averages over tokens: `returns` has these
@@ -24,7 +24,8 @@ def remax(beta: float | None = 0.05) -> Objective:
 
   Args:
     beta: tie to ref, per nat; > 0, or None for no tie: then neither ref_logp_BKT nor
-      old_logp_BKT is needed. Paper: not checked; the authors' script for Llama-2: 0.05.
+      old_logp_BKT is needed. Paper: value not found; the authors' script for
+      Llama-2: 0.05.
 
   Returns:
     Objective; layout SAMPLED, K >= 2; stats LOGP, and REF_LOGP unless beta is None;

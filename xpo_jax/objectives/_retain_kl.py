@@ -12,7 +12,7 @@ def retain_kl() -> Objective:
   over all prompts and the whole vocabulary: used beside `npo` and `simnpo`, with
   data of its own.
 
-  Paper: Zhang et al. 2024 (NPO), arXiv:2404.05868, Eq. not checked.
+  Paper: Zhang et al. 2024 (NPO), arXiv:2404.05868.
   Departs from the paper: only the masked completion tokens count; the authors' code
     also counts prompt and padding (a mask of ones reproduces it).
   Reduction: one mean over all tokens of the batch. Reads column 0 of any layout.

@@ -17,7 +17,7 @@ def token_rewards(scored: Scored, beta: float | Array = 1.0) -> Array:
 
   At the optimum this is r + V(s') - V(s), the shaped reward, not the reward itself.
 
-  Paper: Rafailov et al. 2024, "From r to Q*", arXiv:2404.12358, Eq. not checked.
+  Paper: Rafailov et al. 2024, "From r to Q*", arXiv:2404.12358.
 
   Raises:
     ValueError: a record of summed log-probabilities, which has no tokens.

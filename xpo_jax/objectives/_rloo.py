@@ -37,7 +37,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
   baseline does not depend on y_i, so that the gradient is unbiased; A_i is K / (K - 1)
   times R_i minus the mean of all.
 
-  Paper: Ahmadian et al. 2024, arXiv:2402.14740, Eq. not checked. Survey 3.8.3.
+  Paper: Ahmadian et al. 2024, arXiv:2402.14740. Survey 3.8.3.
   Departs from the paper: nothing known; as there, no ratio and no clip, so that
     rollouts must come from the current policy. TRL clips the ratio of sequences,
     OpenRLHF that of tokens, with the KL penalty left out of the baseline: `policy_loss`

@@ -11,7 +11,7 @@ def robust_dpo(beta: float = 0.1, flip_rate: float = 0.1) -> Objective:
   L = [(1 - e) l(m) - e l(-m)] / (1 - 2 e),   m = beta (log-ratio_w - log-ratio_l)
   with l(m) = -log sigma(m) and e the fraction of flipped labels.
 
-  Paper: Chowdhury et al. 2024, arXiv:2403.00409, Eq. not checked. Not in the survey.
+  Paper: Chowdhury et al. 2024, arXiv:2403.00409. Not in the survey.
   Departs from the paper: nothing. No authors' code was found; TRL's "robust" agrees. L
     falls without bound as m grows, its slope staying at least e / (1 - 2 e): on
     separable data, monitor the KL and stop early.

@@ -14,7 +14,7 @@ def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
   L = weight sum_{r_i > r_j} max(0, p_j - p_i) - (log-probability of the best) / length,
   p = log-probability / length^length_penalty; no margin, no reference.
 
-  Paper: Yuan et al. 2023, arXiv:2304.05302, Eq. not checked. Survey 3.9.
+  Paper: Yuan et al. 2023, arXiv:2304.05302. Survey 3.9.
   Departs from the paper: the paper's SFT term is a sum over tokens, its code's a mean;
     the mean is used here, to which the settings belong. The code overwrites the mask
     and so divides by the padded width, losing the length normalisation: a bug, not

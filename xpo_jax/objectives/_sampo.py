@@ -36,7 +36,7 @@ def sampo(beta: float = 0.1) -> Objective:
   with v the log-ratio of as many tokens of a completion as the shorter one has, drawn
   without replacement, again at every step.
 
-  Paper: Lu et al. 2024, arXiv:2406.10957, Eq. not checked.
+  Paper: Lu et al. 2024, arXiv:2406.10957.
   Departs from the paper: nothing. The authors' code draws once for the policy and again
     for the reference, so that the margin is noise at the first step: not copied, one
     draw serves both, as in the paper's sum of log-ratios.

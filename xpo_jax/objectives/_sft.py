@@ -10,7 +10,7 @@ def sft() -> Objective:
   L = - sum_t log pi(y_t|s_t) / n
   over all n tokens of the batch's demonstrations.
 
-  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Eq. not checked.
+  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155.
   Departs from the paper: nothing known.
   Reduction: `nll` with `token_mean`: one mean over all completion tokens of the batch,
     so that a long completion weighs more than a short one and accumulation is exact.

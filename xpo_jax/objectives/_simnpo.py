@@ -11,7 +11,7 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
   L = -(2 / beta) log sigma(-beta a - gamma)   on undesirable completions only
   with a the log-probability per token.
 
-  Paper: Fan et al. 2024, arXiv:2410.07163, Eq. not checked; the form is that of the
+  Paper: Fan et al. 2024, arXiv:2410.07163; the form is that of the
     authors' model cards.
   Departs from the paper: nothing. The authors' code takes beta (-a - gamma): its gamma
     is this one divided by beta. Their code for MUSE feeds raw logits to the sigmoid:

@@ -18,7 +18,7 @@ def simpo(
   L = -(1 - e) log sigma(z) - e log sigma(-z),   z = beta (a_w - a_l) - gamma
   with a the log-probability per token and e the label smoothing.
 
-  Paper: Meng et al. 2024, arXiv:2405.14734, Eq. not checked. Survey 3.8.
+  Paper: Meng et al. 2024, arXiv:2405.14734, Eq. 6. Survey 3.8.
   Departs from the paper: nothing. `gamma` is absolute, as in the paper and in TRL; the
     authors' code takes gamma / beta (see `gamma_from_ratio`). Label smoothing is the
     code's. TRL's class adds an SFT term by default (`cpo_alpha=1`): that is

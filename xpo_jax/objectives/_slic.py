@@ -12,18 +12,18 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
 
   L = max(0, delta - log pi(y_w|x) + log pi(y_l|x)) - lambda log pi(y_ref|x)
 
-  Paper: Zhao et al. 2023, arXiv:2305.10425, Eq. not checked. Survey 3.3.
+  Paper: Zhao et al. 2023, arXiv:2305.10425, Eq. 4. Survey 3.3.
   Departs from the paper: the target y_ref is the chosen completion (the paper tries the
     SFT target and the best candidate and finds little between them); another target is
     `slic(weight=0)` and `nll("sequence_sum")` as two `types.AuxLoss`. Whether the paper
-    sums or averages over tokens was not checked: this is the sum. TRL's DPO "hinge" is
+    sums or averages over tokens is not known: this is the sum. TRL's DPO "hinge" is
     another loss, with a reference (`rso`). In one public code the two terms differ in
     shape and broadcast: not copied.
   Reduction: log-probability summed over tokens; both terms averaged over pairs.
 
   Args:
     delta: gap at which the hinge is satisfied, nats; > 0. Paper: 1.0.
-    weight: the paper's lambda; >= 0. Paper: not checked; a public code takes 0.1.
+    weight: the paper's lambda; >= 0. Paper: value not found; a public code takes 0.1.
 
   Returns:
     Objective; layout PAIR; stats LOGP.

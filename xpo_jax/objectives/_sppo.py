@@ -13,8 +13,7 @@ def sppo(beta: float = 1e-3) -> Objective:
   minimiser is a step of multiplicative weights with eta = 1 / beta, whose log-partition
   is approximated by eta / 2 (`preference_games.sppo_step` is the exact step).
 
-  Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked; eta is 1 / beta. Survey
-    3.11.
+  Paper: Wu et al. 2024, arXiv:2405.00675, Eq. 4.7; eta is 1 / beta. Survey 3.11.
   Departs from the paper: nothing. As in the authors' code, the pair is the best and the
     worst of 5 samples (`pairing.best_worst` on `preference_games.win_rate`); that code
     keeps pairs of identical completions, this one does not. Its "sppo_single" uses

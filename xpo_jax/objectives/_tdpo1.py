@@ -21,7 +21,7 @@ def tdpo1(beta: float = 0.1) -> Objective:
   L = -log sigma(beta (log-ratio_w - log-ratio_l) - beta (D_l - D_w))
   with D_y = sum_t KL(ref(.|s_t) || policy(.|s_t)) over the whole vocabulary.
 
-  Paper: Zeng et al. 2024, arXiv:2404.11999, Eq. not checked. Survey 3.4.2.
+  Paper: Zeng et al. 2024, arXiv:2404.11999, Eq. 14 and 15. Survey 3.4.2.
   Departs from the paper: nothing. The authors' code takes log(softmax) of the reference
     and gives NaN where a probability underflows: not copied. Some public copies detach
     both KLs, which removes the method's gradient.

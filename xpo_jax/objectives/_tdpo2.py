@@ -13,7 +13,7 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
   L = -log sigma(beta (log-ratio_w - log-ratio_l) - alpha beta (D_l - sg(D_w)))
   with D_y = sum_t KL(ref(.|s_t) || policy(.|s_t)) over the whole vocabulary.
 
-  Paper: Zeng et al. 2024, arXiv:2404.11999, Eq. not checked. Survey 3.4.2.
+  Paper: Zeng et al. 2024, arXiv:2404.11999, Eq. 17 and 18. Survey 3.4.2.
   Departs from the paper: nothing. The authors' configuration file trains TDPO1 by
     default (`if_tdpo2`). At equal steps TDPO2 stays much nearer to ref than DPO:
     compare the two at the same KL.

@@ -13,7 +13,7 @@ def token_dpo(beta: float = 0.1) -> Objective:
   advantage r_t + V*(s_t+1) - V*(s_t) of the token-level MDP (`token_mdp`), the shaped
   reward and not the reward; V*(s_0), common to both completions, cancels in the margin.
 
-  Paper: Rafailov et al. 2024, arXiv:2404.12358, Eq. not checked. Survey 3.4.1.
+  Paper: Rafailov et al. 2024, arXiv:2404.12358. Survey 3.4.1.
   Departs from the paper: nothing. No code of its own; its experiments use DPO's.
   Reduction: credit summed over tokens, EOS included (a mean would not telescope); loss
     averaged over pairs.

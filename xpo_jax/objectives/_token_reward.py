@@ -50,8 +50,8 @@ def token_reward() -> Objective:
   other; one label at the last token gives an outcome reward model. v_t is read where
   token t is predicted, from the step without the separator itself.
 
-  Paper: Lightman et al. 2023 ("Let's verify step by step"), arXiv:2305.20050, Eq. not
-    checked. Survey 2.1.3.
+  Paper: Lightman et al. 2023 ("Let's verify step by step"), arXiv:2305.20050.
+    Survey 2.1.3.
   Departs from the paper: the paper's third label, neutral, is unlabelled here. TRL has
     a two-way softmax, whose difference of logits is v, and an option to keep the last
     step's label only in training and not in evaluation. Targets instead of labels:

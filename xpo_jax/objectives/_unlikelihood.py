@@ -60,7 +60,7 @@ def unlikelihood(alpha: float = 1.0) -> Objective:
   L = (sum_D -log p(y_t) - alpha sum_U log(1 - p(y_t))) / number of tokens
   with D and U the tokens of desirable and undesirable completions.
 
-  Paper: Welleck et al. 2019, arXiv:1908.04319, Eq. not checked.
+  Paper: Welleck et al. 2019, arXiv:1908.04319.
   Departs from the paper: the paper's negatives are earlier tokens and repeated n-grams;
     here they are the tokens of completions labelled undesirable (CRINGE's baseline).
     For the paper's own see `token_unlikelihood` and the module `repetition`. The

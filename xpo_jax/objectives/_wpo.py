@@ -43,7 +43,7 @@ def wpo(
   L = w DPO,   w = min(max_weight, w(y_w) w(y_l)),
   w(y) = exp(mean_t [log pi(y_t|s_t) - log sum_v pi(v|s_t)^2])
 
-  Paper: Zhou et al. 2024, arXiv:2406.11827, Eq. not checked.
+  Paper: Zhou et al. 2024, arXiv:2406.11827, Eq. 2.
   Departs from the paper: as in the authors' code, the product is clipped at 1. TRL from
     0.29 on does not clip it (a large `max_weight`); earlier versions mixed neighbouring
     positions: not copied.

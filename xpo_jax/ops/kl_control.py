@@ -57,7 +57,7 @@ def adaptive_kl(
 
   beta <- beta (1 + e episodes / horizon),   e = clip(kl / target - 1, +-max_error)
 
-  Paper: Ziegler et al. 2019, arXiv:1909.08593, Eq. not checked. trlx uses another
+  Paper: Ziegler et al. 2019, arXiv:1909.08593. trlx uses another
   estimate than k1, which overreacts far from the reference.
 
   Args:

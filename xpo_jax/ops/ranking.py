@@ -182,7 +182,7 @@ def approximate_rank(
   """1 + sum_{j != i} sigma((s_j - s_i) / temperature), `[B, K]`: a smooth rank.
 
   Source: Qin, Liu and Li 2010, "A general approximation framework for direct
-  optimization of information retrieval measures" (not on arXiv), Eq. not checked.
+  optimization of information retrieval measures" (not on arXiv).
   """
   chex.assert_equal_shape([score_BK, present_BK])
   other_BKK = _both(present_BK) & ~jnp.eye(score_BK.shape[-1], dtype=bool)[None]
@@ -213,7 +213,7 @@ def lambda_rank(gain_BK: Array, rank_BK: Array, base: float = 2.0) -> Array:
   """|G_i - G_j| |1/D_i - 1/D_j|, `[B, K, K]`: change of the DCG if i and j swap.
 
   Source of this and the next schemes: Wang et al. 2018, "The LambdaLoss framework for
-  ranking metric optimization" (not on arXiv), Eq. not checked; LiPO
+  ranking metric optimization" (not on arXiv); LiPO
   (arXiv:2402.01878) uses this one. Multiply by `better`.
 
   Args:

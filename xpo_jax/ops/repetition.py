@@ -1,7 +1,7 @@
 """Repeated tokens and n-grams: the negative candidates of unlikelihood training.
 
-Paper: Welleck et al. 2019, arXiv:1908.04319, equations not checked. The functions work
-on logits and tokens; `objectives.token_unlikelihood` trains on what they return.
+Paper: Welleck et al. 2019, arXiv:1908.04319. The functions work on logits and tokens;
+`objectives.token_unlikelihood` trains on what they return.
 """
 
 from collections.abc import Sequence

@@ -65,7 +65,7 @@ def rto_credit(
 ) -> Array:
   """RTO's dense reward: the credit of a DPO policy, scale log(pi_dpo / pi_ref).
 
-  Paper: Zhong et al. 2024, "DPO Meets PPO", arXiv:2404.18922, Eq. not checked.
+  Paper: Zhong et al. 2024, "DPO Meets PPO", arXiv:2404.18922.
 
   Args:
     dpo_logp_BKT: log-probs of the frozen DPO policy, nats.
@@ -116,7 +116,8 @@ def gae(
   and 0 after the end. Masked tokens are skipped: the next unmasked token follows,
   without a discount for the masked ones.
 
-  Paper: Schulman et al. 2015, arXiv:1506.02438, Eq. not checked.
+  Paper: Schulman et al. 2015, arXiv:1506.02438, Eq. 16; in PPO's paper
+  (arXiv:1707.06347) Eq. 11.
 
   Args:
     reward_BKT: reward of each token.

@@ -5,7 +5,7 @@ deterministic, and there is no discount. States are numbered `0 .. S-1`, 0 being
 prompt; `S` is the terminal state. An array `x_SV` holds a value per state and token.
 
 Paper: Rafailov et al. 2024, "From r to Q*: Your Language Model is Secretly a
-Q-Function", arXiv:2404.12358, Eq. not checked.
+Q-Function", arXiv:2404.12358.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,7 @@
 """The comparison of objectives as a value: settings, objectives, results."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.types import Layout, Objective, Scored
 
 ROLES = {"policy", "policy.value", "ref"}  # parameter sets of a run
+# Hyperparameters of the recorded comparison where a default has changed since.
+RECORDED: Mapping[str, Mapping[str, float]] = {"dpop": {"beta": 0.1}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +69,19 @@ class Comparison(SentimentStudy):
     )
 
 
+def compared(name: str) -> ObjectiveConfig:
+  """An objective as it is compared: at its defaults, except for `RECORDED`."""
+  return ObjectiveConfig(name, **RECORDED.get(name, {}))
+
+
 def barrier(name: str) -> str | None:
   """Why an objective cannot be trained on the study's pairs, or None if it can.
 
-  Decided from the objective itself, built with its paper's defaults: its layout, the
-  data columns and the parameter sets it reads.
+  Decided from the objective itself, built as it is compared: its layout, the data
+  columns and the parameter sets it reads.
   """
   try:
-    objective = ObjectiveConfig(name).build()
+    objective = compared(name).build()
   except ValueError as error:
     return str(error)
   try:
@@ -141,7 +149,7 @@ class ComparedObjective(NamedTuple):
 
   Attributes:
     name: of the objective.
-    hparams: its hyperparameters, all at their defaults.
+    hparams: its hyperparameters, all at their defaults but for `RECORDED`.
     feedback: kind of the data it learns from.
     code: digest of the package that trained it.
     trials: its runs.
