@@ -219,6 +219,12 @@ class Rollouts:
         f'Sampling.opponent needs Feedback.kind "win_rates" (is {self.feedback.kind!r})'
         ": scores compare with no opponent"
       )
+    buffer, limit = self.feedback.overlong_buffer, self.max_completion_tokens
+    if buffer is not None and buffer > limit:
+      raise ValueError(
+        f"Feedback.overlong_buffer is {buffer}, above Sampling.max_completion_tokens = "
+        f"{limit}: every completion would be penalised; DAPO's is a fifth of the limit"
+      )
 
   @property
   def rows_per_step(self) -> int:

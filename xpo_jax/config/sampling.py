@@ -138,6 +138,15 @@ class Feedback:
       unchanged.
     missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
       2019 with -1).
+    overlong_buffer: DAPO's soft overlong punishment (`objectives.overlong_penalty`;
+      Yu et al. 2025, arXiv:2503.14476): over the last so many tokens before
+      `Sampling.max_completion_tokens` the reward falls by up to `overlong_weight`;
+      None: off. Paper: a fifth of the limit.
+    overlong_weight: the penalty at the limit, in units of the reward. Paper: 1.
+    overlong_filtering: DAPO's overlong filtering: a completion of the policy that was
+      cut at the limit carries no loss. It leaves its group as an abstention does, so
+      that its reward is not in the group's baseline either; the paper masks its loss
+      and leaves that open, TRL keeps it in the baseline.
     include_self: whether, without an opponent, the mean over the K completions of the
       prompt includes the completion itself, a tie (1/2): SPPO's estimate, biased
       towards 1/2 by a share 1 / K. False: the mean over the K - 1 others, unbiased
@@ -150,11 +159,20 @@ class Feedback:
   missing_eos: float | None = None
   missing_eos_rule: Literal["subtract", "replace"] = "subtract"
   include_self: bool = True
+  overlong_buffer: int | None = None
+  overlong_weight: float = 1.0
+  overlong_filtering: bool = False
 
   def __post_init__(self):
     checks.check_among(self, "kind", ("scores", "win_rates"))
     checks.check_among(self, "abstained", ("stop", "drop"))
     checks.check_among(self, "missing_eos_rule", ("subtract", "replace"))
+    checks.check_positive(self, "overlong_buffer")
+    if not 0 < self.overlong_weight < math.inf:
+      raise ValueError(
+        f"Feedback.overlong_weight is {self.overlong_weight}; allowed: a finite number "
+        "> 0, and overlong_buffer=None for no penalty"
+      )
     if self.missing_eos is None:
       return
     if not math.isfinite(self.missing_eos):
