@@ -72,7 +72,7 @@ def test_sizes_of_rollouts_that_do_not_divide_are_refused(sizes, match):
 
 def test_overlong_buffer_longer_than_completions_is_refused():
   feedback = Feedback(SOURCE, overlong_buffer=9)
-  with pytest.raises(ValueError, match="overlong_buffer is 9, above .* = 8"):
+  with pytest.raises(ValueError, match=r"overlong_buffer is 9, above .* = 8"):
     sampling = Sampling(max_completion_tokens=8)
     experiments.replace(ROLLOUTS, feedback=feedback, sampling=sampling)
 

@@ -56,7 +56,10 @@ def test_reward_of_a_cut_completion_may_be_negative():
     (lambda: Feedback(SOURCE, missing_eos=math.inf), "missing_eos is inf; allowed"),
     (lambda: Feedback(SOURCE, missing_eos=math.nan), "missing_eos is nan; allowed"),
     (lambda: Feedback(SOURCE, missing_eos=-1.0), 'is -1.0, .*"replace"'),
-    (lambda: Feedback(SOURCE, overlong_buffer=0), "overlong_buffer is 0; .* at least 1"),
+    (
+      lambda: Feedback(SOURCE, overlong_buffer=0),
+      "overlong_buffer is 0; .* at least 1",
+    ),
     (
       lambda: Feedback(SOURCE, overlong_buffer=4, overlong_weight=-1.0),
       "overlong_weight is -1.0; allowed: a finite number > 0",

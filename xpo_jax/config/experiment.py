@@ -182,6 +182,11 @@ class Rollouts:
       after every iteration, or None.
     ref_update_every: the policy becomes the reference after every so many iterations;
       None: the reference stays.
+    dynamic_sampling: DAPO's dynamic sampling (Yu et al. 2025, arXiv:2503.14476): an
+      iteration trains on prompts alone whose completions differ in their rewards by the
+      feedback, before the rules for length. It samples the next
+      `prompts_per_iteration` prompts until it has so many of them, at most this many
+      rounds in all, and trains on what it has. None: one round, every prompt is used.
     critic_init: a reward model: values are then those of a critic of its own that
       starts as it, of any size but with the policy's tokenizer (InstructGPT); its
       directory (`feedback.reward_model`) or the `Stage` that trains it. None: values
@@ -199,11 +204,19 @@ class Rollouts:
   pair_construction: Configured | None = None
   kl_controller: Configured | None = None
   ref_update_every: int | None = None
+  dynamic_sampling: int | None = None
   critic_init: str | Stage | None = None
 
   def __post_init__(self):
     sizes = ("iterations", "prompts_per_iteration", "minibatches", "ppo_epochs")
-    checks.check_positive(self, *sizes, "microbatches", "ref_update_every")
+    checks.check_positive(
+      self, *sizes, "microbatches", "ref_update_every", "dynamic_sampling"
+    )
+    if self.dynamic_sampling is not None and self.sampling.completions < 2:
+      raise ValueError(
+        f"Rollouts.dynamic_sampling is {self.dynamic_sampling} and "
+        "Sampling.completions 1: rewards of a prompt differ where it has at least 2"
+      )
     if self.prompts_per_iteration % self.minibatches:
       raise ValueError(
         f"Rollouts.minibatches is {self.minibatches}, which does not divide "

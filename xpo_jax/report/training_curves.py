@@ -44,6 +44,12 @@ CHARTS = (
     ),
   ),
   (
+    "Completions sampled for one that is used",
+    "completions",
+    ("rollout/sampled_per_used",),
+  ),
+  ("Prompts used", "prompts", ("rollout/prompts_used",)),
+  (
     "Spread of the rewards",
     "standard deviation",
     ("rollout/reward_std", "eval/reward_std"),

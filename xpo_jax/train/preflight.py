@@ -222,6 +222,7 @@ def _rollouts(
   _export(experiment, begin, policy)
   data, sampling = experiment.data, experiment.data.sampling
   completions = data.iterations * data.prompts_per_iteration * sampling.completions
+  completions *= data.dynamic_sampling or 1  # at most
   sizes = {
     "iterations": data.iterations,
     "prompts an iteration": data.prompts_per_iteration,

@@ -236,6 +236,32 @@ def informative(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:
   return most_B > least_B
 
 
+def used(rollouts: RolloutBatch, present_BK: np.ndarray, count: int) -> np.ndarray:
+  """Selects the prompts that dynamic sampling trains on, bool `[B]`: the first `count`
+  whose rewards by the feedback differ.
+
+  By the feedback alone, as in DAPO, which asks whether answers are correct: a penalty
+  of length would make all prompts differ.
+
+  Args:
+    rollouts: all that an iteration has sampled, in that order.
+    present_BK: of `shaped`.
+    count: number of prompts of an iteration.
+  """
+  differ_B = informative(rollouts.reward_BK, present_BK)
+  return differ_B & (np.cumsum(differ_B) <= count)
+
+
+def sampling_cost(used_B: np.ndarray) -> dict[str, float]:
+  """Metrics of dynamic sampling: prompts that are trained on, and completions sampled
+  per completion of those (no such metric where there are none)."""
+  count = int(used_B.sum())
+  metrics = {"rollout/prompts_used": float(count)}
+  if count:
+    metrics["rollout/sampled_per_used"] = len(used_B) / count
+  return metrics
+
+
 def _spread(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:
   """Standard deviation of each prompt's present rewards; 0 where all are absent."""
   count_B = np.maximum(present_BK.sum(1), 1)

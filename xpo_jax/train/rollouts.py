@@ -196,6 +196,24 @@ def _columns(groups: Sequence[tuple[tuple, ...]]) -> tuple[tuple, ...]:
   )
 
 
+def joined(first: RolloutBatch, second: RolloutBatch) -> RolloutBatch:
+  """Appends the prompts of a second round of the same iteration, both with rewards;
+  `idle` is the mean over prompts."""
+  counts = [len(first.row_B), len(second.row_B)]
+  return dataclasses.replace(
+    first,
+    row_B=np.concatenate([first.row_B, second.row_B]),
+    prompts=first.prompts + second.prompts,
+    texts_BK=first.texts_BK + second.texts_BK,
+    examples=first.examples + second.examples,
+    logp=first.logp + second.logp,
+    ended_BK=np.concatenate([first.ended_BK, second.ended_BK]),
+    reward_BK=np.concatenate([first.reward_BK, second.reward_BK]),
+    opponents_BJ=first.opponents_BJ + second.opponents_BJ,
+    idle=float(np.average([first.idle, second.idle], weights=counts)),
+  )
+
+
 def write(path: Path, rollouts: RolloutBatch) -> None:
   """Writes rollouts atomically, one line for each completion."""
   lines = []
