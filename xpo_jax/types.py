@@ -192,6 +192,9 @@ class Objective(NamedTuple):
     column0_source: required source of column 0 of sampled completions: "sample", as the
       others; "greedy", greedy decoding of the policy; "reference", a sample of the
       reference.
+    on_policy: whether its gradient is meant for samples of the current policy alone,
+      because no importance ratio weighs them. A run then refuses samples of another
+      (`Rollouts.allow_off_policy`).
     reward_kind: required content of `reward_BK`: "any" numbers; "win_rates",
       probabilities of beating an opponent or a group; "pairwise", the probabilities
       that each of two completions beats the other, which add up to 1.
@@ -207,6 +210,7 @@ class Objective(NamedTuple):
   init: Callable[[], State] = no_state
   reads_tokens: bool = False
   column0_source: Literal["sample", "greedy", "reference"] = "sample"
+  on_policy: bool = False
   reward_kind: Literal["any", "win_rates", "pairwise"] = "any"
 
 

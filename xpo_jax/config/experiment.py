@@ -187,6 +187,10 @@ class Rollouts:
       feedback, before the rules for length. It samples the next
       `prompts_per_iteration` prompts until it has so many of them, at most this many
       rounds in all, and trains on what it has. None: one round, every prompt is used.
+    allow_off_policy: lets an objective without an importance ratio
+      (`Objective.on_policy`) take several updates of an iteration, or learn from stale
+      samples (`Sampling.staleness`): its gradient is then biased, by how far the policy
+      has moved since it sampled.
     critic_init: a reward model: values are then those of a critic of its own that
       starts as it, of any size but with the policy's tokenizer (InstructGPT); its
       directory (`feedback.reward_model`) or the `Stage` that trains it. None: values
@@ -205,6 +209,7 @@ class Rollouts:
   kl_controller: Configured | None = None
   ref_update_every: int | None = None
   dynamic_sampling: int | None = None
+  allow_off_policy: bool = False
   critic_init: str | Stage | None = None
 
   def __post_init__(self):

@@ -10,7 +10,13 @@ import numpy as np
 from xpo_jax import scored
 from xpo_jax.config import split_overlap
 from xpo_jax.config.data import Data
-from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
+from xpo_jax.config.experiment import (
+  Experiment,
+  MeshShape,
+  Rollouts,
+  Scratch,
+  Stage,
+)
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
 from xpo_jax.models import hf_checkpoint
@@ -87,7 +93,8 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
 
   Raises:
     ValueError: an objective that reads columns without a source in rollouts, needs
-      another layout than the pair construction's, another `Sampling.column0_source` or
+      another layout than the pair construction's, samples of the current policy where
+      they are of an older one, another `Sampling.column0_source` or
       another `Feedback.kind`, or whose gradient does not depend on rewards with so few
       completions; win rates of one completion; an averaged opponent without an average;
       a controller of another beta than the objective's, or that may reduce it to 0 in
@@ -128,6 +135,8 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"{objective.column0_source!r} in column 0; set Sampling.column0_source to "
       f"{objective.column0_source!r}"
     )
+  if objective.on_policy and not data.allow_off_policy:
+    _check_on_policy(name, data)
   _check_feedback(objective, experiment)
   _check_opponent(experiment)
   if completions == 1 and not _sees_rewards(objective, pairs):
@@ -175,6 +184,22 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
       )
     longest = chosen.width
   loading.check_room(config, experiment.data.sampling, longest)
+
+
+def _check_on_policy(name: str, data: Rollouts) -> None:
+  """Refuses updates on samples of another policy than the one that is updated."""
+  fields = {
+    "Rollouts.minibatches": (data.minibatches, 1),
+    "Rollouts.ppo_epochs": (data.ppo_epochs, 1),
+    "Sampling.staleness": (data.sampling.staleness, 0),
+  }
+  for field, (value, allowed) in fields.items():
+    if value != allowed:
+      raise ValueError(
+        f"{field} is {value}: {name} has no importance ratio, so its gradient is right "
+        f"for samples of the current policy alone; set {field} to {allowed}, or "
+        "Rollouts.allow_off_policy=True to accept the bias"
+      )
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:
