@@ -97,6 +97,9 @@ class Scored:
       besides `value_BKT` and statistics that read the policy.
     ref_logp_BKT: the same under the frozen reference.
     old_logp_BKT: the same under the policy that generated the data.
+    sampler_logp_BKT: the same under the distribution that the data were drawn from: the
+      generating policy after truncation, at the sampler's own temperature and
+      precision (`ops.sampler_correction`).
     value_BKT: scalar head at the position that predicts each token.
     old_value_BKT: the same, recorded at sampling time.
     ref_kl_BKT: KL(ref || policy) over the whole vocabulary at each position.
@@ -114,6 +117,7 @@ class Scored:
   logp_BKT: Array | None = None
   ref_logp_BKT: Array | None = None
   old_logp_BKT: Array | None = None
+  sampler_logp_BKT: Array | None = None
   value_BKT: Array | None = None
   old_value_BKT: Array | None = None
   ref_kl_BKT: Array | None = None
