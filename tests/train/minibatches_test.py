@@ -153,7 +153,7 @@ def test_rows_are_those_of_the_plan_where_none_is_left_out():
 def test_largest_batch_holds_the_longest_prompt_and_completions_at_the_limit(
   name, pairs, columns
 ):
-  stats = rollouts_program.recorded_stats(ObjectiveConfig(name).build(), 1.0)
+  stats = rollouts_program.recorded_stats(ObjectiveConfig(name).build(), Sampling())
   sizes = RowSizes(DATA.rows_per_step, DATA.microbatches, 4, T)
   prompt = np.arange(4, dtype=np.int32)
   batch = minibatches.largest(DATA, prompt, stats, pairs, sizes)

@@ -16,7 +16,7 @@ from xpo_jax.config import checks
 from xpo_jax.config.data import Data, Evaluation, Prompts, title_of
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.config.sampling import Feedback, SamplerCorrection, Sampling
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.types import AuxLoss
@@ -187,6 +187,8 @@ class Rollouts:
       feedback, before the rules for length. It samples the next
       `prompts_per_iteration` prompts until it has so many of them, at most this many
       rounds in all, and trains on what it has. None: one round, every prompt is used.
+    sampler_correction: importance weights for a sampler that is not the policy; None:
+      off.
     allow_off_policy: lets an objective without an importance ratio
       (`Objective.on_policy`) take several updates of an iteration, or learn from stale
       samples (`Sampling.staleness`): its gradient is then biased, by how far the policy
@@ -209,6 +211,7 @@ class Rollouts:
   kl_controller: Configured | None = None
   ref_update_every: int | None = None
   dynamic_sampling: int | None = None
+  sampler_correction: SamplerCorrection | None = None
   allow_off_policy: bool = False
   critic_init: str | Stage | None = None
 

@@ -253,7 +253,7 @@ def _rollouts_memory(parts, first) -> dict[str, int] | None:
   batch = minibatches.largest(
     experiment.data,
     max(parts.prompts.ids, key=len),
-    rollouts_program.recorded_stats(parts.objective, experiment.data.temperature),
+    rollouts_program.recorded_stats(parts.objective, experiment.data.sampling),
     parts.pairs,
     parts.sizes,
   )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.config.experiment import Experiment, stages
-from xpo_jax.config.sampling import Opponent
+from xpo_jax.config.sampling import Opponent, SamplerCorrection, Sampling
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
@@ -26,7 +26,7 @@ from xpo_jax.feedback import critic
 from xpo_jax.feedback.protocol import SelfFeedback
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.models.transformer import Model
-from xpo_jax.ops import kl_control, token_stats
+from xpo_jax.ops import kl_control, sampler_correction, token_stats
 from xpo_jax.sharding import place
 from xpo_jax.train import (
   aux_losses,
@@ -61,7 +61,7 @@ SHOWN = (
   "time/feedback",
   "time/update",
 )
-OLD_VALUE = "old_value_BKT"
+OLD_LOGP, OLD_VALUE = "old_logp_BKT", "old_value_BKT"
 # Folded into the key in place of the iteration, or before it.
 _HELD_OUT, _FURTHER = jnp.uint32(0xFFFFFFFF), jnp.uint32(0xFFFFFFFE)
 
@@ -209,6 +209,8 @@ def assemble(
     prompts = data.prompts
     loaded = loading.load(prompts, prompts, datasets, run_dir / loading.RECORDS)
   build = at_temperature(experiment.objective.build, data.temperature)
+  if data.sampler_correction is not None:
+    build = corrected(build, data.sampler_correction)
   begin = loading.start(experiment, run_dir, loaded)
   model, adapter = transformer.model(begin.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
@@ -276,7 +278,7 @@ def assemble(
     aux=aux,
     record=references.recorder(
       models | {"policy": lora.attached_model(model, adapter)},
-      recorded_stats(objective, data.temperature),
+      recorded_stats(objective, data.sampling),
       mesh,
     ),
     sizes=RowSizes(
@@ -438,9 +440,23 @@ def at_temperature(
   return tempered
 
 
-def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat, ...]:
-  """Selects the statistics scored once an iteration: the reference's, and the values of
-  the policy that sampled."""
+def corrected(
+  build: Callable[..., Objective], correction: SamplerCorrection
+) -> Callable[..., Objective]:
+  """Corrects the gradient of an objective for its sampler."""
+  arguments = dataclasses.asdict(correction)
+
+  def make(**traced: Any) -> Objective:
+    return sampler_correction.corrected(build(**traced), **arguments)
+
+  return make
+
+
+def recorded_stats(objective: Objective, sampling: Sampling) -> tuple[TokenStat, ...]:
+  """Selects the statistics scored once an iteration: the reference's, the values of
+  the policy that sampled, and its log-probs where the sampler's are not the trainer's:
+  its weights are of another dtype, or the objective compares the two."""
+  temperature = sampling.temperature
   stats = {stat.field: stat for stat in references.cacheable(objective)}
   ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
   stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
@@ -448,6 +464,9 @@ def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat,
     field = token_stats.VALUE.field
     (value,) = (stat for stat in objective.stats if stat.field == field)
     stats[OLD_VALUE] = value._replace(field=OLD_VALUE)
+  if "sampler_logp_BKT" in objective.columns or sampling.weights_dtype is not None:
+    logp = token_stats.tempered(token_stats.LOGP, temperature)
+    stats[OLD_LOGP] = logp._replace(field=OLD_LOGP)
   return tuple(stats[field] for field in sorted(stats))
 
 

@@ -1,5 +1,6 @@
 """Validates a run before anything of it is made."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from xpo_jax.config.experiment import (
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
 from xpo_jax.models import hf_checkpoint
+from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.testing import toy
@@ -28,7 +30,9 @@ from xpo_jax.train.loading import Datasets
 from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.types import Layout, Objective
 
-_RECORDED = frozenset({"reward_BK", "old_logp_BKT", "old_value_BKT"})
+_RECORDED = frozenset(
+  {"reward_BK", "old_logp_BKT", "sampler_logp_BKT", "old_value_BKT"}
+)
 
 
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
@@ -109,6 +113,8 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"{type(pairs).__name__}; name a function that makes a PairConstruction, such as "
       "pair_construction.best_worst"
     )
+  if data.sampler_correction is not None:
+    objective = _corrected(objective, data)
   name, completions = objective.name, data.sampling.completions
   if pairs.layout is not objective.layout:
     raise ValueError(
@@ -184,6 +190,26 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
       )
     longest = chosen.width
   loading.check_room(config, experiment.data.sampling, longest)
+
+
+def _corrected(objective: Objective, data: Rollouts) -> Objective:
+  """The objective with the run's correction for its sampler.
+
+  Raises:
+    ValueError: no correction of it is possible.
+  """
+  if data.sampling.column0_source == "reference":
+    raise ValueError(
+      "Rollouts.sampler_correction is set and Sampling.column0_source 'reference': "
+      "column 0 is no sample of the policy, and no weight makes it one; set "
+      "sampler_correction to None"
+    )
+  try:
+    return sampler_correction.corrected(
+      objective, **dataclasses.asdict(data.sampler_correction)
+    )
+  except ValueError as error:
+    raise ValueError(f"Rollouts.sampler_correction: {error}") from error
 
 
 def _check_on_policy(name: str, data: Rollouts) -> None:
