@@ -44,10 +44,11 @@ SMALL = Config(
 )
 # The same prompts are held out of all three stages.
 HELD_OUT = Evaluation(share=0.1)
+# Objective, whether it has a critic, updates of an iteration (RLOO has no ratio).
 METHODS = {
-  "ppo": (ObjectiveConfig("ppo", beta=0.05, whiten_reward=False), True),
-  "rloo": (ObjectiveConfig("rloo", beta=0.05), False),
-  "grpo": (ObjectiveConfig("grpo", beta=0.04), False),
+  "ppo": (ObjectiveConfig("ppo", beta=0.05, whiten_reward=False), True, 2),
+  "rloo": (ObjectiveConfig("rloo", beta=0.05), False, 1),
+  "grpo": (ObjectiveConfig("grpo", beta=0.04), False, 2),
 }
 
 
@@ -80,7 +81,7 @@ def experiment(
     mesh=mesh,
     evaluation=HELD_OUT,
   )
-  objective, has_critic = METHODS[method]
+  objective, has_critic, updates = METHODS[method]
   return Experiment(
     objective=objective,
     data=Rollouts(
@@ -95,7 +96,7 @@ def experiment(
       sampling=Sampling(completions=4, max_completion_tokens=48),
       iterations=40,
       prompts_per_iteration=16,
-      minibatches=2,
+      minibatches=updates,
       critic_init=Stage(reward) if has_critic else None,
     ),
     start=Stage(sft),

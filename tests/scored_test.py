@@ -81,6 +81,7 @@ def test_half_precision_is_promoted_and_float64_stays():
 def test_padding_is_zeroed_in_every_token_field():
   ones = np.ones((3, 2, 4))
   names = ["old_logp_BKT", "value_BKT", "old_value_BKT", "ref_kl_BKT", "reward_BKT"]
+  names += ["sampler_logp_BKT"]
   record = scored.from_token_logps(
     ones, MASK, ones, **dict.fromkeys(names, ones), extra={"entropy_BKT": ones}
   )

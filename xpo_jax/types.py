@@ -97,6 +97,9 @@ class Scored:
       besides `value_BKT` and statistics that read the policy.
     ref_logp_BKT: the same under the frozen reference.
     old_logp_BKT: the same under the policy that generated the data.
+    sampler_logp_BKT: the same under the distribution that the data were drawn from: the
+      generating policy after truncation, at the sampler's own temperature and
+      precision (`ops.sampler_correction`).
     value_BKT: scalar head at the position that predicts each token.
     old_value_BKT: the same, recorded at sampling time.
     ref_kl_BKT: KL(ref || policy) over the whole vocabulary at each position.
@@ -114,6 +117,7 @@ class Scored:
   logp_BKT: Array | None = None
   ref_logp_BKT: Array | None = None
   old_logp_BKT: Array | None = None
+  sampler_logp_BKT: Array | None = None
   value_BKT: Array | None = None
   old_value_BKT: Array | None = None
   ref_kl_BKT: Array | None = None
@@ -192,6 +196,9 @@ class Objective(NamedTuple):
     column0_source: required source of column 0 of sampled completions: "sample", as the
       others; "greedy", greedy decoding of the policy; "reference", a sample of the
       reference.
+    on_policy: whether its gradient is meant for samples of the current policy alone,
+      because no importance ratio weighs them. A run then refuses samples of another
+      (`Rollouts.allow_off_policy`).
     reward_kind: required content of `reward_BK`: "any" numbers; "win_rates",
       probabilities of beating an opponent or a group; "pairwise", the probabilities
       that each of two completions beats the other, which add up to 1.
@@ -207,6 +214,7 @@ class Objective(NamedTuple):
   init: Callable[[], State] = no_state
   reads_tokens: bool = False
   column0_source: Literal["sample", "greedy", "reference"] = "sample"
+  on_policy: bool = False
   reward_kind: Literal["any", "win_rates", "pairwise"] = "any"
 
 

@@ -32,6 +32,7 @@ MODULES = {
     "ops.token_mdp",
     "ops.returns",
     "ops.policy_loss",
+    "ops.sampler_correction",
     "ops.groups",
     "ops.ranking",
     "ops.preference_games",

@@ -70,6 +70,13 @@ def test_sizes_of_rollouts_that_do_not_divide_are_refused(sizes, match):
     experiments.replace(ROLLOUTS, **sizes)
 
 
+def test_overlong_buffer_longer_than_completions_is_refused():
+  feedback = Feedback(SOURCE, overlong_buffer=9)
+  with pytest.raises(ValueError, match=r"overlong_buffer is 9, above .* = 8"):
+    sampling = Sampling(max_completion_tokens=8)
+    experiments.replace(ROLLOUTS, feedback=feedback, sampling=sampling)
+
+
 def test_opponent_needs_win_rates_and_an_average_that_exists():
   sampling = Sampling(opponent=Opponent(share=0.5, of="average"))
   with pytest.raises(ValueError, match=r"needs Feedback.kind .* 'scores'"):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from xpo_jax.config.factories import Configured
-from xpo_jax.config.sampling import Feedback, Opponent, Sampling
+from xpo_jax.config.sampling import Feedback, Opponent, SamplerCorrection, Sampling
 from xpo_jax.feedback import rules
 
 SOURCE = Configured(rules.synthetic_reward)
@@ -49,6 +49,11 @@ def test_reward_of_a_cut_completion_may_be_negative():
       "half of at least 2",
     ),
     (lambda: Sampling(slots=0), "slots is 0"),
+    (lambda: Sampling(weights_dtype="int8"), "weights_dtype is 'int8'; allowed"),
+    (lambda: SamplerCorrection(cap=-1.0), "SamplerCorrection.cap is -1.0; allowed"),
+    (lambda: SamplerCorrection(cap=None), "SamplerCorrection.cap and bounds are None"),
+    (lambda: SamplerCorrection(bounds=(2.0, 1.0)), "SamplerCorrection.bounds is"),
+    (lambda: SamplerCorrection(level="tokens"), "did you mean 'token'"),
     (lambda: Sampling(slots=8, prompts_at_once=4), "slots is 8 and prompts_at_once 4"),
     (lambda: Opponent(share=1.5), "share is 1.5"),
     (lambda: Opponent(completions=1.5), "Opponent.completions is 1.5"),
@@ -56,6 +61,14 @@ def test_reward_of_a_cut_completion_may_be_negative():
     (lambda: Feedback(SOURCE, missing_eos=math.inf), "missing_eos is inf; allowed"),
     (lambda: Feedback(SOURCE, missing_eos=math.nan), "missing_eos is nan; allowed"),
     (lambda: Feedback(SOURCE, missing_eos=-1.0), 'is -1.0, .*"replace"'),
+    (
+      lambda: Feedback(SOURCE, overlong_buffer=0),
+      "overlong_buffer is 0; .* at least 1",
+    ),
+    (
+      lambda: Feedback(SOURCE, overlong_buffer=4, overlong_weight=-1.0),
+      "overlong_weight is -1.0; allowed: a finite number > 0",
+    ),
   ],
 )
 def test_value_out_of_range_is_refused_by_name(make, match):

@@ -28,6 +28,16 @@ def test_patterns_match_within_or_the_whole_text():
 
 
 @pytest.mark.nonfinite
+def test_success_is_a_score_that_reaches_the_threshold():
+  success = rules.at_least(rules.length(), 2.0)
+  assert _value(success, ["one", "one two", "one two three"]) == [0, 1, 1]
+  known = rules.at_least(rules.exact_match({"p": "a"}), 0.5)
+  np.testing.assert_equal(
+    _value(known, ["a", "b", "a"], ["p", "p", "q"]), [1, 0, np.nan]
+  )
+
+
+@pytest.mark.nonfinite
 def test_exact_match_abstains_on_unknown_prompts():
   scorer = rules.exact_match({"2+2": "4", "capital": "Paris"}, extract=r"#### *(.*)")
   prompts = ["2+2", "2+2", "2+2", "capital", "other"]

@@ -16,14 +16,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from xpo_jax import objectives, scored
+from xpo_jax.ops import sampler_correction
 from xpo_jax.testing import toy
 from xpo_jax.types import Array, Aux, Loss, Mean, Objective, Scored, State
 
 MIXTURE = "mixture of a coupled and a token-mean objective"
-EVERY = [*objectives.NAMES, MIXTURE]
+CORRECTED = "objective corrected for its sampler"
+EVERY = [*objectives.NAMES, MIXTURE, CORRECTED]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
-OPTIONAL |= {"reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
+OPTIONAL |= {"sampler_logp_BKT", "reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
 KEY = 7
 
 
@@ -40,6 +42,9 @@ def objective(name: str) -> Objective:
   if name == MIXTURE:
     parts = (objectives.beta_dpo(), objectives.sft())
     return objectives.mixture((1.0, 0.3), parts)
+  if name == CORRECTED:
+    grpo = objectives.grpo()
+    return sampler_correction.corrected(grpo, cap=1.05, bounds=(0.9, 1.2))
   return objectives.build(name)
 
 

@@ -111,7 +111,14 @@ def start(tmp_path_factory):
 
 # The small model writes letters, which no kind of praise matches.
 LETTERS = Configured(rules.cyclic_preference, patterns=("[a-h]", "[i-q]", "[r-z]"))
-JUDGES = {"nash_md": Feedback(LETTERS, kind="win_rates")}
+# It ends nothing either, and `dapo` leaves out what did not end.
+SUCCESS = Configured(
+  rules.at_least, scorer=Configured(rules.synthetic_reward), threshold=0.5
+)
+JUDGES = {
+  "nash_md": Feedback(LETTERS, kind="win_rates"),
+  "dapo": Feedback(SUCCESS, overlong_buffer=2),
+}
 
 
 @pytest.mark.parametrize("name", METRICS)

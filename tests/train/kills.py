@@ -40,6 +40,7 @@ from xpo_jax.train import (
 RUN = experiments.replace(
   ONLINE,
   iterations=24,
+  dynamic_sampling=2,
   loop=Loop(log_every=1, eval_every=3),
   evaluation=Evaluation(share=0.2),
 )
@@ -95,9 +96,9 @@ def run_until(
     log: what is asked, and what has been written, is added to it line by line.
     kill: when the process is killed; None: never.
   """
-  rewards.ask = _logged(rewards.ask, log, lambda judge, drawn, *_: drawn.iteration)
+  rewards.ask = _logged(rewards.ask, log, lambda judge, drawn, *_: _round(drawn))
   rollouts.write = _logged(
-    rollouts.write, log, lambda path, drawn: drawn.iteration, after="written"
+    rollouts.write, log, lambda path, drawn: _round(drawn), after="written"
   )
   if kill is not None:
     module, name, _ = PLACES[kill.place]
@@ -151,21 +152,27 @@ def run_both(
 
 
 def asked_twice(directory: Path) -> tuple[list[str], list[str]]:
-  """Iterations asked about again: those whose feedback a kill lost before it was
-  written, and those whose feedback had been written, of which there must be none."""
+  """Rounds of sampling asked about again: those whose feedback a kill lost before it
+  was written, and those whose feedback had been written: there must be none."""
   lost, again, seen, written = [], [], set(), set()
   for line in (directory / "killed.log").read_text().splitlines():
-    what, iteration = line.split()
-    if iteration == "-1":  # held-out samples, of one number
+    what, round_ = line.split()
+    if round_.startswith("-1:"):  # held-out samples, of one number
       continue
     if what == "written":
-      written.add(iteration)
-    elif iteration in written:
-      again.append(iteration)
-    elif iteration in seen:
-      lost.append(iteration)
-    seen.add(iteration)
+      written.add(round_)
+    elif round_ in written:
+      again.append(round_)
+    elif round_ in seen:
+      lost.append(round_)
+    seen.add(round_)
   return lost, again
+
+
+def _round(drawn: rollouts.RolloutBatch) -> str:
+  """The iteration and the last prompts of rollouts, which are those of their round."""
+  count = RUN.data.prompts_per_iteration
+  return f"{drawn.iteration}:" + "-".join(map(str, drawn.row_B[-count:]))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -182,10 +189,10 @@ def main(argv: Sequence[str]) -> int:
     done = run_both(RUN, directory, draw(args.kills, args.seed))
     lost, again = asked_twice(directory)
     wrong = compare.differences(directory / "killed", directory / "whole")
-    wrong += [f"iteration {i} asked about twice" for i in again]
+    wrong += [f"round {i} asked about twice" for i in again]
     print(
       f"{len(done)} kills in {RUN.data.iterations} iterations; feedback of {len(lost)} "
-      f"iterations was lost before it was written; differences: {wrong or 'none'}"
+      f"rounds was lost before it was written; differences: {wrong or 'none'}"
     )
   if len(done) < args.kills:
     print(f"the run was done after {len(done)} of {args.kills} kills")

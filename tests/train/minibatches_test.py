@@ -66,11 +66,13 @@ def _drawn() -> tuple[RolloutBatch, minibatches.Values]:
   ],
   ids=["all_pairs", "rated", "as_sampled"],
 )
-def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(pairs):
+# A completion without a reward, or one of every prompt.
+@pytest.mark.parametrize("absent", [(1, 0), (slice(None), 0)], ids=["one", "each"])
+def test_rows_of_a_prompt_share_its_step_count_and_keep_their_records(pairs, absent):
   drawn, values = _drawn()
   reward_BK = np.random.default_rng(1).normal(size=(B, K)).astype(np.float32)
   present_BK = np.ones((B, K), np.float32)
-  present_BK[1, 0] = 0
+  present_BK[absent] = 0
   examples, arrays = minibatches.construct(pairs, drawn, values, reward_BK, present_BK)
   batches, cache = _cut(pairs, examples, arrays)
   assert len(batches) == 2  # minibatches, however many rows a prompt has
@@ -151,7 +153,7 @@ def test_rows_are_those_of_the_plan_where_none_is_left_out():
 def test_largest_batch_holds_the_longest_prompt_and_completions_at_the_limit(
   name, pairs, columns
 ):
-  stats = rollouts_program.recorded_stats(ObjectiveConfig(name).build(), 1.0)
+  stats = rollouts_program.recorded_stats(ObjectiveConfig(name).build(), Sampling())
   sizes = RowSizes(DATA.rows_per_step, DATA.microbatches, 4, T)
   prompt = np.arange(4, dtype=np.int32)
   batch = minibatches.largest(DATA, prompt, stats, pairs, sizes)

@@ -164,6 +164,29 @@ def test_abstention_is_absent_and_stays_one_when_cut():
   np.testing.assert_array_equal(present_BK, [[1, 1], [0, 0]])
 
 
+def test_overlong_penalty_falls_over_the_buffer_before_the_limit():
+  """DAPO's: 0 up to L - C tokens, then (L - C - n) / C, here of L = 6 and C = 4."""
+  feedback = Feedback(SOURCE, overlong_buffer=4, overlong_weight=2.0)
+  drawn = _drawn([[1.0, 3.0], [2.0, NAN]])  # of 2, 2, 4 and 6 tokens
+  sampling = Sampling(max_completion_tokens=6)
+  reward_BK, present_BK = rewards.shaped(drawn, feedback, sampling)
+  np.testing.assert_array_equal(reward_BK, [[1.0, 3.0], [2.0 - 2 * 2 / 4, 0.0]])
+  np.testing.assert_array_equal(present_BK, [[1, 1], [1, 0]])
+  longest = rewards.shaped(_drawn([[0, 0], [0, 0]]), feedback, sampling)[0][1, 1]
+  assert longest == -2
+
+
+def test_overlong_filtering_leaves_out_what_the_policy_did_not_end():
+  drawn = _drawn([[1.0, 3.0], [2.0, 4.0]], ended=((False, True), (True, False)))
+  feedback = Feedback(SOURCE, overlong_filtering=True)
+  _, present_BK = rewards.shaped(drawn, feedback, Sampling())
+  np.testing.assert_array_equal(present_BK, [[0, 1], [1, 0]])
+  # A cut baseline in column 0 is still one.
+  greedy = Sampling(column0_source="greedy")
+  _, present_BK = rewards.shaped(drawn, feedback, greedy)
+  np.testing.assert_array_equal(present_BK, [[1, 1], [1, 0]])
+
+
 def test_summary_counts_what_it_says():
   drawn = _drawn([[1.0, 3.0], [NAN, 4.0]])
   kl_BK = np.array([[0.5, 1.5], [2.0, 0.0]])

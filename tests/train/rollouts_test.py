@@ -46,6 +46,9 @@ def _rollouts() -> rollouts.RolloutBatch:
       tuple(-rng.random(n).astype(np.float32) * 7 for n in row) for row in lengths
     ),
     ended_BK=np.array([[True, False], [True, True]]),
+    sampler_logp=tuple(
+      tuple(-rng.random(n).astype(np.float32) for n in row) for row in lengths
+    ),
     reward_BK=np.array([[0.1, np.nan], [-3e-7, 1.0]], np.float32),
     opponents_BJ=((" o\n", ""), ("\u2028", " p")),
     idle=1 / 3,
@@ -67,11 +70,18 @@ def test_rollouts_come_back_bit_for_bit(tmp_path):
       (got.prompt, *got.completions), (want.prompt, *want.completions), strict=True
     ):
       np.testing.assert_array_equal(a, b)
-  for got, want in zip(again.logp, made.logp, strict=True):
-    for a, b in zip(got, want, strict=True):
-      assert a.dtype == np.float32 and a.tobytes() == b.tobytes()
+  for name in ("logp", "sampler_logp"):
+    for got, want in zip(vars(again)[name], vars(made)[name], strict=True):
+      for a, b in zip(got, want, strict=True):
+        assert a.dtype == np.float32 and a.tobytes() == b.tobytes()
   lines = (tmp_path / "r" / "1.jsonl").read_text(encoding="utf-8").count("\n")
   assert lines == 4  # one a completion, line breaks within texts escaped
+
+
+def test_rollouts_of_older_versions_have_no_log_probs_of_the_sampler(tmp_path):
+  old = dataclasses.replace(_rollouts(), sampler_logp=())
+  rollouts.write(tmp_path / "1.jsonl", old)
+  assert rollouts.read(tmp_path / "1.jsonl").sampler_logp == ()
 
 
 def test_conversations_come_back_with_their_messages(tmp_path):
@@ -220,6 +230,46 @@ def test_explorers_are_the_last_columns_and_change_no_other(draw):
     np.mean([group[2][0] for group in drawn.logp]) for drawn in (cold, hot)
   )
   assert hot_logp < cold_logp
+
+
+def _gap(drawn) -> np.ndarray:
+  """log pi_sampler - log pi of every token, by completion, end to end."""
+  both = zip(drawn.sampler_logp, drawn.logp, strict=True)
+  return np.concatenate([a - b for ours in both for a, b in zip(*ours, strict=True)])
+
+
+def test_sampler_is_the_policy_until_it_draws_otherwise(draw):
+  same = draw("other", opponent=None)
+  np.testing.assert_allclose(_gap(same), 0, atol=1e-5)
+  # Among fewer tokens each that is left is likelier, by what the others had.
+  fewer = _gap(draw("other", opponent=None, top_k=5))
+  assert (fewer > -1e-5).all() and fewer.mean() > 0.01
+  # Of a greedy column, which nothing is drawn for, and of samples beside it.
+  greedy = draw("other", opponent=None, column0_source="greedy")
+  np.testing.assert_allclose(_gap(greedy), 0, atol=1e-5)
+  # The last half at another temperature.
+  hot = draw("other", opponent=None, exploration_temperature=4.0)
+  gap_BK = [
+    [np.abs(a - b).mean() for a, b in zip(*ours, strict=True)]
+    for ours in zip(hot.sampler_logp, hot.logp, strict=True)
+  ]
+  assert np.max(gap_BK, 0)[0] < 1e-5 and np.mean(gap_BK, 0)[1] > 0.01
+
+
+def test_rounded_weights_draw_from_another_distribution(draw):
+  """What is recorded of both is of the rounded weights; the trainer knows its own."""
+  exact, rounded = (
+    draw("other", opponent=None, weights_dtype=dtype) for dtype in (None, "bfloat16")
+  )
+  np.testing.assert_allclose(_gap(rounded), 0, atol=1e-5)
+  first = [
+    [group[0][0] for group in drawn.logp]
+    for drawn in (exact, rounded)
+    if drawn.examples[0].completions[0][0] == exact.examples[0].completions[0][0]
+  ]
+  assert len(first) == 2
+  gap = np.abs(np.subtract(*first))
+  assert 1e-5 < gap[0] < 0.3
 
 
 def test_slots_draw_what_whole_batches_draw_and_idle_less(draw):

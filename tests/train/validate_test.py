@@ -100,6 +100,26 @@ def test_column_0_is_the_one_that_the_objective_is_made_for(name, first):
       _check(run)
 
 
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"minibatches": 2}, "Rollouts.minibatches is 2: .* to 1"),
+    ({"ppo_epochs": 3}, "Rollouts.ppo_epochs is 3: .* to 1"),
+    (
+      {"sampling": dataclasses.replace(RUN.data.sampling, staleness=1)},
+      "Sampling.staleness is 1: .* to 0",
+    ),
+  ],
+)
+def test_objective_without_a_ratio_refuses_samples_of_another_policy(changes, match):
+  _check(experiments.replace(RUN, **changes))  # PPO has a ratio
+  for name in ("rloo", "reinforce"):
+    run = experiments.replace(RUN, objective=ObjectiveConfig(name), **changes)
+    with pytest.raises(ValueError, match=f"{match}, .*allow_off_policy=True"):
+      _check(run)
+    _check(experiments.replace(run, allow_off_policy=True))
+
+
 RATES = Feedback(
   Configured(rules.cyclic_preference, patterns=("a", "b", "c")), kind="win_rates"
 )

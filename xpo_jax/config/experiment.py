@@ -16,7 +16,7 @@ from xpo_jax.config import checks
 from xpo_jax.config.data import Data, Evaluation, Prompts, title_of
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.config.sampling import Feedback, SamplerCorrection, Sampling
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.types import AuxLoss
@@ -182,6 +182,17 @@ class Rollouts:
       after every iteration, or None.
     ref_update_every: the policy becomes the reference after every so many iterations;
       None: the reference stays.
+    dynamic_sampling: DAPO's dynamic sampling (Yu et al. 2025, arXiv:2503.14476): an
+      iteration trains on prompts alone whose completions differ in their rewards by the
+      feedback, before the rules for length. It samples the next
+      `prompts_per_iteration` prompts until it has so many of them, at most this many
+      rounds in all, and trains on what it has. None: one round, every prompt is used.
+    sampler_correction: importance weights for a sampler that is not the policy; None:
+      off.
+    allow_off_policy: lets an objective without an importance ratio
+      (`Objective.on_policy`) take several updates of an iteration, or learn from stale
+      samples (`Sampling.staleness`): its gradient is then biased, by how far the policy
+      has moved since it sampled.
     critic_init: a reward model: values are then those of a critic of its own that
       starts as it, of any size but with the policy's tokenizer (InstructGPT); its
       directory (`feedback.reward_model`) or the `Stage` that trains it. None: values
@@ -199,11 +210,21 @@ class Rollouts:
   pair_construction: Configured | None = None
   kl_controller: Configured | None = None
   ref_update_every: int | None = None
+  dynamic_sampling: int | None = None
+  sampler_correction: SamplerCorrection | None = None
+  allow_off_policy: bool = False
   critic_init: str | Stage | None = None
 
   def __post_init__(self):
     sizes = ("iterations", "prompts_per_iteration", "minibatches", "ppo_epochs")
-    checks.check_positive(self, *sizes, "microbatches", "ref_update_every")
+    checks.check_positive(
+      self, *sizes, "microbatches", "ref_update_every", "dynamic_sampling"
+    )
+    if self.dynamic_sampling is not None and self.sampling.completions < 2:
+      raise ValueError(
+        f"Rollouts.dynamic_sampling is {self.dynamic_sampling} and "
+        "Sampling.completions 1: rewards of a prompt differ where it has at least 2"
+      )
     if self.prompts_per_iteration % self.minibatches:
       raise ValueError(
         f"Rollouts.minibatches is {self.minibatches}, which does not divide "
@@ -218,6 +239,12 @@ class Rollouts:
       raise ValueError(
         f'Sampling.opponent needs Feedback.kind "win_rates" (is {self.feedback.kind!r})'
         ": scores compare with no opponent"
+      )
+    buffer, limit = self.feedback.overlong_buffer, self.max_completion_tokens
+    if buffer is not None and buffer > limit:
+      raise ValueError(
+        f"Feedback.overlong_buffer is {buffer}, above Sampling.max_completion_tokens = "
+        f"{limit}: every completion would be penalised; DAPO's is a fifth of the limit"
       )
 
   @property

@@ -6,6 +6,7 @@ from typing import Literal
 
 from xpo_jax.config import checks
 from xpo_jax.config.factories import Configured
+from xpo_jax.ops import sampler_correction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +45,25 @@ class Sampling:
     completions: K of each prompt.
     max_completion_tokens: longest completion, EOS included.
     temperature: divides the logits.
-    top_k: draw among the k likeliest tokens, or None. Recorded log-probs and ratios
-      are those of the whole distribution.
+    top_k: draw among the k likeliest tokens, or None. Log-probs and ratios of the
+      policy are those of the whole distribution; those of what is drawn from are
+      recorded beside them (`SamplerCorrection`).
     top_p: draw among the fewest tokens whose probability reaches p, or None.
     column0_source: source of column 0 of K: "sample", as the others; "greedy",
       the policy's likeliest tokens (ReMax's baseline); "reference", a sample of the
       reference (XPO).
     exploration_temperature: temperature of the last K // 2 completions, or None for
       that of the others (the enhancer of Dong et al. 2024, arXiv:2405.07863).
-      Their log-probs are recorded at `temperature`, so that ratios against them are
-      not exact: for methods that learn from pairs.
+      The policy's log-probs are recorded at `temperature`, so that ratios against
+      them are not exact: for methods that learn from pairs, or with a
+      `SamplerCorrection`.
     opponent: source of the completions to compare with, where `Feedback.kind` is
       "win_rates"; None: the others of the prompt.
     staleness: iterations by which the sampler's weights lag behind the policy's.
     prompts_at_once: decoded together until all have ended; None: all of an iteration.
+    weights_dtype: dtype that weights are rounded to for sampling, as in an engine of
+      lower precision; the policy's log-probs are then the trainer's, of the weights as
+      they are. None: no rounding.
     slots: instead, number of decode slots, each refilled when its completion ends
       (`continuous_batching.sample`); the draws are the same.
   """
@@ -73,9 +79,12 @@ class Sampling:
   staleness: int = 0
   prompts_at_once: int | None = None
   slots: int | None = None
+  weights_dtype: Literal["bfloat16", "float16"] | None = None
 
   def __post_init__(self):
     checks.check_among(self, "column0_source", ("sample", "greedy", "reference"))
+    if self.weights_dtype is not None:
+      checks.check_among(self, "weights_dtype", ("bfloat16", "float16"))
     checks.check_positive(
       self, "completions", "max_completion_tokens", "top_k", "prompts_at_once", "slots"
     )
@@ -123,6 +132,33 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplerCorrection:
+  """Corrects gradients for a sampler that is not the policy of the trainer.
+
+  Truncation, a sampler's own temperature or precision make completions off-policy. The
+  correction weighs each token's gradient by min(pi_old / pi_sampler, cap), and leaves
+  out tokens whose ratio is outside of bounds; pi_old is then scored by the trainer. See
+  `ops.sampler_correction.corrected`, which names the sources.
+
+  Attributes:
+    cap: of the weight; > 0, `math.inf` for none; None: no weights.
+    bounds: lowest and highest ratio of a token that carries loss; None: any.
+    level: "token", each token's ratio; "sequence", that of the whole completion.
+  """
+
+  cap: float | None = 2.0
+  bounds: tuple[float, float] | None = None
+  level: Literal["token", "sequence"] = "token"
+
+  def __post_init__(self):
+    checks.check_among(self, "level", ("token", "sequence"))
+    try:
+      sampler_correction.check(self.cap, self.bounds)
+    except ValueError as error:
+      raise ValueError(f"SamplerCorrection.{error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
 class Feedback:
   """Feedback on completions: reward model or judge, and the rules for its rewards.
 
@@ -138,6 +174,15 @@ class Feedback:
       unchanged.
     missing_eos_rule: "subtract" (TRL; `missing_eos` >= 0) or "replace" (Ziegler et al.
       2019 with -1).
+    overlong_buffer: DAPO's soft overlong punishment (`objectives.overlong_penalty`;
+      Yu et al. 2025, arXiv:2503.14476): over the last so many tokens before
+      `Sampling.max_completion_tokens` the reward falls by up to `overlong_weight`;
+      None: off. Paper: a fifth of the limit.
+    overlong_weight: the penalty at the limit, in units of the reward. Paper: 1.
+    overlong_filtering: DAPO's overlong filtering: a completion of the policy that was
+      cut at the limit carries no loss. It leaves its group as an abstention does, so
+      that its reward is not in the group's baseline either; the paper masks its loss
+      and leaves that open, TRL keeps it in the baseline.
     include_self: whether, without an opponent, the mean over the K completions of the
       prompt includes the completion itself, a tie (1/2): SPPO's estimate, biased
       towards 1/2 by a share 1 / K. False: the mean over the K - 1 others, unbiased
@@ -150,11 +195,20 @@ class Feedback:
   missing_eos: float | None = None
   missing_eos_rule: Literal["subtract", "replace"] = "subtract"
   include_self: bool = True
+  overlong_buffer: int | None = None
+  overlong_weight: float = 1.0
+  overlong_filtering: bool = False
 
   def __post_init__(self):
     checks.check_among(self, "kind", ("scores", "win_rates"))
     checks.check_among(self, "abstained", ("stop", "drop"))
     checks.check_among(self, "missing_eos_rule", ("subtract", "replace"))
+    checks.check_positive(self, "overlong_buffer")
+    if not 0 < self.overlong_weight < math.inf:
+      raise ValueError(
+        f"Feedback.overlong_weight is {self.overlong_weight}; allowed: a finite number "
+        "> 0, and overlong_buffer=None for no penalty"
+      )
     if self.missing_eos is None:
       return
     if not math.isfinite(self.missing_eos):

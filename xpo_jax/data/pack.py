@@ -359,7 +359,9 @@ def _build(batches: Batches, group: np.ndarray, row: np.ndarray) -> Batch:
   fields = {}
   for name, column_NK in data.fields.items():
     fields[f"{name}_BK"] = np.zeros((M, B, K), np.float32)
-    fields[f"{name}_BK"].reshape(-1, K)[at_group] = column_NK[group]
+    # Narrower than K where no group of the data has K completions.
+    width = column_NK.shape[1]
+    fields[f"{name}_BK"].reshape(-1, K)[at_group, :width] = column_NK[group]
   for name, value in data.token_fields.items():
     fields[f"{name}_BKT"] = np.zeros((M, B, K, T), np.float32)
     fields[f"{name}_BKT"][cell] = value[from_t[loss_t]]

@@ -89,6 +89,23 @@ def length(*, target: int | None = None) -> Scorer:
   )
 
 
+def at_least(scorer: Scorer, threshold: float) -> Scorer:
+  """Scores 1 where another scorer's score reaches a threshold, else 0: success or not.
+
+  Args:
+    scorer: abstentions stay abstentions.
+    threshold: in units of its score.
+  """
+
+  def score(prompts: Sequence[str], completions: Sequence[str]) -> Scores:
+    value_N = check_scores(scorer(prompts, completions), len(prompts)).value_N
+    return Scores(
+      np.where(np.isnan(value_N), value_N, value_N >= threshold).astype(np.float32)
+    )
+
+  return score
+
+
 def bradley_terry(scorer: Scorer, temperature: float = 1.0) -> Preference:
   """Converts a scorer to a preference: sigmoid((r_first - r_second) / temperature).
 

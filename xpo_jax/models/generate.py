@@ -77,6 +77,8 @@ class Completions:
     tokens_BKT: token ids, the stop token included; 0 after the end.
     logp_BKT: the policy's log-prob of each token, float32, at the sampling temperature
       and before any truncation; 0 after the end.
+    sampler_logp_BKT: that of the distribution that each was drawn from (truncated,
+      mixed, at another temperature), float32; 0 after the end, and if greedy.
     length_BK: number of tokens, the stop token included.
     ended_BK: whether a stop token ended it; False: it was cut at T.
     slot_steps: decode steps times the completions decoded in each, idle ones included.
@@ -86,6 +88,7 @@ class Completions:
   texts_BK: tuple[tuple[str, ...], ...]
   tokens_BKT: np.ndarray
   logp_BKT: np.ndarray
+  sampler_logp_BKT: np.ndarray
   length_BK: np.ndarray
   ended_BK: np.ndarray
   slot_steps: int
@@ -176,6 +179,7 @@ def generate(
     texts_BK=texts_BK,
     tokens_BKT=out.tokens_BKT,
     logp_BKT=out.logp_BKT,
+    sampler_logp_BKT=out.proposal_logp_BKT,
     length_BK=out.length_BK,
     ended_BK=out.ended_BK,
     slot_steps=slot_steps,

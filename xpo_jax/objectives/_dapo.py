@@ -37,9 +37,10 @@ def dapo(
   Paper: Yu et al. 2025, arXiv:2503.14476, Eq. 8.
   Departs from the paper: nothing in the loss; the standard deviation is that of `grpo`.
     Its code and TRL take one mean over the tokens of all prompts: that is `bnpo`.
-    Dynamic sampling, which resamples until rewards differ, belongs to the training
-    loop; `groups.differ` marks the prompts whose rewards differ. `overlong_penalty` is
-    added to the reward beforehand. `beta` and `dual_clip` are TRL's and not the
+    The paper's other parts are options of a run, for any objective: dynamic sampling,
+    `Rollouts.dynamic_sampling`; the soft overlong punishment, `overlong_penalty`, is
+    `Feedback.overlong_buffer`; overlong filtering, `Feedback.overlong_filtering`.
+    `experiments/dapo.py` uses all. `beta` and `dual_clip` are TRL's and not the
     paper's.
   Reduction: one mean over all tokens of a prompt's completions, mean over prompts.
 

@@ -44,8 +44,8 @@ def mixture(
 
   Returns:
     Objective with the union of stats and columns; states and random draws are composed.
-    `column0_source` is the one required other than "sample", `reward_kind` the most
-    restrictive one.
+    `column0_source` is the one required other than "sample", `on_policy` and
+    `reward_kind` the most restrictive ones.
 
   Raises:
     ValueError: lengths differ, no objective, two different layouts, or two different
@@ -119,5 +119,6 @@ def mixture(
     prepare=prepare if shares else nothing_shared,
     init=init if shares else no_state,
     column0_source=sources.pop(),
+    on_policy=any(part.on_policy for part in parts),
     reward_kind=max((part.reward_kind for part in parts), key=_REWARDS.index),
   )

@@ -84,5 +84,6 @@ def nash_md(beta: float = 0.008) -> Objective:
     stats=_rewards.stats(beta),
     loss=loss,
     columns=frozenset({"reward_BK"}),
+    on_policy=True,
     reward_kind="win_rates",
   )

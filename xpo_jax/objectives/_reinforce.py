@@ -88,5 +88,6 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     loss=loss,
     columns=required_columns(beta),
     prepare=prepare,
+    on_policy=True,
     init=init,
   )

@@ -78,4 +78,5 @@ def remax(beta: float | None = 0.05) -> Objective:
     columns=_reinforce.required_columns(beta),
     prepare=prepare,
     column0_source="greedy",
+    on_policy=True,
   )

@@ -85,4 +85,5 @@ def rloo(beta: float | None = 0.03) -> Objective:
     loss=loss,
     columns=_reinforce.required_columns(beta),
     prepare=prepare,
+    on_policy=True,
   )

@@ -44,6 +44,12 @@ CHARTS = (
     ),
   ),
   (
+    "Completions sampled for one that is used",
+    "completions",
+    ("rollout/sampled_per_used",),
+  ),
+  ("Prompts used", "prompts", ("rollout/prompts_used",)),
+  (
     "Spread of the rewards",
     "standard deviation",
     ("rollout/reward_std", "eval/reward_std"),
@@ -56,6 +62,13 @@ CHARTS = (
   ("Cut before the end", "fraction", ("rollout/no_eos", "eval/no_eos")),
   ("Without a verdict", "fraction", ("rollout/abstained", "eval/abstained")),
   ("Ratio to the policy that sampled", "ratio", ("ratio",)),
+  ("KL of the sampler to the policy, per token", "nats", ("sampler_kl",)),
+  ("Ratio of the policy to its sampler", "ratio", ("sampler_ratio",)),
+  (
+    "Tokens whose sampler's ratio is cut",
+    "fraction",
+    ("sampler_truncated", "sampler_left_out"),
+  ),
   ("Clipped tokens", "fraction", ("clip_fraction", "value_clip_fraction")),
   ("Explained variance of the value", "fraction", ("explained_variance",)),
   ("Advantages", "reward", ("advantage_mean", "advantage_std")),

@@ -62,6 +62,8 @@ def scored(
       "entropy_BKT": cast(rng.gamma(2.0, 0.5, (B, K, T))),
       "policy_kl_BKT": cast(np.zeros((B, K, T)) if policy_equals_ref else shift_BKT**2),
     },
+    # Last, so that the other fields' random numbers do not depend on it.
+    sampler_logp_BKT=cast(logp_BKT + 0.1 * rng.normal(size=(B, K, T))),
   )
 
 

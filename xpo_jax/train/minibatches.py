@@ -83,8 +83,9 @@ def record(
   sizes: RowSizes,
   place: Callable[[Batch], Batch],
 ) -> Values:
-  """Records the statistics of each token at sampling time: `old_logp_BKT` as sampled;
-  in one scoring pass, the reference's and, where needed, the sampler's values.
+  """Records the statistics of each token at sampling time: `old_logp_BKT` and
+  `sampler_logp_BKT` as sampled; in one scoring pass, the reference's and, where needed,
+  the values, and in place of the former the log-probs, of the policy that sampled.
 
   Args:
     drawn: the rollouts.
@@ -98,6 +99,8 @@ def record(
   scored = references.compute(batches, score, roles, place).values
   ends = np.cumsum(drawn.length_BK)[:-1]
   values = {"old_logp_BKT": drawn.logp}
+  if drawn.sampler_logp:
+    values["sampler_logp_BKT"] = drawn.sampler_logp
   for field, flat in scored.items():
     pieces = np.split(flat, ends)
     values[field] = [pieces[b : b + K] for b in range(0, len(pieces), K)]
@@ -224,7 +227,8 @@ def largest(
     logp=zeros,
     ended_BK=zeros[..., 0] > 0,
   )
-  values = {field: zeros for field in ("old_logp_BKT", *(s.field for s in stats))}
+  fields = ("old_logp_BKT", "sampler_logp_BKT", *(stat.field for stat in stats))
+  values = {field: zeros for field in fields}
   reward_BK = np.broadcast_to(np.arange(K, dtype=np.float32) - (K - 1) / 2, (B, K))
   present_BK = np.ones((B, K), np.float32)
   examples, arrays = construct(pairs, drawn, values, reward_BK, present_BK)

@@ -222,6 +222,7 @@ def _rollouts(
   _export(experiment, begin, policy)
   data, sampling = experiment.data, experiment.data.sampling
   completions = data.iterations * data.prompts_per_iteration * sampling.completions
+  completions *= data.dynamic_sampling or 1  # at most
   sizes = {
     "iterations": data.iterations,
     "prompts an iteration": data.prompts_per_iteration,
@@ -252,7 +253,7 @@ def _rollouts_memory(parts, first) -> dict[str, int] | None:
   batch = minibatches.largest(
     experiment.data,
     max(parts.prompts.ids, key=len),
-    rollouts_program.recorded_stats(parts.objective, experiment.data.temperature),
+    rollouts_program.recorded_stats(parts.objective, experiment.data.sampling),
     parts.pairs,
     parts.sizes,
   )

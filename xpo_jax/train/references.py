@@ -216,6 +216,8 @@ def _starts(data: TokenStore) -> np.ndarray:
 
 def _positions(cache: Cache, batch: Batch) -> np.ndarray:
   """[M, B, K, T] positions in `values`; 0 on padding."""
-  at = cache.start_NK[np.maximum(batch.row_MB, 0)][..., None]
-  at = at + np.arange(batch.mask_MBKT.shape[-1])
+  K, T = batch.mask_MBKT.shape[-2:]
+  # Narrower than K where no group of the data has K completions.
+  start_NK = np.pad(cache.start_NK, ((0, 0), (0, K - cache.start_NK.shape[1])))
+  at = start_NK[np.maximum(batch.row_MB, 0)][..., None] + np.arange(T)
   return np.where(batch.mask_MBKT > 0, at, 0)

@@ -1,4 +1,4 @@
-"""Rewards rollouts: asks the judge, refuses NaN, penalises missing EOS, summarises."""
+"""Rewards rollouts: asks the judge, refuses NaN, penalises length, summarises."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xpo_jax import objectives
 from xpo_jax.config.factories import Configured
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import protocol
@@ -155,11 +156,12 @@ def ask(judge: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatc
 def shaped(
   rollouts: RolloutBatch, feedback: Feedback, sampling: Sampling
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Applies the missing-EOS rule, and masks abstentions.
+  """Applies the rules for cut and overlong completions, and masks abstentions.
 
   Returns:
-    reward_BK, 0 where absent; present_BK float32, 0 where feedback abstained, and on a
-    whole prompt where it abstained on a column 0 of another source.
+    reward_BK, 0 where absent; present_BK float32, 0 where feedback abstained, on a
+    whole prompt where it abstained on a column 0 of another source, and with
+    `Feedback.overlong_filtering` where a completion was cut.
   """
   reward_BK = rollouts.reward_BK
   if feedback.missing_eos is not None:
@@ -170,9 +172,17 @@ def shaped(
     # An abstention is unchanged by the rule.
     changed = ~rollouts.ended_BK & ~np.isnan(reward_BK)
     reward_BK = np.where(changed, cut, reward_BK)
+  if feedback.overlong_buffer is not None:
+    penalty_BK = objectives.overlong_penalty(
+      rollouts.length_BK, sampling.max_completion_tokens, feedback.overlong_buffer
+    )
+    reward_BK = reward_BK + feedback.overlong_weight * np.asarray(penalty_BK)
   present_BK = ~np.isnan(reward_BK)
-  if sampling.column0_source != "sample":
+  first = int(sampling.column0_source != "sample")
+  if first:
     present_BK &= present_BK[:, :1]
+  if feedback.overlong_filtering:
+    present_BK[:, first:] &= rollouts.ended_BK[:, first:]
   return (
     np.where(present_BK, reward_BK, 0).astype(np.float32),
     present_BK.astype(np.float32),
@@ -188,7 +198,7 @@ def summary(
 ) -> dict[str, float]:
   """Summarises an iteration's samples as metrics `rollout/...`.
 
-  `reward` is the feedback's mean, before the missing-EOS rule, and `reward_std` its
+  `reward` is the feedback's mean, before the rules for length, and `reward_std` its
   standard deviation over all completions (neither where it abstained on all);
   `reward_std_within` that of the shaped rewards within a prompt; `kl` the log-ratio of
   sampler and reference summed over a completion's tokens (k1), nats, `kl_token` its
@@ -201,9 +211,6 @@ def summary(
   own = sampling.own
   given_BK = rollouts.reward_BK[:, own]
   valid_BK, length_BK = ~np.isnan(given_BK), rollouts.length_BK[:, own]
-  # Equal rewards have equal maximum and minimum; absent ones are left out.
-  most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
-  least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
   metrics = {}
   if valid_BK.any():
     given = given_BK[valid_BK]
@@ -215,10 +222,44 @@ def summary(
     "length": length_BK.mean(),
     "no_eos": 1 - rollouts.ended_BK[:, own].mean(),
     "abstained": np.isnan(rollouts.reward_BK).mean(),
-    "frac_informative_prompts": (most_B > least_B).mean(),
+    "frac_informative_prompts": informative(reward_BK, present_BK).mean(),
     "idle": rollouts.idle,
   }
   return {f"rollout/{name}": float(value) for name, value in metrics.items()}
+
+
+def informative(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:
+  """Whether the present rewards of each prompt differ, bool `[B]`."""
+  # Equal rewards have equal maximum and minimum; absent ones are left out.
+  most_B = np.where(present_BK > 0, reward_BK, -np.inf).max(1)
+  least_B = np.where(present_BK > 0, reward_BK, np.inf).min(1)
+  return most_B > least_B
+
+
+def used(rollouts: RolloutBatch, present_BK: np.ndarray, count: int) -> np.ndarray:
+  """Selects the prompts that dynamic sampling trains on, bool `[B]`: the first `count`
+  whose rewards by the feedback differ.
+
+  By the feedback alone, as in DAPO, which asks whether answers are correct: a penalty
+  of length would make all prompts differ.
+
+  Args:
+    rollouts: all that an iteration has sampled, in that order.
+    present_BK: of `shaped`.
+    count: number of prompts of an iteration.
+  """
+  differ_B = informative(rollouts.reward_BK, present_BK)
+  return differ_B & (np.cumsum(differ_B) <= count)
+
+
+def sampling_cost(used_B: np.ndarray) -> dict[str, float]:
+  """Metrics of dynamic sampling: prompts that are trained on, and completions sampled
+  per completion of those (no such metric where there are none)."""
+  count = int(used_B.sum())
+  metrics = {"rollout/prompts_used": float(count)}
+  if count:
+    metrics["rollout/sampled_per_used"] = len(used_B) / count
+  return metrics
 
 
 def _spread(reward_BK: np.ndarray, present_BK: np.ndarray) -> np.ndarray:

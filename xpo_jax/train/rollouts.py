@@ -37,6 +37,9 @@ class RolloutBatch:
     examples: prompts and completions in tokens, layout SAMPLED, without fields.
     logp: for each prompt and completion, float32 log-probs of its tokens under the
       policy that sampled it, at the sampling temperature, before any truncation.
+    sampler_logp: the same under the distribution that it was drawn from, after
+      truncation and at the sampler's own temperature; that of `logp` in a greedy column
+      0. () in files of older versions.
     ended_BK: False where a completion was cut at the limit.
     reward_BK: rewards by the feedback, NaN where it abstained; None before feedback.
     opponents_BJ: texts that the completions are compared with, or ().
@@ -51,6 +54,7 @@ class RolloutBatch:
   examples: tuple[Example, ...]
   logp: tuple[tuple[np.ndarray, ...], ...]
   ended_BK: np.ndarray
+  sampler_logp: tuple[tuple[np.ndarray, ...], ...] = ()
   reward_BK: np.ndarray | None = None
   opponents_BJ: tuple[tuple[str, ...], ...] = ()
   idle: float = 0.0
@@ -102,6 +106,8 @@ def draw(
     Rollouts without rewards.
   """
   ids = [prompts.ids[row] for row in row_B]
+  params = SamplerParams(*(_cast(tree, sampling.weights_dtype) for tree in params))
+  groups = _groups(model, params, sampling, key)
   batching = generate.Batching(sampling.prompts_at_once, sampling.slots, prompts.width)
   drawn = [
     generate.generate(
@@ -113,13 +119,17 @@ def draw(
       key=group.key,
       batching=batching,
     )
-    for group in _groups(model, params, sampling, key)
+    for group in groups
   ]
   slot_steps = sum(group.slot_steps for group in drawn)
   used = sum(np.maximum(group.length_BK - 1, 0).sum() for group in drawn)
   opponents_BJ = ()
   if sampling.opponent is not None:
     opponents_BJ = drawn.pop().texts_BK
+  sampled = [
+    (group, group.logp_BKT if settings.config.greedy else group.sampler_logp_BKT)
+    for group, settings in zip(drawn, groups, strict=False)
+  ]
   completions = _columns([group.unpadded(group.tokens_BKT) for group in drawn])
   return RolloutBatch(
     iteration=iteration,
@@ -132,9 +142,17 @@ def draw(
     ),
     logp=_columns([group.unpadded(group.logp_BKT) for group in drawn]),
     ended_BK=np.concatenate([group.ended_BK for group in drawn], axis=1),
+    sampler_logp=_columns([group.unpadded(logp_BKT) for group, logp_BKT in sampled]),
     opponents_BJ=opponents_BJ,
     idle=1 - float(used / slot_steps) if slot_steps else 0.0,
   )
+
+
+def _cast(params: Params | None, dtype: str | None) -> Params | None:
+  """Parameters in the dtype of the sampler; None: as they are."""
+  if params is None or dtype is None:
+    return params
+  return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 class _Group(NamedTuple):
@@ -196,6 +214,25 @@ def _columns(groups: Sequence[tuple[tuple, ...]]) -> tuple[tuple, ...]:
   )
 
 
+def joined(first: RolloutBatch, second: RolloutBatch) -> RolloutBatch:
+  """Appends the prompts of a second round of the same iteration, both with rewards;
+  `idle` is the mean over prompts."""
+  counts = [len(first.row_B), len(second.row_B)]
+  return dataclasses.replace(
+    first,
+    row_B=np.concatenate([first.row_B, second.row_B]),
+    prompts=first.prompts + second.prompts,
+    texts_BK=first.texts_BK + second.texts_BK,
+    examples=first.examples + second.examples,
+    logp=first.logp + second.logp,
+    sampler_logp=first.sampler_logp + second.sampler_logp,
+    ended_BK=np.concatenate([first.ended_BK, second.ended_BK]),
+    reward_BK=np.concatenate([first.reward_BK, second.reward_BK]),
+    opponents_BJ=first.opponents_BJ + second.opponents_BJ,
+    idle=float(np.average([first.idle, second.idle], weights=counts)),
+  )
+
+
 def write(path: Path, rollouts: RolloutBatch) -> None:
   """Writes rollouts atomically, one line for each completion."""
   lines = []
@@ -214,6 +251,8 @@ def write(path: Path, rollouts: RolloutBatch) -> None:
         "tokens": tokens.tolist(),
         "logp": rollouts.logp[b][k].tolist(),
       }
+      if rollouts.sampler_logp:
+        line |= {"sampler_logp": rollouts.sampler_logp[b][k].tolist()}
       if k == 0:  # once a prompt
         line |= {"prompt_tokens": example.prompt.tolist(), "idle": rollouts.idle}
         if isinstance(rollouts.prompts[b], Conversation):
@@ -257,6 +296,11 @@ def read(path: Path) -> RolloutBatch:
       for group, ys in zip(groups, of("tokens", np.int32), strict=True)
     ),
     logp=tuple(map(tuple, of("logp", np.float32))),
+    sampler_logp=tuple(
+      tuple(np.array(line["sampler_logp"], np.float32) for line in group)
+      for group in groups
+      if "sampler_logp" in group[0]
+    ),
     ended_BK=np.array(of("ended"), bool),
     reward_BK=np.array(of("reward"), np.float32),  # None becomes NaN
     opponents_BJ=tuple(

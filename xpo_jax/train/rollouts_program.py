@@ -9,7 +9,7 @@ the updates: a run killed anywhere resumes bit for bit and asks no judge twice.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.config.experiment import Experiment, stages
-from xpo_jax.config.sampling import Opponent
+from xpo_jax.config.sampling import Opponent, SamplerCorrection, Sampling
 from xpo_jax.data import audit
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
@@ -26,7 +26,7 @@ from xpo_jax.feedback import critic
 from xpo_jax.feedback.protocol import SelfFeedback
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.models.transformer import Model
-from xpo_jax.ops import kl_control, token_stats
+from xpo_jax.ops import kl_control, sampler_correction, token_stats
 from xpo_jax.sharding import place
 from xpo_jax.train import (
   aux_losses,
@@ -61,8 +61,9 @@ SHOWN = (
   "time/feedback",
   "time/update",
 )
-OLD_VALUE = "old_value_BKT"
-_HELD_OUT = jnp.uint32(0xFFFFFFFF)  # folded into the key in place of the iteration
+OLD_LOGP, OLD_VALUE = "old_logp_BKT", "old_value_BKT"
+# Folded into the key in place of the iteration, or before it.
+_HELD_OUT, _FURTHER = jnp.uint32(0xFFFFFFFF), jnp.uint32(0xFFFFFFFE)
 
 
 class Parts(NamedTuple):
@@ -208,6 +209,8 @@ def assemble(
     prompts = data.prompts
     loaded = loading.load(prompts, prompts, datasets, run_dir / loading.RECORDS)
   build = at_temperature(experiment.objective.build, data.temperature)
+  if data.sampler_correction is not None:
+    build = corrected(build, data.sampler_correction)
   begin = loading.start(experiment, run_dir, loaded)
   model, adapter = transformer.model(begin.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
@@ -275,7 +278,7 @@ def assemble(
     aux=aux,
     record=references.recorder(
       models | {"policy": lora.attached_model(model, adapter)},
-      recorded_stats(objective, data.temperature),
+      recorded_stats(objective, data.sampling),
       mesh,
     ),
     sizes=RowSizes(
@@ -294,6 +297,7 @@ def assemble(
     ref=None if data.ref_update_every is None else ref,
     sampler=tuple(_copied(first) for _ in range(data.sampling.staleness)),
     beta=None if controller is None else jnp.float32(controller.beta),
+    prompts_taken=None if data.dynamic_sampling is None else jnp.int32(0),
   )
 
 
@@ -317,23 +321,18 @@ def iterate(
   data, sampling = parts.experiment.data, parts.experiment.data.sampling
   if index == 0 and parts.held_out is not None:
     evaluate(parts, now)  # samples of the start, for comparison
-  clock = [time.perf_counter()]
+  clock = _Clock()
   ref = parts.ref if now.ref is None else now.ref
   sampler = now.sampler[0] if now.sampler else now.train.params
-  path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
-  if path.exists():
-    drawn = rollouts.read(path)
-  else:
-    drawn = _draw(parts, sampler, ref, index, final_params(now.train))
-  clock.append(time.perf_counter())
-  if drawn.reward_BK is None:
-    drawn = rewards.ask(_judge(parts, now.train.params), drawn, data.feedback)
-    rollouts.write(path, drawn)
-  clock.append(time.perf_counter())
+  drawn = _sampled(parts, now, sampler, ref, index, clock)
   reward_BK, present_BK = rewards.shaped(drawn, data.feedback, sampling)
   values = _recorded(parts, drawn, sampler, ref)
   kl_BK = minibatches.seq_kl(values)
   line = rewards.summary(drawn, reward_BK, present_BK, kl_BK, sampling)
+  if data.dynamic_sampling is not None:
+    used_B = rewards.used(drawn, present_BK, data.prompts_per_iteration)
+    line |= rewards.sampling_cost(used_B)
+    present_BK = present_BK * used_B[:, None]
   before = None
   if sampling.staleness:
     before = jax.tree.map(jnp.copy, now.train.params)  # the state is donated
@@ -341,15 +340,17 @@ def iterate(
     parts.pairs, drawn, values, reward_BK, present_BK
   )
   trained, measured = _update(parts, now, ref, index, examples, arrays)
-  clock.append(time.perf_counter())
+  clock.stop("update")
   if not measured:
     parts.say(
       f"iteration {index + 1}: nothing to learn from, no update; rewards differ on "
       f"{line['rollout/frac_informative_prompts']:.0%} of the prompts"
     )
-  line = measured | line | _times(clock, drawn)
+  line = measured | line | clock.metrics(drawn)
   if now.beta is not None:
     line["beta"] = float(now.beta)
+  if now.prompts_taken is not None:
+    now = now.replace(prompts_taken=now.prompts_taken + len(drawn.row_B))
   return _after(parts, now, trained, before, index, line, kl_BK.size), line
 
 
@@ -439,9 +440,23 @@ def at_temperature(
   return tempered
 
 
-def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat, ...]:
-  """Selects the statistics scored once an iteration: the reference's, and the values of
-  the policy that sampled."""
+def corrected(
+  build: Callable[..., Objective], correction: SamplerCorrection
+) -> Callable[..., Objective]:
+  """Corrects the gradient of an objective for its sampler."""
+  arguments = dataclasses.asdict(correction)
+
+  def make(**traced: Any) -> Objective:
+    return sampler_correction.corrected(build(**traced), **arguments)
+
+  return make
+
+
+def recorded_stats(objective: Objective, sampling: Sampling) -> tuple[TokenStat, ...]:
+  """Selects the statistics scored once an iteration: the reference's, the values of
+  the policy that sampled, and its log-probs where the sampler's are not the trainer's:
+  its weights are of another dtype, or the objective compares the two."""
+  temperature = sampling.temperature
   stats = {stat.field: stat for stat in references.cacheable(objective)}
   ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
   stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
@@ -449,6 +464,9 @@ def recorded_stats(objective: Objective, temperature: float) -> tuple[TokenStat,
     field = token_stats.VALUE.field
     (value,) = (stat for stat in objective.stats if stat.field == field)
     stats[OLD_VALUE] = value._replace(field=OLD_VALUE)
+  if "sampler_logp_BKT" in objective.columns or sampling.weights_dtype is not None:
+    logp = token_stats.tempered(token_stats.LOGP, temperature)
+    stats[OLD_LOGP] = logp._replace(field=OLD_LOGP)
   return tuple(stats[field] for field in sorted(stats))
 
 
@@ -475,24 +493,66 @@ def _sampling_key(parts: Parts) -> jax.Array:
   return jax.random.fold_in(jax.random.key(parts.experiment.seed), 4)
 
 
-def _draw(
-  parts: Parts, sampler: Params, ref: Params, index: int, average: Params
+def _sampled(
+  parts: Parts,
+  now: RolloutState,
+  sampler: Params,
+  ref: Params,
+  index: int,
+  clock: "_Clock",
 ) -> RolloutBatch:
+  """Samples and judges the completions of an iteration, one round or, with dynamic
+  sampling, as many as it takes.
+
+  Every round is written, with those before it, before the next is sampled: what a
+  killed run has of them is read, and no judge asked about it again.
+  """
   data = parts.experiment.data
   count = data.prompts_per_iteration
-  row_B = rollouts.order(
-    len(parts.prompts.ids), data.prompts.seed, index * count, count
+  params = SamplerParams(
+    _policy(parts, sampler), ref["lm"], _policy(parts, final_params(now.train))
   )
-  return rollouts.draw(
-    parts.model,
-    SamplerParams(_policy(parts, sampler), ref["lm"], _policy(parts, average)),
-    parts.prompts,
-    row_B,
-    data.sampling,
-    parts.tokenizer,
-    iteration=index,
-    key=jax.random.fold_in(_sampling_key(parts), index),
-  )
+  path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
+  drawn = rollouts.read(path) if path.exists() else None
+  while drawn is None or _too_few(parts, drawn):
+    round_ = 0 if drawn is None else len(drawn.row_B) // count
+    taken = index * count if now.prompts_taken is None else int(now.prompts_taken)
+    start = taken + round_ * count
+    further = rollouts.draw(
+      parts.model,
+      params,
+      parts.prompts,
+      rollouts.order(len(parts.prompts.ids), data.prompts.seed, start, count),
+      data.sampling,
+      parts.tokenizer,
+      iteration=index,
+      key=_round_key(parts, index, round_),
+    )
+    clock.stop("rollout")
+    further = rewards.ask(_judge(parts, now.train.params), further, data.feedback)
+    drawn = further if drawn is None else rollouts.joined(drawn, further)
+    rollouts.write(path, drawn)
+    clock.stop("feedback")
+  return drawn
+
+
+def _too_few(parts: Parts, drawn: RolloutBatch) -> bool:
+  """Whether dynamic sampling samples another round."""
+  data = parts.experiment.data
+  count = data.prompts_per_iteration
+  if len(drawn.row_B) >= (data.dynamic_sampling or 1) * count:
+    return False
+  _, present_BK = rewards.shaped(drawn, data.feedback, data.sampling)
+  return rewards.used(drawn, present_BK, count).sum() < count
+
+
+def _round_key(parts: Parts, index: int, round_: int) -> jax.Array:
+  """The key of a round of sampling; that of the first is the iteration's."""
+  key = _sampling_key(parts)
+  if round_ == 0:
+    return jax.random.fold_in(key, index)
+  iteration = jax.random.fold_in(jax.random.fold_in(key, _FURTHER), index)
+  return jax.random.fold_in(iteration, round_)
 
 
 def _recorded(parts: Parts, drawn: RolloutBatch, sampler: Params, ref: Params):
@@ -540,17 +600,27 @@ def _line(index: int, numbers: Mapping[str, float], seconds: float) -> dict[str,
   return {"step": index + 1} | dict(numbers)
 
 
-def _times(clock: Sequence[float], drawn: RolloutBatch) -> dict[str, float]:
-  rollout, feedback, update = np.diff(clock)
-  seconds = clock[-1] - clock[0]
-  tokens = float(drawn.length_BK.sum())
-  return {
-    "time/rollout": float(rollout),
-    "time/feedback": float(feedback),
-    "time/update": float(update),
-    "time/seconds": seconds,
-    "time/tokens_per_second": tokens / seconds,
-  }
+class _Clock:
+  """Seconds of an iteration by what took them, added up over rounds of sampling."""
+
+  def __init__(self):
+    self.seconds = {"rollout": 0.0, "feedback": 0.0, "update": 0.0}
+    self._since = time.perf_counter()
+
+  def stop(self, name: str) -> None:
+    """Adds the seconds since the last call, or since the start."""
+    now = time.perf_counter()
+    self.seconds[name] += now - self._since
+    self._since = now
+
+  def metrics(self, drawn: RolloutBatch) -> dict[str, float]:
+    """The seconds as metrics `time/...`, and the tokens sampled per second."""
+    total = sum(self.seconds.values())
+    tokens = float(drawn.length_BK.sum())
+    return {f"time/{name}": seconds for name, seconds in self.seconds.items()} | {
+      "time/seconds": total,
+      "time/tokens_per_second": tokens / total,
+    }
 
 
 def _after(parts, now, trained, before, index, line, episodes) -> RolloutState:
@@ -567,4 +637,6 @@ def _after(parts, now, trained, before, index, line, episodes) -> RolloutState:
   sampler = now.sampler
   if sampler:
     sampler = (*sampler[1:], before)
-  return RolloutState(jnp.int32(index + 1), trained, ref, sampler, beta)
+  return RolloutState(
+    jnp.int32(index + 1), trained, ref, sampler, beta, now.prompts_taken
+  )

@@ -56,6 +56,8 @@ class RolloutState:
     sampler: the policy's parameters at the start of the last `Sampling.staleness`
       iterations, the oldest first.
     beta: of the KL controller, or None.
+    prompts_taken: prompts sampled so far, int32 scalar, with
+      `Rollouts.dynamic_sampling`, where iterations take different numbers; else None.
   """
 
   step: Array
@@ -63,6 +65,7 @@ class RolloutState:
   ref: Params | None
   sampler: tuple[Params, ...]
   beta: Array | None
+  prompts_taken: Array | None = None
 
 
 class Program(NamedTuple):

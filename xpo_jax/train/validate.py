@@ -1,5 +1,6 @@
 """Validates a run before anything of it is made."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -10,10 +11,17 @@ import numpy as np
 from xpo_jax import scored
 from xpo_jax.config import split_overlap
 from xpo_jax.config.data import Data
-from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
+from xpo_jax.config.experiment import (
+  Experiment,
+  MeshShape,
+  Rollouts,
+  Scratch,
+  Stage,
+)
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
 from xpo_jax.models import hf_checkpoint
+from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.testing import toy
@@ -22,7 +30,9 @@ from xpo_jax.train.loading import Datasets
 from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.types import Layout, Objective
 
-_RECORDED = frozenset({"reward_BK", "old_logp_BKT", "old_value_BKT"})
+_RECORDED = frozenset(
+  {"reward_BK", "old_logp_BKT", "sampler_logp_BKT", "old_value_BKT"}
+)
 
 
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
@@ -87,7 +97,8 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
 
   Raises:
     ValueError: an objective that reads columns without a source in rollouts, needs
-      another layout than the pair construction's, another `Sampling.column0_source` or
+      another layout than the pair construction's, samples of the current policy where
+      they are of an older one, another `Sampling.column0_source` or
       another `Feedback.kind`, or whose gradient does not depend on rewards with so few
       completions; win rates of one completion; an averaged opponent without an average;
       a controller of another beta than the objective's, or that may reduce it to 0 in
@@ -102,6 +113,8 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"{type(pairs).__name__}; name a function that makes a PairConstruction, such as "
       "pair_construction.best_worst"
     )
+  if data.sampler_correction is not None:
+    objective = _corrected(objective, data)
   name, completions = objective.name, data.sampling.completions
   if pairs.layout is not objective.layout:
     raise ValueError(
@@ -128,6 +141,8 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"{objective.column0_source!r} in column 0; set Sampling.column0_source to "
       f"{objective.column0_source!r}"
     )
+  if objective.on_policy and not data.allow_off_policy:
+    _check_on_policy(name, data)
   _check_feedback(objective, experiment)
   _check_opponent(experiment)
   if completions == 1 and not _sees_rewards(objective, pairs):
@@ -175,6 +190,42 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
       )
     longest = chosen.width
   loading.check_room(config, experiment.data.sampling, longest)
+
+
+def _corrected(objective: Objective, data: Rollouts) -> Objective:
+  """The objective with the run's correction for its sampler.
+
+  Raises:
+    ValueError: no correction of it is possible.
+  """
+  if data.sampling.column0_source == "reference":
+    raise ValueError(
+      "Rollouts.sampler_correction is set and Sampling.column0_source 'reference': "
+      "column 0 is no sample of the policy, and no weight makes it one; set "
+      "sampler_correction to None"
+    )
+  try:
+    return sampler_correction.corrected(
+      objective, **dataclasses.asdict(data.sampler_correction)
+    )
+  except ValueError as error:
+    raise ValueError(f"Rollouts.sampler_correction: {error}") from error
+
+
+def _check_on_policy(name: str, data: Rollouts) -> None:
+  """Refuses updates on samples of another policy than the one that is updated."""
+  fields = {
+    "Rollouts.minibatches": (data.minibatches, 1),
+    "Rollouts.ppo_epochs": (data.ppo_epochs, 1),
+    "Sampling.staleness": (data.sampling.staleness, 0),
+  }
+  for field, (value, allowed) in fields.items():
+    if value != allowed:
+      raise ValueError(
+        f"{field} is {value}: {name} has no importance ratio, so its gradient is right "
+        f"for samples of the current policy alone; set {field} to {allowed}, or "
+        "Rollouts.allow_off_policy=True to accept the bias"
+      )
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:
