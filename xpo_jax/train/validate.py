@@ -10,10 +10,18 @@ import numpy as np
 from xpo_jax import scored
 from xpo_jax.config import split_overlap
 from xpo_jax.config.data import Data
-from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
+from xpo_jax.config.experiment import (
+  Experiment,
+  MeshShape,
+  Rollouts,
+  Scratch,
+  Stage,
+  Start,
+)
 from xpo_jax.data.sources import Loaded
-from xpo_jax.feedback import critic
+from xpo_jax.feedback import critic, teacher
 from xpo_jax.models import hf_checkpoint
+from xpo_jax.models.config import Config
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.testing import toy
@@ -44,7 +52,8 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb on and not
-      installed; see `aux_losses.check` and `split_overlap.check`.
+      installed; a teacher that nothing reads, that is missing, or of another vocabulary
+      than the start's; see `aux_losses.check` and `split_overlap.check`.
   """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
@@ -57,6 +66,7 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
     for rows_per_step, microbatches in sizes:
       meshes.check_batch(mesh, rows_per_step, microbatches)
   aux_losses.check(experiment.aux_losses, datasets)
+  _check_teacher(experiment)
   split_overlap.check(experiment)
 
 
@@ -116,10 +126,10 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"bring {', '.join(sorted(brought))}"
     )
   roles = {role for stat in objective.stats for role in stat.decoders}
-  if roles - {"policy", references.ROLE}:
+  if roles - {"policy", references.ROLE, teacher.TEACHER}:
     raise ValueError(
-      f"{name} reads the roles {sorted(roles)}; a run on rollouts has a policy and a "
-      "ref"
+      f"{name} reads the roles {sorted(roles)}; a run on rollouts has a policy, a ref "
+      "and, with Experiment.teacher, a teacher"
     )
   source = data.sampling.column0_source
   if source != objective.column0_source:
@@ -128,9 +138,15 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"{objective.column0_source!r} in column 0; set Sampling.column0_source to "
       f"{objective.column0_source!r}"
     )
+  if data.sampling.teacher_share != objective.teacher_share:
+    raise ValueError(
+      f"Sampling.teacher_share is {data.sampling.teacher_share}, and {name} corrects "
+      f"for {objective.teacher_share}; give both the same"
+    )
   _check_feedback(objective, experiment)
   _check_opponent(experiment)
-  if completions == 1 and not _sees_rewards(objective, pairs):
+  taught = teacher.reads(objective.stats)  # by more than rewards
+  if completions == 1 and not taught and not _sees_rewards(objective, pairs):
     raise ValueError(
       f"{name} learns nothing from the rewards of one completion: its baseline or its "
       "pair is made of the others of the prompt; set Sampling.completions to 2 or more "
@@ -159,13 +175,7 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
   Raises:
     ValueError: see `loading.check_room`.
   """
-  start = experiment.start
-  while isinstance(start, Stage):
-    start = start.experiment.start
-  if isinstance(start, Scratch):
-    config, directory = start.model, start.tokenizer
-  else:
-    config, directory = hf_checkpoint.read_config(start.directory), start.directory
+  config, directory = _decoder(experiment.start)
   longest = 1
   if config.rotary is None and directory is not None:
     tokenizer = hf_checkpoint.read_tokenizer(directory)
@@ -175,6 +185,27 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
       )
     longest = chosen.width
   loading.check_room(config, experiment.data.sampling, longest)
+
+
+def _decoder(weights: Start) -> tuple[Config, str | None]:
+  """Config of weights, those of a stage too, and the directory of their tokenizer; None
+  where the run trains one."""
+  while isinstance(weights, Stage):
+    weights = weights.experiment.start
+  if isinstance(weights, Scratch):
+    return weights.model, weights.tokenizer
+  return hf_checkpoint.read_config(weights.directory), weights.directory
+
+
+def _check_teacher(experiment: Experiment) -> None:
+  given, data = experiment.teacher, experiment.data
+  losses = [config.build() for config in experiment.aux_losses]
+  objective = aux_losses.joined(experiment.objective.build(), losses)
+  mixed = isinstance(data, Rollouts) and data.sampling.teacher_share > 0
+  teacher.check_objective(objective, given is not None, mixed)
+  if given is not None:
+    vocabs = (_decoder(weights)[0].vocab for weights in (given, experiment.start))
+    teacher.check_vocab(*vocabs)
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:
