@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from xpo_jax.config.data import Evaluation
 from xpo_jax.config.experiment import AuxLossConfig, Experiment, Pretrained, Stage
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies import distillation
@@ -74,6 +75,7 @@ def student(
     teacher_share=teacher_share,
     updates=settings.updates,
     seed=seed,
+    evaluation=Evaluation(),  # the study measures it
   )
 
 

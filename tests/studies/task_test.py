@@ -116,7 +116,7 @@ def start(tmp_path_factory):
 def teacher(tmp_path_factory):
   """A larger policy after one step, of the same tokenizer."""
   run_dir = tmp_path_factory.mktemp("runs") / "teacher"
-  larger = dataclasses.replace(SMALL, width=12)
+  larger = dataclasses.replace(SMALL, width=16)
   loop.train(tasks.sft(larger), run_dir, say=quiet)
   return Pretrained(str(run_dir / run_directory.POLICY), remat=False)
 

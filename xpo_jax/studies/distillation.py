@@ -29,7 +29,8 @@ from xpo_jax.types import Layout
 
 WIDTH = 96  # of the teacher from scratch; students have `Task.width`
 UPDATES = 40  # optimiser steps of a student
-_ROWS = 18  # packed rows that hold about as many completions as an iteration samples
+_PROMPTS = 16  # of an iteration, 4 completions each
+_ROWS = 9  # packed rows that hold about as many completions
 _OPTIMIZER = Optimizer(learning_rate=1e-3, warmup_steps=5, schedule="constant")
 
 
@@ -87,6 +88,7 @@ def on_samples_of_student(
     task,
     sampling=sampling,
     iterations=updates,
+    prompts_per_iteration=_PROMPTS,
     optimizer=_OPTIMIZER,
     teacher=teacher,
     seed=seed,
