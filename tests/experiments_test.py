@@ -142,6 +142,10 @@ def test_every_named_recipe_is_tested():
     "iterative_cringe",
     "nash_md",
     "direct_rlaif",
+    "gkd",
+    "on_policy_distillation",
+    "minillm",
+    "kd",  # in studies/distillation_test.py
   }
 
 

@@ -95,6 +95,7 @@ def from_logits(
   mask_BKT: Array,
   ref_logits_BKTV: Array | None = None,
   *,
+  teacher_logits_BKTV: Array | None = None,
   stats: Iterable[TokenStat] | None = None,
   value_BKT: Array | None = None,
   reward_BK: Array | None = None,
@@ -113,6 +114,7 @@ def from_logits(
     tokens_BKT: the completion tokens; ids on padding are ignored.
     mask_BKT: 1 on completion tokens.
     ref_logits_BKTV: logits of the reference.
+    teacher_logits_BKTV: logits of the teacher of a distillation.
     stats: the statistics to compute: an objective's `stats`. Default: LOGP, and
       REF_LOGP where there are reference logits.
     value_BKT: scalar head at the position that predicts each token.
@@ -126,9 +128,11 @@ def from_logits(
   chex.assert_equal_shape([mask_BKT, tokens_BKT])
   chex.assert_equal_shape_prefix([policy_logits_BKTV, mask_BKT], 3)
   roles = {"policy": _logits(policy_logits_BKTV, mask_BKT)}
-  if ref_logits_BKTV is not None:
-    chex.assert_equal_shape([policy_logits_BKTV, ref_logits_BKTV])
-    roles["ref"] = _logits(ref_logits_BKTV, mask_BKT)
+  frozen = {"ref": ref_logits_BKTV, "teacher": teacher_logits_BKTV}
+  for role, logits_BKTV in frozen.items():
+    if logits_BKTV is not None:
+      chex.assert_equal_shape([policy_logits_BKTV, logits_BKTV])
+      roles[role] = _logits(logits_BKTV, mask_BKT)
   if value_BKT is not None:
     roles["policy.value"] = _tokens(value_BKT, mask_BKT, "value_BKT")
   if stats is None:
@@ -142,7 +146,8 @@ def from_logits(
       given = ", ".join(sorted(roles))
       raise ValueError(
         f"{stat.field} reads {', '.join(missing)}, but only {given} was given; pass "
-        "ref_logits_BKTV for 'ref' and value_BKT for 'policy.value'"
+        "ref_logits_BKTV for 'ref', teacher_logits_BKTV for 'teacher' and value_BKT "
+        "for 'policy.value'"
       )
     into = fields if stat.field in _FIELDS else extra
     into[stat.field] = stat.fn(roles, tokens_BKT)

@@ -202,6 +202,8 @@ class Objective(NamedTuple):
     reward_kind: required content of `reward_BK`: "any" numbers; "win_rates",
       probabilities of beating an opponent or a group; "pairwise", the probabilities
       that each of two completions beats the other, which add up to 1.
+    teacher_share: required share of a teacher in the distribution that completions are
+      sampled from, token by token; 0: the policy alone.
   """
 
   name: str
@@ -216,6 +218,7 @@ class Objective(NamedTuple):
   column0_source: Literal["sample", "greedy", "reference"] = "sample"
   on_policy: bool = False
   reward_kind: Literal["any", "win_rates", "pairwise"] = "any"
+  teacher_share: float | Array = 0.0
 
 
 class AuxLoss(NamedTuple):

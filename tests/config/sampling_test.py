@@ -22,6 +22,17 @@ def test_reward_of_a_cut_completion_may_be_negative():
     (lambda: Sampling(temperature=math.inf), "temperature is inf; allowed: a finite"),
     (lambda: Sampling(temperature=math.nan), "temperature is nan; allowed: a finite"),
     (lambda: Sampling(top_p=1.5), "top_p is 1.5"),
+    (lambda: Sampling(teacher_share=1.0), r"teacher_share is 1.0; .* share < 1"),
+    (lambda: Sampling(teacher_share=-0.1), "teacher_share is -0.1"),
+    (lambda: Sampling(teacher_share=math.nan), "teacher_share is nan"),
+    (
+      lambda: Sampling(teacher_share=0.2, top_p=0.9),
+      r"teacher_share is 0.2, .*top_p 0.9; set column0_source",
+    ),
+    (
+      lambda: Sampling(teacher_share=0.2, column0_source="greedy"),
+      r"teacher_share is 0.2, with column0_source 'greedy'",
+    ),
     (lambda: Sampling(staleness=-1), "staleness is -1"),
     (lambda: Sampling(staleness=0.5), "staleness is 0.5; .* whole number"),
     (lambda: Sampling(completions=0), "completions is 0"),

@@ -197,8 +197,9 @@ def test_draws_follow_the_distribution():
   assert abs(chi2 - degrees) < 5 * np.sqrt(2 * degrees)
 
 
-def mixed(share, **changes):
-  reference = Mixture(transformer.model(LLAMA), params(LLAMA, 1), share)
+def mixed(share, arithmetic=False, **changes):
+  other = transformer.model(LLAMA), params(LLAMA, 1)
+  reference = Mixture(*other, share, arithmetic)
   return draw(mixture=reference, temperature=0.7, **changes)
 
 
@@ -212,11 +213,27 @@ def test_mixture_draws_from_the_geometric_mean_and_keeps_the_policys_log_prob():
     np.testing.assert_allclose(ours, logp_BKT * drawn.mask_BKT, atol=1e-5, rtol=0)
 
 
-def test_ends_of_the_mixture_are_the_policy_and_the_reference():
+def test_arithmetic_mixture_draws_from_the_weighted_sum():
+  drawn = mixed(0.4, arithmetic=True)
+  at = drawn.tokens_BKT[..., None]
+  policy, ref = (logits_of(drawn, LLAMA, seed) / 0.7 for seed in (0, 1))
+  weighted = 0.6 * jax.nn.softmax(policy) + 0.4 * jax.nn.softmax(ref)
+  own = jax.nn.log_softmax(policy)
+  for ours, logp in (
+    (drawn.logp_BKT, own),
+    (drawn.proposal_logp_BKT, np.log(weighted)),
+  ):
+    logp_BKT = np.take_along_axis(logp, at, -1)[..., 0]
+    np.testing.assert_allclose(ours, logp_BKT * drawn.mask_BKT, atol=1e-5, rtol=0)
+  assert (drawn.tokens_BKT != mixed(0.4).tokens_BKT).any()
+
+
+@pytest.mark.parametrize("arithmetic", [False, True])
+def test_ends_of_the_mixture_are_the_policy_and_the_reference(arithmetic):
   policy = draw(temperature=0.7)
   ref = draw(temperature=0.7, weights=params(LLAMA, 1))
   for share, alone in ((0.0, policy), (1.0, ref)):
-    drawn = mixed(share)
+    drawn = mixed(share, arithmetic)
     np.testing.assert_array_equal(drawn.tokens_BKT, alone.tokens_BKT)
     np.testing.assert_allclose(drawn.proposal_logp_BKT, alone.logp_BKT, atol=1e-5)
   assert (policy.tokens_BKT != ref.tokens_BKT).any()

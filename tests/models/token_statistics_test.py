@@ -149,3 +149,44 @@ def test_chunk_length_stays_within_budget_and_capacity():
     assert -capacity % chunk < -(-capacity // chunk)
   assert score.chunk_length(8, 40, 600, 64) == 40
   assert score.chunk_length(500, 40, 600, 64) < 40
+
+
+def _largest(jaxpr) -> int:
+  """Elements of the largest array that a program makes, those of its parts too."""
+  sizes = [0]
+  for equation in jaxpr.eqns:
+    sizes += [variable.aval.size for variable in equation.outvars]
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      sizes.append(_largest(inner))
+  return max(sizes)
+
+
+def test_divergence_to_a_teacher_makes_no_array_of_tokens_by_vocabulary():
+  # A teacher of another width; one chunk of 4 of the 32 positions of 2 rows at a time.
+  R, C, V, chunk = 2, 32, 512, 4
+  target_RC = jnp.zeros((R, C), jnp.int32)
+  policy, teacher = ((R, C, 4), (V, 4)), ((R, C, 6), (V, 6))
+
+  def loss(policy, teacher, chunk):
+    (hidden, head), (teacher_hidden, teacher_head) = policy, teacher
+    out = score.token_statistics(
+      {"policy": hidden, "teacher": teacher_hidden},
+      {"policy": head, "teacher": teacher_head},
+      target_RC,
+      (token_stats.teacher_jsd(0.5),),
+      chunk=chunk,
+    )
+    return out["teacher_jsd_0.5_BKT"].sum()
+
+  shapes = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, "float32"),
+    (policy, teacher),
+    is_leaf=lambda x: isinstance(x[0], int),
+  )
+
+  def largest(chunk):
+    grad = jax.value_and_grad(functools.partial(loss, chunk=chunk))
+    return _largest(jax.make_jaxpr(grad)(*shapes).jaxpr)
+
+  assert largest(C) == R * C * V  # the whole batch in one chunk: the test can fail
+  assert largest(chunk) == R * chunk * V

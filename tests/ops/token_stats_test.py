@@ -13,7 +13,7 @@ from xpo_jax.types import Scored
 RNG = np.random.default_rng(0)
 POLICY, REF = RNG.normal(size=(2, 4, 6)).astype(np.float32) * 3
 TARGET = np.array([0, 5, 2, 2], np.int32)
-ROLES = {"policy": POLICY, "ref": REF, "policy.value": POLICY[:, 0]}
+ROLES = {"policy": POLICY, "ref": REF, "teacher": REF, "policy.value": POLICY[:, 0]}
 P, Q = special.softmax(POLICY.astype(np.float64), -1), special.softmax(REF, -1)
 ORACLE = {
   "LOGP": np.log(P[np.arange(4), TARGET]),
@@ -23,7 +23,11 @@ ORACLE = {
   "ENTROPY": scipy_stats.entropy(P, axis=-1),
   "REF_KL": scipy_stats.entropy(Q, P, axis=-1),
   "POLICY_KL": scipy_stats.entropy(P, Q, axis=-1),
+  "TEACHER_LOGP": np.log(Q[np.arange(4), TARGET]),
+  "TEACHER_KL": scipy_stats.entropy(Q, P, axis=-1),
+  "POLICY_TEACHER_KL": scipy_stats.entropy(P, Q, axis=-1),
 }
+TEACHER = {"teacher_logp_BKT", "teacher_kl_BKT", "policy_teacher_kl_BKT"}
 
 
 @pytest.mark.parametrize("name", ORACLE)
@@ -49,7 +53,7 @@ def test_statistics_without_a_field_go_to_extra():
   fields = {vars(token_stats)[name].field for name in ORACLE}
   extra = fields - set(Scored.__dataclass_fields__)
   assert len(fields) == len(ORACLE)
-  assert extra == {"entropy_BKT", "policy_kl_BKT", "rest_logp_BKT"}
+  assert extra == {"entropy_BKT", "policy_kl_BKT", "rest_logp_BKT"} | TEACHER
 
 
 def test_impossible_tokens_add_0():
@@ -66,6 +70,54 @@ def test_underflowing_probability_gives_a_finite_kl():
   p = jnp.array([[0.0, -500.0]])
   q = jnp.array([[-500.0, 0.0]])
   assert token_stats.kl(p, q)[0] == pytest.approx(500.0)
+
+
+@pytest.mark.parametrize("b", [0.1, 0.5, 0.9])
+def test_jsd_matches_scipy_and_is_symmetric_in_roles_and_weight(b):
+  mixture = b * Q + (1 - b) * P
+  expected = b * scipy_stats.entropy(Q, mixture, axis=-1)
+  expected += (1 - b) * scipy_stats.entropy(P, mixture, axis=-1)
+  roles = {"policy": jnp.asarray(POLICY), "teacher": jnp.asarray(REF)}
+  actual = token_stats.teacher_jsd(b).fn(roles, TARGET)
+  np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
+  np.testing.assert_allclose(token_stats.jsd(POLICY, REF, 1 - b), actual, rtol=1e-5)
+  assert (np.asarray(actual) < np.log(2)).all()
+
+
+def test_jsd_at_its_ends_is_one_of_the_two_kls():
+  assert token_stats.teacher_jsd(0.0) is token_stats.TEACHER_KL
+  assert token_stats.teacher_jsd(1.0) is token_stats.POLICY_TEACHER_KL
+  assert token_stats.teacher_jsd(0.3) is token_stats.teacher_jsd(0.3)
+  assert token_stats.teacher_jsd(0.3).field != token_stats.teacher_jsd(0.31).field
+  for b in (-0.1, 1.1, float("nan")):
+    with pytest.raises(ValueError, match=f"interpolation={b}; allowed: 0"):
+      token_stats.teacher_jsd(b)
+
+
+def test_jsd_and_its_gradient_are_finite_where_tokens_are_impossible():
+  policy = jnp.array([[0.0, 1.0, -jnp.inf, -jnp.inf], [0.0, -900.0, 0.0, 0.0]])
+  teacher = jnp.array([[0.0, -jnp.inf, 2.0, -jnp.inf], [-900.0, 0.0, 0.0, 0.0]])
+  p, q = special.softmax(np.float64(policy), -1), special.softmax(teacher, -1)
+  value, slope = jax.vmap(
+    jax.value_and_grad(lambda x, y: token_stats.jsd(y, x, 0.3), argnums=0)
+  )(policy, teacher)
+  mixture = 0.3 * q + 0.7 * p
+  expected = 0.3 * special.rel_entr(q, mixture) + 0.7 * special.rel_entr(p, mixture)
+  np.testing.assert_allclose(value, expected.sum(-1), rtol=1e-5)
+  # d D / d p = (1 - b) log(p / m), centred, times p.
+  with np.errstate(divide="ignore", invalid="ignore"):
+    each = np.where(p > 0, 0.7 * np.log(p / mixture), 0)
+  expected = p * (each - (p * each).sum(-1, keepdims=True))
+  np.testing.assert_allclose(slope, expected, atol=1e-6)
+
+
+def test_log_mixture_is_the_log_of_the_weighted_sum():
+  p, q = jnp.array([0.2, 0.0, 1.0, 0.0]), jnp.array([0.5, 0.25, 0.0, 0.0])
+  for share in (0.0, 0.25, 1.0):
+    mixed = token_stats.log_mixture(jnp.log(p), jnp.log(q), share)
+    np.testing.assert_allclose(
+      np.exp(mixed), (1 - share) * p + share * q, rtol=1e-5, atol=0
+    )
 
 
 def test_target_is_selected_without_a_gather():

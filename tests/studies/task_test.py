@@ -58,6 +58,9 @@ METRICS = {
   "iterative_cringe": "loss/cringe",
   "nash_md": "win_rate",
   "direct_rlaif": "baseline",
+  "gkd": "seq_divergence",
+  "on_policy_distillation": "teacher_kl",
+  "minillm": "loss/long_range",
 }
 
 
@@ -109,6 +112,15 @@ def start(tmp_path_factory):
   return run_dir / run_directory.POLICY
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+  """A larger policy after one step, of the same tokenizer."""
+  run_dir = tmp_path_factory.mktemp("runs") / "teacher"
+  larger = dataclasses.replace(SMALL, width=16)
+  loop.train(tasks.sft(larger), run_dir, say=quiet)
+  return Pretrained(str(run_dir / run_directory.POLICY), remat=False)
+
+
 # The small model writes letters, which no kind of praise matches.
 LETTERS = Configured(rules.cyclic_preference, patterns=("[a-h]", "[i-q]", "[r-z]"))
 # It ends nothing either, and `dapo` leaves out what did not end.
@@ -122,7 +134,7 @@ JUDGES = {
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
+def test_recipe_learns_in_miniature(name, start, teacher, tmp_path, monkeypatch):
   # A reward of any text: the lexicon knows no word that the small model writes.
   monkeypatch.setattr(synthetic_reviews, "true_reward", _reward)
   whole = find_recipe.load(name).experiment
@@ -131,6 +143,7 @@ def test_recipe_learns_in_miniature(name, start, tmp_path, monkeypatch):
     whole,
     prompts=dataclasses.replace(data.prompts, path="synthetic:60"),
     start=Pretrained(str(start), remat=False),
+    teacher=None if whole.teacher is None else teacher,
     feedback=JUDGES.get(name, data.feedback),
     sampling=dataclasses.replace(
       data.sampling,

@@ -17,6 +17,7 @@ from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.records import Demonstration, Prompt
 from xpo_jax.data.tokenise import Limits
+from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.train import loading, loop
 
@@ -175,6 +176,10 @@ def test_digests_are_of_weights_that_a_resumption_reads_anew(saved):
   both = loading.start_digests(pretrained, lm, other)
   assert set(both) == {"start_sha256", "reference_sha256"}
   assert len(set(both.values())) == 2
+  taught = Teacher(transformer.model(MODEL), {"lm": 2 * other})
+  every = loading.start_digests(pretrained, lm, other, taught)
+  assert set(every) - set(both) == {"teacher_sha256"}
+  assert len(set(every.values())) == 3
 
 
 def test_prompts_are_dropped_by_themselves_and_not_by_their_ids(tmp_path):

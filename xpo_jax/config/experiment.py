@@ -55,7 +55,7 @@ class Pretrained:
 class Stage:
   """The final weights of a run, to be used wherever weights are needed.
 
-  As `Experiment.start` (SFT before DPO), `Experiment.reference`,
+  As `Experiment.start` (SFT before DPO), `Experiment.reference`, `Experiment.teacher`,
   `Rollouts.critic_init`, or an argument of a `Configured` (the reward model of a judge,
   the policy that samples the data). The run is trained first, in a directory named by
   its digest, so that equal stages are trained once (`train.stages`).
@@ -294,6 +294,8 @@ class Experiment:
       (PPO-ptx: `sft` on pretraining text).
     reference: initial weights of the reference, of the policy's architecture and
       tokenizer; None: the policy's.
+    teacher: weights of the frozen teacher that a distillation learns from, of any size
+      but with the policy's tokenizer and vocabulary; None where nothing reads one.
   """
 
   objective: ObjectiveConfig
@@ -307,6 +309,7 @@ class Experiment:
   adapter: Adapter | None = None
   aux_losses: tuple[AuxLossConfig, ...] = ()
   reference: Pretrained | Stage | None = None
+  teacher: Pretrained | Stage | None = None
 
   def __post_init__(self):
     names = [loss.name for loss in self.aux_losses]

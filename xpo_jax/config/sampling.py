@@ -59,6 +59,10 @@ class Sampling:
       `SamplerCorrection`.
     opponent: source of the completions to compare with, where `Feedback.kind` is
       "win_rates"; None: the others of the prompt.
+    teacher_share: share of `Experiment.teacher` in the distribution that completions
+      are sampled from, (1 - share) policy + share teacher at each token, in [0, 1).
+      Log-probs are recorded under the policy. Only for an objective that corrects for
+      it (`minillm`).
     staleness: iterations by which the sampler's weights lag behind the policy's.
     prompts_at_once: decoded together until all have ended; None: all of an iteration.
     weights_dtype: dtype that weights are rounded to for sampling, as in an engine of
@@ -76,6 +80,7 @@ class Sampling:
   column0_source: Literal["sample", "greedy", "reference"] = "sample"
   exploration_temperature: float | None = None
   opponent: Opponent | None = None
+  teacher_share: float = 0.0
   staleness: int = 0
   prompts_at_once: int | None = None
   slots: int | None = None
@@ -122,6 +127,22 @@ class Sampling:
         f"Sampling.column0_source is {self.column0_source!r}, which takes one of the "
         "completions, and "
         f"completions is {self.completions}; sample at least 2"
+      )
+
+    if not 0 <= self.teacher_share < 1:
+      raise ValueError(
+        f"Sampling.teacher_share is {self.teacher_share}; allowed: 0 <= share < 1"
+      )
+    plain = self.column0_source == "sample" and (
+      (self.exploration_temperature, self.top_k, self.top_p) == (None, None, None)
+    )
+    if self.teacher_share and not plain:
+      raise ValueError(
+        f"Sampling.teacher_share is {self.teacher_share}, with column0_source "
+        f"{self.column0_source!r}, exploration_temperature "
+        f"{self.exploration_temperature}, top_k {self.top_k} and top_p {self.top_p}; "
+        'set column0_source to "sample" and the others to None: every completion is '
+        "of the whole mixture, which importance weights are computed for"
       )
 
   @property

@@ -47,6 +47,7 @@ def score_pairs(
   examples: Sequence[tokenise.Example],
   *,
   batch: int = 64,
+  ref_model: transformer.Model | None = None,
 ) -> dict[str, np.ndarray]:
   """Computes sequence statistics of tokenised examples of equal K.
 
@@ -56,6 +57,7 @@ def score_pairs(
     ref_params: `{"lm": ...}` of the reference.
     examples: `data.tokenise.Example`s (prompt ids, completions' ids).
     batch: examples scored at once.
+    ref_model: the reference's architecture; None: `model`.
 
   Returns:
     `logp_BK`, `ref_logp_BK`, `kl_BK` (nats), and `value_BK` at the last token if
@@ -81,28 +83,32 @@ def score_pairs(
   tokens_BKT, there_BKT, mask_BKT = (x.reshape(shape) for x in by_token)
   arrays = PaddedTexts(prompt_BP, length_B, tokens_BKT, there_BKT, mask_BKT)
   parts = [
-    jax.device_get(statistics(model, params, ref_params, arrays.rows(row_B)))
+    jax.device_get(
+      statistics(model, params, ref_params, arrays.rows(row_B), ref_model=ref_model)
+    )
     for row_B in generate.batch_indices(len(examples), min(batch, len(examples)))
   ]
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(examples)], *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "ref_model"))
 def statistics(
   model: transformer.Model,
   params: Params,
   ref_params: Params,
   texts: PaddedTexts,
   temperature: float = 1.0,
+  ref_model: transformer.Model | None = None,
 ) -> dict[str, Array]:
   """Computes sequence statistics of K completions of each prompt.
 
   Args:
-    model: the architecture, shared by policy and reference.
+    model: the architecture.
     params: `{"lm": ...}`, and `"value"` if there is a scalar head.
     ref_params: `{"lm": ...}` of the reference.
     texts: prompts and completions.
     temperature: divides the logits of both.
+    ref_model: the reference's architecture, of the same vocabulary; None: `model`.
 
   Returns:
     `logp_BK`, `ref_logp_BK` (sums, nats), `kl_BK` (sum over positions of
@@ -112,13 +118,13 @@ def statistics(
   tokens_BKT, mask_BKT = texts.tokens_BKT, texts.mask_BKT
   rows, source_BC = _rows(texts.prompt_BP, texts.length_B, tokens_BKT, texts.there_BKT)
 
-  def states(tree):
-    hidden_BLD = model.hidden(tree["lm"], rows)
+  def states(decoder, tree):
+    hidden_BLD = decoder.hidden(tree["lm"], rows)
     return jnp.take_along_axis(hidden_BLD, source_BC[..., None], axis=1)
 
-  trees = {"policy": params, "ref": ref_params}
-  hidden = {role: states(tree) for role, tree in trees.items()}
-  head = {role: model.head(tree["lm"]) for role, tree in trees.items()}
+  roles = {"policy": (model, params), "ref": (ref_model or model, ref_params)}
+  hidden = {role: states(*decoder) for role, decoder in roles.items()}
+  head = {role: decoder.head(tree["lm"]) for role, (decoder, tree) in roles.items()}
   stats = (token_stats.LOGP, token_stats.REF_LOGP, token_stats.POLICY_KL)
   stats = tuple(token_stats.tempered(stat, temperature) for stat in stats)
   values = {}

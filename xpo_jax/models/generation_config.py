@@ -13,17 +13,22 @@ class Mixture(NamedTuple):
 
   Normalised token by token, after both have been divided by the temperature; see
   `preference_games.mixture`. Nash-MD's opponent (Munos et al. 2023, arXiv:2312.00886)
-  and the sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635).
+  and the sampler of IPO-MD (Calandriello et al. 2024, arXiv:2403.08635). Or, where it
+  is arithmetic, from (1 - share) policy + share ref: the teacher-mixed samples of
+  MiniLLM (Gu et al. 2023, arXiv:2306.08543).
 
   Attributes:
     model: the reference, of `transformer.model`; its vocabulary is the policy's.
     params: of its decoder.
-    share: its exponent, in [0, 1]: 0 draws from the policy, 1 from the reference.
+    share: its exponent or weight, in [0, 1]: 0 draws from the policy, 1 from the
+      reference.
+    arithmetic: whether probabilities are added; else their logarithms.
   """
 
   model: Model
   params: Params
   share: float
+  arithmetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +98,6 @@ class GenerationConfig:
       )
     if self.mixture is not None and not 0 <= self.mixture.share <= 1:
       raise ValueError(
-        f"mixture.share is {self.mixture.share}; it is the reference's exponent, in "
-        "[0, 1]"
+        f"mixture.share is {self.mixture.share}; it is the reference's exponent or "
+        "weight, in [0, 1]"
       )

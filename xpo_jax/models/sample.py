@@ -129,16 +129,19 @@ def prepare(
   models, trees = _models(model, config), (params,)
   if config.mixture is not None:
     trees += (config.mixture.params,)
+  share = None if config.mixture is None else np.float32(config.mixture.share)
+  arithmetic = config.mixture is not None and config.mixture.arithmetic
   rule = token_sampling.Rule(
     np.asarray(config.stop_ids, np.int32).reshape(-1),
     np.float32(config.temperature),
     None if config.top_k is None else np.int32(config.top_k),
     None if config.top_p is None else np.float32(config.top_p),
-    None if config.mixture is None else np.float32(config.mixture.share),
+    None if arithmetic else share,
     None
     if config.exploration_temperature is None
     else np.float32(config.exploration_temperature),
     None if config.num_tokens is None else np.int32(config.num_tokens),
+    share if arithmetic else None,
   )
   if mesh is not None:
     trees = tuple(

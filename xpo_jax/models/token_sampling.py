@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.ops import preference_games
+from xpo_jax.ops import preference_games, token_stats
 from xpo_jax.types import Array
 
 _BLOCK = 128  # tokens drawn among at once, see `_draw`
@@ -24,9 +24,10 @@ class Rule(NamedTuple):
     stop: token ids that end a completion, a vector.
     temperature: divides the logits.
     top_k, top_p: of the truncation, or None.
-    share: the reference's exponent in a mixture, or None.
+    share: the reference's exponent in a geometric mixture, or None.
     exploration_temperature: divides the logits that are drawn from instead, or None.
     num_tokens: ids from here on are not drawn; None: all are.
+    weight: the reference's weight in an arithmetic mixture, or None.
   """
 
   stop: Array
@@ -36,6 +37,7 @@ class Rule(NamedTuple):
   share: Array | None
   exploration_temperature: Array | None
   num_tokens: Array | None = None
+  weight: Array | None = None
 
 
 class Token(NamedTuple):
@@ -83,8 +85,11 @@ def choose(
       else rule.exploration_temperature
     )
     q_BKV = logits[0] / divisor
-    if len(logits) > 1:
+    if rule.share is not None:
       q_BKV = preference_games.mixture(q_BKV, logits[1] / divisor, rule.share)
+    if rule.weight is not None:
+      both = (jax.nn.log_softmax(x_BKV / divisor) for x_BKV in logits)
+      q_BKV = token_stats.log_mixture(*both, rule.weight)
     if limited:
       there_V = jnp.arange(q_BKV.shape[-1]) < rule.num_tokens
       q_BKV = jnp.where(there_V[None, None], q_BKV, -jnp.inf)

@@ -89,6 +89,10 @@ NAMES = (
   "dno",
   "online_dpo",
   "exploratory_dpo",
+  "kd",
+  "gkd",
+  "on_policy_distillation",
+  "minillm",
 )
 
 # Building blocks importable from here: no objectives with a paper of their own.

@@ -113,12 +113,50 @@ def kl(p_logits_CV: Array, q_logits_CV: Array) -> Array:
   Computed from log-softmaxes: a token whose probability underflows in `p` adds 0, not
   the 0 * inf of `log(softmax)`.
   """
-  logp_CV = jax.nn.log_softmax(p_logits_CV)
-  logq_CV = jax.nn.log_softmax(q_logits_CV)
-  possible_CV = ~jnp.isneginf(p_logits_CV)
+  return _kl(jax.nn.log_softmax(p_logits_CV), jax.nn.log_softmax(q_logits_CV))
+
+
+def _kl(logp_CV: Array, logq_CV: Array) -> Array:
+  """KL(p || q) from log-probabilities."""
+  possible_CV = ~jnp.isneginf(logp_CV)
   # Select before the product: exp(-inf) * -inf would be NaN, also in the gradient.
   ratio_CV = jnp.where(possible_CV, logp_CV, 0) - jnp.where(possible_CV, logq_CV, 0)
   return (jnp.exp(logp_CV) * ratio_CV).sum(-1)
+
+
+def log_mixture(logp: Array, other_logp: Array, share: float | Array) -> Array:
+  """log((1 - share) p + share other), elementwise, of log-probabilities in nats.
+
+  Args:
+    logp: log-probabilities; -inf where p is 0.
+    other_logp: those of the other distribution.
+    share: weight of the other distribution, in [0, 1].
+  """
+  own, other = jnp.log1p(-share) + logp, jnp.log(share) + other_logp
+  # Select before the sum: the gradient of logaddexp at two -inf would be NaN.
+  possible = ~(jnp.isneginf(own) & jnp.isneginf(other))
+  mixed = jnp.logaddexp(*(jnp.where(possible, x, 0) for x in (own, other)))
+  return jnp.where(possible, mixed, -jnp.inf)
+
+
+def jsd(p_logits_CV: Array, q_logits_CV: Array, interpolation: float) -> Array:
+  """Generalised Jensen-Shannon divergence over the whole vocabulary, in nats, `[C]`.
+
+  b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q and b the interpolation.
+  D / b tends to KL(p || q) for b -> 0, and D / (1 - b) to KL(q || p) for b -> 1. D is
+  at most log 2 and zero at both ends.
+
+  Args:
+    p_logits_CV: logits of p.
+    q_logits_CV: logits of q.
+    interpolation: b, 0 < b < 1; 1/2 is the Jensen-Shannon divergence.
+  """
+  logp_CV = jax.nn.log_softmax(p_logits_CV)
+  logq_CV = jax.nn.log_softmax(q_logits_CV)
+  # sg: of all distributions, m minimises the sum, so that its gradient is 0 there.
+  mixture_CV = jax.lax.stop_gradient(log_mixture(logq_CV, logp_CV, interpolation))
+  of_p_C, of_q_C = _kl(logp_CV, mixture_CV), _kl(logq_CV, mixture_CV)
+  return interpolation * of_p_C + (1 - interpolation) * of_q_C
 
 
 def _is_target(logits_CV: Array, target_C: Array) -> Array:
@@ -162,6 +200,20 @@ def _policy_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
   return kl(roles["policy"], roles["ref"])
 
 
+def _teacher_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
+  return logp(roles["teacher"], target_C)
+
+
+def _teacher_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
+  del target_C
+  return kl(roles["teacher"], roles["policy"])
+
+
+def _policy_teacher_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
+  del target_C
+  return kl(roles["policy"], roles["teacher"])
+
+
 LOGP = TokenStat("logp_BKT", ("policy",), _logp)
 REF_LOGP = TokenStat("ref_logp_BKT", ("ref",), _ref_logp)
 REST_LOGP = TokenStat("rest_logp_BKT", ("policy",), _rest_logp)  # in Scored.extra
@@ -169,3 +221,36 @@ VALUE = TokenStat("value_BKT", ("policy.value",), _value)
 ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)  # in Scored.extra
 REF_KL = TokenStat("ref_kl_BKT", ("ref", "policy"), _ref_kl)  # KL(ref || policy)
 POLICY_KL = TokenStat("policy_kl_BKT", ("policy", "ref"), _policy_kl)  # in Scored.extra
+# Distillation, in Scored.extra: log-prob of the teacher, KL(teacher || policy), and
+# KL(policy || teacher).
+TEACHER_LOGP = TokenStat("teacher_logp_BKT", ("teacher",), _teacher_logp)
+TEACHER_KL = TokenStat("teacher_kl_BKT", ("teacher", "policy"), _teacher_kl)
+POLICY_TEACHER_KL = TokenStat(
+  "policy_teacher_kl_BKT", ("policy", "teacher"), _policy_teacher_kl
+)
+
+
+@functools.cache  # equal statistics are the same object
+def teacher_jsd(interpolation: float) -> TokenStat:
+  """`jsd` of teacher and policy at each position; at its ends the KL of the limit.
+
+  Args:
+    interpolation: 0 gives TEACHER_KL (forward), 1 POLICY_TEACHER_KL (reverse), between
+      them the divergence itself, whose limits are 0.
+
+  Raises:
+    ValueError: outside [0, 1].
+  """
+  if not 0 <= interpolation <= 1:
+    raise ValueError(
+      f"teacher_jsd: interpolation={interpolation!r}; allowed: 0 (forward KL) to 1 "
+      "(reverse KL)"
+    )
+  if interpolation in (0, 1):
+    return POLICY_TEACHER_KL if interpolation else TEACHER_KL
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    del target_C
+    return jsd(roles["teacher"], roles["policy"], interpolation)
+
+  return TokenStat(f"teacher_jsd_{interpolation}_BKT", ("teacher", "policy"), fn)

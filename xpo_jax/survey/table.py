@@ -196,6 +196,24 @@ PAPERS = (
         "I P R +-  Pf Pw A  Ref no rKL On  It Sep", "online_dpo"),
   paper("XPO, exploratory", "", "2405.21046",
         "I P R +-  Pf Pw H/A  Ref no rKL On  It Sep", "exploratory_dpo"),
+  # Distillation: the teacher's probabilities take the place of feedback.
+  paper("Knowledge distillation", "", "1503.02531",
+        "I P T +-  B n/a A  Free no n/a Off  Once Sep", "kd",
+        notes={"F1": "no label: a teacher's probabilities",
+               "RL3": "forward KL to the teacher, none to a reference"}),
+  paper("GKD", "", "2306.13649",
+        "I P T +-  B n/a A  Free no n/a On  It Sep", "gkd",
+        notes={"F1": "no label: a teacher's probabilities",
+               "RL2": "the tokens of each completion are averaged",
+               "RL3": "generalised JSD to the teacher, none to a reference"}),
+  paper("On-policy distillation", "", "2306.13649",
+        "I P T +-  B n/a A  Free no n/a On  It Sep", "on_policy_distillation",
+        notes={"F1": "no label: a teacher's probabilities",
+               "RL3": "reverse KL to the teacher, none to a reference"}),
+  paper("MiniLLM", "", "2306.08543",
+        "I P T +-  B n/a A  Free len n/a On  It Sep", "minillm",
+        notes={"F1": "no label: a teacher's probabilities",
+               "RL3": "reverse KL to the teacher, none to a reference"}),
 )
 # fmt: on
 

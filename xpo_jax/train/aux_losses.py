@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from xpo_jax.config.experiment import AuxLossConfig
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
+from xpo_jax.feedback import teacher
 from xpo_jax.train import loading, references
 from xpo_jax.train.loading import Datasets
 from xpo_jax.types import AuxLoss, Objective
@@ -100,3 +101,10 @@ def read_reference(objective: Objective, losses: Sequence[AuxLoss]) -> bool:
   stats = [stat for loss in losses for stat in loss.objective.stats]
   in_losses = any(references.ROLE in stat.decoders for stat in stats)
   return in_losses or references.reads_live(objective)
+
+
+def read_teacher(objective: Objective, losses: Sequence[AuxLoss]) -> bool:
+  """Whether the step of a run on rollouts reads the teacher's parameters, as
+  `read_reference`; that of a run on records always does."""
+  in_losses = any(teacher.reads(loss.objective.stats) for loss in losses)
+  return in_losses or references.reads_live(objective, teacher.TEACHER)

@@ -28,6 +28,8 @@ from xpo_jax.data import (
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
+from xpo_jax.feedback import teacher as teachers
+from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.sharding import distributed
@@ -215,16 +217,38 @@ def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
   return other.params["lm"]
 
 
+def teacher(experiment: Experiment, begin: LoadedStart) -> Teacher | None:
+  """Loads the teacher; None where the run has none.
+
+  Raises:
+    ValueError: another vocabulary or tokenizer than the policy's.
+  """
+  source = experiment.teacher
+  if source is None:
+    return None
+  return teachers.load(
+    source.directory,
+    source.compute_dtype,
+    source.remat,
+    tokenizer=begin.tokenizer,
+    like=begin.config,
+  )
+
+
 def start_digests(
-  experiment: Experiment, lm: Params, reference_lm: Params | None
+  experiment: Experiment,
+  lm: Params,
+  reference_lm: Params | None,
+  teacher: Teacher | None = None,
 ) -> dict[str, str]:
   """Computes the digests of weights that every resume reads again: the base of
-  adapters, a start that is a directory, a separate reference.
+  adapters, a start that is a directory, a separate reference, a teacher.
 
   Args:
     experiment: the run.
     lm: the start's decoder.
     reference_lm: the reference's decoder, or None where it is the start's.
+    teacher: the teacher, or None.
   """
   digests = {}
   if experiment.adapter is not None:
@@ -233,6 +257,8 @@ def start_digests(
     digests["start_sha256"] = _weights(lm)
   if reference_lm is not None:
     digests["reference_sha256"] = _weights(reference_lm)
+  if teacher is not None:
+    digests["teacher_sha256"] = _weights(teacher.params["lm"])
   return digests
 
 

@@ -25,6 +25,7 @@ from xpo_jax.data.printable import printable
 from xpo_jax.data.records import Prompt
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import reward_model
+from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import (
@@ -53,8 +54,8 @@ class Budget(NamedTuple):
     counts: the data's audit.
     sizes: steps, shapes, tokens, parameters.
     bytes: of the compiled step on one device: "arguments" (state and batch),
-      "temporaries", and for a run on rollouts "between updates": reference and older
-      samplers; without sampling. None on a mesh.
+      "temporaries", and for a run on rollouts "between updates": reference, teacher and
+      older samplers; without sampling. None on a mesh.
     shown: the first rows, token by token (`audit.inspect_tokens`); of a run on rollouts
       the first prompt.
   """
@@ -268,6 +269,8 @@ def _rollouts_memory(parts, first) -> dict[str, int] | None:
   # arguments of the step.
   copies = (not parts.frozen) + (first.ref is not None) - (references.ROLE in read)
   resident = [first.sampler, *[parts.ref] * copies]
+  if parts.teacher is not None and TEACHER not in read:
+    resident.append(parts.teacher.params)
   between = sum(x.nbytes for x in jax.tree.leaves(resident))
   return _compiled(parts.take, *arguments) | {"between updates": between}
 
@@ -292,6 +295,11 @@ def _memory(
   lm = jax.eval_shape(lambda: begin.params["lm"])
   live = aux_losses.read_reference(objective, aux.losses)
   frozen = {references.ROLE: {"lm": lm}} if live else {}
+  models = {"policy": model, references.ROLE: model}
+  teacher = loading.teacher(experiment, begin)
+  if teacher is not None:
+    models[TEACHER] = teacher.model
+    frozen[TEACHER] = jax.eval_shape(lambda: teacher.params)
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}
     lm = jax.eval_shape(trained.init, jax.random.key(0))
@@ -300,7 +308,7 @@ def _memory(
   batch = batch.replace(ref={k: np.zeros_like(v) for k, v in cached.items()})
   update = step.make_step(
     experiment.objective.build,
-    {"policy": model, references.ROLE: model},
+    models,
     experiment.optimizer,
     len(batches),
     adapter=adapter,

@@ -15,6 +15,7 @@ from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
+from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.sharding import place
 from xpo_jax.train import (
@@ -103,7 +104,8 @@ def prepare(
   train, held_out, counts = examples(experiment, begin, loaded, run_dir, datasets)
   other = loading.reference(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
-  counts |= loading.start_digests(experiment, begin.params["lm"], other)
+  teacher = loading.teacher(experiment, begin)
+  counts |= loading.start_digests(experiment, begin.params["lm"], other, teacher)
   put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
@@ -136,6 +138,9 @@ def prepare(
     plan = in_order["held_out"]
     held_out_source = Source(plan, _cached(scoring, "held_out", held_out, plan), put)
   models = {"policy": model, references.ROLE: model}
+  if teacher is not None:
+    models[TEACHER] = teacher.model
+    frozen[TEACHER] = {"lm": state.frozen(mesh, teacher.model, teacher.params["lm"])}
   take = step.make_step(
     build,
     models,

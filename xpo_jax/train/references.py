@@ -40,19 +40,20 @@ class Cache(NamedTuple):
   start_NK: np.ndarray
 
 
-def cacheable(objective: Objective) -> tuple[TokenStat, ...]:
-  """Selects the statistics to cache: all that read the reference, if none of them reads
-  another role too; else none, because every step must then run the reference."""
-  reading = [s for s in objective.stats if ROLE in s.decoders]
-  if any(s.decoders != {ROLE} for s in reading):
+def cacheable(objective: Objective, role: str = ROLE) -> tuple[TokenStat, ...]:
+  """Selects the statistics to cache: all that read a frozen role, the reference, if
+  none of them reads another role too; else none, because every step must then run it.
+  """
+  reading = [s for s in objective.stats if role in s.decoders]
+  if any(s.decoders != {role} for s in reading):
     return ()
   return tuple(sorted(reading, key=lambda stat: stat.field))
 
 
-def reads_live(objective: Objective) -> bool:
-  """Whether the objective reads the reference's parameters in the step."""
-  reading = any(ROLE in stat.decoders for stat in objective.stats)
-  return reading and not cacheable(objective)
+def reads_live(objective: Objective, role: str = ROLE) -> bool:
+  """Whether the objective reads a frozen role's parameters in the step."""
+  reading = any(role in stat.decoders for stat in objective.stats)
+  return reading and not cacheable(objective, role)
 
 
 def key(

@@ -18,6 +18,7 @@ from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import sealed_files
 from xpo_jax.data.records import Conversation, Turn
 from xpo_jax.data.tokenise import Example
+from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import generate
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
 from xpo_jax.models.transformer import Model
@@ -72,11 +73,13 @@ class SamplerParams(NamedTuple):
     policy: the policy that samples.
     ref: the reference, where column 0 or an opponent is sampled from it.
     average: the averaged policy, where an opponent is sampled from it.
+    teacher: the teacher, where completions are sampled from a mixture with it.
   """
 
   policy: Params
   ref: Params | None = None
   average: Params | None = None
+  teacher: Teacher | None = None
 
 
 def draw(
@@ -167,7 +170,7 @@ def _groups(
   model: Model, sampler_params: SamplerParams, sampling: Sampling, key: Array
 ) -> list[_Group]:
   """The columns of K in their order, then those of the opponent."""
-  params, ref_params, average = sampler_params
+  params, ref_params, average, teacher = sampler_params
   own_key, column0_key, opponent_key, exploration_key = jax.random.split(key, 4)
   config = GenerationConfig(
     sampling.max_completion_tokens,
@@ -183,6 +186,11 @@ def _groups(
   }[sampling.column0_source]
   columns = sampling.own
   own_config = dataclasses.replace(config, completions=columns.stop - columns.start)
+  if sampling.teacher_share:
+    other = Mixture(
+      teacher.model, teacher.params["lm"], sampling.teacher_share, arithmetic=True
+    )
+    own_config = dataclasses.replace(own_config, mixture=other)
   own = _Group(params, own_key, own_config)
   explorers = []
   if sampling.exploration_temperature is not None:

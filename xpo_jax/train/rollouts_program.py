@@ -24,6 +24,7 @@ from xpo_jax.data.pack import Batch
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
 from xpo_jax.feedback.protocol import SelfFeedback
+from xpo_jax.feedback.teacher import TEACHER, Teacher
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import kl_control, sampler_correction, token_stats
@@ -81,6 +82,7 @@ class Parts(NamedTuple):
     prompts: training prompts.
     held_out: held-out prompts, or None.
     ref: `{"lm": ...}`, the reference that the run starts with.
+    teacher: of a distillation, placed; None without.
     frozen: `{"base": what adapters are added to}`, the same arrays as `ref` unless the
       run has a separate reference; or {}.
     take: the optimiser step; see `step.make_step`.
@@ -103,6 +105,7 @@ class Parts(NamedTuple):
   prompts: PromptSet
   held_out: PromptSet | None
   ref: Params
+  teacher: Teacher | None
   frozen: Mapping[str, Params]
   take: step.Step
   aux: AuxLosses
@@ -232,7 +235,8 @@ def assemble(
   if aux.losses:
     counts["aux_losses"] = aux.counts
   other = loading.reference(experiment, begin)
-  counts |= loading.start_digests(experiment, begin.params["lm"], other)
+  teacher = loading.teacher(experiment, begin)
+  counts |= loading.start_digests(experiment, begin.params["lm"], other, teacher)
   if judges := rewards.digests(data.feedback.source):
     counts[run_directory.JUDGES_DIGEST] = judges
   run_directory.write_counts(run_dir, counts)
@@ -251,6 +255,10 @@ def assemble(
     frozen[state.BASE] = ref = {"lm": base}
   if other is not None:
     ref = {"lm": state.frozen(mesh, model, other)}
+  if teacher is not None:
+    placed = state.frozen(mesh, teacher.model, teacher.params["lm"])
+    teacher = teacher._replace(params={"lm": placed})
+    models[TEACHER] = teacher.model
   controller = data.kl_controller and data.kl_controller.build()
   parts = Parts(
     experiment=experiment,
@@ -264,6 +272,7 @@ def assemble(
     prompts=chosen,
     held_out=held_out,
     ref=ref,
+    teacher=teacher,
     frozen=frozen,
     take=step.make_step(
       build,
@@ -368,6 +377,7 @@ def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
     data.sampling,
     column0_source="sample",
     exploration_temperature=None,
+    teacher_share=0.0,
     opponent=Opponent(share=1.0) if data.feedback.kind == "win_rates" else None,
     prompts_at_once=None if data.sampling.slots else at_once,
   )
@@ -416,10 +426,14 @@ def held_out(
 
 
 def frozen_roles(parts: Parts, ref: Params) -> dict[str, Params]:
-  """Frozen parameters of the step by role, with the current reference where the
-  objective or an auxiliary loss reads it in the step."""
-  live = aux_losses.read_reference(parts.objective, parts.aux.losses)
-  return dict(parts.frozen) | ({references.ROLE: ref} if live else {})
+  """Frozen parameters of the step by role, with the current reference and the teacher
+  where the objective or an auxiliary loss reads them in the step."""
+  frozen, losses = dict(parts.frozen), parts.aux.losses
+  if aux_losses.read_reference(parts.objective, losses):
+    frozen[references.ROLE] = ref
+  if aux_losses.read_teacher(parts.objective, losses):
+    frozen[TEACHER] = parts.teacher.params
+  return frozen
 
 
 def at_temperature(
@@ -453,11 +467,13 @@ def corrected(
 
 
 def recorded_stats(objective: Objective, sampling: Sampling) -> tuple[TokenStat, ...]:
-  """Selects the statistics scored once an iteration: the reference's, the values of
-  the policy that sampled, and its log-probs where the sampler's are not the trainer's:
-  its weights are of another dtype, or the objective compares the two."""
+  """Selects the statistics scored once an iteration: the reference's, the teacher's,
+  the values of the policy that sampled, and its log-probs where the sampler's are not
+  the trainer's: its weights are of another dtype, or the objective compares the two."""
   temperature = sampling.temperature
-  stats = {stat.field: stat for stat in references.cacheable(objective)}
+  roles = (references.ROLE, TEACHER)
+  frozen = [stat for role in roles for stat in references.cacheable(objective, role)]
+  stats = {stat.field: stat for stat in frozen}
   ref_logp = token_stats.tempered(token_stats.REF_LOGP, temperature)
   stats.setdefault(ref_logp.field, ref_logp)  # the run's KL, whatever the objective
   if OLD_VALUE in objective.columns:
@@ -510,7 +526,10 @@ def _sampled(
   data = parts.experiment.data
   count = data.prompts_per_iteration
   params = SamplerParams(
-    _policy(parts, sampler), ref["lm"], _policy(parts, final_params(now.train))
+    _policy(parts, sampler),
+    ref["lm"],
+    _policy(parts, final_params(now.train)),
+    parts.teacher,
   )
   path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
   drawn = rollouts.read(path) if path.exists() else None
@@ -558,6 +577,8 @@ def _round_key(parts: Parts, index: int, round_: int) -> jax.Array:
 def _recorded(parts: Parts, drawn: RolloutBatch, sampler: Params, ref: Params):
   """Log-probs as sampled, and the scored statistics of the same tokens."""
   roles = _roles(parts, sampler) | {references.ROLE: ref}
+  if parts.teacher is not None:
+    roles[TEACHER] = parts.teacher.params
   return minibatches.record(drawn, parts.record, roles, parts.sizes, parts.place)
 
 

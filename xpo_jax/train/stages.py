@@ -111,7 +111,7 @@ def replaced(value: Any, policy: Callable[[Stage], Path]) -> Any:
   changes = {}
   for name, item in experiments.children(value):
     if isinstance(value, Experiment) and isinstance(item, Stage):
-      # A start or a reference, which have a dtype and remat of their own.
+      # A start, reference or teacher, which have a dtype and remat of their own.
       changes[name] = dataclasses.replace(
         source(item.experiment), directory=str(policy(item))
       )

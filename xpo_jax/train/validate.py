@@ -17,11 +17,13 @@ from xpo_jax.config.experiment import (
   Rollouts,
   Scratch,
   Stage,
+  Start,
 )
 from xpo_jax.data.sources import Loaded
-from xpo_jax.feedback import critic
+from xpo_jax.feedback import critic, teacher
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.ops import sampler_correction
+from xpo_jax.models.config import Config
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.testing import toy
@@ -54,7 +56,8 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb on and not
-      installed; see `aux_losses.check` and `split_overlap.check`.
+      installed; a teacher that nothing reads, that is missing, or of another vocabulary
+      than the start's; see `aux_losses.check` and `split_overlap.check`.
   """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
@@ -67,6 +70,7 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
     for rows_per_step, microbatches in sizes:
       meshes.check_batch(mesh, rows_per_step, microbatches)
   aux_losses.check(experiment.aux_losses, datasets)
+  _check_teacher(experiment)
   split_overlap.check(experiment)
 
 
@@ -129,10 +133,10 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
       f"bring {', '.join(sorted(brought))}"
     )
   roles = {role for stat in objective.stats for role in stat.decoders}
-  if roles - {"policy", references.ROLE}:
+  if roles - {"policy", references.ROLE, teacher.TEACHER}:
     raise ValueError(
-      f"{name} reads the roles {sorted(roles)}; a run on rollouts has a policy and a "
-      "ref"
+      f"{name} reads the roles {sorted(roles)}; a run on rollouts has a policy, a ref "
+      "and, with Experiment.teacher, a teacher"
     )
   source = data.sampling.column0_source
   if source != objective.column0_source:
@@ -143,9 +147,15 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
     )
   if objective.on_policy and not data.allow_off_policy:
     _check_on_policy(name, data)
+  if data.sampling.teacher_share != objective.teacher_share:
+    raise ValueError(
+      f"Sampling.teacher_share is {data.sampling.teacher_share}, and {name} corrects "
+      f"for {objective.teacher_share}; give both the same"
+    )
   _check_feedback(objective, experiment)
   _check_opponent(experiment)
-  if completions == 1 and not _sees_rewards(objective, pairs):
+  taught = teacher.reads(objective.stats)  # by more than rewards
+  if completions == 1 and not taught and not _sees_rewards(objective, pairs):
     raise ValueError(
       f"{name} learns nothing from the rewards of one completion: its baseline or its "
       "pair is made of the others of the prompt; set Sampling.completions to 2 or more "
@@ -174,13 +184,7 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
   Raises:
     ValueError: see `loading.check_room`.
   """
-  start = experiment.start
-  while isinstance(start, Stage):
-    start = start.experiment.start
-  if isinstance(start, Scratch):
-    config, directory = start.model, start.tokenizer
-  else:
-    config, directory = hf_checkpoint.read_config(start.directory), start.directory
+  config, directory = _decoder(experiment.start)
   longest = 1
   if config.rotary is None and directory is not None:
     tokenizer = hf_checkpoint.read_tokenizer(directory)
@@ -226,6 +230,27 @@ def _check_on_policy(name: str, data: Rollouts) -> None:
         f"for samples of the current policy alone; set {field} to {allowed}, or "
         "Rollouts.allow_off_policy=True to accept the bias"
       )
+
+
+def _decoder(weights: Start) -> tuple[Config, str | None]:
+  """Config of weights, those of a stage too, and the directory of their tokenizer; None
+  where the run trains one."""
+  while isinstance(weights, Stage):
+    weights = weights.experiment.start
+  if isinstance(weights, Scratch):
+    return weights.model, weights.tokenizer
+  return hf_checkpoint.read_config(weights.directory), weights.directory
+
+
+def _check_teacher(experiment: Experiment) -> None:
+  given, data = experiment.teacher, experiment.data
+  losses = [config.build() for config in experiment.aux_losses]
+  objective = aux_losses.joined(experiment.objective.build(), losses)
+  mixed = isinstance(data, Rollouts) and data.sampling.teacher_share > 0
+  teacher.check_objective(objective, given is not None, mixed)
+  if given is not None:
+    vocabs = (_decoder(weights)[0].vocab for weights in (given, experiment.start))
+    teacher.check_vocab(*vocabs)
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:

@@ -49,6 +49,40 @@ def best_of(
   return [row for row in rows if row.completion.strip()]
 
 
+def every_sample(
+  policy: str,
+  prompts: Prompts,
+  *,
+  completions: int,
+  max_completion_tokens: int,
+  num_prompts: int = 800,
+  seed: int = 0,
+) -> list[records.Demonstration]:
+  """All samples of a policy, unranked; one without a word makes none.
+
+  Args:
+    policy: directory of the policy that is sampled: a teacher.
+    prompts: what for.
+    completions: samples of each prompt.
+    max_completion_tokens: longest completion.
+    num_prompts: the first so many prompts.
+    seed: of the samples.
+  """
+  sampled = samples.sample(
+    policy,
+    samples.texts_of(prompts, 0, num_prompts),
+    completions=completions,
+    max_completion_tokens=max_completion_tokens,
+    seed=seed,
+  )
+  return [
+    records.Demonstration(f"prompt {b} sample {k}", prompt, text)
+    for b, prompt in enumerate(sampled.prompts)
+    for k, text in enumerate(sampled.texts_BK[b])
+    if text.strip()
+  ]
+
+
 def matching(
   source: Data, pattern: str, *, limit: int | None = None
 ) -> list[records.Record]:
