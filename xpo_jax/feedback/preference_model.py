@@ -1,7 +1,8 @@
 """Preference model of two completions: its data format and its `Preference`.
 
-The input is prompt, first completion, EOS, second completion, EOS; the scalar head
-before the last EOS is the log odds that the first completion is preferred.
+The input is prompt, first completion, EOS, second completion, EOS; the scalar head at
+the last EOS is the log odds that the first completion is preferred. As EOS also
+separates, a completion that was cut reads like one that ended.
 `both_orders` formats pairs for the objective `preference_model`; the `Preference`
 averages both orders, so that it does not depend on the order.
 """

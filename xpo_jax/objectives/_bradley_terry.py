@@ -11,13 +11,13 @@ def soft_bradley_terry() -> Objective:
   L = -p log sigma(r_0 - r_1) - (1 - p) log sigma(r_1 - r_0)
 
   The probability p (a fraction of votes, another model's confidence) is reward_BK of
-  column 0; column 1 is not read. p = 1 is `bradley_terry`. Layout PAIR; stats VALUE;
-  columns reward_BK.
+  column 0; column 1 is not read. p = 1 is `bradley_terry`. Layout PAIR; stats
+  REWARD_HEAD; columns reward_BK.
   """
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    reward_BK = masked.last(scored.reward_head_BKT, scored.mask_BKT)
     margin_B = reward_BK[:, 0] - reward_BK[:, 1]
     loss_B = links.smoothed_logistic(margin_B, 1 - scored.reward_BK[:, 0])
     metrics = _rewards.reward_metrics(scored, reward_BK)
@@ -27,7 +27,7 @@ def soft_bradley_terry() -> Objective:
     name="soft_bradley_terry",
     hparams={},
     layout=Layout.PAIR,
-    stats=frozenset({token_stats.VALUE}),
+    stats=frozenset({token_stats.REWARD_HEAD}),
     loss=loss,
     columns=frozenset({"reward_BK"}),
   )
@@ -44,8 +44,8 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
   Departs from the paper: `margin` and `centring` are TRL's (also OpenRLHF's margin);
     both are 0 in the paper, which shifts the finished model to mean 0 instead. Soft
     labels: `soft_bradley_terry`.
-  Reduction: value at the last completion token (EOS where the completion ends with it);
-    both terms averaged over pairs.
+  Reduction: the head's output at the last completion token, which it has read (EOS
+    where the completion ends with it); both terms averaged over pairs.
 
   Args:
     margin: target margin of the chosen reward; >= 0. Paper: 0.
@@ -53,7 +53,7 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
       0.01.
 
   Returns:
-    Objective; layout PAIR; stats VALUE.
+    Objective; layout PAIR; stats REWARD_HEAD.
     Terms: `bradley_terry`, `centring`.
     Metrics: reward_chosen, reward_rejected, reward_margin (units of the reward),
     reward_accuracy (fraction).
@@ -65,7 +65,7 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> one = np.ones((1, 2, 1))
-    >>> tie = scored.from_token_logps(None, one, value_BKT=3 * one)
+    >>> tie = scored.from_token_logps(None, one, reward_head_BKT=3 * one)
     >>> round(float(scored.evaluate(objectives.bradley_terry(), tie).loss), 4)
     0.6931
   """
@@ -74,7 +74,7 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    reward_BK = masked.last(scored.reward_head_BKT, scored.mask_BKT)
     margin_B = reward_BK[:, 0] - reward_BK[:, 1]
     pair_B = links.logistic(margin_B - margin)
     centre_B = centring * (reward_BK[:, 0] + reward_BK[:, 1]) ** 2
@@ -88,6 +88,6 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     name="bradley_terry",
     hparams={"margin": margin, "centring": centring},
     layout=Layout.PAIR,
-    stats=frozenset({token_stats.VALUE}),
+    stats=frozenset({token_stats.REWARD_HEAD}),
     loss=loss,
   )
