@@ -40,6 +40,7 @@ def from_token_logps(
   reward_BK: Array | None = None,
   reward_BKT: Array | None = None,
   desirable_BK: Array | None = None,
+  margin_BK: Array | None = None,
   present_BK: Array | None = None,
   weight_B: Array | None = None,
   row_B: Array | None = None,
@@ -84,6 +85,7 @@ def from_token_logps(
     row_B=_rows(row_B, B),
     reward_BK=_float(reward_BK, (B, K), "reward_BK"),
     desirable_BK=_float(desirable_BK, (B, K), "desirable_BK"),
+    margin_BK=_float(margin_BK, (B, K), "margin_BK"),
     extra={name: _tokens(x, mask_BKT, name) for name, x in (extra or {}).items()},
     **{name: _tokens(x, mask_BKT, name) for name, x in tokens.items()},
   )

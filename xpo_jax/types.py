@@ -114,6 +114,7 @@ class Scored:
     reward_BK: reward of each completion.
     reward_BKT: reward of each token.
     desirable_BK: 1 thumbs up, 0 thumbs down.
+    margin_BK: margin of a pair in column 0, in units of the reward; >= 0.
     extra: further statistics, by name.
   """
 
@@ -132,6 +133,7 @@ class Scored:
   reward_BK: Array | None = None
   reward_BKT: Array | None = None
   desirable_BK: Array | None = None
+  margin_BK: Array | None = None
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
   def mean_B(self, x_B: Array) -> Mean:

@@ -36,6 +36,34 @@ def test_shifting_both_rewards_changes_nothing_without_centring():
   assert scored.evaluate(o, shifted).loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_margin_of_each_pair_is_subtracted_from_the_difference():
+  s = toy.scored(K=2, B=6)
+  last = np.asarray(s.length_BK, int)[..., None] - 1
+  reward = np.take_along_axis(np.asarray(s.reward_head_BKT, np.float64), last, -1)
+  lead, total = reward[:, 0, 0] - reward[:, 1, 0], reward.sum((1, 2))
+  margin = np.asarray(s.margin_BK, np.float64)[:, 0]
+  expected = np.log1p(np.exp(margin - lead)) + 0.1 * total**2
+  out = scored.evaluate(objectives.margin_bradley_terry(centring=0.1), s)
+  np.testing.assert_allclose(out.per_example_B, expected, rtol=1e-5)
+  np.testing.assert_allclose(out.loss, expected.mean(), rtol=1e-5)
+
+
+def test_equal_margins_are_the_constant():
+  s = toy.scored(K=2)
+  s = s.replace(margin_BK=np.tile([0.7, 0.0], (4, 1)))
+  out = scored.evaluate(objectives.margin_bradley_terry(), s)
+  constant = scored.evaluate(objectives.bradley_terry(margin=0.7), s)
+  np.testing.assert_allclose(out.per_example_B, constant.per_example_B, rtol=1e-6)
+
+
+def test_margins_are_a_required_column():
+  s = toy.scored(K=2).replace(margin_BK=None)
+  with pytest.raises(ValueError, match="requires the column margin_BK"):
+    scored.evaluate(objectives.margin_bradley_terry(), s)
+  with pytest.raises(ValueError, match="centring"):
+    objectives.margin_bradley_terry(centring=-1)
+
+
 def test_soft_label_is_the_cross_entropy_to_the_fraction_of_votes():
   head_BKT = np.array([[[2.0], [0.5]], [[-1.0], [1.0]]])
   votes = np.array([[0.7, 0.3], [0.2, 0.8]])

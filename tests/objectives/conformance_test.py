@@ -24,7 +24,7 @@ EVERY = [*objectives.NAMES, MIXTURE]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
 OPTIONAL |= {"reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
-OPTIONAL |= {"reward_head_BKT"}
+OPTIONAL |= {"reward_head_BKT", "margin_BK"}
 KEY = 7
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class Pair(_Row):
 
   Attributes:
     probability: probability that the chosen one is preferred, where labels are soft.
+    margin: by how much the chosen one is to be ahead, >= 0, in units of the reward
+      (Llama 2).
   """
 
   uid: str
@@ -71,6 +74,7 @@ class Pair(_Row):
   chosen: Text
   rejected: Text
   probability: float | None = None
+  margin: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +290,14 @@ def find_problem(record: Record) -> BadRecord | None:
     return BadRecord(
       record.uid, "identical chosen and rejected", f"both are {shown!r}: no preference"
     )
+  if isinstance(record, Pair) and record.margin is not None:
+    if not 0 <= record.margin < math.inf:
+      return BadRecord(
+        record.uid,
+        "not a margin",
+        f"margin is {record.margin}; it must be finite and at least 0, as the chosen "
+        "completion is the better one",
+      )
   if isinstance(record, Ranked) and len(record.rewards) != len(record.completions):
     return BadRecord(
       record.uid,

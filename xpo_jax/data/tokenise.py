@@ -31,7 +31,7 @@ class Example:
     completions: K arrays int32 [T_k], EOS included unless truncated.
     layout: the role of each completion.
     masks: K boolean arrays [T_k], True on tokens with loss; None: all tokens.
-    fields: data columns, each float32 [K]: "reward", "desirable".
+    fields: data columns, each float32 [K]: "reward", "desirable", "margin".
     token_fields: data columns with a value per token, each K arrays float32 [T_k].
   """
 
@@ -536,9 +536,16 @@ def _fields(record: records.Record) -> dict[str, np.ndarray]:
   match record:
     case records.Ranked():
       return {"reward": np.array(record.rewards, np.float32)}
-    case records.Pair() if record.probability is not None:
-      p = record.probability
-      return {"reward": np.array([p, 1 - p], np.float32)}
+    case records.Pair(probability=p, margin=m):
+      columns = {
+        "reward": None if p is None else (p, 1 - p),
+        "margin": None if m is None else (m, 0),
+      }
+      return {
+        name: np.array(pair, np.float32)
+        for name, pair in columns.items()
+        if pair is not None
+      }
     case records.Rated():
       columns = {"desirable": record.desirable, "reward": record.reward}
       return {

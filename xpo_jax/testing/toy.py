@@ -63,6 +63,7 @@ def scored(
       "policy_kl_BKT": cast(np.zeros((B, K, T)) if policy_equals_ref else shift_BKT**2),
     },
     reward_head_BKT=cast(rng.normal(size=(B, K, T))),
+    margin_BK=cast(rng.gamma(2.0, 0.5, (B, K))),
   )
 
 
