@@ -1,5 +1,6 @@
 """Tests saved reward models: rewards, tokens, normalisation, ensembles, refusals."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -115,6 +116,43 @@ def test_tokens_equal_those_of_training(tokenizer):
     for a, b in zip(examples, expected, strict=True):
       assert a.prompt.tolist() == b.prompt.tolist()
       assert a.completions[0].tolist() == b.completions[0].tolist()
+
+
+def test_completion_that_was_cut_gets_no_eos(scorer, tokenizer):
+  cut = [records.Cut(text) for text in COMPLETIONS]
+  assert cut == COMPLETIONS  # strings as any other
+  both = tokenised_texts.to_examples(
+    PROMPTS * 2, COMPLETIONS + cut, tokenizer, template=TEMPLATE, limits=Limits()
+  )
+  for ended, unended in zip(both[: len(cut)], both[len(cut) :], strict=True):
+    *tokens, eos = ended.completions[0].tolist()
+    assert eos == tokenizer.eos_token_id
+    assert unended.completions[0].tolist() == tokens
+  short = [text[:2] for text in COMPLETIONS]  # within the limit
+  ended, unended = (
+    scorer(PROMPTS, texts).value_N for texts in (short, list(map(records.Cut, short)))
+  )
+  assert (np.abs(ended - unended) > 1e-4).all()
+  assert np.isfinite(scorer(["the film"], [records.Cut("")]).value_N).all()
+
+
+def test_message_that_was_cut_is_not_closed_by_the_template(tokenizer):
+  chat = copy.deepcopy(tokenizer)
+  chat.chat_template = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content | trim }} END {% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+  )
+  prompt = records.Conversation((records.Turn("user", "the film"),))
+  ended, unended = tokenised_texts.to_examples(
+    [prompt] * 2,
+    ["it is fine", records.Cut("it is fine")],
+    chat,
+    template=Template(),
+    limits=Limits(),
+  )
+  assert ended.prompt.tolist() == unended.prompt.tolist()
+  texts = [chat.decode(example.completions[0]) for example in (ended, unended)]
+  assert texts == ["it is fine END</s>", "it is fine"]
 
 
 def test_unusual_texts_have_finite_rewards(scorer, tokenizer):

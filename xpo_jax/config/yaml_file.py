@@ -95,8 +95,8 @@ def content(run_dir: Path) -> dict[str, Any]:
 
 def reads_reward_head(experiment: Experiment) -> bool:
   """Whether an objective of a run trains a scalar head on tokens that it has read."""
-  losses = (experiment, *experiment.aux_losses)
-  stats = {stat for loss in losses for stat in loss.objective.build().stats}
+  own = [experiment.objective, *(loss.objective for loss in experiment.aux_losses)]
+  stats = {stat for objective in own for stat in objective.build().stats}
   return any(role.endswith(".reward") for stat in stats for role in stat.roles)
 
 

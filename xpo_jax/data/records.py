@@ -154,6 +154,19 @@ class BadRecords(ValueError):
     super().__init__("\n".join([f"{count}; {fix}:", *listed]))
 
 
+class Cut(str):
+  """A completion that was cut at a limit of tokens: a string that no EOS ends.
+
+  Equal to the string; what tokenises it (`feedback.tokenised_texts`) adds no EOS, so
+  that a reward model can tell it from a completion that ended.
+  """
+
+
+def is_cut(text: Text) -> bool:
+  """Whether a completion, or the last message of one, was cut."""
+  return isinstance(text if isinstance(text, str) else text[-1].content, Cut)
+
+
 class Conversation(str):
   """Messages as a string, for feedback: "role: content", a blank line between messages.
 

@@ -308,6 +308,9 @@ def encode_answers(
   """Encodes prompts with their completions, as `tokenise` does but for a final EOS; an
   empty completion and one whose tokens merge with the prompt's are accepted.
 
+  What the chat template writes after a message that was cut (`records.Cut`) is left
+  out.
+
   Raises:
     BadRecords: the chat template refuses one.
   """
@@ -315,7 +318,20 @@ def encode_answers(
   _, rendered, bad = _for_each(data, lambda x: renderer.completion(x, x.completion))
   if bad:
     raise records.BadRecords(bad)
-  return _encode([(one.texts[-1], one.chat) for one in rendered], renderer)
+  texts = [
+    (_without_end(one.texts[-1], answer.completion), one.chat)
+    for one, answer in zip(rendered, data, strict=True)
+  ]
+  return _encode(texts, renderer)
+
+
+def _without_end(rendered: str, completion: records.Text) -> str:
+  """A rendered text up to the end of its last message, where that was cut."""
+  if isinstance(completion, str) or not records.is_cut(completion):
+    return rendered
+  content = (completion[-1].content or "").strip()  # templates strip it
+  start = rendered.rfind(content)
+  return rendered if start < 0 else rendered[: start + len(content)]
 
 
 def _for_each(

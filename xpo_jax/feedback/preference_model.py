@@ -135,5 +135,5 @@ def _concatenate_pair(first: Example, second: Example, tokenizer: Any) -> Exampl
 
 def _concatenate(first: np.ndarray, second: np.ndarray, tokenizer: Any) -> np.ndarray:
   eos = np.int32(tokenizer.eos_token_id)
-  parts = [y if y[-1] == eos else np.append(y, eos) for y in (first, second)]
+  parts = [y if (y[-1:] == eos).any() else np.append(y, eos) for y in (first, second)]
   return np.concatenate(parts)
