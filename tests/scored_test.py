@@ -54,6 +54,17 @@ def test_stat_without_its_source_is_refused():
     scored.from_logits(LOGITS, TOKENS, MASK, stats={token_stats.REF_KL})
   with pytest.raises(ValueError, match=r"value_BKT reads policy\.value"):
     scored.from_logits(LOGITS, TOKENS, MASK, stats={token_stats.VALUE})
+  value, head = MASK * 2.0, MASK * 3.0
+  record = scored.from_logits(
+    LOGITS,
+    TOKENS,
+    MASK,
+    stats={token_stats.VALUE, token_stats.REWARD_HEAD},
+    value_BKT=value,
+    reward_head_BKT=head,
+  )
+  np.testing.assert_array_equal(record.value_BKT, value)
+  np.testing.assert_array_equal(record.reward_head_BKT, head)
 
 
 @pytest.mark.nonfinite
@@ -81,7 +92,7 @@ def test_half_precision_is_promoted_and_float64_stays():
 def test_padding_is_zeroed_in_every_token_field():
   ones = np.ones((3, 2, 4))
   names = ["old_logp_BKT", "value_BKT", "old_value_BKT", "ref_kl_BKT", "reward_BKT"]
-  names += ["sampler_logp_BKT"]
+  names += ["sampler_logp_BKT", "reward_head_BKT"]
   record = scored.from_token_logps(
     ones, MASK, ones, **dict.fromkeys(names, ones), extra={"entropy_BKT": ones}
   )
@@ -110,7 +121,7 @@ def test_objective_that_reads_tokens_refuses_a_record_of_sums():
   with pytest.raises(ValueError, match=r"reads_tokens .*from_token_logps"):
     scored.evaluate(o, sums)
   scored.check(o, scored.from_token_logps(np.zeros((3, 2, 4)), MASK))
-  with pytest.raises(ValueError, match="bradley_terry needs value_BKT"):
+  with pytest.raises(ValueError, match="bradley_terry needs reward_head_BKT"):
     scored.check(objectives.bradley_terry(), sums)
 
 

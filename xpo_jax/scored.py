@@ -36,10 +36,12 @@ def from_token_logps(
   sampler_logp_BKT: Array | None = None,
   value_BKT: Array | None = None,
   old_value_BKT: Array | None = None,
+  reward_head_BKT: Array | None = None,
   ref_kl_BKT: Array | None = None,
   reward_BK: Array | None = None,
   reward_BKT: Array | None = None,
   desirable_BK: Array | None = None,
+  margin_BK: Array | None = None,
   present_BK: Array | None = None,
   weight_B: Array | None = None,
   row_B: Array | None = None,
@@ -48,8 +50,8 @@ def from_token_logps(
   """Builds a record from log-probabilities per completion token.
 
   Args:
-    logp_BKT: the policy's log pi(y_t | x, y_<t), nats. None only for a record with
-      values and without log-probabilities (a reward model's).
+    logp_BKT: the policy's log pi(y_t | x, y_<t), nats. None only for a record without
+      log-probabilities (a reward model's).
     mask_BKT: 1 on completion tokens, EOS included; 0 on padding.
     ref_logp_BKT: the same under the reference. Other fields: see `types.Scored`.
     present_BK: default all 1 (no padded columns).
@@ -73,6 +75,7 @@ def from_token_logps(
     "sampler_logp_BKT": sampler_logp_BKT,
     "value_BKT": value_BKT,
     "old_value_BKT": old_value_BKT,
+    "reward_head_BKT": reward_head_BKT,
     "ref_kl_BKT": ref_kl_BKT,
     "reward_BKT": reward_BKT,
   }
@@ -84,6 +87,7 @@ def from_token_logps(
     row_B=_rows(row_B, B),
     reward_BK=_float(reward_BK, (B, K), "reward_BK"),
     desirable_BK=_float(desirable_BK, (B, K), "desirable_BK"),
+    margin_BK=_float(margin_BK, (B, K), "margin_BK"),
     extra={name: _tokens(x, mask_BKT, name) for name, x in (extra or {}).items()},
     **{name: _tokens(x, mask_BKT, name) for name, x in tokens.items()},
   )
@@ -98,6 +102,7 @@ def from_logits(
   teacher_logits_BKTV: Array | None = None,
   stats: Iterable[TokenStat] | None = None,
   value_BKT: Array | None = None,
+  reward_head_BKT: Array | None = None,
   reward_BK: Array | None = None,
   desirable_BK: Array | None = None,
   present_BK: Array | None = None,
@@ -118,6 +123,7 @@ def from_logits(
     stats: the statistics to compute: an objective's `stats`. Default: LOGP, and
       REF_LOGP where there are reference logits.
     value_BKT: scalar head at the position that predicts each token.
+    reward_head_BKT: scalar head at the token itself.
     reward_BK: and the rest: see `from_token_logps`.
 
   Raises:
@@ -133,12 +139,17 @@ def from_logits(
     if logits_BKTV is not None:
       chex.assert_equal_shape([policy_logits_BKTV, logits_BKTV])
       roles[role] = _logits(logits_BKTV, mask_BKT)
-  if value_BKT is not None:
-    roles["policy.value"] = _tokens(value_BKT, mask_BKT, "value_BKT")
+  scalar_heads = {"value_BKT": value_BKT, "reward_head_BKT": reward_head_BKT}
+  for name, role in (
+    ("value_BKT", "policy.value"),
+    ("reward_head_BKT", "policy.reward"),
+  ):
+    if scalar_heads[name] is not None:
+      roles[role] = _tokens(scalar_heads[name], mask_BKT, name)
   if stats is None:
     default = {"policy": token_stats.LOGP, "ref": token_stats.REF_LOGP}
     stats = [stat for role, stat in default.items() if role in roles]
-  fields: dict[str, Array | None] = {"logp_BKT": None, "value_BKT": value_BKT}
+  fields: dict[str, Array | None] = {"logp_BKT": None, **scalar_heads}
   extra: dict[str, Array] = {}
   for stat in stats:
     missing = [role for role in stat.roles if role not in roles]
@@ -146,8 +157,8 @@ def from_logits(
       given = ", ".join(sorted(roles))
       raise ValueError(
         f"{stat.field} reads {', '.join(missing)}, but only {given} was given; pass "
-        "ref_logits_BKTV for 'ref', teacher_logits_BKTV for 'teacher' and value_BKT "
-        "for 'policy.value'"
+        "ref_logits_BKTV for 'ref', teacher_logits_BKTV for 'teacher', value_BKT for "
+        "'policy.value' and reward_head_BKT for 'policy.reward'"
       )
     into = fields if stat.field in _FIELDS else extra
     into[stat.field] = stat.fn(roles, tokens_BKT)

@@ -41,9 +41,12 @@ class TokenStat(NamedTuple):
   Attributes:
     field: the field of `Scored` it fills, or, if there is none of that name, its key in
       `Scored.extra`.
-    roles: parameter sets it reads: "policy", "policy.value" (the scalar head),
-      "critic.value" (of a separate decoder), or a frozen set of the run such as "ref".
-    fn: maps `({role: logits_CV, or value_C for a ".value" role}, target_C)` to
+    roles: outputs it reads, named after the decoder: "policy" (its logits, where the
+      token is predicted), "policy.value" (its scalar head at that position, which has
+      not read the token), "policy.reward" (its scalar head at the token itself, which
+      has); the same of "critic", a separate decoder, or of a frozen set of the run
+      such as "ref".
+    fn: maps `({role: logits_CV, or value_C for a scalar head}, target_C)` to
       `[C, ...]`. A pure module-level function, so that equal statistics are the same
       object and nothing is compiled twice.
   """
@@ -56,6 +59,11 @@ class TokenStat(NamedTuple):
   def decoders(self) -> frozenset[str]:
     """The decoders that the roles belong to: "policy", "critic", "ref"."""
     return frozenset(role.split(".")[0] for role in self.roles)
+
+  @property
+  def scalar_heads(self) -> frozenset[str]:
+    """The decoders whose scalar head it reads, at either position."""
+    return frozenset(role.split(".")[0] for role in self.roles if "." in role)
 
 
 @struct.dataclass
@@ -94,18 +102,22 @@ class Scored:
     weight_B: 0 on filler rows.
     row_B: global row number, folded into the PRNG key of random draws.
     logp_BKT: log pi(y_t | x, y_<t) of the policy, the only field with a gradient
-      besides `value_BKT` and statistics that read the policy.
+      besides `value_BKT`, `reward_head_BKT` and statistics that read the policy.
     ref_logp_BKT: the same under the frozen reference.
     old_logp_BKT: the same under the policy that generated the data.
     sampler_logp_BKT: the same under the distribution that the data were drawn from: the
       generating policy after truncation, at the sampler's own temperature and
       precision (`ops.sampler_correction`).
-    value_BKT: scalar head at the position that predicts each token.
+    value_BKT: scalar head at the position that predicts each token: V of the state
+      before it.
     old_value_BKT: the same, recorded at sampling time.
+    reward_head_BKT: scalar head at each token, which it has read: at the last token, a
+      reward model's output on the whole completion.
     ref_kl_BKT: KL(ref || policy) over the whole vocabulary at each position.
     reward_BK: reward of each completion.
     reward_BKT: reward of each token.
     desirable_BK: 1 thumbs up, 0 thumbs down.
+    margin_BK: margin of a pair in column 0, in units of the reward; >= 0.
     extra: further statistics, by name.
   """
 
@@ -120,10 +132,12 @@ class Scored:
   sampler_logp_BKT: Array | None = None
   value_BKT: Array | None = None
   old_value_BKT: Array | None = None
+  reward_head_BKT: Array | None = None
   ref_kl_BKT: Array | None = None
   reward_BK: Array | None = None
   reward_BKT: Array | None = None
   desirable_BK: Array | None = None
+  margin_BK: Array | None = None
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
   def mean_B(self, x_B: Array) -> Mean:

@@ -99,6 +99,14 @@ def test_pair_converts_to_a_demonstration_of_its_chosen_completion():
   assert (demo.layout, lists(demo.completions)) == (Layout.DEMO, [[2]])
 
 
+def test_margin_of_a_pair_is_left_out_of_other_layouts():
+  pair = example("a", Layout.PAIR, [1], [2], [3], margin=[2, 0])
+  assert set(collate.to_layout([pair], Layout.PAIR)[0].fields) == {"margin"}
+  assert not collate.to_layout([pair], Layout.DEMO)[0].fields
+  for single in collate.to_layout([pair], Layout.RATED):
+    assert set(single.fields) == {"reward", "desirable"}
+
+
 def test_ranked_list_converts_to_demo_pair_and_rated():
   ranked = example("a", Layout.RANKED, [1], [2], [3], [4], reward=[0.5, -1, 2])
   (demo,) = collate.to_layout([ranked], Layout.DEMO)

@@ -29,12 +29,13 @@ def make_examples(n, seed=0, columns=(1, 4), sizes=(1, 9), masked=False):
   return examples
 
 
-def read_back(batch, m, b, k, t):
-  """Target of a response token, and the tokens and positions it attends to."""
+def read_back(batch, m, b, k, t, index_MRC):
+  """Target of a response token, and the tokens and positions that its source (or its
+  own position, by the index) attends to."""
   C = batch.source_MRC.shape[2]
   r, c = divmod(int(batch.index_MBKT[m, b, k, t]), C)
   assert batch.valid_MRC[m, r, c] == 1
-  source = batch.source_MRC[m, r, c]
+  source = index_MRC[m, r, c]
   segment, branch = batch.segment_MRL[m, r], batch.branch_MRL[m, r]
   attended = [
     i
@@ -78,10 +79,11 @@ def test_response_token_attends_to_its_prompt_and_branch(
         positions_T = np.flatnonzero(mask)
         assert batch.mask_MBKT[m, b, k].sum() == len(positions_T)
         for t, at in enumerate(positions_T):
-          target, tokens, positions = read_back(batch, m, b, k, t)
-          assert target == completion[at]
-          assert tokens == [*example.prompt, *completion[:at]]
-          assert positions == list(range(len(tokens)))
+          for index_MRC, read in ((batch.source_MRC, at), (batch.input_MRC, at + 1)):
+            target, tokens, positions = read_back(batch, m, b, k, t, index_MRC)
+            assert target == completion[at]
+            assert tokens == [*example.prompt, *completion[:read]]
+            assert positions == list(range(len(tokens)))
   assert sorted(seen) == list(range(40))
 
 

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import math
 import sys
 
 import pytest
@@ -381,6 +382,23 @@ def test_probability_is_read_with_its_pair():
   loaded = sources.from_dicts(rows, "here")
   assert loaded.records[0].probability == 0.75
   assert [bad.problem for bad in loaded.bad] == ["not a probability"]
+
+
+def test_margin_is_read_with_its_pair():
+  pair = {"prompt": "p", "chosen": " a", "rejected": " b"}
+  margins = [3, 0, -1, math.inf, math.nan, "wide", None]
+  rows = [pair | {"margin": margin} for margin in margins]
+  loaded = sources.from_dicts(rows, "here")
+  assert [record.margin for record in loaded.records] == [3.0, 0.0]
+  assert [bad.problem for bad in loaded.bad] == [
+    "not a margin",
+    "number too large",
+    "not a number",
+    "not a number",
+    "missing column",
+  ]
+  assert "margin is -1.0; it must be finite and at least 0" in loaded.bad[0].detail
+  assert not loaded.unused
 
 
 def test_labelled_steps_form_one_completion():

@@ -209,6 +209,11 @@ def test_truncation_that_leaves_no_loss_is_a_bad_record(chat_tokenizer):
       {"reward": [0.75, 0.25]},
     ),
     (
+      records.Pair("a", "the", " sky", " blue", margin=2.0),
+      Layout.PAIR,
+      {"margin": [2, 0]},
+    ),
+    (
       records.Rated("a", "the", " sky", desirable=True),
       Layout.RATED,
       {"desirable": [1]},

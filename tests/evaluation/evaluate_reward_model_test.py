@@ -14,13 +14,13 @@ from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.data import synthetic_reviews
+from xpo_jax.data import split, synthetic_reviews
 from xpo_jax.data.records import Pair, Stepped
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.evaluation import agreement, evaluate_reward_model
 from xpo_jax.feedback import reward_model
 from xpo_jax.models.config import Config
-from xpo_jax.objectives import soft_bradley_terry
+from xpo_jax.objectives import margin_bradley_terry, soft_bradley_terry
 from xpo_jax.report import run_page
 from xpo_jax.train import loop, metrics, run_directory
 
@@ -88,10 +88,11 @@ def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
   assert "Agreement with held-out labels" in page
   # Normalised on preferred answers: a run from scratch has no other reference.
   scorer = reward_model.scorer(str(run_dir / run_directory.POLICY))
-  chosen = [(row.prompt, row.chosen) for row in datasets["pairs"]]
+  sides = split.by_prompt(datasets["pairs"], RUN.evaluation.shares, RUN.data.seed)
+  chosen = [(row.prompt, row.chosen) for row in sides["train"]]
   reward = scorer(*zip(*chosen, strict=True)).value_N
-  assert abs(reward.mean()) < 0.2 and 0.8 < reward.std() < 1.2
-  worse = scorer([row.prompt for row in datasets["pairs"]], [" awful."] * len(chosen))
+  assert abs(reward.mean()) < 0.1 and 0.9 < reward.std() < 1.1
+  worse = scorer([prompt for prompt, _ in chosen], [" awful."] * len(chosen))
   assert worse.value_N.mean() < -0.5
 
 
@@ -143,13 +144,35 @@ def test_soft_labels_train(datasets, tmp_path):
     evaluate_reward_model.judge_run(tmp_path / "run", datasets=datasets)
 
 
+def test_margins_of_the_data_reach_the_loss(datasets, tmp_path):
+  def first_loss(name, objective, rows):
+    run = dataclasses.replace(
+      RUN,
+      objective=objective,
+      data=dataclasses.replace(RUN.data, steps=1),
+      evaluation=Evaluation(),
+    )
+    loop.train(run, tmp_path / name, datasets={"pairs": rows}, say=quiet)
+    counts = json.loads((tmp_path / name / run_directory.COUNTS).read_text())
+    return metrics.read(tmp_path / name)[0]["loss"], counts["unused_columns"]
+
+  rows = datasets["pairs"][:40]
+  margins = [dataclasses.replace(row, margin=2.0) for row in rows]
+  constant = ObjectiveConfig("bradley_terry", margin=2.0)
+  expected, unused = first_loss("constant", constant, margins)
+  assert unused == {"margin": 40}  # a column that this objective does not read
+  loss, unused = first_loss("column", ObjectiveConfig(margin_bradley_terry), margins)
+  assert loss == pytest.approx(expected, rel=1e-6) and not unused
+
+
 def test_steps_with_labels_train_a_token_reward(tmp_path):
-  texts = synthetic_reviews.generate(60, seed=0)
+  # A label stands on the token after its step, which the head has read too.
+  texts = synthetic_reviews.generate(400, seed=0)
   rows = []
   for n, (prompt, answer) in enumerate(texts):
     steps = (answer, "it is good" if n % 2 else "it is bad")
     rows.append(Stepped(str(n), prompt, steps, (0.0, 1.0 if n % 2 else -1.0)))
-  data = dataclasses.replace(RUN.data, limits=Limits(), epochs=6)
+  data = dataclasses.replace(RUN.data, limits=Limits(), epochs=12)
   run = dataclasses.replace(RUN, objective=ObjectiveConfig("token_reward"), data=data)
   loop.train(run, tmp_path / "run", datasets={"pairs": rows}, say=quiet)
   assert metrics.read(tmp_path / "run")[-1]["eval/token_accuracy"] == 1

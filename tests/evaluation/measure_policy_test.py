@@ -275,7 +275,11 @@ def test_score_pairs_equals_one_plain_pass_a_completion(tiny):
       np.testing.assert_allclose(got["logp_BK"][b, k], logp, rtol=1e-4)
       np.testing.assert_allclose(got["ref_logp_BK"][b, k], ref_logp, rtol=1e-4)
       np.testing.assert_allclose(got["kl_BK"][b, k], kl, rtol=1e-4, atol=1e-5)
-  assert got["value_BK"].shape == (2, 2)
+      ids = np.concatenate([example.prompt, completion])[None]
+      rows = transformer.Rows.plain(ids, np.ones_like(ids))
+      last_D = model.hidden(policy["lm"], rows)[0, -1]
+      reward = heads.value(policy["value"], last_D)
+      np.testing.assert_allclose(got["reward_head_BK"][b, k], reward, rtol=1e-4)
 
 
 def test_report_compares_prompt_by_prompt_and_round_trips(tiny, drawn, tmp_path):

@@ -102,16 +102,19 @@ def assembled(experiment, tmp_path_factory):
   return _assembled(experiment, tmp_path_factory.mktemp("assembled"))
 
 
-def test_first_values_at_the_last_tokens_are_the_rewards(trained, assembled, saved):
+def test_first_values_are_the_rewards_of_completions_up_to_there(
+  trained, assembled, saved
+):
   drawn = rollouts.read(trained[0] / run_directory.ROLLOUTS / "000001.jsonl")
   parts, first = assembled
   adapter = parts.experiment.adapter
   roles = state.roles(first.train.params, parts.frozen, adapter) | {"ref": parts.ref}
   found = minibatches.record(drawn, parts.record, roles, parts.sizes, parts.place)
   last = [value[-1] for pair in found["old_value_BKT"] for value in pair]
-  # The tokens as sampled: those of an untrained policy are not their text's.
+  # The tokens as sampled: those of an untrained policy are not their text's. A value is
+  # that before its token, which the reward model has not read.
   alone = [
-    dataclasses.replace(example, completions=(completion,))
+    dataclasses.replace(example, completions=(completion[:-1],))
     for example in drawn.examples
     for completion in example.completions
   ]

@@ -98,7 +98,7 @@ def test_probability_equals_that_of_the_objective(directory, preference, tokeniz
   record = score.score(
     {"policy": model.model},
     {"policy": model.params},
-    (token_stats.VALUE,),
+    (token_stats.REWARD_HEAD,),
     jax.tree.map(lambda x: x[0], batch),
   )
   valid = np.asarray(record.weight_B) > 0

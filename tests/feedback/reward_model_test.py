@@ -1,6 +1,9 @@
 """Tests saved reward models: rewards, tokens, normalisation, ensembles, refusals."""
 
+import copy
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,14 +11,15 @@ import pytest
 
 from xpo_jax.data import pack, records, synthetic_reviews, tokenise
 from xpo_jax.data.render import Template
-from xpo_jax.data.tokenise import Limits
-from xpo_jax.feedback import protocol, reward_model, tokenised_texts
+from xpo_jax.data.tokenise import Example, Limits
+from xpo_jax.feedback import critic, protocol, reward_model, tokenised_texts
 from xpo_jax.feedback.protocol import Scores
 from xpo_jax.models import heads, hf_checkpoint, score, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.ops import kl_control, masked, token_stats
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.sharding import mesh as meshes
+from xpo_jax.types import Layout
 
 CONFIG = Config(
   vocab=300,
@@ -67,11 +71,11 @@ def test_reward_equals_the_value_in_training(scorer, tokenizer):
   examples = tokenise.tokenise(data, tokenizer, TEMPLATE, limits=LIMITS)
   batch = pack.eval_batches(examples, pack.PackSizes(3, row_length=64))[0]
   microbatch = jax.tree.map(lambda x: x[0], batch)
-  stats = (token_stats.VALUE,)
+  stats = (token_stats.REWARD_HEAD,)
   record = score.score(
     {"policy": transformer.model(CONFIG)}, {"policy": _params(0)}, stats, microbatch
   )
-  by_row = np.asarray(masked.last(record.value_BKT, record.mask_BKT))[:, 0]
+  by_row = np.asarray(masked.last(record.reward_head_BKT, record.mask_BKT))[:, 0]
   valid = np.asarray(record.weight_B) > 0
   expected = np.zeros(len(TEXTS), np.float32)
   expected[np.asarray(record.row_B)[valid]] = by_row[valid]
@@ -79,6 +83,27 @@ def test_reward_equals_the_value_in_training(scorer, tokenizer):
   assert scores.reason is None and scores.value_N.dtype == np.float32
   np.testing.assert_allclose(scores.value_N, expected, atol=2e-6)
   assert np.ptp(expected) > 0.1  # not constant
+
+
+def test_last_token_and_eos_change_reward_and_statistic(saved, tokenizer):
+  eos = tokenizer.eos_token_id
+  texts = [[7, 8, eos], [7, 8, 9], [7, 8, 10], [7, 8], [7], [eos]]
+  completions = tuple(np.array(text, np.int32) for text in texts)
+  prompt = np.array([5, 6, 11], np.int32)
+  listed = Example("x", prompt, completions, Layout.RANKED)
+  batch = pack.eval_batches([listed], pack.PackSizes(1, row_length=32))[0]
+  record = score.score(
+    {"policy": transformer.model(CONFIG)},
+    {"policy": _params(0)},
+    (token_stats.REWARD_HEAD,),
+    jax.tree.map(lambda x: x[0], batch),
+  )
+  packed_K = masked.last(record.reward_head_BKT, record.mask_BKT)[0]
+  alone = [Example("x", prompt, (y,), Layout.DEMO) for y in completions]
+  value_N = reward_model.head_values(reward_model.load(saved[0]), alone, 4)
+  np.testing.assert_allclose(value_N, packed_K, atol=2e-6)
+  gaps = np.abs(value_N[:, None] - value_N)[np.triu_indices(len(texts), 1)]
+  assert gaps.min() > 1e-3
 
 
 def test_tokens_equal_those_of_training(tokenizer):
@@ -91,6 +116,43 @@ def test_tokens_equal_those_of_training(tokenizer):
     for a, b in zip(examples, expected, strict=True):
       assert a.prompt.tolist() == b.prompt.tolist()
       assert a.completions[0].tolist() == b.completions[0].tolist()
+
+
+def test_completion_that_was_cut_gets_no_eos(scorer, tokenizer):
+  cut = [records.Cut(text) for text in COMPLETIONS]
+  assert cut == COMPLETIONS  # strings as any other
+  both = tokenised_texts.to_examples(
+    PROMPTS * 2, COMPLETIONS + cut, tokenizer, template=TEMPLATE, limits=Limits()
+  )
+  for ended, unended in zip(both[: len(cut)], both[len(cut) :], strict=True):
+    *tokens, eos = ended.completions[0].tolist()
+    assert eos == tokenizer.eos_token_id
+    assert unended.completions[0].tolist() == tokens
+  short = [text[:2] for text in COMPLETIONS]  # within the limit
+  ended, unended = (
+    scorer(PROMPTS, texts).value_N for texts in (short, list(map(records.Cut, short)))
+  )
+  assert (np.abs(ended - unended) > 1e-4).all()
+  assert np.isfinite(scorer(["the film"], [records.Cut("")]).value_N).all()
+
+
+def test_message_that_was_cut_is_not_closed_by_the_template(tokenizer):
+  chat = copy.deepcopy(tokenizer)
+  chat.chat_template = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content | trim }} END {% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+  )
+  prompt = records.Conversation((records.Turn("user", "the film"),))
+  ended, unended = tokenised_texts.to_examples(
+    [prompt] * 2,
+    ["it is fine", records.Cut("it is fine")],
+    chat,
+    template=Template(),
+    limits=Limits(),
+  )
+  assert ended.prompt.tolist() == unended.prompt.tolist()
+  texts = [chat.decode(example.completions[0]) for example in (ended, unended)]
+  assert texts == ["it is fine END</s>", "it is fine"]
 
 
 def test_unusual_texts_have_finite_rewards(scorer, tokenizer):
@@ -250,6 +312,17 @@ def test_directory_that_is_not_a_reward_model_raises(saved, tokenizer, tmp_path)
     reward_model.scorer(str(policy))
   with pytest.raises(ValueError, match="finite"):
     reward_model.write_description(policy, TEMPLATE, LIMITS, affine=Affine(np.nan, 0))
+
+
+def test_reward_model_of_another_reading_is_refused(saved, tmp_path):
+  shutil.copytree(saved[0], tmp_path / "old")
+  path = tmp_path / "old" / reward_model.FILE
+  description = json.loads(path.read_text())
+  assert description.pop("read_at") == "last token"
+  path.write_text(json.dumps(description))
+  for load in (reward_model.scorer, critic.check):
+    with pytest.raises(ValueError, match=r"read_at is None.*'last token'.*train"):
+      load(str(tmp_path / "old"))
 
 
 @pytest.mark.nonfinite

@@ -9,7 +9,7 @@ from xpo_jax import objectives, scored
 
 def _rm_pairwise(h: Arrays, x: Arrays) -> Arrays:
   value = arrange.sides(x["chosen"], x["rejected"])[..., None]
-  s = scored.from_token_logps(None, jnp.ones_like(value), value_BKT=value)
+  s = scored.from_token_logps(None, jnp.ones_like(value), reward_head_BKT=value)
   centring = h.get("center_rewards_coefficient") or 0.0
   o = objectives.bradley_terry(margin=x["margin"] or 0.0, centring=centring)
   out = scored.evaluate(o, s)
@@ -22,7 +22,7 @@ def _rm_logexp(h: Arrays, x: Arrays) -> Arrays:
   value = arrange.sides(x["chosen"], x["rejected"])[..., None]
   certain = arrange.sides(jnp.ones(len(value)), jnp.zeros(len(value)))
   s = scored.from_token_logps(
-    None, jnp.ones_like(value), value_BKT=value, reward_BK=certain
+    None, jnp.ones_like(value), reward_head_BKT=value, reward_BK=certain
   )
   plain = scored.evaluate(objectives.bradley_terry(), s)
   soft = scored.evaluate(objectives.soft_bradley_terry(), s)
@@ -33,7 +33,7 @@ def _soft_label(h: Arrays, x: Arrays) -> Arrays:
   lead, p = x["reward_diff_first_minus_second"], x["p_first"]
   value = arrange.sides(lead, jnp.zeros_like(lead))[..., None]
   s = scored.from_token_logps(
-    None, jnp.ones_like(value), value_BKT=value, reward_BK=arrange.sides(p, p)
+    None, jnp.ones_like(value), reward_head_BKT=value, reward_BK=arrange.sides(p, p)
   )
   out = scored.evaluate(objectives.soft_bradley_terry(), s)
   return {"differentiate": out.loss, "loss": out.loss}
@@ -48,7 +48,7 @@ def _kwise(h: Arrays, x: Arrays) -> Arrays:
   s = scored.from_token_logps(
     None,
     jnp.ones_like(value),
-    value_BKT=value,
+    reward_head_BKT=value,
     reward_BK=order,
     present_BK=present,
   )

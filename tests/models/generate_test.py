@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from xpo_jax.data import records
 from xpo_jax.models import generate, sample, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.generate import Batching
@@ -116,6 +117,12 @@ def test_text_is_what_both_together_add_to_the_prompt():
       both = Words().decode([*prompt, *tokens], True)
       assert drawn.prompts[b] + drawn.texts_BK[b][k] == both
       assert drawn.texts_BK[b][k] != Words().decode(tokens, True) or not len(tokens)
+
+
+def test_text_that_no_stop_token_ended_is_marked_as_cut():
+  drawn = whole()
+  cut_BK = [[records.is_cut(text) for text in texts] for texts in drawn.texts_BK]
+  np.testing.assert_array_equal(cut_BK, ~drawn.ended_BK)
 
 
 def test_text_starts_where_it_changes_the_prompts_last_character():

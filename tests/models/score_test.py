@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xpo_jax.models import score, transformer
-from xpo_jax.ops import token_stats
+from xpo_jax.ops import masked, token_stats
 
 STATS = (
   token_stats.LOGP,
@@ -18,6 +18,7 @@ STATS = (
   token_stats.REF_KL,
   token_stats.ENTROPY,
   token_stats.VALUE,
+  token_stats.REWARD_HEAD,
 )
 VOCAB, WIDTH, LENGTH = 23, 8, 16
 CONFIG = transformer.Config(
@@ -53,6 +54,7 @@ def _packed():
     position_MRL=int_RL(),
     source_MRC=np.zeros((R, C), np.int32),
     target_MRC=np.zeros((R, C), np.int32),
+    input_MRC=np.zeros((R, C), np.int32),
     valid_MRC=np.zeros((R, C), np.float32),
     index_MBKT=np.full((B, K, T), R * C, np.int32),
     mask_MBKT=np.zeros((B, K, T), np.float32),
@@ -79,6 +81,7 @@ def _packed():
           c = used[row]
           batch.source_MRC[row, c] = prompt_end if i == 0 else column - 1
           batch.target_MRC[row, c] = token
+          batch.input_MRC[row, c] = column
           batch.valid_MRC[row, c] = 1
           batch.index_MBKT[b, branch - 1, i] = row * C + c
           batch.mask_MBKT[b, branch - 1, i] = 1
@@ -153,13 +156,15 @@ def _plain_total(policy):
   n = np.arange(len(texts))[:, None]
   hidden, logp = outputs(policy)
   _, ref_logp = outputs(_params()["ref"])
-  logp, ref_logp, hidden = logp[n, source], ref_logp[n, source], hidden[n, source]
+  value = hidden @ policy["value"]["kernel_D"] + policy["value"]["bias"]
+  logp, ref_logp = logp[n, source], ref_logp[n, source]
   fields = {
     "logp_BKT": jnp.take_along_axis(logp, target[..., None], -1)[..., 0],
     "ref_logp_BKT": jnp.take_along_axis(ref_logp, target[..., None], -1)[..., 0],
     "ref_kl_BKT": (jnp.exp(ref_logp) * (ref_logp - logp)).sum(-1),
     "entropy_BKT": -(jnp.exp(logp) * logp).sum(-1),
-    "value_BKT": hidden @ policy["value"]["kernel_D"] + policy["value"]["bias"],
+    "value_BKT": value[n, source],
+    "reward_head_BKT": value[n, source + 1],
   }
   fields = {k: jnp.where(valid, x, 0).reshape(-1, K, T) for k, x in fields.items()}
   return _total(fields), fields
@@ -196,6 +201,7 @@ def test_score_does_not_depend_on_padding(packed):
   poisoned.branch_MRL[padding_RL] = 1
   poisoned.position_MRL[padding_RL] = 77
   poisoned.source_MRC[padding_RC] = LENGTH - 1
+  poisoned.input_MRC[padding_RC] = LENGTH - 1
   poisoned.target_MRC[padding_RC] = VOCAB - 1
   poisoned.ref["old_logp_BKT"] = np.full(poisoned.mask_MBKT.shape, 1e4, np.float32)
   chex.assert_trees_all_equal(
@@ -216,12 +222,15 @@ def test_score_of_nan_on_padding_stays_finite():
   model = model._replace(
     hidden=hidden, head=lambda scale: scale * jnp.ones((VOCAB, WIDTH))
   )
-  batch.source_MRC[batch.valid_MRC == 0] = LENGTH - 1
+  for index_MRC in (batch.source_MRC, batch.input_MRC):
+    index_MRC[batch.valid_MRC == 0] = LENGTH - 1
+  heads = {"kernel_D": jnp.zeros(WIDTH), "bias": jnp.float32(0)}
 
   def total(lm):
-    stats = (token_stats.LOGP, token_stats.ENTROPY)
-    scored = score.score({"policy": model}, {"policy": {"lm": lm}}, stats, batch)
-    return scored.logp_BKT.sum()
+    stats = (token_stats.LOGP, token_stats.ENTROPY, token_stats.REWARD_HEAD)
+    params = {"policy": {"lm": lm, "value": heads}}
+    scored = score.score({"policy": model}, params, stats, batch)
+    return scored.logp_BKT.sum() + scored.reward_head_BKT.sum()
 
   loss, grad = jax.jit(jax.value_and_grad(total))(jnp.float32(2.0))
   # Equal logits: the loss is log V per token for every parameter.
@@ -238,6 +247,23 @@ def test_score_of_values_computes_no_logits():
 
   assert has_logits(token_stats.LOGP)
   assert not has_logits(token_stats.VALUE)
+  assert not has_logits(token_stats.REWARD_HEAD)
+
+
+def test_only_the_reward_head_tells_completions_apart_by_their_last_token():
+  policy, batch, changed = _params()["policy"], _packed(), _packed()
+  for (row, column, prompt, (first, *_)), b in zip(_texts(), range(3), strict=True):
+    last = (row, column + len(prompt) + len(first) - 1)
+    changed.tokens_MRL[last] = 1 + batch.tokens_MRL[last] % (VOCAB - 1)
+    c = batch.index_MBKT[b, 0, len(first) - 1]
+    changed.target_MRC.reshape(-1)[c] = changed.tokens_MRL[last]
+  stats = (token_stats.VALUE, token_stats.REWARD_HEAD)
+  before, after = (_score(policy, x, stats=stats) for x in (batch, changed))
+  np.testing.assert_array_equal(before.value_BKT, after.value_BKT)
+  moved_BKT = np.abs(before.reward_head_BKT - after.reward_head_BKT) > 1e-3
+  np.testing.assert_array_equal(moved_BKT[:, 0].sum(-1), 1)  # at the last token alone
+  np.testing.assert_array_equal(masked.last(moved_BKT, batch.mask_MBKT)[:, 0], 1)
+  assert not moved_BKT[:, 1].any()
 
 
 def test_score_uses_cached_reference_statistics():

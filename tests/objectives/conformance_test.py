@@ -26,6 +26,7 @@ EVERY = [*objectives.NAMES, MIXTURE, CORRECTED]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
 OPTIONAL |= {"sampler_logp_BKT", "reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
+OPTIONAL |= {"reward_head_BKT", "margin_BK"}
 KEY = 7
 
 
@@ -65,7 +66,7 @@ def start(name: str) -> State:
 def policy_fields(name: str) -> set[str]:
   """Fields with a gradient: log-probs, values, statistics that read the policy."""
   own = {s.field for s in objective(name).stats if any("policy" in r for r in s.roles)}
-  return own | {"logp_BKT", "value_BKT"}
+  return own | {"logp_BKT", "value_BKT", "reward_head_BKT"}
 
 
 def get(s: Scored, fields: set[str]) -> dict[str, Array]:
@@ -323,6 +324,7 @@ def test_extreme_inputs_stay_finite(name, gap):
     logp_BKT=logp_BKT.at[0].set(0),
     ref_logp_BKT=jnp.full_like(logp_BKT, -500),
     value_BKT=logp_BKT,
+    reward_head_BKT=logp_BKT,
     desirable_BK=jnp.ones_like(s.desirable_BK),
   )
   chex.assert_tree_all_finite(jax.device_get(program(name)(s, start(name), KEY)))

@@ -11,7 +11,7 @@ LOGIT = np.array([[1.0, 0.5], [-2.0, -1.0]])  # VALUE at the last token
 
 
 def record():
-  return scored.from_token_logps(None, MASK, value_BKT=VALUE)
+  return scored.from_token_logps(None, MASK, reward_head_BKT=VALUE)
 
 
 def check():
@@ -39,6 +39,8 @@ def test_metrics():
 
 def test_swapped_completions_give_the_complementary_probability():
   s = record()
-  swapped = s.replace(value_BKT=s.value_BKT[:, ::-1], mask_BKT=s.mask_BKT[:, ::-1])
+  swapped = s.replace(
+    reward_head_BKT=s.reward_head_BKT[:, ::-1], mask_BKT=s.mask_BKT[:, ::-1]
+  )
   both = objectives.preference(s) + objectives.preference(swapped)
   np.testing.assert_allclose(both, np.ones(2), rtol=1e-6)

@@ -11,7 +11,7 @@ MASK = np.array([[[1, 1, 1]], [[1, 0, 0]]])
 
 
 def record():
-  return scored.from_token_logps(None, MASK, value_BKT=VALUE, reward_BKT=LABEL)
+  return scored.from_token_logps(None, MASK, reward_head_BKT=VALUE, reward_BKT=LABEL)
 
 
 def check():

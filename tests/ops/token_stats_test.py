@@ -14,12 +14,14 @@ RNG = np.random.default_rng(0)
 POLICY, REF = RNG.normal(size=(2, 4, 6)).astype(np.float32) * 3
 TARGET = np.array([0, 5, 2, 2], np.int32)
 ROLES = {"policy": POLICY, "ref": REF, "teacher": REF, "policy.value": POLICY[:, 0]}
+ROLES["policy.reward"] = POLICY[:, 1]
 P, Q = special.softmax(POLICY.astype(np.float64), -1), special.softmax(REF, -1)
 ORACLE = {
   "LOGP": np.log(P[np.arange(4), TARGET]),
   "REF_LOGP": np.log(Q[np.arange(4), TARGET]),
   "REST_LOGP": np.log(1 - P[np.arange(4), TARGET]),
   "VALUE": POLICY[:, 0],
+  "REWARD_HEAD": POLICY[:, 1],
   "ENTROPY": scipy_stats.entropy(P, axis=-1),
   "REF_KL": scipy_stats.entropy(Q, P, axis=-1),
   "POLICY_KL": scipy_stats.entropy(P, Q, axis=-1),
@@ -172,6 +174,8 @@ def test_tempered_is_the_statistic_of_divided_logits():
 def test_tempered_keeps_values_temperature_1_and_equal_statistics():
   value = token_stats.tempered(token_stats.VALUE, 0.5)
   assert value.fn({"policy.value": jnp.array([3.0])}, None).tolist() == [3.0]
+  head = token_stats.tempered(token_stats.REWARD_HEAD, 0.5)
+  assert head.fn({"policy.reward": jnp.array([3.0])}, None).tolist() == [3.0]
   assert token_stats.tempered(token_stats.LOGP, 1.0) is token_stats.LOGP
   assert token_stats.tempered(token_stats.LOGP, 0.7) is token_stats.tempered(
     token_stats.LOGP, 0.7

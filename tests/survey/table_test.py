@@ -25,7 +25,7 @@ from xpo_jax.survey.taxonomy import (
 from xpo_jax.testing import toy
 from xpo_jax.types import Layout, Objective, Scored
 
-PER_SEQUENCE = {token_stats.LOGP, token_stats.REF_LOGP, token_stats.VALUE}
+PER_SEQUENCE = {token_stats.LOGP, token_stats.REF_LOGP, token_stats.REWARD_HEAD}
 
 
 @functools.cache

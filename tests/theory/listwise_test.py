@@ -138,7 +138,7 @@ def test_intransitive_preferences_need_a_model_of_pairs():
   def rewards(r):
     votes = np.full((3, 2), [0.8, 0.2])
     value = r[cycle][..., None]
-    s = scored.from_token_logps(None, one, value_BKT=value, reward_BK=votes)
+    s = scored.from_token_logps(None, one, reward_head_BKT=value, reward_BK=votes)
     return scored.evaluate(objectives.soft_bradley_terry(), s).loss
 
   loss, gradient = jax.value_and_grad(rewards)(jnp.zeros(3))
@@ -149,7 +149,7 @@ def test_intransitive_preferences_need_a_model_of_pairs():
   logit = np.log(0.8 / 0.2)
   value = np.repeat(np.array([[[logit], [-logit]], [[-logit], [logit]]]), 3, axis=0)
   s = scored.from_token_logps(
-    None, np.ones((6, 2, 1)), value_BKT=value, weight_B=np.repeat([0.8, 0.2], 3)
+    None, np.ones((6, 2, 1)), reward_head_BKT=value, weight_B=np.repeat([0.8, 0.2], 3)
   )
   loss = scored.evaluate(objectives.preference_model(), s).loss
   assert loss == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2))

@@ -17,6 +17,7 @@ import pytest
 from tests.quiet import quiet
 from tests.train.tiny_runs import NASH, cyclic
 from xpo_jax.config.sampling import Opponent
+from xpo_jax.data import records
 from xpo_jax.data.records import Conversation, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import protocol
@@ -64,6 +65,8 @@ def test_rollouts_come_back_bit_for_bit(tmp_path):
   for name in ("row_B", "ended_BK", "reward_BK", "length_BK"):
     np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
   assert again.reward_BK.dtype == np.float32
+  cut_BK = [[records.is_cut(text) for text in texts] for texts in again.texts_BK]
+  np.testing.assert_array_equal(cut_BK, ~made.ended_BK)
   for got, want in zip(again.examples, made.examples, strict=True):
     assert (got.uid, got.layout) == (want.uid, want.layout)
     for a, b in zip(

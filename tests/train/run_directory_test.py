@@ -17,6 +17,7 @@ from tests.quiet import quiet
 from tests.train.tiny_runs import NASH, PLAIN
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import sealed_files
 from xpo_jax.train import run_directory
 
@@ -238,6 +239,26 @@ def test_another_experiment_is_refused_with_the_difference(tmp_path):
   other = experiments.replace(PLAIN, seed=1)
   with pytest.raises(ValueError, match=r"configuration changed\n  seed: 0 -> 1"):
     run_directory.read_config(tmp_path / "run", other)
+
+
+@pytest.mark.parametrize("name", ["bradley_terry", "kwise", "token_reward"])
+def test_reward_model_of_another_reading_is_not_resumed(tmp_path, name):
+  objective = ObjectiveConfig(name)
+  yaml_file.write(tmp_path, dataclasses.replace(PLAIN, objective=objective))
+  run_directory.read_config(tmp_path)
+  path = tmp_path / yaml_file.FILE
+  lines = path.read_text().splitlines()
+  kept = [x for x in lines if not x.startswith(("reward_head_at", "#"))]
+  assert len(kept) < len(lines)
+  path.write_text("\n".join(kept) + "\n")
+  with pytest.raises(ValueError, match=f"reward_head_at is None.*{name} was trained"):
+    run_directory.read_config(tmp_path)
+
+
+def test_runs_without_a_reward_head_do_not_name_its_reading(tmp_path):
+  yaml_file.write(tmp_path, PLAIN)
+  assert "reward_head_at" not in yaml_file.content(tmp_path)
+  run_directory.read_config(tmp_path)
 
 
 def test_data_that_changed_since_the_run_began_are_refused(tmp_path):

@@ -20,7 +20,7 @@ from xpo_jax.train import state, step
 from xpo_jax.types import Layout, nothing_shared
 
 KEY = jax.random.key(5)
-LIVE = {"policy", "policy.value", "ref"}  # what the tiny run can score
+LIVE = {"policy", "policy.value", "policy.reward", "ref"}  # what the tiny run can score
 COLUMNS = {
   Layout.PAIR: set(),
   Layout.RATED: {"desirable_BK", "reward_BK"},
@@ -200,7 +200,9 @@ def test_metrics_of_other_layouts_average_over_completions():
 def test_needs_come_in_one_order_and_add_the_entropy_to_logits_only():
   fields = [stat.field for stat in step.stats(objectives.dpo())]
   assert fields == ["entropy_BKT", "logp_BKT", "ref_logp_BKT"]
-  assert [s.field for s in step.stats(objectives.bradley_terry())] == ["value_BKT"]
+  assert [s.field for s in step.stats(objectives.bradley_terry())] == [
+    "reward_head_BKT"
+  ]
 
 
 @functools.cache

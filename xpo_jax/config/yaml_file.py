@@ -33,6 +33,8 @@ from xpo_jax.data import sealed_files
 
 FILE = "config.yaml"
 FORMAT = 2  # of config.yaml and what stands beside it
+# Where reward heads are read; recorded as `reward_head_at` by a run that trains one.
+REWARD_HEAD_AT = "the token itself"
 # Members of unions, and what may be an argument of a `Configured`.
 _TAGGED = (Scratch, Pretrained, Stage, Data, Rollouts, Prompts)
 _KINDS = {kind.__name__: kind for kind in _TAGGED}
@@ -48,6 +50,8 @@ def write(run_dir: Path, experiment: Experiment) -> None:
   """
   plain = to_dict(experiment)
   content = {"format": FORMAT, "experiment": plain, **surroundings()}
+  if reads_reward_head(experiment):
+    content["reward_head_at"] = REWARD_HEAD_AT
   if foreign := trust.foreign_modules(plain):
     content["trust"] = foreign
   text = yaml.dump(
@@ -91,6 +95,13 @@ def content(run_dir: Path) -> dict[str, Any]:
       "run again, or read it with the version that wrote it"
     )
   return content
+
+
+def reads_reward_head(experiment: Experiment) -> bool:
+  """Whether an objective of a run trains a scalar head on tokens that it has read."""
+  own = [experiment.objective, *(loss.objective for loss in experiment.aux_losses)]
+  stats = {stat for objective in own for stat in objective.build().stats}
+  return any(role.endswith(".reward") for stat in stats for role in stat.roles)
 
 
 class _Loader(yaml.SafeLoader):

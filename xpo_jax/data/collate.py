@@ -19,6 +19,8 @@ import numpy as np
 from xpo_jax.data.tokenise import Example
 from xpo_jax.types import Layout
 
+_OF_PAIRS = frozenset({"margin"})  # data columns without a meaning in other layouts
+
 
 def to_layout(
   examples: Sequence[Example], layout: Layout, seed: int = 0
@@ -118,13 +120,18 @@ def _select(
   example: Example, columns: Sequence[int], layout: Layout, suffix: str = ""
 ) -> Example:
   """Returns the example with some of its columns."""
+  fields = {
+    name: x_K[list(columns)]
+    for name, x_K in example.fields.items()
+    if layout is Layout.PAIR or name not in _OF_PAIRS
+  }
   return Example(
     uid=example.uid + suffix,
     prompt=example.prompt,
     completions=tuple(example.completions[k] for k in columns),
     layout=layout,
     masks=None if example.masks is None else tuple(example.masks[k] for k in columns),
-    fields={name: x_K[list(columns)] for name, x_K in example.fields.items()},
+    fields=fields,
     token_fields={
       name: tuple(x[k] for k in columns) for name, x in example.token_fields.items()
     },

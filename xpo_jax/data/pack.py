@@ -31,7 +31,9 @@ class Batch:
     position_MRL: position in prompt + completion; each branch starts after the prompt.
     source_MRC: index into L of the position whose output predicts a response token.
     target_MRC: the predicted token.
-    valid_MRC: 1 where `source_MRC` and `target_MRC` are used, 0 on padding.
+    input_MRC: index into L of the response token itself: the position whose output has
+      read it.
+    valid_MRC: 1 where the three above are used, 0 on padding.
     index_MBKT: flat index into R * C of each response token; R * C on padding.
     mask_MBKT: 1 on response tokens.
     present_MBK: 0 on columns that the group lacks.
@@ -48,6 +50,7 @@ class Batch:
   position_MRL: np.ndarray
   source_MRC: np.ndarray
   target_MRC: np.ndarray
+  input_MRC: np.ndarray
   valid_MRC: np.ndarray
   index_MBKT: np.ndarray
   mask_MBKT: np.ndarray
@@ -374,6 +377,7 @@ def _build(batches: Batches, group: np.ndarray, row: np.ndarray) -> Batch:
     ),
     source_MRC=scatter((M, R, C), at_q, source_q),
     target_MRC=scatter((M, R, C), at_q, tokens_t[loss_t]),
+    input_MRC=scatter((M, R, C), at_q, column_t[loss_t]),
     valid_MRC=scatter((M, R, C), at_q, 1, np.float32),
     index_MBKT=index_MBKT,
     mask_MBKT=mask_MBKT,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class Pair(_Row):
 
   Attributes:
     probability: probability that the chosen one is preferred, where labels are soft.
+    margin: by how much the chosen one is to be ahead, >= 0, in units of the reward
+      (Llama 2).
   """
 
   uid: str
@@ -71,6 +74,7 @@ class Pair(_Row):
   chosen: Text
   rejected: Text
   probability: float | None = None
+  margin: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +152,19 @@ class BadRecords(ValueError):
     count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
     fix = 'fix them, or drop them with bad_rows="drop" (counted and written to a file)'
     super().__init__("\n".join([f"{count}; {fix}:", *listed]))
+
+
+class Cut(str):
+  """A completion that was cut at a limit of tokens: a string that no EOS ends.
+
+  Equal to the string; what tokenises it (`feedback.tokenised_texts`) adds no EOS, so
+  that a reward model can tell it from a completion that ended.
+  """
+
+
+def is_cut(text: Text) -> bool:
+  """Whether a completion, or the last message of one, was cut."""
+  return isinstance(text if isinstance(text, str) else text[-1].content, Cut)
 
 
 class Conversation(str):
@@ -286,6 +303,14 @@ def find_problem(record: Record) -> BadRecord | None:
     return BadRecord(
       record.uid, "identical chosen and rejected", f"both are {shown!r}: no preference"
     )
+  if isinstance(record, Pair) and record.margin is not None:
+    if not 0 <= record.margin < math.inf:
+      return BadRecord(
+        record.uid,
+        "not a margin",
+        f"margin is {record.margin}; it must be finite and at least 0, as the chosen "
+        "completion is the better one",
+      )
   if isinstance(record, Ranked) and len(record.rewards) != len(record.completions):
     return BadRecord(
       record.uid,

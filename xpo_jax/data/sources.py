@@ -19,7 +19,7 @@ is a list of text parts is joined. The shared prompt of a pair is its equal lead
 messages; in HH transcripts everything up to the last "\\n\\nAssistant:"; in other
 strings the longest common prefix, cut at a space. An optional column `id` becomes the
 record's uid; a pair's optional `probability` is that of the chosen completion being
-preferred.
+preferred, its optional `margin` by how much it is to be ahead.
 """
 
 import codecs
@@ -51,7 +51,7 @@ _COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "text": ("text",),
   "prompt": ("prompt",),
 }
-_OPTIONAL = {"pair": ("prompt", "probability"), "rated": ("reward",)}
+_OPTIONAL = {"pair": ("prompt", "probability", "margin"), "rated": ("reward",)}
 # Columns that the chat template may read, of rows with messages.
 _FOR_TEMPLATE = {"tools": list, "documents": list, "chat_template_kwargs": Mapping}
 _RESERVED = frozenset(
@@ -232,7 +232,7 @@ def _with_all_columns(
   """Splits off the rows without an optional number that other rows have."""
   numbers = [
     name
-    for name in ("probability", "reward")
+    for name in ("probability", "margin", "reward")
     if any(vars(record).get(name) is not None for record, _ in read)
   ]
   good, bad = [], []
@@ -459,12 +459,14 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
       raise UnusableRecord(
         "not a probability", f"probability is {probability}; it must lie in [0, 1]"
       )
+  margin = row.get("margin")
   return records.Pair(
     uid,
     prompt,
     _with_loss(chosen, reading),
     _with_loss(rejected, reading),
     probability=probability,
+    margin=None if margin is None else _number(margin, "margin"),
   )
 
 

@@ -31,7 +31,7 @@ class Example:
     completions: K arrays int32 [T_k], EOS included unless truncated.
     layout: the role of each completion.
     masks: K boolean arrays [T_k], True on tokens with loss; None: all tokens.
-    fields: data columns, each float32 [K]: "reward", "desirable".
+    fields: data columns, each float32 [K]: "reward", "desirable", "margin".
     token_fields: data columns with a value per token, each K arrays float32 [T_k].
   """
 
@@ -308,6 +308,9 @@ def encode_answers(
   """Encodes prompts with their completions, as `tokenise` does but for a final EOS; an
   empty completion and one whose tokens merge with the prompt's are accepted.
 
+  What the chat template writes after a message that was cut (`records.Cut`) is left
+  out.
+
   Raises:
     BadRecords: the chat template refuses one.
   """
@@ -315,7 +318,20 @@ def encode_answers(
   _, rendered, bad = _for_each(data, lambda x: renderer.completion(x, x.completion))
   if bad:
     raise records.BadRecords(bad)
-  return _encode([(one.texts[-1], one.chat) for one in rendered], renderer)
+  texts = [
+    (_without_end(one.texts[-1], answer.completion), one.chat)
+    for one, answer in zip(rendered, data, strict=True)
+  ]
+  return _encode(texts, renderer)
+
+
+def _without_end(rendered: str, completion: records.Text) -> str:
+  """A rendered text up to the end of its last message, where that was cut."""
+  if isinstance(completion, str) or not records.is_cut(completion):
+    return rendered
+  content = (completion[-1].content or "").strip()  # templates strip it
+  start = rendered.rfind(content)
+  return rendered if start < 0 else rendered[: start + len(content)]
 
 
 def _for_each(
@@ -536,9 +552,16 @@ def _fields(record: records.Record) -> dict[str, np.ndarray]:
   match record:
     case records.Ranked():
       return {"reward": np.array(record.rewards, np.float32)}
-    case records.Pair() if record.probability is not None:
-      p = record.probability
-      return {"reward": np.array([p, 1 - p], np.float32)}
+    case records.Pair(probability=p, margin=m):
+      columns = {
+        "reward": None if p is None else (p, 1 - p),
+        "margin": None if m is None else (m, 0),
+      }
+      return {
+        name: np.array(pair, np.float32)
+        for name, pair in columns.items()
+        if pair is not None
+      }
     case records.Rated():
       columns = {"desirable": record.desirable, "reward": record.reward}
       return {

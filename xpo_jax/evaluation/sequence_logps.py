@@ -1,4 +1,4 @@
-"""Computes sequence statistics of completions: log-probs, exact KL, value.
+"""Computes sequence statistics of completions: log-probs, exact KL, reward.
 
 Each prompt is a row with its completions as branches, as in training, so that the
 prompt is computed once. For evaluation: rows are padded, not packed.
@@ -60,8 +60,8 @@ def score_pairs(
     ref_model: the reference's architecture; None: `model`.
 
   Returns:
-    `logp_BK`, `ref_logp_BK`, `kl_BK` (nats), and `value_BK` at the last token if
-    there is a head.
+    `logp_BK`, `ref_logp_BK`, `kl_BK` (nats), and `reward_head_BK` at the last token
+    if there is a head.
   """
   if not examples:
     raise ValueError("examples: none given; need at least one")
@@ -112,25 +112,29 @@ def statistics(
 
   Returns:
     `logp_BK`, `ref_logp_BK` (sums, nats), `kl_BK` (sum over positions of
-    KL(policy || ref) over the whole vocabulary, nats), and `value_BK` at the last
-    token of the mask.
+    KL(policy || ref) over the whole vocabulary, nats), and where there is a scalar head
+    `reward_head_BK`, its output at the last token of the mask, which it has read.
   """
   tokens_BKT, mask_BKT = texts.tokens_BKT, texts.mask_BKT
   rows, source_BC = _rows(texts.prompt_BP, texts.length_B, tokens_BKT, texts.there_BKT)
 
   def states(decoder, tree):
     hidden_BLD = decoder.hidden(tree["lm"], rows)
-    return jnp.take_along_axis(hidden_BLD, source_BC[..., None], axis=1)
+    return hidden_BLD, jnp.take_along_axis(hidden_BLD, source_BC[..., None], axis=1)
 
   roles = {"policy": (model, params), "ref": (ref_model or model, ref_params)}
-  hidden = {role: states(*decoder) for role, decoder in roles.items()}
+  whole, hidden = {}, {}
+  for role, decoder in roles.items():
+    whole[role], hidden[role] = states(*decoder)
   head = {role: decoder.head(tree["lm"]) for role, (decoder, tree) in roles.items()}
   stats = (token_stats.LOGP, token_stats.REF_LOGP, token_stats.POLICY_KL)
   stats = tuple(token_stats.tempered(stat, temperature) for stat in stats)
   values = {}
   if "value" in params:
-    stats += (token_stats.VALUE,)
-    values["policy.value"] = heads.value(params["value"], hidden["policy"])
+    stats += (token_stats.REWARD_HEAD,)
+    # The completions stand behind the prompts.
+    read_BCD = whole["policy"][:, texts.prompt_BP.shape[1] :]
+    values["policy.reward"] = heads.value(params["value"], read_BCD)
   target_BC = tokens_BKT.reshape(source_BC.shape)
   flat = score.token_statistics(hidden, head, target_BC, stats, values=values)
   by_token = {field: x.reshape(mask_BKT.shape) for field, x in flat.items()}
@@ -140,7 +144,7 @@ def statistics(
     "kl_BK": masked.sum_T(by_token["policy_kl_BKT"], mask_BKT),
   }
   if values:
-    out["value_BK"] = masked.last(by_token["value_BKT"], mask_BKT)
+    out["reward_head_BK"] = masked.last(by_token["reward_head_BKT"], mask_BKT)
   return out
 
 

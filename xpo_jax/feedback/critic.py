@@ -68,8 +68,8 @@ def check(directory: str | Path) -> None:
 def load(directory: str | Path, tokenizer: Any, like: Config) -> Critic:
   """The critic that a reward model makes.
 
-  Gain and bias of its rewards go into the head: at the position that predicts a
-  completion's last token, the value is the reward.
+  Gain and bias of its rewards go into the head: the value before a token is the reward
+  of the completion up to there.
 
   Args:
     directory: see `reward_model.load`.

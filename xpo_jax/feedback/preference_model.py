@@ -1,7 +1,8 @@
 """Preference model of two completions: its data format and its `Preference`.
 
-The input is prompt, first completion, EOS, second completion, EOS; the scalar head
-before the last EOS is the log odds that the first completion is preferred.
+The input is prompt, first completion, EOS, second completion, EOS; the scalar head at
+the last EOS is the log odds that the first completion is preferred. As EOS also
+separates, a completion that was cut reads like one that ended.
 `both_orders` formats pairs for the objective `preference_model`; the `Preference`
 averages both orders, so that it does not depend on the order.
 """
@@ -134,5 +135,5 @@ def _concatenate_pair(first: Example, second: Example, tokenizer: Any) -> Exampl
 
 def _concatenate(first: np.ndarray, second: np.ndarray, tokenizer: Any) -> np.ndarray:
   eos = np.int32(tokenizer.eos_token_id)
-  parts = [y if y[-1] == eos else np.append(y, eos) for y in (first, second)]
+  parts = [y if (y[-1:] == eos).any() else np.append(y, eos) for y in (first, second)]
   return np.concatenate(parts)

@@ -29,7 +29,8 @@ class Scores(NamedTuple):
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
 """`(prompts, completions) -> Scores`: one score for each completion of its prompt. A
-list or array of numbers is taken for `Scores` without reasons."""
+completion that was cut at a limit of tokens is a string of `data.records.Cut`. A list
+or array of numbers is taken for `Scores` without reasons."""
 
 Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores]
 """`(prompts, first, second) -> Scores`: P(first beats second), each in [0, 1]."""

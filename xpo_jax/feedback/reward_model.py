@@ -2,8 +2,9 @@
 
 A reward model is a Hugging Face directory with a file reward.json: the template and
 limits that it was trained with, and the gain and bias that normalise it. A reward is
-gain * value + bias; the value is that of training, the scalar head at the position that
-predicts the last token of the completion.
+gain * value + bias; the value is that of training, the scalar head at the last token of
+the completion, which it has read: EOS where the completion ended, else the token at
+which it was cut.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from xpo_jax.types import Array, Params
 
 FILE = "reward.json"
 REWARD, PREFERENCE = "reward", "preference"
+READ_AT = "last token"  # where the head is read; `read_at` of reward.json
 Normaliser = Callable[[Array, Array], Affine]
 
 
@@ -85,6 +87,7 @@ def write_description(
     raise ValueError(f"reward model {directory}: {numbers}; both must be finite")
   content = {
     "kind": kind,
+    "read_at": READ_AT,
     "template": dataclasses.asdict(template),
     "limits": dataclasses.asdict(limits),
     **numbers,
@@ -98,7 +101,8 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
   """Reads reward.json of a directory; reads no weights.
 
   Raises:
-    ValueError: no reward.json, or a model of the other kind.
+    ValueError: no reward.json, a model of the other kind, or one that was trained with
+      its head read at another position.
   """
   path = Path(directory) / FILE
   if not path.exists():
@@ -113,6 +117,12 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
       f"{directory} has a {description['kind']} model, a {kind} model is needed; load "
       "a reward model by reward_model.scorer, a preference model by "
       "preference_model.preference"
+    )
+  if description.get("read_at") != READ_AT:
+    raise ValueError(
+      f"{path}: read_at is {description.get('read_at')}, it must be {READ_AT!r}: the "
+      "head was trained at the position that predicts the last token, and would be "
+      "read where it was not trained; train the model again"
     )
   return description
 
@@ -133,8 +143,8 @@ def load(
     mesh: over which parameters and rows are split; None: one device.
 
   Raises:
-    ValueError: no reward.json, no scalar head or no tokenizer; a model of the other
-      kind; sizes that the mesh does not divide; and as `hf_checkpoint.load`.
+    ValueError: what `read_description` refuses; no scalar head or no tokenizer; sizes
+      that the mesh does not divide; and as `hf_checkpoint.load`.
   """
   description = read_description(directory, kind)
   loaded = load_raw(
@@ -439,8 +449,7 @@ def _hidden(model, mesh, params, rows) -> tuple[Params, Array]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _values(model, mesh, params, rows) -> Array:
   _, hidden_RLD = _hidden(model, mesh, params, rows)
-  # The position before the last token, which predicts it.
-  at_R11 = (rows.length_R - 2)[:, None, None]
+  at_R11 = (rows.length_R - 1)[:, None, None]
   last_RD = jnp.take_along_axis(hidden_RLD, at_R11, axis=1)[:, 0]
   return heads.value(params["value"], last_RD)
 

@@ -1,9 +1,10 @@
 """Tokenises texts and runs a model on padded batches of a few static shapes.
 
 Tokens are those of training (`data.tokenise`): prompt and completion are tokenised
-together, with the same truncation and a final EOS. Unlike there, every text is
-accepted: an empty completion is EOS alone, and where tokens merge across the end of the
-prompt the completion starts with the merged token.
+together, with the same truncation and a final EOS, which a completion that was cut
+(`records.Cut`) does not get. Unlike there, every text is accepted: an empty completion
+is EOS alone, and where tokens merge across the end of the prompt the completion starts
+with the merged token.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,10 +87,11 @@ def to_examples(
     shared = min(len(full), len(text))
     differs = full[:shared] != text[:shared]
     shared = int(differs.argmax()) if differs.any() else shared
-    completion = np.append(text[shared:], np.int32(tokenizer.eos_token_id))
+    completion = text[shared:]
     prompt = prompt[: len(prompt) - (len(full) - shared)]
-    if len(text) > shared and text[-1] == tokenizer.eos_token_id:
-      completion = completion[:-1]
+    ended = completion[-1:].tolist() == [tokenizer.eos_token_id]
+    if not ended and not records.is_cut(completions[n]):
+      completion = np.append(completion, np.int32(tokenizer.eos_token_id))
     completion = completion[: limits.completion]
     examples.append(Example(str(n), prompt, (completion,), Layout.DEMO))
   return examples

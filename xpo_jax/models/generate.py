@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xpo_jax.data import tokenise
+from xpo_jax.data import records, tokenise
 from xpo_jax.models import continuous_batching, sample
 from xpo_jax.models.decode_state import Samples
 from xpo_jax.models.generation_config import GenerationConfig
@@ -73,7 +73,8 @@ class Completions:
   Attributes:
     prompts: the prompts' texts, special tokens left out.
     texts_BK: the completions' texts: what each adds to its prompt's text when both are
-      decoded together; without special tokens and the stop token.
+      decoded together; without special tokens and the stop token. A `records.Cut` where
+      no stop token ended it.
     tokens_BKT: token ids, the stop token included; 0 after the end.
     logp_BKT: the policy's log-prob of each token, float32, at the sampling temperature
       and before any truncation; 0 after the end.
@@ -231,8 +232,9 @@ def _decode(
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
   """Texts of prompts and completions."""
   prompt_texts, texts_BK = [], []
-  for prompt, tokens_KT, length_K in zip(
-    prompts, out.tokens_BKT, out.length_BK - out.ended_BK, strict=True
+  lengths_BK = out.length_BK - out.ended_BK  # without the stop token
+  for prompt, tokens_KT, length_K, ended_K in zip(
+    prompts, out.tokens_BKT, lengths_BK, out.ended_BK, strict=True
   ):
     prompt_text = tokenise.decode(tokenizer, prompt)
     # Together: a tokenizer may decode a completion's first token otherwise alone.
@@ -241,7 +243,13 @@ def _decode(
       for tokens_T, length in zip(tokens_KT, length_K, strict=True)
     ]
     prompt_texts.append(prompt_text)
-    texts_BK.append(tuple(_without_prompt(both, prompt_text) for both in both_K))
+    texts_K = [_without_prompt(both, prompt_text) for both in both_K]
+    texts_BK.append(
+      tuple(
+        text if ended else records.Cut(text)
+        for text, ended in zip(texts_K, ended_K, strict=True)
+      )
+    )
   return tuple(prompt_texts), tuple(texts_BK)
 
 

@@ -62,8 +62,6 @@ def score(
   rows = transformer.Rows(
     batch.tokens_MRL, batch.segment_MRL, batch.branch_MRL, batch.position_MRL
   )
-  source_RC = batch.source_MRC
-  valid_RC = batch.valid_MRC
   reads = {role for stat in uncached for role in stat.roles}
   hidden = {}
   head = {}
@@ -75,15 +73,15 @@ def score(
     if mesh is not None:
       lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
     hidden_RLD = rules.pin(mesh, models[role].hidden(lm, rows), meshes.ROWS)
-    hidden_RCD = jnp.take_along_axis(hidden_RLD, source_RC[..., None], axis=1)
-    # Zeroed before anything is computed from it: padding, even NaN, affects neither
-    # values nor gradients.
-    hidden_RCD = jnp.where(valid_RC[..., None] > 0, hidden_RCD, 0)
-    hidden[role] = rules.pin(mesh, hidden_RCD, meshes.ROWS)
+    if reads & {role, f"{role}.value"}:
+      hidden[role] = _select(hidden_RLD, batch.source_MRC, batch.valid_MRC, mesh)
     if role in reads:
       head[role] = rules.pin(mesh, models[role].head(lm), _VOCAB)
     if f"{role}.value" in reads:
       values[f"{role}.value"] = heads.value(params[role]["value"], hidden[role])
+    if f"{role}.reward" in reads:
+      read_RCD = _select(hidden_RLD, batch.input_MRC, batch.valid_MRC, mesh)
+      values[f"{role}.reward"] = heads.value(params[role]["value"], read_RCD)
   fields = token_statistics(
     hidden, head, batch.target_MRC, uncached, values=values, chunk=chunk, mesh=mesh
   )
@@ -104,6 +102,15 @@ def _field(stat):
   return stat.field
 
 
+def _select(hidden_RLD, index_RC, valid_RC, mesh):
+  """Selects the hidden states at positions of L, `[R, C, D]`; 0 on padding."""
+  hidden_RCD = jnp.take_along_axis(hidden_RLD, index_RC[..., None], axis=1)
+  # Zeroed before anything is computed from it: padding, even NaN, affects neither
+  # values nor gradients.
+  hidden_RCD = jnp.where(valid_RC[..., None] > 0, hidden_RCD, 0)
+  return rules.pin(mesh, hidden_RCD, meshes.ROWS)
+
+
 def _check_roles(stats, models, params):
   for stat in stats:
     for read in stat.roles:
@@ -114,7 +121,7 @@ def _check_roles(stats, models, params):
           f"{stat.field} reads the role {role!r}, but models and parameters were given "
           f"for {given}; add {role!r}, or cache {stat.field} in batch.ref"
         )
-      if read.endswith(".value") and "value" not in params[role]:
+      if "." in read and "value" not in params[role]:
         raise ValueError(
           f"{stat.field} reads a scalar head, but params[{role!r}] has only "
           f"{sorted(params[role])}; add 'value': heads.init_value_head(width)"
@@ -176,7 +183,8 @@ def token_statistics(
     head: role -> head_VD.
     target_RC: int32 token ids.
     stats: the statistics, functions of `({role: logits_CV or value_C}, target_C)`.
-    values: "role.value" -> value_RC, for statistics that read a scalar head.
+    values: "role.value" or "role.reward" -> value_RC, for statistics that read a
+      scalar head.
     chunk: length of a chunk of C; default: `chunk_length`.
     mesh: over which rows are split, or None.
 

@@ -125,6 +125,7 @@ _PARTS = {
   "best_against_worst": "_online_dpo",
   "exploration": "_exploratory_dpo",
   "soft_bradley_terry": "_bradley_terry",
+  "margin_bradley_terry": "_bradley_terry",
   "pointwise": "_pointwise",
   "preference": "_preference_model",
   "token_regression": "_token_reward",

@@ -15,13 +15,14 @@ def kwise() -> Objective:
   Departs from the paper: tied pairs, which the formula does not cover, are dropped, and
     the mean is over the remaining pairs. OpenAI's earlier code (2019) contrasts the
     best of four with the rest: `ranking.softmax_nll` at the best completion.
-  Reduction: value at the last completion token; mean over the ordered pairs of a
+  Reduction: the head's output at the last completion token, which it has read (EOS
+    where the completion ends with it); mean over the ordered pairs of a
     prompt, then over prompts: each prompt weighs the same for any K. A list of one, or
     with all tied, gives 0 and counts.
 
   Returns:
-    Objective; layout RANKED; stats VALUE; columns reward_BK (the annotators' order,
-    higher is better).
+    Objective; layout RANKED; stats REWARD_HEAD; columns reward_BK (the annotators'
+    order, higher is better).
     Terms: `kwise`.
     Metrics: reward_chosen, reward_rejected (best and worst completion), reward_margin
     (units of the reward), reward_accuracy (fraction of pairs), ndcg.
@@ -30,14 +31,15 @@ def kwise() -> Objective:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> one = np.ones((1, 3, 1))
-    >>> s = scored.from_token_logps(None, one, value_BKT=one, reward_BK=[[2, 0, 1]])
+    >>> order = [[2, 0, 1]]
+    >>> s = scored.from_token_logps(None, one, reward_head_BKT=one, reward_BK=order)
     >>> round(float(scored.evaluate(objectives.kwise(), s).loss), 4)
     0.6931
   """
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    reward_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    reward_BK = masked.last(scored.reward_head_BKT, scored.mask_BKT)
     better_BKK = ranking.better(scored.reward_BK, scored.present_BK)
     weight_BKK = better_BKK.astype(reward_BK.dtype)
     sum_B = ranking.pair_logistic(reward_BK, weight_BKK)
@@ -49,7 +51,7 @@ def kwise() -> Objective:
     name="kwise",
     hparams={},
     layout=Layout.RANKED,
-    stats=frozenset({token_stats.VALUE}),
+    stats=frozenset({token_stats.REWARD_HEAD}),
     loss=loss,
     columns=frozenset({"reward_BK"}),
   )

@@ -13,7 +13,7 @@ def preference(scored: Scored) -> Array:
   (sigma(l_01) + 1 - sigma(l_10)) / 2: swapping the completions gives exactly 1 minus
   this, for any position bias of the model. The record: see `preference_model`.
   """
-  logit_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+  logit_BK = masked.last(scored.reward_head_BKT, scored.mask_BKT)
   first_B = jax.nn.sigmoid(logit_BK[:, 0])
   second_B = jax.nn.sigmoid(-logit_BK[:, 1])
   return (first_B + second_B) / 2
@@ -34,10 +34,11 @@ def preference_model() -> Objective:
   Departs from the paper: each pair is shown in both orders and the losses are averaged,
     which a random order equals in expectation. Antisymmetry is not trained:
     `preference` averages the two orders wherever a probability is used.
-  Reduction: value at the last completion token; mean over both orders, then over pairs.
+  Reduction: the head's output at the last token, the EOS after the second completion,
+    which it has read; mean over both orders, then over pairs.
 
   Returns:
-    Objective; layout PAIR (as above); stats VALUE.
+    Objective; layout PAIR (as above); stats REWARD_HEAD.
     Terms: `preference_model`.
     Metrics: win_rate (mean P of the chosen, both orders averaged), reward_accuracy
     (fraction of pairs where it is over one half; a tie counts one half), first_rate
@@ -47,7 +48,7 @@ def preference_model() -> Objective:
     >>> import numpy as np
     >>> from xpo_jax import objectives, scored
     >>> one = np.ones((1, 2, 1))
-    >>> biased = scored.from_token_logps(None, one, value_BKT=5 * one)
+    >>> biased = scored.from_token_logps(None, one, reward_head_BKT=5 * one)
     >>> float(
     ...   scored.evaluate(objectives.preference_model(), biased).metrics["win_rate"]
     ... )
@@ -56,7 +57,7 @@ def preference_model() -> Objective:
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
-    logit_BK = masked.last(scored.value_BKT, scored.mask_BKT)
+    logit_BK = masked.last(scored.reward_head_BKT, scored.mask_BKT)
     loss_B = (links.logistic(logit_BK[:, 0]) + links.logistic(-logit_BK[:, 1])) / 2
     win_rate_B = preference(scored)
     metrics = {
@@ -70,6 +71,6 @@ def preference_model() -> Objective:
     name="preference_model",
     hparams={},
     layout=Layout.PAIR,
-    stats=frozenset({token_stats.VALUE}),
+    stats=frozenset({token_stats.REWARD_HEAD}),
     loss=loss,
   )

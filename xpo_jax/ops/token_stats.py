@@ -92,8 +92,7 @@ def tempered(stat: TokenStat, temperature: float) -> TokenStat:
 
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
     tempered_roles = {
-      role: x if role.endswith(".value") else x / temperature
-      for role, x in roles.items()
+      role: x if "." in role else x / temperature for role, x in roles.items()
     }
     return stat.fn(tempered_roles, target_C)
 
@@ -185,6 +184,11 @@ def _value(roles: Mapping[str, Array], target_C: Array) -> Array:
   return roles["policy.value"]
 
 
+def _reward_head(roles: Mapping[str, Array], target_C: Array) -> Array:
+  del target_C
+  return roles["policy.reward"]
+
+
 def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
   del target_C
   return entropy(roles["policy"])
@@ -218,6 +222,7 @@ LOGP = TokenStat("logp_BKT", ("policy",), _logp)
 REF_LOGP = TokenStat("ref_logp_BKT", ("ref",), _ref_logp)
 REST_LOGP = TokenStat("rest_logp_BKT", ("policy",), _rest_logp)  # in Scored.extra
 VALUE = TokenStat("value_BKT", ("policy.value",), _value)
+REWARD_HEAD = TokenStat("reward_head_BKT", ("policy.reward",), _reward_head)
 ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)  # in Scored.extra
 REF_KL = TokenStat("ref_kl_BKT", ("ref", "policy"), _ref_kl)  # KL(ref || policy)
 POLICY_KL = TokenStat("policy_kl_BKT", ("policy", "ref"), _policy_kl)  # in Scored.extra

@@ -62,6 +62,8 @@ def scored(
       "entropy_BKT": cast(rng.gamma(2.0, 0.5, (B, K, T))),
       "policy_kl_BKT": cast(np.zeros((B, K, T)) if policy_equals_ref else shift_BKT**2),
     },
+    reward_head_BKT=cast(rng.normal(size=(B, K, T))),
+    margin_BK=cast(rng.gamma(2.0, 0.5, (B, K))),
     # Last, so that the other fields' random numbers do not depend on it.
     sampler_logp_BKT=cast(logp_BKT + 0.1 * rng.normal(size=(B, K, T))),
   )
@@ -103,7 +105,7 @@ class Curve(NamedTuple):
 
   Attributes:
     gap: increase of the first completion's log-probability, nats (reward models: of its
-      value).
+      reward).
     loss: at each gap.
     slope: d loss / d gap.
   """
@@ -134,7 +136,6 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
   first_BK = jnp.arange(shape[1])[None] == 0
   listed = objective.layout is Layout.RANKED
   label_BK = jnp.broadcast_to(first_BK == desirable if listed else desirable, shape)
-  moves_value = not any(stat.field == "logp_BKT" for stat in objective.stats)
   s = s.replace(
     mask_BKT=one_BKT,
     length_BK=masked.length(one_BKT),
@@ -145,13 +146,14 @@ def curve(objective: Objective, gap: np.ndarray, *, desirable: bool = True) -> C
     old_logp_BKT=level_BKT,
     value_BKT=jnp.zeros_like(one_BKT),
     old_value_BKT=jnp.zeros_like(one_BKT),
+    reward_head_BKT=jnp.zeros_like(one_BKT),
   )
   first_BKT = jnp.zeros_like(one_BKT).at[:, 0].set(1)
 
   def loss(gap: Array) -> Array:
     moved = s.replace(
       logp_BKT=level_BKT + first_BKT * gap / tokens,
-      value_BKT=first_BKT * gap * moves_value,
+      reward_head_BKT=first_BKT * gap,
     )
     return scored_lib.evaluate(
       objective, moved, objective.init(), jax.random.key(0)

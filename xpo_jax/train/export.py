@@ -79,7 +79,7 @@ def policy_writer(
 def is_reward(experiment: Experiment) -> bool:
   """Whether a run trains only a scalar head on completions, and no policy."""
   stats = experiment.objective.build().stats
-  return {role for stat in stats for role in stat.roles} == {"policy.value"}
+  return {role for stat in stats for role in stat.roles} == {"policy.reward"}
 
 
 def _describe(experiment, begin, loaded, model, params, directory) -> None:

@@ -33,7 +33,7 @@ from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.sharding import distributed
-from xpo_jax.types import Params
+from xpo_jax.types import Objective, Params
 
 Datasets = Mapping[str, Sequence[Record]]
 # Records that a function made, stored so that a resumed run has the same.
@@ -424,6 +424,15 @@ def beyond_positions(config: Config, examples: Sequence[Example]) -> dict[str, i
       "Data.limits.prompt and Data.limits.completion, or drop them"
     )
   return {"beyond_positions": len(beyond)}
+
+
+def unread_margins(objective: Objective, loaded: Loaded) -> dict[str, int]:
+  """Counts the pairs with a margin where the objective reads none, by column."""
+  if "margin_BK" in objective.columns:
+    return {}
+  pairs = [row for row in loaded.records if isinstance(row, records.Pair)]
+  count = sum(pair.margin is not None for pair in pairs)
+  return {"margin": count} if count else {}
 
 
 def adapted(experiment: Experiment, config: Config) -> dict[str, list[str]]:

@@ -201,7 +201,10 @@ def examples(
   )
   counts |= loading.beyond_positions(begin.config, [*train, *held_out])
   counts |= loading.adapted(experiment, begin.config)
-  layout, seed = experiment.objective.build().layout, experiment.data.seed
+  objective = experiment.objective.build()
+  unread = loading.unread_margins(objective, loaded)
+  counts["unused_columns"] = counts["unused_columns"] | unread
+  layout, seed = objective.layout, experiment.data.seed
   train, held_out = (
     collate.to_layout(rows, layout, seed) if rows else [] for rows in (train, held_out)
   )

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xpo_jax.config.sampling import Sampling
-from xpo_jax.data import sealed_files
+from xpo_jax.data import records, sealed_files
 from xpo_jax.data.records import Conversation, Turn
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import Teacher
@@ -34,7 +34,8 @@ class RolloutBatch:
     iteration: of the run, from 0; -1 for held-out prompts.
     row_B: index of each prompt in the prompt set.
     prompts: their texts.
-    texts_BK: the completions' texts, special tokens left out.
+    texts_BK: the completions' texts, special tokens left out; a `records.Cut` where no
+      stop token ended one.
     examples: prompts and completions in tokens, layout SAMPLED, without fields.
     logp: for each prompt and completion, float32 log-probs of its tokens under the
       policy that sampled it, at the sampling temperature, before any truncation.
@@ -285,6 +286,10 @@ def read(path: Path) -> RolloutBatch:
       groups.append([])
     groups[-1].append(line)
 
+  def completion(line: dict[str, Any]) -> str:
+    text = line["completion"]
+    return text if line["ended"] else records.Cut(text)
+
   def of(name: str, dtype: Any = None) -> list[list]:
     cast = (lambda x: x) if dtype is None else (lambda x: np.array(x, dtype))
     return [[cast(line[name]) for line in group] for group in groups]
@@ -293,7 +298,7 @@ def read(path: Path) -> RolloutBatch:
     iteration=lines[0]["iteration"],
     row_B=np.array([group[0]["row"] for group in groups]),
     prompts=tuple(map(_prompt, groups)),
-    texts_BK=tuple(map(tuple, of("completion"))),
+    texts_BK=tuple(tuple(map(completion, group)) for group in groups),
     examples=tuple(
       Example(
         group[0]["uid"],

@@ -274,9 +274,17 @@ def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
 
   Raises:
     ForeignCode: it names code that is neither the package's nor trusted.
-    ValueError: no such run, or another experiment; shows the differences.
+    ValueError: no such run, or another experiment; shows the differences. A reward
+      model whose head was read at another position.
   """
-  recorded, _ = yaml_file.read(run_dir)
+  recorded, more = yaml_file.read(run_dir)
+  head_at = more.get("reward_head_at")
+  if yaml_file.reads_reward_head(recorded) and head_at != yaml_file.REWARD_HEAD_AT:
+    raise ValueError(
+      f"{run_dir} cannot be resumed: reward_head_at is {head_at} in {yaml_file.FILE}, "
+      f"it must be {yaml_file.REWARD_HEAD_AT!r}: {recorded.objective.name} was trained "
+      "with the head read where each token is predicted; start a new run"
+    )
   if experiment is not None:
     old, new = map(yaml_file.to_dict, (recorded, experiment))
     yaml_file.refuse_change("configuration", run_dir, old, new)

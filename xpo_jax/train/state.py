@@ -243,7 +243,7 @@ def with_heads(objective: Objective, params: Params, fresh: Params) -> Params:
     fresh: a new head, where there is none.
   """
   wanted = {"lm": params["lm"]}
-  if any("policy.value" in stat.roles for stat in objective.stats):
+  if any("policy" in stat.scalar_heads for stat in objective.stats):
     wanted["value"] = params.get("value") or fresh
   return wanted
 

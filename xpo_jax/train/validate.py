@@ -22,8 +22,8 @@ from xpo_jax.config.experiment import (
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic, teacher
 from xpo_jax.models import hf_checkpoint
-from xpo_jax.ops import sampler_correction
 from xpo_jax.models.config import Config
+from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.testing import toy
