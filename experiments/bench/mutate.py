@@ -51,6 +51,7 @@ THEORY = "tests/theory"
 CONFORMANCE = "tests/objectives/conformance_test.py"
 SKIPPED = ("__init__.py", "_hparams.py")  # index and checks of arguments: no formula
 LIMIT = 300  # CPU seconds
+FEW = 3  # theory tests of the first fork of a mutant: most fail one of them
 
 
 # --- Mutations ---------------------------------------------------------------------
@@ -491,7 +492,7 @@ class _Chosen:
 def _pytest(arguments: Sequence[str], plugin: object) -> int:
   import pytest
 
-  options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+  options = ["-q", "-p", "no:cacheprovider", "--no-header"]
   os.chdir(REPOSITORY)
   return int(pytest.main([*options, *arguments], plugins=[plugin]))
 
@@ -520,33 +521,32 @@ def targets() -> list[str]:
   )
 
 
-def _digest() -> str:
-  """Of all that the first run depends on."""
-  digest = hashlib.sha256()
-  for folder in ("xpo_jax", THEORY):
-    for file in sorted((REPOSITORY / folder).rglob("*.py")):
-      digest.update(str(file.relative_to(REPOSITORY)).encode() + file.read_bytes())
-  return digest.hexdigest()
+def _digests() -> dict[str, str]:
+  """Of each file of theory tests, with all that its run depends on."""
+  whole = hashlib.sha256()
+  package = sorted((REPOSITORY / "xpo_jax").rglob("*.py"))
+  for file in [*package, REPOSITORY / THEORY / "conftest.py"]:
+    whole.update(str(file.relative_to(REPOSITORY)).encode() + file.read_bytes())
+  digests = {}
+  for file in sorted((REPOSITORY / THEORY).glob("*_test.py")):
+    own = whole.copy()
+    own.update(file.read_bytes())
+    digests[str(file.relative_to(REPOSITORY))] = own.hexdigest()
+  return digests
 
 
 def first_run() -> dict[str, Test]:
-  """The lines that each test executes; read back where nothing has changed since.
+  """The lines that each theory test executes; only files that changed are run again.
 
   Raises:
     RuntimeError: the run did not end.
   """
   WORK.mkdir(parents=True, exist_ok=True)
   stored = WORK / "executed.json"
-  digest = _digest()
-
-  def read() -> dict[str, Test] | None:
-    old = json.loads(stored.read_text()) if stored.exists() else {"digest": ""}
-    if old["digest"] != digest:
-      return None
-    return {nodeid: Test(*x) for nodeid, x in old["tests"].items()}
-
-  if (tests := read()) is not None:
-    return tests
+  digests = _digests()
+  old = json.loads(stored.read_text()) if stored.exists() else {}
+  known = {f: x for f, x in old.items() if x["digest"] == digests.get(f)}
+  stale = [file for file in digests if file not in known]
 
   def work() -> int:
     import builtins
@@ -554,10 +554,8 @@ def first_run() -> dict[str, Test]:
     recorder = _Recorder()
     trees = {}
     for file in targets():
-      tree = ast.fix_missing_locations(
-        Note().visit(ast.parse((REPOSITORY / file).read_text()))
-      )
-      trees[_module_name(file)] = tree
+      tree = Note().visit(ast.parse((REPOSITORY / file).read_text()))
+      trees[_module_name(file)] = ast.fix_missing_locations(tree)
     notes = {str(REPOSITORY / file): recorder.note(file) for file in targets()}
 
     def executed(line: int) -> None:
@@ -565,17 +563,23 @@ def first_run() -> dict[str, Test]:
 
     builtins.__executed__ = executed
     sys.meta_path.insert(0, Finder(trees))
-    _pytest([THEORY], recorder)
-    # A test that fails by itself, or reads the sources that this run changes.
-    tests = {k: v for k, v in recorder.tests.items() if k not in recorder.failed}
-    content = {"digest": digest, "tests": tests, "failed": recorder.failed}
-    stored.write_text(json.dumps(content))
+    _pytest(stale, recorder)
+    for file in stale:
+      known[file] = {"digest": digests[file], "tests": {}}
+    for nodeid, test in recorder.tests.items():
+      # A test that fails by itself, or reads the sources that this run changes.
+      if nodeid not in recorder.failed:
+        known[nodeid.split("::")[0]]["tests"][nodeid] = test
+    stored.write_text(json.dumps(known))
     return 0
 
-  code = _forked(work, 3600)
-  if code != 0:
-    raise RuntimeError(f"the theory tests could not be run: exit code {code}")
-  return read()
+  if stale:
+    code = _forked(work, 3600)
+    if code != 0:
+      raise RuntimeError(f"the theory tests could not be run: exit code {code}")
+    known = json.loads(stored.read_text())
+  tests = {k: Test(*v) for x in known.values() for k, v in x["tests"].items()}
+  return dict(sorted(tests.items()))
 
 
 class Outcome(NamedTuple):
@@ -604,8 +608,8 @@ def unit_tests(file: str) -> list[str]:
   return list(dict.fromkeys([*names, *[CONFORMANCE] * ("objectives" in file)]))
 
 
-def judge(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> Outcome:
-  """Runs the tests that execute a mutant's statement until one fails."""
+def _stages(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> list[list[str]]:
+  """Theory tests that execute a mutant, the fastest first: a few, then the others."""
   low, high = mutant.line
 
   def executes(test: Test) -> bool:
@@ -616,29 +620,39 @@ def judge(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> Outcome:
 
   order = [nodeid for nodeid, test in tests.items() if executes(test)]
   order.sort(key=lambda nodeid: tests[nodeid].seconds)
-  files = sorted({nodeid.split("::")[0] for nodeid in order}) + unit_tests(file)
+  return [order[:FEW], order[FEW:]]
+
+
+def judge(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> Outcome:
+  """Runs the tests that execute a mutant's statement until one fails."""
   log = WORK / f"running-{os.getpid()}"
+  unit = unit_tests(file)
+  stages = [
+    (order, sorted({nodeid.split("::")[0] for nodeid in order}))
+    for order in _stages(file, mutant, tests)
+    if order
+  ]
+  for order, files in [*stages, ([], unit)]:
 
-  def work() -> int:
-    sys.meta_path.insert(0, Finder({_module_name(file): mutant.tree}))
-    return _pytest(["-x", *files], _Chosen(order, name_of(file), log))
+    def work(order: list[str] = order, files: list[str] = files) -> int:
+      sys.meta_path.insert(0, Finder({_module_name(file): mutant.tree}))
+      return _pytest(["-x", *files], _Chosen(order, name_of(file), log))
 
-  log.write_text("")
-  code = _forked(work, LIMIT)
-  running = log.read_text()
-  log.unlink()
-  if code == 0:
-    return Outcome("survived", "")
-  # Before the first test only the import can fail.
-  where = running or (order or files)[0]
-  kind = "theory" if where.startswith(THEORY) else "unit"
-  return Outcome(kind, where + (" (time)" if code < 0 else ""))
+    log.write_text(files[0])  # before the first test only an import can fail
+    code = _forked(work, LIMIT)
+    running = log.read_text()
+    log.unlink()
+    if code != 0:
+      kind = "theory" if running.startswith(THEORY) else "unit"
+      return Outcome(kind, running + (" (time)" if code < 0 else ""))
+  return Outcome("survived", "")
 
 
 def _prepare() -> None:
   """Imports what every fork needs, before any backend starts."""
   (WORK / "jax").mkdir(parents=True, exist_ok=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(WORK / "jax")
+  os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
   # First, because it sets what JAX reads when it is imported.
   from tests import conftest  # noqa: F401, I001
 
