@@ -669,6 +669,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--only", nargs="+", metavar="FILE", help="mutate these files")
   parser.add_argument("--sample", type=int, metavar="N", help="mutants of each file")
   parser.add_argument("--seed", type=int, default=0, help="of the sample")
+  parser.add_argument("--match", default="", metavar="TEXT", help="only such mutants")
   parser.add_argument("--list", action="store_true", help="print the mutants only")
   parser.add_argument("--out", type=Path, help="write every outcome here, as JSON")
   options = parser.parse_args(arguments)
@@ -681,6 +682,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   chosen = {}
   for file in files:
     every = mutants((REPOSITORY / file).read_text())
+    every = [mutant for mutant in every if options.match in str(mutant)]
     if options.sample is not None and options.sample < len(every):
       draw = random.Random(f"{options.seed} {file}").sample(
         range(len(every)), options.sample

@@ -1,9 +1,9 @@
 """Every objective stands in a test of this folder.
 
 Read from the syntax of the tests: a name counts where a test, or a helper, constant or
-fixture that the test reaches, takes the factory (`objectives.NAME`) or builds it by a
-literal name (`objectives.build`, `objectives.get`, a parameter of the test). Names in
-comments, texts and code that no test reaches do not count.
+fixture that the test reaches, takes the factory (`objectives.NAME`), builds it by name
+(`objectives.build`, `objectives.get`) or has the name as a parameter. Names in
+comments, in texts and in code that no test reaches do not count.
 """
 
 import ast
@@ -15,6 +15,9 @@ import pytest
 from xpo_jax import objectives
 
 
+_BY_NAME = ("objectives.build", "objectives.get")
+
+
 def _strings(node: ast.AST) -> set[str]:
   return {
     x.value
@@ -23,20 +26,19 @@ def _strings(node: ast.AST) -> set[str]:
   }
 
 
-def _named(node: ast.AST, constant: bool) -> Iterator[str]:
-  """Names of objectives in a definition; a constant may hold them as strings."""
+def _named(node: ast.AST) -> Iterator[str]:
+  """Names of objectives in a definition."""
+  texts = [*getattr(node, "decorator_list", [])]
+  if isinstance(node, ast.Assign):
+    texts.append(node)
   for x in ast.walk(node):
-    if isinstance(x, ast.Attribute) and isinstance(x.value, ast.Name):
-      if x.value.id == "objectives":
-        yield x.attr
-    if isinstance(x, ast.Call) and ast.unparse(x.func) in (
-      "objectives.build",
-      "objectives.get",
-    ):
-      yield from _strings(x.args[0])
-  parametrised = getattr(node, "decorator_list", [])
-  for x in [node] if constant else parametrised:
-    yield from _strings(x)
+    if isinstance(x, ast.Attribute) and ast.unparse(x.value) == "objectives":
+      yield x.attr
+    if isinstance(x, ast.Call) and ast.unparse(x.func) in _BY_NAME:
+      literal = isinstance(x.args[0], ast.Constant)
+      texts.append(x.args[0] if literal else node)
+  for text in texts:
+    yield from _strings(text)
 
 
 def objectives_in_tests(source: str) -> dict[str, set[str]]:
@@ -54,7 +56,7 @@ def objectives_in_tests(source: str) -> dict[str, set[str]]:
   def reached(name: str, seen: set[str]) -> set[str]:
     seen.add(name)
     node = definitions[name]
-    found = set(_named(node, isinstance(node, ast.Assign)))
+    found = set(_named(node))
     used = {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
     if isinstance(node, ast.FunctionDef):
       used |= {x.arg for x in node.args.args}  # fixtures
@@ -102,6 +104,10 @@ def test_one(name, optima):  # objectives.rso
   """objectives.exo"""
   assert helper() == objectives.build("kto").terms["nca"]
 
+def test_two():
+  for name in ("dro", "npo"):
+    objectives.get(name)
+
 @pytest.fixture
 def optima():
   return OPTIMA
@@ -109,5 +115,5 @@ def optima():
 
 
 def test_only_what_a_test_reaches_counts():
-  reached = {"test_one": {"orpo", "dpo", "kto", "simpo"}}
+  reached = {"test_one": {"orpo", "dpo", "kto", "simpo"}, "test_two": {"dro", "npo"}}
   assert objectives_in_tests(SOURCE) == reached
