@@ -20,7 +20,8 @@ from xpo_jax.testing import toy
 from xpo_jax.types import Array, Aux, Loss, Mean, Objective, Scored, State
 
 MIXTURE = "mixture of a coupled and a token-mean objective"
-EVERY = [*objectives.NAMES, MIXTURE]
+BATCH_SCALED = "rewards scaled over the batch"
+EVERY = [*objectives.NAMES, MIXTURE, BATCH_SCALED]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
 OPTIONAL |= {"reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
@@ -40,6 +41,8 @@ def objective(name: str) -> Objective:
   if name == MIXTURE:
     parts = (objectives.beta_dpo(), objectives.sft())
     return objectives.mixture((1.0, 0.3), parts)
+  if name == BATCH_SCALED:
+    return objectives.grpo(scale_rewards="batch")
   return objectives.build(name)
 
 

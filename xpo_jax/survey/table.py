@@ -196,6 +196,9 @@ PAPERS = (
         "I P R +-  Pf Pw A  Ref no rKL On  It Sep", "online_dpo"),
   paper("XPO, exploratory", "", "2405.21046",
         "I P R +-  Pf Pw H/A  Ref no rKL On  It Sep", "exploratory_dpo"),
+  paper("Lite PPO (Tricks or Traps)", "", "2508.08221",
+        "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "bnpo",
+        recipe="a mean over tokens, rewards scaled over the batch"),
 )
 # fmt: on
 
