@@ -89,6 +89,8 @@ NAMES = (
   "dno",
   "online_dpo",
   "exploratory_dpo",
+  "reinforce_plus_plus",
+  "reinforce_plus_plus_baseline",
 )
 
 # Building blocks importable from here: no objectives with a paper of their own.
