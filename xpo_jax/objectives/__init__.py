@@ -91,6 +91,7 @@ NAMES = (
   "exploratory_dpo",
   "reinforce_plus_plus",
   "reinforce_plus_plus_baseline",
+  "gspo_token",
 )
 
 # Building blocks importable from here: no objectives with a paper of their own.
