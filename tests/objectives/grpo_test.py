@@ -69,7 +69,9 @@ def test_hparam_out_of_range_is_refused(name, hparams):
     objectives.build(name, hparams)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "bnpo", "cispo", "gspo"])
+@pytest.mark.parametrize(
+  "name", ["grpo", "dapo", "bnpo", "cispo", "gspo", "sapo", "gmpo"]
+)
 def test_scale_rewards_is_the_population_of_the_deviation(name):
   s = oracle.record()
   rewards = oracle.rewards(s)

@@ -92,6 +92,8 @@ NAMES = (
   "reinforce_plus_plus",
   "reinforce_plus_plus_baseline",
   "gspo_token",
+  "sapo",
+  "gmpo",
 )
 
 # Building blocks importable from here: no objectives with a paper of their own.
