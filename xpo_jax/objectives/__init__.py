@@ -94,6 +94,10 @@ NAMES = (
   "gspo_token",
   "sapo",
   "gmpo",
+  "spin",
+  "step_dpo",
+  "dpo_shift",
+  "simper",
 )
 
 # Building blocks importable from here: no objectives with a paper of their own.

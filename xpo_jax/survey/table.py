@@ -213,6 +213,17 @@ PAPERS = (
   paper("Lite PPO (Tricks or Traps)", "", "2508.08221",
         "E P R +-  Pf Pw/Lw H/A  Free no n/a On  It Sep", "bnpo",
         recipe="a mean over tokens, rewards scaled over the batch"),
+  paper("SPIN", "", "2401.01335",
+        "I P R +-  Pf Pw H  Ref* no rKL* On*  It* Sep", "spin",
+        notes={"F2": "a demonstration against a sample of the policy",
+               "RL4": "samples of the iteration before"}),
+  paper("Step-DPO", "", "2406.18629",
+        "I P R +-  Pf Pw H/A  Ref* no rKL Off  Once Sep", "step_dpo",
+        notes={"RM3": "of one step of reasoning"}),
+  paper("DPO-Shift", "", "2502.07599",
+        "I P R +-  Pf Pw A  Ref* no rKL Off  Once Sep", "dpo_shift"),
+  paper("SimPER", "", "2502.00883",
+        "I P R +-  Pf Pw A  Free* len n/a Off  Once Sep", "simper"),
 )
 # fmt: on
 
