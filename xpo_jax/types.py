@@ -103,6 +103,7 @@ class Scored:
     reward_BK: reward of each completion.
     reward_BKT: reward of each token.
     desirable_BK: 1 thumbs up, 0 thumbs down.
+    prompt_weight_BK: weight of the prompt of each completion (`bco_udm`).
     extra: further statistics, by name.
   """
 
@@ -120,6 +121,7 @@ class Scored:
   reward_BK: Array | None = None
   reward_BKT: Array | None = None
   desirable_BK: Array | None = None
+  prompt_weight_BK: Array | None = None
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
   def mean_B(self, x_B: Array) -> Mean:

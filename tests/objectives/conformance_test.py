@@ -25,6 +25,7 @@ EVERY = [*objectives.NAMES, MIXTURE, BATCH_SCALED]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
 OPTIONAL |= {"reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
+OPTIONAL |= {"prompt_weight_BK"}
 KEY = 7
 
 

@@ -98,6 +98,7 @@ NAMES = (
   "step_dpo",
   "dpo_shift",
   "simper",
+  "bco_udm",
 )
 
 # Building blocks importable from here: no objectives with a paper of their own.

@@ -139,7 +139,7 @@ PAPERS = (
   paper("NCA, InfoNCA", "", "2402.05369",
         "I P R +-  Pf Pw/Lw A  Ref no rKL Off  Once Sep", "nca infonca"),
   paper("BCO", "", "2404.04656",
-        "I P R +-  B n/a H  Ref no rKL Off  Once Sep", "bco"),
+        "I P R +-  B n/a H  Ref no rKL Off  Once Sep", "bco bco_udm"),
   paper("AOT", "", "2406.05882",
         "I P R +-  Pf Pw H  Ref no rKL Off  Once Sep", "aot aot_unpaired"),
   paper("DiscoPOP", "", "2406.08414",
