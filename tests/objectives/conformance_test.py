@@ -20,8 +20,9 @@ from xpo_jax.testing import toy
 from xpo_jax.types import Array, Aux, Loss, Mean, Objective, Scored, State
 
 MIXTURE = "mixture of a coupled and a token-mean objective"
+ENTROPY = "an objective with an entropy bonus"
 BATCH_SCALED = "rewards scaled over the batch"
-EVERY = [*objectives.NAMES, MIXTURE, BATCH_SCALED]
+EVERY = [*objectives.NAMES, MIXTURE, ENTROPY, BATCH_SCALED]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
 OPTIONAL |= {"reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
@@ -42,6 +43,8 @@ def objective(name: str) -> Objective:
   if name == MIXTURE:
     parts = (objectives.beta_dpo(), objectives.sft())
     return objectives.mixture((1.0, 0.3), parts)
+  if name == ENTROPY:
+    return objectives.entropy_bonus(objectives.grpo(), 0.1)
   if name == BATCH_SCALED:
     return objectives.grpo(scale_rewards="batch")
   return objectives.build(name)

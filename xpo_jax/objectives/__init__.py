@@ -104,6 +104,7 @@ NAMES = (
 # Building blocks importable from here: no objectives with a paper of their own.
 _PARTS = {
   "mixture": "_mixture",
+  "entropy_bonus": "_entropy_bonus",
   "odds_ratio": "_orpo",
   "gamma_from_ratio": "_simpo",
   "ipo_distance": "_ipo",
