@@ -10,7 +10,7 @@ def cpo(
   weight: float = 1.0,
   label_smoothing: float = 0.0,
   reduction: str | _nll.Reduction = "sequence_sum",
-  link: links.Link | str = links.LOGISTIC,
+  link: links.Link | str = "logistic",
 ) -> Objective:
   """CPO: reference-free DPO, regularised by the NLL of the chosen completion.
 
@@ -72,7 +72,7 @@ def cpo(
       "weight": weight,
       "label_smoothing": label_smoothing,
       "reduction": nll_reduction.name,
-      "link": link,
+      "link": link.name,
     },
     layout=Layout.PAIR,
     stats=frozenset({token_stats.LOGP}),

@@ -14,7 +14,7 @@ def simpo(
   beta: float = 2.0,
   gamma: float = 0.5,
   label_smoothing: float = 0.0,
-  link: links.Link | str = links.LOGISTIC,
+  link: links.Link | str = "logistic",
 ) -> Objective:
   """SimPO: the average log-probability as reward, a target margin, no reference.
 
@@ -72,7 +72,7 @@ def simpo(
       "beta": beta,
       "gamma": gamma,
       "label_smoothing": label_smoothing,
-      "link": link,
+      "link": link.name,
     },
     layout=Layout.PAIR,
     stats=frozenset({token_stats.LOGP}),

@@ -16,7 +16,7 @@ LINKS = {
 }
 
 
-def spin(beta: float = 0.1, link: links.Link | str = links.LOGISTIC) -> Objective:
+def spin(beta: float = 0.1, link: links.Link | str = "logistic") -> Objective:
   """SPIN: the policy tells demonstrations from samples of its predecessor.
 
   L = f(beta [log pi(y|x) / pi_t(y|x) - log pi(y'|x) / pi_t(y'|x)])
@@ -67,4 +67,6 @@ def spin(beta: float = 0.1, link: links.Link | str = links.LOGISTIC) -> Objectiv
     out = linked.loss(scored, aux)
     return out.replace(terms={"spin": out.terms["gpo"]})
 
-  return linked._replace(name="spin", loss=loss)
+  return linked._replace(
+    name="spin", hparams={"beta": beta, "link": link.name}, loss=loss
+  )
