@@ -118,6 +118,7 @@ class Scored:
     reward_BKT: reward of each token.
     desirable_BK: 1 thumbs up, 0 thumbs down.
     margin_BK: margin of a pair in column 0, in units of the reward; >= 0.
+    prompt_weight_BK: weight of the prompt of each completion (`bco_udm`).
     extra: further statistics, by name.
   """
 
@@ -138,6 +139,7 @@ class Scored:
   reward_BKT: Array | None = None
   desirable_BK: Array | None = None
   margin_BK: Array | None = None
+  prompt_weight_BK: Array | None = None
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
   def mean_B(self, x_B: Array) -> Mean:

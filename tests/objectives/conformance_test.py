@@ -22,11 +22,13 @@ from xpo_jax.types import Array, Aux, Loss, Mean, Objective, Scored, State
 
 MIXTURE = "mixture of a coupled and a token-mean objective"
 CORRECTED = "objective corrected for its sampler"
-EVERY = [*objectives.NAMES, MIXTURE, CORRECTED]
+ENTROPY = "an objective with an entropy bonus"
+BATCH_SCALED = "rewards scaled over the batch"
+EVERY = [*objectives.NAMES, MIXTURE, CORRECTED, ENTROPY, BATCH_SCALED]
 ROWS, FILLER, SLICES = 8, 5, 2
 OPTIONAL = {"old_logp_BKT", "old_value_BKT", "ref_logp_BKT", "ref_kl_BKT", "reward_BK"}
 OPTIONAL |= {"sampler_logp_BKT", "reward_BKT", "desirable_BK", "logp_BKT", "value_BKT"}
-OPTIONAL |= {"reward_head_BKT", "margin_BK"}
+OPTIONAL |= {"reward_head_BKT", "margin_BK", "prompt_weight_BK"}
 KEY = 7
 
 
@@ -46,6 +48,10 @@ def objective(name: str) -> Objective:
   if name == CORRECTED:
     grpo = objectives.grpo()
     return sampler_correction.corrected(grpo, cap=1.05, bounds=(0.9, 1.2))
+  if name == ENTROPY:
+    return objectives.entropy_bonus(objectives.grpo(), 0.1)
+  if name == BATCH_SCALED:
+    return objectives.grpo(scale_rewards="batch")
   return objectives.build(name)
 
 

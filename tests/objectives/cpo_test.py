@@ -43,3 +43,11 @@ def test_hparam_out_of_range_is_refused(hparams):
 def test_unknown_reduction_is_refused():
   with pytest.raises(ValueError, match="cpo: reduction='mean' is not known"):
     objectives.cpo(reduction="mean")
+
+
+def test_hinge():
+  s = scored.from_sequence_logps([[-4.0, -9.0], [-8.0, -6.0]], [[8, 6], [8, 6]])
+  out = scored.evaluate(objectives.cpo(beta=0.1, link="hinge"), s)
+  # max(0, 1 - 0.1 * 5) and max(0, 1 + 0.1 * 2), and the NLL as ever
+  assert out.terms["cpo"] == pytest.approx((0.5 + 1.2) / 2)
+  assert out.terms["nll"] == pytest.approx((4.0 + 8.0) / 2)

@@ -67,3 +67,37 @@ def test_hparam_out_of_range_is_refused(name, hparams):
   (hparam,) = hparams
   with pytest.raises(ValueError, match=rf"{name}: {hparam}=.*must be a finite number"):
     objectives.build(name, hparams)
+
+
+@pytest.mark.parametrize(
+  "name", ["grpo", "dapo", "bnpo", "cispo", "gspo", "sapo", "gmpo"]
+)
+def test_scale_rewards_is_the_population_of_the_deviation(name):
+  s = oracle.record()
+  rewards = oracle.rewards(s)
+  deviation = {
+    "group": [r.std(ddof=1) + 1e-4 for r in rewards],
+    "batch": [np.concatenate(rewards).std(ddof=1) + 1e-4] * len(rewards),
+    "nothing": [1.0] * len(rewards),
+  }
+  present = np.asarray(s.present_BK) > 0
+  for scale, each in deviation.items():
+    o = objectives.build(name, {"beta": None, "scale_rewards": scale})
+    assert o.hparams["scale_rewards"] == scale
+    aux, _ = o.prepare(s, (), None)
+    for b, (r, d) in enumerate(zip(rewards, each, strict=True)):
+      expected = (r - r.mean()) / d
+      np.testing.assert_allclose(aux.rows[b][present[b]], expected, rtol=1e-4)
+
+
+def test_filler_rows_do_not_count_in_the_batch_s_deviation():
+  s = oracle.record()
+  s = s.replace(weight_B=s.weight_B.at[1].set(0))
+  o = objectives.grpo(scale_rewards="batch")
+  far = s.replace(reward_BK=s.reward_BK.at[1].set(np.array([0.0, 1e3, -1e3, 5.0])))
+  assert scored.evaluate(o, far).loss == scored.evaluate(o, s).loss
+
+
+def test_unknown_scale_is_refused():
+  with pytest.raises(ValueError, match=r"grpo: scale_rewards='batches'.*'batch'"):
+    objectives.grpo(scale_rewards="batches")

@@ -21,6 +21,7 @@ HERE = Path(objectives.__file__).parent
 
 def test_index_lists_every_paper_file():
   shared = {"__init__", "_hparams", "_rewards", "_mixture", "_pointwise"}
+  shared |= {"_entropy_bonus"}
   files = {path.stem for path in HERE.glob("*.py")} - shared
   assert files == {f"_{name}" for name in objectives.NAMES}
 
@@ -87,7 +88,7 @@ def test_returns_section_lists_what_the_objective_reads(name):
   assert ("state" in reads) == bool(jax.tree.leaves(o.init()))
 
 
-@pytest.mark.parametrize("name", [*objectives.NAMES, "mixture"])
+@pytest.mark.parametrize("name", [*objectives.NAMES, "mixture", "entropy_bonus"])
 def test_example_in_the_docstring_runs(name):
   result = doctest.testmod(importlib.import_module(f"xpo_jax.objectives._{name}"))
   assert result.attempted

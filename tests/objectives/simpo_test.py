@@ -36,3 +36,15 @@ def test_gamma_is_the_margin_at_which_the_loss_is_log_2():
   gamma = objectives.gamma_from_ratio(2.0, 1.0)
   loss = scored.evaluate(objectives.simpo(beta=2.0, gamma=gamma), s).loss
   assert loss == pytest.approx(np.log(2))
+
+
+def test_hinge():
+  # 2 * (-4/8 - -9/6) - 1.5 = 0.5 and 2 * (-1 - -1) - 1.5 = -1.5
+  s = scored.from_sequence_logps([[-4.0, -9.0], [-8.0, -6.0]], [[8, 6], [8, 6]])
+  out = scored.evaluate(objectives.simpo(2.0, 1.5, link="hinge"), s)
+  np.testing.assert_allclose(out.per_example_B, [0.5, 2.5], rtol=1e-6)
+  smooth = objectives.simpo(2.0, 1.5, 0.1, link="hinge")
+  expected = 0.9 * np.array([0.5, 2.5]) + 0.1 * np.array([1.5, 0.0])
+  np.testing.assert_allclose(
+    scored.evaluate(smooth, s).per_example_B, expected, rtol=1e-6
+  )

@@ -10,6 +10,7 @@ def bnpo(
   clip_high: float = 0.2,
   beta: float | None = None,
   dual_clip: float | None = None,
+  scale_rewards: str = "group",
 ) -> Objective:
   """BNPO as in TRL: GRPO averaged over all tokens of the batch at once.
 
@@ -29,6 +30,9 @@ def bnpo(
     clip_high: clip range of the ratio above 1; >= 0. TRL: 0.2.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. TRL: None.
     dual_clip: bound on the ratio where A < 0; > 1, or None. TRL: None.
+    scale_rewards: population of the standard deviation: "group"; "batch", all
+      completions of the update (Lite PPO, arXiv:2508.08221); "nothing", no division.
+      TRL: group.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
@@ -50,6 +54,7 @@ def bnpo(
     -0.354
   """
   _grpo.check_hparams("bnpo", clip_low, clip_high, beta, dual_clip)
+  prepare = _grpo.standardised("bnpo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT = _grpo.surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
@@ -64,11 +69,12 @@ def bnpo(
       "clip_high": clip_high,
       "beta": beta,
       "dual_clip": dual_clip,
+      "scale_rewards": scale_rewards,
     },
     layout=Layout.SAMPLED,
     stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=_grpo.standardised,
+    prepare=prepare,
   )

@@ -8,7 +8,11 @@ from xpo_jax.ops import policy_loss
 from xpo_jax.types import Aux, Layout, Loss, Objective, Scored
 
 
-def cispo(max_ratio: float = 5.0, beta: float | None = None) -> Objective:
+def cispo(
+  max_ratio: float = 5.0,
+  beta: float | None = None,
+  scale_rewards: str = "group",
+) -> Objective:
   """CISPO: token-level REINFORCE weighted by a clipped ratio; no token is dropped.
 
   L = - sum_i sum_t sg(min(rho_t, max_ratio)) A_i log pi(y_t) / sum_i |y_i|
@@ -26,6 +30,9 @@ def cispo(max_ratio: float = 5.0, beta: float | None = None) -> Objective:
   Args:
     max_ratio: bound on the weight of a token; > 0. Paper: not stated. TRL: 5.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
+    scale_rewards: population of the standard deviation: "group"; "batch", all
+      completions of the update (Lite PPO, arXiv:2508.08221); "nothing", no division.
+      Paper: group.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
@@ -51,6 +58,7 @@ def cispo(max_ratio: float = 5.0, beta: float | None = None) -> Objective:
   """
   _hparams.check("cispo", "max_ratio", max_ratio, paper=5, gt=0)
   _hparams.check_optional_beta("cispo", beta, paper=0.04)
+  prepare = _grpo.standardised("cispo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     rho_BKT = policy_loss.ratio(scored.logp_BKT, scored.old_logp_BKT)
@@ -66,11 +74,11 @@ def cispo(max_ratio: float = 5.0, beta: float | None = None) -> Objective:
 
   return Objective(
     name="cispo",
-    hparams={"max_ratio": max_ratio, "beta": beta},
+    hparams={"max_ratio": max_ratio, "beta": beta, "scale_rewards": scale_rewards},
     layout=Layout.SAMPLED,
     stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=_grpo.standardised,
+    prepare=prepare,
   )

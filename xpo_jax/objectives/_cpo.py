@@ -10,18 +10,21 @@ def cpo(
   weight: float = 1.0,
   label_smoothing: float = 0.0,
   reduction: str | _nll.Reduction = "sequence_sum",
+  link: links.Link | str = "logistic",
 ) -> Objective:
   """CPO: reference-free DPO, regularised by the NLL of the chosen completion.
 
   L = -(1 - e) log sigma(m) - e log sigma(-m) + w NLL(y_w),
-  m = beta (log pi(y_w|x) - log pi(y_l|x)), e the label smoothing.
+  m = beta (log pi(y_w|x) - log pi(y_l|x)), e the label smoothing. Another link f takes
+  the place of -log sigma.
 
   Paper: Xu et al. 2024, arXiv:2401.08417, Eq. 5; Eq. 3 is its first term. Survey
     3.10.
   Departs from the paper: nothing in the formula. The authors' code (and TRL) averages
     the NLL over the tokens of the batch, smaller by a factor of the length:
     `reduction="token_mean"`; its `w = 1` belongs to that reduction. Label smoothing is
-    TRL's. The authors' repository now holds `arpo` under the same name.
+    TRL's, and so is the hinge, max(0, 1 - m), which it never smooths. The authors'
+    repository now holds `arpo` under the same name.
   Reduction: log-probability summed over tokens, so that the shorter of two completions
     starts with the higher likelihood; losses averaged over pairs; the NLL by
     `reduction`.
@@ -31,6 +34,7 @@ def cpo(
     weight: weight of the NLL term; >= 0. Paper: 1.
     label_smoothing: probability that a label is flipped; 0 <= e < 0.5. Paper: 0.
     reduction: of the NLL, see `nll`. Paper: sequence_sum as written.
+    link: f; a `links.Link` or a name of `links.LINKS`. Paper: logistic. TRL: hinge too.
 
   Returns:
     Objective; layout PAIR; stats LOGP.
@@ -52,12 +56,13 @@ def cpo(
   _hparams.check("cpo", "weight", weight, paper=1, ge=0)
   _hparams.check("cpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
   nll_reduction = _hparams.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
+  link = _hparams.choice("cpo", "link", link, links.LINKS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
     reward_BK = beta * _rewards.seq_logp(scored)
     margin_B = reward_BK[:, 0] - reward_BK[:, 1]
-    loss_B = links.smoothed_logistic(margin_B, label_smoothing)
+    loss_B = links.smoothed(link, margin_B, label_smoothing)
     metrics = _rewards.reward_metrics(scored, reward_BK) | _rewards.logp_metrics(scored)
     return Loss({"cpo": scored.mean_B(loss_B)}, metrics, loss_B)
 
@@ -68,6 +73,7 @@ def cpo(
       "weight": weight,
       "label_smoothing": label_smoothing,
       "reduction": nll_reduction.name,
+      "link": link.name,
     },
     layout=Layout.PAIR,
     stats=frozenset({token_stats.LOGP}),

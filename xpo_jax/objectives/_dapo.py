@@ -28,6 +28,7 @@ def dapo(
   clip_high: float = 0.28,
   beta: float | None = None,
   dual_clip: float | None = None,
+  scale_rewards: str = "group",
 ) -> Objective:
   """DAPO: GRPO with a higher upper clip and equal weight for every token.
 
@@ -49,6 +50,9 @@ def dapo(
     clip_high: clip range of the ratio above 1; >= 0. Paper: 0.28.
     beta: tie to ref through k3 as in `grpo`, per nat; > 0, or None. Paper: None.
     dual_clip: bound on the ratio where A < 0; > 1, or None. Paper: None.
+    scale_rewards: population of the standard deviation: "group"; "batch", all
+      completions of the update (Lite PPO, arXiv:2508.08221); "nothing", no division.
+      Paper: group.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
@@ -70,6 +74,7 @@ def dapo(
     -0.354
   """
   _grpo.check_hparams("dapo", clip_low, clip_high, beta, dual_clip, paper=(0.2, 0.28))
+  prepare = _grpo.standardised("dapo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT = _grpo.surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
@@ -85,11 +90,12 @@ def dapo(
       "clip_high": clip_high,
       "beta": beta,
       "dual_clip": dual_clip,
+      "scale_rewards": scale_rewards,
     },
     layout=Layout.SAMPLED,
     stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=_grpo.standardised,
+    prepare=prepare,
   )

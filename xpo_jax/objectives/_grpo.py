@@ -1,5 +1,7 @@
 """GRPO, and the parts that its variants share: advantages, surrogate, metrics."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _hparams, _rewards
@@ -7,6 +9,10 @@ from xpo_jax.ops import divergences, groups, masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, State
 
 COLUMNS = frozenset({"old_logp_BKT", "reward_BK"})
+# `scale_rewards` by name, for configurations.
+SCALES = {over.value: over for over in groups.Over}
+
+Prepare = Callable[[Scored, State, Array], tuple[Aux, State]]
 
 
 def check_hparams(
@@ -25,10 +31,24 @@ def check_hparams(
     _hparams.check(name, "dual_clip", dual_clip, paper=3, gt=1)
 
 
-def standardised(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
-  """`prepare`: the advantages (r - mean) / std of each group."""
-  del key
-  return Aux(groups.standardise(scored.reward_BK, scored.present_BK)), state
+def standardised(name: str, scale_rewards: str) -> Prepare:
+  """Makes `prepare`: the advantages (r - group mean) / std, `[B, K]`.
+
+  Args:
+    name: the objective's, for the message.
+    scale_rewards: population of the standard deviation, the value of a `groups.Over`.
+
+  Raises:
+    ValueError: an unknown population.
+  """
+  over = _hparams.choice(name, "scale_rewards", scale_rewards, SCALES)
+
+  def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
+    del key
+    counts_BK = scored.present_BK * (scored.weight_B[:, None] > 0)
+    return Aux(groups.standardise(scored.reward_BK, counts_BK, over=over)), state
+
+  return prepare
 
 
 def surrogate(
@@ -91,6 +111,7 @@ def grpo(
   clip_high: float = 0.2,
   beta: float | None = 0.04,
   dual_clip: float | None = None,
+  scale_rewards: str = "group",
 ) -> Objective:
   """GRPO: PPO without a value function; the group's mean reward is the baseline.
 
@@ -115,6 +136,9 @@ def grpo(
     clip_high: clip range of the ratio above 1; >= 0. Paper: not stated; 0.2.
     beta: tie to ref, per nat; > 0, or None for no tie and no reference. Paper: 0.04.
     dual_clip: bound on the ratio where A < 0; > 1, or None. Paper: None.
+    scale_rewards: population of the standard deviation: "group"; "batch", all
+      completions of the update (Lite PPO, arXiv:2508.08221); "nothing", no division.
+      Paper: group.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
@@ -135,6 +159,7 @@ def grpo(
     0.0
   """
   check_hparams("grpo", clip_low, clip_high, beta, dual_clip)
+  prepare = standardised("grpo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT = surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
@@ -151,11 +176,12 @@ def grpo(
       "clip_high": clip_high,
       "beta": beta,
       "dual_clip": dual_clip,
+      "scale_rewards": scale_rewards,
     },
     layout=Layout.SAMPLED,
     stats=_rewards.stats(beta),
     loss=loss,
     columns=COLUMNS,
     reads_tokens=True,
-    prepare=standardised,
+    prepare=prepare,
   )

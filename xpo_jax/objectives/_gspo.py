@@ -7,14 +7,17 @@ from xpo_jax.ops import groups, masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
-def _avg_log_ratio(scored: Scored) -> Array:
+def avg_log_ratio(scored: Scored) -> Array:
   """log pi(y|x) - log pi_old(y|x) per token of the completion, nats, `[B, K]`."""
   log_ratio_BK = masked.sum_T(scored.logp_BKT - scored.old_logp_BKT, scored.mask_BKT)
   return masked.per_token(log_ratio_BK, scored.length_BK)
 
 
 def gspo(
-  clip_low: float = 3e-4, clip_high: float = 4e-4, beta: float | None = None
+  clip_low: float = 3e-4,
+  clip_high: float = 4e-4,
+  beta: float | None = None,
+  scale_rewards: str = "group",
 ) -> Objective:
   """GSPO: GRPO with a length-normalised sequence ratio in place of token ratios.
 
@@ -32,6 +35,9 @@ def gspo(
     clip_low: clip range of the ratio below 1; 0 <= e <= 1. Paper: 3e-4.
     clip_high: clip range of the ratio above 1; >= 0. Paper: 4e-4.
     beta: tie to ref, per nat; > 0, or None for no tie and no reference. Paper: None.
+    scale_rewards: population of the standard deviation: "group"; "batch", all
+      completions of the update (Lite PPO, arXiv:2508.08221); "nothing", no division.
+      Paper: group.
 
   Returns:
     Objective; layout SAMPLED; stats LOGP, and REF_LOGP unless beta is None; columns
@@ -53,9 +59,10 @@ def gspo(
   """
   paper = (3e-4, 4e-4)
   _grpo.check_hparams("gspo", clip_low, clip_high, beta, None, paper=paper)
+  prepare = _grpo.standardised("gspo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
-    log_ratio_BK = _avg_log_ratio(scored)
+    log_ratio_BK = avg_log_ratio(scored)
     surrogate_args = (
       log_ratio_BK,
       jnp.zeros_like(log_ratio_BK),
@@ -75,11 +82,16 @@ def gspo(
 
   return Objective(
     name="gspo",
-    hparams={"clip_low": clip_low, "clip_high": clip_high, "beta": beta},
+    hparams={
+      "clip_low": clip_low,
+      "clip_high": clip_high,
+      "beta": beta,
+      "scale_rewards": scale_rewards,
+    },
     layout=Layout.SAMPLED,
     stats=_rewards.stats(beta),
     loss=loss,
     columns=_grpo.COLUMNS,
     reads_tokens=True,
-    prepare=_grpo.standardised,
+    prepare=prepare,
   )

@@ -41,17 +41,8 @@ def logistic(margin_B: Array) -> Array:
 
 
 def smoothed_logistic(margin_B: Array, label_smoothing: float | Array = 0.0) -> Array:
-  """Logistic loss with label smoothing, elementwise.
-
-  (1 - e) (-log sigma(m)) + e (-log sigma(-m))
-
-  Args:
-    margin_B: reward of the chosen completion minus that of the rejected one, nats.
-    label_smoothing: e, the probability that a label is flipped.
-  """
-  clean_B = logistic(margin_B)
-  flipped_B = logistic(-margin_B)
-  return (1 - label_smoothing) * clean_B + label_smoothing * flipped_B
+  """Logistic loss with label smoothing, elementwise; see `smoothed`."""
+  return smoothed(LOGISTIC, margin_B, label_smoothing)
 
 
 def hinge(margin_B: Array) -> Array:
@@ -84,6 +75,21 @@ def truncated_quadratic(margin_B: Array) -> Array:
 def savage(margin_B: Array) -> Array:
   """sigma(-m)^2 = 1 / (1 + exp(m))^2: bounded, not convex, robust to wrong labels."""
   return jax.nn.sigmoid(-margin_B) ** 2
+
+
+def smoothed(
+  link: Link, margin_B: Array, label_smoothing: float | Array = 0.0
+) -> Array:
+  """A link with label smoothing, (1 - e) f(m) + e f(-m), elementwise.
+
+  Args:
+    link: f.
+    margin_B: reward of the chosen completion minus that of the rejected one, nats.
+    label_smoothing: e, the probability that a label is flipped.
+  """
+  clean_B = link.fn(margin_B)
+  flipped_B = link.fn(-margin_B)
+  return (1 - label_smoothing) * clean_B + label_smoothing * flipped_B
 
 
 LOGISTIC = Link("logistic", logistic, convex=True, slope_at_0=-0.5)

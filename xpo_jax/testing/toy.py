@@ -58,6 +58,7 @@ def scored(
     reward_BKT=cast(rng.normal(size=(B, K, T))),
     desirable_BK=(np.arange(B)[:, None] + np.arange(K)) % 2 == 0,
     present_BK=present_BK,
+    prompt_weight_BK=cast(0.5 + np.arange(B * K).reshape(B, K) % 3),
     extra={
       "entropy_BKT": cast(rng.gamma(2.0, 0.5, (B, K, T))),
       "policy_kl_BKT": cast(np.zeros((B, K, T)) if policy_equals_ref else shift_BKT**2),

@@ -88,3 +88,22 @@ def test_rounds_take_prompts_of_their_own(tiny_policy):
   )
   prompts = samples.texts_of(PROMPTS)
   assert first <= set(prompts[:4]) and second <= set(prompts[4:8])
+
+
+def test_skewed_thumbs_differ_by_prompt(tiny_policy):
+  settings = {"max_completion_tokens": 6, "num_prompts": 64, "seed": 1}
+  reward = hash_reward.scorer()
+  every = samples.skewed_thumbs(tiny_policy, PROMPTS, reward, skew=0.0, **settings)
+  skewed = samples.skewed_thumbs(tiny_policy, PROMPTS, reward, skew=0.9, **settings)
+  assert {row.uid for row in skewed} < {row.uid for row in every}
+
+  median = np.median([len(row.prompt.split()) for row in every])
+
+  def fraction_up(rows, long):
+    ups = [row.desirable for row in rows if (len(row.prompt.split()) > median) == long]
+    return np.mean(ups)
+
+  assert fraction_up(skewed, True) > fraction_up(every, True) + 0.1
+  assert fraction_up(skewed, False) < fraction_up(every, False) - 0.1
+  with pytest.raises(ValueError, match="skewed_thumbs: skew is 1"):
+    samples.skewed_thumbs(tiny_policy, PROMPTS, reward, skew=1, **settings)

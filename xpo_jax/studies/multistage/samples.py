@@ -216,3 +216,56 @@ def noisy_pairs(
   p_B = special.expit((reward_BK[:, 0] - reward_BK[:, 1]) / noise)
   rng = np.random.default_rng((seed, first_prompt, 8))
   return draw_labels(sampled, p_B, rng)
+
+
+def skewed_thumbs(
+  policy: str,
+  prompts: Prompts,
+  reward: Scorer,
+  *,
+  max_completion_tokens: int,
+  skew: float,
+  num_prompts: int = 800,
+  seed: int = 0,
+) -> list[records.Rated]:
+  """Thumbs on samples, up above the median reward, whose classes differ by prompt.
+
+  Of prompts with more words than the median thumbs down are lost with probability
+  `skew`, of the others thumbs up: as if people judged other questions when content than
+  when not.
+
+  Args:
+    policy: directory of the policy that writes.
+    prompts: what for.
+    reward: its median over the samples divides the thumbs, `Scorer`.
+    max_completion_tokens: longest completion.
+    skew: 0: the classes have the same prompts; 1: they share none; 0 <= skew < 1.
+    num_prompts: the first so many prompts, two samples of each.
+    seed: of samples and losses.
+
+  Raises:
+    ValueError: skew out of range.
+  """
+  if not 0 <= skew < 1:
+    raise ValueError(f"skewed_thumbs: skew is {skew}; it must lie in [0, 1)")
+  sampled = two_of_each(
+    policy,
+    prompts,
+    max_completion_tokens=max_completion_tokens,
+    num_prompts=num_prompts,
+    seed=seed,
+  )
+  reward_BK = rewards(reward, sampled)
+  up_BK = reward_BK > np.median(reward_BK)
+  words_B = np.array([len(prompt.split()) for prompt in sampled.prompts])
+  against_BK = up_BK != (words_B > np.median(words_B))[:, None]
+  rng = np.random.default_rng((seed, 9))
+  lost_BK = against_BK & (rng.random(up_BK.shape) < skew)
+  return [
+    records.Rated(f"prompt {b} sample {k}", prompt, text, desirable=bool(up_BK[b, k]))
+    for b, (prompt, texts) in enumerate(
+      zip(sampled.prompts, sampled.texts_BK, strict=True)
+    )
+    for k, text in enumerate(texts)
+    if text.strip() and not lost_BK[b, k]
+  ]
