@@ -229,7 +229,7 @@ def test_ends_of_the_mixture_are_the_policy_and_the_reference():
     (LLAMA, float("nan"), "mixture.share is nan"),
     (dataclasses.replace(LLAMA, vocab=151), 0.5, "reference has 151 tokens, .* 150"),
     ("their own", 0.5, r"needs a model of transformer\.model"),
-    (dataclasses.replace(GPT2, positions=10), 0.5, "has 10 learned positions"),
+    (dataclasses.replace(GPT2, positions=10), 0.5, "has 10 positions"),
   ],
 )
 def test_mixture_that_cannot_be_is_refused(config, share, words):
@@ -300,7 +300,7 @@ def test_calls_of_one_shape_compile_once():
     ({"exploration_temperature": 0.0}, "exploration_temperature is 0.0"),
     (
       {"config": GPT2, "max_completion_tokens": 8},
-      r"is 13; this model has 12 learned positions",
+      r"is 13; this model has 12 positions",
     ),
     ({"rows": (0, 1)}, r"row_B has shape \(2,\); .* 4 prompts"),
   ],

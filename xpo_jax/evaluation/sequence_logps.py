@@ -126,7 +126,10 @@ def statistics(
     stats += (token_stats.VALUE,)
     values["policy.value"] = heads.value(params["value"], hidden["policy"])
   target_BC = tokens_BKT.reshape(source_BC.shape)
-  flat = score.token_statistics(hidden, head, target_BC, stats, values=values)
+  softcaps = dict.fromkeys(head, model.softcap)
+  flat = score.token_statistics(
+    hidden, head, target_BC, stats, values=values, softcaps=softcaps
+  )
   by_token = {field: x.reshape(mask_BKT.shape) for field, x in flat.items()}
   out = {
     "logp_BK": masked.sum_T(by_token["logp_BKT"], mask_BKT),
