@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from xpo_jax.data.tokenise import Example
 from xpo_jax.models import hf_checkpoint, hf_config, kv_cache, transformer
 from xpo_jax.models.config import Norm, Rotary
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import place
+from xpo_jax.train import loading
+from xpo_jax.types import Layout
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FIXTURE_NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.npz"))
@@ -215,6 +221,94 @@ def test_decoding_equals_whole_rows(name):
   for text, (b, k) in zip(plain, np.ndindex(B, K), strict=True):
     expected = text[length_B[b] - 1 :]
     np.testing.assert_allclose(logits_TBKV[:, b, k], expected, atol=2e-5)
+
+
+def test_gemma3_inside_a_model_of_images_loads(tmp_path):
+  # As on the hub: a text_config, longer names, and weights that read images.
+  directory = shutil.copytree(FIXTURES / "gemma3", tmp_path / "nested")
+  text = json.loads((directory / "config.json").read_text())
+  vision = {"model_type": "siglip_vision_model", "hidden_size": 8}
+  config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
+  (directory / "config.json").write_text(json.dumps(config))
+  tensors = load_file(directory / "model.safetensors")
+  for prefix in ("language_model.model.", "model.language_model."):
+    renamed = {f"{prefix}{k.removeprefix('model.')}": v for k, v in tensors.items()}
+    renamed["vision_tower.post_layernorm.weight"] = np.ones(8, np.float32)
+    save_file(renamed, directory / "model.safetensors")
+    loaded = hf_checkpoint.load(directory)
+    assert loaded.config == checkpoint("gemma3").config
+    assert_same(loaded.params, checkpoint("gemma3").params)
+
+
+def test_config_of_several_families_goes_back_to_its_own(tmp_path):
+  # Without a window Mistral is Llama, and Phi-3 too, whose weights are stored
+  # otherwise; adapters need the names of their base.
+  for name, family in (("mistral", "mistral"), ("phi3", "phi3"), ("olmo3", "olmo3")):
+    config = dataclasses.replace(
+      checkpoint(name).config,
+      rotary=Rotary(),
+      local_rotary=None,
+      windows=(),
+      family=None,
+    )
+    first = hf_config.find_family(config)
+    config = hf_config.with_family(config, family)
+    assert config.family == family and first is not hf_config.FAMILIES[family]
+    params = checkpoint(name).params
+    hf_checkpoint.save(tmp_path / name, config, params)
+    assert hf_checkpoint.load(tmp_path / name).config == config
+    content = json.loads((tmp_path / name / "config.json").read_text())
+    assert content["model_type"] == family
+  with pytest.raises(ValueError, match=r"no Hugging Face family of \['gpt2'\]"):
+    hf_config.find_family(dataclasses.replace(config, family="gpt2"))
+
+
+def test_sharded_logits_equal_torch():
+  # One key-value head for two devices, which each hold it whole.
+  config, params, _ = checkpoint("gemma3")
+  mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
+  axes = transformer.model(config).logical_axes()
+  lm = place.place_params(mesh, params["lm"], axes)
+  assert {x.data.shape for x in lm["blocks"]["key"]["kernel"].addressable_shards} == {
+    (4, 16, 1, 12)
+  }
+  assert largest_error(config, lm, "gemma3") < 2e-5
+
+
+def test_texts_beyond_dynamic_rope_are_refused():
+  # Its base would depend on the length; within the context it is the default one.
+  config = dataclasses.replace(
+    checkpoint("llama").config, rotary=Rotary(5000.0, dynamic=4.0), positions=64
+  )
+  assert config.position_limit == 64
+  assert largest_error(config, checkpoint("llama").params["lm"], "llama") < 2e-5
+  written = hf_config.find_family(config).write(config)
+  assert written.rope_parameters["rope_type"] == "dynamic"
+  assert hf_config.find_family(config).read(written) == config
+  long = Example("long", np.ones(60, np.int32), (np.ones(5, np.int32),), Layout.DEMO)
+  with pytest.raises(ValueError, match="1 examples have more tokens than the 64 pos"):
+    loading.beyond_positions(config, [long])
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"windows": (4,)}, "windows has 1 values; .* 2 layers"),
+    ({"windows": (4, -1)}, "windows has -1"),
+    ({"rotated": (True,) * 3}, "rotated has 3 values"),
+    ({"pre_norm": False}, "pre_norm and post_norm are False"),
+    ({"logit_softcap": 0.0}, "logit_softcap is 0.0; it must be > 0"),
+    ({"local_rotary": Rotary(fraction=0.5)}, "same fraction"),
+  ],
+)
+def test_invalid_switch_raises_with_the_field(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(checkpoint("llama").config, **change)
+
+
+def test_two_rope_scalings_are_refused():
+  with pytest.raises(ValueError, match=r"scalings \['dynamic', 'linear'\]"):
+    Rotary(linear=2.0, dynamic=2.0)
 
 
 def assert_same(a, b) -> None:

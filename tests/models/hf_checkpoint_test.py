@@ -238,6 +238,10 @@ def test_base_model_checkpoint_with_old_buffers_loads(checkpoints, copy):
       },
       r"rope_type is 'longrope'; supported: .*'dynamic', 'yarn'",
     ),
+    (
+      {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+      r"partial_rotary_factor is 0.5; supported for llama: 1.0",
+    ),
     # Another family's config over these weights.
     ({"model_type": "qwen3", "attention_bias": True}, r"missing weight .*q_norm"),
     (

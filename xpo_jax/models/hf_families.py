@@ -199,6 +199,7 @@ def _head_dim(hf: Any) -> int:
 # --- Llama and the families that share its fields
 
 
+# Those that only some of the families have; their models ignore the others.
 _LLAMA_FIELDS = ("head_dim", "attention_bias", "mlp_bias")
 
 
@@ -223,7 +224,14 @@ def _read_llama(hf: Any, own: Sequence[str], **switches: Any) -> Config:
     fields["rotary"] = _rotary(hf, hf.rope_parameters)
   if "activation" not in switches:
     fields["activation"] = _activation(hf.hidden_act)
-  return Config(**fields | switches)
+  config = Config(**fields | switches)
+  fraction = config.rotary.fraction
+  if fraction != 1 and "partial_rotary_factor" not in own:
+    raise ValueError(
+      f"config.json: partial_rotary_factor is {fraction}; supported for "
+      f"{hf.model_type}: 1.0"
+    )
+  return config
 
 
 def _write_llama(hf: type, own: Sequence[str], config: Config, **fields: Any) -> Any:
@@ -264,7 +272,7 @@ def _like_llama(
     hf: its config class.
     read: the switches of `Config` that its config sets.
     write: its fields that Llama has not, or has of another value.
-    own: those of `_LLAMA_FIELDS` that its config class has.
+    own: those of `_LLAMA_FIELDS` that it has, and `partial_rotary_factor`.
     entries: lists its weights.
   """
   return ModelFamily(
@@ -519,7 +527,11 @@ FAMILIES = {
     transformers.SmolLM3Config, _read_smollm3, _write_smollm3, own=_LLAMA_FIELDS[1:]
   ),
   "phi3": _like_llama(
-    transformers.Phi3Config, _read_windows, _sliding_window, entries=hf_weights.phi3
+    transformers.Phi3Config,
+    _read_windows,
+    _sliding_window,
+    own=("partial_rotary_factor",),
+    entries=hf_weights.phi3,
   ),
   "granite": _like_llama(
     transformers.GraniteConfig, _read_granite, _write_granite, own=_LLAMA_FIELDS[1:]
