@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from xpo_jax.config import optim
 from xpo_jax.data.tokenise import Example
-from xpo_jax.models import hf_checkpoint, hf_config, kv_cache, transformer
+from xpo_jax.models import hf_checkpoint, hf_config, kv_cache, lora, transformer
 from xpo_jax.models.config import Norm, Rotary
+from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
 from xpo_jax.train import loading
@@ -223,6 +226,13 @@ def test_decoding_equals_whole_rows(name):
     np.testing.assert_allclose(logits_TBKV[:, b, k], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_weight_decay_is_of_matrices_only(name):
+  axes = transformer.model(checkpoint(name).config).logical_axes()
+  for path, decays in jax.tree_util.tree_leaves_with_path(optim.matrices(axes)):
+    assert decays == (path[-1].key not in ("scale", "bias")), path
+
+
 def test_gemma3_inside_a_model_of_images_loads(tmp_path):
   # As on the hub: a text_config, longer names, and weights that read images.
   directory = shutil.copytree(FIXTURES / "gemma3", tmp_path / "nested")
@@ -263,16 +273,27 @@ def test_config_of_several_families_goes_back_to_its_own(tmp_path):
     hf_config.find_family(dataclasses.replace(config, family="gpt2"))
 
 
-def test_sharded_logits_equal_torch():
-  # One key-value head for two devices, which each hold it whole.
-  config, params, _ = checkpoint("gemma3")
+def test_guide_lists_every_family():
+  text = (Path(__file__).parents[2] / "docs/guides/your_model.rst").read_text("utf-8")
+  head, *rows = re.findall(r"^   \* - ``(\w+)``$", text, flags=re.M)
+  assert head == "model_type" and rows == list(hf_config.FAMILIES)
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_parameters_are_split_over_a_mesh(name):
+  config, params, _ = checkpoint(name)
   mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
   axes = transformer.model(config).logical_axes()
   lm = place.place_params(mesh, params["lm"], axes)
-  assert {x.data.shape for x in lm["blocks"]["key"]["kernel"].addressable_shards} == {
-    (4, 16, 1, 12)
-  }
-  assert largest_error(config, lm, "gemma3") < 2e-5
+  for path, leaf in jax.tree_util.tree_leaves_with_path(lm["blocks"]):
+    where = jax.tree_util.keystr(path)
+    if "kernel" in where:
+      whole = config.kv_heads == 1 and ("key" in where or "value" in where)
+      part = {shard.data.size for shard in leaf.addressable_shards}
+      assert part == {leaf.size // (2 if whole else 4)}, where
+  # A single key-value head is whole on both; a norm is over heads that are split.
+  if name in ("gemma3", "olmo2"):
+    assert largest_error(config, lm, name) < 2e-5
 
 
 def test_texts_beyond_dynamic_rope_are_refused():
@@ -340,3 +361,39 @@ def test_saved_directory_is_torchs(name, tmp_path):
   assert saved == torchs
   if rope[1] is not None:
     assert rope[0].items() >= rope[1].items() or "full_attention" in rope[1]
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_gradient_reaches_every_parameter_and_adapter(name):
+  config, params, _ = checkpoint(name)
+  adapter = Adapter(rank=2)
+  rng = np.random.default_rng(2)
+  pair = jax.tree.map(
+    lambda w: rng.normal(size=w.shape).astype(np.float32) / 10,
+    lora.weights(config, adapter),
+  )
+  tokens = rng.integers(3, config.vocab, (1, 10))
+  rows = transformer.Rows.plain(tokens, np.ones_like(tokens))
+  model = transformer.model(config)
+  cap = model.softcap
+
+  @jax.jit
+  def loss(lm, pair):
+    attached = lora.attach(lm, pair, adapter)
+
+    def nll(lm):
+      logits = transformer.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, cap)
+      return -jax.nn.log_softmax(logits)[0, np.arange(9), tokens[0, 1:]].mean()
+
+    return jax.value_and_grad(nll)(attached)
+
+  value, grads = loss(params["lm"], pair)
+  for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    where = jax.tree_util.keystr(path)
+    # Without rotation a bias of the keys adds the same to all logits of a query.
+    if config.rotary is not None or where != "['blocks']['key']['bias']":
+      assert np.abs(grad).max() > 1e-7, where
+  merged, _ = loss(
+    lora.merged(params["lm"], pair, adapter), jax.tree.map(np.zeros_like, pair)
+  )
+  np.testing.assert_allclose(value, merged, rtol=1e-5)
