@@ -49,6 +49,7 @@ def tiny():
       head_dim=4,
       mlp_width=16,
       positions=16,
+      logit_softcap=4.0,
     )
   )
 
@@ -96,7 +97,7 @@ def _logits(model, params, ids, length):
     position_RL=here,
   )
   hidden = model.hidden(params["lm"], rows)[0, length - 1]
-  return model.head(params["lm"]) @ hidden
+  return 4 * jnp.tanh(model.head(params["lm"]) @ hidden / 4)
 
 
 def _conditional(model, params, ids, temperature=1.0):

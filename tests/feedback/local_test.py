@@ -1,6 +1,9 @@
 """Tests a local decoder as a judge: log-probabilities and tokenised prompts."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -39,7 +42,8 @@ CONFIG = Config(
   mlp_width=16,
   remat=False,
 )
-MODEL = transformer.model(CONFIG)
+# Judges read bounded logits too.
+MODEL = transformer.model(dataclasses.replace(CONFIG, logit_softcap=2.0))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +73,9 @@ def params():
   return jax.tree.map(lambda x: 8 * x, start)  # far from uniform
 
 
-def _backend(params, tokenizer=PLAIN, **settings):
+def _backend(params, tokenizer=PLAIN, model=MODEL, **settings):
   return local.backend(
-    MODEL, params, tokenizer, rows=4, max_completion_tokens=6, **settings
+    model, params, tokenizer, rows=4, max_completion_tokens=6, **settings
   )
 
 
@@ -92,7 +96,8 @@ def _logp(params, ids):
 
 @jax.jit
 def _logits(params, rows):
-  return MODEL.hidden(params, rows)[0] @ MODEL.head(params).T
+  logits_LV = MODEL.hidden(params, rows)[0] @ MODEL.head(params).T
+  return 2 * jnp.tanh(logits_LV / 2)
 
 
 def _one(tokenizer, text):
@@ -238,9 +243,10 @@ def test_reasons_precede_the_verdict(params, pairs):
 def test_judge_loads_from_a_directory(params, pairs, tmp_path):
   hf_checkpoint.save(tmp_path / "judge", CONFIG, {"lm": params}, tokenizer=PLAIN)
   query = ["the film is"], [" good."], [" bad."]
+  backend = _backend(params, model=transformer.model(CONFIG))
   np.testing.assert_allclose(
     local.preference(str(tmp_path / "judge"), prompt=pairs)(*query).value_N,
-    judge.preference(_backend(params), prompt=pairs)(*query).value_N,
+    judge.preference(backend, prompt=pairs)(*query).value_N,
     rtol=1e-5,
   )
   hf_checkpoint.save(tmp_path / "silent", CONFIG, {"lm": params}, tokenizer=None)

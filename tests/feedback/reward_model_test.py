@@ -277,6 +277,24 @@ def test_implicit_reward_is_the_scaled_log_ratio(saved, tokenizer):
     reward_model.implicit_scorer(*saved, beta=0)
 
 
+def test_log_probs_of_the_implicit_reward_are_of_bounded_logits():
+  model = transformer.model(dataclasses.replace(CONFIG, logit_softcap=0.5))
+  lm = _params(0)["lm"]
+  ids = np.array([[5, 6, 7, 8]])
+  rows = tokenised_texts.TextBatch(
+    tokens_RL=ids,
+    mask_RL=np.ones_like(ids),
+    response_RL=np.array([[False, False, True, True]]),
+    length_R=np.array([4]),
+  )
+  plain = transformer.Rows.plain(ids, rows.mask_RL)
+  logits = 0.5 * np.tanh(model.hidden(lm, plain)[0] @ model.head(lm).T / 0.5)
+  logp = jax.nn.log_softmax(logits)
+  expected = logp[1, 7] + logp[2, 8]
+  got = reward_model._logps(model, None, {"lm": lm}, rows)
+  np.testing.assert_allclose(got, [expected], atol=1e-5)
+
+
 def test_reward_model_uses_its_own_tokenizer(saved, tmp_path):
   other = synthetic_reviews.train_bpe(["another text of other words"], CONFIG.vocab)
   hf_checkpoint.save(tmp_path, CONFIG, _params(0), tokenizer=other)

@@ -12,7 +12,7 @@ from xpo_jax.models import hf_checkpoint, hf_config, lora, peft
 from xpo_jax.models.lora import Adapter
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-NAMES = ["llama", "gpt_neox", "gpt2"]
+NAMES = ["llama", "gpt_neox", "gpt2", "phi3"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_adapter_round_trips(bases, name, tmp_path):
     peft.save(directory, config, adapter, params=params, base=lm)
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "gpt2"])
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "phi3"])
 def test_peft_adapter_with_a_shared_a_loads(bases, name, tmp_path):
   config, lm = bases[name].config, bases[name].params["lm"]
   rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Tests scoring of packed rows in chunks against one plain row per completion."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ VOCAB, WIDTH, LENGTH = 23, 8, 16
 CONFIG = transformer.Config(
   vocab=VOCAB, width=WIDTH, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=12
 )
+CONFIG = dataclasses.replace(CONFIG, logit_softcap=1.0)  # read by scoring too
 # Lengths of (prompt, completion 0, completion 1) of each group, by row: two groups
 # share the first row, the second holds one, and neither row is full.
 GROUPS = (((3, 2, 4), (2, 1, 3)), ((4, 3, 2),))
@@ -151,7 +153,8 @@ def _plain_total(policy):
 
   def outputs(params):
     hidden = model.hidden(params["lm"], rows)
-    return hidden, jax.nn.log_softmax(hidden @ model.head(params["lm"]).T)
+    logits = jnp.tanh(hidden @ model.head(params["lm"]).T)
+    return hidden, jax.nn.log_softmax(logits)
 
   n = np.arange(len(texts))[:, None]
   hidden, logp = outputs(policy)

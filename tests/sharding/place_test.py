@@ -84,16 +84,21 @@ def test_init_optimizer_places_moments_with_parameters(
 
 
 def test_params_that_do_not_divide_are_refused_by_name(mesh):
-  axes = {"attention": {"key": ("embed", "kv_heads", "head_dim")}}
-  with pytest.raises(
-    ValueError, match=r"attention/key.*'kv_heads' of size 3.*tensor=2"
-  ):
-    place.place_params(mesh, {"attention": {"key": np.ones((8, 3, 4))}}, axes)
+  axes = {"attention": {"query": ("embed", "heads", "head_dim")}}
+  with pytest.raises(ValueError, match=r"attention/query.*'heads' of size 3.*tensor=2"):
+    place.place_params(mesh, {"attention": {"query": np.ones((8, 3, 4))}}, axes)
+
+
+def test_key_and_value_heads_that_do_not_divide_are_whole_on_every_device(mesh):
+  axes = {"key": ("embed", "kv_heads", "head_dim")}
+  for heads, part in ((4, 2), (3, 3), (1, 1)):
+    placed = place.place_params(mesh, {"key": np.ones((8, heads, 4))}, axes)
+    assert _parts(placed["key"]) == {(4, part, 4)}
 
 
 def test_axis_without_a_rule_is_refused_by_name(mesh):
   with pytest.raises(ValueError, match=r"w has the axes.*\['experts'\].*'vocab'"):
-    rules.param_shardings(mesh, {"w": ("experts", "embed")})
+    rules.param_shardings(mesh, {"w": ("experts", "embed")}, {"w": np.ones((8, 8))})
 
 
 def test_axes_of_another_rank_are_refused_by_name(mesh):

@@ -281,7 +281,7 @@ def test_sampling_has_the_room_that_the_decoder_has():
   sampling = Sampling(completions=2, max_completion_tokens=20)
   loading.check_room(learned, sampling, 4)
   loading.check_room(MODEL, sampling, 4000)
-  with pytest.raises(ValueError, match=r"of 5 tokens that is 25.* 24 learned"):
+  with pytest.raises(ValueError, match=r"of 5 tokens that is 25.* 24 positions"):
     loading.check_room(learned, sampling, 5)
   most = dataclasses.replace(sampling, top_k=MODEL.vocab)
   loading.check_room(MODEL, most, 4)

@@ -68,7 +68,7 @@ def test_dropped_rows_are_named_where_the_others_do_not_serve(tmp_path):
 def test_rows_beyond_learned_positions_are_refused_before_a_step(datasets):
   learned = dataclasses.replace(MODEL, rotary=None, positions=12)
   run = experiments.replace(SFT, start=Scratch(learned))
-  message = r"more tokens than the 12 learned positions of the start: .* has \d+; set"
+  message = r"more tokens than the 12 positions of the start: .* has \d+; set"
   with pytest.raises(ValueError, match=message):
     preflight.check(run, datasets=datasets)
   rotary = dataclasses.replace(MODEL, positions=12)
@@ -83,7 +83,7 @@ def test_prompts_that_do_not_fit_a_tokenizer_made_there_are_refused():
   five = dataclasses.replace(MODEL, rotary=None, positions=5)
   run = experiments.replace(PLAIN, prompts=Prompts("rows"), start=Scratch(five))
   loop.check(run, datasets)
-  with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 learned"):
+  with pytest.raises(ValueError, match=r"of 2 tokens that is 6, .* 5 positions"):
     preflight.check(run, datasets=datasets)
 
 

@@ -204,7 +204,7 @@ def directory(tmp_path_factory):
     (
       LEARNED,
       LONG,
-      "max_completion_tokens is 24: after .* 1 tokens that is 25, .* 24 learned",
+      "max_completion_tokens is 24: after .* 1 tokens that is 25, .* 24 positions",
     ),
   ],
 )
@@ -229,7 +229,7 @@ def test_the_longest_prompt_of_a_known_tokenizer_must_fit(directory, tmp_path):
     if fits:
       loop.check(run, datasets)
       continue
-    match = "a prompt of 19 tokens that is 25, .* 24 learned"
+    match = "a prompt of 19 tokens that is 25, .* 24 positions"
     with pytest.raises(ValueError, match=match):
       loop.check(run, datasets)
 

@@ -136,7 +136,10 @@ def statistics(
     read_BCD = whole["policy"][:, texts.prompt_BP.shape[1] :]
     values["policy.reward"] = heads.value(params["value"], read_BCD)
   target_BC = tokens_BKT.reshape(source_BC.shape)
-  flat = score.token_statistics(hidden, head, target_BC, stats, values=values)
+  softcaps = {role: decoder.softcap for role, (decoder, _) in roles.items()}
+  flat = score.token_statistics(
+    hidden, head, target_BC, stats, values=values, softcaps=softcaps
+  )
   by_token = {field: x.reshape(mask_BKT.shape) for field, x in flat.items()}
   out = {
     "logp_BK": masked.sum_T(by_token["logp_BKT"], mask_BKT),

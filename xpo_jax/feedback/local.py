@@ -233,6 +233,7 @@ def _option_logps(
   logits_BV = jnp.einsum(
     "bd,vd->bv", hidden_BD, model.head(params), preferred_element_type=jnp.float32
   )
+  logits_BV = transformer.soft_cap(logits_BV, model.softcap)
   return jnp.take_along_axis(jax.nn.log_softmax(logits_BV), option_BJ, axis=1)
 
 

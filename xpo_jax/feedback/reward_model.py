@@ -462,6 +462,7 @@ def _logps(model, mesh, params, rows) -> Array:
     {"policy": model.head(lm)},
     rows.tokens_RL[:, 1:],
     (token_stats.LOGP,),
+    softcaps={"policy": model.softcap},
     mesh=mesh,
   )
   return jnp.where(rows.response_RL[:, 1:], stats["logp_BKT"], 0).sum(1)

@@ -5,10 +5,18 @@ import enum
 
 
 class Norm(enum.Enum):
-  """Kind of normalisation, applied before each sub-layer and before the head."""
+  """Kind of normalisation; `RMS_OFFSET` scales by 1 + its parameter (Gemma)."""
 
   RMS = "rms"
+  RMS_OFFSET = "rms_offset"
   LAYER = "layer"
+
+
+class QKNorm(enum.Enum):
+  """What a normalisation of queries and keys is over: each head, or all heads."""
+
+  HEAD = "head"
+  WIDTH = "width"
 
 
 class Activation(enum.Enum):
@@ -30,23 +38,63 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+  """YaRN's scaling of the frequencies (Peng et al. 2023, arXiv:2309.00071).
+
+  Frequencies that turn more than `beta_fast` times within `original_positions` are
+  kept, those that turn less than `beta_slow` times are divided by `factor`, with a
+  linear ramp over the dimensions between them.
+
+  Attributes:
+    factor: of the context length.
+    original_positions: context length of the training before it.
+    beta_fast, beta_slow: turns at the ends of the ramp.
+    attention_factor: factor of cosines and sines; the paper's is 0.1 ln(factor) + 1.
+    truncate: whether the ends of the ramp are rounded outwards to whole dimensions.
+  """
+
+  factor: float
+  original_positions: int
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  attention_factor: float = 1.0
+  truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Rotary:
-  """Rotary position embedding.
+  """Rotary position embedding; at most one of the scalings.
 
   Attributes:
     theta: base of the frequencies.
     fraction: fraction of each head's dimensions that is rotated (the leading ones).
-    llama3: scaling of the frequencies, or None.
+    llama3, yarn: scaling of the frequencies, or None.
+    linear: divisor of all frequencies.
+    dynamic: factor of the base for texts longer than `Config.positions` ("dynamic
+      NTK"), or None. The base would depend on the length of the text, and keys in a
+      cache on the length at which they were computed: longer texts are refused, so that
+      it has no effect.
   """
 
   theta: float = 10_000.0
   fraction: float = 1.0
   llama3: Llama3Scaling | None = None
+  yarn: YarnScaling | None = None
+  linear: float = 1.0
+  dynamic: float | None = None
+
+  def __post_init__(self):
+    used = [name for name in ("llama3", "yarn", "dynamic") if getattr(self, name)]
+    used += ["linear"] if self.linear != 1 else []
+    if len(used) > 1:
+      raise ValueError(f"Rotary has the scalings {used}; give one at most")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Configuration of a decoder. The defaults are Llama's; sizes have no default.
+
+  A tuple with a value for each layer is empty where all layers are alike.
 
   Attributes:
     vocab: V, the rows of the embedding.
@@ -56,10 +104,24 @@ class Config:
     kv_heads: number of key and value heads; divides `heads`.
     head_dim: dimensions per head.
     mlp_width: hidden width of the MLP.
-    positions: context length; a hard limit for learned positions.
+    positions: context length; a hard limit for learned positions and for a rotary
+      embedding with `dynamic`.
     norm, norm_eps: kind of normalisation and its epsilon.
+    pre_norm, post_norm: whether the input and the output of attention and MLP are
+      normalised (Gemma 2: both, OLMo 2: the output only).
+    qk_norm: normalisation of queries and keys before they are rotated, or None.
     activation, gated: of the MLP; gated is `down(act(gate(x)) * up(x))`.
     rotary: rotary embedding; None: learned positions (GPT-2).
+    local_rotary: rotary embedding of the layers with a window; None: `rotary`.
+    rotated: whether a layer rotates queries and keys; (): all layers.
+    windows: number of last positions, its own included, that a position of a layer
+      attends to; 0: all; (): all in every layer.
+    attention_scale: factor of the attention's logits; None: head_dim ** -0.5.
+    attention_softcap: c of `c tanh(x / c)` on the attention's logits, or None.
+    logit_softcap: the same on the logits of the head.
+    logit_divisor: of the logits of the head (Granite).
+    embedding_scale: factor of the embeddings.
+    residual_scale: factor of what attention and MLP add to the residual stream.
     qkv_bias, output_bias, mlp_bias: which projections have a bias.
     parallel_residual: attention and MLP both read the block's input (GPT-NeoX).
     tied: the head shares the embedding's weights.
@@ -68,6 +130,9 @@ class Config:
     remat: recompute each block's activations in the backward pass.
     stop_ids: tokens that end a completion beside the tokenizer's EOS, as a checkpoint's
       generation_config.json lists them.
+    family: Hugging Face's model_type of the checkpoint, which names the weights of
+      exports and adapters; None: the first one that supports the config. No effect on
+      the decoder.
   """
 
   vocab: int
@@ -80,9 +145,21 @@ class Config:
   positions: int = 2048
   norm: Norm = Norm.RMS
   norm_eps: float = 1e-5
+  pre_norm: bool = True
+  post_norm: bool = False
+  qk_norm: QKNorm | None = None
   activation: Activation = Activation.SILU
   gated: bool = True
   rotary: Rotary | None = Rotary()
+  local_rotary: Rotary | None = None
+  rotated: tuple[bool, ...] = ()
+  windows: tuple[int, ...] = ()
+  attention_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  logit_divisor: float = 1.0
+  embedding_scale: float = 1.0
+  residual_scale: float = 1.0
   qkv_bias: bool = False
   output_bias: bool = False
   mlp_bias: bool = False
@@ -91,13 +168,13 @@ class Config:
   compute_dtype: str = "float32"
   remat: bool = True
   stop_ids: tuple[int, ...] = ()
+  family: str | None = None
 
   def __post_init__(self):
     sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
-    values = dataclasses.asdict(self)
     for name in (*sizes, "positions"):
-      if values[name] < 1:
-        raise ValueError(f"Config.{name} is {values[name]}; it must be at least 1")
+      if getattr(self, name) < 1:
+        raise ValueError(f"Config.{name} is {getattr(self, name)}; it must be >= 1")
     if self.heads % self.kv_heads:
       raise ValueError(
         f"Config.kv_heads is {self.kv_heads}, which does not divide "
@@ -118,8 +195,54 @@ class Config:
         f"Config.rotary.fraction {self.rotary.fraction} of head_dim {self.head_dim} "
         f"is {self.rotary_dim} dimensions; it must be an even number"
       )
+    if not (self.pre_norm or self.post_norm):
+      raise ValueError("Config.pre_norm and post_norm are False; set one of them")
+    self._check_layers()
+    scales = ("logit_divisor", "embedding_scale", "residual_scale")
+    for name in (*scales, "attention_scale", "attention_softcap", "logit_softcap"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"Config.{name} is {value}; it must be > 0")
+
+  def _check_layers(self) -> None:
+    for name in ("rotated", "windows"):
+      values = getattr(self, name)
+      if values and len(values) != self.layers:
+        raise ValueError(
+          f"Config.{name} has {len(values)} values; give one for each of the "
+          f"{self.layers} layers, or () where all are alike"
+        )
+    negative = [window for window in self.windows if window < 0]
+    if negative:
+      raise ValueError(
+        f"Config.windows has {negative[0]}; it must be >= 1, or 0 for none"
+      )
+    if self.local_rotary is not None and (
+      self.rotary is None or self.local_rotary.fraction != self.rotary.fraction
+    ):
+      raise ValueError(
+        "Config.local_rotary must rotate the same fraction of a head as Config.rotary"
+      )
 
   @property
   def rotary_dim(self) -> int:
     """Number of rotated dimensions per head."""
     return 0 if self.rotary is None else int(self.head_dim * self.rotary.fraction)
+
+  @property
+  def rotaries(self) -> tuple[Rotary | None, ...]:
+    """The rotary embedding of each layer; None where it does not rotate."""
+    rotated = self.rotated or (True,) * self.layers
+    windows = self.windows or (0,) * self.layers
+    local = self.local_rotary or self.rotary
+    return tuple(
+      (local if window else self.rotary) if rotates else None
+      for rotates, window in zip(rotated, windows, strict=True)
+    )
+
+  @property
+  def position_limit(self) -> int | None:
+    """Number of positions after which there are none; None: no such limit."""
+    if self.rotary is None or self.rotary.dynamic is not None:
+      return self.positions
+    return None

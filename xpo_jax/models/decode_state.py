@@ -121,9 +121,10 @@ def _emit(
     decoder.configs, decoder.params, hidden, strict=True
   ):
     head_VD = transformer.head(config, params)
-    logits.append(
-      jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=jnp.float32)
+    logits_BKV = jnp.einsum(
+      "bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=jnp.float32
     )
+    logits.append(transformer.soft_cap(logits_BKV, config.logit_softcap))
   uniform_BK2 = _take(uniform_BKT2, out.length_BK)
   token = token_sampling.choose(
     tuple(logits), uniform_BK2, decoder.rule, greedy=decoder.greedy

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xpo_jax.data import sealed_files
-from xpo_jax.models import hf_config, hf_weights, transformer
+from xpo_jax.models import hf_config, hf_families, hf_weights, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.types import Params
 
@@ -47,10 +47,17 @@ def read_config(directory: str | Path) -> Config:
   Raises:
     ValueError: no such file, or an unsupported model family or feature.
   """
-  family = _family(Path(directory))
-  return family.read(
-    transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
-  )
+  content = _json(Path(directory) / "config.json")
+  family = hf_config.get_family(content)
+  try:
+    hf = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+  except Exception as error:  # of many types, by field
+    reason = " ".join(str(error).split())
+    raise ValueError(
+      f"{directory}: transformers cannot read config.json: {reason}"
+    ) from error
+  config = family.read(hf)
+  return hf_config.with_family(config, content["model_type"])
 
 
 def read_tokenizer(directory: str | Path) -> Any:
@@ -105,7 +112,7 @@ def load(
     read_config(directory), compute_dtype=compute_dtype, remat=remat
   )
   entries = list(family.entries(config))
-  files = _weight_files(directory, family.prefix, {entry.name for entry in entries})
+  files = _weight_files(directory, family, {entry.name for entry in entries})
   files = _without_tied_head(family, config, files)
   _check(directory, family, entries, files)
   tokenizer = _load_tokenizer(directory, config)
@@ -117,8 +124,8 @@ def load(
   return Checkpoint(config, params, tokenizer)
 
 
-def _family(directory: Path) -> hf_config.ModelFamily:
-  return hf_config.get_family(_json(directory / "config.json").get("model_type"))
+def _family(directory: Path) -> hf_families.ModelFamily:
+  return hf_config.get_family(_json(directory / "config.json"))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -182,7 +189,9 @@ class _Stored(NamedTuple):
     return tensor
 
 
-def _weight_files(directory: Path, prefix: str, known: set[str]) -> dict[str, _Stored]:
+def _weight_files(
+  directory: Path, family: hf_families.ModelFamily, known: set[str]
+) -> dict[str, _Stored]:
   """Returns every stored tensor by its full name."""
   if (directory / _INDEX).exists():
     file_of = _json(directory / _INDEX).get("weight_map")
@@ -201,15 +210,20 @@ def _weight_files(directory: Path, prefix: str, known: set[str]) -> dict[str, _S
     raise ValueError(
       f"{directory / _INDEX} names files that do not exist: {missing}; download them"
     )
-  # Checkpoints of the base model (the hub's gpt2) omit the prefix.
   return {
-    prefix + name if prefix + name in known else name: _Stored(directory / file, name)
+    _full_name(family, known, name): _Stored(directory / file, name)
     for name, file in file_of.items()
   }
 
 
+def _full_name(family: hf_families.ModelFamily, known: set[str], name: str) -> str:
+  own = name.replace(family.wrapper, "", 1) if family.wrapper else name
+  # Checkpoints of the base model (the hub's gpt2) omit the prefix.
+  return family.prefix + own if family.prefix + own in known else own
+
+
 def _without_tied_head(
-  family: hf_config.ModelFamily, config: Config, files: dict[str, _Stored]
+  family: hf_families.ModelFamily, config: Config, files: dict[str, _Stored]
 ) -> dict[str, _Stored]:
   """Leaves out a stored head that equals the embedding to which the config ties it."""
   if not config.tied:
@@ -231,7 +245,7 @@ def _without_tied_head(
 
 def _check(
   directory: Path,
-  family: hf_config.ModelFamily,
+  family: hf_families.ModelFamily,
   entries: list[hf_weights.WeightEntry],
   files: dict[str, _Stored],
 ) -> None:
@@ -383,6 +397,9 @@ def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
   content["torch_dtype"] = dtype
   rope = content.get("rope_parameters")
   if rope is not None:
+    if "sliding_attention" in rope:  # of layers with a window, and of the others
+      content["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+      rope = rope["full_attention"]
     content["rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
       content["partial_rotary_factor"] = rope["partial_rotary_factor"]
@@ -420,7 +437,7 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 
 def _write_weights(
   directory: Path,
-  family: hf_config.ModelFamily,
+  family: hf_families.ModelFamily,
   config: Config,
   lm: Params,
   dtype: str,

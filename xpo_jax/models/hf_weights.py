@@ -16,7 +16,7 @@ class WeightEntry(NamedTuple):
   Attributes:
     name: in the safetensors file.
     shape: in the file.
-    paths: paths of its parameters in the parameter tree; three for a fused qkv.
+    paths: paths of its parameters in the parameter tree; several where it is fused.
     layer: index in the stacked arrays, or None.
     split: converts the tensor to parameters, one for each path.
     join: converts the parameters to the tensor.
@@ -31,21 +31,53 @@ class WeightEntry(NamedTuple):
 
 
 def llama(config: Config) -> Iterator[WeightEntry]:
-  """Lists the weights of Llama."""
-  names = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-  }
+  """Lists the weights of Llama and the families that use its names."""
+  names = _NAMES | _norm_names(config)
   yield from _ends(config, "model.embed_tokens", "model.norm", "lm_head")
   for layer in range(config.layers):
     yield from _layer(config, layer, f"model.layers.{layer}.", names)
+
+
+def phi3(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of Phi-3: Llama's, with fused qkv and gate_up."""
+  fused = {
+    "self_attn.qkv_proj": ("query", "key", "value"),
+    "mlp.gate_up_proj": ("gate", "up"),
+  }
+  names = {part: _NAMES[part] for part in ("output", "down")} | _norm_names(config)
+  yield from _ends(config, "model.embed_tokens", "model.norm", "lm_head")
+  for layer in range(config.layers):
+    start = f"model.layers.{layer}."
+    yield from _layer(config, layer, start, names)
+    for name, parts in fused.items():
+      yield _stacked(config, layer, f"{start}{name}.weight", parts)
+
+
+_NAMES = {
+  "query": "self_attn.q_proj",
+  "key": "self_attn.k_proj",
+  "value": "self_attn.v_proj",
+  "output": "self_attn.o_proj",
+  "gate": "mlp.gate_proj",
+  "up": "mlp.up_proj",
+  "down": "mlp.down_proj",
+}
+
+
+def _norm_names(config: Config) -> dict[str, str]:
+  names = {}
+  if config.pre_norm:
+    # Llama's name of the norm before the MLP is that of the one after attention where
+    # there is such a one.
+    before_mlp = "pre_feedforward" if config.post_norm else "post_attention"
+    names["attention_norm"] = "input_layernorm"
+    names["mlp_norm"] = f"{before_mlp}_layernorm"
+  if config.post_norm:
+    names["attention_post_norm"] = "post_attention_layernorm"
+    names["mlp_post_norm"] = "post_feedforward_layernorm"
+  if config.qk_norm is not None:
+    names |= {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+  return names
 
 
 def gpt_neox(config: Config) -> Iterator[WeightEntry]:
@@ -117,6 +149,28 @@ def gpt2(config: Config) -> Iterator[WeightEntry]:
       lambda b: tuple(b.reshape(3, H, h)),
       lambda *qkv: np.stack(qkv).reshape(3 * D),
     )
+
+
+def _stacked(
+  config: Config, layer: int, name: str, parts: tuple[str, ...]
+) -> WeightEntry:
+  """Entry of linear maps of the same inputs, whose outputs follow one another."""
+  paths = tuple(("blocks", part, "kernel") for part in parts)
+  shapes = [_shape(config, path, layer) for path in paths]
+  inputs = shapes[0][0]
+  sizes = [math.prod(shape[1:]) for shape in shapes]
+  cuts = np.cumsum(sizes)[:-1]
+  return WeightEntry(
+    name,
+    (sum(sizes), inputs),
+    paths,
+    layer,
+    lambda w: tuple(
+      piece.T.reshape(shape)
+      for piece, shape in zip(np.split(w, cuts), shapes, strict=True)
+    ),
+    lambda *kernels: np.concatenate([k.reshape(inputs, -1).T for k in kernels]),
+  )
 
 
 def _qkv(leaf: str) -> tuple[tuple[str, ...], ...]:

@@ -54,18 +54,8 @@ def prefill(
   """
   P = prompt_BP.shape[1]
   rows = transformer.Rows.plain(prompt_BP, jnp.arange(P)[None] < length_B[:, None])
-  mask = transformer.attention_mask(rows)
-  turn = transformer.angles(config, rows.position_RL)
-
-  def attend(query, key, value):
-    mixed = transformer.attend(query, key, value, mask)
-    return mixed, (key.swapaxes(1, 2), value.swapaxes(1, 2))
-
-  x = transformer.embed(config, params, rows.tokens_RL, rows.position_RL)
-  x, (key, value) = jax.lax.scan(
-    lambda x, layer: transformer.block(config, layer, x, turn, attend),
-    x,
-    params["blocks"],
+  x, (key, value) = transformer.run_blocks(
+    config, params, rows, lambda *pair: tuple(x.swapaxes(1, 2) for x in pair)
   )
   last = jnp.take_along_axis(x, (length_B - 1)[:, None, None], axis=1)[:, 0]
   hidden_BD = transformer.norm(config, params["final_norm"], last)
@@ -125,16 +115,23 @@ def decode(
     hidden_BKD, after the final norm, which predicts the token after it; the cache.
   """
   position_BK = prompts.length_B[:, None] + at_BK
-  turn = transformer.angles(config, position_BK)
+  tables = transformer.angles(config, position_BK)
+  kinds = transformer.layer_kinds(config)
   P, T = prompts.key[0].shape[2], branches.key[0].shape[3]
-  in_prompt = jnp.arange(P)[None] < prompts.length_B[:, None]
+  in_prompt = (jnp.arange(P)[None] < prompts.length_B[:, None])[:, None]
   in_branch = jnp.arange(T)[None, None] <= at_BK[..., None]
+  prompt_position, own_position = jnp.arange(P)[None, None], jnp.arange(T)[None, None]
 
-  def step(x, layer, prompt_key, prompt_value, own_key, own_value):
+  def step(x, layer, kinds, prompt_key, prompt_value, own_key, own_value):
+    near = transformer.window_mask(
+      position_BK[..., None], prompt_position, kinds.window_N
+    )
+    own_near = transformer.window_mask(at_BK[..., None], own_position, kinds.window_N)
+
     def attend(query, key, value):
       B, K, H, h = query.shape
       g = key.shape[2]
-      query = query.reshape(B, K, g, H // g, h) * h**-0.5
+      query = query.reshape(B, K, g, H // g, h) * transformer.attention_scale(config)
       wide = jnp.promote_types(query.dtype, jnp.float32)
       key, value = _write(own_key, key, at_BK), _write(own_value, value, at_BK)
       # Two stretches under one softmax: the prompt and the branch.
@@ -142,21 +139,26 @@ def decode(
         jnp.einsum("bkgmh,bgph->bkgmp", query, prompt_key, preferred_element_type=wide),
         jnp.einsum("bkgmh,bkgth->bkgmt", query, key, preferred_element_type=wide),
       ]
-      score[0] = jnp.where(in_prompt[:, None, None, None], score[0], transformer.MASKED)
-      score[1] = jnp.where(in_branch[:, :, None, None], score[1], transformer.MASKED)
+      for i, seen in enumerate((in_prompt & near, in_branch & own_near)):
+        capped = transformer.soft_cap(score[i], config.attention_softcap)
+        score[i] = jnp.where(seen[:, :, None, None], capped, transformer.MASKED)
       weight = jax.nn.softmax(jnp.concatenate(score, axis=-1), axis=-1)
       weight = weight.astype(value.dtype)
       mixed = jnp.einsum("bkgmp,bgph->bkgmh", weight[..., :P], prompt_value)
       mixed += jnp.einsum("bkgmt,bkgth->bkgmh", weight[..., P:], value)
       return mixed.reshape(B, K, H, h), (key, value)
 
-    return transformer.block(config, layer, x, turn, attend)
+    rotation = transformer.layer_angles(tables, kinds.rotary_N)
+    return transformer.block(config, layer, x, rotation, attend)
 
   x = transformer.embed(config, params, token_BK, position_BK)
   caches = (prompts.key, prompts.value, branches.key, branches.value)
   grown = []
-  for layer, *layer_caches in zip(params["blocks"], *caches, strict=True):
-    x, own = step(x, layer, *layer_caches)
+  for n, (layer, *layer_caches) in enumerate(
+    zip(params["blocks"], *caches, strict=True)
+  ):
+    kind = jax.tree.map(lambda kind_N, n=n: kind_N[n], kinds)
+    x, own = step(x, layer, kind, *layer_caches)
     grown.append(own)
   hidden_BKD = transformer.norm(config, params["final_norm"], x)
   return hidden_BKD, Branches(*zip(*grown, strict=True))

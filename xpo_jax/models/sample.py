@@ -228,11 +228,11 @@ def _check_prompts(
   in_prompt_BP = np.arange(prompt_BP.shape[1])[None] < length_B[:, None]
   _check_ids("prompt_BP", prompt_BP[in_prompt_BP], config.vocab)
   total = int(length_B.max()) + max_completion_tokens
-  if config.rotary is None and total > config.positions:
+  if config.position_limit is not None and total > config.position_limit:
     raise ValueError(
       f"the longest prompt ({length_B.max()} tokens) plus max_completion_tokens "
       f"({max_completion_tokens}) "
-      f"is {total}; this model has {config.positions} learned positions"
+      f"is {total}; this model has {config.positions} positions"
     )
 
 

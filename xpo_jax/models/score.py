@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from xpo_jax import scored
 from xpo_jax.models import heads, transformer
+from xpo_jax.ops import token_stats
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params, Scored, TokenStat
@@ -83,7 +84,14 @@ def score(
       read_RCD = _select(hidden_RLD, batch.input_MRC, batch.valid_MRC, mesh)
       values[f"{role}.reward"] = heads.value(params[role]["value"], read_RCD)
   fields = token_statistics(
-    hidden, head, batch.target_MRC, uncached, values=values, chunk=chunk, mesh=mesh
+    hidden,
+    head,
+    batch.target_MRC,
+    uncached,
+    values=values,
+    softcaps={role: models[role].softcap for role in head},
+    chunk=chunk,
+    mesh=mesh,
   )
   fields = {name: _gather(x, batch.index_MBKT) for name, x in fields.items()}
   fields = dict(batch.fields) | fields | dict(batch.ref)
@@ -168,6 +176,7 @@ def token_statistics(
   stats: tuple[TokenStat, ...],
   *,
   values: Mapping[str, Array] | None = None,
+  softcaps: Mapping[str, float | None] | None = None,
   chunk: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Array]:
@@ -185,6 +194,7 @@ def token_statistics(
     stats: the statistics, functions of `({role: logits_CV or value_C}, target_C)`.
     values: "role.value" or "role.reward" -> value_RC, for statistics that read a
       scalar head.
+    softcaps: role -> `Model.softcap`, of the models that have one.
     chunk: length of a chunk of C; default: `chunk_length`.
     mesh: over which rows are split, or None.
 
@@ -229,6 +239,8 @@ def token_statistics(
       {role: w for role, w in heads.items() if role not in trained_heads},
     )
   )
+  caps = tuple(sorted((role, cap) for role, cap in (softcaps or {}).items() if cap))
+  stats = tuple(token_stats.capped(stat, caps) for stat in stats)
   static = (stats, min(chunk, capacity), mesh)
   return _statistics(static, trained, trained_heads, frozen, target_RC)
 

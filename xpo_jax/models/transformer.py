@@ -1,7 +1,8 @@
-"""Decoder of Llama, GPT-NeoX and GPT-2 as pure functions of a parameter dict.
+"""Decoder of Hugging Face's families as pure functions of a parameter dict.
 
 Parameters are a nested dict; the leaves of `"blocks"` are stacked over layers and
-applied by one `lax.scan`, so that the program's size does not depend on depth. A batch
+applied by one `lax.scan`, so that the program's size does not depend on depth; what
+else differs between layers (windows, rotary embeddings) is scanned with them. A batch
 is a `Rows` record: several prompt groups per row, each prompt once with its completions
 as branches. `kv_cache.py` applies the same block with a cache instead of a mask.
 """
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from xpo_jax.models.config import Activation, Config, Norm
+from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
 from xpo_jax.types import Array, Params
 
 MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
@@ -68,6 +69,7 @@ class Model(NamedTuple):
     hidden: `(params, Rows) -> hidden_RLD`, after the final norm.
     head: `params -> head_VD`; logits are `hidden @ head.T`.
     logical_axes: `() ->` pytree like params, a tuple of axis names for each leaf.
+    softcap: c, where the logits are `c tanh(hidden @ head.T / c)`, or None.
   """
 
   config: Any
@@ -75,6 +77,7 @@ class Model(NamedTuple):
   hidden: Callable[[Params, Rows], Array]
   head: Callable[[Params], Array]
   logical_axes: Callable[[], Any]
+  softcap: float | None = None
 
 
 @functools.lru_cache
@@ -86,6 +89,7 @@ def model(config: Config) -> Model:
     hidden=functools.partial(_hidden, config),
     head=functools.partial(head, config),
     logical_axes=lambda: jax.tree.map(lambda w: w.axes, weights(config)),
+    softcap=config.logit_softcap,
   )
 
 
@@ -120,7 +124,8 @@ def weights(config: Config) -> dict[str, Any]:
     return Weight(tuple(sizes[a] for a in axes), axes, std, constant)
 
   def norm_weights(*axes: str) -> dict[str, Weight]:
-    scale = {"scale": weight(*axes, constant=1.0)}
+    initial = 0.0 if c.norm is Norm.RMS_OFFSET else 1.0
+    scale = {"scale": weight(*axes, constant=initial)}
     return scale | ({"bias": weight(*axes)} if c.norm is Norm.LAYER else {})
 
   def linear(inputs: tuple, outputs: tuple, bias: bool, scale: float = 1.0):
@@ -134,17 +139,23 @@ def weights(config: Config) -> dict[str, Any]:
   query = ("heads", "head_dim")
   key = ("kv_heads", "head_dim")
   blocks = {
-    "attention_norm": norm_weights("layers", "embed"),
     "query": linear(("embed",), query, c.qkv_bias),
     "key": linear(("embed",), key, c.qkv_bias),
     "value": linear(("embed",), key, c.qkv_bias),
     "output": linear(query, ("embed",), c.output_bias, residual_scale),
-    "mlp_norm": norm_weights("layers", "embed"),
     "up": linear(("embed",), ("mlp",), c.mlp_bias),
     "down": linear(("mlp",), ("embed",), c.mlp_bias, residual_scale),
   }
   if c.gated:
     blocks["gate"] = linear(("embed",), ("mlp",), c.mlp_bias)
+  for name, present in (("_norm", c.pre_norm), ("_post_norm", c.post_norm)):
+    if present:
+      blocks["attention" + name] = norm_weights("layers", "embed")
+      blocks["mlp" + name] = norm_weights("layers", "embed")
+  if c.qk_norm is not None:
+    head = c.qk_norm is QKNorm.HEAD
+    blocks["query_norm"] = norm_weights("layers", *(("head_dim",) if head else query))
+    blocks["key_norm"] = norm_weights("layers", *(("head_dim",) if head else key))
   tree = {
     "embedding": weight("vocab", "embed", std=0.02),
     "blocks": blocks,
@@ -180,19 +191,21 @@ def init_params(tree: dict[str, Any], key: Array) -> Params:
 def head(config: Config, params: Params) -> Array:
   """Returns the head `[V, D]` in the compute dtype."""
   head_VD = params["embedding"] if config.tied else params["head"]
-  return head_VD.astype(config.compute_dtype)
+  return _scaled(head_VD.astype(config.compute_dtype), 1 / config.logit_divisor)
 
 
 # --- The block, on any leading axes
 
 
 def norm(config: Config, params: Params, x: Array) -> Array:
-  """Applies RMS or layer normalisation over the last axis, in at least float32."""
+  """Normalises over the axes of its scale, the last ones, in at least float32."""
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  axes = tuple(range(-params["scale"].ndim, 0))
   if config.norm is Norm.LAYER:
-    x = x - x.mean(-1, keepdims=True)
-  x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)
-  x = x * _expand(x, params["scale"])
+    x = x - x.mean(axes, keepdims=True)
+  x = x * jax.lax.rsqrt((x * x).mean(axes, keepdims=True) + config.norm_eps)
+  offset = 1 if config.norm is Norm.RMS_OFFSET else 0
+  x = x * _expand(x, offset + params["scale"])
   if config.norm is Norm.LAYER:
     x = x + _expand(x, params["bias"])
   return x.astype(config.compute_dtype)
@@ -201,6 +214,15 @@ def norm(config: Config, params: Params, x: Array) -> Array:
 def _expand(x: Array, y: Array) -> Array:
   """Adds leading axes to `y`, so that it broadcasts over `x`."""
   return y.reshape((1,) * (x.ndim - y.ndim) + y.shape)
+
+
+def _scaled(x: Array, scale: float) -> Array:
+  return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+  """Bounds logits to (-cap, cap) by `cap tanh(x / cap)`; None: leaves them."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _linear(params: Params, x: Array, contract: int = 1) -> Array:
@@ -238,45 +260,113 @@ def block(
   Returns:
     The layer's output, and `aux`.
   """
-  h = norm(config, params["attention_norm"], x)
-  query = _rotate(_linear(params["query"], h), rotation)
-  key = _rotate(_linear(params["key"], h), rotation)
+
+  def normed(name: str, x: Array) -> Array:
+    return norm(config, params[name], x) if name in params else x
+
+  h = normed("attention_norm", x)
+  query = _rotate(normed("query_norm", _linear(params["query"], h)), rotation)
+  key = _rotate(normed("key_norm", _linear(params["key"], h)), rotation)
   mixed, aux = attend(query, key, _linear(params["value"], h))
-  attended = _linear(params["output"], mixed, contract=2)
-  if config.parallel_residual:
-    h = norm(config, params["mlp_norm"], x)
-    return x + attended + _mlp(config, params, h), aux
-  x = x + attended
-  h = norm(config, params["mlp_norm"], x)
-  return x + _mlp(config, params, h), aux
+  attended = normed("attention_post_norm", _linear(params["output"], mixed, contract=2))
+  attended = x + _scaled(attended, config.residual_scale)
+  h = normed("mlp_norm", x if config.parallel_residual else attended)
+  change = normed("mlp_post_norm", _mlp(config, params, h))
+  return attended + _scaled(change, config.residual_scale), aux
 
 
 # --- Positions
 
 
-def _frequencies(config: Config) -> np.ndarray:
-  rotary, dim = config.rotary, config.rotary_dim
-  freq = rotary.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
-  s = rotary.llama3
-  if s is None:
-    return freq.astype(np.float32)
-  # Llama 3.1: low frequencies are divided by the factor, high ones unchanged, with
-  # linear interpolation in (context / wavelength) between them.
-  periods = s.original_positions * freq / (2 * np.pi)
-  weight = (periods - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-  weight = np.clip(weight, 0.0, 1.0)
-  return (freq * (weight + (1 - weight) / s.factor)).astype(np.float32)
+def _frequencies(rotary: Rotary, dim: int) -> np.ndarray:
+  freq = rotary.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim) / rotary.linear
+  if rotary.llama3 is not None:
+    # Llama 3.1: low frequencies are divided by the factor, high ones unchanged, with
+    # linear interpolation in (context / wavelength) between them.
+    s = rotary.llama3
+    periods = s.original_positions * freq / (2 * np.pi)
+    weight = (periods - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    weight = np.clip(weight, 0.0, 1.0)
+    freq = freq * (weight + (1 - weight) / s.factor)
+  if rotary.yarn is not None:
+    weight = _yarn_weight(rotary, dim)
+    freq = freq * (weight + (1 - weight) / rotary.yarn.factor)
+  return freq.astype(np.float32)
+
+
+def _yarn_weight(rotary: Rotary, dim: int) -> np.ndarray:
+  """Weight of the unscaled frequencies: a ramp from 1 to 0 over the dimensions."""
+  s = rotary.yarn
+
+  def dimension(turns: float) -> float:
+    wavelength = s.original_positions / (turns * 2 * math.pi)
+    return dim * math.log(wavelength) / (2 * math.log(rotary.theta))
+
+  low, high = dimension(s.beta_fast), dimension(s.beta_slow)
+  if s.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, dim - 1)
+  high += 0.001 if low == high else 0  # as in the authors' code
+  return 1 - np.clip((np.arange(dim // 2) - low) / (high - low), 0.0, 1.0)
+
+
+class LayerKinds(NamedTuple):
+  """What differs between layers beside their parameters; None: nothing.
+
+  Attributes:
+    window_N: number of last positions that a position attends to.
+    rotary_N: index of the layer's rotary embedding in the result of `angles`.
+  """
+
+  window_N: Array | None
+  rotary_N: Array | None
+
+
+def layer_kinds(config: Config) -> LayerKinds:
+  """Lists the windows and rotary embeddings of the layers."""
+  unbounded = np.iinfo(np.int32).max
+  windows = [window or unbounded for window in config.windows]
+  distinct = _distinct_rotaries(config)
+  indices = [distinct.index(rotary) for rotary in config.rotaries]
+  return LayerKinds(
+    window_N=np.asarray(windows, np.int32) if windows else None,
+    rotary_N=np.asarray(indices, np.int32) if len(distinct) > 1 else None,
+  )
+
+
+def _distinct_rotaries(config: Config) -> tuple[Rotary | None, ...]:
+  return tuple(dict.fromkeys(config.rotaries))
 
 
 def angles(config: Config, position: Array) -> tuple:
-  """Computes cosines and sines `[..., 1, rotated / 2]`; () for learned positions."""
-  if config.rotary is None:
+  """Computes cosines and sines of the rotary embeddings.
+
+  `[..., 1, rotated / 2]`; with a leading axis of the distinct rotary embeddings where
+  layers differ; () where nothing is rotated.
+  """
+  distinct = _distinct_rotaries(config)
+  tables = [_angles(config, rotary, position) for rotary in distinct]
+  if len(tables) == 1:
+    return tables[0]
+  return tuple(jnp.stack(one) for one in zip(*tables, strict=True))
+
+
+def layer_angles(angles: tuple, index: Array | None) -> tuple:
+  """Selects a layer's rotary embedding, `index` of `LayerKinds.rotary_N`."""
+  return angles if index is None else tuple(table[index] for table in angles)
+
+
+def _angles(config: Config, rotary: Rotary | None, position: Array) -> tuple:
+  if rotary is None and config.rotary is None:
     return ()
-  freq = jnp.asarray(_frequencies(config))
-  angle = position[..., None, None].astype(jnp.float32) * _expand(
-    position[..., None, None], freq
-  )
-  return jnp.cos(angle), jnp.sin(angle)
+  position = position[..., None, None].astype(jnp.float32)
+  if rotary is None:  # a layer that does not rotate: by an angle of 0
+    freq, scale = np.zeros(config.rotary_dim // 2, np.float32), 1.0
+  else:
+    freq = _frequencies(rotary, config.rotary_dim)
+    scale = 1.0 if rotary.yarn is None else rotary.yarn.attention_factor
+  angle = position * _expand(position, jnp.asarray(freq))
+  return _scaled(jnp.cos(angle), scale), _scaled(jnp.sin(angle), scale)
 
 
 def _rotate(x: Array, rotation: tuple) -> Array:
@@ -298,7 +388,7 @@ def embed(config: Config, params: Params, tokens: Array, position: Array) -> Arr
   x = params["embedding"].at[tokens].get(mode="fill")
   if config.rotary is None:
     x = x + params["position"].at[position].get(mode="fill")
-  return x.astype(config.compute_dtype)
+  return _scaled(x.astype(config.compute_dtype), config.embedding_scale)
 
 
 # --- Whole rows
@@ -316,33 +406,73 @@ def attention_mask(rows: Rows) -> Array:
   return causal & same_segment & valid & (in_prompt | same_branch)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def window_mask(query_position: Array, key_position: Array, window: Any) -> Array:
+  """Whether a key is among the last `window` positions of a query's text.
+
+  By position, not by index: a completion follows its prompt, however far away in the
+  row. Shapes broadcast; `window` None is no window.
+  """
+  if window is None:
+    return jnp.ones((1,) * query_position.ndim, bool)
+  return query_position - key_position < window
+
+
+def attention_scale(config: Config) -> float:
+  """Factor of the attention's logits."""
+  return config.attention_scale or config.head_dim**-0.5
+
+
+def attend(
+  config: Config, query: Array, key: Array, value: Array, mask: Array
+) -> Array:
   """Masked attention: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
-  H, h = query.shape[2:]
-  group_size = H // key.shape[2]
+  group_size = query.shape[2] // key.shape[2]
   key, value = (jnp.repeat(x, group_size, axis=2) for x in (key, value))
   # Heads before positions: two batched matrix products, which XLA on CPU runs about
   # twice as fast as the same contraction in any other layout.
   query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
   wide = jnp.promote_types(query.dtype, jnp.float32)
-  score = jnp.matmul(query * h**-0.5, key.swapaxes(-1, -2), preferred_element_type=wide)
+  query = query * attention_scale(config)
+  score = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=wide)
+  score = soft_cap(score, config.attention_softcap)
   score = jnp.where(mask[:, None], score, MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
   return jnp.matmul(weight, value).transpose(0, 2, 1, 3)
 
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:
-  mask = attention_mask(rows)
-  rotation = angles(config, rows.position_RL)
+  x, _ = run_blocks(config, params, rows, lambda key, value: None)
+  return norm(config, params["final_norm"], x)
 
-  def masked_attend(query, key, value):
-    return attend(query, key, value, mask), None
+
+def run_blocks(
+  config: Config, params: Params, rows: Rows, keep: Callable[[Array, Array], Any]
+) -> tuple[Array, Any]:
+  """Applies all layers to whole rows.
+
+  Args:
+    config: of the decoder.
+    params: of the decoder.
+    rows: packed rows.
+    keep: `(key, value) ->` what is returned of each layer, stacked.
+
+  Returns:
+    `[R, L, D]` before the final norm, and what `keep` returned.
+  """
+  mask = attention_mask(rows)
+  tables = angles(config, rows.position_RL)
+  query_position, key_position = rows.position_RL[:, :, None], rows.position_RL[:, None]
 
   def step(x, layer):
-    return block(config, layer, x, rotation, masked_attend)
+    params, kinds = layer
+    near = window_mask(query_position, key_position, kinds.window_N)
+
+    def masked_attend(query, key, value):
+      return attend(config, query, key, value, mask & near), keep(key, value)
+
+    return block(config, params, x, layer_angles(tables, kinds.rotary_N), masked_attend)
 
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)
   x = embed(config, params, rows.tokens_RL, rows.position_RL)
-  x, _ = jax.lax.scan(step, x, params["blocks"])
-  return norm(config, params["final_norm"], x)
+  return jax.lax.scan(step, x, (params["blocks"], layer_kinds(config)))

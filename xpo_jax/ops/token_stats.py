@@ -99,6 +99,26 @@ def tempered(stat: TokenStat, temperature: float) -> TokenStat:
   return stat._replace(fn=fn)
 
 
+@functools.cache
+def capped(stat: TokenStat, softcaps: tuple[tuple[str, float], ...]) -> TokenStat:
+  """The statistic of models whose logits x are bounded to c tanh(x / c).
+
+  Args:
+    stat: any statistic.
+    softcaps: role and c, of the roles with such a bound (Gemma 2).
+  """
+  if not softcaps:
+    return stat
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    bounded = {
+      role: cap * jnp.tanh(roles[role] / cap) for role, cap in softcaps if role in roles
+    }
+    return stat.fn(dict(roles) | bounded, target_C)
+
+  return stat._replace(fn=fn)
+
+
 def entropy(logits_CV: Array) -> Array:
   """Entropy of the softmax, in nats, `[C]`; a logit of -inf adds 0."""
   logp_CV = jax.nn.log_softmax(logits_CV)

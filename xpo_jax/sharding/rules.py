@@ -1,7 +1,8 @@
 """Maps the logical axes of parameters to mesh axes.
 
 A size that its mesh axis does not divide is refused, never replicated instead: silent
-replication would only show when memory runs out.
+replication would only show when memory runs out. The key and value heads alone are held
+whole there: models have few of them (Gemma 3 1B: one), and they are small.
 """
 
 from typing import Any
@@ -25,6 +26,7 @@ RULES = {
   "rank": None,  # of an adapter
   None: None,
 }
+_WHOLE_IF_NOT_DIVISIBLE = ("kv_heads",)
 
 
 def is_axes(x: Any) -> bool:
@@ -37,15 +39,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def param_shardings(
-  mesh: Mesh, logical_axes: Any, params: Params | None = None
-) -> Params:
+def param_shardings(mesh: Mesh, logical_axes: Any, params: Params) -> Params:
   """Returns the sharding of every parameter, by `RULES`.
 
   Args:
     mesh: from `make_mesh`.
     logical_axes: pytree like the parameters, a tuple of axis names for each leaf.
-    params: arrays or `jax.ShapeDtypeStruct`s whose sizes are checked, or None.
+    params: arrays or `jax.ShapeDtypeStruct`s.
 
   Returns:
     Pytree of `NamedSharding`.
@@ -54,24 +54,25 @@ def param_shardings(
     ValueError: an axis name that has no rule, or a size that is not divisible.
   """
 
-  def sharding(path, axes):
+  def sharding(path, axes, x):
     unknown = [axis for axis in axes if axis not in RULES]
     if unknown:
       raise ValueError(
         f"parameter {_name(path)} has the axes {axes}; there is no rule for "
         f"{unknown}, known: {sorted(axis for axis in RULES if axis)}"
       )
-    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
-
-  shardings = jax.tree_util.tree_map_with_path(sharding, logical_axes, is_leaf=is_axes)
-  if params is not None:
-    jax.tree_util.tree_map_with_path(
-      lambda path, axes, x: _check_divides(mesh, path, axes, x.shape),
-      logical_axes,
-      params,
-      is_leaf=is_axes,
+    if len(axes) != len(x.shape):
+      raise ValueError(
+        f"parameter {_name(path)} of shape {x.shape} has the axes {axes}"
+      )
+    sizes = zip(axes, x.shape, strict=True)
+    return NamedSharding(
+      mesh, PartitionSpec(*(_mesh_axis(mesh, path, axis, size) for axis, size in sizes))
     )
-  return shardings
+
+  return jax.tree_util.tree_map_with_path(
+    sharding, logical_axes, params, is_leaf=is_axes
+  )
 
 
 def pin(mesh: Mesh | None, x: Array, *axes: Any) -> Array:
@@ -103,18 +104,20 @@ def gather_tables(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
   return jax.tree.map(gather, logical_axes, params, is_leaf=is_axes)
 
 
-def _check_divides(mesh, path, axes, shape):
-  if len(axes) != len(shape):
-    raise ValueError(f"parameter {_name(path)} of shape {shape} has the axes {axes}")
-  for axis, size in zip(axes, shape, strict=True):
-    count = mesh.shape[RULES[axis]] if RULES[axis] else 1
-    if size % count:
-      allowed = [n for n in range(1, size + 1) if size % n == 0]
-      raise ValueError(
-        f"parameter {_name(path)}: axis {axis!r} of size {size} cannot be split over "
-        f"{RULES[axis]}={count} devices; {RULES[axis]} must be one of {allowed} "
-        f"(for every parameter), or change the model's size"
-      )
+def _mesh_axis(mesh, path, axis, size):
+  """The mesh axis that splits an axis of a parameter, or None: held whole."""
+  rule = RULES[axis]
+  count = mesh.shape[rule] if rule else 1
+  if size % count == 0:
+    return rule
+  if axis in _WHOLE_IF_NOT_DIVISIBLE:
+    return None
+  allowed = [n for n in range(1, size + 1) if size % n == 0]
+  raise ValueError(
+    f"parameter {_name(path)}: axis {axis!r} of size {size} cannot be split over "
+    f"{rule}={count} devices; {rule} must be one of {allowed} "
+    f"(for every parameter), or change the model's size"
+  )
 
 
 def _name(path):

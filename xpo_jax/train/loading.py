@@ -410,16 +410,16 @@ def beyond_positions(config: Config, examples: Sequence[Example]) -> dict[str, i
   """Counts examples longer than the positions that the start was trained on.
 
   Raises:
-    ValueError: positions are learned, and there are none after the last.
+    ValueError: there are no positions after the last (`Config.position_limit`).
   """
   lengths = [len(x.prompt) + max(map(len, x.completions)) for x in examples]
   beyond = [
     number for number, length in enumerate(lengths) if length > config.positions
   ]
-  if beyond and config.rotary is None:
+  if beyond and config.position_limit is not None:
     worst = max(beyond, key=lengths.__getitem__)
     raise ValueError(
-      f"{len(beyond)} examples have more tokens than the {config.positions} learned "
+      f"{len(beyond)} examples have more tokens than the {config.positions} "
       f"positions of the start: {examples[worst].uid} has {lengths[worst]}; set "
       "Data.limits.prompt and Data.limits.completion, or drop them"
     )
@@ -455,7 +455,7 @@ def check_room(config: Config, sampling: Sampling, longest: int) -> None:
     longest: tokens of the longest prompt.
 
   Raises:
-    ValueError: more positions than learned ones; top_k above the vocabulary size.
+    ValueError: more positions than there are; top_k above the vocabulary size.
   """
   if sampling.top_k is not None and sampling.top_k > config.vocab:
     raise ValueError(
@@ -463,11 +463,11 @@ def check_room(config: Config, sampling: Sampling, longest: int) -> None:
       "vocabulary), or None"
     )
   total = longest + sampling.max_completion_tokens
-  if config.rotary is None and total > config.positions:
+  if config.position_limit is not None and total > config.position_limit:
     raise ValueError(
       f"Sampling.max_completion_tokens is {sampling.max_completion_tokens}: after a "
       f"prompt of {longest} tokens that is {total}, and the start has "
-      f"{config.positions} learned positions; lower it, or set Prompts.limits.prompt"
+      f"{config.positions} positions; lower it, or set Prompts.limits.prompt"
     )
 
 

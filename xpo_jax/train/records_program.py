@@ -194,7 +194,7 @@ def examples(
 
   Raises:
     BadRecords: bad records, where they stop the run.
-    ValueError: examples longer than the learned positions of the start.
+    ValueError: examples longer than the positions that the start has at most.
   """
   train, held_out, counts = loading.prepare(
     experiment, loaded, begin.tokenizer, run_dir, datasets

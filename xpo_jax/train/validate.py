@@ -186,7 +186,7 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
   """
   config, directory = _decoder(experiment.start)
   longest = 1
-  if config.rotary is None and directory is not None:
+  if config.position_limit is not None and directory is not None:
     tokenizer = hf_checkpoint.read_tokenizer(directory)
     with tempfile.TemporaryDirectory() as scratch:  # for lists of bad rows
       chosen, _, _ = loading.prompt_sets(

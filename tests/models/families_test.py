@@ -1,0 +1,399 @@
+"""Each model family against torch: fixtures of `fixtures/make_hf_fixtures.py`."""
+
+import dataclasses
+import functools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from xpo_jax.config import optim
+from xpo_jax.data.tokenise import Example
+from xpo_jax.models import hf_checkpoint, hf_config, kv_cache, lora, transformer
+from xpo_jax.models.config import Norm, Rotary
+from xpo_jax.models.lora import Adapter
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import place
+from xpo_jax.train import loading
+from xpo_jax.types import Layout
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+FIXTURE_NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.npz"))
+# Set by `save` or by the installed version of transformers, or read by neither side.
+IGNORED = {"bos_token_id", "eos_token_id", "pad_token_id", "dtype", "_name_or_path"}
+IGNORED |= {"transformers_version", "max_window_layers", "torch_dtype", "rope_scaling"}
+IGNORED |= {"rope_theta", "rope_local_base_freq", "use_cache", "rotary_emb_base"}
+IGNORED |= {"rotary_pct", "partial_rotary_factor", "no_rope_layer_interval", "n_inner"}
+
+
+@functools.cache
+def checkpoint(name):
+  return hf_checkpoint.load(FIXTURES / name)
+
+
+@functools.cache
+def logits_fn(config):
+  """Logits of rows; one compilation serves all tests of a family."""
+  model = transformer.model(config)
+
+  def logits(params, rows):
+    logits_RLV = model.hidden(params, rows) @ model.head(params).T
+    return transformer.soft_cap(logits_RLV, model.softcap)
+
+  return jax.jit(logits)
+
+
+def largest_error(config, lm, name) -> float:
+  """Largest absolute difference of logits from torch's, without padding."""
+  expected = np.load(FIXTURES / name / "expected.npz")
+  rows = transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
+  logits_RLV = logits_fn(config)(lm, rows)
+  valid = expected["mask_RL"][:, :, None] == 1
+  return float(np.abs(np.where(valid, logits_RLV - expected["logits_RLV"], 0)).max())
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_logits_equal_torch(name):
+  config, params, _ = checkpoint(name)
+  assert largest_error(config, params["lm"], name) < 2e-5
+
+
+def test_every_family_has_a_fixture():
+  of_fixtures = {
+    json.loads((FIXTURES / name / "config.json").read_text())["model_type"]
+    for name in FIXTURE_NAMES
+  }
+  assert of_fixtures | {"gemma3"} == set(hf_config.FAMILIES)  # gemma3: nested, below
+
+
+def without(*parts):
+  """Parameters whose blocks lack some parts."""
+
+  def change(lm):
+    blocks = {part: leaf for part, leaf in lm["blocks"].items() if part not in parts}
+    return lm | {"blocks": blocks}
+
+  return change
+
+
+def rotary(config, **changes):
+  return dataclasses.replace(config.rotary, **changes)
+
+
+SWITCHES = [
+  ("llama3_scaled", lambda c: {"rotary": rotary(c, llama3=None)}),
+  ("qwen2", lambda c: {"windows": ()}),
+  ("qwen2", lambda c: {"windows": (5, 5, 5, 0)}),
+  ("mistral", lambda c: {"windows": (6,) * c.layers}),
+  ("qwen3", lambda c: {"rotary": Rotary(c.rotary.theta)}),
+  (
+    "qwen3",
+    lambda c: {
+      "rotary": rotary(c, yarn=dataclasses.replace(c.rotary.yarn, attention_factor=1.0))
+    },
+  ),
+  (
+    "qwen3",
+    lambda c: {
+      "rotary": rotary(c, yarn=dataclasses.replace(c.rotary.yarn, truncate=False))
+    },
+  ),
+  ("qwen3", without("query_norm", "key_norm")),
+  ("gemma", lambda c: {"norm": Norm.RMS}),
+  ("gemma", lambda c: {"embedding_scale": 1.0}),
+  ("gemma2", lambda c: {"attention_softcap": None}),
+  ("gemma2", lambda c: {"logit_softcap": None}),
+  ("gemma2", lambda c: {"attention_scale": None}),
+  ("gemma2", without("attention_post_norm", "mlp_post_norm")),
+  ("gemma3", lambda c: {"local_rotary": None}),
+  ("gemma3", lambda c: {"rotary": rotary(c, linear=1.0)}),
+  ("olmo2", without("attention_post_norm", "mlp_post_norm")),
+  ("olmo2", without("query_norm", "key_norm")),
+  ("olmo3", lambda c: {"local_rotary": None}),
+  ("smollm3", lambda c: {"rotated": ()}),
+  ("phi3", lambda c: {"rotary": rotary(c, fraction=1.0)}),
+  ("granite", lambda c: {"embedding_scale": 1.0}),
+  ("granite", lambda c: {"residual_scale": 1.0}),
+  ("granite", lambda c: {"attention_scale": None}),
+  ("granite", lambda c: {"logit_divisor": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), SWITCHES)
+def test_each_switch_is_needed_for_parity(name, change):
+  config, params, _ = checkpoint(name)
+  lm = params["lm"]
+  if "without" in change.__qualname__:
+    lm = change(lm)
+  else:
+    config = dataclasses.replace(config, **change(config))
+  assert largest_error(config, lm, name) > 1e-3
+
+
+def texts_logits(config, lm, texts):
+  """Logits of texts, each alone in a row of 14 tokens, 4 rows at a time."""
+  out = []
+  for start in range(0, len(texts), 4):
+    some = texts[start : start + 4]
+    tokens, mask = np.zeros((2, 4, 14), np.int32)
+    for row, text in enumerate(some):
+      tokens[row, : len(text)], mask[row, : len(text)] = text, 1
+    logits_RLV = logits_fn(config)(lm, transformer.Rows.plain(tokens, mask))
+    out += [np.asarray(x[: len(t)]) for x, t in zip(logits_RLV, some, strict=False)]
+  return out
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_packed_branches_equal_plain_rows(name):
+  config, params, _ = checkpoint(name)
+  rng = np.random.default_rng(0)
+  # Prompt and completions of three groups; the last branch of the first is far from its
+  # prompt in the row, and its text longer than the windows.
+  lengths = [[(4, (5, 5))], [(3, (2, 2)), (2, (3, 2))]]
+  fields = np.zeros((4, 4, 14), np.int32)  # tokens, segment, branch, position
+  texts, where = [], []
+  for row, groups in enumerate(lengths):
+    at = 0
+    for segment, (prompt, completions) in enumerate(groups, 1):
+      ids = rng.integers(3, config.vocab, prompt)
+      prompt_at = list(range(at, at + prompt))
+      fields[:, row, prompt_at] = ids, [segment] * prompt, [0] * prompt, range(prompt)
+      at += prompt
+      for branch, length in enumerate(completions, 1):
+        own = rng.integers(3, config.vocab, length)
+        own_at = list(range(at, at + length))
+        fields[:, row, own_at] = (
+          own,
+          [segment] * length,
+          [branch] * length,
+          range(prompt, prompt + length),
+        )
+        at += length
+        texts.append([*ids, *own])
+        where.append((row, prompt_at + own_at))
+  packed = logits_fn(config)(params["lm"], transformer.Rows(*fields))
+  plain = texts_logits(config, params["lm"], texts)
+  for (row, at), expected in zip(where, plain, strict=True):
+    np.testing.assert_allclose(packed[row, np.asarray(at)], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_decoding_equals_whole_rows(name):
+  # The tokens are given, so that all logits are compared: a window shorter than the
+  # prompt, and branches of different lengths beside each other.
+  config, params, _ = checkpoint(name)
+  rng = np.random.default_rng(1)
+  B, K, P, T = 2, 2, 8, 5
+  length_B = np.array([8, 3])
+  prompt_BP = rng.integers(3, config.vocab, (B, P))
+  own_BKT = rng.integers(3, config.vocab, (B, K, T))
+
+  @jax.jit
+  def decode(lm):
+    hidden_BD, prompts = kv_cache.prefill(
+      config, lm, jnp.asarray(prompt_BP), jnp.asarray(length_B)
+    )
+    layers = kv_cache.layers(lm)
+
+    def step(branches, t):
+      token_BK = jnp.asarray(own_BKT)[:, :, t]
+      at_BK = jnp.full((B, K), t)
+      hidden_BKD, branches = kv_cache.decode(
+        config, layers, token_BK, at_BK, prompts, branches
+      )
+      return branches, hidden_BKD
+
+    branches = kv_cache.branches(prompts, K, T)
+    _, hidden_TBKD = jax.lax.scan(step, branches, jnp.arange(T))
+    first = jnp.broadcast_to(hidden_BD[None, :, None], (1, *hidden_TBKD.shape[1:]))
+    logits = jnp.concatenate([first, hidden_TBKD]) @ transformer.head(config, lm).T
+    return transformer.soft_cap(logits, config.logit_softcap)
+
+  logits_TBKV = np.asarray(decode(params["lm"]))
+  texts = [
+    [*prompt_BP[b, : length_B[b]], *own_BKT[b, k]] for b in range(B) for k in range(K)
+  ]
+  plain = texts_logits(config, params["lm"], texts)
+  for text, (b, k) in zip(plain, np.ndindex(B, K), strict=True):
+    expected = text[length_B[b] - 1 :]
+    np.testing.assert_allclose(logits_TBKV[:, b, k], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_weight_decay_is_of_matrices_only(name):
+  axes = transformer.model(checkpoint(name).config).logical_axes()
+  for path, decays in jax.tree_util.tree_leaves_with_path(optim.matrices(axes)):
+    assert decays == (path[-1].key not in ("scale", "bias")), path
+
+
+def test_gemma3_inside_a_model_of_images_loads(tmp_path):
+  # As on the hub: a text_config, longer names, and weights that read images.
+  directory = shutil.copytree(FIXTURES / "gemma3", tmp_path / "nested")
+  text = json.loads((directory / "config.json").read_text())
+  vision = {"model_type": "siglip_vision_model", "hidden_size": 8}
+  config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
+  (directory / "config.json").write_text(json.dumps(config))
+  tensors = load_file(directory / "model.safetensors")
+  for prefix in ("language_model.model.", "model.language_model."):
+    renamed = {f"{prefix}{k.removeprefix('model.')}": v for k, v in tensors.items()}
+    renamed["vision_tower.post_layernorm.weight"] = np.ones(8, np.float32)
+    save_file(renamed, directory / "model.safetensors")
+    loaded = hf_checkpoint.load(directory)
+    assert loaded.config == checkpoint("gemma3").config
+    assert_same(loaded.params, checkpoint("gemma3").params)
+
+
+def test_config_of_several_families_goes_back_to_its_own(tmp_path):
+  # Without a window Mistral is Llama, and Phi-3 too, whose weights are stored
+  # otherwise; adapters need the names of their base.
+  for name, family in (("mistral", "mistral"), ("phi3", "phi3"), ("olmo3", "olmo3")):
+    config = dataclasses.replace(
+      checkpoint(name).config,
+      rotary=Rotary(),
+      local_rotary=None,
+      windows=(),
+      family=None,
+    )
+    first = hf_config.find_family(config)
+    config = hf_config.with_family(config, family)
+    assert config.family == family and first is not hf_config.FAMILIES[family]
+    params = checkpoint(name).params
+    hf_checkpoint.save(tmp_path / name, config, params)
+    assert hf_checkpoint.load(tmp_path / name).config == config
+    content = json.loads((tmp_path / name / "config.json").read_text())
+    assert content["model_type"] == family
+  with pytest.raises(ValueError, match=r"no Hugging Face family of \['gpt2'\]"):
+    hf_config.find_family(dataclasses.replace(config, family="gpt2"))
+
+
+def test_guide_lists_every_family():
+  text = (Path(__file__).parents[2] / "docs/guides/your_model.rst").read_text("utf-8")
+  head, *rows = re.findall(r"^   \* - ``(\w+)``$", text, flags=re.M)
+  assert head == "model_type" and rows == list(hf_config.FAMILIES)
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_parameters_are_split_over_a_mesh(name):
+  config, params, _ = checkpoint(name)
+  mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
+  axes = transformer.model(config).logical_axes()
+  lm = place.place_params(mesh, params["lm"], axes)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(lm["blocks"]):
+    where = jax.tree_util.keystr(path)
+    if "kernel" in where:
+      whole = config.kv_heads == 1 and ("key" in where or "value" in where)
+      part = {shard.data.size for shard in leaf.addressable_shards}
+      assert part == {leaf.size // (2 if whole else 4)}, where
+  # A single key-value head is whole on both; a norm is over heads that are split.
+  if name in ("gemma3", "olmo2"):
+    assert largest_error(config, lm, name) < 2e-5
+
+
+def test_texts_beyond_dynamic_rope_are_refused():
+  # Its base would depend on the length; within the context it is the default one.
+  config = dataclasses.replace(
+    checkpoint("llama").config, rotary=Rotary(5000.0, dynamic=4.0), positions=64
+  )
+  assert config.position_limit == 64
+  assert largest_error(config, checkpoint("llama").params["lm"], "llama") < 2e-5
+  written = hf_config.find_family(config).write(config)
+  assert written.rope_parameters["rope_type"] == "dynamic"
+  assert hf_config.find_family(config).read(written) == config
+  long = Example("long", np.ones(60, np.int32), (np.ones(5, np.int32),), Layout.DEMO)
+  with pytest.raises(ValueError, match="1 examples have more tokens than the 64 pos"):
+    loading.beyond_positions(config, [long])
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"windows": (4,)}, "windows has 1 values; .* 2 layers"),
+    ({"windows": (4, -1)}, "windows has -1"),
+    ({"rotated": (True,) * 3}, "rotated has 3 values"),
+    ({"pre_norm": False}, "pre_norm and post_norm are False"),
+    ({"logit_softcap": 0.0}, "logit_softcap is 0.0; it must be > 0"),
+    ({"local_rotary": Rotary(fraction=0.5)}, "same fraction"),
+  ],
+)
+def test_invalid_switch_raises_with_the_field(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(checkpoint("llama").config, **change)
+
+
+def test_two_rope_scalings_are_refused():
+  with pytest.raises(ValueError, match=r"scalings \['dynamic', 'linear'\]"):
+    Rotary(linear=2.0, dynamic=2.0)
+
+
+def assert_same(a, b) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_saved_directory_is_torchs(name, tmp_path):
+  config, params, _ = checkpoint(name)
+  hf_checkpoint.save(tmp_path, config, params, shard_bytes=30_000)
+  reloaded = hf_checkpoint.load(tmp_path)
+  assert reloaded.config == config
+  assert_same(reloaded.params, params)
+
+  def tensors(directory):
+    files = sorted(directory.glob("model*.safetensors"))
+    return {k: v for file in files for k, v in load_file(file).items()}
+
+  assert len(list(tmp_path.glob("*.safetensors"))) > 1
+  assert_same(tensors(tmp_path), tensors(FIXTURES / name))
+
+  def fields(directory):
+    content = transformers.AutoConfig.from_pretrained(directory).to_dict()
+    return {k: v for k, v in content.items() if k not in IGNORED}
+
+  saved, torchs = fields(tmp_path), fields(FIXTURES / name)
+  rope = saved.pop("rope_parameters", None), torchs.pop("rope_parameters", None)
+  assert saved == torchs
+  if rope[1] is not None:
+    assert rope[0].items() >= rope[1].items() or "full_attention" in rope[1]
+
+
+@pytest.mark.parametrize("name", FIXTURE_NAMES)
+def test_gradient_reaches_every_parameter_and_adapter(name):
+  config, params, _ = checkpoint(name)
+  adapter = Adapter(rank=2)
+  rng = np.random.default_rng(2)
+  pair = jax.tree.map(
+    lambda w: rng.normal(size=w.shape).astype(np.float32) / 10,
+    lora.weights(config, adapter),
+  )
+  tokens = rng.integers(3, config.vocab, (1, 10))
+  rows = transformer.Rows.plain(tokens, np.ones_like(tokens))
+  model = transformer.model(config)
+  cap = model.softcap
+
+  @jax.jit
+  def loss(lm, pair):
+    attached = lora.attach(lm, pair, adapter)
+
+    def nll(lm):
+      logits = transformer.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, cap)
+      return -jax.nn.log_softmax(logits)[0, np.arange(9), tokens[0, 1:]].mean()
+
+    return jax.value_and_grad(nll)(attached)
+
+  value, grads = loss(params["lm"], pair)
+  for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    where = jax.tree_util.keystr(path)
+    # Without rotation a bias of the keys adds the same to all logits of a query.
+    if config.rotary is not None or where != "['blocks']['key']['bias']":
+      assert np.abs(grad).max() > 1e-7, where
+  merged, _ = loss(
+    lora.merged(params["lm"], pair, adapter), jax.tree.map(np.zeros_like, pair)
+  )
+  np.testing.assert_allclose(value, merged, rtol=1e-5)
