@@ -254,6 +254,12 @@ def _recipe(args, overrides):
     raise ValueError(f"xpo {args.command} RECIPE: name one (xpo list); {_OVERRIDES}")
   from xpo_jax.studies import find_recipe
 
+  prog = f"xpo {args.command} {args.recipe}"
+  if find_recipe.is_objective(args.recipe, overrides):
+    from xpo_jax.studies import objective_recipe
+
+    experiment = objective_recipe.experiment(args.recipe, overrides, prog)
+    return find_recipe.Recipe(experiment)
   # Words before the first flag are the recipe's own arguments.
   flags = next(
     (i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides)
@@ -273,7 +279,6 @@ def _recipe(args, overrides):
     return recipe
   from xpo_jax.config import command_line
 
-  prog = f"xpo {args.command} {args.recipe}"
   changed = command_line.from_args(recipe.experiment, overrides[flags:], prog=prog)
   return recipe._replace(experiment=changed)
 

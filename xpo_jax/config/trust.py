@@ -35,7 +35,7 @@ _PROGRAMS = (
 )
 _OBJECTIVE = "name"
 # Fields of a file that hold "module:function"; `only` holds several, with commas.
-_FIELDS = (_OBJECTIVE, "function", "transform", "only")
+_FIELDS = (_OBJECTIVE, "function", "transform", "only", "reward_function")
 
 # Of this process: modules, packages, single names "module:function", paths of recipes.
 _trusted: set[str] = set()

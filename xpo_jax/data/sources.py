@@ -24,6 +24,7 @@ preferred.
 
 import codecs
 import dataclasses
+import difflib
 import gzip
 import hashlib
 import json
@@ -92,12 +93,15 @@ class Reading:
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
     rename: the file's column to the standard column. "responses.text" reads the `text`
       of each object in the list `responses`, as a column of lists.
+    columns: further columns that stay with a prompt, for a reward that reads them; a
+      row without one cannot be used. Every record is then its prompt.
   """
 
   kind: str | None = None
   prompt_words: int | None = None
   loss_on: Literal["last", "all"] = "last"
   rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  columns: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.kind is not None and self.kind not in _COLUMNS:
@@ -190,7 +194,7 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
       f"{name}: column 'text' has no prompt; set how many words form it "
       "(prompt_words, for example 4)"
     )
-  used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id"}
+  used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id", *reading.columns}
   good: list[tuple[records.Record, Mapping[str, Any]]] = []
   for uid, row in rows:
     try:
@@ -200,6 +204,8 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
       if not isinstance(record.prompt, str):
         arguments = _template_arguments(row)
         record = dataclasses.replace(record, template_arguments=arguments)
+      if reading.columns:
+        record = _with_columns(record, row, reading.columns)
       problem = records.find_problem(record)
     except UnusableRecord as error:
       bad.append(BadRecord(uid, error.problem, error.detail, row))
@@ -244,6 +250,25 @@ def _with_all_columns(
     else:
       good.append((record, row))
   return good, bad
+
+
+def _with_columns(
+  record: records.Record, row: Mapping[str, Any], names: tuple[str, ...]
+) -> records.Prompt:
+  """The prompt of a record with columns of its row."""
+  for name in names:
+    if row.get(name) is None:
+      near = difflib.get_close_matches(name, row, n=1)
+      meant = f" (did you mean {near[0]!r}?)" if near else ""
+      raise UnusableRecord(
+        "missing column", f"{name!r}{meant} is not among {sorted(row)}"
+      )
+  return records.Prompt(
+    record.uid,
+    record.prompt,
+    {name: _plain(row[name], name) for name in names},
+    template_arguments=record.template_arguments,
+  )
 
 
 def _uid(row: Mapping[str, Any], uid: str) -> str:

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from xpo_jax import objectives
 from xpo_jax.config import trust
 
 STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
+OBJECTIVE_FLAGS = ("--model", "--data", "--held-out", "--prompts", "--reward")
 TABLES = "tables"  # the folder of tables in `experiments/`
 Kind = Literal["recipe", "table"]
 
@@ -62,6 +64,20 @@ def names(kind: Kind | None = None) -> dict[str, Path]:
       if is_recipe:
         recipes.setdefault(path.stem, path)
   return {n: path for n, path in recipes.items() if kind in (None, kind_of(path))}
+
+
+def is_objective(recipe: str, words: Sequence[str]) -> bool:
+  """Whether a command line is of an objective's own recipe (`objective_recipe`).
+
+  Args:
+    recipe: a name of the index, or "module:factory".
+    words: those after it. A name of the index that a recipe file has too is the
+      file's, unless a flag of the objective's recipe follows.
+  """
+  if recipe.endswith(".py") or (recipe not in objectives.NAMES and ":" not in recipe):
+    return False
+  given = {word.partition("=")[0] for word in words}
+  return recipe not in names() or bool(given & set(OBJECTIVE_FLAGS))
 
 
 def kind_of(path: Path) -> Kind:

@@ -486,7 +486,7 @@ def prompt_sets(
 
 
 def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
-  first = {split.prompt_text(row): row for row in reversed(loaded.records)}
+  first = {_prompt_key(row): row for row in reversed(loaded.records)}
   tokenised = tokenise.tokenise_valid_prompts(
     list(reversed(first.values())), tokenizer, config.template, limits=config.limits
   )
@@ -503,6 +503,12 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   uids = tuple(row.uid for row in rows)
   width = max(map(len, tokenised.ids))
   return PromptSet(uids, texts, tokenised.ids, width), bad, tokenised.counts
+
+
+def _prompt_key(row: Record) -> tuple[str, str]:
+  """By what equal prompts are found: text, and columns that a reward reads."""
+  columns = row.columns if isinstance(row, records.Prompt) else {}
+  return split.prompt_text(row), json.dumps(columns, sort_keys=True)
 
 
 def _some(prompts: PromptSet, rows: Sequence[int]) -> PromptSet:

@@ -7,7 +7,7 @@ bit for bit: a run that is killed after its feedback does not ask the judge agai
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import sealed_files
-from xpo_jax.data.records import Conversation, Turn
+from xpo_jax.data.records import Conversation, PromptText, Turn, columns_of
 from xpo_jax.data.tokenise import Example
 from xpo_jax.models import generate
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
@@ -39,6 +39,7 @@ class RolloutBatch:
       policy that sampled it, at the sampling temperature, before any truncation.
     ended_BK: False where a completion was cut at the limit.
     reward_BK: rewards by the feedback, NaN where it abstained; None before feedback.
+    reward_parts: what the rewards are made of, by name, [B, K] each; {} for nothing.
     opponents_BJ: texts that the completions are compared with, or ().
     idle: fraction of the sampler's decode slots times steps that were idle, opponents
       included.
@@ -52,6 +53,7 @@ class RolloutBatch:
   logp: tuple[tuple[np.ndarray, ...], ...]
   ended_BK: np.ndarray
   reward_BK: np.ndarray | None = None
+  reward_parts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   opponents_BJ: tuple[tuple[str, ...], ...] = ()
   idle: float = 0.0
 
@@ -214,10 +216,15 @@ def write(path: Path, rollouts: RolloutBatch) -> None:
         "tokens": tokens.tolist(),
         "logp": rollouts.logp[b][k].tolist(),
       }
+      if rollouts.reward_parts:
+        parts = {name: float(x[b, k]) for name, x in rollouts.reward_parts.items()}
+        line["reward_parts"] = {n: None if np.isnan(x) else x for n, x in parts.items()}
       if k == 0:  # once a prompt
         line |= {"prompt_tokens": example.prompt.tolist(), "idle": rollouts.idle}
         if isinstance(rollouts.prompts[b], Conversation):
           line |= {"conversation": _messages(rollouts.prompts[b])}
+        if columns := columns_of(rollouts.prompts[b]):
+          line |= {"columns": dict(columns)}
         if rollouts.opponents_BJ:
           line |= {"opponents": list(rollouts.opponents_BJ[b])}
       lines.append(line)
@@ -259,6 +266,10 @@ def read(path: Path) -> RolloutBatch:
     logp=tuple(map(tuple, of("logp", np.float32))),
     ended_BK=np.array(of("ended"), bool),
     reward_BK=np.array(of("reward"), np.float32),  # None becomes NaN
+    reward_parts={
+      name: np.array([[line["reward_parts"][name] for line in g] for g in groups], "f4")
+      for name in lines[0].get("reward_parts", {})
+    },
     opponents_BJ=tuple(
       tuple(group[0]["opponents"]) for group in groups if "opponents" in group[0]
     ),
@@ -274,10 +285,11 @@ def _messages(prompt: Conversation) -> dict[str, Any]:
 def _prompt(group: list[dict[str, Any]]) -> str:
   """The prompt of the lines of a group."""
   line = group[0]
+  columns = line.get("columns", {})
   if "conversation" not in line:
-    return line["prompt"]
+    return PromptText(line["prompt"], columns) if columns else line["prompt"]
   turns = tuple(Turn(**turn) for turn in line["conversation"]["turns"])
-  return Conversation(turns, line["conversation"]["template_arguments"])
+  return Conversation(turns, line["conversation"]["template_arguments"], columns)
 
 
 def order(prompts: int, seed: int, start: int, count: int) -> np.ndarray:
