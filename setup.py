@@ -50,6 +50,8 @@ setup(
     "grain>=0.2.10",
     "array-record>=0.8.3",
     "importlib_resources",  # TFDS imports it and does not ask for it
+    "pyarrow>=15",
+    "huggingface_hub>=0.30",
     "safetensors>=0.4.5",
     "jinja2",  # transformers' chat templates need it and do not ask for it
     "absl-py",

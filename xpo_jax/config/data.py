@@ -16,8 +16,9 @@ class Data:
   """Training records and how they are split into steps.
 
   Attributes:
-    path: a .jsonl or .jsonl.gz file, a TFDS directory (`data.tfds`), "hub:NAME" for a
-      Hugging Face data set, "synthetic:NUMBER" for so many synthetic reviews, the name
+    path: a file of JSON, JSON lines, CSV, Parquet or Arrow (`data.tables`), a directory
+      of `save_to_disk` or TFDS (`data.tfds`), "hub:NAME" for a Hugging Face data set,
+      "synthetic:NUMBER" for so many synthetic reviews, the name
       of records handed to `loop.train`, or a `Configured` function that returns
       records: it runs when the run starts, and a `Stage` among its arguments is
       trained first (samples of a policy, labelled).

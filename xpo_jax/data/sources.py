@@ -19,7 +19,9 @@ is a list of text parts is joined. The shared prompt of a pair is its equal lead
 messages; in HH transcripts everything up to the last "\\n\\nAssistant:"; in other
 strings the longest common prefix, cut at a space. An optional column `id` becomes the
 record's uid; a pair's optional `probability` is that of the chosen completion being
-preferred.
+preferred. A prompt that is a string before completions of messages is one message of
+the user; where the completions begin with the prompt's messages, as in UltraFeedback
+binarized, those are left out of them. Data sets with other columns: `schemas`.
 """
 
 import codecs
@@ -37,8 +39,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.data import nested_columns, records
+from xpo_jax.data import nested_columns, records, schemas
 from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
+from xpo_jax.data.schemas import Schema
 
 _ASSISTANT = "\n\nAssistant:"
 _COLUMNS = {  # kind: its required columns; the first kind that fits is used
@@ -51,6 +54,19 @@ _COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "conversation": ("messages",),
   "text": ("text",),
   "prompt": ("prompt",),
+}
+_SYNONYMS = {  # of other data sets; for a message only
+  "question": "prompt",
+  "query": "prompt",
+  "instruction": "prompt",
+  "problem": "prompt",
+  "answer": "completion",
+  "response": "completion",
+  "output": "completion",
+  "solution": "completion",
+  "responses": "completions",
+  "scores": "rewards",
+  "score": "reward",
 }
 _OPTIONAL = {"pair": ("prompt", "probability"), "rated": ("reward",)}
 # Columns that the chat template may read, of rows with messages.
@@ -93,6 +109,8 @@ class Reading:
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
     rename: the file's column to the standard column. "responses.text" reads the `text`
       of each object in the list `responses`, as a column of lists.
+    transcripts: strings of "\n\nHuman:" and "\n\nAssistant:" (HH) are "text", or
+      "messages" for the chat template.
     columns: further columns that stay with a prompt, for a reward that reads them; a
       row without one cannot be used. Every record is then its prompt.
   """
@@ -101,6 +119,7 @@ class Reading:
   prompt_words: int | None = None
   loss_on: Literal["last", "all"] = "last"
   rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  transcripts: Literal["text", "messages"] = "text"
   columns: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -108,6 +127,10 @@ class Reading:
       raise ValueError(f"kind: {self.kind!r} is none of {sorted(_COLUMNS)}")
     if self.loss_on not in ("last", "all"):
       raise ValueError(f"loss_on: {self.loss_on!r} is none of ['all', 'last']")
+    if self.transcripts not in ("text", "messages"):
+      raise ValueError(
+        f"transcripts: {self.transcripts!r} is none of ['text', 'messages']"
+      )
     if self.prompt_words is not None and self.prompt_words < 1:
       raise ValueError(f"prompt_words: {self.prompt_words} is not positive")
 
@@ -188,7 +211,10 @@ def from_hub(
 
 
 def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
-  kind = reading.kind or _kind_of(rows, name, reading)
+  schema = None if reading.kind else schemas.find(_names(rows, reading))
+  if schema is not None:
+    name += f" (columns of {schema.name})"
+  kind = reading.kind or _kind_of(rows, name, reading, schema)
   if kind == "text" and reading.prompt_words is None:
     raise ValueError(
       f"{name}: column 'text' has no prompt; set how many words form it "
@@ -199,6 +225,13 @@ def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
   for uid, row in rows:
     try:
       row = _renamed(uid, row, reading)
+      if schema is not None:
+        row = schema.convert(row)
+      if reading.transcripts == "messages":
+        row = {
+          name: schemas.turns(value) if isinstance(value, str) else value
+          for name, value in row.items()
+        }
       _require(row, kind)
       record = _PARSERS[kind](_uid(row, uid), row, reading)
       if not isinstance(record.prompt, str):
@@ -316,12 +349,20 @@ def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
     raise UnusableRecord("missing column", str(error.args[0])) from error
 
 
-def _kind_of(rows, name: str, reading: Reading) -> str:
-  """Infers the kind of record from the columns of all rows together."""
+def _names(rows, reading: Reading) -> set[str]:
+  """The columns of all rows together."""
   names = set()
   for _, row in rows:
     if isinstance(row, Mapping):
       names.update(nested_columns.locate_columns(row, reading.rename))
+  return names
+
+
+def _kind_of(rows, name: str, reading: Reading, schema: Schema | None) -> str:
+  """Infers the kind of record from the columns of all rows together."""
+  names = _names(rows, reading)
+  if schema is not None:
+    names = (names - schema.columns) | schema.gives
   if not names:
     return "prompt"  # every row is bad and already listed as such
   fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))
@@ -331,9 +372,20 @@ def _kind_of(rows, name: str, reading: Reading) -> str:
     allowed = {each: list(columns) for each, columns in _COLUMNS.items()}
     raise ValueError(
       f"{name}: missing column: {sorted(names)} match no kind of record; rename them "
-      f"(rename) to the columns of one of {allowed}"
+      f"({_renaming(names)}) to the columns of one of {allowed}"
     )
   return kind
+
+
+def _renaming(names: set[str]) -> str:
+  """The flag that would rename columns, as far as their names tell."""
+  meant = {name: _SYNONYMS[name] for name in sorted(names) if name in _SYNONYMS}
+  missing = sorted(set().union(*_COLUMNS.values()) - names)
+  for name in sorted(names - set(meant)):
+    if near := difflib.get_close_matches(name, missing, n=1):
+      meant[name] = near[0]
+  words = " ".join(f"{old}={new}" for old, new in meant.items())
+  return f"perhaps --data.reading.rename {words}" if words else "rename"
 
 
 def _require(row: Mapping[str, Any], kind: str) -> None:
@@ -472,6 +524,7 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
     )
   if row.get("prompt") is not None:
     prompt = _text(row["prompt"], "prompt")
+    prompt, (chosen, rejected) = _in_one_form(prompt, (chosen, rejected))
   else:
     end = _prompt_end(chosen, rejected)
     prompt = chosen[:end]
@@ -491,6 +544,32 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
     _with_loss(rejected, reading),
     probability=probability,
   )
+
+
+def _in_one_form(prompt, completions):
+  """A prompt and its completions as messages, where the completions are messages: the
+  prompt is then those that the completions begin with, if they do, and a string is a
+  message of the user."""
+  if any(isinstance(text, str) for text in completions):
+    return prompt, completions
+  if isinstance(prompt, str):
+    begins = [[turn.role for turn in text[:1]] for text in completions]
+    if all(roles == ["assistant"] for roles in begins):
+      return (Turn("user", prompt),), completions
+    start = 1 + int(all(roles == ["system"] for roles in begins))
+    last = [text[start - 1 : start] for text in completions]
+    asks = all(
+      [(turn.role, (turn.content or "").strip()) for turn in turns]
+      == [("user", prompt.strip())]
+      for turns in last
+    )
+    if not asks or len({text[:start] for text in completions}) > 1:
+      return prompt, completions
+    return completions[0][:start], tuple(text[start:] for text in completions)
+  count = len(prompt)
+  if count and all(text[:count] == prompt for text in completions):
+    return prompt, tuple(text[count:] for text in completions)
+  return prompt, completions
 
 
 def _prompt_end(chosen, rejected) -> int:
@@ -521,12 +600,11 @@ def _prompt_end(chosen, rejected) -> int:
 
 
 def _ranked(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
-  completions = tuple(
-    _with_loss(_text(text, "completions"), reading)
-    for text in _list(row, "completions")
-  )
+  completions = tuple(_text(text, "completions") for text in _list(row, "completions"))
   rewards = tuple(_number(reward, "rewards") for reward in _list(row, "rewards"))
-  return records.Ranked(uid, _text(row["prompt"], "prompt"), completions, rewards)
+  prompt, completions = _in_one_form(_text(row["prompt"], "prompt"), completions)
+  completions = tuple(_with_loss(text, reading) for text in completions)
+  return records.Ranked(uid, prompt, completions, rewards)
 
 
 def _stepped(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
@@ -549,10 +627,12 @@ def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record
     raise UnusableRecord(
       "not a binary label", f"label is {_shown(label)}; it must be true or false"
     )
+  completion = _text(row["completion"], "completion")
+  prompt, (completion,) = _in_one_form(_text(row["prompt"], "prompt"), (completion,))
   return records.Rated(
     uid,
-    _text(row["prompt"], "prompt"),
-    _with_loss(_text(row["completion"], "completion"), reading),
+    prompt,
+    _with_loss(completion, reading),
     desirable=None if label is None else bool(label),
     reward=None if reward is None else _number(reward, "reward"),
   )
@@ -561,8 +641,9 @@ def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record
 def _demonstration(
   uid: str, row: Mapping[str, Any], reading: Reading
 ) -> records.Record:
-  completion = _with_loss(_text(row["completion"], "completion"), reading)
-  return records.Demonstration(uid, _text(row["prompt"], "prompt"), completion)
+  completion = _text(row["completion"], "completion")
+  prompt, (completion,) = _in_one_form(_text(row["prompt"], "prompt"), (completion,))
+  return records.Demonstration(uid, prompt, _with_loss(completion, reading))
 
 
 def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:

@@ -22,6 +22,7 @@ from xpo_jax.data import (
   sources,
   split,
   synthetic_reviews,
+  tables,
   tfds,
   tokenise,
 )
@@ -119,19 +120,27 @@ def load(
     loaded = _from_records(path, datasets[path])
   elif path.startswith("synthetic:"):
     loaded = _synthetic(path)
-  elif path.endswith((".jsonl", ".jsonl.gz")):
-    if not Path(path).exists():
-      raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
-    loaded = sources.read_jsonl(path, like.reading)
   elif path.startswith("hub:"):
     loaded = sources.from_hub(path.removeprefix("hub:"), data.split, like.reading)
+  elif path.endswith(tables.SUFFIXES):
+    if not Path(path).exists():
+      raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
+    jsonl = path.endswith((".jsonl", ".jsonl.gz"))
+    loaded = (
+      sources.read_jsonl(path, like.reading)
+      if jsonl
+      else tables.read(path, data.split, like.reading)
+    )
+  elif tables.is_saved(Path(path)):
+    loaded = tables.read(path, data.split, like.reading)
   elif Path(path).is_dir():
     loaded = tfds.read_directory(path, data.split, like.reading)
   else:
     named = f", or one of the records handed over: {', '.join(datasets)}"
     raise ValueError(
-      f"{type(data).__name__}.path is {path!r}; it must be a .jsonl or .jsonl.gz file, "
-      f"a TFDS directory, hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
+      f"{type(data).__name__}.path is {path!r}; it must be a file "
+      f"({', '.join(tables.SUFFIXES)}), a directory of TFDS or of save_to_disk, "
+      f"hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
     )
   if data.portion is not None:
     rows = split.by_prompt(loaded.records, split.PORTIONS, like.seed)[data.portion]
