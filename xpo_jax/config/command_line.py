@@ -20,6 +20,14 @@ from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import Configured, ObjectiveConfig, factory
 
+# Where a function of a field is looked up by its name alone.
+_HOMES = {
+  "conversion": "xpo_jax.data.conversions",
+  "pair_construction": "xpo_jax.train.pair_construction",
+  "kl_controller": "xpo_jax.ops.kl_control",
+  "source": "xpo_jax.feedback.rules",
+}
+
 
 def from_args(
   default: Experiment,
@@ -74,6 +82,8 @@ def _with_functions(value: Any, args: list[str]) -> tuple[Any, list[str]]:
     name = name if equals else next(words, "")
     if not name or name.startswith("-"):
       raise ValueError(f"{option} needs the name of a function, as in {option} dpo")
+    if path[-1] in _HOMES and ":" not in name:
+      name = f"{_HOMES[path[-1]]}:{name}"
     value = _set(value, path, kind(name))
   return value, rest
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 _OBJECTIVES = ("xpo_jax.objectives",)
 _MAKERS = (
   *_OBJECTIVES,
+  "xpo_jax.data.conversions",
   "xpo_jax.data.synthetic_reviews",
   "xpo_jax.feedback",
   "xpo_jax.ops",

@@ -272,6 +272,13 @@ def prepare(
     prepared = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | prepared.examples
     counts = counts | {"held_out": prepared.audit.summary()}
+  if data.conversion is not None:
+    before = sum(map(len, examples.values()))
+    examples = {name: _converted(data, rows) for name, rows in examples.items()}
+    after = sum(map(len, examples.values()))
+    counts["conversion"] = (
+      f"{data.conversion.name}: {before:,} examples become {after:,}"
+    )
   if data.transform is not None:
     transform = factory(data.transform)
     examples = {name: transform(rows, tokenizer) for name, rows in examples.items()}
@@ -297,9 +304,21 @@ def examples(
   file = run_dir / f"bad_rows_{name}.jsonl"
   prepared = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
   rows = prepared.examples["train"]
+  if data.conversion is not None:
+    rows = _converted(data, rows)
   if data.transform is not None:
     rows = factory(data.transform)(rows, tokenizer)
   return rows, prepared.audit.summary()
+
+
+def _converted(data: Data, rows: list[Example]) -> list[Example]:
+  converted = data.conversion.build()(rows)
+  if rows and not converted:
+    raise ValueError(
+      f"Data.conversion {data.conversion.name} with {dict(data.conversion.arguments)} "
+      f"makes nothing of {len(rows)} examples"
+    )
+  return converted
 
 
 def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
