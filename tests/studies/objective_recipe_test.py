@@ -236,3 +236,18 @@ def test_check_reads_the_data_of_an_objective(policy, tmp_path, capsys):
   assert cli.main(["check", "sft", *words]) == 0
   shown = capsys.readouterr().out
   assert "rows 40, kept 40" in shown and "nothing was trained" in shown
+
+
+def test_column_that_the_data_lack_is_said_with_what_brings_it(
+  policy, tmp_path, capsys
+):
+  rows = [
+    {"prompt": f"{n} is", "chosen": " a number", "rejected": " a word"}
+    for n in range(40)
+  ]
+  data = _write(tmp_path / "pairs.jsonl", rows)
+  words = ["--model", str(policy), "--data", data, "--mesh.data", "1"]
+  assert cli.main(["check", "dno", *words]) == 2
+  said = capsys.readouterr().err
+  assert "dno reads reward_BK, which pairs.jsonl:" in said
+  assert "`probability` to pairs, or train on samples" in said
