@@ -85,7 +85,7 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "wandb": ["wandb>=0.19"],
-    "hub": ["datasets>=4"],
+    "gguf": ["gguf>=0.10"],
   },
   entry_points={"console_scripts": ["xpo=xpo_jax.cli:main"]},
 )

@@ -17,9 +17,9 @@ class Data:
 
   Attributes:
     path: a file of JSON, JSON lines, CSV, Parquet or Arrow (`data.tables`), a directory
-      of `save_to_disk` or TFDS (`data.tfds`), "hub:NAME" for a Hugging Face data set,
-      "synthetic:NUMBER" for so many synthetic reviews, the name
-      of records handed to `loop.train`, or a `Configured` function that returns
+      of `save_to_disk` or TFDS (`data.tfds`), "hub:NAME[:config][@revision]" for a data
+      set of the hub (`data.hub`), "synthetic:NUMBER" for so many synthetic reviews, the
+      name of records handed to `loop.train`, or a `Configured` function that returns
       records: it runs when the run starts, and a `Stage` among its arguments is
       trained first (samples of a policy, labelled).
     split: of a TFDS or Hugging Face data set.

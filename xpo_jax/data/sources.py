@@ -192,24 +192,6 @@ def from_dicts(
   return _read(named, [], name, digest.hexdigest(), reading)
 
 
-def from_hub(
-  name: str, split: str, reading: Reading = Reading(), *, config: str | None = None
-) -> Loaded:
-  """Reads a Hugging Face data set; needs `pip install 'xpo_jax[hub]'`.
-
-  Raises:
-    ImportError: the optional package `datasets` is not installed.
-  """
-  try:
-    import datasets
-  except ImportError as error:
-    raise ImportError(
-      f"source: reading {name!r} needs the package 'datasets': "
-      "pip install 'xpo_jax[hub]', or save the data set as JSON lines"
-    ) from error
-  return from_dicts(datasets.load_dataset(name, config, split=split), name, reading)
-
-
 def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
   schema = None if reading.kind else schemas.find(_names(rows, reading))
   if schema is not None:

@@ -90,7 +90,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     "(--adapter.rank 16).",
   )
   parser.add_argument(
-    "--model", help="start: a Hugging Face directory, or a finished run"
+    "--model",
+    help="start: a Hugging Face directory, hub:ORG/NAME[@revision], a GGUF file, or a "
+    "finished run",
   )
   parser.add_argument("--data", help="records: see data.path")
   parser.add_argument("--held-out", metavar="DATA", help="held-out data of its own")

@@ -16,6 +16,7 @@ from xpo_jax.config.factories import Configured, factory
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import (
   audit,
+  hub,
   record_file,
   records,
   sealed_files,
@@ -121,7 +122,7 @@ def load(
   elif path.startswith("synthetic:"):
     loaded = _synthetic(path)
   elif path.startswith("hub:"):
-    loaded = sources.from_hub(path.removeprefix("hub:"), data.split, like.reading)
+    loaded = hub.read(path, data.split, like.reading)
   elif path.endswith(tables.SUFFIXES):
     if not Path(path).exists():
       raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
