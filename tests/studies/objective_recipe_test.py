@@ -2,9 +2,9 @@
 
 import json
 
-import jax
 import pytest
 
+from tests import tiny_policy
 from tests.quiet import quiet
 from xpo_jax import cli, objectives
 from xpo_jax.config.data import Data, Evaluation, Prompts
@@ -13,8 +13,6 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.feedback import reward_functions, reward_model, rules
-from xpo_jax.models import hf_checkpoint, transformer
-from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.studies import find_recipe, objective_recipe
 from xpo_jax.train import loop, run_directory, validate
@@ -150,20 +148,7 @@ def test_help_lists_flags_and_fields(words, capsys):
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-  """A directory with an untrained model, and its tokenizer with a chat template."""
-  texts = [prompt + text for prompt, text in synthetic_reviews.generate(60, 0)]
-  tokenizer = synthetic_reviews.train_bpe(texts, 300)
-  tokenizer.chat_template = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{{ eos_token if m.role == 'assistant' }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-  )
-  config = Config(
-    vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
-  )
-  params = {"lm": transformer.model(config).init(jax.random.key(0))}
-  directory = tmp_path_factory.mktemp("model") / "policy"
-  return hf_checkpoint.save(directory, config, params, tokenizer=tokenizer)
+  return tiny_policy.write(tmp_path_factory.mktemp("model") / "policy")
 
 
 def _write(path, rows):
