@@ -50,6 +50,8 @@ setup(
     "grain>=0.2.10",
     "array-record>=0.8.3",
     "importlib_resources",  # TFDS imports it and does not ask for it
+    "pyarrow>=15",
+    "huggingface_hub>=0.30",
     "safetensors>=0.4.5",
     "jinja2",  # transformers' chat templates need it and do not ask for it
     "absl-py",
@@ -83,7 +85,7 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "wandb": ["wandb>=0.19"],
-    "hub": ["datasets>=4"],
+    "gguf": ["gguf>=0.10"],
   },
   entry_points={"console_scripts": ["xpo=xpo_jax.cli:main"]},
 )

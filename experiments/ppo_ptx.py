@@ -23,13 +23,9 @@ from xpo_jax.studies.task import Task
 
 
 def experiment(
-  source: str | None = None, policy: str | None = None, gamma: str = "1"
+  source: str | None = None, policy: str | None = None, gamma: float = 1.0
 ) -> Experiment:
   """Two passes of two minibatches over an iteration, each beside a batch of texts."""
-  try:
-    weight = float(gamma)
-  except ValueError:
-    raise ValueError(f"gamma is {gamma!r}; it must be a number > 0") from None
   task = Task(source, policy=policy)
   texts = dataclasses.replace(tasks.sft(task).data, steps=None, epochs=1)
   return tasks.on_rollouts(
@@ -37,5 +33,5 @@ def experiment(
     task,
     minibatches=2,
     ppo_epochs=2,
-    aux_losses=(AuxLossConfig(weight, ObjectiveConfig("sft"), texts),),
+    aux_losses=(AuxLossConfig(gamma, ObjectiveConfig("sft"), texts),),
   )

@@ -324,7 +324,11 @@ def test_what_is_wrong_with_a_recipe_file_is_said(tmp_path, monkeypatch, capsys)
     ("train", "broken"): "broken.py, line 2: '(' was never closed; mend it",
     ("check", "seven"): "experiment() returned 7; it must return an Experiment",
     ("check", "dpo_hh", "path"): "'path' is no argument; write NAME=VALUE",
-    ("check", "ppo_ptx", "gamma=abc"): "gamma is 'abc'; it must be a number > 0",
+    (
+      "check",
+      "ppo_ptx",
+      "gamma=abc",
+    ): "recipe ppo_ptx: gamma is 'abc'; it must be a number",
     ("check", "dpo_hh", "--objective.beta", "0.2", "path=F"): (
       "path=F: the recipe's own arguments stand before the first flag"
     ),

@@ -183,7 +183,18 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("--seed", type=int, default=0)
   sub = command("generate", _generate, "sample completions from a run or a checkpoint")
   sub.add_argument("directory", type=Path, metavar="RUN", help="or a checkpoint")
-  sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+  sub.add_argument("prompts", nargs="*", metavar="PROMPT")
+  sub.set_defaults(overrides=True)  # prompts after a flag
+  sub.add_argument(
+    "--chat",
+    nargs="*",
+    metavar="MESSAGE",
+    help="messages of the user, a conversation each; without any, one conversation "
+    "with the lines of standard input",
+  )
+  sub.add_argument(
+    "--system", metavar="TEXT", help="message of the system, with --chat"
+  )
   sub.add_argument("--completions", type=int, default=1)
   sub.add_argument("--max-completion-tokens", type=int, default=64)
   sub.add_argument("--temperature", type=float, default=1.0)
@@ -254,6 +265,12 @@ def _recipe(args, overrides):
     raise ValueError(f"xpo {args.command} RECIPE: name one (xpo list); {_OVERRIDES}")
   from xpo_jax.studies import find_recipe
 
+  prog = f"xpo {args.command} {args.recipe}"
+  if find_recipe.is_objective(args.recipe, overrides):
+    from xpo_jax.studies import objective_recipe
+
+    experiment = objective_recipe.experiment(args.recipe, overrides, prog)
+    return find_recipe.Recipe(experiment)
   # Words before the first flag are the recipe's own arguments.
   flags = next(
     (i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides)
@@ -273,7 +290,6 @@ def _recipe(args, overrides):
     return recipe
   from xpo_jax.config import command_line
 
-  prog = f"xpo {args.command} {args.recipe}"
   changed = command_line.from_args(recipe.experiment, overrides[flags:], prog=prog)
   return recipe._replace(experiment=changed)
 
@@ -394,10 +410,10 @@ def _function(name: str | None):
 
 def _generate(args, overrides) -> None:
   from xpo_jax.data.printable import printable
+  from xpo_jax.data.records import Turn
   from xpo_jax.evaluation import evaluate_run
   from xpo_jax.models.generation_config import GenerationConfig
 
-  del overrides
   config = GenerationConfig(
     args.max_completion_tokens,
     args.completions,
@@ -406,10 +422,43 @@ def _generate(args, overrides) -> None:
     top_p=args.top_p,
     greedy=args.greedy,
   )
-  texts = evaluate_run.generate(args.directory, args.prompts, config, seed=args.seed)
-  for prompt, completions in zip(args.prompts, texts, strict=True):
-    for completion in completions:
-      print(printable(f"{prompt}|{completion}"))
+  prompts = [*args.prompts, *overrides]
+  if unknown := [word for word in overrides if word.startswith("-")]:
+    raise ValueError(f"xpo generate does not know {unknown[0]}; see its --help")
+  if args.system is not None and args.chat is None:
+    raise ValueError(f"--system {args.system!r} is of a conversation: add --chat")
+  if bool(prompts) == (args.chat is not None):
+    raise ValueError("xpo generate needs a PROMPT, or --chat for messages")
+  sample = evaluate_run.sampler(args.directory)
+  first = () if args.system is None else (Turn("system", args.system),)
+  if args.chat == []:
+    return _converse(sample, first, config, args.seed)
+  if args.chat:
+    prompts = [(*first, Turn("user", text)) for text in args.chat]
+  for prompt, texts in zip(prompts, sample(prompts, config, args.seed), strict=True):
+    for text in texts:
+      print(printable(text if args.chat else f"{prompt}|{text}"))
+  return None
+
+
+def _converse(sample, turns, config, seed: int) -> None:
+  """Answers each line of standard input, which continues the conversation."""
+  from xpo_jax.data.printable import printable
+  from xpo_jax.data.records import Turn
+
+  if config.completions != 1:
+    raise ValueError(
+      f"--completions {config.completions}: a conversation goes on with one"
+    )
+  if sys.stdin.isatty():
+    print("an empty line ends the conversation", file=sys.stderr)
+  for line in sys.stdin:
+    if not line.strip():
+      break
+    turns = (*turns, Turn("user", line.strip()))
+    ((text,),) = sample([turns], config, seed + len(turns))
+    print(printable(text), flush=True)
+    turns = (*turns, Turn("assistant", text))
 
 
 def _report(args, overrides) -> None:

@@ -20,6 +20,7 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.data.tokenise import Limits
+from xpo_jax.models.lora import Adapter
 from xpo_jax.ops import kl_control, links
 
 RECORDS = Experiment(
@@ -157,3 +158,56 @@ def test_hparam_of_another_objective_is_refused(capsys):
 def test_bad_value_is_refused():
   with pytest.raises(ValueError, match="beta must be"):
     from_args(RECORDS, ["--objective.beta", "-1"])
+
+
+def test_flag_of_an_optional_record_makes_it():
+  got = from_args(RECORDS, ["--adapter.rank", "16", "--adapter.targets", "query|value"])
+  assert got.adapter == Adapter(rank=16, targets="query|value")
+  assert from_args(RECORDS, []).adapter is None
+  flags = ["--reference.directory", "ref", "--reference.no-remat"]
+  assert from_args(RECORDS, flags).reference == Pretrained("ref", remat=False)
+
+
+def test_required_field_of_an_optional_record_is_asked_for(capsys):
+  with pytest.raises(SystemExit):
+    from_args(RECORDS, ["--reference.no-remat"])
+  assert "--reference.directory" in capsys.readouterr().err
+
+
+def test_optional_record_is_checked_with_the_other_flags():
+  flags = "--data.sampling.opponent.share 0.5 --data.feedback.kind win_rates"
+  got = from_args(ROLLOUTS, flags.split())
+  assert got.data.sampling.opponent == Opponent(share=0.5)
+  with pytest.raises(ValueError, match=r'needs Feedback.kind "win_rates"'):
+    from_args(ROLLOUTS, flags.split()[:2])
+
+
+def test_function_is_given_by_its_name_and_then_has_flags():
+  where, name = "--data.pair-construction", "xpo_jax.train.pair_construction:all_pairs"
+  got = from_args(ROLLOUTS, [where, name, f"{where}.gap", "0.5"]).data.pair_construction
+  assert (got.name, got.arguments) == (name, {"gap": 0.5})
+  with pytest.raises(ValueError, match="needs the name of a function"):
+    from_args(ROLLOUTS, [where, "--seed", "1"])
+
+
+def test_mapping_is_words_of_names_and_values():
+  flags = "--data.reading.rename question=prompt a.b=completions"
+  got = from_args(RECORDS, flags.split()).data
+  assert got.reading.rename == {"question": "prompt", "a.b": "completions"}
+  again = from_args(dataclasses.replace(RECORDS, data=got), ["--seed", "2"]).data
+  assert again == got
+  flags = "--data.template.arguments enable_thinking=false mode=7up"
+  arguments = from_args(RECORDS, flags.split()).data.template.arguments
+  assert arguments == {"enable_thinking": False, "mode": "7up"}
+  with pytest.raises(
+    ValueError, match=r"Reading.rename is given 'x'; write NAME=VALUE"
+  ):
+    from_args(RECORDS, ["--data.reading.rename", "x"])
+
+
+def test_help_lists_records_that_are_off(capsys):
+  with pytest.raises(SystemExit):
+    from_args(RECORDS, ["--help"])
+  shown = capsys.readouterr().out
+  for flag in ("--adapter.rank", "--data.reading.rename", "--objective.beta"):
+    assert flag in shown

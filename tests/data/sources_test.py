@@ -2,7 +2,6 @@ import gzip
 import hashlib
 import json
 import math
-import sys
 
 import pytest
 
@@ -327,12 +326,6 @@ def test_invalid_reading_raises(arguments):
   (name,) = arguments
   with pytest.raises(ValueError, match=name):
     Reading(**arguments)
-
-
-def test_hub_without_its_package_names_the_extra(monkeypatch):
-  monkeypatch.setitem(sys.modules, "datasets", None)
-  with pytest.raises(ImportError, match=r"xpo_jax\[hub\]"):
-    sources.from_hub("some/data", "train")
 
 
 def test_lists_of_objects_convert_to_a_ranked_record():

@@ -39,6 +39,7 @@ def _drawn(reward=None, ended=((True, True), (False, True))):
     opponents_BJ: tuple = ()
     idle: float = 0.125
     reward_BK: np.ndarray | None = None
+    reward_parts: dict = dataclasses.field(default_factory=dict)
 
   return Drawn(reward_BK=None if reward is None else np.array(reward, np.float32))
 

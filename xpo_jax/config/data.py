@@ -16,9 +16,10 @@ class Data:
   """Training records and how they are split into steps.
 
   Attributes:
-    path: a .jsonl or .jsonl.gz file, a TFDS directory (`data.tfds`), "hub:NAME" for a
-      Hugging Face data set, "synthetic:NUMBER" for so many synthetic reviews, the name
-      of records handed to `loop.train`, or a `Configured` function that returns
+    path: a file of JSON, JSON lines, CSV, Parquet or Arrow (`data.tables`), a directory
+      of `save_to_disk` or TFDS (`data.tfds`), "hub:NAME[:config][@revision]" for a data
+      set of the hub (`data.hub`), "synthetic:NUMBER" for so many synthetic reviews, the
+      name of records handed to `loop.train`, or a `Configured` function that returns
       records: it runs when the run starts, and a `Stage` among its arguments is
       trained first (samples of a policy, labelled).
     split: of a TFDS or Hugging Face data set.
@@ -29,6 +30,8 @@ class Data:
     template: how a record becomes text.
     limits: longest prompt and completion in tokens.
     bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
+    conversion: makes a conversion to another layout (`data.conversions`), or None; such
+      as `all_pairs`, all pairs of a list by a gap of rewards.
     transform: "module:function" that turns the examples and the tokenizer into other
       examples before they are laid out, or None; such as
       "xpo_jax.feedback.preference_model:both_orders".
@@ -53,6 +56,7 @@ class Data:
   template: Template = dataclasses.field(default_factory=Template)
   limits: Limits = dataclasses.field(default_factory=Limits)
   bad_rows: Literal["stop", "drop"] = "stop"
+  conversion: Configured | None = None
   transform: str | None = None
   row_length: int | None = None
   rows_per_step: int = 16

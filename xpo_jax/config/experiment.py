@@ -41,7 +41,8 @@ class Pretrained:
   """Start from a Hugging Face directory.
 
   Attributes:
-    directory: config.json, safetensors, tokenizer.
+    directory: config.json, safetensors, tokenizer; or "hub:ORG/NAME[@revision]", or a
+      GGUF file (`models.weights_source`).
     compute_dtype: dtype of activations.
     remat: recompute each block in the backward pass instead of keeping it.
   """

@@ -21,6 +21,7 @@ from urllib import parse
 _OBJECTIVES = ("xpo_jax.objectives",)
 _MAKERS = (
   *_OBJECTIVES,
+  "xpo_jax.data.conversions",
   "xpo_jax.data.synthetic_reviews",
   "xpo_jax.feedback",
   "xpo_jax.ops",
@@ -37,7 +38,7 @@ _PROGRAMS = (
 )
 _OBJECTIVE = "name"
 # Fields of a file that hold "module:function"; `only` holds several, with commas.
-_FIELDS = (_OBJECTIVE, "function", "transform", "only")
+_FIELDS = (_OBJECTIVE, "function", "transform", "only", "reward_function")
 _SERVER = "base_url"
 # Servers to which a file may send texts and a key: the default, and this host's.
 _SERVERS = ("api.openai.com", "localhost", "127.0.0.1", "::1")

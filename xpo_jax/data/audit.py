@@ -187,6 +187,8 @@ def notes(counts: Mapping[str, Any]) -> list[str]:
     listed = ", ".join(f"{key} ({n:,} rows)" for key, n in counts.get(name, {}).items())
     if listed:
       lines.append(f"{words}: {listed}")
+  if "conversion" in counts:
+    lines.append(f"converted by {counts['conversion']}")
   if counts.get("trailing_turns"):
     lines.append(
       "turns after the last that is trained on, left out: "

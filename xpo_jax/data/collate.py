@@ -9,6 +9,8 @@
 | RANKED | PAIR | highest reward against lowest |
 | RANKED | RATED | one example per completion |
 | PAIR, RANKED, RATED | RATED_MISMATCHED | RATED, then `add_mismatched` |
+
+Others are asked for: `conversions`.
 """
 
 import dataclasses
@@ -50,10 +52,13 @@ def to_layout(
     return [converted for example in examples for converted in rule(example)]
   if layout is Layout.RATED_MISMATCHED and source is not Layout.DEMO:
     return add_mismatched(to_layout(examples, Layout.RATED), seed)
+  helpful = ""
+  if name := _HELPFUL.get((source, layout)):
+    helpful = f"; --data.conversion {name} makes such data of them"
   targets = sorted(to.name for start, to in _RULES if start is source)
   raise ValueError(
     f"layout: the data are {source.name}, the objective needs {layout.name}; "
-    f"{source.name} converts to {targets or 'no other layout'}"
+    f"{source.name} converts to {targets or 'no other layout'}{helpful}"
   )
 
 
@@ -97,7 +102,7 @@ def add_mismatched(examples: Sequence[Example], seed: int) -> list[Example]:
 def _with_column1(example: Example, other: Example) -> Example:
   masks = None
   if example.masks is not None or other.masks is not None:
-    masks = (_mask(example, 0), _mask(other, 0))
+    masks = (mask(example, 0), mask(other, 0))
   return dataclasses.replace(
     example,
     completions=(example.completions[0], other.completions[0]),
@@ -110,16 +115,24 @@ def _with_column1(example: Example, other: Example) -> Example:
   )
 
 
-def _mask(example: Example, column: int) -> np.ndarray:
+def mask(example: Example, column: int) -> np.ndarray:
+  """The loss mask of a completion, `[T_k]`, also where the example has none."""
   if example.masks is None:
     return np.ones(len(example.completions[column]), bool)
   return example.masks[column]
 
 
-def _select(
+def select(
   example: Example, columns: Sequence[int], layout: Layout, suffix: str = ""
 ) -> Example:
-  """Returns the example with some of its columns."""
+  """Returns the example with some of its columns, in another layout.
+
+  Args:
+    example: the example.
+    columns: of K.
+    layout: of those columns.
+    suffix: of the uid.
+  """
   fields = {
     name: x_K[list(columns)]
     for name, x_K in example.fields.items()
@@ -139,13 +152,13 @@ def _select(
 
 
 def _chosen(example: Example) -> list[Example]:
-  return [_select(example, [0], Layout.DEMO)]
+  return [select(example, [0], Layout.DEMO)]
 
 
 def _chosen_and_rejected(example: Example) -> list[Example]:
   rated = []
   for column, name in enumerate(("chosen", "rejected")):
-    single = _select(example, [column], Layout.RATED, f"/{name}")
+    single = select(example, [column], Layout.RATED, f"/{name}")
     desirable_K = np.array([1 - column], np.float32)
     # The pair's own rewards take precedence; the default is the desirable bit.
     fields = {"reward": desirable_K, **single.fields, "desirable": desirable_K}
@@ -162,7 +175,7 @@ def _reward(example: Example) -> np.ndarray:
 
 
 def _best(example: Example) -> list[Example]:
-  return [_select(example, [int(_reward(example).argmax())], Layout.DEMO)]
+  return [select(example, [int(_reward(example).argmax())], Layout.DEMO)]
 
 
 def _best_and_worst(example: Example) -> list[Example]:
@@ -173,14 +186,20 @@ def _best_and_worst(example: Example) -> list[Example]:
       f"{example.uid}: all {len(reward_K)} rewards are {reward_K[best]}, so no "
       "completion is preferred; drop the record"
     )
-  return [_select(example, [best, worst], Layout.PAIR)]
+  return [select(example, [best, worst], Layout.PAIR)]
 
 
 def _one_per_completion(example: Example) -> list[Example]:
   columns = range(len(example.completions))
-  return [_select(example, [k], Layout.RATED, f"/{k}") for k in columns]
+  return [select(example, [k], Layout.RATED, f"/{k}") for k in columns]
 
 
+# What `conversions` has for layouts without a rule.
+_HELPFUL = {
+  (Layout.RATED, Layout.PAIR): "lists_by_prompt",
+  (Layout.RATED, Layout.RANKED): "lists_by_prompt",
+  (Layout.PAIR, Layout.RANKED): "lists_of_two",
+}
 _RULES = {
   (Layout.PAIR, Layout.DEMO): _chosen,
   (Layout.PAIR, Layout.RATED): _chosen_and_rejected,

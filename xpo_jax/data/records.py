@@ -44,10 +44,15 @@ class _Row:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(_Row):
-  """A prompt to sample from."""
+  """A prompt to sample from.
+
+  Attributes:
+    columns: other columns of its row, by name, for a reward that reads them.
+  """
 
   uid: str
   prompt: Text
+  columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +182,18 @@ class Conversation(str):
   Attributes:
     turns: the messages.
     template_arguments: of the chat template; see `Prompt`.
+    columns: see `Prompt`.
   """
 
   turns: tuple[Turn, ...]
   template_arguments: Mapping[str, Any]
+  columns: Mapping[str, Any]
 
   def __new__(
-    cls, turns: tuple[Turn, ...], template_arguments: Mapping[str, Any] | None = None
+    cls,
+    turns: tuple[Turn, ...],
+    template_arguments: Mapping[str, Any] | None = None,
+    columns: Mapping[str, Any] | None = None,
   ) -> "Conversation":
     """Makes the string; see the attributes."""
     parts = [
@@ -192,10 +202,37 @@ class Conversation(str):
     ]
     self = super().__new__(cls, "\n\n".join((*parts, *_json(template_arguments))))
     self.turns, self.template_arguments = turns, template_arguments or {}
+    self.columns = columns or {}
     return self
 
   def __getnewargs__(self):
-    return (self.turns, self.template_arguments)
+    return (self.turns, self.template_arguments, self.columns)
+
+
+class PromptText(str):
+  """A prompt that is plain text, with columns of its row, for feedback.
+
+  Attributes:
+    columns: see `Prompt`.
+  """
+
+  columns: Mapping[str, Any]
+
+  def __new__(cls, text: str, columns: Mapping[str, Any]) -> "PromptText":
+    """Makes the string; see the attributes."""
+    self = super().__new__(cls, text)
+    self.columns = columns
+    return self
+
+  def __getnewargs__(self):
+    return (str(self), self.columns)
+
+
+def columns_of(prompt: str) -> Mapping[str, Any]:
+  """The columns that a prompt for feedback comes with."""
+  if isinstance(prompt, Conversation | PromptText):
+    return prompt.columns
+  return {}
 
 
 def _json(more: Mapping[str, Any] | None) -> list[str]:
@@ -203,10 +240,12 @@ def _json(more: Mapping[str, Any] | None) -> list[str]:
 
 
 def prompt_string(record: Record) -> str:
-  """The prompt of a record for feedback; a `Conversation` of messages."""
-  if isinstance(record.prompt, str):
-    return record.prompt
-  return Conversation(record.prompt, record.template_arguments)
+  """The prompt of a record for feedback, with the columns of a `Prompt`; of messages a
+  `Conversation`."""
+  columns = record.columns if isinstance(record, Prompt) else {}
+  if not isinstance(record.prompt, str):
+    return Conversation(record.prompt, record.template_arguments, columns)
+  return PromptText(record.prompt, columns) if columns else record.prompt
 
 
 def with_messages(record: Record) -> Record:

@@ -19,11 +19,15 @@ is a list of text parts is joined. The shared prompt of a pair is its equal lead
 messages; in HH transcripts everything up to the last "\\n\\nAssistant:"; in other
 strings the longest common prefix, cut at a space. An optional column `id` becomes the
 record's uid; a pair's optional `probability` is that of the chosen completion being
-preferred, its optional `margin` by how much it is to be ahead.
+preferred, its optional `margin` by how much it is to be ahead. A prompt that is a
+string before completions of messages is one message of the user; where the completions
+begin with the prompt's messages, as in UltraFeedback binarized, those are left out of
+them. Data sets with other columns: `schemas`.
 """
 
 import codecs
 import dataclasses
+import difflib
 import gzip
 import hashlib
 import json
@@ -36,8 +40,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.data import nested_columns, records
+from xpo_jax.data import nested_columns, records, schemas
 from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
+from xpo_jax.data.schemas import Schema
 
 _ASSISTANT = "\n\nAssistant:"
 _COLUMNS = {  # kind: its required columns; the first kind that fits is used
@@ -50,6 +55,19 @@ _COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "conversation": ("messages",),
   "text": ("text",),
   "prompt": ("prompt",),
+}
+_SYNONYMS = {  # of other data sets; for a message only
+  "question": "prompt",
+  "query": "prompt",
+  "instruction": "prompt",
+  "problem": "prompt",
+  "answer": "completion",
+  "response": "completion",
+  "output": "completion",
+  "solution": "completion",
+  "responses": "completions",
+  "scores": "rewards",
+  "score": "reward",
 }
 _OPTIONAL = {"pair": ("prompt", "probability", "margin"), "rated": ("reward",)}
 # Columns that the chat template may read, of rows with messages.
@@ -92,18 +110,28 @@ class Reading:
     loss_on: which assistant turns of a conversation carry loss: the last, or all.
     rename: the file's column to the standard column. "responses.text" reads the `text`
       of each object in the list `responses`, as a column of lists.
+    transcripts: strings of "\n\nHuman:" and "\n\nAssistant:" (HH) are "text", or
+      "messages" for the chat template.
+    columns: further columns that stay with a prompt, for a reward that reads them; a
+      row without one cannot be used. Every record is then its prompt.
   """
 
   kind: str | None = None
   prompt_words: int | None = None
   loss_on: Literal["last", "all"] = "last"
   rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  transcripts: Literal["text", "messages"] = "text"
+  columns: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.kind is not None and self.kind not in _COLUMNS:
       raise ValueError(f"kind: {self.kind!r} is none of {sorted(_COLUMNS)}")
     if self.loss_on not in ("last", "all"):
       raise ValueError(f"loss_on: {self.loss_on!r} is none of ['all', 'last']")
+    if self.transcripts not in ("text", "messages"):
+      raise ValueError(
+        f"transcripts: {self.transcripts!r} is none of ['text', 'messages']"
+      )
     if self.prompt_words is not None and self.prompt_words < 1:
       raise ValueError(f"prompt_words: {self.prompt_words} is not positive")
 
@@ -165,41 +193,35 @@ def from_dicts(
   return _read(named, [], name, digest.hexdigest(), reading)
 
 
-def from_hub(
-  name: str, split: str, reading: Reading = Reading(), *, config: str | None = None
-) -> Loaded:
-  """Reads a Hugging Face data set; needs `pip install 'xpo_jax[hub]'`.
-
-  Raises:
-    ImportError: the optional package `datasets` is not installed.
-  """
-  try:
-    import datasets
-  except ImportError as error:
-    raise ImportError(
-      f"source: reading {name!r} needs the package 'datasets': "
-      "pip install 'xpo_jax[hub]', or save the data set as JSON lines"
-    ) from error
-  return from_dicts(datasets.load_dataset(name, config, split=split), name, reading)
-
-
 def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
-  kind = reading.kind or _kind_of(rows, name, reading)
+  schema = None if reading.kind else schemas.find(_names(rows, reading))
+  if schema is not None:
+    name += f" (columns of {schema.name})"
+  kind = reading.kind or _kind_of(rows, name, reading, schema)
   if kind == "text" and reading.prompt_words is None:
     raise ValueError(
       f"{name}: column 'text' has no prompt; set how many words form it "
       "(prompt_words, for example 4)"
     )
-  used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id"}
+  used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id", *reading.columns}
   good: list[tuple[records.Record, Mapping[str, Any]]] = []
   for uid, row in rows:
     try:
       row = _renamed(uid, row, reading)
+      if schema is not None:
+        row = schema.convert(row)
+      if reading.transcripts == "messages":
+        row = {
+          name: schemas.turns(value) if isinstance(value, str) else value
+          for name, value in row.items()
+        }
       _require(row, kind)
       record = _PARSERS[kind](_uid(row, uid), row, reading)
       if not isinstance(record.prompt, str):
         arguments = _template_arguments(row)
         record = dataclasses.replace(record, template_arguments=arguments)
+      if reading.columns:
+        record = _with_columns(record, row, reading.columns)
       problem = records.find_problem(record)
     except UnusableRecord as error:
       bad.append(BadRecord(uid, error.problem, error.detail, row))
@@ -244,6 +266,25 @@ def _with_all_columns(
     else:
       good.append((record, row))
   return good, bad
+
+
+def _with_columns(
+  record: records.Record, row: Mapping[str, Any], names: tuple[str, ...]
+) -> records.Prompt:
+  """The prompt of a record with columns of its row."""
+  for name in names:
+    if row.get(name) is None:
+      near = difflib.get_close_matches(name, row, n=1)
+      meant = f" (did you mean {near[0]!r}?)" if near else ""
+      raise UnusableRecord(
+        "missing column", f"{name!r}{meant} is not among {sorted(row)}"
+      )
+  return records.Prompt(
+    record.uid,
+    record.prompt,
+    {name: _plain(row[name], name) for name in names},
+    template_arguments=record.template_arguments,
+  )
 
 
 def _uid(row: Mapping[str, Any], uid: str) -> str:
@@ -291,12 +332,20 @@ def _renamed(uid: str, row: Any, reading: Reading) -> dict[str, Any]:
     raise UnusableRecord("missing column", str(error.args[0])) from error
 
 
-def _kind_of(rows, name: str, reading: Reading) -> str:
-  """Infers the kind of record from the columns of all rows together."""
+def _names(rows, reading: Reading) -> set[str]:
+  """The columns of all rows together."""
   names = set()
   for _, row in rows:
     if isinstance(row, Mapping):
       names.update(nested_columns.locate_columns(row, reading.rename))
+  return names
+
+
+def _kind_of(rows, name: str, reading: Reading, schema: Schema | None) -> str:
+  """Infers the kind of record from the columns of all rows together."""
+  names = _names(rows, reading)
+  if schema is not None:
+    names = (names - schema.columns) | schema.gives
   if not names:
     return "prompt"  # every row is bad and already listed as such
   fits = (kind for kind, columns in _COLUMNS.items() if names.issuperset(columns))
@@ -306,9 +355,20 @@ def _kind_of(rows, name: str, reading: Reading) -> str:
     allowed = {each: list(columns) for each, columns in _COLUMNS.items()}
     raise ValueError(
       f"{name}: missing column: {sorted(names)} match no kind of record; rename them "
-      f"(rename) to the columns of one of {allowed}"
+      f"({_renaming(names)}) to the columns of one of {allowed}"
     )
   return kind
+
+
+def _renaming(names: set[str]) -> str:
+  """The flag that would rename columns, as far as their names tell."""
+  meant = {name: _SYNONYMS[name] for name in sorted(names) if name in _SYNONYMS}
+  missing = sorted(set().union(*_COLUMNS.values()) - names)
+  for name in sorted(names - set(meant)):
+    if near := difflib.get_close_matches(name, missing, n=1):
+      meant[name] = near[0]
+  words = " ".join(f"{old}={new}" for old, new in meant.items())
+  return f"perhaps --data.reading.rename {words}" if words else "rename"
 
 
 def _require(row: Mapping[str, Any], kind: str) -> None:
@@ -447,6 +507,7 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
     )
   if row.get("prompt") is not None:
     prompt = _text(row["prompt"], "prompt")
+    prompt, (chosen, rejected) = _in_one_form(prompt, (chosen, rejected))
   else:
     end = _prompt_end(chosen, rejected)
     prompt = chosen[:end]
@@ -468,6 +529,32 @@ def _pair(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
     probability=probability,
     margin=None if margin is None else _number(margin, "margin"),
   )
+
+
+def _in_one_form(prompt, completions):
+  """A prompt and its completions as messages, where the completions are messages: the
+  prompt is then those that the completions begin with, if they do, and a string is a
+  message of the user."""
+  if any(isinstance(text, str) for text in completions):
+    return prompt, completions
+  if isinstance(prompt, str):
+    begins = [[turn.role for turn in text[:1]] for text in completions]
+    if all(roles == ["assistant"] for roles in begins):
+      return (Turn("user", prompt),), completions
+    start = 1 + int(all(roles == ["system"] for roles in begins))
+    last = [text[start - 1 : start] for text in completions]
+    asks = all(
+      [(turn.role, (turn.content or "").strip()) for turn in turns]
+      == [("user", prompt.strip())]
+      for turns in last
+    )
+    if not asks or len({text[:start] for text in completions}) > 1:
+      return prompt, completions
+    return completions[0][:start], tuple(text[start:] for text in completions)
+  count = len(prompt)
+  if count and all(text[:count] == prompt for text in completions):
+    return prompt, tuple(text[count:] for text in completions)
+  return prompt, completions
 
 
 def _prompt_end(chosen, rejected) -> int:
@@ -498,12 +585,11 @@ def _prompt_end(chosen, rejected) -> int:
 
 
 def _ranked(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
-  completions = tuple(
-    _with_loss(_text(text, "completions"), reading)
-    for text in _list(row, "completions")
-  )
+  completions = tuple(_text(text, "completions") for text in _list(row, "completions"))
   rewards = tuple(_number(reward, "rewards") for reward in _list(row, "rewards"))
-  return records.Ranked(uid, _text(row["prompt"], "prompt"), completions, rewards)
+  prompt, completions = _in_one_form(_text(row["prompt"], "prompt"), completions)
+  completions = tuple(_with_loss(text, reading) for text in completions)
+  return records.Ranked(uid, prompt, completions, rewards)
 
 
 def _stepped(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:
@@ -526,10 +612,12 @@ def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record
     raise UnusableRecord(
       "not a binary label", f"label is {_shown(label)}; it must be true or false"
     )
+  completion = _text(row["completion"], "completion")
+  prompt, (completion,) = _in_one_form(_text(row["prompt"], "prompt"), (completion,))
   return records.Rated(
     uid,
-    _text(row["prompt"], "prompt"),
-    _with_loss(_text(row["completion"], "completion"), reading),
+    prompt,
+    _with_loss(completion, reading),
     desirable=None if label is None else bool(label),
     reward=None if reward is None else _number(reward, "reward"),
   )
@@ -538,8 +626,9 @@ def _rated(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record
 def _demonstration(
   uid: str, row: Mapping[str, Any], reading: Reading
 ) -> records.Record:
-  completion = _with_loss(_text(row["completion"], "completion"), reading)
-  return records.Demonstration(uid, _text(row["prompt"], "prompt"), completion)
+  completion = _text(row["completion"], "completion")
+  prompt, (completion,) = _in_one_form(_text(row["prompt"], "prompt"), (completion,))
+  return records.Demonstration(uid, prompt, _with_loss(completion, reading))
 
 
 def _conversation(uid: str, row: Mapping[str, Any], reading: Reading) -> records.Record:

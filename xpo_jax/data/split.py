@@ -62,7 +62,8 @@ def by_prompt(
   if empty:
     raise ValueError(
       f"splits {empty} are empty: {len(items)} records have too few distinct prompts "
-      f"for {dict(fractions)}; add prompts or use fewer splits"
+      f"for {dict(fractions)}; add prompts or use fewer splits (a share held out: "
+      "Evaluation.share)"
     )
   return splits
 

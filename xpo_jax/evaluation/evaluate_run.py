@@ -1,8 +1,9 @@
 """Evaluates a finished run: reward, KL, diversity; generates from and exports it."""
 
+import dataclasses
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +257,14 @@ def policy_dir(directory: str | Path) -> Path:
   return directory / run_directory.POLICY
 
 
+Sampler = Callable[[Sequence[records.Text], GenerationConfig, int], list[list[str]]]
+"""`(prompts, config, seed) -> completions of each prompt`; a prompt is a text, or
+messages for the chat template."""
+
+
 def generate(
   directory: str | Path,
-  prompts: Sequence[str],
+  prompts: Sequence[records.Text],
   config: GenerationConfig,
   *,
   seed: int = 0,
@@ -267,7 +273,7 @@ def generate(
 
   Args:
     directory: a finished run, or a Hugging Face directory.
-    prompts: texts; a run's own template is applied to them.
+    prompts: texts, or messages; a run's own template is applied to them.
     config: how completions are drawn.
     seed: of the draws.
 
@@ -275,28 +281,52 @@ def generate(
     The completions of each prompt.
 
   Raises:
+    ValueError: as `sampler`; messages, and no chat template.
+  """
+  return sampler(directory)(prompts, config, seed)
+
+
+def sampler(directory: str | Path) -> Sampler:
+  """Loads a run's policy or a Hugging Face checkpoint to sample from, once.
+
+  Special tokens that a prompt spells are tokens where the prompt is a text for a
+  checkpoint, which is typed and no data; of a run its template says. In messages they
+  are text.
+
+  Raises:
     ValueError: an unfinished run, or one that names code that is not trusted
       (`trust.ForeignCode`); no tokenizer.
   """
-  directory = Path(directory)
-  template = Template(control_tokens="parse")  # prompts are typed, not data
+  directory, template = Path(directory), Template()
   if (directory / yaml_file.FILE).exists():
     experiment, _ = yaml_file.read(directory)
     template = experiment.data.source.template
+  else:
+    template = dataclasses.replace(template, control_tokens="parse")
   loaded = hf_checkpoint.load(policy_dir(directory))
   if loaded.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
-  rows = [records.Prompt(str(i), text) for i, text in enumerate(prompts)]
-  ids = tokenise.tokenise_prompts(rows, loaded.tokenizer, template)
-  drawn = generation.generate(
-    transformer.model(loaded.config),
-    loaded.params["lm"],
-    ids,
-    tokenizer=loaded.tokenizer,
-    config=config,
-    key=jax.random.key(seed),
-  )
-  return [list(texts) for texts in drawn.texts_BK]
+  of_messages = dataclasses.replace(template, control_tokens="text")
+
+  def sample(
+    prompts: Sequence[records.Text], config: GenerationConfig, seed: int
+  ) -> list[list[str]]:
+    ids = []
+    for number, prompt in enumerate(prompts):
+      row = records.Prompt(str(number), prompt)
+      own = template if isinstance(prompt, str) else of_messages
+      ids += tokenise.tokenise_prompts([row], loaded.tokenizer, own)
+    drawn = generation.generate(
+      transformer.model(loaded.config),
+      loaded.params["lm"],
+      ids,
+      tokenizer=loaded.tokenizer,
+      config=config,
+      key=jax.random.key(seed),
+    )
+    return [list(texts) for texts in drawn.texts_BK]
+
+  return sample
 
 
 def export(run_dir: str | Path, directory: str | Path) -> Path:

@@ -5,7 +5,7 @@ Reward models, judges and rules are all a `Scorer` (a number for each completion
 no function here replaces it silently.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +21,12 @@ class Scores(NamedTuple):
   Attributes:
     value_N: float32: a score, or a probability; NaN: abstention.
     reason: reasons as text, "" where there is none; None: the source gives no reasons.
+    parts: what the value is the sum of, by name, float32 [N] each; for reports.
   """
 
   value_N: np.ndarray
   reason: tuple[str, ...] | None = None
+  parts: Mapping[str, np.ndarray] | None = None
 
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
@@ -34,6 +36,18 @@ or array of numbers is taken for `Scores` without reasons."""
 
 Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores]
 """`(prompts, first, second) -> Scores`: P(first beats second), each in [0, 1]."""
+
+
+class GroupScores(NamedTuple):
+  """Scores of K completions of B prompts.
+
+  Attributes:
+    value_BK: float32; NaN: abstention.
+    parts: of `Scores`, float32 [B, K] each; {} where the scorer names none.
+  """
+
+  value_BK: np.ndarray
+  parts: Mapping[str, np.ndarray]
 
 
 class SelfFeedback(NamedTuple):
@@ -110,14 +124,30 @@ def score_groups(
   Raises:
     ValueError: groups of unequal size, or a result that is not a list of scores.
   """
+  return score_groups_in_parts(scorer, prompts, texts_BK, present=present).value_BK
+
+
+def score_groups_in_parts(
+  scorer: Scorer,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  *,
+  present: np.ndarray | None = None,
+) -> GroupScores:
+  """Scores as `score_groups`, with the parts that the scorer's values are made of."""
   present_BK = _present(prompts, texts_BK, present)
   row_N, column_N = np.nonzero(present_BK)
   completions = [texts_BK[b][k] for b, k in zip(row_N, column_N, strict=True)]
   scores = _call(scorer, [prompts[b] for b in row_N], completions)
   scores = check_scores(scores, len(completions), _name(scorer))
-  reward_BK = np.zeros(present_BK.shape, np.float32)
-  reward_BK[row_N, column_N] = scores.value_N
-  return reward_BK
+
+  def in_groups(value_N: np.ndarray) -> np.ndarray:
+    value_BK = np.zeros(present_BK.shape, np.float32)
+    value_BK[row_N, column_N] = value_N
+    return value_BK
+
+  parts = {name: in_groups(value_N) for name, value_N in (scores.parts or {}).items()}
+  return GroupScores(in_groups(scores.value_N), parts)
 
 
 def win_matrix(
@@ -311,7 +341,7 @@ def check_scores(scores: Any, count: int, source: str = "feedback") -> Scores:
     )
   if scores.reason is not None and len(scores.reason) != count:
     raise ValueError(f"{len(scores.reason)} reasons for {count} queries")
-  return Scores(value_N, scores.reason)
+  return Scores(value_N, scores.reason, scores.parts)
 
 
 def check_probabilities(scores: Any, count: int, source: str = "preference") -> Scores:

@@ -16,7 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xpo_jax.data import sealed_files
-from xpo_jax.models import hf_config, hf_families, hf_weights, transformer
+from xpo_jax.models import (
+  hf_config,
+  hf_families,
+  hf_weights,
+  transformer,
+  weights_source,
+)
 from xpo_jax.models.config import Config
 from xpo_jax.types import Params
 
@@ -47,7 +53,8 @@ def read_config(directory: str | Path) -> Config:
   Raises:
     ValueError: no such file, or an unsupported model family or feature.
   """
-  content = _json(Path(directory) / "config.json")
+  directory = weights_source.directory(directory)
+  content = _json(directory / "config.json")
   family = hf_config.get_family(content)
   try:
     hf = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -67,6 +74,7 @@ def read_tokenizer(directory: str | Path) -> Any:
     ValueError: a tokenizer that is code of the directory's own; no tokenizer, or a
       damaged one.
   """
+  directory = weights_source.directory(directory)
   try:
     # Given, since transformers otherwise asks on a terminal.
     return transformers.AutoTokenizer.from_pretrained(
@@ -92,7 +100,8 @@ def load(
 
   Args:
     directory: contains config.json and safetensors, whole or in indexed shards, of any
-      float dtype; optionally a tokenizer and a scalar head written by `save`.
+      float dtype; optionally a tokenizer and a scalar head written by `save`. Or what
+      stands for one: a repository of the hub, a GGUF file (`weights_source`).
     compute_dtype: see `Config`.
     remat: see `Config`.
 
@@ -105,7 +114,7 @@ def load(
       mis-shaped or unexpected weights (all are listed); a tokenizer with more tokens
       than the embedding has rows.
   """
-  directory = Path(directory)
+  directory = weights_source.directory(directory)
   sealed_files.check_directory(directory)
   family = _family(directory)
   config = dataclasses.replace(

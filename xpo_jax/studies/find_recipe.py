@@ -9,21 +9,27 @@ folders. Listing reads text and imports nothing.
 """
 
 import ast
+import builtins
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import inspect
 import re
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from xpo_jax import objectives
 from xpo_jax.config import trust
 
 STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
+OBJECTIVE_FLAGS = ("--model", "--data", "--held-out", "--prompts", "--reward")
 TABLES = "tables"  # the folder of tables in `experiments/`
 Kind = Literal["recipe", "table"]
 
@@ -62,6 +68,20 @@ def names(kind: Kind | None = None) -> dict[str, Path]:
       if is_recipe:
         recipes.setdefault(path.stem, path)
   return {n: path for n, path in recipes.items() if kind in (None, kind_of(path))}
+
+
+def is_objective(recipe: str, words: Sequence[str]) -> bool:
+  """Whether a command line is of an objective's own recipe (`objective_recipe`).
+
+  Args:
+    recipe: a name of the index, or "module:factory".
+    words: those after it. A name of the index that a recipe file has too is the
+      file's, unless a flag of the objective's recipe follows.
+  """
+  if recipe.endswith(".py") or (recipe not in objectives.NAMES and ":" not in recipe):
+    return False
+  given = {word.partition("=")[0] for word in words}
+  return recipe not in names() or bool(given & set(OBJECTIVE_FLAGS))
 
 
 def kind_of(path: Path) -> Kind:
@@ -184,7 +204,8 @@ def _executed(path: Path) -> dict[str, Any]:
   return vars(module)
 
 
-def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, str]:
+def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, Any]:
+  """The arguments of a recipe from words NAME=VALUE, of their annotated types."""
   wanted = inspect.signature(make).parameters
   for argument in given:
     if "=" not in argument:
@@ -199,7 +220,54 @@ def _arguments(recipe: str, make: Callable, given: Sequence[str]) -> dict[str, s
     raise ValueError(f"recipe {recipe} has no argument {unknown[0]}; it takes {takes}")
   if missing:
     raise ValueError(f"recipe {recipe} needs {missing[0]}=...; it takes {takes}")
-  return pairs
+  hints = typing.get_type_hints(make)
+  typed = {}
+  for name, text in pairs.items():
+    try:
+      typed[name] = _typed(text, hints.get(name, str))
+    except ValueError as error:
+      raise ValueError(f"recipe {recipe}: {name} is {text!r}; {error}") from error
+  return typed
+
+
+def _typed(text: str, hint: Any) -> Any:
+  """The value of a type that a text stands for: "false" of a bool, "1e-4" of a float,
+  "a,b" of a tuple, "None" where None is allowed.
+
+  Raises:
+    ValueError: it stands for none; says which are allowed.
+  """
+  kinds = typing.get_args(hint)
+  match typing.get_origin(hint) or hint:
+    case typing.Union | types.UnionType:
+      if text == "None" and types.NoneType in kinds:
+        return None
+      members = [kind for kind in kinds if kind is not types.NoneType]
+      members.sort(key=lambda kind: kind is str)  # any text is a str
+      for kind in members[:-1]:
+        with contextlib.suppress(ValueError):
+          return _typed(text, kind)
+      return _typed(text, members[-1])
+    case typing.Literal:
+      values = {str(value): value for value in kinds}
+      if text not in values:
+        raise ValueError(f"allowed: {', '.join(values)}")
+      return values[text]
+    case builtins.tuple:
+      return tuple(_typed(item, kinds[0]) for item in text.split(",") if item)
+    case builtins.bool:
+      if text.lower() not in ("true", "false"):
+        raise ValueError("it must be true or false")
+      return text.lower() == "true"
+    case builtins.int | builtins.float as kind:
+      try:
+        return kind(text)
+      except ValueError as error:
+        number = "a whole number" if kind is int else "a number"
+        raise ValueError(f"it must be {number}") from error
+    case builtins.str:
+      return text
+  raise ValueError(f"a {hint} cannot be given from a shell")
 
 
 def using(objective: str) -> tuple[str, ...]:

@@ -16,12 +16,14 @@ from xpo_jax.config.factories import Configured, factory
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import (
   audit,
+  hub,
   record_file,
   records,
   sealed_files,
   sources,
   split,
   synthetic_reviews,
+  tables,
   tfds,
   tokenise,
 )
@@ -121,19 +123,27 @@ def load(
     loaded = _from_records(path, datasets[path])
   elif path.startswith("synthetic:"):
     loaded = _synthetic(path)
-  elif path.endswith((".jsonl", ".jsonl.gz")):
+  elif path.startswith("hub:"):
+    loaded = hub.read(path, data.split, like.reading)
+  elif path.endswith(tables.SUFFIXES):
     if not Path(path).exists():
       raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
-    loaded = sources.read_jsonl(path, like.reading)
-  elif path.startswith("hub:"):
-    loaded = sources.from_hub(path.removeprefix("hub:"), data.split, like.reading)
+    jsonl = path.endswith((".jsonl", ".jsonl.gz"))
+    loaded = (
+      sources.read_jsonl(path, like.reading)
+      if jsonl
+      else tables.read(path, data.split, like.reading)
+    )
+  elif tables.is_saved(Path(path)):
+    loaded = tables.read(path, data.split, like.reading)
   elif Path(path).is_dir():
     loaded = tfds.read_directory(path, data.split, like.reading)
   else:
     named = f", or one of the records handed over: {', '.join(datasets)}"
     raise ValueError(
-      f"{type(data).__name__}.path is {path!r}; it must be a .jsonl or .jsonl.gz file, "
-      f"a TFDS directory, hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
+      f"{type(data).__name__}.path is {path!r}; it must be a file "
+      f"({', '.join(tables.SUFFIXES)}), a directory of TFDS or of save_to_disk, "
+      f"hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
     )
   if data.portion is not None:
     rows = split.by_prompt(loaded.records, split.PORTIONS, like.seed)[data.portion]
@@ -289,6 +299,13 @@ def prepare(
     prepared = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | prepared.examples
     counts = counts | {"held_out": prepared.audit.summary()}
+  if data.conversion is not None:
+    before = sum(map(len, examples.values()))
+    examples = {name: _converted(data, rows) for name, rows in examples.items()}
+    after = sum(map(len, examples.values()))
+    counts["conversion"] = (
+      f"{data.conversion.name}: {before:,} examples become {after:,}"
+    )
   if data.transform is not None:
     transform = factory(data.transform)
     examples = {name: transform(rows, tokenizer) for name, rows in examples.items()}
@@ -314,9 +331,21 @@ def examples(
   file = run_dir / f"bad_rows_{name}.jsonl"
   prepared = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
   rows = prepared.examples["train"]
+  if data.conversion is not None:
+    rows = _converted(data, rows)
   if data.transform is not None:
     rows = factory(data.transform)(rows, tokenizer)
   return rows, prepared.audit.summary()
+
+
+def _converted(data: Data, rows: list[Example]) -> list[Example]:
+  converted = data.conversion.build()(rows)
+  if rows and not converted:
+    raise ValueError(
+      f"Data.conversion {data.conversion.name} with {dict(data.conversion.arguments)} "
+      f"makes nothing of {len(rows)} examples"
+    )
+  return converted
 
 
 def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
@@ -521,7 +550,7 @@ def prompt_sets(
 
 
 def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
-  first = {split.prompt_text(row): row for row in reversed(loaded.records)}
+  first = {_prompt_key(row): row for row in reversed(loaded.records)}
   tokenised = tokenise.tokenise_valid_prompts(
     list(reversed(first.values())), tokenizer, config.template, limits=config.limits
   )
@@ -538,6 +567,12 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   uids = tuple(row.uid for row in rows)
   width = max(map(len, tokenised.ids))
   return PromptSet(uids, texts, tokenised.ids, width), bad, tokenised.counts
+
+
+def _prompt_key(row: Record) -> tuple[str, str]:
+  """By what equal prompts are found: text, and columns that a reward reads."""
+  columns = row.columns if isinstance(row, records.Prompt) else {}
+  return split.prompt_text(row), json.dumps(columns, sort_keys=True)
 
 
 def _some(prompts: PromptSet, rows: Sequence[int]) -> PromptSet:

@@ -32,7 +32,7 @@ from xpo_jax.train.loading import Datasets, HeldOut, Inputs, LoadedStart
 from xpo_jax.train.progress import Say
 from xpo_jax.train.references import Cache
 from xpo_jax.train.state import Program, TrainState, final_params
-from xpo_jax.types import Array, Params
+from xpo_jax.types import Array, Objective, Params
 
 SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
 _EVALUATION_KEY = jnp.uint32(0xFFFFFFFF)  # folded into the run's, the same every time
@@ -194,21 +194,57 @@ def examples(
 
   Raises:
     BadRecords: bad records, where they stop the run.
-    ValueError: examples longer than the positions that the start has at most.
+    ValueError: examples longer than the positions that the start has at most, or
+      without a column that the objective reads.
   """
   train, held_out, counts = loading.prepare(
     experiment, loaded, begin.tokenizer, run_dir, datasets
   )
   counts |= loading.beyond_positions(begin.config, [*train, *held_out])
   counts |= loading.adapted(experiment, begin.config)
-  objective = experiment.objective.build()
+  objective, seed = experiment.objective.build(), experiment.data.seed
   unread = loading.unread_margins(objective, loaded)
   counts["unused_columns"] = counts["unused_columns"] | unread
-  layout, seed = objective.layout, experiment.data.seed
   train, held_out = (
-    collate.to_layout(rows, layout, seed) if rows else [] for rows in (train, held_out)
+    collate.to_layout(rows, objective.layout, seed) if rows else []
+    for rows in (train, held_out)
   )
+  _check_columns(objective, [*train, *held_out])
   return train, held_out, counts
+
+
+# Columns that objectives read: the data's name, and what brings it.
+_SOURCES = {
+  "reward_BK": (
+    "reward",
+    "give `reward` to rated rows, `rewards` to lists or `probability` to pairs, or "
+    "train on samples (Rollouts; --prompts FILE --reward MODULE:FUNCTION)",
+  ),
+  "desirable_BK": (
+    "desirable",
+    "give rows a `label`, or label them by their reward (--data.conversion threshold)",
+  ),
+  "reward_BKT": (
+    "reward",
+    "give rows of steps: `completions` with a label of each in `labels`",
+  ),
+}
+
+
+def _check_columns(objective: Objective, examples: list[Example]) -> None:
+  """Refuses examples without a column of the data that an objective reads.
+
+  Raises:
+    ValueError: names the column and what brings it.
+  """
+  for column in sorted(objective.columns & _SOURCES.keys()):
+    name, fix = _SOURCES[column]
+    for example in examples:
+      there = example.token_fields if column.endswith("T") else example.fields
+      if name not in there:
+        raise ValueError(
+          f"{objective.name} reads {column}, which {example.uid} does not have; {fix}"
+        )
 
 
 def held_out(

@@ -13,16 +13,21 @@ from xpo_jax import objectives
 from xpo_jax.config.factories import Configured
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.feedback import protocol
-from xpo_jax.feedback.protocol import Preference, Scorer, SelfFeedback
+from xpo_jax.feedback.protocol import (
+  GroupScores,
+  Preference,
+  Scorer,
+  SelfFeedback,
+)
 from xpo_jax.models.transformer import Model
 from xpo_jax.train import loading
 from xpo_jax.train.rollouts import RolloutBatch
 from xpo_jax.types import Params
 
 _Groups = Sequence[Sequence[str]]
-Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray]
-"""`(prompts, texts_BK, opponents_BJ) -> reward_BK`, NaN where it abstains; without
-opponents the last is empty."""
+Judge = Callable[[Sequence[str], _Groups, _Groups], np.ndarray | GroupScores]
+"""`(prompts, texts_BK, opponents_BJ) -> reward_BK`, NaN where it abstains, or that in
+parts; without opponents the last is empty."""
 
 
 def judge(feedback: Feedback) -> Judge | SelfFeedback:
@@ -81,9 +86,9 @@ def digests(source: Any, where: str = "") -> dict[str, str]:
   return by_argument
 
 
-def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> np.ndarray:
+def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> GroupScores:
   del opponents_BJ
-  return protocol.score_groups(scorer, prompts, texts_BK)
+  return protocol.score_groups_in_parts(scorer, prompts, texts_BK)
 
 
 def _win_rates(
@@ -140,7 +145,10 @@ def ask(judge: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatc
     ValueError: a NaN, where abstentions stop the run; shows the completion.
   """
   texts = (rollouts.prompts, rollouts.texts_BK, rollouts.opponents_BJ)
-  reward_BK = np.asarray(judge(*texts), np.float32)
+  found = judge(*texts)
+  parts = found.parts if isinstance(found, GroupScores) else {}
+  reward_BK = found.value_BK if isinstance(found, GroupScores) else found
+  reward_BK = np.asarray(reward_BK, np.float32)
   abstained = np.argwhere(np.isnan(reward_BK))
   if len(abstained) and feedback.abstained == "stop":
     b, k = abstained[0]
@@ -150,7 +158,7 @@ def ask(judge: Judge, rollouts: RolloutBatch, feedback: Feedback) -> RolloutBatc
       f"completion {rollouts.texts_BK[b][k]!r}; mend the source, or set "
       'Feedback.abstained="drop" to leave such completions out, counted'
     )
-  return dataclasses.replace(rollouts, reward_BK=reward_BK)
+  return dataclasses.replace(rollouts, reward_BK=reward_BK, reward_parts=parts)
 
 
 def shaped(
@@ -200,6 +208,7 @@ def summary(
 
   `reward` is the feedback's mean, before the rules for length, and `reward_std` its
   standard deviation over all completions (neither where it abstained on all);
+  `reward/NAME` the mean of each reward that it is the weighted sum of, if any;
   `reward_std_within` that of the shaped rewards within a prompt; `kl` the log-ratio of
   sampler and reference summed over a completion's tokens (k1), nats, `kl_token` its
   mean per token; `length` in tokens; fractions: `no_eos`, `abstained`,
@@ -215,6 +224,8 @@ def summary(
   if valid_BK.any():
     given = given_BK[valid_BK]
     metrics = {"reward": given.mean(), "reward_std": given.std()}
+    for name, part_BK in rollouts.reward_parts.items():
+      metrics[f"reward/{name}"] = part_BK[:, own][valid_BK].mean()
   metrics |= {
     "reward_std_within": _spread(reward_BK[:, own], present_BK[:, own]).mean(),
     "kl": kl_BK[:, own].mean(),

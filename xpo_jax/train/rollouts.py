@@ -7,7 +7,7 @@ bit for bit: a run that is killed after its feedback does not ask the judge agai
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import records, sealed_files
-from xpo_jax.data.records import Conversation, Turn
+from xpo_jax.data.records import Conversation, PromptText, Turn, columns_of
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import generate
@@ -44,6 +44,7 @@ class RolloutBatch:
       0. () in files of older versions.
     ended_BK: False where a completion was cut at the limit.
     reward_BK: rewards by the feedback, NaN where it abstained; None before feedback.
+    reward_parts: what the rewards are made of, by name, [B, K] each; {} for nothing.
     opponents_BJ: texts that the completions are compared with, or ().
     idle: fraction of the sampler's decode slots times steps that were idle, opponents
       included.
@@ -58,6 +59,7 @@ class RolloutBatch:
   ended_BK: np.ndarray
   sampler_logp: tuple[tuple[np.ndarray, ...], ...] = ()
   reward_BK: np.ndarray | None = None
+  reward_parts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   opponents_BJ: tuple[tuple[str, ...], ...] = ()
   idle: float = 0.0
 
@@ -237,6 +239,10 @@ def joined(first: RolloutBatch, second: RolloutBatch) -> RolloutBatch:
     sampler_logp=first.sampler_logp + second.sampler_logp,
     ended_BK=np.concatenate([first.ended_BK, second.ended_BK]),
     reward_BK=np.concatenate([first.reward_BK, second.reward_BK]),
+    reward_parts={
+      name: np.concatenate([part_BK, second.reward_parts[name]])
+      for name, part_BK in first.reward_parts.items()
+    },
     opponents_BJ=first.opponents_BJ + second.opponents_BJ,
     idle=float(np.average([first.idle, second.idle], weights=counts)),
   )
@@ -262,10 +268,15 @@ def write(path: Path, rollouts: RolloutBatch) -> None:
       }
       if rollouts.sampler_logp:
         line |= {"sampler_logp": rollouts.sampler_logp[b][k].tolist()}
+      if rollouts.reward_parts:
+        parts = {name: float(x[b, k]) for name, x in rollouts.reward_parts.items()}
+        line["reward_parts"] = {n: None if np.isnan(x) else x for n, x in parts.items()}
       if k == 0:  # once a prompt
         line |= {"prompt_tokens": example.prompt.tolist(), "idle": rollouts.idle}
         if isinstance(rollouts.prompts[b], Conversation):
           line |= {"conversation": _messages(rollouts.prompts[b])}
+        if columns := columns_of(rollouts.prompts[b]):
+          line |= {"columns": dict(columns)}
         if rollouts.opponents_BJ:
           line |= {"opponents": list(rollouts.opponents_BJ[b])}
       lines.append(line)
@@ -316,6 +327,10 @@ def read(path: Path) -> RolloutBatch:
     ),
     ended_BK=np.array(of("ended"), bool),
     reward_BK=np.array(of("reward"), np.float32),  # None becomes NaN
+    reward_parts={
+      name: np.array([[line["reward_parts"][name] for line in g] for g in groups], "f4")
+      for name in lines[0].get("reward_parts", {})
+    },
     opponents_BJ=tuple(
       tuple(group[0]["opponents"]) for group in groups if "opponents" in group[0]
     ),
@@ -331,10 +346,11 @@ def _messages(prompt: Conversation) -> dict[str, Any]:
 def _prompt(group: list[dict[str, Any]]) -> str:
   """The prompt of the lines of a group."""
   line = group[0]
+  columns = line.get("columns", {})
   if "conversation" not in line:
-    return line["prompt"]
+    return PromptText(line["prompt"], columns) if columns else line["prompt"]
   turns = tuple(Turn(**turn) for turn in line["conversation"]["turns"])
-  return Conversation(turns, line["conversation"]["template_arguments"])
+  return Conversation(turns, line["conversation"]["template_arguments"], columns)
 
 
 def order(prompts: int, seed: int, start: int, count: int) -> np.ndarray:
