@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -338,7 +339,8 @@ def test_reward_model_of_another_reading_is_refused(saved, tmp_path):
   description = json.loads(path.read_text())
   assert description.pop("read_at") == "last token"
   path.write_text(json.dumps(description))
-  for load in (reward_model.scorer, critic.check):
+  raw = functools.partial(reward_model.load_raw, template=TEMPLATE, limits=LIMITS)
+  for load in (reward_model.scorer, raw, critic.check):
     with pytest.raises(ValueError, match=r"read_at is None.*'last token'.*train"):
       load(str(tmp_path / "old"))
 

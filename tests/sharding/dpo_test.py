@@ -1,4 +1,5 @@
-"""DPO loss and gradient on eight devices: equal to one device, and communication."""
+"""Loss and gradient of DPO and a reward model on eight devices equal those on one;
+communication."""
 
 import functools
 import re
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from xpo_jax import objectives, scored
 from xpo_jax.data import pack, tokenise
-from xpo_jax.models import score, transformer
+from xpo_jax.models import heads, score, transformer
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
 from xpo_jax.types import Layout
@@ -85,6 +86,29 @@ def test_dpo_on_eight_devices_equals_one_and_gathers_no_logits(split, one_device
   assert abs(one_device[0] - np.log(2)) > 0.01
   chex.assert_trees_all_close((loss, grad), one_device, rtol=1e-5, atol=1e-5)
   assert _moved(compiled) and not _moved_logits(compiled, mesh)
+
+
+def test_reward_model_on_eight_devices_equals_one():
+  policy, _, batch = _inputs()
+  model, objective = transformer.model(CONFIG), objectives.bradley_terry()
+  head = heads.init_reward_head(jax.random.key(1), WIDTH)
+  params = policy | {"value": head}
+
+  def loss(params, batch, mesh=None):
+    batch = jax.tree.map(lambda x: x[0], batch)
+    models, roles = {"policy": model}, {"policy": params}
+    record = score.score(models, roles, objective.stats, batch, mesh=mesh)
+    return scored.evaluate(objective, record).loss
+
+  expected = jax.jit(jax.value_and_grad(loss))(params, batch)
+  assert abs(expected[0] - np.log(2)) > 0.01
+  mesh = meshes.make_mesh(2, 2, 2)
+  axes = {"lm": model.logical_axes(), "value": heads.logical_axes()}
+  placed = place.place_params(mesh, params, axes), place.place_batch(mesh, batch)
+  sharded = jax.jit(jax.value_and_grad(functools.partial(loss, mesh=mesh)))
+  chex.assert_trees_all_close(
+    jax.device_get(sharded(*placed)), jax.device_get(expected), rtol=1e-5, atol=1e-5
+  )
 
 
 def _moved(compiled):

@@ -118,13 +118,18 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
       "a reward model by reward_model.scorer, a preference model by "
       "preference_model.preference"
     )
-  if description.get("read_at") != READ_AT:
-    raise ValueError(
-      f"{path}: read_at is {description.get('read_at')}, it must be {READ_AT!r}: the "
-      "head was trained at the position that predicts the last token, and would be "
-      "read where it was not trained; train the model again"
-    )
+  _check_read_at(path)
   return description
+
+
+def _check_read_at(path: Path) -> None:
+  read_at = sealed_files.read_json(path).get("read_at")
+  if read_at != READ_AT:
+    raise ValueError(
+      f"{path}: read_at is {read_at}, it must be {READ_AT!r}: the head was trained at "
+      "the position that predicts the last token, and would be read where it was not "
+      "trained; train the model again"
+    )
 
 
 def load(
@@ -166,7 +171,7 @@ def load_raw(
   compute_dtype: str = "float32",
   mesh: jax.sharding.Mesh | None = None,
 ) -> RewardModel:
-  """Loads a model with a given template and limits; ignores reward.json.
+  """Loads a model with a given template and limits, and no gain and bias.
 
   Args:
     directory: see `load`.
@@ -176,8 +181,10 @@ def load_raw(
     mesh: see `load`.
 
   Raises:
-    ValueError: as `load`, but for reward.json.
+    ValueError: as `load`, but a directory without reward.json is taken.
   """
+  if (Path(directory) / FILE).exists():
+    _check_read_at(Path(directory) / FILE)
   checkpoint = hf_checkpoint.load(directory, compute_dtype)
   if "value" not in checkpoint.params:
     raise ValueError(

@@ -221,7 +221,9 @@ def token_statistics(
   if chunk is None:
     row_shards = 1 if mesh is None else meshes.row_shards(mesh)
     vocab_shards = 1 if mesh is None else mesh.shape[_VOCAB]
-    vocab, width = max((head[role].shape for role in logit_roles), default=(1, 1))
+    # Scalar heads alone count as one entry of the vocabulary on each shard.
+    none = (vocab_shards, 1)
+    vocab, width = max((head[role].shape for role in logit_roles), default=none)
     chunk = chunk_length(
       rows // row_shards, capacity, vocab // vocab_shards, width, len(logit_roles)
     )
