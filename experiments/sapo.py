@@ -7,7 +7,8 @@ Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's; the gate stays near 1,
   as the ratios do (`gate`).
 Departs from the paper: 8 samples of each prompt; the paper's batch was not checked.
-Result: not run to its end.
+Result: true reward 0.423 [0.378, 0.466] at 0.89 nats after 10 of its 20 iterations,
+  from 0.089; one seed.
 """
 
 from xpo_jax.config.experiment import Experiment
