@@ -146,6 +146,19 @@ def test_every_named_recipe_is_tested():
     "on_policy_distillation",
     "minillm",
     "kd",  # in studies/distillation_test.py
+    "gspo_token",
+    "sapo",
+    "gmpo",
+    "lite_ppo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "entropy_bonus",
+    # in studies/offline_recipes_test.py
+    "dpo_shift",
+    "simper",
+    "bco_udm",
+    "step_dpo",
+    "spin",
   }
 
 
