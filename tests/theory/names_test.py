@@ -14,7 +14,6 @@ import pytest
 
 from xpo_jax import objectives
 
-
 _BY_NAME = ("objectives.build", "objectives.get")
 
 
