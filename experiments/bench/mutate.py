@@ -259,21 +259,26 @@ class Mutant(NamedTuple):
   """One change of one file.
 
   Attributes:
-    line: first and last line of the statement.
+    lines: first and last line of the statement.
     in_function: whether the statement runs when a function is called, not at import.
-    before: the expression.
+    module: the file.
+    before: the expression, a node of the module.
     after: what it becomes.
-    tree: the changed module.
   """
 
-  line: tuple[int, int]
+  lines: tuple[int, int]
   in_function: bool
-  before: str
-  after: str
-  tree: ast.Module
+  module: ast.Module
+  before: ast.expr
+  after: ast.expr
 
   def __str__(self) -> str:
-    return f"{self.line[0]}: {self.before}  ->  {self.after}"
+    texts = ast.unparse(self.before), ast.unparse(self.after)
+    return f"{self.lines[0]}: {texts[0]}  ->  {texts[1]}"
+
+  def tree(self) -> ast.Module:
+    """The changed module."""
+    return ast.fix_missing_locations(_changed(self.module, self.before, self.after))
 
 
 _DECLARATIONS = ("Objective", "_replace", "check", "check_hparams", "check_key",
@@ -331,27 +336,26 @@ class _Replace(ast.NodeTransformer):
     return self.new if node is self.old else self.generic_visit(node)
 
 
+def _changed(root: Any, before: ast.expr, after: ast.expr) -> Any:
+  """A copy of a tree in which one node is another."""
+  copies: dict[int, Any] = {}
+  tree = copy.deepcopy(root, copies)
+  return _Replace(copies[id(before)], copy.deepcopy(after)).visit(tree)
+
+
 def mutants(source: str) -> list[Mutant]:
-  """All mutants of a module, in the order of its lines."""
+  """All mutants of a module, in the order of its lines; equal ones once."""
   module = ast.parse(source)
   found = []
-  seen = set()
-  for statement, inside, node in _places(module):
+  seen = {(x.lineno, ast.unparse(x)) for x, _, _ in _places(module)}
+  for statement, inside, before in _places(module):
+    lines = (statement.lineno, statement.end_lineno or statement.lineno)
     for mutation in MUTATIONS:
-      for new in mutation(node):
-        # Copy once: the transformer changes the tree in place.
-        memo: dict[int, Any] = {}
-        tree = copy.deepcopy(module, memo)
-        replacement = copy.deepcopy(new)
-        tree = _Replace(memo[id(node)], replacement).visit(tree)
-        changed = (statement.lineno, ast.unparse(memo[id(statement)]))
-        if changed in seen or changed[1] == ast.unparse(statement):
-          continue
-        seen.add(changed)
-        ast.fix_missing_locations(tree)
-        lines = (statement.lineno, statement.end_lineno or statement.lineno)
-        texts = ast.unparse(node), ast.unparse(new)
-        found.append(Mutant(lines, inside, *texts, tree))
+      for after in mutation(before):
+        text = (statement.lineno, ast.unparse(_changed(statement, before, after)))
+        if text not in seen:
+          seen.add(text)
+          found.append(Mutant(lines, inside, module, before, after))
   return found
 
 
@@ -610,7 +614,7 @@ def unit_tests(file: str) -> list[str]:
 
 def _stages(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> list[list[str]]:
   """Theory tests that execute a mutant, the fastest first: a few, then the others."""
-  low, high = mutant.line
+  low, high = mutant.lines
 
   def executes(test: Test) -> bool:
     lines = test.lines.get(file, [])
@@ -635,7 +639,7 @@ def judge(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> Outcome:
   for order, files in [*stages, ([], unit)]:
 
     def work(order: list[str] = order, files: list[str] = files) -> int:
-      sys.meta_path.insert(0, Finder({_module_name(file): mutant.tree}))
+      sys.meta_path.insert(0, Finder({_module_name(file): mutant.tree()}))
       return _pytest(["-x", *files], _Chosen(order, name_of(file), log))
 
     log.write_text(files[0])  # before the first test only an import can fail

@@ -34,9 +34,9 @@ CASES = {
 @pytest.mark.parametrize("expression", CASES)
 def test_changes_of_an_expression(expression):
   found = mutate.mutants(f"def f():\n  return {expression}")
-  returned = {ast.unparse(x.tree.body[0].body[0].value) for x in found}
+  returned = {ast.unparse(x.tree().body[0].body[0].value) for x in found}
   assert returned == CASES[expression]
-  assert all(x.in_function and x.line == (2, 2) for x in found)
+  assert all(x.in_function and x.lines == (2, 2) for x in found)
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,20 @@ def test_dno_fits_the_logistic_model_of_the_win_rates():
   np.testing.assert_allclose(slope, BETA * (0.5 - p)[:, None] * SIGN, rtol=1e-12)
 
 
+def test_online_ipo_regresses_the_gap_on_the_win_rate_of_the_pair():
+  """Least at a gap of (2 p - 1) / (2 beta), whatever both log-ratios share."""
+  p = np.array([0.9, 0.5, 0.2])
+  rate = np.stack([p, 1 - p], 1)
+  gap = (2 * p - 1) / (2 * BETA)
+  for constant in (0.0, 3.0):
+    best = REF + np.stack([gap, 0 * gap], 1) + constant
+    loss, slope = rows(objectives.ipo_md(BETA), best, reward_BK=rate)
+    np.testing.assert_allclose(slope, 0, atol=1e-12)
+    assert loss == pytest.approx((p * (1 - p) / BETA).mean())
+  _, slope = rows(objectives.ipo_md(BETA), REF, reward_BK=rate)
+  np.testing.assert_allclose(slope, -(2 * p - 1)[:, None] * SIGN, atol=1e-12)
+
+
 def test_ld_dpo_between_dpo_and_dpo_on_the_common_prefix():
   """The slope of a token after the shorter length is alpha times that of the others."""
   s = toy.scored(K=2, dtype=np.float64)

@@ -167,13 +167,14 @@ REAL = np.array([[[1, 1, 1, 1, 1, 0]]])
 
 def test_repeated_ngrams_are_those_seen_before_in_the_completion():
   """Tokens inside a repeat: 3 1 comes back at 2, 1 3 at 3."""
-  marks = repetition.repeated_ngrams(TOKENS, REAL, 2)
+  repeated = jax.jit(repetition.repeated_ngrams, static_argnums=2)
+  marks = repeated(TOKENS, REAL, 2)
   np.testing.assert_array_equal(marks, [[[0, 0, 1, 1, 1, 0]]])
-  marks = repetition.repeated_ngrams(TOKENS, REAL, 3)
+  marks = repeated(TOKENS, REAL, 3)
   np.testing.assert_array_equal(marks, [[[0, 0, 1, 1, 1, 0]]])
-  marks = repetition.repeated_ngrams(TOKENS, REAL, 4)
+  marks = repeated(TOKENS, REAL, 4)
   assert not marks.any()
-  single = repetition.repeated_ngrams(TOKENS, REAL, 1)
+  single = repeated(TOKENS, REAL, 1)
   np.testing.assert_array_equal(single, [[[0, 0, 1, 1, 1, 0]]])
   before = np.asarray(repetition.previous_tokens(TOKENS, REAL, 5, always=(4,)))[0, 0]
   expected = [{4}, {3, 4}, {1, 4}, {3, 4}, {1, 4}, set()]
@@ -182,11 +183,12 @@ def test_repeated_ngrams_are_those_seen_before_in_the_completion():
 
 def test_unlikelihood_of_the_likeliest_token_stays_exact():
   logits = jnp.asarray([[[[60.0, 0.0, 1.0]]]])
+  unlikelihood = jax.jit(repetition.unlikelihood)
   for token in range(3):
     candidate = jnp.eye(3)[token].reshape(1, 1, 1, 3)
     rest = np.delete(np.asarray(logits)[0, 0, 0], token)
     expected = special.logsumexp(logits) - special.logsumexp(rest)
-    actual = repetition.unlikelihood(logits, candidate)[0, 0, 0]
+    actual = unlikelihood(logits, candidate)[0, 0, 0]
     assert actual == pytest.approx(expected, rel=1e-9, abs=1e-25)
 
 
@@ -266,16 +268,17 @@ def test_tournament_of_a_transitive_game_crowns_the_best_after_k_minus_1_games()
   np.testing.assert_allclose(
     win, special.expit(strength[:, :, None] - strength[:, None])
   )
-  games = pairing.tournament(win, present)
+  tournament = jax.jit(pairing.tournament)
+  games = tournament(win, present)
   winner, loser = (np.asarray(x)[0] for x in (games.winner_BJ, games.loser_BJ))
   assert len(winner) == 4
   assert winner[-1] == strength.argmax()
   assert (strength[0, winner] > strength[0, loser]).all()
   assert sorted(loser) == [0, 2, 3, 4]  # each but the best loses once
-  opening = pairing.first_round(win, present)
+  opening = jax.jit(pairing.first_round)(win, present)
   np.testing.assert_array_equal(opening.winner_BJ, [[1, 3]])
   np.testing.assert_array_equal(opening.loser_BJ, [[0, 2]])
-  absent = pairing.tournament(win, np.array([[1.0, 0.0, 1.0, 1.0, 1.0]]))
+  absent = tournament(win, np.array([[1.0, 0.0, 1.0, 1.0, 1.0]]))
   kept = np.asarray(absent.keep_BJ)[0] > 0
   assert np.asarray(absent.winner_BJ)[0][-1] == 3
   assert not (np.asarray(absent.winner_BJ)[0][kept] == 1).any()
@@ -368,7 +371,8 @@ def test_soft_bellman_is_the_log_partition_of_all_completions():
   shape = next_SV.shape
   reward = RNG.normal(size=shape)
   ref = special.log_softmax(RNG.normal(size=shape), axis=1)
-  best = token_mdp.soft_bellman(reward, ref, next_SV, beta, depth)
+  solve = jax.jit(token_mdp.soft_bellman, static_argnums=4)
+  best = solve(reward, ref, next_SV, beta, depth)
   total, log_ref, logp = (
     np.asarray(token_mdp.along(x, next_SV, paths)).sum(-1)
     for x in (reward, ref, best.logp_SV)

@@ -66,15 +66,13 @@ def test_tdpo1_of_that_policy_is_the_bradley_terry_loss_of_the_rewards(
 
   two = jax.tree.map(pair, s)
   gap = total - total[::-1]
-  loss = scored.evaluate(objectives.tdpo1(BETA), two)
-  np.testing.assert_allclose(loss.per_example_B, np.logaddexp(0, -gap), rtol=1e-10)
+  tested = [objectives.tdpo1(BETA), objectives.dpo(BETA)]
+  tested += [objectives.tdpo2(BETA, alpha) for alpha in (1.0, 0.0, 0.5)]
+  run = jax.jit(lambda s: [scored.evaluate(o, s).per_example_B for o in tested])
+  tdpo1, dpo, same, none, half = run(two)
+  np.testing.assert_allclose(tdpo1, np.logaddexp(0, -gap), rtol=1e-10)
   # TDPO2 at alpha = 1 has the same value; at 0 it is DPO.
-  same = scored.evaluate(objectives.tdpo2(BETA, alpha=1.0), two).per_example_B
-  np.testing.assert_allclose(same, loss.per_example_B, rtol=1e-12)
-  dpo, none, half = (
-    scored.evaluate(o, two).per_example_B
-    for o in (objectives.dpo(BETA), *(objectives.tdpo2(BETA, a) for a in (0.0, 0.5)))
-  )
+  np.testing.assert_allclose(same, tdpo1, rtol=1e-12)
   np.testing.assert_allclose(none, dpo, rtol=1e-12)
   margins = [np.log(np.expm1(np.asarray(x))) for x in (dpo, half, same)]
   np.testing.assert_allclose(margins[1], (margins[0] + margins[2]) / 2, atol=1e-9)
@@ -241,7 +239,7 @@ def test_cringe_draws_its_contrast_from_the_softmax_of_the_top_k():
   # The loss takes the drawn one.
   contrast = np.take_along_axis(top, drawn[0][..., None], -1)[..., 0]
   token = np.logaddexp(0, (LOGITS * ONE_HOT).sum(-1) - contrast)
-  loss = scored.evaluate(o, s, key=keys[0]).loss
+  loss = jax.jit(lambda key: scored.evaluate(o, s, key=key).loss)(keys[0])
   assert loss == pytest.approx((token * MASK).sum() / MASK.sum())
 
 
@@ -361,7 +359,7 @@ def test_ppo_learns_from_whitened_gae_of_the_penalised_reward():
   real = LONG > 0
   for whiten in (False, True):
     o = objectives.ppo(0.3, gamma=0.9, lam=0.6, whiten_reward=whiten)
-    aux, _ = o.prepare(s, (), None)
+    aux, _ = jax.jit(lambda s, o=o: o.prepare(s, (), None))(s)
     scale = np.sqrt(shaped[real].var() + 1e-8) if whiten else 1.0
     # Scaled about the mean, which is kept.
     mean = shaped[real].mean() if whiten else 0.0
