@@ -226,6 +226,22 @@ def test_decoding_equals_whole_rows(name):
     np.testing.assert_allclose(logits_TBKV[:, b, k], expected, atol=2e-5)
 
 
+def test_program_does_not_grow_with_depth():
+  # Windows, two rotary embeddings and all: they are scanned with the blocks.
+  def lines(copies):
+    config = checkpoint("gemma3").config
+    deep = dataclasses.replace(
+      config, layers=copies * config.layers, windows=copies * config.windows
+    )
+    model = transformer.model(deep)
+    rows = transformer.Rows.plain(np.ones((1, 8), np.int32), np.ones((1, 8)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    lowered = jax.jit(lambda lm: model.hidden(lm, rows)).lower(shapes)
+    return len(lowered.as_text().splitlines())
+
+  assert lines(8) == lines(1)
+
+
 @pytest.mark.parametrize("name", FIXTURE_NAMES)
 def test_weight_decay_is_of_matrices_only(name):
   axes = transformer.model(checkpoint(name).config).logical_axes()
