@@ -13,10 +13,10 @@ from tests.studies.tiny_task import TINY
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment, Pretrained, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
-from xpo_jax.models import hf_checkpoint
+from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.studies import distillation, find_recipe
 from xpo_jax.studies import task as tasks
-from xpo_jax.studies.multistage import arms
+from xpo_jax.studies.multistage import arms, samples
 from xpo_jax.studies.task import Task
 from xpo_jax.train import loop, metrics, records_program, run_directory
 
@@ -29,6 +29,11 @@ def teacher(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "teacher"
   loop.train(tasks.sft(dataclasses.replace(TASK, width=24)), run_dir, say=quiet)
   return str(run_dir / run_directory.POLICY)
+
+
+def _table(task):
+  settings = find_recipe.load("agarwal2023_distillation").experiment
+  return dataclasses.replace(settings, task=task)
 
 
 def test_table_trains_every_student_and_measures_it_by_the_teacher(teacher, tmp_path):
@@ -61,13 +66,7 @@ def test_table_trains_every_student_and_measures_it_by_the_teacher(teacher, tmp_
 
 
 def test_kl_of_sequences_is_that_of_the_evaluation(teacher, tmp_path):
-  study = arms.open_study(
-    dataclasses.replace(
-      find_recipe.load("agarwal2023_distillation").experiment, task=TASK
-    ),
-    tmp_path,
-    quiet,
-  )
+  study = arms.open_study(_table(TASK), tmp_path / "study", quiet)
   of = hf_checkpoint.load(teacher, remat=False)
   other = of._replace(params=jax.tree.map(lambda x: 1.5 * x, of.params))
   hf_checkpoint.save(
@@ -78,6 +77,30 @@ def test_kl_of_sequences_is_that_of_the_evaluation(teacher, tmp_path):
   np.testing.assert_allclose(kl_PK, draws.kl_PK, rtol=1e-4, atol=1e-5)
   assert kl_PK.mean() > 0.01
   np.testing.assert_allclose(distillation.sequence_kl(of, of, draws), 0, atol=1e-5)
+
+
+def test_kl_of_sequences_between_two_sizes_is_that_of_their_logits(teacher, tmp_path):
+  of = hf_checkpoint.load(teacher, remat=False)
+  model = transformer.model(tasks.small_model(of.config.vocab, 16, 1))
+  params = {"lm": model.init(jax.random.key(4))}
+  other = of._replace(config=model.config, params=params)
+  study = arms.open_study(_table(TASK), tmp_path / "study", quiet)
+  draws = arms.judge(study, of.params, 0, reference=teacher)
+  tokens, ended = list(draws.tokens[1][0]), draws.ended_PK[1, 0]
+  tokens += [of.tokenizer.eos_token_id] * bool(ended)
+  (prompt,) = samples.encode(of.tokenizer, draws.prompts[1:2])
+  whole = np.array([[*prompt, *tokens]])
+  rows = transformer.Rows.plain(whole, np.ones(whole.shape))
+
+  def logp(decoder, lm):
+    lm = jax.device_put(lm)
+    logits = decoder.hidden(lm, rows)[0] @ decoder.head(lm).T
+    return np.float64(jax.nn.log_softmax(logits))[len(prompt) - 1 : -1]
+
+  p, q = logp(transformer.model(of.config), of.params["lm"]), logp(model, params["lm"])
+  kl_PK = distillation.sequence_kl(of, other, draws)
+  expected = (np.exp(p) * (p - q)).sum()
+  assert kl_PK[1, 0] == pytest.approx(expected, rel=1e-4) and expected > 0.01
 
 
 def test_teacher_starts_larger_or_as_the_policy_that_is_given():
