@@ -4,13 +4,19 @@ Paper: Yu et al. 2025, arXiv:2503.14476: 16 samples of each prompt, 16 updates f
   round of samples, no KL; rewards of 1 and -1; a soft penalty over the last fifth of
   the longest completion.
 Command: xpo train dapo [source=FILE policy=DIR]
-Hardware: 2 CPU cores; not measured.
+Hardware: 2 CPU cores; not measured at the default size. 11 s of CPU time after SFT
+  with --data.sampling.max_completion_tokens 10 --data.iterations 16
+  --data.prompts_per_iteration 16 --optimizer.learning_rate 1e-3, where the result is
+  from.
 Expected: the success rate of held-out prompts rises above SFT's; fewer and fewer
   prompts inform, so that more and more completions are sampled for one that is used
-  (`rollout/sampled_per_used`).
+  (`rollout/sampled_per_used`). Of the parts, those for length matter most here: without
+  them the policy learns to write on until it is cut.
 Departs from the paper: 8 samples of each prompt, 4 updates, rewards of 1 and 0 (whose
   advantages are the same); at most 4 rounds of prompts an iteration.
-Result: not run.
+Result: of held-out completions 0.86 [0.81, 0.91] succeed and end, 0.13 [0.00, 0.35]
+  with GRPO without KL, none of the parts; 1.6 completions sampled for one that is used;
+  range over three seeds.
 """
 
 import dataclasses

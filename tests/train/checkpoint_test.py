@@ -1,5 +1,6 @@
 """A checkpoint is either exactly what was saved or it is passed over, with a reason."""
 
+import dataclasses
 import json
 import signal
 import threading
@@ -256,3 +257,20 @@ def test_other_threads_leave_signals_alone():
   thread.start()
   thread.join()
   assert seen == [(before, "")]
+
+
+def test_checkpoint_of_an_older_version_lacks_a_field_that_is_none(tmp_path):
+  """One without `prompts_taken`, which only dynamic sampling has."""
+  now = RolloutState(jnp.int32(1), _state(4), None, (), jnp.float32(0.5))
+  fields = {name: x for name, x in vars(now).items() if name != "prompts_taken"}
+  older = dataclasses.make_dataclass("Older", fields)(**fields)
+  jax.tree_util.register_dataclass(type(older), list(fields), [])
+  manager = checkpoint.open_manager(tmp_path / "checkpoints", keep=1)
+  checkpoint.save(manager, older, {})
+  found = checkpoint.restore(manager, now).state
+  assert found.prompts_taken is None and found.beta == 0.5
+  assert _bits(found.train) == _bits(now.train)
+  # Where it is read, its absence is no silence.
+  with pytest.raises(ValueError, match="prompts_taken"):
+    checkpoint.restore(manager, now.replace(prompts_taken=jnp.int32(0)))
+  manager.close()

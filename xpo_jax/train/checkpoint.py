@@ -121,13 +121,24 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   if valid is None:
     return Restored(None, {}, rejected)
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  fields = {
+    field.name: getattr(abstract, field.name) for field in dataclasses.fields(like)
+  }
+  stored = _stored_fields(Path(manager.directory) / str(valid))
+  # An older version's checkpoint lacks a field that was added since.
+  known = {name: x for name, x in fields.items() if x is not None or name in stored}
   content = manager.restore(
     valid,
     args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+      state=ocp.args.StandardRestore(known), meta=ocp.args.JsonRestore()
     ),
   )
-  return Restored(content["state"], content["meta"], rejected)
+  return Restored(like.replace(**content["state"]), content["meta"], rejected)
+
+
+def _stored_fields(step: Path) -> set[str]:
+  """Names of the fields of the state in a checkpoint."""
+  return set(ocp.PyTreeCheckpointHandler().metadata(step / "state").keys())
 
 
 def policies(directory: Path) -> Iterator[tuple[int, Params]]:
