@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import xla_flags
+from tests import tiny_policy, xla_flags
 from xpo_jax import cli, objectives
 from xpo_jax.config import trust
 from xpo_jax.data import synthetic_reviews
@@ -65,6 +65,7 @@ def walked(tmp_path_factory):
   home = tmp_path_factory.mktemp("readme")
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   (home / "my_recipe.py").write_text(recipe, encoding="utf-8")
+  tiny_policy.write(home / "smollm2")
   (row,) = [t for k, t in BLOCKS if k == "json"]
   texts, others = synthetic_reviews.generate(60, 0), synthetic_reviews.generate(60, 1)
   rows = [
@@ -117,7 +118,7 @@ def test_walk_leaves_what_the_readme_says(walked):
   assert "beta: 0.2" in config  # the override of the shell
   again = find_recipe.load(str(run / "config.yaml")).experiment  # as the report says
   assert again.objective.hparams["beta"] == 0.2
-  (generate,) = [c for c in _commands() if c.startswith("xpo generate")]
+  generate, _ = [c for c in _commands() if c.startswith("xpo generate")]
   assert len(results[generate][1].strip().splitlines()) == 2
   report = (run / "report.html").read_text()
   assert "First loss as it must be" in report

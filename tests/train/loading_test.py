@@ -30,7 +30,7 @@ def _load(data, datasets=None, **more):
   ("path", "match"),
   [
     ("nowhere.jsonl", r"Data\.path is 'nowhere\.jsonl': no such file"),
-    ("nowhere", r"must be a \.jsonl .*, or one of the records handed over: rows"),
+    ("nowhere", r"must be a file .*, or one of the records handed over: rows"),
     ("synthetic:many", "needs a number of reviews, at least 1"),
     ("synthetic:0", "needs a number of reviews, at least 1"),
   ],
@@ -287,3 +287,50 @@ def test_sampling_has_the_room_that_the_decoder_has():
   loading.check_room(MODEL, most, 4)
   with pytest.raises(ValueError, match="top_k is 321; allowed: 1 to 320"):
     loading.check_room(MODEL, dataclasses.replace(most, top_k=MODEL.vocab + 1), 4)
+
+
+def _sources(count):
+  return {
+    name: tuple(Demonstration(f"{name}{n}", f"{name} {n}", " x") for n in range(count))
+    for name in ("a", "b")
+  }
+
+
+def test_further_sources_count_by_their_weights():
+  rows = _sources(400)
+  for weight, least, most in (("=2.5", 950, 1050), ("=0.25", 60, 140), ("", 400, 400)):
+    data = Data("a", also=(f"b{weight}",))
+    loaded = loading.load(data, data, rows)
+    uids = [row.uid for row in loaded.records]
+    assert uids[:400] == [row.uid for row in rows["a"]]
+    assert least <= len(uids) - 400 <= most
+    again = loading.load(data, dataclasses.replace(data, seed=1), rows)
+    assert (again.records != loaded.records) == ("." in weight)
+    assert weight.removeprefix("=") in loaded.name
+  assert data.title == "a + b"
+
+
+def test_limit_and_digest_are_of_each_source():
+  rows = _sources(10)
+  data = Data("a", also=("b=2",), limit=3)
+  loaded = loading.load(data, data, rows)
+  assert [row.uid for row in loaded.records] == [
+    *("a0", "a1", "a2"),
+    *("b0", "b1", "b2") * 2,
+  ]
+  digests = {
+    loading.load(other, other, rows).sha256
+    for other in (data, Data("a"), Data("a", also=("b",)), Data("b", also=("a",)))
+  }
+  assert len(digests) == 4
+
+
+@pytest.mark.parametrize("also", ["b=0", "b=x", "=2", "b=inf"])
+def test_wrong_weight_is_refused(also):
+  with pytest.raises(ValueError, match="write PATH or PATH=WEIGHT"):
+    Data("a", also=(also,))
+
+
+def test_records_of_a_function_have_no_further_sources():
+  with pytest.raises(ValueError, match="name a path, or leave it out"):
+    Data(Configured(counted, log="x"), also=("b",))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import hf_checkpoint
+from xpo_jax.models.lora import Adapter
 from xpo_jax.train import checkpoint, loop, metrics, run_directory
 
 DATA = Data("pairs", rows_per_step=4, microbatches=2, row_length=192, epochs=3)
@@ -161,6 +163,38 @@ def test_first_checkpoint_is_announced(done, every, minutes, expected):
   assert said == f"first checkpoint: {expected}"
 
 
+def test_evaluation_is_no_time_of_a_step(tmp_path, monkeypatch):
+  monkeypatch.setattr(loop.time, "perf_counter", lambda: 110.0)
+  program = types.SimpleNamespace(
+    line=lambda index, values, seconds: {"step": index + 1, "time/seconds": seconds},
+    batch=None,
+  )
+  writer = metrics.open_writer(tmp_path)
+  pending = [(0, {}), (1, {})]
+  loop._write(program, tmp_path, writer, pending, clock=100.0, apart=4.0)
+  metrics.close(writer)
+  first, last = metrics.read(tmp_path)
+  assert first["time/seconds"] == last["time/seconds"] == (110 - 100 - 4) / 2
+  assert last["time/evaluation"] == 4 and "time/evaluation" not in first
+
+
+@pytest.mark.parametrize(
+  ("trained", "adapter", "expected"),
+  [
+    (200, None, "1,200 parameters, 200 trained"),
+    (1200, None, "1,200 parameters, all trained"),
+    (
+      30,
+      Adapter(rank=4),
+      "1,200 parameters, 30 (2.50%) trained: adapters of rank 4",
+    ),
+  ],
+)
+def test_screen_says_what_is_trained(trained, adapter, expected):
+  sizes = {"parameters": 1200, "parameters_trained": trained}
+  assert loop._parameters(sizes, adapter) == expected
+
+
 def test_finished_run_is_complete(whole):
   lines = metrics.read(whole)
   steps = len(lines)
@@ -168,6 +202,8 @@ def test_finished_run_is_complete(whole):
   assert [i for i, line in enumerate(lines, 1) if "eval/loss" in line] == sorted(
     {*range(4, steps + 1, 4), steps}
   )
+  for line in lines:
+    assert ("eval/loss" in line) == ("time/evaluation" in line)
   wanted = "loss loss/beta_dpo reward_accuracy reward_margin logp_chosen logp_rejected"
   wanted += " kl_k3 entropy length_chosen grad_norm learning_rate padding epoch"
   wanted += " time/seconds time/tokens_per_second eval/reward_accuracy"

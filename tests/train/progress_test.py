@@ -15,6 +15,9 @@ def test_plain_line_tells_step_loss_and_speed():
   assert said == [
     "step 3/9  loss 0.6931  reward_accuracy 0.5  eval/loss 0.7  12,346 tokens/s"
   ]
+  assert progress.describe(LINE | {"time/evaluation": 12.34}).endswith(
+    "12,346 tokens/s  evaluation 12.3 s"
+  )
 
 
 def test_terminal_gets_a_bar_and_no_lines(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Configures data: training records, prompts to sample for, held-out data."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from xpo_jax.config import checks, trust
@@ -22,6 +23,9 @@ class Data:
       name of records handed to `loop.train`, or a `Configured` function that returns
       records: it runs when the run starts, and a `Stage` among its arguments is
       trained first (samples of a policy, labelled).
+    also: further sources of the same kind of records, each "PATH" or "PATH=WEIGHT": of
+      a weight of 2 every record counts twice, of 0.5 half of them, by a hash of `seed`
+      and the record; `split` and `limit` hold for each.
     split: of a TFDS or Hugging Face data set.
     portion: only the rows of these prompts, by a hash of `seed` and the prompt:
       "train" (80 %), "tune" or "test" (10 % each); None: all rows.
@@ -49,6 +53,7 @@ class Data:
   """
 
   path: str | Configured
+  also: tuple[str, ...] = ()
   split: str = "train"
   portion: str | None = None
   limit: int | None = None
@@ -69,6 +74,12 @@ class Data:
 
   def __post_init__(self):
     checks.check_among(self, "bad_rows", ("stop", "drop"))
+    if self.also and not isinstance(self.path, str):
+      raise ValueError(
+        f"Data.also is {self.also}, and records are made by {self.path.name}: name a "
+        "path, or leave it out"
+      )
+    _ = self.others  # refuses wrong weights
     if self.transform is not None:
       if ":" not in self.transform:
         raise ValueError(
@@ -88,7 +99,24 @@ class Data:
   @property
   def title(self) -> str:
     """Name of the training data, for display."""
-    return title_of(self.path)
+    return " + ".join((title_of(self.path), *self.also))
+
+  @property
+  def others(self) -> tuple[tuple[str, float], ...]:
+    """The further sources, each with its weight."""
+    sources = []
+    for text in self.also:
+      path, equals, weight = text.rpartition("=")
+      if not equals:
+        path, weight = text, "1"
+      try:
+        number = float(weight)
+      except ValueError:
+        number = math.nan
+      if not path or not 0 < number < math.inf:
+        raise ValueError(f"Data.also has {text!r}; write PATH or PATH=WEIGHT, above 0")
+      sources.append((path, number))
+    return tuple(sources)
 
   @property
   def sizes(self) -> PackSizes:

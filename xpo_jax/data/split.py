@@ -49,7 +49,7 @@ def by_prompt(
   splits: dict[str, list[Item]] = {name: [] for name in fractions}
   names = list(fractions)
   for item in items:
-    u = _uniform(prompt(item), seed)
+    u = uniform(prompt(item), seed)
     cumulative = 0.0
     name = names[-1]
     for candidate in names[:-1]:
@@ -68,7 +68,7 @@ def by_prompt(
   return splits
 
 
-def _uniform(prompt: str, seed: int) -> float:
-  """Returns a uniform number in [0, 1), a hash of the prompt and the seed."""
-  digest = hashlib.sha256(f"{seed}\0{prompt}".encode()).digest()
+def uniform(text: str, seed: int) -> float:
+  """Returns a uniform number in [0, 1), a hash of a text and the seed."""
+  digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
   return int.from_bytes(digest[:8], "big") / 2**64

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +151,27 @@ def load(
     loaded = dataclasses.replace(loaded, records=tuple(rows))
   if data.limit is not None:
     loaded = dataclasses.replace(loaded, records=loaded.records[: data.limit])
+  if isinstance(data, Data):
+    for other, weight in data.others:
+      one = dataclasses.replace(data, path=other, also=())
+      loaded = _joined(loaded, load(one, like, datasets), weight, like.seed)
   return loaded
+
+
+def _joined(first: Loaded, second: Loaded, weight: float, seed: int) -> Loaded:
+  """Two sources as one; the second's records count `weight` times each."""
+  whole, rest = divmod(weight, 1)
+  rows = list(second.records) * int(whole)
+  rows += [row for row in second.records if split.uniform(row.uid, seed) < rest]
+  unused = Counter(first.unused) + Counter(second.unused)
+  sha = hashlib.sha256(f"{first.sha256} {weight} {second.sha256}".encode())
+  return Loaded(
+    f"{first.name} + {weight:g} x {second.name}",
+    (*first.records, *rows),
+    first.bad + second.bad,
+    sha.hexdigest(),
+    dict(sorted(unused.items())),
+  )
 
 
 def load_checked(data: Data | Prompts, datasets: Datasets) -> Loaded:

@@ -6,6 +6,7 @@ makes; it does progress, metrics, held-out evaluation, checkpoints and preemptio
 
 import functools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Rollouts
 from xpo_jax.data import sealed_files
+from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
 from xpo_jax.train import (
@@ -166,7 +168,8 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
     say(f"stopped by {stopped} in a stage: {go_on}")
     return Result(run_dir, None, None, None, 0, finished=False, stopped=stopped)
   program = maker(resolved).prepare(resolved, run_dir, inputs, datasets, say)
-  say(f"{program.headline}; compiling the first")
+  sizes = _parameters(program.sizes, experiment.adapter)
+  say(f"{sizes}; {program.headline}; compiling the first")
   meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
   checkpoints = run_dir / run_directory.CHECKPOINTS
   manager = checkpoint.open_manager(checkpoints, experiment.loop.keep)
@@ -186,6 +189,16 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   return Result(
     run_dir, program.model, params, program.tokenizer, done, finished, stopped
   )
+
+
+def _parameters(sizes: Mapping[str, Any], adapter: Adapter | None) -> str:
+  """Says how many parameters there are, and which are trained."""
+  total, trained = sizes["parameters"], sizes["parameters_trained"]
+  text = f"{total:,} parameters, "
+  if adapter is None:
+    return text + ("all trained" if trained == total else f"{trained:,} trained")
+  share = trained / total
+  return text + f"{trained:,} ({share:.2%}) trained: adapters of rank {adapter.rank}"
 
 
 def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None:
@@ -235,17 +248,21 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
         stopping = bool(stop.signal)  # a later signal acts after the next step
         due = run_directory.due(checkpoint_every, now)
         saving = last or stopping or due or by_time
+        apart = 0.0  # seconds that are not of steps
         if evaluating:
-          measured = {**measured, **program.evaluate(state)}
+          jax.block_until_ready(measured)
+          begun = time.perf_counter()
+          measured = {**measured, **jax.device_get(program.evaluate(state))}
+          apart = time.perf_counter() - begun
         pending.append((index, measured))
         if showing or evaluating or saving:
-          line, clock = _write(program, run_dir, writer, pending, clock)
+          line, clock = _write(program, run_dir, writer, pending, clock, apart)
           if showing or evaluating:
             report(line)
         if saving:
           metrics.synchronise(writer)  # the checkpoint's steps must have their lines
           checkpoint.save(manager, state, meta)
-          saved = time.monotonic()
+          saved, clock = time.monotonic(), time.perf_counter()
         if stopping:
           break
     finally:
@@ -272,13 +289,21 @@ def _first_checkpoint(
   return f"first checkpoint: after step {step}{sooner}"
 
 
-def _write(program, run_dir, writer, pending, clock) -> tuple[dict[str, float], float]:
-  """Fetches the metrics of the pending steps at once, checks and writes them."""
+def _write(
+  program, run_dir, writer, pending, clock, apart
+) -> tuple[dict[str, float], float]:
+  """Fetches the metrics of the pending steps at once, checks and writes them.
+
+  Evaluation, which took `apart` seconds after the last of them, is no time of a step;
+  neither is a checkpoint.
+  """
   fetched = jax.device_get([measured for _, measured in pending])
   now = time.perf_counter()
-  seconds = (now - clock) / len(pending)
+  seconds = (now - clock - apart) / len(pending)
   for (index, _), values in zip(pending, fetched, strict=True):
     line = program.line(index, step.present(values), seconds)
+    if apart and index == pending[-1][0]:
+      line["time/evaluation"] = apart
     metrics.write(writer, line)
     metrics.flush(writer)
     if program.batch is not None:

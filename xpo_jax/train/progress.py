@@ -60,4 +60,6 @@ def describe(line: Mapping[str, float], names: Sequence[str] = _SHOWN) -> str:
   shown = [f"{name} {line[name]:.4g}" for name in names if name in line]
   if "time/tokens_per_second" in line:
     shown.append(f"{line['time/tokens_per_second']:,.0f} tokens/s")
+  if "time/evaluation" in line:
+    shown.append(f"evaluation {line['time/evaluation']:.3g} s")
   return "  ".join(shown)

@@ -174,8 +174,8 @@ def prepare(
     tokenizer=begin.tokenizer,
     sizes=sizes,
     headline=(
-      f"{sizes['parameters']:,} parameters, {sizes['steps']} steps of "
-      f"{sizes['rows_per_step']} rows x {sizes['shape_L']} tokens"
+      f"{sizes['steps']} steps of {sizes['rows_per_step']} rows x "
+      f"{sizes['shape_L']} tokens"
     ),
     shown=SHOWN,
     log_every=10,

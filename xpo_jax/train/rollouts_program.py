@@ -193,8 +193,8 @@ def prepare(
     tokenizer=parts.tokenizer,
     sizes=sizes,
     headline=(
-      f"{parameters:,} parameters, {data.iterations} iterations of "
-      f"{data.prompts_per_iteration} prompts x {sampling.completions}"
+      f"{data.iterations} iterations of {data.prompts_per_iteration} prompts x "
+      f"{sampling.completions}"
     ),
     shown=SHOWN,
     log_every=1,

@@ -13,6 +13,7 @@ from typing import Any
 
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
+from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Pretrained, Scratch, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.train import loading, run_directory
@@ -138,6 +139,9 @@ def _read(value: Any, datasets: Datasets) -> Iterator[tuple[str, str]]:
   for name in ("path", "directory", "tokenizer", "critic_init"):
     location = vars(value).get(name) if dataclasses.is_dataclass(value) else None
     if isinstance(location, str):
+      yield from _content(location, datasets)
+  if isinstance(value, Data):
+    for location, _ in value.others:
       yield from _content(location, datasets)
   if isinstance(value, Configured):
     for location in value.arguments.values():
