@@ -13,7 +13,7 @@ def bco_udm(beta: float = 0.1) -> Objective:
   p(desirable | x) / p(undesirable | x), the ratio of the densities of the classes'
   prompts, so that both classes are averaged over the desirable ones' prompts.
 
-  Paper: Jung et al. 2024, arXiv:2404.04656, Eq. not checked.
+  Paper: Jung et al. 2024, arXiv:2404.04656.
   Departs from the paper: nothing known; d is not weighted, as in TRL, whose code is the
     author's. w is a column of the data: `data.prompt_matching` computes it from a
     classifier of prompts, clipped as in TRL. Weights of 1 give `bco`.

@@ -44,7 +44,7 @@ def margin_bradley_terry(centring: float = 0.0) -> Objective:
   L = -log sigma(r_w - r_l - m) + centring (r_w + r_l)^2
 
   The margin m >= 0 is margin_BK of column 0, in units of the reward; column 1 is not
-  read. Llama 2 (Touvron et al. 2023, arXiv:2307.09288, Eq. not checked) makes it a
+  read. Llama 2 (Touvron et al. 2023, arXiv:2307.09288) makes it a
   discrete function of the annotator's rating: 3 significantly better, 2 better, 1
   slightly better, 0 negligibly better or unsure. The same m for all is `bradley_terry`.
   `centring` as there. Layout PAIR; stats REWARD_HEAD; columns margin_BK.

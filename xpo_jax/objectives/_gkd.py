@@ -19,7 +19,7 @@ def gkd(interpolation: float = 0.5) -> Objective:
   KL(teacher || policy), at b = 1 the reverse KL, the limits of D / b and D / (1 - b).
   No gradient flows through the sampling.
 
-  Paper: Agarwal et al. 2023, arXiv:2306.13649, Eq. not checked.
+  Paper: Agarwal et al. 2023, arXiv:2306.13649.
   Departs from the paper: this is its loss on the student's completions (lambda = 1).
     For a fraction lambda of them add `kd` on a fixed data set, as an auxiliary loss
     of weight (1 - lambda) / lambda: the expected gradient is 1 / lambda times the

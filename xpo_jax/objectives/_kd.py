@@ -14,8 +14,8 @@ def kd(interpolation: float = 0.0) -> Objective:
   completions sum_t is an unbiased estimate of KL(teacher || policy) of sequences. For
   interpolation > 0 it is the divergence D of `gkd`.
 
-  Paper: Hinton et al. 2015, arXiv:1503.02531, Eq. not checked; on the tokens of
-    sequences Kim and Rush 2016, arXiv:1606.07947, Eq. not checked.
+  Paper: Hinton et al. 2015, arXiv:1503.02531; on the tokens of
+    sequences Kim and Rush 2016, arXiv:1606.07947.
   Departs from the paper: no likelihood of the completions beside it (`mixture` with
     `sft` adds it); no temperature of its own. The KL differs from their cross-entropy
     by the teacher's entropy, which is constant.

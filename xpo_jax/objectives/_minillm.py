@@ -19,7 +19,7 @@ def minillm(
   after it. With a = 0 and sums R_t in place of means the expected gradient, at ratio 1,
   is that of KL(policy || teacher) of whole completions.
 
-  Paper: Gu et al. 2023, arXiv:2306.08543, Eq. not checked.
+  Paper: Gu et al. 2023, arXiv:2306.08543.
   Departs from the paper: the KL of the next step has no weight rho_t, as in the
     authors' code; its mean given s_t is 1. R_t divides by the number of tokens after t
     (paper: by one less). The paper's loss on pretraining text is `sft` as an auxiliary

@@ -26,7 +26,7 @@ def on_policy_distillation(discount: float = 0.0) -> Objective:
   sampled tokens alone, not its whole distribution.
 
   Paper: the reverse KL on the student's completions is of Agarwal et al. 2023,
-    arXiv:2306.13649, Eq. not checked; this form of it is "On-Policy Distillation",
+    arXiv:2306.13649; this form of it is "On-Policy Distillation",
     Lu and Thinking Machines Lab, 2025, and the code of its Tinker cookbook.
   Departs from the paper: the code adds the advantages to those of a reward; `mixture`
     with an objective on rewards does. Its sum over all tokens of the batch is divided
