@@ -85,6 +85,13 @@ def test_likelihood_of_the_chosen_by_reduction(reduction, value):
     assert rows(objectives.sft())[0] == pytest.approx(value)
 
 
+def test_a_demonstration_counts_where_column_0_is_present_whatever_the_others():
+  present = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+  nll, slope = rows(objectives.nll("sequence_sum"), present_BK=present)
+  assert nll == pytest.approx(-LOGP[[0, 2], 0].mean())
+  np.testing.assert_array_equal(slope[:, 0] < 0, [True, False, True])
+
+
 def test_arpo_trains_only_the_chosen_of_equal_completions_and_is_cpo_far_apart():
   """tau = exp(eta |a_w - a_l|) - 1, at most 1, so 0 for equal averages."""
   equal = np.array([[-2.0, -5.0]])
@@ -580,3 +587,9 @@ def test_mixture_has_the_weighted_sum_of_losses_and_gradients():
   assert loss == pytest.approx(sum(w * value for w, (value, _) in pairs))
   expected = sum(w * slope for w, (_, slope) in pairs)
   np.testing.assert_allclose(slope, expected, rtol=1e-12)
+  s = scored.from_sequence_logps(LOGP, LENGTH, REF)
+  by_row = objectives.mixture(weights[:2], parts[:2])
+  run = jax.jit(lambda s: [scored.evaluate(o, s).per_example_B for o in two])
+  two = (by_row, *parts[:2])
+  whole, first, second = run(s)
+  np.testing.assert_allclose(whole, 0.5 * first + 2.0 * second, rtol=1e-12)
