@@ -3,12 +3,13 @@
 Paper: Agarwal et al. 2023, arXiv:2306.13649, which distils T5 models on summaries,
   translation and arithmetic; no number of it can be reproduced at this size.
 Command: xpo train gkd [fraction=NUMBER source=FILE policy=DIR teacher=DIR]
-Hardware: not measured.
+Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
 Expected: the divergence to the teacher falls, and the true reward of held-out prompts,
   which is not trained on, rises to the teacher's; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model; below fraction 1 every
   step has both kinds of completions, the fixed ones weighted, in place of a draw.
-Result: not run.
+Result: KL to the teacher from 3.85 [3.75, 3.96] nats to 0.39 [0.31, 0.49], true reward
+  from 0.089 to 0.840 [0.827, 0.853], the teacher's 0.823; three seeds of the table's.
 """
 
 from xpo_jax.config.experiment import AuxLossConfig, Experiment

@@ -3,11 +3,12 @@
 Paper: Gu et al. 2023, arXiv:2306.08543, which distils GPT-2, OPT and LLaMA on
   instructions; no number of it can be reproduced at this size.
 Command: xpo train minillm [source=FILE policy=DIR teacher=DIR]
-Hardware: not measured.
+Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
 Expected: the KL to the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model; no loss on pretraining
   text; one update for each round of samples.
-Result: not run.
+Result: KL to the teacher from 3.85 [3.75, 3.96] nats to 0.33 [0.27, 0.41], true reward
+  from 0.089 to 0.835 [0.822, 0.847], the teacher's 0.823; three seeds of the table's.
 """
 
 from xpo_jax.config.experiment import Experiment

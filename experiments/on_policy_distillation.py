@@ -4,10 +4,11 @@ Paper: the reverse KL on a student's completions is of Agarwal et al. 2023,
   arXiv:2306.13649; the form is "On-Policy Distillation", Lu and Thinking Machines Lab
   2025, whose mathematics cannot be reproduced at this size.
 Command: xpo train on_policy_distillation [source=FILE policy=DIR teacher=DIR]
-Hardware: not measured.
+Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
 Expected: the KL to the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model.
-Result: not run.
+Result: KL to the teacher from 3.85 [3.75, 3.96] nats to 0.48 [0.38, 0.59], true reward
+  from 0.089 to 0.835 [0.814, 0.855], the teacher's 0.823; three seeds of the table's.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -4,13 +4,17 @@ Paper: Agarwal et al. 2023 (GKD), arXiv:2306.13649: on a student's own completio
   (lambda = 1) distillation does better than on fixed ones, whichever the divergence;
   Gu et al. 2023 (MiniLLM), arXiv:2306.08543: policy gradient of the reverse KL.
 Command: xpo train agarwal2023_distillation [source=FILE policy=DIR teacher=DIR]
-Hardware: not measured.
+Hardware: 2 CPU cores, beside many other jobs: one to two minutes a student.
 Expected: every student comes nearer to its teacher than its start is, in both KLs; the
-  forward KL on the teacher's completions has the least KL from the teacher, the reverse
-  KL on the student's own the least KL to it.
+  forward KL has the least KL from the teacher, the reverse KL the least KL to it; on
+  the student's own completions (paper) more so than on the teacher's.
 Departs from the paper: the teacher is GRPO of a larger model; students take as many
   steps each, on about as many completions.
-Result: not run.
+Result: KL to the teacher from 3.85 [3.75, 3.96] nats to 0.35 [0.27, 0.45] (reverse KL,
+  own completions), 0.35 [0.27, 0.44] (teacher's completions), 0.48 [0.38, 0.59]
+  (on-policy distillation), 0.33 [0.27, 0.41] (MiniLLM); KL from it from 5.08 [4.86,
+  5.31] to 0.35 [0.28, 0.42] (forward KL, own), 0.36 [0.28, 0.47] (teacher's); three
+  seeds. Whose completions: not separable.
 """
 
 import dataclasses
