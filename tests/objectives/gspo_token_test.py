@@ -9,7 +9,7 @@ from xpo_jax import objectives, scored
 from xpo_jax.types import Aux
 
 
-def test_oracle_with_an_advantage_per_token():
+def check():
   s = oracle.record()
   a_BKT = np.random.default_rng(0).normal(size=s.mask_BKT.shape)
   o = objectives.gspo_token(0.05, 0.1, beta=0.5)
@@ -26,6 +26,24 @@ def test_oracle_with_an_advantage_per_token():
       each.append((token + 0.5 * oracle.k3(logp, ref)).mean())
     prompts.append(np.mean(each))
   np.testing.assert_allclose(actual, np.mean(prompts), rtol=1e-5)
+  # Unclipped, a token's gradient is -A_t s_i / |y|, a mean over K and B.
+  o = objectives.gspo_token(1.0, 1e3)
+
+  def loss(logp_BKT):
+    aux = Aux(jnp.asarray(a_BKT, jnp.float32))
+    return o.loss(s.replace(logp_BKT=logp_BKT), aux).terms["gspo_token"].value
+
+  gradient = np.asarray(jax.grad(loss)(s.logp_BKT))
+  for b, group in enumerate(fields):
+    for k, (logp, old, _) in zip(np.flatnonzero(present[b]), group, strict=True):
+      n = len(logp)
+      each = -a_BKT[b, k, :n] * np.exp((logp - old).mean()) / n
+      expected = each / len(group) / len(fields)
+      np.testing.assert_allclose(gradient[b, k, :n], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_oracle_with_an_advantage_per_token():
+  check()
 
 
 def test_a_token_without_advantage_gets_no_gradient():
