@@ -98,5 +98,6 @@ def _supports(family: ModelFamily, config: Config) -> bool:
   )
   try:
     return family.read(family.write(config)) == stored
-  except (ValueError, StrictDataclassError):  # what transformers refuses
+  # What transformers refuses; KeyError by the checks of its first versions 5.
+  except (ValueError, KeyError, StrictDataclassError):
     return False

@@ -341,7 +341,10 @@ def _gelu(config: Config) -> str:
 
 def _layered_rotary(hf: Any) -> dict[str, Any]:
   """The rotary embeddings of layers without a window, and with one."""
-  rotary, local = (_rotary(hf, hf.rope_parameters[kind]) for kind in (_FULL, _SLIDING))
+  rope = hf.rope_parameters
+  if _FULL not in rope:  # OLMo 3 in early versions: scaled where there is no window
+    rope = {_FULL: rope, _SLIDING: {"rope_theta": rope["rope_theta"]}}
+  rotary, local = (_rotary(hf, rope[kind]) for kind in (_FULL, _SLIDING))
   distinct = bool(_windows(hf)) and local != rotary
   return {"rotary": rotary, "local_rotary": local if distinct else None}
 
