@@ -189,7 +189,7 @@ def examples(
 
   Raises:
     BadRecords: bad records, where they stop the run.
-    ValueError: examples longer than the positions that the start has at most.
+    ValueError: examples longer than the learned positions of the start.
   """
   train, held_out, counts = loading.prepare(
     experiment, loaded, begin.tokenizer, run_dir, datasets
