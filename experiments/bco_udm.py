@@ -28,5 +28,5 @@ def experiment(source: str | None = None, policy: str | None = None) -> Experime
     ObjectiveConfig("bco_udm"),
     task,
     thumbs,
-    transform="xpo_jax.data.prompt_matching:weighted",
+    transform="xpo_jax.data.transforms.prompt_matching:weighted",
   )

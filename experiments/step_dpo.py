@@ -27,5 +27,5 @@ def experiment(source: str | None = None, policy: str | None = None) -> Experime
     ObjectiveConfig("step_dpo"),
     task,
     pairs,
-    transform="xpo_jax.data.steps:open_ended",
+    transform="xpo_jax.data.transforms.steps:open_ended",
   )

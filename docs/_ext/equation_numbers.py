@@ -89,6 +89,14 @@ PRINTED = (
     _DPO_CODE,
   ),
   Printed("objectives/_dpo_norm.py", "6", "loss", "2411.15124", _COURSE),
+  Printed(
+    "objectives/_dpo_shift.py",
+    "3",
+    "loss",
+    "2502.07599",
+    "the paper, version 2",
+    read=True,
+  ),
   Printed("objectives/_dpop.py", "3", "loss", "2402.13228", _OAT),
   Printed(
     "objectives/_dr_grpo.py",
@@ -100,10 +108,21 @@ PRINTED = (
   Printed(
     "objectives/_exo.py", "16", "loss on pairs", "2402.00856", "TRL, DPO trainer"
   ),
+  Printed(
+    "objectives/_gmpo.py",
+    "4",
+    "objective",
+    "2507.20673",
+    "the paper, version 3",
+    read=True,
+  ),
   Printed("objectives/_grpo.py", "3", "objective", "2402.03300", _COURSE),
   Printed("objectives/_grpo.py", "4", "k3", "2402.03300", _COURSE),
   Printed("objectives/_gspo.py", "5", "objective", "2507.18071", _COURSE),
   Printed("objectives/_gspo.py", "7", "ratio of a sequence", "2507.18071", _COURSE),
+  Printed(
+    "objectives/_gspo_token.py", "13 and 14", "objective, ratio", "2507.18071", _COURSE
+  ),
   Printed("objectives/_ipo.py", "17", "loss", "2310.12036", _DPO_CODE, read=True),
   Printed("objectives/_ipo_avg.py", "17", "loss, summed", "2310.12036", _DPO_CODE),
   Printed(
@@ -166,7 +185,30 @@ PRINTED = (
   ),
   Printed("objectives/_r_dpo.py", "9", "loss", "2403.19159", _OAT),
   Printed(
+    "objectives/_reinforce_plus_plus.py",
+    "1, 4 and 5",
+    "objective, advantage, its normalisation",
+    "2501.03262",
+    "the paper, version 9",
+    read=True,
+  ),
+  Printed(
+    "objectives/_reinforce_plus_plus_baseline.py",
+    "1, 6, 7 and 8",
+    "objective, advantage, its normalisation, loss",
+    "2501.03262",
+    "the paper, version 9",
+    read=True,
+  ),
+  Printed(
     "objectives/_rso.py", "8 to 10", "losses", "2309.06657", "the paper", read=True
+  ),
+  Printed(
+    "objectives/_sapo.py",
+    "5 and 6",
+    "objective, gate",
+    "2511.20347",
+    "public notes on the paper",
   ),
   Printed(
     "objectives/_simpo.py",
@@ -178,7 +220,23 @@ PRINTED = (
   Printed(
     "objectives/_slic.py", "4", "loss", "2305.10425", "public notes on the paper"
   ),
+  Printed(
+    "objectives/_spin.py",
+    "4.7",
+    "loss",
+    "2401.01335",
+    "the paper, version 3",
+    read=True,
+  ),
   Printed("objectives/_sppo.py", "4.7", "loss", "2405.00675", "TRL, DPO trainer"),
+  Printed(
+    "objectives/_step_dpo.py",
+    "2",
+    "loss",
+    "2406.18629",
+    "the paper, as the authors' repository holds it",
+    read=True,
+  ),
   Printed("objectives/_tdpo1.py", "14 and 15", "loss", "2404.11999", _TDPO),
   Printed("objectives/_tdpo2.py", "17 and 18", "loss", "2404.11999", _TDPO),
   Printed(

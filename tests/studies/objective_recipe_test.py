@@ -12,7 +12,7 @@ from xpo_jax.config.experiment import Pretrained, Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import synthetic_reviews
-from xpo_jax.feedback import reward_functions, reward_model, rules
+from xpo_jax.feedback import reward_functions, reward_model, rules, teacher
 from xpo_jax.models.lora import Adapter
 from xpo_jax.studies import find_recipe, objective_recipe
 from xpo_jax.train import loop, run_directory, validate
@@ -50,16 +50,26 @@ def test_finished_run_is_a_start_by_its_policy(tmp_path):
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)
-def test_every_objective_is_a_recipe(name):
+def test_every_objective_is_a_recipe(name, monkeypatch):
   objective = ObjectiveConfig(name).build()
+  taught = ["--teacher", "large"] if teacher.reads(objective.stats) else []
   if objective.layout is not Layout.SAMPLED:
-    made = _made(name, *ON_RECORDS)
+    made = _made(name, *ON_RECORDS, *taught)
     assert made.objective.build().hparams == objective.hparams
     assert isinstance(made.data, Data)
     return
-  made = _made(name, *ON_SAMPLES, f"{REWARDS}:exact_answer")
+  made = _made(name, *ON_SAMPLES, f"{REWARDS}:exact_answer", *taught)
   assert isinstance(made.data, Rollouts)
+  monkeypatch.setattr(validate, "_check_teacher", lambda experiment: None)  # no file
   validate.check_rollouts(made, {})
+
+
+def test_teacher_is_a_flag_and_makes_the_reward_superfluous():
+  made = _made("minillm", *ON_SAMPLES[:-1], "--teacher", "large")
+  assert made.teacher == Pretrained("large")
+  assert made.data.sampling.teacher_share == made.objective.build().teacher_share > 0
+  assert made.data.feedback.source == Configured(rules.length)
+  assert _made("kd", *ON_RECORDS, "--teacher", "large").teacher == Pretrained("large")
 
 
 def test_reward_functions_rules_and_reward_models_are_rewards(tmp_path):
@@ -98,6 +108,8 @@ def test_objective_of_win_rates_compares_by_the_reward(name):
   ("name", "words", "match"),
   [
     ("dpo", [], "needs --model, the weights"),
+    ("gkd", ON_SAMPLES[:-1], "gkd needs --teacher, the model to learn from"),
+    ("dpo", [*ON_RECORDS, "--teacher", "t"], "nothing of dpo reads it; leave it out"),
     ("dpo", ["--model", "m"], "needs --data, records to train on"),
     ("grpo", ["--model", "m"], "takes no records: xpo train grpo --model DIR --promp"),
     ("grpo", ON_RECORDS, "grpo learns from samples of the policy"),

@@ -22,7 +22,7 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig, factory
 
 # Where a function of a field is looked up by its name alone.
 _HOMES = {
-  "conversion": "xpo_jax.data.conversions",
+  "conversion": "xpo_jax.data.transforms.conversions",
   "pair_construction": "xpo_jax.train.pair_construction",
   "kl_controller": "xpo_jax.ops.kl_control",
   "source": "xpo_jax.feedback.rules",

@@ -34,8 +34,8 @@ class Data:
     template: how a record becomes text.
     limits: longest prompt and completion in tokens.
     bad_rows: "stop" with a list of them, or "drop" them, counted and listed in a file.
-    conversion: makes a conversion to another layout (`data.conversions`), or None; such
-      as `all_pairs`, all pairs of a list by a gap of rewards.
+    conversion: makes a conversion to another layout (`data.transforms.conversions`),
+      or None; such as `all_pairs`, all pairs of a list by a gap of rewards.
     transform: "module:function" that turns the examples and the tokenizer into other
       examples before they are laid out, or None; such as
       "xpo_jax.feedback.preference_model:both_orders".

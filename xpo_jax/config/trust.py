@@ -21,7 +21,7 @@ from urllib import parse
 _OBJECTIVES = ("xpo_jax.objectives",)
 _MAKERS = (
   *_OBJECTIVES,
-  "xpo_jax.data.conversions",
+  "xpo_jax.data.transforms",
   "xpo_jax.data.synthetic_reviews",
   "xpo_jax.feedback",
   "xpo_jax.ops",

@@ -10,7 +10,7 @@
 | RANKED | RATED | one example per completion |
 | PAIR, RANKED, RATED | RATED_MISMATCHED | RATED, then `add_mismatched` |
 
-Others are asked for: `conversions`.
+Others are asked for: `transforms.conversions`.
 """
 
 import dataclasses
@@ -194,7 +194,7 @@ def _one_per_completion(example: Example) -> list[Example]:
   return [select(example, [k], Layout.RATED, f"/{k}") for k in columns]
 
 
-# What `conversions` has for layouts without a rule.
+# What `transforms.conversions` has for layouts without a rule.
 _HELPFUL = {
   (Layout.RATED, Layout.PAIR): "lists_by_prompt",
   (Layout.RATED, Layout.RANKED): "lists_by_prompt",

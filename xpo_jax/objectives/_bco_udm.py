@@ -15,8 +15,8 @@ def bco_udm(beta: float = 0.1) -> Objective:
 
   Paper: Jung et al. 2024, arXiv:2404.04656.
   Departs from the paper: nothing known; d is not weighted, as in TRL, whose code is the
-    author's. w is a column of the data: `data.prompt_matching` computes it from a
-    classifier of prompts, clipped as in TRL. Weights of 1 give `bco`.
+    author's. w is a column of the data: `data.transforms.prompt_matching` computes it
+    from a classifier of prompts, clipped as in TRL. Weights of 1 give `bco`.
   Reduction: log-ratio summed over tokens; weighted loss averaged over all rows, not
     divided by the sum of the weights. No gradient through d.
 

@@ -14,7 +14,6 @@ def entropy_bonus(objective: Objective, weight: float = 0.001) -> Objective:
 
   Paper: none of its own: Williams and Peng 1991; A3C, Mnih et al. 2016,
     arXiv:1602.01783; an option of PPO, arXiv:1707.06347, and of verl, OpenRLHF and TRL.
-    Eq. not checked.
   Reduction: one mean over all completion tokens of the batch, as in TRL and OpenRLHF,
     whatever the objective's own reduction. The sampler's temperature applies to it as
     to every statistic.

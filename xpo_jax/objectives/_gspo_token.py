@@ -21,8 +21,7 @@ def gspo_token(
   every token has the value, and the clip, of the completion's ratio, and the gradient
   of its own log-probability.
 
-  Paper: Zheng et al. 2025, arXiv:2507.18071v2, Eq. 13 and 14, as numbered by a
-    secondary source.
+  Paper: Zheng et al. 2025, arXiv:2507.18071v2, Eq. 13 and 14.
   Departs from the paper: the paper leaves A_t open; this takes GRPO's advantage of the
     completion for each token, and then value and gradient are those of `gspo`. A
     `prepare` that returns another `[B, K, T]` in `Aux.rows` is all that a credit per

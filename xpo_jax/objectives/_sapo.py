@@ -22,8 +22,7 @@ def sapo(
   the unclipped loss times 4 p (1 - p), p = sigma(tau (rho_t - 1)): 1 at ratio 1 for any
   tau, falling on both sides.
 
-  Paper: Gao et al. 2025, arXiv:2511.20347v2, Eq. 5 and 6, as numbered by a secondary
-    source.
+  Paper: Gao et al. 2025, arXiv:2511.20347v2, Eq. 5 and 6.
   Departs from the paper: nothing known; the standard deviation is that of `grpo`.
     `beta` is TRL's and not the paper's.
   Reduction: mean over a completion's tokens, mean over a prompt's completions, mean

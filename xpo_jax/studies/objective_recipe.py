@@ -20,9 +20,10 @@ from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data.sources import Reading
 from xpo_jax.evaluation import evaluate_run
-from xpo_jax.feedback import reward_functions, reward_model, rules
+from xpo_jax.feedback import reward_functions, reward_model, rules, teacher
 from xpo_jax.types import Layout, Objective
 
+_LENGTH = "xpo_jax.feedback.rules:length"
 HELD_OUT = 0.1  # share of the prompts
 LEARNING_RATE, ADAPTER_LEARNING_RATE = 1e-5, 1e-4
 
@@ -58,6 +59,7 @@ def experiment(name: str, words: Sequence[str], prog: str) -> Experiment:
     objective=objective,
     data=_rollouts(given, built) if given.prompts else Data(given.data),
     start=Pretrained(_weights(given.model)),
+    teacher=given.teacher and Pretrained(_weights(given.teacher)),
     optimizer=Optimizer(
       learning_rate=ADAPTER_LEARNING_RATE if adapted else LEARNING_RATE
     ),
@@ -71,6 +73,8 @@ def experiment(name: str, words: Sequence[str], prog: str) -> Experiment:
 def _fill(given: argparse.Namespace, objective: Objective) -> None:
   """Fills in what was not given, so that `--help` can list the fields."""
   given.model = given.model or "DIR"
+  if _is_taught(objective):
+    given.teacher = given.teacher or "DIR"
   if given.prompts is None and objective.layout is not Layout.SAMPLED:
     given.data = given.data or "FILE"
     return
@@ -94,6 +98,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     help="start: a Hugging Face directory, hub:ORG/NAME[@revision], a GGUF file, or a "
     "finished run",
   )
+  parser.add_argument(
+    "--teacher", help="of an objective that distils one: as --model, of its tokenizer"
+  )
   parser.add_argument("--data", help="records: see data.path")
   parser.add_argument("--held-out", metavar="DATA", help="held-out data of its own")
   parser.add_argument("--prompts", metavar="DATA", help="prompts to sample for")
@@ -110,10 +117,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _check(given: argparse.Namespace, objective: Objective, prog: str) -> None:
   name = objective.name
-  on_samples = f"{prog} --model DIR --prompts FILE --reward MODULE:FUNCTION"
+  on_samples = f"{prog} --model DIR --prompts FILE"
+  if not _is_taught(objective):
+    on_samples += " --reward MODULE:FUNCTION"
   on_records = f"{prog} --model DIR --data FILE"
   if given.model is None:
     raise ValueError(f"{prog} needs --model, the weights to start from: {on_records}")
+  if _is_taught(objective) and given.teacher is None:
+    raise ValueError(
+      f"{prog} needs --teacher, the model to learn from: {on_samples} --teacher DIR"
+    )
+  if given.teacher and not _is_taught(objective):
+    raise ValueError(
+      f"--teacher is {given.teacher}, and nothing of {name} reads it; leave it out"
+    )
   if given.data and given.prompts:
     raise ValueError(
       f"--data is {given.data} and --prompts {given.prompts}: a run learns from "
@@ -134,7 +151,7 @@ def _check(given: argparse.Namespace, objective: Objective, prog: str) -> None:
       raise ValueError(
         f"--reward {given.reward[0]} is of samples for prompts: give them by --prompts"
       )
-  elif not given.reward:
+  elif not given.reward and not _is_taught(objective):
     raise ValueError(
       f"--prompts {given.prompts} needs --reward, what the samples are judged by: "
       f"{on_samples}"
@@ -146,13 +163,19 @@ def _check(given: argparse.Namespace, objective: Objective, prog: str) -> None:
     )
 
 
+def _is_taught(objective: Objective) -> bool:
+  """Whether it learns from a teacher; a reward is then reported and not trained on."""
+  return teacher.reads(objective.stats)
+
+
 def _weights(model: str) -> str:
   """The start by name: of a finished run its policy."""
   return str(evaluate_run.policy_dir(model)) if Path(model).is_dir() else model
 
 
 def _rollouts(given: argparse.Namespace, objective: Objective) -> Rollouts:
-  scorers = [_scorer(name) for name in given.reward]
+  # Without a reward, which a teacher makes superfluous, the length is reported.
+  scorers = [_scorer(name) for name in given.reward or [_LENGTH]]
   columns = dict.fromkeys(column for _, names in scorers for column in names)
   scorers = [scorer for scorer, _ in scorers]
   source = scorers[0]
@@ -166,7 +189,9 @@ def _rollouts(given: argparse.Namespace, objective: Objective) -> Rollouts:
   if objective.reward_kind != "any":
     preference = Configured(rules.bradley_terry, scorer=source)
     feedback = Feedback(preference, kind="win_rates", include_self=not pairwise)
-  sampling = Sampling(column0_source=objective.column0_source)
+  sampling = Sampling(
+    column0_source=objective.column0_source, teacher_share=objective.teacher_share
+  )
   if pairwise:
     sampling = dataclasses.replace(sampling, completions=2)
   reading = Reading(columns=tuple(columns))

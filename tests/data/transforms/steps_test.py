@@ -4,8 +4,8 @@ import types
 
 import numpy as np
 
-from xpo_jax.data import steps
 from xpo_jax.data.tokenise import Example
+from xpo_jax.data.transforms import steps
 from xpo_jax.types import Layout
 
 TOKENIZER = types.SimpleNamespace(eos_token_id=2)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax.data import prompt_matching
 from xpo_jax.data.tokenise import Example
+from xpo_jax.data.transforms import prompt_matching
 from xpo_jax.types import Layout
 
 

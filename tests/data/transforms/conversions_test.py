@@ -9,8 +9,9 @@ from xpo_jax.config import command_line, factories
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Pretrained
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.data import collate, conversions
+from xpo_jax.data import collate
 from xpo_jax.data.tokenise import Example
+from xpo_jax.data.transforms import conversions
 from xpo_jax.types import Layout
 
 
