@@ -60,7 +60,7 @@ def test_dropped_rows_are_named_where_the_others_do_not_serve(tmp_path):
   path.write_text(f"{json.dumps(good)}\n{json.dumps(good | {'reward': 10**400})}\n")
   data = Data(str(path), bad_rows="drop", rows_per_step=1)
   run = Experiment(ObjectiveConfig("bco"), data, Scratch(MODEL), mesh=MeshShape(data=1))
-  message = r"column desirable_BK(?s:.*)dropped rows\.jsonl:2: number too large"
+  message = r"bco reads desirable_BK(?s:.*)dropped rows\.jsonl:2: number too large"
   with pytest.raises(ValueError, match=message):
     preflight.check(run)
 

@@ -209,7 +209,7 @@ def examples(
     collate.to_layout(rows, objective.layout, seed) if rows else []
     for rows in (train, held_out)
   )
-  _check_columns(objective, [*train, *held_out])
+  _check_columns(objective, [*train, *held_out], audit.notes(counts))
   return train, held_out, counts
 
 
@@ -231,20 +231,22 @@ _SOURCES = {
 }
 
 
-def _check_columns(objective: Objective, examples: list[Example]) -> None:
+def _check_columns(
+  objective: Objective, examples: list[Example], notes: list[str]
+) -> None:
   """Refuses examples without a column of the data that an objective reads.
 
   Raises:
-    ValueError: names the column and what brings it.
+    ValueError: names the column, what brings it, and the notes on the data: perhaps
+      rows that have it were dropped.
   """
   for column in sorted(objective.columns & _SOURCES.keys()):
     name, fix = _SOURCES[column]
     for example in examples:
       there = example.token_fields if column.endswith("T") else example.fields
       if name not in there:
-        raise ValueError(
-          f"{objective.name} reads {column}, which {example.uid} does not have; {fix}"
-        )
+        said = f"{objective.name} reads {column}, which {example.uid} does not have"
+        raise ValueError("\n  ".join([f"{said}; {fix}", *notes]))
 
 
 def held_out(
