@@ -9,8 +9,9 @@ from xpo_jax.testing import toy
 from xpo_jax.types import Layout, Objective
 
 SAMPLED = [n for n in objectives.NAMES if objectives.build(n).layout is Layout.SAMPLED]
-# Learn from selected or compared completions, whoever sampled them.
-FROM_LABELS = {"raft", "online_dpo", "exploratory_dpo"}
+# Learn from selected or compared completions, or a teacher's probabilities on them,
+# whoever sampled them.
+FROM_LABELS = {"raft", "online_dpo", "exploratory_dpo", "gkd"}
 
 
 def _has_ratio(objective: Objective) -> bool:
