@@ -244,7 +244,12 @@ def test_column_that_the_data_lack_is_said_with_what_brings_it(
   ]
   data = _write(tmp_path / "pairs.jsonl", rows)
   words = ["--model", str(policy), "--data", data, "--mesh.data", "1"]
-  assert cli.main(["check", "dno", *words]) == 2
-  said = capsys.readouterr().err
-  assert "dno reads reward_BK, which pairs.jsonl:" in said
-  assert "`probability` to pairs, or train on samples" in said
+  margins = "xpo_jax.objectives._bradley_terry:margin_bradley_terry"
+  for name, reads, fix in (
+    ("dno", "dno reads reward_BK", "`probability` to pairs, or train on samples"),
+    ("bco_udm", "bco_udm reads prompt_weight_BK", "prompt_matching:weighted"),
+    (margins, "reads margin_BK", "give every pair a `margin`, or train bradley_terry"),
+  ):
+    assert cli.main(["check", name, *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{reads}, which pairs.jsonl:" in said and fix in said

@@ -228,6 +228,15 @@ _SOURCES = {
     "reward",
     "give rows of steps: `completions` with a label of each in `labels`",
   ),
+  "margin_BK": (
+    "margin",
+    "give every pair a `margin`, or train bradley_terry, whose margin is a constant",
+  ),
+  "prompt_weight_BK": (
+    "prompt_weight",
+    "compute it from the prompts: --data.transform "
+    "xpo_jax.data.transforms.prompt_matching:weighted",
+  ),
 }
 
 
