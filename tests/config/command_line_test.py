@@ -19,6 +19,7 @@ from xpo_jax.config.experiment import (
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
+from xpo_jax.data.render import Template
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.lora import Adapter
 from xpo_jax.ops import kl_control, links
@@ -203,6 +204,13 @@ def test_mapping_is_words_of_names_and_values():
     ValueError, match=r"Reading.rename is given 'x'; write NAME=VALUE"
   ):
     from_args(RECORDS, ["--data.reading.rename", "x"])
+
+
+def test_strings_of_a_mapping_stay_strings_beside_other_flags():
+  arguments = {"date": "2024", "on": "true", "deep": {"a": [1]}, "plain": "x=y", "n": 3}
+  data = dataclasses.replace(RECORDS.data, template=Template(arguments=arguments))
+  made = from_args(dataclasses.replace(RECORDS, data=data), ["--data.epochs", "2"])
+  assert made.data.template.arguments == arguments and made.data.epochs == 2
 
 
 def test_help_lists_records_that_are_off(capsys):

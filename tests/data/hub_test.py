@@ -197,3 +197,21 @@ def test_no_network_is_one_line(cache, monkeypatch, read):
   monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
   with pytest.raises(ValueError, match=r"is not in the cache .* cannot be downloaded"):
     read("hub:org/none")
+
+
+def test_data_set_of_which_the_cache_has_a_part_is_refused(cache):
+  folder = _repository(cache, "dataset", "org/part")
+  _jsonl(folder / "data" / "train-00000-of-00003.jsonl", PAIR)
+  _jsonl(folder / "data" / "train-00002-of-00003.jsonl", PAIR)
+  with pytest.raises(ValueError, match=r"not data/train-00001-of-00003\.jsonl"):
+    _load("hub:org/part")
+
+
+def test_card_may_name_files_by_split_in_a_mapping(cache):
+  folder = _repository(cache, "dataset", "org/mapped")
+  _jsonl(folder / "a.jsonl", PAIR)
+  _jsonl(folder / "b.jsonl", PAIR, PAIR)
+  files = "{train: a.jsonl, test: b.jsonl}"
+  card = f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n"
+  (folder / "README.md").write_text(card)
+  assert [len(_load("hub:org/mapped", s).records) for s in ("train", "test")] == [1, 2]

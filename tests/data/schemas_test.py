@@ -3,7 +3,7 @@
 import pytest
 
 from xpo_jax.data import records, schemas, sources
-from xpo_jax.data.records import Turn
+from xpo_jax.data.records import Pair, Prompt, Turn
 from xpo_jax.data.sources import Reading
 
 UID = "here:1"
@@ -191,7 +191,6 @@ def test_columns_that_a_schema_does_not_read_are_reported():
     (ROWS["SHP"][0] | {"labels": 2}, "not a label"),
     (ROWS["SHP"][0] | {"human_ref_A": None}, "missing column"),
     (ROWS["SafeRLHF"][0] | {"better_response_id": "1"}, "not a label"),
-    (ROWS["Nectar"][0] | {"answers": ["x", "y"]}, "not of its schema"),
     (ROWS["UltraFeedback"][0] | {"completions": [{"text": "x"}]}, "not of its schema"),
     ({"conversations": [{"from": "alien", "value": "a"}]}, "not a message"),
     ({"conversation": [{"input": 3, "output": "b"}]}, "not a message"),
@@ -211,6 +210,23 @@ def test_explicit_kind_and_rename_come_before_schemas():
   reading = Reading(rename={"instruction": "prompt", "output": "completion"})
   (record,) = sources.from_dicts([row], "here", reading).records
   assert record == records.Demonstration(UID, "do", "done")
+
+
+@pytest.mark.parametrize(
+  ("row", "reading", "record"),
+  [
+    ({"prompt": "2+2", "answers": ["4"]}, Reading(), Prompt),
+    ({"prompt": "2+2", "answers": ["4"]}, Reading(columns=("answers",)), Prompt),
+    (
+      {"prompt": "p", "chosen": " a", "rejected": " b", "conversation": "id7"},
+      Reading(),
+      Pair,
+    ),
+  ],
+)
+def test_columns_of_a_record_come_before_those_of_a_schema(row, reading, record):
+  loaded = sources.from_dicts([row], "rows", reading)
+  assert [type(one) for one in loaded.records] == [record] and not loaded.bad
 
 
 def test_transcripts_become_messages():

@@ -72,3 +72,18 @@ def test_module_of_the_working_directory_is_found(tmp_path, monkeypatch):
     "def ones(completions):\n  return [1.0 for _ in completions]\n"
   )
   assert reward_functions.named("rewards_of_mine:ones")(["p"], ["x"]) == [1.0]
+
+
+def test_column_with_a_default_is_refused_and_a_setting_is_not():
+  def absent(completions, answer=None):
+    del answer
+    return [0.0 for _ in completions]
+
+  with pytest.raises(ValueError, match="has the parameter answer=None; a column"):
+    reward_functions.scorer(absent)
+
+  def tolerant(completions, answer, tolerance=0.1):
+    del answer
+    return [tolerance for _ in completions]
+
+  assert reward_functions.columns(tolerant) == ("answer",)

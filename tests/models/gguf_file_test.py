@@ -136,6 +136,21 @@ def test_what_is_not_known_is_refused(content, tmp_path, changes, match):
   assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(
+  "lost", ["token_embd.weight", "tokenizer.ggml.tokens", "attention.head_count"]
+)
+def test_damaged_file_is_refused_in_one_line(content, tmp_path, lost):
+  fields, tensors = map(dict, content)
+  tensors.pop(lost, None)
+  fields = {k: v for k, v in fields.items() if k != lost}
+  if lost == "attention.head_count":
+    key = next(key for key in fields if key.endswith(lost))
+    fields[key] = [2, 2]
+  with pytest.raises(ValueError, match=r"m.gguf lacks a field, or .*; the file is dam"):
+    gguf_file.write(tmp_path / "out", fields, tensors, "m.gguf")
+  assert not (tmp_path / "out").exists()
+
+
 def test_tensor_without_a_place_is_refused(content, tmp_path):
   fields, tensors = content
   tensors["blk.0.ffn_gate_exps.weight"] = np.zeros((2, 2), np.float32)

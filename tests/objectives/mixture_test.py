@@ -79,3 +79,11 @@ def test_column0_source_is_the_one_that_is_not_sample():
   assert objectives.mixture((1.0,), (pairs,)).column0_source == "sample"
   with pytest.raises(ValueError, match="as column 0: remax greedy, exploration ref"):
     objectives.mixture((1.0, 1.0), (greedy, bonus))
+
+
+def test_share_of_a_teacher_is_the_one_that_is_not_0():
+  taught = objectives.minillm(teacher_share=0.2)
+  plain = objectives.on_policy_distillation()
+  assert objectives.mixture((1, 0.1), (taught, plain)).teacher_share == 0.2
+  with pytest.raises(ValueError, match=r"minillm 0\.2, minillm 0\.3"):
+    objectives.mixture((1, 1), (taught, objectives.minillm(teacher_share=0.3)))

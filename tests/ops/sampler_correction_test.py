@@ -128,3 +128,9 @@ def test_corrections_that_make_no_sense_are_refused(arguments, match):
 def test_objective_that_is_no_policy_gradient_is_refused(name):
   with pytest.raises(ValueError, match=f"{name} is no policy gradient"):
     corrected(objectives.build(name))
+
+
+def test_samples_of_a_teacher_are_not_weighed_twice():
+  with pytest.raises(ValueError, match=r"minillm weighs samples .*0.2 of it.* twice"):
+    sampler_correction.corrected(objectives.minillm(teacher_share=0.2))
+  sampler_correction.corrected(objectives.minillm(teacher_share=0.0))

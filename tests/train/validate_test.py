@@ -76,6 +76,13 @@ def _check(experiment) -> None:
       {"kl_controller": Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.6)},
       "beta from 0.02 to 0 .*of 8 completions.*raise horizon above max_error x 8",
     ),
+    (
+      {
+        "kl_controller": Configured(kl_control.adaptive_kl, beta=0.02, horizon=1.7),
+        "dynamic_sampling": 3,
+      },
+      "beta from 0.02 to -.*of 24 completions",
+    ),
   ],
 )
 def test_what_cannot_learn_is_refused_by_name(changes, match):

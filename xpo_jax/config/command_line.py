@@ -170,7 +170,8 @@ def _face(
     elif name in hints and _may_be_named(hint):
       fields.append((name, str, dataclasses.field(default=yaml_file.to_dict(item))))
     elif name in hints and typing.get_origin(hint) is Mapping:
-      fields.append((name, tuple[str, ...], dataclasses.field(default=_words(item))))
+      words = _words(item, typing.get_args(hint)[1])
+      fields.append((name, tuple[str, ...], dataclasses.field(default=words)))
     elif name in hints and (plain := _plain(item, hint)) is not None:
       fields.append((name, plain, dataclasses.field(default=item)))
   face = dataclasses.make_dataclass(source.__name__, fields, frozen=True)
@@ -200,12 +201,18 @@ def _plain(item: Any, hint: Any) -> Any:
   return None if plain in ((), (type(None),)) else typing.Union[plain]  # noqa: UP007
 
 
-def _words(mapping: Mapping[str, Any]) -> tuple[str, ...]:
-  """A mapping as words NAME=VALUE, a value that is no string as JSON."""
+def _words(mapping: Mapping[str, Any], values: Any) -> tuple[str, ...]:
+  """A mapping as words NAME=VALUE, from which `_mapping` makes the same one: a value
+  that is no string as JSON, and where `values` is not `str` a string that would be read
+  as something else too."""
   return tuple(
-    f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+    f"{name}={value if _is_word(value, values) else json.dumps(value)}"
     for name, value in mapping.items()
   )
+
+
+def _is_word(value: Any, values: Any) -> bool:
+  return isinstance(value, str) and (values is str or _json(value) == value)
 
 
 def _mapping(where: str, words: Sequence[str], values: Any) -> dict[str, Any]:

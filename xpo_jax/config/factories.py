@@ -6,13 +6,13 @@ built when a run starts.
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpo_jax import objectives
 from xpo_jax.config import trust
+from xpo_jax.data import imports
 from xpo_jax.types import Objective
 
 Factory = Callable[..., Any]
@@ -135,11 +135,7 @@ def factory(name: str) -> Factory:
   """
   if ":" not in name:
     return objectives.get(name)
-  module, _, attribute = name.partition(":")
-  function = vars(importlib.import_module(module)).get(attribute)
-  if not callable(function):
-    raise ValueError(f"{module} has no factory {attribute!r}")
-  return function
+  return imports.function(name, "factory")
 
 
 def name_of(function: Factory) -> str:

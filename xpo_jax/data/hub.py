@@ -7,6 +7,7 @@ set that needs its own script is refused.
 """
 
 import fnmatch
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from xpo_jax.data.sources import Loaded, Reading
 
 PREFIX = "hub:"
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)")
 _CARD = "README.md"
 _SPLITS = ("train", "validation", "valid", "dev", "test", "eval")
 
@@ -70,12 +72,19 @@ def model(text: str) -> Path:
     text: `hub:ORG/NAME[@revision]`.
 
   Returns:
-    The snapshot in the cache; downloaded if it is not there.
+    The snapshot in the cache; downloaded if it is not there. One for the whole process:
+    a branch that moves meanwhile does not mix two revisions.
 
   Raises:
     ValueError: no such repository or revision, a gated one, no network; and no model
       in it.
   """
+  return _model(text, str(huggingface_hub.constants.HF_HUB_CACHE))
+
+
+@functools.cache
+def _model(text: str, cache: str) -> Path:
+  del cache
   address = parse(text)
   if address.config is not None:
     raise ValueError(f"{text}: a model has no config; write {PREFIX}{address.repo}")
@@ -158,10 +167,14 @@ def _declared(address: Address, card: Sequence[Any]) -> dict[str, list[str]]:
       f"{address} has no config {name!r}; it has {', '.join(sorted(configs))}"
     )
   files = configs[name]["data_files"]
+  if isinstance(files, dict):
+    files = [{"split": split, "path": path} for split, path in files.items()]
   if isinstance(files, str) or (files and isinstance(files[0], str)):
     files = [{"split": "train", "path": files}]
   return {
-    str(one["split"]): [one["path"]] if isinstance(one["path"], str) else one["path"]
+    str(one.get("split", "train")): (
+      [one["path"]] if isinstance(one["path"], str) else one["path"]
+    )
     for one in files
   }
 
@@ -186,12 +199,33 @@ def _names(address: Address) -> list[str]:
   try:
     about = api.dataset_info(address.repo, revision=address.revision)
     return [file.rfilename for file in about.siblings or []]
-  except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+  except errors.HfHubHTTPError as error:  # the hub's answer
     raise _refusal(address, "dataset", error) from error
   except Exception:  # no network: of many types, by version
     folder = _snapshot(address, "dataset", None, local=True)
     files = (file for file in folder.rglob("*") if file.is_file())
-    return [str(file.relative_to(folder)) for file in files]
+    names = [str(file.relative_to(folder)) for file in files]
+  _refuse_gaps(address, names)
+  return names
+
+
+def _refuse_gaps(address: Address, names: Sequence[str]) -> None:
+  """Refuses numbered files of which the cache has only some.
+
+  Raises:
+    ValueError: names a file that is missing.
+  """
+  for name in names:
+    if numbers := _SHARD.search(name):
+      digits, count = len(numbers[2]), int(numbers[2])
+      start, end = name[: numbers.start(1)], name[numbers.end(1) :]
+      for number in range(count):
+        other = f"{start}{number:0{digits}d}{end}"
+        if other not in names:
+          raise ValueError(
+            f"{address}: the cache has {name} and not {other}, and the hub cannot be "
+            "reached; read it once with a network"
+          )
 
 
 def _snapshot(

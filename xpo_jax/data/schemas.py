@@ -31,6 +31,7 @@ _ROLES = {
   "chatgpt": "assistant",
   "tool": "tool",
 }
+_OTHER_FORM = "not of its schema"
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -51,6 +52,14 @@ class Schema(NamedTuple):
   gives: frozenset[str]
   optional: frozenset[str] = frozenset()
 
+  def fits(self, row: Row) -> bool:
+    """Whether a row has the form of the schema's rows."""
+    try:
+      self.convert(row)
+    except UnusableRecord as error:
+      return error.problem != _OTHER_FORM
+    return True
+
   def convert(self, row: Row) -> dict[str, Any]:
     """A row with the columns of a record; those that the schema lacks stay.
 
@@ -68,7 +77,7 @@ class Schema(NamedTuple):
       read = self.read(row)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
       raise UnusableRecord(
-        "not of its schema",
+        _OTHER_FORM,
         f"read as {self.name}'s columns: {type(error).__name__}: {error}; rename the "
         "columns (rename) if they mean something else",
       ) from error

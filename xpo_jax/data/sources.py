@@ -56,6 +56,7 @@ _COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "text": ("text",),
   "prompt": ("prompt",),
 }
+_FIRST = 10  # rows whose form tells whether they are of a schema
 _SYNONYMS = {  # of other data sets; for a message only
   "question": "prompt",
   "query": "prompt",
@@ -194,7 +195,7 @@ def from_dicts(
 
 
 def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
-  schema = None if reading.kind else schemas.find(_names(rows, reading))
+  schema = None if reading.kind else _schema_of(rows, reading)
   if schema is not None:
     name += f" (columns of {schema.name})"
   kind = reading.kind or _kind_of(rows, name, reading, schema)
@@ -339,6 +340,22 @@ def _names(rows, reading: Reading) -> set[str]:
     if isinstance(row, Mapping):
       names.update(nested_columns.locate_columns(row, reading.rename))
   return names
+
+
+def _schema_of(rows, reading: Reading) -> Schema | None:
+  """The data set whose columns the rows have, in its form, unless they are those of a
+  record with completions, or a column of it was asked for by its name."""
+  names = _names(rows, reading)
+  schema = schemas.find(names)
+  if schema is None or schema.columns.intersection(reading.columns):
+    return None
+  own = next((set(c) for c in _COLUMNS.values() if names.issuperset(c)), None)
+  if own is None:
+    return schema  # rows of another form are bad rows of it
+  if not own <= schema.columns and own != {"prompt"}:
+    return None
+  first = [_renamed(uid, row, reading) for uid, row in rows[:_FIRST]]
+  return schema if any(schema.fits(row) for row in first) else None
 
 
 def _kind_of(rows, name: str, reading: Reading, schema: Schema | None) -> str:

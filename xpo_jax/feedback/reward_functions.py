@@ -8,22 +8,18 @@ parameters, as in TRL:
 
 `prompts` and `completions` are the texts; any other parameter is a column of the
 records that the prompts are of. A function without a parameter `completions` is called
-as `function(prompts, completions)`. It returns a number for each sample; None or NaN is
-an abstention.
+as `function(prompts, completions)`. A parameter with a default is a setting and no
+column. It returns a number for each sample; None or NaN is an abstention.
 """
 
-import difflib
 import functools
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xpo_jax.data import records
+from xpo_jax.data import imports, records
 from xpo_jax.feedback.protocol import Scorer, Scores, check_scores
 
 _TEXTS = ("prompts", "completions")
@@ -48,25 +44,7 @@ def imported(name: str) -> Callable[..., Any]:
   Raises:
     ValueError: no such module or function; suggests the nearest name.
   """
-  module_name, colon, attribute = name.partition(":")
-  if not colon or not attribute:
-    raise ValueError(f"reward function {name!r} is not MODULE:FUNCTION")
-  local = str(Path.cwd())
-  if (Path.cwd() / f"{module_name.partition('.')[0]}.py").exists():
-    if local not in sys.path:
-      sys.path.append(local)  # last: it hides no installed module
-  try:
-    module = importlib.import_module(module_name)
-  except ModuleNotFoundError as error:
-    raise ValueError(
-      f"reward function {name}: {error}; run where the module is, or install it"
-    ) from error
-  function = vars(module).get(attribute)
-  if not callable(function):
-    near = difflib.get_close_matches(attribute, list(vars(module)), n=1)
-    meant = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"{module_name} has no function {attribute!r}{meant}")
-  return function
+  return imports.function(name, "reward function")
 
 
 def is_factory(function: Callable[..., Any]) -> bool:
@@ -89,6 +67,12 @@ def columns(function: Callable[..., Any]) -> tuple[str, ...]:
   parameters = inspect.signature(function).parameters.values()
   named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
   required = [p.name for p in named if p.default is p.empty]
+  if absent := [p.name for p in named if p.default is None]:
+    raise ValueError(
+      f"reward function {name} has the parameter {absent[0]}=None; a column of the "
+      f"records has no default: write {absent[0]} alone, or give a setting another "
+      "default"
+    )
   if any(p.kind is p.VAR_POSITIONAL for p in named):
     raise ValueError(f"reward function {name} takes *arguments; name its parameters")
   if "completions" not in required and len(required) != 2:

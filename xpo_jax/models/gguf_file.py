@@ -106,9 +106,15 @@ def write(
   Raises:
     ValueError: as `convert`.
   """
-  config = _config(fields, tensors, name)
-  weights = _weights(config, tensors, name)
-  tokenizer = _tokenizer(fields, name)
+  try:
+    config = _config(fields, tensors, name)
+    weights = _weights(config, tensors, name)
+    tokenizer = _tokenizer(fields, name)
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f"{name} lacks a field, or has it in another form: {error}; the file is damaged, "
+      "or of a kind that is not read: take the model as a Hugging Face directory"
+    ) from error
   directory.mkdir(parents=True)
   text = json.dumps(config, indent=2, sort_keys=True)
   (directory / "config.json").write_text(text + "\n", encoding="utf-8")

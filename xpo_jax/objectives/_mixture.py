@@ -44,12 +44,12 @@ def mixture(
 
   Returns:
     Objective with the union of stats and columns; states and random draws are composed.
-    `column0_source` is the one required other than "sample", `on_policy` and
-    `reward_kind` the most restrictive ones.
+    `column0_source` is the one required other than "sample", `teacher_share` the one
+    required other than 0, `on_policy` and `reward_kind` the most restrictive ones.
 
   Raises:
-    ValueError: lengths differ, no objective, two different layouts, or two different
-      sources of column 0.
+    ValueError: lengths differ, no objective, two different layouts, two different
+      sources of column 0, or two different shares of a teacher.
 
   Example:
     >>> from xpo_jax import objectives, scored
@@ -75,6 +75,10 @@ def mixture(
   if len(sources) > 1:
     named = ", ".join(f"{part.name} {part.column0_source}" for part in parts)
     raise ValueError(f"mixture: no batch has all of these as column 0: {named}")
+  teacher_shares = {part.teacher_share for part in parts} - {0.0} or {0.0}
+  if len(teacher_shares) > 1:
+    named = ", ".join(f"{part.name} {part.teacher_share}" for part in parts)
+    raise ValueError(f"mixture: no samples have all of these shares: {named}")
   count = Counter(part.name for part in parts)
   names = [
     p.name if count[p.name] == 1 else f"{p.name}_{i}" for i, p in enumerate(parts)
@@ -121,4 +125,5 @@ def mixture(
     column0_source=sources.pop(),
     on_policy=any(part.on_policy for part in parts),
     reward_kind=max((part.reward_kind for part in parts), key=_REWARDS.index),
+    teacher_share=teacher_shares.pop(),
   )

@@ -95,8 +95,8 @@ def corrected(
     (mean over tokens), sampler_truncated, sampler_left_out (fractions of tokens).
 
   Raises:
-    ValueError: an objective that is no policy gradient; cap or bounds out of range, or
-      neither.
+    ValueError: an objective that is no policy gradient, or that corrects for a share of
+      a teacher by itself; cap or bounds out of range, or neither.
   """
   check(cap, bounds)
   policy_gradient = objective.on_policy or "old_logp_BKT" in objective.columns
@@ -105,6 +105,12 @@ def corrected(
       f"{objective.name} is no policy gradient on samples (layout "
       f"{objective.layout.name}, columns {', '.join(sorted(objective.columns))}); an "
       "importance weight corrects those alone"
+    )
+  if objective.teacher_share > 0:
+    raise ValueError(
+      f"{objective.name} weighs samples of a mixture with the teacher "
+      f"({objective.teacher_share} of it) by itself; a second weight would count that "
+      "twice"
     )
 
   def loss(scored: Scored, aux: Aux) -> Loss:

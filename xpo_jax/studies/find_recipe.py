@@ -29,7 +29,10 @@ STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
-OBJECTIVE_FLAGS = ("--model", "--data", "--held-out", "--prompts", "--reward")
+OBJECTIVE_FLAGS = (
+  *("--model", "--teacher", "--data", "--held-out"),
+  *("--prompts", "--reward", "--reward-weights"),
+)
 TABLES = "tables"  # the folder of tables in `experiments/`
 Kind = Literal["recipe", "table"]
 

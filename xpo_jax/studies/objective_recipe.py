@@ -139,8 +139,7 @@ def _check(given: argparse.Namespace, objective: Objective, prog: str) -> None:
   if given.prompts is None:
     if objective.layout is Layout.SAMPLED:
       raise ValueError(
-        f"{name} learns from samples of the policy and their rewards, and takes no "
-        f"records: {on_samples}"
+        f"{name} learns from samples of the policy and takes no records: {on_samples}"
       )
     if given.data is None:
       raise ValueError(
@@ -179,7 +178,7 @@ def _rollouts(given: argparse.Namespace, objective: Objective) -> Rollouts:
   columns = dict.fromkeys(column for _, names in scorers for column in names)
   scorers = [scorer for scorer, _ in scorers]
   source = scorers[0]
-  if len(scorers) > 1:
+  if len(scorers) > 1 or given.reward_weights:
     weights = given.reward_weights or [1.0] * len(scorers)
     source = Configured(
       reward_functions.weighted, scorers=tuple(scorers), weights=tuple(weights)

@@ -10,6 +10,7 @@ import grain
 import jax
 import jax.numpy as jnp
 
+from xpo_jax.config import factories
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit, collate, pack
 from xpo_jax.data.pack import Batch, Batches
@@ -75,6 +76,8 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
   """
   data = experiment.data
   validate.check_common(experiment, data, datasets)
+  if data.transform is not None:
+    factories.factory(data.transform)
   if not loading.is_there(data):
     return Inputs(None)
   return Inputs(loading.load_checked(data, datasets))

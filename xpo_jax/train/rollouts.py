@@ -112,7 +112,7 @@ def draw(
     Rollouts without rewards.
   """
   ids = [prompts.ids[row] for row in row_B]
-  params = SamplerParams(*(_cast(tree, sampling.weights_dtype) for tree in params))
+  params = SamplerParams(*(_cast(one, sampling.weights_dtype) for one in params))
   groups = _groups(model, params, sampling, key)
   batching = generate.Batching(sampling.prompts_at_once, sampling.slots, prompts.width)
   drawn = [
@@ -154,10 +154,14 @@ def draw(
   )
 
 
-def _cast(params: Params | None, dtype: str | None) -> Params | None:
+def _cast(
+  params: Params | Teacher | None, dtype: str | None
+) -> Params | Teacher | None:
   """Parameters in the dtype of the sampler; None: as they are."""
   if params is None or dtype is None:
     return params
+  if isinstance(params, Teacher):
+    return params._replace(params=_cast(params.params, dtype))
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 

@@ -314,13 +314,15 @@ def _check_controller(experiment: Experiment) -> None:
       f"kl_controller starts at beta {first}, {name} has beta {hparams['beta']}; give "
       "both the same"
     )
-  each, K = data.prompts_per_iteration, data.sampling.completions
+  # With dynamic sampling, as many rounds as an iteration may take.
+  each = data.prompts_per_iteration * (data.dynamic_sampling or 1)
+  K = data.sampling.completions
   # A very low estimate of the KL: the largest decrease of beta.
   lowest = float(controller.update(first, Observation(-1e9, each * K)))
   if not lowest > 0:
     raise ValueError(
       f"kl_controller: {config.name} may take beta from {first} to {lowest:g} in one "
-      f"iteration of {each * K} completions (prompts_per_iteration {each} x "
+      f"iteration of {each * K} completions ({each} prompts x "
       f"Sampling.completions {K}), and beta must stay > 0; with "
       f"{dict(config.arguments)} raise horizon above max_error x {each * K}"
     )
