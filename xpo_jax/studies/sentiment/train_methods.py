@@ -333,7 +333,7 @@ class PairTrainer:
     pairs = self._draw(seed, study.split, len(self._corpus.prompts(study.split)))
     labels = labelled_pairs.label(pairs, study.temperature, (seed, 1))
     scores = sequence_logps.score_pairs(self._model, params, self._ref, labels)
-    value_P2 = scores["value_BK"]
+    value_P2 = scores["reward_head_BK"]
     reward_P2 = pairs.in_order(labels)
     untied_P = reward_P2[:, 0] != reward_P2[:, 1]
     agrees_P = (value_P2[:, 0] > value_P2[:, 1])[untied_P]
