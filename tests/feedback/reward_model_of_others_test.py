@@ -170,12 +170,16 @@ def test_others_without_a_chat_template_are_refused(params, tokenizer, tmp_path)
   reward_model.scorer(str(tmp_path))(PROMPTS, COMPLETIONS)
 
 
-def test_critic_starts_from_others(of_others, params, tokenizer):
-  critic.check(of_others)
-  loaded = critic.load(of_others, tokenizer, CONFIG)
-  np.testing.assert_array_equal(
-    loaded.params["value"]["kernel_D"], params["value"]["kernel_D"]
-  )
+def test_critic_starts_from_others_and_from_an_export(
+  of_others, save, params, tokenizer, tmp_path
+):
+  reward_model.export(save(), tmp_path / "it")
+  for directory in (of_others, tmp_path / "it"):
+    critic.check(directory)
+    loaded = critic.load(directory, tokenizer, CONFIG)
+    np.testing.assert_array_equal(
+      loaded.params["value"]["kernel_D"], params["value"]["kernel_D"]
+    )
 
 
 def test_others_are_no_preference_models_and_are_exported_already(of_others, tmp_path):
