@@ -1,5 +1,6 @@
 """Reward models in the form of transformers: what is written, how others' are read."""
 
+import copy
 import json
 
 import jax
@@ -110,8 +111,15 @@ def _turn(role, content):
   return {"role": role, "content": content}
 
 
-def test_exported_template_renders_the_tokens_of_training(save, tokenizer, tmp_path):
-  reward_model.export(save(), tmp_path / "it")
+@pytest.mark.parametrize("template", [CHAT, f"\n {CHAT}\n", f"{CHAT} \n\n"])
+def test_exported_template_renders_the_tokens_of_training(
+  save, tokenizer, template, tmp_path
+):
+  tokenizer = copy.deepcopy(tokenizer)
+  tokenizer.chat_template = template
+  own = save()
+  (own / "chat_template.jinja").write_text(template)
+  reward_model.export(own, tmp_path / "it")
   exported = AutoTokenizer.from_pretrained(tmp_path / "it")
   messages = [_turn(x.role, x.content) for x in TURNS] + [_turn("assistant", "yes")]
   ids = exported.apply_chat_template(messages, return_dict=False)

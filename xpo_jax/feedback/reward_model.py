@@ -319,9 +319,10 @@ def export(directory: str | Path, target: str | Path) -> float:
   return constant
 
 
-# Appended to a chat template: a text ends as in training.
+# Around a chat template: a text ends as in training. "+" keeps whitespace.
+_RENDERED = "{% set rendered +%}"
 _ENDED = (
-  "{%- endset %}{{ rendered if add_generation_prompt else rendered.rstrip() + "
+  "{%+ endset %}{{ rendered if add_generation_prompt else rendered.rstrip() + "
   "('' if rendered.rstrip().endswith(eos_token) else eos_token) }}"
 )
 
@@ -332,7 +333,8 @@ def _for_others(tokenizer: Any) -> Any:
   tokenizer = copy.deepcopy(tokenizer)
   template = tokenizer.chat_template
   if isinstance(template, str) and not template.endswith(_ENDED):
-    tokenizer.chat_template = "{% set rendered %}" + template + _ENDED
+    # Jinja leaves out the last line's end of a template.
+    tokenizer.chat_template = _RENDERED + template.removesuffix("\n") + _ENDED
   if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
     added = tokenizer.added_tokens_decoder.values()
     special = [
