@@ -204,7 +204,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("--seed", type=int, default=0)
   sub = command("report", _report, "write report.html and report.md of a run")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
-  sub = command("export", _export, "copy a run's policy to a Hugging Face directory")
+  sub = command(
+    "export", _export, "copy a run's policy or reward model to a Hugging Face directory"
+  )
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub.add_argument("directory", type=Path, metavar="DIR")
   return parser

@@ -84,6 +84,10 @@ def test_reward_functions_rules_and_reward_models_are_rewards(tmp_path):
   assert model.feedback.source == Configured(
     reward_model.scorer, directory=str(tmp_path)
   )
+  of_hub = _made("grpo", *ON_SAMPLES, "hub:ORG/NAME").data
+  assert of_hub.feedback.source == Configured(
+    reward_model.scorer, directory="hub:ORG/NAME"
+  )
 
 
 def test_several_rewards_have_weights():

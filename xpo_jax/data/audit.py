@@ -257,6 +257,14 @@ def digest(examples: Sequence[Example]) -> str:
   return sha.hexdigest()
 
 
+def tokens_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+  """Hashes what makes tokens of a rendered text, and ends it: a fast tokenizer without
+  its chat template."""
+  sha = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+  sha.update(json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]).encode())
+  return sha.hexdigest()
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
   """Hashes a fast tokenizer: vocabulary, merges, special tokens, chat template."""
   sha = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())

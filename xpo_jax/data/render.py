@@ -112,6 +112,12 @@ class Renderer:
     whole = self._chat(_trained(record.prompt, completion), arguments).rstrip()
     return Prefixes((*texts, whole), chat)
 
+  def whole(self, record: records.Demonstration) -> Prefixes:
+    """Renders a conversation to the end of what the chat template writes, with
+    whitespace there; raises as `prompt`."""
+    turns = (*record.prompt, *record.completion)
+    return Prefixes((self._chat(turns, record.template_arguments),), chat=True)
+
   def steps(self, record: records.Stepped) -> Prefixes:
     """Renders the prompt, then prefixes that end with each step; raises as `prompt`."""
     (start,), chat = self.prompt(record)

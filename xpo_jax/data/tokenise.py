@@ -315,7 +315,28 @@ def encode_answers(
     BadRecords: the chat template refuses one.
   """
   renderer = Renderer(tokenizer, template)
-  _, rendered, bad = _for_each(data, lambda x: renderer.completion(x, x.completion))
+  return _encode_each(data, renderer, lambda x: renderer.completion(x, x.completion))
+
+
+def encode_conversations(
+  data: Sequence[records.Demonstration], tokenizer: PreTrainedTokenizerBase
+) -> list[np.ndarray]:
+  """Encodes messages as transformers' `apply_chat_template` does: all that the template
+  writes, and no EOS beside its own. A message that was cut ends as in `encode_answers`.
+
+  Raises:
+    BadRecords: the chat template refuses one.
+  """
+  renderer = Renderer(tokenizer, Template())
+  return _encode_each(data, renderer, renderer.whole)
+
+
+def _encode_each(
+  data: Sequence[records.Demonstration],
+  renderer: Renderer,
+  render: Callable[[records.Demonstration], Prefixes],
+) -> list[np.ndarray]:
+  _, rendered, bad = _for_each(data, render)
   if bad:
     raise records.BadRecords(bad)
   texts = [

@@ -21,11 +21,11 @@ from xpo_jax.evaluation import (
 )
 from xpo_jax.evaluation.checkpoint_win_rates import RunJudge
 from xpo_jax.evaluation.measure_policy import Draws, Report
-from xpo_jax.feedback import protocol
+from xpo_jax.feedback import protocol, reward_model
 from xpo_jax.models import generate as generation
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
-from xpo_jax.train import loading, loop, run_directory, stages
+from xpo_jax.train import loading, loop, progress, run_directory, stages
 from xpo_jax.train.loading import Datasets
 from xpo_jax.types import Layout
 
@@ -332,8 +332,11 @@ def sampler(directory: str | Path) -> Sampler:
 def export(run_dir: str | Path, directory: str | Path) -> Path:
   """Copies a run's policy to a Hugging Face directory of its own.
 
+  A reward model becomes what transformers reads as one (`reward_model.export`).
+
   Raises:
-    ValueError: the run is not finished, or the directory exists.
+    ValueError: the run is not finished, or the directory exists; a reward model that
+      transformers has no class of.
   """
   source, directory = policy_dir(run_dir), Path(directory)
   if not (source / "config.json").exists():
@@ -341,9 +344,26 @@ def export(run_dir: str | Path, directory: str | Path) -> Path:
   if directory.exists():
     raise ValueError(f"{directory} exists; name a directory that does not")
   sealed_files.check_directory(source)
+  if _is_reward_model(source):
+    make = functools.partial(_export_reward_model, source)
+    sealed_files.write_directory(directory, make, sealed=False)
+    return directory
   # Without the manifest: the copy is its user's own, to be changed at will.
   copy = functools.partial(
     shutil.copytree, source, ignore=shutil.ignore_patterns(sealed_files.MANIFEST)
   )
   sealed_files.write_directory(directory, copy, sealed=False)
   return directory
+
+
+def _is_reward_model(directory: Path) -> bool:
+  path = directory / reward_model.FILE
+  return path.exists() and sealed_files.read_json(path)["kind"] == reward_model.REWARD
+
+
+def _export_reward_model(source: Path, directory: Path) -> None:
+  constant = reward_model.export(source, directory)
+  progress.say(
+    f"a reward here is {constant:.6g} more than the score that transformers reads, "
+    f"which has no constant ({reward_model.FILE}: bias)"
+  )

@@ -73,14 +73,14 @@ def load(directory: str | Path, tokenizer: Any, like: Config) -> Critic:
 
   Args:
     directory: see `reward_model.load`.
-    tokenizer: of the policy.
+    tokenizer: of the policy; the reward model's may have another chat template.
     like: of the policy: its dtype, and whether blocks are recomputed.
 
   Raises:
     ValueError: no reward model there, or one of another tokenizer.
   """
   held = reward_model.load(directory, compute_dtype=like.compute_dtype)
-  mine, its = map(audit.tokenizer_digest, (tokenizer, held.tokenizer))
+  mine, its = map(audit.tokens_digest, (tokenizer, held.tokenizer))
   if mine != its:
     raise ValueError(
       f"critic_init {directory} is a reward model of another tokenizer than the "

@@ -1,12 +1,16 @@
 """Scores texts with saved reward models: explicit, implicit and ensembles.
 
 A reward model is a Hugging Face directory with a file reward.json: the template and
-limits that it was trained with, and the gain and bias that normalise it. A reward is
+limits that it was trained with, and the gain and bias that normalise it. So is what
+`export` makes of one for others, a `*ForSequenceClassification` of one label; such a
+directory without reward.json, of others, is read over the rendering of its chat
+template, as transformers reads it. A reward is
 gain * value + bias; the value is that of training, the scalar head at the last token of
 the completion, which it has read: EOS where the completion ended, else the token at
 which it was cut.
 """
 
+import copy
 import dataclasses
 import functools
 import json
@@ -21,10 +25,16 @@ import numpy as np
 from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.records import Text
 from xpo_jax.data.render import Template
-from xpo_jax.data.tokenise import Limits
+from xpo_jax.data.tokenise import Example, Limits
 from xpo_jax.feedback import tokenised_texts
 from xpo_jax.feedback.protocol import Scorer, Scores
-from xpo_jax.models import heads, hf_checkpoint, score, transformer
+from xpo_jax.models import (
+  heads,
+  hf_checkpoint,
+  score,
+  transformer,
+  weights_source,
+)
 from xpo_jax.ops import kl_control, token_stats
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.sharding import mesh as meshes
@@ -49,6 +59,8 @@ class RewardModel(NamedTuple):
     kind: `REWARD`, or `PREFERENCE` for a model of two completions.
     affine: maps the head's value to the reward.
     mesh: over which rows are split, or None.
+    as_chat: whether texts are read as by transformers, over the whole rendering of the
+      chat template, without the template and limits above.
   """
 
   model: transformer.Model
@@ -59,6 +71,7 @@ class RewardModel(NamedTuple):
   kind: str = REWARD
   affine: Affine = Affine(1.0, 0.0)
   mesh: jax.sharding.Mesh | None = None
+  as_chat: bool = False
 
 
 def write_description(
@@ -73,7 +86,7 @@ def write_description(
 
   Args:
     directory: a Hugging Face directory with a scalar head
-      (`models.hf_checkpoint.save`).
+      (`models.hf_checkpoint.save`, or a `*ForSequenceClassification` of others).
     template: of training.
     limits: of training.
     kind: `REWARD` or `PREFERENCE`.
@@ -100,26 +113,49 @@ def write_description(
 def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any]:
   """Reads reward.json of a directory; reads no weights.
 
+  Args:
+    directory: see `load`.
+    kind: the expected kind.
+
+  Returns:
+    Its content; of a `*ForSequenceClassification` without one that of a model that is
+    read as by transformers (`as_chat`).
+
   Raises:
-    ValueError: no reward.json, a model of the other kind, or one that was trained with
-      its head read at another position.
+    ValueError: neither reward.json nor such a class, a model of the other kind, or one
+      that was trained with its head read at another position.
   """
-  path = Path(directory) / FILE
-  if not path.exists():
+  directory = weights_source.directory(directory)
+  path = directory / FILE
+  if path.exists():
+    description = sealed_files.read_json(path)
+  elif (directory / "config.json").exists() and hf_checkpoint.is_classifier(directory):
+    description = _OF_OTHERS
+  else:
     raise ValueError(
-      f"{directory} is not a reward model: it has no {FILE}; a finished "
-      "reward-model run has it in policy/, reward_model.write_description writes it "
-      "into any directory"
+      f"{directory} is not a reward model: it has no {FILE}, and is no "
+      "*ForSequenceClassification of transformers; a finished reward-model run has the "
+      "file in policy/, reward_model.write_description writes it into any directory"
     )
-  description = sealed_files.read_json(path)
   if description["kind"] != kind:
     raise ValueError(
       f"{directory} has a {description['kind']} model, a {kind} model is needed; load "
       "a reward model by reward_model.scorer, a preference model by "
       "preference_model.preference"
     )
-  _check_read_at(path)
+  if path.exists():
+    _check_read_at(path)
   return description
+
+
+_OF_OTHERS = {
+  "kind": REWARD,
+  "template": dataclasses.asdict(Template()),
+  "limits": dataclasses.asdict(Limits()),
+  "gain": 1.0,
+  "bias": 0.0,
+  "as_chat": True,
+}
 
 
 def _check_read_at(path: Path) -> None:
@@ -142,7 +178,9 @@ def load(
   """Loads a reward or preference model; checks everything before it reads weights.
 
   Args:
-    directory: a Hugging Face directory with value_head.safetensors and reward.json.
+    directory: a Hugging Face directory with value_head.safetensors and reward.json, or
+      a `*ForSequenceClassification` of one label; or what stands for it
+      (`models.weights_source`).
     kind: the expected kind, `REWARD` or `PREFERENCE`.
     compute_dtype: dtype of activations.
     mesh: over which parameters and rows are split; None: one device.
@@ -151,6 +189,7 @@ def load(
     ValueError: what `read_description` refuses; no scalar head or no tokenizer; sizes
       that the mesh does not divide; and as `hf_checkpoint.load`.
   """
+  directory = weights_source.directory(directory)
   description = read_description(directory, kind)
   loaded = load_raw(
     directory,
@@ -160,7 +199,14 @@ def load(
     mesh=mesh,
   )
   affine = Affine(description["gain"], description["bias"])
-  return loaded._replace(kind=kind, affine=affine)
+  as_chat = description.get("as_chat", False)
+  if as_chat and loaded.tokenizer.chat_template is None:
+    raise ValueError(
+      f"{directory}: its tokenizer has no chat template, so how the model reads a "
+      f"prompt and a completion is not known; write it into {FILE} by "
+      "reward_model.write_description"
+    )
+  return loaded._replace(kind=kind, affine=affine, as_chat=as_chat)
 
 
 def load_raw(
@@ -183,9 +229,13 @@ def load_raw(
   Raises:
     ValueError: as `load`, but a directory without reward.json is taken.
   """
-  if (Path(directory) / FILE).exists():
-    _check_read_at(Path(directory) / FILE)
-  checkpoint = hf_checkpoint.load(directory, compute_dtype)
+  directory = weights_source.directory(directory)
+  if (directory / FILE).exists():
+    _check_read_at(directory / FILE)
+  if hf_checkpoint.is_classifier(directory):
+    checkpoint = hf_checkpoint.load_classifier(directory, compute_dtype)
+  else:
+    checkpoint = hf_checkpoint.load(directory, compute_dtype)
   if "value" not in checkpoint.params:
     raise ValueError(
       f"{directory} has no scalar head; name the directory of a reward model, not of a "
@@ -215,17 +265,85 @@ def to_scorer(reward_model: RewardModel, *, batch: int = 32) -> Scorer:
   """
 
   def scorer(prompts: Sequence[str], completions: Sequence[Text]) -> Scores:
-    examples = tokenised_texts.to_examples(
-      prompts,
-      completions,
-      reward_model.tokenizer,
-      template=reward_model.template,
-      limits=reward_model.limits,
+    value_N = head_values(
+      reward_model, _examples(reward_model, prompts, completions), batch
     )
-    value_N = head_values(reward_model, examples, batch)
     return Scores(np.asarray(reward_model.affine.of(value_N), np.float32))
 
   return scorer
+
+
+def _examples(reward_model, prompts, completions) -> list[Example]:
+  tokenizer = reward_model.tokenizer
+  if reward_model.as_chat:
+    return tokenised_texts.to_chat_examples(prompts, completions, tokenizer)
+  return tokenised_texts.to_examples(
+    prompts,
+    completions,
+    tokenizer,
+    template=reward_model.template,
+    limits=reward_model.limits,
+  )
+
+
+def export(directory: str | Path, target: str | Path) -> float:
+  """Writes a reward model as a `*ForSequenceClassification` of one label.
+
+  transformers and what is built on it read its rewards, the gain included. The class
+  has no bias: the constant stays in reward.json, and orders no completions. The
+  tokenizer's chat template ends a text as training did, with EOS, and its padding is a
+  token other than EOS.
+
+  Args:
+    directory: see `load`.
+    target: a new directory.
+
+  Returns:
+    What a reward of ours has more than the score that others read.
+
+  Raises:
+    ValueError: a directory of others; as `load` and `hf_checkpoint.save_classifier`.
+  """
+  held = load(directory)
+  if held.as_chat:
+    raise ValueError(f"{directory} is what transformers reads already; copy it")
+  gain, bias = (np.float32(x) for x in held.affine)
+  head = {name: np.asarray(leaf) for name, leaf in held.params["value"].items()}
+  constant = float(gain * head["bias"] + bias)
+  value = {"kernel_D": gain * head["kernel_D"], "bias": np.float32(0)}
+  params = {"lm": held.params["lm"], "value": value}
+  tokenizer = _for_others(held.tokenizer)
+  hf_checkpoint.save_classifier(target, held.model.config, params, tokenizer=tokenizer)
+  affine = Affine(1.0, constant)
+  write_description(target, held.template, held.limits, affine=affine)
+  return constant
+
+
+# Around a chat template: a text ends as in training. "+" keeps whitespace.
+_RENDERED = "{% set rendered +%}"
+_ENDED = (
+  "{%+ endset %}{{ rendered if add_generation_prompt else rendered.rstrip() + "
+  "('' if rendered.rstrip().endswith(eos_token) else eos_token) }}"
+)
+
+
+def _for_others(tokenizer: Any) -> Any:
+  """A tokenizer whose template ends texts as training did, and whose padding is a
+  token of its own where it has one."""
+  tokenizer = copy.deepcopy(tokenizer)
+  template = tokenizer.chat_template
+  if isinstance(template, str) and not template.endswith(_ENDED):
+    # Jinja leaves out the last line's end of a template.
+    tokenizer.chat_template = _RENDERED + template.removesuffix("\n") + _ENDED
+  if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+    added = tokenizer.added_tokens_decoder.values()
+    special = [
+      x.content for x in added if x.special and x.content != tokenizer.eos_token
+    ]
+    if special:
+      named = [token for token in special if "pad" in token.lower()]
+      tokenizer.pad_token = (named or special)[0]
+  return tokenizer
 
 
 def scorer(
@@ -395,8 +513,16 @@ def head_values(
     batch: texts per forward pass.
 
   Raises:
-    ValueError: a value that is not finite.
+    ValueError: a value that is not finite; a text with more tokens than the model has
+      positions.
   """
+  limit = reward_model.model.config.position_limit
+  longest = max((example.tokens for example in examples), default=0)
+  if limit is not None and longest > limit:
+    raise ValueError(
+      f"a text has {longest} tokens, the reward model {limit} positions; limit the "
+      "prompts and completions"
+    )
   return _run(
     _values,
     reward_model.model,

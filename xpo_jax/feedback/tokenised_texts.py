@@ -97,6 +97,43 @@ def to_examples(
   return examples
 
 
+def to_chat_examples(
+  prompts: Sequence[str], completions: Sequence[Text], tokenizer: Any
+) -> list[Example]:
+  """Tokenises each text as an example of one completion, as transformers'
+  `apply_chat_template` does: the rendering to its end, and no EOS beside its own.
+
+  Args:
+    prompts: N strings, each a message of the user, or messages
+      (`records.Conversation`).
+    completions: N answers; a string is the assistant's message.
+    tokenizer: of transformers, with a chat template.
+
+  Raises:
+    ValueError: prompts and completions of unequal number.
+    BadRecords: the chat template refuses the messages.
+  """
+  if len(prompts) != len(completions):
+    raise ValueError(f"{len(prompts)} prompts, but {len(completions)} completions")
+  conversations = [
+    prompt
+    if isinstance(prompt, records.Conversation)
+    else records.Conversation((records.Turn("user", prompt),))
+    for prompt in prompts
+  ]
+  data = [
+    records.with_messages(records.Demonstration(str(n), prompt, completion))
+    for n, (prompt, completion) in enumerate(
+      zip(conversations, completions, strict=True)
+    )
+  ]
+  texts = tokenise.encode_conversations(data, tokenizer)
+  return [
+    Example(row.uid, text[:0], (text,), Layout.DEMO)
+    for row, text in zip(data, texts, strict=True)
+  ]
+
+
 def map_batches(
   examples: Sequence[Example], batch: int, run: Callable[[TextBatch], Any]
 ) -> np.ndarray:

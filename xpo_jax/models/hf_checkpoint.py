@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _VALUE_HEAD = "value_head.safetensors"
 _TOKENIZER = "tokenizer_config.json"
 _GENERATION = "generation_config.json"
+# transformers' classes of a decoder with a linear map of its last state.
+_CLASSIFIER, _SCORE = "ForSequenceClassification", "score.weight"
+_SHARD_BYTES = 5_000_000_000
 
 
 class Checkpoint(NamedTuple):
@@ -112,10 +116,16 @@ def load(
     ValueError: no such directory or file; a file that differs from its checksum, where
       the directory has a manifest; an unsupported model family or feature; missing,
       mis-shaped or unexpected weights (all are listed); a tokenizer with more tokens
-      than the embedding has rows.
+      than the embedding has rows; a classifier, see `load_classifier`.
   """
   directory = weights_source.directory(directory)
   sealed_files.check_directory(directory)
+  if is_classifier(directory):
+    raise ValueError(
+      f"{directory} is a reward model ({_architecture(directory)}), which has no head "
+      "over the vocabulary and cannot be a start, reference or teacher; name it as a "
+      "reward or as the start of a critic"
+    )
   family = _family(directory)
   config = dataclasses.replace(
     read_config(directory), compute_dtype=compute_dtype, remat=remat
@@ -131,6 +141,85 @@ def load(
     with _open(directory / _VALUE_HEAD) as tensors:
       params["value"] = {name: tensors.get_tensor(name) for name in tensors.keys()}
   return Checkpoint(config, params, tokenizer)
+
+
+def is_classifier(directory: str | Path) -> bool:
+  """Whether a directory holds a `*ForSequenceClassification` of transformers."""
+  directory = weights_source.directory(directory)
+  return _architecture(directory).endswith(_CLASSIFIER)
+
+
+def load_classifier(
+  directory: str | Path, compute_dtype: str = "float32", remat: bool = True
+) -> Checkpoint:
+  """Loads a `*ForSequenceClassification` of one label, checked as by `load`.
+
+  Args:
+    directory: see `load`.
+    compute_dtype: see `Config`.
+    remat: see `Config`.
+
+  Returns:
+    The checkpoint. Its scalar head, of bias 0, is `score.weight`; its config ties the
+    head over the vocabulary, which a classifier has not, to the embedding.
+
+  Raises:
+    ValueError: another architecture, another number of labels, or as `load`.
+  """
+  directory = weights_source.directory(directory)
+  sealed_files.check_directory(directory)
+  family = _family(directory)
+  _check_labels(directory)
+  whole = dataclasses.replace(
+    read_config(directory), compute_dtype=compute_dtype, remat=remat, tied=False
+  )
+  config = dataclasses.replace(whole, tied=True)
+  entries = list(family.entries(config))
+  names = {entry.name for entry in entries}
+  unused = {entry.name for entry in family.entries(whole)} - names
+  files = _weight_files(directory, family, names)
+  files = {name: stored for name, stored in files.items() if name not in unused}
+  score = _score(config)
+  _check(directory, family, [*entries, score], files)
+  tokenizer = _load_tokenizer(directory, config)
+  (kernel_D,) = score.split(files[_SCORE].read())
+  head = {"kernel_D": kernel_D, "bias": np.zeros((), np.float32)}
+  params = {"lm": _read(config, entries, files), "value": head}
+  return Checkpoint(config, params, tokenizer)
+
+
+def _architecture(directory: Path) -> str:
+  """The class of transformers that a directory was saved from; "" if unknown."""
+  named = _json(directory / "config.json").get("architectures")
+  return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def _check_labels(directory: Path) -> None:
+  architecture = _architecture(directory)
+  if not architecture.endswith(_CLASSIFIER):
+    raise ValueError(
+      f"{directory}: config.json: architectures is {architecture or None!r}; a reward "
+      f"model is a *{_CLASSIFIER} with one label"
+    )
+  content = _json(directory / "config.json")
+  names = content.get("id2label")
+  labels = content.get("num_labels", 2) if names is None else len(names)
+  if labels != 1:  # 2 is transformers' default
+    raise ValueError(
+      f"{directory}: config.json: {architecture} has {labels} labels; a reward model "
+      "has one"
+    )
+
+
+def _score(config: Config) -> hf_weights.WeightEntry:
+  return hf_weights.WeightEntry(
+    _SCORE,
+    (1, config.width),
+    (("value", "kernel_D"),),
+    None,
+    split=lambda w: (w[0],),
+    join=lambda kernel_D: kernel_D[None],
+  )
 
 
 def _family(directory: Path) -> hf_families.ModelFamily:
@@ -337,7 +426,7 @@ def save(
   *,
   tokenizer: Any = None,
   dtype: str = "float32",
-  shard_bytes: int = 5_000_000_000,
+  shard_bytes: int = _SHARD_BYTES,
 ) -> Path:
   """Saves a directory that transformers 4 and 5 load.
 
@@ -362,19 +451,83 @@ def save(
     raise ValueError(f"dtype is {dtype!r}; allowed: 'float32', 'bfloat16'")
   family = hf_config.find_family(config)
   _check_params(config, params["lm"])
-  if any(directory.glob("*.safetensors")):
-    raise ValueError(f"{directory} already contains weights; name a new directory")
-  directory.mkdir(parents=True, exist_ok=True)
+  _make(directory)
   _write_config(directory, family.write(config), tokenizer, dtype)
   _write_stop_ids(directory, config, tokenizer)
-  lm = jax.tree.map(np.asarray, jax.device_get(params["lm"]))
-  _write_weights(directory, family, config, lm, dtype, shard_bytes)
+  _write_weights(directory, _tensors(family, config, params["lm"]), dtype, shard_bytes)
   if "value" in params:
     head = {name: np.asarray(leaf) for name, leaf in params["value"].items()}
     save_file(head, directory / _VALUE_HEAD)
   if tokenizer is not None:
     _write_tokenizer(directory, tokenizer)
   return directory
+
+
+def save_classifier(
+  directory: str | Path,
+  config: Config,
+  params: Params,
+  *,
+  tokenizer: Any,
+  shard_bytes: int = _SHARD_BYTES,
+) -> Path:
+  """Saves a `*ForSequenceClassification` of one label, in float32.
+
+  transformers reads its score at the last token that is not padding.
+
+  Args:
+    directory: created if it does not exist; must contain no weights.
+    config: of the decoder.
+    params: `{"lm": ..., "value": ...}`; a head over the vocabulary is left out.
+    tokenizer: of transformers; its token for padding ends no text.
+    shard_bytes: maximum size of a file.
+
+  Returns:
+    The directory.
+
+  Raises:
+    ValueError: a family without such a class; a head with a bias, which the class has
+      not; padding that is not a token of its own; or as `save`.
+  """
+  directory = Path(directory)
+  lm, head = dict(params["lm"]), params["value"]
+  lm.pop("head", None)
+  config = dataclasses.replace(config, tied=True)
+  family = hf_config.find_family(config)
+  hf = family.write(config)
+  if not family.classifies:
+    raise ValueError(
+      f"{hf.model_type}: transformers has no *{_CLASSIFIER} of this family; the run's "
+      "policy/ is read by reward_model.scorer"
+    )
+  if float(head["bias"]) != 0:
+    raise ValueError(
+      f"the head has the bias {float(head['bias'])}, {_SCORE} has none; keep it apart"
+    )
+  if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+    raise ValueError(
+      f"the tokenizer's pad_token is {tokenizer.pad_token!r} and its eos_token "
+      f"{tokenizer.eos_token!r}: transformers would not read the score at the last "
+      "token; set pad_token to a token that ends no text"
+    )
+  _check_params(config, lm)
+  _make(directory)
+  hf.architectures = [type(hf).__name__.replace("Config", _CLASSIFIER)]
+  hf.num_labels = 1
+  _write_config(directory, hf, tokenizer, "float32")
+  kernel_D = np.asarray(jax.device_get(head["kernel_D"]), np.float32)
+  tensors = itertools.chain(
+    _tensors(family, config, lm), [(_SCORE, _score(config).join(kernel_D))]
+  )
+  _write_weights(directory, tensors, "float32", shard_bytes)
+  _write_tokenizer(directory, tokenizer)
+  return directory
+
+
+def _make(directory: Path) -> None:
+  if any(directory.glob("*.safetensors")):
+    raise ValueError(f"{directory} already contains weights; name a new directory")
+  directory.mkdir(parents=True, exist_ok=True)
 
 
 def _check_params(config: Config, lm: Params) -> None:
@@ -444,24 +597,30 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
   path.write_text(text + "\n", encoding="utf-8")
 
 
+def _tensors(
+  family: hf_families.ModelFamily, config: Config, lm: Params
+) -> Iterator[tuple[str, np.ndarray]]:
+  """The decoder's tensors by name, one at a time."""
+  lm = jax.tree.map(np.asarray, jax.device_get(lm))
+  for entry in family.entries(config):
+    index = ... if entry.layer is None else entry.layer
+    yield entry.name, entry.join(*(_leaf(lm, path)[index] for path in entry.paths))
+
+
 def _write_weights(
   directory: Path,
-  family: hf_families.ModelFamily,
-  config: Config,
-  lm: Params,
+  tensors: Iterable[tuple[str, np.ndarray]],
   dtype: str,
   shard_bytes: int,
 ) -> None:
   shards = [{}]
   size = 0
-  for entry in family.entries(config):
-    index = ... if entry.layer is None else entry.layer
-    tensor = entry.join(*(_leaf(lm, path)[index] for path in entry.paths))
+  for name, tensor in tensors:
     tensor = np.ascontiguousarray(tensor.astype(jnp.dtype(dtype)))
     if shards[-1] and size + tensor.nbytes > shard_bytes:
       shards.append({})
       size = 0
-    shards[-1][entry.name] = tensor
+    shards[-1][name] = tensor
     size += tensor.nbytes
   names = [_SINGLE]
   if len(shards) > 1:

@@ -48,6 +48,8 @@ class ModelFamily(NamedTuple):
     buffers: pattern of tensors in checkpoints that are no weights of the decoder.
     wrapper: what the names of the decoder's weights have more where it is a part of a
       larger model.
+    classifies: whether transformers has the class of a reward model,
+      `*ForSequenceClassification`.
   """
 
   read: Callable[[Any], Config]
@@ -56,6 +58,7 @@ class ModelFamily(NamedTuple):
   prefix: str = "model."
   buffers: str = r".*\.rotary_emb\.inv_freq"
   wrapper: str = ""
+  classifies: bool = True
 
 
 # --- Parts of configs
@@ -538,7 +541,7 @@ FAMILIES = {
   ),
   "granite": _like_llama(
     transformers.GraniteConfig, _read_granite, _write_granite, own=_LLAMA_FIELDS[1:]
-  ),
+  )._replace(classifies=False),
   "gpt_neox": ModelFamily(
     _read_gpt_neox,
     _write_gpt_neox,

@@ -18,6 +18,7 @@ from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.data import hub
 from xpo_jax.data.sources import Reading
 from xpo_jax.evaluation import evaluate_run
 from xpo_jax.feedback import reward_functions, reward_model, rules, teacher
@@ -107,7 +108,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
   parser.add_argument(
     "--reward",
     nargs="+",
-    help="of samples: MODULE:FUNCTION, the directory of a reward model, or several",
+    help="of samples: MODULE:FUNCTION, a reward model (its run, a directory, "
+    "hub:ORG/NAME), or several",
   )
   parser.add_argument(
     "--reward-weights", nargs="+", type=float, help="of several; each is 1 by default"
@@ -199,9 +201,9 @@ def _rollouts(given: argparse.Namespace, objective: Objective) -> Rollouts:
 
 def _scorer(name: str) -> tuple[Configured, tuple[str, ...]]:
   """The scorer of a name, and the columns of the records that it reads."""
-  if Path(name).is_dir():
-    directory = str(evaluate_run.policy_dir(name))
-    return Configured(reward_model.scorer, directory=directory), ()
+  if Path(name).is_dir() or name.startswith(hub.PREFIX):
+    directory = name if name.startswith(hub.PREFIX) else evaluate_run.policy_dir(name)
+    return Configured(reward_model.scorer, directory=str(directory)), ()
   if ":" not in name:
     raise ValueError(
       f"--reward {name}: neither MODULE:FUNCTION nor the directory of a reward model"
