@@ -122,9 +122,9 @@ answer(MODEL)
 # %%
 experiment = Experiment(
   ObjectiveConfig("dpo", beta=0.1),
-  Data("replies", rows_per_step=8, groups_per_row=1, epochs=10),
+  Data("replies", rows_per_step=8, groups_per_row=1, epochs=6),
   Pretrained(MODEL),
-  Optimizer(learning_rate=1e-3),
+  Optimizer(learning_rate=5e-4),
   Loop(log_every=1),
   MeshShape(data=1),  # one device
   adapter=Adapter(rank=8),
@@ -154,7 +154,9 @@ answer(run)
 # Log-probabilities of the pair above by the trained policy and by the reference, token
 # by token; then the loss of each objective with its own default hyperparameters, and
 # the gradient with respect to these log-probabilities, divided by its largest entry.
-# Blue tokens are made likelier, red ones less likely.
+# Blue tokens are made likelier, red ones less likely; a white row has no gradient here,
+# as where a hinge or a clip is reached. IPO regresses the margin to a target: beyond it
+# the colours are reversed.
 
 # %%
 start = hf_checkpoint.load(MODEL)
