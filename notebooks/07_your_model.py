@@ -116,15 +116,17 @@ answer(MODEL)
 # ## DPO with LoRA
 #
 # The start is frozen and is the reference too; what is trained is adapters of rank 8.
-# The same in a shell:
+# The implicit reward is beta times the log-ratio of policy and reference; DPO fits its
+# difference alone, so look at which side moves. Eight pairs show how a run is made, not
+# what it can reach. The same in a shell:
 # `xpo train dpo --model smollm2 --data replies.jsonl --adapter.rank 8`.
 
 # %%
 experiment = Experiment(
   ObjectiveConfig("dpo", beta=0.1),
-  Data("replies", rows_per_step=8, groups_per_row=1, epochs=6),
+  Data("replies", rows_per_step=8, groups_per_row=1, epochs=10),
   Pretrained(MODEL),
-  Optimizer(learning_rate=5e-4),
+  Optimizer(learning_rate=1e-3),
   Loop(log_every=1),
   MeshShape(data=1),  # one device
   adapter=Adapter(rank=8),
@@ -135,9 +137,11 @@ lines = metrics.read(run)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 steps = [line["step"] for line in lines]
 left.plot(steps, [line["loss"] for line in lines])
-right.plot(steps, [line["reward_margin"] for line in lines])
+for side in ("chosen", "rejected"):
+  right.plot(steps, [line[f"reward_{side}"] for line in lines], label=side)
+right.legend(frameon=False)
 left.set(xlabel="step", ylabel="DPO loss")
-_ = right.set(xlabel="step", ylabel="margin of the implicit reward")
+_ = right.set(xlabel="step", ylabel="implicit reward")
 
 # %% [markdown]
 # ## After

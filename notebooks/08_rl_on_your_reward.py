@@ -100,8 +100,8 @@ experiment = Experiment(
   Rollouts(
     Prompts("synthetic:200"),
     Feedback(Configured(reward_functions.named, reward_function="__main__:contrast")),
-    Sampling(completions=4, max_completion_tokens=24),
-    iterations=30,
+    Sampling(completions=4, max_completion_tokens=16),
+    iterations=20,
     prompts_per_iteration=16,
   ),
   Stage(sft),
