@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
   >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test docs format lint types clean
+.PHONY: help demo test docs notebooks format lint types clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -29,6 +29,9 @@ test: $(READY)  ## the whole test suite
 docs: $(READY)  ## experiments/README.md, and the API reference into docs/_build
 	@$(PY) -m xpo_jax.studies.experiments_readme
 	@$(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
+
+notebooks: $(READY)  ## notebooks/*.ipynb from the scripts beside them
+	@$(PY) notebooks/write_ipynb.py
 
 format: $(READY)  ## rewrite the files in the house's format
 	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .

@@ -16,6 +16,7 @@ from xpo_jax.data import records, sealed_files, split, token_store, tokenise
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.render import Template
 from xpo_jax.data.sources import Loaded
+from xpo_jax.data.token_rows import TokenInfo, TokenRows
 from xpo_jax.data.tokenise import Example, Limits
 
 
@@ -273,27 +274,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
   return sha.hexdigest()
 
 
-class TokenInfo(NamedTuple):
-  """One token of a packed row, for display.
-
-  Attributes:
-    text: the decoded token.
-    segment: 0 on padding, else the index of the group in the row, from 1.
-    branch: 0 on the prompt, k + 1 on completion k.
-    position: position id.
-    loss: whether the token is a training target.
-  """
-
-  text: str
-  segment: int
-  branch: int
-  position: int
-  loss: bool
-
-
 def inspect_tokens(
   batch: Batch, tokenizer: PreTrainedTokenizerBase, microbatch: int = 0
-) -> list[list[TokenInfo]]:
+) -> TokenRows:
   """Lists the tokens of each row of a microbatch, without trailing padding.
 
   The loss mask is derived from the gather indices of the batch, not from the data, so
@@ -303,8 +286,11 @@ def inspect_tokens(
     batch: a batch of `pack.plan`.
     tokenizer: decodes the ids.
     microbatch: index into M.
+
+  Returns:
+    A list of rows, each a list of tokens; in a notebook, the rows in colours.
   """
-  rows = []
+  rows = TokenRows()
   for row in range(batch.tokens_MRL.shape[1]):
     tokens, segment, branch, position = (
       array[microbatch, row]

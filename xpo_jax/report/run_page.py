@@ -4,7 +4,7 @@ Reads the run directory alone, so that it also works for a run that is still tra
 was interrupted, or was copied from elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from xpo_jax import scored
 from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.data import audit, sealed_files
+from xpo_jax.data import audit, sealed_files, token_rows
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.report import (
   agreement_tables,
@@ -265,22 +265,10 @@ def _data(run: RunFiles) -> list[html.Section]:
     blocks.append(html.Text(text))
     # A list of rows in runs of older versions.
     rows = shown["rows"] if isinstance(shown, dict) else shown
-    blocks += [html.Tokens(f"row {i}", _pieces(row)) for i, row in enumerate(rows)]
+    for i, row in enumerate(rows):
+      tokens = [token_rows.TokenInfo(**token) for token in row]
+      blocks.append(html.Tokens(f"row {i}", list(token_rows.pieces(tokens))))
   return [html.Section("Data", blocks)]
-
-
-def _pieces(row: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-  """A row's tokens, a line for each prompt and completion."""
-  pieces, before = [], None
-  for token in row:
-    here = (token["segment"], token["branch"])
-    if before not in (None, here):
-      pieces.append(("", "break"))
-    before = here
-    kind = "loss" if token["loss"] else ("free" if token["branch"] else "prompt")
-    # A line break or an empty token must be visible.
-    pieces.append((token["text"].replace("\n", "⏎") or "∅", kind))
-  return pieces
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = ""):

@@ -24,6 +24,7 @@ from xpo_jax.data.pack import Batches
 from xpo_jax.data.printable import printable
 from xpo_jax.data.records import Prompt
 from xpo_jax.data.sources import Loaded
+from xpo_jax.data.token_rows import TokenInfo, TokenRows
 from xpo_jax.feedback import reward_model
 from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
@@ -64,7 +65,7 @@ class Budget(NamedTuple):
   counts: Mapping[str, Any]
   sizes: Mapping[str, int]
   bytes: Mapping[str, int] | None
-  shown: list[list[audit.TokenInfo]]
+  shown: TokenRows
 
 
 def check(*experiments: Experiment, datasets: Datasets | None = None) -> list[Budget]:
@@ -235,11 +236,13 @@ def _rollouts(
     "parameters trained": sum(x.size for x in jax.tree.leaves(first.train.params)),
   }
   prompt = [
-    audit.TokenInfo(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
+    TokenInfo(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
     for at, token in enumerate(parts.prompts.ids[0])
   ]
   memory = _rollouts_memory(parts, first)
-  return Budget(str(experiment.objective), parts.counts, sizes, memory, [prompt])
+  return Budget(
+    str(experiment.objective), parts.counts, sizes, memory, TokenRows([prompt])
+  )
 
 
 _MAKERS = {records_program: _records, rollouts_program: _rollouts}
