@@ -438,8 +438,9 @@ def _evaluate_publicly(args) -> bool:
 
     options = {name: getattr(args, name) for name in (*of_tasks, "chat")}
     results = lm_eval.evaluate(args.run_dir, args.tasks.split(","), **options)
-    for task, metrics in results.items():
-      _table(task, {name: str(value) for name, value in metrics.items()})
+    for task, values in results.items():
+      # "metric,filter"; the rest are names and counts.
+      _table(task, {name: str(x) for name, x in values.items() if "," in name})
   elif args.alpaca_eval is not None:
     from xpo_jax.evaluation import alpaca_eval
     from xpo_jax.models.generation_config import GenerationConfig

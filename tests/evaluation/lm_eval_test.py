@@ -3,6 +3,7 @@
 lm-eval itself is an extra: where it is installed, a task of its own is run too.
 """
 
+import dataclasses
 import json
 import sys
 import types
@@ -55,7 +56,7 @@ def _logp_TV(checkpoint, ids):
 
 def _sum(checkpoint, prompt, tokens):
   ids = [*prompt, *tokens]
-  logp_TV = _logp_TV(checkpoint, ids)
+  logp_TV = _logp_TV(checkpoint, ids[:-1])
   at = range(len(prompt) - 1, len(ids) - 1)
   greedy = all(logp_TV[t].argmax() == ids[t + 1] for t in at)
   return sum(logp_TV[t, ids[t + 1]] for t in at), greedy
@@ -106,6 +107,17 @@ def test_rolling_windows_predict_each_token_once_with_a_full_context(
       expected += _sum(checkpoint, ids[first:start], ids[start:end])[0]
     np.testing.assert_allclose(logp, expected, atol=1e-4)
   assert adapted.truncated == 0
+
+
+def test_window_of_learned_positions_needs_none_for_its_last_token(checkpoint):
+  config = dataclasses.replace(checkpoint.config, rotary=None, positions=8)
+  params = {"lm": transformer.model(config).init(jax.random.key(1))}
+  learned = checkpoint._replace(config=config, params=params)
+  adapted = lm_eval.HarnessModel(learned, "model", batch=4)
+  ids = list(range(5, 14))  # eight tokens of input, the ninth is predicted only
+  ((found, _),) = adapted._score([(ids[:3], ids[3:])])
+  expected, _ = _sum(learned, ids[:3], ids[3:])
+  np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_long_context_is_cut_at_its_start_and_counted(checkpoint):
