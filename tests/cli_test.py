@@ -263,6 +263,12 @@ def test_debug_shows_the_traceback(capsys):
     (["evaluate", "nowhere"], "not a run"),
     (["list", "--bet", "2"], "does not know --bet 2"),
     (["evaluate", "nowhere", "--reward", "json:nothing"], "MODULE:FUNCTION"),
+    (["evaluate", "nowhere", "--limit", "3"], "--limit is of --tasks"),
+    (["evaluate", "nowhere", "--chat"], "--chat is of --tasks"),
+    (
+      ["evaluate", "nowhere", "--reward-bench", "f", "--reward", "a:b"],
+      "takes no reward",
+    ),
   ],
 )
 def test_bad_arguments_say_what_is_wrong(args, match, capsys, tmp_path, monkeypatch):

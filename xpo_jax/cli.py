@@ -181,6 +181,32 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("--completions", type=int, default=4, help="of a policy")
   sub.add_argument("--max-completion-tokens", type=int, help="of a policy")
   sub.add_argument("--seed", type=int, default=0)
+  public = sub.add_mutually_exclusive_group()
+  public.add_argument(
+    "--tasks",
+    metavar="TASK[,TASK]",
+    help="run tasks of lm-eval instead (the extra 'lm-eval'); RUN may be a checkpoint",
+  )
+  public.add_argument(
+    "--alpaca-eval",
+    type=Path,
+    metavar="FILE",
+    help="write greedy outputs for AlpacaEval's instructions instead (JSON)",
+  )
+  public.add_argument(
+    "--reward-bench",
+    type=Path,
+    metavar="FILE",
+    help="a reward model's accuracy by subset on pairs instead (JSON lines)",
+  )
+  sub.add_argument("--limit", type=int, help="documents of each task")
+  sub.add_argument("--num-fewshot", type=int, help="examples before each document")
+  sub.add_argument(
+    "--include-path", type=Path, metavar="DIR", help="tasks of your own (YAML)"
+  )
+  sub.add_argument(
+    "--chat", action="store_true", help="public prompts by the chat template"
+  )
   sub = command("generate", _generate, "sample completions from a run or a checkpoint")
   sub.add_argument("directory", type=Path, metavar="RUN", help="or a checkpoint")
   sub.add_argument("prompts", nargs="*", metavar="PROMPT")
@@ -370,6 +396,8 @@ def _evaluate(args, overrides) -> None:
   from xpo_jax.report import run_page
 
   del overrides
+  if _evaluate_publicly(args):
+    return
   reward = _function(args.reward)
   if evaluate_reward_model.is_reward(args.run_dir):
     if reward is not None:
@@ -394,6 +422,46 @@ def _evaluate(args, overrides) -> None:
   rows = {name: str(interval) for name, interval in evaluated.measures.items()}
   _table("policy, mean [95 % interval over prompts]", rows)
   print(f"report: {run_page.write(args.run_dir)}")
+
+
+def _evaluate_publicly(args) -> bool:
+  """Evaluates by the conventions of a public benchmark, if one is named."""
+  of_tasks = ("limit", "num_fewshot", "include_path")
+  given = [name for name in of_tasks if getattr(args, name) is not None]
+  if args.tasks is None and given:
+    raise ValueError(f"--{given[0].replace('_', '-')} is of --tasks: name some")
+  named = args.tasks or args.alpaca_eval or args.reward_bench
+  if args.chat and not named:
+    raise ValueError("--chat is of --tasks, --alpaca-eval and --reward-bench")
+  if named and args.reward is not None:
+    raise ValueError(f"--reward {args.reward}: a public benchmark takes no reward")
+  if args.tasks is not None:
+    from xpo_jax.evaluation import lm_eval
+
+    options = {name: getattr(args, name) for name in (*of_tasks, "chat")}
+    results = lm_eval.evaluate(args.run_dir, args.tasks.split(","), **options)
+    for task, values in results.items():
+      # "metric,filter"; the rest are names and counts.
+      _table(task, {name: str(x) for name, x in values.items() if "," in name})
+  elif args.alpaca_eval is not None:
+    from xpo_jax.evaluation import alpaca_eval
+    from xpo_jax.models.generation_config import GenerationConfig
+
+    if args.max_completion_tokens is None:
+      raise ValueError("--alpaca-eval needs --max-completion-tokens, such as 2048")
+    path = args.run_dir / alpaca_eval.FILE
+    config = GenerationConfig(args.max_completion_tokens, greedy=True)
+    cut = alpaca_eval.write(
+      args.run_dir, args.alpaca_eval, path, config, chat=args.chat, seed=args.seed
+    )
+    print(f"{path}: {cut} outputs were cut at {config.max_completion_tokens} tokens")
+  elif args.reward_bench is not None:
+    from xpo_jax.evaluation import reward_bench
+
+    accuracy = reward_bench.evaluate(args.run_dir, args.reward_bench, chat=args.chat)
+    rows = {name: str(interval) for name, interval in accuracy.items()}
+    _table("accuracy, mean [95 % interval over prompts]", rows)
+  return bool(named)
 
 
 def _function(name: str | None):

@@ -17,7 +17,7 @@ from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import split, synthetic_reviews
 from xpo_jax.data.records import Pair, Stepped
 from xpo_jax.data.tokenise import Limits
-from xpo_jax.evaluation import agreement, evaluate_reward_model
+from xpo_jax.evaluation import agreement, evaluate_reward_model, reward_bench
 from xpo_jax.feedback import reward_model
 from xpo_jax.models.config import Config
 from xpo_jax.objectives import margin_bradley_terry, soft_bradley_terry
@@ -94,6 +94,31 @@ def test_reward_model_learns_and_its_directory_says_what_the_trainer_measured(
   assert abs(reward.mean()) < 0.1 and 0.9 < reward.std() < 1.1
   worse = scorer([prompt for prompt, _ in chosen], [" awful."] * len(chosen))
   assert worse.value_N.mean() < -0.5
+
+
+def test_accuracy_by_subset_is_that_of_the_saved_model(
+  run_dir, datasets, tmp_path, capsys
+):
+  pairs = datasets["pairs"][:40]
+  rows = [
+    {"prompt": one.prompt, "chosen": one.chosen, "rejected": one.rejected}
+    | {"subset": "odd" if n % 2 else "even"}
+    for n, one in enumerate(pairs)
+  ]
+  path = tmp_path / "pairs.jsonl"
+  path.write_text("\n".join(map(json.dumps, rows)))
+  assert cli.main(["evaluate", str(run_dir), "--reward-bench", str(path)]) == 0
+  scorer = reward_model.scorer(str(run_dir / run_directory.POLICY))
+  prompts = [one.prompt for one in pairs]
+  chosen, rejected = (
+    scorer(prompts, [getattr(one, side) for one in pairs]).value_N
+    for side in ("chosen", "rejected")
+  )
+  written = json.loads((run_dir / reward_bench.FILE).read_text())["accuracy"]
+  right_N = chosen > rejected
+  assert written["all"]["mean"] == pytest.approx(right_N.mean())
+  assert written["odd"]["mean"] == pytest.approx(right_N[1::2].mean())
+  assert f"odd   {written['odd']['mean']:.3f}" in capsys.readouterr().out
 
 
 def test_a_kill_before_it_is_normalised_leaves_no_reward_model(

@@ -98,6 +98,34 @@ def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_pa
   assert compare.differences(run_dir, whole, without) == []
 
 
+def test_resumed_run_goes_on_with_its_wandb_run(datasets, tmp_path, monkeypatch):
+  begun, steps = [], []
+
+  def init(**arguments):
+    begun.append(arguments)
+    return types.SimpleNamespace(
+      log=lambda line, step: steps.append(step), finish=lambda: None
+    )
+
+  fake = types.SimpleNamespace(init=init, __spec__=None)
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: fake)
+  experiment = experiments.replace(RUN, loop=Loop(log_every=1, wandb="project"))
+
+  def say(text):
+    if text.startswith("step 2/"):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  stopped = loop.train(experiment, tmp_path / "run", datasets=datasets, say=say)
+  assert not stopped.finished
+  result = loop.resume(tmp_path / "run", datasets=datasets, say=quiet)
+  assert result.finished and steps == list(range(1, result.steps + 1))
+  first, second = begun
+  assert first == second and first["resume"] == "allow"
+  apart = run_directory.wandb_arguments("project", tmp_path, {"experiment": {}})
+  assert apart["id"] != first["id"]
+
+
 def test_ctrl_c_and_checkpoints_by_time_change_nothing(whole, datasets, tmp_path):
   # A checkpoint after every step, of which two are kept; and one line in four.
   every_step = Loop(log_every=4, checkpoint_minutes=1e-9)

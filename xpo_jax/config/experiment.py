@@ -143,7 +143,7 @@ class Loop:
       saved, whatever `checkpoint_every` says; on several hosts with the next line that
       is logged. None: off.
     keep: checkpoints kept, the newest ones.
-    wandb: project at Weights & Biases, or None.
+    wandb: project at Weights & Biases, or None; a resumed run goes on with its curves.
   """
 
   log_every: int | None = None

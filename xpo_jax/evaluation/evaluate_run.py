@@ -240,15 +240,20 @@ def _answer(name: str, draws: measure_policy.Draws, p: int, k: int) -> dict[str,
   return answer
 
 
+def is_run(directory: str | Path) -> bool:
+  """Whether a directory is of a run, finished or not."""
+  return (Path(directory) / yaml_file.FILE).exists()
+
+
 def policy_dir(directory: str | Path) -> Path:
   """Finds the Hugging Face directory of a finished run; any other directory is one.
 
   Raises:
     ValueError: a run that is not finished.
   """
+  if not is_run(directory):
+    return Path(directory)
   directory = Path(directory)
-  if not (directory / yaml_file.FILE).exists():
-    return directory
   if not (directory / run_directory.POLICY).exists():
     raise ValueError(
       f"{directory} is not finished, it has no {run_directory.POLICY}/; "
@@ -298,7 +303,7 @@ def sampler(directory: str | Path) -> Sampler:
       (`trust.ForeignCode`); no tokenizer.
   """
   directory, template = Path(directory), Template()
-  if (directory / yaml_file.FILE).exists():
+  if is_run(directory):
     experiment, _ = yaml_file.read(directory)
     template = experiment.data.source.template
   else:

@@ -146,12 +146,12 @@ def map_batches(
   Args:
     examples: see `to_examples`.
     batch: texts per batch.
-    run: `TextBatch -> [R]`.
+    run: `TextBatch -> [R]`, or `[R, J]` for several numbers of each text.
 
   Returns:
-    A number for each example, in their order.
+    Float32 numbers of each example, in their order.
   """
-  out = np.zeros(len(examples), np.float32)
+  values = []
   order = np.argsort([example.tokens for example in examples], kind="stable")
   for start in range(0, len(order), batch):
     index_R = order[np.minimum(np.arange(start, start + batch), len(order) - 1)]
@@ -166,8 +166,11 @@ def map_batches(
     mask_RL = column_L < length_R[:, None]
     response_RL = mask_RL & (column_L >= prompt_R[:, None])
     text_batch = TextBatch(tokens_RL, mask_RL, response_RL, length_R)
-    out[index_R] = np.asarray(run(text_batch))
-  return out
+    values.append(np.asarray(run(text_batch), np.float32))
+  if not values:
+    return np.zeros(0, np.float32)
+  value_N = np.concatenate(values)[: len(examples)]
+  return value_N[np.argsort(order)]
 
 
 def padded_width(longest: int, least: int) -> int:

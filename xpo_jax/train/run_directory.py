@@ -16,6 +16,7 @@ import fcntl
 import io
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +36,7 @@ SUMMARY, SHOWN, COUNTS = "summary.json", "shown.json", "data.json"
 CHECKPOINTS, POLICY, ADAPTER = "checkpoints", "policy", "adapter"
 STAGES, NONFINITE, REFERENCES = "stages", "nonfinite", "references"
 ROLLOUTS, HELD_OUT = "rollouts", "held_out"
-LOCK = "lock.json"
+LOCK, WANDB_ID = "lock.json", "wandb_id.json"
 SHOWN_ROWS = 4
 # Results for which the directory of a refused run is not removed.
 _COMPUTED = (CHECKPOINTS, STAGES, ROLLOUTS, HELD_OUT)
@@ -395,10 +396,24 @@ def _save_batch(directory: Path, batch: Batch, line: Mapping[str, float]) -> Pat
 def wandb_arguments(
   project: str | None, run_dir: Path, meta: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-  """Makes the arguments of `wandb.init`; None without a project."""
+  """Makes the arguments of `wandb.init`; None without a project.
+
+  The id of the W&B run is kept in the run directory, so that a resumed run goes on with
+  the same curves. W&B leaves out the steps after the last checkpoint that are done
+  again: they are the same numbers.
+  """
   if project is None:
     return None
-  return {"project": project, "dir": str(run_dir), "config": meta["experiment"]}
+  path = run_dir / WANDB_ID
+  if not path.exists():
+    sealed_files.write_json(path, {"id": secrets.token_hex(8)})
+  return {
+    "project": project,
+    "dir": str(run_dir),
+    "config": meta["experiment"],
+    "id": sealed_files.read_json(path)["id"],
+    "resume": "allow",
+  }
 
 
 def resume_command(run_dir: Path, experiment: Experiment) -> str:
