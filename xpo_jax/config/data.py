@@ -17,11 +17,11 @@ class Data:
   """Training records and how they are split into steps.
 
   Attributes:
-    path: a file of JSON, JSON lines, CSV, Parquet or Arrow (`data.tables`), a directory
-      of `save_to_disk` or TFDS (`data.tfds`), "hub:NAME[:config][@revision]" for a data
-      set of the hub (`data.hub`), "synthetic:NUMBER" for so many synthetic reviews, the
-      name of records handed to `loop.train`, or a `Configured` function that returns
-      records: it runs when the run starts, and a `Stage` among its arguments is
+    path: a file of JSON, JSON lines, CSV, Parquet or Arrow, a directory of
+      `save_to_disk` or TFDS, "hub:NAME[:config][@revision]" for a data set of the hub
+      (all of them in `data.formats`), "synthetic:NUMBER" for so many synthetic reviews,
+      the name of records handed to `loop.train`, or a `Configured` function that
+      returns records: it runs when the run starts, and a `Stage` among its arguments is
       trained first (samples of a policy, labelled).
     also: further sources of the same kind of records, each "PATH" or "PATH=WEIGHT": of
       a weight of 2 every record counts twice, of 0.5 half of them, by a hash of `seed`

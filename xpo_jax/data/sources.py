@@ -40,9 +40,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.data import nested_columns, records, schemas
+from xpo_jax.data import nested_columns, records
+from xpo_jax.data.formats import schemas
+from xpo_jax.data.formats.schemas import Schema
 from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
-from xpo_jax.data.schemas import Schema
 
 _ASSISTANT = "\n\nAssistant:"
 _COLUMNS = {  # kind: its required columns; the first kind that fits is used

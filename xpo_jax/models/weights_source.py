@@ -3,14 +3,14 @@
 | name | weights |
 |---|---|
 | a directory | it |
-| `hub:ORG/NAME[@revision]` | a snapshot in the hub's cache (`data.hub`) |
+| `hub:ORG/NAME[@revision]` | a snapshot in the hub's cache (`data.formats.hub`) |
 | FILE.gguf | a directory made of it, in the cache of this package (`gguf_file`) |
 """
 
 import re
 from pathlib import Path
 
-from xpo_jax.data import hub
+from xpo_jax.data.formats import hub
 from xpo_jax.models import gguf_file
 
 

@@ -18,7 +18,7 @@ from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
-from xpo_jax.data import hub
+from xpo_jax.data.formats import hub
 from xpo_jax.data.sources import Reading
 from xpo_jax.evaluation import evaluate_run
 from xpo_jax.feedback import reward_functions, reward_model, rules, teacher

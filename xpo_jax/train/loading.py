@@ -17,17 +17,15 @@ from xpo_jax.config.factories import Configured, factory
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import (
   audit,
-  hub,
   record_file,
   records,
   sealed_files,
   sources,
   split,
   synthetic_reviews,
-  tables,
-  tfds,
   tokenise,
 )
+from xpo_jax.data.formats import hub, tables, tfds
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example

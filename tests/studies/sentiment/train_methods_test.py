@@ -10,7 +10,8 @@ import pytest
 from tests import compiling
 from xpo_jax import cli
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.data import records, synthetic_reviews, tfds
+from xpo_jax.data import records, synthetic_reviews
+from xpo_jax.data.formats import tfds
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.models import config, hf_checkpoint, transformer
 from xpo_jax.studies import demo

@@ -1,6 +1,7 @@
 import pytest
 
-from xpo_jax.data import sources, tfds
+from xpo_jax.data import sources
+from xpo_jax.data.formats import tfds
 from xpo_jax.data.records import Demonstration, Pair
 
 REVIEWS = [{"text": f"film {i} is — good", "label": i % 2} for i in range(12)]

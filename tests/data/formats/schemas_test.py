@@ -2,7 +2,8 @@
 
 import pytest
 
-from xpo_jax.data import records, schemas, sources
+from xpo_jax.data import records, sources
+from xpo_jax.data.formats import schemas
 from xpo_jax.data.records import Pair, Prompt, Turn
 from xpo_jax.data.sources import Reading
 

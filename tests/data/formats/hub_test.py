@@ -11,7 +11,7 @@ import pytest
 
 from tests.models.hf_checkpoint_test import FIXTURES
 from xpo_jax.config.data import Data
-from xpo_jax.data import hub
+from xpo_jax.data.formats import hub
 from xpo_jax.models import hf_checkpoint, weights_source
 from xpo_jax.train import loading
 

@@ -7,7 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from xpo_jax.config.data import Data
-from xpo_jax.data import sources, tables
+from xpo_jax.data import sources
+from xpo_jax.data.formats import tables
 from xpo_jax.data.sources import Reading
 from xpo_jax.train import loading
 

@@ -18,7 +18,8 @@ import huggingface_hub
 import yaml
 from huggingface_hub import errors
 
-from xpo_jax.data import sources, tables
+from xpo_jax.data import sources
+from xpo_jax.data.formats import tables
 from xpo_jax.data.sources import Loaded, Reading
 
 PREFIX = "hub:"
