@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import xla_flags
-from xpo_jax import objectives
+from xpo_jax import cli, objectives
 from xpo_jax.config import command_line
 from xpo_jax.report import diagnostics
 from xpo_jax.studies import find_recipe
@@ -186,13 +186,15 @@ def test_command_that_is_not_run_could_be(walked, command):
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert re.search(rf"^{words[1]}:", makefile, flags=re.M)
   elif words[0] == "pip":
-    extra = re.search(r"\[(\w+)\]", words[-1])[1]
+    extra = re.search(r"\[([\w-]+)\]", words[-1])[1]
     assert f'    "{extra}": [' in (ROOT / "setup.py").read_text("utf-8")
   elif words[:2] == ["xpo", "train"]:
     flags = next((n for n, w in enumerate(words) if w.startswith("--")), len(words))
     with contextlib.chdir(home):
       recipe = find_recipe.load(words[2], words[3:flags])
       command_line.from_args(recipe.experiment, words[flags:])
+  elif words[:2] == ["xpo", "evaluate"]:
+    assert cli._parser().parse_args(words[1:]).command == "evaluate"
   else:
     assert command in ("xpo compare-objectives",)
 

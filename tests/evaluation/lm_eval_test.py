@@ -147,8 +147,8 @@ def test_completions_end_before_the_first_stop_string(adapted):
   stops = [text[2:4] for text in whole]
   requests = _requests(
     *[
-      (one, {"until": ["never", stop], "max_gen_toks": 12})
-      for one, stop in zip(contexts, stops, strict=True)
+      (one, {"until": ["never", text[3:], stop], "max_gen_toks": 12})
+      for one, text, stop in zip(contexts, whole, stops, strict=True)
     ]
   )
   found = adapted.generate_until(requests)
