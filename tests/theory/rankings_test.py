@@ -288,7 +288,7 @@ def test_absent_completions_leave_every_listwise_loss_unchanged():
         logp[..., None],
         np.ones((*logp.shape, 1)),
         0 * logp[..., None],
-        value_BKT=value,
+        reward_head_BKT=value,
         reward_BK=reward,
         present_BK=present,
       )

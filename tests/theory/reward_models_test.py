@@ -18,7 +18,7 @@ def pairs(objective, value, reward=None, weight=None):
     s = scored.from_token_logps(
       None,
       np.ones((*value.shape, 1)),
-      value_BKT=value[..., None],
+      reward_head_BKT=value[..., None],
       reward_BK=reward,
       weight_B=weight,
     )
@@ -87,7 +87,7 @@ def test_preference_model_fits_both_orders_of_presentation_apart():
   # A bias for the first place cancels in the mean of the two orders.
   for bias in (0.0, 0.9):
     value = np.array([[[logit + bias], [-logit + bias]], [[bias], [bias]]])
-    s = scored.from_token_logps(None, np.ones((2, 2, 1)), value_BKT=value)
+    s = scored.from_token_logps(None, np.ones((2, 2, 1)), reward_head_BKT=value)
     rate = objectives.preference(s)
     expected = (special.expit(logit + bias) + special.expit(logit - bias)) / 2
     np.testing.assert_allclose(rate, [expected, 0.5])
@@ -111,7 +111,7 @@ def test_kwise_averages_bradley_terry_over_the_pairs_that_differ():
 def tokens(objective, value, reward, mask, weight=None):
   def loss(value):
     s = scored.from_token_logps(
-      None, mask, value_BKT=value, reward_BKT=reward, weight_B=weight
+      None, mask, reward_head_BKT=value, reward_BKT=reward, weight_B=weight
     )
     return scored.evaluate(objective, s).loss
 

@@ -277,7 +277,7 @@ def test_stage_is_trained_as_a_teacher_and_named_in_the_digest(tmp_path, dataset
 
 def test_budget_counts_the_teacher_of_a_run_on_rollouts(saved):
   (held,) = preflight.check(on_rollouts(saved, "on_policy_distillation"))
-  (plain,) = preflight.check(on_rollouts(saved, "rloo", teacher=None))
+  (plain,) = preflight.check(on_rollouts(saved, "grpo", teacher=None))
   teacher = hf_checkpoint.load(saved["teacher"].directory).params["lm"]
   size = sum(x.nbytes for x in jax.tree.leaves(teacher))
   assert held.bytes["between updates"] - plain.bytes["between updates"] == size
@@ -308,7 +308,7 @@ def test_teacher_that_cannot_teach_is_refused_before_a_step(
   [
     ("minillm", 0.0, r"teacher_share is 0.0, and minillm corrects for 0.2; give both"),
     ("gkd", 0.2, r"teacher_share is 0.2, and gkd corrects for 0.0"),
-    ("rloo", 0.2, r"teacher_share is 0.2, and rloo corrects for 0.0"),
+    ("grpo", 0.2, r"teacher_share is 0.2, and grpo corrects for 0.0"),
   ],
 )
 def test_share_of_the_teacher_is_the_objectives(objective, share, match, saved):

@@ -104,9 +104,15 @@ def lock_study(run_dir: Path, say: progress.Say) -> Iterator[None]:
   Raises:
     ValueError: see `lock`.
   """
+  missing = [folder for folder in run_dir.parents if not folder.exists()]
   run_dir.parent.mkdir(parents=True, exist_ok=True)
-  with _locked(run_dir.with_name(f"{run_dir.name}.{LOCK}"), say):
-    yield
+  try:
+    with _locked(run_dir.with_name(f"{run_dir.name}.{LOCK}"), say):
+      yield
+  finally:
+    for folder in missing:  # of a study that was refused
+      with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager
