@@ -6,8 +6,7 @@ Command: xpo train entropy_bonus [source=FILE policy=DIR --objective.weight 0.03
 Hardware: 2 CPU cores, minutes.
 Expected: the entropy of the policy (`entropy`) falls less than `grpo`'s.
 Departs from the paper: the objective is GRPO on texts, not actor-critic on games.
-Result: true reward 0.666 [0.632, 0.699] at 4.83 nats, entropy 2.21 after 60
-  updates against GRPO's 2.12, from 0.083; one seed.
+Result: true reward 0.691 [0.653, 0.728] at 4.63 nats, from 0.089; three seeds.
 """
 
 from xpo_jax import objectives

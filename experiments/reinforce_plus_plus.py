@@ -6,7 +6,7 @@ Command: xpo train reinforce_plus_plus [source=FILE policy=DIR]
 Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, without groups.
 Departs from the paper: 128 prompts an iteration, the paper 1024 and more.
-Result: true reward 0.707 [0.678, 0.734] at 2.73 nats, from 0.083; one seed.
+Result: true reward 0.693 [0.662, 0.720] at 3.05 nats, from 0.089; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment
