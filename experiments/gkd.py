@@ -22,25 +22,20 @@ def experiment(
   source: str | None = None,
   policy: str | None = None,
   teacher: str | None = None,
-  fraction: str = "1",
+  fraction: float = 1.0,
 ) -> Experiment:
   """Generalised JSD; `fraction` of the completions, lambda, are the student's own."""
-  try:
-    own = float(fraction)
-  except ValueError:
-    own = 0.0
-  if not 0 < own <= 1:
+  if not 0 < fraction <= 1:
     raise ValueError(
-      f"fraction is {fraction!r}; it must be a number > 0 and <= 1 (kd is the recipe "
-      "of 0)"
+      f"fraction is {fraction}; it must be > 0 and <= 1 (kd is the recipe of 0)"
     )
   task = Task(source, policy=policy)
   teaching = distillation.teacher(task, teacher)
   losses = ()
-  if own < 1:
+  if fraction < 1:
     data = distillation.teacher_samples(task, teaching)
     kd = ObjectiveConfig("kd", interpolation=0.5)
-    losses = (AuxLossConfig((1 - own) / own, kd, data, "given"),)
+    losses = (AuxLossConfig((1 - fraction) / fraction, kd, data, "given"),)
   return distillation.on_samples_of_student(
     ObjectiveConfig("gkd"), task, teaching, aux_losses=losses
   )

@@ -20,11 +20,12 @@ from xpo_jax.studies.task import Task
 
 
 def experiment(
-  source: str | None = None, policy: str | None = None, iterations: str = "2"
+  source: str | None = None, policy: str | None = None, iterations: int = 2
 ) -> Experiment:
   """The last iteration; those before are its stages."""
-  task = Task(source, policy=policy)
-  return iteration(task, int(iterations))
+  if iterations < 1:
+    raise ValueError(f"iterations is {iterations}; it must be >= 1")
+  return iteration(Task(source, policy=policy), iterations)
 
 
 def iteration(task: Task, number: int) -> Experiment:

@@ -55,7 +55,7 @@ _REFUSED = {
   "xpo train my_recipe.py --run-dir runs/new --data.path none.jsonl": "no such file",
   "xpo check my_recipe.py --mesh.fsdp 3": "devices",
   "xpo generate runs/mine x --temperature 0": "temperature",
-  "xpo evaluate runs/mine --reward json:nothing": "MODULE:FUNCTION",
+  "xpo evaluate runs/mine --reward json:nothing": "json has no reward function",
 }
 
 
@@ -262,7 +262,9 @@ def test_debug_shows_the_traceback(capsys):
     (["report", "nowhere"], "not a run"),
     (["evaluate", "nowhere"], "not a run"),
     (["list", "--bet", "2"], "does not know --bet 2"),
-    (["evaluate", "nowhere", "--reward", "json:nothing"], "MODULE:FUNCTION"),
+    (["evaluate", "nowhere", "--reward", "json"], "not MODULE:FUNCTION"),
+    (["evaluate", "nowhere", "--reward", "json:lods"], "did you mean 'loads'"),
+    (["evaluate", "nowhere", "--reward", "no_such:f"], "No module named 'no_such'"),
     (["evaluate", "nowhere", "--limit", "3"], "--limit is of --tasks"),
     (["evaluate", "nowhere", "--chat"], "--chat is of --tasks"),
     (

@@ -392,13 +392,17 @@ def _resume(args, overrides) -> int | None:
 
 
 def _evaluate(args, overrides) -> None:
+  from xpo_jax.data import imports
   from xpo_jax.evaluation import evaluate_reward_model, evaluate_run
   from xpo_jax.report import run_page
 
   del overrides
   if _evaluate_publicly(args):
     return
-  reward = _function(args.reward)
+  reward = None
+  if args.reward is not None:
+    trust.allow_used(args.reward)
+    reward = imports.function(args.reward, "reward function")
   if evaluate_reward_model.is_reward(args.run_dir):
     if reward is not None:
       raise ValueError(
@@ -462,20 +466,6 @@ def _evaluate_publicly(args) -> bool:
     rows = {name: str(interval) for name, interval in accuracy.items()}
     _table("accuracy, mean [95 % interval over prompts]", rows)
   return bool(named)
-
-
-def _function(name: str | None):
-  """Imports a function by "module:function"."""
-  if name is None:
-    return None
-  import importlib
-
-  trust.allow_used(name)
-  module, colon, function = name.partition(":")
-  value = vars(importlib.import_module(module)).get(function) if colon else None
-  if not callable(value):
-    raise ValueError(f"--reward {name}: not a MODULE:FUNCTION that can be called")
-  return value
 
 
 def _generate(args, overrides) -> None:

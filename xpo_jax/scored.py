@@ -141,17 +141,18 @@ def from_logits(
     if logits_BKTV is not None:
       chex.assert_equal_shape([policy_logits_BKTV, logits_BKTV])
       roles[role] = _logits(logits_BKTV, mask_BKT)
-  scalar_heads = {"value_BKT": value_BKT, "reward_head_BKT": reward_head_BKT}
-  for name, role in (
-    ("value_BKT", "policy.value"),
-    ("reward_head_BKT", "policy.reward"),
-  ):
-    if scalar_heads[name] is not None:
-      roles[role] = _tokens(scalar_heads[name], mask_BKT, name)
+  if value_BKT is not None:
+    roles["policy.value"] = _tokens(value_BKT, mask_BKT, "value_BKT")
+  if reward_head_BKT is not None:
+    roles["policy.reward"] = _tokens(reward_head_BKT, mask_BKT, "reward_head_BKT")
   if stats is None:
     default = {"policy": token_stats.LOGP, "ref": token_stats.REF_LOGP}
     stats = [stat for role, stat in default.items() if role in roles]
-  fields: dict[str, Array | None] = {"logp_BKT": None, **scalar_heads}
+  fields: dict[str, Array | None] = {
+    "logp_BKT": None,
+    "value_BKT": value_BKT,
+    "reward_head_BKT": reward_head_BKT,
+  }
   extra: dict[str, Array] = {}
   for stat in stats:
     missing = [role for role in stat.roles if role not in roles]

@@ -36,6 +36,7 @@ _DPO_CODE = "the authors' code (eric-mitchell/direct-preference-optimization)"
 _COURSE = "notes of a public course, `frontierlab`, that checks claims in the papers"
 _TDPO = "comments of a public TDPO trainer built on TRL"
 _OAT = "sail-sg/oat, `learners/loss.py`"
+_DISTILLATION = "public notes that quote MiniLLM and GKD equation by equation"
 _INSTRUCTGPT = "public notes that quote InstructGPT equation by equation"
 
 PRINTED = (
@@ -116,6 +117,8 @@ PRINTED = (
     "the paper, version 3",
     read=True,
   ),
+  Printed("objectives/_gkd.py", "4", "loss", "2306.13649", _DISTILLATION),
+  Printed("objectives/_gkd.py", "1", "divergence", "2306.13649", _DISTILLATION),
   Printed("objectives/_grpo.py", "3", "objective", "2402.03300", _COURSE),
   Printed("objectives/_grpo.py", "4", "k3", "2402.03300", _COURSE),
   Printed("objectives/_gspo.py", "5", "objective", "2507.18071", _COURSE),
@@ -140,6 +143,9 @@ PRINTED = (
     "comments of a public trainer (TRL gives Eq. 8)",
   ),
   Printed("objectives/_kwise.py", "1", "loss", "2203.02155", _INSTRUCTGPT),
+  Printed("objectives/_minillm.py", "7", "gradient", "2306.08543", _DISTILLATION),
+  Printed("objectives/_minillm.py", "4", "sampling", "2306.08543", _DISTILLATION),
+  Printed("objectives/_minillm.py", "6", "mean R_t", "2306.08543", _DISTILLATION),
   Printed(
     "objectives/_nll.py",
     "1",

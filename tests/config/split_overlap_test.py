@@ -91,6 +91,26 @@ def test_portions_part_a_path_by_the_runs_own_seed():
   split_overlap.check(_online(_stage(), elsewhere))
 
 
+@pytest.mark.parametrize(
+  ("inner", "outer"),
+  [({"also": (f"{PATH}=0.5",)}, {}), ({}, {"also": (PATH,)})],
+  ids=["of the stage", "of the run"],
+)
+def test_further_sources_of_records_count(inner, outer):
+  def run(share):
+    data = Data("synthetic:300" if inner else PATH, **inner)
+    own = Data("synthetic:300" if outer else PATH, **outer)
+    before = Experiment(
+      ObjectiveConfig("sft"), data, Scratch(MODEL), evaluation=Evaluation(share=share)
+    )
+    held = Evaluation(share=0.2)
+    return Experiment(ObjectiveConfig("sft"), own, Stage(before), evaluation=held)
+
+  split_overlap.check(run(0.2))
+  with pytest.raises(ValueError, match=f"trains on all prompts of '{PATH}'"):
+    split_overlap.check(run(0.0))
+
+
 def test_stages_of_stages_count_and_so_do_auxiliary_losses():
   held = Evaluation(share=0.2)
   first, second = _stage(), _stage(share=0.2)

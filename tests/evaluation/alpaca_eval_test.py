@@ -47,6 +47,7 @@ def test_file_has_each_instruction_with_the_sampler_s_output(
   [
     ([{"prompt": "a"}], r"row 1 has no text `instruction`; it has \['prompt'\]"),
     ([], "no instructions"),
+    ([[1]], "row 1 has no text `instruction`; it has list"),
     ([{"instruction": "a", "input": "b"}], "has an `input`"),
   ],
 )
@@ -54,6 +55,13 @@ def test_bad_instructions_are_refused(tmp_path, rows, says):
   path = tmp_path / "set.json"
   path.write_text(json.dumps(rows))
   with pytest.raises(ValueError, match=says):
+    alpaca_eval.write("nowhere", path, tmp_path / "out.json", CONFIG)
+
+
+def test_line_that_is_no_json_is_named(tmp_path):
+  path = tmp_path / "set.jsonl"
+  path.write_text('{"instruction": "a"}\n{no\n')
+  with pytest.raises(ValueError, match=r"set\.jsonl:2: not JSON"):
     alpaca_eval.write("nowhere", path, tmp_path / "out.json", CONFIG)
 
 

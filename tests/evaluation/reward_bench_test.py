@@ -47,8 +47,8 @@ def test_chat_makes_messages_of_texts(tmp_path):
 @pytest.mark.parametrize(
   ("row", "says"),
   [
-    ({"prompt": "p", "chosen": "a"}, r"line 2 lacks \['rejected'\]"),
-    ([1], "line 2 is no JSON object"),
+    ({"prompt": "p", "chosen": "a"}, r"pairs\.jsonl:2 lacks \['rejected'\]"),
+    ([1], r"pairs\.jsonl:2 is no JSON object"),
     ({"prompt": "p", "chosen": "a", "rejected": "a", "subset": "x"}, r"pairs\.jsonl:2"),
     ({"prompt": "p", "chosen": "a", "rejected": "b", "subset": "all"}, "rename it"),
   ],

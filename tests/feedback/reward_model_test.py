@@ -144,16 +144,16 @@ def test_message_that_was_cut_is_not_closed_by_the_template(tokenizer):
     "{% if add_generation_prompt %}assistant: {% endif %}"
   )
   prompt = records.Conversation((records.Turn("user", "the film"),))
-  ended, unended = tokenised_texts.to_examples(
-    [prompt] * 2,
-    ["it is fine", records.Cut("it is fine")],
+  examples = tokenised_texts.to_examples(
+    [prompt] * 3,
+    ["it is fine", records.Cut("it is fine"), records.Cut("")],
     chat,
     template=Template(),
     limits=Limits(),
   )
-  assert ended.prompt.tolist() == unended.prompt.tolist()
-  texts = [chat.decode(example.completions[0]) for example in (ended, unended)]
-  assert texts == ["it is fine END</s>", "it is fine"]
+  assert len({tuple(example.prompt) for example in examples}) == 1
+  texts = [chat.decode(example.completions[0]) for example in examples]
+  assert texts == ["it is fine END</s>", "it is fine", ""]
 
 
 def test_unusual_texts_have_finite_rewards(scorer, tokenizer):

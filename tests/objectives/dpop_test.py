@@ -6,7 +6,6 @@ import pytest
 
 from tests.objectives import pairs
 from xpo_jax import objectives, scored
-from xpo_jax.studies.comparison import settings
 from xpo_jax.testing import toy
 
 
@@ -58,6 +57,5 @@ def test_negative_penalty_is_refused():
     objectives.dpop(penalty=-1.0)
 
 
-def test_defaults_are_the_papers_and_the_recorded_comparison_keeps_its_own():
+def test_defaults_are_the_papers():
   assert objectives.dpop().hparams == {"beta": 0.3, "penalty": 50.0}
-  assert settings.compared("dpop").hparams == {"beta": 0.1, "penalty": 50.0}

@@ -130,7 +130,7 @@ def test_hparam_that_is_no_number_is_refused(name, hparam, value):
 )
 def test_beta_is_positive(name):
   for beta in (0.0, -0.1):
-    with pytest.raises(ValueError, match=rf"{name}: beta=.* > 0 \(paper: beta="):
+    with pytest.raises(ValueError, match=rf"{name}: beta=.* > 0 \(usual: beta="):
       objectives.build(name, {"beta": beta})
 
 

@@ -50,5 +50,5 @@ def test_reward_is_clipped_before_the_penalty():
 
 
 def test_beta_must_be_positive_or_none():
-  with pytest.raises(ValueError, match=r"rloo: beta=0.0.* > 0 \(paper: beta=0.03\)"):
+  with pytest.raises(ValueError, match=r"rloo: beta=0.0.* > 0 \(usual: beta=0.03\)"):
     objectives.rloo(beta=0.0)

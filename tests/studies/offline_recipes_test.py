@@ -39,6 +39,12 @@ def test_recipe_is_a_value_that_takes_texts_and_a_policy_of_ones_own(name, tmp_p
   assert given.data.path.arguments["policy"] == "gpt2"
 
 
+@pytest.mark.parametrize("number", ["0", "two"])
+def test_number_of_spins_iterations_is_checked(number):
+  with pytest.raises(ValueError, match="iterations"):
+    find_recipe.load("spin", [f"iterations={number}"])
+
+
 def test_spin_plays_against_the_iteration_before():
   last = find_recipe.load("spin", ["iterations=3"]).experiment
   for number in (3, 2):

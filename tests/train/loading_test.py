@@ -325,6 +325,15 @@ def test_limit_and_digest_are_of_each_source():
   assert len(digests) == 4
 
 
+def test_missing_further_source_is_named_by_its_field(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+  for also in ("none.jsonl", "none"):
+    data = Data(str(path), also=(also,))
+    with pytest.raises(ValueError, match=f"Data.also is '{also}'"):
+      loading.load(data, data, {})
+
+
 @pytest.mark.parametrize("also", ["b=0", "b=x", "=2", "b=inf"])
 def test_wrong_weight_is_refused(also):
   with pytest.raises(ValueError, match="write PATH or PATH=WEIGHT"):

@@ -4,6 +4,7 @@ A prompt is assigned a number in [0, 1), a hash of a seed and its text (`data.sp
 portions and shares are intervals. So an overlap is known before a record is read.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,10 +35,8 @@ def check(experiment: Experiment) -> None:
   Raises:
     ValueError: they overlap; names both fields and the fix.
   """
-  held_out = _held(experiment)
-  if held_out is None:
-    return
-  for cut in _others(experiment):
+  held = _held(experiment)
+  for cut, held_out in itertools.product(_others(experiment), held):
     if cut.source != held_out.source:
       continue
     if cut.seed != held_out.seed:
@@ -58,32 +57,28 @@ def _said(cut: _Cut) -> str:
   return "all prompts" if whole else f"prompts {cut.low:.0%} to {cut.high:.0%}"
 
 
-def _held(experiment: Experiment) -> _Cut | None:
+def _held(experiment: Experiment) -> list[_Cut]:
   data, evaluation = experiment.data.source, experiment.evaluation
   field = type(data).__name__
   if evaluation.share:
-    own = _cut(field, data, data.portion)
-    return own and own._replace(low=max(own.low, 1 - evaluation.share))
+    low = 1 - evaluation.share
+    return [own._replace(low=max(own.low, low)) for own in _cuts(field, data)]
   if evaluation.path is None:
-    return None
+    return []
   source = _source(evaluation.path, evaluation.split)
   low, high = _range(evaluation.portion)
-  return _Cut(field, source, data.seed, low, high)
+  return [_Cut(field, source, data.seed, low, high)]
 
 
 def _others(experiment: Experiment, before: str = "") -> Iterator[_Cut]:
   """Yields the prompts that auxiliary losses and stages train on; data that a function
   makes has no source to compare."""
-  cuts = [
-    _cut(f"{before}aux_losses[{loss.name}].data", loss.data, loss.data.portion)
-    for loss in experiment.aux_losses
-  ]
-  yield from (cut for cut in cuts if cut is not None)
+  for loss in experiment.aux_losses:
+    yield from _cuts(f"{before}aux_losses[{loss.name}].data", loss.data)
   for where, stage in stages(experiment):
     inner, path = stage.experiment, f"{before}{where}.experiment."
     data = inner.data.source
-    cut = _cut(f"{path}{_name(inner)}", data, data.portion)
-    if cut is not None:
+    for cut in _cuts(f"{path}{_name(inner)}", data):
       yield cut._replace(high=min(cut.high, 1 - inner.evaluation.share))
     yield from _others(inner, path)
 
@@ -93,10 +88,15 @@ def _name(experiment: Experiment) -> str:
   return "data" if experiment.data.source is experiment.data else "data.prompts"
 
 
-def _cut(where: str, data: Data | Prompts, portion: str | None) -> _Cut | None:
+def _cuts(where: str, data: Data | Prompts) -> list[_Cut]:
+  """The prompts of each source of the data."""
   if isinstance(data.path, Configured):
-    return None
-  return _Cut(where, _source(data.path, data.split), data.seed, *_range(portion))
+    return []
+  also = [path for path, _ in data.others] if isinstance(data, Data) else []
+  return [
+    _Cut(where, _source(path, data.split), data.seed, *_range(data.portion))
+    for path in (data.path, *also)
+  ]
 
 
 def _range(portion: str | None) -> tuple[float, float]:

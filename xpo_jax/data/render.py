@@ -115,8 +115,10 @@ class Renderer:
   def whole(self, record: records.Demonstration) -> Prefixes:
     """Renders a conversation to the end of what the chat template writes, with
     whitespace there; raises as `prompt`."""
+    arguments = record.template_arguments
+    start = self._chat(record.prompt, arguments, generate=True)
     turns = (*record.prompt, *record.completion)
-    return Prefixes((self._chat(turns, record.template_arguments),), chat=True)
+    return Prefixes((start, self._chat(turns, arguments)), chat=True)
 
   def steps(self, record: records.Stepped) -> Prefixes:
     """Renders the prompt, then prefixes that end with each step; raises as `prompt`."""

@@ -46,6 +46,7 @@ from xpo_jax.data.formats.schemas import Schema
 from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
 
 _ASSISTANT = "\n\nAssistant:"
+_NOT_UTF8 = "not UTF-8"  # problem of a row
 _COLUMNS = {  # kind: its required columns; the first kind that fits is used
   "pair": ("chosen", "rejected"),
   "ranked": ("prompt", "completions", "rewards"),
@@ -147,41 +148,61 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
       `prompt_words`. Bad records do not raise: they are in `Loaded.bad`.
   """
   path = Path(path)
+  rows = json_lines(path)
+  if not rows:
+    raise ValueError(
+      f"{path.name}: the file is empty; it needs one JSON object per line"
+    )
+  if all(isinstance(row, BadRecord) and row.problem == _NOT_UTF8 for _, row in rows):
+    raise ValueError(f"{path.name}: no line is UTF-8 text; save the file as UTF-8")
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  return _read(rows, path.name, digest, reading)
+
+
+def json_lines(path: Path) -> list[tuple[str, Any]]:
+  """The name and value of each line of a file that is not empty; of a line that cannot
+  be read, a `BadRecord`.
+
+  Args:
+    path: JSON lines, plain or gzipped (suffix `.gz`).
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: a broken `.gz`.
+  """
   raw = path.read_bytes()
   try:
     plain = gzip.decompress(raw) if path.suffix == ".gz" else raw
   except (OSError, EOFError, zlib.error) as error:
     raise ValueError(f"{path.name}: a broken .gz: {error}") from error
-  rows: list[tuple[str, Any]] = []
-  bad = []
   # Not splitlines(): a JSON string may contain U+2028 and similar unescaped.
-  for number, line in enumerate(plain.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-    if not line.strip():
-      continue
-    uid = f"{path.name}:{number}"
-    try:
-      rows.append((uid, json.loads(line.decode("utf-8"))))
-    except UnicodeDecodeError as error:
-      detail = f"line {number}: {error}; save the file as UTF-8"
-      bad.append(BadRecord(uid, "not UTF-8", detail, repr(line[:200])))
-    except (ValueError, RecursionError) as error:  # also an integer of 5,000 digits
-      detail = f"line {number}: {error or type(error).__name__}"
-      shown = line.decode("utf-8")[:200]
-      bad.append(BadRecord(uid, "not JSON", detail, shown))
-  if not rows and not bad:
-    raise ValueError(
-      f"{path.name}: the file is empty; it needs one JSON object per line"
-    )
-  if not rows and all(one.problem == "not UTF-8" for one in bad):
-    raise ValueError(f"{path.name}: no line is UTF-8 text; save the file as UTF-8")
-  digest = hashlib.sha256(raw).hexdigest()
-  return _read(rows, bad, path.name, digest, reading)
+  lines = plain.removeprefix(codecs.BOM_UTF8).split(b"\n")
+  named = ((f"{path.name}:{number}", line) for number, line in enumerate(lines, 1))
+  return [(uid, _parsed(uid, line)) for uid, line in named if line.strip()]
+
+
+def _parsed(uid: str, line: bytes) -> Any:
+  """The JSON of a line, or the `BadRecord` of one that is none."""
+  number = uid.rpartition(":")[2]
+  try:
+    return json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError as error:
+    detail = f"line {number}: {error}; save the file as UTF-8"
+    return BadRecord(uid, _NOT_UTF8, detail, repr(line[:200]))
+  except (ValueError, RecursionError) as error:  # also an integer of 5,000 digits
+    detail = f"line {number}: {error or type(error).__name__}"
+    return BadRecord(uid, "not JSON", detail, line.decode("utf-8")[:200])
 
 
 def from_dicts(
-  rows: Iterable[Mapping[str, Any]], name: str, reading: Reading = Reading()
+  rows: Iterable[Mapping[str, Any] | BadRecord],
+  name: str,
+  reading: Reading = Reading(),
 ) -> Loaded:
-  """Reads records from Python dictionaries; raises as `read_jsonl`."""
+  """Reads records from Python dictionaries; raises as `read_jsonl`.
+
+  A `BadRecord` stands for a row that could not be read.
+  """
   named = [(f"{name}:{number}", row) for number, row in enumerate(rows, 1)]
   if not named:
     raise ValueError(f"{name}: the data set is empty")
@@ -192,10 +213,12 @@ def from_dicts(
     except (TypeError, ValueError, RecursionError):  # a bad row
       text = _shown(row)
     digest.update(text.encode() + b"\n")
-  return _read(named, [], name, digest.hexdigest(), reading)
+  return _read(named, name, digest.hexdigest(), reading)
 
 
-def _read(rows, bad, name: str, sha256: str, reading: Reading) -> Loaded:
+def _read(rows, name: str, sha256: str, reading: Reading) -> Loaded:
+  bad = [row for _, row in rows if isinstance(row, BadRecord)]
+  rows = [(uid, row) for uid, row in rows if not isinstance(row, BadRecord)]
   schema = None if reading.kind else _schema_of(rows, reading)
   if schema is not None:
     name += f" (columns of {schema.name})"
@@ -355,8 +378,15 @@ def _schema_of(rows, reading: Reading) -> Schema | None:
     return schema  # rows of another form are bad rows of it
   if not own <= schema.columns and own != {"prompt"}:
     return None
-  first = [_renamed(uid, row, reading) for uid, row in rows[:_FIRST]]
-  return schema if any(schema.fits(row) for row in first) else None
+  fits = any(_fits(schema, uid, row, reading) for uid, row in rows[:_FIRST])
+  return schema if fits else None
+
+
+def _fits(schema: Schema, uid: str, row: Any, reading: Reading) -> bool:
+  try:
+    return schema.fits(_renamed(uid, row, reading))
+  except UnusableRecord:
+    return False
 
 
 def _kind_of(rows, name: str, reading: Reading, schema: Schema | None) -> str:

@@ -340,19 +340,23 @@ def _encode_each(
   if bad:
     raise records.BadRecords(bad)
   texts = [
-    (_without_end(one.texts[-1], answer.completion), one.chat)
+    (_without_end(one.texts, answer.completion), one.chat)
     for one, answer in zip(rendered, data, strict=True)
   ]
   return _encode(texts, renderer)
 
 
-def _without_end(rendered: str, completion: records.Text) -> str:
-  """A rendered text up to the end of its last message, where that was cut."""
+def _without_end(texts: Sequence[str], completion: records.Text) -> str:
+  """A rendered text up to the end of its last message, where that was cut; of
+  `Prefixes.texts`."""
+  prompt, whole = texts[0], texts[-1]
   if isinstance(completion, str) or not records.is_cut(completion):
-    return rendered
+    return whole
   content = (completion[-1].content or "").strip()  # templates strip it
-  start = rendered.rfind(content)
-  return rendered if start < 0 else rendered[: start + len(content)]
+  if not content and len(completion) == 1:
+    return prompt
+  start = whole.rfind(content)
+  return whole if start < 0 else whole[: start + len(content)]
 
 
 def _for_each(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xpo_jax.data import records, sealed_files
+from xpo_jax.data.formats import tables
 from xpo_jax.data.records import Turn
 from xpo_jax.evaluation import evaluate_run
 from xpo_jax.models import generate
@@ -33,8 +34,8 @@ def write(
 
   Args:
     directory: a finished run, or a Hugging Face directory.
-    instructions: a JSON list, or JSON lines, of objects with `instruction` and
-      optionally `dataset`, such as AlpacaEval's evaluation set.
+    instructions: a file of rows (`tables.rows`) with `instruction` and optionally
+      `dataset`, such as AlpacaEval's evaluation set.
     path: of the file to write.
     config: how completions are drawn, one for each instruction.
     chat: whether an instruction is a message of the user, rendered by the chat
@@ -78,17 +79,12 @@ def write(
 
 
 def _read(path: Path) -> Sequence[dict[str, Any]]:
-  text = path.read_text(encoding="utf-8")
-  try:
-    if text.lstrip().startswith("["):
-      rows = json.loads(text)
-    else:
-      rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-  except ValueError as error:
-    raise ValueError(f"{path}: neither a JSON list nor JSON lines: {error}") from error
+  rows = tables.rows(path)
   if not rows:
     raise ValueError(f"{path}: no instructions")
   for number, row in enumerate(rows, 1):
+    if isinstance(row, records.BadRecord):
+      raise ValueError(f"{row.uid}: {row.problem}: {row.detail}")
     if not isinstance(row, dict) or not isinstance(row.get("instruction"), str):
       raise ValueError(
         f"{path}, row {number} has no text `instruction`; it has "

@@ -5,7 +5,6 @@ modeling", arXiv:2403.13787. A pair is correct where the chosen completion's rew
 greater; a tie is wrong, as in the authors' code (elsewhere here it counts half).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,15 +64,12 @@ def read(
   path = Path(path)
   rows: list[dict[str, Any]] = []
   subsets: list[str] = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      row = dict(json.loads(line))
-    except (TypeError, ValueError) as error:
-      raise ValueError(f"{path}, line {number} is no JSON object: {error}") from error
+  for uid, row in sources.json_lines(path):
+    if not isinstance(row, dict):
+      reason = f": {row.detail}" if isinstance(row, records.BadRecord) else ""
+      raise ValueError(f"{uid} is no JSON object{reason}")
     if missing := {"prompt", "chosen", "rejected"} - set(row):
-      raise ValueError(f"{path}, line {number} lacks {sorted(missing)}")
+      raise ValueError(f"{uid} lacks {sorted(missing)}")
     subsets.append(str(row.pop("subset", "")))
     rows.append(_chat(row) if chat else row)
   if not rows:

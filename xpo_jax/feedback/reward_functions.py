@@ -35,16 +35,7 @@ def named(reward_function: str) -> Scorer:
     ValueError: no such function, or one whose parameters are not those of a reward
       function.
   """
-  return scorer(imported(reward_function))
-
-
-def imported(name: str) -> Callable[..., Any]:
-  """Imports "module:function"; the module may be a file of the working directory.
-
-  Raises:
-    ValueError: no such module or function; suggests the nearest name.
-  """
-  return imports.function(name, "reward function")
+  return scorer(imports.function(reward_function, "reward function"))
 
 
 def is_factory(function: Callable[..., Any]) -> bool:

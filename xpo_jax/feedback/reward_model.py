@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,19 +137,19 @@ def read_description(directory: str | Path, kind: str = REWARD) -> dict[str, Any
       "*ForSequenceClassification of transformers; a finished reward-model run has the "
       "file in policy/, reward_model.write_description writes it into any directory"
     )
-  if description["kind"] != kind:
+  if description.get("kind") != kind:
     raise ValueError(
-      f"{directory} has a {description['kind']} model, a {kind} model is needed; load "
-      "a reward model by reward_model.scorer, a preference model by "
+      f"{directory} has a {description.get('kind')} model, a {kind} model is needed; "
+      "load a reward model by reward_model.scorer, a preference model by "
       "preference_model.preference"
     )
-  if path.exists():
-    _check_read_at(path)
+  _check_read_at(path, description)
   return description
 
 
 _OF_OTHERS = {
   "kind": REWARD,
+  "read_at": READ_AT,
   "template": dataclasses.asdict(Template()),
   "limits": dataclasses.asdict(Limits()),
   "gain": 1.0,
@@ -158,8 +158,8 @@ _OF_OTHERS = {
 }
 
 
-def _check_read_at(path: Path) -> None:
-  read_at = sealed_files.read_json(path).get("read_at")
+def _check_read_at(path: Path, description: Mapping[str, Any]) -> None:
+  read_at = description.get("read_at")
   if read_at != READ_AT:
     raise ValueError(
       f"{path}: read_at is {read_at}, it must be {READ_AT!r}: the head was trained at "
@@ -231,7 +231,7 @@ def load_raw(
   """
   directory = weights_source.directory(directory)
   if (directory / FILE).exists():
-    _check_read_at(directory / FILE)
+    _check_read_at(directory / FILE, sealed_files.read_json(directory / FILE))
   if hf_checkpoint.is_classifier(directory):
     checkpoint = hf_checkpoint.load_classifier(directory, compute_dtype)
   else:

@@ -24,8 +24,8 @@ def init_value_head(width: int) -> Params:
 def init_reward_head(key: Array, width: int) -> Params:
   """Initialises a reward head with kernel ~ N(0, 1 / (width + 1)) and bias 0.
 
-  As Stiennon et al. 2020 (arXiv:2009.01325): rewards of about
-  one on normalised hidden states.
+  As Stiennon et al. 2020 (arXiv:2009.01325): rewards of about one on normalised hidden
+  states.
 
   Args:
     key: PRNG key.

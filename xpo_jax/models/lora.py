@@ -8,9 +8,8 @@ Only `params` is trained. The base and the reference share one copy of the base'
 parameters: `attach` adds leaves next to its kernels and copies none of them. `attach`
 is for training and decoding, `merged` gives a model without adapters.
 
-Paper: Hu et al. 2021, arXiv:2106.09685. A is initialised from a
-Gaussian as in the paper, with the variance of the uniform distribution in its code,
-1 / (3 inputs).
+Paper: Hu et al. 2021, arXiv:2106.09685. A is initialised from a Gaussian as in the
+paper, with the variance of the uniform distribution in its code, 1 / (3 inputs).
 """
 
 import dataclasses

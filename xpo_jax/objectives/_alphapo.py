@@ -56,9 +56,9 @@ def alphapo(beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Obje
     >>> float(scored.evaluate(o, halves).metrics["reward_margin"])
     2.0
   """
-  _hparams.check("alphapo", "beta", beta, paper=2.5, gt=0)
-  _hparams.check("alphapo", "gamma", gamma, paper=0.25, ge=0)
-  _hparams.check("alphapo", "alpha", alpha, paper=0.25)
+  _hparams.check("alphapo", "beta", beta, usual=2.5, gt=0)
+  _hparams.check("alphapo", "gamma", gamma, usual=0.25, ge=0)
+  _hparams.check("alphapo", "alpha", alpha, usual=0.25)
   simpo = _simpo.simpo(beta, gamma)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -53,8 +53,8 @@ def aot(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.aot(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("aot", "beta", beta, paper=0.01, gt=0)
-  _hparams.check("aot", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
+  _hparams.check("aot", "beta", beta, usual=0.01, gt=0)
+  _hparams.check("aot", "label_smoothing", label_smoothing, usual=0, ge=0, lt=0.5)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key

@@ -45,8 +45,8 @@ def aot_unpaired(beta: float = 0.01, label_smoothing: float = 0.0) -> Objective:
   """
   name = "aot_unpaired"
   e = label_smoothing
-  _hparams.check(name, "beta", beta, paper=0.01, gt=0)
-  _hparams.check(name, "label_smoothing", e, paper=0, ge=0, lt=0.5)
+  _hparams.check(name, "beta", beta, usual=0.01, gt=0)
+  _hparams.check(name, "label_smoothing", e, usual=0, ge=0, lt=0.5)
 
   def match(chosen_B: Array, rejected_B: Array) -> Array:
     return links.smoothed_logistic(beta * (chosen_B - rejected_B), e)

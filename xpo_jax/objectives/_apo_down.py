@@ -38,7 +38,7 @@ def apo_down(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.apo_down(), first_step).loss)  # 1/2 + 1/2
     1.0
   """
-  _hparams.check("apo_down", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("apo_down", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

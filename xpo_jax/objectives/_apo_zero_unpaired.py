@@ -41,7 +41,7 @@ def apo_zero_unpaired(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.apo_zero_unpaired(), first_step).loss)
     0.5
   """
-  _hparams.check("apo_zero_unpaired", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("apo_zero_unpaired", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

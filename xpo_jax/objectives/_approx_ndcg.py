@@ -44,7 +44,7 @@ def approx_ndcg(beta: float = 0.1) -> Objective:
     >>> round(float(loss) + 1 / math.log2(1 + 1.5), 6)
     0.0
   """
-  _hparams.check("approx_ndcg", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("approx_ndcg", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

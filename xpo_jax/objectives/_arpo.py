@@ -59,10 +59,10 @@ def arpo(
     >>> round(float(out.metrics["rejection"]), 4)
     -0.1
   """
-  _hparams.check("arpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("arpo", "weight", weight, paper=1, ge=0)
-  _hparams.check("arpo", "eta", eta, paper=0.4, gt=0)
-  _hparams.check("arpo", "relax", relax, paper=0.9, gt=0, le=2)
+  _hparams.check("arpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("arpo", "weight", weight, usual=1, ge=0)
+  _hparams.check("arpo", "eta", eta, usual=0.4, gt=0)
+  _hparams.check("arpo", "relax", relax, usual=0.9, gt=0, le=2)
   nll_reduction = _hparams.choice("arpo", "reduction", reduction, _nll.REDUCTIONS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -17,10 +17,10 @@ def bco(beta: float = 0.1) -> Objective:
 
   Paper: Jung et al. 2024, arXiv:2404.04656.
   Departs from the paper: d is the plain mean of all rewards, as in TRL, whose code is
-    the author's; whether the paper averages the two classes' means first is not
-    known (they differ when the classes are unbalanced). The weights for prompts that
-    differ between the classes (UDM) are not included. d is computed over the whole
-    batch, independent of microbatches, and evaluation does not update it.
+    the author's; whether the paper averages the two classes' means first is not known
+    (they differ when the classes are unbalanced). The weights for prompts that differ
+    between the classes (UDM) are `bco_udm`. d is computed over the whole batch,
+    independent of microbatches, and evaluation does not update it.
   Reduction: log-ratio summed over tokens; loss averaged over all rows, desirable and
     undesirable pooled. No gradient through d.
 
@@ -75,7 +75,7 @@ def bco_pair(beta: float = 0.1) -> Objective:
   upper bound of `dpo`'s loss for any shift; with the shift at 0 it is the biased NCA of
   the NCA paper.
   """
-  _hparams.check("bco", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("bco", "beta", beta, usual=0.1, gt=0)
 
   def init() -> State:
     return {"mean": jnp.zeros(()), "count": jnp.zeros(())}

@@ -42,7 +42,7 @@ def bco_udm(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(o, s, o.init()).loss), 4)  # 2 log 2
     1.3863
   """
-  _hparams.check("bco_udm", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("bco_udm", "beta", beta, usual=0.1, gt=0)
   bco = _bco.bco(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

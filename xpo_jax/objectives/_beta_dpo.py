@@ -84,10 +84,10 @@ def beta_dpo(
     >>> round(float(scored.evaluate(o, first, o.init(), jax.random.key(0)).loss), 4)
     0.6931
   """
-  _hparams.check("beta_dpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("beta_dpo", "alpha", alpha, paper=0.6)
-  _hparams.check("beta_dpo", "keep", keep, paper=0.8, gt=0, le=1)
-  _hparams.check("beta_dpo", "momentum", momentum, paper=0.9, ge=0, lt=1)
+  _hparams.check("beta_dpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("beta_dpo", "alpha", alpha, usual=0.6)
+  _hparams.check("beta_dpo", "keep", keep, usual=0.8, gt=0, le=1)
+  _hparams.check("beta_dpo", "momentum", momentum, usual=0.9, ge=0, lt=1)
 
   def init() -> State:
     return {"gap_mean": jnp.zeros(()), "gap_std": jnp.zeros(())}

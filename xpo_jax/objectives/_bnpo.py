@@ -19,8 +19,8 @@ def bnpo(
 
   Paper: none of its own: a `loss_type` of TRL's GRPOTrainer, and how verl and TRL run
     DAPO (Yu et al. 2025, arXiv:2503.14476), whose formula averages prompt by prompt:
-    `dapo`. The BNPO of Xiao et al. 2025, which divides rewards by a
-    Beta density, is another method.
+    `dapo`. The BNPO of Xiao et al. 2025, which divides rewards by a Beta density, is
+    another method.
   Departs from the paper: TRL's mean is over one microbatch (its `dapo`: over all of
     them); a mean here is always over the whole batch, so that the two coincide.
   Reduction: one mean over all completion tokens of the batch.

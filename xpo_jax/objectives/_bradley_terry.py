@@ -44,16 +44,17 @@ def margin_bradley_terry(centring: float = 0.0) -> Objective:
   L = -log sigma(r_w - r_l - m) + centring (r_w + r_l)^2
 
   The margin m >= 0 is margin_BK of column 0, in units of the reward; column 1 is not
-  read. Llama 2 (Touvron et al. 2023, arXiv:2307.09288) makes it a
-  discrete function of the annotator's rating: 3 significantly better, 2 better, 1
-  slightly better, 0 negligibly better or unsure. The same m for all is `bradley_terry`.
-  `centring` as there. Layout PAIR; stats REWARD_HEAD; columns margin_BK.
+  read. Llama 2 (Touvron et al. 2023, arXiv:2307.09288) makes it a discrete function of
+  the annotator's rating: 3 significantly better, 2 better, 1 slightly better, 0
+  negligibly better or unsure. The same m for all is `bradley_terry`. `centring` as
+  there. Layout PAIR; stats REWARD_HEAD; columns margin_BK.
   """
-  _hparams.check("margin_bradley_terry", "centring", centring, paper=0, ge=0)
+  _hparams.check("margin_bradley_terry", "centring", centring, usual=0, ge=0)
   return _comparison(
     "margin_bradley_terry",
     {"centring": centring},
     margin=lambda scored: scored.margin_BK[:, 0],
+    centring=centring,
     columns=frozenset({"margin_BK"}),
   )
 
@@ -64,8 +65,8 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
   L = -log sigma(r_w - r_l - margin) + centring (r_w + r_l)^2
   with r the scalar head at the last token of the completion.
 
-  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. 1,
-    here for K = 2 (`kwise` for more).
+  Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, Sec. 3.5, Eq. 1, here for
+    K = 2 (`kwise` for more).
   Departs from the paper: `margin` and `centring` are TRL's (also OpenRLHF's margin);
     both are 0 in the paper, which shifts the finished model to mean 0 instead. A margin
     for each pair: `margin_bradley_terry`. Soft labels: `soft_bradley_terry`.
@@ -94,12 +95,13 @@ def bradley_terry(margin: float = 0.0, centring: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.bradley_terry(), tie).loss), 4)
     0.6931
   """
-  _hparams.check("bradley_terry", "margin", margin, paper=0, ge=0)
-  _hparams.check("bradley_terry", "centring", centring, paper=0, ge=0)
+  _hparams.check("bradley_terry", "margin", margin, usual=0, ge=0)
+  _hparams.check("bradley_terry", "centring", centring, usual=0, ge=0)
   return _comparison(
     "bradley_terry",
     {"margin": margin, "centring": centring},
     margin=lambda scored: margin,
+    centring=centring,
   )
 
 
@@ -108,6 +110,7 @@ def _comparison(
   hparams: Mapping[str, Any],
   *,
   margin: Callable[[Scored], float | Array],
+  centring: float | Array,
   columns: frozenset[str] = frozenset(),
 ) -> Objective:
   """The objective of comparisons with a margin, a number or `[B]`."""
@@ -116,7 +119,7 @@ def _comparison(
     del aux
     reward_BK = masked.last(scored.reward_head_BKT, scored.mask_BKT)
     pair_B = links.logistic(reward_BK[:, 0] - reward_BK[:, 1] - margin(scored))
-    centre_B = hparams["centring"] * (reward_BK[:, 0] + reward_BK[:, 1]) ** 2
+    centre_B = centring * (reward_BK[:, 0] + reward_BK[:, 1]) ** 2
     terms = {name: scored.mean_B(pair_B), "centring": scored.mean_B(centre_B)}
     return Loss(terms, _rewards.reward_metrics(scored, reward_BK), pair_B + centre_B)
 

@@ -41,8 +41,8 @@ def chi_po(beta: float = 0.1, largest_reward: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.chi_po(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("chi_po", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("chi_po", "largest_reward", largest_reward, paper=1, gt=0)
+  _hparams.check("chi_po", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("chi_po", "largest_reward", largest_reward, usual=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

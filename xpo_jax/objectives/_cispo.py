@@ -56,8 +56,8 @@ def cispo(
     >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: A (1 - 3) / 2
     -0.707
   """
-  _hparams.check("cispo", "max_ratio", max_ratio, paper=5, gt=0)
-  _hparams.check_optional_beta("cispo", beta, paper=0.04)
+  _hparams.check("cispo", "max_ratio", max_ratio, usual=5, gt=0)
+  _hparams.check_optional_beta("cispo", beta, usual=None)
   prepare = _grpo.standardised("cispo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -52,9 +52,9 @@ def cpo(
     >>> {name: round(float(term), 4) for name, term in terms.items()}  # log 2, 2 nats
     {'cpo': 0.6931, 'nll': 2.0}
   """
-  _hparams.check("cpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("cpo", "weight", weight, paper=1, ge=0)
-  _hparams.check("cpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
+  _hparams.check("cpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("cpo", "weight", weight, usual=1, ge=0)
+  _hparams.check("cpo", "label_smoothing", label_smoothing, usual=0, ge=0, lt=0.5)
   nll_reduction = _hparams.choice("cpo", "reduction", reduction, _nll.REDUCTIONS)
   link = _hparams.choice("cpo", "link", link, links.LINKS)
 

@@ -101,7 +101,7 @@ def cringe(alpha: float = 1.0, k: int = 1, detach: bool = False) -> Objective:
     >>> round(float(scored.evaluate(o, s).loss), 4)
     0.6931
   """
-  _hparams.check("cringe", "alpha", alpha, paper=1, ge=0)
+  _hparams.check("cringe", "alpha", alpha, usual=1, ge=0)
   stat = token_stats.contrast_tokens(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

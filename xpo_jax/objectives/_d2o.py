@@ -56,8 +56,8 @@ def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.d2o(), s).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("d2o", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("d2o", "alpha", alpha, paper=0.1, gt=0)
+  _hparams.check("d2o", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("d2o", "alpha", alpha, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

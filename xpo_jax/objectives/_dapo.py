@@ -73,7 +73,8 @@ def dapo(
     >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: -(3 A - A) / 4
     -0.354
   """
-  _grpo.check_hparams("dapo", clip_low, clip_high, beta, dual_clip, paper=(0.2, 0.28))
+  usual = (0.2, 0.28, None)
+  _grpo.check_hparams("dapo", clip_low, clip_high, beta, dual_clip, usual=usual)
   prepare = _grpo.standardised("dapo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

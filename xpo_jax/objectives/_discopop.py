@@ -43,8 +43,8 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> Objective:
     >>> round(float(loss), 4)  # (log 2 + 1) / 2
     0.8466
   """
-  _hparams.check("discopop", "beta", beta, paper=0.05, gt=0)
-  _hparams.check("discopop", "tau", tau, paper=0.05, gt=0, le=1)
+  _hparams.check("discopop", "beta", beta, usual=0.05, gt=0)
+  _hparams.check("discopop", "tau", tau, usual=0.05, gt=0, le=1)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -45,7 +45,7 @@ def dno(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # no margin yet, so log 2 for any win rates
     0.6931
   """
-  _hparams.check("dno", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("dno", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

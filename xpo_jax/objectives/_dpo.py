@@ -41,8 +41,8 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
     >>> round(float(loss), 4)  # no margin yet, so log 2
     0.6931
   """
-  _hparams.check("dpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("dpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
+  _hparams.check("dpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("dpo", "label_smoothing", label_smoothing, usual=0, ge=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

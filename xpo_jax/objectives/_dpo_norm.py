@@ -10,8 +10,7 @@ def dpo_norm(beta: float = 5.0) -> Objective:
 
   L = -log sigma(beta (a_w - a_l)),   a = log-ratio / tokens of the completion
 
-  Paper: Lambert et al. 2024 (Tulu 3), arXiv:2411.15124, Eq. 6. Not in the
-    survey.
+  Paper: Lambert et al. 2024 (Tulu 3), arXiv:2411.15124, Eq. 6. Not in the survey.
   Departs from the paper: nothing known. TRL's "sigmoid_norm" agrees.
   Reduction: log-ratio averaged over tokens on each side; loss averaged over pairs.
 
@@ -33,7 +32,7 @@ def dpo_norm(beta: float = 5.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpo_norm(), same).loss), 4)
     0.6931
   """
-  _hparams.check("dpo_norm", "beta", beta, paper=5, gt=0)
+  _hparams.check("dpo_norm", "beta", beta, usual=5, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -41,8 +41,8 @@ def dpo_shift(beta: float = 0.01, shift: float = 0.95) -> Objective:
     >>> round(float(scored.evaluate(o, fell).loss), 4)  # -2 + 0.5 * 4 = 0: log 2
     0.6931
   """
-  _hparams.check("dpo_shift", "beta", beta, paper=0.01, gt=0)
-  _hparams.check("dpo_shift", "shift", shift, paper=0.95, gt=0, le=1)
+  _hparams.check("dpo_shift", "beta", beta, usual=0.01, gt=0)
+  _hparams.check("dpo_shift", "shift", shift, usual=0.95, gt=0, le=1)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -42,8 +42,8 @@ def dpop(beta: float = 0.3, penalty: float = 50.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.dpop(), fell).loss), 4)  # -1 + 51 - 50
     0.6931
   """
-  _hparams.check("dpop", "beta", beta, paper=0.3, gt=0)
-  _hparams.check("dpop", "penalty", penalty, paper=50, ge=0)
+  _hparams.check("dpop", "beta", beta, usual=0.3, gt=0)
+  _hparams.check("dpop", "penalty", penalty, usual=50, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -54,7 +54,7 @@ def dr_grpo(
     -0.25
   """
   _grpo.check_hparams("dr_grpo", clip_low, clip_high, beta, dual_clip)
-  _hparams.check("dr_grpo", "length", length, paper=1, gt=0)
+  _hparams.check("dr_grpo", "length", length, usual=1, gt=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key

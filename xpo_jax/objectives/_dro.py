@@ -52,7 +52,7 @@ def dro(beta: float = 1.0) -> Objective:
     >>> float(scored.evaluate(objectives.dro(beta=1.0), s).loss)
     0.0
   """
-  _hparams.check("dro", "beta", beta, paper=1, gt=0)
+  _hparams.check("dro", "beta", beta, usual=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

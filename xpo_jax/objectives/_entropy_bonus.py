@@ -20,8 +20,8 @@ def entropy_bonus(objective: Objective, weight: float = 0.001) -> Objective:
 
   Args:
     objective: any; its terms, metrics, data and state are kept.
-    weight: of the entropy, per nat; any sign, a negative one lowers the entropy. verl's
-      and OpenRLHF's defaults: none.
+    weight: of the entropy, per nat; any sign, a negative one lowers the entropy. A3C:
+      0.01; off by default in verl and OpenRLHF.
 
   Returns:
     Objective; the statistic ENTROPY beside the objective's own; reads tokens.
@@ -37,7 +37,7 @@ def entropy_bonus(objective: Objective, weight: float = 0.001) -> Objective:
     >>> sorted(scored.evaluate(o, toy.scored(K=3)).terms)
     ['entropy_bonus', 'grpo']
   """
-  _hparams.check("entropy_bonus", "weight", weight, paper=0.001)
+  _hparams.check("entropy_bonus", "weight", weight, usual=0.01)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     out = objective.loss(scored, aux)

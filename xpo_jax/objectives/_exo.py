@@ -54,8 +54,8 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Objective:
     >>> round(float(scored.evaluate(o, first_step).loss), 4)  # -log(4 * 0.9 * 0.1) / 2
     0.5108
   """
-  _hparams.check("exo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("exo", "label_smoothing", label_smoothing, paper=1e-3, gt=0, lt=0.5)
+  _hparams.check("exo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("exo", "label_smoothing", label_smoothing, usual=1e-3, gt=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -39,8 +39,8 @@ def exo_list(beta: float = 0.1, temperature: float = 0.1) -> Objective:
     >>> abs(round(float(scored.evaluate(o, s).loss), 4))
     0.0
   """
-  _hparams.check("exo_list", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("exo_list", "temperature", temperature, paper=0.1, gt=0)
+  _hparams.check("exo_list", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("exo_list", "temperature", temperature, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

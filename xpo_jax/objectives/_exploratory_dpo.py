@@ -10,7 +10,7 @@ def exploration(alpha: float = 1e-5) -> Objective:
 
   Layout SAMPLED; stats LOGP. Terms: `exploration`.
   """
-  _hparams.check("exploration", "alpha", alpha, paper=1e-5, ge=0)
+  _hparams.check("exploration", "alpha", alpha, usual=1e-5, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -66,8 +66,8 @@ def exploratory_dpo(beta: float = 0.1, alpha: float = 1e-5) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}
     {'exploratory_dpo': 0.6931, 'exploration': -0.3}
   """
-  _hparams.check("exploratory_dpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("exploratory_dpo", "alpha", alpha, paper=1e-5, ge=0)
+  _hparams.check("exploratory_dpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("exploratory_dpo", "alpha", alpha, usual=1e-5, ge=0)
   online = _online_dpo.online_dpo(beta)
   bonus = exploration(alpha)
 

@@ -49,7 +49,7 @@ def f_dpo(
     >>> round(float(scored.evaluate(o, first_step).loss), 4)
     0.6931
   """
-  _hparams.check("f_dpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("f_dpo", "beta", beta, usual=0.1, gt=0)
   divergence = _hparams.choice(
     "f_dpo", "divergence", divergence, divergences.DIVERGENCES
   )

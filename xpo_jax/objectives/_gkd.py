@@ -19,7 +19,7 @@ def gkd(interpolation: float = 0.5) -> Objective:
   KL(teacher || policy), at b = 1 the reverse KL, the limits of D / b and D / (1 - b).
   No gradient flows through the sampling.
 
-  Paper: Agarwal et al. 2023, arXiv:2306.13649.
+  Paper: Agarwal et al. 2023, arXiv:2306.13649, Eq. 4; D is Eq. 1.
   Departs from the paper: this is its loss on the student's completions (lambda = 1).
     For a fraction lambda of them add `kd` on a fixed data set, as an auxiliary loss
     of weight (1 - lambda) / lambda: the expected gradient is 1 / lambda times the
@@ -29,8 +29,8 @@ def gkd(interpolation: float = 0.5) -> Objective:
     over prompts.
 
   Args:
-    interpolation: 0 <= b <= 1, static. TRL's default: 0.5. Paper: forward KL, reverse
-      KL, and b of 0.1, 0.5 and 0.9; which is best depends on the task.
+    interpolation: 0 <= b <= 1, static. TRL's default: 0.5. Paper: 0.1 on translation,
+      the forward KL on the other tasks.
 
   Returns:
     Objective; layout SAMPLED; stats TEACHER_JSD_0.5, of `token_stats.teacher_jsd`.
@@ -48,7 +48,7 @@ def gkd(interpolation: float = 0.5) -> Objective:
     >>> abs(round(float(scored.evaluate(o, same).loss), 4))
     0.0
   """
-  _hparams.check("gkd", "interpolation", interpolation, paper=0.5, ge=0, le=1)
+  _hparams.check("gkd", "interpolation", interpolation, usual=0.5, ge=0, le=1)
   stat = token_stats.teacher_jsd(interpolation)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

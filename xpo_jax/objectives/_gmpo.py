@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _grpo, _hparams, _rewards
-from xpo_jax.ops import groups, masked, policy_loss
+from xpo_jax.ops import masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -75,9 +75,9 @@ def gmpo(
     >>> round(float(loss), 4)  # A = 0.5 / 0.7071: -A (e^0.1 - 1) / 2
     -0.0372
   """
-  _hparams.check("gmpo", "clip_low", clip_low, paper=0.4, ge=0)
-  _hparams.check("gmpo", "clip_high", clip_high, paper=0.4, ge=0)
-  _hparams.check_optional_beta("gmpo", beta, paper=0.04)
+  _hparams.check("gmpo", "clip_low", clip_low, usual=0.4, ge=0)
+  _hparams.check("gmpo", "clip_high", clip_high, usual=0.4, ge=0)
+  _hparams.check_optional_beta("gmpo", beta, usual=None)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     log_ratio_BKT, clipped_BKT = _clipped_log_ratio(
@@ -86,8 +86,7 @@ def gmpo(
     mean_BK = masked.mean_T(log_ratio_BKT, scored.mask_BKT)
     ratio_BK = policy_loss.ratio(mean_BK, jnp.zeros_like(mean_BK))
     token_BKT = -(aux.rows * ratio_BK)[..., None] + _grpo.kl_penalty(scored, beta)
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = _grpo.mean_of_prompt(scored, token_BKT)
     metrics = {"clip_fraction": policy_loss.token_mean(scored, clipped_BKT)}
     metrics |= _grpo.reward_metrics(scored)
     return Loss({"gmpo": scored.mean_B(loss_B)}, metrics, loss_B)

@@ -45,7 +45,7 @@ def gpo(
     >>> float(scored.evaluate(o, first_step).loss)  # sigma(0)^2
     0.25
   """
-  _hparams.check("gpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("gpo", "beta", beta, usual=0.1, gt=0)
   link = _hparams.choice("gpo", "link", link, links.LINKS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

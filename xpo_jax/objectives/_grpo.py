@@ -21,14 +21,14 @@ def check_hparams(
   clip_high: float | Array,
   beta: float | Array | None,
   dual_clip: float | Array | None,
-  paper: tuple[float, float] = (0.2, 0.2),
+  usual: tuple[float, float, float | None] = (0.2, 0.2, None),
 ) -> None:
-  """Checks hyperparameters of GRPO and its variants; `paper` holds the two clips."""
-  _hparams.check(name, "clip_low", clip_low, paper=paper[0], ge=0, le=1)
-  _hparams.check(name, "clip_high", clip_high, paper=paper[1], ge=0)
-  _hparams.check_optional_beta(name, beta, paper=0.04)
+  """Checks hyperparameters of GRPO and its variants; `usual` holds clips and beta."""
+  _hparams.check(name, "clip_low", clip_low, usual=usual[0], ge=0, le=1)
+  _hparams.check(name, "clip_high", clip_high, usual=usual[1], ge=0)
+  _hparams.check_optional_beta(name, beta, usual=usual[2])
   if dual_clip is not None:
-    _hparams.check(name, "dual_clip", dual_clip, paper=3, gt=1)
+    _hparams.check(name, "dual_clip", dual_clip, usual=3, gt=1)
 
 
 def standardised(name: str, scale_rewards: str) -> Prepare:
@@ -75,6 +75,11 @@ def kl_penalty(scored: Scored, beta: float | Array | None) -> Array:
   return beta * divergences.K3.fn(scored.logp_BKT - scored.ref_logp_BKT)
 
 
+def mean_of_prompt(scored: Scored, x_BKT: Array) -> Array:
+  """Mean over each completion's tokens, then a prompt's completions, `[B]`: GRPO's."""
+  return groups.mean(masked.mean_T(x_BKT, scored.mask_BKT), scored.present_BK)
+
+
 def token_mean_of_prompt(scored: Scored, x_BKT: Array) -> Array:
   """Mean over all tokens of a prompt's completions, `[B]`: DAPO's reduction."""
   x_B = groups.total(masked.sum_T(x_BKT, scored.mask_BKT), scored.present_BK)
@@ -119,8 +124,7 @@ def grpo(
   with A_i = (r_i - mean r) / std r over the completions of a prompt, rho_t =
   pi(y_t) / pi_old(y_t) and k3 = ref/pi - 1 - log(ref/pi), through which gradient flows.
 
-  Paper: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. 3; k3 is
-    Eq. 4.
+  Paper: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. 3; k3 is Eq. 4.
   Departs from the paper: the paper does not specify the standard deviation: here the
     unbiased one plus 1e-4, as in TRL (verl adds 1e-6), and equal rewards give exactly
     0. On samples of the policy the gradient of k3 is that of KL(ref || policy), not of
@@ -158,14 +162,14 @@ def grpo(
     >>> abs(round(float(scored.evaluate(objectives.grpo(), s).loss), 4))
     0.0
   """
-  check_hparams("grpo", clip_low, clip_high, beta, dual_clip)
+  usual = (0.2, 0.2, 0.04)
+  check_hparams("grpo", clip_low, clip_high, beta, dual_clip, usual=usual)
   prepare = standardised("grpo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT = surrogate(scored, aux.rows, clip_low, clip_high, dual_clip)
     token_BKT = token_BKT + kl_penalty(scored, beta)
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = mean_of_prompt(scored, token_BKT)
     metrics = clip_metrics(scored, aux.rows, clip_low, clip_high)
     return Loss({"grpo": scored.mean_B(loss_B)}, metrics, loss_B)
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _grpo, _rewards
-from xpo_jax.ops import groups, masked, policy_loss
+from xpo_jax.ops import masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -57,8 +57,8 @@ def gspo(
     >>> abs(round(float(scored.evaluate(objectives.gspo(), s).loss), 4))
     0.0
   """
-  paper = (3e-4, 4e-4)
-  _grpo.check_hparams("gspo", clip_low, clip_high, beta, None, paper=paper)
+  usual = (3e-4, 4e-4, None)
+  _grpo.check_hparams("gspo", clip_low, clip_high, beta, None, usual=usual)
   prepare = _grpo.standardised("gspo", scale_rewards)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -72,8 +72,7 @@ def gspo(
     )
     surrogate_BK = policy_loss.clipped_surrogate(*surrogate_args)
     token_BKT = surrogate_BK[..., None] + _grpo.kl_penalty(scored, beta)
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = _grpo.mean_of_prompt(scored, token_BKT)
     metrics = {
       "clip_fraction": scored.mean_BK(policy_loss.clipped_share(*surrogate_args))
     }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _grpo, _gspo, _rewards
-from xpo_jax.ops import groups, masked, policy_loss
+from xpo_jax.ops import masked, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -57,8 +57,8 @@ def gspo_token(
     >>> abs(round(float(gap), 6))
     0.0
   """
-  paper = (3e-4, 4e-4)
-  _grpo.check_hparams("gspo_token", clip_low, clip_high, beta, None, paper=paper)
+  usual = (3e-4, 4e-4, None)
+  _grpo.check_hparams("gspo_token", clip_low, clip_high, beta, None, usual=usual)
   per_completion = _grpo.standardised("gspo_token", scale_rewards)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
@@ -78,8 +78,7 @@ def gspo_token(
     )
     token_BKT = policy_loss.clipped_surrogate(*surrogate_args)
     token_BKT = token_BKT + _grpo.kl_penalty(scored, beta)
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = _grpo.mean_of_prompt(scored, token_BKT)
     clipped_BKT = policy_loss.clipped_share(*surrogate_args)
     metrics = {"clip_fraction": policy_loss.token_mean(scored, clipped_BKT)}
     metrics |= _grpo.reward_metrics(scored)

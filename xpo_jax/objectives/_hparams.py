@@ -17,7 +17,7 @@ def check(
   hparam: str,
   value: float | Array,
   *,
-  paper: float,
+  usual: float | None,
   gt: float | None = None,
   ge: float | None = None,
   lt: float | None = None,
@@ -32,7 +32,8 @@ def check(
     objective: the factory's name, for the message.
     hparam: the argument's name, for the message.
     value: the argument.
-    paper: the paper's value, suggested in the message.
+    usual: suggested in the message: the paper's value, or that of its code or of TRL
+      where the paper has none; None: not used.
     gt: exclusive lower bound.
     ge: inclusive lower bound.
     lt: exclusive upper bound.
@@ -59,12 +60,13 @@ def check(
   allowed = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
   raise ValueError(
     f"{objective}: {hparam}={value!r} is not allowed; {hparam} must be "
-    f"{' and '.join(['a finite number', *allowed])} (paper: {hparam}={paper:g})"
+    f"{' and '.join(['a finite number', *allowed])} "
+    f"(usual: {hparam}={usual if usual is None else format(usual, 'g')})"
   )
 
 
 def check_optional_beta(
-  objective: str, beta: float | Array | None, *, paper: float
+  objective: str, beta: float | Array | None, *, usual: float | None
 ) -> None:
   """Refuses a KL coefficient that is neither > 0 nor None (no reference).
 
@@ -72,7 +74,7 @@ def check_optional_beta(
     ValueError: beta is given and not > 0.
   """
   if beta is not None:
-    check(objective, "beta", beta, paper=paper, gt=0)
+    check(objective, "beta", beta, usual=usual, gt=0)
 
 
 def choice(

@@ -56,9 +56,9 @@ def infonca(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Object
     >>> round(float(scored.evaluate(objectives.infonca(), same).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("infonca", "beta", beta, paper=0.01, gt=0)
-  _hparams.check("infonca", "alpha", alpha, paper=1, gt=0)
-  _hparams.check("infonca", "lead", lead, paper=0, ge=0)
+  _hparams.check("infonca", "beta", beta, usual=0.01, gt=0)
+  _hparams.check("infonca", "alpha", alpha, usual=1, gt=0)
+  _hparams.check("infonca", "lead", lead, usual=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -42,7 +42,7 @@ def ipo(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.ipo(beta=0.25), first_step).loss)  # (1/0.5)^2
     4.0
   """
-  _hparams.check("ipo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("ipo", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -37,7 +37,7 @@ def ipo_avg(beta: float = 0.1) -> Objective:
     >>> float(scored.evaluate(objectives.ipo_avg(beta=0.25), s).loss)  # (8/4 - 2)^2
     0.0
   """
-  _hparams.check("ipo_avg", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("ipo_avg", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -46,7 +46,7 @@ def ipo_md(beta: float = 1.0) -> Objective:
     >>> float(scored.evaluate(objectives.ipo_md(beta=0.5), s).loss)  # h = 0: 1/(4 beta)
     0.5
   """
-  _hparams.check("ipo_md", "beta", beta, paper=1, gt=0)
+  _hparams.check("ipo_md", "beta", beta, usual=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -14,8 +14,8 @@ def kd(interpolation: float = 0.0) -> Objective:
   completions sum_t is an unbiased estimate of KL(teacher || policy) of sequences. For
   interpolation > 0 it is the divergence D of `gkd`.
 
-  Paper: Hinton et al. 2015, arXiv:1503.02531; on the tokens of
-    sequences Kim and Rush 2016, arXiv:1606.07947.
+  Paper: Hinton et al. 2015, arXiv:1503.02531; on the tokens of sequences Kim and Rush
+    2016, arXiv:1606.07947.
   Departs from the paper: no likelihood of the completions beside it (`mixture` with
     `sft` adds it); no temperature of its own. The KL differs from their cross-entropy
     by the teacher's entropy, which is constant.
@@ -41,7 +41,7 @@ def kd(interpolation: float = 0.0) -> Objective:
     >>> abs(round(float(scored.evaluate(o, same).loss), 4))
     0.0
   """
-  _hparams.check("kd", "interpolation", interpolation, paper=0, ge=0, le=1)
+  _hparams.check("kd", "interpolation", interpolation, usual=0, ge=0, le=1)
   stat = token_stats.teacher_jsd(interpolation)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -18,8 +18,8 @@ def kto(
   rho = log-ratio of the completion, z0 = max(0, mean over the batch of the log-ratio of
   a completion of another prompt). The paper's lambda_y - v(x, y) is the same.
 
-  Paper: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (7 in another
-    version); the ratio of the weights is Eq. 9 (8). Survey 3.6.
+  Paper: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (7 in another version); the
+    ratio of the weights is Eq. 9 (8). Survey 3.6.
   Departs from the paper: the mismatched pairs of z0 are part of the data (a fixed
     derangement), not made by shifting the batch. The authors' code excludes completions
     whose log-ratio is exactly 0 from the mean of z0: not copied, since a denominator
@@ -51,9 +51,9 @@ def kto(
     >>> float(scored.evaluate(objectives.kto(), first_step).loss)  # 1 - sigma(0)
     0.5
   """
-  _hparams.check("kto", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("kto", "desirable_weight", desirable_weight, paper=1, ge=0)
-  _hparams.check("kto", "undesirable_weight", undesirable_weight, paper=1, ge=0)
+  _hparams.check("kto", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("kto", "desirable_weight", desirable_weight, usual=1, ge=0)
+  _hparams.check("kto", "undesirable_weight", undesirable_weight, usual=1, ge=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key

@@ -56,8 +56,8 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> round(float(scored.evaluate(objectives.ld_dpo(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("ld_dpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("ld_dpo", "alpha", alpha, paper=0.5, ge=0, le=1)
+  _hparams.check("ld_dpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("ld_dpo", "alpha", alpha, usual=0.5, ge=0, le=1)
   dpo = _dpo.dpo(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -19,7 +19,7 @@ def lipo_softmax(beta: float = 0.05) -> Objective:
   its sum. Layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms:
   `lipo_softmax`.
   """
-  _hparams.check("lipo_softmax", "beta", beta, paper=0.05, gt=0)
+  _hparams.check("lipo_softmax", "beta", beta, usual=0.05, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -74,7 +74,7 @@ def lipo(beta: float = 0.05) -> Objective:
     >>> round(float(scored.evaluate(objectives.lipo(), s).loss / 0.5325), 3)
     0.693
   """
-  _hparams.check("lipo", "beta", beta, paper=0.05, gt=0)
+  _hparams.check("lipo", "beta", beta, usual=0.05, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -12,8 +12,8 @@ def list_mle(beta: float = 0.05) -> Objective:
 
   L = - log P(order of the rewards | s) under Plackett-Luce,   s = beta log-ratio
 
-  Paper: Liu et al. 2024 (LiPO), arXiv:2402.01878; the loss is Xia et
-    al. 2008, "Listwise approach to learning to rank" (not on arXiv). Survey 3.9.
+  Paper: Liu et al. 2024 (LiPO), arXiv:2402.01878; the loss is Xia et al. 2008,
+    "Listwise approach to learning to rank" (not on arXiv). Survey 3.9.
   Departs from the paper: nothing known. Without ties it is `plackett_luce`. Ties get a
     new random order in every batch, as in public ranking libraries. One of them
     (allRank) adds 1e-10 to each sum: `ranking.plackett_luce(..., eps=1e-10)`.
@@ -43,7 +43,7 @@ def list_mle(beta: float = 0.05) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, however the tie is broken
     1.7918
   """
-  _hparams.check("list_mle", "beta", beta, paper=0.05, gt=0)
+  _hparams.check("list_mle", "beta", beta, usual=0.05, gt=0)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     key = _hparams.check_key("list_mle", key)

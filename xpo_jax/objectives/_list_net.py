@@ -42,8 +42,8 @@ def list_net(beta: float = 0.05, temperature: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(objectives.list_net(), s).loss), 4)  # log 4
     1.3863
   """
-  _hparams.check("list_net", "beta", beta, paper=0.05, gt=0)
-  _hparams.check("list_net", "temperature", temperature, paper=1, gt=0)
+  _hparams.check("list_net", "beta", beta, usual=0.05, gt=0)
+  _hparams.check("list_net", "temperature", temperature, usual=1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -19,7 +19,8 @@ def minillm(
   after it. With a = 0 and sums R_t in place of means the expected gradient, at ratio 1,
   is that of KL(policy || teacher) of whole completions.
 
-  Paper: Gu et al. 2023, arXiv:2306.08543.
+  Paper: Gu et al. 2023, arXiv:2306.08543, Eq. 7; the sampling is Eq. 4, the mean R_t
+    Eq. 6.
   Departs from the paper: the KL of the next step has no weight rho_t, as in the
     authors' code; its mean given s_t is 1. R_t divides by the number of tokens after t
     (paper: by one less). The paper's loss on pretraining text is `sft` as an auxiliary
@@ -59,8 +60,8 @@ def minillm(
     {'single_step': 0.5, 'long_range': 0.6932}
   """
   check = _hparams.check
-  check("minillm", "teacher_share", teacher_share, paper=0.2, ge=0, lt=1)
-  check("minillm", "clip", clip, paper=0.2, ge=0)
+  check("minillm", "teacher_share", teacher_share, usual=0.2, ge=0, lt=1)
+  check("minillm", "clip", clip, usual=0.2, ge=0)
 
   def surrogate(scored: Scored, return_BKT: Array) -> tuple:
     sampler_logp_BKT = token_stats.log_mixture(
@@ -70,10 +71,8 @@ def minillm(
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
-    reward_BKT, mask_BKT = (
-      _on_policy_distillation.token_rewards(scored),
-      scored.mask_BKT,
-    )
+    mask_BKT = scored.mask_BKT
+    reward_BKT = _on_policy_distillation.token_rewards(scored)
     return_BKT = returns.discounted(reward_BKT, mask_BKT, 1.0) - reward_BKT
     if length_normalised:
       after_BKT = returns.discounted(mask_BKT, mask_BKT, 1.0) - mask_BKT

@@ -66,7 +66,7 @@ def mixture(
       "per objective and at least one objective"
     )
   for weight in weights:
-    _hparams.check("mixture", "weight", weight, paper=1)
+    _hparams.check("mixture", "weight", weight, usual=1)
   layouts = {part.layout for part in parts} - {Layout.DEMO} or {Layout.DEMO}
   if len(layouts) > 1:
     named = ", ".join(f"{part.name} {part.layout.name}" for part in parts)

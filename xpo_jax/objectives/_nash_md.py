@@ -64,7 +64,7 @@ def nash_md(beta: float = 0.008) -> Objective:
     >>> float(scored.evaluate(objectives.nash_md(), s).loss)  # -(3/4 - 1/2) * -2
     0.5
   """
-  _hparams.check("nash_md", "beta", beta, paper=0.008, gt=0)
+  _hparams.check("nash_md", "beta", beta, usual=0.008, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

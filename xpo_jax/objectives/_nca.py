@@ -55,7 +55,7 @@ def nca(beta: float = 0.01) -> Objective:
     >>> round(float(scored.evaluate(objectives.nca(), first_step).loss), 4)  # 2 log 2
     1.3863
   """
-  _hparams.check("nca", "beta", beta, paper=0.01, gt=0)
+  _hparams.check("nca", "beta", beta, usual=0.01, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux
@@ -79,9 +79,9 @@ def nca_list(beta: float = 0.01, alpha: float = 1.0, lead: float = 0.0) -> Objec
 
   Layout RANKED; stats LOGP, REF_LOGP; columns reward_BK. Terms: `nca_list`.
   """
-  _hparams.check("nca_list", "beta", beta, paper=0.01, gt=0)
-  _hparams.check("nca_list", "alpha", alpha, paper=1, gt=0)
-  _hparams.check("nca_list", "lead", lead, paper=0, ge=0)
+  _hparams.check("nca_list", "beta", beta, usual=0.01, gt=0)
+  _hparams.check("nca_list", "alpha", alpha, usual=1, gt=0)
+  _hparams.check("nca_list", "lead", lead, usual=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

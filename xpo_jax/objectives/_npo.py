@@ -45,7 +45,7 @@ def npo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.npo(beta=2.0), first_step).loss), 4)
     0.6931
   """
-  _hparams.check("npo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("npo", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

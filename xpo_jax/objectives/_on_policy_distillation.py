@@ -26,8 +26,8 @@ def on_policy_distillation(discount: float = 0.0) -> Objective:
   sampled tokens alone, not its whole distribution.
 
   Paper: the reverse KL on the student's completions is of Agarwal et al. 2023,
-    arXiv:2306.13649; this form of it is "On-Policy Distillation",
-    Lu and Thinking Machines Lab, 2025, and the code of its Tinker cookbook.
+    arXiv:2306.13649; this form of it is "On-Policy Distillation", Lu and Thinking
+    Machines Lab, 2025, and the code of its Tinker cookbook.
   Departs from the paper: the code adds the advantages to those of a reward; `mixture`
     with an objective on rewards does. Its sum over all tokens of the batch is divided
     by the number of completions.
@@ -55,7 +55,7 @@ def on_policy_distillation(discount: float = 0.0) -> Objective:
     >>> round(float(out.loss), 4), round(float(out.metrics["teacher_kl"]), 4)
     (0.6932, 0.6932)
   """
-  _hparams.check("on_policy_distillation", "discount", discount, paper=0, ge=0, le=1)
+  _hparams.check("on_policy_distillation", "discount", discount, usual=0, ge=0, le=1)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key

@@ -103,7 +103,7 @@ def online_dpo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.online_dpo(), s).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("online_dpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("online_dpo", "beta", beta, usual=0.1, gt=0)
   online = best_against_worst(_dpo.dpo(beta))
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -28,7 +28,7 @@ def odds_ratio(weight: float = 0.1) -> Objective:
 
   Layout PAIR; stats LOGP. Terms: `odds_ratio`.
   """
-  _hparams.check("orpo", "weight", weight, paper=0.1, ge=0)
+  _hparams.check("orpo", "weight", weight, usual=0.1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

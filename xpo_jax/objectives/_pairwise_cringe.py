@@ -56,9 +56,9 @@ def pairwise_cringe(
     0.6931
   """
   name = "pairwise_cringe"
-  _hparams.check(name, "alpha", alpha, paper=1, ge=0)
-  _hparams.check(name, "margin", margin, paper=0)
-  _hparams.check(name, "temperature", temperature, paper=1, gt=0)
+  _hparams.check(name, "alpha", alpha, usual=1, ge=0)
+  _hparams.check(name, "margin", margin, usual=0)
+  _hparams.check(name, "temperature", temperature, usual=1, gt=0)
   stat = token_stats.contrast_tokens(k)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -10,8 +10,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
 
   L = - sum_i log [exp(s_i) / sum_{j not better than i} exp(s_j)],  s = beta log-ratio
 
-  Paper: Rafailov et al. 2023 (DPO), arXiv:2305.18290, Appendix; called
-    DPO_PL by LiPO.
+  Paper: Rafailov et al. 2023 (DPO), arXiv:2305.18290, Appendix; called DPO_PL by LiPO.
   Departs from the paper: the paper has no ties. Here tied completions compete with each
     other and with the worse ones (Breslow's rule): a tie draws their scores together,
     and no column is favoured. `list_mle` breaks ties at random instead.
@@ -39,7 +38,7 @@ def plackett_luce(beta: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # one order of 3!, so log 6
     1.7918
   """
-  _hparams.check("plackett_luce", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("plackett_luce", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

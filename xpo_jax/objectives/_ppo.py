@@ -67,12 +67,12 @@ def ppo(
     >>> round(float(scored.evaluate(objectives.ppo(), s).loss), 4)  # 0.1 (0 - 2)^2 / 2
     0.2
   """
-  _hparams.check("ppo", "beta", beta, paper=0.02, gt=0)
-  _hparams.check("ppo", "clip", clip, paper=0.2, gt=0)
-  _hparams.check("ppo", "value_clip", value_clip, paper=0.2, gt=0)
-  _hparams.check("ppo", "value_weight", value_weight, paper=0.1, ge=0)
-  _hparams.check("ppo", "gamma", gamma, paper=1, ge=0, le=1)
-  _hparams.check("ppo", "lam", lam, paper=0.95, ge=0, le=1)
+  _hparams.check("ppo", "beta", beta, usual=0.02, gt=0)
+  _hparams.check("ppo", "clip", clip, usual=0.2, gt=0)
+  _hparams.check("ppo", "value_clip", value_clip, usual=0.2, gt=0)
+  _hparams.check("ppo", "value_weight", value_weight, usual=0.1, ge=0)
+  _hparams.check("ppo", "gamma", gamma, usual=1, ge=0, le=1)
+  _hparams.check("ppo", "lam", lam, usual=0.95, ge=0, le=1)
 
   def old_kl(scored: Scored) -> Array:
     rollout = scored.replace(logp_BKT=scored.old_logp_BKT)

@@ -43,7 +43,7 @@ def pro(sft_weight: float = 0.05) -> Objective:
     >>> {name: round(float(term), 4) for name, term in terms.items()}  # 0.05 * 4
     {'pro': 0.6931, 'sft': 0.2}
   """
-  _hparams.check("pro", "sft_weight", sft_weight, paper=0.05, ge=0)
+  _hparams.check("pro", "sft_weight", sft_weight, usual=0.05, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

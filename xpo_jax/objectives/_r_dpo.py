@@ -38,8 +38,8 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> Objective:
     >>> round(float(scored.evaluate(o, s).loss), 4)  # 0.1 (-3 + 2) + 0.01 * 10 = 0
     0.6931
   """
-  _hparams.check("r_dpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("r_dpo", "alpha", alpha, paper=0.01)
+  _hparams.check("r_dpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("r_dpo", "alpha", alpha, usual=0.01)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

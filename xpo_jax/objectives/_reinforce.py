@@ -28,8 +28,8 @@ def reinforce(beta: float | None = 0.03) -> Objective:
   L = -(R - b) log pi(y | x),   R = r - beta log(pi_old(y|x) / pi_ref(y|x)),
   b the mean over past batches of their mean R. A whole completion is one action.
 
-  Paper: Ahmadian et al. 2024, arXiv:2402.14740; after Williams 1992
-    (not on arXiv). Survey 3.8.3 (as RLOO).
+  Paper: Ahmadian et al. 2024, arXiv:2402.14740; after Williams 1992 (not on arXiv).
+    Survey 3.8.3 (as RLOO).
   Departs from the paper: nothing known; K = 1 there, any K here. In the first batch b =
     0. No ratio and no clip: rollouts must come from the current policy.
   Reduction: log-probability summed over tokens; mean over a prompt's completions, mean
@@ -56,7 +56,7 @@ def reinforce(beta: float | None = 0.03) -> Objective:
     >>> float(first.loss), float(scored.evaluate(o, next_one, first.state).loss)
     (6.0, 2.0)
   """
-  _hparams.check_optional_beta("reinforce", beta, paper=0.03)
+  _hparams.check_optional_beta("reinforce", beta, usual=0.03)
 
   def init() -> State:
     return Mean(jnp.zeros(()), jnp.zeros(()))

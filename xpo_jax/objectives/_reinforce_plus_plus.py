@@ -1,7 +1,7 @@
 """REINFORCE++: PPO's clip without a critic, on advantages of the whole batch."""
 
 from xpo_jax.objectives import _grpo, _rewards
-from xpo_jax.ops import divergences, groups, masked, policy_loss, returns
+from xpo_jax.ops import divergences, masked, policy_loss, returns
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -72,7 +72,8 @@ def reinforce_plus_plus(
     0.0
   """
   name = "reinforce_plus_plus"
-  _grpo.check_hparams(name, clip_low, clip_high, beta, None)
+  usual = (0.2, 0.2, 0.01)
+  _grpo.check_hparams(name, clip_low, clip_high, beta, None, usual=usual)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -86,8 +87,7 @@ def reinforce_plus_plus(
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     token_BKT, clipped_BKT = token_surrogate(scored, aux.rows, clip_low, clip_high)
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = _grpo.mean_of_prompt(scored, token_BKT)
     metrics = _grpo.reward_metrics(scored)
     metrics |= {"clip_fraction": policy_loss.token_mean(scored, clipped_BKT)}
     return Loss({name: scored.mean_B(loss_B)}, metrics, loss_B)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _grpo, _reinforce_plus_plus, _rewards
-from xpo_jax.ops import divergences, groups, masked, policy_loss
+from xpo_jax.ops import divergences, groups, policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored, State
 
 
@@ -54,7 +54,8 @@ def reinforce_plus_plus_baseline(
     0.0
   """
   name = "reinforce_plus_plus_baseline"
-  _grpo.check_hparams(name, clip_low, clip_high, beta, None)
+  usual = (0.2, 0.2, 0.01)
+  _grpo.check_hparams(name, clip_low, clip_high, beta, None, usual=usual)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key
@@ -69,8 +70,7 @@ def reinforce_plus_plus_baseline(
     if beta is not None:
       kl_BKT = divergences.k2(scored.logp_BKT - scored.ref_logp_BKT)
       token_BKT = token_BKT + beta * kl_BKT
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = _grpo.mean_of_prompt(scored, token_BKT)
     metrics = _grpo.reward_metrics(scored)
     metrics |= {"clip_fraction": policy_loss.token_mean(scored, clipped_BKT)}
     return Loss({name: scored.mean_B(loss_B)}, metrics, loss_B)

@@ -43,7 +43,7 @@ def remax(beta: float | None = 0.05) -> Objective:
     >>> float(scored.evaluate(objectives.remax(None), s).loss)  # (2 - 0.5) 2
     3.0
   """
-  _hparams.check_optional_beta("remax", beta, paper=0.05)
+  _hparams.check_optional_beta("remax", beta, usual=0.05)
 
   def sampled(scored: Scored) -> Array:
     """1 on samples whose prompt has a greedy completion, `[B, K]`."""

@@ -65,7 +65,7 @@ def rloo(beta: float | None = 0.03) -> Objective:
     >>> float(scored.evaluate(objectives.rloo(beta=None), s).loss)  # (2 - 3) / 2
     -0.5
   """
-  _hparams.check_optional_beta("rloo", beta, paper=0.03)
+  _hparams.check_optional_beta("rloo", beta, usual=0.03)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:
     del key

@@ -39,8 +39,8 @@ def robust_dpo(beta: float = 0.1, flip_rate: float = 0.1) -> Objective:
     >>> round(float(loss), 4)  # log 2 for any rate
     0.6931
   """
-  _hparams.check("robust_dpo", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("robust_dpo", "flip_rate", flip_rate, paper=0.1, ge=0, lt=0.5)
+  _hparams.check("robust_dpo", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("robust_dpo", "flip_rate", flip_rate, usual=0.1, ge=0, lt=0.5)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

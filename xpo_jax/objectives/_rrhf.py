@@ -43,8 +43,8 @@ def rrhf(weight: float = 1.0, length_penalty: float = 1.0) -> Objective:
     >>> {name: float(term) for name, term in terms.items()}
     {'rrhf': 1.0, 'sft': 2.0}
   """
-  _hparams.check("rrhf", "weight", weight, paper=1, ge=0)
-  _hparams.check("rrhf", "length_penalty", length_penalty, paper=1, ge=0)
+  _hparams.check("rrhf", "weight", weight, usual=1, ge=0)
+  _hparams.check("rrhf", "length_penalty", length_penalty, usual=1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -41,7 +41,7 @@ def rso(beta: float = 0.05, link: links.Link | str = links.LOGISTIC) -> Objectiv
     >>> float(scored.evaluate(o, first_step).loss)  # max(0, 1 - 0)
     1.0
   """
-  _hparams.check("rso", "beta", beta, paper=0.05, gt=0)
+  _hparams.check("rso", "beta", beta, usual=0.05, gt=0)
   link = _hparams.choice("rso", "link", link, links.LINKS)
   linked = _gpo.gpo(beta, link)
 

@@ -62,7 +62,7 @@ def sampo(beta: float = 0.1) -> Objective:
     >>> round(float(out.loss), 4)  # no margin yet, for any draw: log 2
     0.6931
   """
-  _hparams.check("sampo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("sampo", "beta", beta, usual=0.1, gt=0)
   dpo = _dpo.dpo(beta)
 
   def prepare(scored: Scored, state: State, key: Array) -> tuple[Aux, State]:

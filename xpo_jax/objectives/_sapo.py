@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _grpo, _hparams, _rewards
-from xpo_jax.ops import groups, masked, policy_loss
+from xpo_jax.ops import policy_loss
 from xpo_jax.types import Array, Aux, Layout, Loss, Objective, Scored
 
 
@@ -58,9 +58,9 @@ def sapo(
     >>> round(float(loss), 3)  # A = 0.5 / 0.7071 or its negative: (-2 A + A) / 2
     -0.354
   """
-  _hparams.check("sapo", "tau_pos", tau_pos, paper=1, gt=0)
-  _hparams.check("sapo", "tau_neg", tau_neg, paper=1.05, gt=0)
-  _hparams.check_optional_beta("sapo", beta, paper=0.04)
+  _hparams.check("sapo", "tau_pos", tau_pos, usual=1, gt=0)
+  _hparams.check("sapo", "tau_neg", tau_neg, usual=1.05, gt=0)
+  _hparams.check_optional_beta("sapo", beta, usual=None)
 
   def gate(scored: Scored, advantage_BK: Array) -> tuple[Array, Array]:
     """Temperature `[B, K, 1]`, and sigma(tau (rho - 1)), `[B, K, T]`."""
@@ -72,8 +72,7 @@ def sapo(
     tau_BK1, p_BKT = gate(scored, aux.rows)
     token_BKT = -aux.rows[..., None] * p_BKT * (4 / tau_BK1)
     token_BKT = token_BKT + _grpo.kl_penalty(scored, beta)
-    loss_BK = masked.mean_T(token_BKT, scored.mask_BKT)
-    loss_B = groups.mean(loss_BK, scored.present_BK)
+    loss_B = _grpo.mean_of_prompt(scored, token_BKT)
     metrics = {"gate": policy_loss.token_mean(scored, 4 * p_BKT * (1 - p_BKT))}
     metrics |= _grpo.reward_metrics(scored)
     return Loss({"sapo": scored.mean_B(loss_B)}, metrics, loss_B)

@@ -11,8 +11,8 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
   L = -(2 / beta) log sigma(-beta a - gamma)   on undesirable completions only
   with a the log-probability per token.
 
-  Paper: Fan et al. 2024, arXiv:2410.07163; the form is that of the
-    authors' model cards.
+  Paper: Fan et al. 2024, arXiv:2410.07163; the form is that of the authors' model
+    cards.
   Departs from the paper: nothing. The authors' code takes beta (-a - gamma): its gamma
     is this one divided by beta. Their code for MUSE feeds raw logits to the sigmoid:
     not copied. Retain terms have data of their own, as for `npo`.
@@ -40,8 +40,8 @@ def simnpo(beta: float = 2.5, gamma: float = 0.0) -> Objective:
     >>> round(float(scored.evaluate(o, sure).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("simnpo", "beta", beta, paper=2.5, gt=0)
-  _hparams.check("simnpo", "gamma", gamma, paper=0, ge=0)
+  _hparams.check("simnpo", "beta", beta, usual=2.5, gt=0)
+  _hparams.check("simnpo", "gamma", gamma, usual=0, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -16,8 +16,7 @@ def simper() -> Objective:
   is within [-1, 1], and an unlikely completion moves the policy little: the gradient of
   a is weighted by exp(a) itself.
 
-  Paper: Xiao et al. 2025, arXiv:2502.00883; the loss is that of the
-    authors' code.
+  Paper: Xiao et al. 2025, arXiv:2502.00883; the loss is that of the authors' code.
   Departs from the paper: nothing known.
   Reduction: log-probability averaged over tokens; loss averaged over pairs. An empty
     completion has inverse perplexity 1.

@@ -53,9 +53,9 @@ def simpo(
     >>> round(float(scored.evaluate(objectives.simpo(gamma=0.0), same).loss), 4)
     0.6931
   """
-  _hparams.check("simpo", "beta", beta, paper=2, gt=0)
-  _hparams.check("simpo", "gamma", gamma, paper=1, ge=0)
-  _hparams.check("simpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
+  _hparams.check("simpo", "beta", beta, usual=2, gt=0)
+  _hparams.check("simpo", "gamma", gamma, usual=1, ge=0)
+  _hparams.check("simpo", "label_smoothing", label_smoothing, usual=0, ge=0, lt=0.5)
   link = _hparams.choice("simpo", "link", link, links.LINKS)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -41,8 +41,8 @@ def slic(delta: float = 1.0, weight: float = 0.1) -> Objective:
     >>> {name: float(term) for name, term in terms.items()}  # 1 - 0.25, 0.5 * 2
     {'slic': 0.75, 'nll': 1.0}
   """
-  _hparams.check("slic", "delta", delta, paper=1, gt=0)
-  _hparams.check("slic", "weight", weight, paper=0.1, ge=0)
+  _hparams.check("slic", "delta", delta, usual=1, gt=0)
+  _hparams.check("slic", "weight", weight, usual=0.1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

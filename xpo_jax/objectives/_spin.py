@@ -54,7 +54,7 @@ def spin(beta: float = 0.1, link: links.Link | str = "logistic") -> Objective:
     >>> round(float(scored.evaluate(objectives.spin(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("spin", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("spin", "beta", beta, usual=0.1, gt=0)
   link = _hparams.choice("spin", "link", link, LINKS)
   if link not in LINKS.values():
     raise ValueError(

@@ -42,7 +42,7 @@ def sppo(beta: float = 1e-3) -> Objective:
     >>> float(scored.evaluate(objectives.sppo(beta=0.25), s).loss)  # (1^2 + 0^2) / 2
     0.5
   """
-  _hparams.check("sppo", "beta", beta, paper=1e-3, gt=0)
+  _hparams.check("sppo", "beta", beta, usual=1e-3, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

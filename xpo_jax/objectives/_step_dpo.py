@@ -12,10 +12,10 @@ def step_dpo(beta: float = 0.4) -> Objective:
   sampled solution and s_w a correct one in its place, sampled too.
 
   Paper: Lai et al. 2024, arXiv:2406.18629, Eq. 2.
-  Departs from the paper: nothing. It is `dpo` on other data. Steps before that are
-    left in both completions change nothing: their log-ratio cancels in the margin
-    (their tokens still cost). The authors' code ends no step with EOS, which is a
-    property of the data too: a completion here ends with EOS unless it ends its text.
+  Departs from the paper: nothing. It is `dpo` on other data. Steps before that are left
+    in both completions change nothing: their log-ratio cancels in the margin (their
+    tokens still cost). The authors' code ends no step with EOS: prepare the data by
+    `data.transforms.steps:open_ended`, which takes it off.
   Reduction: log-ratio summed over the tokens of the step; loss averaged over pairs.
 
   Args:
@@ -37,7 +37,7 @@ def step_dpo(beta: float = 0.4) -> Objective:
     >>> round(float(scored.evaluate(objectives.step_dpo(), first_step).loss), 4)
     0.6931
   """
-  _hparams.check("step_dpo", "beta", beta, paper=0.4, gt=0)
+  _hparams.check("step_dpo", "beta", beta, usual=0.4, gt=0)
   dpo = _dpo.dpo(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -48,7 +48,7 @@ def tdpo1(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.tdpo1(), first_step).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("tdpo1", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("tdpo1", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -40,8 +40,8 @@ def tdpo2(beta: float = 0.1, alpha: float = 0.5) -> Objective:
     >>> bool(scored.evaluate(tdpo2, pairs).loss == scored.evaluate(dpo, pairs).loss)
     True
   """
-  _hparams.check("tdpo2", "beta", beta, paper=0.1, gt=0)
-  _hparams.check("tdpo2", "alpha", alpha, paper=0.5, ge=0)
+  _hparams.check("tdpo2", "beta", beta, usual=0.1, gt=0)
+  _hparams.check("tdpo2", "alpha", alpha, usual=0.5, ge=0)
   tdpo1 = _tdpo1.tdpo1(beta)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

@@ -38,7 +38,7 @@ def token_dpo(beta: float = 0.1) -> Objective:
     >>> round(float(scored.evaluate(objectives.token_dpo(), first_step).loss), 4)
     0.6931
   """
-  _hparams.check("token_dpo", "beta", beta, paper=0.1, gt=0)
+  _hparams.check("token_dpo", "beta", beta, usual=0.1, gt=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

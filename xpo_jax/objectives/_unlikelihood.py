@@ -33,7 +33,7 @@ def token_unlikelihood(alpha: float = 1.0) -> Objective:
   `repetition.unlikelihood` of tokens that occurred before. Layout DEMO; stats LOGP;
   columns penalty_BKT; reads tokens. Terms: `sft`, `unlikelihood`, both per token.
   """
-  _hparams.check("unlikelihood", "alpha", alpha, paper=1, ge=0)
+  _hparams.check("unlikelihood", "alpha", alpha, usual=1, ge=0)
   nll = _sft.sft()
 
   def loss(scored: Scored, aux: Aux) -> Loss:
@@ -88,7 +88,7 @@ def unlikelihood(alpha: float = 1.0) -> Objective:
     >>> round(float(scored.evaluate(o, s).loss), 4)  # -log(1 - 0.75) = log 4
     1.3863
   """
-  _hparams.check("unlikelihood", "alpha", alpha, paper=1, ge=0)
+  _hparams.check("unlikelihood", "alpha", alpha, usual=1, ge=0)
 
   def loss(scored: Scored, aux: Aux) -> Loss:
     del aux

@@ -75,9 +75,9 @@ def wpo(
     >>> round(float(scored.evaluate(o, s).loss), 4)  # log 2
     0.6931
   """
-  _hparams.check("wpo", "beta", beta, paper=0.01, gt=0)
-  _hparams.check("wpo", "label_smoothing", label_smoothing, paper=0, ge=0, lt=0.5)
-  _hparams.check("wpo", "max_weight", max_weight, paper=1, gt=0)
+  _hparams.check("wpo", "beta", beta, usual=0.01, gt=0)
+  _hparams.check("wpo", "label_smoothing", label_smoothing, usual=0, ge=0, lt=0.5)
+  _hparams.check("wpo", "max_weight", max_weight, usual=1, gt=0)
   dpo = _dpo.dpo(beta, label_smoothing)
 
   def loss(scored: Scored, aux: Aux) -> Loss:

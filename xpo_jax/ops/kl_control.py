@@ -57,8 +57,8 @@ def adaptive_kl(
 
   beta <- beta (1 + e episodes / horizon),   e = clip(kl / target - 1, +-max_error)
 
-  Paper: Ziegler et al. 2019, arXiv:1909.08593. trlx uses another
-  estimate than k1, which overreacts far from the reference.
+  Paper: Ziegler et al. 2019, arXiv:1909.08593. trlx uses another estimate than k1,
+  which overreacts far from the reference.
 
   Args:
     beta: value at the first rollout, per nat; > 0. Authors' launch file: 0.15.

@@ -76,8 +76,8 @@ def clipped_share(
 def dual_clipped(loss: Array, advantage: Array, max_ratio: float | Array) -> Array:
   """Bounds a policy loss where the advantage is negative: min(loss, -A max_ratio).
 
-  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. 5. Not part of PPO
-  itself; verl applies it by default, with `max_ratio` 3.
+  Dual-clip PPO: Ye et al. 2019, arXiv:1912.09729, Eq. 5. Not part of PPO itself; verl
+  applies it by default, with `max_ratio` 3.
 
   Args:
     loss: of `clipped_surrogate`.

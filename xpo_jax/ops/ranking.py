@@ -213,8 +213,8 @@ def lambda_rank(gain_BK: Array, rank_BK: Array, base: float = 2.0) -> Array:
   """|G_i - G_j| |1/D_i - 1/D_j|, `[B, K, K]`: change of the DCG if i and j swap.
 
   Source of this and the next schemes: Wang et al. 2018, "The LambdaLoss framework for
-  ranking metric optimization" (not on arXiv); LiPO
-  (arXiv:2402.01878) uses this one. Multiply by `better`.
+  ranking metric optimization" (not on arXiv); LiPO (arXiv:2402.01878) uses this one.
+  Multiply by `better`.
 
   Args:
     gain_BK: `gain` or `normalised_gain`.

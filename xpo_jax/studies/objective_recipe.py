@@ -18,6 +18,7 @@ from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
+from xpo_jax.data import imports
 from xpo_jax.data.formats import hub
 from xpo_jax.data.sources import Reading
 from xpo_jax.evaluation import evaluate_run
@@ -208,7 +209,7 @@ def _scorer(name: str) -> tuple[Configured, tuple[str, ...]]:
     raise ValueError(
       f"--reward {name}: neither MODULE:FUNCTION nor the directory of a reward model"
     )
-  function = reward_functions.imported(name)
+  function = imports.function(name, "reward function")
   if reward_functions.is_factory(function):
     return Configured(name), ()
   trust.allow_used(name)

@@ -20,7 +20,6 @@ from xpo_jax.data import (
   record_file,
   records,
   sealed_files,
-  sources,
   split,
   synthetic_reviews,
   tokenise,
@@ -103,6 +102,7 @@ def load(
   like: Data | Prompts,
   datasets: Datasets,
   made: Path | None = None,
+  field: str = "path",
 ) -> Loaded:
   """Reads the records of a source, by its path.
 
@@ -111,6 +111,7 @@ def load(
     like: config of how rows are read.
     datasets: records by the name given as a path.
     made: file of records that a function makes: written, or read where it exists.
+    field: of the config that names the path, for messages.
 
   Raises:
     ValueError: a path of no known kind, or what `data.sources` raises.
@@ -126,13 +127,8 @@ def load(
     loaded = hub.read(path, data.split, like.reading)
   elif path.endswith(tables.SUFFIXES):
     if not Path(path).exists():
-      raise ValueError(f"{type(data).__name__}.path is {path!r}: no such file")
-    jsonl = path.endswith((".jsonl", ".jsonl.gz"))
-    loaded = (
-      sources.read_jsonl(path, like.reading)
-      if jsonl
-      else tables.read(path, data.split, like.reading)
-    )
+      raise ValueError(f"{type(data).__name__}.{field} is {path!r}: no such file")
+    loaded = tables.read(path, data.split, like.reading)
   elif tables.is_saved(Path(path)):
     loaded = tables.read(path, data.split, like.reading)
   elif Path(path).is_dir():
@@ -140,7 +136,7 @@ def load(
   else:
     named = f", or one of the records handed over: {', '.join(datasets)}"
     raise ValueError(
-      f"{type(data).__name__}.path is {path!r}; it must be a file "
+      f"{type(data).__name__}.{field} is {path!r}; it must be a file "
       f"({', '.join(tables.SUFFIXES)}), a directory of TFDS or of save_to_disk, "
       f"hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
     )
@@ -152,7 +148,9 @@ def load(
   if isinstance(data, Data):
     for other, weight in data.others:
       one = dataclasses.replace(data, path=other, also=())
-      loaded = _joined(loaded, load(one, like, datasets), weight, like.seed)
+      loaded = _joined(
+        loaded, load(one, like, datasets, field="also"), weight, like.seed
+      )
   return loaded
 
 

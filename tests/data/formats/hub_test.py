@@ -71,6 +71,19 @@ def test_split_is_found_by_the_names_of_files(cache):
     _load("hub:org/pairs", "dev")
 
 
+def test_a_line_that_is_no_json_is_a_bad_row_of_a_data_set(cache):
+  folder = _repository(cache, "dataset", "org/broken")
+  file = folder / "data" / "train-00000-of-00001.jsonl"
+  file.parent.mkdir(parents=True)
+  file.write_bytes(b"\n".join([json.dumps(PAIR).encode(), b"{no", b"\xff"]))
+  loaded = _load("hub:org/broken")
+  assert len(loaded.records) == 1
+  assert [(one.uid, one.problem) for one in loaded.bad] == [
+    (f"{file.name}:2", "not JSON"),
+    (f"{file.name}:3", "not UTF-8"),
+  ]
+
+
 def test_config_is_a_folder_where_no_card_names_it(cache):
   folder = _repository(cache, "dataset", "org/hh")
   for number, name in enumerate(("harmless-base", "helpful-base"), 1):

@@ -203,6 +203,14 @@ def test_row_of_another_form_is_bad(row, problem):
   assert [bad.problem for bad in loaded.bad] == [problem]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_row_that_is_no_object_is_bad_beside_those_of_a_schema(first):
+  good = ROWS["SafeRLHF"][0]
+  loaded = sources.from_dicts([[1], good] if first else [good, [1]], "here")
+  assert len(loaded.records) == 1
+  assert [bad.problem for bad in loaded.bad] == ["not a JSON object"]
+
+
 def test_explicit_kind_and_rename_come_before_schemas():
   row, _ = ROWS["Nectar"]
   (record,) = sources.from_dicts([row], "here", Reading(kind="prompt")).records

@@ -129,6 +129,20 @@ def test_file_of_another_format_is_one_line(tmp_path, suffix):
   assert "\n" not in str(caught.value)
 
 
+def test_lines_in_a_json_file_are_bad_rows_each(tmp_path):
+  path = tmp_path / "rows.json"
+  path.write_text("\ufeff" + json.dumps(PAIRS[0]) + "\n{no\n")
+  loaded = tables.read(path, "train")
+  assert len(loaded.records) == 1
+  assert [(one.uid, one.problem) for one in loaded.bad] == [("rows.json:2", "not JSON")]
+
+
+def test_list_after_a_byte_order_mark_is_read(tmp_path):
+  path = tmp_path / "rows.json"
+  path.write_text("\ufeff" + json.dumps(PAIRS))
+  assert len(tables.read(path, "train").records) == len(PAIRS)
+
+
 def test_ragged_csv_is_refused(tmp_path):
   for text in ("a,b\n1\n", "a,b\n1,2,3\n"):
     (tmp_path / "rows.csv").write_text(text)

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import compare_objectives
 from xpo_jax import cli
+from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.ops import token_stats
 from xpo_jax.studies import find_recipe, vectorised_runs
 from xpo_jax.studies.comparison import comparison_page, learning_rates, train_objectives
@@ -265,7 +266,10 @@ def test_command_writes_page_and_plot(stages, monkeypatch, capsys):
 
 
 def test_recipe_takes_a_file_of_sentences():
-  assert find_recipe.load("compare_objectives").experiment == Comparison()
+  own = find_recipe.load("compare_objectives").experiment
+  assert own.objective("dpop") == ObjectiveConfig("dpop", beta=0.1)  # as recorded
+  assert own.objective("dpo") == ObjectiveConfig("dpo")
+  assert dataclasses.replace(own, configured=()) == Comparison()
   own = find_recipe.load("compare_objectives", ["source=texts.jsonl"]).experiment
   assert own.source == "texts.jsonl" and own.num_texts is None
 

@@ -6,9 +6,7 @@ text, such as `label` or `messages`, is JSON, and so is a text cell that holds m
 an empty cell is no value.
 """
 
-import codecs
 import csv
-import gzip
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from xpo_jax.data import sources
+from xpo_jax.data.records import BadRecord
 from xpo_jax.data.sources import Loaded, Reading
 
 _TEXTS = frozenset({"prompt", "completion", "chosen", "rejected", "text"})
@@ -26,8 +25,9 @@ _VALUES = frozenset(
   {"label", "labels", "reward", "rewards", "probability", "completions", "messages"}
   | {"tools", "documents", "chat_template_kwargs"}
 )
+_JSON_LINES = (".jsonl", ".jsonl.gz")
 _DICT, _STATE = "dataset_dict.json", "state.json"
-Rows = list[dict[str, Any]]
+Rows = list[dict[str, Any] | BadRecord]
 
 
 def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> Loaded:
@@ -43,6 +43,8 @@ def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> L
       unknown split; see also `sources.read_jsonl`.
   """
   path = Path(path)
+  if path.name.endswith(_JSON_LINES):
+    return sources.read_jsonl(path, reading)
   if not path.is_dir():
     return sources.from_dicts(rows(path, reading.rename), path.name, reading)
   directory, name = path, path.name
@@ -87,24 +89,17 @@ def rows(path: Path, rename: Mapping[str, str] | None = None) -> Rows:
 
 
 def _json_lines(path: Path) -> Rows:
-  raw = path.read_bytes()
-  text = gzip.decompress(raw) if path.suffix == ".gz" else raw
-  lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")
-  found = []
-  for number, line in enumerate(lines, 1):
-    if line.strip():
-      try:
-        found.append(json.loads(line.decode("utf-8")))
-      except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from error
-  return found
+  return [row for _, row in sources.json_lines(path)]
 
 
 def _json(path: Path) -> Rows:
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
   except json.JSONDecodeError:
-    return _json_lines(path)
+    lines = _json_lines(path)
+    if not any(isinstance(line, dict) for line in lines):
+      raise
+    return lines
   if isinstance(content, dict) and isinstance(content.get("data"), list):
     content = content["data"]
   return content if isinstance(content, list) else [content]
@@ -168,8 +163,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
-  ".jsonl": _json_lines,
-  ".jsonl.gz": _json_lines,
+  **dict.fromkeys(_JSON_LINES, _json_lines),
   ".json": _json,
   ".parquet": _parquet,
   ".arrow": _arrow,

@@ -1,7 +1,6 @@
 """The comparison of objectives as a value: settings, objectives, results."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,6 @@ from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.types import Layout, Objective, Scored
 
 ROLES = {"policy", "policy.value", "ref"}  # parameter sets of a run
-# Hyperparameters of the recorded comparison where a default has changed since.
-RECORDED: Mapping[str, Mapping[str, float]] = {"dpop": {"beta": 0.1}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +27,7 @@ class Comparison(SentimentStudy):
   Attributes:
     only: names of objectives, or "module:factory" of your own, with commas between;
       None takes all of the index that can.
+    configured: objectives whose hyperparameters are not all at their defaults.
     baseline: the objective that others are set against.
     targets: KLs, nats, that the search looks for; they bracket the matched ones.
     first_learning_rates: peak learning rates of every seed's first round.
@@ -41,6 +39,7 @@ class Comparison(SentimentStudy):
   pool: int = 128
   arms: tuple[Arm, ...] = ()
   only: str | None = None
+  configured: tuple[ObjectiveConfig, ...] = ()
   baseline: str = "dpo"
   targets: tuple[float, ...] = (0.35, 0.9, 1.8, 3.2)
   first_learning_rates: tuple[float, ...] = (1e-4, 1e-3)
@@ -58,6 +57,11 @@ class Comparison(SentimentStudy):
       return objectives.NAMES
     return tuple(name.strip() for name in self.only.split(","))
 
+  def objective(self, name: str) -> ObjectiveConfig:
+    """An objective as it is compared."""
+    known = {config.name: config for config in self.configured}
+    return known.get(name) or ObjectiveConfig(name)
+
   def judging(self) -> "Comparison":
     """The study on whose prompts policies are judged."""
     return dataclasses.replace(self, split="test")
@@ -69,19 +73,14 @@ class Comparison(SentimentStudy):
     )
 
 
-def compared(name: str) -> ObjectiveConfig:
-  """An objective as it is compared: at its defaults, except for `RECORDED`."""
-  return ObjectiveConfig(name, **RECORDED.get(name, {}))
-
-
 def barrier(name: str) -> str | None:
   """Why an objective cannot be trained on the study's pairs, or None if it can.
 
-  Decided from the objective itself, built as it is compared: its layout, the data
+  Decided from the objective itself, built at its defaults: its layout, the data
   columns and the parameter sets it reads.
   """
   try:
-    objective = compared(name).build()
+    objective = ObjectiveConfig(name).build()
   except ValueError as error:
     return str(error)
   try:
@@ -149,7 +148,7 @@ class ComparedObjective(NamedTuple):
 
   Attributes:
     name: of the objective.
-    hparams: its hyperparameters, all at their defaults but for `RECORDED`.
+    hparams: its hyperparameters.
     feedback: kind of the data it learns from.
     code: digest of the package that trained it.
     trials: its runs.

@@ -5,8 +5,8 @@ It is the one hyperparameter that all have, it means the same in each (under Ada
 scale of a loss does not change a step), and it reaches every KL. A beta does neither:
 IPO's is the inverse of a margin, SimPO's multiplies another reward, some objectives
 have none, and at a fixed rate the smallest beta stops short of the KLs compared. All
-other hyperparameters stay at their papers' defaults, except for those that
-`settings.RECORDED` names.
+other hyperparameters stay at their papers' defaults, except for those of
+`Comparison.configured`.
 
 Where to run is found by one search for all: the same rule, the same number of runs for
 each seed. It sees KL on the tune split and never a reward; all its runs make the
@@ -36,7 +36,6 @@ from xpo_jax.studies.comparison.settings import (
   Comparison,
   Trial,
   barrier,
-  compared,
   feedback,
   read,
   write,
@@ -115,15 +114,12 @@ def run(comparison: Comparison, run_dir: Path, say: Say = print) -> ComparisonRe
   entries = []
   for i, name in enumerate(names, 1):
     path = run_dir / _RESULTS / f"{name}.json"
+    use = comparison.objective(name)
     entry = read(path) if path.exists() else None
-    if (
-      entry is None
-      or entry.error is not None
-      or entry.hparams != _hparams(compared(name))
-    ):
+    if entry is None or entry.error is not None or entry.hparams != _hparams(use):
       minutes = (time.perf_counter() - began) / 60
       say(f"[{minutes:4.1f} min] {name} ({i} of {len(names)})")
-      entry = _one(comparison, compared(name), trainer, tune, test)
+      entry = _one(comparison, use, trainer, tune, test)
       write(path, entry)
     entries.append(entry)
   done("objectives")
