@@ -381,9 +381,11 @@ def test_aot_sorts_both_sides_so_that_shuffling_one_changes_nothing():
       ref = np.concatenate([REF[:, :1], REF[order, 1:]], 1)
       actual, slope = rows(objectives.aot_unpaired(BETA, e), logp, ref)
       assert actual == pytest.approx(loss.mean())
-      rank = np.argsort(np.argsort(chosen[:, 0]))
       weight = (1 - e) * special.expit(-m) - e * special.expit(m)
+      rank = np.argsort(np.argsort(chosen[:, 0]))
       np.testing.assert_allclose(slope[:, :1], -BETA * weight[rank], rtol=1e-12)
+      rank = np.argsort(np.argsort(rejected[order, 0]))
+      np.testing.assert_allclose(slope[:, 1:], BETA * weight[rank], rtol=1e-12)
 
 
 def test_paired_aot_compares_the_sorted_gaps_of_policy_and_reference():
@@ -422,6 +424,23 @@ def test_beta_dpo_without_adaptation_is_dpo_and_with_it_dpo_at_another_beta():
     adapted = scored.evaluate(objectives.dpo(used), s).loss
     loss = objectives.beta_dpo(BETA, 0.3, 1.0).loss(s, aux).terms["beta_dpo"].value
     assert loss == pytest.approx(adapted)
+
+
+def test_beta_dpo_of_one_pair_has_no_deviation():
+  state = {"gap_mean": jnp.asarray(1.0), "gap_std": jnp.asarray(2.0)}
+  _, _, (aux, state) = beta_dpo(LOGP[:1], state, keep=1.0, momentum=0.5)
+  assert state["gap_std"] == pytest.approx(0.5 * 2.0)
+  assert aux.rows == pytest.approx(1)
+
+
+def test_beta_dpo_is_dpo_on_the_pairs_drawn():
+  o = objectives.beta_dpo(BETA, keep=0.5)
+  s = scored.from_sequence_logps(LOGP, LENGTH, REF)
+  drawn = np.array([1.0, 0.0, 1.0])
+  loss = o.loss(s, Aux(rows=jnp.asarray(drawn), shared=BETA)).terms["beta_dpo"].value
+  kept = drawn > 0
+  expected, _ = rows(objectives.dpo(BETA), LOGP[kept], REF[kept], LENGTH[kept])
+  assert loss == pytest.approx(expected)
 
 
 def test_beta_dpo_is_bounded_below():

@@ -233,4 +233,5 @@ def test_udm_makes_bco_s_optimum_independent_of_the_classes_prompts():
 
   best = jnp.asarray((np.log(good / bad).ravel() + shift) / beta)
   np.testing.assert_allclose(slope(objectives.bco_udm(beta), best), 0, atol=1e-12)
+  assert (slope(objectives.bco_udm(beta), best + 0.5) > 1e-4).all()
   assert np.abs(slope(objectives.bco(beta), best)).max() > 1e-2

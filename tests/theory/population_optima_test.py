@@ -201,8 +201,8 @@ def test_chi_po_has_no_gradient_beyond_twice_the_largest_reward():
   assert loss == pytest.approx(np.log1p(np.exp(-margin)))
   expected = -BETA * (1 + np.exp(inside)) * special.expit(-margin)
   assert gradient == pytest.approx(expected)
-  loss, gradient = slope(3.0, 1.0)
-  assert loss == pytest.approx(np.log1p(np.exp(-2.0)))
+  loss, gradient = slope(3.0, 1.5)
+  assert loss == pytest.approx(np.log1p(np.exp(-2 * 1.5)))
   assert gradient == 0
   loss, gradient = slope(-9.0, 1.0)
   assert loss == pytest.approx(np.log1p(np.exp(2.0)))

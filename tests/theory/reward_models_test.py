@@ -11,7 +11,7 @@ from xpo_jax import objectives, scored
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def pairs(objective, value, reward=None, weight=None):
+def pairs(objective, value, reward=None, weight=None, **columns):
   """Loss and slope in the head's values of pairs of single tokens, `[B, 2]`."""
 
   def loss(value):
@@ -21,6 +21,7 @@ def pairs(objective, value, reward=None, weight=None):
       reward_head_BKT=value[..., None],
       reward_BK=reward,
       weight_B=weight,
+      **columns,
     )
     return scored.evaluate(objective, s).loss
 
@@ -48,6 +49,10 @@ def test_bradley_terry_fits_the_log_odds_and_a_margin_enlarges_them():
   assert slope == pytest.approx(0, abs=1e-12)
   _, slope = shared(objectives.bradley_terry(margin=0.5), special.logit(p), p)
   assert slope < -1e-2
+  # Each pair's own margin: of column 0, whatever stands in the other.
+  own = {"margin_BK": np.array([[0.5, 9.0], [0.5, 9.0]])}
+  _, slope = shared(objectives.margin_bradley_terry(), margin, p, **own)
+  assert slope == pytest.approx(0, abs=1e-12)
 
 
 def test_centring_leaves_the_margin_and_fixes_the_constant_that_pairs_cannot_see():
