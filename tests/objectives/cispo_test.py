@@ -46,6 +46,9 @@ def test_no_token_is_dropped():
   # -A w / 2 with w the ratio, 3 bounded by 2
   expected = pytest.approx([-a * 2 / 2, a * 0.3 / 2], rel=1e-5)
   assert slope(objectives.cispo(max_ratio=2.0)).tolist() == expected
+  clipped = scored.evaluate(objectives.cispo(max_ratio=2.0), s).metrics["clip_fraction"]
+  assert clipped == 0.5
+  assert scored.evaluate(objectives.cispo(4.0), s).metrics["clip_fraction"] == 0
 
 
 @pytest.mark.parametrize("hparams", [{"max_ratio": 0.0}, {"beta": -1.0}])
