@@ -40,6 +40,17 @@ def test_descent_lowers_the_sample_of_the_reference():
   np.testing.assert_allclose(slope[0, :, 0], [0.1, 0])
 
 
+def test_bonus_is_the_mean_over_samples_of_the_reference_that_are_there():
+  s = scored.from_sequence_logps(
+    [[-3.0, -2.0], [-5.0, -1.0], [-7.0, -4.0], [-11.0, -6.0]],
+    [[2, 3], [4, 1], [2, 2], [3, 3]],
+    present_BK=[[1, 1], [1, 0], [0, 1], [1, 1]],
+    weight_B=[1, 1, 1, 0],
+  )
+  loss = scored.evaluate(objectives.exploration(0.5), s).loss
+  assert loss == pytest.approx(0.5 * (-3 - 5) / 2)
+
+
 def test_hparam_out_of_range_is_refused():
   with pytest.raises(ValueError, match="exploratory_dpo: alpha=-1"):
     objectives.exploratory_dpo(alpha=-1.0)

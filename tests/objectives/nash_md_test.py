@@ -35,6 +35,19 @@ def test_oracle_with_absent_columns():
   assert out.metrics["kl"] == pytest.approx(kl, rel=1e-4)
 
 
+def test_local_estimator_charges_each_token_its_own_log_ratio():
+  logp, ref = np.array([[[-1.0, -0.5]]]), np.array([[[-2.0, -0.8]]])
+
+  def estimate(logp):
+    s = scored.from_token_logps(logp, np.ones((1, 1, 2)), ref, reward_BK=[[0.9]])
+    return objectives.nash_md_token_local(s, 0.1)[0, 0]
+
+  value, slope = jax.value_and_grad(estimate)(np.asarray(logp, np.float32))
+  cost = 0.1 * (logp - ref) - 0.4
+  assert value == pytest.approx((cost * logp).sum(), rel=1e-6)
+  np.testing.assert_allclose(slope, cost, rtol=1e-5)
+
+
 def test_local_estimator_is_the_objective_where_completions_are_one_token():
   s = toy.scored(K=2, T=1)
   local = objectives.nash_md_token_local(s, 0.3).mean(1)

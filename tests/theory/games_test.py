@@ -237,6 +237,23 @@ def test_nash_md_gradient_by_enumeration_differs_from_trls():
   assert cosine < 0.999
 
 
+def test_nash_md_leaves_a_sample_alone_that_wins_as_often_as_it_loses():
+  """At the reference P = 1/2 of every sample: it is the equilibrium of a fair game."""
+  logp = np.array([[-1.0, -2.5]])
+
+  def slope(win, ref):
+    def loss(logp):
+      s = scored.from_sequence_logps(logp, [[2, 3]], ref, reward_BK=win)
+      return scored.evaluate(objectives.nash_md(0.3), s).loss
+
+    return np.asarray(jax.grad(loss)(jnp.asarray(logp)))
+
+  assert not slope([[0.5, 0.5]], logp).any()
+  # Elsewhere the win rate above 1/2 balances beta times the log-ratio.
+  np.testing.assert_allclose(slope([[0.5, 0.65]], logp - [[0.0, 0.5]]), 0, atol=1e-12)
+  np.testing.assert_allclose(slope([[0.9, 0.5]], logp), [[-0.4 / 2, 0]], atol=1e-12)
+
+
 def test_token_mixture_is_not_the_sequence_mixture():
   theta, ref, _ = sequence_game()
   first, then = (

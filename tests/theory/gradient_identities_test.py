@@ -592,6 +592,14 @@ def test_d2o_shares_its_slope_among_the_samples_and_keeps_the_references_apart()
   weight = special.expit(-margin)
   expected = weight * np.array([-0.5 / 3, 0.8, -0.5 / 3, -0.5 / 3])
   np.testing.assert_allclose(slope[0, :, 0], expected, rtol=1e-10)
+  # The log-ratio of a completion is the sum over its tokens.
+  cut = np.array([0.3, 0.7])
+  refs = {name: cut * x for name, x in refs.items()}
+  s = scored.from_token_logps(
+    cut * logp, np.ones((1, 4, 2)), desirable_BK=label, extra=refs
+  )
+  assert scored.evaluate(objectives.d2o(0.5, 0.8), s).loss == pytest.approx(value)
+  refs = {"ref_minus_logp_BKT": minus, "ref_plus_logp_BKT": plus}
   one_sided = jax.jit(loss)
   for alone in (np.ones((1, 4)), np.zeros((1, 4))):
     assert one_sided(logp, alone) == 0

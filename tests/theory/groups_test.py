@@ -102,6 +102,8 @@ def test_dr_grpo_does_not_depend_on_lengths_and_grpo_does():
   length = (1, 4, 2)
   gradient = expected_gradient(objectives.dr_grpo(), length)
   np.testing.assert_allclose(gradient, (K - 1) / K * policy_gradient(), rtol=1e-6)
+  quarter = expected_gradient(objectives.dr_grpo(length=4.0), length)
+  np.testing.assert_allclose(4 * quarter, gradient, rtol=1e-6)
   grpo = objectives.grpo(beta=None)
   assert cosine(expected_gradient(grpo, length), expected_gradient(grpo)) < 0.99
 

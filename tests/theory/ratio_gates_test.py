@@ -119,6 +119,26 @@ def test_gmpo_clips_a_token_and_leaves_the_others():
   a = 0.5 / (np.sqrt(0.5) + 1e-4)
   moved = -a * np.exp((0.4 - 0.3 + 0.1) / 3) / 6
   np.testing.assert_allclose(gradient[0, 0], [0, moved, moved], rtol=1e-10)
+  # Where the advantage is negative the lower bound binds, and the upper does not.
+  worse = s.replace(reward_BK=jnp.asarray([[0.0, 1.0]]))
+  both = jnp.asarray([0.9, -0.7, 0.1])
+  worse = worse.replace(logp_BKT=worse.logp_BKT.at[0, 0].set(both))
+  gradient = _gradient(objectives.gmpo(0.4, 0.4), worse)
+  moved = a * np.exp((0.9 - 0.4 + 0.1) / 3) / 6
+  np.testing.assert_allclose(gradient[0, 0], [moved, 0, moved], rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["gmpo", "gspo_token", "sapo", "grpo", "gspo"])
+def test_penalty_adds_its_gradient_to_that_of_rewards(name):
+  """k3 = e^-r - 1 + r per token, r the log-ratio to the reference."""
+  s = _record()
+  s = s.replace(ref_logp_BKT=s.logp_BKT - 0.3)
+  plain, tied = (objectives.build(name, {"beta": beta}) for beta in (None, 0.7))
+  mask, length = np.asarray(s.mask_BKT), np.asarray(s.mask_BKT).sum(-1, keepdims=True)
+  completions = s.mask_BKT.shape[0] * s.mask_BKT.shape[1]
+  penalty = 0.7 * (1 - np.exp(-0.3)) * mask / length / completions
+  change = _gradient(tied, s) - _gradient(plain, s)
+  np.testing.assert_allclose(change, penalty, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
