@@ -14,8 +14,8 @@ A first run of the theory tests notes which statements each one executes. A muta
 the tests that execute its statement (those that execute its file, where the statement
 runs at import), the fastest first, then the unit tests, until one fails or the run
 takes more than `LIMIT` CPU seconds. Unit tests are `tests/FOLDER/NAME_test.py`, or
-those of the folder that mention the name where there is no such file; then the
-conformance tests of the objective.
+those of the folder that mention the name where there is no such file; those of the
+files of the folder that import it; then the conformance tests of the objective.
 
 Every mutant is a fork of one process that has imported JAX but not this package and
 has started no backend. Compiled programs are shared through a cache of its own, keyed
@@ -602,13 +602,17 @@ def unit_tests(file: str) -> list[str]:
   """Files of the unit tests of a file; see the module's docstring."""
   folder = REPOSITORY / "tests" / Path(file).parent.name
   own = folder / f"{name_of(file)}_test.py"
-  mention = re.compile(rf"\b{name_of(file)}\b")
-  found = [own] if own.exists() else sorted(folder.glob("*_test.py"))
-  names = [
-    str(x.relative_to(REPOSITORY))
-    for x in found
-    if x == own or mention.search(x.read_text())
-  ]
+  found = [own]
+  if not own.exists():
+    mention = re.compile(rf"\b{name_of(file)}\b")
+    found = [
+      x for x in sorted(folder.glob("*_test.py")) if mention.search(x.read_text())
+    ]
+  imports = re.compile(rf"import .*\b{Path(file).stem}\b")
+  for user in sorted((REPOSITORY / file).parent.glob("*.py")):
+    if imports.search(user.read_text()):
+      found.append(folder / f"{name_of(str(user))}_test.py")
+  names = [str(x.relative_to(REPOSITORY)) for x in found if x.exists()]
   return list(dict.fromkeys([*names, *[CONFORMANCE] * ("objectives" in file)]))
 
 
