@@ -34,6 +34,7 @@ def test_same_rate_at_any_length_is_a_tie():
 def test_gamma_is_the_margin_at_which_the_loss_is_log_2():
   s = scored.from_sequence_logps([[-1.0, -2.0]], [[1, 1]])
   gamma = objectives.gamma_from_ratio(2.0, 1.0)
+  assert objectives.gamma_from_ratio(2.0, 0.25) == 0.5
   loss = scored.evaluate(objectives.simpo(beta=2.0, gamma=gamma), s).loss
   assert loss == pytest.approx(np.log(2))
 

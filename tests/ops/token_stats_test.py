@@ -51,6 +51,16 @@ def test_any_number_of_leading_axes(name):
   )
 
 
+def test_soft_cap_is_on_the_logits_of_its_roles_alone():
+  stat = token_stats.capped(token_stats.REF_KL, (("policy", 1.5),))
+  roles = {"policy": jnp.asarray(POLICY), "ref": jnp.asarray(REF)}
+  p = special.softmax(1.5 * np.tanh(POLICY.astype(np.float64) / 1.5), -1)
+  expected = scipy_stats.entropy(Q, p, axis=-1)
+  actual = stat.fn(roles, jnp.asarray(TARGET))
+  np.testing.assert_allclose(actual, expected, rtol=2e-5)
+  assert token_stats.capped(token_stats.REF_KL, ()) is token_stats.REF_KL
+
+
 def test_statistics_without_a_field_go_to_extra():
   fields = {vars(token_stats)[name].field for name in ORACLE}
   extra = fields - set(Scored.__dataclass_fields__)

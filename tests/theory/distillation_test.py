@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from xpo_jax import objectives, scored
-from xpo_jax.ops import token_mdp
+from xpo_jax.ops import token_mdp, token_stats
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -143,6 +144,17 @@ def test_jsd_over_its_weight_tends_to_forward_and_reverse_kl(logits, b, scale):
   gradient = scale * expected(objectives.gkd(b), logits)
   np.testing.assert_allclose(gradient, limit, atol=1e-5)
   assert np.abs(limit).max() > 0.05
+
+
+@pytest.mark.parametrize("b", [0.2, 0.5, 0.9])
+def test_jsd_is_the_entropy_that_mixing_adds(logits, b):
+  """JSD = H(b p + (1 - b) q) - b H(p) - (1 - b) H(q), at most H(b)."""
+  p, q = (np.asarray(jax.nn.softmax(x)) for x in logits)
+  entropies = [special.entr(x).sum(-1) for x in (b * p + (1 - b) * q, p, q)]
+  expected_C = entropies[0] - b * entropies[1] - (1 - b) * entropies[2]
+  jsd = token_stats.jsd(*logits, b)
+  np.testing.assert_allclose(jsd, expected_C, rtol=1e-9)
+  assert (jsd < special.entr([b, 1 - b]).sum()).all()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,20 @@ def test_dpo_reaches_the_optimum_of_the_kl_regularised_reward():
   np.testing.assert_allclose(ratio + REF, optimum, atol=1e-5)
 
 
+def test_robust_dpo_is_an_unbiased_estimate_of_dpo_without_flips():
+  """(1 - e) L(label) + e L(flipped label) is DPO's loss of the label, pair by pair."""
+  logp, ref = np.array([[-3.0, -5.0]]), np.array([[-4.0, -4.5]])
+
+  def loss(objective, turn):
+    pair = [x[:, ::turn] for x in (logp, ref)]
+    s = scored.from_sequence_logps(pair[0], [[1, 1]], pair[1])
+    return float(scored.evaluate(objective, s).loss)
+
+  robust = objectives.robust_dpo(BETA, flip_rate=0.3)
+  mean = 0.7 * loss(robust, 1) + 0.3 * loss(robust, -1)
+  assert mean == pytest.approx(loss(objectives.dpo(BETA), 1))
+
+
 def test_robust_dpo_recovers_the_reward_under_flipped_labels_and_dpo_does_not():
   flipped = 0.8 * BRADLEY_TERRY + 0.2 * BRADLEY_TERRY.T
   robust = minimiser(objectives.robust_dpo(BETA, flip_rate=0.2), flipped)

@@ -103,6 +103,17 @@ def test_remax_is_unbiased_with_the_greedy_completion(world, beta):
   np.testing.assert_allclose(gradient, -exact(world, beta or 0.0), atol=1e-10)
 
 
+def test_remax_moves_a_sample_by_what_it_gains_over_the_greedy_completion():
+  logp = np.array([[-1.0, -2.0, -3.0]])
+
+  def loss(logp):
+    s = scored.from_sequence_logps(logp, [[1, 2, 3]], reward_BK=[[0.7, 0.7, 0.2]])
+    return scored.evaluate(objectives.remax(None), s).loss
+
+  slope = jax.grad(loss)(jnp.asarray(logp))
+  np.testing.assert_allclose(slope, [[0.0, 0.0, 0.5 / 2]], atol=1e-12)
+
+
 @pytest.mark.parametrize("lam", [1.0, 0.3])
 def test_ppo_at_ratio_1_is_the_policy_gradient_over_the_deviation(world, lam):
   """At lam = 1 any value function works; below, it must be the policy's own."""

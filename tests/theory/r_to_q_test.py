@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 
 from xpo_jax import objectives, scored
 from xpo_jax.ops import token_mdp
@@ -34,6 +34,18 @@ def mdp():
   with jax.enable_x64(True):
     best = token_mdp.soft_bellman(reward, ref, NEXT_SV, BETA, T)
     return reward, ref, jax.device_get(best)
+
+
+def test_optimal_policy_is_the_softmax_of_q(mdp):
+  """pi* = exp((Q* - V*) / beta), Q* = r + beta log ref + V*(s')."""
+  reward, ref, best = mdp
+  np.testing.assert_allclose(
+    best.logp_SV, special.log_softmax(best.q_SV / BETA, -1), atol=1e-12
+  )
+  leaves = np.asarray(NEXT_SV) >= len(best.value_S)  # nothing comes after
+  np.testing.assert_allclose(
+    best.q_SV[leaves], (reward + BETA * ref)[leaves], atol=1e-12
+  )
 
 
 def learn(reward, ref):
