@@ -69,7 +69,9 @@ def begin(
   B, K, T, _ = uniform_BKT2.shape
   hidden, prompts = [], []
   for config, params in zip(decoder.configs, decoder.params, strict=True):
-    hidden_BD, read = kv_cache.prefill(config, params, prompt_BP, length_B)
+    hidden_BD, read = kv_cache.prefill(
+      config, params, prompt_BP, length_B, decoder.mesh
+    )
     hidden.append(jnp.broadcast_to(hidden_BD[:, None], (B, K, hidden_BD.shape[1])))
     prompts.append(read)
   out = _emit(decoder, Samples.empty(B, K, T), hidden, uniform_BKT2)
@@ -105,7 +107,9 @@ def extend(
   for config, params, read, own in zip(
     decoder.configs, decoder.params, prompts, branches, strict=True
   ):
-    hidden_BKD, own = kv_cache.decode(config, params, token_BK, at_BK, read, own)
+    hidden_BKD, own = kv_cache.decode(
+      config, params, token_BK, at_BK, read, own, decoder.mesh
+    )
     hidden.append(hidden_BKD)
     grown.append(own)
   out = _emit(decoder, out, hidden, uniform_BKT2)
