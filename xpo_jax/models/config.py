@@ -288,6 +288,11 @@ class Config:
       )
 
   @property
+  def distinct_windows(self) -> tuple[int | None, ...]:
+    """The different windows of the layers; None: all positions."""
+    return tuple(dict.fromkeys(window or None for window in self.windows)) or (None,)
+
+  @property
   def rotary_dim(self) -> int:
     """Number of rotated dimensions per head."""
     return 0 if self.rotary is None else int(self.head_dim * self.rotary.fraction)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import attention
 from xpo_jax.types import Array, Params
 
 
@@ -131,10 +132,8 @@ def decode(
   prompt_position, own_position = jnp.arange(P)[None, None], jnp.arange(T)[None, None]
 
   def step(x, layer, kinds, prompt_key, prompt_value, own_key, own_value):
-    near = transformer.window_mask(
-      position_BK[..., None], prompt_position, kinds.window_N
-    )
-    own_near = transformer.window_mask(at_BK[..., None], own_position, kinds.window_N)
+    near = attention.within(position_BK[..., None], prompt_position, kinds.window_N)
+    own_near = attention.within(at_BK[..., None], own_position, kinds.window_N)
 
     def attend(query, key, value):
       B, K, H, h = query.shape
@@ -148,11 +147,11 @@ def decode(
         jnp.einsum("bkgmh,bkgth->bkgmt", query, key, preferred_element_type=wide),
       ]
       for i, seen in enumerate((in_prompt & near, in_branch & own_near)):
-        capped = transformer.soft_cap(score[i], config.attention_softcap)
-        score[i] = jnp.where(seen[:, :, None, None], capped, transformer.MASKED)
+        capped = attention.soft_cap(score[i], config.attention_softcap)
+        score[i] = jnp.where(seen[:, :, None, None], capped, attention.MASKED)
       sink_H = transformer.sink(layer)
       sink = None if sink_H is None else sink_H.reshape(1, 1, g, H // g)
-      weight = transformer.attention_weights(jnp.concatenate(score, axis=-1), sink)
+      weight = attention.weights(jnp.concatenate(score, axis=-1), sink)
       weight = weight.astype(value.dtype)
       mixed = jnp.einsum("bkgmp,bgph->bkgmh", weight[..., :P], prompt_value)
       mixed += jnp.einsum("bkgmt,bkgth->bkgmh", weight[..., P:], value)

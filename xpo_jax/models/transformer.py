@@ -20,14 +20,16 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
 from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
-from xpo_jax.ops import experts
+from xpo_jax.ops import attention, experts
 from xpo_jax.ops.experts import Groups
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params, Routing
 
-MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
-
+# Length of a block of attention. On GPUs a loop of as many steps as the data say waits
+# for the host at each: there all of a row is computed.
+_BLOCK = {"cpu": 64, "tpu": 128}
+_LEAST_BLOCKS = 4  # shorter rows are computed whole
 
 _ACTIVATIONS = {
   Activation.SILU: jax.nn.silu,
@@ -75,8 +77,9 @@ class Model(NamedTuple):
     head: `params -> head_VD`; logits are `hidden @ head.T`.
     logical_axes: `() ->` pytree like params, a tuple of axis names for each leaf.
     softcap: c, where the logits are `c tanh(hidden @ head.T / c)`, or None.
-    routed: `(params, Rows, mesh or None) -> (hidden_RLD, Routing)` of a mixture of
-      experts, which a mesh splits; else None. `states` calls it, or `hidden`.
+    states: `(params, Rows, mesh or None) -> (hidden_RLD, Routing or None)` of a decoder
+      that splits attention and experts over a mesh by itself; None: `hidden` is called,
+      and the compiler splits it. See the function `states`.
     router_loss: coefficient of its load-balancing loss; 0: not trained on.
   """
 
@@ -86,7 +89,7 @@ class Model(NamedTuple):
   head: Callable[[Params], Array]
   logical_axes: Callable[[], Any]
   softcap: float | None = None
-  routed: Callable[..., tuple[Array, Routing]] | None = None
+  states: Callable[..., tuple[Array, Routing | None]] | None = None
   router_loss: float = 0.0
 
 
@@ -99,12 +102,12 @@ def states(
     model: the model.
     params: of its decoder.
     rows: packed rows; a mesh splits them evenly.
-    mesh: devices that the experts are split over, by the rules; None: wherever their
-      arrays are, in a way that the compiler chooses.
+    mesh: devices that rows, heads and experts are split over, by the rules; None:
+      wherever their arrays are, in a way that the compiler chooses.
   """
-  if model.routed is None:
+  if model.states is None:
     return model.hidden(params, rows), None
-  return model.routed(params, rows, mesh)
+  return model.states(params, rows, mesh)
 
 
 @functools.lru_cache
@@ -117,7 +120,7 @@ def model(config: Config) -> Model:
     head=functools.partial(head, config),
     logical_axes=lambda: jax.tree.map(lambda w: w.axes, weights(config)),
     softcap=config.logit_softcap,
-    routed=None if config.experts is None else functools.partial(_routed, config),
+    states=functools.partial(_states, config),
     router_loss=config.router_loss_coef if config.router_loss else 0.0,
   )
 
@@ -257,11 +260,6 @@ def _expand(x: Array, y: Array) -> Array:
 
 def _scaled(x: Array, scale: float) -> Array:
   return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
-
-
-def soft_cap(x: Array, cap: float | None) -> Array:
-  """Bounds logits to (-cap, cap) by `cap tanh(x / cap)`; None: leaves them."""
-  return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _linear(params: Params, x: Array, contract: int = 1) -> Array:
@@ -429,10 +427,12 @@ class LayerKinds(NamedTuple):
 
   Attributes:
     window_N: number of last positions that a position attends to.
+    window_index_N: of it in `Config.distinct_windows`.
     rotary_N: index of the layer's rotary embedding in the result of `angles`.
   """
 
   window_N: Array | None
+  window_index_N: Array | None
   rotary_N: Array | None
 
 
@@ -440,10 +440,12 @@ def layer_kinds(config: Config) -> LayerKinds:
   """Lists the windows and rotary embeddings of the layers."""
   unbounded = np.iinfo(np.int32).max
   windows = [window or unbounded for window in config.windows]
+  chosen = [config.distinct_windows.index(window or None) for window in config.windows]
   distinct = _distinct_rotaries(config)
   indices = [distinct.index(rotary) for rotary in config.rotaries]
   return LayerKinds(
     window_N=np.asarray(windows, np.int32) if windows else None,
+    window_index_N=np.asarray(chosen, np.int32) if windows else None,
     rotary_N=np.asarray(indices, np.int32) if len(distinct) > 1 else None,
   )
 
@@ -508,29 +510,6 @@ def embed(config: Config, params: Params, tokens: Array, position: Array) -> Arr
 # --- Whole rows
 
 
-def attention_mask(rows: Rows) -> Array:
-  """Computes `[R, L, L]` bool: whether query i (axis 1) attends to key j (axis 2)."""
-  segment_RL, branch_RL = rows.segment_RL, rows.branch_RL
-  length = segment_RL.shape[1]
-  causal = jnp.tril(jnp.ones((1, length, length), bool))
-  same_segment = segment_RL[:, :, None] == segment_RL[:, None, :]
-  valid = segment_RL[:, None, :] != 0
-  in_prompt = branch_RL[:, None, :] == 0
-  same_branch = branch_RL[:, :, None] == branch_RL[:, None, :]
-  return causal & same_segment & valid & (in_prompt | same_branch)
-
-
-def window_mask(query_position: Array, key_position: Array, window: Any) -> Array:
-  """Whether a key is among the last `window` positions of a query's text.
-
-  By position, not by index: a completion follows its prompt, however far away in the
-  row. Shapes broadcast; `window` None is no window.
-  """
-  if window is None:
-    return jnp.ones((1,) * query_position.ndim, bool)
-  return query_position - key_position < window
-
-
 def attention_scale(config: Config) -> float:
   """Factor of the attention's logits."""
   return config.attention_scale or config.head_dim**-0.5
@@ -541,52 +520,92 @@ def sink(params: Params) -> Array | None:
   return params["sink"]["bias"] if "sink" in params else None
 
 
-def attention_weights(score: Array, sink: Array | None) -> Array:
-  """Softmax over the last axis, in which a sink takes part and gets no value.
+def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
+  """Makes the attention of all layers over whole rows.
+
+  By blocks where rows are long enough for it, on backends where it is faster.
 
   Args:
-    score: logits.
-    sink: one more logit, without the last axis, or None; broadcasts over `score`.
+    config: of the decoder.
+    rows: packed rows.
+    mesh: see `states`: each device attends within its rows and its heads.
+
+  Returns:
+    `(query [R, L, H, h], key and value [R, L, g, h], sinks [H] or None, the layer's
+    kinds) -> [R, L, H, h]`.
   """
-  if sink is None:
-    return jax.nn.softmax(score, axis=-1)
-  sink = jnp.broadcast_to(sink[..., None].astype(score.dtype), (*score.shape[:-1], 1))
-  return jax.nn.softmax(jnp.concatenate([score, sink], axis=-1), axis=-1)[..., :-1]
+  given = {"scale": attention_scale(config), "softcap": config.attention_softcap}
+  ids = attention.ids(rows.segment_RL, rows.branch_RL, rows.position_RL)
+  length = rows.segment_RL.shape[1]
+  block = _BLOCK.get(jax.default_backend())
+  if block is None or length < _LEAST_BLOCKS * block:
+    mask = attention.allowed(ids, ids)
+
+    def dense(query, key, value, sink_H, kinds):
+      position = rows.position_RL
+      near = attention.within(position[:, :, None], position[:, None], kinds.window_N)
+      return attention.dense(query, key, value, mask & near, sink_H=sink_H, **given)
+
+    return dense
+
+  short = -length % block
+  ids = attention.padded(ids, short)
+  by_row = PartitionSpec(meshes.ROWS)
+  lists = _on_rows(
+    lambda ids: tuple(
+      attention.block_pairs(ids, block, window) for window in config.distinct_windows
+    ),
+    mesh,
+    (by_row,),
+    by_row,
+  )(ids)
+
+  def blocked(query, key, value, sink_H, kinds):
+    pairs = lists[0]
+    if len(lists) > 1:
+      stacked = jax.tree.map(lambda *x: jnp.stack(x), *lists)
+      pairs = jax.tree.map(lambda x: x[kinds.window_index_N], stacked)
+
+    def attend(query, key, value, sink_H, ids, pairs, window):
+      more = {"block": block, "sink_H": sink_H, "window": window}
+      return attention.blocked(query, key, value, ids, pairs, **more, **given)
+
+    heads = PartitionSpec(meshes.ROWS, None, _head_axis(config, mesh))
+    specs = (heads, heads, heads, PartitionSpec(heads[2]), by_row, by_row, None)
+    wide = (
+      jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in (query, key, value)
+    )
+    attend = _on_rows(attend, mesh, specs, heads)
+    return attend(*wide, sink_H, ids, pairs, kinds.window_N)[:, :length]
+
+  return blocked
 
 
-def attend(
-  config: Config,
-  query: Array,
-  key: Array,
-  value: Array,
-  mask: Array,
-  sink_H: Array | None = None,
-) -> Array:
-  """Masked attention: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
-  group_size = query.shape[2] // key.shape[2]
-  key, value = (jnp.repeat(x, group_size, axis=2) for x in (key, value))
-  # Heads before positions: two batched matrix products, which XLA on CPU runs about
-  # twice as fast as the same contraction in any other layout.
-  query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-  wide = jnp.promote_types(query.dtype, jnp.float32)
-  query = query * attention_scale(config)
-  score = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=wide)
-  score = soft_cap(score, config.attention_softcap)
-  score = jnp.where(mask[:, None], score, MASKED)
-  sink = None if sink_H is None else sink_H[None, :, None]
-  weight = attention_weights(score, sink).astype(value.dtype)
-  return jnp.matmul(weight, value).transpose(0, 2, 1, 3)
+def _on_rows(function: Callable, mesh: Mesh | None, specs: Any, out: Any) -> Callable:
+  """Applies a function to each device's part of its arguments; no mesh: to all."""
+  if mesh is None:
+    return function
+  return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
+
+
+def _head_axis(config: Config, mesh: Mesh | None) -> str | None:
+  """The mesh axis that splits heads; None where it does not divide the key heads."""
+  axis = rules.RULES["kv_heads"]
+  if mesh is None or config.kv_heads % mesh.shape[axis]:
+    return None
+  return axis
 
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:
-  x, _ = run_blocks(config, params, rows, lambda key, value, logits: None)
-  return norm(config, params["final_norm"], x)
+  return _states(config, params, rows, None)[0]
 
 
-def _routed(
+def _states(
   config: Config, params: Params, rows: Rows, mesh: Mesh | None
-) -> tuple[Array, Routing]:
-  def keep(key: Array, value: Array, logits_RLE: Array) -> Routing:
+) -> tuple[Array, Routing | None]:
+  def keep(key: Array, value: Array, logits_RLE: Array | None) -> Routing | None:
+    if config.experts is None:
+      return None
     return experts.routing(logits_RLE, rows.segment_RL, config.experts.active)
 
   x, layers = run_blocks(config, params, rows, keep, mesh)
@@ -614,20 +633,17 @@ def run_blocks(
   Returns:
     `[R, L, D]` before the final norm, and what `keep` returned.
   """
-  mask = attention_mask(rows)
+  attend_rows = row_attention(config, rows, mesh)
   tables = angles(config, rows.position_RL)
-  query_position, key_position = rows.position_RL[:, :, None], rows.position_RL[:, None]
 
   def step(x, layer):
     params, kinds = layer
-    near = window_mask(query_position, key_position, kinds.window_N)
 
-    def masked_attend(query, key, value):
-      mixed = attend(config, query, key, value, mask & near, sink(params))
-      return mixed, (key, value)
+    def attend(query, key, value):
+      return attend_rows(query, key, value, sink(params), kinds), (key, value)
 
     rotation = layer_angles(tables, kinds.rotary_N)
-    x, (key, value), logits = block(config, params, x, rotation, masked_attend, mesh)
+    x, (key, value), logits = block(config, params, x, rotation, attend, mesh)
     return x, keep(key, value, logits)
 
   if config.remat:

@@ -63,14 +63,34 @@ def allowed(query: Ids, key: Ids, window: Any = None) -> Array:
   Args:
     query: of the queries, `[..., Lq]`.
     key: of the keys, `[..., Lk]`.
-    window: number of last positions, its own included, that a position attends to;
-      None: all. By position, not by index: a completion follows its prompt, however
-      far away in the row.
+    window: see `within`.
   """
   q = jax.tree.map(lambda x: x[..., :, None], query)
   k = jax.tree.map(lambda x: x[..., None, :], key)
   seen = ((k.key == q.own) | (k.key == q.prompt)) & (k.index <= q.index)
-  return seen if window is None else seen & (q.position - k.position < window)
+  return seen & within(q.position, k.position, window)
+
+
+def within(query_position: Array, key_position: Array, window: Any) -> Array:
+  """Whether a key is among the last `window` positions of a query's text, bool.
+
+  By position, not by index: a completion follows its prompt, however far away in the
+  row. Shapes broadcast. A window includes the query's own position; None: no window.
+  """
+  if window is None:
+    return jnp.ones((1,) * query_position.ndim, bool)
+  return query_position - key_position < window
+
+
+def padded(ids: Ids, count: int) -> Ids:
+  """The ids of rows with `count` more positions of padding on the right."""
+  fill = {"key": -1, "own": -2, "prompt": -2}
+  return Ids(
+    **{
+      name: jnp.pad(x, ((0, 0), (0, count)), constant_values=fill.get(name, 0))
+      for name, x in vars(ids).items()
+    }
+  )
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
@@ -203,11 +223,13 @@ def blocked(
   """
   static = _Static(block, scale, softcap)
   group_size = query.shape[2] // key.shape[2]
-  parts = (_split(x, block, n) for x, n in ((query, group_size), (key, 1), (value, 1)))
+  parts = [_split(x, block, n) for x, n in ((query, group_size), (key, 1), (value, 1))]
   sink = None  # of each row of a query block
   if sink_H is not None:
     sink = jnp.repeat(sink_H.astype(_wide(query)), block)
     sink = sink.reshape(key.shape[2], group_size * block, 1)
+    # Varies over the devices of a mesh, as its gradient does.
+    sink = sink + jnp.zeros_like(parts[0][0, ..., :1], sink.dtype)
   layout = (jax.tree.map(lambda x: x.reshape(-1, block), ids), pairs, window)
   mixed = _blocked(static, *parts, sink, layout)
   R, L, H, h = query.shape
