@@ -77,9 +77,8 @@ class Model(NamedTuple):
     head: `params -> head_VD`; logits are `hidden @ head.T`.
     logical_axes: `() ->` pytree like params, a tuple of axis names for each leaf.
     softcap: c, where the logits are `c tanh(hidden @ head.T / c)`, or None.
-    states: `(params, Rows, mesh or None) -> (hidden_RLD, Routing or None)` of a decoder
-      that splits attention and experts over a mesh by itself; None: `hidden` is called,
-      and the compiler splits it. See the function `states`.
+    routed: `(params, Rows, mesh or None) -> (hidden_RLD, Routing)` of a mixture of
+      experts; else None. `states` calls it, or `hidden`.
     router_loss: coefficient of its load-balancing loss; 0: not trained on.
   """
 
@@ -89,7 +88,7 @@ class Model(NamedTuple):
   head: Callable[[Params], Array]
   logical_axes: Callable[[], Any]
   softcap: float | None = None
-  states: Callable[..., tuple[Array, Routing | None]] | None = None
+  routed: Callable[..., tuple[Array, Routing]] | None = None
   router_loss: float = 0.0
 
 
@@ -105,9 +104,10 @@ def states(
     mesh: devices that rows, heads and experts are split over, by the rules; None:
       wherever their arrays are, in a way that the compiler chooses.
   """
-  if model.states is None:
+  if model.routed is not None:
+    return model.routed(params, rows, mesh)
+  with meshes.entered(mesh):
     return model.hidden(params, rows), None
-  return model.states(params, rows, mesh)
 
 
 @functools.lru_cache
@@ -120,7 +120,7 @@ def model(config: Config) -> Model:
     head=functools.partial(head, config),
     logical_axes=lambda: jax.tree.map(lambda w: w.axes, weights(config)),
     softcap=config.logit_softcap,
-    states=functools.partial(_states, config),
+    routed=None if config.experts is None else functools.partial(_routed, config),
     router_loss=config.router_loss_coef if config.router_loss else 0.0,
   )
 
@@ -597,15 +597,15 @@ def _head_axis(config: Config, mesh: Mesh | None) -> str | None:
 
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:
-  return _states(config, params, rows, None)[0]
+  mesh = meshes.current()
+  x, _ = run_blocks(config, params, rows, lambda key, value, logits: None, mesh)
+  return norm(config, params["final_norm"], x)
 
 
-def _states(
+def _routed(
   config: Config, params: Params, rows: Rows, mesh: Mesh | None
-) -> tuple[Array, Routing | None]:
-  def keep(key: Array, value: Array, logits_RLE: Array | None) -> Routing | None:
-    if config.experts is None:
-      return None
+) -> tuple[Array, Routing]:
+  def keep(key: Array, value: Array, logits_RLE: Array) -> Routing:
     return experts.routing(logits_RLE, rows.segment_RL, config.experts.active)
 
   x, layers = run_blocks(config, params, rows, keep, mesh)
