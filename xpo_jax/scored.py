@@ -91,6 +91,7 @@ def from_token_logps(
     margin_BK=_float(margin_BK, (B, K), "margin_BK"),
     prompt_weight_BK=_float(prompt_weight_BK, (B, K), "prompt_weight_BK"),
     extra={name: _tokens(x, mask_BKT, name) for name, x in (extra or {}).items()},
+    routing=None,
     **{name: _tokens(x, mask_BKT, name) for name, x in tokens.items()},
   )
 

@@ -2,7 +2,8 @@
 
 Shape suffixes (one key for the whole project): `B` prompts, `K` completions per
 prompt, `T` completion tokens, `R` packed rows, `L` row length, `V` vocabulary,
-`D` model width, `H` heads, `N` layers, `C` tokens in a chunk, `M` microbatches.
+`D` model width, `H` heads, `N` layers, `E` experts, `C` tokens in a chunk, `M`
+microbatches.
 """
 
 import enum
@@ -88,6 +89,22 @@ class Mean:
 
 
 @struct.dataclass
+class Routing:
+  """How the router of a mixture of experts chose, summed over a row's real tokens and
+  over layers; `E` are the experts.
+
+  Attributes:
+    chosen_RE: number of choices of each expert.
+    prob_RE: sum of each expert's probability, which alone has a gradient.
+    tokens_R: number of tokens, counted once in each layer.
+  """
+
+  chosen_RE: Array
+  prob_RE: Array
+  tokens_R: Array
+
+
+@struct.dataclass
 class Scored:
   """Input of an objective: arrays laid out `B` x `K` x `T`.
 
@@ -120,6 +137,7 @@ class Scored:
     margin_BK: margin of a pair in column 0, in units of the reward; >= 0.
     prompt_weight_BK: weight of the prompt of each completion (`bco_udm`).
     extra: further statistics, by name.
+    routing: of the policy, where it is a mixture of experts.
   """
 
   mask_BKT: Array | None
@@ -141,6 +159,7 @@ class Scored:
   margin_BK: Array | None = None
   prompt_weight_BK: Array | None = None
   extra: Mapping[str, Array] = struct.field(default_factory=dict)
+  routing: Routing | None = None
 
   def mean_B(self, x_B: Array) -> Mean:
     """Mean over prompts; filler rows are excluded, whatever they hold."""

@@ -26,6 +26,9 @@ CLASSES = {
   "olmo3": "Olmo3ForSequenceClassification",
   "smollm3": "SmolLM3ForSequenceClassification",
   "phi3": "Phi3ForSequenceClassification",
+  "mixtral": "MixtralForSequenceClassification",
+  "qwen3_moe": "Qwen3MoeForSequenceClassification",
+  "gpt_oss": "GptOssForSequenceClassification",
   "gpt_neox": "GPTNeoXForSequenceClassification",
   "gpt2": "GPT2ForSequenceClassification",
 }

@@ -16,9 +16,20 @@ from safetensors.numpy import load_file, save_file
 
 from xpo_jax.config import optim
 from xpo_jax.data.tokenise import Example
-from xpo_jax.models import hf_checkpoint, hf_config, kv_cache, lora, transformer
-from xpo_jax.models.config import Norm, Rotary
+from xpo_jax.models import (
+  continuous_batching,
+  hf_checkpoint,
+  hf_config,
+  kv_cache,
+  lora,
+  sample,
+  transformer,
+)
+from xpo_jax.models.config import ClampedSwiglu, Experts, Norm, Rotary
+from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.lora import Adapter
+from xpo_jax.ops import attention
+from xpo_jax.ops.experts import load_balance
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
 from xpo_jax.train import loading
@@ -45,7 +56,7 @@ def logits_fn(config):
 
   def logits(params, rows):
     logits_RLV = model.hidden(params, rows) @ model.head(params).T
-    return transformer.soft_cap(logits_RLV, model.softcap)
+    return attention.soft_cap(logits_RLV, model.softcap)
 
   return jax.jit(logits)
 
@@ -81,6 +92,25 @@ def without(*parts):
     return lm | {"blocks": blocks}
 
   return change
+
+
+def without_bias(part):
+  """Parameters in which the bias of a part is 0."""
+
+  def change(lm):
+    leaves = lm["blocks"][part]
+    zero = leaves | {"bias": np.zeros_like(leaves["bias"])}
+    return lm | {"blocks": lm["blocks"] | {part: zero}}
+
+  return change
+
+
+def experts(config, **changes):
+  return dataclasses.replace(config.experts, **changes)
+
+
+def swiglu(config, **changes):
+  return dataclasses.replace(config.swiglu, **changes)
 
 
 def rotary(config, **changes):
@@ -123,6 +153,26 @@ SWITCHES = [
   ("granite", lambda c: {"residual_scale": 1.0}),
   ("granite", lambda c: {"attention_scale": None}),
   ("granite", lambda c: {"logit_divisor": 1.0}),
+  ("mixtral", lambda c: {"experts": experts(c, normalised=False)}),
+  ("mixtral", lambda c: {"experts": experts(c, active=1)}),
+  ("mixtral", lambda c: {"windows": ()}),
+  ("qwen3_moe", lambda c: {"experts": experts(c, normalised=True)}),
+  ("qwen3_moe", lambda c: {"experts": experts(c, active=2)}),
+  ("qwen3_moe", without("query_norm", "key_norm")),
+  ("gpt_oss", lambda c: {"experts": experts(c, active=3)}),
+  ("gpt_oss", lambda c: {"swiglu": None}),
+  ("gpt_oss", lambda c: {"swiglu": swiglu(c, alpha=1.0)}),
+  ("gpt_oss", lambda c: {"swiglu": swiglu(c, limit=1e3)}),
+  ("gpt_oss", lambda c: {"windows": (5, 5)}),
+  (
+    "gpt_oss",
+    lambda c: {
+      "rotary": rotary(c, yarn=dataclasses.replace(c.rotary.yarn, truncate=True))
+    },
+  ),
+  ("gpt_oss", without("sink")),
+  *(("gpt_oss", without_bias(part)) for part in ("router", "gate", "up", "down")),
+  *(("gpt_oss", without_bias(part)) for part in ("query", "value", "output")),
 ]
 
 
@@ -135,6 +185,94 @@ def test_each_switch_is_needed_for_parity(name, change):
   else:
     config = dataclasses.replace(config, **change(config))
   assert largest_error(config, lm, name) > 1e-3
+
+
+MIXTURES = ["gpt_oss", "mixtral", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_router_loss_equals_torch(name):
+  config, params, _ = checkpoint(name)
+  expected = np.load(FIXTURES / name / "expected.npz")
+  rows = transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
+  states = functools.partial(transformer.states, transformer.model(config))
+  _, routing = jax.jit(states)(params["lm"], rows)
+  balance = load_balance(routing, routing).value
+  np.testing.assert_allclose(balance, expected["router_loss"], rtol=1e-5)
+
+
+def test_experts_on_devices_give_the_gradient_of_one_device():
+  # gpt-oss, whose experts have biases too.
+  config, params, _ = checkpoint("gpt_oss")
+  model = transformer.model(config)
+  expected = np.load(FIXTURES / "gpt_oss" / "expected.npz")
+  rows = transformer.Rows.plain(expected["tokens_RL"], expected["mask_RL"])
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def gradient(lm, rows, mesh):
+    def loss(lm):
+      hidden_RLD, routing = transformer.states(model, lm, rows, mesh)
+      logits_RLV = hidden_RLD @ model.head(lm).T
+      valid_RL1 = rows.segment_RL[..., None] != 0
+      logits_RLV = jnp.where(valid_RL1, logits_RLV, 0)
+      nll = -jax.nn.log_softmax(logits_RLV)[..., 5].mean()
+      return nll + load_balance(routing, routing).value, logits_RLV
+
+    return jax.grad(loss, has_aux=True)(lm)
+
+  whole, _ = gradient(params["lm"], rows, None)
+  mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
+  placed = place.place_params(mesh, params["lm"], model.logical_axes())
+  grads, logits = gradient(placed, place.place_rows(mesh, rows), mesh)
+  assert np.abs(logits - expected["logits_RLV"]).max() < 2e-5
+  for (path, ours), theirs in zip(
+    jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(whole), strict=True
+  ):
+    atol, where = 1e-4 * np.abs(theirs).max(), jax.tree_util.keystr(path)
+    np.testing.assert_allclose(ours, theirs, atol=atol, err_msg=where)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_samples_equal_rescoring(name):
+  config, params, _ = checkpoint(name)
+  lm = jax.tree.map(jnp.asarray, params["lm"])
+  rng = np.random.default_rng(3)
+  prompts = [rng.integers(3, config.vocab, n) for n in (6, 3, 4, 5)]
+  batch = sample.PromptBatch(*sample.pad(prompts, 6), np.arange(4))
+  generation = GenerationConfig(completions=2, max_completion_tokens=5, stop_ids=[2])
+  options = dict(config=generation, key=jax.random.key(0))
+  model = transformer.model(config)
+  drawn = sample.sample(model, lm, batch, **options)
+  if name == "gpt_oss":  # slots, and experts on devices
+    refilled, _ = continuous_batching.sample(model, lm, batch, slots=3, **options)
+    np.testing.assert_array_equal(refilled.tokens_BKT, drawn.tokens_BKT)
+    mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
+    placed = place.place_params(mesh, lm, model.logical_axes())
+    split = sample.sample(model, placed, batch, mesh=mesh, **options)
+    np.testing.assert_array_equal(split.tokens_BKT, drawn.tokens_BKT)
+  tokens_BKT, length_BK = np.asarray(drawn.tokens_BKT), np.asarray(drawn.length_BK)
+  texts = [
+    [*prompts[b], *tokens_BKT[b, k, : length_BK[b, k]]] for b, k in np.ndindex(4, 2)
+  ]
+  for logits, text, (b, k) in zip(
+    texts_logits(config, lm, texts), texts, np.ndindex(4, 2), strict=True
+  ):
+    logps = np.asarray(jax.nn.log_softmax(logits))
+    start, length = len(prompts[b]), length_BK[b, k]
+    expected = [logps[i - 1, text[i]] for i in range(start, len(text))]
+    ours = np.asarray(drawn.logp_BKT)[b, k, :length]
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_experts_that_devices_do_not_divide_are_refused():
+  config = checkpoint("qwen3_moe").config  # 6 experts
+  mesh = meshes.make_mesh(1, 1, 4, jax.devices()[:4])
+  shapes = jax.eval_shape(transformer.model(config).init, jax.random.key(0))
+  axes = transformer.model(config).logical_axes()
+  experts_only = {name: axes["blocks"][name] for name in ("gate", "up", "down")}
+  parts = {name: shapes["blocks"][name] for name in experts_only}
+  with pytest.raises(ValueError, match=r"'experts' of size 6 cannot be .*\[1, 2, 3, 6"):
+    place.place_params(mesh, parts, experts_only)
 
 
 def texts_logits(config, lm, texts):
@@ -214,7 +352,7 @@ def test_decoding_equals_whole_rows(name):
     _, hidden_TBKD = jax.lax.scan(step, branches, jnp.arange(T))
     first = jnp.broadcast_to(hidden_BD[None, :, None], (1, *hidden_TBKD.shape[1:]))
     logits = jnp.concatenate([first, hidden_TBKD]) @ transformer.head(config, lm).T
-    return transformer.soft_cap(logits, config.logit_softcap)
+    return attention.soft_cap(logits, config.logit_softcap)
 
   logits_TBKV = np.asarray(decode(params["lm"]))
   texts = [
@@ -305,6 +443,7 @@ def test_parameters_are_split_over_a_mesh(name):
     where = jax.tree_util.keystr(path)
     if "kernel" in where:
       whole = config.kv_heads == 1 and ("key" in where or "value" in where)
+      whole |= "router" in where
       part = {shard.data.size for shard in leaf.addressable_shards}
       assert part == {leaf.size // (2 if whole else 4)}, where
   # A single key-value head is whole on both; a norm is over heads that are split.
@@ -336,11 +475,20 @@ def test_texts_beyond_dynamic_rope_are_refused():
     ({"pre_norm": False}, "pre_norm and post_norm are False"),
     ({"logit_softcap": 0.0}, "logit_softcap is 0.0; it must be > 0"),
     ({"local_rotary": Rotary(fraction=0.5)}, "same fraction"),
+    ({"router_loss": True}, "router_loss is True, and Config.experts None"),
+    ({"router_loss_coef": -1.0}, "router_loss_coef is -1.0; it must be >= 0"),
+    ({"experts": Experts(4, 2), "gated": False}, "experts needs a gated MLP"),
+    ({"swiglu": ClampedSwiglu(), "gated": False}, "swiglu needs a gated MLP"),
   ],
 )
 def test_invalid_switch_raises_with_the_field(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(checkpoint("llama").config, **change)
+
+
+def test_more_active_experts_than_there_are_is_refused():
+  with pytest.raises(ValueError, match=r"active is 5; allowed: 1 to count = 4"):
+    Experts(4, 5)
 
 
 def test_two_rope_scalings_are_refused():
@@ -373,6 +521,8 @@ def test_saved_directory_is_torchs(name, tmp_path):
     return {k: v for k, v in content.items() if k not in IGNORED}
 
   saved, torchs = fields(tmp_path), fields(FIXTURES / name)
+  if name == "qwen3_moe":  # of the layers without experts, of which there are none
+    saved.pop("intermediate_size"), torchs.pop("intermediate_size")
   rope = saved.pop("rope_parameters", None), torchs.pop("rope_parameters", None)
   assert saved == torchs
   if rope[1] is not None:
@@ -398,7 +548,7 @@ def test_gradient_reaches_every_parameter_and_adapter(name):
     attached = lora.attach(lm, pair, adapter)
 
     def nll(lm):
-      logits = transformer.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, cap)
+      logits = attention.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, cap)
       return -jax.nn.log_softmax(logits)[0, np.arange(9), tokens[0, 1:]].mean()
 
     return jax.value_and_grad(nll)(attached)

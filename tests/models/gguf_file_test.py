@@ -122,6 +122,7 @@ def test_digits_are_single_where_the_pre_tokenizer_says_so():
   ("changes", "match"),
   [
     ({"general.architecture": "mamba"}, "architecture 'mamba'; of GGUF files llama"),
+    ({"llama.expert_count": 8}, "mixture of 8 experts, which is not read from GGUF"),
     ({"llama.rope.scaling.type": "yarn"}, "scaled rotary frequencies"),
     ({"llama.block_count": None}, "has no llama.block_count"),
     ({"llama.rope.dimension_count": 4}, "rotates 4 of the 8 dimensions"),

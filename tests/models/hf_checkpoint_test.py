@@ -216,9 +216,25 @@ def test_base_model_checkpoint_with_old_buffers_loads(checkpoints, copy):
     # What is missing is named, not the neighbour qwen2.
     (
       {"model_type": "qwen2_moe", "num_experts": 60},
-      r"'qwen2_moe': mixture of experts is not read; supported families: \['gemma'",
+      r"'qwen2_moe': this mixture of experts is not read; supported fam.*'mixtral'",
     ),
-    ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts is not"),
+    ({"model_type": "dbrx", "moe_num_experts": 16}, "this mixture of experts is not"),
+    (
+      {"model_type": "mixtral", "router_jitter_noise": 0.1},
+      "router_jitter_noise is 0.1; supported for mixtral: 0.0",
+    ),
+    (
+      {"model_type": "qwen3_moe", "mlp_only_layers": [1]},
+      r"mlp_only_layers is \[1\]; supported for qwen3_moe: \[\]",
+    ),
+    (
+      {"model_type": "qwen3_moe", "decoder_sparse_step": 2},
+      "decoder_sparse_step is 2; supported for qwen3_moe: 1",
+    ),
+    (
+      {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
+      r"quantised by 'mxfp4'.*Mxfp4Config\(dequantize=True\)",
+    ),
     ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder and decoder is"),
     ({"model_type": "mamba2"}, "'mamba2': this architecture is not read; supported"),
     *(

@@ -155,7 +155,7 @@ def test_targets_match_parameter_and_module_names(bases, name, pattern, parts):
 @pytest.mark.parametrize(
   ("pattern", "message"),
   [
-    ("lm_head", r"'lm_head' matches no linear layer; allowed: query, key.*q_proj"),
+    ("lm_head", r"'lm_head' matches no linear layer .*; allowed: query, key.*q_proj"),
     ("q_proj|lm_head", r"'lm_head' matches no linear layer"),
     (r"layers\.0\..*", r"matches model.layers.0.self_attn.q_proj but not every layer"),
   ],
@@ -163,6 +163,21 @@ def test_targets_match_parameter_and_module_names(bases, name, pattern, parts):
 def test_invalid_targets_raise_with_the_pattern(bases, pattern, message):
   with pytest.raises(ValueError, match=message):
     lora.init(bases["llama"].config, Adapter(targets=pattern), jax.random.key(0))
+
+
+def test_routers_and_fused_experts_are_not_adapted():
+  mixtral, gpt_oss = (
+    hf_checkpoint.read_config(FIXTURES / name) for name in ("mixtral", "gpt_oss")
+  )
+  attention = {"query", "key", "value", "output"}
+  assert set(lora.targets(mixtral, Adapter())) == attention | {"gate", "up", "down"}
+  assert set(lora.targets(mixtral, Adapter(targets="w1|w3"))) == {"gate", "up"}
+  assert set(lora.targets(gpt_oss, Adapter())) == attention
+  for config, pattern in ((mixtral, "router"), (gpt_oss, "query|down")):
+    with pytest.raises(ValueError, match=r"matches no linear layer that PEFT adapts"):
+      lora.targets(config, Adapter(targets=pattern))
+  with pytest.raises(ValueError, match=r"experts\.0\.w1 but not every .*expert's"):
+    lora.targets(mixtral, Adapter(targets=r".*experts\.0\.w1"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from xpo_jax.models import hf_checkpoint, hf_config, lora, peft
 from xpo_jax.models.lora import Adapter
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-NAMES = ["llama", "gpt_neox", "gpt2", "phi3"]
+NAMES = ["llama", "gpt_neox", "gpt2", "phi3", "mixtral", "qwen3_moe"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_adapter_for_another_base_raises(bases, tmp_path):
     peft.load(directory, config, other)
   gpt2 = bases["gpt2"]
   with pytest.raises(
-    ValueError, match=r"'my/base'.*\n(.*\n)*.*the base no such module"
+    ValueError, match=r"'my/base'.*\n(.*\n)*.*the base no such linear module"
   ):
     peft.load(directory, gpt2.config, gpt2.params["lm"])
   path = directory / "adapter_model.safetensors"

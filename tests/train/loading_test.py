@@ -19,6 +19,7 @@ from xpo_jax.data.records import Demonstration, Prompt
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.models.config import Experts
 from xpo_jax.train import loading, loop
 
 
@@ -122,6 +123,26 @@ def test_tokenizer_trained_for_a_run_is_kept_for_its_resumption(datasets, tmp_pa
   file.write_bytes(file.read_bytes().replace(b"z", b"y", 1))
   with pytest.raises(ValueError, match=r"tokenizer\.json differs.*trained again"):
     loading.start(RUN, tmp_path, other)
+
+
+def test_router_loss_of_a_run_goes_before_that_of_the_start(datasets, tmp_path):
+  mixture = dataclasses.replace(MODEL, experts=Experts(2, 1), router_loss_coef=0.25)
+  start, records = Scratch(mixture), _load(RUN.data, datasets)
+
+  def config(**changes):
+    run = experiments.replace(RUN, **{"start": start} | changes)
+    return loading.start(run, tmp_path, records).config
+
+  assert config() == mixture and not mixture.router_loss
+  on = dataclasses.replace(mixture, router_loss=True, router_loss_coef=0.5)
+  assert config(router_loss=0.5) == on
+  assert config(router_loss=0.0, start=Scratch(on)) == dataclasses.replace(
+    on, router_loss=False
+  )
+  with pytest.raises(ValueError, match=r"router_loss is 0\.5, but .* no mixture of"):
+    config(router_loss=0.5, start=Scratch(MODEL))
+  with pytest.raises(ValueError, match=r"router_loss is -1; it must be a number >= 0"):
+    experiments.replace(RUN, router_loss=-1)
 
 
 @pytest.fixture(scope="module")

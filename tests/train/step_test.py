@@ -11,9 +11,11 @@ import pytest
 from xpo_jax import objectives, scored
 from xpo_jax.config import optim
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.models import heads, lora
+from xpo_jax.models import heads, lora, transformer
+from xpo_jax.models.config import Experts
 from xpo_jax.models.lora import Adapter
 from xpo_jax.objectives import mixture
+from xpo_jax.ops import experts
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
 from xpo_jax.train import state, step
@@ -119,6 +121,50 @@ def test_microbatches_change_neither_gradient_nor_metrics(tiny, name):
 @pytest.mark.parametrize("name", [n for names in GROUPS.values() for n in names])
 def test_eight_devices_equal_one(tiny, name):
   _assert_equal(_results(tiny, name, devices=8), _results(tiny, name), 1e-5)
+
+
+def test_router_loss_is_that_of_the_whole_batch(tiny):
+  # A product of means over tokens: not a sum over microbatches, unless the choices of
+  # the whole batch are known first.
+  config = dataclasses.replace(tiny.model.config, experts=Experts(4, 2))
+  model = transformer.model(config)
+  params = {"lm": jax.tree.map(lambda x: 3 * x, model.init(KEY))}
+  objective = objectives.sft()
+  score_one = step.scorer(objective, {"policy": model}, {}, None, None)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(params, batch, coefficient):
+    grads, means, _ = step.gradient(
+      objective, score_one, params, batch, objective.init(), KEY, coefficient
+    )
+    return grads, step.divide(means)
+
+  whole, parts = (tiny.batches(Layout.DEMO, count)[0] for count in (1, 4))
+  rows = transformer.Rows(
+    whole.tokens_MRL[0],
+    whole.segment_MRL[0],
+    whole.branch_MRL[0],
+    whole.position_MRL[0],
+  )
+
+  @jax.value_and_grad
+  def balance(params):
+    _, routing = transformer.states(model, params["lm"], rows)
+    return experts.load_balance(routing, routing).value
+
+  value, slope = jax.jit(balance)(params)
+  got = run(params, whole, 0.5)
+  _assert_equal(run(params, parts, 0.5), got, 1e-5)
+  plain, numbers = run(params, whole, 0.0)
+  assert "loss/router" not in numbers
+  for metrics in (got[1], numbers):
+    np.testing.assert_allclose(metrics["router_balance"], value, rtol=1e-5)
+  np.testing.assert_allclose(got[1]["loss/router"], 0.5 * value, rtol=1e-5)
+  total = numbers["loss"] + 0.5 * value
+  np.testing.assert_allclose(got[1]["loss"], total, rtol=1e-5)
+  expected = jax.tree.map(lambda g, s: g + 0.5 * s, plain, slope)
+  assert _largest(jax.tree.map(lambda a, b: a - b, got[0], expected)) < 1e-5
+  assert _largest(slope) > 1e-2
 
 
 def test_microbatches_of_unequal_weight_are_what_is_tested(tiny):

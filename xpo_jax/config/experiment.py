@@ -297,6 +297,10 @@ class Experiment:
       tokenizer; None: the policy's.
     teacher: weights of the frozen teacher that a distillation learns from, of any size
       but with the policy's tokenizer and vocabulary; None where nothing reads one.
+    router_loss: coefficient of the load-balancing loss of a mixture of experts
+      (`ops.experts.load_balance`) over the batches of the run, prompts included; 0:
+      off. None: the start's own `Config.router_loss`, which a checkpoint's config.json
+      sets by `output_router_logits` and `router_aux_loss_coef`.
   """
 
   objective: ObjectiveConfig
@@ -311,8 +315,14 @@ class Experiment:
   aux_losses: tuple[AuxLossConfig, ...] = ()
   reference: Pretrained | Stage | None = None
   teacher: Pretrained | Stage | None = None
+  router_loss: float | None = None
 
   def __post_init__(self):
+    if self.router_loss is not None and not 0 <= self.router_loss < math.inf:
+      raise ValueError(
+        f"Experiment.router_loss is {self.router_loss}; it must be a number >= 0, or "
+        "None for the start's own"
+      )
     names = [loss.name for loss in self.aux_losses]
     for name in names:
       if names.count(name) > 1:

@@ -113,11 +113,13 @@ def transform(
 def matrices(logical_axes: Params) -> Params:
   """Mask of the parameters with weight decay: those of two or more axes.
 
-  The layers' axis is none of them, and heads and their dimensions are one: the biases
-  and norms of queries and keys are vectors.
+  The axes of layers and experts are none of them, and heads and their dimensions are
+  one: the biases of experts and the norms of queries and keys are vectors.
   """
   return jax.tree.map(
-    lambda axes: sum(axis not in ("layers", "head_dim") for axis in axes) >= 2,
+    lambda axes: (
+      sum(axis not in ("layers", "experts", "head_dim") for axis in axes) >= 2
+    ),
     logical_axes,
     is_leaf=lambda x: isinstance(x, tuple),
   )

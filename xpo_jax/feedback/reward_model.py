@@ -576,7 +576,8 @@ def _hidden(model, mesh, params, rows) -> tuple[Params, Array]:
   if mesh is not None:
     lm = rules.gather_tables(mesh, lm, model.logical_axes())
   packed = transformer.Rows.plain(rows.tokens_RL, rows.mask_RL)
-  return lm, rules.pin(mesh, model.hidden(lm, packed), meshes.ROWS)
+  hidden_RLD, _ = transformer.states(model, lm, packed, mesh)
+  return lm, rules.pin(mesh, hidden_RLD, meshes.ROWS)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

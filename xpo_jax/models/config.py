@@ -91,6 +91,41 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClampedSwiglu:
+  """Gating of gpt-oss: `(up + 1) gate sigmoid(alpha gate)`, both clamped before it.
+
+  Attributes:
+    alpha: slope of the sigmoid.
+    limit: upper bound of the gate, and bound of |up|.
+  """
+
+  alpha: float = 1.702
+  limit: float = 7.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """Mixture of experts: a router chooses MLPs for each token; no token is dropped.
+
+  Attributes:
+    count: number of experts, E.
+    active: number of experts of a token.
+    normalised: whether the weights of a token's experts add up to 1; else they are
+      their probabilities among all experts.
+  """
+
+  count: int
+  active: int
+  normalised: bool = True
+
+  def __post_init__(self):
+    if not 1 <= self.active <= self.count:
+      raise ValueError(
+        f"Experts.active is {self.active}; allowed: 1 to count = {self.count}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """Configuration of a decoder. The defaults are Llama's; sizes have no default.
 
@@ -103,7 +138,7 @@ class Config:
     heads: number of query heads.
     kv_heads: number of key and value heads; divides `heads`.
     head_dim: dimensions per head.
-    mlp_width: hidden width of the MLP.
+    mlp_width: hidden width of the MLP, or of each expert.
     positions: context length; a hard limit for learned positions and for a rotary
       embedding with `dynamic`.
     norm, norm_eps: kind of normalisation and its epsilon.
@@ -111,6 +146,11 @@ class Config:
       normalised (Gemma 2: both, OLMo 2: the output only).
     qk_norm: normalisation of queries and keys before they are rotated, or None.
     activation, gated: of the MLP; gated is `down(act(gate(x)) * up(x))`.
+    swiglu: gating in place of `act(gate) * up`, or None.
+    experts: the MLP of every layer is a mixture of experts; None: one MLP.
+    router_loss: whether the router's load-balancing loss is a term of the training
+      loss (`transformer.Routing`).
+    router_loss_coef: its coefficient.
     rotary: rotary embedding; None: learned positions (GPT-2).
     local_rotary: rotary embedding of the layers with a window; None: `rotary`.
     rotated: whether a layer rotates queries and keys; (): all layers.
@@ -118,11 +158,14 @@ class Config:
       attends to; 0: all; (): all in every layer.
     attention_scale: factor of the attention's logits; None: head_dim ** -0.5.
     attention_softcap: c of `c tanh(x / c)` on the attention's logits, or None.
+    attention_sink: whether each head has one more logit, a parameter, that takes
+      weight from all positions (gpt-oss).
     logit_softcap: the same on the logits of the head.
     logit_divisor: of the logits of the head (Granite).
     embedding_scale: factor of the embeddings.
     residual_scale: factor of what attention and MLP add to the residual stream.
-    qkv_bias, output_bias, mlp_bias: which projections have a bias.
+    qkv_bias, output_bias, mlp_bias: which projections have a bias; the router is of
+      the MLP.
     parallel_residual: attention and MLP both read the block's input (GPT-NeoX).
     tied: the head shares the embedding's weights.
     compute_dtype: dtype of activations, not of parameters. Norms, rotary angles and
@@ -150,12 +193,17 @@ class Config:
   qk_norm: QKNorm | None = None
   activation: Activation = Activation.SILU
   gated: bool = True
+  swiglu: ClampedSwiglu | None = None
+  experts: Experts | None = None
+  router_loss: bool = False
+  router_loss_coef: float = 0.001
   rotary: Rotary | None = Rotary()
   local_rotary: Rotary | None = None
   rotated: tuple[bool, ...] = ()
   windows: tuple[int, ...] = ()
   attention_scale: float | None = None
   attention_softcap: float | None = None
+  attention_sink: bool = False
   logit_softcap: float | None = None
   logit_divisor: float = 1.0
   embedding_scale: float = 1.0
@@ -198,6 +246,7 @@ class Config:
     if not (self.pre_norm or self.post_norm):
       raise ValueError("Config.pre_norm and post_norm are False; set one of them")
     self._check_layers()
+    self._check_mlp()
     scales = ("logit_divisor", "embedding_scale", "residual_scale")
     for name in (*scales, "attention_scale", "attention_softcap", "logit_softcap"):
       value = getattr(self, name)
@@ -223,6 +272,25 @@ class Config:
       raise ValueError(
         "Config.local_rotary must rotate the same fraction of a head as Config.rotary"
       )
+
+  def _check_mlp(self) -> None:
+    for name in ("experts", "swiglu"):
+      if getattr(self, name) is not None and not self.gated:
+        raise ValueError(f"Config.{name} needs a gated MLP, and Config.gated is False")
+    if self.router_loss and self.experts is None:
+      raise ValueError(
+        "Config.router_loss is True, and Config.experts None: a model without experts "
+        "has no router; leave it False"
+      )
+    if not self.router_loss_coef >= 0:
+      raise ValueError(
+        f"Config.router_loss_coef is {self.router_loss_coef}; it must be >= 0"
+      )
+
+  @property
+  def distinct_windows(self) -> tuple[int | None, ...]:
+    """The different windows of the layers; None: all positions."""
+    return tuple(dict.fromkeys(window or None for window in self.windows)) or (None,)
 
   @property
   def rotary_dim(self) -> int:

@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from xpo_jax.models import kv_cache, token_sampling, transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import attention
 from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params
 
@@ -69,7 +70,9 @@ def begin(
   B, K, T, _ = uniform_BKT2.shape
   hidden, prompts = [], []
   for config, params in zip(decoder.configs, decoder.params, strict=True):
-    hidden_BD, read = kv_cache.prefill(config, params, prompt_BP, length_B)
+    hidden_BD, read = kv_cache.prefill(
+      config, params, prompt_BP, length_B, decoder.mesh
+    )
     hidden.append(jnp.broadcast_to(hidden_BD[:, None], (B, K, hidden_BD.shape[1])))
     prompts.append(read)
   out = _emit(decoder, Samples.empty(B, K, T), hidden, uniform_BKT2)
@@ -105,7 +108,9 @@ def extend(
   for config, params, read, own in zip(
     decoder.configs, decoder.params, prompts, branches, strict=True
   ):
-    hidden_BKD, own = kv_cache.decode(config, params, token_BK, at_BK, read, own)
+    hidden_BKD, own = kv_cache.decode(
+      config, params, token_BK, at_BK, read, own, decoder.mesh
+    )
     hidden.append(hidden_BKD)
     grown.append(own)
   out = _emit(decoder, out, hidden, uniform_BKT2)
@@ -124,7 +129,7 @@ def _emit(
     logits_BKV = jnp.einsum(
       "bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=jnp.float32
     )
-    logits.append(transformer.soft_cap(logits_BKV, config.logit_softcap))
+    logits.append(attention.soft_cap(logits_BKV, config.logit_softcap))
   uniform_BK2 = _take(uniform_BKT2, out.length_BK)
   token = token_sampling.choose(
     tuple(logits), uniform_BK2, decoder.rule, greedy=decoder.greedy

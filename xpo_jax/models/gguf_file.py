@@ -153,6 +153,11 @@ def _config(
       "read: take the model as a Hugging Face directory"
     )
   scaled = [key for key in fields if key.startswith(f"{kind}.rope.scaling.type")]
+  if fields.get(f"{kind}.expert_count"):  # Mixtral's are of the architecture llama
+    raise ValueError(
+      f"{name} is a mixture of {fields[f'{kind}.expert_count']} experts, which is not "
+      "read from GGUF; take the model as a Hugging Face directory"
+    )
   if "rope_freqs.weight" in tensors or any(fields[key] != "none" for key in scaled):
     raise ValueError(
       f"{name} has scaled rotary frequencies, which are not read from GGUF; take the "

@@ -379,7 +379,7 @@ def _read(
     for path, part in zip(
       entry.paths, entry.split(files[entry.name].read()), strict=True
     ):
-      _leaf(params, path)[... if entry.layer is None else entry.layer] = part
+      _leaf(params, path)[entry.index] = part
   return params
 
 
@@ -557,6 +557,8 @@ def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
   content["transformers_version"] = transformers.__version__
   # transformers 4 reads these fields and would silently use its defaults.
   content["torch_dtype"] = dtype
+  if "num_local_experts" in content:
+    content["num_experts"] = content["num_local_experts"]
   rope = content.get("rope_parameters")
   if rope is not None:
     if "sliding_attention" in rope:  # of layers with a window, and of the others
@@ -603,8 +605,10 @@ def _tensors(
   """The decoder's tensors by name, one at a time."""
   lm = jax.tree.map(np.asarray, jax.device_get(lm))
   for entry in family.entries(config):
-    index = ... if entry.layer is None else entry.layer
-    yield entry.name, entry.join(*(_leaf(lm, path)[index] for path in entry.paths))
+    yield (
+      entry.name,
+      entry.join(*(_leaf(lm, path)[entry.index] for path in entry.paths)),
+    )
 
 
 def _write_weights(

@@ -15,6 +15,12 @@ from huggingface_hub.errors import StrictDataclassError
 from xpo_jax.models.config import Config
 from xpo_jax.models.hf_families import FAMILIES, ModelFamily
 
+# How the weights of a method are dequantised.
+_DEQUANTISED = {
+  "mxfp4": "load it with transformers' AutoModelForCausalLM.from_pretrained(NAME, "
+  "quantization_config=Mxfp4Config(dequantize=True)) and name the directory that its "
+  "save_pretrained writes",
+}
 # Fields of config.json with the number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -31,10 +37,11 @@ def get_family(content: Mapping[str, Any]) -> ModelFamily:
   model_type = content.get("model_type")
   quantisation = content.get("quantization_config")
   if quantisation:
+    method = quantisation.get("quant_method")
+    fix = _DEQUANTISED.get(method, "dequantise it with transformers and save that")
     raise ValueError(
-      "config.json: quantization_config: the weights are quantised by "
-      f"{quantisation.get('quant_method')!r}, which is not read; name the checkpoint "
-      "that is not quantised, or dequantise it with transformers and save that"
+      f"config.json: quantization_config: the weights are quantised by {method!r}, "
+      f"which is not read; name the checkpoint that is not quantised, or {fix}"
     )
   if model_type in FAMILIES:
     return FAMILIES[model_type]
@@ -49,7 +56,7 @@ def _missing(content: Mapping[str, Any]) -> str:
   model_type = str(content.get("model_type"))
   text = content.get("text_config") or {}
   if any((content.get(name) or text.get(name) or 1) != 1 for name in _EXPERTS):
-    return "mixture of experts is not read"
+    return "this mixture of experts is not read"
   if content.get("is_encoder_decoder"):
     return "an encoder and decoder is not read"
   if model_type in transformers.CONFIG_MAPPING:

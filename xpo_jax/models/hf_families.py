@@ -13,7 +13,9 @@ import transformers
 from xpo_jax.models import hf_weights
 from xpo_jax.models.config import (
   Activation,
+  ClampedSwiglu,
   Config,
+  Experts,
   Llama3Scaling,
   Norm,
   QKNorm,
@@ -414,6 +416,82 @@ def _write_granite(config: Config) -> dict[str, Any]:
   }
 
 
+# --- Mixtures of experts
+
+
+_ONE = Experts(1, 1)  # of a config without experts, which reads back as another
+
+
+def _read_experts(hf: Any, normalised: bool, **switches: Any) -> dict[str, Any]:
+  return {
+    "experts": Experts(hf.num_experts, hf.num_experts_per_tok, normalised),
+    "router_loss": hf.output_router_logits,
+    "router_loss_coef": hf.router_aux_loss_coef,
+    "windows": _windows(hf),
+  } | switches
+
+
+def _write_experts(config: Config, count: str = "num_local_experts") -> dict[str, Any]:
+  experts = config.experts or _ONE
+  return {
+    count: experts.count,
+    "num_experts_per_tok": experts.active,
+    "output_router_logits": config.router_loss,
+    "router_aux_loss_coef": config.router_loss_coef,
+  }
+
+
+def _read_mixtral(hf: Any) -> dict[str, Any]:
+  _require(hf, router_jitter_noise=0.0)
+  return _read_experts(hf, normalised=True)
+
+
+def _write_mixtral(config: Config) -> dict[str, Any]:
+  return _write_experts(config) | _sliding_window(config)
+
+
+def _read_qwen3_moe(hf: Any) -> dict[str, Any]:
+  # Some layers with one MLP: they would need a stack of their own.
+  _require(hf, decoder_sparse_step=1, mlp_only_layers=[])
+  return _read_experts(
+    hf,
+    normalised=hf.norm_topk_prob,
+    qk_norm=QKNorm.HEAD,
+    mlp_width=hf.moe_intermediate_size,
+  )
+
+
+def _write_qwen3_moe(config: Config) -> dict[str, Any]:
+  return (
+    _write_experts(config, "num_experts")
+    | _sliding_window(config)
+    | {
+      "use_sliding_window": bool(config.windows),
+      "moe_intermediate_size": config.mlp_width,
+      "norm_topk_prob": (config.experts or _ONE).normalised,
+    }
+  )
+
+
+def _read_gpt_oss(hf: Any) -> dict[str, Any]:
+  return _read_experts(
+    hf,
+    normalised=True,
+    swiglu=ClampedSwiglu(hf.swiglu_alpha, hf.swiglu_limit),
+    attention_sink=True,
+    mlp_bias=True,
+  )
+
+
+def _write_gpt_oss(config: Config) -> dict[str, Any]:
+  swiglu = config.swiglu or ClampedSwiglu()
+  return (
+    _write_experts(config)
+    | _window_fields(config)
+    | {"swiglu_alpha": swiglu.alpha, "swiglu_limit": swiglu.limit}
+  )
+
+
 # --- GPT-NeoX and GPT-2
 
 
@@ -542,6 +620,27 @@ FAMILIES = {
   "granite": _like_llama(
     transformers.GraniteConfig, _read_granite, _write_granite, own=_LLAMA_FIELDS[1:]
   )._replace(classifies=False),
+  "mixtral": _like_llama(
+    transformers.MixtralConfig,
+    _read_mixtral,
+    _write_mixtral,
+    own=("head_dim",),
+    entries=hf_weights.mixtral,
+  ),
+  "qwen3_moe": _like_llama(
+    transformers.Qwen3MoeConfig,
+    _read_qwen3_moe,
+    _write_qwen3_moe,
+    own=_LLAMA_FIELDS[:2],
+    entries=hf_weights.qwen3_moe,
+  ),
+  "gpt_oss": _like_llama(
+    transformers.GptOssConfig,
+    _read_gpt_oss,
+    _write_gpt_oss,
+    own=_LLAMA_FIELDS[:2],
+    entries=hf_weights.gpt_oss,
+  ),
   "gpt_neox": ModelFamily(
     _read_gpt_neox,
     _write_gpt_neox,

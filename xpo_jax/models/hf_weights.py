@@ -20,6 +20,9 @@ class WeightEntry(NamedTuple):
     layer: index in the stacked arrays, or None.
     split: converts the tensor to parameters, one for each path.
     join: converts the parameters to the tensor.
+    expert: index of an expert in the stacked arrays, after the layer, or None.
+    adaptable: False for kernels that no linear module holds, which PEFT does not adapt
+      as it does the others.
   """
 
   name: str
@@ -28,6 +31,15 @@ class WeightEntry(NamedTuple):
   layer: int | None
   split: Callable[[np.ndarray], tuple[np.ndarray, ...]]
   join: Callable[..., np.ndarray]
+  expert: int | None = None
+  adaptable: bool = True
+
+  @property
+  def index(self) -> Any:
+    """Index in the stacked arrays."""
+    if self.layer is None:
+      return ...
+    return self.layer if self.expert is None else (self.layer, self.expert)
 
 
 def llama(config: Config) -> Iterator[WeightEntry]:
@@ -53,11 +65,89 @@ def phi3(config: Config) -> Iterator[WeightEntry]:
       yield _stacked(config, layer, f"{start}{name}.weight", parts)
 
 
-_NAMES = {
+def mixtral(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of Mixtral."""
+  experts = {"gate": "w1", "up": "w3", "down": "w2"}
+  yield from _with_experts(config, "block_sparse_moe", experts)
+
+
+def qwen3_moe(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of Qwen3-MoE."""
+  experts = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+  yield from _with_experts(config, "mlp", experts)
+
+
+def gpt_oss(config: Config) -> Iterator[WeightEntry]:
+  """Lists the weights of gpt-oss: experts in one tensor, gate and up interleaved."""
+  E, D, F = config.experts.count, config.width, config.mlp_width
+  yield from _ends(config, "model.embed_tokens", "model.norm", "lm_head")
+  for layer in range(config.layers):
+    start = f"model.layers.{layer}."
+    yield from _layer(config, layer, start, _ATTENTION | _norm_names(config))
+    yield WeightEntry(
+      f"{start}self_attn.sinks",
+      (config.heads,),
+      (("blocks", "sink", "bias"),),
+      layer,
+      lambda x: (x,),
+      lambda x: x,
+    )
+    for entry in _layer(config, layer, start, {"router": "mlp.router"}):
+      yield entry._replace(adaptable=False)
+    for leaf, suffix, shape in (("kernel", "", (E, D)), ("bias", "_bias", (E,))):
+      yield WeightEntry(
+        f"{start}mlp.experts.gate_up_proj{suffix}",
+        (*shape, 2 * F),
+        (("blocks", "gate", leaf), ("blocks", "up", leaf)),
+        layer,
+        lambda w: (w[..., ::2], w[..., 1::2]),
+        lambda gate, up: np.stack([gate, up], axis=-1).reshape(*gate.shape[:-1], -1),
+        adaptable=False,
+      )
+    for leaf, suffix, shape in (("kernel", "", (E, F, D)), ("bias", "_bias", (E, D))):
+      yield WeightEntry(
+        f"{start}mlp.experts.down_proj{suffix}",
+        shape,
+        (("blocks", "down", leaf),),
+        layer,
+        lambda w: (w,),
+        lambda w: w,
+        adaptable=False,
+      )
+
+
+def _with_experts(
+  config: Config, mlp: str, experts: dict[str, str]
+) -> Iterator[WeightEntry]:
+  """Lists the weights of Llama with modules of experts in place of its MLP."""
+  D, F = config.width, config.mlp_width
+  yield from _ends(config, "model.embed_tokens", "model.norm", "lm_head")
+  for layer in range(config.layers):
+    start = f"model.layers.{layer}."
+    yield from _layer(config, layer, start, _ATTENTION | _norm_names(config))
+    for entry in _layer(config, layer, start, {"router": f"{mlp}.gate"}):
+      # A module of its own in transformers 5, not a linear one.
+      yield entry._replace(adaptable=False)
+    for expert in range(config.experts.count):
+      for part, name in experts.items():
+        shape = (F, D) if part == "down" else (D, F)
+        yield _linear(
+          f"{start}{mlp}.experts.{expert}.{name}.weight",
+          ("blocks", part, "kernel"),
+          layer,
+          shape,
+          shape,
+          transposed=True,
+        )._replace(expert=expert)
+
+
+_ATTENTION = {
   "query": "self_attn.q_proj",
   "key": "self_attn.k_proj",
   "value": "self_attn.v_proj",
   "output": "self_attn.o_proj",
+}
+_NAMES = _ATTENTION | {
   "gate": "mlp.gate_proj",
   "up": "mlp.up_proj",
   "down": "mlp.down_proj",

@@ -8,9 +8,11 @@ with weights and caches of its own: a scan would first copy them out of their st
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import attention
 from xpo_jax.types import Array, Params
 
 
@@ -39,7 +41,11 @@ class Branches:
 
 
 def prefill(
-  config: Config, params: Params, prompt_BP: Array, length_B: Array
+  config: Config,
+  params: Params,
+  prompt_BP: Array,
+  length_B: Array,
+  mesh: Mesh | None = None,
 ) -> tuple[Array, PromptCache]:
   """Reads the prompts, padded on the right.
 
@@ -48,6 +54,7 @@ def prefill(
     params: of the decoder.
     prompt_BP: token ids.
     length_B: of each prompt, at least 1.
+    mesh: see `transformer.states`.
 
   Returns:
     hidden_BD at each prompt's last token, after the final norm; the cache.
@@ -55,7 +62,7 @@ def prefill(
   P = prompt_BP.shape[1]
   rows = transformer.Rows.plain(prompt_BP, jnp.arange(P)[None] < length_B[:, None])
   x, (key, value) = transformer.run_blocks(
-    config, params, rows, lambda *pair: tuple(x.swapaxes(1, 2) for x in pair)
+    config, params, rows, lambda *kv: tuple(x.swapaxes(1, 2) for x in kv[:2]), mesh
   )
   last = jnp.take_along_axis(x, (length_B - 1)[:, None, None], axis=1)[:, 0]
   hidden_BD = transformer.norm(config, params["final_norm"], last)
@@ -100,6 +107,7 @@ def decode(
   at_BK: Array,
   prompts: PromptCache,
   branches: Branches,
+  mesh: Mesh | None = None,
 ) -> tuple[Array, Branches]:
   """Reads the next token of every branch.
 
@@ -110,6 +118,7 @@ def decode(
     at_BK: number of tokens already in each branch, less than T.
     prompts: of `prefill`.
     branches: of `branches` or of the last `decode`.
+    mesh: see `transformer.states`.
 
   Returns:
     hidden_BKD, after the final norm, which predicts the token after it; the cache.
@@ -123,10 +132,8 @@ def decode(
   prompt_position, own_position = jnp.arange(P)[None, None], jnp.arange(T)[None, None]
 
   def step(x, layer, kinds, prompt_key, prompt_value, own_key, own_value):
-    near = transformer.window_mask(
-      position_BK[..., None], prompt_position, kinds.window_N
-    )
-    own_near = transformer.window_mask(at_BK[..., None], own_position, kinds.window_N)
+    near = attention.within(position_BK[..., None], prompt_position, kinds.window_N)
+    own_near = attention.within(at_BK[..., None], own_position, kinds.window_N)
 
     def attend(query, key, value):
       B, K, H, h = query.shape
@@ -140,16 +147,19 @@ def decode(
         jnp.einsum("bkgmh,bkgth->bkgmt", query, key, preferred_element_type=wide),
       ]
       for i, seen in enumerate((in_prompt & near, in_branch & own_near)):
-        capped = transformer.soft_cap(score[i], config.attention_softcap)
-        score[i] = jnp.where(seen[:, :, None, None], capped, transformer.MASKED)
-      weight = jax.nn.softmax(jnp.concatenate(score, axis=-1), axis=-1)
+        capped = attention.soft_cap(score[i], config.attention_softcap)
+        score[i] = jnp.where(seen[:, :, None, None], capped, attention.MASKED)
+      sink_H = transformer.sink(layer)
+      sink = None if sink_H is None else sink_H.reshape(1, 1, g, H // g)
+      weight = attention.weights(jnp.concatenate(score, axis=-1), sink)
       weight = weight.astype(value.dtype)
       mixed = jnp.einsum("bkgmp,bgph->bkgmh", weight[..., :P], prompt_value)
       mixed += jnp.einsum("bkgmt,bkgth->bkgmh", weight[..., P:], value)
       return mixed.reshape(B, K, H, h), (key, value)
 
     rotation = transformer.layer_angles(tables, kinds.rotary_N)
-    return transformer.block(config, layer, x, rotation, attend)
+    x, own, _ = transformer.block(config, layer, x, rotation, attend, mesh)
+    return x, own
 
   x = transformer.embed(config, params, token_BK, position_BK)
   caches = (prompts.key, prompts.value, branches.key, branches.value)

@@ -37,7 +37,9 @@ class Adapter:
     targets: regular expression that must match a layer's name, or a suffix of it after
       `/` or `.`: of a parameter ("query|value", "blocks/up") or of a Hugging Face
       module ("q_proj|v_proj", "mlp[.].*"). ".*" is every linear layer of every block. A
-      fused module stands for its query, key and value.
+      fused module stands for its query, key and value. Experts have a pair A, B each;
+      not adapted are routers, and experts that a checkpoint holds in one tensor
+      (gpt-oss).
     l1: weight of the L1 norm of the changes (alpha / rank) A B in the loss: 0, or
       PAFT's sparsity penalty (Pentyala et al. 2024, arXiv:2406.17923).
   """
@@ -69,13 +71,16 @@ class Adapter:
 
 @functools.lru_cache
 def modules(config: Config) -> dict[str, list[str]]:
-  """Maps the linear layers of a block to their Hugging Face modules, one per layer.
+  """Maps the linear layers of a block to their Hugging Face modules: one per layer, of
+  experts one per layer and expert.
 
   Raises:
     ValueError: no Hugging Face family supports the config.
   """
   names: dict[str, list[str]] = {}
   for entry in hf_config.find_family(config).entries(config):
+    if not entry.adaptable:
+      continue
     for group, part, *leaf in (path for path in entry.paths if len(path) == 3):
       if (group, leaf) == ("blocks", ["kernel"]):
         names.setdefault(part, []).append(entry.name.removesuffix(".weight"))
@@ -94,7 +99,7 @@ def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
     if not _matched(parts, one):
       suffixes = {names[0].split(".0.")[-1]: None for names in parts.values()}
       raise ValueError(
-        f"Adapter.targets {one!r} matches no linear layer; allowed: "
+        f"Adapter.targets {one!r} matches no linear layer that PEFT adapts; allowed: "
         f"{', '.join(parts)}, or Hugging Face's names {', '.join(suffixes)}"
       )
   return _matched(parts, adapter.targets)
@@ -112,8 +117,8 @@ def _matched(parts: dict[str, list[str]], targets: str) -> tuple[str, ...]:
     matches = [name for name in names if pattern.fullmatch(name)]
     if matches and len(matches) < len(names):
       raise ValueError(
-        f"Adapter.targets {targets!r} matches {matches[0]} but not every "
-        "layer's; layers are stacked, so adapt all or none: leave out their numbers"
+        f"Adapter.targets {targets!r} matches {matches[0]} but not every layer's (or "
+        "expert's); they are stacked, so adapt all or none: leave out their numbers"
       )
     if matches:
       adapted.append(part)
@@ -133,22 +138,24 @@ def input_axes(part: str) -> int:
 def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
   """Returns the adapters' parameters as a tree of `transformer.Weight`.
 
-  `a` is [layers, inputs.., rank], `b` [layers, rank, outputs..], with the kernel's axis
-  names, so that they are sharded like it; the rank axis is replicated.
+  `a` is [layers, inputs.., rank], `b` [layers, rank, outputs..], of experts with their
+  axis after the layers', with the kernel's axis names, so that they are sharded like
+  it; the rank axis is replicated.
   """
   kernels = transformer.weights(config)["blocks"]
   tree = {}
   for part in targets(config, adapter):
     kernel = kernels[part]["kernel"]
-    cut = 1 + input_axes(part)
-    std = (3 * math.prod(kernel.shape[1:cut])) ** -0.5
+    stacked = 1 + ("experts" in kernel.axes)
+    cut = stacked + input_axes(part)
+    std = (3 * math.prod(kernel.shape[stacked:cut])) ** -0.5
     tree[part] = {
       "a": Weight(
         (*kernel.shape[:cut], adapter.rank), (*kernel.axes[:cut], "rank"), std
       ),
       "b": Weight(
-        (kernel.shape[0], adapter.rank, *kernel.shape[cut:]),
-        ("layers", "rank", *kernel.axes[cut:]),
+        (*kernel.shape[:stacked], adapter.rank, *kernel.shape[cut:]),
+        (*kernel.axes[:stacked], "rank", *kernel.axes[cut:]),
       ),
     }
   return {"blocks": tree}
@@ -182,12 +189,15 @@ def delta(params: Params, adapter: Adapter) -> Params:
   of their products.
   """
 
-  def product(a: Array, b: Array) -> Array:
-    return jnp.tensordot(a, b, axes=1)
+  def product(part: str, a: Array, b: Array) -> Array:
+    multiply = functools.partial(jnp.tensordot, axes=1)
+    for _ in range(a.ndim - 1 - input_axes(part)):  # layers, and experts
+      multiply = jax.vmap(multiply)
+    return multiply(a, b)
 
   return {
     "blocks": {
-      part: {"kernel": adapter.scale * jax.vmap(product)(pair["a"], pair["b"])}
+      part: {"kernel": adapter.scale * product(part, pair["a"], pair["b"])}
       for part, pair in params["blocks"].items()
     }
   }

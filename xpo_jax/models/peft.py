@@ -11,10 +11,17 @@ GPT-2 and GPT-NeoX fuse query, key and value in one module, for which PEFT has o
 `lora` has one A for each. They are saved as one adapter of the ranks' sum with a
 block-diagonal B, with its rank and alpha in PEFT's `rank_pattern` and `alpha_pattern`:
 the same function. A shared A of another source is loaded as three copies.
+
+Experts of Mixtral and Qwen3-MoE are modules of their own, as in transformers 4; under
+transformers 5, where they are one parameter, PEFT converts such an adapter as it loads
+it, if both gate and up are adapted, or neither. Routers, and gpt-oss's experts, are no
+linear modules in either and are not adapted.
 """
 
 import json
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,22 +60,22 @@ class _Module(NamedTuple):
 
   Attributes:
     name: Hugging Face's, without `.weight`.
-    layer: index of the layer.
+    index: of the layer, or of the layer and the expert, in the stacked arrays.
     sizes: number of inputs and of outputs.
     outputs: part -> indices of its outputs among the module's.
     fan_in_first: whether the weight is stored as (inputs, outputs), as in GPT-2.
   """
 
   name: str
-  layer: int
+  index: int | tuple[int, int]
   sizes: tuple[int, int]
   outputs: dict[str, np.ndarray]
   fan_in_first: bool
 
   @property
   def suffix(self) -> str:
-    """The name after the layer's index, equal in all layers."""
-    return self.name.split(f".{self.layer}.", 1)[1]
+    """The name after the indices, equal in all layers and experts."""
+    return re.split(r"\.\d+\.", self.name)[-1]
 
 
 def save(
@@ -200,7 +207,7 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
       factors = {"a": a[rank_slice].T, "b": b[module.outputs[part], rank_slice].T}
       for name, value in factors.items():
         stacked = params["blocks"][part][name]
-        stacked[module.layer] = value.reshape(stacked.shape[1:])
+        stacked[module.index] = value.reshape(stacked[module.index].shape)
   return adapter, params
 
 
@@ -208,7 +215,7 @@ def _join(module: _Module, blocks: dict[str, Params]) -> tuple[np.ndarray, np.nd
   """Joins the factors of the parts to the module's A and B."""
   inputs, outputs = module.sizes
   factors = [
-    (pair["a"][module.layer].reshape(inputs, -1), pair["b"][module.layer])
+    (pair["a"][module.index].reshape(inputs, -1), pair["b"][module.index])
     for pair in blocks.values()
   ]
   a = np.ascontiguousarray(np.concatenate([a.T for a, _ in factors]), np.float32)
@@ -222,11 +229,13 @@ def _join(module: _Module, blocks: dict[str, Params]) -> tuple[np.ndarray, np.nd
 
 
 def _modules(config: Config) -> list[_Module]:
-  """Lists the linear modules of all layers, in the order of the checkpoint."""
+  """Lists the linear modules of all layers and experts, in the checkpoint's order."""
   return [
     _module(entry)
     for entry in hf_config.find_family(config).entries(config)
-    if entry.paths[0][0] == "blocks" and entry.paths[0][-1] == "kernel"
+    if entry.adaptable
+    and entry.paths[0][0] == "blocks"
+    and entry.paths[0][-1] == "kernel"
   ]
 
 
@@ -241,7 +250,7 @@ def _module(entry: hf_weights.WeightEntry) -> _Module:
     outputs[part] = index[0] if fan_in_first else index[0] // inputs
   sizes = (inputs, math.prod(entry.shape) // inputs)
   name = entry.name.removesuffix(".weight")
-  return _Module(name, entry.layer, sizes, outputs, fan_in_first)
+  return _Module(name, entry.index, sizes, outputs, fan_in_first)
 
 
 def _check_options(directory: Path, content: dict[str, Any]) -> None:
@@ -280,16 +289,18 @@ def _problems(
     inputs, outputs = module.sizes
     shapes[f"{_PREFIX}{module.name}.lora_A.weight"] = (rank, inputs)
     shapes[f"{_PREFIX}{module.name}.lora_B.weight"] = (outputs, rank)
-  problems += [f"it has {n}, the base no such module" for n in tensors.keys() - shapes]
+  extra = tensors.keys() - shapes
+  problems += [f"it has {name}, the base no such linear module" for name in extra]
   for name, expected in shapes.items():
     shape = tensors[name].shape if name in tensors else None
     if shape != expected:
       problems.append(f"{name} has shape {shape}, the base requires {expected}")
-  suffixes = [module.suffix for module in modules]
-  for suffix in sorted(set(suffixes)):
-    if suffixes.count(suffix) != config.layers:
+  adapted = Counter(module.suffix for module in modules)
+  of_base = Counter(module.suffix for module in _modules(config))
+  for suffix in sorted(adapted):
+    if adapted[suffix] != of_base[suffix]:
       problems.append(
-        f"{suffix} is adapted in some layers only; supported: all or none"
+        f"{suffix} is adapted in some layers or experts only; supported: all or none"
       )
   if not modules:
     problems.append("it has no module of the base")

@@ -50,7 +50,8 @@ def score(
     chunk: see `token_statistics`.
 
   Returns:
-    Scored with the statistics and the batch's `ref` and `fields`; 0 on padding.
+    Scored with the statistics and the batch's `ref` and `fields`; 0 on padding. Of a
+    mixture of experts also the policy's routing, over prompts and completions.
 
   Raises:
     ValueError: a role without model or parameters, a missing value head, or rows that
@@ -65,6 +66,7 @@ def score(
   )
   reads = {role for stat in uncached for role in stat.roles}
   hidden = {}
+  routing = {}
   head = {}
   values = {}
   for role in sorted({role for stat in uncached for role in stat.decoders}):
@@ -73,7 +75,8 @@ def score(
       lm = jax.lax.stop_gradient(lm)
     if mesh is not None:
       lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
-    hidden_RLD = rules.pin(mesh, models[role].hidden(lm, rows), meshes.ROWS)
+    hidden_RLD, routing[role] = transformer.states(models[role], lm, rows, mesh)
+    hidden_RLD = rules.pin(mesh, hidden_RLD, meshes.ROWS)
     if reads & {role, f"{role}.value"}:
       hidden[role] = _select(hidden_RLD, batch.source_MRC, batch.valid_MRC, mesh)
     if role in reads:
@@ -96,7 +99,7 @@ def score(
   fields = {name: _gather(x, batch.index_MBKT) for name, x in fields.items()}
   fields = dict(batch.fields) | fields | dict(batch.ref)
   known = Scored.__dataclass_fields__
-  return scored.from_token_logps(
+  record = scored.from_token_logps(
     **{"logp_BKT": None} | {name: x for name, x in fields.items() if name in known},
     mask_BKT=batch.mask_MBKT,
     present_BK=batch.present_MBK,
@@ -104,6 +107,7 @@ def score(
     row_B=batch.row_MB,
     extra={name: x for name, x in fields.items() if name not in known},
   )
+  return record.replace(routing=routing.get("policy"))
 
 
 def _field(stat):

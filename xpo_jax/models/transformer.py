@@ -17,12 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 
 from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
-from xpo_jax.types import Array, Params
+from xpo_jax.ops import attention, experts
+from xpo_jax.ops.experts import Groups
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
+from xpo_jax.types import Array, Params, Routing
 
-MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
-
+# Length of a block of attention. On GPUs a loop of as many steps as the data say waits
+# for the host at each: there all of a row is computed.
+_BLOCK = {"cpu": 64, "tpu": 128}
+_LEAST_BLOCKS = 4  # shorter rows are computed whole
 
 _ACTIVATIONS = {
   Activation.SILU: jax.nn.silu,
@@ -70,6 +77,9 @@ class Model(NamedTuple):
     head: `params -> head_VD`; logits are `hidden @ head.T`.
     logical_axes: `() ->` pytree like params, a tuple of axis names for each leaf.
     softcap: c, where the logits are `c tanh(hidden @ head.T / c)`, or None.
+    routed: `(params, Rows, mesh or None) -> (hidden_RLD, Routing)` of a mixture of
+      experts; else None. `states` calls it, or `hidden`.
+    router_loss: coefficient of its load-balancing loss; 0: not trained on.
   """
 
   config: Any
@@ -78,6 +88,26 @@ class Model(NamedTuple):
   head: Callable[[Params], Array]
   logical_axes: Callable[[], Any]
   softcap: float | None = None
+  routed: Callable[..., tuple[Array, Routing]] | None = None
+  router_loss: float = 0.0
+
+
+def states(
+  model: Model, params: Params, rows: Rows, mesh: Mesh | None = None
+) -> tuple[Array, Routing | None]:
+  """Computes hidden_RLD and, of a mixture of experts, its routing.
+
+  Args:
+    model: the model.
+    params: of its decoder.
+    rows: packed rows; a mesh splits them evenly.
+    mesh: devices that rows, heads and experts are split over, by the rules; None:
+      wherever their arrays are, in a way that the compiler chooses.
+  """
+  if model.routed is not None:
+    return model.routed(params, rows, mesh)
+  with meshes.entered(mesh):
+    return model.hidden(params, rows), None
 
 
 @functools.lru_cache
@@ -90,6 +120,8 @@ def model(config: Config) -> Model:
     head=functools.partial(head, config),
     logical_axes=lambda: jax.tree.map(lambda w: w.axes, weights(config)),
     softcap=config.logit_softcap,
+    routed=None if config.experts is None else functools.partial(_routed, config),
+    router_loss=config.router_loss_coef if config.router_loss else 0.0,
   )
 
 
@@ -116,6 +148,9 @@ def weights(config: Config) -> dict[str, Any]:
     "kv_heads": c.kv_heads,
     "head_dim": c.head_dim,
     "mlp": c.mlp_width,
+    "expert_mlp": c.mlp_width,
+    "experts": c.experts.count if c.experts else 0,
+    "router": c.experts.count if c.experts else 0,
     "vocab": c.vocab,
     "position": c.positions,
   }
@@ -128,26 +163,33 @@ def weights(config: Config) -> dict[str, Any]:
     scale = {"scale": weight(*axes, constant=initial)}
     return scale | ({"bias": weight(*axes)} if c.norm is Norm.LAYER else {})
 
-  def linear(inputs: tuple, outputs: tuple, bias: bool, scale: float = 1.0):
+  def linear(
+    inputs: tuple, outputs: tuple, bias: bool, scale: float = 1.0, of: tuple = ()
+  ):
     # Preserves variance from layer to layer; the two projections into the residual
     # stream are scaled down by depth, as in GPT-2.
     std = scale / np.sqrt(np.prod([sizes[a] for a in inputs]))
-    kernel = {"kernel": weight("layers", *inputs, *outputs, std=float(std))}
-    return kernel | ({"bias": weight("layers", *outputs)} if bias else {})
+    kernel = {"kernel": weight("layers", *of, *inputs, *outputs, std=float(std))}
+    return kernel | ({"bias": weight("layers", *of, *outputs)} if bias else {})
 
   residual_scale = (2 * c.layers) ** -0.5
   query = ("heads", "head_dim")
   key = ("kv_heads", "head_dim")
+  mlp, of = (("expert_mlp",), ("experts",)) if c.experts else (("mlp",), ())
   blocks = {
     "query": linear(("embed",), query, c.qkv_bias),
     "key": linear(("embed",), key, c.qkv_bias),
     "value": linear(("embed",), key, c.qkv_bias),
     "output": linear(query, ("embed",), c.output_bias, residual_scale),
-    "up": linear(("embed",), ("mlp",), c.mlp_bias),
-    "down": linear(("mlp",), ("embed",), c.mlp_bias, residual_scale),
+    "up": linear(("embed",), mlp, c.mlp_bias, of=of),
+    "down": linear(mlp, ("embed",), c.mlp_bias, residual_scale, of),
   }
   if c.gated:
-    blocks["gate"] = linear(("embed",), ("mlp",), c.mlp_bias)
+    blocks["gate"] = linear(("embed",), mlp, c.mlp_bias, of=of)
+  if c.experts:
+    blocks["router"] = linear(("embed",), ("router",), c.mlp_bias)
+  if c.attention_sink:
+    blocks["sink"] = {"bias": weight("layers", "heads")}
   for name, present in (("_norm", c.pre_norm), ("_post_norm", c.post_norm)):
     if present:
       blocks["attention" + name] = norm_weights("layers", "embed")
@@ -220,11 +262,6 @@ def _scaled(x: Array, scale: float) -> Array:
   return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
-def soft_cap(x: Array, cap: float | None) -> Array:
-  """Bounds logits to (-cap, cap) by `cap tanh(x / cap)`; None: leaves them."""
-  return x if cap is None else cap * jnp.tanh(x / cap)
-
-
 def _linear(params: Params, x: Array, contract: int = 1) -> Array:
   kernel = params["kernel"].astype(x.dtype)
   y = jnp.tensordot(x, kernel, axes=contract)
@@ -237,17 +274,87 @@ def _linear(params: Params, x: Array, contract: int = 1) -> Array:
 
 
 def _mlp(config: Config, params: Params, x: Array) -> Array:
-  act = _ACTIVATIONS[config.activation]
+  up = _linear(params["up"], x)
   if config.gated:
-    return _linear(
-      params["down"], act(_linear(params["gate"], x)) * _linear(params["up"], x)
-    )
-  return _linear(params["down"], act(_linear(params["up"], x)))
+    return _linear(params["down"], _gate(config, _linear(params["gate"], x), up))
+  return _linear(params["down"], _ACTIVATIONS[config.activation](up))
+
+
+def _gate(config: Config, gate: Array, up: Array) -> Array:
+  if config.swiglu is None:
+    return _ACTIVATIONS[config.activation](gate) * up
+  alpha, limit = config.swiglu.alpha, config.swiglu.limit
+  gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+  return (up + 1) * gate * jax.nn.sigmoid(alpha * gate)
+
+
+def _mixture(
+  config: Config, params: Params, x: Array, mesh: Mesh | None
+) -> tuple[Array, Array]:
+  """Output of the mixture of experts, and the router's logits `[..., E]`.
+
+  The router's logits are computed in at least float32.
+  """
+  logits = _linear(params["router"], x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+  own = {part: params[part] for part in ("gate", "up", "down")}
+  if mesh is None:
+    return _experts(config, own, x, logits, first=0).astype(x.dtype), logits
+  # A sort of all tokens would bring every token to every device. Instead each device
+  # sorts those of its rows, and applies the experts that it holds.
+  axis = rules.RULES["experts"]
+
+  def on_device(own: Params, x: Array, logits: Array) -> Array:
+    # The gradients of the devices' experts are added up. JAX 0.10 leaves the sum out
+    # where it has to infer that `x` varies by device, without an error.
+    x, logits = jax.lax.pcast((x, logits), axis, to="varying")
+    count = own["down"]["kernel"].shape[0]
+    y = _experts(config, own, x, logits, first=jax.lax.axis_index(axis) * count)
+    return jax.lax.psum(y, axis)
+
+  by_row, by_expert = PartitionSpec(meshes.ROWS), PartitionSpec(axis)
+  y = jax.shard_map(
+    on_device, mesh=mesh, in_specs=(by_expert, by_row, by_row), out_specs=by_row
+  )(own, x, logits)
+  return y.astype(x.dtype), logits
+
+
+def _experts(
+  config: Config, params: Params, x: Array, logits: Array, first: int | Array
+) -> Array:
+  """Sum of the outputs of the experts in `params`, the first of which is `first`."""
+  mixture = config.experts
+  logits_TE, x_TD = logits.reshape(-1, mixture.count), x.reshape(-1, config.width)
+  weight_TJ, index_TJ = experts.choose(logits_TE, mixture.active, mixture.normalised)
+  groups = experts.group(index_TJ - first, params["down"]["kernel"].shape[0])
+  x_SD = experts.take(x_TD, groups)
+  gate, up = (_expert_linear(params[part], x_SD, groups) for part in ("gate", "up"))
+  y_SD = _expert_linear(params["down"], _gate(config, gate, up), groups)
+  return experts.put(y_SD, groups, weight_TJ).reshape(x.shape)
+
+
+def _expert_linear(params: Params, x: Array, groups: Groups) -> Array:
+  """`_linear` with the parameters of each slot's own expert."""
+
+  def product(x: Array, kernel: Array) -> Array:
+    return jax.lax.ragged_dot(x, kernel.astype(x.dtype), groups.size_E)
+
+  y = product(x, params["kernel"])
+  if "bias" in params:
+    bias = params["bias"].astype(y.dtype)
+    y = y + bias.at[groups.expert_S].get(mode="fill", fill_value=0)
+  if "lora" in params:
+    y = y + product(product(x, params["lora"]["a"]), params["lora"]["b"])
+  return y
 
 
 def block(
-  config: Config, params: Params, x: Array, rotation: tuple, attend: Callable
-) -> tuple[Array, Any]:
+  config: Config,
+  params: Params,
+  x: Array,
+  rotation: tuple,
+  attend: Callable,
+  mesh: Mesh | None = None,
+) -> tuple[Array, Any, Array | None]:
   """Applies one layer.
 
   Args:
@@ -256,9 +363,10 @@ def block(
     x: the layer's input `[..., D]`.
     rotation: of `angles`.
     attend: `(query, key, value) -> (mixed, aux)`.
+    mesh: see `states`; the first axis of `x` is then rows.
 
   Returns:
-    The layer's output, and `aux`.
+    The layer's output, `aux`, and the router's logits `[..., E]`, or None.
   """
 
   def normed(name: str, x: Array) -> Array:
@@ -271,8 +379,12 @@ def block(
   attended = normed("attention_post_norm", _linear(params["output"], mixed, contract=2))
   attended = x + _scaled(attended, config.residual_scale)
   h = normed("mlp_norm", x if config.parallel_residual else attended)
-  change = normed("mlp_post_norm", _mlp(config, params, h))
-  return attended + _scaled(change, config.residual_scale), aux
+  if config.experts is None:
+    change, logits = _mlp(config, params, h), None
+  else:
+    change, logits = _mixture(config, params, h, mesh)
+  change = normed("mlp_post_norm", change)
+  return attended + _scaled(change, config.residual_scale), aux, logits
 
 
 # --- Positions
@@ -315,10 +427,12 @@ class LayerKinds(NamedTuple):
 
   Attributes:
     window_N: number of last positions that a position attends to.
+    window_index_N: of it in `Config.distinct_windows`.
     rotary_N: index of the layer's rotary embedding in the result of `angles`.
   """
 
   window_N: Array | None
+  window_index_N: Array | None
   rotary_N: Array | None
 
 
@@ -326,10 +440,12 @@ def layer_kinds(config: Config) -> LayerKinds:
   """Lists the windows and rotary embeddings of the layers."""
   unbounded = np.iinfo(np.int32).max
   windows = [window or unbounded for window in config.windows]
+  chosen = [config.distinct_windows.index(window or None) for window in config.windows]
   distinct = _distinct_rotaries(config)
   indices = [distinct.index(rotary) for rotary in config.rotaries]
   return LayerKinds(
     window_N=np.asarray(windows, np.int32) if windows else None,
+    window_index_N=np.asarray(chosen, np.int32) if windows else None,
     rotary_N=np.asarray(indices, np.int32) if len(distinct) > 1 else None,
   )
 
@@ -394,59 +510,115 @@ def embed(config: Config, params: Params, tokens: Array, position: Array) -> Arr
 # --- Whole rows
 
 
-def attention_mask(rows: Rows) -> Array:
-  """Computes `[R, L, L]` bool: whether query i (axis 1) attends to key j (axis 2)."""
-  segment_RL, branch_RL = rows.segment_RL, rows.branch_RL
-  length = segment_RL.shape[1]
-  causal = jnp.tril(jnp.ones((1, length, length), bool))
-  same_segment = segment_RL[:, :, None] == segment_RL[:, None, :]
-  valid = segment_RL[:, None, :] != 0
-  in_prompt = branch_RL[:, None, :] == 0
-  same_branch = branch_RL[:, :, None] == branch_RL[:, None, :]
-  return causal & same_segment & valid & (in_prompt | same_branch)
-
-
-def window_mask(query_position: Array, key_position: Array, window: Any) -> Array:
-  """Whether a key is among the last `window` positions of a query's text.
-
-  By position, not by index: a completion follows its prompt, however far away in the
-  row. Shapes broadcast; `window` None is no window.
-  """
-  if window is None:
-    return jnp.ones((1,) * query_position.ndim, bool)
-  return query_position - key_position < window
-
-
 def attention_scale(config: Config) -> float:
   """Factor of the attention's logits."""
   return config.attention_scale or config.head_dim**-0.5
 
 
-def attend(
-  config: Config, query: Array, key: Array, value: Array, mask: Array
-) -> Array:
-  """Masked attention: query `[R, L, H, h]`, key and value `[R, L, g, h]`."""
-  group_size = query.shape[2] // key.shape[2]
-  key, value = (jnp.repeat(x, group_size, axis=2) for x in (key, value))
-  # Heads before positions: two batched matrix products, which XLA on CPU runs about
-  # twice as fast as the same contraction in any other layout.
-  query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-  wide = jnp.promote_types(query.dtype, jnp.float32)
-  query = query * attention_scale(config)
-  score = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=wide)
-  score = soft_cap(score, config.attention_softcap)
-  score = jnp.where(mask[:, None], score, MASKED)
-  weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
-  return jnp.matmul(weight, value).transpose(0, 2, 1, 3)
+def sink(params: Params) -> Array | None:
+  """The sinks of a layer's heads `[H]`, or None."""
+  return params["sink"]["bias"] if "sink" in params else None
+
+
+def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
+  """Makes the attention of all layers over whole rows.
+
+  By blocks where rows are long enough for it, on backends where it is faster.
+
+  Args:
+    config: of the decoder.
+    rows: packed rows.
+    mesh: see `states`: each device attends within its rows and its heads.
+
+  Returns:
+    `(query [R, L, H, h], key and value [R, L, g, h], sinks [H] or None, the layer's
+    kinds) -> [R, L, H, h]`.
+  """
+  given = {"scale": attention_scale(config), "softcap": config.attention_softcap}
+  ids = attention.ids(rows.segment_RL, rows.branch_RL, rows.position_RL)
+  length = rows.segment_RL.shape[1]
+  block = _BLOCK.get(jax.default_backend())
+  if block is None or length < _LEAST_BLOCKS * block:
+    mask = attention.allowed(ids, ids)
+
+    def dense(query, key, value, sink_H, kinds):
+      position = rows.position_RL
+      near = attention.within(position[:, :, None], position[:, None], kinds.window_N)
+      return attention.dense(query, key, value, mask & near, sink_H=sink_H, **given)
+
+    return dense
+
+  short = -length % block
+  ids = attention.padded(ids, short)
+  by_row = PartitionSpec(meshes.ROWS)
+  lists = _on_rows(
+    lambda ids: tuple(
+      attention.block_pairs(ids, block, window) for window in config.distinct_windows
+    ),
+    mesh,
+    (by_row,),
+    by_row,
+  )(ids)
+
+  def blocked(query, key, value, sink_H, kinds):
+    pairs = lists[0]
+    if len(lists) > 1:
+      stacked = jax.tree.map(lambda *x: jnp.stack(x), *lists)
+      pairs = jax.tree.map(lambda x: x[kinds.window_index_N], stacked)
+
+    def attend(query, key, value, sink_H, ids, pairs, window):
+      more = {"block": block, "sink_H": sink_H, "window": window}
+      return attention.blocked(query, key, value, ids, pairs, **more, **given)
+
+    heads = PartitionSpec(meshes.ROWS, None, _head_axis(config, mesh))
+    specs = (heads, heads, heads, PartitionSpec(heads[2]), by_row, by_row, None)
+    wide = (
+      jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in (query, key, value)
+    )
+    attend = _on_rows(attend, mesh, specs, heads)
+    return attend(*wide, sink_H, ids, pairs, kinds.window_N)[:, :length]
+
+  return blocked
+
+
+def _on_rows(function: Callable, mesh: Mesh | None, specs: Any, out: Any) -> Callable:
+  """Applies a function to each device's part of its arguments; no mesh: to all."""
+  if mesh is None:
+    return function
+  return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
+
+
+def _head_axis(config: Config, mesh: Mesh | None) -> str | None:
+  """The mesh axis that splits heads; None where it does not divide the key heads."""
+  axis = rules.RULES["kv_heads"]
+  if mesh is None or config.kv_heads % mesh.shape[axis]:
+    return None
+  return axis
 
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:
-  x, _ = run_blocks(config, params, rows, lambda key, value: None)
+  mesh = meshes.current()
+  x, _ = run_blocks(config, params, rows, lambda key, value, logits: None, mesh)
   return norm(config, params["final_norm"], x)
 
 
+def _routed(
+  config: Config, params: Params, rows: Rows, mesh: Mesh | None
+) -> tuple[Array, Routing]:
+  def keep(key: Array, value: Array, logits_RLE: Array) -> Routing:
+    return experts.routing(logits_RLE, rows.segment_RL, config.experts.active)
+
+  x, layers = run_blocks(config, params, rows, keep, mesh)
+  routing = jax.tree.map(lambda x_N: x_N.sum(0), layers)
+  return norm(config, params["final_norm"], x), routing
+
+
 def run_blocks(
-  config: Config, params: Params, rows: Rows, keep: Callable[[Array, Array], Any]
+  config: Config,
+  params: Params,
+  rows: Rows,
+  keep: Callable[..., Any],
+  mesh: Mesh | None = None,
 ) -> tuple[Array, Any]:
   """Applies all layers to whole rows.
 
@@ -454,23 +626,25 @@ def run_blocks(
     config: of the decoder.
     params: of the decoder.
     rows: packed rows.
-    keep: `(key, value) ->` what is returned of each layer, stacked.
+    keep: `(key, value, router's logits or None) ->` what is returned of each layer,
+      stacked.
+    mesh: see `states`.
 
   Returns:
     `[R, L, D]` before the final norm, and what `keep` returned.
   """
-  mask = attention_mask(rows)
+  attend_rows = row_attention(config, rows, mesh)
   tables = angles(config, rows.position_RL)
-  query_position, key_position = rows.position_RL[:, :, None], rows.position_RL[:, None]
 
   def step(x, layer):
     params, kinds = layer
-    near = window_mask(query_position, key_position, kinds.window_N)
 
-    def masked_attend(query, key, value):
-      return attend(config, query, key, value, mask & near), keep(key, value)
+    def attend(query, key, value):
+      return attend_rows(query, key, value, sink(params), kinds), (key, value)
 
-    return block(config, params, x, layer_angles(tables, kinds.rotary_N), masked_attend)
+    rotation = layer_angles(tables, kinds.rotary_N)
+    x, (key, value), logits = block(config, params, x, rotation, attend, mesh)
+    return x, keep(key, value, logits)
 
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)

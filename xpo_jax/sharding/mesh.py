@@ -1,11 +1,12 @@
 """The device mesh: ("data", "fsdp", "tensor"), always with Auto axes."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
@@ -39,6 +40,22 @@ def make_mesh(
   return jax.make_mesh(
     tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices
   )
+
+
+@contextlib.contextmanager
+def entered(mesh: Mesh | None) -> Iterator[None]:
+  """Makes a mesh `current` while a block is traced; None: no mesh."""
+  if mesh is None:
+    yield
+  else:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      yield
+
+
+def current() -> AbstractMesh | None:
+  """The mesh that was entered, or None: for functions that users call without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty else mesh
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -21,6 +21,9 @@ RULES = {
   "kv_heads": "tensor",
   "head_dim": None,
   "mlp": "tensor",
+  "experts": "tensor",
+  "expert_mlp": None,
+  "router": None,  # its outputs: every device chooses among all experts
   "vocab": "tensor",
   "position": None,
   "rank": None,  # of an adapter

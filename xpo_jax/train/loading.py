@@ -198,8 +198,25 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
     loaded: records to train a tokenizer on.
 
   Raises:
-    ValueError: a directory without a tokenizer.
+    ValueError: a directory without a tokenizer; `router_loss` without a router.
   """
+  begin = _start(experiment, run_dir, loaded)
+  coefficient = experiment.router_loss
+  if coefficient is None:
+    return begin
+  if begin.config.experts is None:
+    raise ValueError(
+      f"Experiment.router_loss is {coefficient}, but the start is no mixture of "
+      "experts and has no router; leave it out"
+    )
+  if coefficient:
+    changes = {"router_loss": True, "router_loss_coef": coefficient}
+  else:
+    changes = {"router_loss": False}
+  return begin._replace(config=dataclasses.replace(begin.config, **changes))
+
+
+def _start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
   begin = experiment.start
   if isinstance(begin, Scratch):
     tokenizer = _tokenizer(begin, run_dir, loaded)
@@ -230,7 +247,8 @@ def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
   if experiment.reference is None:
     return None
   other = pretrained(experiment.reference)
-  same = {n: vars(begin.config)[n] for n in ("compute_dtype", "remat", "stop_ids")}
+  alike = ("compute_dtype", "remat", "stop_ids", "router_loss", "router_loss_coef")
+  same = {name: vars(begin.config)[name] for name in alike}
   if dataclasses.replace(other.config, **same) != begin.config:
     raise ValueError(
       f"Experiment.reference is {experiment.reference.directory!r}, of another "

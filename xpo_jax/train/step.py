@@ -24,7 +24,7 @@ from xpo_jax.models import lora
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
-from xpo_jax.ops import masked, policy_loss, token_stats
+from xpo_jax.ops import experts, masked, policy_loss, token_stats
 from xpo_jax.train import state as states
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import (
@@ -36,6 +36,7 @@ from xpo_jax.types import (
   Mean,
   Objective,
   Params,
+  Routing,
   Scored,
   State,
   TokenStat,
@@ -89,7 +90,9 @@ def make_step(
   Returns:
     The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, those of
     `observe`, `grad_norm` (before clipping), `learning_rate`; of an auxiliary loss the
-    weighted `loss/<data>/<term>` and `<data>/<metric>`.
+    weighted `loss/<data>/<term>` and `<data>/<metric>`. A mixture of experts adds those
+    of `with_router`; its `Model.router_loss` weighs the batch of the run, not those of
+    auxiliary losses.
 
   Raises:
     ValueError: an auxiliary loss whose objective has a state.
@@ -110,7 +113,13 @@ def make_step(
     key = jax.random.fold_in(state.key, state.step)
     score_one = scorer(objective, models, frozen, mesh, adapter)
     grads, means, method_state = gradient(
-      objective, score_one, state.params, batch, state.method_state, key
+      objective,
+      score_one,
+      state.params,
+      batch,
+      state.method_state,
+      key,
+      models["policy"].router_loss,
     )
     for number, aux_loss in enumerate(aux_losses):
       score_aux = scorer(aux_loss.objective, models, frozen, mesh, adapter)
@@ -165,7 +174,7 @@ def make_evaluation(
     whole = _merge(scored_MB)
     scored.check(objective, whole)
     aux, _ = objective.prepare(whole, method_state, key)
-    loss = objective.loss(whole, aux)
+    loss = with_router(objective.loss(whole, aux), whole.routing, whole.routing)
     return observe(objective.layout, whole) | _named(loss) | _padding(batch)
 
   return jax.jit(evaluate)
@@ -186,11 +195,13 @@ def gradient(
   batch: Batch,
   method_state: State,
   key: Array,
+  router_loss: float = 0.0,
 ) -> tuple[Params, dict[str, Mean], State]:
   """Computes the exact gradient of the objective on a whole batch.
 
   One forward and one backward pass; with several microbatches, an objective whose
-  `prepare` reads the batch costs one more forward pass, without gradient.
+  `prepare` reads the batch costs one more forward pass, without gradient, as does the
+  load-balancing loss of a mixture of experts.
 
   Args:
     objective: the objective.
@@ -199,6 +210,7 @@ def gradient(
     batch: see `pack.Batch`.
     method_state: see `Objective.prepare`.
     key: the step's key.
+    router_loss: see `with_router`.
 
   Returns:
     The gradient, all metrics as means over the whole batch, the new method state.
@@ -213,6 +225,7 @@ def gradient(
       frozen = jax.lax.stop_gradient(record)
       aux, state = objective.prepare(frozen, method_state, key)
       loss = objective.loss(record, jax.lax.stop_gradient(aux))
+      loss = with_router(loss, record.routing, record.routing, router_loss)
       means = observe(objective.layout, frozen) | _named(loss)
       return sum(term.value for term in loss.terms.values()), (means, state)
 
@@ -227,7 +240,9 @@ def gradient(
   aux, state = objective.prepare(whole, method_state, key)
   known = dict(batch.ref) | _frozen_statistics(objective, scored_MB)  # not twice
   batch = batch.replace(ref=known)
-  weights = {n: term.weight for n, term in objective.loss(whole, aux).terms.items()}
+  loss = objective.loss(whole, aux)
+  loss = with_router(loss, whole.routing, whole.routing, router_loss)
+  weights = {n: term.weight for n, term in loss.terms.items()}
   rows = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), aux.rows)
 
   def add(total, aux_loss):
@@ -236,6 +251,9 @@ def gradient(
     def part_loss(params):
       record = score_one(params, microbatch)
       loss = objective.loss(record, Aux(rows, aux.shared))
+      # Not read from the other pass unless it is trained on, to save that.
+      routing = whole.routing if router_loss else record.routing
+      loss = with_router(loss, record.routing, routing, router_loss)
       means = observe(objective.layout, jax.lax.stop_gradient(record)) | _named(loss)
       terms = [Mean(term.total, weights[n]).value for n, term in loss.terms.items()]
       return sum(terms), means
@@ -276,6 +294,30 @@ def weighted(
         total=aux_loss.weight * mean.total
       )
   return grads, named
+
+
+def with_router(
+  loss: Loss, part: Routing | None, whole: Routing | None, coefficient: float = 0.0
+) -> Loss:
+  """Adds the load-balancing loss of a mixture of experts; of other models, nothing.
+
+  Args:
+    loss: of the objective.
+    part: routing of the examples of `loss`.
+    whole: of the batch that their loss is a part of (`experts.load_balance`).
+    coefficient: of the term `router`; 0: the metric alone.
+
+  Returns:
+    The loss with the metric `router_balance`, without the coefficient, and the term.
+  """
+  if part is None:
+    return loss
+  balance = experts.load_balance(part, whole)
+  metrics = dict(loss.metrics) | {"router_balance": jax.lax.stop_gradient(balance)}
+  if not coefficient:
+    return loss.replace(metrics=metrics)
+  term = balance.replace(total=coefficient * balance.total)
+  return loss.replace(terms=dict(loss.terms) | {"router": term}, metrics=metrics)
 
 
 def observe(layout: Layout, record: Scored) -> dict[str, Mean]:
