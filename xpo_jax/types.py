@@ -137,7 +137,8 @@ class Scored:
     margin_BK: margin of a pair in column 0, in units of the reward; >= 0.
     prompt_weight_BK: weight of the prompt of each completion (`bco_udm`).
     extra: further statistics, by name.
-    routing: of the policy, where it is a mixture of experts.
+    routing: of the policy, where it is a mixture of experts, by rows; the step takes it
+      out before an objective reads the record.
   """
 
   mask_BKT: Array | None

@@ -1,5 +1,7 @@
 """A mixture of experts against a loop over tokens in NumPy, and its balance loss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ def test_weights_are_those_of_the_likeliest(normalised):
     np.testing.assert_allclose(weight_TJ[t], expected, rtol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnames="first")
 def product(x_TD, kernel_EDF, weight_TJ, index_TJ, first=0):
   groups = experts.group(index_TJ - first, len(kernel_EDF))
   y_SF = jax.lax.ragged_dot(experts.take(x_TD, groups), kernel_EDF, groups.size_E)
@@ -86,8 +89,11 @@ def test_gradient_of_the_product_equals_that_of_a_dense_sum():
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+ROUTING = jax.jit(experts.routing, static_argnums=2)
+
+
 def routing(logits_RLE, mask_RL):
-  return experts.routing(jnp.asarray(logits_RLE), jnp.asarray(mask_RL), J)
+  return ROUTING(jnp.asarray(logits_RLE), jnp.asarray(mask_RL), J)
 
 
 def test_balance_loss_equals_the_formula_without_padding():

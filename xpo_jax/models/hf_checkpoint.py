@@ -557,8 +557,9 @@ def _write_config(directory: Path, hf: Any, tokenizer: Any, dtype: str) -> None:
   content["transformers_version"] = transformers.__version__
   # transformers 4 reads these fields and would silently use its defaults.
   content["torch_dtype"] = dtype
-  if "num_local_experts" in content:
-    content["num_experts"] = content["num_local_experts"]
+  count = content.get("num_local_experts") or content.get("num_experts")
+  if count is not None:  # its name depends on the version, by family
+    content["num_local_experts"] = content["num_experts"] = count
   rope = content.get("rope_parameters")
   if rope is not None:
     if "sliding_attention" in rope:  # of layers with a window, and of the others

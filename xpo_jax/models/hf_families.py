@@ -423,8 +423,10 @@ _ONE = Experts(1, 1)  # of a config without experts, which reads back as another
 
 
 def _read_experts(hf: Any, normalised: bool, **switches: Any) -> dict[str, Any]:
+  # Either name, by the version of transformers that wrote the config.
+  count = hf.to_dict().get("num_local_experts") or hf.num_experts
   return {
-    "experts": Experts(hf.num_experts, hf.num_experts_per_tok, normalised),
+    "experts": Experts(count, hf.num_experts_per_tok, normalised),
     "router_loss": hf.output_router_logits,
     "router_loss_coef": hf.router_aux_loss_coef,
     "windows": _windows(hf),
@@ -474,10 +476,12 @@ def _write_qwen3_moe(config: Config) -> dict[str, Any]:
 
 
 def _read_gpt_oss(hf: Any) -> dict[str, Any]:
+  names = {"alpha": "swiglu_alpha", "limit": "swiglu_limit"}  # fixed in early versions
+  given = {ours: hf.to_dict().get(name) for ours, name in names.items()}
   return _read_experts(
     hf,
     normalised=True,
-    swiglu=ClampedSwiglu(hf.swiglu_alpha, hf.swiglu_limit),
+    swiglu=ClampedSwiglu(**{k: x for k, x in given.items() if x is not None}),
     attention_sink=True,
     mlp_bias=True,
   )

@@ -171,10 +171,10 @@ def make_evaluation(
     objective = build(**hparams["objective"])
     score_one = scorer(objective, models, frozen, mesh, adapter)
     scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
-    whole = _merge(scored_MB)
+    whole, routing = _without_routing(_merge(scored_MB))
     scored.check(objective, whole)
     aux, _ = objective.prepare(whole, method_state, key)
-    loss = with_router(objective.loss(whole, aux), whole.routing, whole.routing)
+    loss = with_router(objective.loss(whole, aux), routing, routing)
     return observe(objective.layout, whole) | _named(loss) | _padding(batch)
 
   return jax.jit(evaluate)
@@ -220,12 +220,12 @@ def gradient(
     only = jax.tree.map(lambda x: x[0], batch)
 
     def whole_loss(params):
-      record = score_one(params, only)
+      record, routing = _without_routing(score_one(params, only))
       scored.check(objective, record)
       frozen = jax.lax.stop_gradient(record)
       aux, state = objective.prepare(frozen, method_state, key)
       loss = objective.loss(record, jax.lax.stop_gradient(aux))
-      loss = with_router(loss, record.routing, record.routing, router_loss)
+      loss = with_router(loss, routing, routing, router_loss)
       means = observe(objective.layout, frozen) | _named(loss)
       return sum(term.value for term in loss.terms.values()), (means, state)
 
@@ -235,13 +235,13 @@ def gradient(
   # Without gradient. The compiler removes unused computation from this pass: all of the
   # policy where `prepare` ignores the record, for weights depend on data alone.
   scored_MB = jax.lax.map(functools.partial(score_one, params), batch)
-  whole = _merge(scored_MB)
+  whole, whole_routing = _without_routing(_merge(scored_MB))
   scored.check(objective, whole)
   aux, state = objective.prepare(whole, method_state, key)
   known = dict(batch.ref) | _frozen_statistics(objective, scored_MB)  # not twice
   batch = batch.replace(ref=known)
   loss = objective.loss(whole, aux)
-  loss = with_router(loss, whole.routing, whole.routing, router_loss)
+  loss = with_router(loss, whole_routing, whole_routing, router_loss)
   weights = {n: term.weight for n, term in loss.terms.items()}
   rows = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), aux.rows)
 
@@ -249,11 +249,11 @@ def gradient(
     microbatch, rows = aux_loss
 
     def part_loss(params):
-      record = score_one(params, microbatch)
+      record, routing = _without_routing(score_one(params, microbatch))
       loss = objective.loss(record, Aux(rows, aux.shared))
       # Not read from the other pass unless it is trained on, to save that.
-      routing = whole.routing if router_loss else record.routing
-      loss = with_router(loss, record.routing, routing, router_loss)
+      batch_routing = whole_routing if router_loss else routing
+      loss = with_router(loss, routing, batch_routing, router_loss)
       means = observe(objective.layout, jax.lax.stop_gradient(record)) | _named(loss)
       terms = [Mean(term.total, weights[n]).value for n, term in loss.terms.items()]
       return sum(terms), means
@@ -294,6 +294,11 @@ def weighted(
         total=aux_loss.weight * mean.total
       )
   return grads, named
+
+
+def _without_routing(record: Scored) -> tuple[Scored, Routing | None]:
+  """Takes out the routing, which is by rows: objectives index all else by B and K."""
+  return record.replace(routing=None), record.routing
 
 
 def with_router(
