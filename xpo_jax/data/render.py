@@ -260,13 +260,14 @@ class Renderer:
 
     def render(messages: list[dict[str, Any]], given: Mapping[str, Any]) -> Any:
       # As `apply_chat_template`, which gives the blocks as a mask of tokens only.
-      texts, blocks = chat_template_utils.render_jinja_template(
+      rendered: Any = chat_template_utils.render_jinja_template(
         [messages],
         chat_template=template,
         return_assistant_tokens_mask=True,
         **self.tokenizer.special_tokens_map | given,
       )
-      return texts[0], tuple((int(start), int(end)) for start, end in blocks[0])
+      (text,), (blocks,) = rendered
+      return text, tuple((int(start), int(end)) for start, end in blocks)
 
     return self._rendered(render, turns, arguments)
 
