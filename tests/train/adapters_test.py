@@ -28,6 +28,7 @@ from xpo_jax.train import (
   loading,
   loop,
   metrics,
+  preflight,
   records_program,
   rollouts_program,
   run_directory,
@@ -311,3 +312,20 @@ def test_stage_of_an_adapter_is_its_adapter(home, tmp_path):
     resolved = stages.resolved(experiment, tmp_path / "run", None, {})
     directory = Path(resolved.start.directory)
     assert directory.name == name and directory.parents[1] == tmp_path / "run/stages"
+
+
+def test_check_takes_a_stage_of_an_adapter_for_one(home):
+  records = _continued(home, start=Stage(_experiment(home, "first")))
+  (_, budget) = preflight.check(records)
+  assert budget.sizes["steps"] == 3
+  data = Rollouts(
+    Prompts("synthetic:8"),
+    Feedback(Configured(rules.matches, pattern="[aeiou]")),
+    Sampling(completions=2, max_completion_tokens=4),
+    prompts_per_iteration=4,
+  )
+  rollouts = dataclasses.replace(
+    records, data=data, objective=ObjectiveConfig("rloo"), evaluation=Evaluation()
+  )
+  *_, budget = preflight.check(rollouts)
+  assert budget.sizes["parameters trained"] < budget.sizes["parameters"]
