@@ -86,6 +86,7 @@ setup(
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "wandb": ["wandb>=0.19"],
     "gguf": ["gguf>=0.10"],
+    "peft": ["peft>=0.21", "torch>=2.6"],  # reads adapters of runs, and writes its own
     "lm-eval": ["lm-eval>=0.4.13,<0.5"],  # public tasks; takes no torch
   },
   entry_points={"console_scripts": ["xpo=xpo_jax.cli:main"]},

@@ -154,11 +154,11 @@ def run(settings: InstructGpt, run_dir: Path) -> int:
   from xpo_jax.train import run_directory
 
   study = study_arms.open_study(settings, run_dir)
-  reference = study_arms.train(study, sft(settings)) / run_directory.POLICY
+  reference = run_directory.policy(study_arms.train(study, sft(settings)))
   held_out = sequel_texts.held_out()
 
   def proxy(seed, draws):
-    directory = study_arms.train(study, reward(settings, seed)) / run_directory.POLICY
+    directory = run_directory.policy(study_arms.train(study, reward(settings, seed)))
     scorer = reward_model.scorer(str(directory))
     return protocol.score_groups(scorer, draws.prompts, draws.texts)
 

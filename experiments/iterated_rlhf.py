@@ -231,7 +231,7 @@ def _scorer(study, experiment: Experiment):
   from xpo_jax.train import run_directory
 
   run_dir = study_arms.train(study, experiment)
-  return reward_model.scorer(str(run_dir / run_directory.POLICY))
+  return reward_model.scorer(str(run_directory.policy(run_dir)))
 
 
 def _curve(settings: IteratedRlhf, study):

@@ -146,8 +146,9 @@ _ = right.set(xlabel="step", ylabel="implicit reward")
 # %% [markdown]
 # ## After
 #
-# The run's directory holds the adapters in PEFT's format and the merged policy, which
-# is a Hugging Face directory again.
+# The run's directory holds the adapters in PEFT's format, which stand for the policy
+# wherever a directory of weights is named. `xpo export RUN DIR --merged` makes a whole
+# model of them.
 
 # %%
 answer(run)

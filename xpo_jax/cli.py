@@ -221,6 +221,27 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--system", metavar="TEXT", help="message of the system, with --chat"
   )
+  sub.add_argument(
+    "--chat-file",
+    type=Path,
+    metavar="FILE",
+    help="JSON lines with `messages`, a conversation each; the lines are written with "
+    "the reply",
+  )
+  sub.add_argument(
+    "--output", type=Path, metavar="FILE", help="of --chat-file, instead of the screen"
+  )
+  sub.add_argument(
+    "--template-arguments",
+    nargs="+",
+    metavar="NAME=VALUE",
+    help="of the chat template, such as enable_thinking=false",
+  )
+  sub.add_argument(
+    "--chat-template",
+    metavar="FILE",
+    help="a chat template in place of a checkpoint's; a run has its own",
+  )
   sub.add_argument("--completions", type=int, default=1)
   sub.add_argument("--max-completion-tokens", type=int, default=64)
   sub.add_argument("--temperature", type=float, default=1.0)
@@ -235,6 +256,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub.add_argument("directory", type=Path, metavar="DIR")
+  sub.add_argument(
+    "--merged",
+    action="store_true",
+    help="a whole model, the adapter merged into its base; otherwise of adapters only "
+    "they are copied, in PEFT's format",
+  )
   return parser
 
 
@@ -469,9 +496,11 @@ def _evaluate_publicly(args) -> bool:
 
 
 def _generate(args, overrides) -> None:
+  from xpo_jax.config import command_line
+  from xpo_jax.data import sealed_files
   from xpo_jax.data.printable import printable
   from xpo_jax.data.records import Turn
-  from xpo_jax.evaluation import evaluate_run
+  from xpo_jax.evaluation import conversations, evaluate_run
   from xpo_jax.models.generation_config import GenerationConfig
 
   config = GenerationConfig(
@@ -483,13 +512,22 @@ def _generate(args, overrides) -> None:
     greedy=args.greedy,
   )
   prompts = [*args.prompts, *overrides]
-  if unknown := [word for word in overrides if word.startswith("-")]:
-    raise ValueError(f"xpo generate does not know {unknown[0]}; see its --help")
-  if args.system is not None and args.chat is None:
-    raise ValueError(f"--system {args.system!r} is of a conversation: add --chat")
-  if bool(prompts) == (args.chat is not None):
-    raise ValueError("xpo generate needs a PROMPT, or --chat for messages")
-  sample = evaluate_run.sampler(args.directory)
+  _check_generate(args, prompts)
+  asked = args.chat_file and conversations.read(args.chat_file)
+  words = args.template_arguments or []
+  sample = evaluate_run.sampler(
+    args.directory,
+    chat_template=args.chat_template,
+    arguments=command_line.mapping("--template-arguments", words),
+  )
+  if asked is not None:
+    lines = conversations.answer(sample, asked, config, args.seed)
+    if args.output is None:
+      print("\n".join(map(printable, lines)))
+    else:
+      sealed_files.write_text(args.output, "\n".join(lines) + "\n")
+      print(f"{args.output}: {len(lines):,} lines")
+    return None
   first = () if args.system is None else (Turn("system", args.system),)
   if args.chat == []:
     return _converse(sample, first, config, args.seed)
@@ -499,6 +537,29 @@ def _generate(args, overrides) -> None:
     for text in texts:
       print(printable(text if args.chat else f"{prompt}|{text}"))
   return None
+
+
+def _check_generate(args, prompts: Sequence[str]) -> None:
+  """Refuses prompts and flags of `xpo generate` that do not go together."""
+  if unknown := [word for word in prompts if word.startswith("-")]:
+    raise ValueError(f"xpo generate does not know {unknown[0]}; see its --help")
+  if args.system is not None and args.chat is None:
+    raise ValueError(f"--system {args.system!r} is of a conversation: add --chat")
+  kinds = (bool(prompts), args.chat is not None, args.chat_file is not None)
+  if sum(kinds) != 1:
+    raise ValueError(
+      "xpo generate needs a PROMPT, or --chat for messages, or --chat-file: one of them"
+    )
+  of_chat = args.template_arguments or args.chat_template
+  if prompts and of_chat:
+    raise ValueError(
+      "--template-arguments and --chat-template are of messages, and a PROMPT is read "
+      "by no chat template: use --chat"
+    )
+  if args.output is not None and args.chat_file is None:
+    raise ValueError(f"--output {args.output} is of --chat-file: add it")
+  if args.output is not None and args.output.exists():
+    raise ValueError(f"--output {args.output} exists; name a file that does not")
 
 
 def _converse(sample, turns, config, seed: int) -> None:
@@ -532,7 +593,7 @@ def _export(args, overrides) -> None:
   from xpo_jax.evaluation import evaluate_run
 
   del overrides
-  print(evaluate_run.export(args.run_dir, args.directory))
+  print(evaluate_run.export(args.run_dir, args.directory, merged=args.merged))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_critic_and_adapters_are_trained_and_nothing_else(trained, assembled):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, after["lm"]
   )
-  written = hf_checkpoint.load(run_dir / run_directory.POLICY).params
+  written = hf_checkpoint.load(run_dir / run_directory.ADAPTER).params
   jax.tree.map(np.testing.assert_array_equal, written["lm"], after["lm"])
   assert "value" not in written
 

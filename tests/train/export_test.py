@@ -41,7 +41,8 @@ def test_policy_is_the_base_with_the_saved_adapter_merged(adapted):
   adapter, params = peft.load(run_dir / run_directory.ADAPTER, model, base)
   assert (adapter.rank, adapter.alpha) == (2, 4.0)
   merged = lora.merged(base, params, adapter)
-  written = hf_checkpoint.load(run_dir / run_directory.POLICY).params["lm"]
+  assert not (run_dir / run_directory.POLICY).exists()
+  written = hf_checkpoint.load(run_dir / run_directory.ADAPTER).params["lm"]
   jax.tree.map(np.testing.assert_array_equal, written, result.params["lm"])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), merged, written
@@ -62,7 +63,7 @@ def test_damaged_adapter_is_refused_with_the_file(adapted, tmp_path, name):
     peft.load(directory, ADAPTED.start.model, base)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_damaged_policy_is_refused_with_the_file_and_not_exported(
   adapted, tmp_path, name
 ):
@@ -70,15 +71,15 @@ def test_damaged_policy_is_refused_with_the_file_and_not_exported(
   shutil.copytree(adapted.run_dir, run_dir)
   evaluate_run.export(run_dir, tmp_path / "sound")
   exported = {file.name for file in (tmp_path / "sound").iterdir()}
-  policy = {file.name for file in (run_dir / run_directory.POLICY).iterdir()}
+  policy = {file.name for file in (run_dir / run_directory.ADAPTER).iterdir()}
   assert exported == policy - {sealed_files.MANIFEST}  # its user's own
-  file = run_dir / run_directory.POLICY / name
+  file = run_dir / run_directory.ADAPTER / name
   data = bytearray(file.read_bytes())
   data[-3] ^= 1
   file.write_bytes(data)
-  with pytest.raises(ValueError, match=f"policy: {name} differs from its checksum"):
-    hf_checkpoint.load(run_dir / run_directory.POLICY)
-  with pytest.raises(ValueError, match=f"policy: {name} differs from its checksum"):
+  with pytest.raises(ValueError, match=f"adapter: {name} differs from its checksum"):
+    hf_checkpoint.load(run_dir / run_directory.ADAPTER)
+  with pytest.raises(ValueError, match=f"adapter: {name} differs from its checksum"):
     evaluate_run.export(run_dir, tmp_path / "damaged")
   assert not (tmp_path / "damaged").exists()
 
@@ -107,9 +108,9 @@ def test_resumed_run_exports_the_same_bits(adapted, datasets, tmp_path):
 
   stopped = loop.train(ADAPTED, run_dir, datasets=datasets, say=say)
   assert not stopped.finished and stopped.steps == 4
-  assert not (run_dir / run_directory.POLICY).exists()
+  assert not (run_dir / run_directory.ADAPTER).exists()
   loop.resume(run_dir, ADAPTED, datasets=datasets, say=quiet)
-  for name in (run_directory.POLICY, run_directory.ADAPTER):
+  for name in (run_directory.BASE, run_directory.ADAPTER):
     for file in (adapted.run_dir / name).glob("*.safetensors"):
       assert (run_dir / name / file.name).read_bytes() == file.read_bytes()
 
@@ -148,8 +149,9 @@ def _writer(experiment, run_dir, datasets):
   begin = loading.start(experiment, run_dir, loaded)
   model = transformer.model(begin.config)
   head = heads.init_reward_head(jax.random.key(1), begin.config.width)
-  write = export.policy_writer(experiment, begin, loaded, model)
-  write(begin.params | {"value": head}, run_dir / "policy")
+  write = export.policy_writer(None, model, {}, begin.tokenizer, "")
+  write = export.reward_writer(experiment, begin, loaded, model, write)
+  write(None, begin.params | {"value": head}, run_dir / "policy")
   return run_dir / "policy"
 
 
@@ -163,7 +165,7 @@ def test_start_with_weights_gives_the_samples_that_rewards_are_standardised_on(
     return normalise(model, prompts, completions)
 
   monkeypatch.setattr(reward_model, "normalise", watched)
-  start = Pretrained(str(adapted.run_dir / run_directory.POLICY), remat=False)
+  start = Pretrained(str(adapted.run_dir / run_directory.ADAPTER), remat=False)
   experiment = dataclasses.replace(REWARD, start=start)
   directory = _writer(experiment, tmp_path / "run", datasets)
   ((prompts, completions),) = seen
@@ -209,4 +211,4 @@ def test_preference_model_has_a_kind_and_no_scale(datasets, tmp_path):
 
 
 def test_policy_has_no_reward_file(adapted):
-  assert not (adapted.run_dir / run_directory.POLICY / reward_model.FILE).exists()
+  assert not (adapted.run_dir / run_directory.ADAPTER / reward_model.FILE).exists()

@@ -86,7 +86,7 @@ def test_program_says_what_it_will_do(program):
   assert program.sizes["rows_per_step"] == 4 and program.sizes["microbatches"] == 2
   assert program.batch(0).tokens_MRL.shape == (2, 2, program.sizes["shape_L"])
   assert f"{program.total} steps of 4 rows" in program.headline
-  assert program.export_adapter is None
+  assert program.export_base is None
 
 
 def test_a_reward_model_keeps_no_start_on_the_device(datasets, tmp_path):
@@ -167,7 +167,7 @@ def test_adapters_start_at_the_reference(adapted):
 
 def test_reference_of_adapters_is_their_base(adapted, datasets):
   run_dir, _, base = adapted
-  written = hf_checkpoint.load(run_dir / run_directory.POLICY)
+  written = hf_checkpoint.load(run_dir / run_directory.ADAPTER)
   loaded = loading.load(ADAPTED.data, ADAPTED.data, datasets)
   begin = loading.LoadedStart(*written)
   examples, _, _ = records_program.examples(ADAPTED, begin, loaded, run_dir, datasets)
@@ -181,7 +181,7 @@ def test_reference_of_adapters_is_their_base(adapted, datasets):
 
 def test_changed_base_is_refused(adapted, datasets, tmp_path):
   base = tmp_path / "base"
-  shutil.copytree(adapted.run_dir / run_directory.POLICY, base)
+  shutil.copytree(adapted.run_dir / run_directory.BASE, base)
   (base / sealed_files.MANIFEST).unlink()  # a directory of one's own has none
   start = Pretrained(str(base), remat=False)
   experiment = dataclasses.replace(ADAPTED, start=start)

@@ -202,7 +202,7 @@ def _plain(item: Any, hint: Any) -> Any:
 
 
 def _words(mapping: Mapping[str, Any], values: Any) -> tuple[str, ...]:
-  """A mapping as words NAME=VALUE, from which `_mapping` makes the same one: a value
+  """A mapping as words NAME=VALUE, from which `mapping` makes the same one: a value
   that is no string as JSON, and where `values` is not `str` a string that would be read
   as something else too."""
   return tuple(
@@ -215,7 +215,7 @@ def _is_word(value: Any, values: Any) -> bool:
   return isinstance(value, str) and (values is str or _json(value) == value)
 
 
-def _mapping(where: str, words: Sequence[str], values: Any) -> dict[str, Any]:
+def mapping(where: str, words: Sequence[str], values: Any = Any) -> dict[str, Any]:
   """A mapping from words NAME=VALUE.
 
   Args:
@@ -223,6 +223,9 @@ def _mapping(where: str, words: Sequence[str], values: Any) -> dict[str, Any]:
     words: of the shell.
     values: type of the values; of other types than `str` they are JSON where they can
       be read as such.
+
+  Raises:
+    ValueError: a word that is not NAME=VALUE.
   """
   items: dict[str, Any] = {}
   for word in words:
@@ -254,7 +257,7 @@ def _behind(value: Any, face: Any) -> Any:
       item = _behind(record, item)
     elif typing.get_origin(hints.get(name)) is Mapping:
       kind = typing.get_args(hints[name])[1]
-      item = _mapping(f"{type(value).__name__}.{name}", item, kind)
+      item = mapping(f"{type(value).__name__}.{name}", item, kind)
     new[name] = item
   if named:
     return type(value)(value.name, **(dict(old) | new))

@@ -4,19 +4,28 @@ What a message holds beside role and content reaches the template, as do the col
 `tools`, `documents` and `chat_template_kwargs`. What the data spell stays text: a
 special token of the tokenizer that occurs in them is marked while a text is rendered,
 so that it is not taken for one that the template wrote.
+
+A turn with loss is trained from where the template asks for it, after the generation
+prompt, to its end. Where the template says itself what the model writes, by blocks
+`{% generation %}`, what is trained of the turn is what stands in such blocks.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import jinja2
+from transformers.utils import chat_template_utils
 
 from xpo_jax.data import records
 from xpo_jax.data.records import Record, Text, Turn, UnusableRecord
 
 _MARK = "\ufdd0"  # a noncharacter: no text has it
 _FIRST = 0xF0000  # after a mark, the special token's number from here
+_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +43,37 @@ class Template:
     control_tokens: special tokens of the tokenizer that the data spell are "text", or
       are the tokens they name ("parse"), as in data that are rendered already. Both are
       counted.
+    chat_template: a chat template in place of the tokenizer's: its text, or a file of
+      it, which is read when this value is made, so that a run records the text; None:
+      the tokenizer's. It is exported with the tokenizer.
   """
 
   before: str = ""
   between: str = ""
   arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
   control_tokens: Literal["text", "parse"] = "text"
+  chat_template: str | None = None
 
   def __post_init__(self):
+    if self.chat_template is not None and "{" not in self.chat_template:
+      object.__setattr__(self, "chat_template", _read(self.chat_template))
     if self.control_tokens not in ("text", "parse"):
       raise ValueError(
         f"Template.control_tokens is {self.control_tokens!r}; allowed: 'text', 'parse'"
       )
+
+
+def _read(file: str) -> str:
+  try:
+    text = Path(file).read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"Template.chat_template is {file!r}: neither a template, which has a '{{', nor "
+      f"a file that can be read: {error}"
+    ) from error
+  if "{" not in text:
+    raise ValueError(f"Template.chat_template: {file} has no '{{': it is no template")
+  return text
 
 
 class Prefixes(NamedTuple):
@@ -55,10 +83,13 @@ class Prefixes(NamedTuple):
     texts: with marks (`Renderer.unmarked`). `texts[1:-1]` come in pairs, which end
       where a turn with loss starts and ends; of steps they end with each step.
     chat: whether the chat template rendered them.
+    blocks: start and end, in the whole text, of what the template marks as written by
+      the model; None where it marks nothing.
   """
 
   texts: tuple[str, ...]
   chat: bool
+  blocks: tuple[tuple[int, int], ...] | None = None
 
 
 class Unmarked(NamedTuple):
@@ -100,17 +131,21 @@ class Renderer:
 
   def completion(self, record: Record, completion: Text) -> Prefixes:
     """Renders a record with one of its completions; raises as `prompt`."""
-    start, chat = self.prompt(record)
+    (start,), chat, _ = self.prompt(record)
     if isinstance(completion, str):
-      return Prefixes((*start, start[0] + self._marked(completion)), chat)
-    texts, arguments = [*start], record.template_arguments
+      return Prefixes((start, start + self._marked(completion)), chat)
+    texts, arguments = [start], record.template_arguments
+    whole, blocks = self._with_blocks(_trained(record.prompt, completion), arguments)
+    whole = whole.rstrip()
+    # Every turn of the assistant is trained: the blocks say all.
+    if blocks is not None and all(x.loss for x in completion if x.role == "assistant"):
+      return Prefixes((*texts, whole), chat, blocks)
     for number, turn in enumerate(completion):
       if turn.loss:
         before = (*record.prompt, *completion[:number])
         texts.append(self._chat(before, arguments, generate=True))
         texts.append(self._chat((*before, turn), arguments).rstrip())
-    whole = self._chat(_trained(record.prompt, completion), arguments).rstrip()
-    return Prefixes((*texts, whole), chat)
+    return Prefixes((*texts, whole), chat, blocks)
 
   def whole(self, record: records.Demonstration) -> Prefixes:
     """Renders a conversation to the end of what the chat template writes, with
@@ -122,7 +157,7 @@ class Renderer:
 
   def steps(self, record: records.Stepped) -> Prefixes:
     """Renders the prompt, then prefixes that end with each step; raises as `prompt`."""
-    (start,), chat = self.prompt(record)
+    (start,), chat, _ = self.prompt(record)
     steps = list(map(self._marked, record.steps))
     ends = range(1, len(steps) + 1)
     return Prefixes((start, *(start + "\n".join(steps[:n]) for n in ends)), chat)
@@ -202,32 +237,88 @@ class Renderer:
   def _chat(
     self, turns: Sequence[Turn], arguments: Mapping[str, Any], generate: bool = False
   ) -> str:
-    tokenizer = self.tokenizer
-    if tokenizer.chat_template is None:
-      raise ValueError(
-        "tokenizer: the data contain messages, but it has no chat template; set "
-        "tokenizer.chat_template, or give plain text"
-      )
-    messages = [
-      {"role": turn.role, "content": turn.content, **turn.other} for turn in turns
-    ]
-    try:
-      return tokenizer.apply_chat_template(
-        self._marked(messages),
+    template = self._template(arguments)
+
+    def render(messages: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
+      return self.tokenizer.apply_chat_template(
+        messages,
+        chat_template=template,
         tokenize=False,
         add_generation_prompt=generate,
-        **self.template.arguments | self._marked(arguments),
+        **given,
+      )
+
+    return self._rendered(render, turns, arguments)
+
+  def _with_blocks(
+    self, turns: Sequence[Turn], arguments: Mapping[str, Any]
+  ) -> tuple[str, tuple[tuple[int, int], ...] | None]:
+    """A rendered conversation, and `Prefixes.blocks`."""
+    template = self._template(arguments)
+    if not _BLOCK.search(template):
+      return self._chat(turns, arguments), None
+
+    def render(messages: list[dict[str, Any]], given: Mapping[str, Any]) -> Any:
+      # As `apply_chat_template`, which gives the blocks as a mask of tokens only.
+      rendered: Any = chat_template_utils.render_jinja_template(
+        [messages],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **self.tokenizer.special_tokens_map | given,
+      )
+      (text,), (blocks,) = rendered
+      return text, tuple((int(start), int(end)) for start, end in blocks)
+
+    return self._rendered(render, turns, arguments)
+
+  def _template(self, arguments: Mapping[str, Any]) -> str:
+    """The chat template of a row; a tokenizer may have another for rows with tools.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if self.template.chat_template is not None:
+      return self.template.chat_template
+    if self.tokenizer.chat_template is None:
+      raise ValueError(
+        "tokenizer: the data contain messages, but it has no chat template; name a "
+        "file of one (Template.chat_template: --data.template.chat-template "
+        "FILE.jinja), set tokenizer.chat_template, or give plain text"
+      )
+    return self.tokenizer.get_chat_template(tools=arguments.get("tools"))
+
+  def _rendered(
+    self,
+    render: Callable[[list[dict[str, Any]], Mapping[str, Any]], Any],
+    turns: Sequence[Turn],
+    arguments: Mapping[str, Any],
+  ) -> Any:
+    """Calls a renderer with messages and the template's arguments."""
+    messages = [
+      {"role": turn.role}
+      | ({} if turn.content is None else {"content": turn.content})
+      | dict(turn.other)
+      for turn in turns
+    ]
+    try:
+      return render(
+        self._marked(messages), self.template.arguments | self._marked(arguments)
       )
     except UnusableRecord:
       raise
     except ImportError:  # of Jinja
       raise
+    except jinja2.TemplateSyntaxError as error:
+      raise ValueError(
+        f"the chat template cannot be parsed: line {error.lineno}: {error.message}; "
+        "mend Template.chat_template, or the tokenizer's"
+      ) from error
     except Exception as error:  # a template may fail in any way
       shown = " ".join(f"{type(error).__name__}: {error}".split())[:300]
       raise UnusableRecord(
         "refused by the chat template",
-        f"{shown}; change the row's messages to what the template takes, or set "
-        "another tokenizer.chat_template",
+        f"{shown}; change the row's messages to what the template takes, or name "
+        "another (Template.chat_template)",
       ) from error
 
   def _same(self, text, other, arguments, fewer) -> bool:

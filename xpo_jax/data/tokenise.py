@@ -397,7 +397,7 @@ def _encode(texts: Sequence[tuple[str, bool]], renderer: Renderer) -> list[np.nd
   ids_of = {}
   for key, one, ids in zip(unique, unmarked, encoded, strict=True):
     if one.spelled:
-      ids = _with_spelled(one, tokenizer)
+      ids, _ = _encode_with_offsets(one, tokenizer)
     if bos is not None and not key[1] and ids[:1] != [bos]:
       ids = [bos, *ids]
     ids_of[key] = np.array(ids, np.int32)
@@ -410,14 +410,18 @@ def adds_bos(tokenizer: Any) -> bool:
   return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def _with_spelled(one: Unmarked, tokenizer: Any) -> list[int]:
-  """Encodes a text, the special tokens that the data spell as other text."""
+def _encode_with_offsets(
+  one: Unmarked, tokenizer: Any
+) -> tuple[list[int], list[tuple[int, int]]]:
+  """Encodes a text, the special tokens that the data spell as other text; returns the
+  tokens, and where each starts and ends."""
   encoded = tokenizer(one.text, add_special_tokens=False, return_offsets_mapping=True)
   starts = {start for start, _ in one.spelled}
   special = set(tokenizer.all_special_ids) | {
     index for index, token in tokenizer.added_tokens_decoder.items() if token.special
   }
-  ids = []
+  ids: list[int] = []
+  offsets: list[tuple[int, int]] = []
   for index, (start, end) in zip(
     encoded["input_ids"], encoded["offset_mapping"], strict=True
   ):
@@ -429,7 +433,8 @@ def _with_spelled(one: Unmarked, tokenizer: Any) -> list[int]:
       ]
     else:
       ids.append(index)
-  return ids
+    offsets += [(start, end)] * (len(ids) - len(offsets))
+  return ids, offsets
 
 
 def _example(
@@ -451,6 +456,8 @@ def _example(
     for text, part in zip(starts, ids[:-1], strict=True):
       _check_prefix(text, part, whole_text, whole, tokenizer)
     loss = _loss_mask([ids[0], whole] if stepped else ids)
+    if prefixes.blocks is not None:
+      loss &= _in_blocks(prefixes, renderer)
     if whole[-1] != tokenizer.eos_token_id:
       whole = np.append(whole, np.int32(tokenizer.eos_token_id))
       loss = np.append(loss, True)
@@ -459,10 +466,17 @@ def _example(
       completion, mask = completion[: limits.completion], mask[: limits.completion]
       truncated_completions += 1
     if not mask.any():
+      first = "" if limits.completion is None else f"the first {limits.completion} "
+      marked = (
+        ""
+        if prefixes.blocks is None
+        else (
+          ", or mark what the model writes by {% generation %} in the chat template"
+        )
+      )
       raise UnusableRecord(
         "empty completion",
-        f"the first {limits.completion} completion tokens have no loss; raise "
-        "limits.completion",
+        f"{first}completion tokens have no loss; raise limits.completion{marked}",
       )
     completions.append(completion)
     masks.append(mask)
@@ -522,7 +536,8 @@ def _check_prefix(text: str, part, whole_text: str, whole, tokenizer) -> None:
     raise UnusableRecord(
       "template rewrites the prompt",
       f"the prompt ends with {text[-30:]!r}, but with a completion the template gives "
-      f"{whole_text[: len(text)][-30:]!r} instead; use a template that keeps it",
+      f"{whole_text[: len(text)][-30:]!r} instead; use a template that keeps it "
+      "(Template.chat_template)",
     )
   joined = whole[: len(part)]
   first = int((part[: len(joined)] != joined).argmax()) if len(joined) else 0
@@ -544,6 +559,18 @@ def _loss_mask(ids: Sequence[np.ndarray]) -> np.ndarray:
   for start, end in zip(ends[::2], ends[1::2], strict=True):
     loss[start:end] = True
   return loss
+
+
+def _in_blocks(prefixes: Prefixes, renderer: Renderer) -> np.ndarray:
+  """Masks the tokens of a whole text that overlap a block of the chat template."""
+  marked = prefixes.texts[-1]
+  _, offsets = _encode_with_offsets(renderer.unmarked(marked), renderer.tokenizer)
+  start_N, end_N = np.array(offsets).reshape(-1, 2).T
+  mask = np.zeros(len(start_N), bool)
+  for block in prefixes.blocks:
+    start, end = (len(renderer.unmarked(marked[:at]).text) for at in block)
+    mask |= (start_N < end) & (end_N > start)
+  return mask
 
 
 def _limit_prompt(prompt, tokenizer, limits: Limits) -> tuple[np.ndarray, bool]:

@@ -90,7 +90,7 @@ def evaluate_run(
   )
   setup = measure_policy.EvalSetup(
     transformer.model(start.config),
-    start.params,
+    start.policy,
     held_out.prompts[:prompts],
     policy.tokenizer,
     GenerationConfig(max_completion_tokens, completions, temperature=data.temperature),
@@ -98,7 +98,7 @@ def evaluate_run(
   )
   key = jax.random.key(seed)
   ours, theirs = (
-    measure_policy.draw(setup, params, key) for params in (policy.params, start.params)
+    measure_policy.draw(setup, params, key) for params in (policy.params, start.policy)
   )
   chosen = _chosen(held_out, policy.tokenizer, len(ours.prompts))
   report = _judged(
@@ -183,7 +183,7 @@ def _preference_accuracy(examples, policy, start, batch: int) -> bootstrap.Inter
   """Fraction of held-out pairs that the log-ratio orders as the labels do."""
   model = transformer.model(start.config)
   scores = sequence_logps.score_pairs(
-    model, policy.params, start.params, examples, batch=batch
+    model, policy.params, start.policy, examples, batch=batch
   )
   number = {}
   for example in examples:
@@ -246,25 +246,33 @@ def is_run(directory: str | Path) -> bool:
 
 
 def policy_dir(directory: str | Path) -> Path:
-  """Finds the Hugging Face directory of a finished run; any other directory is one.
+  """Finds the Hugging Face directory of a finished run, or that of its adapter; any
+  other directory is one.
 
   Raises:
     ValueError: a run that is not finished.
   """
-  if not is_run(directory):
-    return Path(directory)
   directory = Path(directory)
-  if not (directory / run_directory.POLICY).exists():
-    raise ValueError(
-      f"{directory} is not finished, it has no {run_directory.POLICY}/; "
-      f"xpo resume {directory}"
-    )
-  return directory / run_directory.POLICY
+  return run_directory.policy(directory) if is_run(directory) else directory
 
 
-Sampler = Callable[[Sequence[records.Text], GenerationConfig, int], list[list[str]]]
+def template_of(directory: str | Path) -> Template:
+  """The template that a run's data are rendered by; the default of a checkpoint.
+
+  Raises:
+    ValueError: as `yaml_file.read`.
+  """
+  if not is_run(directory):
+    return Template()
+  experiment, _ = yaml_file.read(Path(directory))
+  return experiment.data.source.template
+
+
+Sampler = Callable[
+  [Sequence[records.Text | records.Prompt], GenerationConfig, int], list[list[str]]
+]
 """`(prompts, config, seed) -> completions of each prompt`; a prompt is a text, or
-messages for the chat template."""
+messages for the chat template, or a record with arguments of the template."""
 
 
 def generate(
@@ -291,22 +299,39 @@ def generate(
   return sampler(directory)(prompts, config, seed)
 
 
-def sampler(directory: str | Path) -> Sampler:
+def sampler(
+  directory: str | Path,
+  *,
+  chat_template: str | None = None,
+  arguments: Mapping[str, Any] | None = None,
+) -> Sampler:
   """Loads a run's policy or a Hugging Face checkpoint to sample from, once.
 
   Special tokens that a prompt spells are tokens where the prompt is a text for a
   checkpoint, which is typed and no data; of a run its template says. In messages they
   are text.
 
+  Args:
+    directory: a finished run, or a Hugging Face directory.
+    chat_template: of a checkpoint, see `Template`; a run has its own.
+    arguments: of the chat template, over those of a run.
+
   Raises:
     ValueError: an unfinished run, or one that names code that is not trusted
-      (`trust.ForeignCode`); no tokenizer.
+      (`trust.ForeignCode`); no tokenizer; a chat template for a run.
   """
-  directory, template = Path(directory), Template()
-  if is_run(directory):
-    experiment, _ = yaml_file.read(directory)
-    template = experiment.data.source.template
-  else:
+  directory, template = Path(directory), template_of(directory)
+  if chat_template is not None:
+    if is_run(directory):
+      raise ValueError(
+        f"chat template {chat_template}: {directory} is a run, which is read by the "
+        "one that it was trained with; leave it out, or name its policy's directory"
+      )
+    template = dataclasses.replace(template, chat_template=chat_template)
+  template = dataclasses.replace(
+    template, arguments={**template.arguments, **(arguments or {})}
+  )
+  if not is_run(directory):
     template = dataclasses.replace(template, control_tokens="parse")
   loaded = hf_checkpoint.load(policy_dir(directory))
   if loaded.tokenizer is None:
@@ -314,12 +339,16 @@ def sampler(directory: str | Path) -> Sampler:
   of_messages = dataclasses.replace(template, control_tokens="text")
 
   def sample(
-    prompts: Sequence[records.Text], config: GenerationConfig, seed: int
+    prompts: Sequence[records.Text | records.Prompt],
+    config: GenerationConfig,
+    seed: int,
   ) -> list[list[str]]:
     ids = []
     for number, prompt in enumerate(prompts):
-      row = records.Prompt(str(number), prompt)
-      own = template if isinstance(prompt, str) else of_messages
+      row = prompt
+      if not isinstance(row, records.Prompt):
+        row = records.Prompt(str(number), row)
+      own = template if isinstance(row.prompt, str) else of_messages
       ids += tokenise.tokenise_prompts([row], loaded.tokenizer, own)
     drawn = generation.generate(
       transformer.model(loaded.config),
@@ -334,24 +363,43 @@ def sampler(directory: str | Path) -> Sampler:
   return sample
 
 
-def export(run_dir: str | Path, directory: str | Path) -> Path:
+def export(run_dir: str | Path, directory: str | Path, *, merged: bool = False) -> Path:
   """Copies a run's policy to a Hugging Face directory of its own.
 
   A reward model becomes what transformers reads as one (`reward_model.export`).
 
+  Args:
+    run_dir: a finished run, or a directory of a model or an adapter.
+    directory: does not exist yet.
+    merged: write a whole model, with the adapter merged into its base; otherwise an
+      adapter is copied as it is.
+
   Raises:
     ValueError: the run is not finished, or the directory exists; a reward model that
-      transformers has no class of.
+      transformers has no class of; `merged`, and there is no adapter.
   """
   source, directory = policy_dir(run_dir), Path(directory)
-  if not (source / "config.json").exists():
+  adapted = hf_checkpoint.is_adapter(source)
+  if not adapted and not (source / "config.json").exists():
     raise ValueError(f"{run_dir} is neither a run nor a Hugging Face directory")
+  if merged and not adapted:
+    raise ValueError(f"{run_dir} has no adapter to merge; leave --merged out")
   if directory.exists():
     raise ValueError(f"{directory} exists; name a directory that does not")
   sealed_files.check_directory(source)
   if _is_reward_model(source):
     make = functools.partial(_export_reward_model, source)
     sealed_files.write_directory(directory, make, sealed=False)
+    return directory
+  if merged:
+    whole = hf_checkpoint.load(source)
+
+    def write(directory: Path) -> None:
+      hf_checkpoint.save(
+        directory, whole.config, whole.params, tokenizer=whole.tokenizer
+      )
+
+    sealed_files.write_directory(directory, write, sealed=False)
     return directory
   # Without the manifest: the copy is its user's own, to be changed at will.
   copy = functools.partial(

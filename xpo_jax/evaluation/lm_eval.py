@@ -114,7 +114,8 @@ def adapter(directory: str | Path, *, batch: int = 16) -> "HarnessModel":
   if checkpoint.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
   adapted = type("XpoLM", (HarnessModel, lm_eval.api.model.LM), {})
-  return adapted(checkpoint, str(directory), batch=batch)
+  arguments = evaluate_run.template_of(directory).arguments
+  return adapted(checkpoint, str(directory), batch=batch, arguments=arguments)
 
 
 class HarnessModel:
@@ -128,8 +129,16 @@ class HarnessModel:
       `Config.positions`, as lm-eval's own models cut them.
   """
 
-  def __init__(self, checkpoint: Checkpoint, name: str, *, batch: int = 16):
+  def __init__(
+    self,
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    batch: int = 16,
+    arguments: Mapping[str, Any] | None = None,
+  ):
     super().__init__()
+    self._arguments = dict(arguments or {})  # of the chat template
     self.tokenizer = checkpoint.tokenizer
     self._name = name
     self.truncated = 0
@@ -220,6 +229,7 @@ class HarnessModel:
       tokenize=False,
       add_generation_prompt=add_generation_prompt,
       continue_final_message=not add_generation_prompt,
+      **self._arguments,
     )
 
   def chat_template(self, chat_template: bool | str = False) -> str | None:

@@ -95,7 +95,7 @@ def load(
     raise ValueError(
       f"Experiment.teacher {directory} has no tokenizer; save one beside the weights"
     )
-  mine, its = map(audit.tokenizer_digest, (tokenizer, checkpoint.tokenizer))
+  mine, its = map(audit.tokens_digest, (tokenizer, checkpoint.tokenizer))
   if mine != its:
     raise ValueError(
       f"Experiment.teacher {directory} is of another tokenizer than the start's: its "

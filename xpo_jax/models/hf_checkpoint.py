@@ -1,4 +1,7 @@
-"""Loads and saves Hugging Face directories: safetensors, tokenizer, chat template."""
+"""Loads and saves Hugging Face directories: safetensors, tokenizer, chat template.
+
+A directory of an adapter in PEFT's format stands for its base with the adapter merged.
+"""
 
 import contextlib
 import dataclasses
@@ -21,10 +24,13 @@ from xpo_jax.models import (
   hf_config,
   hf_families,
   hf_weights,
+  lora,
+  peft,
   transformer,
   weights_source,
 )
 from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
 from xpo_jax.types import Params
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,6 +57,29 @@ class Checkpoint(NamedTuple):
   tokenizer: Any
 
 
+class Adapted(NamedTuple):
+  """A directory of an adapter, with its base, not merged.
+
+  Attributes:
+    base: the base; its tokenizer is the adapter's, where the adapter has one, and its
+      scalar head the adapter's, or none.
+    name: of the base (`models.weights_source`).
+    adapter: configuration.
+    params: the adapter's parameters, float32 arrays on the host.
+  """
+
+  base: Checkpoint
+  name: str
+  adapter: Adapter
+  params: Params
+
+  def merged(self) -> Checkpoint:
+    """The base with the adapter merged."""
+    lm = lora.merged(self.base.params["lm"], self.params, self.adapter)
+    params = self.base.params | {"lm": jax.device_get(lm)}
+    return self.base._replace(params=params)
+
+
 def read_config(directory: str | Path) -> Config:
   """Reads the decoder's config from a Hugging Face directory's config.json.
 
@@ -58,6 +87,8 @@ def read_config(directory: str | Path) -> Config:
     ValueError: no such file, or an unsupported model family or feature.
   """
   directory = weights_source.directory(directory)
+  if peft.is_adapter(directory):
+    return read_config(peft.base_of(directory))
   content = _json(directory / "config.json")
   family = hf_config.get_family(content)
   try:
@@ -79,6 +110,8 @@ def read_tokenizer(directory: str | Path) -> Any:
       damaged one.
   """
   directory = weights_source.directory(directory)
+  if peft.is_adapter(directory) and not (directory / _TOKENIZER).exists():
+    return read_tokenizer(peft.base_of(directory))
   try:
     # Given, since transformers otherwise asks on a terminal.
     return transformers.AutoTokenizer.from_pretrained(
@@ -104,8 +137,9 @@ def load(
 
   Args:
     directory: contains config.json and safetensors, whole or in indexed shards, of any
-      float dtype; optionally a tokenizer and a scalar head written by `save`. Or what
-      stands for one: a repository of the hub, a GGUF file (`weights_source`).
+      float dtype; optionally a tokenizer and a scalar head written by `save`. Or an
+      adapter, which is merged into its base. Or what stands for one: a repository of
+      the hub, a GGUF file (`weights_source`).
     compute_dtype: see `Config`.
     remat: see `Config`.
 
@@ -116,9 +150,12 @@ def load(
     ValueError: no such directory or file; a file that differs from its checksum, where
       the directory has a manifest; an unsupported model family or feature; missing,
       mis-shaped or unexpected weights (all are listed); a tokenizer with more tokens
-      than the embedding has rows; a classifier, see `load_classifier`.
+      than the embedding has rows; a classifier, see `load_classifier`; an adapter whose
+      base is not there or is another, see `peft.load`.
   """
   directory = weights_source.directory(directory)
+  if peft.is_adapter(directory):
+    return load_adapted(directory, compute_dtype, remat).merged()
   sealed_files.check_directory(directory)
   if is_classifier(directory):
     raise ValueError(
@@ -136,16 +173,49 @@ def load(
   _check(directory, family, entries, files)
   tokenizer = _load_tokenizer(directory, config)
   config = dataclasses.replace(config, stop_ids=_stop_ids(directory, config, tokenizer))
-  params = {"lm": _read(config, entries, files)}
-  if (directory / _VALUE_HEAD).exists():
-    with _open(directory / _VALUE_HEAD) as tensors:
-      params["value"] = {name: tensors.get_tensor(name) for name in tensors.keys()}
+  params = {"lm": _read(config, entries, files)} | _read_head(directory)
   return Checkpoint(config, params, tokenizer)
+
+
+def _read_head(directory: Path) -> Params:
+  """`{"value": ...}` of a directory with a scalar head, else {}."""
+  if not (directory / _VALUE_HEAD).exists():
+    return {}
+  with _open(directory / _VALUE_HEAD) as tensors:
+    return {"value": {name: tensors.get_tensor(name) for name in tensors.keys()}}
+
+
+def is_adapter(directory: str | Path) -> bool:
+  """Whether a directory is of an adapter, which `load_adapted` reads."""
+  return peft.is_adapter(weights_source.directory(directory))
+
+
+def load_adapted(
+  directory: str | Path, compute_dtype: str = "float32", remat: bool = True
+) -> Adapted:
+  """Loads the adapter of a directory and its base, which may be an adapter too.
+
+  The arguments and errors are those of `load`.
+  """
+  directory = weights_source.directory(directory)
+  name = peft.base_of(directory)
+  base = load(name, compute_dtype, remat)
+  adapter, params = peft.load(directory, base.config, base.params["lm"])
+  config, tokenizer = base.config, _load_tokenizer(directory, base.config)
+  if tokenizer is None:
+    tokenizer = base.tokenizer
+  else:
+    stop_ids = sorted({*config.stop_ids} - {tokenizer.eos_token_id})
+    config = dataclasses.replace(config, stop_ids=tuple(stop_ids))
+  own = {"lm": base.params["lm"]} | _read_head(directory)
+  return Adapted(Checkpoint(config, own, tokenizer), name, adapter, params)
 
 
 def is_classifier(directory: str | Path) -> bool:
   """Whether a directory holds a `*ForSequenceClassification` of transformers."""
   directory = weights_source.directory(directory)
+  if peft.is_adapter(directory):
+    return False
   return _architecture(directory).endswith(_CLASSIFIER)
 
 
@@ -455,12 +525,64 @@ def save(
   _write_config(directory, family.write(config), tokenizer, dtype)
   _write_stop_ids(directory, config, tokenizer)
   _write_weights(directory, _tensors(family, config, params["lm"]), dtype, shard_bytes)
-  if "value" in params:
-    head = {name: np.asarray(leaf) for name, leaf in params["value"].items()}
-    save_file(head, directory / _VALUE_HEAD)
+  _save_head(directory, params)
   if tokenizer is not None:
     _write_tokenizer(directory, tokenizer)
   return directory
+
+
+def save_adapter(
+  directory: str | Path,
+  config: Config,
+  adapter: Adapter,
+  *,
+  params: Params,
+  base: Params,
+  base_name: str | None,
+  tokenizer: Any = None,
+) -> Path:
+  """Saves an adapter that PEFT and `load` read, beside the tokenizer.
+
+  Args:
+    directory: created if it does not exist; must contain no adapter.
+    config: of the decoder.
+    adapter: its configuration.
+    params: `{"lm": the adapter's, "value": ...}`, the latter where there is a head.
+    base: the decoder's parameters, to which the adapter belongs.
+    base_name: see `peft.save`.
+    tokenizer: see `save`.
+
+  Returns:
+    The directory.
+
+  Raises:
+    ValueError: as `peft.save`.
+  """
+  directory = Path(directory)
+  wrapper = ""
+  if base_name is not None:
+    found = weights_source.directory(base_name)
+    if (found / "config.json").exists():
+      wrapper = _family(found).wrapper
+  peft.save(
+    directory,
+    config,
+    adapter,
+    params=params["lm"],
+    base=base,
+    base_name=base_name,
+    wrapper=wrapper,
+  )
+  _save_head(directory, params)
+  if tokenizer is not None:
+    _write_tokenizer(directory, tokenizer)
+  return directory
+
+
+def _save_head(directory: Path, params: Params) -> None:
+  if "value" in params:
+    head = {name: np.asarray(leaf) for name, leaf in params["value"].items()}
+    save_file(head, directory / _VALUE_HEAD)
 
 
 def save_classifier(

@@ -1,14 +1,16 @@
-"""Low-rank adapters on the decoder's linear layers: W + (alpha / rank) A B, W frozen.
+"""Low-rank adapters on the decoder's linear layers: W + s A B, W frozen.
 
     adapter = Adapter(rank=8, targets="query|value")
     params = init(config, adapter, key)          # B = 0: equals the base, bit for bit
     hidden = model.hidden(attach(base, params, adapter), rows)
 
-Only `params` is trained. The base and the reference share one copy of the base's
-parameters: `attach` adds leaves next to its kernels and copies none of them. `attach`
-is for training and decoding, `merged` gives a model without adapters.
+The scale s is alpha / rank, or alpha / sqrt(rank) in rsLoRA. Only `params` is trained.
+The base and the reference share one copy of the base's parameters: `attach` adds leaves
+next to its kernels and copies none of them. `attach` is for training and decoding,
+`merged` gives a model without adapters.
 
-Paper: Hu et al. 2021, arXiv:2106.09685. A is initialised from a Gaussian as in the
+Papers: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+A is initialised from a Gaussian as in the
 paper, with the variance of the uniform distribution in its code, 1 / (3 inputs).
 """
 
@@ -33,21 +35,27 @@ class Adapter:
 
   Attributes:
     rank: inner dimension of A B.
-    alpha: A B is scaled by alpha / rank.
+    alpha: A B is scaled by alpha / rank, with `rslora` by alpha / sqrt(rank).
     targets: regular expression that must match a layer's name, or a suffix of it after
       `/` or `.`: of a parameter ("query|value", "blocks/up") or of a Hugging Face
       module ("q_proj|v_proj", "mlp[.].*"). ".*" is every linear layer of every block. A
       fused module stands for its query, key and value. Experts have a pair A, B each;
       not adapted are routers, and experts that a checkpoint holds in one tensor
       (gpt-oss).
-    l1: weight of the L1 norm of the changes (alpha / rank) A B in the loss: 0, or
-      PAFT's sparsity penalty (Pentyala et al. 2024, arXiv:2406.17923).
+    l1: weight of the L1 norm of the changes s A B in the loss: 0, or PAFT's sparsity
+      penalty (Pentyala et al. 2024, arXiv:2406.17923).
+    rslora: rank-stabilised scale.
+    continued: go on training the adapter that the start is, on its base; rank, alpha,
+      targets and `rslora` must be its own. Otherwise a new adapter is trained on the
+      start, into which its own is merged.
   """
 
   rank: int = 8
   alpha: float = 16.0
   targets: str = ".*"
   l1: float = 0.0
+  rslora: bool = False
+  continued: bool = False
 
   def __post_init__(self):
     if self.rank < 1:
@@ -65,8 +73,12 @@ class Adapter:
 
   @property
   def scale(self) -> float:
-    """Factor of A B, alpha / rank."""
-    return self.alpha / self.rank
+    """Factor s of A B."""
+    return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+  def alpha_of(self, scale: float) -> float:
+    """The alpha that gives A B this factor."""
+    return scale * (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @functools.lru_cache
@@ -221,7 +233,7 @@ def merged(base: Params, params: Params, adapter: Adapter) -> Params:
 
 
 def l1(params: Params, adapter: Adapter) -> Array:
-  """Computes the sum of |alpha / rank A B| over all adapted kernels.
+  """Computes the sum of |s A B| over all adapted kernels.
 
   This is the norm of the change, not of the factors.
   """

@@ -1,7 +1,8 @@
 """Saves and loads adapters in PEFT's format: adapter_config.json and safetensors.
 
-`save` also writes `xpo_jax.json`, which PEFT ignores: the adapted parts, the L1 penalty
-and the digest of the base. `load` accepts adapters without it.
+`save` also writes `xpo_jax.json`, which PEFT ignores: the adapted parts, the L1
+penalty, the digest of the base and its path from there. `load` accepts adapters without
+it.
 
 A module is `base_model.model.NAME.lora_A.weight` [rank, inputs] and `.lora_B.weight`
 [outputs, rank], NAME that of the base's module in Hugging Face's model (PEFT's guide
@@ -16,12 +17,18 @@ Experts of Mixtral and Qwen3-MoE are modules of their own, as in transformers 4;
 transformers 5, where they are one parameter, PEFT converts such an adapter as it loads
 it, if both gate and up are adapted, or neither. Routers, and gpt-oss's experts, are no
 linear modules in either and are not adapted.
+
+Where the decoder is a part of a larger model (Gemma 3 with images), modules have its
+names there, `model.language_model.layers...`.
 """
 
+import dataclasses
 import json
 import math
+import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +38,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from xpo_jax.data import sealed_files
-from xpo_jax.models import hf_config, hf_weights, lora
+from xpo_jax.data.formats import hub
+from xpo_jax.models import hf_config, hf_families, hf_weights, lora, weights_source
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import distributed
@@ -47,7 +55,6 @@ _NEUTRAL = {
   "use_qalora": False,
   "peft_type": "LORA",
   "bias": "none",
-  "use_rslora": False,
   "use_dora": False,
   "modules_to_save": None,
   "layers_to_transform": None,
@@ -86,6 +93,7 @@ def save(
   params: Params,
   base: Params,
   base_name: str | None = None,
+  wrapper: str = "",
 ) -> Path:
   """Saves a directory that PEFT's `PeftModel.from_pretrained` loads onto the base.
 
@@ -95,7 +103,9 @@ def save(
     adapter: configuration of `params`.
     params: a tree like that of `lora.init`.
     base: the decoder's parameters in training; `xpo_jax.json` has their digest.
-    base_name: name or path of the base, for `base_model_name_or_path`.
+    base_name: name of the base (`models.weights_source`), for
+      `base_model_name_or_path`; a directory there is absolute.
+    wrapper: see `hf_families.ModelFamily`, of the base as it is stored.
 
   Returns:
     The directory.
@@ -108,6 +118,7 @@ def save(
     raise ValueError(f"{directory} already contains an adapter; name a new directory")
   directory.mkdir(parents=True, exist_ok=True)
   blocks = jax.tree.map(np.asarray, jax.device_get(params["blocks"]))
+  prefix = hf_config.find_family(config).prefix
   tensors = {}
   ranks = {}
   fan_in_first = False
@@ -118,20 +129,30 @@ def save(
     fan_in_first |= module.fan_in_first
     ranks[module.suffix] = adapter.rank * len(parts)
     a, b = _join(module, {part: blocks[part] for part in parts})
-    tensors[f"{_PREFIX}{module.name}.lora_A.weight"] = a
-    tensors[f"{_PREFIX}{module.name}.lora_B.weight"] = b
+    name = module.name.replace(prefix, prefix + wrapper, 1)
+    tensors[f"{_PREFIX}{name}.lora_A.weight"] = a
+    tensors[f"{_PREFIX}{name}.lora_B.weight"] = b
   rank_pattern = {name: r for name, r in ranks.items() if r != adapter.rank}
-  alpha_pattern = {name: r * adapter.scale for name, r in rank_pattern.items()}
+  alpha_pattern = {
+    name: dataclasses.replace(adapter, rank=r).alpha_of(adapter.scale)
+    for name, r in rank_pattern.items()
+  }
+  targets: Any = sorted(ranks)
+  if wrapper:  # other parts of the model have modules of these names
+    listed = "|".join(map(re.escape, targets))
+    targets = rf".*{re.escape(wrapper)}.*\.({listed})"
+  named, revision = _written_name(base_name)
   content = _NEUTRAL | {
     "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": base_name,
-    "revision": None,
+    "base_model_name_or_path": named,
+    "revision": revision,
     "inference_mode": True,
     "r": adapter.rank,
     "lora_alpha": _as_integer(adapter.alpha),
+    "use_rslora": adapter.rslora,
     "lora_dropout": 0.0,
     "init_lora_weights": True,
-    "target_modules": sorted(ranks),
+    "target_modules": targets,
     "fan_in_fan_out": fan_in_first,
     "rank_pattern": rank_pattern,
     "alpha_pattern": {name: _as_integer(x) for name, x in alpha_pattern.items()},
@@ -139,6 +160,8 @@ def save(
   text = json.dumps(content, indent=2, sort_keys=True) + "\n"
   (directory / CONFIG).write_text(text, encoding="utf-8")
   header = {"parts": sorted(blocks), "l1": adapter.l1, "base_sha256": _digest(base)}
+  if named is not None and Path(named).exists():
+    header["base"] = os.path.relpath(named, directory.resolve())
   text = json.dumps(header, indent=2) + "\n"
   (directory / _HEADER).write_text(text, encoding="utf-8")
   save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
@@ -162,21 +185,12 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
       of another base, by its modules, their sizes or the base's digest.
   """
   directory = Path(directory)
-  for name in (CONFIG, WEIGHTS):
-    if not (directory / name).exists():
-      raise ValueError(f"{directory} has no adapter: {name} does not exist")
-  sealed_files.check_directory(directory)
-  content = sealed_files.read_json(directory / CONFIG)
-  _check_options(directory, content)
-  path = directory / _HEADER
-  header = sealed_files.read_json(path) if path.exists() else None
+  content, header = _read(directory)
   with safe_open(directory / WEIGHTS, "numpy") as file:
-    tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
-  modules = [
-    module
-    for module in _modules(config)
-    if f"{_PREFIX}{module.name}.lora_A.weight" in tensors
-  ]
+    tensors = {
+      _unwrapped(name): file.get_tensor(name).astype(np.float32) for name in file.keys()
+    }
+  modules = _adapted(config, tensors)
   problems = _problems(content, config, header, tensors, modules)
   if header is not None and not problems and header["base_sha256"] != _digest(base):
     problems.append("the base has other weights than the base of training")
@@ -186,15 +200,8 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
     raise ValueError(
       f"{directory} is an adapter for another base (its own is {name!r}):\n  {listed}"
     )
-  parts = {part for module in modules for part in module.outputs}
-  if header is not None:
-    parts = set(header["parts"])
-  adapter = Adapter(
-    rank=content["r"],
-    alpha=float(content["lora_alpha"]),
-    targets="|".join(f"blocks/{part}" for part in sorted(parts)),
-    l1=0.0 if header is None else header["l1"],
-  )
+  adapter = _form(content, header, modules)
+  parts = lora.targets(config, adapter)
   shapes = lora.weights(config, adapter)
   params = jax.tree.map(lambda weight: np.zeros(weight.shape, np.float32), shapes)
   for module in modules:
@@ -209,6 +216,118 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
         stacked = params["blocks"][part][name]
         stacked[module.index] = value.reshape(stacked[module.index].shape)
   return adapter, params
+
+
+def read_form(directory: Path, config: Config) -> Adapter:
+  """Reads the configuration of an adapter, and none of its weights.
+
+  Args:
+    directory: see `load`.
+    config: of the decoder.
+
+  Raises:
+    ValueError: as `load`, but the base is not looked at.
+  """
+  content, header = _read(directory)
+  with safe_open(directory / WEIGHTS, "numpy") as file:
+    names = set(map(_unwrapped, file.keys()))
+  return _form(content, header, _adapted(config, names))
+
+
+def _adapted(config: Config, names: Collection[str]) -> list[_Module]:
+  """The modules that an adapter with tensors of these names is on."""
+  return [
+    module
+    for module in _modules(config)
+    if f"{_PREFIX}{module.name}.lora_A.weight" in names
+  ]
+
+
+def _form(
+  content: dict[str, Any], header: dict[str, Any] | None, modules: list[_Module]
+) -> Adapter:
+  parts = {part for module in modules for part in module.outputs}
+  if header is not None:
+    parts = set(header["parts"])
+  return Adapter(
+    rank=content["r"],
+    alpha=float(content["lora_alpha"]),
+    targets="|".join(f"blocks/{part}" for part in sorted(parts)),
+    l1=0.0 if header is None else header["l1"],
+    rslora=content.get("use_rslora", False),
+  )
+
+
+def is_adapter(directory: Path) -> bool:
+  """Whether a directory holds an adapter in PEFT's format, and no whole model."""
+  whole = ("model.safetensors", "model.safetensors.index.json")
+  return (directory / CONFIG).exists() and not any(
+    (directory / name).exists() for name in whole
+  )
+
+
+def base_of(directory: Path) -> str:
+  """Finds the base of an adapter: a directory, or another name of
+  `models.weights_source`.
+
+  A directory that is not where it was is looked for at its path from the adapter, so
+  that both can be moved together.
+
+  Raises:
+    ValueError: as `load`; it names no base, or a directory that does not exist.
+  """
+  content, header = _read(directory)
+  named, revision = content.get("base_model_name_or_path"), content.get("revision")
+  if not named:
+    raise ValueError(
+      f"{directory / CONFIG}: base_model_name_or_path is {named!r}; it must be the "
+      "directory or the repository of the adapter's base"
+    )
+  if Path(named).exists():
+    return named
+  if header is not None and "base" in header:
+    beside = Path(os.path.normpath(directory.resolve() / header["base"]))
+    if beside.exists():
+      return str(beside)
+  if re.fullmatch(r"[\w-]+/[\w.-]+", named) and not named.startswith("/"):
+    return f"{hub.PREFIX}{named}" + (f"@{revision}" if revision else "")
+  raise ValueError(
+    f"{directory} is an adapter for the base {named}, which does not exist; put it "
+    "back, or write its path to base_model_name_or_path of a copy of the adapter"
+  )
+
+
+def _written_name(base_name: str | None) -> tuple[str | None, str | None]:
+  """The name of a base for PEFT, and its revision."""
+  if base_name is None:
+    return None, None
+  if base_name.startswith(hub.PREFIX):
+    address = hub.parse(base_name)
+    return address.repo, address.revision
+  if not Path(base_name).exists():
+    return base_name, None
+  # PEFT reads no GGUF file, but the directory made of it.
+  return str(weights_source.directory(base_name).resolve()), None
+
+
+def _unwrapped(name: str) -> str:
+  """The name of a tensor in the decoder alone."""
+  for family in hf_families.FAMILIES.values():
+    if family.wrapper:
+      name = name.replace(family.wrapper, "", 1)
+  return name
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+  """Reads adapter_config.json, its options checked, and xpo_jax.json, if any."""
+  for name in (CONFIG, WEIGHTS):
+    if not (directory / name).exists():
+      raise ValueError(f"{directory} has no adapter: {name} does not exist")
+  sealed_files.check_directory(directory)
+  content = sealed_files.read_json(directory / CONFIG)
+  _check_options(directory, content)
+  path = directory / _HEADER
+  return content, sealed_files.read_json(path) if path.exists() else None
 
 
 def _join(module: _Module, blocks: dict[str, Params]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Exports the trained weights: Hugging Face directory, adapters, reward model."""
+"""Exports the trained weights: Hugging Face directory, adapter, reward model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,17 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from xpo_jax.config.experiment import Experiment, Pretrained, Scratch
+from xpo_jax.config.experiment import Experiment, Scratch
 from xpo_jax.data import records, split, tokenise
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import preference_model, reward_model
-from xpo_jax.models import generate, hf_checkpoint, peft, transformer
+from xpo_jax.models import generate, hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
+from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
+from xpo_jax.train import run_directory
 from xpo_jax.train.loading import LoadedStart
-from xpo_jax.train.state import BASE, final_params
+from xpo_jax.train.state import BASE, TrainState, final_params
 from xpo_jax.types import Params
 
 REFERENCE_SAMPLES = 256  # completions that normalise a reward model
@@ -25,32 +27,54 @@ _MAX_TOKENS = 128  # of such a completion where the data set no limit
 _BATCH = 32  # prompts decoded at once
 
 
-def adapter_writer(
-  experiment: Experiment, model: Model, frozen: Mapping[str, Params]
-) -> Callable[[Any, Path], None]:
-  """Returns `(state, directory)`, which writes the adapters in PEFT's format."""
-  start = experiment.start
-  name = start.directory if isinstance(start, Pretrained) else None
+Writer = Callable[[TrainState, Params, Path], None]
+"""`(state, params, directory)`: writes the policy of a state; `params` has adapters
+merged."""
 
-  def write(now: Any, directory: Path) -> None:
-    base, trained = frozen[BASE]["lm"], final_params(now)["lm"]
-    peft.save(
+
+def policy_writer(
+  adapter: Adapter | None,
+  model: Model,
+  frozen: Mapping[str, Params],
+  tokenizer: Any,
+  base_name: str,
+) -> Writer:
+  """Returns what writes weights and tokenizer; of adapters, them alone.
+
+  Args:
+    adapter: of the run.
+    model: architecture of the policy.
+    frozen: with the adapters' base.
+    tokenizer: of the policy.
+    base_name: see `base_name`.
+  """
+
+  def write(now: TrainState, params: Params, directory: Path) -> None:
+    if adapter is None:
+      hf_checkpoint.save(directory, model.config, params, tokenizer=tokenizer)
+      return
+    hf_checkpoint.save_adapter(
       directory,
       model.config,
-      experiment.adapter,
-      params=trained,
-      base=base,
-      base_name=name,
+      adapter,
+      params=params | {"lm": final_params(now)["lm"]},
+      base=frozen[BASE]["lm"],
+      base_name=base_name,
+      tokenizer=tokenizer,
     )
 
   return write
 
 
-def policy_writer(
-  experiment: Experiment, begin: LoadedStart, loaded: Loaded, model: Model
-) -> Callable[[Params, Path], None]:
-  """Returns `(params, directory)`, which writes weights and tokenizer; for a reward
-  model also reward.json, its prompt template and normalisation.
+def reward_writer(
+  experiment: Experiment,
+  begin: LoadedStart,
+  loaded: Loaded,
+  model: Model,
+  write: Writer,
+) -> Writer:
+  """Adds to the directory of a reward model reward.json: its prompt template and
+  normalisation.
 
   Rewards are normalised to mean 0 and standard deviation 1 on completions sampled from
   the start, which is a later policy's reference; on the preferred completions of a run
@@ -61,17 +85,37 @@ def policy_writer(
     begin: config, weights and tokenizer of its start.
     loaded: its records.
     model: architecture of the policy.
+    write: writes the weights.
   """
-  tokenizer, start = begin.tokenizer, None
-  if is_reward(experiment):
-    # On the host, and only what is sampled from: the run's device memory is its own.
-    scratch = isinstance(experiment.start, Scratch)
-    start = begin._replace(params={} if scratch else jax.device_get(begin.params))
+  # On the host, and only what is sampled from: the run's device memory is its own.
+  scratch = isinstance(experiment.start, Scratch)
+  params = {} if scratch else jax.device_get(begin.policy)
+  start = begin._replace(params=params, adapter=None)
 
-  def write(params: Params, directory: Path) -> None:
-    hf_checkpoint.save(directory, model.config, params, tokenizer=tokenizer)
-    if start is not None:
-      _describe(experiment, start, loaded, model, params, directory)
+  def write_described(now: TrainState, params: Params, directory: Path) -> None:
+    write(now, params, directory)
+    _describe(experiment, start, loaded, model, params, directory)
+
+  return write_described
+
+
+def base_name(begin: LoadedStart, run_dir: Path) -> str:
+  """The name of what a run's adapters belong to: its start's, or that of a directory
+  that the run writes (`base_writer`)."""
+  return begin.name or str(run_dir / run_directory.BASE)
+
+
+def base_writer(
+  begin: LoadedStart, model: Model, frozen: Mapping[str, Params]
+) -> Callable[[Path], None] | None:
+  """Returns `directory ->`, which writes the random weights that adapters belong to;
+  None where there are no adapters, or their base has a name."""
+  if BASE not in frozen or begin.name is not None:
+    return None
+  tokenizer = begin.tokenizer
+
+  def write(directory: Path) -> None:
+    hf_checkpoint.save(directory, model.config, frozen[BASE], tokenizer=tokenizer)
 
   return write
 

@@ -30,9 +30,12 @@ from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import teacher as teachers
 from xpo_jax.feedback.teacher import Teacher
-from xpo_jax.models import hf_checkpoint, lora, transformer
+from xpo_jax.models import hf_checkpoint, lora, peft, transformer, weights_source
 from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
+from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
+from xpo_jax.train import state
 from xpo_jax.types import Objective, Params
 
 Datasets = Mapping[str, Sequence[Record]]
@@ -46,13 +49,49 @@ class LoadedStart(NamedTuple):
   Attributes:
     config: of the decoder.
     params: `{"lm": ..., "value": ...}`, the latter where the checkpoint has a scalar
-      head.
+      head; "lm" is the base where training goes on with an adapter.
     tokenizer: of transformers.
+    adapter: the adapter that training goes on with (`Adapter.continued`), or None.
+    name: of the weights "lm" (`models.weights_source`); None of random ones.
   """
 
   config: Config
   params: Params
   tokenizer: Any
+  adapter: "OnBase | None" = None
+  name: str | None = None
+
+  @property
+  def policy(self) -> Params:
+    """`{"lm": ..., "value": ...}` of the policy, an adapter attached to its base."""
+    if self.adapter is None:
+      return self.params
+    form, params = self.adapter
+    return self.params | {"lm": lora.attach(self.params["lm"], params, form)}
+
+
+class OnBase(NamedTuple):
+  """An adapter on the base of a run.
+
+  Attributes:
+    form: its configuration.
+    params: its parameters.
+  """
+
+  form: Adapter
+  params: Params
+
+
+class Reference(NamedTuple):
+  """The decoder of a reference.
+
+  Attributes:
+    lm: its weights; None: the base of the run's adapters, of which there is one copy.
+    adapter: on that base, or None.
+  """
+
+  lm: Params | None
+  adapter: OnBase | None
 
 
 class Inputs(NamedTuple):
@@ -201,6 +240,9 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
     ValueError: a directory without a tokenizer; `router_loss` without a router.
   """
   begin = _start(experiment, run_dir, loaded)
+  template = experiment.data.source.template.chat_template
+  if template is not None:  # it is exported with the tokenizer
+    begin.tokenizer.chat_template = template
   coefficient = experiment.router_loss
   if coefficient is None:
     return begin
@@ -217,13 +259,60 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
 
 
 def _start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
-  begin = experiment.start
+  begin, adapter = experiment.start, experiment.adapter
   if isinstance(begin, Scratch):
     tokenizer = _tokenizer(begin, run_dir, loaded)
     key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
     params = {"lm": transformer.model(begin.model).init(key)}
     return LoadedStart(begin.model, params, tokenizer)
+  if adapter is not None and adapter.continued:
+    return _continued(begin, adapter)
   return pretrained(begin)
+
+
+def _continued(begin: Pretrained, adapter: Adapter) -> LoadedStart:
+  """Loads an adapter to go on with, and its base."""
+  adapted = hf_checkpoint.load_adapted(
+    begin.directory, begin.compute_dtype, begin.remat
+  )
+  config, params, tokenizer = adapted.base
+  check_continued(adapter, adapted.adapter, config, begin.directory)
+  _check_tokenizer(tokenizer, begin.directory)
+  own = OnBase(adapted.adapter, adapted.params)
+  return LoadedStart(config, params, tokenizer, own, adapted.name)
+
+
+def check_continued(
+  adapter: Adapter, own: Adapter | None, config: Config, start: str
+) -> None:
+  """Refuses to go on with an adapter of another form than the one configured.
+
+  Args:
+    adapter: `Experiment.adapter`.
+    own: the start's adapter, or None where it has none.
+    config: of the decoder.
+    start: name of the start, for messages.
+
+  Raises:
+    ValueError: no adapter to go on with, or another rank, alpha, `rslora` or layers.
+  """
+  if own is None:
+    raise ValueError(
+      f"Adapter.continued is True, and the start, {start}, is no adapter; start from "
+      "one, or leave it out: a new adapter is trained then"
+    )
+  for name in ("rank", "alpha", "rslora"):
+    if vars(adapter)[name] != vars(own)[name]:
+      raise ValueError(
+        f"Adapter.{name} is {vars(adapter)[name]} and Adapter.continued True: the "
+        f"adapter of {start} has {vars(own)[name]}; give its own value"
+      )
+  mine, its = (lora.targets(config, one) for one in (adapter, own))
+  if mine != its:
+    raise ValueError(
+      f"Adapter.targets is {adapter.targets!r} and Adapter.continued True: the adapter "
+      f"of {start} is on {', '.join(its)}; give {'|'.join(its)!r}"
+    )
 
 
 def pretrained(begin: Pretrained) -> LoadedStart:
@@ -233,33 +322,111 @@ def pretrained(begin: Pretrained) -> LoadedStart:
     ValueError: it has no tokenizer.
   """
   checkpoint = hf_checkpoint.load(begin.directory, begin.compute_dtype, begin.remat)
-  if checkpoint.tokenizer is None:
-    raise ValueError(f"{begin.directory} has no tokenizer; save one beside the weights")
-  return LoadedStart(*checkpoint)
+  _check_tokenizer(checkpoint.tokenizer, begin.directory)
+  return LoadedStart(*checkpoint, name=begin.directory)
 
 
-def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
-  """Loads the reference's decoder; None where it is the policy's start.
+def _check_tokenizer(tokenizer: Any, directory: str) -> None:
+  if tokenizer is None:
+    raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
+
+
+def reference(experiment: Experiment, begin: LoadedStart) -> Reference | None:
+  """Loads the reference's decoder; None where it is the weights `begin.params`.
+
+  With adapters, a reference that is their base, or an adapter on it, has no weights of
+  its own: the base is not read again where it has the same name, and not kept twice
+  where it has the same weights.
 
   Raises:
     ValueError: another architecture or tokenizer than the policy's.
   """
-  if experiment.reference is None:
+  source = experiment.reference
+  if source is None:
+    return None if begin.adapter is None else Reference(None, begin.adapter)
+  adapted = experiment.adapter is not None
+  if adapted and hf_checkpoint.is_adapter(source.directory):
+    on_base = _on_base(source, begin)
+    if on_base is not None:
+      return on_base
+  if adapted and _same_place(source.directory, begin.name):
+    return Reference(None, None)
+  other = pretrained(source)
+  _check_alike(source, other, begin)
+  lm = other.params["lm"]
+  if adapted and _weights(lm) == _weights(begin.params["lm"]):
+    return Reference(None, None)
+  return Reference(lm, None)
+
+
+def place_reference(
+  mesh: jax.sharding.Mesh | None,
+  model: Model,
+  frozen: Mapping[str, Params],
+  reference: Reference,
+) -> tuple[Params, Model]:
+  """Places a reference on the mesh.
+
+  Args:
+    mesh: None: one device.
+    model: of the policy, without adapters.
+    frozen: `{"base": ...}` where the run has adapters.
+    reference: see `Reference`.
+
+  Returns:
+    `{"lm": ...}`, and its model.
+  """
+  if reference.lm is not None:
+    return {"lm": state.frozen(mesh, model, reference.lm)}, model
+  base = frozen[state.BASE]["lm"]
+  if reference.adapter is None:
+    return {"lm": base}, model
+  lm, attached = state.frozen_adapter(mesh, model, base, *reference.adapter)
+  return {"lm": lm}, attached
+
+
+def merged_reference(begin: LoadedStart, reference: Reference) -> Reference:
+  """A reference with its adapter merged into the base."""
+  if reference.adapter is None:
+    return reference
+  form, params = reference.adapter
+  return Reference(lora.merged(begin.params["lm"], params, form), None)
+
+
+def _on_base(source: Pretrained, begin: LoadedStart) -> Reference | None:
+  """A reference that is an adapter on the run's base; None where it has another."""
+  base = peft.base_of(weights_source.directory(source.directory))
+  if not _same_place(base, begin.name):
     return None
-  other = pretrained(experiment.reference)
+  form, params = peft.load(
+    weights_source.directory(source.directory), begin.config, begin.params["lm"]
+  )
+  tokenizer = hf_checkpoint.read_tokenizer(source.directory)
+  _check_alike(source, begin._replace(tokenizer=tokenizer), begin)
+  return Reference(None, OnBase(form, params))
+
+
+def _same_place(name: str, other: str | None) -> bool:
+  """Whether two names of weights stand for one directory."""
+  if other is None:
+    return False
+  places = [weights_source.directory(each).resolve() for each in (name, other)]
+  return places[0] == places[1]
+
+
+def _check_alike(source: Pretrained, other: LoadedStart, begin: LoadedStart) -> None:
   alike = ("compute_dtype", "remat", "stop_ids", "router_loss", "router_loss_coef")
   same = {name: vars(begin.config)[name] for name in alike}
   if dataclasses.replace(other.config, **same) != begin.config:
     raise ValueError(
-      f"Experiment.reference is {experiment.reference.directory!r}, of another "
+      f"Experiment.reference is {source.directory!r}, of another "
       "architecture than the start's; give one of the same"
     )
-  if audit.tokenizer_digest(other.tokenizer) != audit.tokenizer_digest(begin.tokenizer):
+  if audit.tokens_digest(other.tokenizer) != audit.tokens_digest(begin.tokenizer):
     raise ValueError(
-      f"Experiment.reference is {experiment.reference.directory!r}, of another "
+      f"Experiment.reference is {source.directory!r}, of another "
       "tokenizer than the start's; its log-probs would be of other tokens"
     )
-  return other.params["lm"]
 
 
 def teacher(experiment: Experiment, begin: LoadedStart) -> Teacher | None:
@@ -282,8 +449,8 @@ def teacher(experiment: Experiment, begin: LoadedStart) -> Teacher | None:
 
 def start_digests(
   experiment: Experiment,
-  lm: Params,
-  reference_lm: Params | None,
+  begin: LoadedStart,
+  reference: Reference | None,
   teacher: Teacher | None = None,
 ) -> dict[str, str]:
   """Computes the digests of weights that every resume reads again: the base of
@@ -291,17 +458,24 @@ def start_digests(
 
   Args:
     experiment: the run.
-    lm: the start's decoder.
-    reference_lm: the reference's decoder, or None where it is the start's.
+    begin: the start.
+    reference: of the reference, or None where it is the start's decoder.
     teacher: the teacher, or None.
   """
-  digests = {}
+  lm, digests = begin.params["lm"], {}
   if experiment.adapter is not None:
     digests["base_sha256"] = _weights(lm)
   elif not isinstance(experiment.start, Scratch):  # else made from the seed
     digests["start_sha256"] = _weights(lm)
-  if reference_lm is not None:
-    digests["reference_sha256"] = _weights(reference_lm)
+  if begin.adapter is not None:
+    digests["start_sha256"] = _weights(begin.adapter.params)
+  if experiment.reference is not None:
+    own = reference.lm
+    if own is None and reference.adapter is not None:
+      own = reference.adapter.params
+    digests["reference_sha256"] = (
+      digests["base_sha256"] if own is None else _weights(own)
+    )
   if teacher is not None:
     digests["teacher_sha256"] = _weights(teacher.params["lm"])
   return digests

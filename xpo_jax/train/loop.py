@@ -180,9 +180,10 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   params, done = program.policy(state), int(state.step)
   finished = done == program.total
   if finished:
-    _finish(program, run_dir, state, params)
-    policy = run_dir / run_directory.POLICY
-    say(f"done: {policy} is a Hugging Face directory")
+    policy = run_directory.exported(run_dir, experiment)
+    _finish(program, run_dir, policy, state, params)
+    kind = "a Hugging Face directory" if experiment.adapter is None else "an adapter"
+    say(f"done: {policy} is {kind}")
   else:
     go_on = run_directory.resume_command(run_dir, experiment)
     say(f"stopped by {stopped} after step {done}: {go_on}")
@@ -201,16 +202,14 @@ def _parameters(sizes: Mapping[str, Any], adapter: Adapter | None) -> str:
   return text + f"{trained:,} ({share:.2%}) trained: adapters of rank {adapter.rank}"
 
 
-def _finish(program: Program, run_dir: Path, state: Any, params: Params) -> None:
-  """Exports the adapters and the policy, and writes the summary last."""
-  if program.export_adapter is not None:
-    sealed_files.write_directory(
-      run_dir / run_directory.ADAPTER,
-      lambda directory: program.export_adapter(state, directory),
-    )
+def _finish(
+  program: Program, run_dir: Path, policy: Path, state: Any, params: Params
+) -> None:
+  """Exports the policy, and writes the summary last."""
+  if program.export_base is not None:
+    sealed_files.write_directory(run_dir / run_directory.BASE, program.export_base)
   sealed_files.write_directory(
-    run_dir / run_directory.POLICY,
-    lambda directory: program.export_policy(params, directory),
+    policy, lambda directory: program.export(state, params, directory)
   )
   summary = dict(program.sizes) | {"final": metrics.final(run_dir, program.total)}
   sealed_files.write_json(run_dir / run_directory.SUMMARY, summary)

@@ -38,6 +38,7 @@ from xpo_jax.train import (
   records_program,
   references,
   rollouts_program,
+  run_directory,
   stages,
   state,
   step,
@@ -153,7 +154,21 @@ def _export(experiment: Experiment, begin: LoadedStart, policy: Path) -> None:
   if export.is_reward(experiment):
     head = heads.init_value_head(begin.config.width)
     params = params | {"value": params.get("value", head)}
-  hf_checkpoint.save(policy, begin.config, params, tokenizer=begin.tokenizer)
+  config, tokenizer, adapter = begin.config, begin.tokenizer, experiment.adapter
+  if adapter is None:
+    hf_checkpoint.save(policy, config, params, tokenizer=tokenizer)
+  else:
+    base = policy.with_name(run_directory.BASE)
+    hf_checkpoint.save(base, config, {"lm": params["lm"]}, tokenizer=tokenizer)
+    hf_checkpoint.save_adapter(
+      policy,
+      config,
+      adapter,
+      params=params | {"lm": lora.init(config, adapter, jax.random.key(0))},
+      base=params["lm"],
+      base_name=str(base),
+      tokenizer=tokenizer,
+    )
   if export.is_reward(experiment):
     data = experiment.data
     unit = Affine(1.0, 0.0)
@@ -220,7 +235,8 @@ def _rollouts(
   parts, first = rollouts_program.assemble(
     experiment, run_dir, inputs, datasets, _silent
   )
-  begin = loading.LoadedStart(parts.model.config, parts.ref, parts.tokenizer)
+  lm = parts.frozen.get(state.BASE, parts.ref)
+  begin = loading.LoadedStart(parts.model.config, lm, parts.tokenizer)
   _export(experiment, begin, policy)
   data, sampling = experiment.data, experiment.data.sampling
   completions = data.iterations * data.prompts_per_iteration * sampling.completions

@@ -18,6 +18,7 @@ from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, lora, transformer
+from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import place
 from xpo_jax.train import (
   aux_losses,
@@ -108,7 +109,7 @@ def prepare(
   other = loading.reference(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   teacher = loading.teacher(experiment, begin)
-  counts |= loading.start_digests(experiment, begin.params["lm"], other, teacher)
+  counts |= loading.start_digests(experiment, begin, other, teacher)
   put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
@@ -123,24 +124,34 @@ def prepare(
   root = jax.random.key(experiment.seed)
   head = heads.init_reward_head(jax.random.fold_in(root, 1), begin.config.width)
   needed = aux_losses.joined(objective, aux.losses)
-  first, shardings = state.first(experiment, needed, begin.params, head, trained, mesh)
+  first, shardings = state.first(
+    experiment,
+    needed,
+    begin.params,
+    head,
+    trained,
+    mesh,
+    adapter=begin.adapter and begin.adapter.params,
+  )
   frozen = {}
   # The policy has taken no step: its parameters are the reference's.
-  ref = {"lm": first.params["lm"]}
+  ref, ref_model = {"lm": first.params["lm"]}, model
   if adapter is not None:
     frozen[state.BASE] = ref = {"lm": state.frozen(mesh, model, begin.params["lm"])}
   if other is not None:
-    ref = {"lm": state.frozen(mesh, model, other)}
+    ref, ref_model = loading.place_reference(mesh, model, frozen, other)
   if aux_losses.read_reference(objective, aux.losses):
     apart = adapter is not None or other is not None
     frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)
-  scoring = _ReferenceScoring(experiment, run_dir, begin, ref, mesh, put, say)
+  scoring = _ReferenceScoring(
+    experiment, run_dir, begin, ref, ref_model, mesh, put, say
+  )
   source = Source(batches, _cached(scoring, "train", train, in_order["train"]), put)
   held_out_source = None
   if held_out:
     plan = in_order["held_out"]
     held_out_source = Source(plan, _cached(scoring, "held_out", held_out, plan), put)
-  models = {"policy": model, references.ROLE: model}
+  models = {"policy": model, references.ROLE: ref_model}
   if teacher is not None:
     models[TEACHER] = teacher.model
     frozen[TEACHER] = {"lm": state.frozen(mesh, teacher.model, teacher.params["lm"])}
@@ -157,6 +168,11 @@ def prepare(
   hparams = step.hparams(experiment.optimizer)
   sizes = _sizes(batches, first, frozen)
   run_directory.write_shown(run_dir, batches[0], begin.tokenizer)
+  write = export.policy_writer(
+    adapter, model, frozen, begin.tokenizer, export.base_name(begin, run_dir)
+  )
+  if export.is_reward(experiment):
+    write = export.reward_writer(experiment, begin, loaded, model, write)
   return Program(
     state=first,
     total=len(batches),
@@ -171,8 +187,8 @@ def prepare(
     line=functools.partial(_line, batches),
     batch=lambda index: batches[index],
     policy=lambda now: state.merged(final_params(now), frozen, adapter),
-    export_adapter=adapter and export.adapter_writer(experiment, model, frozen),
-    export_policy=export.policy_writer(experiment, begin, loaded, model),
+    export=write,
+    export_base=export.base_writer(begin, model, frozen),
     model=model,
     tokenizer=begin.tokenizer,
     sizes=sizes,
@@ -348,6 +364,7 @@ class _ReferenceScoring(NamedTuple):
   run_dir: Path
   begin: LoadedStart
   ref: Params
+  model: Model
   mesh: jax.sharding.Mesh | None
   place: Callable[[Batch], Batch]
   say: Say
@@ -376,7 +393,7 @@ def _cached(
   cache = references.read(root / name, batches.store, wanted)
   if cache is None:
     scoring.say(f"scoring {len(rows)} {name} examples under the reference, once")
-    score = references.scorer(transformer.model(begin.config), stats, scoring.mesh)
+    score = references.scorer(scoring.model, stats, scoring.mesh)
     cache = references.compute(batches, score, scoring.ref, scoring.place)
     references.write(root / name, cache, wanted)
   return cache

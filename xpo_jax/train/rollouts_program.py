@@ -25,7 +25,7 @@ from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic
 from xpo_jax.feedback.protocol import SelfFeedback
 from xpo_jax.feedback.teacher import TEACHER, Teacher
-from xpo_jax.models import heads, hf_checkpoint, lora, transformer
+from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import kl_control, sampler_correction, token_stats
 from xpo_jax.sharding import place
@@ -43,7 +43,7 @@ from xpo_jax.train import (
   validate,
 )
 from xpo_jax.train.aux_losses import AuxLosses
-from xpo_jax.train.loading import Datasets, HeldOut, Inputs, PromptSet
+from xpo_jax.train.loading import Datasets, HeldOut, Inputs, LoadedStart, PromptSet
 from xpo_jax.train.minibatches import RowSizes
 from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.train.progress import Say
@@ -79,6 +79,7 @@ class Parts(NamedTuple):
     judge: gives rewards; see `rewards.facing`.
     model: of policy and reference.
     tokenizer: of the policy.
+    begin: the start, without its weights.
     prompts: training prompts.
     held_out: held-out prompts, or None.
     ref: `{"lm": ...}`, the reference that the run starts with.
@@ -102,6 +103,7 @@ class Parts(NamedTuple):
   judge: rewards.Judge | SelfFeedback
   model: Model
   tokenizer: Any
+  begin: LoadedStart
   prompts: PromptSet
   held_out: PromptSet | None
   ref: Params
@@ -165,19 +167,19 @@ def prepare(
   }
   adapter = experiment.adapter
   frozen = parts.frozen
+  write = export.policy_writer(
+    adapter,
+    parts.model,
+    frozen,
+    parts.tokenizer,
+    export.base_name(parts.begin, run_dir),
+  )
 
   def policy(now: RolloutState) -> Params:
     return state.merged(final_params(now.train), frozen, adapter)
 
-  def write_policy(params: Params, directory: Path) -> None:
-    hf_checkpoint.save(directory, parts.model.config, params, tokenizer=parts.tokenizer)
-
-  write_adapter = None
-  if adapter is not None:
-    write = export.adapter_writer(experiment, parts.model, frozen)
-
-    def write_adapter(now: RolloutState, directory: Path) -> None:
-      write(now.train, directory)
+  def write_policy(now: RolloutState, params: Params, directory: Path) -> None:
+    write(now.train, params, directory)
 
   return Program(
     state=first,
@@ -187,8 +189,8 @@ def prepare(
     line=_line,
     batch=None,
     policy=policy,
-    export_adapter=write_adapter,
-    export_policy=write_policy,
+    export=write_policy,
+    export_base=export.base_writer(parts.begin, parts.model, frozen),
     model=parts.model,
     tokenizer=parts.tokenizer,
     sizes=sizes,
@@ -236,7 +238,7 @@ def assemble(
     counts["aux_losses"] = aux.counts
   other = loading.reference(experiment, begin)
   teacher = loading.teacher(experiment, begin)
-  counts |= loading.start_digests(experiment, begin.params["lm"], other, teacher)
+  counts |= loading.start_digests(experiment, begin, other, teacher)
   if judges := rewards.digests(data.feedback.source):
     counts[run_directory.JUDGES_DIGEST] = judges
   run_directory.write_counts(run_dir, counts)
@@ -245,7 +247,14 @@ def assemble(
   needed = aux_losses.joined(objective, aux.losses)
   head = heads.init_value_head(begin.config.width)
   first, shardings = state.first(
-    experiment, needed, begin.params, head, trained, mesh, values
+    experiment,
+    needed,
+    begin.params,
+    head,
+    trained,
+    mesh,
+    values,
+    begin.adapter and begin.adapter.params,
   )
   frozen = {}
   if adapter is None:
@@ -254,7 +263,9 @@ def assemble(
     base = state.frozen(mesh, model, begin.params["lm"])
     frozen[state.BASE] = ref = {"lm": base}
   if other is not None:
-    ref = {"lm": state.frozen(mesh, model, other)}
+    if data.ref_update_every is not None:  # it becomes a policy, merged
+      other = loading.merged_reference(begin, other)
+    ref, models[references.ROLE] = loading.place_reference(mesh, model, frozen, other)
   if teacher is not None:
     placed = state.frozen(mesh, teacher.model, teacher.params["lm"])
     teacher = teacher._replace(params={"lm": placed})
@@ -269,6 +280,7 @@ def assemble(
     judge=rewards.judge(data.feedback) if judge is None else judge,
     model=model,
     tokenizer=begin.tokenizer,
+    begin=begin._replace(params={}, adapter=None),
     prompts=chosen,
     held_out=held_out,
     ref=ref,

@@ -2,9 +2,10 @@
 
 A run directory holds `config.yaml` (the experiment, versions, flags, code), `data.json`
 (counts and hashes), `shown.json` (the first rows, token by token), `metrics.jsonl`,
-`tensorboard/`, `checkpoints/`, `policy/` (a Hugging Face directory), `adapter/` (PEFT's
-format; `policy/` then has it merged), `stages/` (a run directory for each `Stage`) and,
-when it is finished, `summary.json`. A run on records has `references/`, the
+`tensorboard/`, `checkpoints/`, `policy/` (a Hugging Face directory) or `adapter/`
+(PEFT's format, where adapters are trained; `base/` has what they belong to where it was
+random weights), `stages/` (a run directory for each `Stage`) and, when it is finished,
+`summary.json`. A run on records has `references/`, the
 reference's statistics; a run on rollouts has `rollouts/`, JSON lines of each iteration,
 and `held_out/`, the same of each evaluation by iterations done. While a process writes
 it, `lock.json` says which; of a study, `NAME.lock.json` beside its directory.
@@ -33,7 +34,7 @@ from xpo_jax.data.pack import Batch
 from xpo_jax.train import checkpoint, progress
 
 SUMMARY, SHOWN, COUNTS = "summary.json", "shown.json", "data.json"
-CHECKPOINTS, POLICY, ADAPTER = "checkpoints", "policy", "adapter"
+CHECKPOINTS, POLICY, ADAPTER, BASE = "checkpoints", "policy", "adapter", "base"
 STAGES, NONFINITE, REFERENCES = "stages", "nonfinite", "references"
 ROLLOUTS, HELD_OUT = "rollouts", "held_out"
 LOCK, WANDB_ID = "lock.json", "wandb_id.json"
@@ -218,6 +219,27 @@ def _started(pid: int) -> str | None:
   if state in "ZX":  # ended, and not yet waited for
     return None
   return f"{(proc / 'sys/kernel/random/boot_id').read_text().strip()} {ticks}"
+
+
+def exported(run_dir: Path, experiment: Experiment) -> Path:
+  """The directory that a run's policy is exported to: of adapters theirs."""
+  return run_dir / (POLICY if experiment.adapter is None else ADAPTER)
+
+
+def policy(run_dir: Path) -> Path:
+  """Finds the policy of a finished run: a whole model or an adapter, both of which
+  `hf_checkpoint.load` reads.
+
+  Raises:
+    ValueError: the run is not finished.
+  """
+  for name in (POLICY, ADAPTER):
+    if (run_dir / name).exists():
+      return run_dir / name
+  raise ValueError(
+    f"{run_dir} is not finished, it has neither {POLICY}/ nor {ADAPTER}/; "
+    f"xpo resume {run_dir}"
+  )
 
 
 def refuse_existing(run_dir: Path) -> None:

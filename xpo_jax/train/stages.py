@@ -61,11 +61,11 @@ def resolve(
       continue
     if not run_stage(stage.experiment, run_dir):
       return None
-  policy = {
-    id(stage): directory(stage.experiment, store, datasets) / run_directory.POLICY
+  policies = {
+    id(stage): policy(stage, store, datasets)
     for _, stage in experiments.stages(experiment)
   }
-  return replaced(experiment, lambda stage: policy[id(stage)])
+  return replaced(experiment, lambda stage: policies[id(stage)])
 
 
 def resolved(
@@ -73,10 +73,13 @@ def resolved(
 ) -> Experiment:
   """Replaces the stages of a finished run's experiment by their directories."""
   store = default_store(run_dir) if store is None else store
-  return replaced(
-    experiment,
-    lambda stage: directory(stage.experiment, store, datasets) / run_directory.POLICY,
-  )
+  return replaced(experiment, lambda stage: policy(stage, store, datasets))
+
+
+def policy(stage: Stage, store: Path, datasets: Datasets) -> Path:
+  """The directory of a stage's policy in a store."""
+  run_dir = directory(stage.experiment, store, datasets)
+  return run_directory.exported(run_dir, stage.experiment)
 
 
 def directory(experiment: Experiment, store: Path, datasets: Datasets) -> Path:

@@ -83,9 +83,10 @@ class Program(NamedTuple):
       where `advance` refuses such a loss itself.
     policy: `state -> {"lm": ...}`, the weights to evaluate and export, adapters
       merged.
-    export_adapter: `(state, directory)`: writes the adapters in PEFT's format; None
-      where every weight is trained.
-    export_policy: `(params, directory)`: writes a Hugging Face directory.
+    export: `(state, params, directory)`: writes a Hugging Face directory of the policy,
+      of adapters one in PEFT's format.
+    export_base: `directory ->`: writes what adapters belong to, where no directory has
+      it; else None.
     model: of the policy.
     tokenizer: of the policy.
     sizes: of the run, for summary.json.
@@ -101,8 +102,8 @@ class Program(NamedTuple):
   line: Callable[[int, Mapping[str, float], float], dict[str, float]]
   batch: Callable[[int], Any] | None
   policy: Callable[[Any], Params]
-  export_adapter: Callable[[Any, Path], None] | None
-  export_policy: Callable[[Params, Path], None]
+  export: Callable[[Any, Params, Path], None]
+  export_base: Callable[[Path], None] | None
   model: Model
   tokenizer: Any
   sizes: Mapping[str, Any]
@@ -185,6 +186,7 @@ def first(
   trained: Model,
   mesh: jax.sharding.Mesh | None,
   critic: Critic | None = None,
+  adapter: Params | None = None,
 ) -> tuple[TrainState, TrainState | None]:
   """Creates the state before the first step of an experiment, on its mesh.
 
@@ -196,13 +198,16 @@ def first(
     trained: the trained model, decoder or adapters (`lora.trainable_model`).
     mesh: None: one device.
     critic: a separate critic, or None.
+    adapter: parameters of the adapter that training goes on with; None: new ones.
 
   Returns:
     The state, and its shardings; None for one device.
   """
   root = jax.random.key(experiment.seed)
   if experiment.adapter is not None:
-    start = start | {"lm": trained.init(jax.random.fold_in(root, 3))}
+    if adapter is None:
+      adapter = trained.init(jax.random.fold_in(root, 3))
+    start = start | {"lm": adapter}
   params = with_heads(objective, start, head)
   if critic is not None:
     params[CRITIC] = critic.params
@@ -222,6 +227,29 @@ def frozen(mesh: jax.sharding.Mesh | None, model: Model, lm: Params) -> Params:
   if mesh is None:
     return jax.tree.map(jnp.asarray, lm)
   return place.place_params(mesh, lm, model.logical_axes())
+
+
+def frozen_adapter(
+  mesh: jax.sharding.Mesh | None,
+  model: Model,
+  base: Params,
+  adapter: Adapter,
+  params: Params,
+) -> tuple[Params, Model]:
+  """Places a frozen adapter on a base that is placed already, without a copy of it.
+
+  Args:
+    mesh: None: one device.
+    model: of the base.
+    base: its parameters.
+    adapter: configuration of `params`.
+    params: the adapter's.
+
+  Returns:
+    The parameters of base and adapter, and their model.
+  """
+  placed = frozen(mesh, lora.trainable_model(model, adapter), params)
+  return lora.attach(base, placed, adapter), lora.attached_model(model, adapter)
 
 
 def axes(model: Model, params: Params, critic: Model | None = None) -> Params:

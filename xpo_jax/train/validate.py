@@ -21,7 +21,7 @@ from xpo_jax.config.experiment import (
 )
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic, teacher
-from xpo_jax.models import hf_checkpoint
+from xpo_jax.models import hf_checkpoint, peft, weights_source
 from xpo_jax.models.config import Config
 from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.kl_control import Controller, Observation
@@ -56,8 +56,9 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb on and not
-      installed; a teacher that nothing reads, that is missing, or of another vocabulary
-      than the start's; see `aux_losses.check` and `split_overlap.check`.
+      installed; an adapter to go on with that the start has not; a teacher that nothing
+      reads, that is missing, or of another vocabulary than the start's; see
+      `aux_losses.check` and `split_overlap.check`.
   """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
@@ -71,6 +72,7 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
       meshes.check_batch(mesh, rows_per_step, microbatches)
   aux_losses.check(experiment.aux_losses, datasets)
   _check_teacher(experiment)
+  _check_continued(experiment)
   split_overlap.check(experiment)
 
 
@@ -251,6 +253,21 @@ def _check_teacher(experiment: Experiment) -> None:
   if given is not None:
     vocabs = (_decoder(weights)[0].vocab for weights in (given, experiment.start))
     teacher.check_vocab(*vocabs)
+
+
+def _check_continued(experiment: Experiment) -> None:
+  adapter, start = experiment.adapter, experiment.start
+  if adapter is None or not adapter.continued:
+    return
+  config, directory = _decoder(start)
+  own, name = None, "random weights"
+  if isinstance(start, Stage):
+    own, name = start.experiment.adapter, f"a stage of {start.experiment.objective}"
+  elif not isinstance(start, Scratch):
+    name = directory
+    if hf_checkpoint.is_adapter(directory):
+      own = peft.read_form(weights_source.directory(directory), config)
+  loading.check_continued(adapter, own, config, name)
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:

@@ -24,6 +24,7 @@ from xpo_jax.data.sources import Loaded, Reading
 
 PREFIX = "hub:"
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_ADAPTER = "adapter_config.json"
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 _CARD = "README.md"
 _SPLITS = ("train", "validation", "valid", "dev", "test", "eval")
@@ -67,7 +68,8 @@ def parse(text: str) -> Address:
 
 
 def model(text: str) -> Path:
-  """Finds the directory of a model: its configs, tokenizer and safetensors.
+  """Finds the directory of a model, or of an adapter in PEFT's format: its configs,
+  tokenizer and safetensors.
 
   Args:
     text: `hub:ORG/NAME[@revision]`.
@@ -90,8 +92,11 @@ def _model(text: str, cache: str) -> Path:
   if address.config is not None:
     raise ValueError(f"{text}: a model has no config; write {PREFIX}{address.repo}")
   folder = _snapshot(address, "model", _MODEL_FILES, ignore=["*/*"])
-  if not (folder / "config.json").exists():
-    raise ValueError(f"{address} is no model of transformers: it has no config.json")
+  if not any((folder / name).exists() for name in ("config.json", _ADAPTER)):
+    raise ValueError(
+      f"{address} is no model of transformers, and no adapter of PEFT: it has neither "
+      f"config.json nor {_ADAPTER}"
+    )
   return folder
 
 

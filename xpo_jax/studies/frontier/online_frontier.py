@@ -313,7 +313,7 @@ def _policies(study: Arms, run: JudgedRun) -> Iterator[tuple[float, float, Param
   run_dir = arms.train(study, run.experiment)
   seconds = [line["time/seconds"] for line in metrics.read(run_dir)]
   if run.strength is not None:
-    policy = hf_checkpoint.load(run_dir / run_directory.POLICY, remat=False)
+    policy = hf_checkpoint.load(run_directory.policy(run_dir), remat=False)
     yield run.strength, sum(seconds), policy.params
     return
   yield 0, 0.0, arms.start(study).params
@@ -324,7 +324,7 @@ def _policies(study: Arms, run: JudgedRun) -> Iterator[tuple[float, float, Param
 def _policy(study: Arms, experiment: Experiment) -> Path:
   """Directory of the policy or reward model that an experiment leaves."""
   directory = stages.directory(experiment, study.store, {})
-  return directory / run_directory.POLICY
+  return run_directory.exported(directory, experiment)
 
 
 def _run_name(study: Arms, run: JudgedRun) -> str:

@@ -118,7 +118,7 @@ def train(arms: Arms, experiment: Experiment) -> Path:
 
 def policy(arms: Arms, experiment: Experiment) -> Checkpoint:
   """The policy that an experiment leaves; trained where it is missing."""
-  directory = train(arms, experiment) / run_directory.POLICY
+  directory = run_directory.policy(train(arms, experiment))
   return hf_checkpoint.load(directory, remat=False)
 
 
@@ -133,7 +133,7 @@ def start_directory(arms: Arms) -> Path:
   begin = tasks.start(arms.task)
   if isinstance(begin, Pretrained):
     return Path(begin.directory)
-  return train(arms, begin.experiment) / run_directory.POLICY
+  return run_directory.policy(train(arms, begin.experiment))
 
 
 def start(arms: Arms) -> Checkpoint:
@@ -151,7 +151,7 @@ def train_arm(arms: Arms, make: Callable[[int], Experiment]) -> Trained:
   policies, seconds = {}, 0.0
   for seed in arms.task.seeds:
     run_dir = train(arms, make(seed))
-    checkpoint = hf_checkpoint.load(run_dir / run_directory.POLICY, remat=False)
+    checkpoint = hf_checkpoint.load(run_directory.policy(run_dir), remat=False)
     policies[seed] = checkpoint.params
     seconds += sum(line["time/seconds"] for line in metrics.read(run_dir))
   return Trained(policies, seconds)
