@@ -34,6 +34,8 @@ class Audit:
     truncated_prompts, truncated_completions, trailing_turns, control_tokens, unread:
       see `tokenise.Counts`.
     repeated_prompts: number of examples whose prompt an earlier example has.
+    repeated_rows: number of examples that equal an earlier one: tokens, masks, columns.
+    lengths: of prompts and completions; see `percentiles`.
     unused_columns: see `sources.Loaded`.
     labels: number of examples labelled "desirable" and "undesirable"; empty without
       such labels.
@@ -54,6 +56,8 @@ class Audit:
   control_tokens: int
   unread: Mapping[str, int]
   repeated_prompts: int
+  repeated_rows: int
+  lengths: Mapping[str, Mapping[str, int | None]]
   unused_columns: Mapping[str, int]
   labels: Mapping[str, int]
   splits: Mapping[str, Mapping[str, int | str]]
@@ -149,6 +153,11 @@ def prepare(
       first_dropped=listed(bad),
       **vars(tokenised.counts),
       repeated_prompts=len(valid) - len(set(map(split.prompt_text, valid))),
+      repeated_rows=len(valid) - len(set(map(_row_digest, tokenised.examples))),
+      lengths={
+        "prompt": percentiles(tokenised.lengths.prompt, limits.prompt),
+        "completion": percentiles(tokenised.lengths.completion, limits.completion),
+      },
       unused_columns=loaded.unused,
       labels=_labels(valid),
       splits={name: _count(members) for name, members in examples.items()},
@@ -163,6 +172,64 @@ def _labels(data: Sequence[records.Record]) -> dict[str, int]:
   )
   counts = {"desirable": desirable[True], "undesirable": desirable[False]}
   return counts if any(counts.values()) else {}
+
+
+def _row_digest(example: Example) -> bytes:
+  """Hashes what an example trains on."""
+  masks = example.masks or [np.ones(len(y), bool) for y in example.completions]
+  token_fields = [
+    x for name in sorted(example.token_fields) for x in example.token_fields[name]
+  ]
+  arrays = [example.prompt, *example.completions, *masks, *token_fields]
+  arrays += [example.fields[name] for name in sorted(example.fields)]
+  sha = hashlib.sha256(json.dumps([len(x) for x in arrays]).encode())
+  for array in arrays:
+    sha.update(array.tobytes())
+  return sha.digest()
+
+
+def percentiles(counts: Mapping[int, int], limit: int | None) -> dict[str, int | None]:
+  """Percentiles of lengths, each the length of a member (nearest rank).
+
+  Args:
+    counts: length in tokens -> number of texts of that length, before the limit.
+    limit: longest that is allowed, or None.
+
+  Returns:
+    "p50", "p90", "p99", "max" in tokens; "limit"; "over", the number above it. The
+    lengths are 0 where there is no text.
+
+  Example:
+    >>> percentiles({10: 8, 20: 1, 70: 1}, 50)
+    {'p50': 10, 'p90': 20, 'p99': 70, 'max': 70, 'limit': 50, 'over': 1}
+  """
+  lengths = np.array(sorted(counts), np.int64)
+  below = np.cumsum([counts[length] for length in lengths.tolist()])
+  summary = {"p50": 0, "p90": 0, "p99": 0, "max": 0}
+  for name, share in zip(summary, (50, 90, 99, 100), strict=True):
+    if lengths.size:
+      rank = -(-share * int(below[-1]) // 100)
+      summary[name] = int(lengths[np.searchsorted(below, rank)])
+  over = sum(n for length, n in counts.items() if limit is not None and length > limit)
+  return summary | {"limit": limit, "over": over}
+
+
+def length_lines(counts: Mapping[str, Any]) -> list[str]:
+  """Formats the lengths of `Audit.summary`, a line for prompts and for completions."""
+  lines = []
+  for name, one in counts["lengths"].items():
+    shown = ", ".join(f"{key} {one[key]:,}" for key in ("p50", "p90", "p99", "max"))
+    limit = "no limit"
+    if one["limit"] is not None:
+      limit = f"limit {one['limit']:,}: {one['over']:,} over it"
+    lines.append(f"{name} tokens: {shown}; {limit}")
+  return lines
+
+
+def overlap(train: Sequence[np.ndarray], held_out: Sequence[np.ndarray]) -> int:
+  """Counts different held-out prompts that are also trained on, by their tokens."""
+  trained = {prompt.tobytes() for prompt in train}
+  return len({prompt.tobytes() for prompt in held_out} & trained)
 
 
 def listed(bad: Sequence[records.BadRecord]) -> tuple[str, ...]:
@@ -206,6 +273,19 @@ def notes(counts: Mapping[str, Any]) -> list[str]:
     )
   if "adapted_layers" in counts:
     lines.append(f"adapters on: {', '.join(counts['adapted_layers'])}")
+  if counts.get("repeated_rows"):
+    lines.append(f"rows that repeat an earlier row: {counts['repeated_rows']:,}")
+  if counts.get("overlap"):
+    lines.append(
+      f"held-out prompts that are also trained on: {counts['overlap']:,}; what is "
+      "measured on them is not held out"
+    )
+  for name, field in {"prompt": "prompts", "completion": "completions"}.items():
+    one = counts.get("lengths", {}).get(name, {})
+    if one.get("over"):
+      lines.append(
+        f"{field} longer than limits.{name} = {one['limit']:,} tokens: {one['over']:,}"
+      )
   for label, n in counts.get("labels", {}).items():
     if not n:
       lines.append(f"no row is {label}: what is learned from such rows is missing")

@@ -316,6 +316,10 @@ def prepare(
     prepared = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | prepared.examples
     counts = counts | {"held_out": prepared.audit.summary()}
+  if held_out := examples.get("held_out"):
+    counts["overlap"] = audit.overlap(
+      *([example.prompt for example in rows] for rows in (examples["train"], held_out))
+    )
   if data.conversion is not None:
     before = sum(map(len, examples.values()))
     examples = {name: _converted(data, rows) for name, rows in examples.items()}
@@ -526,7 +530,8 @@ def prompt_sets(
 ) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
   """Prepares the training prompts, the held-out ones, and counts of both."""
   config, evaluation = experiment.data.prompts, experiment.evaluation
-  every, bad, read = _prompt_set(config, loaded, tokenizer)
+  every, tokenised = _prompt_set(config, loaded, tokenizer)
+  bad = [*loaded.bad, *tokenised.bad]
   chosen, held_out = every, None
   if evaluation.share:
     sides = split.by_prompt(
@@ -541,8 +546,8 @@ def prompt_sets(
   elif evaluation.path is not None:
     unlimited = dataclasses.replace(evaluation, limit=None)
     other = load(unlimited, config, datasets)
-    held_out, more, _ = _prompt_set(config, other, tokenizer)
-    bad += more
+    held_out, others = _prompt_set(config, other, tokenizer)
+    bad += [*other.bad, *others.bad]
   if held_out is not None:
     held_out = _some(held_out, range(len(held_out.ids))[: evaluation.limit])
     width = max(chosen.width, held_out.width)
@@ -554,19 +559,28 @@ def prompt_sets(
     "source_sha256": loaded.sha256,
     "rows": len(loaded.records) + len(loaded.bad),
     "dropped": len(bad),
+    "problems": dict(Counter(one.problem for one in bad)),
     "first_dropped": audit.listed(bad),
+    "repeated_prompts": len(loaded.records) - tokenised.lengths.prompt.total(),
+    "lengths": {
+      "prompt": audit.percentiles(tokenised.lengths.prompt, config.limits.prompt)
+    },
     "prompts": len(chosen.ids),
     "held_out_prompts": 0 if held_out is None else len(held_out.ids),
     "longest_prompt": chosen.width,
-    "truncated_prompts": read.truncated_prompts,
-    "control_tokens": read.control_tokens,
-    "unread": read.unread,
+    "overlap": 0 if held_out is None else audit.overlap(chosen.ids, held_out.ids),
+    "truncated_prompts": tokenised.counts.truncated_prompts,
+    "control_tokens": tokenised.counts.control_tokens,
+    "unread": tokenised.counts.unread,
     "unused_columns": loaded.unused,
   }
   return chosen, held_out, counts
 
 
-def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
+def _prompt_set(
+  config: Prompts, loaded: Loaded, tokenizer: Any
+) -> tuple[PromptSet, tokenise.TokenisedPrompts]:
+  """The different prompts of a source, and what became of all."""
   first = {_prompt_key(row): row for row in reversed(loaded.records)}
   tokenised = tokenise.tokenise_valid_prompts(
     list(reversed(first.values())), tokenizer, config.template, limits=config.limits
@@ -583,7 +597,7 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   texts = tuple(map(records.prompt_string, rows))
   uids = tuple(row.uid for row in rows)
   width = max(map(len, tokenised.ids))
-  return PromptSet(uids, texts, tokenised.ids, width), bad, tokenised.counts
+  return PromptSet(uids, texts, tokenised.ids, width), tokenised
 
 
 def _prompt_key(row: Record) -> tuple[str, str]:
