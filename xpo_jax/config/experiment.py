@@ -144,6 +144,11 @@ class Loop:
       is logged. None: off.
     keep: checkpoints kept, the newest ones.
     wandb: project at Weights & Biases, or None; a resumed run goes on with its curves.
+    evaluator: a function that makes an evaluation of the policy,
+      `train.state.Policy -> {name: number}`, or None; such as
+      `evaluation.evaluators.tasks` (lm-eval). Its numbers are metrics
+      `evaluator/NAME`; its time is no time of a step.
+    evaluator_every: steps between two calls of it; None: after the last.
   """
 
   log_every: int | None = None
@@ -152,9 +157,17 @@ class Loop:
   checkpoint_minutes: float | None = 10.0
   keep: int = 2
   wandb: str | None = None
+  evaluator: Configured | None = None
+  evaluator_every: int | None = None
 
   def __post_init__(self):
     checks.check_positive(self, "log_every", "eval_every", "checkpoint_every", "keep")
+    checks.check_positive(self, "evaluator_every")
+    if self.evaluator_every is not None and self.evaluator is None:
+      raise ValueError(
+        f"Loop.evaluator_every is {self.evaluator_every}, and Loop.evaluator is None; "
+        "name a function that makes an evaluation, or leave it out"
+      )
     minutes = self.checkpoint_minutes
     if minutes is not None and not 0 < minutes < math.inf:
       raise ValueError(
