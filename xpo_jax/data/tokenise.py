@@ -103,6 +103,16 @@ class Counts:
   control_tokens: int = 0
   unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+  def __add__(self, other: "Counts") -> "Counts":
+    """The counts over the records of both."""
+    return Counts(
+      self.truncated_prompts + other.truncated_prompts,
+      self.truncated_completions + other.truncated_completions,
+      self.trailing_turns + other.trailing_turns,
+      self.control_tokens + other.control_tokens,
+      dict(sorted((Counter(self.unread) + Counter(other.unread)).items())),
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import (
   audit,
   record_file,
+  record_stream,
   records,
   sealed_files,
   split,
@@ -25,6 +27,7 @@ from xpo_jax.data import (
   tokenise,
 )
 from xpo_jax.data.formats import hub, tables, tfds
+from xpo_jax.data.record_stream import RecordStream
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
@@ -141,10 +144,10 @@ def load(
       f"hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
     )
   if data.portion is not None:
-    rows = split.by_prompt(loaded.records, split.PORTIONS, like.seed)[data.portion]
-    loaded = dataclasses.replace(loaded, records=tuple(rows))
+    rows = _portion(loaded.records, data.portion, like.seed)
+    loaded = dataclasses.replace(loaded, records=rows)
   if data.limit is not None:
-    loaded = dataclasses.replace(loaded, records=loaded.records[: data.limit])
+    loaded = dataclasses.replace(loaded, records=_first(loaded.records, data.limit))
   if isinstance(data, Data):
     for other, weight in data.others:
       one = dataclasses.replace(data, path=other, also=())
@@ -154,20 +157,48 @@ def load(
   return loaded
 
 
+def _portion(rows: Sequence[Record], name: str, seed: int) -> Sequence[Record]:
+  """The records of a portion of the prompts."""
+  if not isinstance(rows, RecordStream):
+    return tuple(split.by_prompt(rows, split.PORTIONS, seed)[name])
+
+  def portion_of(row: Record) -> str:
+    return split.name_of(split.prompt_text(row), split.PORTIONS, seed)
+
+  counts = Counter(map(portion_of, rows))
+  split.check_members({n: counts[n] for n in split.PORTIONS}, split.PORTIONS)
+  return rows.where(lambda row: portion_of(row) == name, counts[name])
+
+
+def _first(rows: Sequence[Record], count: int) -> Sequence[Record]:
+  return rows.first(count) if isinstance(rows, RecordStream) else rows[:count]
+
+
 def _joined(first: Loaded, second: Loaded, weight: float, seed: int) -> Loaded:
   """Two sources as one; the second's records count `weight` times each."""
   whole, rest = divmod(weight, 1)
-  rows = list(second.records) * int(whole)
-  rows += [row for row in second.records if split.uniform(row.uid, seed) < rest]
+  streamed = any(isinstance(x.records, RecordStream) for x in (first, second))
+  parts = [first.records, *[second.records] * int(whole)]
+  parts.append(
+    _some_of(second.records, lambda row: split.uniform(row.uid, seed) < rest)
+  )
   unused = Counter(first.unused) + Counter(second.unused)
   sha = hashlib.sha256(f"{first.sha256} {weight} {second.sha256}".encode())
   return Loaded(
     f"{first.name} + {weight:g} x {second.name}",
-    (*first.records, *rows),
+    record_stream.concatenated(parts) if streamed else tuple(itertools.chain(*parts)),
     first.bad + second.bad,
     sha.hexdigest(),
     dict(sorted(unused.items())),
   )
+
+
+def _some_of(
+  rows: Sequence[Record], chosen: Callable[[Record], bool]
+) -> Sequence[Record]:
+  if isinstance(rows, RecordStream):
+    return rows.where(chosen, sum(map(chosen, rows)))
+  return [row for row in rows if chosen(row)]
 
 
 def load_checked(data: Data | Prompts, datasets: Datasets) -> Loaded:
@@ -379,6 +410,7 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
     seed=data.seed,
     bad_rows=data.bad_rows,
     bad_rows_file=file,
+    directory=file.parent,
   )
 
 
@@ -441,11 +473,11 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
     sealed_files.check_directory(directory, "delete the directory: it is trained again")
     tokenizer = hf_checkpoint.read_tokenizer(directory)
   else:
-    texts = [
+    texts = (
       records.plain_text(row.prompt) + records.plain_text(completion)
       for row in loaded.records
       for completion in records.completions(row) or ("",)  # a bare prompt has none
-    ]
+    )
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
     sealed_files.write_directory(directory, tokenizer.save_pretrained)
   if len(tokenizer) > start.model.vocab:
@@ -456,32 +488,34 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
   return tokenizer
 
 
-def beyond_positions(config: Config, examples: Sequence[Example]) -> dict[str, int]:
+def beyond_positions(config: Config, examples: Iterable[Example]) -> dict[str, int]:
   """Counts examples longer than the positions that the start was trained on.
 
   Raises:
     ValueError: there are no positions after the last (`Config.position_limit`).
   """
-  lengths = [len(x.prompt) + max(map(len, x.completions)) for x in examples]
-  beyond = [
-    number for number, length in enumerate(lengths) if length > config.positions
-  ]
+  beyond, longest, worst = 0, config.positions, ""
+  for example in examples:
+    length = len(example.prompt) + max(map(len, example.completions))
+    beyond += length > config.positions
+    if length > longest:
+      longest, worst = length, example.uid
   if beyond and config.position_limit is not None:
-    worst = max(beyond, key=lengths.__getitem__)
     raise ValueError(
-      f"{len(beyond)} examples have more tokens than the {config.positions} "
-      f"positions of the start: {examples[worst].uid} has {lengths[worst]}; set "
+      f"{beyond} examples have more tokens than the {config.positions} "
+      f"positions of the start: {worst} has {longest}; set "
       "Data.limits.prompt and Data.limits.completion, or drop them"
     )
-  return {"beyond_positions": len(beyond)}
+  return {"beyond_positions": beyond}
 
 
 def unread_margins(objective: Objective, loaded: Loaded) -> dict[str, int]:
   """Counts the pairs with a margin where the objective reads none, by column."""
   if "margin_BK" in objective.columns:
     return {}
-  pairs = [row for row in loaded.records if isinstance(row, records.Pair)]
-  count = sum(pair.margin is not None for pair in pairs)
+  count = sum(
+    isinstance(row, records.Pair) and row.margin is not None for row in loaded.records
+  )
   return {"margin": count} if count else {}
 
 
@@ -581,9 +615,12 @@ def _prompt_set(
   config: Prompts, loaded: Loaded, tokenizer: Any
 ) -> tuple[PromptSet, tokenise.TokenisedPrompts]:
   """The different prompts of a source, and what became of all."""
-  first = {_prompt_key(row): row for row in reversed(loaded.records)}
+  first: dict[tuple[str, str], Record] = {}
+  for row in loaded.records:  # the first of equal ones, at the place of the last
+    key = _prompt_key(row)
+    first[key] = first.pop(key, row)
   tokenised = tokenise.tokenise_valid_prompts(
-    list(reversed(first.values())), tokenizer, config.template, limits=config.limits
+    list(first.values()), tokenizer, config.template, limits=config.limits
   )
   bad = [*loaded.bad, *tokenised.bad]
   if bad and config.bad_rows == "stop":
