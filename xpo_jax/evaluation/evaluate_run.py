@@ -36,7 +36,7 @@ FILE, SAMPLES = "evaluation.json", "samples.jsonl"
 def evaluate_run(
   run_dir: str | Path,
   *,
-  reward: measure_policy.RewardFn | None = None,
+  reward: measure_policy.RewardFn | RunJudge | None = None,
   prompts: int = 128,
   completions: int = 4,
   max_completion_tokens: int | None = None,
@@ -50,8 +50,8 @@ def evaluate_run(
 
   Args:
     run_dir: a finished run whose experiment holds data out (`Evaluation`).
-    reward: full texts -> rewards. None: the run's own feedback; where it has none,
-      rewards are left out.
+    reward: full texts -> rewards, or a judge. None: the run's own feedback; where it
+      has none, rewards are left out.
     prompts: largest number of different held-out prompts, in the data's order.
     completions: samples of each prompt.
     max_completion_tokens: longest completion; None: the experiment's limit.
