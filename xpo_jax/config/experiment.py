@@ -72,6 +72,22 @@ Start = Scratch | Pretrained | Stage
 
 
 @dataclasses.dataclass(frozen=True)
+class NamedReference:
+  """Weights of a further reference, which an objective reads by a role of its own.
+
+  D2O reads two: "ref_minus", a more harmful model, and "ref_plus", a more helpful one
+  (Duan et al. 2024, arXiv:2403.03419); both may be the start.
+
+  Attributes:
+    role: as in the objective's statistics.
+    weights: of the policy's architecture and tokenizer; frozen.
+  """
+
+  role: str
+  weights: Pretrained | Stage
+
+
+@dataclasses.dataclass(frozen=True)
 class AuxLossConfig:
   """A further loss of a run, on data of its own: `types.AuxLoss` as a value.
 
@@ -310,6 +326,8 @@ class Experiment:
       tokenizer; None: the policy's.
     teacher: weights of the frozen teacher that a distillation learns from, of any size
       but with the policy's tokenizer and vocabulary; None where nothing reads one.
+    references: further frozen models of a run on records, one for each role of its own
+      that the objective reads (`d2o`); () for other objectives.
   """
 
   objective: ObjectiveConfig
@@ -324,6 +342,7 @@ class Experiment:
   aux_losses: tuple[AuxLossConfig, ...] = ()
   reference: Pretrained | Stage | None = None
   teacher: Pretrained | Stage | None = None
+  references: tuple[NamedReference, ...] = ()
 
   def __post_init__(self):
     names = [loss.name for loss in self.aux_losses]

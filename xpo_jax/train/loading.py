@@ -260,16 +260,32 @@ def reference(experiment: Experiment, begin: LoadedStart) -> Params | None:
   """
   if experiment.reference is None:
     return None
-  other = pretrained(experiment.reference)
+  return _reference(experiment.reference, "Experiment.reference", begin)
+
+
+def named_references(experiment: Experiment, begin: LoadedStart) -> dict[str, Params]:
+  """Loads the decoders of `Experiment.references`, by role.
+
+  Raises:
+    ValueError: as `reference`.
+  """
+  return {
+    one.role: _reference(one.weights, f"Experiment.references ({one.role})", begin)
+    for one in experiment.references
+  }
+
+
+def _reference(weights: Pretrained, field: str, begin: LoadedStart) -> Params:
+  other = pretrained(weights)
   same = {n: vars(begin.config)[n] for n in ("compute_dtype", "remat", "stop_ids")}
   if dataclasses.replace(other.config, **same) != begin.config:
     raise ValueError(
-      f"Experiment.reference is {experiment.reference.directory!r}, of another "
+      f"{field} is {weights.directory!r}, of another "
       "architecture than the start's; give one of the same"
     )
   if audit.tokenizer_digest(other.tokenizer) != audit.tokenizer_digest(begin.tokenizer):
     raise ValueError(
-      f"Experiment.reference is {experiment.reference.directory!r}, of another "
+      f"{field} is {weights.directory!r}, of another "
       "tokenizer than the start's; its log-probs would be of other tokens"
     )
   return other.params["lm"]
@@ -298,6 +314,7 @@ def start_digests(
   lm: Params,
   reference_lm: Params | None,
   teacher: Teacher | None = None,
+  named: Mapping[str, Params] = {},
 ) -> dict[str, str]:
   """Computes the digests of weights that every resume reads again: the base of
   adapters, a start that is a directory, a separate reference, a teacher.
@@ -307,6 +324,7 @@ def start_digests(
     lm: the start's decoder.
     reference_lm: the reference's decoder, or None where it is the start's.
     teacher: the teacher, or None.
+    named: further references, by role.
   """
   digests = {}
   if experiment.adapter is not None:
@@ -317,6 +335,8 @@ def start_digests(
     digests["reference_sha256"] = _weights(reference_lm)
   if teacher is not None:
     digests["teacher_sha256"] = _weights(teacher.params["lm"])
+  for role, lm_of_role in named.items():
+    digests[f"{role}_sha256"] = _weights(lm_of_role)
   return digests
 
 

@@ -321,6 +321,8 @@ def _memory(
   if teacher is not None:
     models[TEACHER] = teacher.model
     frozen[TEACHER] = jax.eval_shape(lambda: teacher.params)
+  for one in experiment.references:  # of the policy's shapes
+    models[one.role], frozen[one.role] = model, {"lm": lm}
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}
     lm = jax.eval_shape(trained.init, jax.random.key(0))

@@ -109,7 +109,8 @@ def prepare(
   other = loading.reference(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   teacher = loading.teacher(experiment, begin)
-  counts |= loading.start_digests(experiment, begin.params["lm"], other, teacher)
+  named = loading.named_references(experiment, begin)
+  counts |= loading.start_digests(experiment, begin.params["lm"], other, teacher, named)
   put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
@@ -145,6 +146,8 @@ def prepare(
   if teacher is not None:
     models[TEACHER] = teacher.model
     frozen[TEACHER] = {"lm": state.frozen(mesh, teacher.model, teacher.params["lm"])}
+  for role, lm in named.items():
+    models[role], frozen[role] = model, {"lm": state.frozen(mesh, model, lm)}
   take = step.make_step(
     build,
     models,

@@ -75,6 +75,7 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
       meshes.check_batch(mesh, rows_per_step, microbatches)
   aux_losses.check(experiment.aux_losses, datasets)
   _check_teacher(experiment)
+  _check_references(experiment)
   split_overlap.check(experiment)
 
 
@@ -274,6 +275,27 @@ def _check_teacher(experiment: Experiment) -> None:
   if given is not None:
     vocabs = (_decoder(weights)[0].vocab for weights in (given, experiment.start))
     teacher.check_vocab(*vocabs)
+
+
+def _check_references(experiment: Experiment) -> None:
+  """Refuses a role that has no weights, and weights of a role that nothing reads."""
+  losses = [config.build() for config in experiment.aux_losses]
+  objective = aux_losses.joined(experiment.objective.build(), losses)
+  read = {role for stat in objective.stats for role in stat.decoders}
+  read -= {"policy", references.ROLE, teacher.TEACHER, critic.CRITIC}
+  given = [one.role for one in experiment.references]
+  for role in sorted(read.difference(given)):
+    raise ValueError(
+      f"{objective.name} reads the reference {role!r}, and Experiment.references has "
+      f"{given or 'none'}; give its weights as NamedReference({role!r}, "
+      f"Pretrained(DIR)), in a shell --references {role}=DIR"
+    )
+  for role in given:
+    if role not in read or given.count(role) > 1:
+      raise ValueError(
+        f"Experiment.references has {given}, and {objective.name} reads "
+        f"{sorted(read) or 'none of its own'}; give each of these once and no other"
+      )
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:
