@@ -11,12 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import tiny_policy, xla_flags
 from xpo_jax import cli, objectives
 from xpo_jax.config import trust
 from xpo_jax.data import synthetic_reviews
+from xpo_jax.evaluation import checkpoint_win_rates
+from xpo_jax.feedback import reward_model
 from xpo_jax.studies import demo, find_recipe
 from xpo_jax.studies.sentiment.settings import SentimentStudy
 from xpo_jax.train import progress, run_directory
@@ -607,3 +610,17 @@ def test_explain_shows_equation_paper_reduction_and_needs(capsys):
   shown = capsys.readouterr().out
   for part in ("arXiv:2402.01306", "Reduction", "RATED_MISMATCHED", "desirable_BK"):
     assert part in shown
+
+
+def test_reward_of_an_evaluation_may_be_a_reward_model(tmp_path, monkeypatch):
+  loaded = []
+
+  def scorer(directory):
+    loaded.append(directory)
+    return lambda prompts, completions: np.zeros(len(prompts))
+
+  monkeypatch.setattr(reward_model, "scorer", scorer)
+  for name in (str(tmp_path), "hub:org/name"):
+    judge = checkpoint_win_rates.judge(None, None, cli._reward(name))
+    assert judge.name == name and judge.scorer is not None
+  assert loaded == [str(tmp_path), "hub:org/name"]

@@ -172,8 +172,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub.add_argument(
     "--reward",
-    metavar="MODULE:FUNCTION",
-    help="full texts -> rewards, such as "
+    metavar="REWARD",
+    help="MODULE:FUNCTION of full texts -> rewards, or a reward model (its run, a "
+    "directory, hub:ORG/NAME); such as "
     "xpo_jax.data.synthetic_reviews:true_reward (VADER); without it a run on "
     "rollouts is evaluated by its own feedback",
   )
@@ -419,17 +420,13 @@ def _resume(args, overrides) -> int | None:
 
 
 def _evaluate(args, overrides) -> None:
-  from xpo_jax.data import imports
   from xpo_jax.evaluation import evaluate_reward_model, evaluate_run
   from xpo_jax.report import run_page
 
   del overrides
   if _evaluate_publicly(args):
     return
-  reward = None
-  if args.reward is not None:
-    trust.allow_used(args.reward)
-    reward = imports.function(args.reward, "reward function")
+  reward = None if args.reward is None else _reward(args.reward)
   if evaluate_reward_model.is_reward(args.run_dir):
     if reward is not None:
       raise ValueError(
@@ -453,6 +450,23 @@ def _evaluate(args, overrides) -> None:
   rows = {name: str(interval) for name, interval in evaluated.measures.items()}
   _table("policy, mean [95 % interval over prompts]", rows)
   print(f"report: {run_page.write(args.run_dir)}")
+
+
+def _reward(name: str):
+  """What judges completions: a reward model by its run or directory, or a function of
+  full texts."""
+  from xpo_jax.data import imports
+  from xpo_jax.data.formats import hub
+  from xpo_jax.evaluation import checkpoint_win_rates, evaluate_run
+  from xpo_jax.feedback import reward_model
+
+  if Path(name).is_dir() or name.startswith(hub.PREFIX):
+    local = not name.startswith(hub.PREFIX)
+    directory = evaluate_run.policy_dir(name) if local else name
+    scorer = reward_model.scorer(str(directory))
+    return checkpoint_win_rates.RunJudge(name, scorer=scorer)
+  trust.allow_used(name)
+  return imports.function(name, "reward function")
 
 
 def _evaluate_publicly(args) -> bool:

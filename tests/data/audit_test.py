@@ -164,6 +164,32 @@ def test_tokenizer_digest_depends_on_vocabulary_and_template(tokenizer):
   assert changed != before == audit.tokenizer_digest(tokenizer)
 
 
+def test_repeated_rows_are_equal_in_all_that_is_trained_on(tokenizer, tmp_path):
+  row = {"prompt": "the film was", "chosen": " good.", "rejected": " bad."}
+  rows = [row, row, row | {"chosen": " fine."}, row | {"prompt": "the plot was"}, row]
+  counts = audit.prepare(
+    sources.from_dicts(rows, "pairs"), tokenizer, fractions={"train": 1.0}
+  ).audit
+  assert (counts.repeated_rows, counts.repeated_prompts) == (2, 3)
+  rows = [
+    {"prompt": "p", "completion": " y", "label": label} for label in (True, False)
+  ]
+  counts = audit.prepare(
+    sources.from_dicts(rows, "rated"), tokenizer, fractions={"train": 1.0}
+  ).audit
+  assert (counts.repeated_rows, counts.repeated_prompts) == (0, 1)
+
+
+def test_percentiles_are_those_of_numpy():
+  lengths = np.random.default_rng(0).integers(1, 50, 333)
+  counts = dict(zip(*np.unique(lengths, return_counts=True), strict=True))
+  found = audit.percentiles({int(k): int(n) for k, n in counts.items()}, 30)
+  for name, share in {"p50": 50, "p90": 90, "p99": 99, "max": 100}.items():
+    assert found[name] == np.percentile(lengths, share, method="inverted_cdf")
+  assert found["over"] == (lengths > 30).sum()
+  assert audit.percentiles({}, None)["max"] == 0
+
+
 @pytest.mark.parametrize("layout", [Layout.RANKED, Layout.RATED])
 def test_inspect_tokens_gives_tokens_and_loss(tokenizer, layout):
   words = " the plot was so very dull and long".split()

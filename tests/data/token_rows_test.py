@@ -2,6 +2,7 @@
 
 import html.parser
 
+from xpo_jax.data import token_rows
 from xpo_jax.data.token_rows import TokenInfo, TokenRows
 
 HOSTILE = "<script>alert('&amp;')</script>\x1b[31m"
@@ -54,6 +55,21 @@ def test_notebook_shows_a_line_for_each_prompt_and_completion():
   assert shown["ask"] == shown["next"] == styles["prompt"]
   assert shown["good"] == shown["bad"] == styles["loss"]
   assert shown["tool"] == styles["no loss"]
+
+
+def test_lines_bracket_tokens_with_loss_and_shorten_the_middle():
+  assert token_rows.lines([_row()], groups=1) == [
+    "prompt: ask",
+    "completion 1: [good]tool",
+    "completion 2: [bad]",
+  ]
+  assert token_rows.lines([_row(), _row()], groups=3)[3:5] == [
+    "prompt: next",
+    "prompt: ask",
+  ]
+  long = [TokenInfo("a" * 200 + "b" * 7 + "c" * 100, 1, 0, 0, False)]
+  expected = "prompt: " + "a" * 200 + " (7 characters) " + "c" * 100
+  assert token_rows.lines([long], groups=1) == [expected]
 
 
 def test_what_the_data_spell_is_text():

@@ -174,6 +174,24 @@ def test_function_that_raises_is_named_with_the_query():
     protocol.score_groups(my_reward, ["a", "b"], [["x", ""], ["y", "z"]])
 
 
+@pytest.mark.parametrize(
+  ("error", "calls"), [(ConnectionError("gone"), 1), (KeyError("x"), 17)]
+)
+def test_source_that_raises_is_asked_again_a_few_times_at_most(error, calls):
+  """A server that is down is not asked again; no other one text by text to the end."""
+  asked = []
+
+  def paid(prompts, texts):
+    asked.append(len(texts))
+    if len(texts) > 1:
+      raise error
+    return [0.0]
+
+  with pytest.raises(ValueError, match=rf"paid raised {type(error).__name__}.*40 quer"):
+    protocol.score_groups(paid, ["p"], [[str(n) for n in range(40)]])
+  assert asked == [40] + [1] * (calls - 1)
+
+
 def test_score_outside_the_unit_interval_raises():
   with pytest.raises(ValueError, match=r"query 0 is 7.0.*score_groups"):
     protocol.win_rates(lambda *_: Scores(np.array([7.0])), ["p"], [["a", "b"]])

@@ -4,6 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from tests.train.tiny_runs import ADAPTED, MODEL, PLAIN
 from xpo_jax.config import experiment as experiments
@@ -11,7 +15,8 @@ from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.sampling import Feedback
-from xpo_jax.data.records import Prompt, Rated
+from xpo_jax.data.records import Demonstration, Prompt, Rated
+from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import reward_model
 from xpo_jax.train import loop, preflight, rollouts
 
@@ -32,9 +37,47 @@ REWARD = Experiment(
 def test_step_of_the_adapters_is_compiled(datasets):
   (budget,) = preflight.check(ADAPTED, datasets=datasets)
   assert budget.bytes["arguments"] > 4 * budget.sizes["parameters"]
-  assert f"loss in [ ]:\n    {budget.shown[0][0].text}" in "\n".join(
-    preflight.lines(budget)
+  first = f"first rows, loss in [ ]:\n    prompt: {budget.shown[0][0].text}"
+  assert first in "\n".join(preflight.lines(budget))
+
+
+def test_rows_lengths_repeats_and_overlap_are_shown(tmp_path):
+  """Ten rows of one known length each, but for the last; the tokenizer is of words."""
+  words = Tokenizer(WordLevel({w: i for i, w in enumerate(["<eos>", *"abcdefghij"])}))
+  words.pre_tokenizer = WhitespaceSplit()
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+  tokenizer.save_pretrained(tmp_path / "words")
+  rows = [
+    Demonstration(str(i), "a " * 2 + letter, " b" * 3)
+    for i, letter in enumerate("abcdefgh")
+  ]
+  rows += [rows[0], Demonstration("long", "a b c d e", " j" * 9)]
+  held_out = [Demonstration("h1", "a a a", " c"), Demonstration("h2", "j", " c")]
+  run = Experiment(
+    ObjectiveConfig("sft"),
+    Data("rows", rows_per_step=4, limits=Limits(prompt=4, completion=8)),
+    Scratch(MODEL, str(tmp_path / "words")),
+    mesh=MeshShape(data=1),
+    evaluation=Evaluation("held_out"),
   )
+  run = experiments.replace(run, bad_rows="drop")
+  datasets = {"rows": rows, "held_out": held_out}
+  (budget,) = preflight.check(run, datasets=datasets)
+  said = preflight.lines(budget)
+  for line in (
+    "  rows 10: kept 9, dropped 1 (over-long prompt 1)",
+    "  truncated prompts 0, truncated completions 0, repeated rows 1, "
+    "repeated prompts 1",
+    "  held-out prompts 2, also trained on 1",
+    "  prompt tokens: p50 3, p90 3, p99 5, max 5; limit 4: 1 over it",
+    "  completion tokens: p50 4, p90 4, p99 10, max 10; limit 8: 1 over it",
+    "  rows that repeat an earlier row: 1",
+  ):
+    assert line in said
+  shown = said[said.index("  first rows, loss in [ ]:") + 1 :]
+  assert len(shown) == 2 * preflight.SHOWN
+  assert shown[0].startswith("    prompt: aa")
+  assert shown[1] == "    completion 1: [bbb<eos>]"
 
 
 def test_what_is_not_read_and_what_is_adapted_is_said():

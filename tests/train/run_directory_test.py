@@ -282,6 +282,17 @@ def test_digest_that_an_older_run_lacks_passes(tmp_path, name):
     run_directory.write_counts(tmp_path, {"rows": 3, name: "b"})
 
 
+def test_count_that_an_older_run_lacks_passes_at_any_depth(tmp_path):
+  old = {"rows": 3, "held_out": {"rows": 2}}
+  run_directory.write_counts(tmp_path, old)
+  lengths = {"lengths": {"prompt": {"max": 4}}}
+  new = {"rows": 3, "held_out": {"rows": 2} | lengths} | lengths
+  run_directory.write_counts(tmp_path, new)
+  new["held_out"] |= {"kept": 1}
+  with pytest.raises(ValueError, match=r"held_out\.kept: \(absent\) -> 1"):
+    run_directory.write_counts(tmp_path, new)
+
+
 @struct.dataclass
 class _Batch:
   tokens: jnp.ndarray

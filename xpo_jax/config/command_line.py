@@ -26,6 +26,7 @@ _HOMES = {
   "pair_construction": "xpo_jax.train.pair_construction",
   "kl_controller": "xpo_jax.ops.kl_control",
   "source": "xpo_jax.feedback.rules",
+  "evaluator": "xpo_jax.evaluation.evaluators",
 }
 
 

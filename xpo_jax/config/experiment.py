@@ -72,6 +72,22 @@ Start = Scratch | Pretrained | Stage
 
 
 @dataclasses.dataclass(frozen=True)
+class NamedReference:
+  """Weights of a further reference, which an objective reads by a role of its own.
+
+  D2O reads two: "ref_minus", a more harmful model, and "ref_plus", a more helpful one
+  (Duan et al. 2024, arXiv:2403.03419); both may be the start.
+
+  Attributes:
+    role: as in the objective's statistics.
+    weights: of the policy's architecture and tokenizer; frozen.
+  """
+
+  role: str
+  weights: Pretrained | Stage
+
+
+@dataclasses.dataclass(frozen=True)
 class AuxLossConfig:
   """A further loss of a run, on data of its own: `types.AuxLoss` as a value.
 
@@ -144,6 +160,11 @@ class Loop:
       is logged. None: off.
     keep: checkpoints kept, the newest ones.
     wandb: project at Weights & Biases, or None; a resumed run goes on with its curves.
+    evaluator: a function that makes an evaluation of the policy,
+      `train.state.Policy -> {name: number}`, or None; such as
+      `evaluation.evaluators.tasks` (lm-eval). Its numbers are metrics
+      `evaluator/NAME`; its time is no time of a step.
+    evaluator_every: steps between two calls of it; None: after the last.
   """
 
   log_every: int | None = None
@@ -152,9 +173,17 @@ class Loop:
   checkpoint_minutes: float | None = 10.0
   keep: int = 2
   wandb: str | None = None
+  evaluator: Configured | None = None
+  evaluator_every: int | None = None
 
   def __post_init__(self):
     checks.check_positive(self, "log_every", "eval_every", "checkpoint_every", "keep")
+    checks.check_positive(self, "evaluator_every")
+    if self.evaluator_every is not None and self.evaluator is None:
+      raise ValueError(
+        f"Loop.evaluator_every is {self.evaluator_every}, and Loop.evaluator is None; "
+        "name a function that makes an evaluation, or leave it out"
+      )
     minutes = self.checkpoint_minutes
     if minutes is not None and not 0 < minutes < math.inf:
       raise ValueError(
@@ -301,6 +330,8 @@ class Experiment:
       (`ops.experts.load_balance`) over the batches of the run, prompts included; 0:
       off. None: the start's own `Config.router_loss`, which a checkpoint's config.json
       sets by `output_router_logits` and `router_aux_loss_coef`.
+    references: further frozen models of a run on records, one for each role of its own
+      that the objective reads (`d2o`); () for other objectives.
   """
 
   objective: ObjectiveConfig
@@ -316,6 +347,7 @@ class Experiment:
   reference: Pretrained | Stage | None = None
   teacher: Pretrained | Stage | None = None
   router_loss: float | None = None
+  references: tuple[NamedReference, ...] = ()
 
   def __post_init__(self):
     if self.router_loss is not None and not 0 <= self.router_loss < math.inf:

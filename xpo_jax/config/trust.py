@@ -23,6 +23,7 @@ _MAKERS = (
   *_OBJECTIVES,
   "xpo_jax.data.transforms",
   "xpo_jax.data.synthetic_reviews",
+  "xpo_jax.evaluation.evaluators",
   "xpo_jax.feedback",
   "xpo_jax.ops",
   "xpo_jax.studies.frontier.fixed_completions",

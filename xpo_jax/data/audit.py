@@ -1,11 +1,13 @@
 """Audits the data of a run: counts, bad records, digests, tokens and loss masks."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,10 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from xpo_jax.data import records, sealed_files, split, token_store, tokenise
 from xpo_jax.data.pack import Batch
+from xpo_jax.data.record_stream import RecordStream
 from xpo_jax.data.render import Template
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.token_rows import TokenInfo, TokenRows
-from xpo_jax.data.tokenise import Example, Limits
+from xpo_jax.data.token_store import ExampleWriter, StoredExamples
+from xpo_jax.data.tokenise import Counts, Example, Lengths, Limits, Tokenised
+
+_CHUNK = 256  # records that are tokenised at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Audit:
     truncated_prompts, truncated_completions, trailing_turns, control_tokens, unread:
       see `tokenise.Counts`.
     repeated_prompts: number of examples whose prompt an earlier example has.
+    repeated_rows: number of examples that equal an earlier one: tokens, masks, columns.
+    lengths: of prompts and completions; see `percentiles`.
     unused_columns: see `sources.Loaded`.
     labels: number of examples labelled "desirable" and "undesirable"; empty without
       such labels.
@@ -54,6 +62,8 @@ class Audit:
   control_tokens: int
   unread: Mapping[str, int]
   repeated_prompts: int
+  repeated_rows: int
+  lengths: Mapping[str, Mapping[str, int | None]]
   unused_columns: Mapping[str, int]
   labels: Mapping[str, int]
   splits: Mapping[str, Mapping[str, int | str]]
@@ -69,12 +79,13 @@ class Prepared(NamedTuple):
   """A source, split and tokenised.
 
   Attributes:
-    examples: per split, in the order of the source.
-    records: per split, the record of each example.
+    examples: per split, in the order of the source; in files (`StoredExamples`) where
+      the source is a `RecordStream`.
+    records: per split, the record of each example; empty where the source is one.
     audit: the counts.
   """
 
-  examples: dict[str, list[Example]]
+  examples: dict[str, Sequence[Example]]
   records: dict[str, list[records.Record]]
   audit: Audit
 
@@ -89,6 +100,7 @@ def prepare(
   seed: int = 0,
   bad_rows: Literal["stop", "drop"] = "stop",
   bad_rows_file: str | os.PathLike | None = None,
+  directory: Path | None = None,
 ) -> Prepared:
   """Splits a source by prompt, tokenises it, and counts every record.
 
@@ -101,6 +113,7 @@ def prepare(
     seed: data seed of the split.
     bad_rows: "stop" at any bad record, or "drop" them, counted and listed in a file.
     bad_rows_file: the file, in JSON lines; required to drop any.
+    directory: for the tokens of a `RecordStream`; required for one.
 
   Returns:
     Examples and records per split, and the audit.
@@ -112,10 +125,23 @@ def prepare(
   """
   if bad_rows not in ("stop", "drop"):
     raise ValueError(f"bad_rows: {bad_rows!r} is none of ['drop', 'stop']")
-  tokenised = tokenise.tokenise_valid(
-    loaded.records, tokenizer, template, limits=limits
+  split.check_fractions(fractions)
+  held = not isinstance(loaded.records, RecordStream)
+  tally = _Tally()
+  sinks = {name: [] if held else ExampleWriter(directory) for name in fractions}
+  kept: dict[str, list[records.Record]] = {name: [] for name in fractions}
+  members = dict.fromkeys(fractions, 0)
+  tokenised = functools.partial(
+    tokenise.tokenise_valid, tokenizer=tokenizer, template=template, limits=limits
   )
-  bad = (*loaded.bad, *tokenised.bad)
+  for chunk in _chunks(loaded.records):
+    for record, example in tally.add(chunk, tokenised(chunk)):
+      name = split.name_of(split.prompt_text(record), fractions, seed)
+      members[name] += 1
+      sinks[name].append(example)
+      if held:
+        kept[name].append(record)
+  bad = (*loaded.bad, *tally.bad)
   if bad and bad_rows == "stop":
     raise records.BadRecords(bad)
   if bad and bad_rows_file is None:
@@ -124,45 +150,151 @@ def prepare(
     )
   if bad:
     write_bad_records(bad, bad_rows_file)
-  if not tokenised.examples:
+  if not tally.kept:
     raise ValueError(
       f"{loaded.name}: none of {len(bad)} records is valid; see {bad_rows_file}"
     )
-  dropped = set(map(id, tokenised.dropped))
-  valid = [record for record in loaded.records if id(record) not in dropped]
-  splits = split.by_prompt(
-    list(zip(valid, tokenised.examples, strict=True)),
-    fractions,
-    seed,
-    prompt=lambda pair: split.prompt_text(pair[0]),
-  )
-  examples = {name: [example for _, example in pairs] for name, pairs in splits.items()}
+  split.check_members(members, fractions)
+  examples = {name: x if held else x.finish() for name, x in sinks.items()}
   return Prepared(
     examples=examples,
-    records={name: [record for record, _ in pairs] for name, pairs in splits.items()},
+    records=kept,
     audit=Audit(
       source=loaded.name,
       source_sha256=loaded.sha256,
       rows=len(loaded.records) + len(loaded.bad),
-      kept=len(valid),
+      kept=tally.kept,
       dropped=dict(Counter(one.problem for one in bad)),
       first_dropped=listed(bad),
-      **vars(tokenised.counts),
-      repeated_prompts=len(valid) - len(set(map(split.prompt_text, valid))),
+      **vars(tally.counts),
+      repeated_prompts=tally.kept - len(tally.prompts),
+      repeated_rows=tally.kept - len(tally.rows),
+      lengths={
+        "prompt": percentiles(tally.lengths.prompt, limits.prompt),
+        "completion": percentiles(tally.lengths.completion, limits.completion),
+      },
       unused_columns=loaded.unused,
-      labels=_labels(valid),
-      splits={name: _count(members) for name, members in examples.items()},
+      labels=tally.labels,
+      splits={name: _count(rows) for name, rows in examples.items()},
       bad=bad,
     ),
   )
 
 
-def _labels(data: Sequence[records.Record]) -> dict[str, int]:
-  desirable = Counter(
-    record.desirable for record in data if isinstance(record, records.Rated)
-  )
-  counts = {"desirable": desirable[True], "undesirable": desirable[False]}
-  return counts if any(counts.values()) else {}
+def _chunks(rows: Iterable[records.Record]) -> Iterator[list[records.Record]]:
+  """So many records that tokenising them at once is fast, and their texts are few."""
+  rest = iter(rows)
+  while chunk := list(itertools.islice(rest, _CHUNK)):
+    yield chunk
+
+
+class _Tally:
+  """Counts over the tokenised chunks of a source.
+
+  Attributes:
+    kept: number of records that became examples.
+    bad: the others.
+    counts, lengths: see `tokenise.Tokenised`.
+    prompts, rows: digests of the different ones.
+  """
+
+  def __init__(self):
+    self.kept = 0
+    self.bad: list[records.BadRecord] = []
+    self.counts = Counts()
+    self.lengths = Lengths(Counter(), Counter())
+    self.prompts: set[int] = set()
+    self.rows: set[int] = set()
+    self._desirable: Counter[bool | None] = Counter()
+
+  def add(
+    self, chunk: Sequence[records.Record], tokenised: Tokenised
+  ) -> Iterable[tuple[records.Record, Example]]:
+    """Adds a chunk; returns its valid records and their examples."""
+    dropped = set(map(id, tokenised.dropped))
+    valid = [record for record in chunk if id(record) not in dropped]
+    self.kept += len(valid)
+    self.bad += tokenised.bad
+    self.counts = self.counts + tokenised.counts
+    self.lengths.prompt.update(tokenised.lengths.prompt)
+    self.lengths.completion.update(tokenised.lengths.completion)
+    self.prompts.update(_short(split.prompt_text(row).encode()) for row in valid)
+    self.rows.update(map(_row_digest, tokenised.examples))
+    self._desirable.update(
+      row.desirable for row in valid if isinstance(row, records.Rated)
+    )
+    return zip(valid, tokenised.examples, strict=True)
+
+  @property
+  def labels(self) -> dict[str, int]:
+    """See `Audit.labels`."""
+    by_label = self._desirable
+    counts = {"desirable": by_label[True], "undesirable": by_label[False]}
+    return counts if any(counts.values()) else {}
+
+
+def _short(*parts: bytes) -> int:
+  """A digest of 8 bytes: of ten million different texts two are taken for equal with a
+  probability of 3e-6."""
+  sha = hashlib.blake2b(digest_size=8)
+  for part in parts:
+    sha.update(part)
+  return int.from_bytes(sha.digest(), "big")
+
+
+def _row_digest(example: Example) -> int:
+  """Hashes what an example trains on."""
+  masks = example.masks or [np.ones(len(y), bool) for y in example.completions]
+  by_token = example.token_fields
+  arrays = [example.prompt, *example.completions, *masks]
+  arrays += [x for name in sorted(by_token) for x in by_token[name]]
+  arrays += [example.fields[name] for name in sorted(example.fields)]
+  sizes = json.dumps([len(x) for x in arrays]).encode()
+  return _short(sizes, *(x.tobytes() for x in arrays))
+
+
+def percentiles(counts: Mapping[int, int], limit: int | None) -> dict[str, int | None]:
+  """Percentiles of lengths, each the length of a member (nearest rank).
+
+  Args:
+    counts: length in tokens -> number of texts of that length, before the limit.
+    limit: longest that is allowed, or None.
+
+  Returns:
+    "p50", "p90", "p99", "max" in tokens; "limit"; "over", the number above it. The
+    lengths are 0 where there is no text.
+
+  Example:
+    >>> percentiles({10: 8, 20: 1, 70: 1}, 50)
+    {'p50': 10, 'p90': 20, 'p99': 70, 'max': 70, 'limit': 50, 'over': 1}
+  """
+  lengths = np.array(sorted(counts), np.int64)
+  below = np.cumsum([counts[length] for length in lengths.tolist()])
+  summary = {"p50": 0, "p90": 0, "p99": 0, "max": 0}
+  for name, share in zip(summary, (50, 90, 99, 100), strict=True):
+    if lengths.size:
+      rank = -(-share * int(below[-1]) // 100)
+      summary[name] = int(lengths[np.searchsorted(below, rank)])
+  over = sum(n for length, n in counts.items() if limit is not None and length > limit)
+  return summary | {"limit": limit, "over": over}
+
+
+def length_lines(counts: Mapping[str, Any]) -> list[str]:
+  """Formats the lengths of `Audit.summary`, a line for prompts and for completions."""
+  lines = []
+  for name, one in counts["lengths"].items():
+    shown = ", ".join(f"{key} {one[key]:,}" for key in ("p50", "p90", "p99", "max"))
+    limit = "no limit"
+    if one["limit"] is not None:
+      limit = f"limit {one['limit']:,}: {one['over']:,} over it"
+    lines.append(f"{name} tokens: {shown}; {limit}")
+  return lines
+
+
+def overlap(train: Iterable[np.ndarray], held_out: Iterable[np.ndarray]) -> int:
+  """Counts different held-out prompts that are also trained on, by their tokens."""
+  trained, held = ({_short(x.tobytes()) for x in side} for side in (train, held_out))
+  return len(held & trained)
 
 
 def listed(bad: Sequence[records.BadRecord]) -> tuple[str, ...]:
@@ -206,6 +338,19 @@ def notes(counts: Mapping[str, Any]) -> list[str]:
     )
   if "adapted_layers" in counts:
     lines.append(f"adapters on: {', '.join(counts['adapted_layers'])}")
+  if counts.get("repeated_rows"):
+    lines.append(f"rows that repeat an earlier row: {counts['repeated_rows']:,}")
+  if counts.get("overlap"):
+    lines.append(
+      f"held-out prompts that are also trained on: {counts['overlap']:,}; what is "
+      "measured on them is not held out"
+    )
+  for name, field in {"prompt": "prompts", "completion": "completions"}.items():
+    one = counts.get("lengths", {}).get(name, {})
+    if one.get("over"):
+      lines.append(
+        f"{field} longer than limits.{name} = {one['limit']:,} tokens: {one['over']:,}"
+      )
   for label, n in counts.get("labels", {}).items():
     if not n:
       lines.append(f"no row is {label}: what is learned from such rows is missing")
@@ -229,13 +374,16 @@ def _json_line(bad: records.BadRecord) -> str:
 
 
 def _count(examples: Sequence[Example]) -> dict[str, int | str]:
-  completions = [len(y) for example in examples for y in example.completions]
+  data = token_store.build_store(examples)
+  size = np.diff(data.piece_start)
+  is_prompt = np.zeros(len(size), bool)
+  is_prompt[data.group_start[:-1]] = True
   return {
     "examples": len(examples),
-    "prompts": len({example.prompt.tobytes() for example in examples}),
-    "tokens": sum(example.tokens for example in examples),
-    "prompt_tokens": max(len(example.prompt) for example in examples),
-    "completion_tokens": max(completions),
+    "prompts": len({_short(example.prompt.tobytes()) for example in examples}),
+    "tokens": int(data.length.sum()),
+    "prompt_tokens": int(size[is_prompt].max()),
+    "completion_tokens": int(size[~is_prompt].max()),
     "sha256": digest(examples),
   }
 
@@ -247,14 +395,18 @@ def digest(examples: Sequence[Example]) -> str:
   enter through the tokens.
   """
   data = token_store.build_store(examples)
-  layouts = [example.layout.value for example in examples]
+  if isinstance(examples, StoredExamples):
+    layouts = [examples.layout.value] * len(examples)
+  else:
+    layouts = [example.layout.value for example in examples]
   sha = hashlib.sha256(json.dumps([layouts, sorted(data.fields)]).encode())
   for array in (data.tokens, data.loss, data.piece_start, data.group_start):
-    sha.update(np.ascontiguousarray(array).tobytes())
+    sha.update(np.ascontiguousarray(array))
   for name in sorted(data.fields):
-    sha.update(data.fields[name].tobytes())
+    sha.update(np.ascontiguousarray(data.fields[name]))
   for name in sorted(data.token_fields):
-    sha.update(name.encode() + data.token_fields[name].tobytes())
+    sha.update(name.encode())
+    sha.update(np.ascontiguousarray(data.token_fields[name]))
   return sha.hexdigest()
 
 

@@ -14,10 +14,13 @@ Others are asked for: `transforms.conversions`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from xpo_jax.data import token_store
+from xpo_jax.data.token_store import StoredExamples
 from xpo_jax.data.tokenise import Example
 from xpo_jax.types import Layout
 
@@ -26,7 +29,7 @@ _OF_PAIRS = frozenset({"margin"})  # data columns without a meaning in other lay
 
 def to_layout(
   examples: Sequence[Example], layout: Layout, seed: int = 0
-) -> list[Example]:
+) -> Sequence[Example]:
   """Converts examples to `layout`.
 
   Args:
@@ -35,21 +38,26 @@ def to_layout(
     seed: data seed; only RATED_MISMATCHED uses it.
 
   Returns:
-    Examples of that layout, in the order of the input.
+    Examples of that layout, in the order of the input; in files where those are
+    (`token_store.StoredExamples`).
 
   Raises:
     ValueError: mixed layouts, or no rule for this pair of layouts.
   """
-  sources = {example.layout for example in examples}
+  if isinstance(examples, StoredExamples):
+    sources = {examples.layout}
+  else:
+    sources = {example.layout for example in examples}
   if len(sources) > 1:
     names = sorted(source.name for source in sources)
     raise ValueError(f"examples mix layouts {names}; make one data set of each")
   if sources <= {layout}:
-    return list(examples)
+    return examples if isinstance(examples, StoredExamples) else list(examples)
   (source,) = sources
   if (source, layout) in _RULES:
     rule = _RULES[source, layout]
-    return [converted for example in examples for converted in rule(example)]
+    converted = (made for example in examples for made in rule(example))
+    return token_store.collected(converted, examples)
   if layout is Layout.RATED_MISMATCHED and source is not Layout.DEMO:
     return add_mismatched(to_layout(examples, Layout.RATED), seed)
   helpful = ""
@@ -62,7 +70,7 @@ def to_layout(
   )
 
 
-def add_mismatched(examples: Sequence[Example], seed: int) -> list[Example]:
+def add_mismatched(examples: Sequence[Example], seed: int) -> Sequence[Example]:
   """Adds column 1: a completion of another prompt, for KTO's reference point.
 
   The completions of column 1 are a derangement by prompt of those of column 0: each is
@@ -80,8 +88,9 @@ def add_mismatched(examples: Sequence[Example], seed: int) -> list[Example]:
     ValueError: one prompt has more than half of the examples.
   """
   prompts: dict[bytes, int] = {}
-  group = np.array(
-    [prompts.setdefault(e.prompt.tobytes(), len(prompts)) for e in examples]
+  digests = (hashlib.sha256(e.prompt.tobytes()).digest()[:16] for e in examples)
+  group = np.fromiter(
+    (prompts.setdefault(digest, len(prompts)) for digest in digests), np.int64
   )
   rng = np.random.default_rng(seed)
   order = np.lexsort((rng.random(len(group)), rng.permutation(len(prompts))[group]))
@@ -93,10 +102,11 @@ def add_mismatched(examples: Sequence[Example], seed: int) -> list[Example]:
     )
   other = np.empty(len(examples), np.int64)
   other[order] = np.roll(order, -shift)
-  return [
+  mismatched = (
     _with_column1(example, examples[index])
     for example, index in zip(examples, other, strict=True)
-  ]
+  )
+  return token_store.collected(mismatched, examples)
 
 
 def _with_column1(example: Example, other: Example) -> Example:

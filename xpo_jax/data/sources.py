@@ -28,21 +28,24 @@ them. Data sets with other columns: `schemas`.
 import codecs
 import dataclasses
 import difflib
+import functools
 import gzip
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from xpo_jax.data import nested_columns, records
 from xpo_jax.data.formats import schemas
 from xpo_jax.data.formats.schemas import Schema
+from xpo_jax.data.record_stream import RecordStream
 from xpo_jax.data.records import BadRecord, Turn, UnusableRecord
 
 _ASSISTANT = "\n\nAssistant:"
@@ -78,6 +81,9 @@ _FOR_TEMPLATE = {"tools": list, "documents": list, "chat_template_kwargs": Mappi
 _RESERVED = frozenset(
   {"conversation", "messages", "tokenize", "add_generation_prompt", "chat_template"}
 )
+_NUMBERS = ("probability", "margin", "reward")  # optional, but in all rows or none
+# Bytes of rows that are read once; the records of more are read anew with every pass.
+HELD_BYTES = 2**28
 _LARGEST = 3.4028234663852886e38  # of float32
 
 
@@ -87,14 +93,15 @@ class Loaded:
 
   Attributes:
     name: the file's name, or the data set's.
-    records: the valid records, in order.
+    records: the valid records, in order: a tuple, or of a source of more than
+      `HELD_BYTES` a `RecordStream`.
     bad: the others.
     sha256: of the file's bytes, or of the rows as JSON.
     unused: columns that records do not use, and the number of rows with a value there.
   """
 
   name: str
-  records: tuple[records.Record, ...]
+  records: Sequence[records.Record]
   bad: tuple[BadRecord, ...]
   sha256: str
   unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -148,20 +155,34 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
       `prompt_words`. Bad records do not raise: they are in `Loaded.bad`.
   """
   path = Path(path)
-  rows = json_lines(path)
-  if not rows:
+  source = _Source(path.name, lambda: json_lines(path), _size(path))
+  if source.is_held:
+    rows = list(source.rows())
+    source = source._replace(rows=lambda: iter(rows))
+  first = next((row for _, row in source.rows() if not _is_not_utf8(row)), None)
+  if first is None and next(source.rows(), None) is None:
     raise ValueError(
       f"{path.name}: the file is empty; it needs one JSON object per line"
     )
-  if all(isinstance(row, BadRecord) and row.problem == _NOT_UTF8 for _, row in rows):
+  if first is None:
     raise ValueError(f"{path.name}: no line is UTF-8 text; save the file as UTF-8")
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  return _read(rows, path.name, digest, reading)
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  return _read(source, digest, reading)
 
 
-def json_lines(path: Path) -> list[tuple[str, Any]]:
-  """The name and value of each line of a file that is not empty; of a line that cannot
-  be read, a `BadRecord`.
+def _is_not_utf8(row: Any) -> bool:
+  return isinstance(row, BadRecord) and row.problem == _NOT_UTF8
+
+
+def _size(path: Path) -> int:
+  """Bytes of the lines of a file; of one that is compressed an estimate."""
+  return path.stat().st_size * (5 if path.suffix == ".gz" else 1)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+  """Yields the name and value of each line of a file that is not empty; of a line that
+  cannot be read, a `BadRecord`.
 
   Args:
     path: JSON lines, plain or gzipped (suffix `.gz`).
@@ -170,15 +191,22 @@ def json_lines(path: Path) -> list[tuple[str, Any]]:
     FileNotFoundError: no such file.
     ValueError: a broken `.gz`.
   """
-  raw = path.read_bytes()
-  try:
-    plain = gzip.decompress(raw) if path.suffix == ".gz" else raw
-  except (OSError, EOFError, zlib.error) as error:
-    raise ValueError(f"{path.name}: a broken .gz: {error}") from error
-  # Not splitlines(): a JSON string may contain U+2028 and similar unescaped.
-  lines = plain.removeprefix(codecs.BOM_UTF8).split(b"\n")
-  named = ((f"{path.name}:{number}", line) for number, line in enumerate(lines, 1))
-  return [(uid, _parsed(uid, line)) for uid, line in named if line.strip()]
+  number = 0
+  with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    # By line feeds alone: a JSON string may contain U+2028 and similar unescaped.
+    while True:
+      try:
+        line = file.readline()
+      except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name}: a broken .gz: {error}") from error
+      if not line:
+        return
+      number += 1
+      if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+      if line.strip():
+        uid = f"{path.name}:{number}"
+        yield uid, _parsed(uid, line.removesuffix(b"\n"))
 
 
 def _parsed(uid: str, line: bytes) -> Any:
@@ -203,94 +231,177 @@ def from_dicts(
 
   A `BadRecord` stands for a row that could not be read.
   """
-  named = [(f"{name}:{number}", row) for number, row in enumerate(rows, 1)]
-  if not named:
-    raise ValueError(f"{name}: the data set is empty")
-  digest = hashlib.sha256()
-  for _, row in named:
+  held = list(rows)
+  return from_rows(lambda: iter(held), name, 0, reading)
+
+
+def from_rows(
+  rows: Callable[[], Iterator[Mapping[str, Any] | BadRecord]],
+  name: str,
+  size: int,
+  reading: Reading = Reading(),
+) -> Loaded:
+  """Reads records from rows that can be read again; raises as `read_jsonl`.
+
+  Args:
+    rows: begins a pass over the rows; a `BadRecord` stands for one that could not be
+      read.
+    name: of the source.
+    size: of the rows in bytes; above `HELD_BYTES` they are read anew for each pass.
+    reading: how rows are read.
+  """
+  source = _Source(
+    name,
+    lambda: ((f"{name}:{number}", row) for number, row in enumerate(rows(), 1)),
+    size,
+  )
+  if source.is_held:
+    held = list(source.rows())
+    source = source._replace(rows=lambda: iter(held))
+  digest, empty = hashlib.sha256(), True
+  for _, row in source.rows():
     try:
       text = json.dumps(row, sort_keys=True, default=str)
     except (TypeError, ValueError, RecursionError):  # a bad row
       text = _shown(row)
     digest.update(text.encode() + b"\n")
-  return _read(named, name, digest.hexdigest(), reading)
+    empty = False
+  if empty:
+    raise ValueError(f"{name}: the data set is empty")
+  return _read(source, digest.hexdigest(), reading)
 
 
-def _read(rows, name: str, sha256: str, reading: Reading) -> Loaded:
-  bad = [row for _, row in rows if isinstance(row, BadRecord)]
-  rows = [(uid, row) for uid, row in rows if not isinstance(row, BadRecord)]
-  schema = None if reading.kind else _schema_of(rows, reading)
+class _Source(NamedTuple):
+  """Rows that can be read again.
+
+  Attributes:
+    name: for messages.
+    rows: begins a pass over the name and value of each row.
+    size: of the rows in bytes.
+  """
+
+  name: str
+  rows: Callable[[], Iterator[tuple[str, Any]]]
+  size: int
+
+  @property
+  def is_held(self) -> bool:
+    """Whether its records are kept in memory."""
+    return self.size <= HELD_BYTES
+
+  def good(self) -> Iterator[tuple[str, Any]]:
+    """The rows that could be read."""
+    return ((uid, row) for uid, row in self.rows() if not isinstance(row, BadRecord))
+
+
+class _Parsed(NamedTuple):
+  """A record and the row that it is of, as it was read."""
+
+  record: records.Record
+  row: Mapping[str, Any]
+
+
+def _read(source: _Source, sha256: str, reading: Reading) -> Loaded:
+  name, names = source.name, _names(source.good(), reading)
+  schema = None if reading.kind else _schema_of(source, names, reading)
   if schema is not None:
     name += f" (columns of {schema.name})"
-  kind = reading.kind or _kind_of(rows, name, reading, schema)
+  kind = reading.kind or _kind_of(names, name, schema)
   if kind == "text" and reading.prompt_words is None:
     raise ValueError(
       f"{name}: column 'text' has no prompt; set how many words form it "
       "(prompt_words, for example 4)"
     )
+  parse = functools.partial(_parse, kind=kind, schema=schema, reading=reading)
   used = {*_COLUMNS[kind], *_OPTIONAL.get(kind, ()), "id", *reading.columns}
-  good: list[tuple[records.Record, Mapping[str, Any]]] = []
-  for uid, row in rows:
-    try:
-      row = _renamed(uid, row, reading)
-      if schema is not None:
-        row = schema.convert(row)
-      if reading.transcripts == "messages":
-        row = {
-          name: schemas.turns(value) if isinstance(value, str) else value
-          for name, value in row.items()
-        }
-      _require(row, kind)
-      record = _PARSERS[kind](_uid(row, uid), row, reading)
-      if not isinstance(record.prompt, str):
-        arguments = _template_arguments(row)
-        record = dataclasses.replace(record, template_arguments=arguments)
-      if reading.columns:
-        record = _with_columns(record, row, reading.columns)
-      problem = records.find_problem(record)
-    except UnusableRecord as error:
-      bad.append(BadRecord(uid, error.problem, error.detail, row))
+  unreadable, bad, held = [], [], []
+  given, unused, count = Counter[str](), Counter[str](), 0
+  for uid, row in source.rows():
+    parsed = row if isinstance(row, BadRecord) else parse(uid, row)
+    if isinstance(parsed, BadRecord):
+      (unreadable if parsed is row else bad).append(parsed)
       continue
-    except Exception as error:  # no row ends a run by another name
-      detail = f"{type(error).__name__}: {error}"[:300]
-      bad.append(BadRecord(uid, "cannot be read", detail, row))
-      continue
-    if problem is not None:
-      bad.append(dataclasses.replace(problem, row=row))
-      continue
-    good.append((record, row))
-  good, lacking = _with_all_columns(good)
-  unused = Counter[str]()
-  for record, row in good:
-    read = used | (set() if isinstance(record.prompt, str) else set(_FOR_TEMPLATE))
-    unused.update({name for name, value in row.items() if value is not None} - read)
+    count += 1
+    given.update(n for n in _NUMBERS if vars(parsed.record).get(n) is not None)
+    unused.update(_unused(parsed, used))
+    if source.is_held:
+      held.append(parsed)
+
+  def whole() -> Iterator[_Parsed | BadRecord]:
+    """A pass over the records; those that lack a number that others have are bad."""
+    parsed = iter(held)
+    if not source.is_held:
+      every = (parse(uid, row) for uid, row in source.good())
+      parsed = (one for one in every if isinstance(one, _Parsed))
+    return (_with_numbers(one, given) for one in parsed)
+
+  if any(number < count for number in given.values()):
+    unused, count = Counter[str](), 0
+    for one in whole():
+      if isinstance(one, BadRecord):
+        bad.append(one)
+      else:
+        count += 1
+        unused.update(_unused(one, used))
+
+  def good() -> Iterator[records.Record]:
+    return (one.record for one in whole() if isinstance(one, _Parsed))
+
   return Loaded(
     name,
-    tuple(record for record, _ in good),
-    (*bad, *lacking),
+    tuple(good()) if source.is_held else RecordStream(good, count),
+    (*unreadable, *bad),
     sha256,
     dict(sorted(unused.items())),
   )
 
 
-def _with_all_columns(
-  read: list[tuple[records.Record, Mapping[str, Any]]],
-) -> tuple[list[tuple[records.Record, Mapping[str, Any]]], list[BadRecord]]:
-  """Splits off the rows without an optional number that other rows have."""
-  numbers = [
-    name
-    for name in ("probability", "margin", "reward")
-    if any(vars(record).get(name) is not None for record, _ in read)
-  ]
-  good, bad = [], []
-  for record, row in read:
-    absent = [name for name in numbers if vars(record).get(name) is None]
-    if absent:
-      detail = f"other rows have {absent[0]!r}; give it in every row, or in none"
-      bad.append(BadRecord(record.uid, "missing column", detail, row))
-    else:
-      good.append((record, row))
-  return good, bad
+def _parse(
+  uid: str, row: Any, *, kind: str, schema: Schema | None, reading: Reading
+) -> _Parsed | BadRecord:
+  """The record of a row, or what is wrong with it."""
+  try:
+    row = _renamed(uid, row, reading)
+    if schema is not None:
+      row = schema.convert(row)
+    if reading.transcripts == "messages":
+      row = {
+        name: schemas.turns(value) if isinstance(value, str) else value
+        for name, value in row.items()
+      }
+    _require(row, kind)
+    record = _PARSERS[kind](_uid(row, uid), row, reading)
+    if not isinstance(record.prompt, str):
+      arguments = _template_arguments(row)
+      record = dataclasses.replace(record, template_arguments=arguments)
+    if reading.columns:
+      record = _with_columns(record, row, reading.columns)
+    problem = records.find_problem(record)
+  except UnusableRecord as error:
+    return BadRecord(uid, error.problem, error.detail, row)
+  except Exception as error:  # no row ends a run by another name
+    detail = f"{type(error).__name__}: {error}"[:300]
+    return BadRecord(uid, "cannot be read", detail, row)
+  if problem is not None:
+    return dataclasses.replace(problem, row=row)
+  return _Parsed(record, row)
+
+
+def _with_numbers(parsed: _Parsed, given: Iterable[str]) -> _Parsed | BadRecord:
+  """A record, unless it lacks an optional number that other records have."""
+  values = vars(parsed.record)
+  absent = [name for name in _NUMBERS if name in given and values.get(name) is None]
+  if not absent:
+    return parsed
+  detail = f"other rows have {absent[0]!r}; give it in every row, or in none"
+  return BadRecord(parsed.record.uid, "missing column", detail, parsed.row)
+
+
+def _unused(parsed: _Parsed, used: set[str]) -> set[str]:
+  """The columns of a row that hold a value and that its record does not use."""
+  of_messages = not isinstance(parsed.record.prompt, str)
+  read = used | (set(_FOR_TEMPLATE) if of_messages else set())
+  return {name for name, value in parsed.row.items() if value is not None} - read
 
 
 def _with_columns(
@@ -366,10 +477,9 @@ def _names(rows, reading: Reading) -> set[str]:
   return names
 
 
-def _schema_of(rows, reading: Reading) -> Schema | None:
+def _schema_of(source: _Source, names: set[str], reading: Reading) -> Schema | None:
   """The data set whose columns the rows have, in its form, unless they are those of a
   record with completions, or a column of it was asked for by its name."""
-  names = _names(rows, reading)
   schema = schemas.find(names)
   if schema is None or schema.columns.intersection(reading.columns):
     return None
@@ -378,7 +488,8 @@ def _schema_of(rows, reading: Reading) -> Schema | None:
     return schema  # rows of another form are bad rows of it
   if not own <= schema.columns and own != {"prompt"}:
     return None
-  fits = any(_fits(schema, uid, row, reading) for uid, row in rows[:_FIRST])
+  first = itertools.islice(source.good(), _FIRST)
+  fits = any(_fits(schema, uid, row, reading) for uid, row in first)
   return schema if fits else None
 
 
@@ -389,9 +500,8 @@ def _fits(schema: Schema, uid: str, row: Any, reading: Reading) -> bool:
     return False
 
 
-def _kind_of(rows, name: str, reading: Reading, schema: Schema | None) -> str:
+def _kind_of(names: set[str], name: str, schema: Schema | None) -> str:
   """Infers the kind of record from the columns of all rows together."""
-  names = _names(rows, reading)
   if schema is not None:
     names = (names - schema.columns) | schema.gives
   if not names:

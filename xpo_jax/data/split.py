@@ -42,30 +42,54 @@ def by_prompt(
     ValueError: a fraction outside (0, 1], fractions that do not sum to 1, or an empty
       split.
   """
+  check_fractions(fractions)
+  splits: dict[str, list[Item]] = {name: [] for name in fractions}
+  for item in items:
+    splits[name_of(prompt(item), fractions, seed)].append(item)
+  check_members({name: len(members) for name, members in splits.items()}, fractions)
+  return splits
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+  """Refuses shares that are no shares of a whole.
+
+  Raises:
+    ValueError: a fraction outside (0, 1], fractions that do not sum to 1.
+  """
   if any(not 0 < share <= 1 for share in fractions.values()):
     raise ValueError(f"fractions: {dict(fractions)}; each must lie in (0, 1]")
   if abs(sum(fractions.values()) - 1) > 1e-9:
     raise ValueError(f"fractions: {dict(fractions)} sum to {sum(fractions.values())}")
-  splits: dict[str, list[Item]] = {name: [] for name in fractions}
-  names = list(fractions)
-  for item in items:
-    u = uniform(prompt(item), seed)
-    cumulative = 0.0
-    name = names[-1]
-    for candidate in names[:-1]:
-      cumulative += fractions[candidate]
-      if u < cumulative:
-        name = candidate
-        break
-    splits[name].append(item)
-  empty = [name for name, members in splits.items() if not members]
+
+
+def check_members(counts: Mapping[str, int], fractions: Mapping[str, float]) -> None:
+  """Refuses an empty split.
+
+  Args:
+    counts: number of items of each split.
+    fractions: see `by_prompt`.
+
+  Raises:
+    ValueError: one is empty.
+  """
+  empty = [name for name, count in counts.items() if not count]
   if empty:
     raise ValueError(
-      f"splits {empty} are empty: {len(items)} records have too few distinct prompts "
-      f"for {dict(fractions)}; add prompts or use fewer splits (a share held out: "
-      "Evaluation.share)"
+      f"splits {empty} are empty: {sum(counts.values())} records have too few distinct "
+      f"prompts for {dict(fractions)}; add prompts or use fewer splits (a share held "
+      "out: Evaluation.share)"
     )
-  return splits
+
+
+def name_of(prompt: str, fractions: Mapping[str, float], seed: int) -> str:
+  """The split of a prompt, by its hash; see `by_prompt`."""
+  u, cumulative = uniform(prompt, seed), 0.0
+  *names, last = fractions
+  for name in names:
+    cumulative += fractions[name]
+    if u < cumulative:
+      return name
+  return last
 
 
 def uniform(text: str, seed: int) -> float:

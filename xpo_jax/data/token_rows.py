@@ -1,6 +1,7 @@
 """Rows of tokens for display: by kind for a report, as HTML in a notebook."""
 
 import html
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ _BACKGROUND = {
 }
 _LEGEND = {"prompt": "prompt", "loss": "loss", "free": "no loss"}
 _TOKEN = "padding: 1px 3px; margin: 1px; border-radius: 3px; white-space: pre-wrap"
+_BEGIN, _END = 200, 100  # characters shown of a long text
 _ROW = "font-family: monospace; line-height: 1.9; margin: 8px 0"
 
 
@@ -63,6 +65,36 @@ def pieces(row: Sequence[TokenInfo]) -> Iterator[tuple[str, str]]:
     before = here
     kind = "loss" if token.loss else ("free" if token.branch else "prompt")
     yield token.text.replace("\n", "⏎") or "∅", kind
+
+
+def lines(rows: Sequence[Sequence[TokenInfo]], groups: int) -> list[str]:
+  """Formats prompts and completions as text, a line each, tokens with loss in [ ].
+
+  Of a long text the beginning and the end are shown: what a template writes stands
+  there.
+
+  Args:
+    rows: packed rows.
+    groups: number of prompts to show, with their completions.
+  """
+  texts = []
+  for row in rows:
+    for (_, branch), tokens in itertools.groupby(row, lambda t: (t.segment, t.branch)):
+      if branch == 0:
+        groups -= 1
+      if groups < 0:
+        return texts
+      runs = itertools.groupby(tokens, lambda t: t.loss)
+      parts = [(loss, "".join(token.text for token in run)) for loss, run in runs]
+      text = "".join(f"[{part}]" if loss else part for loss, part in parts)
+      name = f"completion {branch}" if branch else "prompt"
+      texts.append(f"{name}: {printable(_shortened(text.replace(chr(10), '⏎')))}")
+  return texts
+
+
+def _shortened(text: str) -> str:
+  cut = len(text) - _BEGIN - _END
+  return text if cut <= 0 else f"{text[:_BEGIN]} ({cut} characters) {text[-_END:]}"
 
 
 def _span(text: str, kind: str) -> str:

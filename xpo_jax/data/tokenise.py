@@ -103,6 +103,29 @@ class Counts:
   control_tokens: int = 0
   unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+  def __add__(self, other: "Counts") -> "Counts":
+    """The counts over the records of both."""
+    return Counts(
+      self.truncated_prompts + other.truncated_prompts,
+      self.truncated_completions + other.truncated_completions,
+      self.trailing_turns + other.trailing_turns,
+      self.control_tokens + other.control_tokens,
+      dict(sorted((Counter(self.unread) + Counter(other.unread)).items())),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Numbers of prompts and of completions by their length in tokens.
+
+  Attributes:
+    prompt: length -> number of prompts, one of each record.
+    completion: length -> number of completions.
+  """
+
+  prompt: Counter[int]
+  completion: Counter[int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenised:
@@ -113,12 +136,14 @@ class Tokenised:
     bad: the problems of the other records.
     dropped: the other records.
     counts: over the valid records.
+    lengths: of all records that were encoded, before the limits.
   """
 
   examples: tuple[Example, ...]
   bad: tuple[BadRecord, ...]
   dropped: tuple[Record, ...]
   counts: Counts
+  lengths: Lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +155,14 @@ class TokenisedPrompts:
     records: the valid records.
     bad: the problems of the other records.
     counts: over the valid records.
+    lengths: of all records that were encoded, before the limit.
   """
 
   ids: tuple[np.ndarray, ...]
   records: tuple[Record, ...]
   bad: tuple[BadRecord, ...]
   counts: Counts
+  lengths: Lengths
 
 
 def tokenise(
@@ -205,6 +232,7 @@ def tokenise_valid(
   texts = [(x, one.chat) for each in prefixes for one in each for x in one.texts]
   ids = iter(_encode(texts, renderer))
   encoded = [[[next(ids) for _ in one.texts] for one in each] for each in prefixes]
+  lengths = _lengths(encoded, tokenizer.eos_token_id)
   examples, kept = [], []
   truncated = np.zeros(2, np.int64)
   for record, each, ids_of in zip(valid, prefixes, encoded, strict=True):
@@ -224,7 +252,16 @@ def tokenise_valid(
     truncated_prompts=truncated_prompts,
     truncated_completions=truncated_completions,
   )
-  return Tokenised(tuple(examples), tuple(bad), tuple(dropped), counts)
+  return Tokenised(tuple(examples), tuple(bad), tuple(dropped), counts, lengths)
+
+
+def _lengths(encoded: Sequence[Sequence[Sequence[np.ndarray]]], eos: int) -> Lengths:
+  """Lengths of encoded records, with the EOS that a completion gets."""
+  ends = [(len(ids[0]), ids[-1]) for each in encoded for ids in each]
+  return Lengths(
+    Counter(len(each[0][0]) for each in encoded),
+    Counter(len(whole) - start + int(whole[-1] != eos) for start, whole in ends),
+  )
 
 
 def _render(record: Record, renderer: Renderer) -> list[Prefixes]:
@@ -279,8 +316,9 @@ def tokenise_valid_prompts(
   renderer = Renderer(tokenizer, template)
   valid, rendered, bad = _for_each(data, renderer.prompt)
   texts = [(one.texts[-1], one.chat) for one in rendered]
+  encoded_texts = _encode(texts, renderer)
   ids, kept, truncated_prompts = [], [], 0
-  for record, encoded in zip(valid, _encode(texts, renderer), strict=True):
+  for record, encoded in zip(valid, encoded_texts, strict=True):
     try:
       prompt, truncated = _limit_prompt(encoded, tokenizer, limits)
     except UnusableRecord as error:
@@ -297,7 +335,8 @@ def tokenise_valid_prompts(
     renderer,
   )
   counts = dataclasses.replace(counts, truncated_prompts=truncated_prompts)
-  return TokenisedPrompts(tuple(ids), tuple(kept), tuple(bad), counts)
+  lengths = Lengths(Counter(map(len, encoded_texts)), Counter())
+  return TokenisedPrompts(tuple(ids), tuple(kept), tuple(bad), counts, lengths)
 
 
 def encode_answers(

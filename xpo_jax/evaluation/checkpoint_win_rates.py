@@ -42,10 +42,14 @@ class RunJudge(NamedTuple):
 
 
 def judge(
-  feedback: Feedback | None, policy: Checkpoint, reward: RewardFn | None
+  feedback: Feedback | None,
+  policy: Checkpoint,
+  reward: RewardFn | RunJudge | None,
 ) -> RunJudge | None:
-  """Makes the judge from the true reward if given, else from the run's feedback; the
-  final policy where it is its own judge; None where there is neither."""
+  """Makes the judge from the true reward or judge if given, else from the run's
+  feedback; the final policy where it is its own judge; None where there is neither."""
+  if isinstance(reward, RunJudge):
+    return reward
   if reward is not None:
 
     def score(prompts, completions):

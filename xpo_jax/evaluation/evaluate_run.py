@@ -17,16 +17,17 @@ from xpo_jax.evaluation import (
   bootstrap,
   checkpoint_win_rates,
   measure_policy,
+  policies,
   sequence_logps,
 )
 from xpo_jax.evaluation.checkpoint_win_rates import RunJudge
 from xpo_jax.evaluation.measure_policy import Draws, Report
 from xpo_jax.feedback import protocol, reward_model
-from xpo_jax.models import generate as generation
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.train import loading, loop, progress, run_directory, stages
 from xpo_jax.train.loading import Datasets
+from xpo_jax.train.state import Policy
 from xpo_jax.types import Layout
 
 FILE, SAMPLES = "evaluation.json", "samples.jsonl"
@@ -35,7 +36,7 @@ FILE, SAMPLES = "evaluation.json", "samples.jsonl"
 def evaluate_run(
   run_dir: str | Path,
   *,
-  reward: measure_policy.RewardFn | None = None,
+  reward: measure_policy.RewardFn | RunJudge | None = None,
   prompts: int = 128,
   completions: int = 4,
   max_completion_tokens: int | None = None,
@@ -49,8 +50,8 @@ def evaluate_run(
 
   Args:
     run_dir: a finished run whose experiment holds data out (`Evaluation`).
-    reward: full texts -> rewards. None: the run's own feedback; where it has none,
-      rewards are left out.
+    reward: full texts -> rewards, or a judge. None: the run's own feedback; where it
+      has none, rewards are left out.
     prompts: largest number of different held-out prompts, in the data's order.
     completions: samples of each prompt.
     max_completion_tokens: longest completion; None: the experiment's limit.
@@ -336,29 +337,15 @@ def sampler(
   loaded = hf_checkpoint.load(policy_dir(directory))
   if loaded.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
-  of_messages = dataclasses.replace(template, control_tokens="text")
+  model = transformer.model(loaded.config)
+  policy = Policy(model, loaded.params, loaded.tokenizer, template, step=0)
 
   def sample(
     prompts: Sequence[records.Text | records.Prompt],
     config: GenerationConfig,
     seed: int,
   ) -> list[list[str]]:
-    ids = []
-    for number, prompt in enumerate(prompts):
-      row = prompt
-      if not isinstance(row, records.Prompt):
-        row = records.Prompt(str(number), row)
-      own = template if isinstance(row.prompt, str) else of_messages
-      ids += tokenise.tokenise_prompts([row], loaded.tokenizer, own)
-    drawn = generation.generate(
-      transformer.model(loaded.config),
-      loaded.params["lm"],
-      ids,
-      tokenizer=loaded.tokenizer,
-      config=config,
-      key=jax.random.key(seed),
-    )
-    return [list(texts) for texts in drawn.texts_BK]
+    return policies.sample(policy, prompts, config, seed=seed)
 
   return sample
 

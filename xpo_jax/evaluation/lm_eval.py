@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from xpo_jax.models.generate import Batching
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.ops import token_stats
+from xpo_jax.train.state import Policy
 from xpo_jax.types import Array, Layout, Params, TokenStat
 
 FILE = "lm_eval.json"
@@ -42,6 +43,22 @@ MAX_COMPLETION_TOKENS = 256  # of a task that names none, as of lm-eval's own mo
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("until", "do_sample", "temperature", "top_k", "top_p")
 _MIN_WIDTH = 32  # tokens
+
+
+class Settings(NamedTuple):
+  """How tasks are run.
+
+  Attributes:
+    limit: number of documents of each task; None: all.
+    num_fewshot: examples before each document; None: the task's own number.
+    include_path: a folder with tasks of one's own, or None.
+    chat: whether prompts are rendered by the tokenizer's chat template.
+  """
+
+  limit: int | None = None
+  num_fewshot: int | None = None
+  include_path: str | None = None
+  chat: bool = False
 
 
 def evaluate(
@@ -74,32 +91,72 @@ def evaluate(
     ValueError: an unknown task, a limit below 1, an unfinished run, or `chat` and no
       chat template.
   """
-  if limit is not None and limit < 1:
-    raise ValueError(f"limit is {limit}; it must be at least 1, or None for all")
-  lm_eval = _lm_eval()
   folder = None if include_path is None else str(include_path)
-  if folder is not None and not Path(folder).is_dir():
-    raise ValueError(f"include_path: {folder} is no directory")
-  manager = lm_eval.tasks.TaskManager(include_path=folder)
-  _check_tasks(tasks, manager.all_tasks)
+  settings = Settings(limit, num_fewshot, folder, chat)
+  task_manager(tasks, settings)  # refuses unknown tasks before the weights are read
   model = adapter(directory, batch=batch)
-  if chat and not model.tokenizer.chat_template:
-    raise ValueError(f"{directory} has no chat template; evaluate without chat")
-  settings = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat}
-  found = lm_eval.simple_evaluate(
-    model=model,
-    tasks=list(tasks),
-    task_manager=manager,
-    log_samples=False,
-    fewshot_as_multiturn=chat,
-    **settings,
-  )
-  about = {"lm_eval": importlib.metadata.version("lm_eval"), **settings}
+  found = run(model, tasks, settings)
+  about = {"lm_eval": importlib.metadata.version("lm_eval"), "limit": limit}
+  about |= {"num_fewshot": num_fewshot, "apply_chat_template": chat}
   about["truncated texts"] = model.truncated
   if evaluate_run.is_run(directory):
     content = {name: found[name] for name in ("results", "versions", "n-samples")}
     sealed_files.write_json(Path(directory) / FILE, {"about": about, **content})
   return found["results"]
+
+
+def task_manager(tasks: Sequence[str], settings: Settings) -> Any:
+  """Makes lm-eval's index of tasks.
+
+  Raises:
+    ImportError: lm-eval is not installed.
+    ValueError: an unknown task, a limit below 1, no such folder.
+  """
+  limit, folder = settings.limit, settings.include_path
+  if limit is not None and limit < 1:
+    raise ValueError(f"limit is {limit}; it must be at least 1, or None for all")
+  lm_eval = _lm_eval()
+  if folder is not None and not Path(folder).is_dir():
+    raise ValueError(f"include_path: {folder} is no directory")
+  manager = lm_eval.tasks.TaskManager(include_path=folder)
+  _check_tasks(tasks, manager.all_tasks)
+  return manager
+
+
+def run(
+  model: "HarnessModel", tasks: Sequence[str], settings: Settings
+) -> dict[str, Any]:
+  """Runs tasks on an adapted model; returns what lm-eval's `simple_evaluate` does.
+
+  Raises:
+    ValueError: as `task_manager`; `chat` and no chat template.
+  """
+  manager = task_manager(tasks, settings)
+  if settings.chat and not model.tokenizer.chat_template:
+    raise ValueError(
+      f"{model.tokenizer_name} has no chat template; evaluate without chat"
+    )
+  return _lm_eval().simple_evaluate(
+    model=model,
+    tasks=list(tasks),
+    task_manager=manager,
+    log_samples=False,
+    limit=settings.limit,
+    num_fewshot=settings.num_fewshot,
+    apply_chat_template=settings.chat,
+    fewshot_as_multiturn=settings.chat,
+  )
+
+
+def of_policy(policy: Policy, *, batch: int = 16) -> "HarnessModel":
+  """Adapts a policy of a running run as a model of lm-eval.
+
+  Raises:
+    ImportError: lm-eval is not installed.
+  """
+  checkpoint = Checkpoint(policy.model.config, policy.params, policy.tokenizer)
+  name = f"the policy after step {policy.step}"
+  return _adapted(checkpoint, name, batch, policy.template.arguments)
 
 
 def adapter(directory: str | Path, *, batch: int = 16) -> "HarnessModel":
@@ -109,13 +166,20 @@ def adapter(directory: str | Path, *, batch: int = 16) -> "HarnessModel":
     ImportError: lm-eval is not installed.
     ValueError: an unfinished run; no tokenizer.
   """
-  lm_eval = _lm_eval()
+  _lm_eval()
   checkpoint = hf_checkpoint.load(evaluate_run.policy_dir(directory))
   if checkpoint.tokenizer is None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
-  adapted = type("XpoLM", (HarnessModel, lm_eval.api.model.LM), {})
-  arguments = evaluate_run.template_of(directory).arguments
-  return adapted(checkpoint, str(directory), batch=batch, arguments=arguments)
+  return _adapted(
+    checkpoint, str(directory), batch, evaluate_run.template_of(directory).arguments
+  )
+
+
+def _adapted(
+  checkpoint: Checkpoint, name: str, batch: int, arguments: Mapping[str, Any]
+) -> "HarnessModel":
+  adapted = type("XpoLM", (HarnessModel, _lm_eval().api.model.LM), {})
+  return adapted(checkpoint, name, batch=batch, arguments=arguments)
 
 
 class HarnessModel:

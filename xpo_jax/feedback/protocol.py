@@ -5,6 +5,7 @@ Reward models, judges and rules are all a `Scorer` (a number for each completion
 no function here replaces it silently.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ import numpy as np
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import ai_labels, preference_games
 from xpo_jax.types import Params
+
+# Queries that are asked again alone to find the one on which a function raises.
+_ASKED_AGAIN = 16
 
 
 class Scores(NamedTuple):
@@ -280,7 +284,12 @@ def _call(function: Scorer | Preference, *columns: Sequence[str]) -> Any:
   except Exception as error:
     if type(error).__module__ != "builtins":
       raise
-    query = _failing(function, columns)
+    query = None if isinstance(error, OSError) else _failing(function, columns)
+    if query is None:
+      raise ValueError(
+        f"{_name(function)} raised {type(error).__name__}: {error}, on "
+        f"{len(columns[0])} queries"
+      ) from error
     shown = [f"{column[query]!r:.200}" for column in columns]
     raise ValueError(
       f"{_name(function)} raised {type(error).__name__}: {error}, on query {query}: "
@@ -288,14 +297,18 @@ def _call(function: Scorer | Preference, *columns: Sequence[str]) -> Any:
     ) from error
 
 
-def _failing(function: Scorer | Preference, columns: tuple[Sequence[str], ...]) -> int:
-  """The first query on which a function raises alone; 0 where it does on none."""
-  for query, one in enumerate(zip(*columns, strict=True)):
+def _failing(
+  function: Scorer | Preference, columns: tuple[Sequence[str], ...]
+) -> int | None:
+  """The first query on which a function raises alone, of the first `_ASKED_AGAIN`; None
+  where it does on none. Not more are asked again: a server may be paid for each."""
+  queries = itertools.islice(zip(*columns, strict=True), _ASKED_AGAIN)
+  for query, one in enumerate(queries):
     try:
       function(*([text] for text in one))
     except Exception:
       return query
-  return 0
+  return None
 
 
 def _name(function: Any) -> str:

@@ -14,7 +14,12 @@ from pathlib import Path
 from xpo_jax import objectives
 from xpo_jax.config import command_line, trust
 from xpo_jax.config.data import Data, Evaluation, Prompts
-from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts
+from xpo_jax.config.experiment import (
+  Experiment,
+  NamedReference,
+  Pretrained,
+  Rollouts,
+)
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
@@ -62,6 +67,7 @@ def experiment(name: str, words: Sequence[str], prog: str) -> Experiment:
     data=_rollouts(given, built) if given.prompts else Data(given.data),
     start=Pretrained(_weights(given.model)),
     teacher=given.teacher and Pretrained(_weights(given.teacher)),
+    references=tuple(map(_reference, given.references or ())),
     optimizer=Optimizer(
       learning_rate=ADAPTER_LEARNING_RATE if adapted else LEARNING_RATE
     ),
@@ -102,6 +108,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--teacher", help="of an objective that distils one: as --model, of its tokenizer"
+  )
+  parser.add_argument(
+    "--references",
+    nargs="+",
+    metavar="ROLE=DIR",
+    help="further references of an objective that reads some (d2o: ref_minus=DIR "
+    "ref_plus=DIR), as --model",
   )
   parser.add_argument("--data", help="records: see data.path")
   parser.add_argument("--held-out", metavar="DATA", help="held-out data of its own")
@@ -168,6 +181,13 @@ def _check(given: argparse.Namespace, objective: Objective, prog: str) -> None:
 def _is_taught(objective: Objective) -> bool:
   """Whether it learns from a teacher; a reward is then reported and not trained on."""
   return teacher.reads(objective.stats)
+
+
+def _reference(text: str) -> NamedReference:
+  role, equals, model = text.partition("=")
+  if not (role and equals and model):
+    raise ValueError(f"--references {text}: write ROLE=DIR, as in ref_minus=DIR")
+  return NamedReference(role, Pretrained(_weights(model)))
 
 
 def _weights(model: str) -> str:

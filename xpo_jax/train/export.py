@@ -1,6 +1,7 @@
 """Exports the trained weights: Hugging Face directory, adapter, reward model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _describe(experiment, begin, loaded, model, params, directory) -> None:
     kind = reward_model.PREFERENCE
     reward_model.write_description(directory, data.template, data.limits, kind=kind)
     return
-  prompts, completions = _reference(experiment, begin, _trained_on(experiment, loaded))
+  prompts, completions = _reference(experiment, begin, loaded)
   head = reward_model.RewardModel(
     model, params, begin.tokenizer, data.template, data.limits
   )
@@ -140,22 +141,30 @@ def _describe(experiment, begin, loaded, model, params, directory) -> None:
   reward_model.write_description(directory, data.template, data.limits, affine=affine)
 
 
-def _trained_on(experiment: Experiment, loaded: Loaded) -> list[Record]:
-  """The valid records that are not held out."""
-  evaluation, rows = experiment.evaluation, loaded.records
-  if evaluation.share:
-    rows = split.by_prompt(rows, evaluation.shares, experiment.data.seed)["train"]
-  return [row for row in rows if records.find_problem(row) is None]
+def _trained_on(experiment: Experiment, loaded: Loaded) -> Iterator[Record]:
+  """Yields the valid records that are not held out."""
+  shares, seed = experiment.evaluation.shares, experiment.data.seed
+  for row in loaded.records:
+    if split.name_of(split.prompt_text(row), shares, seed) != "train":
+      continue
+    if records.find_problem(row) is None:
+      yield row
 
 
 def _reference(
-  experiment: Experiment, begin: LoadedStart, rows: Sequence[Record]
+  experiment: Experiment, begin: LoadedStart, loaded: Loaded
 ) -> tuple[list[str], list[records.Text]]:
   """Prompts of the training data with a completion of each to normalise rewards on."""
-  first = {records.plain_text(row.prompt): row for row in rows}
-  order = np.random.default_rng(experiment.seed).permutation(len(first))
-  different = list(first.values())
-  chosen = [different[i] for i in order[: 2 * REFERENCE_SAMPLES]]
+  number: dict[bytes, int] = {}  # of each different prompt
+  for row in _trained_on(experiment, loaded):
+    number.setdefault(_digest(row), len(number))
+  order = np.random.default_rng(experiment.seed).permutation(len(number))
+  order = order[: 2 * REFERENCE_SAMPLES].tolist()
+  wanted, last = set(order), {}
+  for row in _trained_on(experiment, loaded):  # not held: a source may be large
+    if (at := number[_digest(row)]) in wanted:
+      last[at] = row
+  chosen = [last[at] for at in order]
   data, limits = experiment.data, _truncating(experiment.data.limits)
   # The template may refuse a record that was dropped.
   chosen = tokenise.tokenise_valid_prompts(
@@ -165,6 +174,11 @@ def _reference(
   if isinstance(experiment.start, Scratch):
     return prompts, [_preferred(row) for row in chosen]
   return prompts, _completions(experiment, begin, chosen)
+
+
+def _digest(row: Record) -> bytes:
+  text = records.plain_text(row.prompt)
+  return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _completions(

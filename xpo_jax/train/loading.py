@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import (
   audit,
   record_file,
+  record_stream,
   records,
   sealed_files,
   split,
@@ -25,6 +27,7 @@ from xpo_jax.data import (
   tokenise,
 )
 from xpo_jax.data.formats import hub, tables, tfds
+from xpo_jax.data.record_stream import RecordStream
 from xpo_jax.data.records import Record
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
@@ -180,10 +183,10 @@ def load(
       f"hub:NAME, or synthetic:NUMBER{named if datasets else ''}"
     )
   if data.portion is not None:
-    rows = split.by_prompt(loaded.records, split.PORTIONS, like.seed)[data.portion]
-    loaded = dataclasses.replace(loaded, records=tuple(rows))
+    rows = _portion(loaded.records, data.portion, like.seed)
+    loaded = dataclasses.replace(loaded, records=rows)
   if data.limit is not None:
-    loaded = dataclasses.replace(loaded, records=loaded.records[: data.limit])
+    loaded = dataclasses.replace(loaded, records=_first(loaded.records, data.limit))
   if isinstance(data, Data):
     for other, weight in data.others:
       one = dataclasses.replace(data, path=other, also=())
@@ -193,20 +196,48 @@ def load(
   return loaded
 
 
+def _portion(rows: Sequence[Record], name: str, seed: int) -> Sequence[Record]:
+  """The records of a portion of the prompts."""
+  if not isinstance(rows, RecordStream):
+    return tuple(split.by_prompt(rows, split.PORTIONS, seed)[name])
+
+  def portion_of(row: Record) -> str:
+    return split.name_of(split.prompt_text(row), split.PORTIONS, seed)
+
+  counts = Counter(map(portion_of, rows))
+  split.check_members({n: counts[n] for n in split.PORTIONS}, split.PORTIONS)
+  return rows.where(lambda row: portion_of(row) == name, counts[name])
+
+
+def _first(rows: Sequence[Record], count: int) -> Sequence[Record]:
+  return rows.first(count) if isinstance(rows, RecordStream) else rows[:count]
+
+
 def _joined(first: Loaded, second: Loaded, weight: float, seed: int) -> Loaded:
   """Two sources as one; the second's records count `weight` times each."""
   whole, rest = divmod(weight, 1)
-  rows = list(second.records) * int(whole)
-  rows += [row for row in second.records if split.uniform(row.uid, seed) < rest]
+  streamed = any(isinstance(x.records, RecordStream) for x in (first, second))
+  parts = [first.records, *[second.records] * int(whole)]
+  parts.append(
+    _some_of(second.records, lambda row: split.uniform(row.uid, seed) < rest)
+  )
   unused = Counter(first.unused) + Counter(second.unused)
   sha = hashlib.sha256(f"{first.sha256} {weight} {second.sha256}".encode())
   return Loaded(
     f"{first.name} + {weight:g} x {second.name}",
-    (*first.records, *rows),
+    record_stream.concatenated(parts) if streamed else tuple(itertools.chain(*parts)),
     first.bad + second.bad,
     sha.hexdigest(),
     dict(sorted(unused.items())),
   )
+
+
+def _some_of(
+  rows: Sequence[Record], chosen: Callable[[Record], bool]
+) -> Sequence[Record]:
+  if isinstance(rows, RecordStream):
+    return rows.where(chosen, sum(map(chosen, rows)))
+  return [row for row in rows if chosen(row)]
 
 
 def load_checked(data: Data | Prompts, datasets: Datasets) -> Loaded:
@@ -414,17 +445,37 @@ def _same_place(name: str, other: str | None) -> bool:
   return places[0] == places[1]
 
 
-def _check_alike(source: Pretrained, other: LoadedStart, begin: LoadedStart) -> None:
+def named_references(experiment: Experiment, begin: LoadedStart) -> dict[str, Params]:
+  """Loads the decoders of `Experiment.references`, by role.
+
+  Raises:
+    ValueError: as `reference`.
+  """
+  named = {}
+  for one in experiment.references:
+    other = pretrained(one.weights)
+    field = f"Experiment.references ({one.role})"
+    _check_alike(one.weights, other, begin, field)
+    named[one.role] = other.params["lm"]
+  return named
+
+
+def _check_alike(
+  source: Pretrained,
+  other: LoadedStart,
+  begin: LoadedStart,
+  field: str = "Experiment.reference",
+) -> None:
   alike = ("compute_dtype", "remat", "stop_ids", "router_loss", "router_loss_coef")
   same = {name: vars(begin.config)[name] for name in alike}
   if dataclasses.replace(other.config, **same) != begin.config:
     raise ValueError(
-      f"Experiment.reference is {source.directory!r}, of another "
+      f"{field} is {source.directory!r}, of another "
       "architecture than the start's; give one of the same"
     )
   if audit.tokens_digest(other.tokenizer) != audit.tokens_digest(begin.tokenizer):
     raise ValueError(
-      f"Experiment.reference is {source.directory!r}, of another "
+      f"{field} is {source.directory!r}, of another "
       "tokenizer than the start's; its log-probs would be of other tokens"
     )
 
@@ -452,6 +503,7 @@ def start_digests(
   begin: LoadedStart,
   reference: Reference | None,
   teacher: Teacher | None = None,
+  named: Mapping[str, Params] = {},
 ) -> dict[str, str]:
   """Computes the digests of weights that every resume reads again: the base of
   adapters, a start that is a directory, a separate reference, a teacher.
@@ -461,6 +513,7 @@ def start_digests(
     begin: the start.
     reference: of the reference, or None where it is the start's decoder.
     teacher: the teacher, or None.
+    named: further references, by role.
   """
   lm, digests = begin.params["lm"], {}
   if experiment.adapter is not None:
@@ -478,6 +531,8 @@ def start_digests(
     )
   if teacher is not None:
     digests["teacher_sha256"] = _weights(teacher.params["lm"])
+  for role, lm_of_role in named.items():
+    digests[f"{role}_sha256"] = _weights(lm_of_role)
   return digests
 
 
@@ -508,6 +563,10 @@ def prepare(
     prepared = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | prepared.examples
     counts = counts | {"held_out": prepared.audit.summary()}
+  if held_out := examples.get("held_out"):
+    counts["overlap"] = audit.overlap(
+      *([example.prompt for example in rows] for rows in (examples["train"], held_out))
+    )
   if data.conversion is not None:
     before = sum(map(len, examples.values()))
     examples = {name: _converted(data, rows) for name, rows in examples.items()}
@@ -567,6 +626,7 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
     seed=data.seed,
     bad_rows=data.bad_rows,
     bad_rows_file=file,
+    directory=file.parent,
   )
 
 
@@ -629,11 +689,11 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
     sealed_files.check_directory(directory, "delete the directory: it is trained again")
     tokenizer = hf_checkpoint.read_tokenizer(directory)
   else:
-    texts = [
+    texts = (
       records.plain_text(row.prompt) + records.plain_text(completion)
       for row in loaded.records
       for completion in records.completions(row) or ("",)  # a bare prompt has none
-    ]
+    )
     tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
     sealed_files.write_directory(directory, tokenizer.save_pretrained)
   if len(tokenizer) > start.model.vocab:
@@ -644,32 +704,34 @@ def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
   return tokenizer
 
 
-def beyond_positions(config: Config, examples: Sequence[Example]) -> dict[str, int]:
+def beyond_positions(config: Config, examples: Iterable[Example]) -> dict[str, int]:
   """Counts examples longer than the positions that the start was trained on.
 
   Raises:
     ValueError: there are no positions after the last (`Config.position_limit`).
   """
-  lengths = [len(x.prompt) + max(map(len, x.completions)) for x in examples]
-  beyond = [
-    number for number, length in enumerate(lengths) if length > config.positions
-  ]
+  beyond, longest, worst = 0, config.positions, ""
+  for example in examples:
+    length = len(example.prompt) + max(map(len, example.completions))
+    beyond += length > config.positions
+    if length > longest:
+      longest, worst = length, example.uid
   if beyond and config.position_limit is not None:
-    worst = max(beyond, key=lengths.__getitem__)
     raise ValueError(
-      f"{len(beyond)} examples have more tokens than the {config.positions} "
-      f"positions of the start: {examples[worst].uid} has {lengths[worst]}; set "
+      f"{beyond} examples have more tokens than the {config.positions} "
+      f"positions of the start: {worst} has {longest}; set "
       "Data.limits.prompt and Data.limits.completion, or drop them"
     )
-  return {"beyond_positions": len(beyond)}
+  return {"beyond_positions": beyond}
 
 
 def unread_margins(objective: Objective, loaded: Loaded) -> dict[str, int]:
   """Counts the pairs with a margin where the objective reads none, by column."""
   if "margin_BK" in objective.columns:
     return {}
-  pairs = [row for row in loaded.records if isinstance(row, records.Pair)]
-  count = sum(pair.margin is not None for pair in pairs)
+  count = sum(
+    isinstance(row, records.Pair) and row.margin is not None for row in loaded.records
+  )
   return {"margin": count} if count else {}
 
 
@@ -718,7 +780,8 @@ def prompt_sets(
 ) -> tuple[PromptSet, PromptSet | None, dict[str, Any]]:
   """Prepares the training prompts, the held-out ones, and counts of both."""
   config, evaluation = experiment.data.prompts, experiment.evaluation
-  every, bad, read = _prompt_set(config, loaded, tokenizer)
+  every, tokenised = _prompt_set(config, loaded, tokenizer)
+  bad = [*loaded.bad, *tokenised.bad]
   chosen, held_out = every, None
   if evaluation.share:
     sides = split.by_prompt(
@@ -733,8 +796,8 @@ def prompt_sets(
   elif evaluation.path is not None:
     unlimited = dataclasses.replace(evaluation, limit=None)
     other = load(unlimited, config, datasets)
-    held_out, more, _ = _prompt_set(config, other, tokenizer)
-    bad += more
+    held_out, others = _prompt_set(config, other, tokenizer)
+    bad += [*other.bad, *others.bad]
   if held_out is not None:
     held_out = _some(held_out, range(len(held_out.ids))[: evaluation.limit])
     width = max(chosen.width, held_out.width)
@@ -746,22 +809,34 @@ def prompt_sets(
     "source_sha256": loaded.sha256,
     "rows": len(loaded.records) + len(loaded.bad),
     "dropped": len(bad),
+    "problems": dict(Counter(one.problem for one in bad)),
     "first_dropped": audit.listed(bad),
+    "repeated_prompts": len(loaded.records) - tokenised.lengths.prompt.total(),
+    "lengths": {
+      "prompt": audit.percentiles(tokenised.lengths.prompt, config.limits.prompt)
+    },
     "prompts": len(chosen.ids),
     "held_out_prompts": 0 if held_out is None else len(held_out.ids),
     "longest_prompt": chosen.width,
-    "truncated_prompts": read.truncated_prompts,
-    "control_tokens": read.control_tokens,
-    "unread": read.unread,
+    "overlap": 0 if held_out is None else audit.overlap(chosen.ids, held_out.ids),
+    "truncated_prompts": tokenised.counts.truncated_prompts,
+    "control_tokens": tokenised.counts.control_tokens,
+    "unread": tokenised.counts.unread,
     "unused_columns": loaded.unused,
   }
   return chosen, held_out, counts
 
 
-def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
-  first = {_prompt_key(row): row for row in reversed(loaded.records)}
+def _prompt_set(
+  config: Prompts, loaded: Loaded, tokenizer: Any
+) -> tuple[PromptSet, tokenise.TokenisedPrompts]:
+  """The different prompts of a source, and what became of all."""
+  first: dict[tuple[str, str], Record] = {}
+  for row in loaded.records:  # the first of equal ones, at the place of the last
+    key = _prompt_key(row)
+    first[key] = first.pop(key, row)
   tokenised = tokenise.tokenise_valid_prompts(
-    list(reversed(first.values())), tokenizer, config.template, limits=config.limits
+    list(first.values()), tokenizer, config.template, limits=config.limits
   )
   bad = [*loaded.bad, *tokenised.bad]
   if bad and config.bad_rows == "stop":
@@ -775,7 +850,7 @@ def _prompt_set(config: Prompts, loaded: Loaded, tokenizer):
   texts = tuple(map(records.prompt_string, rows))
   uids = tuple(row.uid for row in rows)
   width = max(map(len, tokenised.ids))
-  return PromptSet(uids, texts, tokenised.ids, width), bad, tokenised.counts
+  return PromptSet(uids, texts, tokenised.ids, width), tokenised
 
 
 def _prompt_key(row: Record) -> tuple[str, str]:

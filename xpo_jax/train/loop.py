@@ -5,12 +5,14 @@ makes; it does progress, metrics, held-out evaluation, checkpoints and preemptio
 """
 
 import functools
+import numbers
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
@@ -28,9 +30,10 @@ from xpo_jax.train import (
   run_directory,
   stages,
   step,
+  validate,
 )
 from xpo_jax.train.loading import Datasets, Inputs
-from xpo_jax.train.state import Program
+from xpo_jax.train.state import Policy, Program
 from xpo_jax.types import Params
 
 # The only place that depends on the kind of data of an experiment.
@@ -229,6 +232,7 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
   say(_first_checkpoint(done, program.total, checkpoint_every, loop.checkpoint_minutes))
   wandb = run_directory.wandb_arguments(loop.wandb, run_dir, meta)
   writer = metrics.open_writer(run_dir, done, wandb)
+  called = _evaluator(program, experiment)
   pending, clock, saved = [], time.perf_counter(), time.monotonic()
   with (
     checkpoint.preemption() as stop,
@@ -241,6 +245,9 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
         evaluating = program.evaluate is not None and (
           last or run_directory.due(loop.eval_every, now)
         )
+        calling = called is not None and (
+          last or run_directory.due(loop.evaluator_every, now)
+        )
         # The first step is written alone: its time is compilation.
         showing = index == done or last or run_directory.due(log_every, now)
         by_time = _is_time(loop.checkpoint_minutes, saved, showing)
@@ -248,15 +255,18 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
         due = run_directory.due(checkpoint_every, now)
         saving = last or stopping or due or by_time
         apart = 0.0  # seconds that are not of steps
-        if evaluating:
+        if evaluating or calling:
           jax.block_until_ready(measured)
           begun = time.perf_counter()
-          measured = {**measured, **jax.device_get(program.evaluate(state))}
+          if evaluating:
+            measured = {**measured, **jax.device_get(program.evaluate(state))}
+          if calling:
+            measured = {**measured, **called(state, now)}
           apart = time.perf_counter() - begun
         pending.append((index, measured))
-        if showing or evaluating or saving:
+        if showing or evaluating or calling or saving:
           line, clock = _write(program, run_dir, writer, pending, clock, apart)
-          if showing or evaluating:
+          if showing or evaluating or calling:
             report(line)
         if saving:
           metrics.synchronise(writer)  # the checkpoint's steps must have their lines
@@ -267,6 +277,50 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
     finally:
       metrics.close(writer)
   return state, stop.signal
+
+
+def _evaluator(
+  program: Program, experiment: Experiment
+) -> Callable[[Any, int], dict[str, float]] | None:
+  """`(state, steps done) -> metrics` of the run's own evaluation; None without."""
+  evaluate, config = validate.evaluator_of(experiment), experiment.loop.evaluator
+  if evaluate is None:
+    return None
+  template = experiment.data.source.template
+
+  def called(state: Any, now: int) -> dict[str, float]:
+    params = program.policy(state)
+    policy = Policy(program.model, params, program.tokenizer, template, now)
+    return named_numbers(evaluate(policy), config.name)
+
+  return called
+
+
+def named_numbers(measured: Any, name: str) -> dict[str, float]:
+  """Names what an evaluation returned as metrics of the run.
+
+  Args:
+    measured: numbers by name.
+    name: of the function that made the evaluation, for messages.
+
+  Raises:
+    ValueError: something else than numbers by name.
+  """
+  if not isinstance(measured, Mapping):
+    raise ValueError(
+      f"Loop.evaluator {name} returned a {type(measured).__name__}; it must return a "
+      "dict of numbers by name"
+    )
+  line = {}
+  for key, value in measured.items():
+    scalar = isinstance(value, np.ndarray | jax.Array) and value.size == 1
+    if not isinstance(key, str) or not (scalar or isinstance(value, numbers.Real)):
+      raise ValueError(
+        f"Loop.evaluator {name} returned {key!r}: {value!r}; it must return numbers by "
+        "name"
+      )
+    line[progress.EVALUATOR + key] = float(np.asarray(value).item())
+  return line
 
 
 def _is_time(minutes: float | None, saved: float, showing: bool) -> bool:

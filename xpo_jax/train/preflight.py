@@ -9,7 +9,6 @@ the place of those of a stage.
 
 import functools
 import tempfile
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,8 @@ import numpy as np
 
 from xpo_jax.config import optim
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.data import audit, pack
+from xpo_jax.data import audit, pack, token_rows
 from xpo_jax.data.pack import Batches
-from xpo_jax.data.printable import printable
 from xpo_jax.data.records import Prompt
 from xpo_jax.data.sources import Loaded
 from xpo_jax.data.token_rows import TokenInfo, TokenRows
@@ -47,6 +45,8 @@ from xpo_jax.train import (
 from xpo_jax.train.aux_losses import AuxLosses
 from xpo_jax.train.loading import Datasets, Inputs, LoadedStart
 
+SHOWN = 3  # prompts whose text is shown
+
 
 class Budget(NamedTuple):
   """Data, sizes and memory of one stage of an experiment.
@@ -59,7 +59,7 @@ class Budget(NamedTuple):
       "temporaries", and for a run on rollouts "between updates": reference, teacher and
       older samplers; without sampling. None on a mesh.
     shown: the first rows, token by token (`audit.inspect_tokens`); of a run on rollouts
-      the first prompt.
+      the first prompts.
   """
 
   name: str
@@ -97,30 +97,45 @@ def lines(budget: Budget) -> list[str]:
     source = f"records made by {counts['made by']} when the run starts: not checked"
     sizes_listed = [f"{name} {value:,}" for name, value in sizes.items()]
     return [budget.name, *(f"  {line}" for line in [source, *sizes_listed])]
-  rows = f"rows {counts['rows']:,}"
-  if "prompts" in counts:
-    rows += f", dropped {counts['dropped']:,}; prompts {counts['prompts']:,}"
-    rows += f", held out {counts['held_out_prompts']:,}"
-    rows += f", the longest {counts['longest_prompt']:,} tokens"
-  else:
-    rows += f", kept {counts['kept']:,}, dropped {sum(counts['dropped'].values()):,}"
-    rows += f", truncated {counts['truncated_prompts']:,} prompts and "
-    rows += f"{counts['truncated_completions']:,} completions"
-  facts = [rows, *audit.notes(counts)]
+  facts = [*_rows(counts), *audit.length_lines(counts), *audit.notes(counts)]
   facts += [f"{name} {value:,}" for name, value in sizes.items()]
   if "tokens computed" in sizes:
     ratio = sizes["tokens computed"] / max(sizes["unique tokens"], 1)
     facts.append(f"tokens computed per unique token {ratio:.3f}")
   for name, value in (budget.bytes or {}).items():
     facts.append(f"memory, {name}: {value / 2**20:,.1f} MiB")
-  marked = (f"[{t.text}]" if t.loss else t.text for t in budget.shown[0][:60])
-  text = textwrap.indent(printable("".join(marked)), "    ")
+  shown = token_rows.lines(budget.shown, SHOWN)
   return [
     budget.name,
     *(f"  {line}" for line in facts),
-    "  first row, loss in [ ]:",
-    text,
+    "  first rows, loss in [ ]:",
+    *(f"    {line}" for line in shown),
   ]
+
+
+def _rows(counts: Mapping[str, Any]) -> list[str]:
+  """Says what became of the rows: kept, dropped and why, repeated, held out."""
+  if "prompts" in counts:  # of a run on rollouts
+    problems, held_out = counts["problems"], counts["held_out_prompts"]
+    kept = f"prompts {counts['prompts']:,}"
+    changed = f"truncated prompts {counts['truncated_prompts']:,}"
+    repeated = f"repeated prompts {counts['repeated_prompts']:,}, used once"
+  else:
+    problems = counts["dropped"]
+    splits = counts["splits"] | counts.get("held_out", {}).get("splits", {})
+    held_out = splits.get("held_out", {}).get("prompts", 0)
+    kept = f"kept {counts['kept']:,}"
+    changed = f"truncated prompts {counts['truncated_prompts']:,}, "
+    changed += f"truncated completions {counts['truncated_completions']:,}"
+    repeated = f"repeated rows {counts['repeated_rows']:,}, "
+    repeated += f"repeated prompts {counts['repeated_prompts']:,}"
+  why = ", ".join(f"{problem} {count:,}" for problem, count in problems.items())
+  dropped = f"dropped {sum(problems.values()):,}" + (f" ({why})" if why else "")
+  lines = [f"rows {counts['rows']:,}: {kept}, {dropped}", f"{changed}, {repeated}"]
+  if held_out:
+    also = counts["overlap"]
+    lines.append(f"held-out prompts {held_out:,}, also trained on {also:,}")
+  return lines
 
 
 def _budget(
@@ -251,13 +266,16 @@ def _rollouts(
     "parameters": sum(x.size for x in jax.tree.leaves(parts.ref)),
     "parameters trained": sum(x.size for x in jax.tree.leaves(first.train.params)),
   }
-  prompt = [
-    TokenInfo(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
-    for at, token in enumerate(parts.prompts.ids[0])
+  prompts = [
+    [
+      TokenInfo(parts.tokenizer.decode([int(token)]), 1, 0, at, False)
+      for at, token in enumerate(ids)
+    ]
+    for ids in parts.prompts.ids[:SHOWN]
   ]
   memory = _rollouts_memory(parts, first)
   return Budget(
-    str(experiment.objective), parts.counts, sizes, memory, TokenRows([prompt])
+    str(experiment.objective), parts.counts, sizes, memory, TokenRows(prompts)
   )
 
 
@@ -319,6 +337,8 @@ def _memory(
   if teacher is not None:
     models[TEACHER] = teacher.model
     frozen[TEACHER] = jax.eval_shape(lambda: teacher.params)
+  for one in experiment.references:  # of the policy's shapes
+    models[one.role], frozen[one.role] = model, {"lm": lm}
   if adapter is not None:
     frozen[state.BASE] = {"lm": lm}
     lm = jax.eval_shape(trained.init, jax.random.key(0))

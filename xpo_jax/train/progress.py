@@ -16,6 +16,7 @@ class Stopped(KeyboardInterrupt):
   """A signal ended a run or a study before its end, with a checkpoint; not an error."""
 
 
+EVALUATOR = "evaluator/"  # of what `Loop.evaluator` measures, shown always
 _SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
 
 
@@ -57,7 +58,8 @@ def following(
 
 def describe(line: Mapping[str, float], names: Sequence[str] = _SHOWN) -> str:
   """Formats the metrics of a line that are shown."""
-  shown = [f"{name} {line[name]:.4g}" for name in names if name in line]
+  own = [name for name in line if name.startswith(EVALUATOR)]
+  shown = [f"{name} {line[name]:.4g}" for name in (*names, *own) if name in line]
   if "time/tokens_per_second" in line:
     shown.append(f"{line['time/tokens_per_second']:,.0f} tokens/s")
   if "time/evaluation" in line:

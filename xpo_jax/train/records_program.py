@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,8 @@ def prepare(
   other = loading.reference(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   teacher = loading.teacher(experiment, begin)
-  counts |= loading.start_digests(experiment, begin, other, teacher)
+  named = loading.named_references(experiment, begin)
+  counts |= loading.start_digests(experiment, begin, other, teacher, named)
   put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
@@ -155,6 +157,8 @@ def prepare(
   if teacher is not None:
     models[TEACHER] = teacher.model
     frozen[TEACHER] = {"lm": state.frozen(mesh, teacher.model, teacher.params["lm"])}
+  for role, lm in named.items():
+    models[role], frozen[role] = model, {"lm": state.frozen(mesh, model, lm)}
   take = step.make_step(
     build,
     models,
@@ -219,7 +223,8 @@ def examples(
   train, held_out, counts = loading.prepare(
     experiment, loaded, begin.tokenizer, run_dir, datasets
   )
-  counts |= loading.beyond_positions(begin.config, [*train, *held_out])
+  every = functools.partial(itertools.chain, train, held_out)
+  counts |= loading.beyond_positions(begin.config, every())
   counts |= loading.adapted(experiment, begin.config)
   objective, seed = experiment.objective.build(), experiment.data.seed
   unread = loading.unread_margins(objective, loaded)
@@ -228,7 +233,7 @@ def examples(
     collate.to_layout(rows, objective.layout, seed) if rows else []
     for rows in (train, held_out)
   )
-  _check_columns(objective, [*train, *held_out], audit.notes(counts))
+  _check_columns(objective, itertools.chain(train, held_out), audit.notes(counts))
   return train, held_out, counts
 
 
@@ -260,7 +265,7 @@ _SOURCES = {
 
 
 def _check_columns(
-  objective: Objective, examples: list[Example], notes: list[str]
+  objective: Objective, examples: Iterable[Example], notes: list[str]
 ) -> None:
   """Refuses examples without a column of the data that an objective reads.
 
@@ -268,9 +273,10 @@ def _check_columns(
     ValueError: names the column, what brings it, and the notes on the data: perhaps
       rows that have it were dropped.
   """
-  for column in sorted(objective.columns & _SOURCES.keys()):
-    name, fix = _SOURCES[column]
-    for example in examples:
+  columns = sorted(objective.columns & _SOURCES.keys())
+  for example in examples if columns else ():
+    for column in columns:
+      name, fix = _SOURCES[column]
       there = example.token_fields if column.endswith("T") else example.fields
       if name not in there:
         said = f"{objective.name} reads {column}, which {example.uid} does not have"
@@ -394,7 +400,9 @@ def _cached(
   if cache is None:
     scoring.say(f"scoring {len(rows)} {name} examples under the reference, once")
     score = references.scorer(scoring.model, stats, scoring.mesh)
-    cache = references.compute(batches, score, scoring.ref, scoring.place)
+    cache = references.compute(
+      batches, score, scoring.ref, scoring.place, directory=scoring.run_dir
+    )
     references.write(root / name, cache, wanted)
   return cache
 

@@ -7,6 +7,7 @@ another reference than the run's is refused; the message lists the differences.
 
 import functools
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +110,8 @@ def compute(
   run: Callable[[Params, Batch], dict[str, jax.Array]],
   params: Params,
   place: Callable[[Batch], Batch] = lambda batch: batch,
+  *,
+  directory: Path | None = None,
 ) -> Cache:
   """Scores every example once under the reference.
 
@@ -117,6 +120,8 @@ def compute(
     run: see `scorer`.
     params: `{"lm": the reference's parameters}`.
     place: puts a batch on the mesh.
+    directory: for the values, which are a file there without a name until the process
+      ends; None: they are kept in memory.
   """
   data = batches.store
   cache = Cache({}, _starts(data))
@@ -127,9 +132,16 @@ def compute(
     for field, x_MBKT in jax.device_get(run(params, place(batch))).items():
       if field not in cache.values:
         shape = (int(data.loss.sum()), *x_MBKT.shape[4:])
-        cache.values[field] = np.zeros(shape, x_MBKT.dtype)
+        cache.values[field] = _zeros(shape, x_MBKT.dtype, directory)
       cache.values[field][at[mask]] = x_MBKT[mask]
   return cache
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, directory: Path | None) -> np.ndarray:
+  if directory is None:
+    return np.zeros(shape, dtype)
+  with tempfile.TemporaryFile(dir=directory) as file:
+    return np.memmap(file, dtype, "w+", shape=shape)  # of zeros
 
 
 def cache(values: Mapping[str, np.ndarray], data: TokenStore) -> Cache:
@@ -206,7 +218,9 @@ def read(directory: Path, data: TokenStore, wanted: Mapping[str, Any]) -> Cache 
 
 def _starts(data: TokenStore) -> np.ndarray:
   """For example n and column k, the number of tokens with loss before it."""
-  before = np.concatenate([[0], data.loss.cumsum()])[data.piece_start]
+  pieces = data.piece_start[:-1]
+  responses = np.add.reduceat(data.loss, pieces, dtype=np.int64)
+  before = np.concatenate([[0], responses.cumsum()])
   counts = np.diff(data.group_start) - 1
   start_NK = np.zeros((len(counts), int(counts.max())), np.int64)
   within = np.arange(start_NK.shape[1]) < counts[:, None]

@@ -41,8 +41,12 @@ LOCK, WANDB_ID = "lock.json", "wandb_id.json"
 SHOWN_ROWS = 4
 # Results for which the directory of a refused run is not removed.
 _COMPUTED = (CHECKPOINTS, STAGES, ROLLOUTS, HELD_OUT)
-# Digests that data.json of an older run may lack.
+# Digests and counts that data.json of an older run may lack.
 JUDGES_DIGEST, START_DIGEST = "judges_sha256", "start_sha256"
+_NEWER = frozenset(
+  {JUDGES_DIGEST, START_DIGEST}
+  | {"lengths", "overlap", "problems", "repeated_prompts", "repeated_rows"}
+)
 
 
 class NonFiniteLoss(ValueError):
@@ -362,7 +366,7 @@ def restore_state(
 def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
   """Writes data.json, or compares the data with it where it exists.
 
-  Digests of start and judge that an older data.json lacks are not compared.
+  What an older data.json lacks, such as digests of start and judge, is not compared.
 
   Raises:
     ValueError: the data changed since the run began; shows the differences.
@@ -372,9 +376,19 @@ def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
     sealed_files.write_json(path, counts)
     return
   old = sealed_files.read_json(path)
-  optional = (JUDGES_DIGEST, START_DIGEST)
-  new = {n: x for n, x in counts.items() if n not in optional or n in old}
-  yaml_file.refuse_change("data", run_dir, old, json.loads(json.dumps(new)))
+  new = _as_old(json.loads(json.dumps(counts)), old)
+  yaml_file.refuse_change("data", run_dir, old, new)
+
+
+def _as_old(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+  """Leaves out what older counts lack, at any depth."""
+  return {
+    name: _as_old(x, old[name])
+    if isinstance(x, dict) and isinstance(old.get(name), dict)
+    else x
+    for name, x in new.items()
+    if name not in _NEWER or name in old
+  }
 
 
 def write_shown(run_dir: Path, batch: Batch, tokenizer: Any) -> None:

@@ -14,7 +14,13 @@ from typing import Any
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
-from xpo_jax.config.experiment import Experiment, Pretrained, Scratch, Stage
+from xpo_jax.config.experiment import (
+  Experiment,
+  NamedReference,
+  Pretrained,
+  Scratch,
+  Stage,
+)
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.train import loading, run_directory
 from xpo_jax.train.loading import Datasets
@@ -114,7 +120,7 @@ def replaced(value: Any, policy: Callable[[Stage], Path]) -> Any:
     return value
   changes = {}
   for name, item in experiments.children(value):
-    if isinstance(value, Experiment) and isinstance(item, Stage):
+    if isinstance(value, Experiment | NamedReference) and isinstance(item, Stage):
       # A start, reference or teacher, which have a dtype and remat of their own.
       changes[name] = dataclasses.replace(
         source(item.experiment), directory=str(policy(item))

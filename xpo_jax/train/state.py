@@ -12,6 +12,7 @@ from flax import struct
 
 from xpo_jax.config import optim
 from xpo_jax.config.experiment import Experiment
+from xpo_jax.data.render import Template
 from xpo_jax.feedback.critic import CRITIC, Critic
 from xpo_jax.models import heads, lora
 from xpo_jax.models.lora import Adapter
@@ -111,6 +112,30 @@ class Program(NamedTuple):
   shown: tuple[str, ...]
   log_every: int
   checkpoint_every: int | None
+
+
+class Policy(NamedTuple):
+  """The policy of a run at some step, as `Loop.evaluator`'s function is given it.
+
+  `evaluation.policies` samples from it and scores texts with it.
+
+  Attributes:
+    model: the architecture.
+    params: `{"lm": ...}`, adapters merged, the moving average where there is one. In a
+      run they are gone with the next step: keep no reference to them.
+    tokenizer: of transformers.
+    template: how a prompt becomes text.
+    step: steps (or iterations of rollouts) done.
+  """
+
+  model: Model
+  params: Params
+  tokenizer: Any
+  template: Template
+  step: int
+
+
+Evaluator = Callable[[Policy], Mapping[str, float]]
 
 
 def create(

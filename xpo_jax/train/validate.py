@@ -18,6 +18,7 @@ from xpo_jax.config.experiment import (
   Scratch,
   Stage,
   Start,
+  stages,
 )
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic, teacher
@@ -30,6 +31,7 @@ from xpo_jax.testing import toy
 from xpo_jax.train import aux_losses, loading, metrics, pair_construction, references
 from xpo_jax.train.loading import Datasets
 from xpo_jax.train.pair_construction import PairConstruction
+from xpo_jax.train.state import Evaluator
 from xpo_jax.types import Layout, Objective
 
 _RECORDED = frozenset(
@@ -56,13 +58,14 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
 
   Raises:
     ValueError: a mesh that does not fit the devices or the batch; wandb on and not
-      installed; an adapter to go on with that the start has not; a teacher that nothing
-      reads, that is missing, or of another vocabulary than the start's; see
-      `aux_losses.check` and `split_overlap.check`.
+      installed; an evaluator that cannot be made; an adapter to go on with that the
+      start has not; a teacher that nothing reads, that is missing, or of another
+      vocabulary than the start's; see `aux_losses.check` and `split_overlap.check`.
   """
   mesh = make_mesh(experiment.mesh)
   if experiment.loop.wandb is not None:
     metrics.check_wandb()
+  evaluator_of(experiment)
   sizes = [(data.rows_per_step, data.microbatches)] if data is not None else []
   sizes += [
     (loss.data.rows_per_step, loss.data.microbatches) for loss in experiment.aux_losses
@@ -73,6 +76,7 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
   aux_losses.check(experiment.aux_losses, datasets)
   _check_teacher(experiment)
   _check_continued(experiment)
+  _check_references(experiment)
   split_overlap.check(experiment)
 
 
@@ -92,6 +96,25 @@ def pair_construction_of(experiment: Experiment) -> PairConstruction:
       f"{known}, or what Rollouts.pair_construction makes of them"
     )
   return pair_construction.DEFAULTS[objective.layout]()
+
+
+def evaluator_of(experiment: Experiment) -> Evaluator | None:
+  """Makes the evaluation of a run by `Loop.evaluator`; None where it has none, or where
+  a stage among its arguments is not trained yet.
+
+  Raises:
+    ValueError: it makes no function, or refuses its arguments.
+  """
+  config = experiment.loop.evaluator
+  if config is None or any(stages(config)):
+    return None
+  function = config.build()
+  if not callable(function):
+    raise ValueError(
+      f"Loop.evaluator is {config.name}, which makes a {type(function).__name__}; name "
+      "a function that makes a function of the policy"
+    )
+  return function
 
 
 def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
@@ -268,6 +291,27 @@ def _check_continued(experiment: Experiment) -> None:
     if hf_checkpoint.is_adapter(directory):
       own = peft.read_form(weights_source.directory(directory), config)
   loading.check_continued(adapter, own, config, name)
+
+
+def _check_references(experiment: Experiment) -> None:
+  """Refuses a role that has no weights, and weights of a role that nothing reads."""
+  losses = [config.build() for config in experiment.aux_losses]
+  objective = aux_losses.joined(experiment.objective.build(), losses)
+  read = {role for stat in objective.stats for role in stat.decoders}
+  read -= {"policy", references.ROLE, teacher.TEACHER, critic.CRITIC}
+  given = [one.role for one in experiment.references]
+  for role in sorted(read.difference(given)):
+    raise ValueError(
+      f"{objective.name} reads the reference {role!r}, and Experiment.references has "
+      f"{given or 'none'}; give its weights as NamedReference({role!r}, "
+      f"Pretrained(DIR)), in a shell --references {role}=DIR"
+    )
+  for role in given:
+    if role not in read or given.count(role) > 1:
+      raise ValueError(
+        f"Experiment.references has {given}, and {objective.name} reads "
+        f"{sorted(read) or 'none of its own'}; give each of these once and no other"
+      )
 
 
 def _check_feedback(objective: Objective, experiment: Experiment) -> None:

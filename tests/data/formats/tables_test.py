@@ -99,7 +99,7 @@ def test_absent_keys_of_structs_stay_absent(tmp_path):
     {"messages": [{"role": "user", "content": "a", "x": {"y": 1}}]},
   ]
   path = _write(tmp_path / "rows.parquet", rows)
-  assert tables.rows(path)[0]["messages"][0] == {"role": "user", "content": "a"}
+  assert next(tables.rows(path))["messages"][0] == {"role": "user", "content": "a"}
 
 
 def test_renamed_columns_of_csv_hold_text(tmp_path):
@@ -152,6 +152,6 @@ def test_ragged_csv_is_refused(tmp_path):
 
 def test_unknown_suffix_is_refused(tmp_path):
   with pytest.raises(ValueError, match="known files end with"):
-    tables.rows(tmp_path / "rows.txt")
+    next(tables.rows(tmp_path / "rows.txt"))
   with pytest.raises(ValueError, match=r"it must be a file \(.jsonl.*save_to_disk"):
     loading.load(Data("rows.txt"), Data("rows.txt"), {})

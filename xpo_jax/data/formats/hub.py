@@ -18,7 +18,6 @@ import huggingface_hub
 import yaml
 from huggingface_hub import errors
 
-from xpo_jax.data import sources
 from xpo_jax.data.formats import tables
 from xpo_jax.data.sources import Loaded, Reading
 
@@ -115,9 +114,9 @@ def read(text: str, split: str, reading: Reading = Reading()) -> Loaded:
   listed = _names(address)
   names = _files(address, split, listed, _card(address, listed))
   folder = _snapshot(address, "dataset", names)
-  rows = [row for name in names for row in tables.rows(folder / name, reading.rename)]
   config = f":{address.config}" if address.config else ""
-  return sources.from_dicts(rows, f"{address.repo}{config}/{split}", reading)
+  files = [folder / name for name in names]
+  return tables.read_files(files, f"{address.repo}{config}/{split}", reading)
 
 
 def _files(

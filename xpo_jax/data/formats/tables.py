@@ -1,15 +1,17 @@
 """Reads rows of files: JSON, CSV, Parquet, Arrow, and directories of `save_to_disk`.
 
-Tables are read by PyArrow, whole. A null in a struct is an absent key: Arrow gives all
-structs of a column the same keys. CSV has text alone: a cell of a column that holds no
-text, such as `label` or `messages`, is JSON, and so is a text cell that holds messages;
-an empty cell is no value.
+Tables are read by PyArrow, batch by batch; JSON alone is read whole. A null in a struct
+is an absent key: Arrow gives all structs of a column the same keys. CSV has text alone:
+a cell of a column that holds no text, such as `label` or `messages`, is JSON, and so is
+a text cell that holds messages; an empty cell is no value.
 """
 
+import contextlib
 import csv
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ _VALUES = frozenset(
 )
 _JSON_LINES = (".jsonl", ".jsonl.gz")
 _DICT, _STATE = "dataset_dict.json", "state.json"
-Rows = list[dict[str, Any] | BadRecord]
+_BATCH = 256  # rows of a table that are converted at once
+Rows = Iterator[dict[str, Any] | BadRecord]
 
 
 def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> Loaded:
@@ -46,7 +49,7 @@ def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> L
   if path.name.endswith(_JSON_LINES):
     return sources.read_jsonl(path, reading)
   if not path.is_dir():
-    return sources.from_dicts(rows(path, reading.rename), path.name, reading)
+    return read_files([path], path.name, reading)
   directory, name = path, path.name
   if (path / _DICT).exists():
     known = json.loads((path / _DICT).read_text(encoding="utf-8"))["splits"]
@@ -55,8 +58,36 @@ def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> L
     directory, name = path / split, f"{path.name}/{split}"
   state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
   files = [directory / one["filename"] for one in state["_data_files"]]
-  every = [row for file in files for row in rows(file)]
-  return sources.from_dicts(every, name, reading)
+  return read_files(files, name, reading)
+
+
+def read_files(files: Sequence[Path], name: str, reading: Reading) -> Loaded:
+  """Reads the rows of files as one source, one file after the other.
+
+  Args:
+    files: each with a suffix of `SUFFIXES`.
+    name: of the source.
+    reading: how rows are read.
+
+  Raises:
+    ValueError: as `read`.
+  """
+
+  def every() -> Rows:
+    return itertools.chain.from_iterable(rows(file, reading.rename) for file in files)
+
+  return sources.from_rows(every, name, sum(map(_size, files)), reading)
+
+
+def _size(file: Path) -> int:
+  """Bytes of the rows of a file: of Parquet before compression."""
+  if not file.exists():
+    raise ValueError(f"{file}: no such file")
+  if file.suffix != ".parquet":
+    return file.stat().st_size * (5 if file.suffix == ".gz" else 1)
+  with _readable(file, ".parquet"):
+    about = pyarrow.parquet.read_metadata(file)
+  return sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
 
 
 def is_saved(directory: Path) -> bool:
@@ -65,7 +96,7 @@ def is_saved(directory: Path) -> bool:
 
 
 def rows(path: Path, rename: Mapping[str, str] | None = None) -> Rows:
-  """Reads the rows of a file, by its suffix.
+  """Yields the rows of a file, by its suffix.
 
   Args:
     path: the file.
@@ -77,10 +108,18 @@ def rows(path: Path, rename: Mapping[str, str] | None = None) -> Rows:
   suffix = next((one for one in SUFFIXES if path.name.endswith(one)), None)
   if suffix is None:
     raise ValueError(f"{path}: known files end with {', '.join(SUFFIXES)}")
-  try:
+  with _readable(path, suffix):
     if suffix == ".csv":
-      return _csv(path, rename or {})
-    return _READERS[suffix](path)
+      yield from _csv(path, rename or {})
+    else:
+      yield from _READERS[suffix](path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, suffix: str) -> Iterator[None]:
+  """Says of which file an error is."""
+  try:
+    yield
   except (pa.ArrowException, csv.Error, ValueError, OSError, EOFError) as error:
     if isinstance(error, FileNotFoundError):
       raise ValueError(f"{path}: no such file") from error
@@ -89,33 +128,28 @@ def rows(path: Path, rename: Mapping[str, str] | None = None) -> Rows:
 
 
 def _json_lines(path: Path) -> Rows:
-  return [row for _, row in sources.json_lines(path)]
+  return (row for _, row in sources.json_lines(path))
 
 
 def _json(path: Path) -> Rows:
   try:
     content = json.loads(path.read_text(encoding="utf-8-sig"))
   except json.JSONDecodeError:
-    lines = _json_lines(path)
-    if not any(isinstance(line, dict) for line in lines):
+    if not any(isinstance(line, dict) for line in _json_lines(path)):
       raise
-    return lines
+    return _json_lines(path)
   if isinstance(content, dict) and isinstance(content.get("data"), list):
     content = content["data"]
-  return content if isinstance(content, list) else [content]
+  return iter(content if isinstance(content, list) else [content])
 
 
 def _csv(path: Path, rename: Mapping[str, str]) -> Rows:
   csv.field_size_limit(2**31 - 1)  # the default of 128 kB is less than a long text
-  found = []
   with path.open(encoding="utf-8-sig", newline="") as file:
-    for row in csv.DictReader(file, strict=True):
+    for number, row in enumerate(csv.DictReader(file, strict=True), 1):
       if None in row or None in row.values():
-        raise ValueError(
-          f"row {len(found) + 1} has another number of cells than the header"
-        )
-      found.append({name: _cell(rename.get(name, name), x) for name, x in row.items()})
-  return found
+        raise ValueError(f"row {number} has another number of cells than the header")
+      yield {name: _cell(rename.get(name, name), x) for name, x in row.items()}
 
 
 def _cell(column: str, text: str) -> Any:
@@ -135,7 +169,8 @@ def _cell(column: str, text: str) -> Any:
 
 
 def _parquet(path: Path) -> Rows:
-  return _of_tables([pyarrow.parquet.read_table(path)])
+  with pyarrow.parquet.ParquetFile(path) as file:
+    yield from _of_batches(file.iter_batches(_BATCH))
 
 
 def _arrow(path: Path) -> Rows:
@@ -145,12 +180,16 @@ def _arrow(path: Path) -> Rows:
       reader = pa.ipc.open_file(source)
     except pa.ArrowInvalid:
       source.seek(0)
-      reader = pa.ipc.open_stream(source)
-    return _of_tables([reader.read_all()])
+      yield from _of_batches(pa.ipc.open_stream(source))
+      return
+    each = (reader.get_batch(n) for n in range(reader.num_record_batches))
+    yield from _of_batches(each)
 
 
-def _of_tables(tables: Iterable[pa.Table]) -> Rows:
-  return [_without_nulls(row) for table in tables for row in table.to_pylist()]
+def _of_batches(batches: Iterable[pa.RecordBatch]) -> Rows:
+  for batch in batches:
+    for start in range(0, batch.num_rows, _BATCH):
+      yield from map(_without_nulls, batch.slice(start, _BATCH).to_pylist())
 
 
 def _without_nulls(value: Any) -> Any:

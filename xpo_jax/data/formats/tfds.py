@@ -108,8 +108,10 @@ def read_directory(
   known = sorted(builder.info.splits)
   if split.split("[")[0] not in known:
     raise ValueError(f"split: {split!r} is not in {known}")
-  rows = [_to_python(row) for row in builder.as_data_source(split)]
-  return sources.from_dicts(rows, f"{builder.info.name}/{split}", reading)
+  rows = builder.as_data_source(split)
+  size = builder.info.splits[split.split("[")[0]].num_bytes
+  name = f"{builder.info.name}/{split}"
+  return sources.from_rows(lambda: map(_to_python, rows), name, size, reading)
 
 
 def _to_python(value: Any) -> Any:

@@ -133,13 +133,16 @@ def _joined(group: Sequence[Example]) -> Example:
   masks = None
   if any(example.masks is not None for example in group):
     masks = tuple(collate.mask(example, 0) for example in group)
+  labels = {}
+  if all("desirable" in example.fields for example in group):
+    labels["desirable"] = np.concatenate([e.fields["desirable"] for e in group])
   return Example(
     uid=group[0].uid,
     prompt=group[0].prompt,
     completions=tuple(example.completions[0] for example in group),
     layout=_RANKED,
     masks=masks,
-    fields={"reward": np.concatenate([_reward_or_label(e) for e in group])},
+    fields={"reward": np.concatenate([_reward_or_label(e) for e in group])} | labels,
   )
 
 
