@@ -1,0 +1,26 @@
+"""Laws of rejection sampling and of a biased labeller."""
+
+import numpy as np
+from scipy import stats
+
+from xpo_jax.studies.exact import sampling
+
+
+def test_first_accepted_of_many_follows_the_target():
+  found = sampling.rejection(0, candidates=128, draws=1000)
+  assert abs(found["distance"] - found["chance"]) < 0.05 < found["start"]
+
+
+def test_agreement_of_an_unbiased_noiseless_labeller_is_that_of_the_labels():
+  """Pr(the better one wins) = E sigma(|gap|), by quadrature."""
+  found = sampling.position_bias(0, bias=0.0, noise=0.0, pairs=40_000)
+  x = np.linspace(-12, 12, 4001)
+  expected = (stats.norm.pdf(x, 0, 2) / (1 + np.exp(-abs(x)))).sum() * (x[1] - x[0])
+  np.testing.assert_allclose(list(found.values()), expected, atol=0.01)
+
+
+def test_both_orders_cancel_the_bias():
+  biased = sampling.position_bias(0, bias=3.0, noise=0.0)
+  clean = sampling.position_bias(0, bias=0.0, noise=0.0)
+  assert biased["one"] < biased["both"] - 0.1
+  np.testing.assert_allclose(biased["both"], clean["both"], atol=0.02)
