@@ -107,6 +107,8 @@ FAILURES = {
   "azar2023_deterministic": instead(
     "ipo", "logistic in place of the square", _get("dpo")
   ),
+  "bai2022_sqrt_kl": negated("rloo"),
+  "chen2024_likelihood": instead("nca", "relative rewards alone", _get("dpo")),
   "chowdhury2024_flips": instead(
     "robust_dpo", "no debiasing", _get("robust_dpo", flip_rate=0.0)
   ),
@@ -114,6 +116,9 @@ FAILURES = {
     "samples of the reference alone",
     "xpo_jax.studies.exact.online.train",
     _with(online.train, sampler="reference"),
+  ),
+  "doosterlinck2024_anchors": instead(
+    "apo_zero", "APO-down in place of APO-zero", _get("apo_down")
   ),
   "ethayarajh2024_imbalance": instead(
     "kto", "weights ignored", _get("kto", desirable_weight=1.0)
@@ -127,7 +132,11 @@ FAILURES = {
     "reward ignored", "xpo_jax.ops.selection.rejection_sample", _without_reward
   ),
   "liu2024_lists": negated("lipo"),
+  "liu2025_difficulty": instead(
+    "dr_grpo", "division by the standard deviation", _get("grpo")
+  ),
   "munos2023_last_iterate": negated("nash_md"),
+  "pal2024_chosen": instead("dpop", "no penalty", _get("dpop", penalty=0.0)),
   "park2024_length": instead(
     "r_dpo", "no length in the loss", _get("r_dpo", alpha=0.0)
   ),

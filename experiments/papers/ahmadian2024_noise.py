@@ -24,7 +24,7 @@ TABLE = Table(
   method="rloo",
   claim="Learning from all samples of a prompt makes better use of them than "
   "learning from the best one, and is more robust to noise of the reward.",
-  where="sections 5.1 and 5.3, Figures 4 and 5",
+  where="the comparison with RAFT, Table 1, and under noisy rewards, Figures 4 and 5",
   design="Tabular bandit, 16 prompts of 12 completions, 4 samples a prompt and "
   "iteration, rewards with and without noise of twice their standard deviation; "
   "true reward at an equal KL of 0.5 nats along training. 10 seeds.",

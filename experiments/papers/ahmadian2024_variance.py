@@ -23,7 +23,7 @@ TABLE = Table(
   method="rloo",
   claim="The mean reward of a prompt's other samples is a baseline that leaves the "
   "gradient unbiased and lowers its variance below that of a running mean.",
-  where="sections 2.3 and 3.2",
+  where="the definition of the estimator",
   design="32 prompts of 16 actions, rewards of standard deviation 1 around a mean of "
   "each prompt's own; 4 samples a prompt, 400 batches; variance over the squared norm "
   "of the exact gradient, and the mean gradient against it. 10 seeds.",

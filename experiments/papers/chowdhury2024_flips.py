@@ -25,7 +25,7 @@ TABLE = Table(
   method="robust_dpo",
   claim="Under randomly flipped labels the debiased loss learns what DPO would learn "
   "from clean ones, and its policy is better than DPO's.",
-  where="abstract and section 3",
+  where="abstract",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs, 30 % of the "
   "labels flipped, the flip rate known to the method; DPO, conservative DPO and "
   "robust DPO over their betas. 10 seeds.",

@@ -23,7 +23,7 @@ TABLE = Table(
   method="online_dpo",
   claim="With as many labels, pairs that the current policy writes teach more than "
   "pairs of the first policy.",
-  where="sections 1 and 4 of RLHF Workflow",
+  where="abstract",
   design="Tabular bandit, 16 prompts of 12 completions; the same loss, DPO with beta "
   "0.1, on two fresh samples a prompt and iteration, labelled by Bradley-Terry and "
   "written by the current policy, or always by the reference. 10 seeds.",

@@ -24,7 +24,7 @@ TABLE = Table(
   method="kto",
   claim="With up to 90 % fewer desirable completions KTO is as good, if their weight "
   "makes up for their number; without the weight it is not.",
-  where="section 4.2, data imbalances",
+  where="the study of imbalanced data",
   design="Contextual bandit, linear policy, held-out prompts; 2,000 completions with "
   "thumbs that follow reward; all, or a tenth of those with a thumb up, weighted 1, 3 "
   "or 10. 10 seeds.",

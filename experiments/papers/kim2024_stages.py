@@ -11,7 +11,7 @@ TABLE = Table(
   method="sdpo",
   claim="DPO on the data in stages, each with the policy of the stage before as its "
   "reference, is better than DPO on all of it at once.",
-  where="section 4.2, Table 2",
+  where="Table 2",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs; two stages "
   "of half the pairs and half the steps against all at once, over four betas. 10 "
   "seeds.",

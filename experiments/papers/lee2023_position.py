@@ -10,7 +10,7 @@ TABLE = Table(
   method="rlaif",
   claim="An AI labeller is biased by position; the mean of its verdicts in both orders "
   "agrees better with people.",
-  where="section 2.1, position debiasing",
+  where="position debiasing",
   design="A labeller whose logit is the gap of qualities, plus up to 4 nats for the "
   "completion shown first, plus noise; people choose by Bradley-Terry. 4,000 pairs, "
   "10 seeds. Agreement of one verdict, of the mean of both orders, and, since that "

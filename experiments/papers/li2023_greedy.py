@@ -24,7 +24,7 @@ TABLE = Table(
   method="remax",
   claim="Subtracting the reward of the policy's greedy completion leaves the gradient "
   "unbiased and lowers its variance.",
-  where="section 4.2",
+  where="abstract",
   design="32 prompts of 16 actions, rewards of standard deviation 1 around a mean of "
   "each prompt's own; one sample and one greedy completion a prompt against two "
   "samples with a running mean, 400 batches. 10 seeds.",

@@ -10,7 +10,7 @@ TABLE = Table(
   method="rso",
   claim="Accepting candidates of the SFT policy with probability exp((r - max r) / "
   "beta) samples the optimal policy, ref exp(r / beta) / Z.",
-  where="section 3.2, Theorem 1, Algorithm 1",
+  where="Theorem 1 and Algorithm 1",
   design="20 actions, Gaussian rewards, beta 0.5; the first accepted of 4 to 256 "
   "candidates, 4,000 times; total variation to the target, beside that of as many "
   "samples of the target itself. 10 seeds.",

@@ -27,7 +27,7 @@ TABLE = Table(
   method="lipo",
   claim="With more completions a prompt LiPO gets better, and its lambda weights do "
   "better than Plackett-Luce on the same lists.",
-  where="sections 4 and 5, Table 2 and the study of list sizes",
+  where="the comparison of ranking losses and of list sizes",
   design="Contextual bandit; a linear policy that sees half of the features which make "
   "the reward; 300 lists of 2 or 8 completions with graded labels; true reward at 0.3 "
   "nats, held-out prompts. 10 seeds.",

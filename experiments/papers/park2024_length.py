@@ -11,7 +11,7 @@ TABLE = Table(
   method="r_dpo",
   claim="DPO exploits a length bias of the labels and lengthens its completions; a "
   "penalty on length in the loss keeps length near the reference's, and quality rises.",
-  where="abstract and section 5",
+  where="abstract",
   design="Contextual bandit, linear policy, held-out prompts; 1,000 pairs labelled by "
   "quality plus 0.1 nat a token of length; beta 0.5; alpha from 0 (DPO) to twice the "
   "bias. Quality is the true reward, which does not depend on length. 10 seeds.",

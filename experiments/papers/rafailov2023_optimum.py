@@ -12,7 +12,7 @@ TABLE = Table(
   method="dpo",
   claim="At every KL to the reference DPO has more reward than fine-tuning on the "
   "preferred completions, and it comes near the best policy of that KL.",
-  where="section 6.1, Figure 2 (left)",
+  where="Figure 2 (left)",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs; DPO over "
   "five betas, fine-tuning on the chosen completions over its learning rate, and "
   "the exact optimum ref exp(reward / beta) / Z. 10 seeds.",

@@ -19,7 +19,7 @@ TABLE = Table(
   claim="DPO fits the optimal advantages of a token MDP: its log-ratios are the credit "
   "of each token, though the labels are of whole completions; and search by likelihood "
   "is search by value.",
-  where="sections 4.2 and 5.2",
+  where="abstract",
   design="Trees of 4 tokens out of 3, 40 states, random token rewards, beta 0.5. The "
   "population's loss over all 6,561 pairs against the soft Bellman optimum; then 300 "
   "and 3,000 pairs, correlation of log-ratios with the optimal advantage; greedy and "

@@ -19,7 +19,7 @@ TABLE = Table(
   claim="Regressing rewards on log-ratio and a learned value finds the optimal policy "
   "from data of any policy, with the same step at any tau; without the value it does "
   "not.",
-  where="sections 3.2 and 3.3",
+  where="section 3",
   design="Tabular bandit, 16 prompts of 12 completions, each once, whatever the "
   "reference; total variation to ref exp(r / tau) / Z after 1,500 steps of Adam. 10 "
   "seeds.",

@@ -39,7 +39,7 @@ TABLE = Table(
   method="gpo",
   claim="All convex links trace similar trade-offs of reward and KL; they differ in "
   "the beta at which each is best.",
-  where="section 5, the controlled study",
+  where="abstract",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs; five links "
   "over six betas; reward at 0.5 nats, interpolated along each frontier, minus the "
   "logistic link's. Similar means within 0.05 of reward. 10 seeds.",

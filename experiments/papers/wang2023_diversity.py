@@ -34,7 +34,7 @@ TABLE = Table(
   method="f_dpo",
   claim="The reverse KL gives the least diverse policies; the forward KL the most, and "
   "the Jensen-Shannon divergence lies between them.",
-  where="section 5.1, the trade-off of alignment and diversity",
+  where="abstract",
   design="Tabular bandit, 16 prompts of 12 completions, 1,500 pairs of uniformly drawn "
   "completions labelled by Bradley-Terry; each divergence over six betas; entropy at "
   "an equal expected reward of 0.7, interpolated along each frontier. 10 seeds.",

@@ -25,7 +25,7 @@ TABLE = Table(
   method="beta_dpo",
   claim="Calibrating beta to each batch and leaving out outlying pairs makes DPO "
   "better, most where labels are noisy.",
-  where="section 4, Table 1",
+  where="Table 1",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs, a fifth of "
   "the labels flipped; beta-DPO that keeps 80 % of the pairs against DPO over four "
   "betas; the dynamic part with alpha 0.02, as the margin is in nats. 10 seeds.",

@@ -26,7 +26,7 @@ TABLE = Table(
   method="tdpo2",
   claim="Under DPO the KL of rejected completions grows faster than that of chosen "
   "ones; TDPO2 holds both, and its policy is more diverse at no loss of alignment.",
-  where="section 5, Figure 3 and Table 1",
+  where="abstract",
   design="Trees of 4 tokens out of 3, 3,000 pairs of the reference's samples, table of "
   "logits; DPO, TDPO1 and TDPO2 (alpha 0.5) over five betas; KL(ref || policy) "
   "summed over each completion, compared at an equal expected reward of 1. 10 seeds.",

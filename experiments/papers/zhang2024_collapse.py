@@ -17,7 +17,7 @@ TABLE = Table(
   method="npo",
   claim="Gradient ascent on completions to forget diverges at a linear rate and "
   "destroys the rest; NPO diverges logarithmically and keeps more of it.",
-  where="section 3.2, Theorem 2 and Figure 2",
+  where="abstract",
   design="Contextual bandit, linear policy; the likeliest completions of 8 prompts are "
   "forgotten by 1,200 steps of gradient descent at 0.5; the other 56 prompts' KL to "
   "the reference, and the distance of the parameters. 10 seeds.",
