@@ -32,8 +32,8 @@ TABLE = Table(
   "the KL to the first policy.",
   where="the study of reward against the root of KL",
   design="RLOO on the tabular bandit, 16 prompts of 12 completions with Gaussian "
-  "rewards, the cells of ahmadian2024_noise; a line through reward over root KL, from the "
-  "reference to 1 nat. 10 seeds.",
+  "rewards, the cells of ahmadian2024_noise; a line through reward over root KL, from "
+  "the reference to 1 nat. 10 seeds.",
   contrary="The line explains less than 95 % of the variance, or does not rise.",
   departs="True reward, no reward model; the test of over-optimisation is a table of "
   "language models.",

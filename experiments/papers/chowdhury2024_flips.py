@@ -28,14 +28,14 @@ TABLE = Table(
   where="abstract",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs, 30 % of the "
   "labels flipped, the flip rate known to the method; DPO, conservative DPO and "
-  "robust DPO over their betas. 10 seeds.",
+  "robust DPO over their betas. 20 seeds.",
   contrary="Robust DPO's reward at equal beta, its accuracy, or its reward at equal KL "
   "below DPO's.",
   departs="Reward is known; the paper's bound is not tested.",
   arms=(
     *arms("DPO", "dpo", (0.1, 0.3, 1.0)),
     *arms("conservative DPO", "dpo", (0.03, 0.1, 0.3, 1.0), label_smoothing=0.3),
-    *arms("robust DPO", "robust_dpo", (1.0, 3.0, 10.0), flip_rate=0.3),
+    *arms("robust DPO", "robust_dpo", (1.0, 3.0, 10.0, 30.0), flip_rate=0.3),
   ),
   predictions=(
     Prediction(
@@ -62,6 +62,7 @@ TABLE = Table(
       ABOVE,
     ),
   ),
+  seeds=20,
   plot=Plot(
     "kl",
     "reward",

@@ -3,7 +3,7 @@
 from xpo_jax.studies.atlas.table import ABOVE, Plot, Prediction, Table, sweep
 from xpo_jax.studies.exact import bandits
 
-BETAS = (1.0, 1.7, 3.0, 5.5)
+BETAS = (0.55, 1.0, 1.7, 3.0, 5.5, 10.0)
 KL = 0.5
 
 TABLE = Table(
@@ -13,7 +13,7 @@ TABLE = Table(
   "reference, is better than DPO on all of it at once.",
   where="Table 2",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs; two stages "
-  "of half the pairs and half the steps against all at once, over four betas. 10 "
+  "of half the pairs and half the steps against all at once, over six betas. 10 "
   "seeds.",
   contrary="Two stages have less reward at equal beta, or less at an equal KL to the "
   "first reference.",
