@@ -53,6 +53,6 @@ def test_most_triples_of_a_game_are_not_transitive_for_sure():
   win_VV, ref_V = games.game(0)
   np.testing.assert_allclose(win_VV + win_VV.T, 1)
   np.testing.assert_allclose(np.exp(ref_V).sum(), 1)
-  beats = win_VV > 0.5
+  beats = (win_VV > 0.5).astype(int)
   cycles = np.einsum("ij,jk,ki->", beats, beats, beats) / 3
   assert cycles > 10

@@ -12,7 +12,7 @@ def test_regression_with_a_value_ends_at_the_optimum():
   assert found["value_error"] < 0.02
 
 
-def test_few_thumbs_up_cost_reward_unless_weighted():
+def test_weight_of_thumbs_up_has_no_effect_where_none_are_kept():
   def reward(kept, weight):
     hparams = {"beta": 0.3, "desirable_weight": weight, "undesirable_weight": 1.0}
     found = labels.thumbs(
@@ -20,7 +20,8 @@ def test_few_thumbs_up_cost_reward_unless_weighted():
     )
     return float(found["reward"])
 
-  assert reward(0.1, 1.0) < reward(0.1, 10.0)
+  assert reward(0.0, 1.0) == reward(0.0, 10.0) < reward(1.0, 1.0)
+  assert reward(1.0, 1.0) != reward(1.0, 10.0)
 
 
 def test_lists_of_two_are_pairs():
