@@ -25,7 +25,7 @@ TABLE = Table(
   claim="With up to 90 % fewer desirable completions KTO is as good, if their weight "
   "makes up for their number; without the weight it is not.",
   where="the study of imbalanced data",
-  design="Contextual bandit, linear policy, held-out prompts; 2,000 completions with "
+  design="Tabular bandit, 16 prompts of 12 completions, 2,000 uniform completions with "
   "thumbs that follow reward; all, or a tenth of those with a thumb up, weighted 1, 3 "
   "or 10. 10 seeds.",
   contrary="A tenth, weighted 10, has less reward than all by 0.2; or weight 1 has no "
@@ -53,7 +53,7 @@ TABLE = Table(
     "reward",
     "weight of a desirable completion",
     "expected reward above the reference's",
-    "The weight that restores the balance restores reward.",
+    "Whether reward rises to that of all as the weight restores the balance.",
     log_x=True,
   ),
   paper_scale="Llama 7B on Anthropic HH, OpenAssistant and SHP; beta 0.1.",

@@ -101,6 +101,17 @@ def test_frontier_is_interpolated_seed_by_seed_and_never_beyond_its_ends():
   np.testing.assert_array_equal(results.metric("A", "reward", 2.0), [3.0, 4.0])
 
 
+def test_curve_that_comes_back_has_no_one_answer():
+  arms = [Arm("A", s, sampling.position_bias, {}) for s in (1.0, 2.0, 3.0, 4.0)]
+  cells = [
+    [{"x": x, "y": y}] for x, y in ((0.0, 0.0), (2.0, 1.0), (1.0, 5.0), (4.0, 8.0))
+  ]
+  results = Results(arms, cells)
+  np.testing.assert_allclose(results.at("A", "y", "x", 0.5), 0.25)
+  np.testing.assert_allclose(results.at("A", "y", "x", 1.5), math.nan)
+  np.testing.assert_allclose(results.at("A", "y", "x", 4.0), 8.0)
+
+
 def test_path_stands_as_an_arm_for_each_step():
   cell = {"step": [5.0, 10.0], "reward": [1.0, 2.0]}
   results = Results([Arm("A", 0.0, sampling.position_bias, {})], [[cell, cell]])

@@ -118,20 +118,28 @@ class Results:
     concave curve a chord lies below it, and further below where they are further apart.
 
     Returns:
-      `[S]`; NaN for a seed whose arms do not bracket the value.
+      `[S]`; NaN for a seed in which no two neighbouring arms bracket the value, or more
+      than two do: where the curve comes back there is no one answer.
     """
     x_AS, y_AS = (
       np.stack([columns[name] for columns in self._columns[series].values()])
       for name in (x, y)
     )
-    interpolated = []
-    for x_A, y_A in zip(x_AS.T, y_AS.T, strict=True):
-      order = np.argsort(x_A)
-      inside = x_A.min() <= value <= x_A.max()
-      interpolated.append(
-        np.interp(value, x_A[order], y_A[order]) if inside else np.nan
-      )
-    return np.array(interpolated)
+    curves = zip(x_AS.T, y_AS.T, strict=True)
+    return np.array([_crossing(x_A, y_A, value) for x_A, y_A in curves])
+
+
+def _crossing(x_A: np.ndarray, y_A: np.ndarray, value: float) -> float:
+  """y at the one place where x, in the order of the arms, passes a value; else NaN."""
+  exactly = np.flatnonzero(x_A == value)
+  passed = np.flatnonzero((x_A[:-1] - value) * (x_A[1:] - value) < 0)
+  if len(exactly) + len(passed) != 1:
+    return math.nan
+  if len(exactly):
+    return float(y_A[exactly[0]])
+  i = passed[0]
+  part = (value - x_A[i]) / (x_A[i + 1] - x_A[i])
+  return float(y_A[i] + part * (y_A[i + 1] - y_A[i]))
 
 
 class Prediction(NamedTuple):

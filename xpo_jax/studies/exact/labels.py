@@ -28,9 +28,10 @@ def thumbs(
   steps: int = 300,
   learning_rate: float = 0.03,
 ) -> dict[str, Array]:
-  """Trains on single completions with a thumb up or down.
+  """Trains a tabular policy on single completions with a thumb up or down.
 
-  A thumb follows the completion's reward by a Bernoulli variable.
+  Completions are drawn uniformly, whatever the reference; a thumb follows the
+  completion's reward by a Bernoulli variable.
 
   Args:
     seed: of task and data.
@@ -42,7 +43,7 @@ def thumbs(
     learning_rate: of Adam.
 
   Returns:
-    `bandits.measures` on held-out prompts.
+    `bandits.measures`.
   """
   static, traced = programs.split(hparams)
   program = _thumbs(programs.factory(objective), static, count, steps)
@@ -54,9 +55,9 @@ def _thumbs(make, static, count, steps):
   @jax.jit
   def program(key, traced, kept, learning_rate):
     keys = jax.random.split(key, 6)
-    task = bandits.world(keys[0], False)
-    seen, completions = bandits.PROMPTS // 2, task.reward_XY.shape[1]
-    prompt_B1 = jax.random.randint(keys[1], (count, 1), 0, seen)
+    task = bandits.world(keys[0], True)
+    prompts, completions = task.reward_XY.shape
+    prompt_B1 = jax.random.randint(keys[1], (count, 1), 0, prompts)
     first_B = jax.random.randint(keys[2], (count,), 0, completions)
     # Column 1: a completion of another prompt, for the reference point.
     at = (prompt_B1, jnp.stack([first_B, jnp.roll(first_B, 1)], 1))
@@ -76,12 +77,12 @@ def _thumbs(make, static, count, steps):
     theta = bandit.descend(
       programs.build(make, static, traced),
       view,
-      jnp.zeros(bandits.FEATURES),
+      jnp.zeros(task.reward_XY.size),
       keys[5],
       steps=steps,
       learning_rate=learning_rate,
     )
-    return bandits.measures(task, theta, seen)
+    return bandits.measures(task, theta, 0)
 
   return program
 
