@@ -36,8 +36,9 @@ TABLE = Table(
   where="the convergence of Nash-MD",
   design="Random win matrices of 12 completions, full of cycles; the expected gradient "
   "of the objective, natural, 4,000 steps. Nash-MD with tau 0.1 and step 0.05; "
-  "self-play with neither tie nor mixture, step 0.5; and the KL-regularised optimum of a Bradley-Terry "
-  "reward fitted on the reference's own pairs, at Nash-MD's KL. 10 seeds.",
+  "self-play with neither tie nor mixture, step 0.5; and the KL-regularised optimum "
+  "of a Bradley-Terry reward fitted on the reference's own pairs, at Nash-MD's KL. 10 "
+  "seeds.",
   contrary="Nash-MD's duality gap above 1e-4; or self-play still by less than 0.01 "
   "of total variation in 10 steps; or Nash-MD no less exploitable at equal KL.",
   departs="Exploitability and duality gap in place of win rates between methods, which "
