@@ -4,6 +4,15 @@ from xpo_jax.studies.atlas.table import ABOVE, Plot, Prediction, Table, sweep
 from xpo_jax.studies.exact import sampling
 
 BIASES = (0.0, 0.5, 1.0, 2.0, 4.0)
+VERDICTS = ("one", "both orders", "two of one order")
+
+
+def gap(other):
+  """Agreement of both orders minus another kind of verdict, at a bias of 1."""
+  return lambda r: (
+    r.metric("both orders", "agreement", 1.0) - r.metric(other, "agreement", 1.0)
+  )
+
 
 TABLE = Table(
   paper="RLAIF (Google)",
@@ -18,27 +27,25 @@ TABLE = Table(
   contrary="At a bias of 1 nat the mean of both orders agrees no better than one "
   "verdict, or no better than two of one order.",
   departs="The labeller is simulated: the correction is tested, not a language model.",
-  arms=sweep("labeller", sampling.position_bias, "bias", BIASES),
-  predictions=(
+  arms=tuple(
+    arm
+    for verdicts in VERDICTS
+    for arm in sweep(
+      verdicts, sampling.position_bias, "bias", BIASES, verdicts=verdicts
+    )
+  ),
+  predictions=tuple(
     Prediction(
-      "both orders minus one verdict, agreement at bias 1",
-      "fraction",
-      lambda r: r.metric("labeller", "both", 1.0) - r.metric("labeller", "one", 1.0),
-      ABOVE,
-    ),
-    Prediction(
-      "both orders minus two of one order, agreement at bias 1",
-      "fraction",
-      lambda r: r.metric("labeller", "both", 1.0) - r.metric("labeller", "twice", 1.0),
-      ABOVE,
-    ),
+      f"both orders minus {other}, agreement at bias 1", "fraction", gap(other), ABOVE
+    )
+    for other in ("one", "two of one order")
   ),
   plot=Plot(
     None,
-    "one",
+    "agreement",
     "bias towards the completion shown first, nats",
-    "agreement of one verdict with people",
-    "A verdict from one order loses agreement as its bias grows.",
+    "agreement with people, fraction of pairs",
+    "One order loses agreement as its bias grows, however often it is asked.",
   ),
   paper_scale="PaLM 2 as labeller on TL;DR and HH; agreements of 67 to 78 %, Table 2.",
 )

@@ -22,8 +22,8 @@ TABLE = Table(
   where="abstract",
   design="Trees of 4 tokens out of 3, 40 states, random token rewards, beta 0.5. The "
   "population's loss over 972 pairs, which connect all 81 completions, against the "
-  "soft Bellman optimum; then 300 and 3,000 pairs, correlation of log-ratios with the optimal advantage; greedy and "
-  "3-beam search on the population's policy. 10 seeds.",
+  "soft Bellman optimum; then 300 and 3,000 pairs, correlation of log-ratios with the "
+  "optimal advantage; greedy and 3-beam search on the population's policy. 10 seeds.",
   contrary="A difference above 2 % of the largest advantage in the population; or a "
   "correlation below 0.8 with 3,000 pairs, or no higher than with 300.",
   departs="The MDP is enumerated; the paper shows heat maps and search on TL;DR. With "

@@ -34,7 +34,7 @@ def make(predictions, **changes):
     "departs": "",
     "arms": table.sweep("A", sampling.position_bias, "bias", (0.0, 1.0)),
     "predictions": predictions,
-    "plot": Plot(None, "one", "x", "y", ""),
+    "plot": Plot(None, "agreement", "x", "y", ""),
   }
   return Table(**(given | changes))
 

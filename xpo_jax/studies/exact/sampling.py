@@ -1,6 +1,7 @@
 """Rejection sampling and position bias: laws of selections and of AI labels."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,24 +66,28 @@ def _rejection(candidates, draws):
 
 
 def position_bias(
-  seed: int, *, bias: float, noise: float = 0.7, pairs: int = 4000
+  seed: int,
+  *,
+  bias: float,
+  verdicts: Literal["one", "both orders", "two of one order"],
+  noise: float = 0.7,
+  pairs: int = 4000,
 ) -> dict[str, float]:
-  """Agreement of an AI labeller's verdicts with people's, from one or both orders.
+  """Agreement of an AI labeller with people, from one or both orders of a pair.
 
   The labeller's logit is the gap of qualities, plus a bias towards the completion that
   is shown first, plus noise; people choose by Bradley-Terry on the gap.
 
   Args:
-    seed: of pairs, people and labeller.
+    seed: of pairs, people and labeller, the same for any `verdicts`.
     bias: nats towards the completion shown first.
+    verdicts: a verdict from one order; the mean of both orders, `ai_labels.debiased`;
+      the mean of two verdicts of one order, which averages as much noise.
     noise: standard deviation of a verdict's logit, nats.
     pairs: number.
 
   Returns:
-    one: fraction of pairs on which a verdict from one order agrees with people.
-    both: the same for the mean of both orders, `ai_labels.debiased`.
-    twice: the same for the mean of two verdicts of one order, which averages as much
-      noise.
+    agreement: fraction of pairs on which labeller and people prefer the same.
   """
   rng = np.random.default_rng(seed)
   gap_B = rng.normal(0, 2, pairs)
@@ -94,10 +99,10 @@ def position_bias(
     return jnp.stack([jax.nn.log_sigmoid(logit_B), jax.nn.log_sigmoid(-logit_B)], 1)
 
   shown, again, swapped = verdict(gap_B), verdict(gap_B), verdict(-gap_B)
-  both_B = np.asarray(ai_labels.debiased(shown, swapped))[:, 0]
-  verdicts = {
-    "one": np.exp(shown)[:, 0],
-    "both": both_B,
-    "twice": (np.exp(shown) + np.exp(again))[:, 0] / 2,
-  }
-  return {n: float(((p_B > 0.5) == human_B).mean()) for n, p_B in verdicts.items()}
+  if verdicts == "both orders":
+    first_B = np.asarray(ai_labels.debiased(shown, swapped))[:, 0]
+  elif verdicts == "two of one order":
+    first_B = (np.exp(shown) + np.exp(again))[:, 0] / 2
+  else:
+    first_B = np.exp(shown)[:, 0]
+  return {"agreement": float(((first_B > 0.5) == human_B).mean())}
