@@ -4,7 +4,7 @@ from xpo_jax.studies.atlas.table import ABOVE, Plot, Prediction, Table, sweep
 from xpo_jax.studies.exact import bandits
 
 # Below these betas the policy fits noise of rarely seen pairs, and reward falls.
-BETAS = (1.7, 3.0, 5.5, 10.0, 17.0, 30.0)
+BETAS = (1.7, 3.0, 5.5, 10.0, 17.0, 30.0, 55.0)
 REWARD = 0.3  # at which entropies are compared
 
 
@@ -37,7 +37,7 @@ TABLE = Table(
   "the Jensen-Shannon divergence lies between them.",
   where="abstract",
   design="Tabular bandit, 16 prompts of 12 completions, 1,500 pairs of uniformly drawn "
-  "completions labelled by Bradley-Terry; each divergence over six betas; entropy at "
+  "completions labelled by Bradley-Terry; each divergence over seven betas; entropy at "
   "an equal expected reward of 0.3, interpolated along each frontier. 10 seeds.",
   contrary="At equal reward, the forward KL's or the Jensen-Shannon divergence's "
   "entropy at or below the reverse KL's.",
