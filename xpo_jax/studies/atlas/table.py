@@ -258,7 +258,7 @@ class Outcome(NamedTuple):
 
 
 def sweep(
-  series: str, run: Run, name: str, values: Sequence[float], **settings
+  series: str, run: Run, name: str, values: Sequence[float], **settings: Any
 ) -> tuple[Arm, ...]:
   """Arms of a series over a setting, which is also their strength.
 

@@ -1,6 +1,6 @@
 """Builds objectives within compiled programs: one program for many hyperparameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpo_jax import objectives
@@ -20,11 +20,13 @@ def split(hparams: Hparams) -> tuple[tuple[tuple[str, Any], ...], dict[str, floa
   return static, traced
 
 
-def factory(name: str):
+def factory(name: str) -> Callable[..., Objective]:
   """The factory of an objective, the key of its compiled programs."""
   return objectives.get(name)
 
 
-def build(make, static: tuple[tuple[str, Any], ...], traced: Hparams) -> Objective:
+def build(
+  make: Callable[..., Objective], static: tuple[tuple[str, Any], ...], traced: Hparams
+) -> Objective:
   """Builds an objective of static and traced hyperparameters."""
   return make(**dict(static), **traced)
