@@ -270,6 +270,7 @@ def _compare(args, overrides) -> int | None:
 def _list(args, overrides) -> None:
   from xpo_jax import objectives
   from xpo_jax.studies import find_recipe
+  from xpo_jax.studies.atlas import find_tables
   from xpo_jax.survey import table
 
   del args, overrides
@@ -282,6 +283,8 @@ def _list(args, overrides) -> None:
     files = find_recipe.names(kind).items()
     _table(f"{kind}s", {name: find_recipe.summary(path) for name, path in files})
     print()
+  claims = {n: find_recipe.summary(path) for n, path in find_tables.files().items()}
+  _table("claims of papers (xpo reproduce)", claims)
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

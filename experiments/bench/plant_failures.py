@@ -1,8 +1,8 @@
 """Plants a failure in each table's method and shows that the verdict changes.
 
 A failure turns the sign of an objective's loss or removes the term that distinguishes
-it. Nothing is cached: every cell runs again with the failure. A table whose verdict
-stays is one that cannot fail.
+it. The cells that it touches run again; the others are the committed ones. A table
+whose verdict stays is one that cannot fail.
 
 Command: python experiments/bench/plant_failures.py [TABLE ...] [--out FILE]
 """
@@ -18,7 +18,7 @@ from unittest import mock
 
 from xpo_jax import objectives
 from xpo_jax.ops import ai_labels, selection
-from xpo_jax.studies.atlas import find_tables, pages
+from xpo_jax.studies.atlas import cells, find_tables, pages
 from xpo_jax.studies.atlas import table as tables
 from xpo_jax.studies.atlas.table import Results
 from xpo_jax.studies.exact import labels, online
@@ -34,11 +34,13 @@ class Failure(NamedTuple):
     what: in words.
     target: what is replaced, "module.name".
     replacement: in its place.
+    objective: whose cells run again; None: all.
   """
 
   what: str
   target: str
   replacement: Callable[..., Any]
+  objective: str | None = None
 
 
 def negated(name: str) -> Failure:
@@ -55,12 +57,12 @@ def negated(name: str) -> Failure:
 
     return objective._replace(loss=loss)
 
-  return Failure(f"sign of {name} turned", _home(name), make)
+  return Failure(f"sign of {name} turned", _home(name), make, name)
 
 
 def instead(name: str, what: str, make: Callable[..., Objective]) -> Failure:
   """An objective without the term that distinguishes it."""
-  return Failure(what, _home(name), make)
+  return Failure(what, _home(name), make, name)
 
 
 def _home(name: str) -> str:
@@ -168,11 +170,18 @@ def planted(name: str) -> dict[str, Any]:
     name: of the table.
   """
   failure = FAILURES[name]
+  there = {_key(line): line for line in cells.read(RESULTS / name / cells.FILE)}
   with mock.patch(failure.target, failure.replacement):
-    # Loaded anew: its arms hold the run that is patched.
+    # Loaded here: its arms hold the run that is patched.
     table = find_tables.load(find_tables.files()[name])
     metrics = [
-      [cell.run(cell.seed, **cell.settings) for cell in arm] for arm in table.cells()
+      [
+        cell.run(cell.seed, **cell.settings)
+        if failure.objective in (None, arm.settings.get("objective"))
+        else there[_key(vars(cell) | {"run": cell.run_name})]["metrics"]
+        for cell in row
+      ]
+      for arm, row in zip(table.arms, table.cells(), strict=True)
     ]
   outcomes = tables.judge(table, Results(table.arms, metrics))
   before = pages.read(RESULTS / name)["verdict"]
@@ -184,6 +193,11 @@ def planted(name: str) -> dict[str, Any]:
     "with failure": after,
     "changed": before != after,
   }
+
+
+def _key(line: Mapping[str, Any]) -> str:
+  """Of a cell or of its line: what it is a run of."""
+  return json.dumps([line["run"], line["settings"], line["seed"]], sort_keys=True)
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ TABLE = Table(
     "chosen",
     "beta",
     "change of the chosen completions' log-probability, nats",
-    "NCA's chosen completions end above the reference's, DPO's below.",
+    "Below 0 chosen completions have become less likely: DPO's far, NCA's hardly.",
     log_x=True,
   ),
   paper_scale="Mistral 7B on UltraFeedback, beta 0.01, QLoRA, lr 5e-6, batch 32.",

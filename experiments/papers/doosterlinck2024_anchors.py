@@ -44,7 +44,8 @@ TABLE = Table(
     "chosen",
     "beta",
     "change of the chosen completions' log-probability, nats",
-    "Chosen completions rise with APO-zero and fall with APO-down.",
+    "Below 0 chosen completions have become less likely: on pairs of uniform "
+    "completions with either loss.",
     log_x=True,
   ),
   paper_scale="Llama-3 8B Instruct on CLAIR pairs, beta 0.1, lr 2e-7, batch 64.",
