@@ -56,7 +56,7 @@ def pairs(
   objective: str,
   hparams: Mapping[str, Any],
   count: int = 3000,
-  steps: int = 400,
+  steps: int = 300,
   learning_rate: float = 0.05,
 ) -> dict[str, Array]:
   """Trains a table of logits on pairs labelled by the sum of the tokens' rewards.
@@ -97,10 +97,9 @@ def _pairs(make, static, count, steps):
     chance_B = jax.nn.sigmoid(return_N[both_B2[:, 0]] - return_N[both_B2[:, 1]])
     wins_B1 = jax.random.bernoulli(keys[2], chance_B)[:, None]
     both_B2 = jnp.where(wins_B1, both_B2, both_B2[:, ::-1])
-    path_B2T = mdp.path_NT[both_B2]
 
     def along(x_SV):
-      return token_mdp.along(x_SV, mdp.next_SV, path_B2T)
+      return token_mdp.along(x_SV, mdp.next_SV, mdp.path_NT)[both_B2]
 
     def seq_kl(logp_SV):
       kl_S1 = (jnp.exp(mdp.ref_SV) * (mdp.ref_SV - logp_SV)).sum(1, keepdims=True)
