@@ -9,6 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
+import atlas  # noqa: E402
 import pages  # noqa: E402
 
 project = "xpo_jax"
@@ -26,3 +27,4 @@ napoleon_use_ivar = True
 nitpicky = False
 
 pages.write(HERE / "api")
+atlas.write(HERE / "api")

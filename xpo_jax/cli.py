@@ -164,6 +164,20 @@ def _parser() -> argparse.ArgumentParser:
     "check", _check, "validate a recipe, show its budget, train nothing", True
   )
   sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a run")
+  sub = command(
+    "reproduce",
+    _reproduce,
+    "rebuild papers' tables: claim, intervals over seeds, verdict, figure",
+  )
+  sub.add_argument("names", nargs="*", metavar="NAME", help="a table, method or paper")
+  sub.add_argument("--all", action="store_true", help="every table")
+  sub.add_argument("--plan", action="store_true", help="show what would run; run none")
+  sub.add_argument(
+    "--check", action="store_true", help="fail where a committed verdict does not hold"
+  )
+  sub.add_argument("--only", metavar="SERIES[,SERIES]", help="run these cells alone")
+  sub.add_argument("--seeds", type=int, help="in place of each table's number")
+  sub.add_argument("--results", type=Path, metavar="DIR", help="folder of results")
   sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
   sub = command(
@@ -284,6 +298,7 @@ def _compare(args, overrides) -> int | None:
 def _list(args, overrides) -> None:
   from xpo_jax import objectives
   from xpo_jax.studies import find_recipe
+  from xpo_jax.studies.atlas import find_tables
   from xpo_jax.survey import table
 
   del args, overrides
@@ -296,6 +311,8 @@ def _list(args, overrides) -> None:
     files = find_recipe.names(kind).items()
     _table(f"{kind}s", {name: find_recipe.summary(path) for name, path in files})
     print()
+  claims = {n: find_recipe.summary(path) for n, path in find_tables.files().items()}
+  _table("claims of papers (xpo reproduce)", claims)
 
 
 def _table(title: str, rows: dict[str, str]) -> None:
@@ -402,6 +419,16 @@ def _check(args, overrides) -> None:
   for budget in preflight.check(*experiments):
     print("\n".join(preflight.lines(budget)))
   print("nothing wrong found; nothing was trained")
+
+
+def _reproduce(args, overrides) -> int:
+  from xpo_jax.studies import demo
+
+  del overrides
+  demo.environment()  # before JAX is imported
+  from xpo_jax.studies.atlas import reproduce
+
+  return reproduce.main(args)
 
 
 def _resume(args, overrides) -> int | None:

@@ -105,6 +105,26 @@ def bootstrap_mean(
   return Interval(mean, low, high, se, total_G.size)
 
 
+def t_interval(x_S: np.ndarray) -> Interval:
+  """Computes the mean of independent values and its 95 % Student t interval.
+
+  For values of few seeds, each with data of its own: a percentile bootstrap of ten
+  values is too narrow.
+
+  Args:
+    x_S: one value a seed, finite.
+
+  Raises:
+    ValueError: fewer than 2 values, or one that is not finite.
+  """
+  x_S = np.asarray(x_S, np.float64)
+  if x_S.ndim != 1 or x_S.size < 2 or not np.isfinite(x_S).all():
+    raise ValueError(f"x_S must be 2 finite values or more, got {x_S}")
+  mean, se = float(x_S.mean()), clustered_se(x_S)
+  half = se * float(scipy.stats.t.ppf((1 + LEVEL) / 2, x_S.size - 1))
+  return Interval(mean, mean - half, mean + half, se, x_S.size)
+
+
 def bootstrap_seeds(x_SP: np.ndarray, *, seed: int = 0) -> Interval:
   """Computes the mean over seeds and prompts, both resampled independently.
 

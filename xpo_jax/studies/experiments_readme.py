@@ -1,7 +1,8 @@
 """Writes experiments/README.md: paper -> recipe -> command -> result -> hardware.
 
 Everything is read from the headers of the recipes and tables, the result where a header
-has none from `experiments/results/NAME.json`:
+has none from `experiments/results/NAME.json`, and from the findings of the claims,
+`experiments/results/NAME/`:
 
     python -m xpo_jax.studies.experiments_readme
 """
@@ -10,11 +11,12 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.studies import find_recipe
+from xpo_jax.studies.atlas import pages
 
 ROOT = Path(__file__).parents[2] / "experiments"
 README, RESULTS = "README.md", "results"
@@ -33,6 +35,17 @@ has the other numbers, a JSON file each. `bench/` measures speed.
 
 True rewards are VADER's compound on synthetic reviews, of a model of some 170 thousand
 parameters, where nothing else is said. `make docs` writes this page from the headers.
+"""
+_CLAIMS = """
+## Claims in exact worlds
+
+`papers/*.py` state what a paper claims, what would count as contrary, and what is run:
+bandits, small trees of tokens, games, without a model. `xpo reproduce NAME` rebuilds
+one, `xpo reproduce --all` every one; `results/NAME/` has every run, the intervals, the
+verdict and a figure, and the documentation has them all on one page, the atlas.
+
+| paper | file | command | verdict | what decides, mean [95 %] over seeds |
+|---|---|---|---|---|
 """
 
 
@@ -64,7 +77,29 @@ def text(root: Path = ROOT) -> str:
     for paper in papers(fields.get("Paper", ""))
   ]
   head = "| paper | file | command | result | hardware |\n|---|---|---|---|---|\n"
-  return f"{_INTRODUCTION}\n{head}" + "".join(line for _, _, line in sorted(lines))
+  recipes = "".join(line for _, _, line in sorted(lines))
+  return f"{_INTRODUCTION}\n{head}{recipes}" + _claims(root)
+
+
+def _claims(root: Path) -> str:
+  """The tables of claims with their findings; nothing where there are none."""
+  found = [
+    pages.read(path.parent) for path in root.glob(f"{RESULTS}/*/{pages.FINDING}")
+  ]
+  lines = [(one["paper"], one["table"], _claim(one)) for one in found]
+  return _CLAIMS + "".join(line for _, _, line in sorted(lines)) if lines else ""
+
+
+def _claim(one: Mapping[str, Any]) -> str:
+  name, first = one["table"], one["predictions"][0]
+  cells = [
+    f"{one['paper']}, [{one['arxiv']}](https://arxiv.org/abs/{one['arxiv']})",
+    f"[{name}](papers/{name}.py)",
+    f"`{one['command']}`",
+    one["verdict"],
+    f"{first['text']}: {pages.value(first)}",
+  ]
+  return _row(cells)
 
 
 def header(path: Path) -> dict[str, str]:
@@ -114,6 +149,10 @@ def _line(paper: PaperRow, path: Path, fields: Mapping[str, str], root: Path) ->
     headline(fields, root / RESULTS / f"{path.stem}.json"),
     " ".join(fields["Hardware"].split()).rstrip("."),
   ]
+  return _row(cells)
+
+
+def _row(cells: Sequence[str]) -> str:
   return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 

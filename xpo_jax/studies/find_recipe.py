@@ -28,7 +28,7 @@ from xpo_jax.config import trust
 STUDY = "study.json"
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = _PACKAGE / "experiments"  # a wheel packs them here: see setup.py
-_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
 OBJECTIVE_FLAGS = (
   *("--model", "--teacher", "--data", "--held-out"),
   *("--prompts", "--reward", "--reward-weights"),
@@ -59,7 +59,7 @@ def names(kind: Kind | None = None) -> dict[str, Path]:
     kind: only those; None: both.
   """
   recipes: dict[str, Path] = {}
-  for directory in (Path.cwd() / "experiments", _SHIPPED):
+  for directory in (Path.cwd() / "experiments", SHIPPED):
     for path in [
       *sorted(directory.glob("*.py")),
       *sorted((directory / TABLES).glob("*.py")),

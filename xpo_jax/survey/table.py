@@ -278,14 +278,21 @@ def describe(paper: taxonomy.Paper) -> str:
 _ABBREVIATED = {value: short for short, value in taxonomy.SHORT.items()}
 
 
+def abbreviated(paper: taxonomy.Paper) -> dict[str, str]:
+  """Abbreviates a row: direction code -> its values joined by "/", and their basis."""
+  return {
+    code: _cell(cell, _ABBREVIATED.__getitem__) for code, cell in paper.cells.items()
+  }
+
+
 def render() -> str:
   """Renders every row in abbreviated cells, with a legend."""
   head = ["paper", "section", *taxonomy.DIRECTIONS, "objectives"]
   rows = [head]
   for entry in PAPERS:
-    cells = [_cell(cell, _ABBREVIATED.__getitem__) for cell in entry.cells.values()]
+    short = abbreviated(entry).values()
     names = " ".join(entry.objectives)
-    rows.append([entry.name, entry.section or "-", *cells, names])
+    rows.append([entry.name, entry.section or "-", *short, names])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ["survey table (a reconstruction, not the printed one)"]
   for row in rows:

@@ -6,6 +6,7 @@ expectations over all completions, not sample means. Labels may be flipped, or b
 towards the longer completion.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from xpo_jax import scored
-from xpo_jax.types import Array, Objective
+from xpo_jax.types import Array, Objective, Params, Scored
 
 
 class Bandit(NamedTuple):
@@ -136,25 +137,50 @@ def fit(
     learning_rate: of Adam.
   """
   at = (pairs.prompt_B[:, None], pairs.completion_B2)
-  chain = optax.adam(learning_rate)
 
-  def loss(theta_D: Array, state, key: Array):
-    s = scored.from_sequence_logps(
+  def view(theta_D: Array, _: Array) -> Scored:
+    return scored.from_sequence_logps(
       logp(task, theta_D)[at], task.length_XY[at], task.ref_logp_XY[at]
     )
-    out = scored.evaluate(objective, s, state, key)
+
+  start = jnp.zeros(task.feature_XYD.shape[-1])
+  return descend(objective, view, start, key, steps=steps, learning_rate=learning_rate)
+
+
+def descend(
+  objective: Objective,
+  view: Callable[[Params, Array], Scored],
+  start: Params,
+  key: Array,
+  *,
+  steps: int,
+  learning_rate: float | Array,
+) -> Params:
+  """Minimises an objective with Adam.
+
+  Args:
+    objective: any.
+    view: (parameters, PRNG key of the step) -> the batch of the step under them.
+    start: parameters to start from.
+    key: PRNG key of the objective's random draws.
+    steps: number of updates; static.
+    learning_rate: of Adam.
+  """
+  chain = optax.adam(learning_rate)
+
+  def loss(params: Params, state, key: Array):
+    out = scored.evaluate(objective, view(params, key), state, key)
     return out.loss, out.state
 
   def step(carry, key):
-    theta_D, moments, state = carry
-    grad, state = jax.grad(loss, has_aux=True)(theta_D, state, key)
+    params, moments, state = carry
+    grad, state = jax.grad(loss, has_aux=True)(params, state, key)
     update, moments = chain.update(grad, moments)
-    return (theta_D + update, moments, state), None
+    return (optax.apply_updates(params, update), moments, state), None
 
-  theta_D = jnp.zeros(task.feature_XYD.shape[-1])
-  start = (theta_D, chain.init(theta_D), objective.init())
-  (theta_D, _, _), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
-  return theta_D
+  initial = (start, chain.init(start), objective.init())
+  (params, _, _), _ = jax.lax.scan(step, initial, jax.random.split(key, steps))
+  return params
 
 
 def measure(task: Bandit, theta_D: Array, first: int = 0) -> Measures:

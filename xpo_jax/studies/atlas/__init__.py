@@ -1,0 +1,1 @@
+"""A paper's claim as a table: cells to run, predictions, verdicts, pages."""

@@ -1,0 +1,234 @@
+"""Writes a table's results: finding.json, table.md, table.tex, figure.svg.
+
+`finding.json` holds what the other files and the documentation show: nothing there is
+written by hand.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpo_jax.evaluation import bootstrap
+from xpo_jax.evaluation.bootstrap import Interval
+from xpo_jax.report import html, line_chart
+from xpo_jax.studies.atlas import table as tables
+from xpo_jax.studies.atlas.table import Outcome, Plot, Results, Table
+from xpo_jax.survey import table as survey_table
+
+FINDING, MARKDOWN, LATEX, FIGURE = (
+  "finding.json",
+  "table.md",
+  "table.tex",
+  "figure.svg",
+)
+
+
+def write(
+  folder: Path, table: Table, results: Results, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Writes all four files; returns the finding.
+
+  Args:
+    folder: of the table, named after it.
+    table: the claim.
+    results: metrics of its cells.
+    lines: its cells' lines.
+  """
+  found = finding(folder.name, table, results, lines)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / FINDING).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+  page = html.markdown(_page(found, arms_table(table, results)))
+  (folder / MARKDOWN).write_text(page, encoding="utf-8")
+  (folder / LATEX).write_text(latex(found), encoding="utf-8")
+  drawing = line_chart.svg(figure(table, results), standalone=True)
+  (folder / FIGURE).write_text(drawing + "\n", encoding="utf-8")
+  return found
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+  """A table's finding; None where it has none."""
+  path = folder / FINDING
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def finding(
+  name: str, table: Table, results: Results, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Everything that is shown of a table, as plain data."""
+  outcomes = tables.judge(table, results)
+  row = table.row
+  unique = {line["digest"]: line for line in lines}.values()
+  return {
+    "table": name,
+    "method": table.method,
+    "paper": table.paper,
+    "arxiv": row.arxiv,
+    "section": row.section,
+    "directions": survey_table.abbreviated(row),
+    "claim": table.claim,
+    "where": table.where,
+    "design": table.design,
+    "contrary": table.contrary,
+    "departs": table.departs,
+    "paper_scale": table.paper_scale,
+    "predictions": [_plain(outcome) for outcome in outcomes],
+    "verdict": tables.verdict(outcomes).value,
+    "see": table.plot.see,
+    "figure": table.plot.y_label,
+    "command": f"xpo reproduce {name}",
+    "cells": len(unique),
+    "seeds": table.seeds,
+    "seconds": round(sum(line["seconds"] for line in unique), 1),
+    "commits": sorted({line["commit"] or "none" for line in unique}),
+    "hardware": sorted({line["hardware"] for line in unique}),
+  }
+
+
+def figure(table: Table, results: Results) -> line_chart.Figure:
+  """The table's figure: means over the seeds with 95 % intervals."""
+  plot = table.plot
+  series = []
+  for name in dict.fromkeys(arm.series for arm in table.arms):
+    strengths = results.strengths(name)
+    y = [_mean(results.metric(name, plot.y, at)) for at in strengths]
+    x = [_across(results, plot, name, at) for at in strengths]
+    order = np.argsort([one.mean for one in x])
+    x, y = ([column[i] for i in order] for column in (x, y))
+    series.append(
+      line_chart.Series(
+        name,
+        [one.mean for one in x],
+        [one.mean for one in y],
+        [one.low for one in y],
+        [one.high for one in y],
+        [one.low for one in x],
+        [one.high for one in x],
+        kind="both" if len(x) > 1 else "points",
+      )
+    )
+  title = f"{table.paper}: {plot.y_label}"
+  x_label = f"log10 of {plot.x_label}" if plot.log_x else plot.x_label
+  return line_chart.Figure(title, x_label, plot.y_label, series, note=plot.see)
+
+
+def arms_table(table: Table, results: Results) -> html.Table:
+  """Every arm with the metrics of the figure."""
+  plot = table.plot
+  rows = []
+  for series, strength in results.arms():
+    cells = [series, float(strength)]
+    if plot.x is not None:
+      cells.append(str(_mean(results.metric(series, plot.x, strength))))
+    cells.append(str(_mean(results.metric(series, plot.y, strength))))
+    rows.append(cells)
+  measured = ([plot.x_label] if plot.x is not None else []) + [plot.y_label]
+  strength = "strength" if plot.x is not None else plot.x_label
+  caption = f"Mean [95 %] over {table.seeds} seeds. {plot.see}"
+  return html.Table(["arm", strength, *measured], rows, caption)
+
+
+def latex(found: Mapping[str, Any]) -> str:
+  """The predictions as a LaTeX table (packages booktabs and tabularx)."""
+  lines = [
+    f"% {found['command']}; commits {', '.join(found['commits'])}",
+    r"\begin{tabularx}{\linewidth}{Xlll}",
+    r"\toprule",
+    r"prediction & expected & found [95\,\%] & verdict \\",
+    r"\midrule",
+  ]
+  for one in found["predictions"]:
+    cells = [one["text"], expected(one), value(one), one["verdict"]]
+    lines.append(" & ".join(map(_escaped, cells)) + r" \\")
+  return "\n".join([*lines, r"\bottomrule", r"\end{tabularx}", ""])
+
+
+def expected(prediction: Mapping[str, Any]) -> str:
+  """The range of a prediction in words."""
+  low, high, unit = prediction["above"], prediction["below"], prediction["unit"]
+  if high is None:
+    return f"above {low:g} {unit}"
+  if low is None:
+    return f"below {high:g} {unit}"
+  return f"{low:g} to {high:g} {unit}"
+
+
+def value(prediction: Mapping[str, Any]) -> str:
+  """What came out of a prediction, with its interval."""
+  if prediction["mean"] is None:
+    return prediction["because"]
+  mean, low, high = (_digits(prediction[key]) for key in ("mean", "low", "high"))
+  return f"{mean} [{low}, {high}] {prediction['unit']}"
+
+
+def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
+  predictions = html.Table(
+    ["prediction", "expected", "found [95 %]", "verdict"],
+    [
+      [one["text"], expected(one), value(one), one["verdict"]]
+      for one in found["predictions"]
+    ],
+  )
+  facts = [
+    ["paper", f"{found['paper']}, arXiv:{found['arxiv']}, {found['where']}"],
+    ["design", found["design"]],
+    ["contrary would be", found["contrary"]],
+    ["departs from the paper", found["departs"]],
+    ["command", f"`{found['command']}`"],
+    ["cost", f"{found['cells']} cells, {found['seconds']:g} s, {found['seeds']} seeds"],
+    ["at paper scale", f"not run. {found['paper_scale']}".strip()],
+    ["commit", ", ".join(found["commits"])],
+  ]
+  sections = [
+    html.Section("Predictions", [predictions]),
+    html.Section("Arms", [arms]),
+    html.Section("How", [html.Table([], facts)]),
+  ]
+  lead = f"{found['claim']}\n\n**{found['verdict']}**"
+  return html.Page(found["table"], lead, sections)
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+  low, high = (end if math.isfinite(end) else None for end in outcome.range)
+  ends = dict.fromkeys(("mean", "low", "high"))
+  if outcome.interval is not None:
+    ends = {key: _rounded(getattr(outcome.interval, key)) for key in ends}
+  return {
+    "text": outcome.text,
+    "unit": outcome.unit,
+    "above": low,
+    "below": high,
+    **ends,
+    "verdict": outcome.verdict.value,
+    "because": outcome.because,
+  }
+
+
+def _across(results: Results, plot: Plot, series: str, strength: float) -> Interval:
+  """An arm's place on the horizontal axis."""
+  if plot.x is None:
+    at = math.log10(strength) if plot.log_x else strength
+    return Interval(at, at, at, 0.0, 0)
+  x_S = results.metric(series, plot.x, strength)
+  return _mean(np.log10(x_S) if plot.log_x else x_S)
+
+
+def _mean(x_S: np.ndarray) -> Interval:
+  return bootstrap.t_interval(x_S)
+
+
+def _rounded(x: float) -> float:
+  return float(f"{x:.6g}")
+
+
+def _digits(x: float) -> str:
+  return f"{x:.3f}" if 0.01 <= abs(x) < 1000 or x == 0 else f"{x:.3g}"
+
+
+def _escaped(text: str) -> str:
+  for mark in ("\\", "&", "%", "_", "#", "$", "^", "~"):
+    text = text.replace(mark, r"\textbackslash{}" if mark == "\\" else f"\\{mark}")
+  return text.replace(r"\^", r"\textasciicircum{}").replace(r"\~", r"\textasciitilde{}")
