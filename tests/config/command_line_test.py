@@ -1,7 +1,9 @@
 """Every field of an experiment is a flag, at any depth."""
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
 import pytest
 
 from xpo_jax import objectives
@@ -32,6 +34,15 @@ RECORDS = Experiment(
 def judge(name: str, scale: float = 1.0):
   """What a `Configured` makes, for these tests."""
   return name, scale
+
+
+def placed_judge(
+  name: str,
+  mesh: jax.sharding.Mesh | None = None,
+  truth: Callable[[str], float] | None = None,
+):
+  """What a `Configured` makes, with arguments that no words of a shell can say."""
+  return name, mesh, truth
 
 
 ROLLOUTS = Experiment(
@@ -219,3 +230,15 @@ def test_help_lists_records_that_are_off(capsys):
   shown = capsys.readouterr().out
   for flag in ("--adapter.rank", "--data.reading.rename", "--objective.beta"):
     assert flag in shown
+
+
+def test_argument_that_words_cannot_say_is_no_flag(capsys):
+  feedback = Feedback(Configured(placed_judge, name="a"), missing_eos=1.0)
+  data = dataclasses.replace(ROLLOUTS.data, feedback=feedback)
+  experiment = dataclasses.replace(ROLLOUTS, data=data)
+  with pytest.raises(SystemExit):
+    from_args(experiment, ["--help"])
+  shown = capsys.readouterr().out
+  assert "source.name" in shown
+  assert "source.mesh" not in shown and "source.truth" not in shown
+  assert from_args(experiment, ["--seed", "3"]).data == data

@@ -188,18 +188,28 @@ def _may_be_named(hint: Any) -> bool:
 def _plain(item: Any, hint: Any) -> Any:
   """The type that tyro parses from the words of a shell: plain types, tuples of them,
   the plain members of a union; None where there is none."""
-  kinds = typing.get_args(hint)
   if type(item) is tuple:
+    kinds = typing.get_args(hint)
     plain = kinds and all(kind in (int, float, str, ...) for kind in kinds)
     return hint if plain else None
   if item is tyro.MISSING:
     return hint
   if not isinstance(item, int | float | str | enum.Enum | None):
     return None
-  plain = tuple(kind for kind in kinds if not dataclasses.is_dataclass(kind))
+  kinds = _members(hint)
+  plain = tuple(kind for kind in kinds if _is_written(kind))
   if len(plain) == len(kinds):
     return hint
   return None if plain in ((), (type(None),)) else typing.Union[plain]  # noqa: UP007
+
+
+def _is_written(kind: Any) -> bool:
+  """Whether words of a shell can say a value of this type: no record, no function."""
+  if typing.get_origin(kind) is tuple:
+    return all(member is ... or _is_written(member) for member in typing.get_args(kind))
+  if isinstance(kind, type):
+    return issubclass(kind, int | float | str | enum.Enum | None)
+  return typing.get_origin(kind) is typing.Literal
 
 
 def _words(mapping: Mapping[str, Any], values: Any) -> tuple[str, ...]:
