@@ -191,14 +191,17 @@ def test_reference_of_its_own_is_of_the_same_architecture_and_tokenizer(saved):
 def test_digests_are_of_weights_that_a_resumption_reads_anew(saved):
   start = Pretrained(str(saved / "policy"))
   lm, other = (np.zeros(3), np.ones(3))
-  assert loading.start_digests(RUN, lm, None) == {}  # made from the seed
+  begin = loading.LoadedStart(MODEL, {"lm": lm}, None)
+  assert loading.start_digests(RUN, begin, None) == {}  # made from the seed
   pretrained = experiments.replace(RUN, start=start)
-  assert set(loading.start_digests(pretrained, lm, None)) == {"start_sha256"}
-  both = loading.start_digests(pretrained, lm, other)
+  assert set(loading.start_digests(pretrained, begin, None)) == {"start_sha256"}
+  apart = experiments.replace(pretrained, reference=start)
+  reference = loading.Reference(other, None)
+  both = loading.start_digests(apart, begin, reference)
   assert set(both) == {"start_sha256", "reference_sha256"}
   assert len(set(both.values())) == 2
   taught = Teacher(transformer.model(MODEL), {"lm": 2 * other})
-  every = loading.start_digests(pretrained, lm, other, taught)
+  every = loading.start_digests(apart, begin, reference, taught)
   assert set(every) - set(both) == {"teacher_sha256"}
   assert len(set(every.values())) == 3
 
