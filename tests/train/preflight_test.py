@@ -65,7 +65,7 @@ def test_rows_lengths_repeats_and_overlap_are_shown(tmp_path):
   (budget,) = preflight.check(run, datasets=datasets)
   said = preflight.lines(budget)
   for line in (
-    "  rows 10: kept 9, dropped 1 (over-long prompt 1)",
+    "  rows 10, kept 9, dropped 1 (over-long prompt 1)",
     "  truncated prompts 0, truncated completions 0, repeated rows 1, "
     "repeated prompts 1",
     "  held-out prompts 2, also trained on 1",

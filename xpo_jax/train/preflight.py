@@ -131,7 +131,7 @@ def _rows(counts: Mapping[str, Any]) -> list[str]:
     repeated += f"repeated prompts {counts['repeated_prompts']:,}"
   why = ", ".join(f"{problem} {count:,}" for problem, count in problems.items())
   dropped = f"dropped {sum(problems.values()):,}" + (f" ({why})" if why else "")
-  lines = [f"rows {counts['rows']:,}: {kept}, {dropped}", f"{changed}, {repeated}"]
+  lines = [f"rows {counts['rows']:,}, {kept}, {dropped}", f"{changed}, {repeated}"]
   if held_out:
     also = counts["overlap"]
     lines.append(f"held-out prompts {held_out:,}, also trained on {also:,}")
