@@ -49,19 +49,19 @@ setup(
     "tensorflow-datasets>=4.9.10",
     "grain>=0.2.10",
     "array-record>=0.8.3",
-    "importlib_resources",  # TFDS imports it and does not ask for it
-    "pyarrow>=15",
-    "huggingface_hub>=0.30",
+    "importlib_resources>=1.3",  # TFDS imports it and does not ask for it
+    "pyarrow>=16",
+    "huggingface_hub>=1.3",
     "safetensors>=0.4.5",
-    "jinja2",  # transformers' chat templates need it and do not ask for it
-    "absl-py",
+    "jinja2>=3.1",  # transformers' chat templates need it and do not ask for it
+    "absl-py>=0.10",
     "numpy>=2",
-    "scipy>=1.14",
+    "scipy>=1.15",
     "tyro>=0.9.2",
-    "pyyaml",
-    "rich",
+    "pyyaml>=6",
+    "rich>=11.1",
     "matplotlib>=3.9",
-    "tensorboardX>=2.6",
+    "tensorboardX>=2.6.1",
     "vaderSentiment>=3.3.2",
   ],
   extras_require={

@@ -1,7 +1,6 @@
 """The wheel holds the package, its recipes and its texts; it needs no checkout."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,43 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests import xla_flags
+from tests import wheels, xla_flags
 
 ROOT = Path(__file__).parent.parent
 
 
-def _pip(*args, cwd):
-  done = subprocess.run(
-    [sys.executable, "-m", "pip", *args, "--quiet", "--no-deps", "--no-index"],
-    cwd=cwd,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-  """Built from a copy: a build writes beside its sources, and packs what is there."""
-  source = tmp_path_factory.mktemp("source")
-  for folder in ("xpo_jax", "experiments"):
-    ignored = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
-  for name in ("setup.py", "README.md", "LICENSE"):
-    shutil.copy(ROOT / name, source)
-  out = tmp_path_factory.mktemp("wheel")
-  options = ("--use-pep517", "--no-build-isolation", "--wheel-dir", str(out))
-  _pip("wheel", ".", *options, cwd=source)
-  (path,) = out.glob("*.whl")
-  return path
+  return wheels.build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
   """A folder with the installed package alone."""
   home = tmp_path_factory.mktemp("installed")
-  _pip("install", str(wheel), "--target", str(home), cwd=home)
+  wheels.pip("install", str(wheel), "--target", str(home), cwd=home)
   return home
 
 

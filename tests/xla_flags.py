@@ -2,15 +2,23 @@
 
 from importlib import metadata
 
-# Programs are compiled more often than they are run: no optimisation of machine code,
-# and one LLVM module a program.
-COMPILE_FAST = (
-  "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-)
-# The older emitter of fused kernels halves the time to compile. XLA ends the process at
-# a flag it does not know, so only versions that are known to have this one get it.
-if metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
-  COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"
+
+def compile_fast(jaxlib: str) -> str:
+  """Flags for programs that are compiled more often than they are run.
+
+  No optimisation of machine code, and one LLVM module a program.
+
+  Args:
+    jaxlib: its version. XLA ends the process at a flag that it does not know.
+  """
+  flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+  # The older emitter of fused kernels halves the time to compile.
+  if jaxlib.startswith(("0.8.", "0.9.", "0.10.")):
+    flags += " --xla_cpu_use_fusion_emitters=false"
+  return flags
+
+
+COMPILE_FAST = compile_fast(metadata.version("jaxlib"))
 
 
 def devices(number: int) -> str:
