@@ -40,7 +40,7 @@ TABLE = Table(
     None,
     "chosen",
     "beta",
-    "change of the chosen completions' log-probability, nats",
+    "change of log p(chosen), nats",
     "Below 0 chosen completions have become less likely: DPO's far, NCA's hardly.",
     log_x=True,
   ),

@@ -3,7 +3,7 @@
 from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table
 from xpo_jax.studies.exact import online
 
-KL = 0.5
+KL = 0.3
 
 
 def arm(series, sampler):
@@ -28,7 +28,7 @@ TABLE = Table(
   "0.1, on two fresh samples a prompt and iteration, labelled by Bradley-Terry and "
   "written by the current policy, or always by the reference. 10 seeds.",
   contrary="After equally many labels the online policy has no more reward; or no more "
-  "at 0.5 nats of KL.",
+  "at 0.3 nats of KL.",
   departs="Pairs are refreshed at every update, not in three rounds.",
   arms=(arm("online", "policy"), arm("offline", "reference")),
   predictions=(

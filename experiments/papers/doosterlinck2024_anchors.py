@@ -43,7 +43,7 @@ TABLE = Table(
     None,
     "chosen",
     "beta",
-    "change of the chosen completions' log-probability, nats",
+    "change of log p(chosen), nats",
     "Below 0 chosen completions have become less likely: on pairs of uniform "
     "completions with either loss.",
     log_x=True,

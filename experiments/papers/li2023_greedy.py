@@ -56,7 +56,7 @@ TABLE = Table(
     None,
     "variance",
     "standard deviation of the prompts' mean rewards",
-    "variance of the gradient, over its squared norm",
+    "gradient variance over squared norm",
     "The running mean's variance grows with the spread of the prompts' difficulty; "
     "that of the greedy baseline does not.",
   ),

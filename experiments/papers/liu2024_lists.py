@@ -3,7 +3,7 @@
 from xpo_jax.studies.atlas.table import ABOVE, Plot, Prediction, Table, sweep
 from xpo_jax.studies.exact import labels
 
-BETAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+BETAS = (0.1, 0.3, 0.55, 1.0, 1.7, 3.0)
 KL = 0.3
 
 

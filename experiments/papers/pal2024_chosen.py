@@ -50,7 +50,7 @@ TABLE = Table(
     None,
     "chosen",
     "beta",
-    "change of the chosen completions' log-probability, nats",
+    "change of log p(chosen), nats",
     "DPO's chosen completions fall further the weaker the tie; DPOP's do not fall.",
     log_x=True,
   ),

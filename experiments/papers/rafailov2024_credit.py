@@ -70,7 +70,7 @@ TABLE = Table(
     None,
     "credit",
     "pairs",
-    "correlation of log-ratios with the optimal advantage",
+    "correlation with the optimal advantage",
     "Credit of single tokens is learned from labels of whole completions.",
     log_x=True,
   ),

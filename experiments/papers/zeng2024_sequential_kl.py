@@ -73,7 +73,7 @@ TABLE = Table(
     "reward",
     "seq_kl_rejected",
     "expected reward above the reference's",
-    "KL(ref || policy) along rejected completions, nats",
+    "KL(ref || policy), rejected, nats",
     "A curve further down pays less KL for the same reward.",
   ),
   paper_scale="GPT-2 large on IMDb, Pythia 2.8B on HH; beta 0.1, alpha 0.5, lr 5e-6.",

@@ -51,7 +51,7 @@ TABLE = Table(
     None,
     "distance",
     "updates",
-    "distance of the parameters from the start",
+    "distance of the parameters",
     "Gradient ascent's distance grows in proportion to the updates, NPO's with their "
     "logarithm.",
     log_x=True,

@@ -12,7 +12,7 @@ from xpo_jax.studies.atlas.table import Results
 RESULTS = Path(__file__).parents[3] / "experiments" / "results"
 NAMES = list(find_tables.files())
 # Seconds from scratch, should their code have changed since.
-SMALL = ("azar2023_deterministic", "lee2023_position", "liu2023_rejection")
+SMALL = ("lee2023_position", "munos2023_last_iterate", "richemond2024_fixed_point")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from xpo_jax.studies.exact import sampling
 
 
 def test_first_accepted_of_many_follows_the_target():
-  few, many = (sampling.rejection(0, candidates=n, draws=1000) for n in (4, 1024))
+  few, many = (sampling.rejection(0, candidates=n, draws=1000) for n in (4, 512))
   assert abs(many["distance"] - many["chance"]) < 0.03 < few["distance"]
   assert many["chance"] < few["distance"] < few["start"]
 
