@@ -148,6 +148,8 @@ def test_clipping_is_of_log_ratio_and_value():
   np.testing.assert_allclose(tight.fn(d), [10, np.e - 2, 4 + np.exp(-5), 10], 1e-6)
   assert tight is divergences.clipped(divergences.K3, 10.0, log_ratio_limit=20.0)
   np.testing.assert_array_equal(jax.vmap(jax.grad(tight.fn))(d)[jnp.array([0, 3])], 0)
+  ratio_alone = divergences.clipped(divergences.K2, 1e9, log_ratio_limit=2.0)
+  np.testing.assert_allclose(ratio_alone.fn(d), [2, 0.5, 2, 2], 1e-6)
 
 
 @pytest.mark.parametrize("log_ratio", [1000.0, -1000.0])
