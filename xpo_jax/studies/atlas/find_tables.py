@@ -9,9 +9,12 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.atlas.table import Table
+
+if TYPE_CHECKING:
+  from xpo_jax.studies.atlas.table import Table
 
 FOLDER = "papers"
 
@@ -25,12 +28,14 @@ def files() -> dict[str, Path]:
   return dict(sorted(found.items()))
 
 
-def load(path: Path) -> Table:
+def load(path: Path) -> "Table":
   """The table of a file.
 
   Raises:
     ValueError: the file defines no `TABLE`.
   """
+  from xpo_jax.studies.atlas.table import Table  # NumPy: `xpo list` does without
+
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -40,7 +45,7 @@ def load(path: Path) -> Table:
   return table
 
 
-def named(names: Sequence[str]) -> dict[str, Table]:
+def named(names: Sequence[str]) -> "dict[str, Table]":
   """The tables that names mean: of a file, of a method, of a paper, or its number.
 
   Args:
@@ -56,7 +61,7 @@ def named(names: Sequence[str]) -> dict[str, Table]:
   for name, table in tables.items():
     for alias in {name, table.method, _slug(table.paper), table.row.arxiv}:
       meant.setdefault(alias, []).append(name)
-  chosen: dict[str, Table] = {}
+  chosen = {}
   for name in names:
     found = meant.get(name) or meant.get(_slug(name))
     if not found:
