@@ -37,6 +37,7 @@ MODULES = {
     "ops.ranking",
     "ops.preference_games",
     "ops.repetition",
+    "ops.attention",
     "ops.experts",
   ),
   "Rules around a loss": (

@@ -261,7 +261,7 @@ def test_check_shows_the_budget_of_a_loop_and_samples_nothing(run, monkeypatch):
   assert budget.sizes["completions in all"] == 2 * 4 * 2
   assert budget.sizes["tokens sampled, at most"] == 2 * 4 * 2 * 4
   text = "\n".join(preflight.lines(budget))
-  assert "rloo(beta=0.03)" in text and "held out 4" in text
+  assert "rloo(beta=0.03)" in text and "held-out prompts 4" in text
   counts = json.loads((run / "data.json").read_text())
   assert f"prompts {counts['prompts']:,}" in text
   weights = 4 * budget.sizes["parameters"]  # and Adam's two moments in the arguments

@@ -79,7 +79,7 @@ def write(
 
 
 def _read(path: Path) -> Sequence[dict[str, Any]]:
-  rows = tables.rows(path)
+  rows = list(tables.rows(path))
   if not rows:
     raise ValueError(f"{path}: no instructions")
   for number, row in enumerate(rows, 1):
