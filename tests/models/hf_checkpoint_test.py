@@ -62,6 +62,8 @@ def test_value_head_round_trips(checkpoints, tmp_path):
   head = {"kernel_D": np.arange(32, dtype=np.float32), "bias": np.float32(0.5)}
   hf_checkpoint.save(tmp_path, config, params | {"value": head})
   assert_same(hf_checkpoint.load(tmp_path).params["value"], head)
+  modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+  assert len(set(modes.values())) == 1, modes  # who may read one file may read all
 
 
 def small_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import tokenizers
 import transformers
-from safetensors.numpy import save_file
 from tokenizers import decoders, pre_tokenizers, processors
 
 from xpo_jax.data import sealed_files
+from xpo_jax.models import hf_weights
 
 SUFFIX = ".gguf"
 _CACHE = "XPO_CACHE"  # environment variable
@@ -118,7 +118,7 @@ def write(
   directory.mkdir(parents=True)
   text = json.dumps(config, indent=2, sort_keys=True)
   (directory / "config.json").write_text(text + "\n", encoding="utf-8")
-  save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+  hf_weights.write_file(directory / "model.safetensors", weights)
   tokenizer.save_pretrained(directory)
 
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from xpo_jax.data import sealed_files
 from xpo_jax.models import (
@@ -582,7 +581,7 @@ def save_adapter(
 def _save_head(directory: Path, params: Params) -> None:
   if "value" in params:
     head = {name: np.asarray(leaf) for name, leaf in params["value"].items()}
-    save_file(head, directory / _VALUE_HEAD)
+    hf_weights.write_file(directory / _VALUE_HEAD, head)
 
 
 def save_classifier(
@@ -758,7 +757,7 @@ def _write_weights(
     index = {"metadata": {"total_size": total}, "weight_map": file_of}
     _dump(directory / _INDEX, index)
   for file, shard in zip(names, shards, strict=True):
-    save_file(shard, directory / file, metadata={"format": "pt"})
+    hf_weights.write_file(directory / file, shard)
 
 
 def _write_tokenizer(directory: Path, tokenizer: Any) -> None:

@@ -1,10 +1,12 @@
 """Maps Hugging Face tensors to parameters: names, transposes, fused projections."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config, Norm
@@ -342,3 +344,12 @@ def _linear(
     split=lambda w: (w.T.reshape(shape),),
     join=lambda k: k.reshape(flat).T,
   )
+
+
+def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file with the permissions of any new file: safetensors itself
+  lets nobody but the owner read it."""
+  path.touch()
+  mode = path.stat().st_mode
+  save_file(dict(tensors), path, metadata={"format": "pt"})
+  path.chmod(mode)

@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from xpo_jax.data import sealed_files
 from xpo_jax.data.formats import hub
@@ -164,7 +163,7 @@ def save(
     header["base"] = os.path.relpath(named, directory.resolve())
   text = json.dumps(header, indent=2) + "\n"
   (directory / _HEADER).write_text(text, encoding="utf-8")
-  save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+  hf_weights.write_file(directory / WEIGHTS, tensors)
   return directory
 
 
