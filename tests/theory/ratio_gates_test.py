@@ -121,11 +121,13 @@ def test_gmpo_clips_a_token_and_leaves_the_others():
   np.testing.assert_allclose(gradient[0, 0], [0, moved, moved], rtol=1e-10)
   # Where the advantage is negative the lower bound binds, and the upper does not.
   worse = s.replace(reward_BK=jnp.asarray([[0.0, 1.0]]))
-  both = jnp.asarray([0.9, -0.7, 0.1])
+  both = jnp.asarray([0.9, -0.7, -0.1])
   worse = worse.replace(logp_BKT=worse.logp_BKT.at[0, 0].set(both))
   gradient = _gradient(objectives.gmpo(0.4, 0.4), worse)
-  moved = a * np.exp((0.9 - 0.4 + 0.1) / 3) / 6
+  moved = a * np.exp((0.9 - 0.4 - 0.1) / 3) / 6
   np.testing.assert_allclose(gradient[0, 0], [moved, 0, moved], rtol=1e-10)
+  metrics = scored.evaluate(objectives.gmpo(0.4, 0.4), worse).metrics
+  assert metrics["clip_fraction"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("name", ["gmpo", "gspo_token", "sapo", "grpo", "gspo"])
