@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DOCS = Path(__file__).parent.parent / "docs"
 NAMES = re.findall(
@@ -21,6 +21,13 @@ _BLOCK = re.compile(
   r"^\.\. code-block:: (?P<kind>\w+)\n"
   r"(?:   :caption: (?P<file>\S+)\n)?\n"
   r"(?P<text>(?:   .*\n|\n)+)",
+  flags=re.M,
+)
+
+_ROW = re.compile(
+  r"^   \* - \*\*(?P<name>.*)\*\*\n\n(?P<becomes>(?: {7}.*\n)+)"
+  r"     - \.\. code-block:: json\n\n"
+  r"(?P<row>(?: {10}.*\n)+)",
   flags=re.M,
 )
 
@@ -73,6 +80,26 @@ def blocks(guide: str) -> list[Block]:
     fields = (match["kind"], match["file"], match["mark"], match["word"])
     found.append(Block(guide, *fields, text))
   return found
+
+
+class DataRow(NamedTuple):
+  """A row of data in the table of a guide.
+
+  Attributes:
+    row: the JSON value.
+    becomes: what the guide says is made of it.
+  """
+
+  row: dict[str, Any]
+  becomes: str
+
+
+def data_rows(guide: str) -> dict[str, DataRow]:
+  """The rows of data in the table of a guide, by the name of their schema."""
+  return {
+    match["name"]: DataRow(json.loads(match["row"]), " ".join(match["becomes"].split()))
+    for match in _ROW.finditer(source(guide))
+  }
 
 
 # One interpreter for all guides: imports and compiles are paid once. The working

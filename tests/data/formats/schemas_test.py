@@ -1,14 +1,21 @@
 """Rows as well-known data sets have them become the records that they mean."""
 
+import re
+
 import pytest
 
+from tests import guides
+from xpo_jax import objectives
 from xpo_jax.data import records, sources
 from xpo_jax.data.formats import schemas
 from xpo_jax.data.records import Pair, Prompt, Turn
 from xpo_jax.data.sources import Reading
+from xpo_jax.types import Layout
 
 UID = "here:1"
 HH = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant:"
+_CALL = {"function": {"name": "cast", "arguments": {"film": "it"}}}
+_TOOL = {"type": "function", "function": {"name": "cast"}}
 
 
 def _chat(*contents):
@@ -26,45 +33,58 @@ def _said(text):
   return (Turn("assistant", text, loss=True),)
 
 
-ROWS = {
-  # The six of TRL.
-  "language modeling": (
-    {"messages": _chat("a", "b")},
-    records.Demonstration(UID, _turns("a"), _said("b")),
+# What the rows of the guide mean, by the name of their schema.
+_PROMPT = _turns("the cast?")
+_GOOD, _BAD = _said("a fine one."), _said("a poor one.")
+MEANT = {
+  "language modeling": records.Demonstration(UID, "the cast is", " a fine one"),
+  "language modeling, conversational": records.Demonstration(UID, _PROMPT, _GOOD),
+  "prompt-only": records.Prompt(UID, "the cast is"),
+  "prompt-only, conversational": records.Prompt(UID, _PROMPT),
+  "prompt-completion": records.Demonstration(UID, "the cast is", " fine."),
+  "prompt-completion, conversational": records.Demonstration(UID, _PROMPT, _GOOD),
+  "preference": records.Pair(UID, "the cast is", " fine.", " poor."),
+  "preference, conversational": records.Pair(UID, _PROMPT, _GOOD, _BAD),
+  "preference, implicit prompt": records.Pair(UID, "the cast is", " fine.", " poor."),
+  "preference, implicit prompt, conversational": records.Pair(
+    UID, _PROMPT, _GOOD, _BAD
   ),
-  "prompt-only": ({"prompt": _chat("a")}, records.Prompt(UID, _turns("a"))),
-  "prompt-completion": (
-    {"prompt": _chat("a"), "completion": _chat("a", "b")[1:]},
-    records.Demonstration(UID, _turns("a"), _said("b")),
+  "unpaired preference": records.Rated(UID, "the cast is", " poor.", desirable=False),
+  "unpaired preference, conversational (KTO)": records.Rated(
+    UID, _PROMPT, _BAD, desirable=False
   ),
-  "preference": (
-    {
-      "prompt": _chat("a"),
-      "chosen": _chat("", "b")[1:],
-      "rejected": _chat("", "c")[1:],
-    },
-    records.Pair(UID, _turns("a"), _said("b"), _said("c")),
+  "stepwise supervision": records.Stepped(
+    UID, "2 + 2 + 1", ("2 + 2 = 4.", "4 + 1 = 6."), (1.0, -1.0)
   ),
-  "unpaired preference": (  # KTO
-    {"prompt": _chat("a"), "completion": _chat("", "b")[1:], "label": False},
-    records.Rated(UID, _turns("a"), _said("b"), desirable=False),
+  "reward": records.Rated(UID, "the cast is", " fine.", reward=0.5),
+  "list of rewards": records.Ranked(
+    UID, "the cast is", (" poor.", " fine."), (0.1, 0.9)
   ),
-  "stepwise supervision": (
-    {"prompt": "p", "completions": ["one", "two"], "labels": [True, False]},
-    records.Stepped(UID, "p", ("one", "two"), (1.0, -1.0)),
+  "UltraFeedback binarized": records.Pair(UID, _PROMPT, _GOOD, _BAD),
+  "HH": records.Pair(UID, "\n\nHuman: the cast?\n\nAssistant:", " fine.", " poor."),
+  "SHP": records.Pair(UID, "the cast?", "fine.", "poor."),
+  "SafeRLHF": records.Pair(UID, "the cast?", "fine.", "poor."),
+  "Orca pairs": records.Pair(
+    UID, (Turn("system", "Be brief."), *_PROMPT), _said("fine."), _said("poor.")
   ),
-  "UltraFeedback binarized": (
-    {
-      "prompt": "a",
-      "prompt_id": "7",
-      "chosen": _chat("a", "b"),
-      "rejected": _chat("a", "c"),
-      "messages": _chat("a", "b"),
-      "score_chosen": 8.5,
-      "score_rejected": 7.0,
-    },
-    records.Pair(UID, _turns("a"), _said("b"), _said("c")),
+  "Nectar": records.Ranked(UID, "the cast?", ("poor.", "fine."), (-2.0, -1.0)),
+  "UltraFeedback": records.Ranked(UID, "the cast?", ("fine.", "poor."), (7.5, 4.0)),
+  "HelpSteer": records.Rated(UID, "the cast?", "fine.", reward=3.0),
+  "Alpaca": records.Demonstration(UID, "Judge the cast.\n\na film", "fine."),
+  "Capybara": records.Demonstration(
+    UID, _turns("the cast?", "fine.", "the plot?"), _said("poor.")
   ),
+  "ShareGPT": records.Demonstration(UID, _PROMPT, _said("fine.")),
+  "prompt with an answer": records.Prompt(UID, "1 + 1"),
+  "tool calling": records.Demonstration(
+    UID,
+    _PROMPT,
+    (Turn("assistant", None, loss=True, other={"tool_calls": [_CALL]}),),
+    template_arguments={"tools": [_TOOL]},
+  ),
+}
+GUIDE = guides.data_rows("your_data")
+FURTHER = {
   "string before answers of the assistant": (
     {"prompt": "a", "chosen": _chat("", "b")[1:], "rejected": _chat("", "c")[1:]},
     records.Pair(UID, _turns("a"), _said("b"), _said("c")),
@@ -81,104 +101,51 @@ ROWS = {
     {"prompt": _chat("a"), "completion": _chat("a", "b"), "label": True},
     records.Rated(UID, _turns("a"), _said("b"), desirable=True),
   ),
-  "HH": (
+  "a transcript of several turns": (
     {"chosen": f"{HH} fine", "rejected": f"{HH} bad"},
     records.Pair(UID, HH, " fine", " bad"),
   ),
-  "SHP": (
-    {
-      "history": "p",
-      "human_ref_A": "first",
-      "human_ref_B": "second",
-      "labels": 0,
-      "score_A": 3,
-      "score_B": 9,
-    },
-    records.Pair(UID, "p", "second", "first"),
-  ),
-  "SafeRLHF": (
-    {"prompt": "p", "response_0": "x", "response_1": "y", "better_response_id": 1},
-    records.Pair(UID, "p", "y", "x"),
-  ),
-  "Orca pairs": (
-    {"system": "s", "question": "a", "chosen": "b", "rejected": "c"},
-    records.Pair(UID, (Turn("system", "s"), *_turns("a")), _said("b"), _said("c")),
-  ),
-  "HelpSteer": (
-    {"prompt": "p", "response": "x", "helpfulness": 3, "verbosity": 1},
-    records.Rated(UID, "p", "x", reward=3.0),
-  ),
-  "Nectar": (
-    {
-      "prompt": "p",
-      "answers": [{"answer": "x", "rank": 2.0}, {"answer": "y", "rank": 1.0}],
-    },
-    records.Ranked(UID, "p", ("x", "y"), (-2.0, -1.0)),
-  ),
-  "UltraFeedback": (
-    {
-      "instruction": "p",
-      "completions": [
-        {"response": "x", "overall_score": 7.5, "model": "m"},
-        {"response": "y", "overall_score": 4.0, "model": "n"},
-      ],
-    },
-    records.Ranked(UID, "p", ("x", "y"), (7.5, 4.0)),
-  ),
-  "Alpaca": (
-    {"instruction": "do", "input": "this", "output": "done"},
-    records.Demonstration(UID, "do\n\nthis", "done"),
-  ),
-  "Capybara": (
-    {"conversation": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]},
-    records.Demonstration(UID, _turns("a", "b", "c"), _said("d")),
-  ),
-  "ShareGPT": (
-    {
-      "conversations": [
-        {"from": "human", "value": "a"},
-        {"from": "gpt", "value": "b"},
-      ]
-    },
-    records.Demonstration(UID, _turns("a"), _said("b")),
-  ),
-  "prompt with an answer": (
-    {"prompt": "1 + 1", "answer": "2"},
-    records.Prompt(UID, "1 + 1"),
-  ),
-  "tool calling": (
-    {
-      "messages": [
-        *_chat("a"),
-        {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
-      ],
-      "tools": [{"type": "function"}],
-    },
-    records.Demonstration(
-      UID,
-      _turns("a"),
-      (
-        Turn(
-          "assistant", None, True, other={"tool_calls": [{"function": {"name": "f"}}]}
-        ),
-      ),
-      template_arguments={"tools": [{"type": "function"}]},
-    ),
-  ),
+}
+ROWS = {name: (GUIDE[name].row, record) for name, record in MEANT.items()} | FURTHER
+# The kind of a record and the objectives' layout, by how the guide calls it.
+KINDS = {
+  "demonstration": (records.Demonstration, {Layout.DEMO}),
+  "prompt": (records.Prompt, {Layout.SAMPLED}),
+  "pair": (records.Pair, {Layout.PAIR}),
+  "thumb": (records.Rated, {Layout.RATED, Layout.RATED_MISMATCHED}),
+  "reward": (records.Rated, {Layout.RATED}),
+  "list": (records.Ranked, {Layout.RANKED}),
+  "labelled steps": (records.Stepped, {Layout.RATED}),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_row_is_read_as_what_it_means(name):
   row, record = ROWS[name]
-  loaded = sources.from_dicts([row], "here")
+  # Three words are the prompt, as the guide has it.
+  reading = Reading(prompt_words=3 if set(row) == {"text"} else None)
+  loaded = sources.from_dicts([row], "here", reading)
   assert loaded.bad == () and loaded.records == (record,)
   known = {schema.name for schema in schemas._SCHEMAS}
   assert (f"columns of {name}" in loaded.name) == (name in known)
 
 
-def test_every_schema_has_a_row():
-  assert {schema.name for schema in schemas._SCHEMAS} <= set(ROWS)
+def test_guide_has_a_row_of_every_schema_and_no_other():
+  assert set(GUIDE) == set(MEANT)
+  assert {schema.name for schema in schemas._SCHEMAS} <= set(GUIDE)
+  assert guides.source("your_data").count("     - .. code-block::") == len(GUIDE)
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_objectives_that_the_guide_names_learn_from_the_row(name):
+  becomes = GUIDE[name].becomes
+  word = re.match("labelled steps|[a-z]+", becomes)[0]
+  kind, layouts = KINDS[word]
+  assert type(MEANT[name]) is kind
+  named = [n for n in re.findall("``(.*?)``", becomes) if n in objectives.NAMES]
+  assert named and {objectives.get(n)().layout for n in named} <= layouts
+  if word in ("thumb", "reward"):
+    assert (MEANT[name].desirable is None) == (word == "reward")
 
 
 def test_columns_that_a_schema_does_not_read_are_reported():
@@ -214,11 +181,11 @@ def test_row_that_is_no_object_is_bad_beside_those_of_a_schema(first):
 def test_explicit_kind_and_rename_come_before_schemas():
   row, _ = ROWS["Nectar"]
   (record,) = sources.from_dicts([row], "here", Reading(kind="prompt")).records
-  assert record == records.Prompt(UID, "p")
+  assert record == records.Prompt(UID, "the cast?")
   row, _ = ROWS["Alpaca"]
   reading = Reading(rename={"instruction": "prompt", "output": "completion"})
   (record,) = sources.from_dicts([row], "here", reading).records
-  assert record == records.Demonstration(UID, "do", "done")
+  assert record == records.Demonstration(UID, "Judge the cast.", "fine.")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +206,7 @@ def test_columns_of_a_record_come_before_those_of_a_schema(row, reading, record)
 
 
 def test_transcripts_become_messages():
-  row, _ = ROWS["HH"]
+  row, _ = ROWS["a transcript of several turns"]
   reading = Reading(transcripts="messages")
   (record,) = sources.from_dicts([row], "here", reading).records
   asked = _turns("hi", "hello", "and?")
