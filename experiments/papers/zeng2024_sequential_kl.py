@@ -3,8 +3,8 @@
 from xpo_jax.studies.atlas.table import ABOVE, BELOW, Plot, Prediction, Table, sweep
 from xpo_jax.studies.exact import trees
 
-BETAS = (0.1, 0.3, 0.55, 1.0, 1.7)
-REWARD = 1.0
+BETAS = (0.1, 1.0, 1.7, 3.0, 5.5, 10.0)
+REWARD = 0.6
 
 
 def arms(series, objective, **hparams):
@@ -34,8 +34,8 @@ TABLE = Table(
   "ones; TDPO2 holds both, and its policy is more diverse at no loss of alignment.",
   where="abstract",
   design="Trees of 4 tokens out of 3, 1,000 pairs of the reference's samples, table of "
-  "logits; DPO, TDPO1 and TDPO2 (alpha 0.5) over five betas; KL(ref || policy) "
-  "summed over each completion, compared at an equal expected reward of 1. 10 seeds.",
+  "logits; DPO, TDPO1 and TDPO2 (alpha 0.5) over six betas; KL(ref || policy) "
+  "summed over each completion, compared at an equal expected reward of 0.6. 10 seeds.",
   contrary="At beta 0.1 TDPO2's gap of KLs is no smaller than DPO's; or at equal "
   "reward its sequential KL is no smaller, or its entropy no larger.",
   departs="Compared at equal reward too: at equal beta the KL term alone regularises.",
