@@ -136,7 +136,7 @@ def main() -> int:
             found = versions(interpreter, home)
             attempt(interpreter, found["jaxlib"], home)
             result = "works"
-          except RuntimeError as error:
+          except (RuntimeError, subprocess.TimeoutExpired) as error:
             result = "fails"
             failures.append(f"{python}, {resolution}: {error}")
         row = (python, resolution, *(found[name] for name in SHOWN), result)
