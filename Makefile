@@ -29,9 +29,9 @@ test: $(READY)  ## the whole test suite
 installs: $(READY)  ## the wheel on each Python, beside lowest and newest requirements
 	@$(PY) -m tests.installs
 
-docs: $(READY)  ## experiments/README.md, and the API reference into docs/_build
+docs: $(READY)  ## experiments/README.md, and docs/_build; runs the notebooks
 	@$(PY) -m xpo_jax.studies.experiments_readme
-	@$(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
+	@RUN_NOTEBOOKS=1 $(PY) -m sphinx -W -q -b html docs docs/_build && echo docs/_build/index.html
 
 notebooks: $(READY)  ## notebooks/*.ipynb from the scripts beside them
 	@$(PY) notebooks/write_ipynb.py
@@ -46,4 +46,4 @@ types: $(READY)  ## check types: mypy.ini says which, where
 	@$(PY) -m mypy
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .cache docs/_build docs/api build dist *.egg-info
+	rm -rf $(VENV) .cache docs/_build docs/api docs/notebooks build dist *.egg-info

@@ -1,8 +1,12 @@
-"""Sphinx: the API reference from the docstrings, one page per objective.
+"""Sphinx: guides, notebooks, and the API reference from the docstrings.
 
 python -m sphinx -W -b html docs docs/_build
+
+With RUN_NOTEBOOKS=1 in the environment, as `make docs` sets it, notebooks are run and
+their pages show the outputs.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 import atlas  # noqa: E402
+import notebook_pages  # noqa: E402
 import pages  # noqa: E402
 
 project = "xpo_jax"
@@ -28,3 +33,4 @@ nitpicky = False
 
 pages.write(HERE / "api")
 atlas.write(HERE / "api")
+notebook_pages.write(HERE / "notebooks", run=os.environ.get("RUN_NOTEBOOKS") == "1")

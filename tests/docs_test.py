@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbformat import v4
 
 from xpo_jax import objectives
 
@@ -37,6 +38,11 @@ def docstrings():
 @pytest.fixture(scope="module")
 def equations():
   return _extension("equation_numbers")
+
+
+@pytest.fixture(scope="module")
+def notebook_pages():
+  return _extension("notebook_pages")
 
 
 @pytest.mark.parametrize("name", objectives.NAMES)
@@ -117,3 +123,49 @@ def test_the_table_of_equation_numbers_names_every_objective(built):
   page = (built / "api" / "equation_numbers.html").read_text(encoding="utf-8")
   for name in objectives.NAMES:
     assert f'href="{name}.html"' in page, name
+
+
+def test_every_notebook_has_a_page_of_its_cells(built):
+  index = (built / "index.html").read_text(encoding="utf-8")
+  scripts = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+  assert scripts
+  for script in scripts:
+    page = (built / "notebooks" / f"{script.stem}.html").read_text(encoding="utf-8")
+    code = script.read_text(encoding="utf-8").count("\n# %%\n")
+    assert page.count('class="highlight-python') == code
+    assert "the page that" in page, "its outputs are missing and the page says so"
+    assert f'href="notebooks/{script.stem}.html"' in index
+
+
+def test_notebook_is_run_and_its_outputs_are_on_the_page(notebook_pages):
+  image = b"a picture"
+  cells = [
+    "import sys\nprint('out', 6 * 7)\nprint('err', 6 * 7, file=sys.stderr)",
+    "from IPython.display import HTML, Image\nHTML('<b>bo' + 'ld</b>')",
+    f"Image(data={image!r}, format='png')",
+    "'a' + 'b'",
+  ]
+  notebook = v4.new_notebook(cells=[v4.new_markdown_cell("# A `title`\n\n## Part")])
+  notebook.cells += [v4.new_code_cell(cell) for cell in cells]
+  bare = notebook_pages.page(notebook, "one")
+  assert bare.text.startswith("A `title`\n=========\n\nPart\n----\n")
+  assert "cell-output" not in bare.text and not bare.images
+  notebook_pages.execute(notebook)
+  text, images = notebook_pages.page(notebook, "one")
+  assert "      out 42\n" in text and "err 42" not in text
+  assert ".. raw:: html\n\n      <b>bold</b>\n" in text
+  assert images == {"one-1.png": image} and ".. image:: one-1.png\n" in text
+  assert "      'ab'\n" in text
+  assert text.count(".. container:: cell-output") == 4
+
+
+def test_colours_of_a_terminal_are_left_out(notebook_pages):
+  (block,) = notebook_pages._text("\x1b[1;31mred\x1b[0m text\n")
+  assert block == ".. code-block:: text\n\n   red text\n"
+
+
+@pytest.mark.parametrize("line", ["[a](b)", "$x$", "```python", "> said", "#### deep"])
+def test_markdown_that_is_not_converted_is_refused(notebook_pages, line):
+  cell = v4.new_markdown_cell(f"# Title\n\nwords\n{line}")
+  with pytest.raises(ValueError, match=r"one: .* is not converted"):
+    notebook_pages.page(v4.new_notebook(cells=[cell]), "one")

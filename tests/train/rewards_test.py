@@ -11,7 +11,7 @@ from xpo_jax.config.experiment import Experiment, MeshShape, Rollouts, Scratch, 
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Sampling
-from xpo_jax.feedback import client, endpoint, reward_model, rules
+from xpo_jax.feedback import client, endpoint, reward_functions, reward_model, rules
 from xpo_jax.feedback.protocol import Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
@@ -67,6 +67,46 @@ def test_win_rates_are_against_the_group_or_its_opponents():
   met = dataclasses.replace(_drawn(), opponents_BJ=((" b.", " c."), (" m.", " p.")))
   reward_BK = rewards.ask(asked, met, feedback).reward_BK
   np.testing.assert_allclose(reward_BK, [[1.0, 0.0], [0.0, 1.0]])
+
+
+def letters():
+  """Scores by the number of letters, and abstains on a text with a question mark."""
+
+  def count(prompts, texts):
+    return [np.nan if "?" in text else len(text.strip()) for text in texts]
+
+  return count
+
+
+def early():
+  """Scores texts that begin with a letter of the alphabet's first half."""
+  return lambda prompts, texts: [float(text.strip() < "n") for text in texts]
+
+
+@pytest.mark.parametrize("opponents", [(), ((" b.", " c."), (" m.", " p."))])
+def test_win_rates_by_a_sum_of_rewards_report_each_reward(opponents):
+  scorers = (Configured(letters), Configured(early))
+  summed = Configured(reward_functions.weighted, scorers=scorers, weights=(2.0, -3.0))
+  source = Configured(rules.bradley_terry, scorer=summed)
+  feedback = Feedback(source, kind="win_rates", abstained="drop")
+  texts = ((" great.", " awful!!"), (" long?", " superb."))
+  drawn = dataclasses.replace(_drawn(), texts_BK=texts, opponents_BJ=opponents)
+  drawn = rewards.ask(rewards.judge(feedback), drawn, feedback)
+  parts = drawn.reward_parts
+  assert set(parts) == {"letters", "early"}
+  np.testing.assert_array_equal(parts["letters"], [[6, 7], [NAN, 7]])
+  np.testing.assert_array_equal(parts["early"], [[1, 1], [1, 0]])
+  if not opponents:  # 6 letters against 7, both early
+    theirs = 1 / (1 + np.exp(2.0))
+    np.testing.assert_allclose(drawn.reward_BK[0, 0], (0.5 + theirs) / 2, rtol=1e-6)
+  reward_BK, present_BK = rewards.shaped(drawn, feedback, Sampling(completions=2))
+  found = rewards.summary(
+    drawn, reward_BK, present_BK, np.zeros((2, 2)), Sampling(completions=2)
+  )
+  # Of the completions that were judged: without opponents the last one had no rival.
+  judged = [6, 7, 7] if opponents else [6, 7]
+  assert found["rollout/reward/letters"] == pytest.approx(np.mean(judged))
+  assert found["rollout/reward/early"] == pytest.approx(2 / 3 if opponents else 1)
 
 
 def nothing():

@@ -26,11 +26,14 @@ class Scores(NamedTuple):
     value_N: float32: a score, or a probability; NaN: abstention.
     reason: reasons as text, "" where there is none; None: the source gives no reasons.
     parts: what the value is the sum of, by name, float32 [N] each; for reports.
+    compared_parts: of a preference that compares scores, what those of the first and of
+      the second completion are the sum of, by name, float32 [N, 2] each; for reports.
   """
 
   value_N: np.ndarray
   reason: tuple[str, ...] | None = None
   parts: Mapping[str, np.ndarray] | None = None
+  compared_parts: Mapping[str, np.ndarray] | None = None
 
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Scores]
@@ -47,7 +50,8 @@ class GroupScores(NamedTuple):
 
   Attributes:
     value_BK: float32; NaN: abstention.
-    parts: of `Scores`, float32 [B, K] each; {} where the scorer names none.
+    parts: of `Scores`, float32 [B, K] each; {} where the scorer names none. Beside win
+      rates those of the scores that are compared, NaN where none is.
   """
 
   value_BK: np.ndarray
@@ -85,7 +89,10 @@ def both_orders(preference: Preference) -> Preference:
     scores = check_probabilities(scores, 2 * len(prompts))
     shown_N, swapped_N = np.split(scores.value_N, 2)
     reason = scores.reason and scores.reason[: len(prompts)]
-    return Scores((shown_N + 1 - swapped_N) / 2, reason)
+    compared = scores.compared_parts and {
+      name: part_N2[: len(prompts)] for name, part_N2 in scores.compared_parts.items()
+    }
+    return Scores((shown_N + 1 - swapped_N) / 2, reason, compared_parts=compared)
 
   return debiased
 
@@ -177,17 +184,55 @@ def win_matrix(
   Raises:
     ValueError: groups of unequal size, or a result that is not a list of probabilities.
   """
+  win_BKK, _ = _win_matrix_in_parts(preference, prompts, texts_BK, present)
+  return win_BKK
+
+
+def _win_matrix_in_parts(
+  preference: Preference,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  present: np.ndarray | None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Returns the win matrix and the parts of the scores that are compared, `[B, K]`."""
   present_BK = _present(prompts, texts_BK, present)
   both_BKK = present_BK[:, :, None] * present_BK[:, None, :]
   row_N, first_N, second_N = np.nonzero(np.triu(both_BKK, 1))
   first = [texts_BK[b][k] for b, k in zip(row_N, first_N, strict=True)]
   second = [texts_BK[b][k] for b, k in zip(row_N, second_N, strict=True)]
   scores = _call(preference, [prompts[b] for b in row_N], first, second)
-  p_N = check_probabilities(scores, len(first), _name(preference)).value_N
+  scores = check_probabilities(scores, len(first), _name(preference))
   win_BKK = np.where(both_BKK, np.float32(0.5), np.float32(0))
-  win_BKK[row_N, first_N, second_N] = p_N
-  win_BKK[row_N, second_N, first_N] = 1 - p_N
-  return win_BKK
+  win_BKK[row_N, first_N, second_N] = scores.value_N
+  win_BKK[row_N, second_N, first_N] = 1 - scores.value_N
+  each_M = (np.tile(row_N, 2), np.concatenate([first_N, second_N]))
+  parts = {
+    name: _mean_of_each(part_N2.T.ravel(), each_M, present_BK.shape)
+    for name, part_N2 in (scores.compared_parts or {}).items()
+  }
+  return win_BKK, parts
+
+
+def _mean_of_each(
+  value_M: np.ndarray, each_M: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
+) -> np.ndarray:
+  """Averages the values of each completion over the pairs that it is in.
+
+  Args:
+    value_M: NaN is left out.
+    each_M: the prompt and the column of the completion that each value is of.
+    shape: (B, K).
+
+  Returns:
+    float32 `[B, K]`, NaN for a completion without a value.
+  """
+  given_M = ~np.isnan(value_M)
+  of_given = (each_M[0][given_M], each_M[1][given_M])
+  sum_BK, count_BK = np.zeros(shape), np.zeros(shape)
+  np.add.at(sum_BK, of_given, value_M[given_M])
+  np.add.at(count_BK, of_given, 1)
+  mean_BK = sum_BK / np.maximum(count_BK, 1)
+  return np.where(count_BK > 0, mean_BK, np.nan).astype(np.float32)
 
 
 def win_rates(
@@ -217,8 +262,22 @@ def win_rates(
   Raises:
     ValueError: as `win_matrix`.
   """
+  return win_rates_in_parts(
+    preference, prompts, texts_BK, present=present, include_self=include_self
+  ).value_BK
+
+
+def win_rates_in_parts(
+  preference: Preference,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  *,
+  present: np.ndarray | None = None,
+  include_self: bool = True,
+) -> GroupScores:
+  """Computes `win_rates`, with the parts of the scores that the preference compares."""
   present_BK = _present(prompts, texts_BK, present).astype(np.float32)
-  win_BKK = win_matrix(preference, prompts, texts_BK, present=present)
+  win_BKK, parts = _win_matrix_in_parts(preference, prompts, texts_BK, present)
   filled_BKK = np.where(np.isnan(win_BKK), np.float32(0.5), win_BKK)
   others_BK = present_BK.sum(-1, keepdims=True) - 1
   if include_self:
@@ -228,7 +287,8 @@ def win_rates(
     mean_BK = off_diagonal_BKK.sum(-1) / np.maximum(others_BK, 1)
     reward_BK = np.where(others_BK > 0, mean_BK, present_BK / 2)
   abstains_BK = (np.isnan(win_BKK).sum(-1) == others_BK) & (others_BK > 0)
-  return np.where(abstains_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
+  reward_BK = np.where(abstains_BK & (present_BK > 0), np.float32(np.nan), reward_BK)
+  return GroupScores(reward_BK, parts)
 
 
 def win_rates_against(
@@ -254,6 +314,19 @@ def win_rates_against(
   Raises:
     ValueError: groups of unequal size, or a result that is not a list of probabilities.
   """
+  return win_rates_against_in_parts(
+    preference, prompts, texts_BK, opponents_BJ=opponents_BJ
+  ).value_BK
+
+
+def win_rates_against_in_parts(
+  preference: Preference,
+  prompts: Sequence[str],
+  texts_BK: Sequence[Sequence[str]],
+  *,
+  opponents_BJ: Sequence[Sequence[str]],
+) -> GroupScores:
+  """Computes `win_rates_against`, with the parts of the completions' own scores."""
   B, K = _present(prompts, texts_BK, None).shape
   _, J = _present(prompts, opponents_BJ, None).shape
   row_N, first_N, second_N = (x.ravel() for x in np.indices((B, K, J)))
@@ -264,7 +337,12 @@ def win_rates_against(
   p_BKJ = scores.value_N.reshape(B, K, J)
   abstains_BKJ = np.isnan(p_BKJ)
   win_rate_BK = np.where(abstains_BKJ, np.float32(0.5), p_BKJ).mean(-1)
-  return np.where(abstains_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
+  parts = {
+    name: _mean_of_each(part_N2[:, 0], (row_N, first_N), (B, K))
+    for name, part_N2 in (scores.compared_parts or {}).items()
+  }
+  reward_BK = np.where(abstains_BKJ.all(-1), np.float32(np.nan), win_rate_BK)
+  return GroupScores(reward_BK, parts)
 
 
 def count_abstentions(values: np.ndarray) -> int:
@@ -354,7 +432,7 @@ def check_scores(scores: Any, count: int, source: str = "feedback") -> Scores:
     )
   if scores.reason is not None and len(scores.reason) != count:
     raise ValueError(f"{len(scores.reason)} reasons for {count} queries")
-  return Scores(value_N, scores.reason, scores.parts)
+  return scores._replace(value_N=value_N)
 
 
 def check_probabilities(scores: Any, count: int, source: str = "preference") -> Scores:

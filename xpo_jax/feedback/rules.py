@@ -115,7 +115,8 @@ def bradley_terry(scorer: Scorer, temperature: float = 1.0) -> Preference:
       ties.
 
   Returns:
-    Preference; abstains where the scorer abstains on either completion.
+    Preference; abstains where the scorer abstains on either completion. Its
+    `Scores.compared_parts` are the parts of the two scores, if the scorer names any.
 
   Raises:
     ValueError: a negative temperature.
@@ -127,11 +128,17 @@ def bradley_terry(scorer: Scorer, temperature: float = 1.0) -> Preference:
     prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
   ) -> Scores:
     both = scorer([*prompts, *prompts], [*first, *second])
-    value_N = check_scores(both, 2 * len(prompts)).value_N
-    gap_N = value_N[: len(prompts)] - value_N[len(prompts) :]
+    both = check_scores(both, 2 * len(prompts))
+    first_N, second_N = np.split(both.value_N, 2)
+    gap_N = first_N - second_N
+    parts = both.parts and {
+      name: np.stack(np.split(part_M, 2), axis=1) for name, part_M in both.parts.items()
+    }
     if temperature == 0:
-      return Scores(np.where(np.isnan(gap_N), gap_N, (1 + np.sign(gap_N)) / 2))
-    return Scores(special.expit(gap_N / temperature).astype(np.float32))
+      p_N = np.where(np.isnan(gap_N), gap_N, (1 + np.sign(gap_N)) / 2)
+    else:
+      p_N = special.expit(gap_N / temperature).astype(np.float32)
+    return Scores(p_N, compared_parts=parts)
 
   return prefer
 

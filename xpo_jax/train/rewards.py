@@ -93,10 +93,12 @@ def _scores(scorer: Scorer, prompts, texts_BK, opponents_BJ) -> GroupScores:
 
 def _win_rates(
   preference: Preference, prompts, texts_BK, opponents_BJ, *, include_self: bool
-) -> np.ndarray:
+) -> GroupScores:
   if not opponents_BJ:
-    return protocol.win_rates(preference, prompts, texts_BK, include_self=include_self)
-  return protocol.win_rates_against(
+    return protocol.win_rates_in_parts(
+      preference, prompts, texts_BK, include_self=include_self
+    )
+  return protocol.win_rates_against_in_parts(
     preference, prompts, texts_BK, opponents_BJ=opponents_BJ
   )
 
@@ -208,7 +210,8 @@ def summary(
 
   `reward` is the feedback's mean, before the rules for length, and `reward_std` its
   standard deviation over all completions (neither where it abstained on all);
-  `reward/NAME` the mean of each reward that it is the weighted sum of, if any;
+  `reward/NAME` the mean of each reward that it is the weighted sum of, if any; where it
+  is a win rate, of each reward in the weighted sums that are compared;
   `reward_std_within` that of the shaped rewards within a prompt; `kl` the log-ratio of
   sampler and reference summed over a completion's tokens (k1), nats, `kl_token` its
   mean per token; `length` in tokens; fractions: `no_eos`, `abstained`,
