@@ -85,8 +85,8 @@ def _tables(guide: str) -> list[list[str]]:
 def test_walk_leaves_what_the_guides_say(walked):
   home, _ = walked
   (listed,) = _tables("first_run")
-  assert len(listed) == 9
-  for name in listed:
+  assert len(listed) == 10
+  for name in set(listed) - {"``adapter/``"}:  # in place of the policy
     assert (home / "runs" / "first" / name.strip("`")).exists(), name
   assert (home / "runs" / "adapters" / "adapter").is_dir()
   assert (home / "runs" / "rlhf" / "stages").is_dir()

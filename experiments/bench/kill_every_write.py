@@ -189,7 +189,8 @@ class Watch:
     if event == "open":
       path, _, flags = arguments
       writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-      if writes and self._is_below(path):
+      # A directory: a file without a name is made in it, which a kill leaves nowhere.
+      if writes and self._is_below(path) and not os.path.isdir(path):
         self._see(f"open {self._name(path)}", Path(os.fsdecode(path)))
     elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
       # A removal of a tree names files relative to a directory's handle.
