@@ -155,7 +155,7 @@ def read_jsonl(path: str | os.PathLike, reading: Reading = Reading()) -> Loaded:
       `prompt_words`. Bad records do not raise: they are in `Loaded.bad`.
   """
   path = Path(path)
-  source = _Source(path.name, lambda: json_lines(path), _size(path))
+  source = _Source(path.name, lambda: json_lines(path), file_size(path))
   if source.is_held:
     rows = list(source.rows())
     source = source._replace(rows=lambda: iter(rows))
@@ -175,8 +175,8 @@ def _is_not_utf8(row: Any) -> bool:
   return isinstance(row, BadRecord) and row.problem == _NOT_UTF8
 
 
-def _size(path: Path) -> int:
-  """Bytes of the lines of a file; of one that is compressed an estimate."""
+def file_size(path: Path) -> int:
+  """Bytes of the rows of a file; of one that is compressed by gzip an estimate."""
   return path.stat().st_size * (5 if path.suffix == ".gz" else 1)
 
 

@@ -6,6 +6,7 @@ tokens.
 """
 
 import array
+import io
 import itertools
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,14 +52,15 @@ class StoredExamples(Sequence[Example]):
   Attributes:
     store: their tokens.
     layout: of all of them.
-    directory: where its files, and those of examples made of these, are.
+    directory: where its files, and those of examples made of these, are; None: in
+      memory.
   """
 
   def __init__(
     self,
     store: TokenStore,
     layout: Layout,
-    directory: Path,
+    directory: Path | None,
     uids: tuple[np.ndarray, np.ndarray],
   ):
     """Takes the store and the uids: their bytes, and the offset of each."""
@@ -95,11 +97,12 @@ class ExampleWriter:
   """Writes examples one by one to files without a name, which end with the process.
 
   They are `tempfile.TemporaryFile`s of a directory, as large as the tokens: 5 bytes a
-  token, 4 more for each column with a number per token.
+  token, 4 more for each column with a number per token. Without a directory they are
+  kept in memory.
   """
 
-  def __init__(self, directory: Path):
-    """Takes the directory, on a disk with room."""
+  def __init__(self, directory: Path | None):
+    """Takes the directory, on a disk with room, or None."""
     self._directory = directory
     self._layouts: set[Layout] = set()
     self._sizes, self._counts = array.array("q"), array.array("q", [0])
@@ -143,7 +146,7 @@ class ExampleWriter:
     self._counts.append(1 + len(completions))
 
   def finish(self) -> StoredExamples:
-    """Maps the files into memory.
+    """Maps the files into memory; nothing can be written after.
 
     Raises:
       ValueError: no examples.
@@ -175,13 +178,18 @@ class ExampleWriter:
 
   def _write(self, name: str, kind: Any, pieces: Iterable[np.ndarray]) -> None:
     if name not in self._files:
-      file = tempfile.TemporaryFile(dir=self._directory)
+      directory = self._directory
+      file = (
+        io.BytesIO() if directory is None else tempfile.TemporaryFile(dir=directory)
+      )
       self._files[name] = (file, kind)
     file, _ = self._files[name]
     for piece in pieces:
       file.write(np.ascontiguousarray(piece, kind).tobytes())
 
   def _map(self, file: Any, kind: Any) -> np.ndarray:
+    if isinstance(file, io.BytesIO):
+      return np.frombuffer(file.getbuffer(), kind)
     file.flush()
     return np.memmap(file, kind, "r")
 
@@ -208,62 +216,14 @@ def build_store(examples: Sequence[Example]) -> TokenStore:
   """Concatenates the examples of a data set into flat arrays, unless they are stored.
 
   Raises:
-    ValueError: no examples, an empty prompt or completion (by uid), or examples whose
-      data columns differ.
+    ValueError: no examples; see `ExampleWriter.append`.
   """
   if isinstance(examples, StoredExamples):
     return examples.store
-  if not examples:
-    raise ValueError(
-      "examples: the data set is empty; see the audit for dropped records"
-    )
-  names = set(examples[0].fields)
-  token_names = set(examples[0].token_fields)
-  pieces = []
-  masks = []
+  writer = ExampleWriter(None)
   for example in examples:
-    if (set(example.fields), set(example.token_fields)) != (names, token_names):
-      raise ValueError(
-        f"{example.uid}: fields {sorted({*example.fields, *example.token_fields})}, "
-        f"but {examples[0].uid} has {sorted(names | token_names)}; all examples need "
-        "the same columns"
-      )
-    pieces.append(example.prompt)
-    pieces += example.completions
-    masks.append(np.zeros(len(example.prompt), bool))
-    masks += example.masks or [np.ones(len(y), bool) for y in example.completions]
-  size = np.fromiter(map(len, pieces), np.int64, len(pieces))
-  counts = np.fromiter((1 + len(e.completions) for e in examples), np.int64)
-  piece_start = np.concatenate([[0], size.cumsum()])
-  group_start = np.concatenate([[0], counts.cumsum()])
-  loss = np.concatenate(masks)
-  responses = np.add.reduceat(np.append(loss, False), piece_start[:-1], dtype=np.int64)
-  is_prompt = np.zeros(len(pieces), bool)
-  is_prompt[group_start[:-1]] = True
-  _check_pieces(examples, size, responses, is_prompt, group_start)
-  K = int(counts.max()) - 1
-  fields = {name: np.zeros((len(examples), K), np.float32) for name in sorted(names)}
-  for name, column in fields.items():
-    for row, example in enumerate(examples):
-      column[row, : len(example.completions)] = example.fields[name]
-  return TokenStore(
-    tokens=np.concatenate(pieces).astype(np.int32, copy=False),
-    loss=loss,
-    piece_start=piece_start,
-    group_start=group_start,
-    length=np.add.reduceat(size, group_start[:-1]),
-    responses=np.add.reduceat(responses, group_start[:-1]),
-    fields=fields,
-    token_fields={name: _token_column(examples, name) for name in sorted(token_names)},
-    T=int(responses.max()),
-  )
-
-
-def _token_column(examples: Sequence[Example], name: str) -> np.ndarray:
-  pieces = []
-  for example in examples:
-    pieces += [np.zeros(len(example.prompt)), *example.token_fields[name]]
-  return np.concatenate(pieces).astype(np.float32)
+    writer.append(example)
+  return writer.finish().store
 
 
 def _check_example(example: Example, masks: Sequence[np.ndarray]) -> None:
@@ -273,16 +233,6 @@ def _check_example(example: Example, masks: Sequence[np.ndarray]) -> None:
   elif not all(mask.any() for mask in masks):
     problem = "completion has no loss"
   if problem is not None:
-    raise ValueError(
-      f"{example.uid}: {problem}; drop the record or give the tokenizer a BOS"
-    )
-
-
-def _check_pieces(examples, size, responses, is_prompt, group_start) -> None:
-  bad = np.flatnonzero((size == 0) | (~is_prompt & (responses == 0)))
-  if bad.size:
-    example = examples[np.searchsorted(group_start, bad[0], "right") - 1]
-    problem = "prompt has no tokens" if is_prompt[bad[0]] else "completion has no loss"
     raise ValueError(
       f"{example.uid}: {problem}; drop the record or give the tokenizer a BOS"
     )

@@ -288,7 +288,7 @@ def base_of(directory: Path) -> str:
     beside = Path(os.path.normpath(directory.resolve() / header["base"]))
     if beside.exists():
       return str(beside)
-  if re.fullmatch(r"[\w-]+/[\w.-]+", named) and not named.startswith("/"):
+  if re.fullmatch(r"[\w-]+/[\w.-]+", named):
     return f"{hub.PREFIX}{named}" + (f"@{revision}" if revision else "")
   raise ValueError(
     f"{directory} is an adapter for the base {named}, which does not exist; put it "

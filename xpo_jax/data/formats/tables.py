@@ -84,7 +84,7 @@ def _size(file: Path) -> int:
   if not file.exists():
     raise ValueError(f"{file}: no such file")
   if file.suffix != ".parquet":
-    return file.stat().st_size * (5 if file.suffix == ".gz" else 1)
+    return sources.file_size(file)
   with _readable(file, ".parquet"):
     about = pyarrow.parquet.read_metadata(file)
   return sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
