@@ -30,6 +30,7 @@ from xpo_jax.train import (
   metrics,
   preflight,
   records_program,
+  references,
   rollouts_program,
   run_directory,
   stages,
@@ -220,12 +221,12 @@ def test_reference_shares_the_base(home, tmp_path, reference):
     source = reference and _at(home / reference)
   experiment = _continued(home, reference=source)
   begin = loading.start(experiment, tmp_path, Loaded("", (), (), ""))
-  other = loading.reference(experiment, begin)
+  other = references.load(experiment, begin)
   assert other.lm is None
   assert (other.adapter is None) == (reference in ("model", "copy"))
   base = {"lm": jax.tree.map(jnp.asarray, begin.params["lm"])}
   model = transformer.model(begin.config)
-  ref, _ = loading.place_reference(None, model, {"base": base}, other)
+  ref, _ = references.place(None, model, {"base": base}, other)
   held = jax.tree_util.tree_leaves_with_path(base["lm"])
   placed = dict(jax.tree_util.tree_leaves_with_path(ref["lm"]))
   assert all(placed[path] is leaf for path, leaf in held)

@@ -20,7 +20,7 @@ from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.config import Experts
-from xpo_jax.train import loading, loop
+from xpo_jax.train import loading, loop, references
 
 
 def _load(data, datasets=None, **more):
@@ -173,11 +173,11 @@ def test_reference_of_its_own_is_of_the_same_architecture_and_tokenizer(saved):
   def reference(name):
     given = Pretrained(str(saved / name), remat=False)
     run = experiments.replace(RUN, start=start, reference=given)
-    return loading.reference(run, begin)
+    return references.load(run, begin)
 
   start = Pretrained(str(saved / "policy"))
   begin = loading.pretrained(start)
-  assert loading.reference(RUN, begin) is None
+  assert references.load(RUN, begin) is None
   pairs = map(jax.tree.leaves, (reference("policy"), begin.params["lm"]))
   assert all(np.array_equal(a, b) for a, b in zip(*pairs, strict=True))
   with pytest.raises(
@@ -192,16 +192,16 @@ def test_digests_are_of_weights_that_a_resumption_reads_anew(saved):
   start = Pretrained(str(saved / "policy"))
   lm, other = (np.zeros(3), np.ones(3))
   begin = loading.LoadedStart(MODEL, {"lm": lm}, None)
-  assert loading.start_digests(RUN, begin, None) == {}  # made from the seed
+  assert references.start_digests(RUN, begin, None) == {}  # made from the seed
   pretrained = experiments.replace(RUN, start=start)
-  assert set(loading.start_digests(pretrained, begin, None)) == {"start_sha256"}
+  assert set(references.start_digests(pretrained, begin, None)) == {"start_sha256"}
   apart = experiments.replace(pretrained, reference=start)
-  reference = loading.Reference(other, None)
-  both = loading.start_digests(apart, begin, reference)
+  reference = references.Reference(other, None)
+  both = references.start_digests(apart, begin, reference)
   assert set(both) == {"start_sha256", "reference_sha256"}
   assert len(set(both.values())) == 2
   taught = Teacher(transformer.model(MODEL), {"lm": 2 * other})
-  every = loading.start_digests(apart, begin, reference, taught)
+  every = references.start_digests(apart, begin, reference, taught)
   assert set(every) - set(both) == {"teacher_sha256"}
   assert len(set(every.values())) == 3
 

@@ -33,12 +33,9 @@ from xpo_jax.data.sources import Loaded
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback import teacher as teachers
 from xpo_jax.feedback.teacher import Teacher
-from xpo_jax.models import hf_checkpoint, lora, peft, transformer, weights_source
+from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
-from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import distributed
-from xpo_jax.train import state
 from xpo_jax.types import Objective, Params
 
 Datasets = Mapping[str, Sequence[Record]]
@@ -83,18 +80,6 @@ class OnBase(NamedTuple):
 
   form: Adapter
   params: Params
-
-
-class Reference(NamedTuple):
-  """The decoder of a reference.
-
-  Attributes:
-    lm: its weights; None: the base of the run's adapters, of which there is one copy.
-    adapter: on that base, or None.
-  """
-
-  lm: Params | None
-  adapter: OnBase | None
 
 
 class Inputs(NamedTuple):
@@ -362,124 +347,6 @@ def _check_tokenizer(tokenizer: Any, directory: str) -> None:
     raise ValueError(f"{directory} has no tokenizer; save one beside the weights")
 
 
-def reference(experiment: Experiment, begin: LoadedStart) -> Reference | None:
-  """Loads the reference's decoder; None where it is the weights `begin.params`.
-
-  With adapters, a reference that is their base, or an adapter on it, has no weights of
-  its own: the base is not read again where it has the same name, and not kept twice
-  where it has the same weights.
-
-  Raises:
-    ValueError: another architecture or tokenizer than the policy's.
-  """
-  source = experiment.reference
-  if source is None:
-    return None if begin.adapter is None else Reference(None, begin.adapter)
-  adapted = experiment.adapter is not None
-  if adapted and hf_checkpoint.is_adapter(source.directory):
-    on_base = _on_base(source, begin)
-    if on_base is not None:
-      return on_base
-  if adapted and _same_place(source.directory, begin.name):
-    return Reference(None, None)
-  other = pretrained(source)
-  _check_alike(source, other, begin)
-  lm = other.params["lm"]
-  if adapted and _weights(lm) == _weights(begin.params["lm"]):
-    return Reference(None, None)
-  return Reference(lm, None)
-
-
-def place_reference(
-  mesh: jax.sharding.Mesh | None,
-  model: Model,
-  frozen: Mapping[str, Params],
-  reference: Reference,
-) -> tuple[Params, Model]:
-  """Places a reference on the mesh.
-
-  Args:
-    mesh: None: one device.
-    model: of the policy, without adapters.
-    frozen: `{"base": ...}` where the run has adapters.
-    reference: see `Reference`.
-
-  Returns:
-    `{"lm": ...}`, and its model.
-  """
-  if reference.lm is not None:
-    return {"lm": state.frozen(mesh, model, reference.lm)}, model
-  base = frozen[state.BASE]["lm"]
-  if reference.adapter is None:
-    return {"lm": base}, model
-  lm, attached = state.frozen_adapter(mesh, model, base, *reference.adapter)
-  return {"lm": lm}, attached
-
-
-def merged_reference(begin: LoadedStart, reference: Reference) -> Reference:
-  """A reference with its adapter merged into the base."""
-  if reference.adapter is None:
-    return reference
-  form, params = reference.adapter
-  return Reference(lora.merged(begin.params["lm"], params, form), None)
-
-
-def _on_base(source: Pretrained, begin: LoadedStart) -> Reference | None:
-  """A reference that is an adapter on the run's base; None where it has another."""
-  base = peft.base_of(weights_source.directory(source.directory))
-  if not _same_place(base, begin.name):
-    return None
-  form, params = peft.load(
-    weights_source.directory(source.directory), begin.config, begin.params["lm"]
-  )
-  tokenizer = hf_checkpoint.read_tokenizer(source.directory)
-  _check_alike(source, begin._replace(tokenizer=tokenizer), begin)
-  return Reference(None, OnBase(form, params))
-
-
-def _same_place(name: str, other: str | None) -> bool:
-  """Whether two names of weights stand for one directory."""
-  if other is None:
-    return False
-  places = [weights_source.directory(each).resolve() for each in (name, other)]
-  return places[0] == places[1]
-
-
-def named_references(experiment: Experiment, begin: LoadedStart) -> dict[str, Params]:
-  """Loads the decoders of `Experiment.references`, by role.
-
-  Raises:
-    ValueError: as `reference`.
-  """
-  named = {}
-  for one in experiment.references:
-    other = pretrained(one.weights)
-    field = f"Experiment.references ({one.role})"
-    _check_alike(one.weights, other, begin, field)
-    named[one.role] = other.params["lm"]
-  return named
-
-
-def _check_alike(
-  source: Pretrained,
-  other: LoadedStart,
-  begin: LoadedStart,
-  field: str = "Experiment.reference",
-) -> None:
-  alike = ("compute_dtype", "remat", "stop_ids", "router_loss", "router_loss_coef")
-  same = {name: vars(begin.config)[name] for name in alike}
-  if dataclasses.replace(other.config, **same) != begin.config:
-    raise ValueError(
-      f"{field} is {source.directory!r}, of another "
-      "architecture than the start's; give one of the same"
-    )
-  if audit.tokens_digest(other.tokenizer) != audit.tokens_digest(begin.tokenizer):
-    raise ValueError(
-      f"{field} is {source.directory!r}, of another "
-      "tokenizer than the start's; its log-probs would be of other tokens"
-    )
-
-
 def teacher(experiment: Experiment, begin: LoadedStart) -> Teacher | None:
   """Loads the teacher; None where the run has none.
 
@@ -496,48 +363,6 @@ def teacher(experiment: Experiment, begin: LoadedStart) -> Teacher | None:
     tokenizer=begin.tokenizer,
     like=begin.config,
   )
-
-
-def start_digests(
-  experiment: Experiment,
-  begin: LoadedStart,
-  reference: Reference | None,
-  teacher: Teacher | None = None,
-  named: Mapping[str, Params] = {},
-) -> dict[str, str]:
-  """Computes the digests of weights that every resume reads again: the base of
-  adapters, a start that is a directory, a separate reference, a teacher.
-
-  Args:
-    experiment: the run.
-    begin: the start.
-    reference: of the reference, or None where it is the start's decoder.
-    teacher: the teacher, or None.
-    named: further references, by role.
-  """
-  lm, digests = begin.params["lm"], {}
-  if experiment.adapter is not None:
-    digests["base_sha256"] = _weights(lm)
-  elif not isinstance(experiment.start, Scratch):  # else made from the seed
-    digests["start_sha256"] = _weights(lm)
-  if begin.adapter is not None:
-    digests["start_sha256"] = _weights(begin.adapter.params)
-  if experiment.reference is not None:
-    own = reference.lm
-    if own is None and reference.adapter is not None:
-      own = reference.adapter.params
-    digests["reference_sha256"] = (
-      digests["base_sha256"] if own is None else _weights(own)
-    )
-  if teacher is not None:
-    digests["teacher_sha256"] = _weights(teacher.params["lm"])
-  for role, lm_of_role in named.items():
-    digests[f"{role}_sha256"] = _weights(lm_of_role)
-  return digests
-
-
-def _weights(lm: Params) -> str:
-  return distributed.digest(lm).tobytes().hex()
 
 
 def prepare(

@@ -107,11 +107,11 @@ def prepare(
   adapter = experiment.adapter
   trained = lora.trainable_model(model, adapter)
   train, held_out, counts = examples(experiment, begin, loaded, run_dir, datasets)
-  other = loading.reference(experiment, begin)
+  other = references.load(experiment, begin)
   counts = {**counts, "trained_on_sha256": audit.digest(train)}
   teacher = loading.teacher(experiment, begin)
-  named = loading.named_references(experiment, begin)
-  counts |= loading.start_digests(experiment, begin, other, teacher, named)
+  named = references.load_named(experiment, begin)
+  counts |= references.start_digests(experiment, begin, other, teacher, named)
   put = place.batch_placer(mesh)
   aux = aux_losses.prepare(
     experiment.aux_losses, begin.tokenizer, run_dir, datasets, put
@@ -141,7 +141,7 @@ def prepare(
   if adapter is not None:
     frozen[state.BASE] = ref = {"lm": state.frozen(mesh, model, begin.params["lm"])}
   if other is not None:
-    ref, ref_model = loading.place_reference(mesh, model, frozen, other)
+    ref, ref_model = references.place(mesh, model, frozen, other)
   if aux_losses.read_reference(objective, aux.losses):
     apart = adapter is not None or other is not None
     frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)

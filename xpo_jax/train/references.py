@@ -1,10 +1,13 @@
-"""Caches the reference's statistics per token: computed once, stored on disk.
+"""Loads the reference, and caches its statistics per token.
 
-They are concatenated in the order of the data set, one entry per completion token, and
-indexed by example, so that one file serves every packing. A cache of other data or
-another reference than the run's is refused; the message lists the differences.
+With adapters, the reference and the policy share one copy of the base's weights. The
+statistics are computed once and stored on disk, concatenated in the order of the data
+set, one entry per completion token, and indexed by example, so that one file serves
+every packing. A cache of other data or another reference than the run's is refused; the
+message lists the differences.
 """
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -16,17 +19,33 @@ import jax
 import numpy as np
 
 from xpo_jax.config import yaml_file
+from xpo_jax.config.experiment import Experiment, Pretrained, Scratch
 from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.token_store import TokenStore
 from xpo_jax.data.tokenise import Example
+from xpo_jax.feedback.teacher import Teacher
+from xpo_jax.models import hf_checkpoint, lora, peft, weights_source
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
+from xpo_jax.train import loading, state
 from xpo_jax.types import Objective, Params, TokenStat
 
 KEY = "key.json"
 ROLE = "ref"
+
+
+class Reference(NamedTuple):
+  """The decoder of a reference.
+
+  Attributes:
+    lm: its weights; None: the base of the run's adapters, of which there is one copy.
+    adapter: on that base, or None.
+  """
+
+  lm: Params | None
+  adapter: loading.OnBase | None
 
 
 class Cache(NamedTuple):
@@ -39,6 +58,166 @@ class Cache(NamedTuple):
 
   values: Mapping[str, np.ndarray]
   start_NK: np.ndarray
+
+
+def load(experiment: Experiment, begin: loading.LoadedStart) -> Reference | None:
+  """Loads the reference's decoder; None where it is the weights `begin.params`.
+
+  With adapters, a reference that is their base, or an adapter on it, has no weights of
+  its own: the base is not read again where it has the same name, and not kept twice
+  where it has the same weights.
+
+  Raises:
+    ValueError: another architecture or tokenizer than the policy's.
+  """
+  source = experiment.reference
+  if source is None:
+    return None if begin.adapter is None else Reference(None, begin.adapter)
+  adapted = experiment.adapter is not None
+  if adapted and hf_checkpoint.is_adapter(source.directory):
+    on_base = _on_base(source, begin)
+    if on_base is not None:
+      return on_base
+  if adapted and _same_place(source.directory, begin.name):
+    return Reference(None, None)
+  other = loading.pretrained(source)
+  _check_alike(source, other, begin)
+  lm = other.params["lm"]
+  if adapted and _weights(lm) == _weights(begin.params["lm"]):
+    return Reference(None, None)
+  return Reference(lm, None)
+
+
+def place(
+  mesh: jax.sharding.Mesh | None,
+  model: Model,
+  frozen: Mapping[str, Params],
+  reference: Reference,
+) -> tuple[Params, Model]:
+  """Places a reference on the mesh.
+
+  Args:
+    mesh: None: one device.
+    model: of the policy, without adapters.
+    frozen: `{"base": ...}` where the run has adapters.
+    reference: see `Reference`.
+
+  Returns:
+    `{"lm": ...}`, and its model.
+  """
+  if reference.lm is not None:
+    return {"lm": state.frozen(mesh, model, reference.lm)}, model
+  base = frozen[state.BASE]["lm"]
+  if reference.adapter is None:
+    return {"lm": base}, model
+  lm, attached = state.frozen_adapter(mesh, model, base, *reference.adapter)
+  return {"lm": lm}, attached
+
+
+def merged(begin: loading.LoadedStart, reference: Reference) -> Reference:
+  """A reference with its adapter merged into the base."""
+  if reference.adapter is None:
+    return reference
+  form, params = reference.adapter
+  return Reference(lora.merged(begin.params["lm"], params, form), None)
+
+
+def _on_base(source: Pretrained, begin: loading.LoadedStart) -> Reference | None:
+  """A reference that is an adapter on the run's base; None where it has another."""
+  base = peft.base_of(weights_source.directory(source.directory))
+  if not _same_place(base, begin.name):
+    return None
+  form, params = peft.load(
+    weights_source.directory(source.directory), begin.config, begin.params["lm"]
+  )
+  tokenizer = hf_checkpoint.read_tokenizer(source.directory)
+  _check_alike(source, begin._replace(tokenizer=tokenizer), begin)
+  return Reference(None, loading.OnBase(form, params))
+
+
+def _same_place(name: str, other: str | None) -> bool:
+  """Whether two names of weights stand for one directory."""
+  if other is None:
+    return False
+  places = [weights_source.directory(each).resolve() for each in (name, other)]
+  return places[0] == places[1]
+
+
+def load_named(experiment: Experiment, begin: loading.LoadedStart) -> dict[str, Params]:
+  """Loads the decoders of `Experiment.references`, by role.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  named = {}
+  for one in experiment.references:
+    other = loading.pretrained(one.weights)
+    field = f"Experiment.references ({one.role})"
+    _check_alike(one.weights, other, begin, field)
+    named[one.role] = other.params["lm"]
+  return named
+
+
+def _check_alike(
+  source: Pretrained,
+  other: loading.LoadedStart,
+  begin: loading.LoadedStart,
+  field: str = "Experiment.reference",
+) -> None:
+  alike = ("compute_dtype", "remat", "stop_ids", "router_loss", "router_loss_coef")
+  same = {name: vars(begin.config)[name] for name in alike}
+  if dataclasses.replace(other.config, **same) != begin.config:
+    raise ValueError(
+      f"{field} is {source.directory!r}, of another "
+      "architecture than the start's; give one of the same"
+    )
+  if audit.tokens_digest(other.tokenizer) != audit.tokens_digest(begin.tokenizer):
+    raise ValueError(
+      f"{field} is {source.directory!r}, of another "
+      "tokenizer than the start's; its log-probs would be of other tokens"
+    )
+
+
+def start_digests(
+  experiment: Experiment,
+  begin: loading.LoadedStart,
+  reference: Reference | None,
+  teacher: Teacher | None = None,
+  named: Mapping[str, Params] = {},
+) -> dict[str, str]:
+  """Computes the digests of weights that every resume reads again: the base of
+  adapters, a start that is a directory, a separate reference, a teacher.
+
+  Args:
+    experiment: the run.
+    begin: the start.
+    reference: of the reference, or None where it is the start's decoder.
+    teacher: the teacher, or None.
+    named: further references, by role.
+  """
+  lm, digests = begin.params["lm"], {}
+  if experiment.adapter is not None:
+    digests["base_sha256"] = _weights(lm)
+  elif not isinstance(experiment.start, Scratch):  # else made from the seed
+    digests["start_sha256"] = _weights(lm)
+  if begin.adapter is not None:
+    digests["start_sha256"] = _weights(begin.adapter.params)
+  if experiment.reference is not None:
+    own = reference.lm
+    if own is None and reference.adapter is not None:
+      own = reference.adapter.params
+    digests["reference_sha256"] = (
+      digests["base_sha256"] if own is None else _weights(own)
+    )
+  if teacher is not None:
+    digests["teacher_sha256"] = _weights(teacher.params["lm"])
+  for role, lm_of_role in named.items():
+    digests[f"{role}_sha256"] = _weights(lm_of_role)
+  return digests
+
+
+def _weights(lm: Params) -> str:
+  return distributed.digest(lm).tobytes().hex()
 
 
 def cacheable(objective: Objective, role: str = ROLE) -> tuple[TokenStat, ...]:

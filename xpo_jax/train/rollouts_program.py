@@ -236,9 +236,9 @@ def assemble(
   )
   if aux.losses:
     counts["aux_losses"] = aux.counts
-  other = loading.reference(experiment, begin)
+  other = references.load(experiment, begin)
   teacher = loading.teacher(experiment, begin)
-  counts |= loading.start_digests(experiment, begin, other, teacher)
+  counts |= references.start_digests(experiment, begin, other, teacher)
   if judges := rewards.digests(data.feedback.source):
     counts[run_directory.JUDGES_DIGEST] = judges
   run_directory.write_counts(run_dir, counts)
@@ -264,8 +264,8 @@ def assemble(
     frozen[state.BASE] = ref = {"lm": base}
   if other is not None:
     if data.ref_update_every is not None:  # it becomes a policy, merged
-      other = loading.merged_reference(begin, other)
-    ref, models[references.ROLE] = loading.place_reference(mesh, model, frozen, other)
+      other = references.merged(begin, other)
+    ref, models[references.ROLE] = references.place(mesh, model, frozen, other)
   if teacher is not None:
     placed = state.frozen(mesh, teacher.model, teacher.params["lm"])
     teacher = teacher._replace(params={"lm": placed})
