@@ -116,6 +116,10 @@ def test_only_a_series_plan_and_nothing_to_do(home, ran, capsys):
   assert "6 cells,    0 cached,    6 to run" in capsys.readouterr().out
   assert cli.main(["reproduce", "first", "--only", "nobody"]) == 2
   assert "allowed: labeller" in capsys.readouterr().err
+  assert cli.main(["reproduce", "first", "--plan", "--only", "nobody"]) == 2
+  assert "allowed: labeller" in capsys.readouterr().err
+  assert cli.main(["reproduce", "first", "--check", "--only", "labeller"]) == 2
+  assert "leave out --only labeller" in capsys.readouterr().err
   assert not count
   assert cli.main(["reproduce", "first", "--only", "labeller"]) == 0
   assert len(count) == 6

@@ -68,20 +68,26 @@ def plan(
   return plans
 
 
-def plan_lines(plans: Mapping[str, Plan], results: Path) -> list[str]:
-  """A line for each table: cells, cached, seconds of the missing ones."""
+def plan_lines(
+  plans: Mapping[str, Plan], results: Path, *, only: Sequence[str] = ()
+) -> list[str]:
+  """A line for each table: cells, cached, seconds of those that would run.
+
+  The arguments and errors are those of `rebuild`.
+  """
+  _check_series(plans, only)
   width = max(map(len, plans), default=0)
   lines, shared = [], set()
   for name, one in plans.items():
-    missing = {key for key in one.missing if key not in shared}
+    missing = _missing(one, only).keys() - shared
     shared |= missing
-    before = pages.read(results / name)
+    before = _committed(name, results)
     seconds = before["seconds"] / before["cells"] if before else None
     cost = "no estimate" if seconds is None else f"about {len(missing) * seconds:.0f} s"
     verdict = before["verdict"] if before else "not yet rebuilt"
     lines.append(
-      f"{name:{width}}  {len(one.cells):4} cells, {len(one.cells) - len(missing):4} "
-      f"cached, {len(missing):4} to run ({cost}); last verdict: {verdict}"
+      f"{name:{width}}  {len(one.cells):4} cells, {len(one.there):4} cached, "
+      f"{len(missing):4} to run ({cost}); last verdict: {verdict}"
     )
   return lines
 
@@ -113,10 +119,7 @@ def rebuild(
   ran: dict[str, Line] = {}
   for name, one in plans.items():
     folder = results / name
-    missing = {k: cell for k, cell in one.missing.items() if k not in ran}
-    if only:
-      keep = {cells.digest(cell) for cell in _of_series(one.table, only)}
-      missing = {k: cell for k, cell in missing.items() if k in keep}
+    missing = {k: cell for k, cell in _missing(one, only).items() if k not in ran}
     with _following(name, len(missing), say) as done:
       for key, cell in missing.items():
         ran[key] = cells.run(cell)
@@ -154,9 +157,7 @@ def check(
     found = pages.finding(
       name, one.table, _results(one.table, lines), list(lines.values())
     )
-    before = pages.read(results / name) or pages.read(
-      find_recipe.SHIPPED / "results" / name
-    )
+    before = _committed(name, results)
     was = before["verdict"] if before else "none"
     say(f"{name}: {found['verdict']} ({len(one.missing)} cells run)")
     if was != found["verdict"]:
@@ -170,21 +171,24 @@ def main(args: Any) -> int:
   """`xpo reproduce`: 0, or 1 where `--check` finds another verdict.
 
   Raises:
-    ValueError: neither a name nor `--all`, or both.
+    ValueError: neither a name nor `--all`, or both; `--only` with `--check`, which
+      judges whole tables; see `plan` and `rebuild`.
   """
   if bool(args.names) == args.all:
     known = "\n".join(f"  {name}" for name in find_tables.files())
     raise ValueError(f"xpo reproduce NAME ..., or --all; tables:\n{known}")
+  only = args.only.split(",") if args.only else ()
+  if args.check and only:
+    raise ValueError(f"--check judges whole tables; leave out --only {args.only}")
   results = args.results or default_results()
   plans = plan(args.names, results, seeds=args.seeds)
   if args.plan:
-    print("\n".join(plan_lines(plans, results)))
+    print("\n".join(plan_lines(plans, results, only=only)))
     return 0
   if args.check:
     wrong = check(plans, results)
     print("\n".join(wrong) if wrong else "every committed verdict holds")
     return 1 if wrong else 0
-  only = args.only.split(",") if args.only else ()
   findings = rebuild(plans, results, only=only)
   for name, found in findings.items():
     print(f"\n{name}: {found['verdict']}. {found['claim']}")
@@ -201,9 +205,21 @@ def _results(table: Table, lines: Mapping[str, Line]) -> Results:
   return Results(table.arms, metrics)
 
 
-def _of_series(table: Table, only: Sequence[str]) -> list[Cell]:
-  arms = zip(table.arms, table.cells(), strict=True)
-  return [cell for arm, row in arms if arm.series in only for cell in row]
+def _committed(name: str, results: Path) -> dict[str, Any] | None:
+  """The finding in the results, or else the package's own."""
+  return pages.read(results / name) or pages.read(
+    find_recipe.SHIPPED / "results" / name
+  )
+
+
+def _missing(one: Plan, only: Sequence[str]) -> dict[str, Cell]:
+  """The cells to run, of these series alone unless there are none."""
+  if not only:
+    return one.missing
+  arms = zip(one.table.arms, one.table.cells(), strict=True)
+  cells_of = [cell for arm, row in arms if arm.series in only for cell in row]
+  keep = set(map(cells.digest, cells_of))
+  return {key: cell for key, cell in one.missing.items() if key in keep}
 
 
 def _check_series(plans: Mapping[str, Plan], only: Sequence[str]) -> None:
