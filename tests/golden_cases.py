@@ -134,24 +134,17 @@ def _compare(actual: Any, expected: Any, case: dict, what: str) -> None:
     np.testing.assert_allclose(actual, expected, case["rtol"], lost, err_msg=what)
 
 
-def compute(
-  names: Sequence[str], *, gradients: bool = True
-) -> list[tuple[dict, dict | None]]:
-  """Outputs and gradients of some cases; those with gradients as one program.
-
-  Without gradients there is None in their place, and half as much to compile.
-  """
+def compute(names: Sequence[str]) -> list[tuple[dict, dict]]:
+  """Outputs and gradients of some cases; those with gradients as one program."""
   inputs = {name: _inputs(CASES[name]) for name in names}
   recorded = {name: _gradients(CASES[name], x) for name, x in inputs.items()}
   smooth = [name for name in names if recorded[name]]
 
-  def one(name: str, arrays: dict, wanted: dict) -> tuple[dict, dict | None]:
+  def one(name: str, arrays: dict, wanted: dict) -> tuple[dict, dict]:
     def scalar(wanted: dict) -> tuple[jax.Array, dict]:
       out = _adapter(name)(CASES[name]["hyperparams"], inputs[name] | arrays | wanted)
       return out["differentiate"], out
 
-    if not gradients:
-      return scalar(wanted)[1], None
     (_, out), gradient = jax.value_and_grad(scalar, has_aux=True)(wanted)
     return out, gradient
 
@@ -181,11 +174,8 @@ def _adapter(name: str) -> Callable[[dict, dict], dict]:
   return golden_adapters.ADAPTERS[CASES[name]["method"]][0]
 
 
-def compare(case: dict, out: dict, gradient: dict | None) -> None:
-  """AssertionError where a value or a gradient is off, or one is not compared.
-
-  A gradient that is None was not computed.
-  """
+def compare(case: dict, out: dict, gradient: dict) -> None:
+  """AssertionError where a value or a gradient is off, or one is not compared."""
   elsewhere = exceptions.VALUES.get(case["method"], {})
   recorded = _gradients(case, _inputs(case))
   for name, expected in case["expected"].items():
@@ -201,6 +191,5 @@ def compare(case: dict, out: dict, gradient: dict | None) -> None:
       out = out | {name: np.exp(out[f"log {name}"])}
     assert name in out, f"{name} is expected and no adapter returns it"
     _compare(out[name], expected, case, name)
-  if gradient is not None:
-    for name, expected in recorded.items():
-      _compare(gradient[name], expected, case, f"gradient of {name}")
+  for name, expected in recorded.items():
+    _compare(gradient[name], expected, case, f"gradient of {name}")

@@ -11,7 +11,7 @@ from xpo_jax.testing import toy
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT, np.float64)
   average = (np.asarray(s.logp_BKT, np.float64) * mask).sum(-1) / mask.sum(-1)
   reward = (1 - np.exp(average) ** -0.5) / 0.5

@@ -40,7 +40,7 @@ def test_unpaired_rows_add_up_to_the_sorted_loss_and_its_gradient():
 
 
 def test_loss_does_not_depend_on_the_pairing():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   swapped = s
   for field in ("logp_BKT", "ref_logp_BKT", "mask_BKT"):
     x = vars(s)[field]

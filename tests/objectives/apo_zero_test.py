@@ -17,7 +17,7 @@ def test_hand_computed_pair():
 
 
 def test_gradient_raises_chosen_and_lowers_rejected_anywhere():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
 
   def loss(logp_BKT):
     return scored.evaluate(objectives.apo_zero(), s.replace(logp_BKT=logp_BKT)).loss
@@ -29,7 +29,7 @@ def test_gradient_raises_chosen_and_lowers_rejected_anywhere():
 
 
 def test_unpaired_rows_add_up_to_the_pair():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   pair = scored.evaluate(objectives.apo_zero(beta=0.3), s)
   rows = []
   for column, label in ((0, 1.0), (1, 0.0)):
@@ -37,7 +37,7 @@ def test_unpaired_rows_add_up_to_the_pair():
       s.logp_BKT[:, [column]],
       s.mask_BKT[:, [column]],
       s.ref_logp_BKT[:, [column]],
-      desirable_BK=np.full((6, 1), label),
+      desirable_BK=np.full((8, 1), label),
     )
     out = scored.evaluate(objectives.apo_zero_unpaired(beta=0.3), single)
     rows.append(out.per_example_B)

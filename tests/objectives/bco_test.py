@@ -70,7 +70,7 @@ def test_no_gradient_through_the_shift():
 
 @pytest.mark.parametrize("shift", [-3.0, 0.0, 0.4, 5.0])
 def test_it_is_an_upper_bound_of_dpo_at_any_shift(shift):
-  s = toy.scored(K=2, B=8)
+  s = toy.scored(K=2)
   aux = Aux(shared=np.float32(shift))
   bco = objectives.bco_pair(beta=0.5).loss(s, aux).per_example_B
   dpo = scored.evaluate(objectives.dpo(beta=0.5), s).per_example_B

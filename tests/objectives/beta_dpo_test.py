@@ -37,7 +37,7 @@ def test_hand_computed_state_beta_and_loss():
 
 
 def test_fixed_beta_and_all_pairs_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   o = objectives.beta_dpo(beta=0.3, alpha=0.0, keep=1.0)
   expected = scored.evaluate(objectives.dpo(beta=0.3), s)
   actual = scored.evaluate(o, s, o.init(), KEY)

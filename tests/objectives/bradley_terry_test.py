@@ -18,7 +18,7 @@ def test_hand_computed_pair_reads_the_last_token():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   last = np.asarray(s.length_BK, int)[..., None] - 1
   reward = np.take_along_axis(np.asarray(s.reward_head_BKT, np.float64), last, -1)[
     ..., 0
@@ -37,7 +37,7 @@ def test_shifting_both_rewards_changes_nothing_without_centring():
 
 
 def test_margin_of_each_pair_is_subtracted_from_the_difference():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   last = np.asarray(s.length_BK, int)[..., None] - 1
   reward = np.take_along_axis(np.asarray(s.reward_head_BKT, np.float64), last, -1)
   lead, total = reward[:, 0, 0] - reward[:, 1, 0], reward.sum((1, 2))
@@ -50,7 +50,7 @@ def test_margin_of_each_pair_is_subtracted_from_the_difference():
 
 def test_equal_margins_are_the_constant():
   s = toy.scored(K=2)
-  s = s.replace(margin_BK=np.tile([0.7, 0.0], (4, 1)))
+  s = s.replace(margin_BK=np.tile([0.7, 0.0], (8, 1)))
   out = scored.evaluate(objectives.margin_bradley_terry(), s)
   constant = scored.evaluate(objectives.bradley_terry(margin=0.7), s)
   np.testing.assert_allclose(out.per_example_B, constant.per_example_B, rtol=1e-6)

@@ -337,7 +337,7 @@ def test_extreme_inputs_stay_finite(name, gap):
 
 
 def test_hparams_can_be_traced():
-  s = toy.scored(K=2, B=ROWS)
+  s = toy.scored(K=2)
 
   def loss(beta: Array) -> Array:
     return scored.evaluate(objectives.dpo(beta=beta), s).loss

@@ -8,7 +8,7 @@ from xpo_jax.testing import toy
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT, np.float64)
   logp = (np.asarray(s.logp_BKT, np.float64) * mask).sum(-1)
   m = 0.3 * (logp[:, 0] - logp[:, 1])
@@ -18,7 +18,7 @@ def test_oracle():
 
 
 def test_without_its_nll_it_is_dpo_against_a_uniform_reference():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   uniform = s.replace(ref_logp_BKT=0 * s.ref_logp_BKT)
   cpo = scored.evaluate(objectives.cpo(beta=0.2, weight=0.0), s).loss
   dpo = scored.evaluate(objectives.dpo(beta=0.2), uniform).loss

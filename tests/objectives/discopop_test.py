@@ -8,7 +8,7 @@ from xpo_jax.testing import toy
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
   u = np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1)
   m = 0.3 * (u[:, 0] - u[:, 1])

@@ -10,7 +10,7 @@ from xpo_jax.testing import toy
 
 
 def check():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   m = 0.7 * pairs.gap(s)
   p = special.expit(np.asarray(s.reward_BK, np.float64) @ [1, -1])
   expected = -p * np.log(special.expit(m)) - (1 - p) * np.log(1 - special.expit(m))

@@ -22,7 +22,7 @@ def test_one_token_each_is_dpo():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   average = pairs.log_ratio(s) / np.asarray(s.mask_BKT, np.float64).sum(-1)
   expected = np.log1p(np.exp(-2.0 * (average[:, 0] - average[:, 1])))
   out = scored.evaluate(objectives.dpo_norm(2.0), s)

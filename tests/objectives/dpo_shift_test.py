@@ -9,7 +9,7 @@ from xpo_jax.testing import toy
 
 
 def check():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   ratio = pairs.log_ratio(s)
   z = 0.5 * ratio[:, 0] - 0.6 * 0.5 * ratio[:, 1]
   out = scored.evaluate(objectives.dpo_shift(beta=0.5, shift=0.6), s)

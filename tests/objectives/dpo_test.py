@@ -42,7 +42,7 @@ def test_policy_equal_to_ref_gives_log_2(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_oracle(smoothing):
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   m = margin(s, 0.7)
   label, flipped = np.log1p(np.exp(-m)), np.log1p(np.exp(m))
   expected = (1 - smoothing) * label + smoothing * flipped

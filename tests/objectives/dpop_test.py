@@ -25,14 +25,14 @@ def test_chosen_above_the_reference_has_no_penalty():
 
 
 def test_no_penalty_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   positive = scored.evaluate(objectives.dpop(0.3, penalty=0.0), s)
   plain = scored.evaluate(objectives.dpo(0.3), s)
   np.testing.assert_allclose(positive.per_example_B, plain.per_example_B, rtol=1e-6)
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   fallen = np.maximum(0, -pairs.log_ratio(s)[:, 0])
   assert 0 < (fallen > 0).sum() < 6  # both sides of the kink
   expected = np.log1p(np.exp(-0.7 * (pairs.gap(s) - 5 * fallen)))

@@ -19,7 +19,7 @@ def lists(s, beta, temperature):
 
 
 def test_oracle_on_a_ragged_batch():
-  s = toy.scored(K=4, B=6)
+  s = toy.scored(K=4)
   assert 0 < np.asarray(s.present_BK).mean() < 1
   out = scored.evaluate(objectives.exo_list(0.7, 0.4), s)
   np.testing.assert_allclose(out.per_example_B, list(lists(s, 0.7, 0.4)), rtol=1e-4)
@@ -34,7 +34,7 @@ def test_two_completions_are_the_pair_form():
 
 
 def test_single_completion_gives_0():
-  s = toy.scored(K=3, B=4)
+  s = toy.scored(K=3)
   s = s.replace(present_BK=s.present_BK.at[1].set([0, 1, 0]).at[2].set(0))
   out = scored.evaluate(objectives.exo_list(), s)
   np.testing.assert_array_equal(np.asarray(out.per_example_B)[1:3], 0)

@@ -21,7 +21,7 @@ def test_hand_computed_pair():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   q = 1 / (1 + np.exp(-0.7 * pairs.gap(s)))
   out = scored.evaluate(objectives.exo(0.7, 0.2), s)
   np.testing.assert_allclose(out.per_example_B, kl(q, 0.2), rtol=1e-4, atol=1e-6)

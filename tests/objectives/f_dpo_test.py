@@ -21,7 +21,7 @@ SLOPES = {
 
 @pytest.mark.parametrize("name", SLOPES)
 def test_oracle(name):
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   reward = 0.7 * SLOPES[name](np.exp(pairs.log_ratio(s)))
   expected = np.log1p(np.exp(reward[:, 1] - reward[:, 0]))
   out = scored.evaluate(objectives.f_dpo(0.7, name), s)
@@ -36,7 +36,7 @@ def test_hand_computed_pair():
 
 
 def test_reverse_kl_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   general = scored.evaluate(objectives.f_dpo(0.3, divergences.REVERSE_KL), s)
   plain = scored.evaluate(objectives.dpo(0.3), s)
   np.testing.assert_allclose(general.per_example_B, plain.per_example_B, rtol=1e-6)

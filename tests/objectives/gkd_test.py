@@ -8,10 +8,6 @@ from xpo_jax import objectives, scored
 from xpo_jax.ops import token_stats
 
 
-def check():
-  test_oracle(0.3)
-
-
 @pytest.mark.parametrize("b", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_oracle(b):
   o = objectives.gkd(b)

@@ -28,21 +28,21 @@ def test_loss_is_the_link_of_the_margin(link):
 
 
 def test_logistic_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   general = scored.evaluate(objectives.gpo(0.3, links.LOGISTIC), s)
   plain = scored.evaluate(objectives.dpo(0.3), s)
   np.testing.assert_allclose(general.per_example_B, plain.per_example_B, rtol=1e-6)
 
 
 def test_squared_is_ipo_at_half_beta_times_beta_squared():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   general = scored.evaluate(objectives.gpo(0.3, links.SQUARED), s)
   ipo = scored.evaluate(objectives.ipo(0.15), s)
   np.testing.assert_allclose(general.per_example_B, 0.09 * ipo.per_example_B, 1e-5)
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   expected = np.maximum(0, 1 - 0.7 * pairs.gap(s)) ** 2
   out = scored.evaluate(objectives.gpo(0.7), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5)

@@ -22,7 +22,7 @@ def test_oracle_with_an_absent_column():
 
 
 def test_pair_at_low_temperature_is_dpo():
-  s = toy.scored(K=2, B=4).replace(reward_BK=np.array([[1.0, 0.0]] * 4, np.float32))
+  s = toy.scored(K=2).replace(reward_BK=np.array([[1.0, 0.0]] * 8, np.float32))
   dpo = scored.evaluate(objectives.dpo(beta=0.3), s).per_example_B
   cold = scored.evaluate(objectives.infonca(beta=0.3, alpha=1e-3), s).per_example_B
   np.testing.assert_allclose(cold, dpo, rtol=1e-6)

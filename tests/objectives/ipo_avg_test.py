@@ -21,7 +21,7 @@ def test_one_token_each_is_ipo():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   average = pairs.log_ratio(s) / np.asarray(s.mask_BKT, np.float64).sum(-1)
   expected = (average[:, 0] - average[:, 1] - 1 / 0.8) ** 2
   out = scored.evaluate(objectives.ipo_avg(0.4), s)

@@ -11,7 +11,7 @@ from xpo_jax.testing import toy
 
 
 def check():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
   h = np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1) @ [1, -1]
   tau, p = 0.3, 0.5 + np.asarray(s.reward_BK, np.float64) @ [0.5, -0.5]
@@ -26,8 +26,8 @@ def test_oracle():
 
 
 def test_certain_label_is_ipo_and_swapping_the_two_changes_nothing():
-  s = toy.scored(K=2, B=6)
-  sure = s.replace(reward_BK=np.tile([[1.0, 0.0]], (6, 1)))
+  s = toy.scored(K=2)
+  sure = s.replace(reward_BK=np.tile([[1.0, 0.0]], (8, 1)))
   ipo = scored.evaluate(objectives.ipo(beta=0.2), sure).per_example_B
   rows = scored.evaluate(objectives.ipo_md(beta=0.2), sure).per_example_B
   np.testing.assert_allclose(rows, 0.2 * ipo, rtol=1e-6)

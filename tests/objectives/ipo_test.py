@@ -17,7 +17,7 @@ def test_hand_computed_pair():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   out = scored.evaluate(objectives.ipo(0.4), s)
   expected = (pairs.gap(s) - 1 / 0.8) ** 2
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5)

@@ -7,10 +7,6 @@ from tests.objectives import teacher_records
 from xpo_jax import objectives, scored
 
 
-def check():
-  test_oracle_on_column_0(0.3, columns=2)
-
-
 @pytest.mark.parametrize("b", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("columns", [1, 2])
 def test_oracle_on_column_0(b, columns):

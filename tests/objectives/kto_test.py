@@ -42,7 +42,7 @@ def test_negative_reference_point_is_0():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   rho, other = pairs.log_ratio(s).T
   z0 = max(0, other.mean())
   up = np.asarray(s.desirable_BK)[:, 0] > 0

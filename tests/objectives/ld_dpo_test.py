@@ -19,7 +19,7 @@ def test_hand_computed_pair():
 
 
 def test_alpha_1_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   expected = scored.evaluate(objectives.dpo(beta=0.3), s)
   out = scored.evaluate(objectives.ld_dpo(beta=0.3, alpha=1.0), s)
   np.testing.assert_allclose(out.per_example_B, expected.per_example_B, rtol=1e-6)
@@ -27,7 +27,7 @@ def test_alpha_1_is_dpo():
 
 
 def test_alpha_0_ignores_excess_tokens():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   o = objectives.ld_dpo(beta=0.3, alpha=0.0)
   shortest = np.asarray(s.length_BK).min(-1)[:, None, None]
   tail = (np.arange(5) >= shortest) & (np.asarray(s.mask_BKT) > 0)

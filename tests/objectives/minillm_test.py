@@ -7,10 +7,6 @@ from tests.objectives import teacher_records
 from xpo_jax import objectives, scored
 
 
-def check():
-  test_oracle(0.2, normalised=True)
-
-
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7])
 def test_oracle(share, normalised):

@@ -23,7 +23,7 @@ def test_hand_computed_value_and_gradient():
 
 
 def test_oracle_with_absent_columns():
-  s = toy.scored(K=3, B=5)
+  s = toy.scored(K=3)
   mask, present = (np.asarray(x) > 0 for x in (s.mask_BKT, s.present_BK))
   logp = np.where(mask, np.asarray(s.logp_BKT, np.float64), 0).sum(-1)
   ref = np.where(mask, np.asarray(s.ref_logp_BKT, np.float64), 0).sum(-1)

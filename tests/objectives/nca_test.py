@@ -11,7 +11,7 @@ from xpo_jax.testing import toy
 
 
 def test_pair_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   w, l = (0.5 * pairs.log_ratio(s)).T
   expected = -special.log_expit(w) - 0.5 * special.log_expit([-w, -l]).sum(0)
   out = scored.evaluate(objectives.nca(beta=0.5), s)
@@ -32,7 +32,7 @@ def test_list_oracle_with_an_absent_column():
 
 
 def test_list_of_two_at_low_temperature_is_the_pair_form():
-  s = toy.scored(K=2, B=4).replace(reward_BK=np.array([[1.0, 0.0]] * 4, np.float32))
+  s = toy.scored(K=2).replace(reward_BK=np.array([[1.0, 0.0]] * 8, np.float32))
   pair = scored.evaluate(objectives.nca(beta=0.3), s).per_example_B
   cold = scored.evaluate(objectives.nca_list(beta=0.3, alpha=1e-3), s).per_example_B
   np.testing.assert_allclose(cold, pair, rtol=1e-6)

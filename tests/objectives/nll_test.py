@@ -10,7 +10,7 @@ from xpo_jax.testing import toy
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum", "sequence_mean"])
 def test_oracle(reduction):
-  s = toy.scored(K=2, B=5)
+  s = toy.scored(K=2)
   s = s.replace(weight_B=s.weight_B.at[1].set(0))
   logp, mask = (np.asarray(x, np.float64)[:, 0] for x in (s.logp_BKT, s.mask_BKT))
   sums, lengths = (logp * mask).sum(-1), mask.sum(-1)

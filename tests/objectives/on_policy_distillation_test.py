@@ -8,10 +8,6 @@ from tests.objectives import teacher_records
 from xpo_jax import objectives, scored
 
 
-def check():
-  test_oracle(0.7)
-
-
 @pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
 def test_oracle(discount):
   o = objectives.on_policy_distillation(discount)

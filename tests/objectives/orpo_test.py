@@ -20,7 +20,7 @@ def test_hand_computed_pair():
 
 
 def test_two_denominators_tokens_and_pairs():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT, np.float64)
   logp = np.asarray(s.logp_BKT, np.float64) * mask
   p = np.exp(logp.sum(-1) / mask.sum(-1))

@@ -18,14 +18,14 @@ def test_hand_computed_pair():
 
 
 def test_free_length_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   free = scored.evaluate(objectives.r_dpo(0.3, alpha=0.0), s)
   plain = scored.evaluate(objectives.dpo(0.3), s)
   np.testing.assert_allclose(free.per_example_B, plain.per_example_B, rtol=1e-6)
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   length = np.asarray(s.mask_BKT, np.float64).sum(-1)
   m = 0.7 * pairs.gap(s) + 0.2 * (length[:, 0] - length[:, 1])
   out = scored.evaluate(objectives.r_dpo(0.7, alpha=0.2), s)

@@ -26,7 +26,7 @@ def test_noisy_labels_give_the_clean_loss_in_expectation():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   m = 0.7 * pairs.gap(s)
   expected = 0.9 * np.log1p(np.exp(-m)) - 0.1 * np.log1p(np.exp(m))
   out = scored.evaluate(objectives.robust_dpo(0.7, 0.1), s)
@@ -34,7 +34,7 @@ def test_oracle():
 
 
 def test_no_flips_is_dpo():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   robust = scored.evaluate(objectives.robust_dpo(0.3, 0.0), s)
   plain = scored.evaluate(objectives.dpo(0.3), s)
   np.testing.assert_array_equal(robust.per_example_B, plain.per_example_B)

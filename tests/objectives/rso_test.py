@@ -17,14 +17,14 @@ def test_hinge_norm_by_hand():
 
 
 def test_sigmoid_norm_is_dpo_at_gamma():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   calibrated = scored.evaluate(objectives.rso(), s)
   plain = scored.evaluate(objectives.dpo(0.05), s)
   np.testing.assert_allclose(calibrated.per_example_B, plain.per_example_B, rtol=1e-6)
 
 
 def test_hinge_norm_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   expected = np.maximum(0, 1 - 2.0 * pairs.gap(s))
   out = scored.evaluate(objectives.rso(2.0, "hinge"), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from xpo_jax.types import Aux
 
 def check():
   """The objective on a given draw against float64 NumPy."""
-  s = toy.scored(K=2, B=4)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT)
   drawn = np.where(np.cumsum(mask, -1) <= mask.sum(-1).min(-1)[:, None, None], mask, 0)
   gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
@@ -43,7 +43,7 @@ def test_draw_is_uniform_over_completion_tokens():
 
 
 def test_draw_depends_on_the_row_not_its_position():
-  s, key = toy.scored(K=2, B=6), jax.random.key(3)
+  s, key = toy.scored(K=2), jax.random.key(3)
   whole = np.asarray(objectives.down_sample(s.mask_BKT, s.row_B, key))
   part = objectives.down_sample(s.mask_BKT[4:], s.row_B[4:], key)
   np.testing.assert_array_equal(part, whole[4:])
@@ -52,7 +52,7 @@ def test_draw_depends_on_the_row_not_its_position():
 
 
 def test_margin_is_exactly_0_at_policy_equal_to_ref():
-  s, o = toy.scored(K=2, B=6, policy_equals_ref=True), objectives.sampo()
+  s, o = toy.scored(K=2, policy_equals_ref=True), objectives.sampo()
   for seed in range(3):
     out = scored.evaluate(o, s, key=jax.random.key(seed))
     assert out.metrics["reward_margin"] == 0
@@ -60,7 +60,7 @@ def test_margin_is_exactly_0_at_policy_equal_to_ref():
 
 
 def test_equal_lengths_are_dpo():
-  s = toy.scored(K=2, B=4)
+  s = toy.scored(K=2)
   s = scored.from_token_logps(s.logp_BKT, jnp.ones_like(s.logp_BKT), s.ref_logp_BKT)
   out = scored.evaluate(objectives.sampo(beta=0.3), s, key=jax.random.key(0))
   expected = scored.evaluate(objectives.dpo(beta=0.3), s).per_example_B

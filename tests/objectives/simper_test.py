@@ -8,7 +8,7 @@ from xpo_jax.testing import toy
 
 
 def check():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT, np.float64)
   average = (np.asarray(s.logp_BKT, np.float64) * mask).sum(-1) / mask.sum(-1)
   inverse = np.exp(average)  # 1 / perplexity

@@ -16,7 +16,7 @@ def test_hand_computed_pair():
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT, np.float64)
   average = (np.asarray(s.logp_BKT, np.float64) * mask).sum(-1) / mask.sum(-1)
   z = 2.5 * (average[:, 0] - average[:, 1]) - 1.2

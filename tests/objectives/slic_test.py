@@ -24,7 +24,7 @@ def test_equal_likelihoods_give_delta():
 
 def test_it_is_delta_times_hinge_norm_without_a_reference():
   """RSO's hinge at gamma = 1 / delta, reference left out."""
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   mask = np.asarray(s.mask_BKT, np.float64)
   logp = (np.asarray(s.logp_BKT, np.float64) * mask).sum(-1)
   hinge = np.maximum(0, 1 - (logp[:, 0] - logp[:, 1]) / 4.0)

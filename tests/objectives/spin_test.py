@@ -17,7 +17,7 @@ FORMULAS = {
 
 
 def check(link="logistic"):
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   expected = FORMULAS[link](0.7 * pairs.gap(s))
   out = scored.evaluate(objectives.spin(0.7, link), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5)

@@ -20,7 +20,7 @@ def test_loss_is_zero_where_log_ratios_are_eta_times_the_win_rate_over_one_half(
 
 
 def test_oracle():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   gap = np.asarray(s.logp_BKT, np.float64) - np.asarray(s.ref_logp_BKT, np.float64)
   ratio = np.where(np.asarray(s.mask_BKT) > 0, gap, 0).sum(-1)
   eta, win = 1 / 0.05, np.asarray(s.reward_BK, np.float64)

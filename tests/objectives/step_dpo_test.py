@@ -9,7 +9,7 @@ from xpo_jax.testing import toy
 
 
 def check():
-  s = toy.scored(K=2, B=6)
+  s = toy.scored(K=2)
   expected = np.log1p(np.exp(-0.5 * pairs.gap(s)))
   out = scored.evaluate(objectives.step_dpo(beta=0.5), s)
   np.testing.assert_allclose(out.per_example_B, expected, rtol=2e-5)

@@ -15,7 +15,7 @@ from xpo_jax.testing import toy
 
 def _record():
   """Samples of the policy itself, drawn from something else."""
-  s = toy.scored(K=3, B=4)
+  s = toy.scored(K=3)
   shift_BKT = np.random.default_rng(5).normal(size=s.mask_BKT.shape)
   return s.replace(
     old_logp_BKT=s.logp_BKT, sampler_logp_BKT=s.logp_BKT - 0.5 * shift_BKT * s.mask_BKT

@@ -22,7 +22,7 @@ def test_seed_determines_the_numbers():
 
 @pytest.mark.parametrize("K", [1, 2, 3, 5])
 def test_lengths_run_from_1_and_a_list_is_ragged(K):
-  s = toy.scored(K=K, B=6)
+  s = toy.scored(K=K)
   present = np.asarray(s.present_BK) > 0
   length = np.asarray(s.length_BK)
   assert length[present].min() == 1

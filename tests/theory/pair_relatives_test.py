@@ -59,7 +59,7 @@ def test_spin_s_next_policy_is_the_tilted_one(beta):
 
 
 def test_spin_and_step_dpo_are_dpo_on_their_data():
-  s = toy.scored(K=2, B=6, dtype=np.float64)
+  s = toy.scored(K=2, dtype=np.float64)
   expected = scored.evaluate(objectives.dpo(beta=0.3), s).per_example_B
   for o in (objectives.spin(0.3), objectives.step_dpo(0.3)):
     np.testing.assert_allclose(scored.evaluate(o, s).per_example_B, expected)
@@ -94,7 +94,7 @@ def test_steps_before_the_pair_change_nothing():
 
 
 def test_dpo_shift_at_1_is_dpo():
-  s = toy.scored(K=2, B=6, dtype=np.float64)
+  s = toy.scored(K=2, dtype=np.float64)
   shift, dpo = objectives.dpo_shift(0.3, 1.0), objectives.dpo(0.3)
   np.testing.assert_allclose(
     scored.evaluate(shift, s).per_example_B, scored.evaluate(dpo, s).per_example_B
@@ -178,7 +178,7 @@ def test_simper_is_linear_in_the_policy_on_single_tokens():
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_hinge_of_cpo_is_slic_at_the_margin_1_over_beta(beta):
-  s = toy.scored(K=2, B=6, dtype=np.float64)
+  s = toy.scored(K=2, dtype=np.float64)
   hinge = objectives.cpo(beta, weight=0.0, link="hinge")
   slic = objectives.slic(delta=1 / beta, weight=0.0)
   np.testing.assert_allclose(

@@ -25,7 +25,7 @@ AT_THE_REFERENCE = {
   "apo_down": 1.0,
   "apo_zero_unpaired": 0.5,
   "nca": 2 * LOG2,
-  "infonca": (LOG2 + 3 * np.log(3)) / 4,  # lists of 2, 3, 3 and 3 completions
+  "infonca": (LOG2 + 7 * np.log(3)) / 8,  # a list of 2 completions, seven of 3
   "bco": LOG2,
   "aot": LOG2,
   "aot_unpaired": LOG2,
@@ -149,7 +149,7 @@ def test_aot_detects_dominance_hidden_by_the_pairing():
 
 
 def test_rpo_and_mpo_are_mixtures():
-  s = toy.scored(K=2, B=4)
+  s = toy.scored(K=2)
   dpo, nll = objectives.dpo(beta=0.01), objectives.nll("sequence_mean")
   rpo = scored.evaluate(objectives.mixture((1.0, 0.005), (dpo, nll)), s)
   each = [float(scored.evaluate(part, s).loss) for part in (dpo, nll)]
@@ -165,4 +165,4 @@ def test_rpo_and_mpo_are_mixtures():
   ]
   expected = 0.8 * each[0] + 0.2 * each[1] + each[2]
   assert out.loss == pytest.approx(expected, rel=1e-6)
-  assert out.state[1]["count"] == 8
+  assert out.state[1]["count"] == 16

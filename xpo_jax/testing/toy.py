@@ -13,7 +13,7 @@ from xpo_jax.types import Array, Layout, Objective, Scored
 
 def scored(
   K: int = 2,
-  B: int = 4,
+  B: int = 8,
   T: int = 5,
   *,
   seed: int = 0,
@@ -72,7 +72,7 @@ def scored(
 
 def scored_for(
   objective: Objective,
-  B: int = 4,
+  B: int = 8,
   T: int = 5,
   *,
   seed: int = 0,
