@@ -91,13 +91,13 @@ def _claims(root: Path) -> str:
 
 
 def _claim(one: Mapping[str, Any]) -> str:
-  name, first = one["table"], one["predictions"][0]
+  name, decides = one["table"], one["predictions"]
   cells = [
     f"{one['paper']}, [{one['arxiv']}](https://arxiv.org/abs/{one['arxiv']})",
     f"[{name}](papers/{name}.py)",
     f"`{one['command']}`",
     one["verdict"],
-    f"{first['text']}: {pages.value(first)}",
+    "; ".join(f"{x['text']}: {pages.value(x)} ({x['verdict']})" for x in decides),
   ]
   return _row(cells)
 
