@@ -1,5 +1,6 @@
 """Every table of a paper has a committed result, and it is what its cells say."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_committed_pages_are_what_the_committed_cells_say(name):
 
 def test_committed_folders_are_those_of_tables():
   assert {path.parent.name for path in RESULTS.glob(f"*/{pages.FINDING}")} == set(NAMES)
+
+
+def test_every_table_has_a_planted_failure():
+  path = RESULTS.parent / "bench" / "plant_failures.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  assert module.FAILURES.keys() == set(NAMES)
 
 
 def test_check_holds_on_small_tables(capsys):
