@@ -1,6 +1,7 @@
 """Every table of a paper has a committed result, and it is what its cells say."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,24 @@ def test_committed_folders_are_those_of_tables():
   assert {path.parent.name for path in RESULTS.glob(f"*/{pages.FINDING}")} == set(NAMES)
 
 
-def test_every_table_has_a_planted_failure():
+@pytest.fixture(scope="module")
+def plants():
   path = RESULTS.parent / "bench" / "plant_failures.py"
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  assert module.FAILURES.keys() == set(NAMES)
+  return module
+
+
+def test_every_table_has_a_planted_failure(plants):
+  assert plants.FAILURES.keys() == set(NAMES)
+
+
+def test_page_of_planted_failures_is_what_the_summary_says(plants):
+  rows = json.loads(plants.SUMMARY.read_text(encoding="utf-8"))
+  assert plants.SUMMARY.with_suffix(".md").read_text(encoding="utf-8") == plants.page(
+    rows
+  )
 
 
 def test_check_holds_on_small_tables(capsys):

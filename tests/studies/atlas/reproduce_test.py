@@ -111,7 +111,7 @@ reproduce.rebuild(reproduce.plan(["lee_first"], home), home)
 def test_three_kills_within_a_line_leave_the_same_files(home, ran):
   count, _ = ran
   for _ in range(3):
-    done = subprocess.run([sys.executable, "-c", KILLED], timeout=120)
+    done = subprocess.run([sys.executable, "-c", KILLED], timeout=300)
     assert done.returncode == -signal.SIGKILL
   assert cli.main(["reproduce", "lee_first"]) == 0
   assert len(count) == 3  # of 6: each process ended one and lost one
