@@ -8,7 +8,8 @@ Expected: the true reward of held-out prompts rises above SFT's; the weights of 
 Departs from the paper: the classifier reads the tokens of the prompt, not a text
   embedding; of long prompts four in five thumbs down are lost, of short ones thumbs
   up, so that the prompts of the two classes differ.
-Result: true reward 0.321 [0.279, 0.362] at 6.49 nats, from 0.089; one seed.
+Result: true reward {BCO-UDM | reward} at {BCO-UDM | kl | 2} nats, from {SFT | reward};
+  one seed.
 """
 
 from xpo_jax.config.experiment import Experiment

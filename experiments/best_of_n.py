@@ -9,8 +9,9 @@ Expected: reward grows with log n; the exact KL stays below log n - (n - 1) / n,
   below where completions repeat; SFT on the best of n keeps part of the gain in one
   sample.
 Departs from the paper: the reward is the task's true one.
-Result: best of 32, true reward 0.870 [0.866, 0.874] at 2.49 nats, from 0.099; SFT on
-  the best of 8, three seeds: 0.508 [0.473, 0.542] at 0.62 nats.
+Result: best of 32, true reward {best of 32 | reward} at {best of 32 | kl | 2} nats,
+  from {best of 1 | reward}; SFT on the best of 8, three seeds: {SFT on best of 8 |
+  reward} at {SFT on best of 8 | kl | 2} nats.
 """
 
 import dataclasses

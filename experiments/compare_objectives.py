@@ -8,8 +8,8 @@ Command: xpo compare-objectives [source=FILE --bad-rows drop] [--only dpo,ipo]
 Hardware: 2 CPU cores; 19 minutes for 42 objectives on synthetic reviews.
 Expected: no paper compares these at equal KL. Differences are small beside the optimal
   policy's reward, and a default made for another scale can put an objective last.
-Result: dpo, true reward 0.422 [0.330, 0.498] at 1.3 nats, three seeds; of 42 objectives
-  tdpo2, chi_po and ipo have more, 18 less.
+Result: dpo, true reward {dpo, synthetic reviews, at 1.3 nats | reward} at 1.3 nats,
+  three seeds; of 42 objectives tdpo2, chi_po and ipo have more, 18 less.
 """
 
 from pathlib import Path

@@ -15,9 +15,9 @@ Expected: harsh words fall with every revision and in SL-CAI, further in RL-CAI 
 Departs from the paper: harm is a word that VADER holds to be negative, a revision
   replaces one of them, the principles are to use few such words and to be kind; no data
   on helpfulness are mixed in; SL-CAI starts from the SFT model.
-Result: SL-CAI, harsh words in a completion 0.125 [0.103, 0.148], from 0.882 [0.831,
-  0.936]; three seeds. RL-CAI has more reward, but not separably fewer harsh words;
-  clamped and unclamped labels are not separable.
+Result: SL-CAI, harsh words in a completion {SL-CAI | harsh}, from {SFT | harsh}; three
+  seeds. RL-CAI has more reward, but not separably fewer harsh words; clamped and
+  unclamped labels are not separable.
 """
 
 import dataclasses

@@ -9,7 +9,8 @@ Expected: the true reward of held-out prompts rises above SFT's, less so the mor
 Departs from the paper: the rater is not a language model but the true reward in whole
   points from 0 to 5, a tenth of them wrong. The baseline is the mean of past rewards,
   not a learned value.
-Result: true reward 0.544 [0.514, 0.575] at 0.79 nats, from 0.091; three seeds.
+Result: true reward {direct RLAIF | reward} at {direct RLAIF | kl | 2} nats, from {SFT |
+  reward.mean}; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -9,7 +9,8 @@ Expected: the true reward of held-out prompts rises with every round; `eval/rewa
 Departs from the paper: its exact form, on all pairs of four samples; its practical form
   takes pairs of large margin and a stronger model's completions, of which there are
   none here. The preference is Bradley-Terry of the true reward.
-Result: true reward 0.660 [0.622, 0.698] at 2.40 nats, from 0.091; three seeds.
+Result: true reward {DNO | reward} at {DNO | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment, Loop

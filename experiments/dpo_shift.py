@@ -7,8 +7,8 @@ Expected: the chosen completions keep more of their likelihood than with DPO (sh
   1.0), at a smaller margin.
 Departs from the paper: beta 0.1, where the authors' configuration has 0.01; labels of a
   Bradley-Terry labeller of the true reward, temperature 0.25.
-Result: true reward 0.249 [0.205, 0.293] at 1.44 nats against DPO's 0.277 [0.234,
-  0.322] at 2.01, from 0.089; one seed.
+Result: true reward {DPO-Shift | reward} at {DPO-Shift | kl | 2} nats against DPO's {DPO
+  | reward} at {DPO | kl | 2}, from {SFT | reward}; one seed.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -6,7 +6,8 @@ Command: xpo train entropy_bonus [source=FILE policy=DIR --objective.weight 0.03
 Hardware: 2 CPU cores, minutes.
 Expected: the entropy of the policy (`entropy`) falls less than `grpo`'s.
 Departs from the paper: the objective is GRPO on texts, not actor-critic on games.
-Result: true reward 0.691 [0.653, 0.728] at 4.63 nats, from 0.089; three seeds.
+Result: true reward {entropy bonus | reward} at {entropy bonus | kl | 2} nats, from {SFT
+  | reward}; three seeds.
 """
 
 from xpo_jax import objectives

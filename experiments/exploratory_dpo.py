@@ -6,7 +6,8 @@ Command: xpo train exploratory_dpo [source=FILE policy=DIR --objective.alpha 0]
 Hardware: 2 CPU cores; 77 s of CPU time, 37 s of them SFT.
 Expected: the true reward of held-out prompts rises above SFT's. The bonus matters where
   the start seldom samples what is best; this start praises in half of its samples.
-Result: true reward 0.581 [0.549, 0.612] at 3.81 nats, from 0.091; three seeds.
+Result: true reward {XPO | reward} at {XPO | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -6,7 +6,8 @@ Command: xpo train gmpo [source=FILE policy=DIR]
 Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's.
 Departs from the paper: 32 prompts a round in place of 128.
-Result: true reward 0.582 [0.545, 0.617] at 1.97 nats, from 0.089; three seeds.
+Result: true reward {GMPO | reward} at {GMPO | kl | 2} nats, from {SFT | reward}; three
+  seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

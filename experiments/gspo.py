@@ -8,7 +8,8 @@ Expected: the true reward of held-out prompts rises above SFT's, though more of 
   samples are clipped than with token ratios, as the paper finds.
 Departs from the paper: clips of 0.03 and 0.04, because a ratio moves in proportion to
   the learning rate, which here is a hundred times that of a large model.
-Result: true reward 0.729 [0.700, 0.757] at 4.56 nats, from 0.091; three seeds.
+Result: true reward {GSPO | reward} at {GSPO | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

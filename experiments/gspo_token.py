@@ -6,7 +6,8 @@ Command: xpo train gspo_token [source=FILE policy=DIR]
 Hardware: 2 CPU cores, minutes.
 Expected: what `gspo` reaches: values and gradients are the same.
 Departs from the paper: as `gspo`, clips of 0.03 and 0.04.
-Result: true reward 0.727 [0.681, 0.769] at 5.30 nats, from 0.089; three seeds.
+Result: true reward {GSPO-token | reward} at {GSPO-token | kl | 2} nats, from {SFT |
+  reward}; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -12,9 +12,9 @@ Expected: reward rises above the SFT model's with and without ptx; the loss on t
 Departs from the paper: the labeller is the world's true reward with logistic noise; all
   models have one size; the pretraining text is a little grammar of its own, on which
   the SFT model was trained too, so that there is something to forget.
-Result: nats a token of held-out other text from 0.788 to 0.920 [0.834, 1.078] under
-  PPO, 0.762 [0.757, 0.767] under PPO-ptx with gamma 1, at equal true reward; three
-  seeds.
+Result: nats a token of held-out other text from {SFT | other_text_nll.mean} to {PPO |
+  other_text_nll} under PPO, {PPO-ptx, gamma 1 | other_text_nll} under PPO-ptx with
+  gamma 1, at equal true reward; three seeds.
 """
 
 import dataclasses

@@ -11,8 +11,8 @@ Expected: with as many labels, reward models trained on the policy's own complet
   with sqrt(KL) about linearly at first, the test score less.
 Departs from the paper: the labeller is the task's true reward with logistic noise; one
   size of model, no pretraining of the reward model on other preferences.
-Result: round 3, true reward 0.579 [0.550, 0.606] against 0.541 [0.488, 0.585] of as
-  many labels at once, from 0.091; three seeds. Not separable.
+Result: round 3, true reward {round 3 | reward} against {at once | reward} of as many
+  labels at once, from {SFT | reward}; three seeds. Not separable.
 """
 
 import dataclasses

@@ -6,9 +6,11 @@ Command: xpo train kd [source=FILE policy=DIR teacher=DIR]
 Hardware: 2 CPU cores, beside many other jobs: one minute, without teacher and SFT.
 Expected: the KL from the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model.
-Result: KL from the teacher from 5.08 [4.86, 5.31] nats to 0.36 [0.28, 0.47], true
-  reward from 0.089 to 0.835 [0.817, 0.851], the teacher's 0.823; three seeds of the
-  table's.
+Result: KL from the teacher from {agarwal2023_distillation: start | from_teacher | 2}
+  nats to {agarwal2023_distillation: teacher's completions, forward KL | from_teacher |
+  2}, true reward from {agarwal2023_distillation: start | reward.mean} to
+  {agarwal2023_distillation: teacher's completions, forward KL | reward}, the teacher's
+  {agarwal2023_distillation: teacher | reward.mean}; three seeds of the table's.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -7,7 +7,8 @@ Command: xpo train lite_ppo [source=FILE policy=DIR]
 Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's.
 Departs from the paper: 128 samples an iteration.
-Result: true reward 0.726 [0.688, 0.761] at 7.03 nats, from 0.089; three seeds.
+Result: true reward {Lite PPO | reward} at {Lite PPO | kl | 2} nats, from {SFT |
+  reward}; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

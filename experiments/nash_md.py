@@ -9,7 +9,8 @@ Expected: the win rate against the start (`eval/reward`) rises above 1/2, and th
   kind wins: at the equilibrium the policy mixes all three.
 Departs from the paper: the preference is a rule, not a trained model; beta is 0.05, not
   0.008, for a run of minutes.
-Result: true reward 0.319 [0.273, 0.365] at 0.55 nats, from 0.091; three seeds.
+Result: true reward {Nash-MD | reward} at {Nash-MD | kl | 2} nats, from {SFT |
+  reward.mean}; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -7,8 +7,11 @@ Command: xpo train on_policy_distillation [source=FILE policy=DIR teacher=DIR]
 Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
 Expected: the KL to the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model.
-Result: KL to the teacher from 3.85 [3.75, 3.96] nats to 0.48 [0.38, 0.59], true reward
-  from 0.089 to 0.835 [0.814, 0.855], the teacher's 0.823; three seeds of the table's.
+Result: KL to the teacher from {agarwal2023_distillation: start | to_teacher | 2} nats
+  to {agarwal2023_distillation: on-policy distillation | to_teacher | 2}, true reward
+  from {agarwal2023_distillation: start | reward.mean} to {agarwal2023_distillation:
+  on-policy distillation | reward}, the teacher's {agarwal2023_distillation: teacher |
+  reward.mean}; three seeds of the table's.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -8,7 +8,8 @@ Expected: the true reward of held-out prompts rises above SFT's, less so the mor
   the judge errs; `eval/reward` is the judge's own win rate against the start.
 Departs from the paper: the judge is not a language model but the sign of the true
   reward's difference, reversed on a tenth of the pairs.
-Result: true reward 0.474 [0.438, 0.509] at 1.27 nats, from 0.091; three seeds.
+Result: true reward {online DPO | reward} at {online DPO | kl | 2} nats, from {SFT |
+  reward.mean}; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

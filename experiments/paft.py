@@ -12,9 +12,10 @@ Departs from the paper: the penalty is on the product A B, not on the factors, a
   skill that SFT teaches is a second clause in every review, the preference is of the
   true reward. Weight of the penalty, rank and merge settings were not checked against
   the paper's.
-Result: DARE-TIES, true reward 0.357 [0.319, 0.394] at 2.10 nats a token of the skill,
-  against 0.309 [0.267, 0.348] at 2.08 of SFT then DPO; three seeds. The merges keep no
-  more of both at once; the penalty changes none of them by more than 0.01.
+Result: DARE-TIES, true reward {DARE-TIES, l1 1e-05 | reward} at {DARE-TIES, l1 1e-05 |
+  skill_nll | 2} nats a token of the skill, against {SFT, then DPO | reward} at {SFT,
+  then DPO | skill_nll | 2} of SFT then DPO; three seeds. The merges keep no more of
+  both at once; the penalty changes none of them by more than 0.01.
 """
 
 import dataclasses

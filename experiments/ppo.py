@@ -8,7 +8,8 @@ Hardware: 2 CPU cores; 89 s of CPU time, 37 s of them SFT.
 Expected: the true reward of held-out prompts rises above SFT's, and the KL of a
   completion moves towards the controller's target, 3 nats; no number is taken from the
   papers.
-Result: true reward 0.837 [0.823, 0.847] at 2.80 nats, from 0.091; three seeds.
+Result: true reward {PPO | reward} at {PPO | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -7,7 +7,8 @@ Hardware: 2 CPU cores; 59 s of CPU time, 37 s of them SFT.
 Expected: the true reward of held-out prompts rises above SFT's, less than `rloo`'s
   from as many samples, of which RAFT learns from one in eight (Ahmadian et al. 2024,
   arXiv:2402.14740, Table 1: RLOO above RAFT by 1 to 5 points of win rate).
-Result: true reward 0.299 [0.256, 0.343] at 0.45 nats, from 0.091; three seeds.
+Result: true reward {RAFT | reward} at {RAFT | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -7,8 +7,8 @@ Hardware: 2 CPU cores; 77 s of CPU time, 37 s of them SFT.
 Expected: the true reward of held-out prompts rises above SFT's, less than `rloo`'s
   from as many samples, whose baseline is the prompt's own (paper, Table 1: REINFORCE
   with a baseline 6 to 9 points of win rate below RLOO with four samples).
-Result: true reward 0.617 [0.585, 0.649] at 0.98 nats, from 0.091; three seeds. Above
-  RLOO's: the claim does not reproduce here.
+Result: true reward {REINFORCE | reward} at {REINFORCE | kl | 2} nats, from {SFT |
+  reward.mean}; three seeds. Above RLOO's: the claim does not reproduce here.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -6,7 +6,8 @@ Command: xpo train reinforce_plus_plus_baseline [source=FILE policy=DIR]
 Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's.
 Departs from the paper: 128 samples an iteration, one update.
-Result: true reward 0.716 [0.682, 0.747] at 4.53 nats, from 0.089; three seeds.
+Result: true reward {REINFORCE++-baseline | reward} at {REINFORCE++-baseline | kl | 2}
+  nats, from {SFT | reward}; three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -9,8 +9,8 @@ Expected: no number of the paper applies at this size; its Fig. 7, read off, has
   0.53 for 1e8 parameters and a thousand comparisons. Read accuracy beside `length` and
   `length_labels`: how far the model and the labels go with length.
 Departs from the paper: a small model from scratch.
-Result: held-out accuracy 0.571 [0.512, 0.626] on 289 pairs, one seed; where people
-  prefer the longer completion 0.364 [0.280, 0.449].
+Result: held-out accuracy {Bradley-Terry | accuracy} on 289 pairs, one seed; where
+  people prefer the longer completion {Bradley-Terry | accuracy_longer}.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ Expected: no number of the paper applies. The judge prefers long completions, so
   may be accurate by length alone: read accuracy beside `accuracy_shorter` and `length`.
   It reads 128 tokens of a completion (62 % are longer), the judge all of it.
 Departs from the paper: a judge's probabilities in place of people's rankings.
-Result: held-out accuracy 0.703 [0.680, 0.726] over 114 prompts, one seed; length orders
+Result: held-out accuracy {K-wise | accuracy} over 114 prompts, one seed; length orders
   the rewards as it does the judge's labels.
 """
 

@@ -17,8 +17,8 @@ Departs from the paper: the scripted judge knows the truth, is wrong on a stated
   1/2 are dropped. The baseline of REINFORCE is the mean of past rewards, not a learned
   value. With a sixth of the prompts the reward models rank near chance and the policies
   overoptimise them: num_prompts is 4,800.
-Result: distilled RLAIF, true reward 0.442 [0.410, 0.473] against RLHF's 0.479 [0.438,
-  0.519], from 0.091; three seeds. Direct RLAIF is not above distilled.
+Result: distilled RLAIF, true reward {RLAIF, distilled | reward} against RLHF's {RLHF |
+  reward}, from {SFT | reward}; three seeds. Direct RLAIF is not above distilled.
 """
 
 import dataclasses

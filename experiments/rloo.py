@@ -6,7 +6,8 @@ Command: xpo train rloo [source=FILE policy=DIR]
 Hardware: 2 CPU cores, one and a half minutes.
 Expected: the true reward of held-out prompts rises above SFT's; no number is taken
   from the paper.
-Result: true reward 0.586 [0.555, 0.617] at 0.91 nats, from 0.091; three seeds.
+Result: true reward {RLOO | reward} at {RLOO | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -8,8 +8,8 @@ Expected: accepted pairs give more reward than the first 8 samples (paper, Table
   above sft-sample-rank by 0.2 to 4 points of its proxy); at this size, direction only.
 Departs from the paper: the ranking model is the task's true reward, its logit
   reward / temperature; it has no error to overfit to.
-Result: RSO - sft-sample-rank, true reward: not separable (0.801 [0.779, 0.820] against
-  0.797 [0.777, 0.818]), three seeds.
+Result: RSO - sft-sample-rank, true reward: not separable ({RSO, sigmoid-norm | reward}
+  against {sft-sample-rank | reward}), three seeds.
 """
 
 import dataclasses

@@ -7,7 +7,8 @@ Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's; the gate stays near 1,
   as the ratios do (`gate`).
 Departs from the paper: 8 samples of each prompt; the paper's batch was not checked.
-Result: true reward 0.728 [0.693, 0.762] at 4.57 nats, from 0.089; three seeds.
+Result: true reward {SAPO | reward} at {SAPO | kl | 2} nats, from {SFT | reward}; three
+  seeds.
 """
 
 from xpo_jax.config.experiment import Experiment

@@ -10,8 +10,9 @@ Expected: more reward at more KL than DPO on all data, more so easy first (paper
 Departs from the paper: sources are made by the margin of the pairs' true reward, large
   margins one source, small ones the other; optimiser state is fresh in each stage,
   which the paper does not state.
-Result: sDPO, easy first, true reward 0.305 [0.257, 0.354] against DPO's 0.310 [0.275,
-  0.342], from 0.091; three seeds. Not separable: the claim does not reproduce here.
+Result: sDPO, easy first, true reward {sDPO, easy first | reward} against DPO's {DPO |
+  reward}, from {SFT | reward}; three seeds. Not separable: the claim does not reproduce
+  here.
 """
 
 import dataclasses

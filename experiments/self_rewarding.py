@@ -14,8 +14,8 @@ Expected: the policies get better from M1 to M3, and so do they as judges (paper
 Departs from the paper: no new prompts are written; a rating is the mean under the
   probabilities of 1 to 5, where the paper averages three that are written out; M1's
   seed answers are texts of the task, not selected ones.
-Result: M3 by the scripted judge, true reward 0.291 [0.238, 0.341], by its own 0.086
-  [0.029, 0.153], from M1's 0.108 [0.072, 0.143]; three seeds.
+Result: M3 by the scripted judge, true reward {M3, scripted judge | reward}, by its own
+  {M3, own judge | reward}, from M1's {M1 | reward}; three seeds.
 """
 
 import dataclasses

@@ -11,8 +11,8 @@ Departs from the paper: the ranking model is the task's true reward; the pointwi
   pairs the best sample with the worst, which the paper does not state; the NLL target
   is the chosen completion, and its weight is not checked against the paper. The
   tournament makes seven pairs of a prompt, the pointwise arm one.
-Result: tournament, true reward 0.727 [0.706, 0.747] against the pointwise 0.498 [0.460,
-  0.534], from 0.091; three seeds. The paper's direction.
+Result: tournament, true reward {SLiC, tournament | reward} against the pointwise {SLiC,
+  pointwise | reward}, from {SFT | reward}; three seeds. The paper's direction.
 """
 
 import dataclasses

@@ -9,7 +9,8 @@ Expected: the true reward of held-out prompts rises with every round; `eval/rewa
 Departs from the paper: eta is 5, not 1000, whose target of hundreds of nats no run of
   this length comes near; the preference is Bradley-Terry of the true reward in place
   of a trained one (the paper's is computed from scores too).
-Result: true reward 0.647 [0.606, 0.690] at 1.85 nats, from 0.091; three seeds.
+Result: true reward {SPPO | reward} at {SPPO | kl | 2} nats, from {SFT | reward.mean};
+  three seeds.
 """
 
 from xpo_jax.config.experiment import Experiment, Loop

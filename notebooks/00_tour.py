@@ -15,7 +15,7 @@
 #
 # An objective is a value, built by a factory named after its paper. It maps a record of
 # log-probabilities, a `Scored`, to a loss. It calls no model and reads no
-# configuration, so everything below runs on a laptop in seconds.
+# configuration, so everything below runs on a CPU.
 
 # %%
 import functools

@@ -175,7 +175,14 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--check", action="store_true", help="fail where a committed verdict does not hold"
   )
-  sub.add_argument("--only", metavar="SERIES[,SERIES]", help="run these cells alone")
+  sub.add_argument(
+    "--render",
+    action="store_true",
+    help="write pages anew from the cells there",
+  )
+  sub.add_argument(
+    "--only", nargs="+", metavar="SERIES", help="run the cells of these series alone"
+  )
   sub.add_argument("--seeds", type=int, help="in place of each table's number")
   sub.add_argument("--results", type=Path, metavar="DIR", help="folder of results")
   sub = command("resume", _resume, "continue a run or a study, bit for bit")

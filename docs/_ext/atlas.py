@@ -17,14 +17,16 @@ _FACTS = {
   "design": "Design",
   "contrary": "Contrary would be",
   "departs": "Departs from the paper",
+  "revised": "Changed after a first look",
   "paper_scale": "At paper scale",
 }
 _INTRODUCTION = """\
 A row a claim: what a paper says, what would have counted against it, and what came
 out here, with 95 % intervals. ``xpo reproduce NAME`` rebuilds a row, ``xpo reproduce
---all`` every one, on a laptop. These worlds are small and exact: bandits, trees of a
-few tokens, games of a dozen completions. They show whether a claim follows from the
-method, not how methods rank on large models; nothing here was run at a paper's scale.
+--all`` every one; each says what it cost. These worlds are small and exact: bandits,
+trees of a few tokens, games of a dozen completions. They show whether a claim follows
+from the method, not how methods rank on large models; nothing here was run at a
+paper's scale.
 
 Values in the survey's 13 directions are a reconstruction, see :doc:`the_survey`.
 """
@@ -142,6 +144,9 @@ def _row(one: Mapping[str, Any]) -> str:
   address = f"https://arxiv.org/abs/{one['arxiv']}"
   facts = {label: say[key] for key, label in _FACTS.items()}
   facts["At paper scale"] = f"not run. {facts['At paper scale']}".strip()
+  facts["Changed after a first look"] = say["revised"] or "nothing"
+  if one["not_finite"]:
+    facts["Not finite"] = _plain("; ".join(one["not_finite"]))
   facts |= {
     "Command": f"``{one['command']}``",
     "Cost": f"{one['cells']} cells, {one['seconds']:g} s, {one['seeds']} seeds, "

@@ -38,6 +38,7 @@ MODULES = {
     "ops.preference_games",
     "ops.repetition",
     "ops.attention",
+    "ops.capping",
     "ops.experts",
   ),
   "Rules around a loss": (

@@ -1,30 +1,39 @@
-"""Plants a failure in each table's method and shows that the verdict changes.
+"""Plants a failure in each table's method and shows whether its verdicts change.
 
 A failure turns the sign of an objective's loss or removes the term that distinguishes
-it. The cells that it touches run again; the others are the committed ones. A table
-whose verdict stays is one that cannot fail.
+it: a function wrapped around the objective, or around the run or the rule that is
+tested. The cells that it touches run again; the others are the committed ones. A table
+whose verdict stays does not tell the method from its failure.
 
-Command: python experiments/bench/plant_failures.py [TABLE ...] [--out FILE]
+Command: python experiments/bench/plant_failures.py TABLE ... | --all [--seeds N]
+
+Rows are written after each table to `planted_failures.json` beside this file, where
+those of other tables are kept, and all of them to `planted_failures.md`.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
+
 from xpo_jax import objectives
+from xpo_jax.data import sealed_files
 from xpo_jax.ops import ai_labels, selection
-from xpo_jax.studies.atlas import cells, find_tables, pages
+from xpo_jax.report import html
+from xpo_jax.studies.atlas import cells, find_tables
 from xpo_jax.studies.atlas import table as tables
-from xpo_jax.studies.atlas.table import Results
 from xpo_jax.studies.exact import labels, online
 from xpo_jax.types import Objective
 
 RESULTS = Path(__file__).parents[1] / "results"
+SUMMARY = Path(__file__).with_name("planted_failures.json")
 
 
 class Failure(NamedTuple):
@@ -84,7 +93,12 @@ def _turned_links(**hparams) -> Objective:
 
 def _with(run: Callable, **fixed) -> Callable:
   """A cell's function, some settings fixed whatever the table says."""
-  return lambda seed, **settings: run(seed, **(settings | fixed))
+
+  @functools.wraps(run)
+  def fixed_run(seed, **settings):
+    return run(seed, **(settings | fixed))
+
+  return fixed_run
 
 
 def _one_order(shown, swapped, original=ai_labels.debiased):
@@ -100,9 +114,7 @@ _GPO, _NEGATED_GPO = objectives.get("gpo"), negated("gpo").replacement
 
 
 FAILURES = {
-  "ahmadian2024_noise": instead(
-    "rloo", "the best sample alone", lambda **_: objectives.raft()
-  ),
+  "ahmadian2024_noise": negated("rloo"),
   "ahmadian2024_variance": instead(
     "rloo", "no baseline of the prompt's own", _get("reinforce")
   ),
@@ -119,9 +131,7 @@ FAILURES = {
     "xpo_jax.studies.exact.online.train",
     _with(online.train, sampler="reference"),
   ),
-  "doosterlinck2024_anchors": instead(
-    "apo_zero", "APO-down in place of APO-zero", _get("apo_down")
-  ),
+  "doosterlinck2024_anchors": negated("apo_zero"),
   "ethayarajh2024_imbalance": instead(
     "kto", "weights ignored", _get("kto", desirable_weight=1.0)
   ),
@@ -156,66 +166,107 @@ FAILURES = {
     "f_dpo", "reverse KL for all", _get("f_dpo", divergence="reverse_kl")
   ),
   "wu2024_dynamic_beta": negated("beta_dpo"),
-  "zeng2024_sequential_kl": instead(
-    "tdpo2", "no sequential KL", _get("tdpo2", alpha=0.0)
-  ),
+  "zeng2024_sequential_kl": negated("tdpo2"),
   "zhang2024_collapse": negated("npo"),
 }
 
 
-def planted(name: str) -> dict[str, Any]:
-  """Runs a table with its failure; returns both verdicts.
+def planted(name: str, seeds: int | None = None) -> dict[str, Any]:
+  """Runs a table with its failure; returns the verdicts before and after.
 
   Args:
     name: of the table.
+    seeds: the first ones alone, before and after; None: all of the table's.
+
+  Raises:
+    ValueError: the committed cells are not all of the table's.
   """
   failure = FAILURES[name]
-  there = {_key(line): line for line in cells.read(RESULTS / name / cells.FILE)}
+  lines = {
+    cells.identity(line): line for line in cells.read(RESULTS / name / cells.FILE)
+  }
   with mock.patch(failure.target, failure.replacement):
     # Loaded here: its arms hold the run that is patched.
     table = find_tables.load(find_tables.files()[name])
-    metrics = [
-      [
-        cell.run(cell.seed, **cell.settings)
-        if failure.objective in (None, arm.settings.get("objective"))
-        else there[_key(vars(cell) | {"run": cell.run_name})]["metrics"]
-        for cell in row
-      ]
-      for arm, row in zip(table.arms, table.cells(), strict=True)
-    ]
-  outcomes = tables.judge(table, Results(table.arms, metrics))
-  before = pages.read(RESULTS / name)["verdict"]
-  after = tables.verdict(outcomes).value
+    table = dataclasses.replace(table, seeds=seeds or table.seeds)
+    before = tables.judge(table, cells.results(table, lines.values()))
+    for arm, row in zip(table.arms, table.cells(), strict=True):
+      if failure.objective in (None, arm.settings.get("objective")):
+        for cell in row:
+          key, metrics = cells.identity(cell), cell.run(cell.seed, **cell.settings)
+          plain = {name: np.asarray(x).tolist() for name, x in metrics.items()}
+          lines[key] = lines[key] | {"metrics": plain}
+  after = tables.judge(table, cells.results(table, lines.values()))
   return {
     "table": name,
     "planted": failure.what,
-    "committed": before,
-    "with failure": after,
-    "changed": before != after,
+    "seeds": table.seeds,
+    "before": tables.verdict(before).value,
+    "after": tables.verdict(after).value,
+    "predictions": [
+      {"text": a.text, "before": a.verdict.value, "after": b.verdict.value}
+      for a, b in zip(before, after, strict=True)
+    ],
   }
 
 
-def _key(line: Mapping[str, Any]) -> str:
-  """Of a cell or of its line: what it is a run of."""
-  return json.dumps([line["run"], line["settings"], line["seed"]], sort_keys=True)
+def write(row: Mapping[str, Any]) -> None:
+  """Puts a table's row into the summary and writes its page."""
+  rows = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else []
+  rows = [one for one in rows if one["table"] != row["table"]] + [row]
+  rows.sort(key=lambda one: one["table"])
+  sealed_files.write_text(SUMMARY, json.dumps(rows, indent=1) + "\n")
+  sealed_files.write_text(SUMMARY.with_suffix(".md"), page(rows))
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The summary as Markdown."""
+  table = html.Table(
+    ["table", "planted", "seeds", "verdict before", "after", "predictions changed"],
+    [
+      [
+        *(row[key] for key in ("table", "planted", "seeds", "before", "after")),
+        f"{len(_changed(row))} of {len(row['predictions'])}",
+      ]
+      for row in rows
+    ],
+  )
+  changed = sum(row["before"] != row["after"] for row in rows)
+  lead = f"The verdict changed in {changed} of {len(rows)} tables. Made by\n"
+  lead += "`python experiments/bench/plant_failures.py --all`."
+  sections = [html.Section("Tables", [table])]
+  return html.markdown(html.Page("Planted failures", lead, sections))
+
+
+def _changed(row: Mapping[str, Any]) -> list[Mapping[str, str]]:
+  return [one for one in row["predictions"] if one["before"] != one["after"]]
 
 
 def main() -> int:
   """Prints a line for each table; 1 where a verdict stays."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("tables", nargs="*", default=[])
-  parser.add_argument("--out", type=Path)
+  parser.add_argument("tables", nargs="*", metavar="TABLE")
+  parser.add_argument("--all", action="store_true", help="every table")
+  parser.add_argument("--seeds", type=int, help="the first ones alone; write nothing")
   args = parser.parse_args()
-  unplanted = sorted(set(find_tables.files()) - set(FAILURES))
-  if unplanted:
-    raise SystemExit(f"no failure is planted in: {', '.join(unplanted)}")
-  rows = []
-  for name in args.tables or sorted(FAILURES):
-    rows.append(planted(name))
-    print(json.dumps(rows[-1]), flush=True)
-    if args.out:
-      args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-  return int(not all(row["changed"] for row in rows))
+  known = find_tables.files()
+  unplanted, gone = (
+    sorted(set(known) - set(FAILURES)),
+    sorted(set(FAILURES) - set(known)),
+  )
+  if unplanted or gone:
+    raise SystemExit(f"no failure is planted in {unplanted}; no such table: {gone}")
+  unknown = sorted(set(args.tables) - set(known))
+  if bool(args.tables) == args.all or unknown:
+    raise SystemExit(f"give TABLE ..., or --all; unknown: {unknown}; known: {[*known]}")
+  stay = 0
+  for name in args.tables or known:
+    row = planted(name, args.seeds)
+    print(json.dumps(row), flush=True)
+    stay += row["before"] == row["after"]
+    if args.seeds is None:
+      write(row)
+  return int(stay > 0)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ Expected: every student comes nearer to its teacher than its start is, in both K
   the student's own completions (paper) more so than on the teacher's.
 Departs from the paper: the teacher is GRPO of a larger model; students take as many
   steps each, on about as many completions.
-Result: KL to the teacher from 3.85 [3.75, 3.96] nats to 0.35 [0.27, 0.45] (reverse KL,
-  own completions), 0.35 [0.27, 0.44] (teacher's completions), 0.48 [0.38, 0.59]
-  (on-policy distillation), 0.33 [0.27, 0.41] (MiniLLM); KL from it from 5.08 [4.86,
-  5.31] to 0.35 [0.28, 0.42] (forward KL, own), 0.36 [0.28, 0.47] (teacher's); three
-  seeds. Whose completions: not separable.
+Result: KL to the teacher from {start | to_teacher | 2} nats to {student's completions,
+  reverse KL | to_teacher | 2} (reverse KL, own completions), {teacher's completions,
+  reverse KL | to_teacher | 2} (teacher's completions), {on-policy distillation |
+  to_teacher | 2} (on-policy distillation), {MiniLLM | to_teacher | 2} (MiniLLM); KL
+  from it from {start | from_teacher | 2} to {student's completions, forward KL |
+  from_teacher | 2} (forward KL, own), {teacher's completions, forward KL | from_teacher
+  | 2} (teacher's); three seeds. Whose completions: not separable.
 """
 
 import dataclasses

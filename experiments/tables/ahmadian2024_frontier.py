@@ -7,7 +7,8 @@ Command: xpo train ahmadian2024_frontier [source=TEXTS.jsonl policy=DIR] [--jobs
 Hardware: 2 CPU cores; three seeds on one of them, beside other jobs and with offline
   DPO's points there: five minutes on synthetic reviews, ten on movie sentences.
 Expected: every method's reward rises with KL and stays below best of n.
-Result: RLOO - RAFT, true reward at 0.25 nats: 0.074 [0.027, 0.121], three seeds.
+Result: RLOO - RAFT, true reward at 0.25 nats: {RLOO - RAFT, synthetic reviews, at 0.25
+  nats | reward}, three seeds.
 """
 
 import dataclasses

@@ -8,8 +8,8 @@ Hardware: 2 CPU cores; 18 online recipes took 26 minutes on one of them, beside 
   jobs.
 Expected: more true reward than the start's for every recipe; no order among them is
   expected: their strengths are not matched.
-Result: PPO, true reward 0.837 [0.823, 0.847] at 2.8 nats from 0.091, the most of 18
-  online recipes, three seeds.
+Result: PPO, true reward {PPO | reward} at {PPO | kl | 1} nats from {SFT | reward}, the
+  most of 18 online recipes, three seeds.
 """
 
 import dataclasses

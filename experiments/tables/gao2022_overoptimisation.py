@@ -13,8 +13,8 @@ Expected: the train score rises throughout; the fewer the labels, the further th
   both halves of the labels does not show by holding one half out.
 Departs from the paper: the misspecifications are stated, few labels in two arms, a
   preference for length in the third; RLOO with next to no tie to the start, not PPO.
-Result: true reward 0.108 [0.055, 0.163] from 0.091, train score 3.15 [1.41, 4.09], 200
-  labels, three seeds: the true reward does not turn.
+Result: true reward {200 labels | reward} from {SFT | reward}, train score {200 labels |
+  train score | 2}, 200 labels, three seeds: the true reward does not turn.
 """
 
 import dataclasses

@@ -10,8 +10,8 @@ Expected: an error rate that is the same on every pair scales the expected gradi
   1 - 2 error: the KL grows more slowly, reward at equal KL is little less, until at one
   half there is nothing to learn.
 Departs from the paper: the judge is scripted; it errs at random, not on hard pairs.
-Result: 25 % errors - none, true reward at 0.25 nats: -0.018 [-0.043, 0.027], three
-  seeds: not separable.
+Result: 25 % errors - none, true reward at 0.25 nats: {error 25% - error 0%, at 0.25
+  nats | reward}, three seeds: not separable.
 """
 
 import dataclasses

@@ -8,8 +8,9 @@ Command: xpo train lee2023_judges pairs=PAIRS.jsonl.gz directory=MODEL
 Hardware: 2 CPU cores.
 Expected: a model that was not trained to judge is near 50 % and prefers what is shown
   first, or last; averaging both orders does not make it better than chance.
-Result: agreement with people 54.2 % +- 3.5 %, both orders averaged, of a stub server
-  that prefers the shorter completion and the one shown first; 200 pairs of HH.
+Result: agreement with people {stub server, orders averaged | accuracy}, both orders
+  averaged, of a stub server that prefers the shorter completion and the one shown
+  first; 200 pairs of HH.
 """
 
 import dataclasses

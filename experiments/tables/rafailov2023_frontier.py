@@ -9,8 +9,8 @@ Expected: DPO above preferred fine-tuning at every matched KL; best of n and the
   policy above both.
 Departs from the paper: synthetic reviews and a small model in place of IMDb and GPT-2
   large; the reward is VADER's compound.
-Result: DPO - preferred fine-tuning, true reward at 0.5 nats: 0.126 [0.060, 0.188];
-  three seeds, the runs of `xpo demo`.
+Result: DPO - preferred fine-tuning, true reward at 0.5 nats: {DPO - Preferred-FT, at
+  0.5 nats | reward}; three seeds, the runs of `xpo demo`.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ from xpo_jax.models import (
 from xpo_jax.models.config import ClampedSwiglu, Experts, Norm, Rotary
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.lora import Adapter
-from xpo_jax.ops import attention
+from xpo_jax.ops import capping
 from xpo_jax.ops.experts import load_balance
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import place
@@ -56,7 +56,7 @@ def logits_fn(config):
 
   def logits(params, rows):
     logits_RLV = model.hidden(params, rows) @ model.head(params).T
-    return attention.soft_cap(logits_RLV, model.softcap)
+    return capping.soft_cap(logits_RLV, model.softcap)
 
   return jax.jit(logits)
 
@@ -352,7 +352,7 @@ def test_decoding_equals_whole_rows(name):
     _, hidden_TBKD = jax.lax.scan(step, branches, jnp.arange(T))
     first = jnp.broadcast_to(hidden_BD[None, :, None], (1, *hidden_TBKD.shape[1:]))
     logits = jnp.concatenate([first, hidden_TBKD]) @ transformer.head(config, lm).T
-    return attention.soft_cap(logits, config.logit_softcap)
+    return capping.soft_cap(logits, config.logit_softcap)
 
   logits_TBKV = np.asarray(decode(params["lm"]))
   texts = [
@@ -548,7 +548,7 @@ def test_gradient_reaches_every_parameter_and_adapter(name):
     attached = lora.attach(lm, pair, adapter)
 
     def nll(lm):
-      logits = attention.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, cap)
+      logits = capping.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, cap)
       return -jax.nn.log_softmax(logits)[0, np.arange(9), tokens[0, 1:]].mean()
 
     return jax.value_and_grad(nll)(attached)

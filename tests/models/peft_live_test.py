@@ -12,6 +12,7 @@ import pytest
 
 from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.lora import Adapter
+from xpo_jax.ops import capping
 
 _REASON = "needs torch and peft: pip install 'xpo_jax[peft]'"
 torch = pytest.importorskip("torch", reason=_REASON)
@@ -40,9 +41,7 @@ def logits(config, lm):
   rows = transformer.Rows.plain(TOKENS, np.ones_like(TOKENS))
 
   def run(lm):
-    return transformer.soft_cap(
-      model.hidden(lm, rows) @ model.head(lm).T, model.softcap
-    )
+    return capping.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, model.softcap)
 
   return jax.jit(run)(lm)
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from xpo_jax.studies import experiments_readme
 from xpo_jax.studies.experiments_readme import PaperRow
 
@@ -49,6 +51,35 @@ def test_result_is_of_the_results_where_the_header_has_none(tmp_path):
   assert "| A - B: reward 0.1 [0, 0.25] |" in row
   (row, _) = _write(tmp_path, "Result: not run. Tested in parts.\n")
   assert "| not run |" in row
+
+
+def test_result_names_places_in_the_results(tmp_path):
+  (tmp_path / "results").mkdir()
+  path = tmp_path / "results" / "one.json"
+  rows = [
+    {"label": "A, b", "reward": {"mean": 0.1, "low": 0, "high": 0.25}, "kl": 2.4},
+    {"label": "judge", "accuracy": {"mean": 0.5, "plus_minus": 0.035}},
+    {"label": "twice"},
+    {"label": "twice"},
+  ]
+  path.write_text(json.dumps(rows))
+  (row, _) = _write(
+    tmp_path,
+    "Result: {A, b | reward}\n  at {A, b | kl | 2} of {A, b | reward.mean | 1}.\n",
+  )
+  assert "| 0.100 [0.000, 0.250] at 2.40 of 0.1 |" in row
+  other = tmp_path / "results" / "two.json"
+  assert (
+    experiments_readme.filled("{one: judge | accuracy | 2}", other) == "0.50 +- 0.04"
+  )
+  for place, message in (
+    ("{none | reward}", "0 rows of that label in one.json; labels: A, b, judge"),
+    ("{twice | reward}", "2 rows of that label"),
+    ("{judge | reward}", "measures there: label, accuracy"),
+    ("{three: judge | reward}", "no results three.json"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      experiments_readme.filled(place, path)
 
 
 def test_citation_without_a_number_is_no_paper():

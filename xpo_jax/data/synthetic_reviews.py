@@ -3,8 +3,8 @@
 A review is a neutral opening (the prompt) and a verdict (the completion). Each review
 draws a latent sentiment, with which most of its words agree. The true reward is the
 VADER compound score of the whole text. The controlled-sentiment study of the DPO paper
-(Rafailov et al. 2023, arXiv:2305.18290, Sec. 6) can so be repeated on a laptop, with
-labels whose noise and optimum are known.
+(Rafailov et al. 2023, arXiv:2305.18290, Sec. 6) can so be repeated with a small model
+and labels whose noise and optimum are known.
 """
 
 import functools

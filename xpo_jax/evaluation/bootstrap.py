@@ -20,14 +20,14 @@ _CHUNK = 200
 
 
 class Interval(NamedTuple):
-  """A mean with its bootstrap interval and standard error.
+  """A mean with its 95 % interval and standard error, all in the unit of the values.
 
   Attributes:
     mean: the estimate.
-    low: lower end of the 95 % bootstrap interval.
-    high: upper end.
-    se: standard error, clustered by prompt; NaN with a single prompt.
-    units: number of prompts (or other clusters).
+    low: lower end of the interval: by bootstrap, or Student's t of `t_interval`.
+    high: upper end. Both ends are NaN where there is no interval.
+    se: standard error over what is counted in `units`; NaN with a single one.
+    units: number of prompts (or other clusters; seeds of `t_interval`).
   """
 
   mean: float
@@ -51,7 +51,11 @@ def plain(interval: Interval) -> dict[str, float | int | None]:
 
 
 def read(content: Mapping[str, float | int | None]) -> Interval:
-  """Converts what `plain` returned to an interval."""
+  """Converts what `plain` returned to an interval.
+
+  Raises:
+    TypeError: a field is missing or unknown.
+  """
   return Interval(**{k: math.nan if v is None else v for k, v in content.items()})
 
 
@@ -62,11 +66,14 @@ def clustered_se(x: np.ndarray, cluster: np.ndarray | None = None) -> float:
   each cluster this is the usual s / sqrt(n).
 
   Args:
-    x: values, one dimension.
+    x: values, one dimension, finite.
     cluster: cluster id of each value; None makes each its own.
 
   Returns:
-    The standard error, NaN with one cluster.
+    The standard error in the unit of `x`, NaN with one cluster.
+
+  Raises:
+    ValueError: `x` is empty, not finite or not of `cluster`'s shape.
   """
   total_G, size_G = _by_cluster(x, cluster)
   if total_G.size < 2:
@@ -114,6 +121,9 @@ def t_interval(x_S: np.ndarray) -> Interval:
   Args:
     x_S: one value a seed, finite.
 
+  Returns:
+    Interval in the unit of `x_S`; `units` is the number of seeds.
+
   Raises:
     ValueError: fewer than 2 values, or one that is not finite.
   """
@@ -136,7 +146,11 @@ def bootstrap_seeds(x_SP: np.ndarray, *, seed: int = 0) -> Interval:
     seed: of the resampling.
 
   Returns:
-    Interval; `se` is the bootstrap's, `units` the number of prompts.
+    Interval; `se` is the bootstrap's, `units` the number of prompts. One seed gives
+    `bootstrap_mean` over its prompts.
+
+  Raises:
+    ValueError: `x_SP` is not a non-empty matrix of finite values.
   """
   x_SP = np.asarray(x_SP, np.float64)
   if x_SP.ndim != 2 or not x_SP.size or not np.isfinite(x_SP).all():
@@ -162,7 +176,8 @@ class Seeds(NamedTuple):
   Attributes:
     each: one Interval a seed, over prompts.
     pooled: over seeds and prompts together.
-    sd: standard deviation of the seeds' means (ddof 1); NaN with one seed.
+    sd: standard deviation of the seeds' means (ddof 1), in the unit of the values; NaN
+      with one seed.
   """
 
   each: tuple[Interval, ...]
@@ -171,7 +186,15 @@ class Seeds(NamedTuple):
 
 
 def by_seed(x_SP: np.ndarray, *, seed: int = 0) -> Seeds:
-  """Computes the interval of each seed and the pooled one."""
+  """Computes the interval of each seed and the pooled one.
+
+  Args:
+    x_SP: one value per seed and prompt; `[P]` is one seed.
+    seed: of the resampling.
+
+  Raises:
+    ValueError: see `bootstrap_seeds`.
+  """
   x_SP = np.atleast_2d(np.asarray(x_SP, np.float64))
   each = tuple(bootstrap_mean(x_P, seed=seed) for x_P in x_SP)
   sd = float(x_SP.mean(1).std(ddof=1)) if len(x_SP) > 1 else math.nan
@@ -195,6 +218,10 @@ def paired_bootstrap(
 
   Returns:
     Interval of the difference; it excludes 0 where the two differ at 95 %.
+
+  Raises:
+    ValueError: shapes that are not paired, values that are empty or not finite, or
+      `cluster` with several seeds.
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape[-1:] != b.shape[-1:] or a.ndim > 2 or b.ndim > a.ndim:

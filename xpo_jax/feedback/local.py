@@ -22,7 +22,7 @@ from xpo_jax.feedback.protocol import Preference, Scorer, SelfFeedback
 from xpo_jax.models import generate, hf_checkpoint, sample, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
-from xpo_jax.ops import attention
+from xpo_jax.ops import capping
 from xpo_jax.types import Array, Params
 
 _MIN_WIDTH = 64  # tokens; widths are this times a power of two, for few compilations
@@ -234,7 +234,7 @@ def _option_logps(
   logits_BV = jnp.einsum(
     "bd,vd->bv", hidden_BD, model.head(params), preferred_element_type=jnp.float32
   )
-  logits_BV = attention.soft_cap(logits_BV, model.softcap)
+  logits_BV = capping.soft_cap(logits_BV, model.softcap)
   return jnp.take_along_axis(jax.nn.log_softmax(logits_BV), option_BJ, axis=1)
 
 

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from xpo_jax.models import kv_cache, token_sampling, transformer
 from xpo_jax.models.config import Config
-from xpo_jax.ops import attention
+from xpo_jax.ops import capping
 from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params
 
@@ -129,7 +129,7 @@ def _emit(
     logits_BKV = jnp.einsum(
       "bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=jnp.float32
     )
-    logits.append(attention.soft_cap(logits_BKV, config.logit_softcap))
+    logits.append(capping.soft_cap(logits_BKV, config.logit_softcap))
   uniform_BK2 = _take(uniform_BKT2, out.length_BK)
   token = token_sampling.choose(
     tuple(logits), uniform_BK2, decoder.rule, greedy=decoder.greedy

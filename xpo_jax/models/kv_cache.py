@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
-from xpo_jax.ops import attention
+from xpo_jax.ops import attention, capping
 from xpo_jax.types import Array, Params
 
 
@@ -147,7 +147,7 @@ def decode(
         jnp.einsum("bkgmh,bkgth->bkgmt", query, key, preferred_element_type=wide),
       ]
       for i, seen in enumerate((in_prompt & near, in_branch & own_near)):
-        capped = attention.soft_cap(score[i], config.attention_softcap)
+        capped = capping.soft_cap(score[i], config.attention_softcap)
         score[i] = jnp.where(seen[:, :, None, None], capped, attention.MASKED)
       sink_H = transformer.sink(layer)
       sink = None if sink_H is None else sink_H.reshape(1, 1, g, H // g)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from xpo_jax.ops import capping
 from xpo_jax.types import Array
 
 MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
@@ -93,11 +94,6 @@ def padded(ids: Ids, count: int) -> Ids:
   )
 
 
-def soft_cap(x: Array, cap: float | None) -> Array:
-  """Bounds logits to (-cap, cap) by `cap tanh(x / cap)`; None: leaves them."""
-  return x if cap is None else cap * jnp.tanh(x / cap)
-
-
 def weights(score: Array, sink: Array | None = None) -> Array:
   """Softmax over the last axis, in which a sink takes part and gets no value.
 
@@ -128,7 +124,7 @@ def dense(
     key, value: `[R, L, g, h]`; g divides H.
     mask_RLL: of `allowed`.
     scale: factor of the logits.
-    softcap: c of `soft_cap` on the logits, or None.
+    softcap: c of `capping.soft_cap` on the logits, or None.
     sink_H: see `weights`, of each head.
   """
   group_size = query.shape[2] // key.shape[2]
@@ -139,7 +135,7 @@ def dense(
   score = jnp.matmul(
     query * scale, key.swapaxes(-1, -2), preferred_element_type=_wide(query)
   )
-  score = jnp.where(mask_RLL[:, None], soft_cap(score, softcap), MASKED)
+  score = jnp.where(mask_RLL[:, None], capping.soft_cap(score, softcap), MASKED)
   sink = None if sink_H is None else sink_H[None, :, None]
   weight = weights(score, sink).astype(value.dtype)
   return jnp.matmul(weight, value).transpose(0, 2, 1, 3)
@@ -217,7 +213,7 @@ def blocked(
     pairs: of `block_pairs`, with the same block and window.
     block: length of a block.
     scale: factor of the logits.
-    softcap: c of `soft_cap` on the logits, or None.
+    softcap: c of `capping.soft_cap` on the logits, or None.
     sink_H: see `weights`, of each head.
     window: see `allowed`.
   """

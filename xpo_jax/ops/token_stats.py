@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from xpo_jax.ops import attention
+from xpo_jax.ops import capping
 from xpo_jax.types import Array, TokenStat
 
 
@@ -113,7 +113,7 @@ def capped(stat: TokenStat, softcaps: tuple[tuple[str, float], ...]) -> TokenSta
 
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
     bounded = {
-      role: attention.soft_cap(roles[role], cap)
+      role: capping.soft_cap(roles[role], cap)
       for role, cap in softcaps
       if role in roles
     }

@@ -1,10 +1,14 @@
 """Writes experiments/README.md: paper -> recipe -> command -> result -> hardware.
 
-Everything is read from the headers of the recipes and tables, the result where a header
-has none from `experiments/results/NAME.json`, and from the findings of the claims,
-`experiments/results/NAME/`:
+Everything is read from the headers of the recipes and tables, and from the findings of
+the claims, `experiments/results/NAME/`:
 
     python -m xpo_jax.studies.experiments_readme
+
+A header holds no measured number. Where its `Result` shows one, it names its place in
+`experiments/results/NAME.json`: `{LABEL | MEASURE}`, of the row with that label, with
+three decimals, or `{LABEL | MEASURE | DECIMALS}`. `{FILE: LABEL | MEASURE}` is of
+another file there; `MEASURE.mean` leaves out the interval.
 """
 
 import ast
@@ -25,13 +29,15 @@ _CITATION = re.compile(
   r"([A-Z][\w'-]+(?: et al\.| and [A-Z][\w'-]+)?) (\d{4})(?: \([^)]*\))?,? "
   r"arXiv:(\d{4}\.\d{4,5})"
 )
+_ENDS = ("mean", "low", "high", "plus_minus")
+_PLACE = re.compile(r"\{(?:(\w+): )?([^{}|]+) \| ([^{}|]+?)(?: \| (\d))?\}")
 _INTRODUCTION = """# Experiments
 
 A recipe (`*.py`) is one run or one study of a paper's method; a table (`tables/*.py`)
 rebuilds a paper's result from several runs. Both are run by name: `xpo train NAME`,
 `xpo list` names them all. A file's header has the paper, the command, the hardware,
-what to expect, where it departs from the paper, and one headline result; `results/`
-has the other numbers, a JSON file each. `bench/` measures speed.
+what to expect, where it departs from the paper, and which result to show here;
+`results/` has the numbers, a JSON file each. `bench/` measures speed.
 
 True rewards are VADER's compound on synthetic reviews, of a model of some 170 thousand
 parameters, where nothing else is said. `make docs` writes this page from the headers.
@@ -91,13 +97,13 @@ def _claims(root: Path) -> str:
 
 
 def _claim(one: Mapping[str, Any]) -> str:
-  name, first = one["table"], one["predictions"][0]
+  name, decides = one["table"], one["predictions"]
   cells = [
     f"{one['paper']}, [{one['arxiv']}](https://arxiv.org/abs/{one['arxiv']})",
     f"[{name}](papers/{name}.py)",
     f"`{one['command']}`",
     one["verdict"],
-    f"{first['text']}: {pages.value(first)}",
+    "; ".join(f"{x['text']}: {pages.value(x)} ({x['verdict']})" for x in decides),
   ]
   return _row(cells)
 
@@ -127,9 +133,17 @@ def papers(field: str) -> list[PaperRow]:
 
 
 def headline(fields: Mapping[str, str], results: Path) -> str:
-  """A file's result: of its header, else of the first row of its results."""
+  """A file's result: of its header, else of the first row of its results.
+
+  Args:
+    fields: of the header.
+    results: the file of its results.
+
+  Raises:
+    ValueError: the header names a place that the results do not have.
+  """
   if "Result" in fields:
-    result = " ".join(fields["Result"].split())
+    result = filled(" ".join(fields["Result"].split()), results)
     return "not run" if result.startswith("not run") else result.rstrip(".")
   if not results.exists():
     return "see the file"
@@ -137,6 +151,47 @@ def headline(fields: Mapping[str, str], results: Path) -> str:
   measures = {n: x for n, x in row.items() if isinstance(x, dict | float)}
   measure, value = next(iter(measures.items()))
   return f"{row['label']}: {measure} {_value(value)}"
+
+
+def filled(text: str, results: Path) -> str:
+  """A text, each `{LABEL | MEASURE}` replaced by what results have there.
+
+  Args:
+    text: on one line.
+    results: the file of results; others are beside it.
+
+  Raises:
+    ValueError: no such file, not one row of that label, or no such measure in it.
+  """
+
+  def number(place: re.Match[str]) -> str:
+    file, label, measure, decimals = place.groups()
+    path = results.with_name(f"{file}.json") if file else results
+    if not path.exists():
+      raise ValueError(f"{place[0]}: no results {path.name}")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    found = [row for row in rows if row["label"] == label]
+    if len(found) != 1:
+      known = ", ".join(row["label"] for row in rows)
+      raise ValueError(
+        f"{place[0]}: {len(found)} rows of that label in {path.name}; labels: {known}"
+      )
+    measure, _, part = measure.partition(".")
+    if measure not in found[0]:
+      raise ValueError(f"{place[0]}: measures there: {', '.join(found[0])}")
+    value = found[0][measure]
+    return _with_decimals(value[part] if part else value, int(decimals or 3))
+
+  return _PLACE.sub(number, text)
+
+
+def _with_decimals(value: Any, decimals: int) -> str:
+  if not isinstance(value, dict):
+    return f"{value:.{decimals}f}"
+  shown = {name: f"{x:.{decimals}f}" for name, x in value.items() if name in _ENDS}
+  if "plus_minus" in shown:
+    return f"{shown['mean']} +- {shown['plus_minus']}"
+  return f"{shown['mean']} [{shown['low']}, {shown['high']}]"
 
 
 def _line(paper: PaperRow, path: Path, fields: Mapping[str, str], root: Path) -> str:

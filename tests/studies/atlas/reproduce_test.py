@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -24,9 +27,7 @@ TABLE = Table(
   design="Simulated.",
   contrary="They agree no better.",
   departs="A simulated labeller & 100 % of it.",
-  arms=sweep(
-    "labeller", sampling.position_bias, "bias", {biases}, verdicts="one", pairs=4000
-  ),
+  arms=({arms}),
   predictions=(
     Prediction(
       "agreement at bias 3 above a half",
@@ -41,18 +42,26 @@ TABLE = Table(
 '''
 
 
+def _table(method, **biases_of_series):
+  arms = "".join(
+    f'*sweep("{series}", sampling.position_bias, "bias", {biases}, verdicts="one"), '
+    for series, biases in biases_of_series.items()
+  )
+  return TABLE.format(method=method, arms=arms)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
   """A working directory with two tables that share cells."""
   folder = tmp_path / "experiments" / find_tables.FOLDER
   folder.mkdir(parents=True)
-  (folder / "lee_first.py").write_text(TABLE.format(method="first", biases=(0.0, 3.0)))
-  (folder / "lee_second.py").write_text(
-    TABLE.format(method="second", biases=(3.0, 5.0))
-  )
+  (folder / "lee_first.py").write_text(_table("first", labeller=(0.0, 3.0)))
+  (folder / "lee_second.py").write_text(_table("second", labeller=(3.0, 5.0)))
   (tmp_path / "experiments" / "results").mkdir()
   monkeypatch.chdir(tmp_path)
-  return tmp_path / "experiments" / "results"
+  cells._surroundings.cache_clear()  # its commit is of the working directory
+  yield tmp_path / "experiments" / "results"
+  cells._surroundings.cache_clear()
 
 
 @pytest.fixture
@@ -80,7 +89,43 @@ def _contents(folder):
   return lines, found, page, others
 
 
-def test_killed_run_goes_on_and_leaves_the_same_files(home, ran):
+KILLED = """
+import os, signal
+from pathlib import Path
+from xpo_jax.studies.atlas import cells, reproduce
+
+def append(path, line, original=cells.append, count=[]):
+  count.append(line)
+  if len(count) == 2:
+    with path.open("a") as file:
+      file.write(cells._text(line)[:50])
+    os.kill(os.getpid(), signal.SIGKILL)
+  original(path, line)
+
+cells.append = append
+home = Path("experiments/results").resolve()
+reproduce.rebuild(reproduce.plan(["lee_first"], home), home)
+"""
+
+
+def test_three_kills_within_a_line_leave_the_same_files(home, ran):
+  count, _ = ran
+  for _ in range(3):
+    done = subprocess.run([sys.executable, "-c", KILLED], timeout=300)
+    assert done.returncode == -signal.SIGKILL
+  assert cli.main(["reproduce", "lee_first"]) == 0
+  assert len(count) == 3  # of 6: each process ended one and lost one
+  after_kills = _contents(home / "lee_first")
+  shutil.rmtree(home / "lee_first")
+  assert cli.main(["reproduce", "lee_first"]) == 0
+  assert _contents(home / "lee_first") == after_kills
+  assert {path.name for path in (home / "lee_first").iterdir()} == {
+    cells.FILE,
+    *(pages.FINDING, pages.MARKDOWN, pages.LATEX, pages.FIGURE),
+  }
+
+
+def test_stopped_run_goes_on_and_leaves_the_same_files(home, ran):
   count, run = ran
   assert cli.main(["reproduce", "lee_first"]) == 0
   whole = _contents(home / "lee_first")
@@ -90,8 +135,6 @@ def test_killed_run_goes_on_and_leaves_the_same_files(home, ran):
     run.stop_before = stop
     with pytest.raises(KeyboardInterrupt):
       reproduce.rebuild(reproduce.plan(["lee_first"], home), home)
-  with (home / "lee_first" / cells.FILE).open("a") as file:
-    file.write('{"digest": "cut sho')
   run.stop_before = None
   assert cli.main(["reproduce", "lee_first"]) == 0
   assert count == [(bias, seed) for bias in (0.0, 3.0) for seed in range(3)]
@@ -110,6 +153,53 @@ def test_tables_share_cells_and_more_seeds_run_the_new_ones_alone(home, ran):
   assert pages.read(home / "lee_second")["seeds"] == 4
 
 
+def test_fewer_seeds_replace_no_finding_and_no_cell(home, ran, capsys, tmp_path):
+  count, _ = ran
+  assert cli.main(["reproduce", "first", "--seeds", "4"]) == 0
+  file = home / "lee_first" / cells.FILE
+  before = file.read_text()
+  for more in ([], ["--seeds", "2"], ["--plan"]):
+    assert cli.main(["reproduce", "first", *more]) == 2
+    assert "a finding of 4 seeds; write one of fewer" in capsys.readouterr().err
+  assert file.read_text() == before
+  elsewhere = tmp_path / "elsewhere"
+  shutil.copytree(home / "lee_first", elsewhere / "lee_first")
+  (elsewhere / "lee_first" / pages.FINDING).unlink()
+  count.clear()
+  command = ["reproduce", "first", "--seeds", "2", "--results", str(elsewhere)]
+  assert cli.main(command) == 0
+  assert not count
+  assert pages.read(elsewhere / "lee_first")["seeds"] == 2
+  seeds = [line["seed"] for line in cells.read(elsewhere / "lee_first" / cells.FILE)]
+  assert seeds == [0, 1, 0, 1, 2, 3, 2, 3]
+  assert cli.main([*command[:2], "--render", *command[4:]]) == 0
+  assert pages.read(elsewhere / "lee_first")["seeds"] == 2
+
+
+def test_cells_of_arms_that_a_table_no_longer_has_are_left_out(home, capsys):
+  assert cli.main(["reproduce", "first"]) == 0
+  file = home / "lee_first" / cells.FILE
+  line = cells.read(file)[0]
+  settings = line["settings"] | {"bias": 9.0}
+  cells.append(file, line | {"settings": settings, "digest": "other"})
+  assert cli.main(["reproduce", "first"]) == 0
+  assert "left out 1 cells of arms" in capsys.readouterr().out
+  assert len(cells.read(file)) == 6
+
+
+def test_series_are_named_one_by_one_whatever_is_in_a_name(home, ran):
+  count, _ = ran
+  series = {"one, first": (0.0,), "labeller": (3.0,), "two": (5.0,)}
+  path = home.parent / find_tables.FOLDER / "lee_first.py"
+  path.write_text(_table("first", **series))
+  assert cli.main(["reproduce", "first", "--only", "one, first", "two"]) == 0
+  assert sorted(set(count)) == [(b, s) for b in (0.0, 5.0) for s in range(3)]
+  assert pages.read(home / "lee_first") is None
+  count.clear()
+  assert cli.main(["reproduce", "first"]) == 0
+  assert count == [(3.0, seed) for seed in range(3)]
+
+
 def test_only_a_series_plan_and_nothing_to_do(home, ran, capsys):
   count, _ = ran
   assert cli.main(["reproduce", "first", "--plan"]) == 0
@@ -118,8 +208,10 @@ def test_only_a_series_plan_and_nothing_to_do(home, ran, capsys):
   assert "allowed: labeller" in capsys.readouterr().err
   assert cli.main(["reproduce", "first", "--plan", "--only", "nobody"]) == 2
   assert "allowed: labeller" in capsys.readouterr().err
-  assert cli.main(["reproduce", "first", "--check", "--only", "labeller"]) == 2
-  assert "leave out --only labeller" in capsys.readouterr().err
+  for flag in ("--check", "--render"):
+    command = ["reproduce", "first", flag, "--seeds", "2", "--only", "labeller"]
+    assert cli.main(command) == 2
+    assert "leave out --only and --seeds" in capsys.readouterr().err
   assert not count
   assert cli.main(["reproduce", "first", "--only", "labeller"]) == 0
   assert len(count) == 6
@@ -140,6 +232,59 @@ def test_check_fails_where_a_verdict_does_not_hold(home, capsys):
   assert cli.main(["reproduce", "first", "--check"]) == 1
   assert "committed verdict is 'contrary', now 'agrees'" in capsys.readouterr().out
   assert path.read_text() == before
+
+
+def test_check_compares_each_prediction_and_runs_a_shared_cell_once(home, ran, capsys):
+  count, _ = ran
+  assert cli.main(["reproduce", "first", "second"]) == 0
+  for name in ("lee_first", "lee_second"):
+    (home / name / cells.FILE).unlink()
+  path = home / "lee_second" / pages.FINDING
+  found = json.loads(path.read_text())
+  found["predictions"][0]["verdict"] = "not separable"
+  path.write_text(json.dumps(found))
+  count.clear()
+  assert cli.main(["reproduce", "first", "second", "--check"]) == 1
+  assert len(count) == len(set(count)) == 9
+  (line,) = (x for x in capsys.readouterr().out.splitlines() if "committed" in x)
+  assert line == (
+    "lee_second, agreement at bias 3 above a half: the committed verdict is 'not "
+    "separable', now 'agrees'"
+  )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_metric_that_is_not_finite_is_named_on_the_page(home, monkeypatch, bad):
+  original = sampling.position_bias
+
+  def run(seed, **settings):
+    metrics = dict(original(seed, **settings))
+    if (seed, settings["bias"]) == (1, 3.0):
+      metrics["agreement"] = bad
+    return metrics
+
+  run.__module__, run.__qualname__ = original.__module__, original.__qualname__
+  monkeypatch.setattr(sampling, "position_bias", run)
+  assert cli.main(["reproduce", "first"]) == 0
+  found = pages.read(home / "lee_first")
+  assert found["verdict"] == "not testable here"
+  assert found["not_finite"] == ["labeller at 3, seed 1: agreement"]
+  page = (home / "lee_first" / pages.MARKDOWN).read_text()
+  assert "labeller at 3, seed 1: agreement" in page
+  assert "| labeller | 3.0 | not finite |" in page.replace("| 3 |", "| 3.0 |")
+  files = [path.read_text() for path in (home / "lee_first").iterdir()]
+  assert not any("NaN" in text or "Infinity" in text for text in files)
+
+
+def test_cell_after_a_cut_line_is_not_lost(tmp_path):
+  path = tmp_path / cells.FILE
+  line = {"run": "a:b", "settings": {}, "seed": 0}
+  cells.append(path, line)
+  with path.open("a") as file:
+    file.write('{"digest": "cut sho')
+  cells.append(path, line | {"seed": 1})
+  cells.append(path, line | {"seed": 2})
+  assert [line["seed"] for line in cells.read(path)] == [0, 1, 2]
 
 
 def test_pages_show_claim_interval_verdict_and_command(home):

@@ -279,6 +279,16 @@ def test_unknown_objective_is_refused_with_the_nearest():
     Comparison(only="dpo,tdpo_2")
 
 
+def test_configured_objective_that_is_not_compared_is_refused():
+  own = ObjectiveConfig("xpo_jax.objectives._gpo:gpo", link="logistic")
+  with pytest.raises(ValueError, match=r"_gpo:gpo.*did you mean .*_ipo:ipo"):
+    Comparison(only="dpo,xpo_jax.objectives._ipo:ipo", configured=(own,))
+  hparams = ObjectiveConfig("tdpo1", beta=0.3)
+  assert Comparison(only="dpo", configured=(hparams,)).names() == ("dpo",)
+  with pytest.raises(ValueError, match="'tdpo1' twice"):
+    Comparison(configured=(hparams, hparams))
+
+
 def test_run_that_overflows_counts_as_diverged():
   class Overflowing:
     def draws(self, params, seed, rewarded=True):

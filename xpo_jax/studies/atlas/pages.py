@@ -1,7 +1,7 @@
 """Writes a table's results: finding.json, table.md, table.tex, figure.svg.
 
 `finding.json` holds what the other files and the documentation show: nothing there is
-written by hand.
+written by hand. All are pure functions of the table and of its cells' lines.
 """
 
 import json
@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from xpo_jax.data import sealed_files
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import html, line_chart
+from xpo_jax.studies.atlas import cells
 from xpo_jax.studies.atlas import table as tables
 from xpo_jax.studies.atlas.table import Outcome, Plot, Results, Table
 from xpo_jax.survey import table as survey_table
 
+Line = cells.Line
 FINDING, MARKDOWN, LATEX, FIGURE = (
   "finding.json",
   "table.md",
@@ -27,26 +30,33 @@ FINDING, MARKDOWN, LATEX, FIGURE = (
 )
 
 
-def write(
-  folder: Path, table: Table, results: Results, lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def write(folder: Path, table: Table, lines: Sequence[Line]) -> dict[str, Any]:
   """Writes all four files; returns the finding.
 
   Args:
     folder: of the table, named after it.
     table: the claim.
-    results: metrics of its cells.
-    lines: its cells' lines.
+    lines: a line for each of its cells, and any others.
+
+  Raises:
+    ValueError: a cell has no line.
   """
-  found = finding(folder.name, table, results, lines)
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / FINDING).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-  page = html.markdown(_page(found, arms_table(table, results)))
-  (folder / MARKDOWN).write_text(page, encoding="utf-8")
-  (folder / LATEX).write_text(latex(found), encoding="utf-8")
-  drawing = line_chart.svg(figure(table, results), standalone=True)
-  (folder / FIGURE).write_text(drawing + "\n", encoding="utf-8")
-  return found
+  for file, text in files(folder.name, table, lines).items():
+    sealed_files.write_text(folder / file, text)
+  return finding(folder.name, table, lines)
+
+
+def files(name: str, table: Table, lines: Sequence[Line]) -> dict[str, str]:
+  """The text of all four files, by name; `write` has the arguments and errors."""
+  found = finding(name, table, lines)
+  results = cells.results(table, lines)
+  return {
+    MARKDOWN: html.markdown(_page(found, arms_table(table, results))),
+    LATEX: latex(found),
+    FIGURE: line_chart.svg(figure(table, results), standalone=True) + "\n",
+    FINDING: json.dumps(found, indent=1, allow_nan=False) + "\n",
+  }
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -55,13 +65,12 @@ def read(folder: Path) -> dict[str, Any] | None:
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def finding(
-  name: str, table: Table, results: Results, lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-  """Everything that is shown of a table, as plain data."""
-  outcomes = tables.judge(table, results)
+def finding(name: str, table: Table, lines: Sequence[Line]) -> dict[str, Any]:
+  """Everything that is shown of a table, as plain data; see `write`."""
+  outcomes = tables.judge(table, cells.results(table, lines))
   row = table.row
-  unique = {line["digest"]: line for line in lines}.values()
+  own = [line for arm in cells.of_table(table, lines) for line in arm]
+  unique = {line["digest"]: line for line in own}.values()
   return {
     "table": name,
     "method": table.method,
@@ -74,6 +83,7 @@ def finding(
     "design": table.design,
     "contrary": table.contrary,
     "departs": table.departs,
+    "revised": table.revised,
     "paper_scale": table.paper_scale,
     "predictions": [_plain(outcome) for outcome in outcomes],
     "verdict": tables.verdict(outcomes).value,
@@ -85,11 +95,15 @@ def finding(
     "seconds": round(sum(line["seconds"] for line in unique), 1),
     "commits": sorted({line["commit"] or "none" for line in unique}),
     "hardware": sorted({line["hardware"] for line in unique}),
+    "not_finite": cells.not_finite(table, own),
   }
 
 
 def figure(table: Table, results: Results) -> line_chart.Figure:
-  """The table's figure: means over the seeds with 95 % intervals."""
+  """The table's figure: means over the seeds with 95 % intervals.
+
+  An arm in which a seed has no finite number has no point; its page says so.
+  """
   plot = table.plot
   series = []
   for name in dict.fromkeys(arm.series for arm in table.arms):
@@ -120,11 +134,10 @@ def arms_table(table: Table, results: Results) -> html.Table:
   plot = table.plot
   rows = []
   for series, strength in results.arms():
-    cells = [series, float(strength)]
-    if plot.x is not None:
-      cells.append(str(_mean(results.metric(series, plot.x, strength))))
-    cells.append(str(_mean(results.metric(series, plot.y, strength))))
-    rows.append(cells)
+    measures = [plot.y] if plot.x is None else [plot.x, plot.y]
+    means = [_mean(results.metric(series, name, strength)) for name in measures]
+    shown = [str(x) if math.isfinite(x.mean) else "not finite" for x in means]
+    rows.append([series, float(strength), *shown])
   measured = ([plot.x_label] if plot.x is not None else []) + [plot.y_label]
   strength = "strength" if plot.x is not None else plot.x_label
   caption = f"Mean [95 %] over {table.seeds} seeds. {plot.see}"
@@ -177,6 +190,7 @@ def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
     ["design", found["design"]],
     ["contrary would be", found["contrary"]],
     ["departs from the paper", found["departs"]],
+    ["changed after a first look", found["revised"] or "nothing"],
     ["command", f"`{found['command']}`"],
     ["cost", f"{found['cells']} cells, {found['seconds']:g} s, {found['seeds']} seeds"],
     ["at paper scale", f"not run. {found['paper_scale']}".strip()],
@@ -187,6 +201,9 @@ def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
     html.Section("Arms", [arms]),
     html.Section("How", [html.Table([], facts)]),
   ]
+  if found["not_finite"]:
+    gaps = "\n\n".join(found["not_finite"])
+    sections.insert(2, html.Section("Not finite", [html.Text(gaps)]))
   lead = f"{found['claim']}\n\n**{found['verdict']}**"
   return html.Page(found["table"], lead, sections)
 
@@ -217,6 +234,9 @@ def _across(results: Results, plot: Plot, series: str, strength: float) -> Inter
 
 
 def _mean(x_S: np.ndarray) -> Interval:
+  """Mean and interval over the seeds; NaN where a seed has no finite number."""
+  if not np.isfinite(x_S).all():
+    return Interval(math.nan, math.nan, math.nan, math.nan, x_S.size)
   return bootstrap.t_interval(x_S)
 
 

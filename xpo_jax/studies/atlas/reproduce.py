@@ -2,11 +2,12 @@
 
 A table's folder in the results holds `cells.jsonl`, `finding.json`, `table.md`,
 `table.tex` and `figure.svg`. Cells are written as they end, so that a killed run goes
-on where it was.
+on where it was. A finding is never replaced by one of fewer seeds.
 """
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.atlas import cells, find_tables, pages
 from xpo_jax.studies.atlas.cells import Line
-from xpo_jax.studies.atlas.table import Cell, Results, Table
+from xpo_jax.studies.atlas.table import Cell, Table
 from xpo_jax.train import progress
 
 Say = progress.Say
@@ -75,7 +76,7 @@ def plan_lines(
 
   The arguments and errors are those of `rebuild`.
   """
-  _check_series(plans, only)
+  _check(plans, results, only)
   width = max(map(len, plans), default=0)
   lines, shared = [], set()
   for name, one in plans.items():
@@ -112,30 +113,23 @@ def rebuild(
     Table -> finding, of the tables that were written.
 
   Raises:
-    ValueError: a name in `only` is no series of the tables.
+    ValueError: a name in `only` is no series of the tables; the folder has a finding
+      of more seeds.
   """
-  _check_series(plans, only)
+  _check(plans, results, only)
   findings = {}
   ran: dict[str, Line] = {}
   for name, one in plans.items():
-    folder = results / name
-    missing = {k: cell for k, cell in _missing(one, only).items() if k not in ran}
-    with _following(name, len(missing), say) as done:
-      for key, cell in missing.items():
-        ran[key] = cells.run(cell)
-        cells.append(folder / cells.FILE, ran[key])
-        done()
-    lines = {k: one.there.get(k) or ran.get(k) for k in one.cells}
-    if not all(lines.values()):
-      count = sum(line is None for line in lines.values())
+    path = results / name / cells.FILE
+    missing = _missing(one, only)
+    lines = _run(name, one, missing, ran=ran, path=path, say=say)
+    if len(lines) < len(one.cells):
+      count = len(one.cells) - len(lines)
       say(f"{name}: {count} cells are missing; not written")
       continue
-    cells.write(folder / cells.FILE, list(lines.values()))
-    found = pages.write(
-      folder, one.table, _results(one.table, lines), list(lines.values())
-    )
-    findings[name] = found
-    say(f"{name}: {found['verdict']}")
+    cells.write(path, _with_others(one.table, lines, path, say))
+    findings[name] = pages.write(path.parent, one.table, lines)
+    say(f"{name}: {findings[name]['verdict']}")
   return findings
 
 
@@ -147,41 +141,71 @@ def check(
   Nothing is written.
 
   Returns:
-    A line for each table whose verdict is not the committed one.
+    A line for each verdict, of a table or of a prediction, that is not the committed
+    one.
   """
   wrong = []
+  ran: dict[str, Line] = {}
   for name, one in plans.items():
-    lines = dict(one.there)
-    for key, cell in one.missing.items():
-      lines[key] = cells.run(cell)
-    found = pages.finding(
-      name, one.table, _results(one.table, lines), list(lines.values())
-    )
-    before = _committed(name, results)
-    was = before["verdict"] if before else "none"
-    say(f"{name}: {found['verdict']} ({len(one.missing)} cells run)")
-    if was != found["verdict"]:
-      wrong.append(
-        f"{name}: the committed verdict is {was!r}, now {found['verdict']!r}"
-      )
+    lines = _run(name, one, one.missing, ran=ran, path=None, say=say)
+    found = pages.finding(name, one.table, lines)
+    say(f"{name}: {found['verdict']} ({len(one.missing)} cells not cached)")
+    before, after = _verdicts(_committed(name, results)), _verdicts(found)
+    for what in dict.fromkeys([*before, *after]):
+      was, now = before.get(what, "none"), after.get(what, "none")
+      if was != now:
+        wrong.append(f"{name}{what}: the committed verdict is {was!r}, now {now!r}")
   return wrong
+
+
+def render(names: Sequence[str], results: Path) -> dict[str, Any]:
+  """Writes tables' pages anew from the cells in their folders, of whatever code, with
+  as many seeds as the finding there.
+
+  Args:
+    names: see `find_tables.named`.
+    results: the folder of results.
+
+  Returns:
+    Table -> finding.
+
+  Raises:
+    ValueError: no such table; a folder lacks cells of its table.
+  """
+  findings = {}
+  for name, table in find_tables.named(names).items():
+    folder = results / name
+    if before := pages.read(folder):
+      table = dataclasses.replace(table, seeds=before["seeds"])
+    try:
+      findings[name] = pages.write(folder, table, cells.read(folder / cells.FILE))
+    except ValueError as error:
+      raise ValueError(f"{folder / cells.FILE}: {error}") from error
+  return findings
 
 
 def main(args: Any) -> int:
   """`xpo reproduce`: 0, or 1 where `--check` finds another verdict.
 
   Raises:
-    ValueError: neither a name nor `--all`, or both; `--only` with `--check`, which
-      judges whole tables; see `plan` and `rebuild`.
+    ValueError: neither a name nor `--all`, or both; `--check` or `--render`, which are
+      of whole tables, with each other, `--only`, `--seeds` or `--plan`; see `plan`,
+      `rebuild` and `render`.
   """
   if bool(args.names) == args.all:
     known = "\n".join(f"  {name}" for name in find_tables.files())
     raise ValueError(f"xpo reproduce NAME ..., or --all; tables:\n{known}")
-  only = args.only.split(",") if args.only else ()
-  if args.check and only:
-    raise ValueError(f"--check judges whole tables; leave out --only {args.only}")
+  flags = ("check", "render", "only", "seeds", "plan")
+  given = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
+  if len(given) > 1 and given[0] in ("--check", "--render"):
+    rest = " and ".join(given[1:])
+    raise ValueError(f"{given[0]} is of whole tables; leave out {rest}")
   results = args.results or default_results()
+  if args.render:
+    _print(render(args.names, results), results)
+    return 0
   plans = plan(args.names, results, seeds=args.seeds)
+  only = args.only or ()
   if args.plan:
     print("\n".join(plan_lines(plans, results, only=only)))
     return 0
@@ -189,20 +213,68 @@ def main(args: Any) -> int:
     wrong = check(plans, results)
     print("\n".join(wrong) if wrong else "every committed verdict holds")
     return 1 if wrong else 0
-  findings = rebuild(plans, results, only=only)
+  _print(rebuild(plans, results, only=only), results)
+  return 0
+
+
+def _print(findings: Mapping[str, Any], results: Path) -> None:
   for name, found in findings.items():
     print(f"\n{name}: {found['verdict']}. {found['claim']}")
     for one in found["predictions"]:
       print(f"  {one['text']}: {pages.value(one)}, expected {pages.expected(one)}")
     print(f"  {results / name / pages.MARKDOWN}")
-  return 0
 
 
-def _results(table: Table, lines: Mapping[str, Line]) -> Results:
-  metrics = [
-    [lines[cells.digest(cell)]["metrics"] for cell in arm] for arm in table.cells()
+def _run(
+  name: str,
+  one: Plan,
+  missing: Mapping[str, Cell],
+  *,
+  ran: dict[str, Line],
+  path: Path | None,
+  say: Say,
+) -> list[Line]:
+  """Runs those missing cells that no table before has run; returns the table's lines.
+
+  Args:
+    name: of the table.
+    one: its plan.
+    missing: cells to run, by digest.
+    ran: what tables before have run; what is run here is added.
+    path: file that gets each line; None: none.
+    say: takes a line of progress.
+  """
+  waiting = {key: cell for key, cell in missing.items() if key not in ran}
+  with _following(name, len(waiting), say) as done:
+    for key, cell in waiting.items():
+      ran[key] = cells.run(cell)
+      if path is not None:
+        cells.append(path, ran[key])
+      done()
+  there = {**ran, **one.there}
+  return [there[key] for key in one.cells if key in there]
+
+
+def _with_others(table: Table, lines: list[Line], path: Path, say: Say) -> list[Line]:
+  """A table's lines, then those of other seeds of its arms that its file has."""
+  arms = {cells.identity(Cell(arm.run, arm.settings, 0)) for arm in table.arms}
+  own = set(map(cells.identity, lines))
+  others = {cells.identity(line): line for line in cells.read(path)}
+  others = {key: line for key, line in others.items() if key not in own}
+  kept = [
+    line for line in others.values() if cells.identity(line | {"seed": 0}) in arms
   ]
-  return Results(table.arms, metrics)
+  if len(kept) < len(others):
+    say(f"{path}: left out {len(others) - len(kept)} cells of arms it no longer has")
+  return lines + sorted(kept, key=cells.identity)
+
+
+def _verdicts(found: Mapping[str, Any] | None) -> dict[str, str]:
+  """The verdict of a finding and of each of its predictions, by what it is of."""
+  if found is None:
+    return {}
+  of_predictions = {f", {one['text']}": one["verdict"] for one in found["predictions"]}
+  return {"": found["verdict"], **of_predictions}
 
 
 def _committed(name: str, results: Path) -> dict[str, Any] | None:
@@ -222,22 +294,31 @@ def _missing(one: Plan, only: Sequence[str]) -> dict[str, Cell]:
   return {key: cell for key, cell in one.missing.items() if key in keep}
 
 
-def _check_series(plans: Mapping[str, Plan], only: Sequence[str]) -> None:
+def _check(plans: Mapping[str, Plan], results: Path, only: Sequence[str]) -> None:
+  """Refuses an unknown series, and fewer seeds than a finding in the results has."""
   known = {arm.series: None for one in plans.values() for arm in one.table.arms}
   for name in only:
     if name not in known:
       raise ValueError(f"--only {name}: no such series; allowed: {', '.join(known)}")
+  for name, one in plans.items():
+    before = pages.read(results / name)
+    if before and before["seeds"] > one.table.seeds:
+      raise ValueError(
+        f"--seeds {one.table.seeds}: {results / name} has a finding of "
+        f"{before['seeds']} seeds; write one of fewer elsewhere with --results DIR"
+      )
 
 
 @contextlib.contextmanager
 def _following(name: str, total: int, say: Say) -> Iterator[Any]:
   """Yields a function to call after each cell."""
   done = 0
+  every = 1 if sys.stdout.isatty() else max(1, total // 10)  # a bar, or lines
 
   def line() -> None:
     nonlocal done
     done += 1
-    if done % max(1, total // 10) == 0 or done == total:
+    if done % every == 0 or done == total:
       report({"step": done})
 
   if not total:

@@ -188,6 +188,7 @@ class Table:
     design: what is run here.
     contrary: what would count as contrary.
     departs: how the design differs from the paper's.
+    revised: what was changed after a first look at results, and why; "" nothing.
     arms: what is run.
     predictions: what decides.
     plot: the figure.
@@ -207,6 +208,7 @@ class Table:
   plot: Plot
   seeds: int = 10
   paper_scale: str = ""
+  revised: str = ""
 
   def __post_init__(self):
     self.row  # noqa: B018 - refuses an unknown paper

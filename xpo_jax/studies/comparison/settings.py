@@ -1,6 +1,7 @@
 """The comparison of objectives as a value: settings, objectives, results."""
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ class Comparison(SentimentStudy):
   Attributes:
     only: names of objectives, or "module:factory" of your own, with commas between;
       None takes all of the index that can.
-    configured: objectives whose hyperparameters are not all at their defaults.
+    configured: objectives whose hyperparameters are not all at their defaults; one
+      that is not compared has no effect, and is refused unless the index has it.
     baseline: the objective that others are set against.
     targets: KLs, nats, that the search looks for; they bracket the matched ones.
     first_learning_rates: peak learning rates of every seed's first round.
@@ -48,8 +50,21 @@ class Comparison(SentimentStudy):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in (self.baseline, *self.names()):
+    names = self.names()
+    for name in (self.baseline, *names):
       factory(name)  # refuses an unknown one, with the nearest known
+    configured = [config.name for config in self.configured]
+    for name in configured:
+      # One of the index may be left out by `only`: it waits for another choice.
+      if name not in names and name not in objectives.NAMES:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(
+          f"Comparison.configured has {name!r}, which is not compared{hint}; compared: "
+          f"{', '.join(names)}"
+        )
+      if configured.count(name) > 1:
+        raise ValueError(f"Comparison.configured has {name!r} twice; give it once")
 
   def names(self) -> tuple[str, ...]:
     """Names of the chosen objectives; all of the index where none is chosen."""

@@ -1,4 +1,4 @@
-"""The controlled-sentiment study of the DPO paper, sized for a laptop.
+"""The controlled-sentiment study of the DPO paper, sized for a CPU.
 
 A small language model is fine-tuned on a corpus and samples pairs of completions,
 which Bradley-Terry on a known reward labels. Every method is trained on the same pairs
