@@ -28,6 +28,7 @@ from xpo_jax.survey import taxonomy
 Metrics = Mapping[str, float | Sequence[float]]
 Run = Callable[..., Metrics]
 ABOVE, BELOW = (0.0, math.inf), (-math.inf, 0.0)
+ABOVE_1, BELOW_1 = (1.0, math.inf), (-math.inf, 1.0)  # of a ratio
 STEP = "step"  # the metric of a path
 KL, REWARD = "KL to the reference, nats", "expected reward above the reference's"
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xpo_jax import objectives
 from xpo_jax.types import Objective
 
 Hparams = Mapping[str, Any]
@@ -18,11 +17,6 @@ def split(hparams: Hparams) -> tuple[tuple[tuple[str, Any], ...], dict[str, floa
   traced = {name: value for name, value in hparams.items() if isinstance(value, float)}
   static = tuple(sorted((n, x) for n, x in hparams.items() if n not in traced))
   return static, traced
-
-
-def factory(name: str) -> Callable[..., Objective]:
-  """The factory of an objective, the key of its compiled programs."""
-  return objectives.get(name)
 
 
 def build(
