@@ -99,7 +99,7 @@ TABLE = Table(
       for rate in RATES
     ),
     Prediction(
-      "Nash-MD, step ",
+      "Nash-MD minus Bradley-Terry optimum, exploitability at equal KL",
       "win probability",
       exploited,
       BELOW,

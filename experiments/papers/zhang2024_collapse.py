@@ -15,14 +15,20 @@ from xpo_jax.studies.atlas.table import (
 )
 from xpo_jax.studies.exact import labels
 
-LAST = 1200.0
+LAST = 12_000.0
 FORGOTTEN = -8.0  # nats, of the completions to forget
 NPO, ASCENT = "NPO", "gradient ascent"
 
 
 def arm(series, objective, hparams, sign):
-  """A method along 1,200 steps of gradient descent."""
-  settings = {"objective": objective, "hparams": hparams, "sign": sign}
+  """A method along small steps of gradient descent."""
+  settings = {
+    "objective": objective,
+    "hparams": hparams,
+    "sign": sign,
+    "iterations": int(LAST),
+    "learning_rate": 0.05,
+  }
   return Arm(series, 0.0, labels.unlearning, settings)
 
 
@@ -33,7 +39,7 @@ TABLE = Table(
   "destroys the rest; NPO diverges logarithmically and keeps more of it.",
   where="abstract",
   design="Contextual bandit, linear policy; the likeliest completions of 8 prompts are "
-  "forgotten by 1,200 steps of gradient descent at 0.5; distance of the parameters, "
+  "forgotten by 12,000 steps of gradient descent at 0.05; distance of the parameters, "
   "and the other 56 prompts' KL to the reference and how many keep their likeliest "
   "completion, at the end and where both methods have forgotten as much, at a mean "
   "log-probability of -8 nats.",
@@ -77,9 +83,10 @@ TABLE = Table(
     "log-probability of the forgotten completions, nats",
     "KL of the other prompts, nats",
     "Along training from right to left: NPO ends where gradient ascent goes on; until "
-    "then their curves lie together.",
+    "then their curves nearly coincide.",
   ),
   paper_scale="Not run: Llama-2 7B on TOFU, beta 0.1, lr 1e-5, 10 epochs.",
   revised="The predictions at equal forgetting and the figure were added after a first "
-  "look, in which NPO's lead at the end was that of having forgotten less.",
+  "look, in which NPO's lead at the end was that of having forgotten less; steps of "
+  "0.5 became ten of 0.05 each, since gradient ascent had passed -8 nats within three.",
 )

@@ -17,7 +17,7 @@ from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array
 
-POINTS = 12
+POINTS = 60  # of a path of `unlearning`
 CAPACITY = bandits.FEATURES // 2  # features that the policy of `lists` sees
 FORGET = 8  # prompts
 
@@ -257,7 +257,8 @@ def unlearning(
     learning_rate: of gradient descent.
 
   Returns:
-    step: updates done, at `POINTS` points, equally far apart in log; at each of them
+    step: updates done, at up to `POINTS` points, nearly equally far apart in log, and
+      after the first; at each of them
     distance: norm of the change of the parameters; forgotten: mean log-probability of
     the completions to forget, nats; kl: KL(policy || reference) on the other prompts,
     nats; kept: fraction of them whose likeliest completion is the reference's.
@@ -270,7 +271,7 @@ def unlearning(
 
 @functools.cache
 def _unlearning(make, static, iterations):
-  ends = [round(iterations ** ((i + 1) / POINTS)) for i in range(POINTS)]
+  ends = sorted({round(iterations ** (i / POINTS)) for i in range(POINTS + 1)})
 
   @jax.jit
   def program(key, traced, sign, learning_rate):
