@@ -14,6 +14,18 @@ from xpo_jax.types import Array
 PROMPTS, ACTIONS = 32, 16
 
 
+def world(
+  key: Array, offset: float | Array, spread: float | Array
+) -> tuple[Array, Array]:
+  """Logits of a policy and rewards, `[X, Y]` each; the settings are of `estimator`."""
+  keys = jax.random.split(key, 4)
+  logits_XY = jax.random.normal(keys[0], (PROMPTS, ACTIONS))
+  mean_X1, scale_X1 = (jax.random.normal(k, (PROMPTS, 1)) for k in keys[1:3])
+  reward_XY = jax.random.normal(keys[3], (PROMPTS, ACTIONS))
+  reward_XY = offset * mean_X1 + jnp.exp(spread * scale_X1) * reward_XY
+  return logits_XY, reward_XY
+
+
 def estimator(
   seed: int,
   *,
@@ -59,20 +71,13 @@ def _estimator(make, static, samples, draws):
   @jax.jit
   def program(key, traced, offset, spread):
     objective = programs.build(make, static, traced)
-    keys = jax.random.split(key, 5)
-    logits_XY = jax.random.normal(keys[0], (PROMPTS, ACTIONS))
-    reward_XY = jax.random.normal(keys[1], (PROMPTS, ACTIONS))
-    reward_XY *= jnp.exp(spread * jax.random.normal(keys[4], (PROMPTS, 1)))
-    reward_XY += offset * jax.random.normal(keys[2], (PROMPTS, 1))
+    of_world, of_draws = jax.random.split(key)
+    logits_XY, reward_XY = world(of_world, offset, spread)
     row_X1 = jnp.arange(PROMPTS)[:, None]
 
     def draw(state, key):
       of_samples, of_objective = jax.random.split(key)
-      action_XK = jax.random.categorical(
-        of_samples, logits_XY, shape=(samples, PROMPTS)
-      ).T
-      if objective.column0_source == "greedy":
-        action_XK = action_XK.at[:, 0].set(logits_XY.argmax(1))
+      action_XK = programs.sample(objective, logits_XY, samples, of_samples)
       at = (row_X1, action_XK)
 
       def loss(logits_XY):
@@ -90,7 +95,7 @@ def _estimator(make, static, samples, draws):
       return state, -gradient_XY
 
     _, gradient_DXY = jax.lax.scan(
-      draw, objective.init(), jax.random.split(keys[3], draws)
+      draw, objective.init(), jax.random.split(of_draws, draws)
     )
     gradient_DXY = gradient_DXY[draws // 10 :]  # a running baseline has begun at 0
 

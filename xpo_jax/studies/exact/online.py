@@ -61,19 +61,14 @@ def _train(make, static, samples, iterations, labels, sampler):
     objective = programs.build(make, static, traced)
     keys = jax.random.split(key, 3)
     task = bandits.world(keys[0], True)
-    prompts = len(task.reward_XY)
-    row_X1 = jnp.arange(prompts)[:, None]
+    row_X1 = jnp.arange(len(task.reward_XY))[:, None]
 
     def view(theta, key):
       of_samples, of_labels = jax.random.split(key)
       logp_XY = bandit.logp(task, theta)
       own_XY = jax.lax.stop_gradient(logp_XY)
       writer_XY = own_XY if sampler == "policy" else task.ref_logp_XY
-      action_XK = jax.random.categorical(
-        of_samples, writer_XY, shape=(samples, prompts)
-      ).T
-      if objective.column0_source == "greedy":
-        action_XK = action_XK.at[:, 0].set(own_XY.argmax(1))
+      action_XK = programs.sample(objective, writer_XY, samples, of_samples)
       at = (row_X1, action_XK)
       draw = jax.random.gumbel if labels == "comparisons" else jax.random.normal
       scale = 1.0 if labels == "comparisons" else noise
