@@ -17,8 +17,7 @@ LINKS = {
 TABLE = Table(
   paper="GPO",
   method="gpo",
-  claim="All convex links trace similar trade-offs of reward and KL; they differ in "
-  "the beta at which each is best.",
+  claim="All convex links trace similar trade-offs of reward and KL.",
   where="abstract",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs; five links "
   "over six betas; reward at 0.5 nats, interpolated along each frontier, minus the "

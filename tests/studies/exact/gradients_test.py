@@ -76,13 +76,15 @@ def test_leave_one_out_has_the_variance_of_a_u_statistic():
   np.testing.assert_allclose(found("rloo", K)["variance"], expected, rtol=0.06)
 
 
-@pytest.mark.parametrize("offset", [0.0, 8.0])
-def test_leave_one_out_has_no_bias_and_the_exact_direction(offset):
-  """Within four standard errors; along the exact gradient variance is at most all."""
-  one = found("rloo", 4, offset)
-  error = np.sqrt(one["variance"] / (0.9 * DRAWS))
-  assert abs(one["along"] - 1) < 4 * error
-  assert abs(one["bias"]) < 0.02 and abs(one["cosine"] - 1) < 0.01
+@pytest.mark.parametrize(("objective", "samples"), [("rloo", 4), ("remax", 2)])
+def test_baselines_of_a_prompt_leave_no_bias_and_the_exact_direction(
+  objective, samples
+):
+  """Within less than what noise adds to them if it is not taken off."""
+  one = found(objective, samples)
+  chance = one["variance"] / (0.9 * DRAWS)
+  assert abs(one["bias"]) < 0.4 * chance and abs(one["cosine"] - 1) < 0.4 * chance / 2
+  assert abs(one["along"] - 1) < np.sqrt(chance)
 
 
 def test_group_spread_turns_the_gradient_of_grpo_as_enumerated():
