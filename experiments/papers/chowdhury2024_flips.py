@@ -1,24 +1,16 @@
 """Robust DPO: flipped labels, an unbiased estimate of the clean loss."""
 
-from xpo_jax.studies.atlas.table import ABOVE, Plot, Prediction, Table, sweep
-from xpo_jax.studies.exact import bandits
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  Prediction,
+  Table,
+  at_equal_kl,
+  frontier,
+  gap,
+)
+from xpo_jax.studies.exact.table_parts import over_beta
 
-KL = 0.5
 FLIPPED = {"flipped": 0.3}
-
-
-def arms(series, objective, betas, **hparams):
-  """A method on flipped labels over its betas."""
-  return sweep(
-    series,
-    bandits.pairs,
-    "hparams.beta",
-    betas,
-    objective=objective,
-    hparams=hparams,
-    data=FLIPPED,
-  )
-
 
 TABLE = Table(
   paper="Robust DPO",
@@ -27,49 +19,63 @@ TABLE = Table(
   "from clean ones, and its policy is better than DPO's.",
   where="abstract",
   design="Contextual bandit, linear policy, held-out prompts, 1,000 pairs, 30 % of the "
-  "labels flipped, the flip rate known to the method; DPO, conservative DPO and "
-  "robust DPO over their betas. 20 seeds.",
+  "labels flipped, the flip rate known to the method; DPO, conservative DPO and robust "
+  "DPO over their betas; DPO on clean labels too, at beta 1.",
   contrary="Robust DPO's reward at equal beta, its accuracy, or its reward at equal KL "
-  "below DPO's.",
-  departs="Reward is known; the paper's bound is not tested.",
+  "below DPO's; or, at equal beta, its reward off that of DPO on clean labels by a "
+  "tenth of that.",
+  departs="A linear policy on a bandit in place of a language model, all pairs in one "
+  "batch of Adam; 30 % of labels flipped, more than the paper's; conservative DPO is "
+  "shown, not judged; reward is known; the paper's bound is not tested.",
   arms=(
-    *arms("DPO", "dpo", (0.1, 0.3, 1.0)),
-    *arms("conservative DPO", "dpo", (0.03, 0.1, 0.3, 1.0), label_smoothing=0.3),
-    *arms("robust DPO", "robust_dpo", (1.0, 3.0, 10.0, 30.0), flip_rate=0.3),
+    *over_beta("DPO", "dpo", (0.1, 0.3, 1.0), data=FLIPPED),
+    *over_beta(
+      "conservative DPO",
+      "dpo",
+      (0.03, 0.1, 0.3, 1.0),
+      hparams={"label_smoothing": 0.3},
+      data=FLIPPED,
+    ),
+    *over_beta(
+      "robust DPO",
+      "robust_dpo",
+      (1.0, 3.0, 10.0, 30.0),
+      hparams={"flip_rate": 0.3},
+      data=FLIPPED,
+    ),
+    *over_beta("DPO, clean labels", "dpo", (1.0,)),
   ),
   predictions=(
     Prediction(
       "robust DPO minus DPO, reward at beta 1",
       "reward",
-      lambda r: r.metric("robust DPO", "reward", 1.0) - r.metric("DPO", "reward", 1.0),
+      gap("reward", ("robust DPO", 1.0), ("DPO", 1.0)),
       ABOVE,
     ),
     Prediction(
       "robust DPO minus DPO, accuracy at beta 1",
       "fraction of pairs",
-      lambda r: (
-        r.metric("robust DPO", "accuracy", 1.0) - r.metric("DPO", "accuracy", 1.0)
-      ),
+      gap("accuracy", ("robust DPO", 1.0), ("DPO", 1.0)),
       ABOVE,
     ),
+    at_equal_kl("robust DPO", "DPO", 0.5),
     Prediction(
-      f"robust DPO minus DPO, reward at {KL} nats",
-      "reward",
+      "robust DPO minus DPO on clean labels, over that, reward at beta 1",
+      "fraction",
       lambda r: (
-        r.at("robust DPO", "reward", "root_kl", KL**0.5)
-        - r.at("DPO", "reward", "root_kl", KL**0.5)
+        r.metric("robust DPO", "reward", 1.0) / r.metric("DPO, clean labels", "reward")
+        - 1
       ),
-      ABOVE,
+      (-0.1, 0.1),
     ),
   ),
   seeds=20,
-  plot=Plot(
-    "kl",
-    "reward",
-    "KL to the reference, nats",
-    "expected reward above the reference's",
+  plot=frontier(
     "At one beta robust DPO goes furthest; whether a curve lies above another at one "
-    "KL is another question.",
+    "KL is another question."
   ),
-  paper_scale="GPT-2 large on IMDb; epsilon 0.1, beta 0.1.",
+  paper_scale="Not run: GPT-2 large on IMDb; epsilon 0.1, beta 0.1.",
+  revised="After a first look betas of robust DPO were added up to 30, since some "
+  "seeds reached 0.5 nats, and seeds from 10 to 20; the comparison with clean labels, "
+  "a clause of the claim, was added later.",
 )

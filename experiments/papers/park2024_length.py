@@ -1,6 +1,15 @@
 """R-DPO: labels that favour length, a policy that does not lengthen."""
 
-from xpo_jax.studies.atlas.table import ABOVE, BELOW, Plot, Prediction, Table, sweep
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  BELOW,
+  Plot,
+  Prediction,
+  Table,
+  gap,
+  metric,
+  sweep,
+)
 from xpo_jax.studies.exact import bandits
 
 BIASED = {"length_bias": 0.1, "temperature": 1.0}
@@ -14,7 +23,7 @@ TABLE = Table(
   where="abstract",
   design="Contextual bandit, linear policy, held-out prompts; 1,000 pairs labelled by "
   "quality plus 0.1 nat a token of length; beta 0.5; alpha from 0 (DPO) to twice the "
-  "bias. Quality is the true reward, which does not depend on length. 10 seeds.",
+  "bias. Quality is the true reward, which does not depend on length.",
   contrary="DPO's length at or below the reference's; or R-DPO with the labels' own "
   "bias no shorter than DPO; or its quality no higher.",
   departs="Quality is a known reward, not a judge's win rate.",
@@ -31,19 +40,19 @@ TABLE = Table(
     Prediction(
       "DPO (alpha 0), length minus the reference's",
       "tokens",
-      lambda r: r.metric("R-DPO", "length", 0.0),
+      metric("length", ("R-DPO", 0.0)),
       ABOVE,
     ),
     Prediction(
       "R-DPO minus DPO, length",
       "tokens",
-      lambda r: r.metric("R-DPO", "length", 0.1) - r.metric("R-DPO", "length", 0.0),
+      gap("length", ("R-DPO", 0.1), ("R-DPO", 0.0)),
       BELOW,
     ),
     Prediction(
       "R-DPO minus DPO, quality",
       "reward",
-      lambda r: r.metric("R-DPO", "reward", 0.1) - r.metric("R-DPO", "reward", 0.0),
+      gap("reward", ("R-DPO", 0.1), ("R-DPO", 0.0)),
       ABOVE,
     ),
   ),
@@ -55,5 +64,5 @@ TABLE = Table(
     "From right to left alpha grows: length falls, and quality is highest near the "
     "labels' own bias, 0.1.",
   ),
-  paper_scale="Pythia 2.8B on Anthropic HH and TL;DR, beta 0.1 to 0.5.",
+  paper_scale="Not run: Pythia 2.8B on Anthropic HH and TL;DR, beta 0.1 to 0.5.",
 )

@@ -1,16 +1,20 @@
 """From r to Q*: a policy trained on pairs assigns credit to tokens."""
 
-from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table, sweep
+import math
+
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  Arm,
+  Plot,
+  Prediction,
+  Table,
+  gap,
+  metric,
+  sweep,
+)
 from xpo_jax.studies.exact import trees
 
 COUNTS = (300, 3000)
-
-
-def arms(series, objective):
-  """A loss over the number of pairs."""
-  return sweep(
-    series, trees.pairs, "count", COUNTS, objective=objective, hparams={"beta": 0.5}
-  )
 
 
 TABLE = Table(
@@ -23,13 +27,22 @@ TABLE = Table(
   design="Trees of 4 tokens out of 3, 40 states, random token rewards, beta 0.5. The "
   "population's loss over 972 pairs, which connect all 81 completions, against the "
   "soft Bellman optimum; then 300 and 3,000 pairs, correlation of log-ratios with the "
-  "optimal advantage; greedy and 3-beam search on the population's policy. 10 seeds.",
+  "optimal advantage; greedy and 3-beam search by the likelihood of the population's "
+  "policy, and by the rewards so far plus the optimal value.",
   contrary="A difference above 2 % of the largest advantage in the population; or a "
-  "correlation below 0.8 with 3,000 pairs, or no higher than with 300.",
+  "correlation below 0.8 with 3,000 pairs, or no higher than with 300; or search by "
+  "likelihood loses more or less of the return than search by value by 1 %.",
   departs="The MDP is enumerated; the paper shows heat maps and search on TL;DR. With "
   "a fixed length, search does not over-optimise.",
   arms=(
-    *arms("sampled pairs", "token_dpo"),
+    *sweep(
+      "sampled pairs",
+      trees.pairs,
+      "count",
+      COUNTS,
+      objective="token_dpo",
+      hparams={"beta": 0.5},
+    ),
     Arm(
       "population",
       972.0,
@@ -42,28 +55,31 @@ TABLE = Table(
       "population, largest error over the largest advantage",
       "fraction",
       lambda r: r.metric("population", "error") / r.metric("population", "scale"),
-      (-0.001, 0.02),
+      (-math.inf, 0.02),
     ),
     Prediction(
       "3,000 pairs, correlation with the optimal advantage",
       "correlation",
-      lambda r: r.metric("sampled pairs", "credit", 3000),
-      (0.8, 1.0),
+      metric("credit", ("sampled pairs", 3000)),
+      (0.8, math.inf),
     ),
     Prediction(
       "3,000 pairs minus 300, correlation with the optimal advantage",
       "correlation",
-      lambda r: (
-        r.metric("sampled pairs", "credit", 3000)
-        - r.metric("sampled pairs", "credit", 300)
-      ),
+      gap("credit", ("sampled pairs", 3000), ("sampled pairs", 300)),
       ABOVE,
     ),
-    Prediction(
-      "population, return lost by 3 beams",
-      "fraction",
-      lambda r: r.metric("population", "beam3"),
-      (-0.001, 0.01),
+    *(
+      Prediction(
+        f"population, return lost by {beams}, by likelihood minus by value",
+        "fraction",
+        lambda r, width=width: (
+          r.metric("population", f"beam{width}")
+          - r.metric("population", f"value{width}")
+        ),
+        (-0.01, 0.01),
+      )
+      for width, beams in ((1, "greedy search"), (3, "3 beams"))
     ),
   ),
   plot=Plot(
@@ -74,5 +90,7 @@ TABLE = Table(
     "Credit of single tokens is learned from labels of whole completions.",
     log_x=True,
   ),
-  paper_scale="Pythia 2.8B on TL;DR and HH, DPO's own defaults.",
+  paper_scale="Not run: Pythia 2.8B on TL;DR and HH, DPO's own defaults.",
+  revised="The population's pairs were cut from 6,561 to 972, to save time; the return "
+  "lost by 3 beams, 0 in a first look, became a comparison with search by value.",
 )

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from xpo_jax import objectives
+from xpo_jax import objectives, scored
 from xpo_jax.testing import bandit
 
 TASK = bandit.make(jax.random.key(0))
@@ -26,6 +28,44 @@ def test_measures_are_expectations():
   reward = ((p - q) * np.asarray(TASK.reward_XY)).sum(1).mean()
   np.testing.assert_allclose(measures.reward, reward, rtol=1e-4)
   np.testing.assert_allclose(measures.kl, (p * np.log(p / q)).sum(1).mean(), rtol=1e-4)
+  entropy = -(p * np.log(p)).sum(1).mean()
+  np.testing.assert_allclose(measures.entropy, entropy, rtol=1e-4)
+
+
+def test_gradient_descent_on_one_completion_has_its_closed_form():
+  """Softmax logits of two completions: each update adds rate (1 - p) to their gap."""
+  start = jnp.zeros(2)
+
+  def view(theta_Y, _):
+    return scored.from_sequence_logps(jax.nn.log_softmax(theta_Y)[:1, None], [[1]])
+
+  path_PY = bandit.descent(
+    objectives.nll(reduction="sequence_sum"),
+    view,
+    start,
+    jax.random.key(0),
+    optax.sgd(0.5),
+    steps=6,
+    points=3,
+  )
+  gap, expected = 0.0, []
+  for _ in range(6):
+    gap += 2 * 0.5 * (1 - 1 / (1 + np.exp(-gap)))
+    expected.append(gap)
+  np.testing.assert_allclose(path_PY[:, 0] - path_PY[:, 1], expected[1::2], rtol=1e-5)
+
+
+def test_descent_refuses_points_that_do_not_divide_its_steps():
+  with pytest.raises(ValueError, match=r"7.*multiple of points, 3"):
+    bandit.descent(
+      objectives.nll(),
+      None,
+      None,
+      jax.random.key(0),
+      optax.sgd(0.5),
+      steps=7,
+      points=3,
+    )
 
 
 def test_labels_follow_reward_flips_and_length():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from xpo_jax import scored
+from xpo_jax.ops import token_stats
 from xpo_jax.types import Array, Objective, Params, Scored
 
 
@@ -47,6 +48,7 @@ class Measures(NamedTuple):
   Attributes:
     reward: expected true reward, minus that of the reference.
     kl: KL(policy || reference), nats per completion.
+    entropy: of the policy, nats per completion.
     length: expected tokens of a completion, minus those of the reference.
     accuracy: fraction of all pairs of completions whose log-ratios are in the order of
       their rewards.
@@ -54,6 +56,7 @@ class Measures(NamedTuple):
 
   reward: Array
   kl: Array
+  entropy: Array
   length: Array
   accuracy: Array
 
@@ -156,20 +159,46 @@ def descend(
   steps: int,
   learning_rate: float | Array,
 ) -> Params:
-  """Minimises an objective with Adam.
+  """Minimises an objective with Adam; the arguments are those of `descent`."""
+  chain = optax.adam(learning_rate)
+  path = descent(objective, view, start, key, chain, steps=steps, points=1)
+  return jax.tree.map(lambda x_P: x_P[0], path)
+
+
+def descent(
+  objective: Objective,
+  view: Callable[[Params, Array], Scored],
+  start: Params,
+  key: Array,
+  chain: optax.GradientTransformation,
+  *,
+  steps: int,
+  points: int,
+) -> Params:
+  """Minimises an objective; the parameters along the way.
 
   Args:
     objective: any.
-    view: (parameters, PRNG key of the step) -> the batch of the step under them.
+    view: (parameters, PRNG key of the step) -> the batch of the step under them; what
+      it samples from them is a constant of the loss.
     start: parameters to start from.
-    key: PRNG key of the objective's random draws.
+    key: PRNG key of the batches and of the objective's random draws.
+    chain: the optimiser.
     steps: number of updates; static.
-    learning_rate: of Adam.
+    points: number of points, equally far apart, the last one at the end; static.
+
+  Returns:
+    The parameters with a leading axis `[P]` of the points.
+
+  Raises:
+    ValueError: steps is not a multiple of points.
   """
-  chain = optax.adam(learning_rate)
+  if steps % points:
+    raise ValueError(f"steps is {steps}; it must be a multiple of points, {points}")
 
   def loss(params: Params, state, key: Array):
-    out = scored.evaluate(objective, view(params, key), state, key)
+    of_view, of_objective = jax.random.split(key)
+    out = scored.evaluate(objective, view(params, of_view), state, of_objective)
     return out.loss, out.state
 
   def step(carry, key):
@@ -178,25 +207,42 @@ def descend(
     update, moments = chain.update(grad, moments)
     return (optax.apply_updates(params, update), moments, state), None
 
+  def stretch(carry, key_S):
+    carry, _ = jax.lax.scan(step, carry, key_S)
+    return carry, carry[0]
+
   initial = (start, chain.init(start), objective.init())
-  (params, _, _), _ = jax.lax.scan(step, initial, jax.random.split(key, steps))
-  return params
+  key_PS = jax.random.split(key, (points, steps // points))
+  return jax.lax.scan(stretch, initial, key_PS)[1]
 
 
 def measure(task: Bandit, theta_D: Array, first: int = 0) -> Measures:
   """Evaluates the policy exactly on the prompts from `first` on."""
-  logp_XY = logp(task, theta_D)[first:]
-  ref_XY, reward_XY = task.ref_logp_XY[first:], task.reward_XY[first:]
-  ratio_XY = logp_XY - ref_XY
+  return measure_tilt(task, task.feature_XYD @ theta_D, first)
+
+
+def measure_tilt(task: Bandit, tilt_XY: Array, first: int = 0) -> Measures:
+  """Evaluates the policy ~ `ref * exp(tilt)` exactly on the prompts from `first` on.
+
+  Args:
+    task: the bandit.
+    tilt_XY: log-ratio of policy and reference, up to a constant of each prompt, nats.
+    first: prompt.
+  """
+  task = Bandit(*(x[first:] for x in task))
+  tilt_XY = tilt_XY[first:]
+  ref_XY, reward_XY = task.ref_logp_XY, task.reward_XY
+  logp_XY = jax.nn.log_softmax(ref_XY + tilt_XY)
   gain_XY = jnp.exp(logp_XY) - jnp.exp(ref_XY)
-  tilt_XY = (task.feature_XYD @ theta_D)[first:]  # log-ratio up to a constant
   ratio_XYY = tilt_XY[:, :, None] - tilt_XY[:, None]
   reward_gap_XYY = reward_XY[:, :, None] - reward_XY[:, None]
   correct_XYY = (1 + jnp.sign(ratio_XYY * reward_gap_XYY)) / 2
-  distinct = 1 - jnp.eye(ratio_XY.shape[1])
+  prompts, completions = reward_XY.shape
+  distinct = 1 - jnp.eye(completions)
   return Measures(
     reward=(gain_XY * reward_XY).sum(1).mean(),
-    kl=(jnp.exp(logp_XY) * ratio_XY).sum(1).mean(),
-    length=(gain_XY * task.length_XY[first:]).sum(1).mean(),
-    accuracy=(correct_XYY * distinct[None]).sum() / (distinct.sum() * len(ratio_XY)),
+    kl=token_stats.kl(logp_XY, ref_XY).mean(),
+    entropy=token_stats.entropy(logp_XY).mean(),
+    length=(gain_XY * task.length_XY).sum(1).mean(),
+    accuracy=(correct_XYY * distinct[None]).sum() / (distinct.sum() * prompts),
   )

@@ -112,6 +112,23 @@ def test_curve_that_comes_back_has_no_one_answer():
   np.testing.assert_allclose(results.at("A", "y", "x", 4.0), 8.0)
 
 
+def test_values_of_predictions_are_differences_and_ratios_of_arms():
+  arms = [Arm(s, at, sampling.position_bias, {}) for s in "AB" for at in (0.0, 2.0)]
+  cells = [
+    [{"root_kl": at, "reward": slope * at + 1.0}]
+    for slope in (1.0, 3.0)
+    for at in (0.0, 2.0)
+  ]
+  results = Results(arms, cells)
+  pair = (("B", 2.0), ("A", 2.0))
+  np.testing.assert_array_equal(table.metric("reward", pair[0])(results), [7.0])
+  np.testing.assert_array_equal(table.gap("reward", *pair)(results), [4.0])
+  np.testing.assert_array_equal(table.ratio("reward", *pair)(results), [7 / 3])
+  one = table.at_equal_kl("B", "A", 0.25)  # a root of 0.5
+  np.testing.assert_allclose(one.value(results), [1.0])
+  assert one.text == "B minus A, reward at 0.25 nats" and one.range == ABOVE
+
+
 def test_path_stands_as_an_arm_for_each_step():
   cell = {"step": [5.0, 10.0], "reward": [1.0, 2.0]}
   results = Results([Arm("A", 0.0, sampling.position_bias, {})], [[cell, cell]])

@@ -1,8 +1,8 @@
 """A paper's claim as data: what is run, what is predicted, what decides.
 
 A table names arms (what is run, once for each seed) and predictions (a number of each
-seed, and the range that the claim expects it in), both written before the run. Its
-verdict is a pure function of the cells' metrics:
+seed, and the range that the claim expects it in); `Table.revised` says which of them
+were changed after a first look. Its verdict is a pure function of the cells' metrics:
 
 - *agrees*: every prediction's 95 % interval lies within its range;
 - *contrary*: some interval lies outside its range;
@@ -28,7 +28,9 @@ from xpo_jax.survey import taxonomy
 Metrics = Mapping[str, float | Sequence[float]]
 Run = Callable[..., Metrics]
 ABOVE, BELOW = (0.0, math.inf), (-math.inf, 0.0)
+ABOVE_1, BELOW_1 = (1.0, math.inf), (-math.inf, 1.0)  # of a ratio
 STEP = "step"  # the metric of a path
+KL, REWARD = "KL to the reference, nats", "expected reward above the reference's"
 
 
 class Verdict(enum.Enum):
@@ -142,8 +144,11 @@ def _crossing(x_A: np.ndarray, y_A: np.ndarray, value: float) -> float:
   return float(y_A[i] + part * (y_A[i + 1] - y_A[i]))
 
 
+Value = Callable[[Results], np.ndarray]
+
+
 class Prediction(NamedTuple):
-  """A number that the claim predicts, written before the run.
+  """A number that the claim predicts.
 
   Attributes:
     text: what it is; names both sides of a difference.
@@ -154,8 +159,12 @@ class Prediction(NamedTuple):
 
   text: str
   unit: str
-  value: Callable[[Results], np.ndarray]
+  value: Value
   range: tuple[float, float]
+
+
+# An arm in the results: its series and strength; None where the series has one arm.
+Named = tuple[str, float | None]
 
 
 class Plot(NamedTuple):
@@ -193,7 +202,10 @@ class Table:
     predictions: what decides.
     plot: the figure.
     seeds: number of seeds, from 0.
-    paper_scale: model, data and hyperparameters of the paper, with their source.
+    paper_scale: model, data and hyperparameters of the paper or of its public code, and
+      whether they were run.
+    revised: what of arms, predictions or figure was changed after a first look, and
+      why; "": nothing.
   """
 
   paper: str
@@ -277,6 +289,51 @@ def sweep(
     own = {**settings.get(outer, {}), inner: value} if inner else value
     arms.append(Arm(series, value, run, {**settings, outer: own}))
   return tuple(arms)
+
+
+def metric(name: str, arm: Named) -> Value:
+  """The value of a metric of an arm."""
+  return lambda results: results.metric(arm[0], name, arm[1])
+
+
+def gap(name: str, first: Named, second: Named) -> Value:
+  """A metric of one arm minus that of another, seed by seed."""
+  one, other = metric(name, first), metric(name, second)
+  return lambda results: one(results) - other(results)
+
+
+def ratio(name: str, first: Named, second: Named) -> Value:
+  """A metric of one arm over that of another, seed by seed."""
+  one, other = metric(name, first), metric(name, second)
+  return lambda results: one(results) / other(results)
+
+
+def gap_at(y: str, x: str, value: float, first: str, second: str) -> Value:
+  """Metric `y` where metric `x` has a value: one series minus another, as
+  `Results.at`."""
+  return lambda results: (
+    results.at(first, y, x, value) - results.at(second, y, x, value)
+  )
+
+
+def at_equal_kl(
+  first: str, second: str, kl: float, expected: tuple[float, float] = ABOVE
+) -> Prediction:
+  """Reward of one series minus another's where both have a KL, nats.
+
+  It is interpolated along the metric `root_kl`, of which reward is nearly linear.
+  """
+  return Prediction(
+    f"{first} minus {second}, reward at {kl:g} nats",
+    "reward",
+    gap_at("reward", "root_kl", math.sqrt(kl), first, second),
+    expected,
+  )
+
+
+def frontier(see: str) -> Plot:
+  """Reward over KL."""
+  return Plot("kl", "reward", KL, REWARD, see)
 
 
 def judge(table: Table, results: Results) -> tuple[Outcome, ...]:

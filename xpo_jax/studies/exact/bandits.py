@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit, BanditPairs
 from xpo_jax.types import Array
 
 PROMPTS, COMPLETIONS, FEATURES = 64, 12, 16
+ACTIONS = 3  # completions of the one prompt of `minibatches`
 # Data of a table's own pairs; `data` of a cell replaces entries.
 DATA = {"temperature": 0.5, "flipped": 0.0, "length_bias": 0.0}
 
@@ -63,7 +64,7 @@ def pairs(
     completions, nats.
   """
   static, traced = programs.split(hparams)
-  program = _pairs(programs.factory(objective), static, count, tabular, steps)
+  program = _pairs(objectives.get(objective), static, count, tabular, steps)
   return program(jax.random.key(seed), traced, DATA | dict(data or {}), learning_rate)
 
 
@@ -89,12 +90,13 @@ def _pairs(make, static, count, tabular, steps):
 
 
 def measures(task: Bandit, theta_D: Array, first: int) -> dict[str, Array]:
-  """`bandit.measure` as metrics on prompts from `first`, the policy's entropy, and the
-  root of KL, of which reward is nearly a linear function."""
-  logp_XY = bandit.logp(task, theta_D)[first:]
-  entropy = -(jnp.exp(logp_XY) * logp_XY).sum(1).mean()
-  exact = bandit.measure(task, theta_D, first)._asdict()
-  return exact | {"entropy": entropy, "root_kl": jnp.sqrt(exact["kl"])}
+  """`bandit.measure` as metrics on prompts from `first`, and the root of KL, of which
+  reward is nearly a linear function."""
+  return _named(bandit.measure(task, theta_D, first))
+
+
+def _named(exact: bandit.Measures) -> dict[str, Array]:
+  return exact._asdict() | {"root_kl": jnp.sqrt(exact.kl)}
 
 
 def _change(task: Bandit, theta_D: Array, drawn: BanditPairs) -> dict[str, Array]:
@@ -120,25 +122,18 @@ def _optimum(tabular):
   def program(key, kl):
     task = world(jax.random.split(key, 3)[0], tabular)
     first = 0 if tabular else PROMPTS // 2
-    ref_XY, reward_XY = task.ref_logp_XY[first:], task.reward_XY[first:]
 
     def at(strength):
-      logp_XY = jax.nn.log_softmax(ref_XY + strength * reward_XY)
-      p_XY = jnp.exp(logp_XY)
-      return {
-        "reward": ((p_XY - jnp.exp(ref_XY)) * reward_XY).sum(1).mean(),
-        "kl": (p_XY * (logp_XY - ref_XY)).sum(1).mean(),
-        "entropy": -(p_XY * logp_XY).sum(1).mean(),
-      }
+      return bandit.measure_tilt(task, strength * task.reward_XY, first)
 
     def halve(_, ends):
       middle = ends.mean()
       return jnp.where(
-        at(middle)["kl"] < kl, ends.at[0].set(middle), ends.at[1].set(middle)
+        at(middle).kl < kl, ends.at[0].set(middle), ends.at[1].set(middle)
       )
 
-    best = at(jax.lax.fori_loop(0, 40, halve, jnp.array([0.0, 100.0])).mean())
-    return best | {"root_kl": jnp.sqrt(best["kl"])}
+    ends = jax.lax.fori_loop(0, 40, halve, jnp.array([0.0, 100.0]))
+    return _named(at(ends.mean()))
 
   return program
 
@@ -166,7 +161,7 @@ def stages(
     learning_rate: of Adam.
   """
   static, traced = programs.split(hparams)
-  program = _stages(programs.factory(objective), static, count, steps)
+  program = _stages(objectives.get(objective), static, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
 
@@ -202,7 +197,6 @@ def minibatches(
   objective: str,
   hparams: Mapping[str, Any],
   pairs: list[list[int]],
-  actions: int = 3,
   batch: int = 9,
   steps: int = 18_000,
   learning_rate: float = 0.01,
@@ -214,26 +208,25 @@ def minibatches(
     objective: of layout PAIR, on sums.
     hparams: of the objective.
     pairs: [winner, loser] of each pair.
-    actions: completions of the prompt.
     batch: pairs of an update.
     steps: updates.
     learning_rate: of Adam.
 
   Returns:
-    p0, p1, ..: probability of each action.
+    p0, p1, p2: probability of each action.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
-  program = _minibatches(make, static, actions, batch, steps)
+  make = objectives.get(objective)
+  program = _minibatches(make, static, batch, steps)
   return program(jax.random.key(seed), traced, jnp.array(pairs), learning_rate)
 
 
 @functools.cache
-def _minibatches(make, static, actions, batch, steps):
+def _minibatches(make, static, batch, steps):
   @jax.jit
   def program(key, traced, pairs_P2, learning_rate):
     objective = programs.build(make, static, traced)
-    ref_Y = jnp.full(actions, -jnp.log(actions))
+    ref_Y = jnp.full(ACTIONS, -jnp.log(ACTIONS))
 
     def view(theta_Y, key):
       at_B2 = pairs_P2[jax.random.randint(key, (batch,), 0, len(pairs_P2))]
@@ -245,12 +238,12 @@ def _minibatches(make, static, actions, batch, steps):
     theta_Y = bandit.descend(
       objective,
       view,
-      jnp.zeros(actions),
+      jnp.zeros(ACTIONS),
       key,
       steps=steps,
       learning_rate=learning_rate,
     )
     p_Y = jax.nn.softmax(theta_Y)
-    return {f"p{i}": p_Y[i] for i in range(actions)}
+    return {f"p{i}": p_Y[i] for i in range(ACTIONS)}
 
   return program

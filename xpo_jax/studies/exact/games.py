@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import scored
-from xpo_jax.ops import preference_games
+from xpo_jax import objectives, scored
+from xpo_jax.ops import preference_games, token_stats
 from xpo_jax.studies.exact import programs
 from xpo_jax.types import Array
 
 ACTIONS = 12
 
 
-def game(seed: int, actions: int = ACTIONS) -> tuple[np.ndarray, np.ndarray]:
-  """A random win matrix, most of whose triples are cycles, and a reference."""
+def game(seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """A random win matrix, a quarter of whose triples are cycles, and a reference."""
   rng = np.random.default_rng(seed)
-  logit_VV = rng.normal(0, 1.5, (actions, actions))
+  logit_VV = rng.normal(0, 1.5, (ACTIONS, ACTIONS))
   win_VV = 1 / (1 + np.exp(-(logit_VV - logit_VV.T)))
-  ref_V = rng.normal(size=actions)
+  ref_V = rng.normal(size=ACTIONS)
   return win_VV, ref_V - np.log(np.exp(ref_V).sum())
 
 
@@ -58,7 +58,7 @@ def learn(
     change: total variation between the last policy and that of 10 updates before.
   """
   static, traced = programs.split(hparams)
-  program = _learn(programs.factory(objective), static, reward, iterations)
+  program = _learn(objectives.get(objective), static, reward, iterations)
   win_VV, ref_V = (jnp.asarray(x) for x in game(seed))
   return program(win_VV, ref_V, traced, opponent, learning_rate)
 
@@ -99,7 +99,7 @@ def _learn(make, static, reward, iterations):
     return {
       "exploitability": preference_games.exploitability(win_VV, logp_V),
       "gap": preference_games.regularised_gap(win_VV, logp_V, ref_V, beta),
-      "kl": (jnp.exp(logp_V) * (logp_V - ref_V)).sum(),
+      "kl": token_stats.kl(logp_V, ref_V),
       "change": change,
     }
 

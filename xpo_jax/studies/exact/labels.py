@@ -9,13 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_stats
 from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array
 
-POINTS = 12
+POINTS = 60  # of a path of `unlearning`
+CAPACITY = bandits.FEATURES // 2  # features that the policy of `lists` sees
+FORGET = 8  # prompts
 
 
 def thumbs(
@@ -46,7 +50,7 @@ def thumbs(
     `bandits.measures`.
   """
   static, traced = programs.split(hparams)
-  program = _thumbs(programs.factory(objective), static, count, steps)
+  program = _thumbs(objectives.get(objective), static, count, steps)
   return program(jax.random.key(seed), traced, kept, learning_rate)
 
 
@@ -112,7 +116,7 @@ def regression(
       exp(reward / beta).
   """
   static, traced = programs.split(hparams)
-  program = _regression(programs.factory(objective), static, value, steps)
+  program = _regression(objectives.get(objective), static, value, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
 
@@ -164,11 +168,11 @@ def lists(
   hparams: Mapping[str, Any],
   size: int,
   count: int = 300,
-  capacity: int = 8,
   steps: int = 300,
   learning_rate: float = 0.03,
 ) -> dict[str, Array]:
-  """Trains a policy of limited capacity on lists with graded labels.
+  """Trains a policy that sees half of the reward's features on lists with graded
+  labels.
 
   A label is sigma(reward / 0.5 + noise), of one judgement each.
 
@@ -178,7 +182,6 @@ def lists(
     hparams: of the objective.
     size: completions of a list.
     count: lists.
-    capacity: features that the policy sees, of `bandits.FEATURES` that make the reward.
     steps: of Adam.
     learning_rate: of Adam.
 
@@ -186,18 +189,18 @@ def lists(
     `bandits.measures` on held-out prompts.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
-  program = _lists(make, static, size, count, capacity, steps)
+  make = objectives.get(objective)
+  program = _lists(make, static, size, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
 
 @functools.cache
-def _lists(make, static, size, count, capacity, steps):
+def _lists(make, static, size, count, steps):
   @jax.jit
   def program(key, traced, learning_rate):
     keys = jax.random.split(key, 5)
     task = bandits.world(keys[0], False)
-    task = task._replace(feature_XYD=task.feature_XYD[..., :capacity])
+    task = task._replace(feature_XYD=task.feature_XYD[..., :CAPACITY])
     seen, completions = bandits.PROMPTS // 2, task.reward_XY.shape[1]
     prompt_B1 = jax.random.randint(keys[1], (count, 1), 0, seen)
     order_BY = jax.random.uniform(keys[2], (count, completions)).argsort(1)
@@ -221,7 +224,7 @@ def _lists(make, static, size, count, capacity, steps):
     theta = bandit.descend(
       programs.build(make, static, traced),
       view,
-      jnp.zeros(capacity),
+      jnp.zeros(CAPACITY),
       keys[4],
       steps=steps,
       learning_rate=learning_rate,
@@ -237,11 +240,10 @@ def unlearning(
   objective: str,
   hparams: Mapping[str, Any],
   sign: float = 1.0,
-  forget: int = 8,
   iterations: int = 1200,
   learning_rate: float = 0.5,
 ) -> dict[str, Array]:
-  """Forgets the likeliest completions of some prompts by gradient descent.
+  """Forgets the likeliest completions of the first prompts by gradient descent.
 
   The policy is linear in features that all prompts share, so that forgetting some
   moves the others.
@@ -251,55 +253,57 @@ def unlearning(
     objective: of layout RATED or DEMO, on sums.
     hparams: of the objective.
     sign: of its loss; -1 ascends.
-    forget: prompts, from the first.
     iterations: updates.
     learning_rate: of gradient descent.
 
   Returns:
-    step: updates done, at `POINTS` points, equally far apart in log; at each of them
+    step: updates done, at up to `POINTS` points, nearly equally far apart in log, and
+      after the first; at each of them
     distance: norm of the change of the parameters; forgotten: mean log-probability of
     the completions to forget, nats; kl: KL(policy || reference) on the other prompts,
     nats; kept: fraction of them whose likeliest completion is the reference's.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
-  program = _unlearning(make, static, forget, iterations)
+  make = objectives.get(objective)
+  program = _unlearning(make, static, iterations)
   return program(jax.random.key(seed), traced, sign, learning_rate)
 
 
 @functools.cache
-def _unlearning(make, static, forget, iterations):
-  ends = [round(iterations ** ((i + 1) / POINTS)) for i in range(POINTS)]
+def _unlearning(make, static, iterations):
+  ends = sorted({round(iterations ** (i / POINTS)) for i in range(POINTS + 1)})
 
   @jax.jit
   def program(key, traced, sign, learning_rate):
-    objective = programs.build(make, static, traced)
     task = bandits.world(key, False)
-    row_X = jnp.arange(forget)
-    at = (row_X[:, None], task.ref_logp_XY[:forget].argmax(1)[:, None])
+    row_X = jnp.arange(FORGET)
+    at = (row_X[:, None], task.ref_logp_XY[:FORGET].argmax(1)[:, None])
 
-    def loss(theta):
-      s = scored.from_sequence_logps(
+    def view(theta, _):
+      return scored.from_sequence_logps(
         bandit.logp(task, theta)[at],
         task.length_XY[at],
         task.ref_logp_XY[at],
-        desirable_BK=jnp.zeros((forget, 1)),
+        desirable_BK=jnp.zeros((FORGET, 1)),
       )
-      return sign * scored.evaluate(objective, s, objective.init()).loss
 
-    def step(theta, _):
-      theta = theta - learning_rate * jax.grad(loss)(theta)
-      return theta, theta
-
-    _, theta_TD = jax.lax.scan(step, jnp.zeros(bandits.FEATURES), length=iterations)
+    theta_TD = bandit.descent(
+      programs.build(make, static, traced),
+      view,
+      jnp.zeros(bandits.FEATURES),
+      key,
+      optax.sgd(sign * learning_rate),
+      steps=iterations,
+      points=iterations,
+    )
 
     def measure(theta):
       logp_XY = bandit.logp(task, theta)
-      rest_XY, ref_XY = logp_XY[forget:], task.ref_logp_XY[forget:]
+      rest_XY, ref_XY = logp_XY[FORGET:], task.ref_logp_XY[FORGET:]
       return {
         "distance": jnp.linalg.norm(theta),
         "forgotten": logp_XY[at].mean(),
-        "kl": (jnp.exp(rest_XY) * (rest_XY - ref_XY)).sum(1).mean(),
+        "kl": token_stats.kl(rest_XY, ref_XY).mean(),
         "kept": (rest_XY.argmax(1) == ref_XY.argmax(1)).mean(),
       }
 

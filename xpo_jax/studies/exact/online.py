@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array
@@ -43,18 +43,13 @@ def train(
     sampler: who writes the completions.
 
   Raises:
-    ValueError: iterations is not a multiple of `POINTS`.
+    ValueError: iterations is not a multiple of `POINTS`, the points of a path.
 
   Returns:
     step: iterations done, at `POINTS` points; `bandits.measures` at each.
   """
-  if iterations % POINTS:
-    raise ValueError(
-      f"iterations is {iterations}; it must be a multiple of {POINTS}, the points of a "
-      "path"
-    )
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _train(make, static, samples, iterations, labels, sampler)
   return program(jax.random.key(seed), traced, noise, learning_rate)
 
@@ -66,48 +61,36 @@ def _train(make, static, samples, iterations, labels, sampler):
     objective = programs.build(make, static, traced)
     keys = jax.random.split(key, 3)
     task = bandits.world(keys[0], True)
-    prompts = len(task.reward_XY)
-    row_X1 = jnp.arange(prompts)[:, None]
-    chain = optax.adam(learning_rate)
+    row_X1 = jnp.arange(len(task.reward_XY))[:, None]
 
-    def one(carry, key):
-      theta, moments, state = carry
-      of_samples, of_labels, of_objective = jax.random.split(key, 3)
+    def view(theta, key):
+      of_samples, of_labels = jax.random.split(key)
       logp_XY = bandit.logp(task, theta)
-      writer_XY = logp_XY if sampler == "policy" else task.ref_logp_XY
-      action_XK = jax.random.categorical(
-        of_samples, writer_XY, shape=(samples, prompts)
-      ).T
-      if objective.column0_source == "greedy":
-        action_XK = action_XK.at[:, 0].set(logp_XY.argmax(1))
+      own_XY = jax.lax.stop_gradient(logp_XY)
+      writer_XY = own_XY if sampler == "policy" else task.ref_logp_XY
+      action_XK = programs.sample(objective, writer_XY, samples, of_samples)
       at = (row_X1, action_XK)
       draw = jax.random.gumbel if labels == "comparisons" else jax.random.normal
       scale = 1.0 if labels == "comparisons" else noise
       reward_XK = task.reward_XY[at] + scale * draw(of_labels, action_XK.shape)
+      return scored.from_token_logps(
+        logp_XY[at][..., None],
+        jnp.ones((*action_XK.shape, 1)),
+        task.ref_logp_XY[at][..., None],
+        old_logp_BKT=writer_XY[at][..., None],
+        reward_BK=reward_XK,
+      )
 
-      def loss(theta):
-        s = scored.from_token_logps(
-          bandit.logp(task, theta)[at][..., None],
-          jnp.ones((*action_XK.shape, 1)),
-          task.ref_logp_XY[at][..., None],
-          old_logp_BKT=writer_XY[at][..., None],
-          reward_BK=reward_XK,
-        )
-        out = scored.evaluate(objective, s, state, of_objective)
-        return out.loss, out.state
-
-      gradient, state = jax.grad(loss, has_aux=True)(theta)
-      update, moments = chain.update(gradient, moments)
-      return (theta + update, moments, state), None
-
-    def stretch(carry, keys):
-      carry, _ = jax.lax.scan(one, carry, keys)
-      return carry, bandits.measures(task, carry[0], 0)
-
-    theta = jnp.zeros(task.reward_XY.size)
-    carry = (theta, chain.init(theta), objective.init())
-    steps = jax.random.split(keys[2], (POINTS, iterations // POINTS))
-    _, path = jax.lax.scan(stretch, carry, steps)
+    theta_PD = bandit.descent(
+      objective,
+      view,
+      jnp.zeros(task.reward_XY.size),
+      keys[2],
+      optax.adam(learning_rate),
+      steps=iterations,
+      points=POINTS,
+    )
+    path = jax.vmap(lambda theta: bandits.measures(task, theta, 0))(theta_PD)
     done = (1 + jnp.arange(POINTS)) * (iterations // POINTS)
     return path | {"step": done.astype(jnp.float32)}
 

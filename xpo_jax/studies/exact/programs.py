@@ -1,10 +1,12 @@
-"""Builds objectives within compiled programs: one program for many hyperparameters."""
+"""Objectives within compiled programs: one program for many hyperparameters, and the
+samples that an objective asks for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xpo_jax import objectives
-from xpo_jax.types import Objective
+import jax
+
+from xpo_jax.types import Array, Objective
 
 Hparams = Mapping[str, Any]
 
@@ -20,13 +22,23 @@ def split(hparams: Hparams) -> tuple[tuple[tuple[str, Any], ...], dict[str, floa
   return static, traced
 
 
-def factory(name: str) -> Callable[..., Objective]:
-  """The factory of an objective, the key of its compiled programs."""
-  return objectives.get(name)
-
-
 def build(
   make: Callable[..., Objective], static: tuple[tuple[str, Any], ...], traced: Hparams
 ) -> Objective:
   """Builds an objective of static and traced hyperparameters."""
   return make(**dict(static), **traced)
+
+
+def sample(objective: Objective, logp_XY: Array, samples: int, key: Array) -> Array:
+  """Completions of each prompt, `[X, K]`.
+
+  Args:
+    objective: where its column 0 is greedy, the first completion is the likeliest.
+    logp_XY: log-probabilities of those who write, nats.
+    samples: K, the greedy one included.
+    key: PRNG key.
+  """
+  drawn_KX = jax.random.categorical(key, logp_XY, shape=(samples, len(logp_XY)))
+  if objective.column0_source == "greedy":
+    drawn_KX = drawn_KX.at[0].set(logp_XY.argmax(1))
+  return drawn_KX.T

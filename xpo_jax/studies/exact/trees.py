@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
-from xpo_jax.ops import token_mdp
+from xpo_jax import objectives, scored
+from xpo_jax.ops import token_mdp, token_stats
 from xpo_jax.studies.exact import programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array
@@ -81,7 +81,7 @@ def pairs(
     chosen: mean change of the chosen completions' log-probability, nats.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _pairs(make, static, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
@@ -102,8 +102,8 @@ def _pairs(make, static, count, steps):
       return token_mdp.along(x_SV, mdp.next_SV, mdp.path_NT)[both_B2]
 
     def seq_kl(logp_SV):
-      kl_S1 = (jnp.exp(mdp.ref_SV) * (mdp.ref_SV - logp_SV)).sum(1, keepdims=True)
-      return along(jnp.broadcast_to(kl_S1, logp_SV.shape))
+      kl_S = token_stats.kl(mdp.ref_SV, logp_SV)
+      return along(jnp.broadcast_to(kl_S[:, None], logp_SV.shape))
 
     ref_B2T = along(mdp.ref_SV)
 
@@ -127,8 +127,7 @@ def _pairs(make, static, count, steps):
     best = token_mdp.soft_bellman(mdp.reward_SV, mdp.ref_SV, mdp.next_SV, beta, DEPTH)
     token_B2T = beta * (along(logp_SV) - ref_B2T)
     logp_N = mdp.total(logp_SV)
-    p_N = jnp.exp(logp_N)
-    kl = (p_N * (logp_N - ref_N)).sum()
+    kl = token_stats.kl(logp_N, ref_N)
     kl_B2 = seq_kl(logp_SV).sum(-1)
     credits = (along(best.advantage_SV), along(mdp.reward_SV))
     named = [
@@ -137,13 +136,13 @@ def _pairs(make, static, count, steps):
     return {
       "credit": named[0],
       "credit_reward": named[1],
-      "reward": ((p_N - jnp.exp(ref_N)) * return_N).sum(),
+      "reward": ((jnp.exp(logp_N) - jnp.exp(ref_N)) * return_N).sum(),
       "kl": kl,
       "root_kl": jnp.sqrt(kl),
       "seq_kl_chosen": kl_B2[:, 0].mean(),
       "seq_kl_rejected": kl_B2[:, 1].mean(),
       "seq_kl_gap": (kl_B2[:, 1] - kl_B2[:, 0]).mean(),
-      "entropy": -(p_N * logp_N).sum(),
+      "entropy": token_stats.entropy(logp_N),
       "chosen": (logp_N - ref_N)[both_B2[:, 0]].mean(),
     }
 
@@ -171,11 +170,12 @@ def identity(
   Returns:
     error: largest |beta log(policy / ref) - advantage|; scale: the largest advantage;
     credit: their correlation over all tokens of all states.
-    beam1, beam3: share of the return to be had that beam search on the policy by 1 and
-      3 beams loses, of r + beta log ref.
+    beam1, beam3: share of the return to be had, of r + beta log ref, that beam search
+      by the policy's likelihood loses with 1 and 3 beams; value1, value3: the same of
+      search by the rewards so far plus the optimal value.
   """
   static, traced = programs.split(hparams)
-  program = _identity(programs.factory(objective), static, steps)
+  program = _identity(objectives.get(objective), static, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
 
@@ -222,8 +222,11 @@ def _identity(make, static, steps):
     shaped_SV = mdp.reward_SV + beta * mdp.ref_SV
     worth_N = mdp.total(shaped_SV)
 
-    def lost(width):
-      token_WT, _ = token_mdp.beam_search(logp_SV, mdp.next_SV, width, DEPTH)
+    # Summed along a prefix: its rewards, plus the value of its end, less the prompt's.
+    value_SV = best.q_SV - best.value_S[:, None]
+
+    def lost(guide_SV, width):
+      token_WT, _ = token_mdp.beam_search(guide_SV, mdp.next_SV, width, DEPTH)
       found = token_mdp.along(shaped_SV, mdp.next_SV, token_WT[0]).sum()
       return (worth_N.max() - found) / (worth_N.max() - worth_N.mean())
 
@@ -233,8 +236,10 @@ def _identity(make, static, steps):
       "credit": jnp.corrcoef(
         (gap_SV + best.advantage_SV).ravel(), best.advantage_SV.ravel()
       )[0, 1],
-      "beam1": lost(1),
-      "beam3": lost(3),
+      "beam1": lost(logp_SV, 1),
+      "beam3": lost(logp_SV, 3),
+      "value1": lost(value_SV, 1),
+      "value3": lost(value_SV, 3),
     }
 
   return program
