@@ -143,7 +143,6 @@ def _row(one: Mapping[str, Any]) -> str:
   ]
   address = f"https://arxiv.org/abs/{one['arxiv']}"
   facts = {label: say[key] for key, label in _FACTS.items()}
-  facts["At paper scale"] = f"not run. {facts['At paper scale']}".strip()
   facts["Changed after a first look"] = say["revised"] or "nothing"
   if one["not_finite"]:
     facts["Not finite"] = _plain("; ".join(one["not_finite"]))

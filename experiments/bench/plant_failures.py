@@ -3,7 +3,7 @@
 A failure turns the sign of an objective's loss or removes the term that distinguishes
 it: a function wrapped around the objective, or around the run or the rule that is
 tested. The cells that it touches run again; the others are the committed ones. A table
-whose verdict stays does not tell the method from its failure.
+whose predictions all keep their verdicts does not tell the method from its failure.
 
 Command: python experiments/bench/plant_failures.py TABLE ... | --all [--seeds N]
 
@@ -243,7 +243,7 @@ def _changed(row: Mapping[str, Any]) -> list[Mapping[str, str]]:
 
 
 def main() -> int:
-  """Prints a line for each table; 1 where a verdict stays."""
+  """Prints a line for each table; 1 where all predictions keep theirs."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("tables", nargs="*", metavar="TABLE")
   parser.add_argument("--all", action="store_true", help="every table")
@@ -263,7 +263,7 @@ def main() -> int:
   for name in args.tables or known:
     row = planted(name, args.seeds)
     print(json.dumps(row), flush=True)
-    stay += row["before"] == row["after"]
+    stay += not _changed(row)
     if args.seeds is None:
       write(row)
   return int(stay > 0)

@@ -193,7 +193,7 @@ def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
     ["changed after a first look", found["revised"] or "nothing"],
     ["command", f"`{found['command']}`"],
     ["cost", f"{found['cells']} cells, {found['seconds']:g} s, {found['seeds']} seeds"],
-    ["at paper scale", f"not run. {found['paper_scale']}".strip()],
+    ["at paper scale", found["paper_scale"]],
     ["commit", ", ".join(found["commits"])],
   ]
   sections = [

@@ -197,7 +197,6 @@ class Table:
     design: what is run here.
     contrary: what would count as contrary.
     departs: how the design differs from the paper's.
-    revised: what was changed after a first look at results, and why; "" nothing.
     arms: what is run.
     predictions: what decides.
     plot: the figure.
