@@ -9,7 +9,12 @@ OWN, OTHERS, SFT = "sample-rank", "direct", "SFT on the ranker's better ones"
 
 def arm(series, objective, hparams, source):
   """A loss along training on pairs of a source."""
-  settings = {"objective": objective, "hparams": hparams, "source": source}
+  settings = {
+    "objective": objective,
+    "hparams": hparams,
+    "source": source,
+    "ranking": {"objective": "bradley_terry", "hparams": {}},
+  }
   return Arm(series, 0.0, sources.calibrate, settings)
 
 

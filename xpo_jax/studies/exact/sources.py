@@ -8,20 +8,21 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import objectives, scored
+from xpo_jax import scored
 from xpo_jax.studies.exact import bandits, paths, programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit, BanditPairs
-from xpo_jax.types import Array
+from xpo_jax.types import Array, Objective
 
 PROMPTS = 16
 Source = Literal["direct", "sample-rank"]
 
 
-def ranker(task: Bandit, drawn: BanditPairs, key: Array) -> Array:
-  """Fits a linear reward to pairs by Bradley-Terry, `[X, Y]`.
+def ranker(objective: Objective, task: Bandit, drawn: BanditPairs, key: Array) -> Array:
+  """Fits a linear reward to pairs, `[X, Y]`.
 
   Args:
+    objective: of preference models, layout PAIR.
     task: the bandit, all of whose features the reward sees.
     drawn: labelled pairs.
     key: PRNG key.
@@ -35,9 +36,7 @@ def ranker(task: Bandit, drawn: BanditPairs, key: Array) -> Array:
     )
 
   start = jnp.zeros(task.feature_XYD.shape[-1])
-  theta = bandit.descend(
-    objectives.bradley_terry(), view, start, key, steps=300, learning_rate=0.05
-  )
+  theta = bandit.descend(objective, view, start, key, steps=300, learning_rate=0.05)
   return task.feature_XYD @ theta
 
 
@@ -47,6 +46,7 @@ def calibrate(
   objective: str,
   hparams: Mapping[str, Any],
   source: Source,
+  ranking: Mapping[str, Any],
   candidates: int = 8,
   count: int = 200,
   steps: int = 300,
@@ -63,6 +63,7 @@ def calibrate(
     objective: of layout PAIR, on sums; or DEMO, on the better one.
     hparams: of the objective.
     source: "direct", people's pairs; "sample-rank", the ranker's.
+    ranking: {"objective": its name, of preference models, "hparams": names only}.
     candidates: samples of a prompt; even.
     count: pairs; a multiple of half of the candidates.
     steps: of Adam.
@@ -82,12 +83,13 @@ def calibrate(
     )
   static, traced = programs.split(hparams)
   make = programs.factory(objective)
-  program = _calibrate(make, static, source, candidates, count, steps)
+  ranks = (programs.factory(ranking["objective"]), tuple(ranking["hparams"].items()))
+  program = _calibrate(make, static, ranks, source, candidates, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
 
 @functools.cache
-def _calibrate(make, static, source, candidates, count, steps):
+def _calibrate(make, static, ranks, source, candidates, count, steps):
   @jax.jit
   def program(key, traced, learning_rate):
     of_task, of_pairs, of_training = jax.random.split(key, 3)
@@ -101,7 +103,7 @@ def _calibrate(make, static, source, candidates, count, steps):
     chance_B = jax.nn.sigmoid(gap_B / bandits.DATA["temperature"])
     drawn = _ordered(prompt_B, both_2B, jax.random.bernoulli(keys[3], chance_B))
     if source == "sample-rank":
-      reward_XY = ranker(task, drawn, keys[4])
+      reward_XY = ranker(programs.build(*ranks, {}), task, drawn, keys[4])
       prompt_B = jnp.repeat(prompt_B[:: candidates // 2], candidates // 2)
       both_2B = jax.random.categorical(
         keys[5], task.ref_logp_XY[prompt_B], shape=(2, count)
