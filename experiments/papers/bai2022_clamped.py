@@ -71,7 +71,7 @@ TABLE = Table(
     None,
     "reward",
     "confidence of the labeller",
-    "expected reward above the reference's at 0.5 nats",
+    "reward gained at 0.5 nats of KL",
     "Soft labels lie above hard ones and lose a little as confidence grows; clipped "
     "ones lie at or below hard ones. Intervals are of seeds; paired differences have "
     "narrower ones.",

@@ -98,8 +98,9 @@ TABLE = Table(
     "rejected",
     "change of chosen completions, nats",
     "change of rejected completions, nats",
-    "SFT moves both to the right and up; ORPO's rejected completions fall as its "
-    "weight grows, while its chosen ones lose less; DPO after SFT lowers both further.",
+    "SFT is furthest up and right; greater weights of ORPO and smaller betas of DPO "
+    "lead down to the left along about one curve, rejected completions faster than "
+    "chosen.",
   ),
   paper_scale="Not run: OPT 125M to 1.3B, Phi-2, Llama-2 7B and Mistral 7B on HH and "
   "UltraFeedback; lambda 0.1 to 0.25, lr 5e-6, 5 epochs.",

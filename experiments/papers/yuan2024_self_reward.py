@@ -63,7 +63,7 @@ TABLE = Table(
     None,
     "accuracy",
     "model",
-    "fraction of pairs that its judge orders as their rewards",
+    "pairs judged in the order of reward, fraction",
     "Model 1 judges best: training the policy on its judgements makes its judge worse "
     "from round to round, whoever judges.",
   ),
