@@ -7,7 +7,7 @@ each function is a cell.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -35,7 +35,7 @@ def logp(task: Bandit, params: Params) -> Array:
 
 def adapt(
   objective: Objective,
-  view,
+  view: Callable[[Params], Scored],
   start: Params,
   *,
   sparsity: float | Array,
