@@ -1,7 +1,7 @@
 """RLOO: the other samples of a prompt as baseline, at known truth."""
 
 from xpo_jax.studies.atlas.table import Table
-from xpo_jax.studies.exact.table_parts import (
+from xpo_jax.studies.atlas.table_parts import (
   OFFSETS,
   RUNNING_MEAN,
   VARIANCES,

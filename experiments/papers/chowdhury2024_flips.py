@@ -8,7 +8,7 @@ from xpo_jax.studies.atlas.table import (
   frontier,
   gap,
 )
-from xpo_jax.studies.exact.table_parts import over_beta
+from xpo_jax.studies.atlas.table_parts import over_beta
 
 FLIPPED = {"flipped": 0.3}
 

@@ -1,7 +1,7 @@
 """APO: which of a pair's completions rises and which falls."""
 
 from xpo_jax.studies.atlas.table import ABOVE, BELOW, Table
-from xpo_jax.studies.exact.table_parts import change, changes, over_beta
+from xpo_jax.studies.atlas.table_parts import change, changes, over_beta
 
 BETAS = (0.1, 0.3, 1.0)
 

@@ -9,8 +9,8 @@ from xpo_jax.studies.atlas.table import (
   gap,
   sweep,
 )
+from xpo_jax.studies.atlas.table_parts import over_beta
 from xpo_jax.studies.exact import bandits
-from xpo_jax.studies.exact.table_parts import over_beta
 
 BETAS = (0.55, 1.0, 1.7, 3.0, 5.5, 10.0)
 

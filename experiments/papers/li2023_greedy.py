@@ -1,7 +1,7 @@
 """ReMax: the reward of the greedy completion as baseline."""
 
 from xpo_jax.studies.atlas.table import Table
-from xpo_jax.studies.exact.table_parts import (
+from xpo_jax.studies.atlas.table_parts import (
   OFFSETS,
   RUNNING_MEAN,
   VARIANCES,

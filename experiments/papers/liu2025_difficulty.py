@@ -11,7 +11,7 @@ from xpo_jax.studies.atlas.table import (
   gap,
   metric,
 )
-from xpo_jax.studies.exact.table_parts import estimators
+from xpo_jax.studies.atlas.table_parts import estimators
 
 SPREADS = (0.0, 0.5, 1.0)
 

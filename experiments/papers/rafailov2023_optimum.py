@@ -3,8 +3,8 @@
 import math
 
 from xpo_jax.studies.atlas.table import Prediction, Table, at_equal_kl, frontier, sweep
+from xpo_jax.studies.atlas.table_parts import over_beta
 from xpo_jax.studies.exact import bandits
-from xpo_jax.studies.exact.table_parts import over_beta
 
 BETAS = (0.55, 1.0, 1.7, 3.0, 10.0)
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)

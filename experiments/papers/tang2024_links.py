@@ -1,7 +1,7 @@
 """GPO: convex links of the margin, one trade-off of reward and KL."""
 
 from xpo_jax.studies.atlas.table import Table, at_equal_kl, frontier
-from xpo_jax.studies.exact.table_parts import over_beta
+from xpo_jax.studies.atlas.table_parts import over_beta
 
 BETAS = (0.1, 0.3, 0.55, 1.0, 1.7, 3.0)
 DPO = "logistic (DPO)"

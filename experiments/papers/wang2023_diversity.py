@@ -1,7 +1,7 @@
 """f-DPO: which divergence ties the policy, how diverse it stays."""
 
 from xpo_jax.studies.atlas.table import ABOVE, REWARD, Plot, Prediction, Table, gap_at
-from xpo_jax.studies.exact.table_parts import over_beta
+from xpo_jax.studies.atlas.table_parts import over_beta
 
 # Below these betas the policy fits noise of rarely seen pairs, and reward falls.
 BETAS = (1.7, 3.0, 5.5, 10.0, 17.0, 30.0, 55.0)

@@ -8,7 +8,7 @@ from xpo_jax.studies.atlas.table import (
   frontier,
   gap,
 )
-from xpo_jax.studies.exact.table_parts import over_beta
+from xpo_jax.studies.atlas.table_parts import over_beta
 
 BETAS = (0.1, 0.3, 0.55, 1.0, 1.7, 3.0)
 FLIPPED = {"flipped": 0.2}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.models import merge
 from xpo_jax.studies.exact import bandits, pretraining, programs
 from xpo_jax.testing import bandit
@@ -111,7 +111,7 @@ def train(
     alone; sft_density, dpo_density: `density` of the change of each from the base.
   """
   split = [programs.split(part["hparams"]) for part in (sft, preference)]
-  makes = tuple(programs.factory(part["objective"]) for part in (sft, preference))
+  makes = tuple(objectives.get(part["objective"]) for part in (sft, preference))
   static = tuple(own for own, _ in split)
   program = _train(order, makes, static, keep, count, steps)
   traced = [numbers for _, numbers in split]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, paths, programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array, Layout
@@ -51,7 +51,7 @@ def avoid(
     benign_kl: KL(policy || reference) given that the completion is not, nats.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _avoid(make, static, samples, count, steps)
   return program(jax.random.key(seed), traced, sign, learning_rate)
 

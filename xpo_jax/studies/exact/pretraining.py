@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit
@@ -70,10 +70,10 @@ def mix(
   """
   static, traced = programs.split(hparams)
   text = (
-    programs.factory(likelihood["objective"]),
+    objectives.get(likelihood["objective"]),
     tuple(likelihood["hparams"].items()),
   )
-  program = _mix(programs.factory(objective), static, text, samples, iterations)
+  program = _mix(objectives.get(objective), static, text, samples, iterations)
   return program(jax.random.key(seed), traced, gamma, learning_rate)
 
 

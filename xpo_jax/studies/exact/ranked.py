@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, paths, programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit
@@ -79,7 +79,7 @@ def train(
     best of such lists on the held-out prompts, minus the reference's.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _train(make, static, size, demonstration, count, steps)
   return program(jax.random.key(seed), traced, noise, learning_rate)
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from xpo_jax import objectives
 from xpo_jax.studies.exact import paths, programs, sentences
 from xpo_jax.types import Array, Layout
 
@@ -43,7 +44,7 @@ def iterate(
     step: updates of all rounds; `sentences.measures` at each round's `paths.ends`.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _iterate(make, static, rounds, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit
@@ -71,9 +71,9 @@ def iterate(
     pairs of completions that its judge orders as their rewards; kl to the reference.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   people = tuple(
-    (programs.factory(part["objective"]), tuple(part["hparams"].items()))
+    (objectives.get(part["objective"]), tuple(part["hparams"].items()))
     for part in (imitation, comparison)
   )
   program = _iterate(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.ops import preference_games
 from xpo_jax.studies.exact import games, paths, programs
 from xpo_jax.testing import bandit
@@ -53,7 +53,7 @@ def rounds(
     beta), from the policy of the round before.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _rounds(make, static, count, steps)
   win_VV, first_V = (jnp.asarray(x) for x in games.game(seed))
   return program(win_VV, first_V, traced, learning_rate)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.ops import token_mdp
 from xpo_jax.studies.exact import paths, programs
 from xpo_jax.testing import bandit
@@ -175,7 +175,7 @@ def pairs(
     `measures` along training, see `paths.descend`.
   """
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
+  make = objectives.get(objective)
   program = _pairs(make, static, per_token, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
@@ -233,7 +233,7 @@ def domain(
   stages = [first] if second is None else [first, second]
   split = [programs.split(stage["hparams"]) for stage in stages]
   static = tuple(
-    (programs.factory(stage["objective"]), own, stage["steps"])
+    (objectives.get(stage["objective"]), own, stage["steps"])
     for stage, (own, _) in zip(stages, split, strict=True)
   )
   traced = [numbers for _, numbers in split]

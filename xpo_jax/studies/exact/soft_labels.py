@@ -9,9 +9,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.ops import ai_labels
-from xpo_jax.studies.exact import bandits, programs
+from xpo_jax.studies.exact import bandits
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array
 
@@ -59,7 +59,7 @@ def learn(
     `beta`, nats; accuracy: fraction of all pairs that the fitted reward orders as the
     true one.
   """
-  program = _learn(programs.factory(objective), kind, count)
+  program = _learn(objectives.get(objective), kind, count)
   return program(jax.random.key(seed), confidence, kl, beta, noise)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from xpo_jax import scored
+from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, paths, programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit, BanditPairs
@@ -82,8 +82,8 @@ def calibrate(
       "count a multiple of half of them"
     )
   static, traced = programs.split(hparams)
-  make = programs.factory(objective)
-  ranks = (programs.factory(ranking["objective"]), tuple(ranking["hparams"].items()))
+  make = objectives.get(objective)
+  ranks = (objectives.get(ranking["objective"]), tuple(ranking["hparams"].items()))
   program = _calibrate(make, static, ranks, source, candidates, count, steps)
   return program(jax.random.key(seed), traced, learning_rate)
 
