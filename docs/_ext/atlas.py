@@ -1,5 +1,6 @@
 """Writes the atlas: papers and verdicts, from `experiments/results/` alone."""
 
+import enum
 import html
 import json
 import re
@@ -85,7 +86,7 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
     found: findings, in the order of the page.
   """
   parts = ["The atlas\n=========\n", _INTRODUCTION, _raw(_overview(found))]
-  parts += [_row(one) for one in found]
+  parts += [_groups(found), *map(_row, found)]
   script = f"const VERDICTS = {json.dumps(VERDICTS)};{_SCRIPT}"
   return "\n".join([*parts, _raw(f"<script>{script}</script>")])
 
@@ -130,6 +131,44 @@ def _overview(found: Sequence[Mapping[str, Any]]) -> str:
         f'<td colspan="{len(VERDICTS)}">not yet rebuilt</td></tr>'
       )
   return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _groups(found: Sequence[Mapping[str, Any]]) -> str:
+  """The verdicts of each group of the survey: papers of one value of a direction."""
+  rows = ["   * - question\n     - group\n     - claims\n     - verdicts"]
+  for code, direction in taxonomy.DIRECTIONS.items():
+    for value in direction:
+      own = [one["verdict"] for one in found if value in _values(one["paper"], code)]
+      counts = [f"{own.count(v)} {v}" for v in VERDICTS if v in own]
+      rows.append(
+        f"   * - {code}: {_question(direction)}\n     - {value.value}\n"
+        f"     - {len(own)}\n     - {', '.join(counts) or 'none'}"
+      )
+  return "\n".join(
+    [
+      "Groups of the survey",
+      "--------------------",
+      "",
+      "The verdicts of the claims below, by the values that their papers have in each",
+      "direction. A paper of both values of a direction stands in both groups.",
+      "",
+      ".. list-table::",
+      "   :header-rows: 1",
+      "   :widths: 45 15 10 30",
+      "",
+      *rows,
+      "",
+      "Claims",
+      "------",
+      "",
+    ]
+  )
+
+
+def _values(paper: str, code: str) -> frozenset[enum.Enum]:
+  """The values of a paper in a direction."""
+  (row,) = (row for row in table.PAPERS if row.name == paper)
+  return row.cells[code].values if code in row.cells else frozenset()
 
 
 def _row(one: Mapping[str, Any]) -> str:
