@@ -10,7 +10,8 @@ from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.evaluation.measure_policy import Draws
 from xpo_jax.report import html, run_page
 from xpo_jax.studies import demo
-from xpo_jax.studies.multistage import arms
+from xpo_jax.studies import task as tasks
+from xpo_jax.studies.multistage import arms, samples
 from xpo_jax.studies.multistage.arm_table import ArmRow
 from xpo_jax.studies.multistage.arms import Arms
 from xpo_jax.studies.real_model import runs
@@ -104,11 +105,11 @@ def run(
     holds = checks_table(found)
     demo.show(holds)
     blocks.insert(0, html.Section("Does it hold?", [holds]))
-  samples = samples_table(judged, study.task.seeds[0])
-  blocks.append(html.Section("Samples", [samples]))
+  shown = samples_table(study.task, judged)
+  blocks.append(html.Section("Samples", [shown]))
   blocks.append(html.Section("How to reproduce", [html.Code(command)]))
-  for prompt, *texts in samples.rows:
-    print(f"\n{prompt}")
+  for question, *texts in shown.rows:
+    print(f"\n{question}")
     for label, text in zip(judged, texts, strict=True):
       print(f"  {label}: {text}")
   path = run_page.write_page(study.run_dir, html.Page(title, _lead(study.task), blocks))
@@ -169,17 +170,20 @@ def checks_table(checks: Sequence[Check]) -> html.Table:
   )
 
 
-def samples_table(judged: Mapping[str, Judged], seed: int) -> html.Table:
+def samples_table(task: Task, judged: Mapping[str, Judged]) -> html.Table:
   """The first sample of every policy for the first held-out prompts."""
-  draws = [one.draws[seed] for one in judged.values()]
+  draws = [one.draws[task.seeds[0]] for one in judged.values()]
+  conversations = samples.texts_of(tasks.prompts(task, "test"))
   rows = [
     [
-      html.Verbatim(draws[0].prompts[p]),
+      html.Verbatim(conversations[p].turns[-1].content),
       *(html.Verbatim(one.texts[p][0].strip()) for one in draws),
     ]
-    for p in range(min(SHOWN, len(draws[0].prompts)))
+    for p in range(min(SHOWN, task.eval_prompts))
   ]
-  return html.Table(["prompt", *judged], rows, "The first sample of each, unselected.")
+  return html.Table(
+    ["question", *judged], rows, "The first sample of each, unselected."
+  )
 
 
 def _lead(task: Task) -> str:
