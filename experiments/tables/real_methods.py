@@ -6,7 +6,7 @@ Paper: the controlled-sentiment setting of Rafailov et al. 2023 (DPO), arXiv:230
 Command: xpo train real_methods [policy=DIR]
   python experiments/fetch_smollm2.py smollm2 makes the default policy. The same command
   goes on with an interrupted run.
-Hardware: 2 CPU cores, 6 GB of memory; not run.
+Hardware: 2 CPU cores, 11 GB of memory; not run.
 Expected: every method raises the reward; methods with a length term or a tie by token
   stay shorter or nearer to the start than DPO at the same steps.
 Departs from the papers: one epoch on about 70 pairs, or five updates; beta and weights

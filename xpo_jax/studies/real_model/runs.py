@@ -52,7 +52,7 @@ def task(policy: str, **changes: Any) -> Task:
     max_completion_tokens=48,
     row_length=192,
     num_prompts=72,
-    rows=8,
+    rows=6,
     learning_rate=3e-4,
     temperature=0.7,
     adapter=Adapter(rank=8, alpha=16.0),
@@ -77,7 +77,9 @@ def experiment(
   Raises:
     ValueError: flipped labels of a method on samples.
   """
-  optimizer = Optimizer(learning_rate=task.learning_rate, warmup_steps=1)
+  optimizer = Optimizer(
+    learning_rate=task.learning_rate, warmup_steps=1, schedule="constant"
+  )
   loop = Loop(log_every=1, checkpoint_minutes=None)
   changes = {"optimizer": optimizer, "loop": loop, "seed": seed}
   if objective.build().layout is Layout.SAMPLED:
