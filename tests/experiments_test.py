@@ -123,6 +123,7 @@ def test_every_named_recipe_is_tested():
     "constitutional_ai",
     "self_rewarding",
     "rlhf",  # in studies/rlhf_test.py
+    "real_model",  # in studies/real_model/compare_test.py
     # in studies/task_test.py
     "rloo",
     "ppo",

@@ -27,6 +27,7 @@ from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.feedback import rules
 from xpo_jax.models.config import Config
+from xpo_jax.models.lora import Adapter
 
 ONE_DEVICE = MeshShape(data=1)
 
@@ -36,7 +37,8 @@ class Task:
   """Texts, start, reward and sizes of a recipe.
 
   Attributes:
-    source: other texts than the synthetic reviews, as `Data.path`.
+    source: other texts than the synthetic reviews, as `Data.path`; records that a
+      function makes have no held-out data in the runs themselves (`held_out`).
     prompt_words: number of words of such a text that are its prompt.
     policy: a Hugging Face directory to start from; None: a small model from scratch,
       fine-tuned on the texts.
@@ -53,12 +55,14 @@ class Task:
     num_prompts: number of prompts of the training portion, the first so many.
     rows: packed rows of a step after SFT.
     learning_rate: peak learning rate after SFT, of policies and reward models.
+    temperature: of rollouts and of the samples that policies are judged by.
+    adapter: what is trained after SFT; None: every weight.
     eval_prompts: number of held-out prompts for evaluation.
     eval_samples: completions of each.
     seeds: seeds of samples, order and evaluation; SFT is shared.
   """
 
-  source: str | None = None
+  source: str | Configured | None = None
   prompt_words: int = 4
   policy: str | None = None
   reward: Configured = dataclasses.field(
@@ -76,6 +80,8 @@ class Task:
   num_prompts: int = 800
   rows: int = 4
   learning_rate: float = 7e-4
+  temperature: float = 1.0
+  adapter: Adapter | None = None
   eval_prompts: int = 128
   eval_samples: int = 4
   seeds: tuple[int, ...] = (0, 1, 2)
@@ -87,7 +93,7 @@ class Task:
       )
 
   @property
-  def path(self) -> str:
+  def path(self) -> str | Configured:
     """Path of the texts, as `Data.path`."""
     return f"synthetic:{self.num_texts}" if self.source is None else self.source
 
@@ -169,6 +175,14 @@ def prompts(task: Task, portion: str = "train") -> Prompts:
   return Prompts(task.path, portion=portion, reading=task.reading, bad_rows="drop")
 
 
+def held_out(task: Task) -> Evaluation:
+  """Makes the config of a run's own held-out prompts; none where a function makes the
+  texts: the study alone then judges its policies."""
+  if isinstance(task.path, Configured):
+    return Evaluation()
+  return Evaluation(task.path, portion="test", limit=task.eval_prompts)
+
+
 def from_start(
   make: Callable[..., Any], task: Task, *, seed: int, **arguments: Any
 ) -> Configured:
@@ -226,6 +240,7 @@ def on_records(
     optimizer=Optimizer(learning_rate=task.learning_rate, warmup_steps=10, floor=0.1),
     mesh=ONE_DEVICE,
     seed=seed,
+    adapter=task.adapter,
   )
   return experiment.replace(run, **changes)
 
@@ -241,7 +256,11 @@ def on_rollouts(objective: ObjectiveConfig, task: Task, **changes: Any) -> Exper
   data = Rollouts(
     prompts=prompts(task),
     feedback=Feedback(task.reward, missing_eos=task.missing_eos(0.5)),
-    sampling=Sampling(completions=4, max_completion_tokens=task.max_completion_tokens),
+    sampling=Sampling(
+      completions=4,
+      max_completion_tokens=task.max_completion_tokens,
+      temperature=task.temperature,
+    ),
     iterations=60,
     prompts_per_iteration=32,
   )
@@ -252,6 +271,7 @@ def on_rollouts(objective: ObjectiveConfig, task: Task, **changes: Any) -> Exper
     optimizer=Optimizer(learning_rate=3e-4, schedule="constant"),
     loop=Loop(log_every=5, eval_every=20),
     mesh=ONE_DEVICE,
-    evaluation=Evaluation(task.path, portion="test", limit=task.eval_prompts),
+    evaluation=held_out(task),
+    adapter=task.adapter,
   )
   return experiment.replace(run, **changes)

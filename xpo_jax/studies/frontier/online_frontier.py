@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.config import experiment as experiments
-from xpo_jax.config.data import Evaluation
 from xpo_jax.config.experiment import Experiment, Loop
 from xpo_jax.config.factories import Configured
 from xpo_jax.data import sealed_files
@@ -112,7 +111,7 @@ def on_task(experiment: Experiment, task: Task, *, seed: int) -> Experiment:
     start=tasks.start(task),
     prompts=tasks.prompts(task),
     sampling=sampling,
-    evaluation=Evaluation(task.path, portion="test", limit=task.eval_prompts),
+    evaluation=tasks.held_out(task),
     seed=seed,
   )
 

@@ -164,6 +164,7 @@ def judge(
   *,
   eval_samples: int | None = None,
   reference: Path | None = None,
+  portion: str = "test",
 ) -> Draws:
   """Samples on held-out prompts, with true rewards and KL to a reference.
 
@@ -173,19 +174,23 @@ def judge(
     seed: of the draws.
     eval_samples: completions of each prompt; None: the task's.
     reference: directory of its policy; None: the start's.
+    portion: of the prompts: "test", or "tune" to choose settings.
   """
   task = arms.task
   if eval_samples is not None:
     task = dataclasses.replace(task, eval_samples=eval_samples)
   reference = start_directory(arms) if reference is None else reference
-  return _draws(task, params, hf_checkpoint.load(reference, remat=False), seed)
+  checkpoint = hf_checkpoint.load(reference, remat=False)
+  return _draws(task, params, checkpoint, seed, portion)
 
 
-def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draws:
-  prompts = samples.texts_of(tasks.prompts(task, "test"))
+def _draws(
+  task: Task, params: Params, reference: Checkpoint, seed: int, portion: str
+) -> Draws:
+  prompts = samples.texts_of(tasks.prompts(task, portion))
   if len(prompts) < task.eval_prompts:
     raise ValueError(
-      f"Task.eval_prompts is {task.eval_prompts}, the held-out split has "
+      f"Task.eval_prompts is {task.eval_prompts}, the {portion} split has "
       f"{len(prompts)}; take fewer prompts or more texts"
     )
   setup = measure_policy.EvalSetup(
@@ -193,7 +198,9 @@ def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draw
     reference.params,
     samples.encode(reference.tokenizer, prompts[: task.eval_prompts]),
     reference.tokenizer,
-    GenerationConfig(task.max_completion_tokens, task.eval_samples),
+    GenerationConfig(
+      task.max_completion_tokens, task.eval_samples, temperature=task.temperature
+    ),
     batch=task.eval_prompts,
   )
   key = jax.random.fold_in(jax.random.key(seed), 4)
@@ -203,12 +210,27 @@ def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draw
   return draws._replace(reward_PK=reward_PK.astype(np.float64))
 
 
+def reference_draws(
+  arms: Arms, seed: int, *, reference: Path | None = None, portion: str = "test"
+) -> Draws:
+  """The reference's own samples, judged; drawn once in a process.
+
+  Args:
+    arms: the study.
+    seed: of the draws.
+    reference: directory of its policy; None: the start's.
+    portion: see `judge`.
+  """
+  reference = start_directory(arms) if reference is None else reference
+  task = json.dumps(yaml_file.to_dict(arms.task))
+  return _reference_draws(str(reference), task, seed, portion)
+
+
 @functools.lru_cache(maxsize=32)  # every arm is compared with the same samples
-def _reference_rewards(directory: str, task: str, seed: int) -> np.ndarray:
-  """True rewards of a reference's own samples, by the task as JSON."""
+def _reference_draws(directory: str, task: str, seed: int, portion: str) -> Draws:
   settings = yaml_file.from_dict(Task, json.loads(task))
   checkpoint = hf_checkpoint.load(directory, remat=False)
-  return _draws(settings, checkpoint.params, checkpoint, seed).reward_PK
+  return _draws(settings, checkpoint.params, checkpoint, seed, portion)
 
 
 def row(
@@ -231,15 +253,43 @@ def row(
     more: further measures, by name.
   """
   reference = start_directory(arms) if reference is None else reference
-  task = json.dumps(yaml_file.to_dict(arms.task))
   draws = {
     seed: judge(arms, params, seed, reference=reference)
     for seed, params in trained.policies.items()
   }
+  return judged_row(
+    arms,
+    label,
+    draws,
+    seconds=trained.seconds,
+    reference=reference,
+    scores=scores,
+    **more,
+  )
+
+
+def judged_row(
+  arms: Arms,
+  label: str,
+  draws: Mapping[int, Draws],
+  *,
+  seconds: float = 0.0,
+  reference: Path | None = None,
+  scores: Mapping[str, Score] | None = None,
+  **more: Interval | float,
+) -> ArmRow:
+  """The row of an arm whose samples are judged.
+
+  Args:
+    draws: seed -> of `judge`, against the same reference.
+    seconds: of its runs.
+    arms, label, reference, scores, more: see `row`.
+  """
+  reference = start_directory(arms) if reference is None else reference
   columns = {
     "reward": [d.reward_PK for d in draws.values()],
     "change": [
-      d.reward_PK - _reference_rewards(str(reference), task, seed)
+      d.reward_PK - reference_draws(arms, seed, reference=reference).reward_PK
       for seed, d in draws.items()
     ],
     "kl": [d.kl_PK for d in draws.values()],
@@ -253,13 +303,13 @@ def row(
     )
     for name, by_seed in columns.items()
   }
-  return ArmRow(label, measures | more, trained.seconds)
+  return ArmRow(label, measures | more, seconds)
 
 
 def start_row(arms: Arms, label: str = "SFT", **more: Any) -> ArmRow:
   """The start, judged as an arm."""
-  params = start(arms).params
-  return row(arms, label, Trained(dict.fromkeys(arms.task.seeds, params)), **more)
+  draws = {seed: reference_draws(arms, seed) for seed in arms.task.seeds}
+  return judged_row(arms, label, draws, **more)
 
 
 def nll(

@@ -1,0 +1,127 @@
+"""The recipe of a real model, on a tiny one: trains once, judges, decides."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tests import tiny_policy
+from tests.studies import hash_reward
+from xpo_jax.config.factories import Configured
+from xpo_jax.models import hf_checkpoint
+from xpo_jax.models.lora import Adapter
+from xpo_jax.studies import find_recipe
+from xpo_jax.studies.multistage import arms
+from xpo_jax.studies.real_model import runs
+from xpo_jax.train import loop
+
+SIZES = {
+  "max_completion_tokens": 12,
+  "row_length": 96,
+  "num_prompts": 8,
+  "rows": 2,
+  "eval_prompts": 3,
+  "eval_samples": 2,
+  "adapter": Adapter(rank=2, targets="query"),
+  "reward": Configured(hash_reward.scorer),
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+  """An untrained model whose completions end: about one token in five is EOS."""
+  folder = tmp_path_factory.mktemp("policies")
+  loaded = hf_checkpoint.load(tiny_policy.write(folder / "untrained"))
+  lm = dict(loaded.params["lm"])
+  lm["embedding"] = lm["embedding"] + 3.0  # a direction that all states share
+  eos = loaded.tokenizer.eos_token_id
+  lm["head"] = lm["head"].copy()
+  lm["head"][eos] += 0.5
+  return hf_checkpoint.save(
+    folder / "policy", loaded.config, {"lm": lm}, tokenizer=loaded.tokenizer
+  )
+
+
+@pytest.fixture(scope="module")
+def study(policy, tmp_path_factory):
+  """The recipe made small, run once: settings, directory, exit code, output."""
+  patch = pytest.MonkeyPatch()
+  patch.setattr(runs, "ITERATIONS", 2)
+  patch.setattr(runs, "PROMPTS_PER_ITERATION", 4)
+  recipe = find_recipe.load("real_model", [f"policy={policy}"])
+  task = dataclasses.replace(recipe.experiment.task, **SIZES)
+  settings = dataclasses.replace(recipe.experiment, task=task)
+  run_dir = tmp_path_factory.mktemp("studies") / "study"
+  yield recipe, settings, run_dir, recipe.run(settings, run_dir)
+  patch.undo()
+
+
+def read(run_dir):
+  rows = json.loads((run_dir / arms.RESULTS).read_text(encoding="utf-8"))
+  return {row.pop("label"): row for row in rows}
+
+
+def test_rows_are_start_and_methods(study):
+  *_, run_dir, _ = study
+  rows = read(run_dir)
+  assert list(rows) == ["start", "DPO", "RLOO", "DPO, flipped labels"]
+  assert rows["start"]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
+  assert rows["start"]["change"]["mean"] == 0
+  for label, row in rows.items():
+    assert row["reward"]["units"] == 3
+    assert (row["kl"]["mean"] > 0) == (label != "start")
+    assert 0 <= row["cut"]["mean"] < 1
+
+
+def test_exit_code_is_whether_every_interval_lies_on_its_side(study):
+  *_, run_dir, code = study
+  rows = read(run_dir)
+  holds = (
+    rows["DPO"]["change"]["low"] > 0
+    and rows["RLOO"]["change"]["low"] > 0
+    and rows["DPO, flipped labels"]["change"]["high"] < 0
+  )
+  assert code == (0 if holds else 1)
+
+
+def test_page_has_table_verdicts_and_samples(study):
+  *_, run_dir, _ = study
+  page = (run_dir / "report.md").read_text(encoding="utf-8")
+  for word in ("Does it hold?", "Samples", "What do you think of", "flipped labels"):
+    assert word in page
+
+
+def test_second_run_trains_nothing_and_finds_the_same(study, monkeypatch):
+  recipe, settings, run_dir, code = study
+  before = read(run_dir)
+
+  def refuse(*_, **__):
+    raise AssertionError("trained again")
+
+  monkeypatch.setattr(loop, "train", refuse)
+  assert recipe.run(settings, run_dir) == code
+  assert read(run_dir) == before
+
+
+def test_cell_of_a_table_finds_the_stored_run(study, policy, monkeypatch):
+  _, settings, run_dir, _ = study
+  monkeypatch.setattr(runs, "task", lambda policy, **changes: settings.task)
+  monkeypatch.setattr(loop, "train", None)
+  cell = {"objective": "dpo", "hparams": {}, "learning_rate": 3e-4}
+  paths = {"policy": str(policy), "study_dir": str(run_dir)}
+  found, row = runs.run(0, **cell, **paths), read(run_dir)["DPO"]
+  assert found["reward"] == pytest.approx(row["reward"]["mean"])
+  assert found["kl"] == pytest.approx(row["kl"]["mean"])
+  assert found["reward"] - found["reward_before"] == pytest.approx(
+    row["change"]["mean"]
+  )
+  tuned = runs.run(0, **cell, **paths, portion="tune")
+  assert tuned["reward_before_P"] != found["reward_before_P"]
+
+
+def test_table_of_methods_lists_a_run_of_each():
+  recipe = find_recipe.load("real_methods", ["policy=policy"])
+  listed = recipe.arms(recipe.experiment)
+  assert len(listed) == 10
+  names = {run.objective.name for run in listed.values()}
+  assert {"dpo", "simpo", "kto", "tdpo2", "rloo", "online_dpo"} <= names
