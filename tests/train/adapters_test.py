@@ -279,6 +279,7 @@ def test_rollouts_share_the_base_with_a_reference(home, tmp_path):
     ({"rank": 4}, r"Adapter.rank is 4 and .*continued True: .*has 2; give its own"),
     ({"alpha": 1.0}, "Adapter.alpha is 1.0"),
     ({"rslora": True}, "Adapter.rslora is True"),
+    ({"dora": True}, "Adapter.dora is True"),
     ({"targets": "query"}, "is on query, up; give 'query|up'"),
   ],
 )
