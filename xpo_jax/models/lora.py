@@ -177,7 +177,9 @@ def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
   `a` is [layers, inputs.., rank], `b` [layers, rank, outputs..], of experts with their
   axis after the layers', with the kernel's axis names, so that they are sharded like
   it; the rank axis is replicated. In DoRA `m` is [layers, outputs..], the magnitudes
-  less the norms of the base: the start is 0 whatever the base is.
+  less the norms of the base: the start is 0 whatever the base is. Weight decay leaves
+  it out; Adafactor's steps are relative to this difference, as to `b`, which starts at
+  0 too.
   """
   kernels = transformer.weights(config)["blocks"]
   tree = {}
