@@ -37,14 +37,13 @@ def torch_logits(model):
     return model(torch.tensor(TOKENS)).logits.numpy()
 
 
-def logits(config, lm):
+def logits_of(config, lm):
   model = transformer.model(config)
   rows = transformer.Rows.plain(TOKENS, np.ones_like(TOKENS))
+  return capping.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, model.softcap)
 
-  def run(lm):
-    return capping.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, model.softcap)
 
-  return jax.jit(run)(lm)
+logits = jax.jit(logits_of, static_argnums=0)
 
 
 def targets(name, form):
@@ -124,6 +123,36 @@ def test_adapter_that_peft_made_is_read(name, form, tmp_path):
   np.testing.assert_allclose(
     logits(merged.config, merged.params["lm"]), torch_logits(model), atol=ATOL
   )
+
+
+def test_gradient_of_dora_equals_pefts(tmp_path):
+  adapter = Adapter(rank=2, targets="query|down", dora=True)
+  held, params = save(tmp_path / "ours", FIXTURES / "llama", adapter)
+  weight = np.random.default_rng(2).normal(size=(*TOKENS.shape, held.config.vocab))
+
+  base = jax.device_put(held.params["lm"])
+
+  def loss(params):
+    lm = lora.attach(base, params, adapter)
+    return (logits_of(held.config, lm) * weight).mean()
+
+  ours = jax.jit(jax.grad(loss))(params)["blocks"]
+  model = theirs.PeftModel.from_pretrained(
+    torch_base(FIXTURES / "llama"), tmp_path / "ours", is_trainable=True
+  )
+  of_peft = model(torch.tensor(TOKENS)).logits
+  (of_peft * torch.tensor(weight, dtype=torch.float32)).mean().backward()
+  grads = {n: x.grad.numpy() for n, x in model.named_parameters() if x.requires_grad}
+  leaves = {"a": "lora_A", "b": "lora_B", "m": "lora_magnitude_vector"}
+  for part, module in (("query", "q_proj"), ("down", "down_proj")):
+    for leaf, tensor in leaves.items():
+      for layer, own in enumerate(ours[part][leaf]):
+        name = f"layers.{layer}.", f"{module}.{tensor}."
+        (grad,) = (x for n, x in grads.items() if all(piece in n for piece in name))
+        size = np.abs(grad).max()
+        assert size > 1e-5
+        own = own.reshape(grad.T.shape) if leaf != "b" else own.reshape(len(own), -1)
+        np.testing.assert_allclose(own.T, grad, atol=1e-4 * size)
 
 
 @pytest.fixture(scope="module")
