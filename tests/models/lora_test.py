@@ -17,6 +17,7 @@ from xpo_jax.sharding import rules
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 NAMES = ["llama", "gpt_neox", "gpt2"]
 ADAPTER = Adapter(rank=3, alpha=12.0)
+DORA = dataclasses.replace(ADAPTER, dora=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +45,21 @@ def hidden_of(config, lm, rows):
   return transformer.model(config).hidden(lm, rows)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_initial_adapters_change_nothing_and_attached_equal_merged(bases, name):
+@pytest.mark.parametrize(
+  ("name", "adapter"), [*((name, ADAPTER) for name in NAMES), ("gpt2", DORA)]
+)
+def test_initial_adapters_change_nothing_and_attached_equal_merged(
+  bases, name, adapter
+):
   config, lm = bases[name].config, bases[name].params["lm"]
   rows = rows_of(name)
   base = np.asarray(hidden_of(config, lm, rows))
-  initial = lora.init(config, ADAPTER, jax.random.key(0))
-  unchanged = np.asarray(hidden_of(config, lora.attach(lm, initial, ADAPTER), rows))
+  initial = lora.init(config, adapter, jax.random.key(0))
+  unchanged = np.asarray(hidden_of(config, lora.attach(lm, initial, adapter), rows))
   np.testing.assert_array_equal(unchanged, base)
-  random_params = random_adapter(config)
-  attached = hidden_of(config, lora.attach(lm, random_params, ADAPTER), rows)
-  merged = hidden_of(config, lora.merged(lm, random_params, ADAPTER), rows)
+  random_params = random_adapter(config, adapter)
+  attached = hidden_of(config, lora.attach(lm, random_params, adapter), rows)
+  merged = hidden_of(config, lora.merged(lm, random_params, adapter), rows)
   assert np.abs(attached - base).max() > 0.1
   np.testing.assert_allclose(attached, merged, atol=2e-5)
 
@@ -77,10 +82,63 @@ def test_merged_kernel_is_base_plus_scaled_product(bases):
   assert untouched["embedding"] and not untouched["blocks"]["up"]["kernel"]
 
 
+def test_dora_normalises_the_merged_kernel_and_takes_the_norm_for_a_constant(bases):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  adapter = dataclasses.replace(DORA, targets="output|down")
+  params = random_adapter(config, adapter)
+  rng = np.random.default_rng(0)
+  merged = lora.merged(lm, params, adapter)
+  shapes = {part: lm["blocks"][part]["kernel"].shape for part in params["blocks"]}
+  weight = {part: rng.normal(size=shape) for part, shape in shapes.items()}
+
+  def loss(params):
+    change = lora.delta(lm, params, adapter)["blocks"]
+    return sum((change[part]["kernel"] * weight[part]).sum() for part in weight)
+
+  got = jax.jit(jax.grad(loss))(params)
+  for part, own in params["blocks"].items():
+    for n in range(config.layers):
+      width = own["m"].shape[-1]
+      a, b, m, w, d = (
+        np.asarray(x[n], np.float64).reshape(*shape)
+        for x, shape in (
+          (own["a"], (-1, 3)),
+          (own["b"], (3, width)),
+          (own["m"], (width,)),
+          (lm["blocks"][part]["kernel"], (-1, width)),
+          (weight[part], (-1, width)),
+        )
+      )
+      whole = w + 4 * a @ b
+      magnitude = np.linalg.norm(w, axis=0) + m
+      direction = whole / np.linalg.norm(whole, axis=0)
+      kernel = np.asarray(merged["blocks"][part]["kernel"][n]).reshape(w.shape)
+      np.testing.assert_allclose(kernel, magnitude * direction, atol=1e-6)
+      d_whole = 4 * d * magnitude / np.linalg.norm(whole, axis=0)
+      expected = {"a": d_whole @ b.T, "b": a.T @ d_whole, "m": (d * direction).sum(0)}
+      for leaf, value in expected.items():
+        grad = np.asarray(got["blocks"][part][leaf][n]).reshape(value.shape)
+        np.testing.assert_allclose(grad, value, rtol=1e-4, atol=1e-5)
+
+
+def test_dora_refuses_what_it_is_not_defined_on(bases):
+  mixtral = hf_checkpoint.read_config(FIXTURES / "mixtral")
+  with pytest.raises(ValueError, match=r"matches experts \(.*'query\|key\|value\|out"):
+    lora.targets(mixtral, DORA)
+  attention = dataclasses.replace(DORA, targets="query|output")
+  assert lora.targets(mixtral, attention) == ("query", "output")
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  kernel = lm["blocks"]["down"]["kernel"].at[1, :, 3].set(0)
+  blocks = lm["blocks"] | {"down": {"kernel": kernel}}
+  with pytest.raises(ValueError, match=r"blocks/down has an output .* 0 in layer 1:"):
+    lora.check_base(config, DORA, lm | {"blocks": blocks})
+  lora.check_base(config, attention, lm | {"blocks": blocks})
+
+
 def test_merging_changes_equals_merging_whole_weights(bases):
   config, lm = bases["llama"].config, bases["llama"].params["lm"]
   sft, dpo = (random_adapter(config, seed=seed) for seed in (2, 3))
-  mean = merge.linear([lora.delta(p, ADAPTER) for p in (sft, dpo)], [1, 3])
+  mean = merge.linear([lora.delta(lm, p, ADAPTER) for p in (sft, dpo)], [1, 3])
   got = lora.add(lm, mean)
   whole = [merge.delta(lora.merged(lm, p, ADAPTER), lm) for p in (sft, dpo)]
   expected = merge.apply(lm, merge.linear(whole, [1, 3]))
@@ -117,17 +175,17 @@ def test_gradient_equals_that_of_the_merged_model(bases):
 
 
 def test_l1_gradient_equals_numerical_gradient(bases):
-  config = bases["llama"].config
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
   adapter = Adapter(rank=2, alpha=4.0, targets="query")
   params = random_adapter(config, adapter)
-  total = float(lora.l1(params, adapter))
+  total = float(lora.l1(lm, params, adapter))
   pair = jax.tree.map(np.asarray, params["blocks"]["query"])
   by_hand = 2 * np.abs(np.einsum("nir,nrhd->nihd", pair["a"], pair["b"])).sum()
   assert total == pytest.approx(by_hand, rel=1e-5)
-  grads = jax.grad(lora.l1)(params, adapter)
+  grads = jax.grad(lora.l1, argnums=1)(lm, params, adapter)
   step = jax.tree.map(lambda x: 1e-4 * jnp.sign(x), params)
   up, down = (jax.tree.map(lambda p, s, g=g: p + g * s, params, step) for g in (1, -1))
-  slope = (lora.l1(up, adapter) - lora.l1(down, adapter)) / 2
+  slope = (lora.l1(lm, up, adapter) - lora.l1(lm, down, adapter)) / 2
   dots = jax.tree.map(lambda g, s: (g * s).sum(), grads, step)
   assert float(slope) == pytest.approx(float(sum(jax.tree.leaves(dots))), rel=1e-2)
 
@@ -215,15 +273,16 @@ def test_sampling_from_attached_equals_sampling_from_merged(bases):
 def test_adapters_are_sharded_like_their_kernels(bases):
   model = transformer.model(bases["llama"].config)
   mesh = meshes.make_mesh(1, 2, 2, jax.devices()[:4])
-  trained = lora.trainable_model(model, ADAPTER)
-  attached = lora.attached_model(model, ADAPTER)
+  trained = lora.trainable_model(model, DORA)
+  attached = lora.attached_model(model, DORA)
   shapes = jax.eval_shape(trained.init, jax.random.key(0))
   shardings = rules.param_shardings(mesh, trained.logical_axes(), shapes)
   pair = shardings["blocks"]["output"]
   assert tuple(pair["a"].spec) == (None, "tensor", None, None)
   assert tuple(pair["b"].spec) == (None, None, "fsdp")
+  assert tuple(pair["m"].spec) == (None, "fsdp")
   attached_shapes = jax.eval_shape(
-    lambda lm, p: lora.attach(lm, p, ADAPTER),
+    lambda lm, p: lora.attach(lm, p, DORA),
     jax.eval_shape(model.init, jax.random.key(0)),
     shapes,
   )

@@ -23,6 +23,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.npz"))
 TOKENS = np.random.default_rng(0).integers(3, 60, (2, 9))
 ATOL = 2e-5
+FORMS = [{}, {"rslora": True}, {"dora": True}]
 
 
 def torch_base(directory):
@@ -36,14 +37,19 @@ def torch_logits(model):
     return model(torch.tensor(TOKENS)).logits.numpy()
 
 
-def logits(config, lm):
+def logits_of(config, lm):
   model = transformer.model(config)
   rows = transformer.Rows.plain(TOKENS, np.ones_like(TOKENS))
+  return capping.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, model.softcap)
 
-  def run(lm):
-    return capping.soft_cap(model.hidden(lm, rows) @ model.head(lm).T, model.softcap)
 
-  return jax.jit(run)(lm)
+logits = jax.jit(logits_of, static_argnums=0)
+
+
+def targets(name, form):
+  """The layers that PEFT adapts in this form; None: all."""
+  experts = hf_checkpoint.read_config(FIXTURES / name).experts
+  return "q_proj|k_proj|v_proj|o_proj" if experts and "dora" in form else None
 
 
 def save(directory, base, adapter):
@@ -65,10 +71,10 @@ def save(directory, base, adapter):
   return held, params
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_peft_computes_our_adapter(name, rslora, tmp_path):
-  adapter = Adapter(rank=3, alpha=5.0, rslora=rslora)
+def test_peft_computes_our_adapter(name, form, tmp_path):
+  adapter = Adapter(rank=3, alpha=5.0, targets=targets(name, form) or ".*", **form)
   held, params = save(tmp_path / "ours", FIXTURES / name, adapter)
   model = theirs.PeftModel.from_pretrained(
     torch_base(FIXTURES / name), tmp_path / "ours"
@@ -87,22 +93,27 @@ def test_transformers_loads_a_directory_of_ours_by_itself(tmp_path):
   np.testing.assert_allclose(torch_logits(model), ours, atol=ATOL)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_adapter_that_peft_made_is_read(name, rslora, tmp_path):
+def test_adapter_that_peft_made_is_read(name, form, tmp_path):
   torch.manual_seed(0)
+  only = targets(name, form)
   config = theirs.LoraConfig(
     r=3,
     lora_alpha=5,
-    target_modules="all-linear",
-    use_rslora=rslora,
+    target_modules=rf".*\.({only})" if only else "all-linear",
+    **{f"use_{option}": value for option, value in form.items()},
     init_lora_weights=False,
     task_type="CAUSAL_LM",
   )
   model = theirs.get_peft_model(torch_base(FIXTURES / name), config)
+  magnitudes = [x for n, x in model.named_parameters() if "magnitude" in n]
+  assert bool(magnitudes) == ("dora" in form)
+  for magnitude in magnitudes:  # else the norms, which change nothing
+    magnitude.data *= 0.75 + torch.rand_like(magnitude) / 2
   model.save_pretrained(tmp_path / "theirs")
   adapted = hf_checkpoint.load_adapted(tmp_path / "theirs")
-  assert adapted.adapter.rslora == rslora
+  assert {name: vars(adapted.adapter)[name] for name in form} == form
   lm = lora.attach(adapted.base.params["lm"], adapted.params, adapted.adapter)
   model.eval()
   np.testing.assert_allclose(
@@ -112,6 +123,36 @@ def test_adapter_that_peft_made_is_read(name, rslora, tmp_path):
   np.testing.assert_allclose(
     logits(merged.config, merged.params["lm"]), torch_logits(model), atol=ATOL
   )
+
+
+def test_gradient_of_dora_equals_pefts(tmp_path):
+  adapter = Adapter(rank=2, targets="query|down", dora=True)
+  held, params = save(tmp_path / "ours", FIXTURES / "llama", adapter)
+  weight = np.random.default_rng(2).normal(size=(*TOKENS.shape, held.config.vocab))
+
+  base = jax.device_put(held.params["lm"])
+
+  def loss(params):
+    lm = lora.attach(base, params, adapter)
+    return (logits_of(held.config, lm) * weight).mean()
+
+  ours = jax.jit(jax.grad(loss))(params)["blocks"]
+  model = theirs.PeftModel.from_pretrained(
+    torch_base(FIXTURES / "llama"), tmp_path / "ours", is_trainable=True
+  )
+  of_peft = model(torch.tensor(TOKENS)).logits
+  (of_peft * torch.tensor(weight, dtype=torch.float32)).mean().backward()
+  grads = {n: x.grad.numpy() for n, x in model.named_parameters() if x.requires_grad}
+  leaves = {"a": "lora_A", "b": "lora_B", "m": "lora_magnitude_vector"}
+  for part, module in (("query", "q_proj"), ("down", "down_proj")):
+    for leaf, tensor in leaves.items():
+      for layer, own in enumerate(ours[part][leaf]):
+        name = f"layers.{layer}.", f"{module}.{tensor}."
+        (grad,) = (x for n, x in grads.items() if all(piece in n for piece in name))
+        size = np.abs(grad).max()
+        assert size > 1e-5
+        own = own.reshape(grad.T.shape) if leaf != "b" else own.reshape(len(own), -1)
+        np.testing.assert_allclose(own.T, grad, atol=1e-4 * size)
 
 
 @pytest.fixture(scope="module")

@@ -45,20 +45,31 @@ def merged_as_peft_does(name: str, adapter: Path, directory: Path):
     a, b = pairs[key], pairs[key.replace("lora_A", "lora_B")]
     assert a.shape[0] == b.shape[1] == rank
     change = alpha / rank * b @ a
-    if content["fan_in_fan_out"]:
-      change = change.T
     (file,) = (f for f in files if f"{module}.weight" in tensors[f])
-    tensors[file][f"{module}.weight"] += change
+    weight = tensors[file][f"{module}.weight"]  # of GPT-2 (inputs, outputs)
+    weight = (weight.T if content["fan_in_fan_out"] else weight) + change
+    if content.get("use_dora", False):
+      norm = np.linalg.norm(weight, axis=1)
+      magnitude = pairs[key.replace("lora_A.weight", "lora_magnitude_vector")]
+      weight = (magnitude / norm)[:, None] * weight
+    tensors[file][f"{module}.weight"] = (
+      np.ascontiguousarray(weight.T) if content["fan_in_fan_out"] else weight
+    )
   for file, content in tensors.items():
     save_file(content, file)
   return hf_checkpoint.load(directory).params["lm"]
 
 
-@pytest.mark.parametrize("targets", [".*", "query|value|up"])
-@pytest.mark.parametrize("name", NAMES)
-def test_saved_adapter_equals_peft_merge(bases, name, targets, tmp_path):
+@pytest.mark.parametrize(
+  ("name", "targets", "dora"),
+  [
+    *((name, targets, False) for name in NAMES for targets in (".*", "query|value|up")),
+    *((name, "query|value|up", True) for name in ("gpt_neox", "gpt2", "phi3")),
+  ],
+)
+def test_saved_adapter_equals_peft_merge(bases, name, targets, dora, tmp_path):
   config, lm = bases[name].config, bases[name].params["lm"]
-  adapter = Adapter(rank=2, alpha=3.0, targets=targets)
+  adapter = Adapter(rank=2, alpha=3.0, targets=targets, dora=dora)
   params = random_adapter(config, adapter)
   peft.save(
     tmp_path / "adapter", config, adapter, params=params, base=lm, base_name="the base"
@@ -112,6 +123,22 @@ def test_adapter_round_trips(bases, name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded_params, params)
   with pytest.raises(ValueError, match="already contains an adapter"):
     peft.save(directory, config, adapter, params=params, base=lm)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_magnitudes_round_trip(bases, name, tmp_path):
+  config, lm = bases[name].config, bases[name].params["lm"]
+  adapter = Adapter(rank=2, targets="query|output|down", dora=True)
+  params = jax.tree.map(lambda x: 0.1 * x, random_adapter(config, adapter))
+  first = peft.save(tmp_path / "first", config, adapter, params=params, base=lm)
+  form, read = peft.load(first, config, lm)
+  assert form.dora
+  for part, own in params["blocks"].items():
+    np.testing.assert_allclose(read["blocks"][part]["m"], own["m"], atol=1e-6)
+  second = peft.save(tmp_path / "second", config, form, params=read, base=lm)
+  again = load_file(second / peft.WEIGHTS)
+  for tensor, value in load_file(first / peft.WEIGHTS).items():
+    np.testing.assert_array_equal(again[tensor], value)
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "phi3"])
@@ -175,7 +202,7 @@ def test_adapter_for_another_base_raises(bases, tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"use_dora": True}, "use_dora is True; supported: False"),
+    ({"use_dora": True}, r"lora_magnitude_vector has shape None, .*requires \(\d+,\)"),
     ({"bias": "all"}, "bias is 'all'"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,7 @@ from xpo_jax.train import (
 )
 from xpo_jax.train.loading import Inputs
 
-FORM = ["--adapter.rank", "2", "--adapter.targets", "query|up"]
+FORM = ["--adapter.rank", "2", "--adapter.targets", "query|up", "--adapter.dora"]
 STEPS = [
   "--data.steps",
   "3",
@@ -140,7 +141,7 @@ def test_adapter_of_random_weights_has_them_beside_it(adapted, tmp_path):
   (run / "adapter" / peft.CONFIG).write_text(json.dumps(content))
   read = hf_checkpoint.load(run / "adapter")
   trained = adapted.result.params["lm"]
-  jax.tree.map(np.testing.assert_array_equal, read.params["lm"], trained)
+  chex.assert_trees_all_close(read.params["lm"], trained, atol=1e-6)
   shutil.rmtree(run / "base")
   with pytest.raises(ValueError, match=r"adapter for the base .*run/base, which does"):
     hf_checkpoint.load(run / "adapter")
@@ -170,7 +171,7 @@ def test_new_adapter_starts_on_the_merged_one(home, tmp_path):
 
 
 def _continued(home, **changes):
-  adapter = Adapter(rank=2, targets="query|up", continued=True)
+  adapter = Adapter(rank=2, targets="query|up", dora=True, continued=True)
   start, objective = _at(home / "first" / "adapter"), ObjectiveConfig("dpo")
   changes = {"start": start, "adapter": adapter, "objective": objective} | changes
   return _experiment(home, "first", **changes)
@@ -279,6 +280,7 @@ def test_rollouts_share_the_base_with_a_reference(home, tmp_path):
     ({"rank": 4}, r"Adapter.rank is 4 and .*continued True: .*has 2; give its own"),
     ({"alpha": 1.0}, "Adapter.alpha is 1.0"),
     ({"rslora": True}, "Adapter.rslora is True"),
+    ({"dora": False}, "Adapter.dora is False"),
     ({"targets": "query"}, "is on query, up; give 'query|up'"),
   ],
 )

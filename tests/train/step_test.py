@@ -294,7 +294,7 @@ def _updated(tiny, adapter, devices=1):
   return params, jax.device_get(after.params), jax.device_get(measured)
 
 
-WHOLE = Adapter(rank=2, alpha=4.0)
+WHOLE = Adapter(rank=2, alpha=4.0, dora=True)
 
 
 def test_eight_devices_train_adapters_as_one(tiny):
@@ -309,9 +309,10 @@ def test_l1_of_the_change_is_a_term_of_the_loss_and_shrinks_it(tiny):
   sparse = dataclasses.replace(WHOLE, l1=100.0)
   before, plain, without = _updated(tiny, WHOLE)
   _, after, measured = _updated(tiny, sparse)
-  change = lora.delta(before["lm"], WHOLE)
+  base = tiny.ref["lm"]
+  change = lora.delta(base, before["lm"], WHOLE)
   by_hand = 100 * sum(np.abs(x).sum() for x in jax.tree.leaves(change))
   assert measured["loss/l1"] == pytest.approx(by_hand, rel=1e-5)
   assert measured["loss"] == pytest.approx(without["loss"] + by_hand, rel=1e-6)
-  sizes = [float(lora.l1(p["lm"], WHOLE)) for p in (before, plain, after)]
+  sizes = [float(lora.l1(base, p["lm"], WHOLE)) for p in (before, plain, after)]
   assert sizes[2] < 0.95 * min(sizes[:2])

@@ -101,5 +101,5 @@ ADAPTED = Experiment(
   Optimizer(learning_rate=1e-2, weight_decay=0.1, ema=0.9),
   Loop(log_every=1, checkpoint_every=2),
   MeshShape(data=1),
-  adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up"),
+  adapter=Adapter(rank=2, alpha=4.0, targets="query|value|up", dora=True),
 )

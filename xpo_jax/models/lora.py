@@ -4,24 +4,30 @@
     params = init(config, adapter, key)          # B = 0: equals the base, bit for bit
     hidden = model.hidden(attach(base, params, adapter), rows)
 
-The scale s is alpha / rank, or alpha / sqrt(rank) in rsLoRA. Only `params` is trained.
+The scale s is alpha / rank, or alpha / sqrt(rank) in rsLoRA. DoRA also trains the norms
+of each output's weights: a kernel is then (|W| + m) (W + s A B) / |W + s A B|, where m
+is 0 at the start; biases stay as they are. The gradient takes the divisor for a
+constant, as section 4.3 of the paper proposes. Only `params` is trained.
+
 The base and the reference share one copy of the base's parameters: `attach` adds leaves
 next to its kernels and copies none of them. `attach` is for training and decoding,
 `merged` gives a model without adapters.
 
-Papers: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
-A is initialised from a Gaussian as in the
-paper, with the variance of the uniform distribution in its code, 1 / (3 inputs).
+Papers: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732;
+DoRA: Liu et al. 2024, arXiv:2402.09353. A is initialised from a Gaussian as in the
+first, with the variance of the uniform distribution in its code, 1 / (3 inputs).
 """
 
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xpo_jax.models import hf_config, merge, transformer
 from xpo_jax.models.config import Config
@@ -42,12 +48,14 @@ class Adapter:
       fused module stands for its query, key and value. Experts have a pair A, B each;
       not adapted are routers, and experts that a checkpoint holds in one tensor
       (gpt-oss).
-    l1: weight of the L1 norm of the changes s A B in the loss: 0, or PAFT's sparsity
-      penalty (Pentyala et al. 2024, arXiv:2406.17923).
+    l1: weight of the L1 norm of the kernels' changes (`delta`) in the loss: 0, or
+      PAFT's sparsity penalty (Pentyala et al. 2024, arXiv:2406.17923).
     rslora: rank-stabilised scale.
+    dora: train the magnitude of each output's weights too. Not of experts: PEFT reads
+      no such adapter.
     continued: go on training the adapter that the start is, on its base; rank, alpha,
-      targets and `rslora` must be its own. Otherwise a new adapter is trained on the
-      start, into which its own is merged.
+      targets, `rslora` and `dora` must be its own. Otherwise a new adapter is trained
+      on the start, into which its own is merged.
   """
 
   rank: int = 8
@@ -55,6 +63,7 @@ class Adapter:
   targets: str = ".*"
   l1: float = 0.0
   rslora: bool = False
+  dora: bool = False
   continued: bool = False
 
   def __post_init__(self):
@@ -104,7 +113,7 @@ def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
 
   Raises:
     ValueError: the pattern, or a name of a list "query|value", matches no layer, or
-      only some layers of the stack.
+      only some layers of the stack; experts with `dora`.
   """
   parts = modules(config)
   for one in (adapter.targets, *_alternatives(adapter.targets)):
@@ -114,7 +123,22 @@ def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
         f"Adapter.targets {one!r} matches no linear layer that PEFT adapts; allowed: "
         f"{', '.join(parts)}, or Hugging Face's names {', '.join(suffixes)}"
       )
-  return _matched(parts, adapter.targets)
+  adapted = _matched(parts, adapter.targets)
+  if adapter.dora:
+    _check_no_experts(config, adapter, adapted)
+  return adapted
+
+
+def _check_no_experts(config: Config, adapter: Adapter, adapted: Sequence[str]) -> None:
+  blocks = transformer.weights(config)["blocks"]
+  of = [part for part in adapted if "experts" in blocks[part]["kernel"].axes]
+  if of:
+    others = "|".join(part for part in modules(config) if part not in of)
+    raise ValueError(
+      f"Adapter.dora is True and Adapter.targets {adapter.targets!r} matches experts "
+      f"({', '.join(of)}), for which PEFT has no DoRA; leave it out, or set "
+      f"Adapter.targets to {others!r}"
+    )
 
 
 def _matched(parts: dict[str, list[str]], targets: str) -> tuple[str, ...]:
@@ -152,7 +176,10 @@ def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
 
   `a` is [layers, inputs.., rank], `b` [layers, rank, outputs..], of experts with their
   axis after the layers', with the kernel's axis names, so that they are sharded like
-  it; the rank axis is replicated.
+  it; the rank axis is replicated. In DoRA `m` is [layers, outputs..], the magnitudes
+  less the norms of the base: the start is 0 whatever the base is. Weight decay leaves
+  it out; Adafactor's steps are relative to this difference, as to `b`, which starts at
+  0 too.
   """
   kernels = transformer.weights(config)["blocks"]
   tree = {}
@@ -170,11 +197,16 @@ def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
         (*kernel.axes[:stacked], "rank", *kernel.axes[cut:]),
       ),
     }
+    if adapter.dora:
+      tree[part]["m"] = Weight(
+        (*kernel.shape[:stacked], *kernel.shape[cut:]),
+        (*kernel.axes[:stacked], *kernel.axes[cut:]),
+      )
   return {"blocks": tree}
 
 
 def init(config: Config, adapter: Adapter, key: Array) -> Params:
-  """Initialises adapters in float32: A random, B zero, so that A B = 0.
+  """Initialises adapters in float32: A random, B and m zero, which is the base.
 
   Raises:
     ValueError: see `targets`.
@@ -182,19 +214,75 @@ def init(config: Config, adapter: Adapter, key: Array) -> Params:
   return transformer.init_params(weights(config, adapter), key)
 
 
+def norms(base: Params, part: str) -> np.ndarray:
+  """Computes the norm of each output's weights, [layers, outputs..], on the host.
+
+  Raises:
+    ValueError: weights that are all 0: they have no direction, which DoRA divides by.
+  """
+  kernel = jax.device_get(base["blocks"][part]["kernel"])
+  inputs = tuple(range(input_axes(part)))
+  square = [np.square(of_layer, dtype=np.float64).sum(inputs) for of_layer in kernel]
+  layers = [n for n, of_layer in enumerate(square) if not of_layer.all()]
+  if layers:
+    raise ValueError(
+      f"Adapter.dora is True, and blocks/{part} has an output whose weights are all 0 "
+      f"in layer {', '.join(map(str, layers))}: they have no direction; leave {part} "
+      "out of Adapter.targets, or set Adapter.dora to False"
+    )
+  return np.sqrt(square)
+
+
+def check_base(config: Config, adapter: Adapter | None, base: Params) -> None:
+  """Refuses a base that DoRA is not defined on.
+
+  Raises:
+    ValueError: see `norms` and `targets`.
+  """
+  if adapter is not None and adapter.dora:
+    for part in targets(config, adapter):
+      norms(base, part)
+
+
 def attach(base: Params, params: Params, adapter: Adapter) -> Params:
   """Adds adapters to the decoder's parameters, next to their kernels.
 
   The result works wherever the decoder's parameters do: training, scoring, sampling.
+  In DoRA its `m` is the factor of each output, so that no norm is computed there.
   """
   blocks = dict(base["blocks"])
-  for part, pair in params["blocks"].items():
-    scaled = {"a": pair["a"], "b": adapter.scale * pair["b"]}
+  for part, own in params["blocks"].items():
+    scaled = own | {"b": adapter.scale * own["b"]}
+    if adapter.dora:
+      scaled["m"] = _output_scale(blocks[part]["kernel"], **scaled)
     blocks[part] = blocks[part] | {"lora": scaled}
   return base | {"blocks": blocks}
 
 
-def delta(params: Params, adapter: Adapter) -> Params:
+@jax.jit
+def _output_scale(kernel: Array, a: Array, b: Array, m: Array) -> Array:
+  """DoRA's factor of each output, (|W| + m) / |W + A B|, in at least float32.
+
+  |W + A B|^2 is |W|^2 + 2 <W, A B> + |A B|^2, of which W A is computed and never A B.
+  It costs as much as `rank` tokens, and where B = 0 and m = 0 the factor is 1, exactly.
+  """
+  layers, outputs = len(a), math.prod(m.shape[1:])
+  dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+  product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+  w_NIO = jax.lax.stop_gradient(kernel).astype(dtype).reshape(layers, -1, outputs)
+  a_NIR = jax.lax.stop_gradient(a).astype(dtype).reshape(layers, -1, a.shape[-1])
+  b_NRO = jax.lax.stop_gradient(b).astype(dtype).reshape(layers, -1, outputs)
+  square_NO = jnp.square(w_NIO).sum(1)
+  twice_NRO = 2 * product("nio,nir->nro", w_NIO, a_NIR)
+  twice_NRO += product("nir,nis,nso->nro", a_NIR, a_NIR, b_NRO)
+  growth_NO = (twice_NRO * b_NRO).sum(1) / square_NO
+  m_NO = m.reshape(layers, outputs)
+  scale_NO = (1 + m_NO / jnp.sqrt(square_NO)) / jnp.sqrt(1 + growth_NO)
+  return scale_NO.reshape(m.shape)
+
+
+def delta(base: Params, params: Params, adapter: Adapter) -> Params:
   """Computes the change of each adapted kernel, `{"blocks": {part: ..}}`.
 
   Use these trees in `models.merge`, not the factors: a mean of factors is not the mean
@@ -207,12 +295,16 @@ def delta(params: Params, adapter: Adapter) -> Params:
       multiply = jax.vmap(multiply)
     return multiply(a, b)
 
-  return {
-    "blocks": {
-      part: {"kernel": adapter.scale * product(part, pair["a"], pair["b"])}
-      for part, pair in params["blocks"].items()
-    }
-  }
+  changes = {}
+  for part, own in params["blocks"].items():
+    change = adapter.scale * product(part, own["a"], own["b"])
+    if adapter.dora:
+      kernel = base["blocks"][part]["kernel"]
+      scale = _output_scale(kernel, own["a"], adapter.scale * own["b"], own["m"])
+      scale = jnp.expand_dims(scale, tuple(range(1, 1 + input_axes(part))))
+      change = (scale - 1) * kernel + scale * change
+    changes[part] = {"kernel": change}
+  return {"blocks": changes}
 
 
 def add(base: Params, change: Params) -> Params:
@@ -229,15 +321,16 @@ def add(base: Params, change: Params) -> Params:
 
 def merged(base: Params, params: Params, adapter: Adapter) -> Params:
   """Merges the adapters into the decoder's parameters, in the base's dtypes."""
-  return add(base, delta(params, adapter))
+  return add(base, delta(base, params, adapter))
 
 
-def l1(params: Params, adapter: Adapter) -> Array:
-  """Computes the sum of |s A B| over all adapted kernels.
+def l1(base: Params, params: Params, adapter: Adapter) -> Array:
+  """Computes the sum of the entries' sizes of all changes (`delta`).
 
   This is the norm of the change, not of the factors.
   """
-  return sum(jnp.abs(x).sum() for x in jax.tree.leaves(delta(params, adapter)))
+  changes = delta(base, params, adapter)
+  return sum(jnp.abs(x).sum() for x in jax.tree.leaves(changes))
 
 
 def trainable_model(model: Model, adapter: Adapter | None) -> Model:
@@ -263,8 +356,8 @@ def attached_model(model: Model, adapter: Adapter | None) -> Model:
   def logical_axes() -> Params:
     axes = model.logical_axes()
     blocks = dict(axes["blocks"])
-    for part, pair in _axes(weights(model.config, adapter))["blocks"].items():
-      blocks[part] = blocks[part] | {"lora": pair}
+    for part, own in _axes(weights(model.config, adapter))["blocks"].items():
+      blocks[part] = blocks[part] | {"lora": own}
     return axes | {"blocks": blocks}
 
   return model._replace(logical_axes=logical_axes)

@@ -6,12 +6,15 @@ it.
 
 A module is `base_model.model.NAME.lora_A.weight` [rank, inputs] and `.lora_B.weight`
 [outputs, rank], NAME that of the base's module in Hugging Face's model (PEFT's guide
-"PEFT checkpoint format").
+"PEFT checkpoint format"); in DoRA also `.lora_magnitude_vector` [outputs], the norms of
+the adapted weights. `lora` holds their difference to the base's, so that both functions
+read the base.
 
 GPT-2 and GPT-NeoX fuse query, key and value in one module, for which PEFT has one A;
 `lora` has one A for each. They are saved as one adapter of the ranks' sum with a
 block-diagonal B, with its rank and alpha in PEFT's `rank_pattern` and `alpha_pattern`:
-the same function. A shared A of another source is loaded as three copies.
+the same function. A shared A of another source is loaded as three copies. In DoRA,
+magnitudes of the module's outputs that are not adapted are the base's norms.
 
 Experts of Mixtral and Qwen3-MoE are modules of their own, as in transformers 4; under
 transformers 5, where they are one parameter, PEFT converts such an adapter as it loads
@@ -23,12 +26,13 @@ names there, `model.language_model.layers...`.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +50,7 @@ from xpo_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_MAGNITUDE = ".lora_magnitude_vector"
 _HEADER = "xpo_jax.json"
 
 # PEFT's options that change what an adapter computes, with their neutral values.
@@ -54,7 +59,6 @@ _NEUTRAL = {
   "use_qalora": False,
   "peft_type": "LORA",
   "bias": "none",
-  "use_dora": False,
   "modules_to_save": None,
   "layers_to_transform": None,
   "layer_replication": None,
@@ -121,6 +125,7 @@ def save(
   tensors = {}
   ranks = {}
   fan_in_first = False
+  norms = functools.cache(functools.partial(lora.norms, base))
   for module in _modules(config):
     parts = [part for part in module.outputs if part in blocks]
     if not parts:
@@ -131,6 +136,8 @@ def save(
     name = module.name.replace(prefix, prefix + wrapper, 1)
     tensors[f"{_PREFIX}{name}.lora_A.weight"] = a
     tensors[f"{_PREFIX}{name}.lora_B.weight"] = b
+    if adapter.dora:
+      tensors[_PREFIX + name + _MAGNITUDE] = _magnitude(module, blocks, norms)
   rank_pattern = {name: r for name, r in ranks.items() if r != adapter.rank}
   alpha_pattern = {
     name: dataclasses.replace(adapter, rank=r).alpha_of(adapter.scale)
@@ -149,6 +156,7 @@ def save(
     "r": adapter.rank,
     "lora_alpha": _as_integer(adapter.alpha),
     "use_rslora": adapter.rslora,
+    "use_dora": adapter.dora,
     "lora_dropout": 0.0,
     "init_lora_weights": True,
     "target_modules": targets,
@@ -202,6 +210,7 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   adapter = _form(content, header, modules)
   parts = lora.targets(config, adapter)
   shapes = lora.weights(config, adapter)
+  norms = functools.cache(functools.partial(lora.norms, base))
   params = jax.tree.map(lambda weight: np.zeros(weight.shape, np.float32), shapes)
   for module in modules:
     a, b = (tensors[f"{_PREFIX}{module.name}.lora_{x}.weight"] for x in "AB")
@@ -214,6 +223,11 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
       for name, value in factors.items():
         stacked = params["blocks"][part][name]
         stacked[module.index] = value.reshape(stacked[module.index].shape)
+      if adapter.dora:
+        magnitude = tensors[_PREFIX + module.name + _MAGNITUDE][module.outputs[part]]
+        norm = norms(part)[module.index]
+        own = params["blocks"][part]["m"]
+        own[module.index] = magnitude.reshape(norm.shape) - norm
   return adapter, params
 
 
@@ -254,6 +268,7 @@ def _form(
     targets="|".join(f"blocks/{part}" for part in sorted(parts)),
     l1=0.0 if header is None else header["l1"],
     rslora=content.get("use_rslora", False),
+    dora=content.get("use_dora", False),
   )
 
 
@@ -346,6 +361,19 @@ def _join(module: _Module, blocks: dict[str, Params]) -> tuple[np.ndarray, np.nd
   return a, b
 
 
+def _magnitude(
+  module: _Module, blocks: dict[str, Params], norms: Callable[[str], np.ndarray]
+) -> np.ndarray:
+  """The magnitudes of all the module's outputs, adapted or not."""
+  joined = np.zeros(module.sizes[1], np.float32)
+  for part, outputs in module.outputs.items():
+    magnitude = norms(part)[module.index]
+    if part in blocks:
+      magnitude = magnitude + blocks[part]["m"][module.index]
+    joined[outputs] = magnitude.reshape(-1)
+  return joined
+
+
 def _modules(config: Config) -> list[_Module]:
   """Lists the linear modules of all layers and experts, in the checkpoint's order."""
   return [
@@ -397,7 +425,7 @@ def _problems(
   modules: list[_Module],
 ) -> list[str]:
   """Lists why an adapter does not fit the base or is not supported."""
-  shapes = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   problems = []
   patterns = content.get("rank_pattern") or {}
   if header is None and (patterns or content.get("alpha_pattern")):
@@ -407,6 +435,8 @@ def _problems(
     inputs, outputs = module.sizes
     shapes[f"{_PREFIX}{module.name}.lora_A.weight"] = (rank, inputs)
     shapes[f"{_PREFIX}{module.name}.lora_B.weight"] = (outputs, rank)
+    if content.get("use_dora", False):
+      shapes[_PREFIX + module.name + _MAGNITUDE] = (outputs,)
   extra = tensors.keys() - shapes
   problems += [f"it has {name}, the base no such linear module" for name in extra]
   for name, expected in shapes.items():

@@ -265,11 +265,14 @@ def _scaled(x: Array, scale: float) -> Array:
 def _linear(params: Params, x: Array, contract: int = 1) -> Array:
   kernel = params["kernel"].astype(x.dtype)
   y = jnp.tensordot(x, kernel, axes=contract)
+  lora = params.get("lora", {})  # of `lora.attach`
+  if lora:
+    a, b = (lora[name].astype(x.dtype) for name in ("a", "b"))
+    y = y + jnp.tensordot(jnp.tensordot(x, a, axes=contract), b, axes=1)
+  if "m" in lora:  # in its own dtype: changes of bfloat16's 1 are too coarse
+    y = (y * _expand(y, lora["m"])).astype(x.dtype)
   if "bias" in params:
     y = y + _expand(y, params["bias"].astype(y.dtype))
-  if "lora" in params:  # of `lora.attach`
-    a, b = (params["lora"][name].astype(x.dtype) for name in ("a", "b"))
-    y = y + jnp.tensordot(jnp.tensordot(x, a, axes=contract), b, axes=1)
   return y
 
 

@@ -253,9 +253,11 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
     loaded: records to train a tokenizer on.
 
   Raises:
-    ValueError: a directory without a tokenizer; `router_loss` without a router.
+    ValueError: a directory without a tokenizer; `router_loss` without a router; a base
+      that its adapters are not defined on.
   """
   begin = _start(experiment, run_dir, loaded)
+  lora.check_base(begin.config, experiment.adapter, begin.params["lm"])
   template = experiment.data.source.template.chat_template
   if template is not None:  # it is exported with the tokenizer
     begin.tokenizer.chat_template = template
@@ -310,14 +312,15 @@ def check_continued(
     start: name of the start, for messages.
 
   Raises:
-    ValueError: no adapter to go on with, or another rank, alpha, `rslora` or layers.
+    ValueError: no adapter to go on with, or another rank, alpha, `rslora`, `dora` or
+      layers.
   """
   if own is None:
     raise ValueError(
       f"Adapter.continued is True, and the start, {start}, is no adapter; start from "
       "one, or leave it out: a new adapter is trained then"
     )
-  for name in ("rank", "alpha", "rslora"):
+  for name in ("rank", "alpha", "rslora", "dora"):
     if vars(adapter)[name] != vars(own)[name]:
       raise ValueError(
         f"Adapter.{name} is {vars(adapter)[name]} and Adapter.continued True: the "

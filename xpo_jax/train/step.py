@@ -130,7 +130,8 @@ def make_step(
       grads = jax.tree.map(jnp.add, grads, aux_grads)
       means |= aux_means
     if adapter is not None and adapter.l1:
-      grads, means = _sparse(adapter, state.params, grads, means)
+      base = frozen[states.BASE]["lm"]
+      grads, means = _sparse(adapter, base, state.params, grads, means)
     updates, opt_state = chain.update(grads, state.opt_state, state.params)
     share = optim.schedule(optimizer, steps, state.step)
     rate = hparams["learning_rate"] * share
@@ -425,12 +426,16 @@ def _named(loss: Loss) -> dict[str, Mean]:
 
 
 def _sparse(
-  adapter: Adapter, params: Params, grads: Params, means: Mapping[str, Mean]
+  adapter: Adapter,
+  base: Params,
+  params: Params,
+  grads: Params,
+  means: Mapping[str, Mean],
 ) -> tuple[Params, dict[str, Mean]]:
   """Adds the L1 norm of the adapters' changes to loss and gradient."""
 
   def penalty(lm: Params) -> Array:
-    return adapter.l1 * lora.l1(lm, adapter)
+    return adapter.l1 * lora.l1(base, lm, adapter)
 
   value, d_lm = jax.value_and_grad(penalty)(params["lm"])
   grads = grads | {"lm": jax.tree.map(jnp.add, grads["lm"], d_lm)}

@@ -22,7 +22,7 @@ def change(run_dir: Path, base: Checkpoint) -> Params:
   """
   lm = base.params["lm"]
   adapter, params = peft.load(run_dir / run_directory.ADAPTER, base.config, lm)
-  return lora.delta(params, adapter)
+  return lora.delta(lm, params, adapter)
 
 
 def merges(
