@@ -29,7 +29,13 @@ from xpo_jax.ops import ai_labels, selection
 from xpo_jax.report import html
 from xpo_jax.studies.atlas import cells, find_tables
 from xpo_jax.studies.atlas import table as tables
-from xpo_jax.studies.exact import labels, online
+from xpo_jax.studies.exact import (
+  labels,
+  merging,
+  online,
+  pretraining,
+  sentences,
+)
 from xpo_jax.types import Objective
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -110,6 +116,12 @@ def _without_reward(reward_K, num, beta, key, original=selection.rejection_sampl
   return original(0 * reward_K, num, beta, key)
 
 
+@functools.wraps(pretraining.mix)
+def _penalised(seed, *, gamma, hparams, original=pretraining.mix, **settings):
+  stronger = {"beta": hparams["beta"] + gamma}
+  return original(seed, gamma=0.0, hparams=stronger, **settings)
+
+
 _GPO, _NEGATED_GPO = objectives.get("gpo"), negated("gpo").replacement
 
 
@@ -120,6 +132,9 @@ FAILURES = {
   ),
   "azar2023_deterministic": instead(
     "ipo", "logistic in place of the square", _get("dpo")
+  ),
+  "bai2022_clamped": Failure(
+    "labels not clipped", "xpo_jax.ops.ai_labels.clamped", lambda label_B2: label_B2
   ),
   "bai2022_sqrt_kl": negated("rloo"),
   "chen2024_likelihood": instead("nca", "relative rewards alone", _get("dpo")),
@@ -132,9 +147,13 @@ FAILURES = {
     _with(online.train, sampler="reference"),
   ),
   "doosterlinck2024_anchors": negated("apo_zero"),
+  "duan2024_anchors": negated("d2o"),
   "ethayarajh2024_imbalance": instead(
     "kto", "weights ignored", _get("kto", desirable_weight=1.0)
   ),
+  "hong2024_one_stage": instead(
+    "orpo", "no odds ratio", _get("orpo", weight=0.0)
+  )._replace(objective=None),  # its cells name it within a stage
   "kim2024_stages": negated("dpo"),
   "lee2023_position": Failure(
     "one order twice", "xpo_jax.ops.ai_labels.debiased", _one_order
@@ -147,10 +166,25 @@ FAILURES = {
   "liu2025_difficulty": instead(
     "dr_grpo", "division by the standard deviation", _get("grpo")
   ),
+  "meng2024_length": Failure(
+    "sum in place of the average",
+    "xpo_jax.studies.exact.sentences.pairs",
+    _with(sentences.pairs, per_token=False),
+  ),
   "munos2023_last_iterate": negated("nash_md"),
+  "ouyang2022_ptx": Failure(
+    "KL penalty in place of pretraining data",
+    "xpo_jax.studies.exact.pretraining.mix",
+    _penalised,
+  ),
   "pal2024_chosen": instead("dpop", "no penalty", _get("dpop", penalty=0.0)),
   "park2024_length": instead(
     "r_dpo", "no length in the loss", _get("r_dpo", alpha=0.0)
+  ),
+  "pentyala2024_merge": Failure(
+    "no L1 penalty",
+    "xpo_jax.studies.exact.merging.train",
+    _with(merging.train, sparsity=0.0),
   ),
   "rafailov2023_optimum": negated("dpo"),
   "rafailov2024_credit": negated("token_dpo"),
@@ -159,6 +193,8 @@ FAILURES = {
     "xpo_jax.studies.exact.labels.regression",
     _with(labels.regression, value=False),
   ),
+  "rosset2024_monotone": negated("dno"),
+  "song2023_lists": negated("pro"),
   "tang2024_links": instead(
     "gpo", "sign of all links but the logistic turned", _turned_links
   ),
@@ -166,8 +202,14 @@ FAILURES = {
     "f_dpo", "reverse KL for all", _get("f_dpo", divergence="reverse_kl")
   ),
   "wu2024_dynamic_beta": negated("beta_dpo"),
+  "wu2024_nash": negated("sppo"),
+  "xu2023_repetition": negated("pairwise_cringe"),
+  "xu2024_gold": instead("cpo", "no preference", _get("cpo", beta=1e-9)),
+  "yuan2023_best_of_n": instead("rrhf", "no ranking", _get("rrhf", weight=0.0)),
+  "yuan2024_self_reward": negated("dpo"),
   "zeng2024_sequential_kl": negated("tdpo2"),
   "zhang2024_collapse": negated("npo"),
+  "zhao2023_sample_rank": negated("slic"),
 }
 
 

@@ -1,17 +1,18 @@
 """Constitutional AI: labels of a confidence, clipped where it is too high."""
 
-from xpo_jax.studies.atlas.table import ABOVE, BELOW, Plot, Prediction, Table, sweep
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  BELOW,
+  Plot,
+  Prediction,
+  Table,
+  gap,
+  sweep,
+)
 from xpo_jax.studies.exact import soft_labels
 
 CONFIDENCES = (0.5, 1.0, 2.0, 5.0, 10.0)
 CALIBRATED, CERTAIN = 1.0, 5.0  # without and with a chain of thought
-
-
-def gap(first, second, confidence, metric="reward"):
-  """A metric, first minus second kind of labels."""
-  return lambda r: (
-    r.metric(first, metric, confidence) - r.metric(second, metric, confidence)
-  )
 
 
 TABLE = Table(
@@ -45,25 +46,25 @@ TABLE = Table(
     Prediction(
       "soft minus hard labels, reward at 0.5 nats, confidence 1",
       "reward",
-      gap("soft", "hard", CALIBRATED),
+      gap("reward", ("soft", CALIBRATED), ("hard", CALIBRATED)),
       ABOVE,
     ),
     Prediction(
       "clipped minus soft labels, reward at 0.5 nats, confidence 5",
       "reward",
-      gap("clamped", "soft", CERTAIN),
+      gap("reward", ("clamped", CERTAIN), ("soft", CERTAIN)),
       ABOVE,
     ),
     Prediction(
       "clipped minus hard labels, reward at 0.5 nats, confidence 5",
       "reward",
-      gap("clamped", "hard", CERTAIN),
+      gap("reward", ("clamped", CERTAIN), ("hard", CERTAIN)),
       ABOVE,
     ),
     Prediction(
       "clipped minus soft labels, KL at beta 1, confidence 5",
       "nats",
-      gap("clamped", "soft", CERTAIN, "drift"),
+      gap("drift", ("clamped", CERTAIN), ("soft", CERTAIN)),
       BELOW,
     ),
   ),

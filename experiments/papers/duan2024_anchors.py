@@ -1,10 +1,21 @@
 """D2O: harmful completions alone, with the policy's own samples as anchors."""
 
-from xpo_jax.studies.atlas.table import ABOVE, BELOW, Arm, Plot, Prediction, Table
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  BELOW,
+  Arm,
+  Plot,
+  Prediction,
+  Table,
+  gap,
+  gap_at,
+  ratio,
+)
 from xpo_jax.studies.exact import negatives
 
 LAST, FIRST = 300.0, 2.0
 HARM = 0.1
+OWN, ONE, ASCENT = "D2O", "one positive (DPO)", "gradient ascent"
 BETA = {"beta": 1.0, "alpha": 1.0}  # for gaps of single nats
 
 
@@ -12,13 +23,6 @@ def arm(series, objective, hparams, **own):
   """A loss along training on the same harmful completions."""
   settings = {"objective": objective, "hparams": hparams, **own}
   return Arm(series, 0.0, negatives.avoid, settings)
-
-
-def gap(first, second):
-  """KL given a benign completion, first minus second, at equal harm."""
-  return lambda r: (
-    r.at(first, "benign_kl", "harm", HARM) - r.at(second, "benign_kl", "harm", HARM)
-  )
 
 
 TABLE = Table(
@@ -37,42 +41,36 @@ TABLE = Table(
   "completions no less than gradient ascent, at equal harm or at the end; or no less "
   "than with one positive, at equal harm.",
   departs="Form and settings of D2O are a third party's; anchors are the first "
-  "policy's, not renewed; one reference for both terms. Revised: a first design had "
-  "the third party's beta 0.1 for all, whose losses are straight lines at gaps of "
-  "single nats: no method differed from gradient ascent (benign KL at the end 0.10 "
-  "[-0.03, 0.22] nats lower).",
+  "policy's, not renewed; one reference for both terms.",
   arms=(
-    arm("D2O", "d2o", BETA),
-    arm("one positive (DPO)", "d2o", BETA, samples=1),
+    arm(OWN, "d2o", BETA),
+    arm(ONE, "d2o", BETA, samples=1),
     arm("NPO", "npo", {"beta": 1.0}),
-    arm("gradient ascent", "nll", {"reduction": "sequence_sum"}, sign=-1.0),
+    arm(ASCENT, "nll", {"reduction": "sequence_sum"}, sign=-1.0),
   ),
   predictions=(
     Prediction(
       "D2O, harm at the end over harm at the start",
       "ratio",
-      lambda r: r.metric("D2O", "harm", LAST) / r.metric("D2O", "harm", FIRST),
+      ratio("harm", (OWN, LAST), (OWN, FIRST)),
       (0.0, 0.5),
     ),
     Prediction(
       f"D2O minus gradient ascent, benign KL at a harm of {HARM}",
       "nats",
-      gap("D2O", "gradient ascent"),
+      gap_at("benign_kl", "harm", HARM, OWN, ASCENT),
       BELOW,
     ),
     Prediction(
       "gradient ascent minus D2O, benign KL at the end",
       "nats",
-      lambda r: (
-        r.metric("gradient ascent", "benign_kl", LAST)
-        - r.metric("D2O", "benign_kl", LAST)
-      ),
+      gap("benign_kl", (ASCENT, LAST), (OWN, LAST)),
       ABOVE,
     ),
     Prediction(
       f"D2O minus one positive, benign KL at a harm of {HARM}",
       "nats",
-      gap("D2O", "one positive (DPO)"),
+      gap_at("benign_kl", "harm", HARM, OWN, ONE),
       BELOW,
     ),
   ),
@@ -86,4 +84,7 @@ TABLE = Table(
   ),
   paper_scale="Not run: Alpaca 7B on PKU-SafeRLHF; the paper's beta, alpha and number "
   "of samples were not found, a third party's code has 0.1, 0.1 and 11.",
+  revised="A first design had the third party's beta 0.1 for all, whose losses are "
+  "straight lines at gaps of single nats: no method differed from gradient ascent "
+  "(benign KL at the end 0.10 [-0.03, 0.22] nats lower).",
 )

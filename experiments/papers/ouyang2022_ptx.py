@@ -2,12 +2,21 @@
 
 import numpy as np
 
-from xpo_jax.studies.atlas.table import BELOW, Plot, Prediction, Table, sweep
+from xpo_jax.studies.atlas.table import (
+  BELOW,
+  REWARD,
+  Plot,
+  Prediction,
+  Table,
+  gap_at,
+  metric,
+  sweep,
+)
 from xpo_jax.studies.exact import pretraining
 
 GAMMAS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 BETAS = (0.02, 0.1, 0.2, 0.5, 1.0, 2.0)  # 0.02 and 2 in the paper
-REWARD = 1.0
+GAINED = 1.0  # reward at which forgetting is compared
 NLL = {"objective": "nll", "hparams": {"reduction": "sequence_sum"}}
 PTX, ALONE = "mixed with pretraining", "KL penalty alone"
 
@@ -61,16 +70,13 @@ TABLE = Table(
     Prediction(
       "RL alone, KL penalty 0.02: rise of the loss on pretraining data",
       "nats",
-      lambda r: r.metric(ALONE, "forgotten", BETAS[0]),
+      metric("forgotten", (ALONE, BETAS[0])),
       (0.1, np.inf),
     ),
     Prediction(
-      f"pretraining data minus KL penalty, rise of that loss at a reward of {REWARD:g}",
+      f"pretraining data minus KL penalty, rise of that loss at a reward of {GAINED:g}",
       "nats",
-      lambda r: (
-        r.at(PTX, "forgotten", "reward", REWARD)
-        - r.at(ALONE, "forgotten", "reward", REWARD)
-      ),
+      gap_at("forgotten", "reward", GAINED, PTX, ALONE),
       BELOW,
     ),
     Prediction(
@@ -83,7 +89,7 @@ TABLE = Table(
   plot=Plot(
     "reward",
     "forgotten",
-    "expected reward above the reference's",
+    REWARD,
     "rise of the loss on pretraining data, nats",
     "At every reward the loss on pretraining data has risen less where they are mixed "
     "in; a KL penalty of 2 takes most of the reward and still leaves a rise.",

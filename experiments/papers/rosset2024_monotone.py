@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table
+from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table, metric
 from xpo_jax.studies.exact import selfplay
 
 ROUNDS, BETA = 6, 0.2
@@ -19,9 +19,9 @@ def arm(series, objective, beta):
   return Arm(series, 0.0, selfplay.rounds, settings)
 
 
-def path(r, metric):
+def path(r, name):
   """A metric of DNO after every round, `[R, S]`."""
-  return np.stack([r.metric("DNO", metric, t) for t in r.strengths("DNO")])
+  return np.stack([r.metric("DNO", name, t) for t in r.strengths("DNO")])
 
 
 TABLE = Table(
@@ -63,7 +63,7 @@ TABLE = Table(
     Prediction(
       "the last policy against the teacher",
       "win probability above 1/2",
-      lambda r: path(r, "teacher")[-1],
+      metric("teacher", ("DNO", float(ROUNDS))),
       ABOVE,
     ),
   ),

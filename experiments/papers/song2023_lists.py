@@ -1,23 +1,25 @@
 """PRO: longer rankings teach more than pairs, and more than their best alone."""
 
-from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  Arm,
+  Prediction,
+  Table,
+  at_equal_kl,
+  frontier,
+  gap,
+)
 from xpo_jax.studies.exact import ranked
 
-KL, LAST = 0.3, 300.0
+NATS, LAST = 0.3, 300.0
 LISTS = 100
+FIVE, TWO, SFT = "PRO, lists of 5", "PRO, lists of 2", "SFT on the best of 5"
 
 
 def arm(series, objective, hparams, size):
   """A loss along training on as many prompts, whatever the lists' size."""
   settings = {"objective": objective, "hparams": hparams, "size": size, "count": LISTS}
   return Arm(series, 0.0, ranked.train, settings)
-
-
-def gap(first, second, metric="reward"):
-  """First minus second at equal KL."""
-  return lambda r: (
-    r.at(first, metric, "root_kl", KL**0.5) - r.at(second, metric, "root_kl", KL**0.5)
-  )
 
 
 PRO = {"sft_weight": 0.05}
@@ -35,38 +37,21 @@ TABLE = Table(
   "or PRO no more than SFT on the best of the same lists.",
   departs="Completions are the reference's own samples, not other models'.",
   arms=(
-    arm("PRO, lists of 5", "pro", PRO, 5),
-    arm("PRO, lists of 2", "pro", PRO, 2),
-    arm("SFT on the best of 5", "nll", {"reduction": "token_mean"}, 5),
+    arm(FIVE, "pro", PRO, 5),
+    arm(TWO, "pro", PRO, 2),
+    arm(SFT, "nll", {"reduction": "token_mean"}, 5),
   ),
   predictions=(
-    Prediction(
-      f"lists of 5 minus lists of 2, reward at {KL} nats",
-      "reward",
-      gap("PRO, lists of 5", "PRO, lists of 2"),
-      ABOVE,
-    ),
+    at_equal_kl(FIVE, TWO, NATS),
     Prediction(
       "lists of 5 minus lists of 2, reward at the end",
       "reward",
-      lambda r: (
-        r.metric("PRO, lists of 5", "reward", LAST)
-        - r.metric("PRO, lists of 2", "reward", LAST)
-      ),
+      gap("reward", (FIVE, LAST), (TWO, LAST)),
       ABOVE,
     ),
-    Prediction(
-      f"PRO minus SFT on the best of 5, reward at {KL} nats",
-      "reward",
-      gap("PRO, lists of 5", "SFT on the best of 5"),
-      ABOVE,
-    ),
+    at_equal_kl(FIVE, SFT, NATS),
   ),
-  plot=Plot(
-    "kl",
-    "reward",
-    "KL to the reference, nats",
-    "expected reward above the reference's",
+  plot=frontier(
     "At one KL lists of 5 are a little further up; but their SFT term is 16 times as "
     "heavy as that of pairs, which go further and end higher.",
   ),

@@ -1,14 +1,21 @@
 """RRHF: a ranking loss that is as good as RL, and as good as its samples' best."""
 
-import math
-
 import numpy as np
 
-from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table, sweep
+from xpo_jax.studies.atlas.table import (
+  ABOVE,
+  Arm,
+  Prediction,
+  Table,
+  frontier,
+  gap,
+  sweep,
+)
 from xpo_jax.studies.exact import bandits, ranked
 
 LAST = 300.0
 SIZES = (2, 4, 8)
+SFT = "SFT on the best of 4"
 
 
 def arm(series, objective, hparams, size):
@@ -52,7 +59,7 @@ TABLE = Table(
       arm(name(size), "rrhf", {"weight": 1.0, "length_penalty": 1.0}, size)
       for size in SIZES
     ),
-    arm("SFT on the best of 4", "nll", {"reduction": "token_mean"}, 4),
+    arm(SFT, "nll", {"reduction": "token_mean"}, 4),
     *sweep(
       "optimum",
       bandits.optimum,
@@ -76,24 +83,17 @@ TABLE = Table(
     Prediction(
       "lists of 8 minus lists of 2, reward",
       "reward",
-      lambda r: r.metric(name(8), "reward", LAST) - r.metric(name(2), "reward", LAST),
+      gap("reward", (name(8), LAST), (name(2), LAST)),
       ABOVE,
     ),
     Prediction(
       "RRHF minus SFT on the best of 4, pairs ordered as their rewards",
       "fraction",
-      lambda r: (
-        r.metric(name(4), "accuracy", LAST)
-        - r.metric("SFT on the best of 4", "accuracy", LAST)
-      ),
-      (0.0, math.inf),
+      gap("accuracy", (name(4), LAST), (SFT, LAST)),
+      ABOVE,
     ),
   ),
-  plot=Plot(
-    "kl",
-    "reward",
-    "KL to the reference, nats",
-    "expected reward above the reference's",
+  plot=frontier(
     "RRHF follows the optimum closely and stops near the reward of the best of its "
     "lists, further up for longer lists.",
   ),

@@ -1,6 +1,6 @@
 """Self-Rewarding LMs: rounds on the model's own judgements."""
 
-from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table
+from xpo_jax.studies.atlas.table import ABOVE, Arm, Plot, Prediction, Table, gap
 from xpo_jax.studies.exact import self_rewarding
 
 OWN, FIRST = "own judge", "judge of model 1"
@@ -16,11 +16,6 @@ def arm(series, judge):
     "comparison": {"objective": "bradley_terry", "hparams": {}},
   }
   return Arm(series, 0.0, self_rewarding.iterate, settings)
-
-
-def rise(metric, later, earlier):
-  """A metric of a model minus that of an earlier one, its own judge."""
-  return lambda r: r.metric(OWN, metric, later) - r.metric(OWN, metric, earlier)
 
 
 TABLE = Table(
@@ -41,21 +36,27 @@ TABLE = Table(
   arms=(arm(OWN, "own"), arm(FIRST, "first")),
   predictions=(
     Prediction(
-      "model 2 minus model 1, reward", "reward", rise("reward", 2.0, 1.0), ABOVE
+      "model 2 minus model 1, reward",
+      "reward",
+      gap("reward", (OWN, 2.0), (OWN, 1.0)),
+      ABOVE,
     ),
     Prediction(
-      "model 3 minus model 2, reward", "reward", rise("reward", 3.0, 2.0), ABOVE
+      "model 3 minus model 2, reward",
+      "reward",
+      gap("reward", (OWN, 3.0), (OWN, 2.0)),
+      ABOVE,
     ),
     Prediction(
       "model 3 minus model 1, pairs judged as their rewards",
       "fraction",
-      rise("accuracy", 3.0, 1.0),
+      gap("accuracy", (OWN, 3.0), (OWN, 1.0)),
       ABOVE,
     ),
     Prediction(
       "own judge minus judge of model 1, reward of model 3",
       "reward",
-      lambda r: r.metric(OWN, "reward", 3.0) - r.metric(FIRST, "reward", 3.0),
+      gap("reward", (OWN, 3.0), (FIRST, 3.0)),
       ABOVE,
     ),
   ),

@@ -9,8 +9,10 @@ from xpo_jax.studies.exact import bandits, pretraining
 
 NLL = {"objective": "nll", "hparams": {"reduction": "sequence_sum"}}
 
+_worlds = jax.jit(pretraining.worlds)
 
-def _mix(gamma, beta, iterations=150):
+
+def _mix(gamma, beta, iterations=100):
   return pretraining.mix(
     0,
     objective="reinforce",
@@ -28,7 +30,7 @@ def test_heavy_pretraining_data_keep_the_policy_where_they_look():
 
 
 def test_forgetting_is_the_divergence_from_the_reference():
-  _, task = pretraining.worlds(jax.random.key(0))
+  _, task = _worlds(jax.random.key(0))
   zero_D = jnp.zeros(bandits.FEATURES)
   assert pretraining.forgotten(task, zero_D) == pytest.approx(0, abs=1e-6)
   theta_D = np.random.default_rng(0).normal(size=bandits.FEATURES)
@@ -41,7 +43,7 @@ def test_forgetting_is_the_divergence_from_the_reference():
 
 
 def test_features_of_the_two_tasks_have_opposite_scales():
-  rl, pretrained = pretraining.worlds(jax.random.key(1))
+  rl, pretrained = _worlds(jax.random.key(1))
   low, high = pretraining.SCALES
   for task, first, last in ((rl, low, high), (pretrained, high, low)):
     spread_D = task.feature_XYD.std((0, 1))

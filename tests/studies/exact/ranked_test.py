@@ -1,5 +1,7 @@
 """Lists of samples: their order, their best, and layouts that agree."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,23 @@ import pytest
 
 from xpo_jax.studies.exact import bandits, ranked
 
+ALL = bandits.COMPLETIONS
+_world = jax.jit(functools.partial(bandits.world, tabular=False))
+_draw = jax.jit(ranked.draw, static_argnames="size")
+
+
+def _sft(**settings):
+  """On one of all completions of a prompt."""
+  hparams = {"reduction": "sequence_sum"}
+  return ranked.train(
+    0, objective="nll", hparams=hparams, size=ALL, steps=60, **settings
+  )
+
 
 def test_lists_are_different_completions_in_the_order_of_their_scores():
-  task = bandits.world(jax.random.key(0), False)
+  task = _world(jax.random.key(0))
   prompt_B = jnp.arange(20)
-  sample_BK, score_BK = ranked.draw(jax.random.key(1), task, prompt_B, 4, 0.0)
+  sample_BK, score_BK = _draw(jax.random.key(1), task, prompt_B, size=4, noise=0.0)
   assert all(len(set(row.tolist())) == 4 for row in sample_BK)
   assert (jnp.diff(score_BK, axis=1) <= 0).all()
   np.testing.assert_allclose(score_BK, task.reward_XY[prompt_B[:, None], sample_BK])
@@ -19,8 +33,9 @@ def test_lists_are_different_completions_in_the_order_of_their_scores():
 
 def test_first_samples_are_the_references():
   """A list of one is a sample: its law is the reference's."""
-  task = bandits.world(jax.random.key(0), False)
-  sample_B1, _ = ranked.draw(jax.random.key(1), task, jnp.zeros(20_000, int), 1, 1.0)
+  task = _world(jax.random.key(0))
+  prompt_B = jnp.zeros(20_000, int)
+  sample_B1, _ = _draw(jax.random.key(1), task, prompt_B, size=1, noise=1.0)
   law_Y = np.bincount(sample_B1[:, 0], minlength=bandits.COMPLETIONS) / 20_000
   np.testing.assert_allclose(law_Y, jnp.exp(task.ref_logp_XY[0]), atol=0.015)
 
@@ -36,16 +51,8 @@ def test_lists_of_two_are_pairs_and_data_is_their_best():
 
 
 def test_best_of_all_completions_without_noise_is_the_most_there_is():
-  found = ranked.train(
-    0,
-    objective="nll",
-    hparams={"reduction": "sequence_sum"},
-    size=bandits.COMPLETIONS,
-    noise=0.0,
-    count=20,
-    steps=2,
-  )
-  task = bandits.world(jax.random.split(jax.random.key(0), 3)[0], False)
+  found = _sft(noise=0.0)
+  task = _world(jax.random.split(jax.random.key(0), 3)[0])
   reward_XY = task.reward_XY[ranked.SEEN :]
   reference = (jnp.exp(task.ref_logp_XY[ranked.SEEN :]) * reward_XY).sum(1).mean()
   expected = float(reward_XY.max(1).mean() - reference)
@@ -53,15 +60,7 @@ def test_best_of_all_completions_without_noise_is_the_most_there_is():
 
 
 def test_sft_on_any_learns_no_reward():
-  def reward(demonstration):
-    found = ranked.train(
-      0,
-      objective="nll",
-      hparams={"reduction": "sequence_sum"},
-      size=4,
-      demonstration=demonstration,
-      steps=60,
-    )
-    return float(found["reward"][-1])
-
-  assert abs(reward("any")) < 0.2 < reward("best")
+  of_any, of_best = (
+    float(_sft(demonstration=which)["reward"][-1]) for which in ("any", "best")
+  )
+  assert abs(of_any) < 0.2 < of_best

@@ -18,7 +18,7 @@ def _iterate(judge="own", **settings):
 
 
 def test_heads_are_unit_vectors_at_their_cosine():
-  policy_H, judge_H = self_rewarding.heads(jax.random.key(0))
+  policy_H, judge_H = jax.jit(self_rewarding.heads)(jax.random.key(0))
   assert policy_H @ policy_H == pytest.approx(1, abs=1e-5)
   assert judge_H @ judge_H == pytest.approx(1, abs=1e-5)
   assert policy_H @ judge_H == pytest.approx(self_rewarding.COSINE, abs=1e-5)
@@ -38,6 +38,6 @@ def test_scores_of_noise_teach_no_reward():
 
 
 def test_no_training_leaves_model_1():
-  found = _iterate(steps=0)
+  found = _iterate(learning_rate=0.0)
   np.testing.assert_allclose(found["reward"], found["reward"][0], rtol=1e-5)
   assert found["accuracy"][0] > 0.6

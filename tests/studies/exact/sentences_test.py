@@ -8,9 +8,13 @@ import pytest
 from xpo_jax import objectives
 from xpo_jax.studies.exact import sentences
 
+SFT = {"objective": "nll", "hparams": {"reduction": "sequence_sum"}, "steps": 80}
+DATA = {"count": 2000, "learning_rate": 0.1}
+_world = jax.jit(sentences.world)  # one compilation for every seed and habit
+
 
 def test_every_completion_is_enumerated_once():
-  task = sentences.world(jax.random.key(0))
+  task = _world(jax.random.key(0))
   tokens = sentences.VOCABULARY - 1
   expected = sum(tokens**n for n in range(sentences.DEPTH + 1))
   assert len(task.path_NT) == expected
@@ -19,7 +23,7 @@ def test_every_completion_is_enumerated_once():
 
 
 def test_a_batch_holds_the_log_probabilities_of_its_completions():
-  task = sentences.world(jax.random.key(1))
+  task = _world(jax.random.key(1))
   at_BK = jnp.array([[0, 5], [70, 300]])
   logits_SV = task.ref_SV + 3.0  # a constant has no effect
   s = task.scored(objectives.dpo(), logits_SV, task.ref_SV, at_BK)
@@ -36,7 +40,7 @@ def test_repetition_counts_words_but_not_the_end():
   np.testing.assert_allclose(sentences.repeated(path, mask), [0.4, 0, 0])
   rates = [
     sentences.measures(task, task.ref_SV)["repetition"]
-    for task in (sentences.world(jax.random.key(0), habit) for habit in (0.0, 2.0))
+    for task in (_world(jax.random.key(0), habit) for habit in (0.0, 2.0))
   ]
   assert rates[1] > 2 * rates[0] > 0
 
@@ -57,7 +61,7 @@ def test_laws_of_chosen_and_rejected():
 
 
 def test_simpo_on_sums_is_cpo_without_its_likelihood():
-  given = {"count": 50, "steps": 40}
+  given = {"count": 50, "steps": 20}
   simpo, other, averaged = (
     sentences.pairs(0, objective=name, hparams=hparams, per_token=own, **given)
     for name, hparams, own in (
@@ -73,11 +77,10 @@ def test_simpo_on_sums_is_cpo_without_its_likelihood():
 
 def test_sft_ends_at_the_law_of_the_chosen():
   """The tree holds any law, so that its reward becomes the data's."""
-  stage = {"objective": "nll", "hparams": {"reduction": "sequence_sum"}, "steps": 200}
-  found = sentences.domain(0, first=stage, count=4000, learning_rate=0.05)
+  found = sentences.domain(0, first=SFT, **DATA)
   keys = jax.random.split(jax.random.key(0), 4)
-  task = sentences.world(keys[0])
-  writer_N = task.logp_N(sentences.world(keys[1]).ref_SV)
+  task = _world(keys[0])
+  writer_N = task.logp_N(_world(keys[1]).ref_SV)
   chosen_N, _ = sentences.labelled(writer_N, task.reward_N)
   chosen_N -= jnp.exp(2 * writer_N)  # pairs of one completion twice are left out
   chosen_N /= chosen_N.sum()
@@ -86,9 +89,8 @@ def test_sft_ends_at_the_law_of_the_chosen():
 
 
 def test_second_stage_starts_from_the_first():
-  first = {"objective": "nll", "hparams": {"reduction": "token_mean"}, "steps": 20}
   idle = {"objective": "dpo", "hparams": {"beta": 0.1}, "steps": 0}
   one, two = (
-    sentences.domain(0, first=first, second=second, count=50) for second in (None, idle)
+    sentences.domain(0, first=SFT, second=second, **DATA) for second in (None, idle)
   )
   assert one["chosen"] == pytest.approx(float(two["chosen"]), abs=1e-6)
