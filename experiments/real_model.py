@@ -12,9 +12,7 @@ Expected: intervals of the change of reward above 0 for both methods, and below 
 Departs from the paper: the model is a chat model of 135M parameters with LoRA, the
   reward VADER's sentiment of its answer to a question of opinion.
 Result: not run with these settings. With a learning rate that fell to 0 within 4 steps
-  of 8 rows the policies stayed at 0.3 nats and no check held; change of reward from
-  0.380, one seed: DPO 0.066 [-0.026, 0.159], RLOO 0.072 [-0.018, 0.158], flipped labels
-  -0.113 [-0.229, 0.010].
+  the policies stayed at 0.3 nats, and no change of reward was separable from 0.
 """
 
 import dataclasses
