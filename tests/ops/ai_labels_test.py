@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import ai_labels
+
+ai_labels = compiled.module(ai_labels)
 
 
 def test_position_biased_labeller_gives_one_half():

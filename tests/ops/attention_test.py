@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import attention
+
+attention = compiled.module(attention)
 
 R, L, BLOCK, HEADS, KEY_HEADS, DIM = 3, 48, 8, 4, 2, 6
 

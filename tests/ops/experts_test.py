@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import experts
 from xpo_jax.types import Routing
+
+experts = compiled.module(experts)
 
 T, E, J, D, F = 7, 5, 2, 4, 3
 RNG = np.random.default_rng(0)

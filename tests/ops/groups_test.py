@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import groups
+
+groups = compiled.module(groups)
 
 NAN = np.nan
 # Full, ragged, a tie at both ends, one completion, none.

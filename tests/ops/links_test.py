@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import links
+
+links = compiled.module(links)
 
 MARGIN = np.linspace(-6.0, 6.0, 241)
 

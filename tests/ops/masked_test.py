@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import masked
+
+masked = compiled.module(masked)
 
 MASK = jnp.array([[[1.0, 1, 0], [0, 1, 0]], [[1, 1, 1], [0, 0, 0]]])
 X = jnp.array([[[1.0, 2, 9], [9, 4, 9]], [[5, 6, 7], [9, 9, 9]]])

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import pairing, preference_games
+
+pairing = compiled.module(pairing)
 
 tournament = jax.jit(pairing.tournament)
 

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax import scored
 from xpo_jax.ops import policy_loss
 from xpo_jax.testing import toy
+
+policy_loss = compiled.module(policy_loss)
 
 
 def surrogate(rho, advantage, low=0.2, high=0.3):
@@ -85,7 +88,7 @@ def test_policy_gradient_is_minus_advantage_times_logp():
 
 
 def test_reductions_match_their_definitions():
-  s = toy.scored(K=3)  # ragged: one column absent, lengths from 1 to 5
+  s = toy.scored(K=3, B=4)  # ragged: one column absent, lengths from 1 to 5
   s = s.replace(weight_B=s.weight_B.at[1].set(0), mask_BKT=s.mask_BKT.at[2, 0].set(0))
   x, mask = np.asarray(s.reward_BKT, np.float64), np.asarray(s.mask_BKT)
   real = [(b, k) for b in (0, 2, 3) for k in range(3) if (b, k) != (0, 2)]

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import preference_games
+
+preference_games = compiled.module(preference_games)
 
 
 def test_win_matrices_are_antisymmetric():

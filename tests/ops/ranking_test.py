@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax import scored
 from xpo_jax.ops import ranking
+
+ranking = compiled.module(ranking)
 
 PRESENT = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], float)
 LABEL = np.array([[3, 1, 0, 2], [1, 2, 1, 9], [5, 9, 9, 9], [1, 2, 3, 4]], float)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from scipy import special
 
+from tests import compiled
 from xpo_jax.ops import repetition
+
+repetition = compiled.module(repetition)
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(3, size=(2, 2, 9))

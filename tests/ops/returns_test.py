@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import returns
 from xpo_jax.testing import toy
+
+returns = compiled.module(returns)
 
 GAMMA, LAM = 0.9, 0.7
 

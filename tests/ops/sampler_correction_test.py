@@ -1,5 +1,6 @@
 """Weights and masks of the sampler's ratio, against formulas in NumPy."""
 
+import functools
 import math
 
 import jax
@@ -33,7 +34,7 @@ def _slope(objective, s) -> np.ndarray:
   def loss(logp_BKT):
     return scored.evaluate(objective, s.replace(logp_BKT=logp_BKT)).loss
 
-  return np.asarray(jax.grad(loss)(s.logp_BKT))
+  return np.asarray(jax.jit(jax.grad(loss))(s.logp_BKT))
 
 
 def _advantages(s) -> np.ndarray:
@@ -98,7 +99,10 @@ def test_sampler_that_is_the_policy_changes_nothing(name):
   objective = objectives.build(name)
   same = corrected(objective, cap=2.0, bounds=(0.5, 2.0))
   np.testing.assert_array_equal(_slope(same, s), _slope(objective, s))
-  losses = (scored.evaluate(each, s).loss for each in (same, objective))
+  losses = (
+    jax.jit(functools.partial(scored.evaluate, each))(s).loss
+    for each in (same, objective)
+  )
   np.testing.assert_array_equal(*losses)
 
 

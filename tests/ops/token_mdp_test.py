@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiled
 from xpo_jax.ops import token_mdp
+
+token_mdp = compiled.module(token_mdp)
 
 V, T, BETA = 3, 3, 0.5
 NEXT_SV = token_mdp.tree(V, T)
