@@ -17,7 +17,7 @@ def one(log_ratio: list[float], reward: list[float], length: int = 1) -> Scored:
 
 def several() -> Scored:
   """Lists of four, three (with a tie) and one completion; tokens, rewards >= 0."""
-  s = toy.scored(K=4)
+  s = toy.scored(K=4, B=4)
   reward_BK = np.array([[3, 1, 9, 9], [0, 2, 1, 3], [1, 2, 1, 0], [2, 9, 9, 9.0]])
   present_BK = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0.0]])
   return s.replace(reward_BK=reward_BK, present_BK=present_BK)
