@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.data.records import Conversation
 from xpo_jax.evaluation.measure_policy import Draws
 from xpo_jax.report import html, run_page
 from xpo_jax.studies import demo
@@ -170,13 +171,18 @@ def checks_table(checks: Sequence[Check]) -> html.Table:
   )
 
 
+def _question(prompt: str) -> str:
+  """The last message of a conversation, or the prompt itself."""
+  return prompt.turns[-1].content if isinstance(prompt, Conversation) else prompt
+
+
 def samples_table(task: Task, judged: Mapping[str, Judged]) -> html.Table:
   """The first sample of every policy for the first held-out prompts."""
   draws = [one.draws[task.seeds[0]] for one in judged.values()]
-  conversations = samples.texts_of(tasks.prompts(task, "test"))
+  prompts = samples.texts_of(tasks.prompts(task, "test"))
   rows = [
     [
-      html.Verbatim(conversations[p].turns[-1].content),
+      html.Verbatim(_question(prompts[p])),
       *(html.Verbatim(one.texts[p][0].strip()) for one in draws),
     ]
     for p in range(min(SHOWN, task.eval_prompts))
