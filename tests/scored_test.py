@@ -137,7 +137,7 @@ def test_evaluate_is_differentiable_jitable_and_vmapable():
   assert values[1] == pytest.approx(np.log(2))
   # At margin 0 each chosen token has gradient -beta / (2 B).
   live_BT = np.asarray(s.mask_BKT)[:, 0]
-  np.testing.assert_allclose(gradients[1][:, 0], -0.1 / (2 * 4) * live_BT, rtol=1e-5)
+  np.testing.assert_allclose(gradients[1][:, 0], -0.1 / (2 * 8) * live_BT, rtol=1e-5)
 
 
 def test_parts_add_up_over_their_own_batches():

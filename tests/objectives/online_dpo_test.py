@@ -51,7 +51,7 @@ def test_tie_or_single_completion_is_no_pair(reward, present):
 def test_any_pairwise_objective_on_samples(name):
   """On two samples, the better one first, it is the pairwise objective itself."""
   s, pairwise = toy.scored(K=2), objectives.build(name)
-  ordered = s.replace(reward_BK=jnp.array([[1.0, 0.0]] * 4))
+  ordered = s.replace(reward_BK=jnp.array([[1.0, 0.0]] * 8))
   start = (pairwise.init(), jax.random.key(0))
   expected = scored.evaluate(pairwise, s, *start)
   online = objectives.best_against_worst(pairwise)

@@ -44,7 +44,8 @@ TABLE = Table(
 
 def _table(method, **biases_of_series):
   arms = "".join(
-    f'*sweep("{series}", sampling.position_bias, "bias", {biases}, verdicts="one"), '
+    f'*sweep("{series}", sampling.position_bias, "bias", {biases}, verdicts="one", '
+    f"pairs=3000), "  # no cell of a table of the package
     for series, biases in biases_of_series.items()
   )
   return TABLE.format(method=method, arms=arms)
