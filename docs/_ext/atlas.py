@@ -26,8 +26,8 @@ A row a claim: what a paper says, what would have counted against it, and what c
 out here, with 95 % intervals. ``xpo reproduce NAME`` rebuilds a row, ``xpo reproduce
 --all`` every one; each says what it cost. These worlds are small and exact: bandits,
 trees of a few tokens, games of a dozen completions. They show whether a claim follows
-from the method, not how methods rank on large models; nothing here was run at a
-paper's scale.
+from the method, not how methods rank on large models; each row says what its paper
+ran.
 
 Values in the survey's 13 directions are a reconstruction, see :doc:`the_survey`.
 """

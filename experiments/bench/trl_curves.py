@@ -7,7 +7,7 @@ What: a small Llama of random weights and a tokenizer of bytes, written once as 
 Command: python -m experiments.bench.trl_curves [--peer PYTHON_WITH_TRL] [--only dpo]
 Hardware: CPU; the peer needs torch, transformers, datasets and TRL 1.16.
 Hours: 0.05
-Result: see README.md in this folder.
+Result: experiments/results/trl_curves.csv, written where every method was measured.
 
 Where TRL departs from a paper, the objective that does the same is trained. TRL's ORPO
 counts the prompt in its NLL term and is trained twice: on the rows as they are, where
@@ -16,7 +16,9 @@ prompt, where they must not.
 """
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -35,7 +37,7 @@ from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
-from xpo_jax.data import collate, synthetic_reviews, tokenise
+from xpo_jax.data import collate, sealed_files, synthetic_reviews, tokenise
 from xpo_jax.data.records import Demonstration, Pair, Rated, Record
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.train import loop
@@ -45,6 +47,8 @@ ROWS, STEPS = 16, 20
 # At 1e-3 the losses part by up to 7e-4 after ten steps: Adam magnifies rounding where
 # gradients almost vanish.
 LEARNING_RATE = 3e-4
+HEAD = ("method", "step 1", "step 20, ours", "TRL", "largest difference", "TRL's way")
+RESULTS = Path(__file__).parents[1] / "results" / "trl_curves.csv"
 BOUND = 1e-4  # on the difference of two losses
 CONFIG = transformer.Config(
   vocab=260, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=64
@@ -256,27 +260,29 @@ def peer(python: str, directory: Path) -> dict | None:
 def report(
   methods: dict[str, Method], ours: dict[str, list[float]], theirs: dict | None
 ) -> None:
-  """Prints first and last losses and the largest difference of each method."""
+  """Prints first and last losses and the largest difference of each method, and writes
+  them to `RESULTS` where every method was measured."""
   if theirs is None:
     for name, losses in ours.items():
       print(f"{name:14} {losses[0]:.6f} -> {losses[-1]:.6f}")
     print("TRL: not measured, there is none here; see --peer")
     return
   print(theirs["versions"])
-  print(
-    "| method | loss, step 1 | step 20, ours | TRL | largest difference | TRL's way |"
-  )
-  print("|---|---|---|---|---|---|")
-  wrong = []
+  lines, wrong = [HEAD], []
   for name, method in methods.items():
     a, b = np.array(ours[name]), np.array(theirs["losses"][name])
     if a.shape != b.shape:
       raise SystemExit(f"{name}: {len(a)} steps of ours, {len(b)} of TRL's")
     largest = np.abs(a - b).max()
     cells = (name, f"{a[0]:.6f}", f"{a[-1]:.6f}", f"{b[-1]:.6f}", f"{largest:.1e}")
-    print(f"| {' | '.join(cells)} | {method.deviation} |")
+    lines.append((*cells, method.deviation))
     if (largest <= BOUND) != method.equal:
       wrong.append(name)
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows(lines)
+  print(text.getvalue())
+  if len(methods) == len(METHODS):
+    sealed_files.write_text(RESULTS, text.getvalue())
   if wrong:
     raise SystemExit(f"not as expected (bound {BOUND}): {', '.join(wrong)}")
 
