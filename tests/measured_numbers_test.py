@@ -39,6 +39,13 @@ def test_prose_repeats_no_measured_number(path):
   assert not found, "say it in words; experiments/README.md shows the number"
 
 
+def test_claims_hold_no_measured_number():
+  for path in sorted((ROOT / "experiments" / "papers").glob("*.py")):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        assert not MEASURED.search(node.value), f"{_name(path)}: {node.value}"
+
+
 def test_headers_hold_no_measured_number():
   for path in HEADERS:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

@@ -25,7 +25,7 @@ TABLE = Table(
   design="Contextual bandit; a labeller whose logit is the gap of rewards with noise, "
   "times a confidence of 0.5 to 10; a linear preference model on 200 soft, hard or "
   "clipped labels, and the exact optimum of its reward: true reward at 0.5 nats, "
-  "held-out prompts, and KL at a fixed beta of 1. 10 seeds.",
+  "held-out prompts, and KL at a fixed beta of 1.",
   contrary="At a confidence of 1 soft labels give no more reward than hard ones; or at "
   "5 clipped ones no more than soft or hard ones, or no smaller KL than soft ones.",
   departs="Neither critique and revision nor texts: only the labels of the second "

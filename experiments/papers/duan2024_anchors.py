@@ -1,5 +1,7 @@
 """D2O: harmful completions alone, with the policy's own samples as anchors."""
 
+import math
+
 from xpo_jax.studies.atlas.table import (
   ABOVE,
   BELOW,
@@ -36,7 +38,7 @@ TABLE = Table(
   "3 are harmful, along a hidden direction; 100 harmful samples of the reference; D2O "
   "with 11 samples of the reference, or with 1 (then DPO on a positive that may "
   "itself be harmful), NPO and gradient ascent, along 300 steps; KL given a benign "
-  "completion at a harm of 0.1 and at the end. 10 seeds.",
+  "completion at a harm of 0.1 and at the end.",
   contrary="D2O's harm stays above half of the reference's; or it moves benign "
   "completions no less than gradient ascent, at equal harm or at the end; or no less "
   "than with one positive, at equal harm.",
@@ -53,7 +55,7 @@ TABLE = Table(
       "D2O, harm at the end over harm at the start",
       "ratio",
       ratio("harm", (OWN, LAST), (OWN, FIRST)),
-      (0.0, 0.5),
+      (-math.inf, 0.5),
     ),
     Prediction(
       f"D2O minus gradient ascent, benign KL at a harm of {HARM}",
@@ -85,6 +87,5 @@ TABLE = Table(
   paper_scale="Not run: Alpaca 7B on PKU-SafeRLHF; the paper's beta, alpha and number "
   "of samples were not found, a third party's code has 0.1, 0.1 and 11.",
   revised="A first design had the third party's beta 0.1 for all, whose losses are "
-  "straight lines at gaps of single nats: no method differed from gradient ascent "
-  "(benign KL at the end 0.10 [-0.03, 0.22] nats lower).",
+  "straight lines at gaps of single nats: no method differed from gradient ascent.",
 )

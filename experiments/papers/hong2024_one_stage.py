@@ -64,7 +64,7 @@ TABLE = Table(
   design="Trees of completions of 1 to 5 tokens; a base policy, and 400 pairs that "
   "another policy wrote, labelled by Bradley-Terry; 300 steps of SFT, of ORPO over "
   "five weights, or 150 of SFT and 150 of DPO over four betas; exact expectations "
-  "over all pairs of the writer. 10 seeds.",
+  "over all pairs of the writer.",
   contrary="SFT lowers the rejected completions; or ORPO, lambda 0.25, does not lower "
   "them relative to SFT, or costs the chosen ones 0.2 nats; or ORPO's best weight has "
   "less reward than the best beta of SFT and DPO in as many steps.",

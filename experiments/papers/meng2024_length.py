@@ -28,7 +28,7 @@ TABLE = Table(
   design="Trees of completions of 1 to 5 tokens, a table of logits, rewards "
   "independent of length; 400 pairs of the reference's samples; SimPO with beta 2 and "
   "gamma 0.5, and the same loss on sums with a quarter of the beta; exact "
-  "expectations along 300 steps, compared at 0.3 nats of KL. 10 seeds.",
+  "expectations along 300 steps, compared at 0.3 nats of KL.",
   contrary="The loss on sums does not lengthen its completions; or not more than "
   "SimPO; or its log-probability per token is no more correlated with length.",
   departs="Completions of at most 5 tokens, known rewards; log-probabilities per token "

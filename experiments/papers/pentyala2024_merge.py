@@ -32,7 +32,7 @@ TABLE = Table(
   "demonstrations, and preferences, taught by 300 pairs with beta 1, on prompts that "
   "vary along other features; 200 steps of Adam at 0.002 each; TIES with half of the "
   "entries of each difference; L1 weight 0 or 0.3 of Adam's step; the mean of skill "
-  "and reward, each over what one of the two has alone, on held-out prompts. 10 seeds.",
+  "and reward, each over what one of the two has alone, on held-out prompts.",
   contrary="The sparse merge, weight 0.3, scores no higher than SFT then DPO; or no "
   "higher than the dense merge; or DPO's change is no sparser than SFT's.",
   departs="A network of 544 weights, all trained, in place of LoRA of a language "
@@ -76,6 +76,5 @@ TABLE = Table(
   "rank were not found.",
   revised="Beta 0.1, prompts that no feature tells apart, and Adam at 0.01 were given "
   "up after runs in which preferences left less skill than the base has, as they still "
-  "do here; at 0.01 the sparse merge scored less than SFT then DPO by 0.16 [0.05, "
-  "0.26].",
+  "do here; at 0.01 the sparse merge scored less than SFT then DPO too.",
 )

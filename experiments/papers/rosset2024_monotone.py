@@ -34,7 +34,7 @@ TABLE = Table(
   design="Random win matrices of 12 completions, full of cycles; 6 rounds of DNO with "
   "beta 0.2, each minimising the expected loss over all pairs of the current policy, "
   "its reference; the teacher is the first policy tilted by 10 nats a unit of win "
-  "rate; SPPO beside it. 10 seeds.",
+  "rate; SPPO beside it.",
   contrary="A round's policy does not beat the one before; or is 0.02 of total "
   "variation from the exact step; or some round loses against the teacher; or the last "
   "policy does not beat the teacher.",

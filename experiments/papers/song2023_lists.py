@@ -32,7 +32,7 @@ TABLE = Table(
   design="Contextual bandit, linear policy, held-out prompts; 100 prompts with 2 or 5 "
   "different samples of the reference, scored with noise of half a standard "
   "deviation; PRO with SFT weight 0.05, and SFT on the best of 5, along 300 steps, "
-  "compared at 0.3 nats of KL and at the end. 10 seeds.",
+  "compared at 0.3 nats of KL and at the end.",
   contrary="Lists of 5 give no more reward than lists of 2 at equal KL or at the end; "
   "or PRO no more than SFT on the best of the same lists.",
   departs="Completions are the reference's own samples, not other models'.",

@@ -1,5 +1,7 @@
 """Pairwise CRINGE: a habit of repeating, unlearnt in rounds."""
 
+import math
+
 from xpo_jax.studies.atlas.table import (
   BELOW,
   KL,
@@ -41,8 +43,7 @@ TABLE = Table(
   where="the repetition task, and the abstract",
   design="Trees of completions of 1 to 5 tokens; a reference that repeats the token "
   "before; 400 pairs of the policy, the one with fewer repeats preferred, in two "
-  "rounds of 150 steps, or one of 300; KL to the reference at a repetition of 0.2. 10 "
-  "seeds.",
+  "rounds of 150 steps, or one of 300; KL to the reference at a repetition of 0.2.",
   contrary="More than half of the repetition is left; or two rounds leave no less than "
   "one with as many pairs and steps; or at equal repetition binary CRINGE or iterative "
   "DPO has moved the policy no further.",
@@ -60,7 +61,7 @@ TABLE = Table(
       "Pairwise CRINGE, repetition at the end over that after 2 steps",
       "ratio",
       ratio("repetition", (OWN, LAST), (OWN, 2.0)),
-      (-0.01, 0.5),
+      (-math.inf, 0.5),
     ),
     Prediction(
       "two rounds minus one, repetition at the end",

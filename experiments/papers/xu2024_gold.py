@@ -29,7 +29,7 @@ TABLE = Table(
   design="Contextual bandit, linear policy, held-out prompts; 300 triples of "
   "different samples of the reference, scored with noise of half a standard "
   "deviation; SFT on any one of the triple or on its best, CPO on best and worst with "
-  "beta 1 and likelihood weight 0.1; 300 steps. 10 seeds.",
+  "beta 1 and likelihood weight 0.1; 300 steps.",
   contrary="SFT's reward differs from its data's by 0.1; or the best of three teach "
   "SFT no more than any; or CPO's reward is no higher than SFT's, or than its own "
   "chosen completions'.",

@@ -28,7 +28,7 @@ TABLE = Table(
   "0.5, of one learnt representation; model 1 imitates 60 demonstrations and learns "
   "to judge from 60 comparisons; two rounds of DPO with beta 0.1 on 4 samples of each "
   "of 32 prompts, each scored three times with noise; the judge is the current "
-  "model's or model 1's; held-out prompts. 10 seeds.",
+  "model's or model 1's; held-out prompts.",
   contrary="A round does not raise the reward; or the third model judges no better "
   "than the first; or judging by itself leads no further than judging by model 1.",
   departs="The judge gets no text and knows no principle: all that it can gain comes "

@@ -6,7 +6,7 @@ Paper: the controlled-sentiment setting of Rafailov et al. 2023 (DPO), arXiv:230
 Command: xpo train real_methods [policy=DIR]
   python experiments/fetch_smollm2.py smollm2 makes the default policy. The same command
   goes on with an interrupted run.
-Hardware: 2 CPU cores, 11 GB of memory; not run.
+Hardware: 2 CPU cores; not run.
 Expected: every method raises the reward; methods with a length term or a tie by token
   stay shorter or nearer to the start than DPO at the same steps.
 Departs from the papers: one epoch on about 70 pairs, or five updates; beta and weights
@@ -14,14 +14,12 @@ Departs from the papers: one epoch on about 70 pairs, or five updates; beta and 
 Result: not run.
 """
 
-import dataclasses
 from pathlib import Path
 
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.studies.real_model import compare, runs
-from xpo_jax.studies.real_model.compare import Method
-from xpo_jax.studies.task import Task
+from xpo_jax.studies.real_model.compare import Method, RealModel
 
 METHODS = (
   Method("DPO", ObjectiveConfig("dpo")),
@@ -37,28 +35,17 @@ METHODS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class RealMethods:
-  """Settings.
-
-  Attributes:
-    task: policy, prompts, reward and sizes.
-  """
-
-  task: Task
-
-
-def experiment(policy: str = "smollm2") -> RealMethods:
+def experiment(policy: str = "smollm2") -> RealModel:
   """On the sentiment of its own samples."""
-  return RealMethods(runs.task(policy))
+  return RealModel(runs.task(policy))
 
 
-def arms(settings: RealMethods) -> dict[str, Experiment]:
+def arms(settings: RealModel) -> dict[str, Experiment]:
   """Every run of the study, by label and seed."""
   return compare.experiments(METHODS, settings.task)
 
 
-def run(settings: RealMethods, run_dir: Path) -> int:
+def run(settings: RealModel, run_dir: Path) -> int:
   """Trains and judges every method."""
   return compare.run(
     settings,

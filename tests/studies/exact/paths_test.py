@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from xpo_jax import objectives, scored
@@ -27,9 +28,8 @@ def _descend(sign):
     jnp.zeros(2),
     jax.random.key(0),
     lambda theta_V: {"first": theta_V[0]},
+    optax.chain(optax.scale(sign), optax.adam(RATE)),
     steps=STEPS,
-    learning_rate=RATE,
-    sign=sign,
   )
 
 

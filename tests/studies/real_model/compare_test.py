@@ -103,22 +103,6 @@ def test_second_run_trains_nothing_and_finds_the_same(study, monkeypatch):
   assert read(run_dir) == before
 
 
-def test_cell_of_a_table_finds_the_stored_run(study, policy, monkeypatch):
-  _, settings, run_dir, _ = study
-  monkeypatch.setattr(runs, "task", lambda policy, **changes: settings.task)
-  monkeypatch.setattr(loop, "train", None)
-  cell = {"objective": "dpo", "hparams": {}, "learning_rate": 3e-4}
-  paths = {"policy": str(policy), "study_dir": str(run_dir)}
-  found, row = runs.run(0, **cell, **paths), read(run_dir)["DPO"]
-  assert found["reward"] == pytest.approx(row["reward"]["mean"])
-  assert found["kl"] == pytest.approx(row["kl"]["mean"])
-  assert found["reward"] - found["reward_before"] == pytest.approx(
-    row["change"]["mean"]
-  )
-  tuned = runs.run(0, **cell, **paths, portion="tune")
-  assert tuned["reward_before_P"] != found["reward_before_P"]
-
-
 def test_table_of_methods_lists_a_run_of_each():
   recipe = find_recipe.load("real_methods", ["policy=policy"])
   listed = recipe.arms(recipe.experiment)

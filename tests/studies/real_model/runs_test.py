@@ -1,8 +1,5 @@
 """Runs on a chat model's own samples: which pairs, which data, which measures."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 
 from xpo_jax.config.data import Data, Prompts
@@ -11,7 +8,6 @@ from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.data import records, split
 from xpo_jax.data.records import Pair
 from xpo_jax.evaluation.bootstrap import Interval
-from xpo_jax.evaluation.measure_policy import Draws
 from xpo_jax.studies.multistage import preference_pairs
 from xpo_jax.studies.multistage.arm_table import ArmRow
 from xpo_jax.studies.real_model import compare, opinions, runs
@@ -86,59 +82,18 @@ def test_labels_of_fresh_samples_cannot_be_flipped():
     runs.experiment(ObjectiveConfig("rloo"), TASK, seed=0, labels="flipped")
 
 
-def draws(reward_PK, length_PK, ended_PK, kl_PK):
-  shape = np.shape(reward_PK)
-  return Draws(
-    prompts=("p",) * shape[0],
-    texts=(("t",) * shape[1],) * shape[0],
-    tokens=(),
-    reward_PK=np.array(reward_PK),
-    kl_PK=np.array(kl_PK),
-    log_ratio_PK=np.zeros(shape),
-    length_PK=np.array(length_PK),
-    ended_PK=np.array(ended_PK, bool),
-  )
-
-
-def test_measures_are_means_of_policy_and_start():
-  after = draws([[1.0, 0.0], [0.5, 0.5]], [[2, 4], [6, 8]], [[1, 0], [1, 1]], [[1, 2]])
-  before = draws([[0.0, 0.0], [0.0, 1.0]], [[1, 1], [1, 3]], [[1, 1], [1, 1]], [[0]])
-  assert runs.measures(after, before) == {
-    "reward": 0.5,
-    "reward_before": 0.25,
-    "reward_P": [0.5, 0.5],
-    "reward_before_P": [0.0, 0.5],
-    "length": 5.0,
-    "length_before": 1.5,
-    "cut": 0.25,
-    "cut_before": 0.0,
-    "kl": 1.5,
-    "prompts": 2.0,
-    "samples": 2.0,
-  }
-
-
 @pytest.mark.parametrize(
-  "low, high, up, holds",
+  ("check", "low", "high", "holds"),
   [
-    (0.1, 0.3, True, True),
-    (-0.1, 0.3, True, False),
-    (-0.3, -0.1, True, False),
-    (-0.3, -0.1, False, True),
-    (-0.3, 0.1, False, False),
+    (compare.raises, 0.1, 0.3, True),
+    (compare.raises, -0.1, 0.3, False),
+    (compare.raises, -0.3, -0.1, False),
+    (compare.lowers, -0.3, -0.1, True),
+    (compare.lowers, -0.3, 0.1, False),
   ],
 )
-def test_check_holds_where_the_whole_interval_does(low, high, up, holds):
+def test_check_holds_where_the_whole_interval_does(check, low, high, holds):
   change = Interval((low + high) / 2, low, high, 0.1, 23)
-  check = compare.moves("DPO", ArmRow("DPO", {"change": change}, 0.0), up=up)
-  assert check.holds == holds
-  assert ("raises" if up else "lowers") in check.statement
-
-
-def test_method_has_a_learning_rate_of_its_own():
-  method = compare.Method("IPO", ObjectiveConfig("ipo"), learning_rate=1e-5)
-  run = compare.experiment(method, TASK, seed=0)
-  assert run.optimizer.learning_rate == 1e-5
-  own = dataclasses.replace(method, learning_rate=None)
-  run = compare.experiment(own, TASK, seed=0)
-  assert run.optimizer.learning_rate == TASK.learning_rate
+  found = check(ArmRow("DPO", {"change": change}, 0.0))
+  assert found.holds == holds
+  assert f"DPO {check.__name__} the reward" in found.statement

@@ -7,7 +7,7 @@ held-out prompts, or a table with a number for each completion.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,11 @@ def world(key: Array, tabular: bool) -> Bandit:
   """A random task; a tabular policy has a parameter for each completion."""
   if not tabular:
     return bandit.make(key, PROMPTS, COMPLETIONS, FEATURES)
-  task = bandit.make(key, PROMPTS // 4, COMPLETIONS, FEATURES)
+  return with_table(bandit.make(key, PROMPTS // 4, COMPLETIONS, FEATURES))
+
+
+def with_table(task: Bandit) -> Bandit:
+  """The task under a policy with a parameter for each completion."""
   size = task.reward_XY.size
   return task._replace(feature_XYD=jnp.eye(size).reshape(*task.reward_XY.shape, size))
 
@@ -126,16 +130,28 @@ def _optimum(tabular):
     def at(strength):
       return bandit.measure_tilt(task, strength * task.reward_XY, first)
 
-    def halve(_, ends):
-      middle = ends.mean()
-      return jnp.where(
-        at(middle).kl < kl, ends.at[0].set(middle), ends.at[1].set(middle)
-      )
-
-    ends = jax.lax.fori_loop(0, 40, halve, jnp.array([0.0, 100.0]))
-    return _named(at(ends.mean()))
+    return _named(measured_at(kl, at))
 
   return program
+
+
+def measured_at(
+  kl: float | Array, measured: Callable[[Array], bandit.Measures]
+) -> bandit.Measures:
+  """The measures of a family of policies at a KL, by bisection.
+
+  Args:
+    kl: nats.
+    measured: strength from 0 to 100 -> measures, of which the KL rises with it.
+  """
+
+  def halve(_, ends):
+    middle = ends.mean()
+    below = measured(middle).kl < kl
+    return jnp.where(below, ends.at[0].set(middle), ends.at[1].set(middle))
+
+  ends = jax.lax.fori_loop(0, 40, halve, jnp.array([0.0, 100.0]))
+  return measured(ends.mean())
 
 
 def stages(

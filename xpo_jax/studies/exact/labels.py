@@ -13,7 +13,7 @@ import optax
 
 from xpo_jax import objectives, scored
 from xpo_jax.ops import token_stats
-from xpo_jax.studies.exact import bandits, programs
+from xpo_jax.studies.exact import bandits, paths, programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array
 
@@ -257,8 +257,7 @@ def unlearning(
     learning_rate: of gradient descent.
 
   Returns:
-    step: updates done, at up to `POINTS` points, nearly equally far apart in log, and
-      after the first; at each of them
+    step: updates done, `paths.ends(iterations, POINTS)`; at each of them
     distance: norm of the change of the parameters; forgotten: mean log-probability of
     the completions to forget, nats; kl: KL(policy || reference) on the other prompts,
     nats; kept: fraction of them whose likeliest completion is the reference's.
@@ -271,8 +270,6 @@ def unlearning(
 
 @functools.cache
 def _unlearning(make, static, iterations):
-  ends = sorted({round(iterations ** (i / POINTS)) for i in range(POINTS + 1)})
-
   @jax.jit
   def program(key, traced, sign, learning_rate):
     task = bandits.world(key, False)
@@ -287,16 +284,6 @@ def _unlearning(make, static, iterations):
         desirable_BK=jnp.zeros((FORGET, 1)),
       )
 
-    theta_TD = bandit.descent(
-      programs.build(make, static, traced),
-      view,
-      jnp.zeros(bandits.FEATURES),
-      key,
-      optax.sgd(sign * learning_rate),
-      steps=iterations,
-      points=iterations,
-    )
-
     def measure(theta):
       logp_XY = bandit.logp(task, theta)
       rest_XY, ref_XY = logp_XY[FORGET:], task.ref_logp_XY[FORGET:]
@@ -307,8 +294,15 @@ def _unlearning(make, static, iterations):
         "kept": (rest_XY.argmax(1) == ref_XY.argmax(1)).mean(),
       }
 
-    place = jnp.array(ends)
-    path = jax.vmap(measure)(theta_TD[place - 1])
-    return path | {"step": place.astype(jnp.float32)}
+    return paths.descend(
+      programs.build(make, static, traced),
+      view,
+      jnp.zeros(bandits.FEATURES),
+      key,
+      measure,
+      optax.sgd(sign * learning_rate),
+      steps=iterations,
+      points=POINTS,
+    )
 
   return program

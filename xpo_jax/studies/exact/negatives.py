@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, paths, programs
@@ -107,9 +108,8 @@ def _avoid(make, static, samples, count, steps):
       jnp.zeros(bandits.FEATURES),
       of_training,
       measure,
+      optax.chain(optax.scale(sign), optax.adam(learning_rate)),
       steps=steps,
-      learning_rate=learning_rate,
-      sign=sign,
     )
 
   return program

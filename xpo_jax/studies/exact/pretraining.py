@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from xpo_jax import objectives, scored
+from xpo_jax.ops import token_stats
 from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
 from xpo_jax.testing.bandit import Bandit
@@ -37,7 +38,7 @@ def forgotten(task: Bandit, theta_D: Array) -> Array:
   """Rise of the loss on data that the reference generates: KL(reference || policy) on
   held-out prompts, nats."""
   logp_XY, ref_XY = bandit.logp(task, theta_D)[SEEN:], task.ref_logp_XY[SEEN:]
-  return (jnp.exp(ref_XY) * (ref_XY - logp_XY)).sum(1).mean()
+  return token_stats.kl(ref_XY, logp_XY).mean()
 
 
 def mix(
@@ -88,16 +89,13 @@ def _mix(make, static, text, samples, iterations):
     chain = optax.adam(learning_rate)
     row_X1 = jnp.arange(SEEN)[:, None]
 
-    def draw(key, logp_XY):
-      shape = (samples, SEEN)
-      return row_X1, jax.random.categorical(key, logp_XY[:SEEN], shape=shape).T
-
     def one(carry, key):
       theta, moments, state = carry
       keys = jax.random.split(key, 3)
       old_XY = bandit.logp(rl, theta)
-      at = draw(keys[0], old_XY)
-      text_at = draw(keys[1], pretraining.ref_logp_XY)
+      at = (row_X1, programs.sample(objective, old_XY[:SEEN], samples, keys[0]))
+      text_XY = pretraining.ref_logp_XY[:SEEN]
+      text_at = (row_X1, programs.sample(likelihood, text_XY, samples, keys[1]))
 
       def loss(theta):
         own = scored.from_token_logps(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, paths, programs
@@ -118,8 +119,8 @@ def _train(make, static, size, demonstration, count, steps):
       jnp.zeros(bandits.FEATURES),
       of_objective,
       lambda theta: bandits.measures(task, theta, SEEN),
+      optax.adam(learning_rate),
       steps=steps,
-      learning_rate=learning_rate,
     )
     data = jnp.full(path["reward"].shape, _best(keys[3], task, size, noise))
     return path | {"data": data}

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from xpo_jax import objectives
 from xpo_jax.studies.exact import paths, programs, sentences
@@ -70,8 +71,8 @@ def _iterate(make, static, rounds, count, steps):
         logits_SV,
         of_training,
         lambda logits_SV: {"logits": logits_SV},
+        optax.adam(learning_rate),
         steps=steps,
-        learning_rate=learning_rate,
       )
       logits_SV = path["logits"][-1]
       found = jax.vmap(lambda x_SV: sentences.measures(task, x_SV))(path["logits"])

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, programs
 from xpo_jax.testing import bandit
-from xpo_jax.testing.bandit import Bandit
 from xpo_jax.types import Array
 
 SEEN = bandits.PROMPTS // 2
@@ -158,17 +157,12 @@ def _iterate(make, static, people, judge, demonstrations, judgements, samples, s
       models.append(play(models[-1], models[0], own))
     params_M = jnp.stack(models)
     found = jax.vmap(lambda x: bandits.measures(task, policy_H @ x, SEEN))(params_M)
-    accuracy_M = jax.vmap(lambda x: ordered(task, judge_H @ x))(params_M)
+    judged = jax.vmap(lambda x: bandit.measure(task, judge_H @ x, SEEN))(params_M)
     return {
       "step": 1.0 + jnp.arange(len(models)),
       "reward": found["reward"],
       "kl": found["kl"],
-      "accuracy": accuracy_M,
+      "accuracy": judged.accuracy,
     }
 
   return program
-
-
-def ordered(task: Bandit, theta_D: Array) -> Array:
-  """Fraction of all pairs on held-out prompts that a linear score orders as rewards."""
-  return bandit.measure(task, theta_D, SEEN).accuracy

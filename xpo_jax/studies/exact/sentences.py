@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from xpo_jax import objectives, scored
-from xpo_jax.ops import token_mdp
+from xpo_jax.ops import token_mdp, token_stats
 from xpo_jax.studies.exact import paths, programs
 from xpo_jax.testing import bandit
 from xpo_jax.types import Array, Objective, Scored
@@ -123,7 +124,7 @@ def measures(task: Sentences, logits_SV: Array) -> dict[str, Array]:
   """
   logp_N, ref_N = task.logp_N(logits_SV), task.logp_N(task.ref_SV)
   p_N, q_N = jnp.exp(logp_N), jnp.exp(ref_N)
-  kl = (p_N * (logp_N - ref_N)).sum()
+  kl = token_stats.kl(logp_N, ref_N)
   return {
     "reward": (p_N - q_N) @ task.reward_N,
     "length": (p_N - q_N) @ task.length_N,
@@ -200,8 +201,8 @@ def _pairs(make, static, per_token, count, steps):
       task.ref_SV,
       keys[2],
       lambda logits_SV: measures(task, logits_SV),
+      optax.adam(learning_rate),
       steps=steps,
-      learning_rate=learning_rate,
     )
 
   return program

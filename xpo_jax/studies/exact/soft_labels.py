@@ -107,13 +107,7 @@ def _learn(make, kind, count):
     def tilted(strength):
       return bandit.measure(task, strength * theta_D, SEEN)
 
-    def halve(_, ends):
-      middle = ends.mean()
-      below = tilted(middle).kl < kl
-      return jnp.where(below, ends.at[0].set(middle), ends.at[1].set(middle))
-
-    strength = jax.lax.fori_loop(0, 40, halve, jnp.array([0.0, 100.0])).mean()
-    equal = tilted(strength)
+    equal = bandits.measured_at(kl, tilted)
     return {
       "reward": equal.reward,
       "drift": tilted(1 / beta).kl,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from xpo_jax import objectives, scored
 from xpo_jax.studies.exact import bandits, paths, programs
@@ -112,8 +113,7 @@ def _calibrate(make, static, ranks, source, candidates, count, steps):
       drawn = _ordered(prompt_B, both_2B, gap_B > 0)
     at = (drawn.prompt_B[:, None], drawn.completion_B2)
     weight_B = (drawn.completion_B2[:, 0] != drawn.completion_B2[:, 1]) * 1.0
-    size = task.reward_XY.size
-    table = task._replace(feature_XYD=jnp.eye(size).reshape(*shape, size))
+    table = bandits.with_table(task)
 
     def view(theta, _):
       return scored.from_sequence_logps(
@@ -126,11 +126,11 @@ def _calibrate(make, static, ranks, source, candidates, count, steps):
     path = paths.descend(
       programs.build(make, static, traced),
       view,
-      jnp.zeros(size),
+      jnp.zeros(task.reward_XY.size),
       of_training,
       lambda theta: bandits.measures(table, theta, 0),
+      optax.adam(learning_rate),
       steps=steps,
-      learning_rate=learning_rate,
     )
     reward_B2 = task.reward_XY[at]
     right = ((reward_B2[:, 0] > reward_B2[:, 1]) * weight_B).sum() / weight_B.sum()

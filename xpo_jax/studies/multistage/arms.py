@@ -164,7 +164,6 @@ def judge(
   *,
   eval_samples: int | None = None,
   reference: Path | None = None,
-  portion: str = "test",
 ) -> Draws:
   """Samples on held-out prompts, with true rewards and KL to a reference.
 
@@ -174,23 +173,20 @@ def judge(
     seed: of the draws.
     eval_samples: completions of each prompt; None: the task's.
     reference: directory of its policy; None: the start's.
-    portion: of the prompts: "test", or "tune" to choose settings.
   """
   task = arms.task
   if eval_samples is not None:
     task = dataclasses.replace(task, eval_samples=eval_samples)
   reference = start_directory(arms) if reference is None else reference
   checkpoint = hf_checkpoint.load(reference, remat=False)
-  return _draws(task, params, checkpoint, seed, portion)
+  return _draws(task, params, checkpoint, seed)
 
 
-def _draws(
-  task: Task, params: Params, reference: Checkpoint, seed: int, portion: str
-) -> Draws:
-  prompts = samples.texts_of(tasks.prompts(task, portion))
+def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draws:
+  prompts = samples.texts_of(tasks.prompts(task, "test"))
   if len(prompts) < task.eval_prompts:
     raise ValueError(
-      f"Task.eval_prompts is {task.eval_prompts}, the {portion} split has "
+      f"Task.eval_prompts is {task.eval_prompts}, the held-out split has "
       f"{len(prompts)}; take fewer prompts or more texts"
     )
   setup = measure_policy.EvalSetup(
@@ -210,27 +206,24 @@ def _draws(
   return draws._replace(reward_PK=reward_PK.astype(np.float64))
 
 
-def reference_draws(
-  arms: Arms, seed: int, *, reference: Path | None = None, portion: str = "test"
-) -> Draws:
+def reference_draws(arms: Arms, seed: int, *, reference: Path | None = None) -> Draws:
   """The reference's own samples, judged; drawn once in a process.
 
   Args:
     arms: the study.
     seed: of the draws.
     reference: directory of its policy; None: the start's.
-    portion: see `judge`.
   """
   reference = start_directory(arms) if reference is None else reference
   task = json.dumps(yaml_file.to_dict(arms.task))
-  return _reference_draws(str(reference), task, seed, portion)
+  return _reference_draws(str(reference), task, seed)
 
 
 @functools.lru_cache(maxsize=32)  # every arm is compared with the same samples
-def _reference_draws(directory: str, task: str, seed: int, portion: str) -> Draws:
+def _reference_draws(directory: str, task: str, seed: int) -> Draws:
   settings = yaml_file.from_dict(Task, json.loads(task))
   checkpoint = hf_checkpoint.load(directory, remat=False)
-  return _draws(settings, checkpoint.params, checkpoint, seed, portion)
+  return _draws(settings, checkpoint.params, checkpoint, seed)
 
 
 def row(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import ObjectiveConfig
@@ -24,19 +24,28 @@ SHOWN = 4  # held-out prompts whose samples are shown
 
 
 @dataclasses.dataclass(frozen=True)
+class RealModel:
+  """Settings.
+
+  Attributes:
+    task: policy, prompts, reward and sizes.
+  """
+
+  task: Task
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """A method of the study.
 
   Attributes:
     label: its row.
     objective: what is minimised.
-    learning_rate: peak; None: the task's.
     labels: see `runs.experiment`.
   """
 
   label: str
   objective: ObjectiveConfig
-  learning_rate: float | None = None
   labels: runs.Labels = "true"
 
 
@@ -57,8 +66,6 @@ Checks = Callable[[Mapping[str, ArmRow]], Sequence[Check]]
 
 def experiment(method: Method, task: Task, seed: int) -> Experiment:
   """A method's run."""
-  if method.learning_rate is not None:
-    task = dataclasses.replace(task, learning_rate=method.learning_rate)
   return runs.experiment(method.objective, task, seed=seed, labels=method.labels)
 
 
@@ -72,7 +79,7 @@ def experiments(methods: Sequence[Method], task: Task) -> dict[str, Experiment]:
 
 
 def run(
-  settings: Any,
+  settings: RealModel,
   run_dir: Path,
   methods: Sequence[Method],
   *,
@@ -83,7 +90,7 @@ def run(
   """Trains and judges what is missing, writes results.json and a page, prints both.
 
   Args:
-    settings: dataclass with `task`, of `runs.task`.
+    settings: with a task of `runs.task`.
     run_dir: new, or of the same study that was interrupted.
     methods: what is trained.
     title: of the page.
@@ -145,17 +152,19 @@ def judge(study: Arms, method: Method) -> Judged:
   return Judged(row, draws)
 
 
-def moves(label: str, row: ArmRow, *, up: bool) -> Check:
-  """The check that a method moves the reward in a direction: its whole interval does.
-
-  Args:
-    label: of the method.
-    row: its measures; `change` is paired with the start's samples by prompt.
-    up: whether the reward is to rise; else to fall.
-  """
+def raises(row: ArmRow) -> Check:
+  """The check that a method raises the reward: the whole interval of its change, paired
+  with the start's samples by prompt, is above 0."""
   change = row.measures["change"]
-  word, holds = ("raises", change.low > 0) if up else ("lowers", change.high < 0)
-  return Check(f"{label} {word} the reward of held-out prompts", str(change), holds)
+  statement = f"{row.label} raises the reward of held-out prompts"
+  return Check(statement, str(change), change.low > 0)
+
+
+def lowers(row: ArmRow) -> Check:
+  """The check that a method lowers the reward, as `raises`."""
+  change = row.measures["change"]
+  statement = f"{row.label} lowers the reward of held-out prompts"
+  return Check(statement, str(change), change.high < 0)
 
 
 def checks_table(checks: Sequence[Check]) -> html.Table:

@@ -2,23 +2,17 @@
 
 The model answers questions of opinion (`opinions`); VADER's compound of an answer is
 its reward. Methods on records learn from one set of pairs, the best against the worst
-of the start's samples for each training prompt; methods on samples from fresh ones. A
-method costs its training and one sampling on held-out prompts.
+of the start's samples for each training prompt; methods on samples from fresh ones.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from xpo_jax.config.data import Prompts
 from xpo_jax.config.experiment import Experiment, Loop
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.data import records
-from xpo_jax.evaluation.measure_policy import Draws
 from xpo_jax.feedback import rules
 from xpo_jax.feedback.protocol import Scorer
 from xpo_jax.models import hf_checkpoint
@@ -164,69 +158,3 @@ def train(study: Arms, one: Experiment) -> Trained:
   checkpoint = hf_checkpoint.load(run_directory.policy(run_dir), remat=False)
   seconds = sum(line["time/seconds"] for line in metrics.read(run_dir))
   return Trained({one.seed: checkpoint.params}, seconds)
-
-
-def run(
-  seed: int,
-  *,
-  objective: str,
-  hparams: Mapping[str, Any],
-  learning_rate: float,
-  labels: Labels = "true",
-  portion: str = "test",
-  policy: str = "smollm2",
-  study_dir: str = "runs/real_model",
-) -> dict[str, float | list[float]]:
-  """Trains an objective on the model's own samples; a cell of a table.
-
-  Args:
-    seed: of the run and of the samples that it is judged by.
-    objective: name of the index.
-    hparams: of the objective.
-    learning_rate: peak.
-    labels: see `experiment`.
-    portion: of the prompts that it is judged on: "test", or "tune" to choose settings.
-    policy: a Hugging Face directory with a chat template.
-    study_dir: runs are stored there; one with the same settings is found.
-
-  Returns:
-    `measures` of the policy and its start on held-out prompts.
-  """
-  settings = task(policy, learning_rate=learning_rate, seeds=(seed,))
-  study = Arms(settings, Path(study_dir), _quiet)
-  one = experiment(
-    ObjectiveConfig(objective, **hparams), settings, seed=seed, labels=labels
-  )
-  trained = train(study, one)
-  after = arms.judge(study, trained.policies[seed], seed, portion=portion)
-  return measures(after, arms.reference_draws(study, seed, portion=portion))
-
-
-def measures(after: Draws, before: Draws) -> dict[str, float | list[float]]:
-  """Reward, KL and length of a policy beside its start's, as plain data.
-
-  Args:
-    after: samples of the policy.
-    before: samples of the start on the same prompts.
-
-  Returns:
-    reward, length (tokens) and cut (share that met the limit) of the policy, the same
-    with `_before` of the start; kl (nats a completion); prompts and samples, numbers;
-    reward_P and reward_before_P, means of each prompt, for paired intervals.
-  """
-  found: dict[str, float | list[float]] = {}
-  for suffix, draws in (("", after), ("_before", before)):
-    found[f"reward{suffix}"] = float(draws.reward_PK.mean())
-    found[f"length{suffix}"] = float(draws.length_PK.mean())
-    found[f"cut{suffix}"] = float(np.mean(~draws.ended_PK))
-    found[f"reward{suffix}_P"] = draws.reward_PK.mean(1).tolist()
-  prompts, samples = after.reward_PK.shape
-  return found | {
-    "kl": float(after.kl_PK.mean()),
-    "prompts": float(prompts),
-    "samples": float(samples),
-  }
-
-
-def _quiet(text: str) -> None:
-  del text
