@@ -31,7 +31,7 @@ TABLE = Table(
   "every round, also against a fixed strong opponent, until it is better than a "
   "teacher stronger than where it began.",
   where="abstract",
-  design="Random win matrices of 12 completions, full of cycles; 6 rounds of DNO with "
+  design="Random win matrices of 12 completions, with cycles; 6 rounds of DNO with "
   "beta 0.2, each minimising the expected loss over all pairs of the current policy, "
   "its reference; the teacher is the first policy tilted by 10 nats a unit of win "
   "rate; SPPO beside it.",
