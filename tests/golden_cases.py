@@ -58,6 +58,13 @@ _ROUNDED = {
   "rloo_advantages": 1,
   "rloo_loss": 1,
 }
+# Methods whose adapters choose by value, on the host; so do all of texts and of ragged
+# lists.
+_ON_HOST = {
+  "outcome_advantages_verl",
+  "rlhflow_pair_selection",
+  "sppo_pair_construction",
+}
 # Inputs with a shorter name among the gradients of a case.
 _FULL_NAME = {"reward_diff": "reward_diff_first_minus_second"}
 _NUMBERS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -135,12 +142,23 @@ def _compare(actual: Any, expected: Any, case: dict, what: str) -> None:
 
 
 def compute(names: Sequence[str]) -> list[tuple[dict, dict]]:
-  """Outputs and gradients of some cases; those with gradients as one program."""
+  """Outputs and gradients of some cases of a method, as one program if it can be."""
   inputs = {name: _inputs(CASES[name]) for name in names}
   recorded = {name: _gradients(CASES[name], x) for name, x in inputs.items()}
-  smooth = [name for name in names if recorded[name]]
+  on_host = {
+    name
+    for name, x in inputs.items()
+    if not recorded[name]
+    and (
+      CASES[name]["method"] in _ON_HOST or any(isinstance(v, list) for v in x.values())
+    )
+  }
+  traced = [name for name in names if name not in on_host]
 
   def one(name: str, arrays: dict, wanted: dict) -> tuple[dict, dict]:
+    if not wanted:
+      return _adapter(name)(CASES[name]["hyperparams"], inputs[name] | arrays), {}
+
     def scalar(wanted: dict) -> tuple[jax.Array, dict]:
       out = _adapter(name)(CASES[name]["hyperparams"], inputs[name] | arrays | wanted)
       return out["differentiate"], out
@@ -149,7 +167,7 @@ def compute(names: Sequence[str]) -> list[tuple[dict, dict]]:
     return out, gradient
 
   def every(arrays: list[dict], wanted: list[dict]) -> list[tuple]:
-    return list(map(one, smooth, arrays, wanted))
+    return list(map(one, traced, arrays, wanted))
 
   with jax.enable_x64(True):
     arrays = {
@@ -158,15 +176,12 @@ def compute(names: Sequence[str]) -> list[tuple[dict, dict]]:
     }
     wanted = [
       {k: arrays[name][k].astype(jnp.float64) for k in recorded[name]}
-      for name in smooth
+      for name in traced
     ]
-    results = {}
-    for name in set(names) - set(smooth):  # texts cannot be jitted
-      x = inputs[name] | arrays[name]
-      results[name] = (_adapter(name)(CASES[name]["hyperparams"], x), {})
-    if smooth:
-      done = jax.jit(every)([arrays[name] for name in smooth], wanted)
-      results |= dict(zip(smooth, jax.device_get(done), strict=True))
+    results = {name: one(name, arrays[name], {}) for name in on_host}
+    if traced:
+      done = jax.jit(every)([arrays[name] for name in traced], wanted)
+      results |= dict(zip(traced, jax.device_get(done), strict=True))
   return [results[name] for name in names]
 
 
