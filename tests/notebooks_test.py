@@ -1,5 +1,6 @@
 """Notebooks are those of the scripts, and run from top to bottom on the CPU."""
 
+import asyncio
 from pathlib import Path
 
 import jupytext
@@ -13,13 +14,27 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def _execute(notebook, folder):
-  nbclient.NotebookClient(
-    notebook,
-    timeout=300,
-    kernel_name="python3",
-    resources={"metadata": {"path": str(folder)}},
-  ).execute()
+@pytest.fixture(scope="module")
+def kernel():
+  """One process for all notebooks: what it imports is most of what they cost."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("PYTHONPATH", str(ROOT))
+    client = nbclient.NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
+    manager = client.create_kernel_manager()
+    client.start_new_kernel()
+  yield manager
+  asyncio.run(manager.shutdown_kernel(now=True))
+
+
+def _execute(notebook, kernel, folder):
+  """The outputs of a notebook's cells, run in a folder with no name defined."""
+  clean = f"""%reset -f
+import os, tempfile
+os.chdir({str(folder)!r})
+tempfile.tempdir = {str(folder)!r}  # for what a notebook trains
+%reset -f"""
+  notebook.cells.insert(0, nbformat.v4.new_code_cell(clean))
+  nbclient.NotebookClient(notebook, km=kernel, timeout=300).execute()
   return [out for cell in notebook.cells for out in cell.get("outputs", [])]
 
 
@@ -48,10 +63,8 @@ def test_notebook_is_its_script_behind_the_cell_that_installs(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, tmp_path, monkeypatch):
-  monkeypatch.setenv("PYTHONPATH", str(ROOT))
-  monkeypatch.setenv("TMPDIR", str(tmp_path))  # for what a notebook trains
-  outputs = _execute(nbformat.read(path, as_version=4), tmp_path)
+def test_notebook_runs(path, kernel, tmp_path):
+  outputs = _execute(nbformat.read(path, as_version=4), kernel, tmp_path)
   assert any("image/png" in out.get("data", {}) for out in outputs), "no plot"
   if path.stem == "07_your_model":
     assert any("text/html" in out.get("data", {}) for out in outputs), "no tokens"
@@ -81,7 +94,8 @@ def test_first_cell_installs_the_package_where_it_is_missing(tmp_path):
     host = _HOST.format(files=files) + f"import os; os.chdir({str(folder)!r})"
     cells = (host, write_ipynb.INSTALL)
     notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
-  outputs = _execute(notebook, tmp_path)
+  nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+  outputs = [out for cell in notebook.cells for out in cell.outputs]
   lines = "".join(out.get("text", "") for out in outputs).splitlines()
   asked = [line for line in lines if "xpo" in line or "install" in line]
   assert asked == [f"install {case}" for case in cases]
