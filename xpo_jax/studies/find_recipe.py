@@ -13,6 +13,7 @@ import builtins
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import re
@@ -306,6 +307,12 @@ def _defines_experiment(path: Path) -> bool:
 
 
 def _parsed(path: Path) -> ast.Module:
+  stat = path.stat()
+  return _parse(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache  # a name is looked up among all files
+def _parse(path: Path, _mtime_ns: int, _size: int) -> ast.Module:
   try:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
   except SyntaxError as error:
