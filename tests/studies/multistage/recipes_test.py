@@ -106,7 +106,7 @@ def _rows(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_study_trains_each_run_once_resumes_and_widens(name, tmp_path):
+def test_study_trains_each_run_and_has_a_row_for_each_arm(name, tmp_path):
   recipe, settings = _small(name)
   assert recipe.run(settings, tmp_path / "study") == 0
   rows, first = _rows(tmp_path / "study"), _summaries(tmp_path / "study")
@@ -115,6 +115,12 @@ def test_study_trains_each_run_once_resumes_and_widens(name, tmp_path):
     assert math.isfinite(row["reward"]["mean"]) and row["kl"]["mean"] > -1e-6
   assert len(first) == 1 + CASES[name].runs
 
+
+def test_killed_study_resumes_and_widens_without_training_a_run_twice(tmp_path):
+  name = "slic_sample_rank"
+  recipe, settings = _small(name)
+  assert recipe.run(settings, tmp_path / "study") == 0
+  first = _summaries(tmp_path / "study")
   # As if the last run had been killed before its end, and then a further seed.
   last = max(first, key=first.get)
   lines = len(metrics.read(tmp_path / "study" / "stages" / last))
