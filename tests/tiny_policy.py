@@ -1,6 +1,11 @@
 """A directory with an untrained model, and its tokenizer with a chat template."""
 
+import dataclasses
+import functools
+from pathlib import Path
+
 import jax
+import numpy as np
 
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.models import hf_checkpoint, transformer
@@ -13,13 +18,35 @@ TEMPLATE = (
 )
 
 
+FIXTURES = Path(__file__).parent / "fixtures"
+VOCAB = 300
+
+
+@functools.cache
+def _tokenizer():
+  texts = [prompt + text for prompt, text in synthetic_reviews.generate(60, 0)]
+  tokenizer = synthetic_reviews.train_bpe(texts, VOCAB)
+  tokenizer.chat_template = TEMPLATE
+  return tokenizer
+
+
+def write_family(directory, name):
+  """Writes one of a fixture's family, of random weights; returns the directory."""
+  config = hf_checkpoint.read_config(FIXTURES / name)
+  # transformers gives some families' tokenizers a token more.
+  config = dataclasses.replace(config, vocab=VOCAB + 4, positions=256)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda weight: rng.normal(size=weight.shape).astype(np.float32) / 8,
+    transformer.weights(config),
+  )
+  return hf_checkpoint.save(directory, config, {"lm": params}, tokenizer=_tokenizer())
+
+
 def write(directory):
   """Writes it and returns the directory."""
-  texts = [prompt + text for prompt, text in synthetic_reviews.generate(60, 0)]
-  tokenizer = synthetic_reviews.train_bpe(texts, 300)
-  tokenizer.chat_template = TEMPLATE
   config = Config(
-    vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
+    vocab=VOCAB, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8
   )
   params = {"lm": transformer.model(config).init(jax.random.key(0))}
-  return hf_checkpoint.save(directory, config, params, tokenizer=tokenizer)
+  return hf_checkpoint.save(directory, config, params, tokenizer=_tokenizer())

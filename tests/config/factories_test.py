@@ -6,6 +6,7 @@ import pytest
 from xpo_jax import objectives
 from xpo_jax.config import factories
 from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.feedback import reward_functions, reward_model
 from xpo_jax.ops import kl_control
 from xpo_jax.types import Layout
 
@@ -70,6 +71,16 @@ def test_configured_builds_what_stands_among_its_arguments():
     pair_of, first=Configured(pair_of, first=1), others=[Configured(pair_of, first=2)]
   )
   assert nested.build() == ((1, (), 1.0), ((2, (), 1.0),), 1.0)
+
+
+def test_configured_is_shown_by_what_its_arguments_name():
+  own = Configured(reward_functions.named, reward_function="my_rewards:exact")
+  assert own.title == "named(my_rewards:exact)"
+  model = Configured(reward_model.scorer, directory="hub:ORG/NAME")
+  several = Configured(reward_functions.weighted, scorers=(own, model), weights=(1, 2))
+  assert several.title == "weighted(named(my_rewards:exact), scorer(hub:ORG/NAME))"
+  rule = Configured(kl_control.adaptive_kl, beta=0.1)
+  assert rule.title == rule.name
 
 
 def test_configured_refuses_an_argument_the_function_lacks():

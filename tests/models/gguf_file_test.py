@@ -28,12 +28,12 @@ def _interleaved(tensor, heads):
   return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(rows, columns)
 
 
-def _content(tokenizer):
-  """Metadata and tensors of the Llama fixture as a GGUF file has them."""
-  about = json.loads((FIXTURES / "llama" / "config.json").read_text())
+def content_of(tokenizer, directory=FIXTURES / "llama"):
+  """Metadata and tensors of a Llama directory as a GGUF file has them."""
+  about = json.loads((directory / "config.json").read_text())
   tensors = {}
   names = {hf: ours for ours, hf in gguf_file._NAMES.items()}
-  for file in (FIXTURES / "llama").glob("*.safetensors"):
+  for file in directory.glob("*.safetensors"):
     with hf_checkpoint.safe_open(file, "numpy") as stored:
       for name in stored.keys():
         parts = name.removesuffix(".weight").split(".")
@@ -76,7 +76,7 @@ def _content(tokenizer):
 
 @pytest.fixture
 def content(tokenizer):
-  return _content(tokenizer)
+  return content_of(tokenizer)
 
 
 def test_weights_and_config_are_those_it_was_made_of(content, tmp_path):

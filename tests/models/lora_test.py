@@ -123,7 +123,9 @@ def test_dora_normalises_the_merged_kernel_and_takes_the_norm_for_a_constant(bas
 
 def test_dora_refuses_what_it_is_not_defined_on(bases):
   mixtral = hf_checkpoint.read_config(FIXTURES / "mixtral")
-  with pytest.raises(ValueError, match=r"matches experts \(.*'query\|key\|value\|out"):
+  with pytest.raises(
+    ValueError, match=r"experts or their router \(.*'query\|key\|value\|out"
+  ):
     lora.targets(mixtral, DORA)
   attention = dataclasses.replace(DORA, targets="query|output")
   assert lora.targets(mixtral, attention) == ("query", "output")
@@ -223,17 +225,19 @@ def test_invalid_targets_raise_with_the_pattern(bases, pattern, message):
     lora.init(bases["llama"].config, Adapter(targets=pattern), jax.random.key(0))
 
 
-def test_routers_and_fused_experts_are_not_adapted():
+def test_routers_are_adapted_and_experts_in_one_tensor_are_not():
   mixtral, gpt_oss = (
     hf_checkpoint.read_config(FIXTURES / name) for name in ("mixtral", "gpt_oss")
   )
   attention = {"query", "key", "value", "output"}
-  assert set(lora.targets(mixtral, Adapter())) == attention | {"gate", "up", "down"}
+  mixture = {"router", "gate", "up", "down"}
+  assert set(lora.targets(mixtral, Adapter())) == attention | mixture
+  assert lora.targets(mixtral, Adapter(targets="block_sparse_moe.gate")) == ("router",)
   assert set(lora.targets(mixtral, Adapter(targets="w1|w3"))) == {"gate", "up"}
   assert set(lora.targets(gpt_oss, Adapter())) == attention
-  for config, pattern in ((mixtral, "router"), (gpt_oss, "query|down")):
+  for pattern in ("router", "query|down"):
     with pytest.raises(ValueError, match=r"matches no linear layer that PEFT adapts"):
-      lora.targets(config, Adapter(targets=pattern))
+      lora.targets(gpt_oss, Adapter(targets=pattern))
   with pytest.raises(ValueError, match=r"experts\.0\.w1 but not every .*expert's"):
     lora.targets(mixtral, Adapter(targets=r".*experts\.0\.w1"))
 

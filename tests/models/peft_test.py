@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -24,6 +25,15 @@ def random_adapter(config, adapter):
   params = lora.init(config, adapter, jax.random.key(0))
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+
+
+def peft_files(directory, tensors, **content):
+  """An adapter as PEFT saves it."""
+  directory.mkdir()
+  save_file(tensors, directory / "adapter_model.safetensors")
+  content = {"peft_type": "LORA", "fan_in_fan_out": False, **content}
+  (directory / "adapter_config.json").write_text(json.dumps(content))
+  return directory
 
 
 def merged_as_peft_does(name: str, adapter: Path, directory: Path):
@@ -155,16 +165,125 @@ def test_peft_adapter_with_a_shared_a_loads(bases, name, tmp_path):
     for x, shape in shapes.items():
       key = f"base_model.model.{module}.lora_{x}.weight"
       tensors[key] = rng.normal(size=shape).astype(np.float32)
-  (tmp_path / "theirs").mkdir()
-  save_file(tensors, tmp_path / "theirs" / "adapter_model.safetensors")
-  content = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "rank_pattern": {}}
-  content["fan_in_fan_out"] = name == "gpt2"
-  (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(content))
+  content = {"r": 2, "lora_alpha": 6, "rank_pattern": {}}
+  peft_files(tmp_path / "theirs", tensors, **content, fan_in_fan_out=name == "gpt2")
   adapter, params = peft.load(tmp_path / "theirs", config, lm)
   assert adapter.scale == 3 and set(params["blocks"]) == {"query", "key", "value"}
   expected = merged_as_peft_does(name, tmp_path / "theirs", tmp_path / "merged")
   got = lora.merged(lm, params, adapter)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("only", [None, "gate_up_proj", "down_proj"])
+def test_peft_adapter_on_parameters_of_experts_loads(
+  bases, name, rslora, only, tmp_path
+):
+  config, lm = bases[name].config, bases[name].params["lm"]
+  rng, E, D, F = np.random.default_rng(0), config.experts.count, 32, config.mlp_width
+  # Of `lora.layer.ParamWrapper`: the later parameter's wrapper is the outer one.
+  ranks = {"gate.weight": 3} | (
+    {only: 3} if only else {"gate_up_proj": 6, "down_proj": 3}
+  )
+  inner = "mlp.experts" if only else "mlp.experts.base_layer"
+  sizes = {
+    "gate.weight": ("mlp.gate", 1, D, E),
+    "gate_up_proj": (inner, E, D, 2 * F),
+    "down_proj": ("mlp.experts", E, F, D),
+  }
+  tensors, change = {}, {"router": [], "gate": [], "up": [], "down": []}
+  for layer in range(config.layers):
+    for parameter, rank in ranks.items():
+      stem, experts, inputs, outputs = sizes[parameter]
+      a = rng.normal(size=(experts * rank, inputs)).astype(np.float32)
+      b = rng.normal(size=(outputs, rank * experts)).astype(np.float32)
+      module = f"base_model.model.model.layers.{layer}.{stem}"
+      tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+      alpha = 10 if parameter == "gate_up_proj" else 5
+      scale = alpha / (rank**0.5 if rslora else rank)
+      by_expert = b.reshape(-1, rank, experts), a.reshape(experts, rank, -1)
+      delta = scale * np.einsum("ore,eri->eio", *by_expert)
+      if parameter == "gate_up_proj":
+        change["gate"].append(delta[..., :F])
+        change["up"].append(delta[..., F:])
+      else:
+        part = "router" if experts == 1 else "down"
+        change[part].append(delta[0] if experts == 1 else delta)
+  content = {"r": 3, "lora_alpha": 5, "use_rslora": rslora}
+  content |= {"target_parameters": [*ranks], "target_modules": []}
+  content["alpha_pattern"] = {r".*\.gate_up_proj": 10}
+  if not only:
+    content["rank_pattern"] = {r".*\.gate_up_proj": 6}
+  directory = peft_files(tmp_path / "theirs", tensors, **content)
+  adapter, params = peft.load(directory, config, lm)
+  assert (
+    adapter.rank == (3 if only else 6) and peft.read_form(directory, config) == adapter
+  )
+  got = lora.delta(lm, params, adapter)["blocks"]
+  expected = {part: np.stack(layers) for part, layers in change.items() if layers}
+  assert got.keys() == expected.keys()
+  for part, value in expected.items():
+    np.testing.assert_allclose(got[part]["kernel"], value, atol=1e-4)
+
+
+def test_adapter_on_parameters_of_more_experts_raises(bases, tmp_path):
+  config, lm = bases["mixtral"].config, bases["mixtral"].params["lm"]
+  module, size = "model.layers.0.mlp.experts", 2 * 3 * config.experts.count
+  tensors = {
+    f"base_model.model.{module}.lora_A.weight": np.ones((size, 48), np.float32),
+    f"base_model.model.{module}.lora_B.weight": np.ones((32, size), np.float32),
+  }
+  content = {"r": 3, "lora_alpha": 5, "target_parameters": ["down_proj"]}
+  directory = peft_files(tmp_path / "a", tensors, **content)
+  with pytest.raises(ValueError, match=r"experts\.lora_A.*the base no such linear"):
+    peft.load(directory, config, lm)
+
+
+def test_modules_of_different_ranks_and_alphas_load_as_one_form(bases, tmp_path):
+  config, lm = bases["llama"].config, bases["llama"].params["lm"]
+  rng, tensors = np.random.default_rng(0), {}
+  for layer in range(config.layers):
+    for module, rank in (("self_attn.q_proj", 2), ("mlp.down_proj", 4)):
+      name = f"model.layers.{layer}.{module}"
+      out, into = load_file_shape(name)
+      for x, shape in (("A", (rank, into)), ("B", (out, rank))):
+        value = rng.normal(size=shape).astype(np.float32)
+        tensors[f"base_model.model.{name}.lora_{x}.weight"] = value
+  content = {"r": 2, "lora_alpha": 6, "rank_pattern": {"down_proj": 4}}
+  directory = peft_files(
+    tmp_path / "theirs", tensors, **content, alpha_pattern={"down_proj": 3}
+  )
+  adapter, params = peft.load(directory, config, lm)
+  assert (adapter.rank, adapter.alpha) == (4, 12.0)
+  expected = merged_as_peft_does("llama", directory, tmp_path / "merged")
+  got = lora.merged(lm, params, adapter)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+def load_file_shape(module):
+  """Outputs and inputs of a linear module of the Llama fixture."""
+  for file in (FIXTURES / "llama").glob("*.safetensors"):
+    if (weight := load_file(file).get(f"{module}.weight")) is not None:
+      return weight.shape
+  raise LookupError(module)
+
+
+def test_scale_of_experts_is_kept_where_peft_fuses_gate_and_up(bases, tmp_path):
+  config, lm = bases["mixtral"].config, bases["mixtral"].params["lm"]
+  adapter = Adapter(rank=3, alpha=5.0, targets="w1|w3", rslora=True)
+  directory = peft.save(
+    tmp_path / "a", config, adapter, params=random_adapter(config, adapter), base=lm
+  )
+  content = json.loads((directory / "adapter_config.json").read_text())
+  # PEFT adds its pattern and takes the first that matches.
+  patterns = content["alpha_pattern"] | {r".*\.gate_up_proj": 2 * content["lora_alpha"]}
+  fused = "model.layers.0.mlp.experts.gate_up_proj"
+  alpha = next(x for t, x in patterns.items() if re.match(rf"(.*\.)?({t})$", fused))
+  np.testing.assert_allclose(alpha / (2 * content["r"]) ** 0.5, adapter.scale)
+  assert peft.load(directory, config, lm)[0] == dataclasses.replace(
+    adapter, targets="blocks/gate|blocks/up"
+  )
 
 
 def test_adapter_for_another_base_raises(bases, tmp_path):

@@ -285,7 +285,7 @@ class Rollouts:
   @property
   def title(self) -> str:
     """Name of the training data, for display."""
-    judge = self.feedback.source.name
+    judge = self.feedback.source.title
     return f"samples for {title_of(self.prompts.path)}, by {judge}"
 
   @property

@@ -7,7 +7,8 @@ built when a run starts.
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from xpo_jax import objectives
@@ -93,10 +94,29 @@ class Configured:
     trust.allow_used_servers(state["arguments"])
     vars(self).update(state)
 
+  @property
+  def title(self) -> str:
+    """Name for display: the function, and what it is given by name, as in
+    "named(my_rewards:exact_answer)"."""
+    names = ", ".join(_names_within(self.arguments.values()))
+    function = self.name.partition(":")[2] or self.name
+    return f"{function}({names})" if names else self.name
+
   def build(self) -> Any:
     """Calls the function and returns its result."""
     arguments = {name: _built(value) for name, value in self.arguments.items()}
     return factory(self.name)(**arguments)
+
+
+def _names_within(values: Iterable[Any]) -> Iterator[str]:
+  """What arguments name: functions and directories, not texts, numbers or options."""
+  for value in values:
+    if isinstance(value, Configured):
+      yield value.title
+    elif isinstance(value, str) and re.fullmatch(r"\S*[:/]\S*", value):
+      yield value
+    elif isinstance(value, list | tuple):
+      yield from _names_within(value)
 
 
 def bound(name: str, given: Mapping[str, Any], word: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def judge(
   if feedback is None:
     return None
   source = feedback.source
-  rater, name = source.build(), f"the run's own feedback, {source.name}"
+  rater, name = source.build(), f"the run's own feedback, {source.title}"
   if isinstance(rater, SelfFeedback):
     model = transformer.model(policy.config)
     rater = rater.make(model, policy.params["lm"], policy.tokenizer)

@@ -453,8 +453,13 @@ def _write_mixtral(config: Config) -> dict[str, Any]:
 
 
 def _read_qwen3_moe(hf: Any) -> dict[str, Any]:
-  # Some layers with one MLP: they would need a stack of their own.
-  _require(hf, decoder_sparse_step=1, mlp_only_layers=[])
+  if hf.decoder_sparse_step != 1 or hf.mlp_only_layers:
+    raise ValueError(
+      f"config.json: decoder_sparse_step is {hf.decoder_sparse_step} and "
+      f"mlp_only_layers {hf.mlp_only_layers}: layers with one MLP, which has other "
+      "shapes than the experts, are not supported between layers of experts, which are "
+      "one stack; supported for qwen3_moe: 1 and []"
+    )
   return _read_experts(
     hf,
     normalised=hf.norm_topk_prob,

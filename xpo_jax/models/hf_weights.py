@@ -126,10 +126,8 @@ def _with_experts(
   yield from _ends(config, "model.embed_tokens", "model.norm", "lm_head")
   for layer in range(config.layers):
     start = f"model.layers.{layer}."
-    yield from _layer(config, layer, start, _ATTENTION | _norm_names(config))
-    for entry in _layer(config, layer, start, {"router": f"{mlp}.gate"}):
-      # A module of its own in transformers 5, not a linear one.
-      yield entry._replace(adaptable=False)
+    names = _ATTENTION | _norm_names(config) | {"router": f"{mlp}.gate"}
+    yield from _layer(config, layer, start, names)
     for expert in range(config.experts.count):
       for part, name in experts.items():
         shape = (F, D) if part == "down" else (D, F)

@@ -45,14 +45,15 @@ class Adapter:
     targets: regular expression that must match a layer's name, or a suffix of it after
       `/` or `.`: of a parameter ("query|value", "blocks/up") or of a Hugging Face
       module ("q_proj|v_proj", "mlp[.].*"). ".*" is every linear layer of every block. A
-      fused module stands for its query, key and value. Experts have a pair A, B each;
-      not adapted are routers, and experts that a checkpoint holds in one tensor
-      (gpt-oss).
+      fused module stands for its query, key and value. Experts have a pair A, B each,
+      and their router is a layer too, as in PEFT's "all-linear"; "gate" is the experts'
+      projection and, of Hugging Face's names, the router. Not adapted are router and
+      experts of gpt-oss, whose experts are one tensor.
     l1: weight of the L1 norm of the kernels' changes (`delta`) in the loss: 0, or
       PAFT's sparsity penalty (Pentyala et al. 2024, arXiv:2406.17923).
     rslora: rank-stabilised scale.
-    dora: train the magnitude of each output's weights too. Not of experts: PEFT reads
-      no such adapter.
+    dora: train the magnitude of each output's weights too. Not of experts and their
+      router: PEFT reads no such adapter.
     continued: go on training the adapter that the start is, on its base; rank, alpha,
       targets, `rslora` and `dora` must be its own. Otherwise a new adapter is trained
       on the start, into which its own is merged.
@@ -131,13 +132,14 @@ def targets(config: Config, adapter: Adapter) -> tuple[str, ...]:
 
 def _check_no_experts(config: Config, adapter: Adapter, adapted: Sequence[str]) -> None:
   blocks = transformer.weights(config)["blocks"]
-  of = [part for part in adapted if "experts" in blocks[part]["kernel"].axes]
+  of_experts = {"experts", "router"}
+  of = [part for part in adapted if of_experts & set(blocks[part]["kernel"].axes)]
   if of:
     others = "|".join(part for part in modules(config) if part not in of)
     raise ValueError(
       f"Adapter.dora is True and Adapter.targets {adapter.targets!r} matches experts "
-      f"({', '.join(of)}), for which PEFT has no DoRA; leave it out, or set "
-      f"Adapter.targets to {others!r}"
+      f"or their router ({', '.join(of)}), for which PEFT has no DoRA; leave it out, "
+      f"or set Adapter.targets to {others!r}"
     )
 
 

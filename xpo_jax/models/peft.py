@@ -16,10 +16,16 @@ block-diagonal B, with its rank and alpha in PEFT's `rank_pattern` and `alpha_pa
 the same function. A shared A of another source is loaded as three copies. In DoRA,
 magnitudes of the module's outputs that are not adapted are the base's norms.
 
-Experts of Mixtral and Qwen3-MoE are modules of their own, as in transformers 4; under
-transformers 5, where they are one parameter, PEFT converts such an adapter as it loads
-it, if both gate and up are adapted, or neither. Routers, and gpt-oss's experts, are no
-linear modules in either and are not adapted.
+Experts of Mixtral and Qwen3-MoE are saved as modules of their own, as in transformers
+4; under transformers 5, where they are one parameter, PEFT converts such an adapter as
+it loads it, if both gate and up are adapted, or neither. An adapter that PEFT made
+there is on the parameters: `target_parameters` names them, `mlp.experts.base_layer` is
+on gate and up with one A of twice the rank, `mlp.experts` on down, `mlp.gate` on the
+router. It is loaded as adapters of each expert. gpt-oss's router and experts are no
+linear modules in either version and are not adapted.
+
+Modules of different ranks and alphas are loaded as one form: factors of a smaller rank
+are filled with zeros, and another scale is multiplied into B.
 
 Where the decoder is a part of a larger model (Gemma 3 with images), modules have its
 names there, `model.language_model.layers...`.
@@ -143,6 +149,11 @@ def save(
     name: dataclasses.replace(adapter, rank=r).alpha_of(adapter.scale)
     for name, r in rank_pattern.items()
   }
+  if adapter.rslora and config.experts is not None and {"gate", "up"} <= blocks.keys():
+    # Under transformers 5 PEFT doubles rank and alpha of the two, which keeps the scale
+    # of plain LoRA only; a pattern of ours goes before its own.
+    twice = dataclasses.replace(adapter, rank=2 * adapter.rank)
+    alpha_pattern["experts.gate_up_proj"] = twice.alpha_of(adapter.scale)
   targets: Any = sorted(ranks)
   if wrapper:  # other parts of the model have modules of these names
     listed = "|".join(map(re.escape, targets))
@@ -194,11 +205,10 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   directory = Path(directory)
   content, header = _read(directory)
   with safe_open(directory / WEIGHTS, "numpy") as file:
-    tensors = {
-      _unwrapped(name): file.get_tensor(name).astype(np.float32) for name in file.keys()
-    }
+    tensors = {n: file.get_tensor(n).astype(np.float32) for n in file.keys()}
+  tensors, ranks = _by_module(config, content, header, tensors)
   modules = _adapted(config, tensors)
-  problems = _problems(content, config, header, tensors, modules)
+  problems = _problems(content, config, tensors, modules, ranks)
   if header is not None and not problems and header["base_sha256"] != _digest(base):
     problems.append("the base has other weights than the base of training")
   if problems:
@@ -207,7 +217,7 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
     raise ValueError(
       f"{directory} is an adapter for another base (its own is {name!r}):\n  {listed}"
     )
-  adapter = _form(content, header, modules)
+  adapter = _form(content, header, modules, ranks)
   parts = lora.targets(config, adapter)
   shapes = lora.weights(config, adapter)
   norms = functools.cache(functools.partial(lora.norms, base))
@@ -219,15 +229,15 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
       rank_slice = slice(None)  # a shared A
       if header is not None:
         rank_slice = slice(i * adapter.rank, (i + 1) * adapter.rank)
-      factors = {"a": a[rank_slice].T, "b": b[module.outputs[part], rank_slice].T}
-      for name, value in factors.items():
-        stacked = params["blocks"][part][name]
-        stacked[module.index] = value.reshape(stacked[module.index].shape)
+      one = {name: x[module.index] for name, x in params["blocks"][part].items()}
+      own_a, own_b = a[rank_slice].T, b[module.outputs[part], rank_slice].T
+      rank = len(own_b)
+      one["a"][..., :rank] = own_a.reshape(*one["a"].shape[:-1], rank)
+      one["b"][:rank] = own_b.reshape(rank, *one["b"].shape[1:])
       if adapter.dora:
         magnitude = tensors[_PREFIX + module.name + _MAGNITUDE][module.outputs[part]]
         norm = norms(part)[module.index]
-        own = params["blocks"][part]["m"]
-        own[module.index] = magnitude.reshape(norm.shape) - norm
+        one["m"][...] = magnitude.reshape(norm.shape) - norm
   return adapter, params
 
 
@@ -243,8 +253,112 @@ def read_form(directory: Path, config: Config) -> Adapter:
   """
   content, header = _read(directory)
   with safe_open(directory / WEIGHTS, "numpy") as file:
-    names = set(map(_unwrapped, file.keys()))
-  return _form(content, header, _adapted(config, names))
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+  zero = np.zeros((), np.float32)
+  tensors = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+  tensors, ranks = _by_module(config, content, header, tensors)
+  return _form(content, header, _adapted(config, tensors), ranks)
+
+
+def _by_module(
+  config: Config,
+  content: dict[str, Any],
+  header: dict[str, Any] | None,
+  tensors: dict[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Arranges the tensors of a file by the modules of the decoder.
+
+  Returns:
+    The tensors by names of its modules alone, B multiplied by what its scale is more
+    than that of adapter_config.json's `r` and `lora_alpha`; module -> rank.
+  """
+  by_module, ranks = {}, {}
+  plain = _scale(content, content["r"], content["lora_alpha"])
+  stacked = _stacked_names(content)
+  for name, tensor in tensors.items():
+    module = re.sub(r"\.lora_\w+(\.weight)?$", "", name.removeprefix(_PREFIX))
+    suffix = next((s for s in stacked if module.endswith(f".{s}")), None)
+    of_peft = module.removesuffix(suffix) + stacked[suffix] if suffix else module
+    rank, alpha = (
+      _of_pattern(content.get(f"{key}_pattern") or {}, of_peft, content[default])
+      for key, default in (("rank", "r"), ("alpha", "lora_alpha"))
+    )
+    if header is None and name.endswith(".lora_B.weight"):
+      tensor = tensor * np.float32(_scale(content, rank, alpha) / plain)
+    by_module[_unwrapped(name)] = tensor
+    ranks[_unwrapped(_PREFIX + module).removeprefix(_PREFIX)] = rank
+  return _split_experts(config, content, by_module, ranks), ranks
+
+
+def _scale(content: dict[str, Any], rank: int, alpha: float) -> float:
+  return Adapter(rank, alpha, rslora=content.get("use_rslora", False)).scale
+
+
+def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+  """The value of a module by PEFT's rule: the first pattern that its name ends with."""
+  matching = (x for key, x in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+  return next(matching, default)
+
+
+def _stacked_names(content: dict[str, Any]) -> dict[str, str]:
+  """Suffix of a wrapper of PEFT's on a parameter -> the parameter's name.
+
+  Of several parameters of a module, the wrapper of a later one is around the others'.
+  """
+  targets = [f".{name}" for name in content.get("target_parameters") or ()]
+  names = {}
+  if any(target.endswith(".gate.weight") for target in targets):
+    names["mlp.gate"] = "mlp.gate.weight"
+  wrapper = "mlp.experts"
+  for parameter in ("down_proj", "gate_up_proj"):
+    if any(target.endswith(f".{parameter}") for target in targets):
+      names[wrapper] = f"mlp.experts.{parameter}"
+      wrapper += ".base_layer"
+  return names
+
+
+def _split_experts(
+  config: Config,
+  content: dict[str, Any],
+  tensors: dict[str, np.ndarray],
+  ranks: dict[str, int],
+) -> dict[str, np.ndarray]:
+  """Splits adapters on the parameters of all experts into those of each expert.
+
+  PEFT's A is [experts * rank, inputs], its B [outputs, rank * experts]; outputs of gate
+  and up follow one another. What does not fit stays as it is. The modules of the
+  decoder are added to `ranks`.
+  """
+  if config.experts is None or not (wrappers := _stacked_names(content)):
+    return tensors
+  found = dict(tensors)
+  of_parameter = {name.split(".")[-1]: stem for stem, name in wrappers.items()}
+  stale: set[str] = set()
+  for module in _modules(config):
+    names = re.fullmatch(r"(.*\.)(\w+)\.(?:gate|experts\.\d+\.\w+)", module.name)
+    if names is None:
+      continue
+    (part,) = module.outputs
+    parameter = {"router": "weight", "down": "down_proj"}.get(part, "gate_up_proj")
+    stem = names[1] + of_parameter.get(parameter, "")
+    a, b = (tensors.get(f"{_PREFIX}{stem}.lora_{x}.weight") for x in "AB")
+    if a is None or b is None:
+      continue
+    rank = ranks[stem]
+    if part != "router":
+      E, expert, outputs = config.experts.count, module.index[1], module.sizes[1]
+      whole = outputs if part == "down" else 2 * outputs
+      if a.shape[0] != E * rank or b.shape != (whole, E * rank):
+        continue
+      start = outputs if part == "up" else 0
+      a = a.reshape(E, rank, -1)[expert]
+      b = b.reshape(whole, rank, E)[start : start + outputs, :, expert]
+    for x, factor in (("A", a), ("B", b)):
+      if stem != module.name:
+        stale.add(f"{_PREFIX}{stem}.lora_{x}.weight")
+      found[f"{_PREFIX}{module.name}.lora_{x}.weight"] = factor
+    ranks[module.name] = rank
+  return {name: x for name, x in found.items() if name not in stale}
 
 
 def _adapted(config: Config, names: Collection[str]) -> list[_Module]:
@@ -257,17 +371,26 @@ def _adapted(config: Config, names: Collection[str]) -> list[_Module]:
 
 
 def _form(
-  content: dict[str, Any], header: dict[str, Any] | None, modules: list[_Module]
+  content: dict[str, Any],
+  header: dict[str, Any] | None,
+  modules: list[_Module],
+  ranks: dict[str, int],
 ) -> Adapter:
   parts = {part for module in modules for part in module.outputs}
   if header is not None:
     parts = set(header["parts"])
+  rank, alpha = content["r"], float(content["lora_alpha"])
+  rslora = content.get("use_rslora", False)
+  largest = max((ranks[module.name] for module in modules), default=rank)
+  if header is None and largest != rank:
+    scale = _scale(content, rank, alpha)
+    rank, alpha = largest, Adapter(largest, rslora=rslora).alpha_of(scale)
   return Adapter(
-    rank=content["r"],
-    alpha=float(content["lora_alpha"]),
+    rank=rank,
+    alpha=alpha,
     targets="|".join(f"blocks/{part}" for part in sorted(parts)),
     l1=0.0 if header is None else header["l1"],
-    rslora=content.get("use_rslora", False),
+    rslora=rslora,
     dora=content.get("use_dora", False),
   )
 
@@ -420,18 +543,15 @@ def _check_options(directory: Path, content: dict[str, Any]) -> None:
 def _problems(
   content: dict[str, Any],
   config: Config,
-  header: dict[str, Any] | None,
   tensors: dict[str, np.ndarray],
   modules: list[_Module],
+  ranks: dict[str, int],
 ) -> list[str]:
   """Lists why an adapter does not fit the base or is not supported."""
   shapes: dict[str, tuple[int, ...]] = {}
   problems = []
-  patterns = content.get("rank_pattern") or {}
-  if header is None and (patterns or content.get("alpha_pattern")):
-    problems.append("its modules have different ranks or alphas; supported: one each")
   for module in modules:
-    rank = patterns.get(module.suffix, content["r"])
+    rank = ranks[module.name]
     inputs, outputs = module.sizes
     shapes[f"{_PREFIX}{module.name}.lora_A.weight"] = (rank, inputs)
     shapes[f"{_PREFIX}{module.name}.lora_B.weight"] = (outputs, rank)

@@ -9,38 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from tests import hub_cache
 from tests.models.hf_checkpoint_test import FIXTURES
 from xpo_jax.config.data import Data
 from xpo_jax.data.formats import hub
 from xpo_jax.models import hf_checkpoint, weights_source
 from xpo_jax.train import loading
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PAIR = {"prompt": "sky is", "chosen": " blue", "rejected": " red"}
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
   """An empty cache, and no network."""
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-  monkeypatch.delenv("HF_TOKEN", raising=False)
-  return tmp_path / "hub"
-
-
-def _repository(cache, kind, repo, revision="main"):
-  """The folder of a snapshot, which a branch or tag points to."""
-  root = cache / f"{kind}s--{repo.replace('/', '--')}"
-  (root / "refs").mkdir(parents=True, exist_ok=True)
-  (root / "refs" / revision).write_text(COMMIT)
-  folder = root / "snapshots" / COMMIT
-  folder.mkdir(parents=True, exist_ok=True)
-  return folder
-
-
-def _jsonl(path, *rows):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text("\n".join(map(json.dumps, rows)))
+  return hub_cache.use(tmp_path / "hub", monkeypatch)
 
 
 def _load(path, split="train"):
@@ -49,7 +31,7 @@ def _load(path, split="train"):
 
 @pytest.mark.parametrize("revision", ["main", "v1"])
 def test_model_is_read_from_the_cache(cache, revision):
-  folder = _repository(cache, "model", "org/tiny", revision)
+  folder = hub_cache.repository(cache, "model", "org/tiny", revision)
   for file in (FIXTURES / "llama").iterdir():
     (folder / file.name).write_bytes(file.read_bytes())
   name = "hub:org/tiny" + ("" if revision == "main" else f"@{revision}")
@@ -59,9 +41,9 @@ def test_model_is_read_from_the_cache(cache, revision):
 
 
 def test_split_is_found_by_the_names_of_files(cache):
-  folder = _repository(cache, "dataset", "org/pairs")
-  _jsonl(folder / "data" / "train-00000-of-00002.jsonl", PAIR)
-  _jsonl(folder / "data" / "train-00001-of-00002.jsonl", PAIR, PAIR)
+  folder = hub_cache.repository(cache, "dataset", "org/pairs")
+  hub_cache.jsonl(folder / "data" / "train-00000-of-00002.jsonl", PAIR)
+  hub_cache.jsonl(folder / "data" / "train-00001-of-00002.jsonl", PAIR, PAIR)
   table = pa.Table.from_pylist([PAIR])
   pyarrow.parquet.write_table(table, folder / "data" / "test-00000-of-00001.parquet")
   loaded = _load("hub:org/pairs")
@@ -72,7 +54,7 @@ def test_split_is_found_by_the_names_of_files(cache):
 
 
 def test_a_line_that_is_no_json_is_a_bad_row_of_a_data_set(cache):
-  folder = _repository(cache, "dataset", "org/broken")
+  folder = hub_cache.repository(cache, "dataset", "org/broken")
   file = folder / "data" / "train-00000-of-00001.jsonl"
   file.parent.mkdir(parents=True)
   file.write_bytes(b"\n".join([json.dumps(PAIR).encode(), b"{no", b"\xff"]))
@@ -85,23 +67,23 @@ def test_a_line_that_is_no_json_is_a_bad_row_of_a_data_set(cache):
 
 
 def test_config_is_a_folder_where_no_card_names_it(cache):
-  folder = _repository(cache, "dataset", "org/hh")
+  folder = hub_cache.repository(cache, "dataset", "org/hh")
   for number, name in enumerate(("harmless-base", "helpful-base"), 1):
-    _jsonl(folder / name / "train.jsonl", *[PAIR] * number)
+    hub_cache.jsonl(folder / name / "train.jsonl", *[PAIR] * number)
   assert len(_load("hub:org/hh").records) == 3
   assert len(_load("hub:org/hh:helpful-base").records) == 2
 
 
 def test_card_names_configs_and_splits(cache):
-  folder = _repository(cache, "dataset", "org/feedback", "refs-x")
+  folder = hub_cache.repository(cache, "dataset", "org/feedback", "refs-x")
   (folder / "README.md").write_text(
     "---\nconfigs:\n- config_name: first\n  data_files:\n"
     "  - split: train_prefs\n    path: data/train_prefs-*\n"
     "- config_name: second\n  data_files: other/*.jsonl\n---\n# About\n"
   )
-  _jsonl(folder / "data" / "train_prefs-0.jsonl", PAIR)
-  _jsonl(folder / "data" / "train_sft-0.jsonl", PAIR, PAIR)
-  _jsonl(folder / "other" / "a.jsonl", PAIR, PAIR, PAIR)
+  hub_cache.jsonl(folder / "data" / "train_prefs-0.jsonl", PAIR)
+  hub_cache.jsonl(folder / "data" / "train_sft-0.jsonl", PAIR, PAIR)
+  hub_cache.jsonl(folder / "other" / "a.jsonl", PAIR, PAIR, PAIR)
   loaded = _load("hub:org/feedback:first@refs-x", "train_prefs")
   assert len(loaded.records) == 1
   assert len(_load("hub:org/feedback:second@refs-x").records) == 3
@@ -114,7 +96,7 @@ def test_card_names_configs_and_splits(cache):
 
 
 def test_script_of_a_data_set_is_not_run(cache):
-  folder = _repository(cache, "dataset", "org/old")
+  folder = hub_cache.repository(cache, "dataset", "org/old")
   (folder / "old.py").write_text("raise SystemExit('ran')")
   with pytest.raises(ValueError, match=r"old.py is not run; .*@refs/convert/parquet"):
     _load("hub:org/old")
@@ -213,17 +195,17 @@ def test_no_network_is_one_line(cache, monkeypatch, read):
 
 
 def test_data_set_of_which_the_cache_has_a_part_is_refused(cache):
-  folder = _repository(cache, "dataset", "org/part")
-  _jsonl(folder / "data" / "train-00000-of-00003.jsonl", PAIR)
-  _jsonl(folder / "data" / "train-00002-of-00003.jsonl", PAIR)
+  folder = hub_cache.repository(cache, "dataset", "org/part")
+  hub_cache.jsonl(folder / "data" / "train-00000-of-00003.jsonl", PAIR)
+  hub_cache.jsonl(folder / "data" / "train-00002-of-00003.jsonl", PAIR)
   with pytest.raises(ValueError, match=r"not data/train-00001-of-00003\.jsonl"):
     _load("hub:org/part")
 
 
 def test_card_may_name_files_by_split_in_a_mapping(cache):
-  folder = _repository(cache, "dataset", "org/mapped")
-  _jsonl(folder / "a.jsonl", PAIR)
-  _jsonl(folder / "b.jsonl", PAIR, PAIR)
+  folder = hub_cache.repository(cache, "dataset", "org/mapped")
+  hub_cache.jsonl(folder / "a.jsonl", PAIR)
+  hub_cache.jsonl(folder / "b.jsonl", PAIR, PAIR)
   files = "{train: a.jsonl, test: b.jsonl}"
   card = f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n"
   (folder / "README.md").write_text(card)
