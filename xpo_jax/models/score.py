@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from xpo_jax import scored
 from xpo_jax.models import heads, transformer
 from xpo_jax.ops import token_stats
-from xpo_jax.ops.head import blocks
+from xpo_jax.ops.head import blocks, kernels
 from xpo_jax.ops.head.blocks import matmul, wide
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
@@ -219,7 +219,8 @@ def token_statistics(
     softcaps: role -> `Model.softcap`, of the models that have one.
     chunk: length of a chunk of C: in chunks of tokens.
     block: entries of the vocabulary at a time: in blocks of it. Without either,
-      `block_length` decides, and then `chunk_length`.
+      `block_length` decides, and then `chunk_length`; a TPU's kernels choose blocks of
+      their own.
     mesh: over which rows and heads are split, or None.
 
   Returns:
@@ -240,50 +241,54 @@ def token_statistics(
   fields = [stat.field for stat in stats]
   if len(set(fields)) < len(fields):
     raise ValueError(f"two statistics share a field: {sorted(fields)}; rename one")
-  rows, capacity = target_RC.shape
-  logit_roles = sorted(used & set(hidden))
-  row_shards = 1 if mesh is None else meshes.row_shards(mesh)
-  vocab_shards = 1 if mesh is None else mesh.shape[_VOCAB]
-  # Scalar heads alone count as one entry of the vocabulary on each shard.
-  none = (vocab_shards, 1)
-  sizes = {head[role].shape for role in logit_roles} or {none}
-  vocab, width = max(sizes)
   if chunk is not None and block is not None:
     raise ValueError(f"chunk={chunk} and block={block}: give one of them, or neither")
+  if chunk is not None and chunk < 1:
+    raise ValueError(f"chunk={chunk}; it must be at least 1, or None for the rule")
+  hidden = {role: hidden[role] for role in sorted(used & set(hidden))}
+  head = {role: head[role] for role in hidden}
   caps = tuple(sorted((role, cap) for role, cap in (softcaps or {}).items() if cap))
   stats = tuple(token_stats.capped(stat, caps) for stat in stats)
   only_whole = [
     stat.field for stat in stats if stat.reduced is None and set(stat.roles) & set(head)
   ]
-  one_vocabulary = len({size for size, _ in sizes}) == 1
-  if chunk is None and block is None and not only_whole and one_vocabulary:
-    block = block_length(rows * capacity // row_shards, vocab // vocab_shards)
-  if block is not None:
-    if only_whole:
-      raise ValueError(
-        f"{only_whole} are functions of all logits; give them `reduced`, or leave out "
-        f"block={block}"
-      )
-    return _by_blocks(
-      {role: hidden[role] for role in logit_roles},
-      {role: head[role] for role in logit_roles},
-      values,
-      target_RC,
-      stats,
-      block=block,
-      mesh=mesh,
+  if block is not None and only_whole:
+    raise ValueError(
+      f"{only_whole} are functions of all logits; give them `reduced`, or leave out "
+      f"block={block}"
     )
+  vocabularies = {x.shape[0] for x in head.values()}
+  by_rule = chunk is None and block is None
+  if by_rule and not only_whole and len(vocabularies) == 1:
+    tokens, vocab = target_RC.size, max(vocabularies)
+    if mesh is not None:
+      tokens, vocab = tokens // meshes.row_shards(mesh), vocab // mesh.shape[_VOCAB]
+    block = block_length(tokens, vocab)
+  if block is None:
+    return _in_chunks(hidden, head, values, target_RC, stats, chunk=chunk, mesh=mesh)
+  kernel = by_rule and _has_kernels(mesh)
+  return _by_blocks(
+    hidden, head, values, target_RC, stats, block=block, mesh=mesh, kernel=kernel
+  )
+
+
+def _in_chunks(hidden, head, values, target_RC, stats, *, chunk, mesh):
+  """`token_statistics` in chunks of tokens; arguments as there."""
+  rows, capacity = target_RC.shape
   if chunk is None:
+    row_shards = 1 if mesh is None else meshes.row_shards(mesh)
+    vocab_shards = 1 if mesh is None else mesh.shape[_VOCAB]
+    # Scalar heads alone count as one entry of the vocabulary on each shard.
+    none = (vocab_shards, 1)
+    vocab, width = max((x.shape for x in head.values()), default=none)
     chunk = chunk_length(
-      rows // row_shards, capacity, vocab // vocab_shards, width, len(logit_roles)
+      rows // row_shards, capacity, vocab // vocab_shards, width, len(head)
     )
-  if chunk < 1:
-    raise ValueError(f"chunk={chunk}; it must be at least 1, or None for the rule")
   # Per-token inputs: hidden states by role, and values.
-  tokens = {role: hidden[role] for role in logit_roles}
-  tokens |= {role: values[role] for role in sorted(used & set(values))}
+  read = {role for stat in stats for role in stat.roles}
+  tokens = hidden | {role: values[role] for role in sorted(read & set(values))}
   trained = {role: x for role, x in tokens.items() if _is_trained(role)}
-  heads = {role: rules.pin(mesh, head[role], _VOCAB) for role in logit_roles}
+  heads = {role: rules.pin(mesh, x, _VOCAB) for role, x in head.items()}
   trained_heads = {role: w for role, w in heads.items() if _is_trained(role)}
   frozen = jax.lax.stop_gradient(
     (
@@ -295,7 +300,15 @@ def token_statistics(
   return _statistics(static, trained, trained_heads, frozen, target_RC)
 
 
-def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh):
+def _has_kernels(mesh):
+  """Whether the chip has kernels, and the compiler need not split them over several."""
+  if mesh is None and jax.device_count() > 1:
+    return False
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return device.device_kind in kernels.CHIPS
+
+
+def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh, kernel):
   """`token_statistics` by blocks of the vocabulary; arguments as there."""
   by_logits = [stat for stat in stats if stat.reduced is not None]
   read = [one for stat in by_logits for one in stat.reduced.reductions]
@@ -310,25 +323,25 @@ def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh):
     ring, vocab = rules.RULES["embed"], rules.RULES["vocab"]
     split = blocks.Split(mesh, meshes.ROWS, ring, vocab)
     head = {role: rules.pin(mesh, x, vocab, ring) for role, x in head.items()}
-  reduced = blocks.reduce(
-    hidden,
-    head,
-    target_RC,
-    read,
-    trained=TRAINED,
-    detached=set(read) - differentiated,
-    block=block,
-    split=split,
-  )
+  reduced = {}
+  if read:
+    reduced = blocks.reduce(
+      hidden,
+      head,
+      target_RC,
+      read,
+      trained=TRAINED,
+      detached=set(read) - differentiated,
+      block=block,
+      split=split,
+      kernel=kernel,
+    )
   out = {}
   for stat in stats:
     if stat.reduced is None:  # of scalar heads alone
-      roles = {role: values[role].astype(wide(values[role])) for role in stat.roles}
-      roles = {
-        role: x if _is_trained(role) else jax.lax.stop_gradient(x)
-        for role, x in roles.items()
-      }
-      out[stat.field] = stat.fn(roles, target_RC)
+      read = {role: values[role].astype(wide(values[role])) for role in stat.roles}
+      fixed = {role: x for role, x in read.items() if not _is_trained(role)}
+      out[stat.field] = stat.fn(read | jax.lax.stop_gradient(fixed), target_RC)
     else:
       inputs = [reduced[one] for one in stat.reduced.reductions]
       if stat.reduced.detached:

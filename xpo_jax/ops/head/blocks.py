@@ -12,6 +12,7 @@ the vocabulary (an all-to-all), and these go round in a ring, with their gradien
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from xpo_jax.ops.head import reductions
+from xpo_jax.ops.head import kernels, reductions
 from xpo_jax.ops.head.reductions import Reduction
 from xpo_jax.types import Array
 
@@ -57,6 +58,8 @@ class _Static(NamedTuple):
   vocab: int  # V
   block: int
   split: Split | None
+  kernel: bool
+  interpret: bool
 
 
 def reduce(
@@ -69,6 +72,8 @@ def reduce(
   detached: Iterable[Reduction] = (),
   block: int,
   split: Split | None = None,
+  kernel: bool = False,
+  interpret: bool = False,
 ) -> dict[Reduction, Any]:
   """Computes reductions of `hidden @ head.T` over the vocabulary.
 
@@ -84,6 +89,8 @@ def reduce(
     detached: those of the reductions whose cotangents are taken as 0.
     block: rows of a head at a time.
     split: the mesh, or None: one device.
+    kernel: whether a TPU's kernels do it, where they can (`kernels.fits`).
+    interpret: whether the kernels run without a TPU.
 
   Returns:
     reduction -> `[R, C]`; of `Top` a pair of `[R, C, k]`.
@@ -91,6 +98,7 @@ def reduce(
   Raises:
     ValueError: block < 1, heads of different vocabularies, or one smaller than k.
   """
+  wanted = tuple(wanted)  # its order is that of the program, the same in every process
   plan = reductions.plan(wanted)
   sizes = {role: head[role].shape[0] for role in sorted(plan.roles)}
   if block < 1:
@@ -105,12 +113,21 @@ def reduce(
         f"{top.k + top.others}, this is {vocab}"
       )
   roles = set(trained) & plan.roles
-  dropped = set(detached)
+  differentiated = set(wanted) - set(detached)
   with_cotangent = tuple(
-    one for one in _each(plan) if one not in dropped and roles & reductions.roles(one)
+    one
+    for one in _each(plan)
+    if one in differentiated and roles & reductions.roles(one)
   )
   static = _Static(
-    plan, reductions.plan(with_cotangent), with_cotangent, vocab, block, split
+    plan,
+    reductions.plan(with_cotangent),
+    with_cotangent,
+    vocab,
+    block,
+    split,
+    kernel and _kernel_fits(plan, hidden, head, roles, split),
+    interpret,
   )
   # Alone what is read, so that nothing else travels round a ring.
   free = {role: (hidden[role], head[role]) for role in sorted(roles)}
@@ -120,6 +137,26 @@ def reduce(
   return {
     one: x if isinstance(one, reductions.Top) else x[..., 0] for one, x in out.items()
   }
+
+
+def _kernel_fits(plan, hidden, head, trained, split):
+  """Whether the kernels can reduce the part of a device."""
+  row_shards = 1
+  if split is not None:
+    row_shards = math.prod(split.mesh.shape[axis] for axis in split.rows)
+    if split.ring_size == 1 and row_shards > 1:
+      # The kernel would hold all of the head's gradient in float32 until it is summed
+      # over the copies; the loop sums it block by block.
+      return False
+  x = {role: hidden[role] for role in plan.roles}
+  tokens = max(math.prod(y.shape[:2]) for y in x.values()) // row_shards
+  width = max(y.shape[2] for y in x.values())
+  read = {y.dtype for y in x.values()} | {head[role].dtype for role in x}
+  dtype = read.pop()
+  if read or dtype not in (jnp.bfloat16, jnp.float32):
+    return False
+  dtypes = dtype, jnp.float32 if _ring_size(split) > 1 else dtype
+  return kernels.fits(plan, tokens, width, dtypes, len(x), len(trained))
 
 
 def _each(plan: reductions.Plan) -> tuple[Reduction, ...]:
@@ -202,16 +239,33 @@ def _forward_on_device(static, roles, target_RC):
   slices = {role: _to_slice(static.split, head) for role, (_, head) in roles.items()}
   dtype = jnp.result_type(*(wide(x) for x in tokens.values()))
 
+  plan = static.plan
+
   def reduced(add, state):
     def step(state, own, first, at):
       del at
       return add(state, _block(part, tokens, own, target, first))
 
-    return _walk(static, slices, step, state)
+    walk = functools.partial(_by_blocks, static.block, step)
+    return _over_slices(static.split, slices, walk, state)
 
-  plan = static.plan
+  def in_kernel(state, slices, first):
+    own = kernels.forward(
+      plan,
+      tokens,
+      slices,
+      target,
+      _span(part, slices, first),
+      padded=part.padded,
+      interpret=static.interpret,
+    )
+    return reductions.combine(plan, state, own)
+
   state = reductions.start(plan, target.size, dtype)
-  state = reduced(functools.partial(reductions.add, plan), state)
+  if static.kernel:
+    state = _over_slices(static.split, slices, in_kernel, state)
+  else:
+    state = reduced(functools.partial(reductions.add, plan), state)
   if static.split is not None:
     state = reductions.merge(plan, state, static.split.vocab)
   results = reductions.results(plan, state)
@@ -254,6 +308,25 @@ def _backward_on_device(static, trained, roles, target_RC, results, cotangents):
       d_heads[role] = _written(split, d_heads[role], d_head, at)
     return d_tokens, d_heads
 
+  in_ring = _ring_size(split) > 1  # where the devices' parts add up, in float32
+  d_dtype = wide(next(iter(tokens.values())))
+
+  def in_kernel(state, slices, first):
+    own = kernels.backward(
+      static.pulled,
+      tokens,
+      slices,
+      target,
+      _span(part, slices, first),
+      results,
+      cotangents,
+      trained,
+      d_dtype if in_ring else next(iter(slices.values())).dtype,
+      padded=part.padded,
+      interpret=static.interpret,
+    )
+    return jax.tree.map(jnp.add, state, own) if in_ring else own
+
   def pass_on(state):
     d_tokens, d_heads = state
     return d_tokens, _passed_on(split, d_heads)
@@ -261,7 +334,6 @@ def _backward_on_device(static, trained, roles, target_RC, results, cotangents):
   def zeros(x, dtype):
     return jnp.zeros(x.shape, dtype)
 
-  in_ring = _ring_size(split) > 1  # where the devices' parts add up, in float32
   state = (
     {role: zeros(tokens[role], wide(tokens[role])) for role in trained},
     {
@@ -270,7 +342,9 @@ def _backward_on_device(static, trained, roles, target_RC, results, cotangents):
       if role in trained
     },
   )
-  d_tokens, d_heads = _walk(static, slices, step, state, pass_on)
+  walk = functools.partial(_by_blocks, static.block, step)
+  walk = in_kernel if static.kernel else walk
+  d_tokens, d_heads = _over_slices(split, slices, walk, state, pass_on)
   if split is not None:
     d_tokens = jax.lax.psum(d_tokens, split.vocab)
   out = {}
@@ -318,46 +392,64 @@ def _block(part, tokens, own, target, first):
   return reductions.Block(logits, target, part.first + within, valid)
 
 
-def _walk(static, slices, step, state, pass_on=lambda state: state):
-  """Applies `step(state, rows, first, at)` to all blocks of the device's part.
+def _by_blocks(block, step, state, slices, first):
+  """Applies `step(state, rows, place, at)` to the blocks of slices of the heads.
 
   Args:
-    static: of the operation.
+    block: rows of a block.
+    step: gets role -> the rows of a block, the place of the first of them in the
+      device's part of the vocabulary, and in the slice.
+    state: its first state.
+    slices: role -> `[S, D]`.
+    first: the place of the slices in the part.
+  """
+  length = next(iter(slices.values())).shape[0]
+
+  def one(start, size, state):
+    rows = {
+      role: jax.lax.dynamic_slice_in_dim(x, start, size) for role, x in slices.items()
+    }
+    return step(state, rows, first + start, start)
+
+  whole, rest = divmod(length, block)
+  if whole:
+    state = jax.lax.fori_loop(
+      0, whole, lambda i, state: one(i * block, block, state), state
+    )
+  return one(whole * block, rest, state) if rest else state
+
+
+def _over_slices(split, slices, walk, state, pass_on=lambda state: state):
+  """Applies `walk(state, slices, first)` to all slices of the device's part.
+
+  Args:
+    split: the mesh, or None.
     slices: role -> this device's slice of the head, `[S, D]`.
-    step: gets role -> the rows of a block, the place of the first of them in the part,
-      and in the slice.
+    walk: what is done with a slice, the first row of which is `first` of the part.
     state: its first state.
     pass_on: what sends the part of a state that belongs to a slice after it.
   """
-  split, block = static.split, static.block
-  length = next(iter(slices.values())).shape[0]
   count = _ring_size(split)
-
-  def over(state, slices, first):
-    def at(start, size, state):
-      rows = {
-        role: jax.lax.dynamic_slice_in_dim(x, start, size) for role, x in slices.items()
-      }
-      return step(state, rows, first + start, start)
-
-    whole, rest = divmod(length, block)
-    if whole:
-      state = jax.lax.fori_loop(
-        0, whole, lambda i, state: at(i * block, block, state), state
-      )
-    return at(whole * block, rest, state) if rest else state
-
   if count == 1:
-    return over(state, slices, 0)
+    return walk(state, slices, 0)
+  length = next(iter(slices.values())).shape[0]
   own = jax.lax.axis_index(split.ring)
 
   def turn(i, carried):
     state, slices = carried
     following = _passed_on(split, slices)  # on its way while this one is read
-    return pass_on(over(state, slices, (own + i) % count * length)), following
+    state = walk(state, slices, (own + i) % count * length)
+    return pass_on(state), following
 
   state, slices = jax.lax.fori_loop(0, count - 1, turn, (state, slices))
-  return pass_on(over(state, slices, (own + count - 1) % count * length))
+  return pass_on(walk(state, slices, (own + count - 1) % count * length))
+
+
+def _span(part, slices, first):
+  """The id of the first row of slices, and how many rows are in the vocabulary."""
+  length = next(iter(slices.values())).shape[0]
+  inside = jnp.minimum(part.size - first, length)
+  return jnp.stack([part.first + first, inside]).astype(jnp.int32)
 
 
 def _ring_size(split):

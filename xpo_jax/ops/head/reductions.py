@@ -10,7 +10,7 @@ broadcast over a block. Logits are finite, float32 or wider.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +37,14 @@ class Logits:
   softcap: float | None = None
   temperature: float = 1.0
 
+  def read(self, x: Array) -> Array:
+    """Bounds and divides logits of the role."""
+    bounded = capping.soft_cap(x, self.softcap)
+    return bounded if self.temperature == 1 else bounded / self.temperature
+
   def of(self, block: "Block") -> Array:
     """These logits of a block, `[n, v]`."""
-    bounded = capping.soft_cap(block.logits[self.role], self.softcap)
-    return bounded if self.temperature == 1 else bounded / self.temperature
+    return self.read(block.logits[self.role])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +116,8 @@ class Block(NamedTuple):
   Attributes:
     logits: role -> `[n, v]`.
     target: ids, `[n, 1]`.
-    ids: of the entries, `[1, v]`.
-    valid: whether an entry is in the vocabulary, `[1, v]`; None: all are.
+    ids: of the entries, `[1, v]` or `[n, v]`.
+    valid: whether an entry is in the vocabulary, of the same shape; None: all are.
   """
 
   logits: Mapping[str, Array]
@@ -292,6 +296,30 @@ def merge(plan: Plan, state: State, axis: str) -> State:
   )
 
 
+def combine(plan: Plan, state: State, other: State) -> State:
+  """Adds up the states of two parts of the vocabulary, the first one first."""
+  sums, scale = [], {}
+  pairs = zip(plan.sums, state.sums, other.sums, strict=True)
+  for one, (largest, total), (other_largest, other_total) in pairs:
+    largest_now = jnp.maximum(largest, other_largest)
+    own, others = jnp.exp(largest - largest_now), jnp.exp(other_largest - largest_now)
+    sums.append((largest_now, total * own + other_total * others))
+    scale[one] = own, others
+  means = []
+  for mean, x, y in zip(plan.means, state.means, other.means, strict=True):
+    own, others = scale[LogSumExp(mean.weight)]
+    means.append(x * own + y * others)
+  return State(
+    jax.tree.map(jnp.add, state.targets, other.targets),
+    tuple(sums),
+    tuple(means),
+    tuple(
+      _merge_top(one.k, x, y)
+      for one, x, y in zip(plan.tops, state.tops, other.tops, strict=True)
+    ),
+  )
+
+
 def results(plan: Plan, state: State) -> dict[Reduction, Any]:
   """The reductions of the first pass, from the state after the last block."""
   out: dict[Reduction, Any] = dict(zip(plan.targets, state.targets, strict=True))
@@ -338,7 +366,11 @@ def _value(mean: LogProbMean, results: Results, block: Block) -> Array:
 
 
 def pull(
-  plan: Plan, results: Results, cotangents: Results, block: Block, roles: Iterable[str]
+  plan: Plan,
+  results: Results,
+  cotangents: Results,
+  block: Block,
+  roles: Collection[str],
 ) -> dict[str, Array]:
   """The gradient of a block's logits.
 
@@ -354,40 +386,42 @@ def pull(
     role -> `[n, v]`.
   """
 
-  def part(logits: Mapping[str, Array]) -> Array:
-    """A scalar whose gradient is that of the results, held constant on the right."""
-    now, fixed = block._replace(logits=dict(block.logits) | dict(logits)), block
-    total = jnp.zeros((), next(iter(logits.values())).dtype)
-    for target in plan.targets:
-      if target in cotangents:
-        hit = jnp.where(fixed.is_target, target.logits.of(now), 0)
-        total += (cotangents[target] * hit).sum()
-    for one in plan.sums:
-      if one in cotangents:
-        # d log sum exp t = sum softmax(t) dt
-        logit = one.power * one.logits.of(fixed)
-        weight = fixed.masked(jnp.exp(logit - results[one]), one.others, 0)
-        weight = cotangents[one] * weight * one.power
-        total += (weight * one.logits.of(now)).sum()
-    for mean in plan.means:
-      if mean in cotangents:
-        # d E f = sum p ((f - E f) dx + df)
-        p = cotangents[mean] * _probability(mean.weight, results, fixed)
-        away = mean.fn(*(x.of(fixed) for x in mean.of)) - results[mean]
-        total += (p * away * mean.weight.of(now)).sum()
-        total += (p * mean.fn(*(x.of(now) for x in mean.of))).sum()
-    for second in plan.second:
-      if second in cotangents:
-        p = cotangents[second] * _probability(second.weight, results, fixed)
-        away = _value(second, results, fixed) - results[second]
-        total += (p * away * second.weight.of(now)).sum()
-    for top in plan.tops:
-      if top in cotangents:
-        chosen = _scattered(cotangents[top], results[top][1], fixed)
-        total += (chosen * top.logits.of(now)).sum()
-    return total
+  d: dict[Logits, Array] = {}  # of the logits as statistics read them
 
-  return jax.grad(part)({role: block.logits[role] for role in roles})
+  def give(logits: Logits, gradient: Array) -> None:
+    if logits.role in roles:
+      d[logits] = d[logits] + gradient if logits in d else gradient
+
+  for target in plan.targets:
+    if target in cotangents:
+      give(target.logits, jnp.where(block.is_target, cotangents[target], 0))
+  for one in plan.sums:
+    if one in cotangents:
+      # d log sum exp t = sum softmax(t) dt, with t = power x
+      weight = jnp.exp(one.power * one.logits.of(block) - results[one])
+      weight = one.power * cotangents[one] * weight
+      give(one.logits, block.masked(weight, one.others, 0))
+  for mean in plan.means:
+    if mean in cotangents:
+      # d E f = sum p ((f - E f) dx + df)
+      p = cotangents[mean] * _probability(mean.weight, results, block)
+      value, d_value = jax.vjp(mean.fn, *(logits.of(block) for logits in mean.of))
+      give(mean.weight, p * (value - results[mean]))
+      for logits, gradient in zip(mean.of, d_value(p), strict=True):
+        give(logits, gradient)
+  for second in plan.second:
+    if second in cotangents:
+      p = cotangents[second] * _probability(second.weight, results, block)
+      give(second.weight, p * (_value(second, results, block) - results[second]))
+  for top in plan.tops:
+    if top in cotangents:
+      give(top.logits, _scattered(cotangents[top], results[top][1], block))
+  out = {role: jnp.zeros_like(block.logits[role]) for role in roles}
+  for logits, gradient in d.items():
+    role = logits.role
+    _, d_raw = jax.vjp(logits.read, block.logits[role])
+    out[role] += d_raw(gradient)[0]
+  return {role: block.masked(x, False, 0) for role, x in out.items()}
 
 
 def _scattered(x: Array, ids: Array, block: Block) -> Array:
