@@ -150,13 +150,15 @@ def _kernel_fits(plan, hidden, head, trained, split):
       return False
   x = {role: hidden[role] for role in plan.roles}
   tokens = max(math.prod(y.shape[:2]) for y in x.values()) // row_shards
-  width = max(y.shape[2] for y in x.values())
+  (vocab,) = {head[role].shape[0] for role in x}
+  parts = 1 if split is None else split.mesh.shape[split.vocab]
+  shape = -(-vocab // parts // _ring_size(split)), max(y.shape[2] for y in x.values())
   read = {y.dtype for y in x.values()} | {head[role].dtype for role in x}
   dtype = read.pop()
   if read or dtype not in (jnp.bfloat16, jnp.float32):
     return False
   dtypes = dtype, jnp.float32 if _ring_size(split) > 1 else dtype
-  return kernels.fits(plan, tokens, width, dtypes, len(x), len(trained))
+  return kernels.fits(plan, tokens, shape, dtypes, len(x), len(trained))
 
 
 def _each(plan: reductions.Plan) -> tuple[Reduction, ...]:

@@ -29,34 +29,54 @@ VMEM = 110 << 20  # bytes that tiles and sums may take
 
 
 def fits(
-  plan: Plan, tokens: int, width: int, dtypes: tuple[Any, Any], roles: int, trained: int
+  plan: Plan,
+  tokens: int,
+  shape: tuple[int, int],
+  dtypes: tuple[Any, Any],
+  roles: int,
+  trained: int,
 ) -> bool:
   """Whether the kernels can reduce a plan.
 
   Args:
     plan: the reductions.
     tokens: on one device.
-    width: D, the largest of the roles.
+    shape: `[S, D]` of what is read of a head at a time, with the largest D.
     dtypes: of hidden states and heads, and of their gradients.
     roles: number of roles that are read.
     trained: number of those that have a gradient.
   """
-  if plan.tops or plan.second or width % LANES:
+  if plan.tops or plan.second or shape[1] % LANES:
     return False
+  return backward_tile(tokens, shape, dtypes, roles, trained) is not None
+
+
+def backward_tile(
+  tokens: int, shape: tuple[int, int], dtypes: tuple[Any, Any], roles: int, trained: int
+) -> int | None:
+  """Rows of the head in a tile of the backward kernel, or None: VMEM is too small.
+
+  Arguments as in `fits`.
+  """
+  length, width = shape
   item, d_item = (jnp.dtype(dtype).itemsize for dtype in dtypes)
-  rows, size = BACKWARD_TOKENS, 512
-  # All of the hidden states' gradient; tiles of what is read and written, twice, as the
-  # next one is on its way; the head's gradient in float32, and a product of its size.
-  held = trained * width * 4 * (_padded(tokens, rows) + 2 * size)
-  tiles = 2 * width * (item * roles * (size + rows) + d_item * trained * size)
-  last = trained * width * d_item * rows
-  return held + tiles + last <= VMEM
+  rows = BACKWARD_TOKENS
+  for size in _tiles(length):
+    # All of the hidden states' gradient; the head's in float32, and a product of its
+    # size; what is read and written, twice, as the next tile is on its way.
+    sums = trained * width * 4 * (_padded(tokens, rows) + 2 * size)
+    moved = 2 * width * (item * roles * (size + rows) + d_item * trained * size)
+    last = trained * width * d_item * rows
+    if sums + moved + last <= VMEM:
+      return size
+  return None
 
 
-def tile(length: int) -> int:
-  """Rows of the head in a tile: one that divides its length, where there is one."""
-  size = next((size for size in (512, 384, 256) if length % size == 0), 512)
-  return min(size, _padded(length, LANES))
+def _tiles(length):
+  """Rows of the head in a tile, best first: divisors of its length, then others."""
+  sizes = (512, 384, 256)
+  whole = [size for size in sizes if length % size == 0]
+  return [min(size, _padded(length, LANES)) for size in (*whole, *sizes)]
 
 
 def _padded(length: int, multiple: int) -> int:
@@ -89,7 +109,7 @@ def forward(
     interpret: whether to run it without a TPU.
   """
   count, length = target.shape[0], next(iter(head.values())).shape[0]
-  rows, size = min(FORWARD_TOKENS, _padded(count, 8)), tile(length)
+  rows, size = min(FORWARD_TOKENS, _padded(count, 8)), _tiles(length)[0]
   roles, masked = sorted(tokens), padded or length % size > 0
   start = functools.partial(reductions.start, plan, rows, jnp.float32)
   leaves, tree = jax.tree.flatten(jax.eval_shape(start))
@@ -207,7 +227,12 @@ def backward(
     interpret: whether to run it without a TPU.
   """
   count, length = target.shape[0], next(iter(head.values())).shape[0]
-  rows, size = min(BACKWARD_TOKENS, _padded(count, 8)), tile(length)
+  rows = min(BACKWARD_TOKENS, _padded(count, 8))
+  operand = next(iter(tokens.values())).dtype
+  width = max(x.shape[1] for x in tokens.values())
+  size = backward_tile(
+    count, (length, width), (operand, dtype), len(tokens), len(trained)
+  )
   roles, masked = sorted(tokens), padded or length % size > 0
   known, given = list(results), list(cotangents)
   columns = [target.astype(jnp.float32)]  # exact: ids are below 2^24
