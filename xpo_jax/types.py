@@ -7,7 +7,7 @@ microbatches.
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,6 +36,21 @@ class Layout(enum.Enum):
     return fixed.get(self.value)
 
 
+class Reduced(NamedTuple):
+  """How a statistic follows from reductions of logits over the vocabulary.
+
+  Attributes:
+    reductions: of `ops.head.reductions`.
+    fn: maps their values, `[C]` each (of `Top` a pair of `[C, k]`), and then target_C
+      to the statistic.
+    detached: whether it has no gradient.
+  """
+
+  reductions: tuple[Hashable, ...]
+  fn: Callable[..., Array]
+  detached: bool = False
+
+
 class TokenStat(NamedTuple):
   """A statistic per completion token, computed from model outputs at scoring time.
 
@@ -50,11 +65,14 @@ class TokenStat(NamedTuple):
     fn: maps `({role: logits_CV, or value_C for a scalar head}, target_C)` to
       `[C, ...]`. A pure module-level function, so that equal statistics are the same
       object and nothing is compiled twice.
+    reduced: the same without an array of logits, which large vocabularies need; None:
+      `fn` alone, in chunks of tokens.
   """
 
   field: str
   roles: tuple[str, ...]
   fn: Callable[[Mapping[str, Array], Array], Array]
+  reduced: Reduced | None = None
 
   @property
   def decoders(self) -> frozenset[str]:

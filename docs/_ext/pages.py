@@ -40,6 +40,9 @@ MODULES = {
     "ops.attention",
     "ops.capping",
     "ops.experts",
+    "ops.head.reductions",
+    "ops.head.blocks",
+    "ops.head.kernels",
   ),
   "Rules around a loss": (
     "ops.selection",

@@ -35,8 +35,9 @@ from xpo_jax.models.generate import Batching
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.hf_checkpoint import Checkpoint
 from xpo_jax.ops import token_stats
+from xpo_jax.ops.head import reductions
 from xpo_jax.train.state import Policy
-from xpo_jax.types import Array, Layout, Params, TokenStat
+from xpo_jax.types import Array, Layout, Params, Reduced, TokenStat
 
 FILE = "lm_eval.json"
 MAX_COMPLETION_TOKENS = 256  # of a task that names none, as of lm-eval's own models
@@ -446,7 +447,17 @@ def _greedy(roles: Mapping[str, Array], target_C: Array) -> Array:
   return (likeliest_C == target_C).astype(jnp.float32)
 
 
-_GREEDY = TokenStat("greedy_BKT", ("policy",), _greedy)
+def _greedy_by_blocks(top: tuple[Array, Array], target_C: Array) -> Array:
+  _, ids_C1 = top
+  return (ids_C1[..., 0] == target_C).astype(jnp.float32)
+
+
+_GREEDY = TokenStat(
+  "greedy_BKT",
+  ("policy",),
+  _greedy,
+  Reduced((reductions.Top(reductions.Logits("policy"), 1),), _greedy_by_blocks),
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)

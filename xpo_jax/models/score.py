@@ -1,8 +1,10 @@
 """Computes the token statistics of objectives from hidden states and heads.
 
 `token_statistics` is the operation with a custom gradient that all objectives share. It
-never materialises the [tokens, vocabulary] logits of a batch: both passes process the
-response tokens in chunks, and the backward pass recomputes a chunk's logits.
+never materialises the [tokens, vocabulary] logits of a large batch. Both passes walk
+over blocks of the vocabulary (`ops.head.blocks`); where that does not pay, and for a
+statistic that is known as a function of all logits only, over chunks of the tokens. The
+backward pass computes the logits of a block or a chunk again.
 """
 
 import functools
@@ -15,6 +17,8 @@ import jax.numpy as jnp
 from xpo_jax import scored
 from xpo_jax.models import heads, transformer
 from xpo_jax.ops import token_stats
+from xpo_jax.ops.head import blocks, kernels
+from xpo_jax.ops.head.blocks import matmul, wide
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params, Scored, TokenStat
@@ -22,6 +26,7 @@ from xpo_jax.types import Array, Params, Scored, TokenStat
 # Roles whose hidden states, heads and values get a gradient.
 TRAINED = frozenset({"policy", "critic"})
 BUDGET = 8 << 20  # bytes of a chunk's logits, per device; see `chunk_length`
+BLOCK = 512  # entries of the vocabulary at a time; see `block_length`
 _VOCAB = rules.RULES["vocab"]
 
 
@@ -73,14 +78,14 @@ def score(
     lm = params[role]["lm"]
     if role not in TRAINED:
       lm = jax.lax.stop_gradient(lm)
+    if role in reads:
+      head[role] = models[role].head(lm)
     if mesh is not None:
       lm = rules.gather_tables(mesh, lm, models[role].logical_axes())
     hidden_RLD, routing[role] = transformer.states(models[role], lm, rows, mesh)
     hidden_RLD = rules.pin(mesh, hidden_RLD, meshes.ROWS)
     if reads & {role, f"{role}.value"}:
       hidden[role] = _select(hidden_RLD, batch.source_MRC, batch.valid_MRC, mesh)
-    if role in reads:
-      head[role] = rules.pin(mesh, models[role].head(lm), _VOCAB)
     if f"{role}.value" in reads:
       values[f"{role}.value"] = heads.value(params[role]["value"], hidden[role])
     if f"{role}.reward" in reads:
@@ -173,6 +178,18 @@ def chunk_length(
   return -(-capacity // chunks)
 
 
+def block_length(tokens: int, vocab: int) -> int | None:
+  """Computes the number of entries of the vocabulary in a block, or None: all at once.
+
+  Args:
+    tokens: R x C on one device.
+    vocab: V on one device.
+  """
+  if 4 * tokens * vocab <= BUDGET or vocab < 4 * BLOCK:
+    return None
+  return BLOCK
+
+
 def token_statistics(
   hidden: Mapping[str, Array],
   head: Mapping[str, Array],
@@ -182,6 +199,7 @@ def token_statistics(
   values: Mapping[str, Array] | None = None,
   softcaps: Mapping[str, float | None] | None = None,
   chunk: int | None = None,
+  block: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Array]:
   """Computes statistics per token from hidden states, without a batch of logits.
@@ -199,15 +217,18 @@ def token_statistics(
     values: "role.value" or "role.reward" -> value_RC, for statistics that read a
       scalar head.
     softcaps: role -> `Model.softcap`, of the models that have one.
-    chunk: length of a chunk of C; default: `chunk_length`.
-    mesh: over which rows are split, or None.
+    chunk: length of a chunk of C: in chunks of tokens.
+    block: entries of the vocabulary at a time: in blocks of it. Without either,
+      `block_length` decides, and then `chunk_length`; a TPU's kernels choose blocks of
+      their own.
+    mesh: over which rows and heads are split, or None.
 
   Returns:
     field -> [R, C, ...], at least float32.
 
   Raises:
     ValueError: a statistic reads a role that was not given, two statistics share a
-      field, or chunk < 1.
+      field, chunk or block < 1, both, or a statistic that has no form by blocks.
   """
   values = values or {}
   used = {role for stat in stats for role in stat.roles}
@@ -220,24 +241,54 @@ def token_statistics(
   fields = [stat.field for stat in stats]
   if len(set(fields)) < len(fields):
     raise ValueError(f"two statistics share a field: {sorted(fields)}; rename one")
+  if chunk is not None and block is not None:
+    raise ValueError(f"chunk={chunk} and block={block}: give one of them, or neither")
+  if chunk is not None and chunk < 1:
+    raise ValueError(f"chunk={chunk}; it must be at least 1, or None for the rule")
+  hidden = {role: hidden[role] for role in sorted(used & set(hidden))}
+  head = {role: head[role] for role in hidden}
+  caps = tuple(sorted((role, cap) for role, cap in (softcaps or {}).items() if cap))
+  stats = tuple(token_stats.capped(stat, caps) for stat in stats)
+  only_whole = [
+    stat.field for stat in stats if stat.reduced is None and set(stat.roles) & set(head)
+  ]
+  if block is not None and only_whole:
+    raise ValueError(
+      f"{only_whole} are functions of all logits; give them `reduced`, or leave out "
+      f"block={block}"
+    )
+  vocabularies = {x.shape[0] for x in head.values()}
+  by_rule = chunk is None and block is None
+  if by_rule and not only_whole and len(vocabularies) == 1:
+    tokens, vocab = target_RC.size, max(vocabularies)
+    if mesh is not None:
+      tokens, vocab = tokens // meshes.row_shards(mesh), vocab // mesh.shape[_VOCAB]
+    block = block_length(tokens, vocab)
+  if block is None:
+    return _in_chunks(hidden, head, values, target_RC, stats, chunk=chunk, mesh=mesh)
+  kernel = by_rule and _has_kernels(mesh)
+  return _by_blocks(
+    hidden, head, values, target_RC, stats, block=block, mesh=mesh, kernel=kernel
+  )
+
+
+def _in_chunks(hidden, head, values, target_RC, stats, *, chunk, mesh):
+  """`token_statistics` in chunks of tokens; arguments as there."""
   rows, capacity = target_RC.shape
-  logit_roles = sorted(used & set(hidden))
   if chunk is None:
     row_shards = 1 if mesh is None else meshes.row_shards(mesh)
     vocab_shards = 1 if mesh is None else mesh.shape[_VOCAB]
     # Scalar heads alone count as one entry of the vocabulary on each shard.
     none = (vocab_shards, 1)
-    vocab, width = max((head[role].shape for role in logit_roles), default=none)
+    vocab, width = max((x.shape for x in head.values()), default=none)
     chunk = chunk_length(
-      rows // row_shards, capacity, vocab // vocab_shards, width, len(logit_roles)
+      rows // row_shards, capacity, vocab // vocab_shards, width, len(head)
     )
-  if chunk < 1:
-    raise ValueError(f"chunk={chunk}; it must be at least 1, or None for the rule")
   # Per-token inputs: hidden states by role, and values.
-  tokens = {role: hidden[role] for role in logit_roles}
-  tokens |= {role: values[role] for role in sorted(used & set(values))}
+  read = {role for stat in stats for role in stat.roles}
+  tokens = hidden | {role: values[role] for role in sorted(read & set(values))}
   trained = {role: x for role, x in tokens.items() if _is_trained(role)}
-  heads = {role: head[role] for role in logit_roles}
+  heads = {role: rules.pin(mesh, x, _VOCAB) for role, x in head.items()}
   trained_heads = {role: w for role, w in heads.items() if _is_trained(role)}
   frozen = jax.lax.stop_gradient(
     (
@@ -245,10 +296,58 @@ def token_statistics(
       {role: w for role, w in heads.items() if role not in trained_heads},
     )
   )
-  caps = tuple(sorted((role, cap) for role, cap in (softcaps or {}).items() if cap))
-  stats = tuple(token_stats.capped(stat, caps) for stat in stats)
   static = (stats, min(chunk, capacity), mesh)
   return _statistics(static, trained, trained_heads, frozen, target_RC)
+
+
+def _has_kernels(mesh):
+  """Whether the chip has kernels, and the compiler need not split them over several."""
+  if mesh is None and jax.device_count() > 1:
+    return False
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return device.device_kind in kernels.CHIPS
+
+
+def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh, kernel):
+  """`token_statistics` by blocks of the vocabulary; arguments as there."""
+  by_logits = [stat for stat in stats if stat.reduced is not None]
+  read = [one for stat in by_logits for one in stat.reduced.reductions]
+  differentiated = {
+    one
+    for stat in by_logits
+    if not stat.reduced.detached
+    for one in stat.reduced.reductions
+  }
+  split = None
+  if mesh is not None:
+    ring, vocab = rules.RULES["embed"], rules.RULES["vocab"]
+    split = blocks.Split(mesh, meshes.ROWS, ring, vocab)
+    head = {role: rules.pin(mesh, x, vocab, ring) for role, x in head.items()}
+  reduced = {}
+  if read:
+    reduced = blocks.reduce(
+      hidden,
+      head,
+      target_RC,
+      read,
+      trained=TRAINED,
+      detached=set(read) - differentiated,
+      block=block,
+      split=split,
+      kernel=kernel,
+    )
+  out = {}
+  for stat in stats:
+    if stat.reduced is None:  # of scalar heads alone
+      read = {role: values[role].astype(wide(values[role])) for role in stat.roles}
+      fixed = {role: x for role, x in read.items() if not _is_trained(role)}
+      out[stat.field] = stat.fn(read | jax.lax.stop_gradient(fixed), target_RC)
+    else:
+      inputs = [reduced[one] for one in stat.reduced.reductions]
+      if stat.reduced.detached:
+        inputs = jax.lax.stop_gradient(inputs)
+      out[stat.field] = stat.reduced.fn(*inputs, target_RC)
+  return out
 
 
 def _is_trained(role):
@@ -303,7 +402,7 @@ def _backward(static, residuals, cotangents):
     return jax.tree.map(jnp.add, d_heads, d_heads_C), d_trained
 
   def zeros(head_VD):
-    initial = jnp.zeros((shards, *head_VD.shape), _wide(head_VD))
+    initial = jnp.zeros((shards, *head_VD.shape), wide(head_VD))
     return rules.pin(mesh, initial, meshes.ROWS, _VOCAB)
 
   # Each row shard accumulates its part of the head's gradient; the parts are summed
@@ -351,9 +450,9 @@ def _outputs(tokens, heads):
   out = {}
   for role, x in tokens.items():
     if role in heads:
-      out[role] = _matmul("cd,vd->cv", x, heads[role].astype(x.dtype))
+      out[role] = matmul("cd,vd->cv", x, heads[role].astype(x.dtype))
     else:
-      out[role] = x.astype(_wide(x))
+      out[role] = x.astype(wide(x))
   return out
 
 
@@ -385,22 +484,7 @@ def _input_gradients(trained, trained_heads, d_outputs, shards):
   for role, x in trained.items():
     d = d_outputs[role].astype(x.dtype)
     if role in trained_heads:
-      d_heads[role] = _matmul("scv,scd->svd", split(d), split(x))
-      d = _matmul("cv,vd->cd", d, trained_heads[role].astype(x.dtype)).astype(x.dtype)
+      d_heads[role] = matmul("scv,scd->svd", split(d), split(x))
+      d = matmul("cv,vd->cd", d, trained_heads[role].astype(x.dtype)).astype(x.dtype)
     d_trained[role] = d
   return d_trained, d_heads
-
-
-def _matmul(equation, x, y):
-  # HIGHEST: by default TPUs compute float32 products from bfloat16 operands.
-  return jnp.einsum(
-    equation,
-    x,
-    y,
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=_wide(x),
-  )
-
-
-def _wide(x):
-  return jnp.promote_types(x.dtype, jnp.float32)

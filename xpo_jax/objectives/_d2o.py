@@ -1,24 +1,13 @@
 """D2O: an undesirable completion against the policy's own samples."""
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 
 from xpo_jax.objectives import _hparams, _rewards
 from xpo_jax.ops import links, masked, token_stats
-from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored, TokenStat
+from xpo_jax.types import Array, Aux, Layout, Loss, Mean, Objective, Scored
 
-
-def _ref_minus_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
-  return token_stats.logp(roles["ref_minus"], target_C)
-
-
-def _ref_plus_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
-  return token_stats.logp(roles["ref_plus"], target_C)
-
-
-REF_MINUS_LOGP = TokenStat("ref_minus_logp_BKT", ("ref_minus",), _ref_minus_logp)
-REF_PLUS_LOGP = TokenStat("ref_plus_logp_BKT", ("ref_plus",), _ref_plus_logp)
+REF_MINUS_LOGP = token_stats.logp_of("ref_minus", "ref_minus_logp_BKT")
+REF_PLUS_LOGP = token_stats.logp_of("ref_plus", "ref_plus_logp_BKT")
 
 
 def d2o(beta: float = 0.1, alpha: float = 0.1) -> Objective:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from xpo_jax.objectives import _dpo, _hparams
 from xpo_jax.ops import masked
-from xpo_jax.types import Array, Aux, Loss, Objective, Scored, TokenStat
+from xpo_jax.ops.head import reductions
+from xpo_jax.types import Array, Aux, Loss, Objective, Reduced, Scored, TokenStat
 
 
 def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
@@ -18,7 +19,20 @@ def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
   return square_C - 2 * jax.nn.logsumexp(logits_CV, axis=-1)
 
 
-LOG_MEAN_PROB = TokenStat("log_mean_prob_BKT", ("policy",), _log_mean_prob)  # in extra
+def _from_sums(square_C: Array, total_C: Array, target_C: Array) -> Array:
+  del target_C
+  return square_C - 2 * total_C
+
+
+_POLICY = reductions.Logits("policy")
+LOG_MEAN_PROB = TokenStat(  # in extra
+  "log_mean_prob_BKT",
+  ("policy",),
+  _log_mean_prob,
+  Reduced(
+    (reductions.LogSumExp(_POLICY, power=2), reductions.LogSumExp(_POLICY)), _from_sums
+  ),
+)
 
 
 def wpo_weight(scored: Scored, max_weight: float | Array = 1.0) -> Array:

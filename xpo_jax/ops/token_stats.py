@@ -5,16 +5,24 @@ C; `C` may stand for several leading axes. Logits keep their type (float32 or wi
 The logit of the target is not gathered along the vocabulary but selected by comparing
 an iota with the target and summing, so that logits sharded over the vocabulary are not
 collected; only `contrast_tokens` has to collect them.
+
+Each also says in `reduced` how it follows from `ops.head.reductions`, which need no
+array of logits. The two are tested to be equal, values and gradients.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from xpo_jax.ops import capping
-from xpo_jax.types import Array, TokenStat
+from xpo_jax.ops.head import reductions
+from xpo_jax.ops.head.reductions import Logits, LogProbMean, LogSumExp, Mean, Target
+from xpo_jax.types import Array, Reduced, TokenStat
+
+_POLICY = Logits("policy")
 
 
 def logp(logits_CV: Array, target_C: Array) -> Array:
@@ -67,10 +75,19 @@ def contrast_tokens(k: int) -> TokenStat:
   def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
     logits_CV = roles["policy"]
     contrast_CJ, _ = top_contrast_tokens(logits_CV, target_C, k)
-    own_C = _target_logit(logits_CV, target_C)
-    return jnp.concatenate([contrast_CJ, own_C[..., None]], axis=-1)
+    return _with_own(contrast_CJ, _target_logit(logits_CV, target_C))
 
-  return TokenStat(f"contrast_logits_{k}_BKTJ", ("policy",), fn)
+  def by_blocks(top: tuple[Array, Array], own_C: Array, target_C: Array) -> Array:
+    del target_C
+    return _with_own(top[0], own_C)
+
+  read = reductions.Top(_POLICY, k, others=True), Target(_POLICY)
+  field = f"contrast_logits_{k}_BKTJ"
+  return TokenStat(field, ("policy",), fn, Reduced(read, by_blocks))
+
+
+def _with_own(contrast_CJ: Array, own_C: Array) -> Array:
+  return jnp.concatenate([contrast_CJ, own_C[..., None]], axis=-1)
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # equal statistics are the same object
@@ -97,7 +114,36 @@ def tempered(stat: TokenStat, temperature: float) -> TokenStat:
     }
     return stat.fn(tempered_roles, target_C)
 
-  return stat._replace(fn=fn)
+  def divided(logits: Logits) -> Logits:
+    # The bound of divided logits: c tanh(x / T c) = (T c tanh(x / T c)) / T.
+    cap = logits.softcap and logits.softcap * temperature
+    return Logits(logits.role, cap, logits.temperature * temperature)
+
+  return stat._replace(fn=fn, reduced=_reading(stat.reduced, divided))
+
+
+@functools.cache
+def detached(stat: TokenStat) -> TokenStat:
+  """The statistic without a gradient: reported, never trained on.
+
+  Its backward pass is not computed.
+  """
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    return stat.fn(jax.lax.stop_gradient(dict(roles)), target_C)
+
+  reduced = stat.reduced and stat.reduced._replace(detached=True)
+  return stat._replace(fn=fn, reduced=reduced)
+
+
+def _reading(
+  reduced: Reduced | None, change: Callable[[Logits], Logits]
+) -> Reduced | None:
+  """The same function of reductions of other logits."""
+  if reduced is None:
+    return None
+  read = (reductions.reading(one, change) for one in reduced.reductions)
+  return reduced._replace(reductions=tuple(read))
 
 
 @functools.cache
@@ -107,6 +153,9 @@ def capped(stat: TokenStat, softcaps: tuple[tuple[str, float], ...]) -> TokenSta
   Args:
     stat: any statistic.
     softcaps: role and c, of the roles with such a bound (Gemma 2).
+
+  Raises:
+    ValueError: its logits are bounded already.
   """
   if not softcaps:
     return stat
@@ -119,7 +168,15 @@ def capped(stat: TokenStat, softcaps: tuple[tuple[str, float], ...]) -> TokenSta
     }
     return stat.fn(dict(roles) | bounded, target_C)
 
-  return stat._replace(fn=fn)
+  def bound(logits: Logits) -> Logits:
+    if logits.softcap is not None:
+      raise ValueError(
+        f"{stat.field}: logits of {logits.role!r} are bounded to {logits.softcap} "
+        "already; cap a statistic once"
+      )
+    return dataclasses.replace(logits, softcap=dict(softcaps).get(logits.role))
+
+  return stat._replace(fn=fn, reduced=_reading(stat.reduced, bound))
 
 
 def entropy(logits_CV: Array) -> Array:
@@ -190,12 +247,43 @@ def _target_logit(logits_CV: Array, target_C: Array) -> Array:
   return jnp.where(_is_target(logits_CV, target_C), logits_CV, 0).sum(-1)
 
 
-def _logp(roles: Mapping[str, Array], target_C: Array) -> Array:
-  return logp(roles["policy"], target_C)
+def _difference(x_C: Array, y_C: Array, target_C: Array) -> Array:
+  del target_C
+  return x_C - y_C
 
 
-def _ref_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
-  return logp(roles["ref"], target_C)
+@functools.cache  # equal statistics are the same object
+def logp_of(role: str, field: str) -> TokenStat:
+  """The log-probability of the target under a role.
+
+  Args:
+    role: "policy", "ref", or another frozen set of the run.
+    field: of `Scored`, or the key in `Scored.extra`.
+  """
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    return logp(roles[role], target_C)
+
+  read = Target(Logits(role)), LogSumExp(Logits(role))
+  return TokenStat(field, (role,), fn, Reduced(read, _difference))
+
+
+@functools.cache  # equal statistics are the same object
+def kl_of(p: str, q: str, field: str) -> TokenStat:
+  """KL(p || q) of two roles; p, q and field as in `logp_of`."""
+
+  def fn(roles: Mapping[str, Array], target_C: Array) -> Array:
+    del target_C
+    return kl(roles[p], roles[q])
+
+  def by_blocks(difference_C: Array, p_C: Array, q_C: Array, target_C: Array) -> Array:
+    # E_p[log p - log q], of logits: their difference, less that of the normalisers.
+    del target_C
+    return difference_C - (p_C - q_C)
+
+  logits = Logits(p), Logits(q)
+  read = Mean(logits[0], logits, jnp.subtract), *(LogSumExp(one) for one in logits)
+  return TokenStat(field, (p, q), fn, Reduced(read, by_blocks))
 
 
 def _rest_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
@@ -217,45 +305,32 @@ def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
   return entropy(roles["policy"])
 
 
-def _ref_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
-  del target_C
-  return kl(roles["ref"], roles["policy"])
+def _itself(logits: Array) -> Array:
+  return logits
 
 
-def _policy_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
-  del target_C
-  return kl(roles["policy"], roles["ref"])
-
-
-def _teacher_logp(roles: Mapping[str, Array], target_C: Array) -> Array:
-  return logp(roles["teacher"], target_C)
-
-
-def _teacher_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
-  del target_C
-  return kl(roles["teacher"], roles["policy"])
-
-
-def _policy_teacher_kl(roles: Mapping[str, Array], target_C: Array) -> Array:
-  del target_C
-  return kl(roles["policy"], roles["teacher"])
-
-
-LOGP = TokenStat("logp_BKT", ("policy",), _logp)
-REF_LOGP = TokenStat("ref_logp_BKT", ("ref",), _ref_logp)
-REST_LOGP = TokenStat("rest_logp_BKT", ("policy",), _rest_logp)  # in Scored.extra
+LOGP = logp_of("policy", "logp_BKT")
+REF_LOGP = logp_of("ref", "ref_logp_BKT")
+REST_LOGP = TokenStat(  # in Scored.extra
+  "rest_logp_BKT",
+  ("policy",),
+  _rest_logp,
+  Reduced((LogSumExp(_POLICY, others=True), LogSumExp(_POLICY)), _difference),
+)
 VALUE = TokenStat("value_BKT", ("policy.value",), _value)
 REWARD_HEAD = TokenStat("reward_head_BKT", ("policy.reward",), _reward_head)
-ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)  # in Scored.extra
-REF_KL = TokenStat("ref_kl_BKT", ("ref", "policy"), _ref_kl)  # KL(ref || policy)
-POLICY_KL = TokenStat("policy_kl_BKT", ("policy", "ref"), _policy_kl)  # in Scored.extra
-# Distillation, in Scored.extra: log-prob of the teacher, KL(teacher || policy), and
-# KL(policy || teacher).
-TEACHER_LOGP = TokenStat("teacher_logp_BKT", ("teacher",), _teacher_logp)
-TEACHER_KL = TokenStat("teacher_kl_BKT", ("teacher", "policy"), _teacher_kl)
-POLICY_TEACHER_KL = TokenStat(
-  "policy_teacher_kl_BKT", ("policy", "teacher"), _policy_teacher_kl
+ENTROPY = TokenStat(  # in Scored.extra
+  "entropy_BKT",
+  ("policy",),
+  _entropy,
+  Reduced((LogSumExp(_POLICY), Mean(_POLICY, (_POLICY,), _itself)), _difference),
 )
+REF_KL = kl_of("ref", "policy", "ref_kl_BKT")
+POLICY_KL = kl_of("policy", "ref", "policy_kl_BKT")  # in Scored.extra
+# Distillation, in Scored.extra.
+TEACHER_LOGP = logp_of("teacher", "teacher_logp_BKT")
+TEACHER_KL = kl_of("teacher", "policy", "teacher_kl_BKT")
+POLICY_TEACHER_KL = kl_of("policy", "teacher", "policy_teacher_kl_BKT")
 
 
 @functools.cache  # equal statistics are the same object
@@ -281,4 +356,22 @@ def teacher_jsd(interpolation: float) -> TokenStat:
     del target_C
     return jsd(roles["teacher"], roles["policy"], interpolation)
 
-  return TokenStat(f"teacher_jsd_{interpolation}_BKT", ("teacher", "policy"), fn)
+  def to_mixture(logp: Array, logq: Array, share: float) -> Array:
+    return logp - log_mixture(logp, logq, share)
+
+  # b KL(teacher || m) + (1 - b) KL(policy || m). m is held constant, as in `jsd`, and
+  # so may log p be: the mean of its gradient under p is 0.
+  both = Logits("teacher"), _POLICY
+  of_teacher = functools.partial(to_mixture, share=1 - interpolation)
+  of_policy = functools.partial(to_mixture, share=interpolation)
+  read = (
+    LogProbMean(both[0], both, of_teacher),
+    LogProbMean(both[1], both[::-1], of_policy),
+  )
+
+  def by_blocks(teacher_C: Array, policy_C: Array, target_C: Array) -> Array:
+    del target_C
+    return interpolation * teacher_C + (1 - interpolation) * policy_C
+
+  field = f"teacher_jsd_{interpolation}_BKT"
+  return TokenStat(field, ("teacher", "policy"), fn, Reduced(read, by_blocks))

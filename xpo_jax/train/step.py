@@ -401,13 +401,8 @@ def stats(objective: Objective) -> tuple[TokenStat, ...]:
   return tuple(sorted(stats, key=lambda stat: stat.field))
 
 
-def _entropy(roles: Mapping[str, Array], target_C: Array) -> Array:
-  # sg: reported, never trained on, so that its backward pass is not computed.
-  logits_CV = jax.lax.stop_gradient(roles["policy"])
-  return token_stats.ENTROPY.fn({"policy": logits_CV}, target_C)
-
-
-ENTROPY = TokenStat("entropy_BKT", ("policy",), _entropy)
+# Reported, never trained on.
+ENTROPY = token_stats.detached(token_stats.ENTROPY)
 
 
 def scorer(objective, models, frozen, mesh, adapter=None):
