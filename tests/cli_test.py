@@ -270,6 +270,11 @@ def test_debug_shows_the_traceback(capsys):
     (["evaluate", "nowhere", "--reward", "no_such:f"], "No module named 'no_such'"),
     (["evaluate", "nowhere", "--limit", "3"], "--limit is of --tasks"),
     (["evaluate", "nowhere", "--chat"], "--chat is of --tasks"),
+    (["train", "dpo", "--processes", "2"], "--processes 2 is of --distributed: add"),
+    (
+      ["resume", "run", "--distributed", "--process-index", "1"],
+      "--process-index 1: give all of --coordinator, --processes, --process-index",
+    ),
     (
       ["evaluate", "nowhere", "--reward-bench", "f", "--reward", "a:b"],
       "takes no reward",

@@ -63,9 +63,10 @@ def test_command_that_is_not_run_could_be(walked, command):
     extra = re.search(r"\[([\w-]+)\]", words[-1])[1]
     assert f'    "{extra}": [' in (ROOT / "setup.py").read_text("utf-8")
   elif words[:2] == ["xpo", "train"]:
+    args, words = cli._parser().parse_known_args(words[1:])
     flags = next((n for n, w in enumerate(words) if w.startswith("--")), len(words))
     with contextlib.chdir(home):
-      recipe = find_recipe.load(words[2], words[3:flags])
+      recipe = find_recipe.load(args.recipe, words[:flags])
       command_line.from_args(recipe.experiment, words[flags:])
   elif words[:2] == ["xpo", "evaluate"]:
     assert cli._parser().parse_args(words[1:]).command == "evaluate"

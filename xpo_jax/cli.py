@@ -62,23 +62,64 @@ def _run(argv: list[str]) -> int:
       f"xpo {args.command} does not know {' '.join(overrides)}; see its --help"
     )
   try:
+    if "distributed" in args:
+      _join(args)
     return args.run(args, overrides) or 0
-  except KeyboardInterrupt as interrupt:
+  except (KeyboardInterrupt, ValueError, OSError, ImportError) as error:
+    code = _failed(error, argv, debug)
+    if "distributed" in args and args.distributed:
+      _leave(error, code)
+    return code
+
+
+def _failed(error: BaseException, argv: list[str], debug: bool) -> int:
+  """Prints why a command failed; returns the exit code."""
+  if isinstance(error, KeyboardInterrupt):
     from xpo_jax.train import progress
 
-    if isinstance(interrupt, progress.Stopped):
-      return _fail(str(interrupt), UNFINISHED)
+    if isinstance(error, progress.Stopped):
+      return _fail(str(error), UNFINISHED)
     return _fail("interrupted", 130)
-  except trust.ForeignCode as error:
-    if debug:
-      raise
+  if debug or (isinstance(error, BrokenPipeError) and _stdout_closed()):
+    raise error
+  if isinstance(error, trust.ForeignCode):
     return _fail(f"{error}: xpo {shlex.join(argv)} {error.options}")
-  except (ValueError, OSError, ImportError) as error:
-    if debug or (isinstance(error, BrokenPipeError) and _stdout_closed()):
-      raise
-    if _DISK_FULL in str(error):
-      return _fail(f"{error}; free some space, then go on (xpo resume RUN)")
-    return _fail(str(error))
+  if _DISK_FULL in str(error):
+    return _fail(f"{error}; free some space, then go on (xpo resume RUN)")
+  return _fail(str(error))
+
+
+def _join(args) -> None:
+  """Makes this process one of several, where --distributed is given."""
+  given = {"--coordinator": args.coordinator, "--processes": args.processes}
+  given["--process-index"] = args.process_index
+  named = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+  if not args.distributed:
+    if named:
+      raise ValueError(f"{named[0]} is of --distributed: add it")
+    return
+  if 0 < len(named) < len(given):
+    raise ValueError(
+      f"{', '.join(named)}: give all of {', '.join(given)}, or none where JAX detects "
+      "them (TPU pods, GKE, Slurm)"
+    )
+  from xpo_jax.sharding import distributed
+
+  distributed.initialize(args.coordinator, args.processes, args.process_index)
+  print(distributed.name(), flush=True)
+
+
+def _leave(error: BaseException, code: int) -> None:
+  """Ends one of several processes that failed alone.
+
+  Not by the interpreter's exit, where JAX waits for the others, which may wait for this
+  one: they are ended as if it had died.
+  """
+  from xpo_jax.sharding import distributed
+
+  if distributed.is_initialized() and not isinstance(error, distributed.ProcessError):
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _without_trust(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -157,7 +198,21 @@ def _parser() -> argparse.ArgumentParser:
     "an objective: equation, paper, hyperparameters, survey section, loss curve",
   )
   sub.add_argument("name", help="name of an objective")
+
+  def with_processes(sub):
+    group = sub.add_argument_group("several processes, on one host or on many")
+    group.add_argument(
+      "--distributed",
+      action="store_true",
+      help="this is one of several processes, each started with the same command; on "
+      "TPU pods, GKE and under Slurm JAX detects the rest",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-index", type=int, metavar="I", help="0 to N - 1")
+
   sub = command("train", _train, "run a recipe", True)
+  with_processes(sub)
   sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a run")
   sub.add_argument("--run-dir", type=Path, help="new directory; default runs/RECIPE")
   sub = command(
@@ -187,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("--results", type=Path, metavar="DIR", help="folder of results")
   sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
+  with_processes(sub)
   sub = command(
     "evaluate", _evaluate, "evaluate a run's policy or reward model on held-out prompts"
   )
@@ -203,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument("--completions", type=int, default=4, help="of a policy")
   sub.add_argument("--max-completion-tokens", type=int, help="of a policy")
   sub.add_argument("--seed", type=int, default=0)
+  with_processes(sub)
   public = sub.add_mutually_exclusive_group()
   public.add_argument(
     "--tasks",
@@ -382,17 +439,31 @@ def _train(args, overrides) -> int | None:
   run_dir = args.run_dir or Path("runs") / name.name
   if recipe.run is not None:
     return _run_study(recipe, run_dir)
-  from xpo_jax.report import run_page
   from xpo_jax.train import loop
 
   result = loop.train(recipe.experiment, run_dir)
-  print(f"report: {run_page.write(result.run_dir)}")
+  _write_report(result.run_dir)
   return 0 if result.finished else UNFINISHED
 
 
+def _write_report(run_dir: Path) -> None:
+  from xpo_jax.report import run_page
+  from xpo_jax.sharding import distributed
+
+  path = distributed.on_first(lambda: str(run_page.write(run_dir)))
+  if distributed.is_first():
+    print(f"report: {path}")
+
+
 def _run_study(study, run_dir: Path) -> int:
+  from xpo_jax.sharding import distributed
   from xpo_jax.train import progress, run_directory
 
+  if distributed.is_initialized():
+    raise ValueError(
+      "--distributed is of a single run, and this is a study of several; start it "
+      "without, or train its runs by themselves"
+    )
   with run_directory.lock_study(run_dir, progress.say):
     return study.run(study.experiment, run_dir)
 
@@ -445,17 +516,15 @@ def _resume(args, overrides) -> int | None:
   del overrides
   if not (args.run_dir / yaml_file.FILE).exists():
     return _run_study(find_recipe.load_study(args.run_dir), args.run_dir)
-  from xpo_jax.report import run_page
   from xpo_jax.train import loop
 
   result = loop.resume(args.run_dir)
-  print(f"report: {run_page.write(result.run_dir)}")
+  _write_report(result.run_dir)
   return 0 if result.finished else UNFINISHED
 
 
 def _evaluate(args, overrides) -> None:
   from xpo_jax.evaluation import evaluate_reward_model, evaluate_run
-  from xpo_jax.report import run_page
 
   del overrides
   if _evaluate_publicly(args):
@@ -470,8 +539,8 @@ def _evaluate(args, overrides) -> None:
     agreed = evaluate_reward_model.judge_run(args.run_dir, seed=args.seed)
     rows = {name: str(interval) for name, interval in agreed.measures.items()}
     rows["calibration_error"] = f"{agreed.calibration_error:.3f}"
-    _table("agreement with held-out labels, mean [95 % interval over prompts]", rows)
-    print(f"report: {run_page.write(args.run_dir)}")
+    title = "agreement with held-out labels, mean [95 % interval over prompts]"
+    _show_evaluation(title, rows, args.run_dir)
     return
   evaluated = evaluate_run.evaluate_run(
     args.run_dir,
@@ -482,8 +551,15 @@ def _evaluate(args, overrides) -> None:
     seed=args.seed,
   )
   rows = {name: str(interval) for name, interval in evaluated.measures.items()}
-  _table("policy, mean [95 % interval over prompts]", rows)
-  print(f"report: {run_page.write(args.run_dir)}")
+  _show_evaluation("policy, mean [95 % interval over prompts]", rows, args.run_dir)
+
+
+def _show_evaluation(title: str, rows: dict[str, str], run_dir: Path) -> None:
+  from xpo_jax.sharding import distributed
+
+  if distributed.is_first():
+    _table(title, rows)
+  _write_report(run_dir)
 
 
 def _reward(name: str):
@@ -510,6 +586,8 @@ def _evaluate_publicly(args) -> bool:
   if args.tasks is None and given:
     raise ValueError(f"--{given[0].replace('_', '-')} is of --tasks: name some")
   named = args.tasks or args.alpaca_eval or args.reward_bench
+  if named and args.distributed:
+    raise ValueError("--distributed: a public benchmark is run by one process")
   if args.chat and not named:
     raise ValueError("--chat is of --tasks, --alpaca-eval and --reward-bench")
   if named and args.reward is not None:

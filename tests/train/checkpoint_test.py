@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import threading
 
@@ -273,4 +274,69 @@ def test_checkpoint_of_an_older_version_lacks_a_field_that_is_none(tmp_path):
   # Where it is read, its absence is no silence.
   with pytest.raises(ValueError, match="prompts_taken"):
     checkpoint.restore(manager, now.replace(prompts_taken=jnp.int32(0)))
+  manager.close()
+
+
+def test_checkpoints_without_room_are_refused(saved, monkeypatch):
+  manager = checkpoint.open_manager(saved, keep=2)
+  state = _state(3)
+  each = 4 + 2 * 64 * 64 * 4 + 4  # step, parameters, moment, method state
+  usage = shutil.disk_usage(saved)
+  monkeypatch.setattr(
+    checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=each)
+  )
+  checkpoint.check_room(manager, state, saves=3)  # two are there
+  with pytest.raises(ValueError, match=rf"they need {2 * each:,} bytes .*Loop\.keep"):
+    checkpoint.check_room(manager, state, saves=4)
+  manager.close()
+
+
+def test_checkpoint_is_read_without_its_devices(saved):
+  manager = checkpoint.open_manager(saved, keep=2)
+  state = checkpoint.read(manager, 3)
+  manager.close()
+  np.testing.assert_array_equal(state["params"]["lm"]["w"], _state(3).params["lm"]["w"])
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(state))
+
+
+def test_signal_to_one_of_several_processes_waits_for_the_step_of_all(monkeypatch):
+  agreed = iter([False, True])
+  monkeypatch.setattr(checkpoint.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    checkpoint.multihost_utils, "reached_preemption_sync_point", lambda _: next(agreed)
+  )
+  before = signal.getsignal(signal.SIGTERM)
+  with checkpoint.preemption() as stop:
+    assert signal.getsignal(signal.SIGTERM) is before  # JAX's own
+    assert not stop.reached(1) and stop.signal == ""
+    assert stop.reached(2) and stop.signal == "SIGTERM"
+
+
+def test_state_saved_in_the_background_is_that_before_it_was_donated(tmp_path):
+  update = jax.jit(
+    lambda w, step: (w + 1, step + 1), donate_argnums=(0, 1)
+  )  # as the training step does
+  manager = checkpoint.open_manager(tmp_path, keep=2, background=True)
+  state = _state(1)
+  for _ in range(4):
+    checkpoint.save(manager, state, {})
+    w, step = update(state.params["lm"]["w"], state.step)
+    state = state.replace(params={"lm": {"w": w}}, step=step)
+  manager.close()
+  kept = dict(checkpoint.policies(tmp_path))
+  assert list(kept) == [3, 4]
+  for step, params in kept.items():
+    np.testing.assert_array_equal(params["lm"]["w"], _state(step).params["lm"]["w"])
+  assert _restore(tmp_path).rejected == ()
+
+
+def test_save_in_the_background_that_failed_is_told_at_the_next(tmp_path, monkeypatch):
+  def full(directory):
+    raise OSError("No space left on device")
+
+  manager = checkpoint.open_manager(tmp_path, keep=2, background=True)
+  monkeypatch.setattr(sealed_files, "seal", full)
+  checkpoint.save(manager, _state(1), {})
+  with pytest.raises(OSError, match="No space left"):
+    checkpoint.save(manager, _state(2), {})
   manager.close()

@@ -11,12 +11,9 @@ from xpo_jax.train import checkpoint, metrics, run_directory
 def state(run_dir: Path):
   """The state in a run's last checkpoint, as nested dicts."""
   manager = checkpoint.open_manager(run_dir / run_directory.CHECKPOINTS, keep=2)
-  args = checkpoint.ocp.args
-  tree = manager.restore(
-    manager.latest_step(), args=args.Composite(state=args.StandardRestore())
-  )
+  tree = checkpoint.read(manager, manager.latest_step())
   manager.close()
-  return tree["state"]
+  return tree
 
 
 def leaves(run_dir: Path) -> list[np.ndarray]:

@@ -153,9 +153,9 @@ def _writer(experiment, run_dir, datasets):
   begin = loading.start(experiment, run_dir, loaded)
   model = transformer.model(begin.config)
   head = heads.init_reward_head(jax.random.key(1), begin.config.width)
-  write = export.policy_writer(None, model, {}, begin.tokenizer, "")
-  write = export.reward_writer(experiment, begin, loaded, model, write)
-  write(None, begin.params | {"value": head}, run_dir / "policy")
+  fetch = export.policy_writer(None, model, {}, begin.tokenizer, "")
+  fetch = export.reward_writer(experiment, begin, loaded, model, fetch)
+  fetch(None, begin.params | {"value": head})(run_dir / "policy")
   return run_dir / "policy"
 
 

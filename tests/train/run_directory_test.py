@@ -340,3 +340,18 @@ def test_wandb_gets_the_configuration(tmp_path):
   assert run_directory.wandb_arguments(None, tmp_path, meta) is None
   arguments = run_directory.wandb_arguments("project", tmp_path, meta)
   assert arguments["project"] == "project" and arguments["config"]["seed"] == 3
+
+
+def test_directory_that_a_process_cannot_write_is_refused(tmp_path, monkeypatch):
+  def read_only(dir):
+    raise PermissionError(f"Permission denied: {dir}")
+
+  run_directory._check_shared(tmp_path / "none")  # of one process
+  monkeypatch.setattr(run_directory.jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match=r"no config.yaml here, .* a shared file system"):
+    run_directory._check_shared(tmp_path)
+  (tmp_path / "config.yaml").touch()
+  run_directory._check_shared(tmp_path)
+  monkeypatch.setattr(run_directory.tempfile, "TemporaryFile", read_only)
+  with pytest.raises(ValueError, match=r"cannot be written here \(Permission denied"):
+    run_directory._check_shared(tmp_path)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -130,12 +131,33 @@ class _Dumper(yaml.SafeDumper):
 def surroundings() -> dict[str, Any]:
   """Versions, flags, devices and code that the bits of a run may depend on."""
   return {
-    "versions": {"python": platform.python_version()}
-    | {name: metadata.version(name) for name in _PACKAGES},
+    "versions": _versions(),
     "flags": {name: os.environ[name] for name in _FLAGS if name in os.environ},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "code": {"sha256": code_digest(), "git": _git()},
   }
+
+
+def _versions() -> dict[str, str]:
+  return {"python": platform.python_version()} | {
+    name: metadata.version(name) for name in _PACKAGES
+  }
+
+
+def code_digests(plain: Any) -> dict[str, str]:
+  """The versions of packages, and SHA-256 of the package and of the modules outside it
+  that a config names, each by its name.
+
+  Args:
+    plain: the config, of `to_dict`.
+  """
+  digests = _versions() | {"xpo_jax": code_digest()}
+  for module in trust.foreign_modules(plain):
+    # What it names was imported to build it.
+    path = vars(sys.modules[module]).get("__file__") if module in sys.modules else None
+    if path is not None:
+      digests[module] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+  return digests
 
 
 def code_digest() -> str:

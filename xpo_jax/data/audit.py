@@ -22,6 +22,7 @@ from xpo_jax.data.sources import Loaded
 from xpo_jax.data.token_rows import TokenInfo, TokenRows
 from xpo_jax.data.token_store import ExampleWriter, StoredExamples
 from xpo_jax.data.tokenise import Counts, Example, Lengths, Limits, Tokenised
+from xpo_jax.sharding import distributed
 
 _CHUNK = 256  # records that are tokenised at once
 
@@ -361,6 +362,8 @@ def write_bad_records(
   bad: Sequence[records.BadRecord], path: str | os.PathLike
 ) -> None:
   """Writes dropped records as JSON lines: uid, problem, detail and the row itself."""
+  if not distributed.is_first():
+    return
   lines = map(_json_line, bad)
   sealed_files.write_text(Path(path), "\n".join(lines) + "\n")
 

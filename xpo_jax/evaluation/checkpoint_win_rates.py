@@ -21,6 +21,7 @@ from xpo_jax.feedback import protocol
 from xpo_jax.feedback.protocol import Preference, Scorer, Scores, SelfFeedback
 from xpo_jax.models import transformer
 from xpo_jax.models.hf_checkpoint import Checkpoint
+from xpo_jax.sharding import distributed
 from xpo_jax.train import run_directory
 
 WIN_RATES = "win_rates.json"
@@ -49,14 +50,15 @@ def judge(
   """Makes the judge from the true reward or judge if given, else from the run's
   feedback; the final policy where it is its own judge; None where there is neither."""
   if isinstance(reward, RunJudge):
-    return reward
+    shared = [r and protocol.over_processes(r) for r in reward[1:]]
+    return RunJudge(reward.name, *shared)
   if reward is not None:
 
     def score(prompts, completions):
       whole = [p + c for p, c in zip(prompts, completions, strict=True)]
       return Scores(np.asarray(reward(whole), np.float32))
 
-    return RunJudge(_name(reward), scorer=score)
+    return RunJudge(_name(reward), scorer=protocol.over_processes(score))
   if feedback is None:
     return None
   source = feedback.source
@@ -64,6 +66,7 @@ def judge(
   if isinstance(rater, SelfFeedback):
     model = transformer.model(policy.config)
     rater = rater.make(model, policy.params["lm"], policy.tokenizer)
+  rater = protocol.over_processes(rater)
   if feedback.kind == "scores":
     return RunJudge(name, scorer=rater)
   return RunJudge(name, preference=rater)
@@ -108,7 +111,7 @@ def measure(run_dir: Path, by: RunJudge) -> dict[int, dict[int, Interval]] | Non
       for column, rate in columns.items()
     ],
   }
-  sealed_files.write_json(run_dir / WIN_RATES, content)
+  distributed.on_first(lambda: sealed_files.write_json(run_dir / WIN_RATES, content))
   return rates
 
 

@@ -9,6 +9,7 @@ from xpo_jax.data.records import Record
 from xpo_jax.evaluation import agreement, evaluate_run
 from xpo_jax.evaluation.agreement import Agreement
 from xpo_jax.feedback import preference_model, reward_model
+from xpo_jax.sharding import distributed
 from xpo_jax.train import export, loading
 from xpo_jax.train.loading import Datasets
 
@@ -63,7 +64,9 @@ def judge_run(
     )
     agreed = agreement.of_scorer(reward_model.to_scorer(raw, batch=batch), pairs)
   content = {"about": about, **agreement.plain(agreed)}
-  sealed_files.write_json(run_dir / agreement.FILE, content)
+  distributed.on_first(
+    lambda: sealed_files.write_json(run_dir / agreement.FILE, content)
+  )
   return agreed
 
 

@@ -25,6 +25,7 @@ from xpo_jax.evaluation.measure_policy import Draws, Report
 from xpo_jax.feedback import protocol, reward_model
 from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
+from xpo_jax.sharding import distributed
 from xpo_jax.train import loading, loop, progress, run_directory, stages
 from xpo_jax.train.loading import Datasets
 from xpo_jax.train.state import Policy
@@ -99,7 +100,8 @@ def evaluate_run(
   )
   key = jax.random.key(seed)
   ours, theirs = (
-    measure_policy.draw(setup, params, key) for params in (policy.params, start.policy)
+    measure_policy.draw_over_processes(setup, params, key)
+    for params in (policy.params, start.policy)
   )
   chosen = _chosen(held_out, policy.tokenizer, len(ours.prompts))
   report = _judged(
@@ -198,11 +200,16 @@ def write(
 ) -> None:
   """Writes evaluation.json and samples.jsonl into a run, for `run_page.write`.
 
+  Of several processes the first does.
+
   Args:
     run_dir: the run.
     report: what was measured.
     about: settings: step, prompts, completions, seed and the like.
   """
+
+  if not distributed.is_first():
+    return
 
   def plain(measures):
     return {name: bootstrap.plain(interval) for name, interval in measures.items()}

@@ -5,16 +5,19 @@ the distribution whose KL is estimated. Values are stored per prompt and complet
 that two policies can be compared prompt by prompt.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from xpo_jax.data import records
 from xpo_jax.evaluation import bootstrap, sequence_logps
 from xpo_jax.models import generate, sample, transformer
 from xpo_jax.models.generation_config import GenerationConfig
+from xpo_jax.sharding import distributed
 from xpo_jax.types import Array, Params
 
 RewardFn = Callable[[Sequence[str]], np.ndarray]  # full texts -> one reward each
@@ -76,6 +79,7 @@ class EvalSetup(NamedTuple):
       Log-probs and KLs of policy and reference are taken at that temperature too.
     reward: maps full texts (prompt plus completion) to rewards; None leaves them out.
     batch: prompts decoded at once; the text of a completion does not depend on it.
+    row_P: number of each prompt, which its samples depend on; None: 0 to P - 1.
   """
 
   model: transformer.Model
@@ -85,6 +89,7 @@ class EvalSetup(NamedTuple):
   config: GenerationConfig
   reward: RewardFn | None = None
   batch: int = 64
+  row_P: Sequence[int] | None = None
 
 
 def policy_report(
@@ -156,6 +161,48 @@ def beside(
   )
 
 
+def draw_over_processes(setup: EvalSetup, params: Params, key: Array) -> Draws:
+  """Samples as `draw`, a share of the prompts on each process; all return all samples.
+
+  The parameters are of this process alone.
+  """
+  if jax.process_count() == 1:
+    return draw(setup, params, key)
+  own = distributed.share(len(setup.prompts))
+  part = setup._replace(
+    prompts=setup.prompts[own], row_P=range(len(setup.prompts))[own]
+  )
+  drawn = distributed.together(lambda: draw(part, params, key))
+  rows = list(map(list, zip(*map(_plain, drawn), strict=False)))
+  prompts, texts, tokens, reward_PK, *arrays = zip(
+    *distributed.gather_shares(own, rows), strict=True
+  )
+  kl_PK, log_ratio_PK, length_PK, ended_PK = map(np.array, arrays)
+  return Draws(
+    prompts=prompts,
+    texts=tuple(
+      tuple(
+        text if ended else records.Cut(text)
+        for text, ended in zip(texts_K, ended_K, strict=True)
+      )
+      for texts_K, ended_K in zip(texts, ended_PK, strict=True)
+    ),
+    tokens=tuple(tuple(map(tuple, tokens_K)) for tokens_K in tokens),
+    reward_PK=None if reward_PK[0] is None else np.array(reward_PK),
+    kl_PK=kl_PK,
+    log_ratio_PK=log_ratio_PK,
+    length_PK=length_PK,
+    ended_PK=ended_PK,
+  )
+
+
+def _plain(column: Any) -> Iterable[Any]:
+  """A field of `Draws` by prompt as plain data."""
+  if column is None:
+    return itertools.repeat(None)
+  return column.tolist() if isinstance(column, np.ndarray) else column
+
+
 def draw(setup: EvalSetup, params: Params, key: Array) -> Draws:
   """Samples completions and measures each of them.
 
@@ -181,6 +228,7 @@ def draw(setup: EvalSetup, params: Params, key: Array) -> Draws:
     tokenizer=setup.tokenizer,
     config=setup.config,
     key=key,
+    row_B=setup.row_P,
     batching=generate.Batching(batch),
   )
   policy, ref = {"lm": params["lm"]}, {"lm": setup.ref_params["lm"]}

@@ -23,6 +23,7 @@ from xpo_jax.models import generate, hf_checkpoint, sample, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import capping
+from xpo_jax.sharding import distributed
 from xpo_jax.types import Array, Params
 
 _MIN_WIDTH = 64  # tokens; widths are this times a power of two, for few compilations
@@ -99,7 +100,7 @@ def backend(
       prompt_BP, length_B = sample.pad(filled, _width(filled))
       option_BJ = np.array([*ids_J, *ids_J[:1] * missing], np.int32)
       logp_BJ = _option_logps(model, params, prompt_BP, length_B, option_BJ)
-      logp_NJ.append(np.asarray(logp_BJ)[: len(ids)])
+      logp_NJ.append(distributed.to_host(logp_BJ)[: len(ids)])
       tell(start + len(ids), len(read))
     return np.concatenate(logp_NJ)
 

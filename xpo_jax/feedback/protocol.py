@@ -5,14 +5,17 @@ Reward models, judges and rules are all a `Scorer` (a number for each completion
 no function here replaces it silently.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import ai_labels, preference_games
+from xpo_jax.sharding import distributed
 from xpo_jax.types import Params
 
 # Queries that are asked again alone to find the one on which a function raises.
@@ -67,6 +70,54 @@ class SelfFeedback(NamedTuple):
   """
 
   make: Callable[[Model, Params, Any], Any]
+
+
+def over_processes(rater: Callable[..., Scores]) -> Callable[..., Scores]:
+  """Divides the queries of a scorer or a preference among the processes of a run.
+
+  Each asks about a share of them, and has the verdicts on all. Where there is one
+  process, and for what is no function, the argument itself.
+  """
+  if jax.process_count() == 1 or not callable(rater):
+    return rater
+
+  @functools.wraps(rater)
+  def shared(*columns: Sequence[str]) -> Scores:
+    count = len(columns[0])
+    if not count:
+      return rater(*columns)
+    own = distributed.share(count)
+
+    def ask() -> Scores:
+      found = rater(*(column[own] for column in columns))
+      return check_scores(found, own.stop - own.start, _name(rater))
+
+    return _of_rows(distributed.gather_shares(own, _rows(distributed.together(ask))))
+
+  return shared
+
+
+def _rows(scores: Scores) -> list[list[Any]]:
+  """Scores as plain data by query: value, reason, parts, parts that are compared."""
+  value_N, reason, *named = scores
+  rows = []
+  for n, value in enumerate(np.asarray(value_N).tolist()):
+    parts = [
+      x and {name: np.asarray(part)[n].tolist() for name, part in x.items()}
+      for x in named
+    ]
+    rows.append([value, reason and reason[n], *parts])
+  return rows
+
+
+def _of_rows(rows: list[list[Any]]) -> Scores:
+  values, reasons, *named = zip(*rows, strict=True)
+  parts = [
+    x[0] and {name: np.array([row[name] for row in x], np.float32) for name in x[0]}
+    for x in named
+  ]
+  reason = None if reasons[0] is None else reasons
+  return Scores(np.array(values, np.float32), reason, *parts)
 
 
 def both_orders(preference: Preference) -> Preference:

@@ -366,7 +366,9 @@ def sharded_scorer(
   batch: int = 32,
   compute_dtype: str = "float32",
 ) -> Scorer:
-  """Loads a Scorer as `scorer`, on a mesh of all devices.
+  """Loads a Scorer as `scorer`, on a mesh of all devices of this process.
+
+  Of several processes each has a copy, and scores a part of the texts.
 
   Args:
     directory: see `load`.
@@ -380,7 +382,7 @@ def sharded_scorer(
     ValueError: the mesh does not cover all devices, or does not divide the batch or
       the model's sizes; see `load`.
   """
-  mesh = meshes.make_mesh(data, fsdp, tensor)
+  mesh = meshes.make_mesh(data, fsdp, tensor, jax.local_devices())
   meshes.check_batch(mesh, batch)
   return scorer(directory, batch=batch, compute_dtype=compute_dtype, mesh=mesh)
 

@@ -17,6 +17,7 @@ from xpo_jax.data.records import Text
 from xpo_jax.data.render import Template
 from xpo_jax.data.tokenise import Example, Limits
 from xpo_jax.models import sample
+from xpo_jax.sharding import distributed
 from xpo_jax.types import Layout
 
 _MIN_WIDTH = 32  # tokens
@@ -166,7 +167,7 @@ def map_batches(
     mask_RL = column_L < length_R[:, None]
     response_RL = mask_RL & (column_L >= prompt_R[:, None])
     text_batch = TextBatch(tokens_RL, mask_RL, response_RL, length_R)
-    values.append(np.asarray(run(text_batch), np.float32))
+    values.append(np.asarray(distributed.to_host(run(text_batch)), np.float32))
   if not values:
     return np.zeros(0, np.float32)
   value_N = np.concatenate(values)[: len(examples)]

@@ -158,7 +158,8 @@ def generate(
   sample.check(model, arrays, config)
   # Placed once, not for each batch.
   if batching.mesh is None:
-    params = jax.device_put(params)
+    if not any(map(distributed.is_global, jax.tree.leaves(params))):
+      params = jax.device_put(params)
   else:
     params = place.place_params(batching.mesh, params, model.logical_axes())
   if batching.slots is None:

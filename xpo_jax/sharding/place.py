@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xpo_jax.sharding import distributed, rules
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params
 
 
@@ -20,7 +20,7 @@ def place_params(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
   Raises:
     ValueError: a size that its mesh axis does not divide, by the parameter's name.
   """
-  return jax.device_put(params, rules.param_shardings(mesh, logical_axes, params))
+  return _put(params, rules.param_shardings(mesh, logical_axes, params))
 
 
 def init_params(
@@ -132,11 +132,23 @@ def _unchanged(batch: Any) -> Any:
   return batch
 
 
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+  """Small host arrays, whole on every device of the mesh; no mesh, no effect."""
+  if mesh is None:
+    return tree
+  return _put(tree, jax.tree.map(lambda _: rules.replicated(mesh), tree))
+
+
 def _put(tree: Any, shardings: Any) -> Any:
+  """Places arrays that every process holds whole, or that are placed already."""
   if jax.process_count() == 1:
     return jax.device_put(tree, shardings)
-  return jax.tree.map(
-    lambda x, s: jax.make_array_from_callback(x.shape, s, lambda at: np.asarray(x)[at]),
-    tree,
-    shardings,
-  )
+
+  def place(x, sharding):
+    if distributed.is_global(x):
+      return jax.device_put(x, sharding)
+    # `device_put` would compare the values of all processes, one array at a time.
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda at: host[at])
+
+  return jax.tree.map(place, tree, shardings)

@@ -4,23 +4,29 @@ Orbax commits atomically but does not detect a flipped bit in an array's file, a
 kill while it deletes an old step leaves that step listed and incomplete. So a manifest
 of SHA-256 sums is written after the commit and verified before a restore. A step that
 fails verification falls back to the next older one; old steps are deleted once a newer
-one has its manifest.
+one has its manifest. Of several processes each writes its part, in the background while
+training goes on, and the first writes the manifest.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from xpo_jax.data import sealed_files
+from xpo_jax.sharding import distributed
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Params
 
@@ -44,28 +50,79 @@ class Restored(NamedTuple):
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's manager without deletion of old steps, which `save` does after sealing."""
+  """Orbax's manager without deletion of old steps, which `finish` does after sealing.
 
-  def __init__(self, directory: Path, keep: int, options: Any):
+  Attributes:
+    keep: steps that are kept.
+    background: the thread that seals while training goes on; None: `save` does.
+    unsealed: the step that was saved last, until it is known to be sealed.
+    sealing: its sealing in the background, on the first process.
+  """
+
+  def __init__(self, directory: Path, keep: int, background: bool):
+    options = ocp.CheckpointManagerOptions(
+      enable_async_checkpointing=background, cleanup_tmp_directories=True
+    )
     super().__init__(directory, options=options)
     self.keep = keep
+    self.background = futures.ThreadPoolExecutor(1) if background else None
+    self.unsealed: int | None = None
+    self.sealing: futures.Future | None = None
+
+  def close(self) -> None:
+    """Waits for the last save, and closes the manager."""
+    finish(self)
+    super().close()
 
 
-def open_manager(directory: Path, keep: int) -> Manager:
-  """Opens a manager that keeps the last `keep` steps and deletes incomplete files."""
-  options = ocp.CheckpointManagerOptions(
-    # Synchronous: the manifest must cover committed files before training goes on.
-    enable_async_checkpointing=False,
-    cleanup_tmp_directories=True,
-  )
-  return Manager(directory.resolve(), keep, options)
+def open_manager(directory: Path, keep: int, *, background: bool = False) -> Manager:
+  """Opens a manager that keeps the last `keep` steps and deletes incomplete files.
+
+  Args:
+    directory: of the checkpoints.
+    keep: number of steps.
+    background: save while training goes on; `finish` waits.
+  """
+  return Manager(directory.resolve(), keep, background)
+
+
+def check_room(manager: Manager, state: Any, saves: int) -> None:
+  """Refuses a run whose checkpoints do not fit on the disk, beside those there are.
+
+  Args:
+    manager: see `open_manager`.
+    state: of the run, all its arrays.
+    saves: checkpoints that are there at once, at most: an old one is deleted when a new
+      one is complete.
+
+  Raises:
+    ValueError: there is too little room; names the bytes needed and free.
+  """
+  bytes_each = sum(x.nbytes for x in jax.tree.leaves(state) if not _is_key(x))
+  needed = bytes_each * max(saves - len(manager.all_steps()), 0)
+  free = shutil.disk_usage(manager.directory).free
+  if needed > free:
+    raise ValueError(
+      f"no room for checkpoints in {manager.directory}: they need {needed:,} bytes "
+      f"({bytes_each:,} each), and {free:,} are free; free some space, or lower "
+      "Loop.keep"
+    )
+
+
+def _is_key(x: jax.Array) -> bool:
+  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
-  """Saves at `state.step`, writes the manifest, then deletes old steps."""
+  """Saves at `state.step`, writes the manifest, then deletes old steps.
+
+  With a manager in the background it returns as soon as the state is on the host; the
+  next save waits for this one.
+  """
   step = int(state.step)
   if step in manager.all_steps():
     return
+  finish(manager)
   manager.save(
     step,
     args=ocp.args.Composite(
@@ -73,14 +130,37 @@ def save(manager: Manager, state: TrainState, meta: Mapping[str, Any]) -> None:
     ),
     force=True,
   )
+  manager.unsealed = step
+  if manager.background is None:
+    finish(manager)
+  elif distributed.is_first():
+    manager.sealing = manager.background.submit(_seal, manager, step)
+
+
+def finish(manager: Manager) -> None:
+  """Waits until the last save is committed and sealed, then deletes old steps.
+
+  Raises:
+    OSError: it could not be written.
+  """
+  if manager.unsealed is None:
+    return
+  seal = functools.partial(_seal, manager, manager.unsealed)
+  if manager.sealing is not None:
+    seal = manager.sealing.result
+  manager.unsealed = manager.sealing = None
+  distributed.on_first(seal)
   manager.wait_until_finished()
-  if jax.process_index() == 0:
-    sealed_files.seal(Path(manager.directory) / str(step))
   for old in sorted(manager.all_steps())[: -manager.keep]:
     # First, so that a kill leaves a step that is incomplete, not one that is damaged.
-    if jax.process_index() == 0:
+    if distributed.is_first():
       (Path(manager.directory) / str(old) / MANIFEST).unlink(missing_ok=True)
     manager.delete(old)
+
+
+def _seal(manager: Manager, step: int) -> None:
+  manager.wait_until_finished()
+  sealed_files.seal(Path(manager.directory) / str(step))
 
 
 def restore(manager: Manager, like: TrainState) -> Restored | None:
@@ -96,27 +176,10 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   Raises:
     ValueError: every checkpoint is damaged; lists the reasons, deletes nothing.
   """
-  faults, valid = {}, None
-  for step in sorted(manager.all_steps(), reverse=True):
-    fault = sealed_files.damage(Path(manager.directory) / str(step))
-    if fault is None:
-      valid = step
-      break
-    faults[step] = fault
-  if valid is None and not faults:
+  valid, rejected = distributed.on_first(lambda: _newest_valid(manager))
+  if valid is None and not rejected:
     return None
-  rejected = tuple(f"step {step}: {fault}" for step, fault in faults.items())
-  # Steps are deleted only after a newer one is sealed: a single step without a manifest
-  # is an incomplete first save.
-  sealed = [Path(manager.directory) / str(step) / MANIFEST for step in faults]
-  if valid is None and (len(sealed) > 1 or sealed[0].exists()):
-    listed = "\n  ".join(rejected)
-    raise ValueError(
-      f"every checkpoint in {manager.directory} is damaged\n  {listed}\nnothing was "
-      "deleted; put one back from a copy, or start the run anew under another name"
-    )
-  for step in faults:  # orbax refuses to write over a step
-    shutil.rmtree(Path(manager.directory) / str(step))
+  rejected = tuple(rejected)
   manager.reload()
   if valid is None:
     return Restored(None, {}, rejected)
@@ -136,16 +199,53 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   return Restored(like.replace(**content["state"]), content["meta"], rejected)
 
 
+def _newest_valid(manager: Manager) -> tuple[int | None, tuple[str, ...]]:
+  """The newest valid step, and why later ones, which are deleted, are not."""
+  faults, valid = {}, None
+  for step in sorted(manager.all_steps(), reverse=True):
+    fault = sealed_files.damage(Path(manager.directory) / str(step))
+    if fault is None:
+      valid = step
+      break
+    faults[step] = fault
+  rejected = tuple(f"step {step}: {fault}" for step, fault in faults.items())
+  # Steps are deleted only after a newer one is sealed: a single step without a manifest
+  # is an incomplete first save.
+  sealed = [Path(manager.directory) / str(step) / MANIFEST for step in faults]
+  if faults and valid is None and (len(sealed) > 1 or sealed[0].exists()):
+    listed = "\n  ".join(rejected)
+    raise ValueError(
+      f"every checkpoint in {manager.directory} is damaged\n  {listed}\nnothing was "
+      "deleted; put one back from a copy, or start the run anew under another name"
+    )
+  for step in faults:  # orbax refuses to write over a step
+    shutil.rmtree(Path(manager.directory) / str(step))
+  return valid, rejected
+
+
 def _stored_fields(step: Path) -> set[str]:
   """Names of the fields of the state in a checkpoint."""
   return set(ocp.PyTreeCheckpointHandler().metadata(step / "state").keys())
 
 
+def read(manager: Manager, step: int) -> dict[str, Any]:
+  """Reads the state of a checkpoint as nested dicts of arrays of NumPy.
+
+  It may be of another number of devices, or of processes.
+  """
+  stored = ocp.PyTreeCheckpointHandler().metadata(
+    Path(manager.directory) / str(step) / "state"
+  )
+  like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored.tree)
+  args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+  return manager.restore(step, args=args)["state"]
+
+
 def policies(directory: Path) -> Iterator[tuple[int, Params]]:
   """Yields steps and parameters of the checkpoints of a run, in order.
 
-  The parameters are those of `state.final_params`; incomplete checkpoints, which have
-  no manifest, are left out.
+  The parameters are those of `state.final_params`, on the host; incomplete checkpoints,
+  which have no manifest, are left out.
 
   Args:
     directory: directory of the checkpoints.
@@ -154,12 +254,11 @@ def policies(directory: Path) -> Iterator[tuple[int, Params]]:
     ValueError: a checkpoint is damaged.
   """
   manager = open_manager(directory, keep=len(list(directory.iterdir())))
-  args = ocp.args.Composite(state=ocp.args.StandardRestore())
   try:
     for step in sorted(manager.all_steps()):
       if (directory / str(step) / MANIFEST).exists():
         sealed_files.check_directory(directory / str(step))
-        state = manager.restore(step, args=args)["state"]
+        state = read(manager, step)
         trained = state.get("train", state)  # a `RolloutState` contains a `TrainState`
         yield step, trained["ema"] or trained["params"]
   finally:
@@ -176,6 +275,15 @@ class StopRequest:
 
   signal: str = ""
 
+  def reached(self, step: int) -> bool:
+    """Whether the run ends after a step; every process asks after every step.
+
+    A signal to one of several processes ends all of them after the same step.
+    """
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+      self.signal = "SIGTERM"
+    return bool(self.signal)
+
 
 @contextlib.contextmanager
 def preemption() -> Iterator[StopRequest]:
@@ -183,9 +291,10 @@ def preemption() -> Iterator[StopRequest]:
 
   A second Ctrl-C raises KeyboardInterrupt at once. In a thread other than the main one
   signals cannot be caught; the request then stays empty and they end the process. Where
-  SIGINT is ignored (nohup, a shell's background) it stays ignored.
+  SIGINT is ignored (nohup, a shell's background) it stays ignored. Of several processes
+  JAX catches SIGTERM (`StopRequest.reached`), and Ctrl-C is passed on as one.
   """
-  stop = StopRequest()
+  stop, several, interrupted = StopRequest(), jax.process_count() > 1, []
   if threading.current_thread() is not threading.main_thread():
     yield stop
     return
@@ -193,14 +302,18 @@ def preemption() -> Iterator[StopRequest]:
   def request(number: int, frame: Any) -> None:
     del frame
     if number == signal.SIGINT:
-      if stop.signal == "SIGINT":
+      if interrupted:
         raise KeyboardInterrupt
+      interrupted.append(number)
       os.write(2, _CTRL_C)  # print is not safe within a signal handler
-    stop.signal = signal.Signals(number).name
+    if several:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      stop.signal = signal.Signals(number).name
 
   before = {
     number: signal.signal(number, request)
-    for number in (signal.SIGTERM, signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT)[several:]
     if signal.getsignal(number) is not signal.SIG_IGN
   }
   try:

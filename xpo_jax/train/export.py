@@ -1,5 +1,6 @@
 """Exports the trained weights: Hugging Face directory, adapter, reward model."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from xpo_jax.models import generate, hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed
 from xpo_jax.train import run_directory
 from xpo_jax.train.loading import LoadedStart
 from xpo_jax.train.state import BASE, TrainState, final_params
@@ -28,9 +30,11 @@ _MAX_TOKENS = 128  # of such a completion where the data set no limit
 _BATCH = 32  # prompts decoded at once
 
 
-Writer = Callable[[TrainState, Params, Path], None]
-"""`(state, params, directory)`: writes the policy of a state; `params` has adapters
-merged."""
+Write = Callable[[Path], None]
+"""`directory ->`: writes weights that are on the host."""
+Writer = Callable[[TrainState, Params], Write]
+"""`(state, params) -> Write` of the policy of a state; `params` has adapters merged. A
+collective call, since it fetches the weights to the host; writing is none."""
 
 
 def policy_writer(
@@ -50,21 +54,26 @@ def policy_writer(
     base_name: see `base_name`.
   """
 
-  def write(now: TrainState, params: Params, directory: Path) -> None:
+  def fetch(now: TrainState, params: Params) -> Write:
     if adapter is None:
-      hf_checkpoint.save(directory, model.config, params, tokenizer=tokenizer)
-      return
-    hf_checkpoint.save_adapter(
-      directory,
-      model.config,
-      adapter,
-      params=params | {"lm": final_params(now)["lm"]},
-      base=frozen[BASE]["lm"],
+      return functools.partial(
+        hf_checkpoint.save,
+        config=model.config,
+        params=distributed.to_host(params),
+        tokenizer=tokenizer,
+      )
+    own = params | {"lm": final_params(now)["lm"]}
+    return functools.partial(
+      hf_checkpoint.save_adapter,
+      config=model.config,
+      adapter=adapter,
+      params=distributed.to_host(own),
+      base=distributed.to_host(frozen[BASE]["lm"]),
       base_name=base_name,
       tokenizer=tokenizer,
     )
 
-  return write
+  return fetch
 
 
 def reward_writer(
@@ -72,7 +81,7 @@ def reward_writer(
   begin: LoadedStart,
   loaded: Loaded,
   model: Model,
-  write: Writer,
+  fetch: Writer,
 ) -> Writer:
   """Adds to the directory of a reward model reward.json: its prompt template and
   normalisation.
@@ -86,18 +95,24 @@ def reward_writer(
     begin: config, weights and tokenizer of its start.
     loaded: its records.
     model: architecture of the policy.
-    write: writes the weights.
+    fetch: of the weights.
   """
   # On the host, and only what is sampled from: the run's device memory is its own.
   scratch = isinstance(experiment.start, Scratch)
   params = {} if scratch else jax.device_get(begin.policy)
   start = begin._replace(params=params, adapter=None)
 
-  def write_described(now: TrainState, params: Params, directory: Path) -> None:
-    write(now, params, directory)
-    _describe(experiment, start, loaded, model, params, directory)
+  def fetch_described(now: TrainState, params: Params) -> Write:
+    params = distributed.to_host(params)
+    write = fetch(now, params)
 
-  return write_described
+    def write_described(directory: Path) -> None:
+      write(directory)
+      _describe(experiment, start, loaded, model, params, directory)
+
+    return write_described
+
+  return fetch_described
 
 
 def base_name(begin: LoadedStart, run_dir: Path) -> str:
@@ -108,17 +123,22 @@ def base_name(begin: LoadedStart, run_dir: Path) -> str:
 
 def base_writer(
   begin: LoadedStart, model: Model, frozen: Mapping[str, Params]
-) -> Callable[[Path], None] | None:
-  """Returns `directory ->`, which writes the random weights that adapters belong to;
-  None where there are no adapters, or their base has a name."""
+) -> Callable[[], Write] | None:
+  """Returns what fetches and writes the random weights that adapters belong to; None
+  where there are no adapters, or their base has a name."""
   if BASE not in frozen or begin.name is not None:
     return None
   tokenizer = begin.tokenizer
 
-  def write(directory: Path) -> None:
-    hf_checkpoint.save(directory, model.config, frozen[BASE], tokenizer=tokenizer)
+  def fetch() -> Write:
+    return functools.partial(
+      hf_checkpoint.save,
+      config=model.config,
+      params=distributed.to_host(frozen[BASE]),
+      tokenizer=tokenizer,
+    )
 
-  return write
+  return fetch
 
 
 def is_reward(experiment: Experiment) -> bool:

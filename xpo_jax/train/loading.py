@@ -36,6 +36,7 @@ from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
+from xpo_jax.sharding import distributed
 from xpo_jax.types import Objective, Params
 
 Datasets = Mapping[str, Sequence[Record]]
@@ -485,14 +486,22 @@ def _from_records(name: str, rows: Sequence[Record]) -> Loaded:
 
 def _made(make: Configured, path: Path | None) -> Loaded:
   """Records that a function makes, or made before the run was resumed."""
-  if path is not None and path.exists():
-    return _from_records(make.name, record_file.read(path))
+  if path is None:
+    return _from_records(make.name, _records_made(make))
+  distributed.on_first(lambda: _write_made(make, path))
+  return _from_records(make.name, record_file.read(path))
+
+
+def _write_made(make: Configured, path: Path) -> None:
+  if not path.exists():
+    record_file.write(path, _records_made(make))
+
+
+def _records_made(make: Configured) -> tuple[Record, ...]:
   rows = tuple(map(records.with_messages, make.build()))
   if not rows:
     raise ValueError(f"{make.name} made no records; there is nothing to train on")
-  if path is not None:
-    record_file.write(path, rows)
-  return _from_records(make.name, rows)
+  return rows
 
 
 def _synthetic(path: str) -> Loaded:
@@ -510,26 +519,32 @@ def _synthetic(path: str) -> Loaded:
 
 
 def _tokenizer(start: Scratch, run_dir: Path, loaded: Loaded) -> Any:
-  directory = run_dir / "tokenizer"
   if start.tokenizer is not None:
     tokenizer = hf_checkpoint.read_tokenizer(start.tokenizer)
-  elif directory.exists():
-    sealed_files.check_directory(directory, "delete the directory: it is trained again")
-    tokenizer = hf_checkpoint.read_tokenizer(directory)
   else:
-    texts = (
-      records.plain_text(row.prompt) + records.plain_text(completion)
-      for row in loaded.records
-      for completion in records.completions(row) or ("",)  # a bare prompt has none
-    )
-    tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
-    sealed_files.write_directory(directory, tokenizer.save_pretrained)
+    directory = run_dir / "tokenizer"
+    distributed.on_first(lambda: _train_tokenizer(start, directory, loaded))
+    tokenizer = hf_checkpoint.read_tokenizer(directory)
   if len(tokenizer) > start.model.vocab:
     raise ValueError(
       f"Scratch.model.vocab is {start.model.vocab}, the tokenizer has "
       f"{len(tokenizer)} tokens; raise vocab"
     )
   return tokenizer
+
+
+def _train_tokenizer(start: Scratch, directory: Path, loaded: Loaded) -> None:
+  """Trains a tokenizer on the records, or checks the one that was trained."""
+  if directory.exists():
+    sealed_files.check_directory(directory, "delete the directory: it is trained again")
+    return
+  texts = (
+    records.plain_text(row.prompt) + records.plain_text(completion)
+    for row in loaded.records
+    for completion in records.completions(row) or ("",)  # a bare prompt has none
+  )
+  tokenizer = synthetic_reviews.train_bpe(texts, start.model.vocab)
+  sealed_files.write_directory(directory, tokenizer.save_pretrained)
 
 
 def beyond_positions(config: Config, examples: Iterable[Example]) -> dict[str, int]:

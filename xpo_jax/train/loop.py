@@ -82,6 +82,8 @@ def train(
 ) -> Result:
   """Runs an experiment from its start, its stages first.
 
+  Of several processes (`distributed.initialize`) each calls it with equal arguments.
+
   Args:
     experiment: the run.
     run_dir: a directory that does not exist yet.
@@ -95,12 +97,15 @@ def train(
       or their data is wrong; all of it before the first compile, and no directory is
       left. Feedback that is no number.
     JudgeError: no judge can be asked, before anything expensive.
+    ProcessError: one of several processes has other code, data or configuration, does
+      not see the directory or cannot write it; or fails while all are checked.
     NonFiniteLoss: the run diverged.
   """
-  run_dir, datasets = Path(run_dir), datasets or {}
-  run_directory.refuse_existing(run_dir)
+  run_dir, datasets, say = Path(run_dir), datasets or {}, progress.of_first(say)
+  distributed.on_first(lambda: run_directory.refuse_existing(run_dir))
   say(f"{run_dir}: {experiment.objective} on {experiment.data.title}")
-  inputs = check(experiment, datasets)
+  inputs = distributed.together(lambda: check(experiment, datasets))
+  _refuse_different_processes(experiment, inputs)
   with run_directory.create(run_dir, experiment, say):
     return _run(experiment, run_dir, store, inputs, datasets, say)
 
@@ -127,8 +132,10 @@ def resume(
     ValueError: no such run, or another process writes it, or its data or configuration
       changed; shows how.
   """
-  run_dir = Path(run_dir)
-  recorded = run_directory.read_config(run_dir, experiment)
+  run_dir, say = Path(run_dir), progress.of_first(say)
+  read = functools.partial(run_directory.read_config, run_dir, experiment)
+  recorded = distributed.together(read)
+  _refuse_different_processes(recorded, Inputs())
   with run_directory.lock(run_dir, say):
     say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
     return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
@@ -149,6 +156,22 @@ def check(experiment: Experiment, datasets: Datasets) -> Inputs:
   return maker(experiment).check(experiment, datasets)
 
 
+def _refuse_different_processes(experiment: Experiment, inputs: Inputs) -> None:
+  """Refuses processes that would not run the same program on the same data.
+
+  What is derived from the data is compared once more, by `run_directory.write_counts`.
+  """
+  if jax.process_count() == 1:
+    return
+  configuration, loaded = yaml_file.to_dict(experiment), inputs.loaded
+  for what, own in {
+    "configuration": configuration,
+    "code": yaml_file.code_digests(configuration),
+    "data": {} if loaded is None else {loaded.name: loaded.sha256},
+  }.items():
+    run_directory.refuse_different_processes(what, own)
+
+
 def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   store = stages.default_store(run_dir) if store is None else Path(store)
 
@@ -157,7 +180,7 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   def run_stage(inner: Experiment, directory: Path) -> bool:
     """Trains a stage or resumes it; returns whether the run goes on."""
     shared = {"store": store, "datasets": datasets, "say": say}
-    if (directory / yaml_file.FILE).exists():
+    if distributed.on_first((directory / yaml_file.FILE).exists):
       result = resume(directory, inner, **shared)
     else:
       result = train(inner, directory, **shared)
@@ -175,7 +198,11 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   say(f"{sizes}; {program.headline}; compiling the first")
   meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
   checkpoints = run_dir / run_directory.CHECKPOINTS
-  manager = checkpoint.open_manager(checkpoints, experiment.loop.keep)
+  manager = checkpoint.open_manager(
+    checkpoints, experiment.loop.keep, background=jax.process_count() > 1
+  )
+  saves = min(experiment.loop.keep + 1, program.total)
+  distributed.on_first(lambda: checkpoint.check_room(manager, program.state, saves))
   state = run_directory.restore_state(manager, run_dir, program.state, meta, say)
   program = program._replace(state=None)  # donated with the first step
   state, stopped = _steps(program, experiment, run_dir, state, manager, meta, say)
@@ -209,13 +236,17 @@ def _finish(
   program: Program, run_dir: Path, policy: Path, state: Any, params: Params
 ) -> None:
   """Exports the policy, and writes the summary last."""
-  if program.export_base is not None:
-    sealed_files.write_directory(run_dir / run_directory.BASE, program.export_base)
-  sealed_files.write_directory(
-    policy, lambda directory: program.export(state, params, directory)
-  )
-  summary = dict(program.sizes) | {"final": metrics.final(run_dir, program.total)}
-  sealed_files.write_json(run_dir / run_directory.SUMMARY, summary)
+  base = None if program.export_base is None else program.export_base()
+  write = program.export(state, params)
+
+  def finish() -> None:
+    if base is not None:
+      sealed_files.write_directory(run_dir / run_directory.BASE, base)
+    sealed_files.write_directory(policy, write)
+    summary = dict(program.sizes) | {"final": metrics.final(run_dir, program.total)}
+    sealed_files.write_json(run_dir / run_directory.SUMMARY, summary)
+
+  distributed.on_first(finish)
 
 
 def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any, str]:
@@ -251,7 +282,7 @@ def _steps(program, experiment, run_dir, state, manager, meta, say) -> tuple[Any
         # The first step is written alone: its time is compilation.
         showing = index == done or last or run_directory.due(log_every, now)
         by_time = _is_time(loop.checkpoint_minutes, saved, showing)
-        stopping = bool(stop.signal)  # a later signal acts after the next step
+        stopping = stop.reached(now)  # a later signal acts after the next step
         due = run_directory.due(checkpoint_every, now)
         saving = last or stopping or due or by_time
         apart = 0.0  # seconds that are not of steps

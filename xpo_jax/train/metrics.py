@@ -10,6 +10,7 @@ an incomplete last line is left out, and named in the report.
 import importlib.util
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import tensorboardX
 
 from xpo_jax.data import sealed_files
+from xpo_jax.sharding import distributed
 
 FILE = "metrics.jsonl"
 TIME = "time/"
@@ -39,7 +41,8 @@ def open_writer(
   """Opens the metrics of a run that has done `step` steps.
 
   Lines after that step, of a run killed after its last checkpoint, are removed, so that
-  the file of a resumed run equals that of an uninterrupted one.
+  the file of a resumed run equals that of an uninterrupted one. Of several processes
+  the first writes them.
 
   Args:
     run_dir: the run.
@@ -50,9 +53,10 @@ def open_writer(
     ValueError: wandb is on and not installed. Lines up to the step are damaged or
       missing.
   """
-  path = run_dir / FILE
-  if path.exists():
-    truncate(path, step)
+  distributed.on_first(lambda: _continue_from(run_dir / FILE, step))
+  if not distributed.is_first():  # written to nothing
+    board = tensorboardX.SummaryWriter(write_to_disk=False)
+    return Writer(tempfile.TemporaryFile("w"), board, None, None)
   worker = pipe = None
   if wandb is not None:
     check_wandb()
@@ -62,7 +66,13 @@ def open_writer(
   board = tensorboardX.SummaryWriter(
     str(run_dir / "tensorboard"), purge_step=step + 1, flush_secs=10
   )
-  return Writer(path.open("a", encoding="utf-8"), board, pipe, worker)
+  lines = (run_dir / FILE).open("a", encoding="utf-8")
+  return Writer(lines, board, pipe, worker)
+
+
+def _continue_from(path: Path, step: int) -> None:
+  if path.exists():
+    truncate(path, step)
 
 
 def check_wandb() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from rich import progress
 
 from xpo_jax.data.printable import printable
+from xpo_jax.sharding import distributed
 
 Say = Callable[[str], None]
 Report = Callable[[Mapping[str, float]], None]
@@ -23,6 +24,15 @@ _SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_
 def say(text: str) -> None:
   """Prints a line at once, what a terminal would act on escaped."""
   print(printable(text), flush=True)
+
+
+def of_first(say: Say) -> Say:
+  """Lets the first of several processes print, and no other."""
+  return say if distributed.is_first() else _silent
+
+
+def _silent(text: str) -> None:
+  del text
 
 
 _printed = say  # replaced by a bar on a terminal; other functions get lines

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xpo_jax.config import factories
 from xpo_jax.config.experiment import Experiment
@@ -20,7 +21,7 @@ from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import place
+from xpo_jax.sharding import distributed, place
 from xpo_jax.train import (
   aux_losses,
   export,
@@ -38,7 +39,7 @@ from xpo_jax.train.state import Program, TrainState, final_params
 from xpo_jax.types import Array, Objective, Params
 
 SHOWN = ("loss", "reward_accuracy", "eval/loss", "eval/reward_accuracy", "grad_norm")
-_EVALUATION_KEY = jnp.uint32(0xFFFFFFFF)  # folded into the run's, the same every time
+_EVALUATION_KEY = np.uint32(0xFFFFFFFF)  # folded into the run's, the same every time
 
 
 class Source(NamedTuple):
@@ -172,11 +173,11 @@ def prepare(
   hparams = step.hparams(experiment.optimizer)
   sizes = _sizes(batches, first, frozen)
   run_directory.write_shown(run_dir, batches[0], begin.tokenizer)
-  write = export.policy_writer(
+  fetch = export.policy_writer(
     adapter, model, frozen, begin.tokenizer, export.base_name(begin, run_dir)
   )
   if export.is_reward(experiment):
-    write = export.reward_writer(experiment, begin, loaded, model, write)
+    fetch = export.reward_writer(experiment, begin, loaded, model, fetch)
   return Program(
     state=first,
     total=len(batches),
@@ -191,7 +192,7 @@ def prepare(
     line=functools.partial(_line, batches),
     batch=lambda index: batches[index],
     policy=lambda now: state.merged(final_params(now), frozen, adapter),
-    export=write,
+    export=fetch,
     export_base=export.base_writer(begin, model, frozen),
     model=model,
     tokenizer=begin.tokenizer,
@@ -396,14 +397,16 @@ def _cached(
   root = scoring.run_dir / run_directory.REFERENCES
   if data.reference_cache is not None:
     root = Path(data.reference_cache)
-  cache = references.read(root / name, batches.store, wanted)
-  if cache is None:
+  read = functools.partial(references.read, root / name, batches.store, wanted)
+  cache = distributed.together(read)
+  if not all(distributed.gather(cache is not None)):  # all compute, or none
     scoring.say(f"scoring {len(rows)} {name} examples under the reference, once")
     score = references.scorer(scoring.model, stats, scoring.mesh)
     cache = references.compute(
       batches, score, scoring.ref, scoring.place, directory=scoring.run_dir
     )
-    references.write(root / name, cache, wanted)
+    write = functools.partial(references.write, root / name, cache, wanted)
+    distributed.on_first(write)
   return cache
 
 

@@ -308,7 +308,7 @@ def compute(
     batch = batches[step]
     at = _positions(cache, batch)
     mask = batch.mask_MBKT > 0
-    for field, x_MBKT in jax.device_get(run(params, place(batch))).items():
+    for field, x_MBKT in distributed.to_host(run(params, place(batch))).items():
       if field not in cache.values:
         shape = (int(data.loss.sum()), *x_MBKT.shape[4:])
         cache.values[field] = _zeros(shape, x_MBKT.dtype, directory)

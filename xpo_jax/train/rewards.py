@@ -38,8 +38,9 @@ def judge(feedback: Feedback) -> Judge | SelfFeedback:
   """
   source = feedback.source.build()
   if isinstance(source, SelfFeedback):
+    # The policy is on the devices of all processes, which all ask it about everything.
     return SelfFeedback(lambda *policy: _asking(feedback, source.make(*policy)))
-  return _asking(feedback, source)
+  return _asking(feedback, protocol.over_processes(source))
 
 
 def facing(

@@ -22,6 +22,7 @@ from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import generate
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
 from xpo_jax.models.transformer import Model
+from xpo_jax.sharding import distributed
 from xpo_jax.train.loading import PromptSet
 from xpo_jax.types import Array, Layout, Params
 
@@ -254,6 +255,16 @@ def joined(first: RolloutBatch, second: RolloutBatch) -> RolloutBatch:
 
 def write(path: Path, rollouts: RolloutBatch) -> None:
   """Writes rollouts atomically, one line for each completion."""
+  distributed.on_first(lambda: _write(path, rollouts))
+
+
+def written(path: Path) -> RolloutBatch | None:
+  """Reads rollouts of a file; None where it was not written yet."""
+  exists = distributed.on_first(path.exists)
+  return distributed.together(lambda: read(path)) if exists else None
+
+
+def _write(path: Path, rollouts: RolloutBatch) -> None:
   lines = []
   for b, example in enumerate(rollouts.examples):
     for k, tokens in enumerate(example.completions):

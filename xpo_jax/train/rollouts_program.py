@@ -64,7 +64,7 @@ SHOWN = (
 )
 OLD_LOGP, OLD_VALUE = "old_logp_BKT", "old_value_BKT"
 # Folded into the key in place of the iteration, or before it.
-_HELD_OUT, _FURTHER = jnp.uint32(0xFFFFFFFF), jnp.uint32(0xFFFFFFFE)
+_HELD_OUT, _FURTHER = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
 
 
 class Parts(NamedTuple):
@@ -167,7 +167,7 @@ def prepare(
   }
   adapter = experiment.adapter
   frozen = parts.frozen
-  write = export.policy_writer(
+  fetch = export.policy_writer(
     adapter,
     parts.model,
     frozen,
@@ -178,8 +178,8 @@ def prepare(
   def policy(now: RolloutState) -> Params:
     return state.merged(final_params(now.train), frozen, adapter)
 
-  def write_policy(now: RolloutState, params: Params, directory: Path) -> None:
-    write(now.train, params, directory)
+  def fetch_policy(now: RolloutState, params: Params) -> export.Write:
+    return fetch(now.train, params)
 
   return Program(
     state=first,
@@ -189,7 +189,7 @@ def prepare(
     line=_line,
     batch=None,
     policy=policy,
-    export=write_policy,
+    export=fetch_policy,
     export_base=export.base_writer(parts.begin, parts.model, frozen),
     model=parts.model,
     tokenizer=parts.tokenizer,
@@ -313,12 +313,16 @@ def assemble(
     say=say,
   )
   return parts, RolloutState(
-    step=jnp.zeros((), jnp.int32),
+    step=place.replicate(mesh, jnp.zeros((), jnp.int32)),
     train=first,
     ref=None if data.ref_update_every is None else ref,
     sampler=tuple(_copied(first) for _ in range(data.sampling.staleness)),
-    beta=None if controller is None else jnp.float32(controller.beta),
-    prompts_taken=None if data.dynamic_sampling is None else jnp.int32(0),
+    beta=None
+    if controller is None
+    else place.replicate(mesh, jnp.float32(controller.beta)),
+    prompts_taken=None
+    if data.dynamic_sampling is None
+    else place.replicate(mesh, jnp.int32(0)),
   )
 
 
@@ -395,9 +399,8 @@ def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
   )
   params = final_params(now.train)
   path = parts.run_dir / run_directory.HELD_OUT / f"{int(now.step):06d}.jsonl"
-  if path.exists():
-    drawn = rollouts.read(path)
-  else:
+  drawn = rollouts.written(path)
+  if drawn is None:
     drawn = rollouts.draw(
       parts.model,
       SamplerParams(_policy(parts, params), parts.ref["lm"]),
@@ -544,7 +547,7 @@ def _sampled(
     parts.teacher,
   )
   path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
-  drawn = rollouts.read(path) if path.exists() else None
+  drawn = rollouts.written(path)
   while drawn is None or _too_few(parts, drawn):
     round_ = 0 if drawn is None else len(drawn.row_B) // count
     taken = index * count if now.prompts_taken is None else int(now.prompts_taken)
@@ -670,6 +673,4 @@ def _after(parts, now, trained, before, index, line, episodes) -> RolloutState:
   sampler = now.sampler
   if sampler:
     sampler = (*sampler[1:], before)
-  return RolloutState(
-    jnp.int32(index + 1), trained, ref, sampler, beta, now.prompts_taken
-  )
+  return RolloutState(now.step + 1, trained, ref, sampler, beta, now.prompts_taken)

@@ -8,18 +8,21 @@ random weights), `stages/` (a run directory for each `Stage`) and, when it is fi
 `summary.json`. A run on records has `references/`, the
 reference's statistics; a run on rollouts has `rollouts/`, JSON lines of each iteration,
 and `held_out/`, the same of each evaluation by iterations done. While a process writes
-it, `lock.json` says which; of a study, `NAME.lock.json` beside its directory.
+it, `lock.json` says which; of a study, `NAME.lock.json` beside its directory. Of
+several processes of a run all see it, the first writes it, and all write checkpoints.
 """
 
 import contextlib
 import datetime
 import fcntl
+import functools
 import io
 import json
 import os
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +34,7 @@ from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit, sealed_files
 from xpo_jax.data.pack import Batch
+from xpo_jax.sharding import distributed
 from xpo_jax.train import checkpoint, progress
 
 SUMMARY, SHOWN, COUNTS = "summary.json", "shown.json", "data.json"
@@ -88,11 +92,17 @@ def lock(run_dir: Path, say: progress.Say) -> Iterator[None]:
     say: prints whose lock was taken over, where a process was killed.
 
   Raises:
-    ValueError: another process writes it; names host, process and time.
+    ValueError: another process writes it; names host, process and time. A process of
+      this run cannot write it.
   """
-  first = not jax.process_index()
-  with _locked(run_dir / LOCK, say) if first else contextlib.nullcontext():
+  own = _this_process()
+  distributed.on_first(lambda: _acquire(run_dir / LOCK, own, say))
+  try:
+    distributed.together(lambda: _check_shared(run_dir))
     yield
+  finally:
+    if distributed.is_first():
+      _release(run_dir / LOCK, own)
 
 
 @contextlib.contextmanager
@@ -112,22 +122,16 @@ def lock_study(run_dir: Path, say: progress.Say) -> Iterator[None]:
   missing = [folder for folder in run_dir.parents if not folder.exists()]
   run_dir.parent.mkdir(parents=True, exist_ok=True)
   try:
-    with _locked(run_dir.with_name(f"{run_dir.name}.{LOCK}"), say):
+    path, own = run_dir.with_name(f"{run_dir.name}.{LOCK}"), _this_process()
+    _acquire(path, own, say)
+    try:
       yield
+    finally:
+      _release(path, own)
   finally:
     for folder in missing:  # of a study that was refused
       with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, say: progress.Say) -> Iterator[None]:
-  own = _this_process()
-  _acquire(path, own, say)
-  try:
-    yield
-  finally:
-    _release(path, own)
 
 
 def _this_process() -> Writer:
@@ -272,30 +276,87 @@ def create(run_dir: Path, experiment: Any, say: progress.Say) -> Iterator[None]:
     experiment: the run.
     say: see `lock`.
   """
+  own = _this_process()
+  distributed.on_first(lambda: _begin(run_dir, experiment, own, say))
+  try:
+    distributed.together(lambda: _check_shared(run_dir))
+    yield
+  except ValueError:
+    if distributed.is_first():
+      _remove_refused(run_dir)
+    raise
+  finally:
+    if distributed.is_first():
+      _release(run_dir / LOCK, own)
+
+
+def _begin(run_dir: Path, experiment: Any, own: Writer, say: progress.Say) -> None:
   # Beside it, then renamed: a kill must not leave a directory without config.yaml, and
   # nobody else may find it without its lock.
   beside = run_dir.with_name(f"{run_dir.name}.tmp")
   beside.mkdir(parents=True, exist_ok=True)
-  own, home = _this_process(), beside
-  if not jax.process_index():
-    _acquire(beside / LOCK, own, say)
+  _acquire(beside / LOCK, own, say)
   try:
     yaml_file.write(beside, experiment)
     refuse_existing(run_dir)  # another process may have been faster
-    home = beside.rename(run_dir)
-    yield
+    beside.rename(run_dir)
   except ValueError:
-    if home is beside:
-      shutil.rmtree(beside)
-      raise
-    stages = run_dir / STAGES
-    if stages.exists() and not any(stages.iterdir()):  # the first was refused
-      stages.rmdir()
-    if not any((run_dir / name).exists() for name in _COMPUTED):
-      sealed_files.remove_directory(run_dir)
+    shutil.rmtree(beside)
     raise
   finally:
-    _release(home / LOCK, own)
+    _release(beside / LOCK, own)
+
+
+def _remove_refused(run_dir: Path) -> None:
+  """Removes the directory of a run that was refused, unless something was computed."""
+  stages = run_dir / STAGES
+  if stages.exists() and not any(stages.iterdir()):  # the first was refused
+    stages.rmdir()
+  if not any((run_dir / name).exists() for name in _COMPUTED):
+    sealed_files.remove_directory(run_dir)
+
+
+def _check_shared(run_dir: Path) -> None:
+  """Refuses a directory that one of several processes does not see or cannot write."""
+  if jax.process_count() == 1:
+    return
+  if not (run_dir / yaml_file.FILE).exists():
+    raise ValueError(
+      f"{run_dir} has no {yaml_file.FILE} here, which process 0 wrote: of several "
+      "processes all must see the run directory; name one on a shared file system"
+    )
+  try:
+    with tempfile.TemporaryFile(dir=run_dir):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f"{run_dir} cannot be written here ({error}), and every process writes its part "
+      "of a checkpoint: give this host's user the right to write it"
+    ) from error
+
+
+def refuse_different_processes(what: str, own: Mapping[str, Any]) -> None:
+  """Refuses to start where a process has something else than process 0.
+
+  A collective call.
+
+  Args:
+    what: its name, for the message.
+    own: of this process: plain data.
+
+  Raises:
+    ValueError: they differ; names the processes and what differs.
+  """
+  plain = json.loads(json.dumps(own))
+  first = distributed.on_first(lambda: plain)
+
+  def compare() -> None:
+    lines = yaml_file.difference(first, plain)
+    if lines:
+      listed = "\n    ".join(lines)
+      raise ValueError(f"its {what} is not that of process 0\n    {listed}")
+
+  distributed.together(compare)
 
 
 def read_config(run_dir: Path, experiment: Any | None = None) -> Any:
@@ -369,8 +430,14 @@ def write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
   What an older data.json lacks, such as digests of start and judge, is not compared.
 
   Raises:
-    ValueError: the data changed since the run began; shows the differences.
+    ValueError: the data changed since the run began, or a process has other data;
+      shows the differences.
   """
+  refuse_different_processes("data", counts)
+  distributed.on_first(lambda: _write_counts(run_dir, counts))
+
+
+def _write_counts(run_dir: Path, counts: Mapping[str, Any]) -> None:
   path = run_dir / COUNTS
   if not path.exists():
     sealed_files.write_json(path, counts)
@@ -393,6 +460,8 @@ def _as_old(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_shown(run_dir: Path, batch: Batch, tokenizer: Any) -> None:
   """Writes shown.json, the first rows of a batch, token by token."""
+  if not distributed.is_first():
+    return
   rows = audit.inspect_tokens(batch, tokenizer)[:SHOWN_ROWS]
   shown = [[token._asdict() for token in row] for row in rows]
   sealed_files.write_json(run_dir / SHOWN, {"rows": shown})
@@ -415,7 +484,8 @@ def refuse_non_finite(
   losses = [numbers[name] for name in ("loss", "grad_norm") if name in numbers]
   if np.isfinite(losses).all():
     return
-  path = _save_batch(run_dir / NONFINITE, batch(), numbers)
+  save = functools.partial(_save_batch, run_dir / NONFINITE, batch(), numbers)
+  path = distributed.on_first(lambda: str(save()))
   raise NonFiniteLoss(
     f"{where}: loss is {numbers['loss']}, grad_norm {numbers['grad_norm']}; the batch "
     f"is in {path}, the last checkpoint is sound. Lower Optimizer.learning_rate, raise "
@@ -445,6 +515,8 @@ def wandb_arguments(
   again: they are the same numbers.
   """
   if project is None:
+    return None
+  if not distributed.is_first():
     return None
   path = run_dir / WANDB_ID
   if not path.exists():

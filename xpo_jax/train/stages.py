@@ -22,6 +22,7 @@ from xpo_jax.config.experiment import (
   Stage,
 )
 from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.sharding import distributed
 from xpo_jax.train import loading, run_directory
 from xpo_jax.train.loading import Datasets
 
@@ -63,7 +64,7 @@ def resolve(
   """
   for stage in of(experiment):
     run_dir = directory(stage.experiment, store, datasets)
-    if (run_dir / run_directory.SUMMARY).exists():
+    if distributed.on_first((run_dir / run_directory.SUMMARY).exists):
       continue
     if not run_stage(stage.experiment, run_dir):
       return None

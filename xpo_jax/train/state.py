@@ -84,10 +84,11 @@ class Program(NamedTuple):
       where `advance` refuses such a loss itself.
     policy: `state -> {"lm": ...}`, the weights to evaluate and export, adapters
       merged.
-    export: `(state, params, directory)`: writes a Hugging Face directory of the policy,
-      of adapters one in PEFT's format.
-    export_base: `directory ->`: writes what adapters belong to, where no directory has
-      it; else None.
+    export: `(state, params) -> (directory ->)`: fetches the weights to the host, on all
+      processes, and returns what writes a Hugging Face directory of the policy, of
+      adapters one in PEFT's format.
+    export_base: `-> (directory ->)`: the same of what adapters belong to, where no
+      directory has it; else None.
     model: of the policy.
     tokenizer: of the policy.
     sizes: of the run, for summary.json.
@@ -103,8 +104,8 @@ class Program(NamedTuple):
   line: Callable[[int, Mapping[str, float], float], dict[str, float]]
   batch: Callable[[int], Any] | None
   policy: Callable[[Any], Params]
-  export: Callable[[Any, Params, Path], None]
-  export_base: Callable[[Path], None] | None
+  export: Callable[[Any, Params], Callable[[Path], None]]
+  export_base: Callable[[], Callable[[Path], None]] | None
   model: Model
   tokenizer: Any
   sizes: Mapping[str, Any]

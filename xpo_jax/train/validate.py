@@ -40,10 +40,19 @@ _RECORDED = frozenset(
 
 
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
-  """Makes the mesh over all devices; None for one device."""
+  """Makes the mesh over all devices, those of every process; None for one device.
+
+  Raises:
+    ValueError: another number of devices; one device, and several processes.
+  """
   remaining = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
   data = shape.data or remaining
   if data * shape.fsdp * shape.tensor == 1:
+    if jax.process_count() > 1:
+      raise ValueError(
+        f"Experiment.mesh is one device for {jax.process_count()} processes; leave "
+        "MeshShape.data out, or start one process"
+      )
     return None
   return meshes.make_mesh(data, shape.fsdp, shape.tensor)
 
