@@ -257,8 +257,8 @@ def start(
     run_dir: directory for a tokenizer trained here, so that a resumed run has the
       same.
     loaded: records to train a tokenizer on.
-    mesh: on which random weights are drawn, each shard where it is used; None: one
-      device.
+    mesh: on which weights are drawn or read, each shard where it is used; None: one
+      device draws them, the host reads them.
 
   Raises:
     ValueError: a directory without a tokenizer; `router_loss` without a router; a base
@@ -302,7 +302,7 @@ def _start(
     return LoadedStart(begin.model, {"lm": lm}, tokenizer)
   if adapter is not None and adapter.continued:
     return _continued(begin, adapter)
-  return pretrained(begin)
+  return pretrained(begin, mesh)
 
 
 def _continued(begin: Pretrained, adapter: Adapter) -> LoadedStart:
@@ -351,13 +351,19 @@ def check_continued(
     )
 
 
-def pretrained(begin: Pretrained) -> LoadedStart:
+def pretrained(begin: Pretrained, mesh: jax.sharding.Mesh | None = None) -> LoadedStart:
   """Loads config, weights and tokenizer of a Hugging Face directory.
+
+  Args:
+    begin: the directory.
+    mesh: on which the weights are read, each shard where it is used; None: the host.
 
   Raises:
     ValueError: it has no tokenizer.
   """
-  checkpoint = hf_checkpoint.load(begin.directory, begin.compute_dtype, begin.remat)
+  checkpoint = hf_checkpoint.load(
+    begin.directory, begin.compute_dtype, begin.remat, mesh
+  )
   _check_tokenizer(checkpoint.tokenizer, begin.directory)
   return LoadedStart(*checkpoint, name=begin.directory)
 
