@@ -168,6 +168,7 @@ def prepare(
     shardings=shardings,
     adapter=adapter,
     aux_losses=aux.losses,
+    moments=experiment.precision.moments,
   )
   hparams = step.hparams(experiment.optimizer)
   sizes = _sizes(batches, first, frozen)

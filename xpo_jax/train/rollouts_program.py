@@ -295,6 +295,7 @@ def assemble(
       shardings=shardings,
       adapter=adapter,
       aux_losses=aux.losses,
+      moments=experiment.precision.moments,
     ),
     aux=aux,
     record=references.recorder(

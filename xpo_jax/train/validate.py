@@ -41,11 +41,18 @@ _RECORDED = frozenset(
 
 def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
   """Makes the mesh over all devices; None for one device."""
-  remaining = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
-  data = shape.data or remaining
-  if data * shape.fsdp * shape.tensor == 1:
-    return None
-  return meshes.make_mesh(data, shape.fsdp, shape.tensor)
+  sizes = mesh_sizes(shape, jax.device_count())
+  return None if sizes == (1, 1, 1) else meshes.make_mesh(*sizes)
+
+
+def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
+  """Sizes of the axes data, fsdp and tensor on so many devices; the one that is None
+  takes the devices that the others leave, at least 1."""
+  if shape.fsdp is None:
+    data = shape.data or 1
+    return data, max(devices // (data * shape.tensor), 1), shape.tensor
+  remaining = max(devices // (shape.fsdp * shape.tensor), 1)
+  return shape.data or remaining, shape.fsdp, shape.tensor
 
 
 def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) -> None:
