@@ -62,6 +62,56 @@ def test_adafactor_steps_are_relative_to_the_parameter():
   np.testing.assert_allclose(ten["lm"]["kernel"], 10 * got["lm"]["kernel"], rtol=1e-5)
 
 
+def test_lion_equals_the_paper():
+  params = _params()
+  grads = [_scaled(params, f) for f in (1.0, -3.0)]
+  config = Optimizer(kind="lion", b1=0.9, b2=0.5, clip=None)
+  got = [update["lm"]["kernel"] for update in _updates(config, grads, params)]
+  m = 0.0
+  for update, g in zip(got, (grad["lm"]["kernel"] for grad in grads), strict=True):
+    np.testing.assert_array_equal(update, np.sign(0.9 * m + 0.1 * g))
+    m = 0.5 * m + 0.5 * g
+
+
+def test_rounding_to_bfloat16_keeps_the_mean_and_moves_one_unit_at_most():
+  # 1 + 1/128 is the next bfloat16 after 1; a quarter of the way is up in a quarter.
+  x = jnp.float32(1 + 0.25 / 128)
+  many = jnp.full(40_000, x)
+  got = optim.rounded(jax.random.key(0), many, many.astype(jnp.bfloat16))
+  assert got.dtype == jnp.bfloat16
+  got = np.asarray(got, np.float32)
+  assert set(got.tolist()) == {1.0, 1 + 1 / 128}
+  error = 4 * np.sqrt(0.25 * 0.75 / many.size) / 128  # four standard deviations
+  assert abs(got.mean() - float(x)) < error
+
+
+@pytest.mark.nonfinite
+def test_rounding_leaves_what_needs_none():
+  exact = jnp.array([0.0, -1.5, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+  like = {"a": exact.astype(jnp.bfloat16), "b": exact}
+  got = optim.rounded(jax.random.key(1), {"a": exact, "b": exact}, like)
+  for x in (np.asarray(got["a"], np.float32), got["b"]):
+    np.testing.assert_array_equal(x, exact)
+
+
+def test_moments_in_bfloat16_follow_those_in_float32():
+  params, rng = _params(), np.random.default_rng(1)
+  config = Optimizer(b1=0.9, b2=0.999, clip=None)
+  wide, narrow = (optim.transform(config, AXES, m) for m in ("float32", "bfloat16"))
+  a, b = wide.init(params), narrow.init(params)
+  update = jax.jit(lambda g, s, key: narrow.update(g, s, params, key=key))
+  exact = jax.jit(lambda g, s: wide.update(g, s, params))
+  for n in range(300):
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), params)
+    _, a = exact(grads, a)
+    _, b = update(grads, b, jax.random.key(n))
+  (a,), (b,) = a, b
+  assert {x.dtype for x in jax.tree.leaves((b.mu, b.nu))} == {jnp.dtype("bfloat16")}
+  # To the nearest they would stop where a step's change is half a unit, 1 / 512.
+  for x, y in zip(*map(jax.tree.leaves, (a.nu, b.nu)), strict=True):
+    np.testing.assert_allclose(np.asarray(y, np.float32).mean(), x.mean(), rtol=0.05)
+
+
 def test_weight_decay_touches_matrices_only():
   params = _params()
   still = _scaled(params, 0.0)

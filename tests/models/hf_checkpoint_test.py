@@ -11,7 +11,9 @@ import tokenizers
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from xpo_jax.models import hf_checkpoint
+from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 NAMES = ["llama", "llama3_scaled", "gpt_neox", "gpt2"]
@@ -55,6 +57,37 @@ def test_bfloat16_file_loads_as_its_rounded_values(checkpoints, tmp_path):
   assert reloaded.config.compute_dtype == "bfloat16" and not reloaded.config.remat
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), params)
   assert_same(reloaded.params, rounded)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2"])
+def test_parameters_read_onto_a_mesh_are_those_read_on_the_host(name, checkpoints):
+  mesh = meshes.make_mesh(2, 2, 2)
+  split = hf_checkpoint.load(FIXTURES / name, mesh=mesh)
+  assert split.config == checkpoints[name].config
+  axes = transformer.model(split.config).logical_axes()
+  wanted = rules.param_shardings(mesh, axes, split.params["lm"])
+  of = jax.tree.map(lambda x: x.sharding, split.params["lm"])
+  assert of == wanted
+  assert_same(jax.device_get(split.params), checkpoints[name].params)
+
+
+def test_large_trees_are_fetched_and_written_by_tensor(
+  checkpoints, tmp_path, monkeypatch
+):
+  config, params, _ = checkpoints["gpt_neox"]
+  placed = jax.tree.map(jnp.asarray, params)
+  hf_checkpoint.save(tmp_path / "whole", config, params, shard_bytes=20_000)
+  monkeypatch.setattr(hf_checkpoint, "_FETCHED_AT_ONCE", 0)
+  hf_checkpoint.save(tmp_path / "parts", config, placed, shard_bytes=20_000)
+  names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+  assert sum(name.endswith(".safetensors") for name in names) > 2
+  for name in names:
+    whole, parts = ((tmp_path / x / name).read_bytes() for x in ("whole", "parts"))
+    assert whole == parts, name
+    if name.endswith(".safetensors"):
+      tensors = load_file(tmp_path / "parts" / name)
+      assert sum(x.nbytes for x in tensors.values()) <= 20_000 or len(tensors) == 1
+  assert_same(hf_checkpoint.load(tmp_path / "parts").params, params)
 
 
 def test_value_head_round_trips(checkpoints, tmp_path):

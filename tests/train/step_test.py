@@ -178,6 +178,38 @@ def test_microbatches_of_unequal_weight_are_what_is_tested(tiny):
   assert len(set(weight_MB.sum(1))) > 1
 
 
+def test_parameters_in_bfloat16_move_as_those_in_float32_in_the_mean(tiny):
+  # A step is a small part of bfloat16's resolution: to the nearest, few would move.
+  optimizer = optim.Optimizer(learning_rate=1e-4, schedule="constant", clip=None)
+  models = {"policy": tiny.model, "ref": tiny.model}
+  batch, axes = tiny.batches(Layout.PAIR)[0], tiny.model.logical_axes()
+  chain = optim.transform(optimizer, axes, "bfloat16")
+  update = step.make_step(objectives.dpo, models, optimizer, 9, moments="bfloat16")
+  dtypes = state.lm_dtypes(optim.Precision("bfloat16", "bfloat16"), axes)
+  start = state.create(
+    tiny.policy, chain, (), jax.random.key(0), ema=True, lm_dtypes=dtypes
+  )
+  before = jax.device_get(start.params)
+  dtypes = jax.tree.map(lambda x: x.dtype, start)
+  after, _ = update(start, {"ref": tiny.ref}, batch, step.hparams(optimizer))
+  assert jax.tree.map(lambda x: x.dtype, after) == dtypes
+  narrow = total = 0
+  for x, y in zip(*map(jax.tree.leaves, (before, after.params)), strict=True):
+    moved = np.asarray(y, np.float32) - np.asarray(x, np.float32)
+    if x.dtype == np.float32:  # a vector
+      assert moved.any()
+      continue
+    narrow += 1
+    size = np.abs(np.asarray(x, np.float32))
+    unit = 2.0 ** (np.floor(np.log2(np.maximum(size, 1e-6))) - 7)
+    assert (np.abs(moved) <= unit + 1.01e-4).all()
+    # Adam's first step is at most the rate: so large a share of units moves at most.
+    expected = np.minimum(1e-4 / unit, 1).sum()
+    total += np.count_nonzero(moved)
+    assert np.count_nonzero(moved) < expected + 6 * expected**0.5
+  assert narrow >= 8 and total > 20
+
+
 def test_sweep_over_hparams_rate_and_seed_compiles_once(tiny):
   traces = []
 

@@ -15,7 +15,7 @@ from typing import Any
 from xpo_jax.config import checks
 from xpo_jax.config.data import Data, Evaluation, Prompts, title_of
 from xpo_jax.config.factories import Configured, ObjectiveConfig
-from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.optim import Optimizer, Precision
 from xpo_jax.config.sampling import Feedback, SamplerCorrection, Sampling
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
@@ -133,12 +133,13 @@ class MeshShape:
   Attributes:
     data: copies of the model, each with its rows; None: all devices that the other
       axes leave. 1 x 1 x 1 is one device, however many there are.
-    fsdp: shards of parameters and optimiser state; rows are split over it too.
+    fsdp: shards of parameters and optimiser state; rows are split over it too. None:
+      all devices that the other axes leave; `data` is then 1 where it is None.
     tensor: shards of heads, MLP and vocabulary.
   """
 
   data: int | None = None
-  fsdp: int = 1
+  fsdp: int | None = 1
   tensor: int = 1
 
   def __post_init__(self):
@@ -332,6 +333,7 @@ class Experiment:
       sets by `output_router_logits` and `router_aux_loss_coef`.
     references: further frozen models of a run on records, one for each role of its own
       that the objective reads (`d2o`); () for other objectives.
+    precision: dtypes of the trained weights and of the optimiser's state in memory.
   """
 
   objective: ObjectiveConfig
@@ -348,6 +350,7 @@ class Experiment:
   teacher: Pretrained | Stage | None = None
   router_loss: float | None = None
   references: tuple[NamedReference, ...] = ()
+  precision: Precision = dataclasses.field(default_factory=Precision)
 
   def __post_init__(self):
     if self.router_loss is not None and not 0 <= self.router_loss < math.inf:

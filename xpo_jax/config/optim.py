@@ -15,8 +15,32 @@ import optax
 from xpo_jax.config import checks
 from xpo_jax.types import Array, Params
 
-Kind = Literal["adamw", "rmsprop", "adafactor"]
+Kind = Literal["adamw", "rmsprop", "adafactor", "lion"]
+Stored = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Precision:
+  """Dtypes of a run's state in memory.
+
+  What is computed of them is float32; a result is rounded to bfloat16 stochastically:
+  up or down with probabilities that keep its mean, so that updates far below
+  bfloat16's resolution (1 / 256) still add up. Gupta et al. 2015, arXiv:1502.02551.
+
+  Attributes:
+    params: of the trained matrices; vectors (norms, biases) and heads stay float32.
+      "float32": 4 bytes a parameter.
+    moments: of the optimiser's averages. AdamW has two: 4 + 2 x 4 bytes a parameter
+      become 4 + 2 x 2 with "bfloat16".
+  """
+
+  params: Stored = "float32"
+  moments: Stored = "float32"
+
+  def __post_init__(self):
+    checks.check_among(self, "params", get_args(Stored))
+    checks.check_among(self, "moments", get_args(Stored))
 
 
 @dataclass(frozen=True)
@@ -24,14 +48,16 @@ class Optimizer:
   """Optimiser, learning-rate schedule, clipping and weight average.
 
   Attributes:
-    kind: adamw, rmsprop (the DPO paper's) or adafactor.
+    kind: adamw, rmsprop (the DPO paper's), adafactor or lion.
     learning_rate: peak, after warm-up.
     warmup_steps: steps of linear warm-up: step 1 has 1 / (warmup + 1) of the peak.
     schedule: after warm-up: constant, or down to `floor` by the last step, linearly
       or along a half cosine.
     floor: fraction of the peak at the last step.
-    b1: decay of the first moment (adamw only).
-    b2: decay of the second moment (adamw, rmsprop; adafactor has its own rule).
+    b1: decay of the first moment (adamw), or of the average whose sign is the update
+      (lion).
+    b2: decay of the second moment (adamw, rmsprop; adafactor has its own rule), or of
+      lion's average.
     eps: added to the root of the second moment (adamw, rmsprop).
     weight_decay: decoupled, times the learning rate; matrices only, neither norms nor
       biases nor the value head.
@@ -69,15 +95,18 @@ class Optimizer:
 
 
 def transform(
-  config: Optimizer, logical_axes: Params | None = None
+  config: Optimizer,
+  logical_axes: Params | None = None,
+  moments: Stored = "float32",
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the chain from gradient to update, at unit learning rate.
 
   Args:
     config: the optimiser.
     logical_axes: axis names of the language model's leaves (`Model.logical_axes()`);
-      they tell a matrix from a bias stacked over layers. Read by weight decay only,
-      which leaves a scalar head and a critic alone.
+      they tell a matrix from a bias stacked over layers. Read by weight decay, which
+      leaves a scalar head and a critic alone.
+    moments: see `Precision`. With "bfloat16", `update` takes a `key` for the rounding.
 
   Returns:
     A transformation of `{"lm": ..., ["value": ...], ["critic": ...]}`; the step is
@@ -104,10 +133,76 @@ def transform(
       chain.append(optax.scale_by_factored_rms())
       chain.append(optax.clip_by_block_rms(1.0))
       chain.append(optax.scale_by_param_block_rms())
+    case "lion":  # Chen et al. 2023, arXiv:2302.06675
+      chain.append(optax.scale_by_lion(config.b1, config.b2))
   if config.weight_decay:
     decays = functools.partial(_decays, matrices(logical_axes))
     chain.append(optax.add_decayed_weights(config.weight_decay, decays))
-  return optax.chain(*chain)
+  whole = optax.chain(*chain)
+  return whole if moments == "float32" else _in_bfloat16(whole)
+
+
+def _in_bfloat16(
+  chain: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+  """Keeps the state of a transformation in bfloat16, rounded stochastically.
+
+  To the nearest, a second moment would stand still: its change in a step, a
+  thousandth, is below the resolution.
+  """
+
+  def is_moment(x: Array) -> bool:
+    return x.dtype == jnp.float32 and x.ndim > 0
+
+  def init(params: Params) -> optax.OptState:
+    return jax.tree.map(
+      lambda x: x.astype(jnp.bfloat16) if is_moment(x) else x, chain.init(params)
+    )
+
+  def update(
+    grads: Params,
+    state: optax.OptState,
+    params: Params | None = None,
+    *,
+    key: Array,
+  ) -> tuple[Params, optax.OptState]:
+    wide = jax.tree.map(
+      lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state
+    )
+    updates, new = chain.update(grads, wide, params)
+    return updates, rounded(key, new, state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rounded(key: Array, values: Params, like: Params) -> Params:
+  """Rounds float32 arrays to the dtypes of others: to bfloat16 stochastically.
+
+  Args:
+    key: of these roundings.
+    values: arrays; those whose counterpart is not bfloat16 are only cast.
+    like: arrays of the dtypes that are wanted.
+  """
+  leaves, tree = jax.tree.flatten(values)
+  wanted = tree.flatten_up_to(like)
+  return tree.unflatten(
+    [
+      _rounded(jax.random.fold_in(key, n), x)
+      if y.dtype == jnp.bfloat16
+      else x.astype(y.dtype)
+      for n, (x, y) in enumerate(zip(leaves, wanted, strict=True))
+    ]
+  )
+
+
+def _rounded(key: Array, x: Array) -> Array:
+  """float32 to one of the two nearest bfloat16, the nearer the likelier."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  # bfloat16 is the upper half of float32: add up to one unit of it, and cut.
+  noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  cut = (bits + noise) & jnp.uint32(0xFFFF0000)
+  finite = jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(cut, x.dtype), x)
+  return finite.astype(jnp.bfloat16)
 
 
 def matrices(logical_axes: Params) -> Params:

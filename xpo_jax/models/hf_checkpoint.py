@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from xpo_jax.data import sealed_files
@@ -30,6 +32,7 @@ from xpo_jax.models import (
 )
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
+from xpo_jax.sharding import rules
 from xpo_jax.types import Params
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,6 +42,7 @@ _GENERATION = "generation_config.json"
 # transformers' classes of a decoder with a linear map of its last state.
 _CLASSIFIER, _SCORE = "ForSequenceClassification", "score.weight"
 _SHARD_BYTES = 5_000_000_000
+_FETCHED_AT_ONCE = 1 << 30  # bytes of a tree that is fetched whole from its devices
 
 
 class Checkpoint(NamedTuple):
@@ -130,7 +134,10 @@ def read_tokenizer(directory: str | Path) -> Any:
 
 
 def load(
-  directory: str | Path, compute_dtype: str = "float32", remat: bool = True
+  directory: str | Path,
+  compute_dtype: str = "float32",
+  remat: bool = True,
+  mesh: Mesh | None = None,
 ) -> Checkpoint:
   """Loads a Hugging Face directory; checks everything before it reads weights.
 
@@ -141,6 +148,9 @@ def load(
       the hub, a GGUF file (`weights_source`).
     compute_dtype: see `Config`.
     remat: see `Config`.
+    mesh: on which the decoder's parameters are placed, split by their logical axes: the
+      host never holds more than one of them, less where it has a part of the devices.
+      None: arrays on the host, as of an adapter, which is merged there.
 
   Returns:
     The checkpoint; parameters in float32 for any dtype of the file.
@@ -172,8 +182,11 @@ def load(
   _check(directory, family, entries, files)
   tokenizer = _load_tokenizer(directory, config)
   config = dataclasses.replace(config, stop_ids=_stop_ids(directory, config, tokenizer))
-  params = {"lm": _read(config, entries, files)} | _read_head(directory)
-  return Checkpoint(config, params, tokenizer)
+  if mesh is None:
+    lm = _read(config, entries, files)
+  else:
+    lm = _read_on(mesh, config, entries, files)
+  return Checkpoint(config, {"lm": lm} | _read_head(directory), tokenizer)
 
 
 def _read_head(directory: Path) -> Params:
@@ -452,6 +465,68 @@ def _read(
   return params
 
 
+def _read_on(
+  mesh: Mesh,
+  config: Config,
+  entries: list[hf_weights.WeightEntry],
+  files: dict[str, _Stored],
+) -> Params:
+  """Reads parameters onto the devices, one after the other."""
+  tree = transformer.weights(config)
+  axes = jax.tree.map(lambda weight: weight.axes, tree)
+  shardings = rules.param_shardings(mesh, axes, tree)
+
+  def place(path: tuple, weight: transformer.Weight) -> jax.Array:
+    keys = tuple(key.key for key in path)
+    sharding = _leaf(shardings, keys)
+    where = {
+      device: tuple(
+        slice(*part.indices(size)[:2])
+        for part, size in zip(index, weight.shape, strict=True)
+      )
+      for device, index in sharding.addressable_devices_indices_map(
+        weight.shape
+      ).items()
+    }
+    # Copies of one part share its memory.
+    parts = {
+      _bounds(index): np.empty([s.stop - s.start for s in index], np.float32)
+      for index in where.values()
+    }
+    for entry in entries:
+      if keys not in entry.paths:
+        continue
+      pieces = entry.split(files[entry.name].read())
+      _cut(pieces[entry.paths.index(keys)], entry.index, parts)
+    arrays = [
+      jax.device_put(parts[_bounds(index)], device) for device, index in where.items()
+    ]
+    return jax.make_array_from_single_device_arrays(weight.shape, sharding, arrays)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _bounds(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+  return tuple((part.start, part.stop) for part in index)
+
+
+def _cut(piece: np.ndarray, index: Any, parts: Mapping[tuple, np.ndarray]) -> None:
+  """Copies what the parts of a stacked array hold of one of its pieces.
+
+  Args:
+    piece: one layer, or one expert of it, or the whole array.
+    index: of it in the stacked array (`WeightEntry.index`).
+    parts: bounds along each axis -> the array between them.
+  """
+  stacked = () if index is ... else (index if isinstance(index, tuple) else (index,))
+  for bounds, part in parts.items():
+    lead = bounds[: len(stacked)]
+    inside = zip(stacked, lead, strict=True)
+    if all(first <= at < last for at, (first, last) in inside):
+      at = tuple(n - first for n, (first, _) in zip(stacked, lead, strict=True))
+      part[at] = piece[tuple(slice(*pair) for pair in bounds[len(stacked) :])]
+
+
 def _leaf(params: Params, path: tuple[str, ...]) -> np.ndarray:
   for key in path:
     params = params[key]
@@ -523,7 +598,9 @@ def save(
   _make(directory)
   _write_config(directory, family.write(config), tokenizer, dtype)
   _write_stop_ids(directory, config, tokenizer)
-  _write_weights(directory, _tensors(family, config, params["lm"]), dtype, shard_bytes)
+  shapes = {entry.name: entry.shape for entry in family.entries(config)}
+  tensors = _tensors(family, config, params["lm"])
+  _write_weights(directory, shapes, tensors, dtype, shard_bytes)
   _save_head(directory, params)
   if tokenizer is not None:
     _write_tokenizer(directory, tokenizer)
@@ -637,10 +714,13 @@ def save_classifier(
   hf.num_labels = 1
   _write_config(directory, hf, tokenizer, "float32")
   kernel_D = np.asarray(jax.device_get(head["kernel_D"]), np.float32)
+  score = _score(config)
   tensors = itertools.chain(
-    _tensors(family, config, lm), [(_SCORE, _score(config).join(kernel_D))]
+    _tensors(family, config, lm), [(_SCORE, score.join(kernel_D))]
   )
-  _write_weights(directory, tensors, "float32", shard_bytes)
+  shapes = {entry.name: entry.shape for entry in family.entries(config)}
+  shapes |= {_SCORE: score.shape}
+  _write_weights(directory, shapes, tensors, "float32", shard_bytes)
   _write_tokenizer(directory, tokenizer)
   return directory
 
@@ -724,40 +804,61 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 def _tensors(
   family: hf_families.ModelFamily, config: Config, lm: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """The decoder's tensors by name, one at a time."""
-  lm = jax.tree.map(np.asarray, jax.device_get(lm))
+  """The decoder's tensors by name, one at a time.
+
+  Of a large model a tensor is fetched when its turn comes, so that the host never holds
+  the whole tree.
+  """
+  if sum(x.nbytes for x in jax.tree.leaves(lm)) <= _FETCHED_AT_ONCE:
+    lm = jax.tree.map(np.asarray, jax.device_get(lm))
   for entry in family.entries(config):
     yield (
       entry.name,
-      entry.join(*(_leaf(lm, path)[entry.index] for path in entry.paths)),
+      entry.join(*(np.asarray(_leaf(lm, path)[entry.index]) for path in entry.paths)),
     )
 
 
 def _write_weights(
   directory: Path,
+  shapes: Mapping[str, tuple[int, ...]],
   tensors: Iterable[tuple[str, np.ndarray]],
   dtype: str,
   shard_bytes: int,
 ) -> None:
-  shards = [{}]
+  """Writes tensors to files of a size, and the index of several.
+
+  Args:
+    directory: for the files.
+    shapes: of the tensors by name, in their order, which say what goes into which file:
+      only the tensors of one file are in memory.
+    tensors: by name.
+    dtype: of the files.
+    shard_bytes: maximum size of a file.
+  """
+  item = jnp.dtype(dtype).itemsize
+  sizes = {name: math.prod(shape) * item for name, shape in shapes.items()}
+  shards: list[list[str]] = [[]]
   size = 0
-  for name, tensor in tensors:
-    tensor = np.ascontiguousarray(tensor.astype(jnp.dtype(dtype)))
-    if shards[-1] and size + tensor.nbytes > shard_bytes:
-      shards.append({})
+  for name, own in sizes.items():
+    if shards[-1] and size + own > shard_bytes:
+      shards.append([])
       size = 0
-    shards[-1][name] = tensor
-    size += tensor.nbytes
+    shards[-1].append(name)
+    size += own
   names = [_SINGLE]
   if len(shards) > 1:
     count = len(shards)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     file_of = {n: file for file, s in zip(names, shards, strict=True) for n in s}
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": file_of}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
     _dump(directory / _INDEX, index)
+  rest = iter(tensors)
   for file, shard in zip(names, shards, strict=True):
-    hf_weights.write_file(directory / file, shard)
+    content = {
+      name: np.ascontiguousarray(tensor.astype(jnp.dtype(dtype)))
+      for name, tensor in itertools.islice(rest, len(shard))
+    }
+    hf_weights.write_file(directory / file, content)
 
 
 def _write_tokenizer(directory: Path, tokenizer: Any) -> None:

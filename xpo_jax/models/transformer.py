@@ -22,14 +22,15 @@ from jax.sharding import Mesh, PartitionSpec
 from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
 from xpo_jax.ops import attention, experts
 from xpo_jax.ops.experts import Groups
+from xpo_jax.sharding import draws, rules
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params, Routing
 
 # Length of a block of attention. On GPUs a loop of as many steps as the data say waits
 # for the host at each: there all of a row is computed.
 _BLOCK = {"cpu": 64, "tpu": 128}
 _LEAST_BLOCKS = 4  # shorter rows are computed whole
+_DRAWN_AT_ONCE = 1 << 26  # most random numbers of an initialisation in one array
 
 _ACTIVATIONS = {
   Activation.SILU: jax.nn.silu,
@@ -215,19 +216,37 @@ def _init(config: Config, key: Array) -> Params:
 
 
 def init_params(tree: dict[str, Any], key: Array) -> Params:
-  """Initialises float32 parameters from a tree of `Weight`."""
+  """Initialises float32 parameters from a tree of `Weight`.
+
+  The numbers are the same with and without jit, however outputs are sharded. Of a
+  large model each leaf is drawn by itself: jitted with sharded outputs, a device draws
+  its own shards alone.
+  """
   leaves, treedef = jax.tree.flatten(tree)
-  # One random array, cut into pieces: XLA compiles each random array for half a second.
   sizes = [math.prod(leaf.shape) if leaf.std else 0 for leaf in leaves]
-  noise = jax.random.normal(key, (sum(sizes),), jnp.float32)
-  pieces = jnp.split(noise, np.cumsum(sizes)[:-1])
+  starts = np.cumsum([0, *sizes]).tolist()
+  if starts[-1] <= _DRAWN_AT_ONCE:
+    # One random array, cut into pieces: XLA compiles each random array for half a
+    # second.
+    noise = jax.random.normal(key, (starts[-1],), jnp.float32)
+    pieces = jnp.split(noise, starts[1:-1])
+  else:
+    pieces = map(
+      functools.partial(draws.normal, key), starts, (x.shape for x in leaves)
+    )
   params = [
-    leaf.std * piece.reshape(leaf.shape)
+    _noise(leaf, piece)
     if leaf.std
     else jnp.full(leaf.shape, leaf.constant, jnp.float32)
     for leaf, piece in zip(leaves, pieces, strict=True)
   ]
   return jax.tree.unflatten(treedef, params)
+
+
+def _noise(weight: Weight, normal: Array) -> Array:
+  # No draw reaches the bound. It keeps the compiler from multiplying two factors
+  # first, which rounds to other numbers than without jit.
+  return weight.std * jax.lax.clamp(-9.0, normal.reshape(weight.shape), 9.0)
 
 
 def head(config: Config, params: Params) -> Array:

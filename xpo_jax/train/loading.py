@@ -36,7 +36,7 @@ from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
-from xpo_jax.sharding import distributed
+from xpo_jax.sharding import distributed, place
 from xpo_jax.types import Objective, Params
 
 Datasets = Mapping[str, Sequence[Record]]
@@ -244,7 +244,12 @@ def is_there(data: Data | Prompts | Evaluation) -> bool:
   return not isinstance(data.path, Configured)
 
 
-def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
+def start(
+  experiment: Experiment,
+  run_dir: Path,
+  loaded: Loaded,
+  mesh: jax.sharding.Mesh | None = None,
+) -> LoadedStart:
   """Loads the tokenizer and weights that an experiment's policy starts from.
 
   Args:
@@ -252,12 +257,14 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
     run_dir: directory for a tokenizer trained here, so that a resumed run has the
       same.
     loaded: records to train a tokenizer on.
+    mesh: on which weights are drawn or read, each shard where it is used; None: one
+      device draws them, the host reads them.
 
   Raises:
     ValueError: a directory without a tokenizer; `router_loss` without a router; a base
       that its adapters are not defined on.
   """
-  begin = _start(experiment, run_dir, loaded)
+  begin = _start(experiment, run_dir, loaded, mesh)
   lora.check_base(begin.config, experiment.adapter, begin.params["lm"])
   template = experiment.data.source.template.chat_template
   if template is not None:  # it is exported with the tokenizer
@@ -277,16 +284,25 @@ def start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
   return begin._replace(config=dataclasses.replace(begin.config, **changes))
 
 
-def _start(experiment: Experiment, run_dir: Path, loaded: Loaded) -> LoadedStart:
+def _start(
+  experiment: Experiment,
+  run_dir: Path,
+  loaded: Loaded,
+  mesh: jax.sharding.Mesh | None,
+) -> LoadedStart:
   begin, adapter = experiment.start, experiment.adapter
   if isinstance(begin, Scratch):
     tokenizer = _tokenizer(begin, run_dir, loaded)
     key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
-    params = {"lm": transformer.model(begin.model).init(key)}
-    return LoadedStart(begin.model, params, tokenizer)
+    model = transformer.model(begin.model)
+    if mesh is None:
+      lm = model.init(key)
+    else:
+      lm = place.init_params(mesh, model.init, model.logical_axes(), key)
+    return LoadedStart(begin.model, {"lm": lm}, tokenizer)
   if adapter is not None and adapter.continued:
     return _continued(begin, adapter)
-  return pretrained(begin)
+  return pretrained(begin, mesh)
 
 
 def _continued(begin: Pretrained, adapter: Adapter) -> LoadedStart:
@@ -335,13 +351,19 @@ def check_continued(
     )
 
 
-def pretrained(begin: Pretrained) -> LoadedStart:
+def pretrained(begin: Pretrained, mesh: jax.sharding.Mesh | None = None) -> LoadedStart:
   """Loads config, weights and tokenizer of a Hugging Face directory.
+
+  Args:
+    begin: the directory.
+    mesh: on which the weights are read, each shard where it is used; None: the host.
 
   Raises:
     ValueError: it has no tokenizer.
   """
-  checkpoint = hf_checkpoint.load(begin.directory, begin.compute_dtype, begin.remat)
+  checkpoint = hf_checkpoint.load(
+    begin.directory, begin.compute_dtype, begin.remat, mesh
+  )
   _check_tokenizer(checkpoint.tokenizer, begin.directory)
   return LoadedStart(*checkpoint, name=begin.directory)
 

@@ -320,14 +320,16 @@ def _memory(
   model = transformer.model(begin.config)
   adapter = experiment.adapter
   trained = lora.trainable_model(model, adapter)
-  chain = optim.transform(experiment.optimizer, trained.logical_axes())
+  precision, logical = experiment.precision, trained.logical_axes()
+  chain = optim.transform(experiment.optimizer, logical, precision.moments)
+  dtypes = state.lm_dtypes(precision, logical)
   ema = experiment.optimizer.ema is not None
   needed = aux_losses.joined(objective, aux.losses)
 
   def create(lm):
     head = heads.init_value_head(begin.config.width)
     params = state.with_heads(needed, {"lm": lm}, head)
-    return state.create(params, chain, objective.init(), jax.random.key(0), ema)
+    return state.create(params, chain, objective.init(), jax.random.key(0), ema, dtypes)
 
   lm = jax.eval_shape(lambda: begin.params["lm"])
   live = aux_losses.read_reference(objective, aux.losses)
@@ -352,6 +354,7 @@ def _memory(
     len(batches),
     adapter=adapter,
     aux_losses=aux.losses,
+    moments=experiment.precision.moments,
   )
   hparams = step.hparams(experiment.optimizer)
   make = functools.partial(jax.eval_shape, create)

@@ -103,7 +103,7 @@ def prepare(
   if loaded is None:
     loaded = loading.load(data, data, datasets, run_dir / loading.RECORDS)
   objective, build = experiment.objective.build(), experiment.objective.build
-  begin = loading.start(experiment, run_dir, loaded)
+  begin = loading.start(experiment, run_dir, loaded, mesh)
   model = transformer.model(begin.config)
   adapter = experiment.adapter
   trained = lora.trainable_model(model, adapter)
@@ -169,6 +169,7 @@ def prepare(
     shardings=shardings,
     adapter=adapter,
     aux_losses=aux.losses,
+    moments=experiment.precision.moments,
   )
   hparams = step.hparams(experiment.optimizer)
   sizes = _sizes(batches, first, frozen)

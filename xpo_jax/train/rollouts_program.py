@@ -216,7 +216,7 @@ def assemble(
   build = at_temperature(experiment.objective.build, data.temperature)
   if data.sampler_correction is not None:
     build = corrected(build, data.sampler_correction)
-  begin = loading.start(experiment, run_dir, loaded)
+  begin = loading.start(experiment, run_dir, loaded, mesh)
   model, adapter = transformer.model(begin.config), experiment.adapter
   models = {"policy": model, references.ROLE: model}
   trained, values = lora.trainable_model(model, adapter), None
@@ -295,6 +295,7 @@ def assemble(
       shardings=shardings,
       adapter=adapter,
       aux_losses=aux.losses,
+      moments=experiment.precision.moments,
     ),
     aux=aux,
     record=references.recorder(

@@ -145,6 +145,7 @@ def create(
   method_state: State,
   key: Array,
   ema: bool = False,
+  lm_dtypes: Params | None = None,
 ) -> TrainState:
   """Creates the state before the first step.
 
@@ -157,16 +158,38 @@ def create(
     optimizer: see `optim.transform`.
     method_state: `objective.init()`.
     key: typed PRNG key.
-    ema: keep a moving average of the weights.
+    ema: keep a moving average of the weights, in at least float32.
+    lm_dtypes: of the leaves of `params["lm"]` in memory; None: as they are.
   """
+  average = _average(params) if ema else None
+  opt_state = optimizer.init(params)  # of the dtypes before they are rounded
   params = jax.tree.map(jnp.copy, params)
+  if lm_dtypes is not None:
+    lm = jax.tree.map(lambda x, dtype: x.astype(dtype), params["lm"], lm_dtypes)
+    params = params | {"lm": lm}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=opt_state,
     method_state=jax.tree.map(jnp.array, method_state),
-    ema=jax.tree.map(jnp.copy, params) if ema else None,
+    ema=average,
     key=key,
+  )
+
+
+def _average(params: Params) -> Params:
+  return jax.tree.map(
+    lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32)), params
+  )
+
+
+def lm_dtypes(precision: optim.Precision, logical_axes: Params) -> Params | None:
+  """The dtypes of a decoder's trained parameters in memory; None: as they are."""
+  if precision.params == "float32":
+    return None
+  return jax.tree.map(
+    lambda matrix: jnp.dtype(precision.params if matrix else "float32"),
+    optim.matrices(logical_axes),
   )
 
 
@@ -179,6 +202,7 @@ def create_on(
   key: Array,
   ema: bool = False,
   critic: Model | None = None,
+  lm_dtypes: Params | None = None,
 ) -> tuple[TrainState, TrainState]:
   """Creates the state as `create`, every leaf on its devices of the mesh.
 
@@ -188,20 +212,42 @@ def create_on(
   Raises:
     ValueError: a parameter whose size the mesh does not divide.
   """
-  split = rules.param_shardings(mesh, axes(model, params, critic), params)
-  whole = rules.replicated(mesh)
-  make = functools.partial(create, optimizer=optimizer, ema=ema)
+  make = functools.partial(create, optimizer=optimizer, ema=ema, lm_dtypes=lm_dtypes)
   like = jax.eval_shape(make, params, method_state=method_state, key=key)
-  shardings = TrainState(
+  placed = shardings(mesh, model, like, optimizer, critic)
+  run = jax.jit(make, out_shardings=placed)
+  return run(params, method_state=method_state, key=key), placed
+
+
+def shardings(
+  mesh: jax.sharding.Mesh,
+  model: Model,
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  critic: Model | None = None,
+) -> TrainState:
+  """Shardings of a state on a mesh.
+
+  Args:
+    mesh: the devices.
+    model: what is trained (`lora.trainable_model`).
+    state: arrays or `jax.ShapeDtypeStruct`s.
+    optimizer: see `optim.transform`.
+    critic: of a separate critic, or None.
+
+  Raises:
+    ValueError: a parameter whose size the mesh does not divide.
+  """
+  split = rules.param_shardings(mesh, axes(model, state.params, critic), state.params)
+  whole = rules.replicated(mesh)
+  return TrainState(
     step=whole,
     params=split,
-    opt_state=place.optimizer_shardings(mesh, optimizer, params, split),
-    method_state=jax.tree.map(lambda _: whole, like.method_state),
-    ema=split if ema else None,
+    opt_state=place.optimizer_shardings(mesh, optimizer, state.params, split),
+    method_state=jax.tree.map(lambda _: whole, state.method_state),
+    ema=None if state.ema is None else split,
     key=whole,
   )
-  run = jax.jit(make, out_shardings=shardings)
-  return run(params, method_state=method_state, key=key), shardings
 
 
 def first(
@@ -237,14 +283,16 @@ def first(
   params = with_heads(objective, start, head)
   if critic is not None:
     params[CRITIC] = critic.params
-  optimizer = optim.transform(experiment.optimizer, trained.logical_axes())
+  precision, logical = experiment.precision, trained.logical_axes()
+  optimizer = optim.transform(experiment.optimizer, logical, precision.moments)
+  dtypes = lm_dtypes(precision, logical)
   method_state, key = objective.init(), jax.random.fold_in(root, 2)
   ema = experiment.optimizer.ema is not None
   if mesh is None:
-    return create(params, optimizer, method_state, key, ema), None
+    return create(params, optimizer, method_state, key, ema, dtypes), None
   model = None if critic is None else critic.model
   return create_on(
-    mesh, trained, params, optimizer, method_state, key, ema, critic=model
+    mesh, trained, params, optimizer, method_state, key, ema, model, dtypes
   )
 
 

@@ -46,6 +46,8 @@ Step = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 ABSENT = float("-inf")  # value of a metric without a row in the batch
 _TERM = "loss/"
+# Folded into a step's key for stochastic rounding.
+_MOMENTS, _PARAMS = jnp.uint32(0xFFFFFFFF), jnp.uint32(0xFFFFFFFE)
 # Names of the columns of K in metrics; other layouts average over them.
 _COLUMNS = {
   Layout.PAIR: ("chosen", "rejected"),
@@ -63,6 +65,7 @@ def make_step(
   shardings: TrainState | None = None,
   adapter: Adapter | None = None,
   aux_losses: Sequence[AuxLoss] = (),
+  moments: optim.Stored = "float32",
 ) -> Step:
   """Makes the jitted step `(state, frozen, batch, hyperparameters, aux_batches) ->
   (state, metrics)`.
@@ -86,6 +89,7 @@ def make_step(
     shardings: of the state on the mesh (`state.shardings`).
     adapter: trained adapter on the frozen role "base"; None: all weights are trained.
     aux_losses: further losses, each weighted and on its own batch; without state.
+    moments: dtype of the optimiser's state in memory (`optim.Precision`).
 
   Returns:
     The step. Metrics: `loss`, `loss/<term>`, the objective's own by name, those of
@@ -106,7 +110,7 @@ def make_step(
   # A user's own module need not name axes that are not read.
   trained = lora.trainable_model(models["policy"], adapter)
   axes = trained.logical_axes() if optimizer.weight_decay else None
-  chain = optim.transform(optimizer, axes)
+  chain = optim.transform(optimizer, axes, moments)
 
   def step(state, frozen, batch, hparams, aux_batches=None):
     objective = build(**hparams["objective"])
@@ -132,12 +136,15 @@ def make_step(
     if adapter is not None and adapter.l1:
       base = frozen[states.BASE]["lm"]
       grads, means = _sparse(adapter, base, state.params, grads, means)
-    updates, opt_state = chain.update(grads, state.opt_state, state.params)
+    grads = jax.tree.map(_wide, grads)
+    extra = {} if moments == "float32" else {"key": jax.random.fold_in(key, _MOMENTS)}
+    updates, opt_state = chain.update(grads, state.opt_state, state.params, **extra)
     share = optim.schedule(optimizer, steps, state.step)
     rate = hparams["learning_rate"] * share
     params = jax.tree.map(
-      lambda p, u: p - (rate * u).astype(p.dtype), state.params, updates
+      lambda p, u: _wide(p) - (rate * u).astype(_wide(p).dtype), state.params, updates
     )
+    params = optim.rounded(jax.random.fold_in(key, _PARAMS), params, state.params)
     state = state.replace(
       step=state.step + 1,
       params=params,
@@ -262,10 +269,14 @@ def gradient(
     grads, means = jax.grad(part_loss, has_aux=True)(params)
     return jax.tree.map(jnp.add, total, grads), means
 
-  zero = jax.tree.map(jnp.zeros_like, params)
+  zero = jax.tree.map(lambda x: jnp.zeros_like(_wide(x)), params)
   grads, means_M = jax.lax.scan(add, zero, (batch, rows))
   means = jax.tree.map(lambda x: x.sum(0), means_M)
   return grads, means | _padding(batch), state
+
+
+def _wide(x: Array) -> Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def weighted(

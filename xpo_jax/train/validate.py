@@ -45,16 +45,25 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
   Raises:
     ValueError: another number of devices; one device, and several processes.
   """
-  remaining = max(jax.device_count() // (shape.fsdp * shape.tensor), 1)
-  data = shape.data or remaining
-  if data * shape.fsdp * shape.tensor == 1:
-    if jax.process_count() > 1:
-      raise ValueError(
-        f"Experiment.mesh is one device for {jax.process_count()} processes; leave "
-        "MeshShape.data out, or start one process"
-      )
-    return None
-  return meshes.make_mesh(data, shape.fsdp, shape.tensor)
+  sizes = mesh_sizes(shape, jax.device_count())
+  if sizes != (1, 1, 1):
+    return meshes.make_mesh(*sizes)
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"Experiment.mesh is one device for {jax.process_count()} processes; leave "
+      "MeshShape.data out, or start one process"
+    )
+  return None
+
+
+def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
+  """Sizes of the axes data, fsdp and tensor on so many devices; the one that is None
+  takes the devices that the others leave, at least 1."""
+  if shape.fsdp is None:
+    data = shape.data or 1
+    return data, max(devices // (data * shape.tensor), 1), shape.tensor
+  remaining = max(devices // (shape.fsdp * shape.tensor), 1)
+  return shape.data or remaining, shape.fsdp, shape.tensor
 
 
 def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) -> None:
