@@ -184,6 +184,18 @@ def _parser() -> argparse.ArgumentParser:
     "--only", nargs="+", metavar="SERIES", help="run the cells of these series alone"
   )
   sub.add_argument("--seeds", type=int, help="in place of each table's number")
+  sub.add_argument(
+    "--world",
+    default="synthetic",
+    metavar="WORLD",
+    help="synthetic (the exact tables), or the directory of a chat model; smollm2 is "
+    "the one that experiments/fetch_smollm2.py makes",
+  )
+  sub.add_argument(
+    "--any-code",
+    action="store_true",
+    help="run only cells that no code has run; those there keep their commit",
+  )
   sub.add_argument("--results", type=Path, metavar="DIR", help="folder of results")
   sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")

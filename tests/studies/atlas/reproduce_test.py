@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.studies.atlas import cells, find_tables, pages, reproduce
+from xpo_jax.studies.atlas import cells, find_tables, pages, reproduce, worlds
 from xpo_jax.studies.atlas.cells import Cell
 from xpo_jax.studies.exact import bandits, sampling
 
@@ -54,7 +54,7 @@ def _table(method, **biases_of_series):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
   """A working directory with two tables that share cells."""
-  folder = tmp_path / "experiments" / find_tables.FOLDER
+  folder = tmp_path / "experiments" / worlds.FOLDERS[worlds.EXACT]
   folder.mkdir(parents=True)
   (folder / "lee_first.py").write_text(_table("first", labeller=(0.0, 3.0)))
   (folder / "lee_second.py").write_text(_table("second", labeller=(3.0, 5.0)))
@@ -191,7 +191,7 @@ def test_cells_of_arms_that_a_table_no_longer_has_are_left_out(home, capsys):
 def test_series_are_named_one_by_one_whatever_is_in_a_name(home, ran):
   count, _ = ran
   series = {"one, first": (0.0,), "labeller": (3.0,), "two": (5.0,)}
-  path = home.parent / find_tables.FOLDER / "lee_first.py"
+  path = home.parent / worlds.FOLDERS[worlds.EXACT] / "lee_first.py"
   path.write_text(_table("first", **series))
   assert cli.main(["reproduce", "first", "--only", "one, first", "two"]) == 0
   assert sorted(set(count)) == [(b, s) for b in (0.0, 5.0) for s in range(3)]
