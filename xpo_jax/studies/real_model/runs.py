@@ -29,7 +29,7 @@ from xpo_jax.train import metrics, references, run_directory
 from xpo_jax.types import Layout
 
 Labels = Literal["true", "flipped", "longer"]
-CANDIDATES = 8  # samples of a prompt, of which the best and the worst make a pair
+CANDIDATES = 4  # samples of a prompt, of which the best and the worst make a pair
 MIN_GAP = 0.3  # of their rewards
 PER_WORD = 0.05  # reward that the length-biased labeller adds for each word
 # Of a method on fresh samples, four of each prompt.
