@@ -192,6 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     "the one that experiments/fetch_smollm2.py makes",
   )
   sub.add_argument(
+    "--scale",
+    choices=("laptop", "paper"),
+    default="laptop",
+    help="paper: show the commands of the paper's own experiment, which has not been "
+    "run, and start them where the accelerators are; with --plan, show them",
+  )
+  sub.add_argument(
     "--any-code",
     action="store_true",
     help="run only cells that no code has run; those there keep their commit",

@@ -1,6 +1,7 @@
 """Writes the atlas: papers and verdicts, from `experiments/results/` alone."""
 
 import enum
+import functools
 import html
 import json
 import re
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.studies.atlas import pages
+from xpo_jax.studies.atlas import pages, paper_scale
 from xpo_jax.survey import table, taxonomy
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -187,6 +188,8 @@ def _row(one: Mapping[str, Any]) -> str:
     facts["Not finite"] = _plain("; ".join(one["not_finite"]))
   facts |= {
     "Command": f"``{one['command']}``",
+    "Command at paper scale": f"``xpo reproduce {name} --scale paper``, not run; "
+    f"{_cost_at_paper_scale(one['paper'])}",
     "Cost": f"{one['cells']} cells, {one['seconds']:g} s, {one['seeds']} seeds, "
     f"{', '.join(one['hardware'])}",
     "Commit": ", ".join(commit[:12] for commit in one["commits"]),
@@ -205,6 +208,16 @@ def _row(one: Mapping[str, Any]) -> str:
   inner = _indented("\n\n".join(body))
   classes = f".. container:: {_classes(one['paper'])}"
   return f".. _{_target(name)}:\n\n{classes}\n\n{inner}\n"
+
+
+@functools.cache
+def _cost_at_paper_scale(paper: str) -> str:
+  recipe = paper_scale.recipes()[paper]
+  if not recipe.commands:
+    return _plain(recipe.departs)
+  hours = sum(map(paper_scale.chip_hours, recipe.commands))
+  chips = f"{recipe.chips} x {paper_scale.CHIP}"
+  return f"{chips}, an estimate of at most {hours:,.1f} chip-hours"
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.atlas import cells, find_tables, pages, worlds
+from xpo_jax.studies.atlas import cells, find_tables, pages, paper_scale, worlds
 from xpo_jax.studies.atlas.cells import Line
 from xpo_jax.studies.atlas.table import Cell, Table
 from xpo_jax.train import progress
@@ -223,12 +223,15 @@ def main(args: Any) -> int:
 
   Raises:
     ValueError: neither a name nor `--all`, or both; `--check` or `--render`, which are
-      of whole tables, with each other, `--only`, `--seeds` or `--plan`; see `plan`,
+      of whole tables, with each other, `--only`, `--seeds`, `--any-code` or `--plan`;
+      `--scale paper` with a flag of cells, or without the accelerators; see `plan`,
       `rebuild` and `render`.
   """
   if bool(args.names) == args.all:
     known = "\n".join(f"  {name}" for name in find_tables.files(worlds.of(args.world)))
     raise ValueError(f"xpo reproduce NAME ..., or --all; tables:\n{known}")
+  if args.scale == "paper":
+    return _at_paper_scale(args)
   flags = ("check", "render", "only", "seeds", "plan", "any_code")
   given = [
     f"--{flag.replace('_', '-')}"
@@ -258,6 +261,24 @@ def main(args: Any) -> int:
     print("\n".join(wrong) if wrong else "every committed verdict holds")
     return 1 if wrong else 0
   _print(rebuild(plans, results, only=only), results)
+  return 0
+
+
+def _at_paper_scale(args: Any) -> int:
+  """Shows the recipes of the tables' papers, and runs them unless they are planned."""
+  given = [f for f in ("check", "render", "only", "seeds") if getattr(args, f)]
+  if given:
+    raise ValueError(f"--scale paper has no cells: leave out --{given[0]}")
+  tables = find_tables.named(args.names, worlds.of(args.world))
+  known = paper_scale.recipes()
+  recipes = [known[paper] for paper in dict.fromkeys(t.paper for t in tables.values())]
+  for recipe in recipes:
+    print("\n".join(paper_scale.lines(recipe)), flush=True)
+  if args.plan:
+    return 0
+  for recipe in recipes:
+    if code := paper_scale.run(recipe):
+      return code
   return 0
 
 

@@ -22,7 +22,8 @@ _SETTINGS = (
 )
 _PAIRS = (
   f"The best against the worst of {runs.CANDIDATES} of its own answers to each of 72 "
-  "questions; one pass, learning rate {{rate:g}}; other hyperparameters are the defaults."
+  "questions; one pass, learning rate {rate:g}; other hyperparameters are the "
+  "defaults."
 )
 _SAMPLES = (
   "Five iterations of 16 questions with 4 answers each, learning rate 3e-4; other "
