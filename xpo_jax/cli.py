@@ -324,7 +324,7 @@ def _compare(args, overrides) -> int | None:
 def _list(args, overrides) -> None:
   from xpo_jax import objectives
   from xpo_jax.studies import find_recipe
-  from xpo_jax.studies.atlas import find_tables
+  from xpo_jax.studies.atlas import find_tables, worlds
   from xpo_jax.survey import table
 
   del args, overrides
@@ -339,6 +339,10 @@ def _list(args, overrides) -> None:
     print()
   claims = {n: find_recipe.summary(path) for n, path in find_tables.files().items()}
   _table("claims of papers (xpo reproduce)", claims)
+  print()
+  files = find_tables.files(worlds.CHAT_MODEL).items()
+  claims = {name: find_recipe.summary(path) for name, path in files}
+  _table("claims on a chat model (xpo reproduce --world smollm2)", claims)
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

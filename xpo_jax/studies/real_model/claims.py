@@ -11,7 +11,7 @@ START = Arm("start", 0.0, cells.start, {"policy": worlds.SMOLLM2})
 REWARD, NATS, TOKENS = "VADER's compound", "nats", "tokens"
 LEARNING_RATE = 3e-4
 SMALL = (
-  "A model of 135M parameters, LoRA of rank 8, one seed, some six steps on about 70 "
+  "A model of 135M parameters, LoRA of rank 8, one seed, some six steps on about 65 "
   "pairs, or five iterations of 64 samples: it shows whether an effect can be seen "
   "there, not how methods rank on large models."
 )
@@ -22,8 +22,8 @@ _SETTINGS = (
 )
 _PAIRS = (
   f"The best against the worst of {runs.CANDIDATES} of its own answers to each of 72 "
-  "questions; one pass, learning rate {rate:g}; other hyperparameters are the "
-  "defaults."
+  f"questions, {runs.EPOCHS} passes, "
+  "learning rate {rate:g}; other hyperparameters are the defaults."
 )
 _SAMPLES = (
   "Five iterations of 16 questions with 4 answers each, learning rate 3e-4; other "

@@ -31,6 +31,7 @@ from xpo_jax.types import Layout
 Labels = Literal["true", "flipped", "longer"]
 CANDIDATES = 4  # samples of a prompt, of which the best and the worst make a pair
 MIN_GAP = 0.3  # of their rewards
+EPOCHS = 2  # over the pairs: some six steps
 PER_WORD = 0.05  # reward that the length-biased labeller adds for each word
 # Of a method on fresh samples, four of each prompt.
 ITERATIONS, PROMPTS_PER_ITERATION = 5, 16
@@ -117,7 +118,7 @@ def experiment(
     temperature=task.temperature,
     flipped=labels == "flipped",
   )
-  return tasks.on_records(objective, task, pairs, **changes)
+  return tasks.on_records(objective, task, pairs, epochs=EPOCHS, **changes)
 
 
 def _labeller(task: Task) -> Configured:
