@@ -239,6 +239,25 @@ def _parser() -> argparse.ArgumentParser:
     "--only", nargs="+", metavar="SERIES", help="run the cells of these series alone"
   )
   sub.add_argument("--seeds", type=int, help="in place of each table's number")
+  sub.add_argument(
+    "--world",
+    default="synthetic",
+    metavar="WORLD",
+    help="synthetic (the exact tables), or the directory of a chat model; smollm2 is "
+    "the one that experiments/fetch_smollm2.py makes",
+  )
+  sub.add_argument(
+    "--scale",
+    choices=("laptop", "paper"),
+    default="laptop",
+    help="paper: show the commands of the paper's own experiment, which has not been "
+    "run, and start them where the accelerators are; with --plan, show them",
+  )
+  sub.add_argument(
+    "--any-code",
+    action="store_true",
+    help="run only cells that no code has run; those there keep their commit",
+  )
   sub.add_argument("--results", type=Path, metavar="DIR", help="folder of results")
   sub = command("resume", _resume, "continue a run or a study, bit for bit")
   sub.add_argument("run_dir", type=Path, metavar="RUN")
@@ -362,7 +381,7 @@ def _compare(args, overrides) -> int | None:
 def _list(args, overrides) -> None:
   from xpo_jax import objectives
   from xpo_jax.studies import find_recipe
-  from xpo_jax.studies.atlas import find_tables
+  from xpo_jax.studies.atlas import find_tables, worlds
   from xpo_jax.survey import table
 
   del args, overrides
@@ -377,6 +396,10 @@ def _list(args, overrides) -> None:
     print()
   claims = {n: find_recipe.summary(path) for n, path in find_tables.files().items()}
   _table("claims of papers (xpo reproduce)", claims)
+  print()
+  files = find_tables.files(worlds.CHAT_MODEL).items()
+  claims = {name: find_recipe.summary(path) for name, path in files}
+  _table("claims on a chat model (xpo reproduce --world smollm2)", claims)
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

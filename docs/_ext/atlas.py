@@ -1,6 +1,7 @@
 """Writes the atlas: papers and verdicts, from `experiments/results/` alone."""
 
 import enum
+import functools
 import html
 import json
 import re
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.studies.atlas import pages
+from xpo_jax.studies.atlas import pages, paper_scale, worlds
 from xpo_jax.survey import table, taxonomy
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -27,7 +28,11 @@ out here, with 95 % intervals. ``xpo reproduce NAME`` rebuilds a row, ``xpo repr
 --all`` every one; each says what it cost. These worlds are small and exact: bandits,
 trees of a few tokens, games of a dozen completions. They show whether a claim follows
 from the method, not how methods rank on large models; each row says what its paper
-ran.
+ran, and ``xpo reproduce NAME --scale paper`` shows the commands of that.
+
+A second panel, on a chat model, shows whether an effect can be seen in a pretrained
+model of 135M parameters (``xpo reproduce NAME --world smollm2``), with intervals over
+held-out prompts.
 
 Values in the survey's 13 directions are a reconstruction, see :doc:`the_survey`.
 """
@@ -85,10 +90,23 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
   Args:
     found: findings, in the order of the page.
   """
+  on_chat = [one for one in found if _world(one) == worlds.CHAT_MODEL]
+  exact = [one for one in found if _world(one) == worlds.EXACT]
+  panels: dict[str, list[Mapping[str, Any]]] = {}
+  for one in on_chat:
+    panels.setdefault(one["paper"], []).append(one)
   parts = ["The atlas\n=========\n", _INTRODUCTION, _raw(_overview(found))]
-  parts += [_groups(found), *map(_row, found)]
+  parts.append(_groups(exact))
+  for one in exact:  # a paper's panels stand below the first of its rows
+    parts += [_row(one), *map(_panel, panels.pop(one["paper"], ()))]
+  parts += [_panel(one) for rest in panels.values() for one in rest]
   script = f"const VERDICTS = {json.dumps(VERDICTS)};{_SCRIPT}"
   return "\n".join([*parts, _raw(f"<script>{script}</script>")])
+
+
+def _world(one: Mapping[str, Any]) -> str:
+  """The world of a finding; an exact table's names none."""
+  return one.get("world", worlds.EXACT)
 
 
 def _overview(found: Sequence[Mapping[str, Any]]) -> str:
@@ -121,7 +139,7 @@ def _overview(found: Sequence[Mapping[str, Any]]) -> str:
     lines.append(
       f'<tr class="{_classes(one["paper"])}" data-verdict="{one["verdict"]}">'
       f'<td><a href="#{_target(name)}">{html.escape(one["paper"])}</a>'
-      f"<br><small>{name}</small></td>{marks}</tr>"
+      f"<br><small>{name}{_of_world(one)}</small></td>{marks}</tr>"
     )
   for paper in table.PAPERS:
     if paper.section and paper.name not in rebuilt:
@@ -131,6 +149,10 @@ def _overview(found: Sequence[Mapping[str, Any]]) -> str:
         f'<td colspan="{len(VERDICTS)}">not yet rebuilt</td></tr>'
       )
   return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _of_world(one: Mapping[str, Any]) -> str:
+  return "" if _world(one) == worlds.EXACT else ", on a chat model"
 
 
 def _groups(found: Sequence[Mapping[str, Any]]) -> str:
@@ -171,8 +193,18 @@ def _values(paper: str, code: str) -> frozenset[enum.Enum]:
   return row.cells[code].values if code in row.cells else frozenset()
 
 
-def _row(one: Mapping[str, Any]) -> str:
-  """A claim, its predictions, figure, cost and command."""
+def _panel(one: Mapping[str, Any]) -> str:
+  """A claim on a chat model."""
+  return _row(one, what=f"{one['paper']}, on a chat model")
+
+
+def _row(one: Mapping[str, Any], what: str = "") -> str:
+  """A claim, its predictions, figure, cost and command.
+
+  Args:
+    one: the finding.
+    what: heads it; "": the paper.
+  """
   name = one["table"]
   say = {key: _plain(one[key]) for key in ("claim", "where", "see", *_FACTS)}
   predictions = [
@@ -187,12 +219,18 @@ def _row(one: Mapping[str, Any]) -> str:
     facts["Not finite"] = _plain("; ".join(one["not_finite"]))
   facts |= {
     "Command": f"``{one['command']}``",
-    "Cost": f"{one['cells']} cells, {one['seconds']:g} s, {one['seeds']} seeds, "
+    "Cost": f"{one['cells']} cells, {one['seconds']:g} s, {one['seeds']} "
+    f"seed{'s' * (one['seeds'] > 1)}, "
     f"{', '.join(one['hardware'])}",
     "Commit": ", ".join(commit[:12] for commit in one["commits"]),
   }
+  if _world(one) == worlds.EXACT:
+    facts["Command at paper scale"] = (
+      f"``xpo reproduce {name} --scale paper``, not run; "
+      f"{_cost_at_paper_scale(one['paper'])}"
+    )
   body = [
-    f".. rubric:: {one['paper']}: {one['verdict']}",
+    f".. rubric:: {what or one['paper']}: {one['verdict']}",
     f"{say['claim']} (`{one['arxiv']} <{address}>`__, {say['where']}; survey "
     f"{one['section'] or 'does not discuss it'})",
     ".. list-table::\n   :header-rows: 1\n   :widths: 40 18 27 15\n\n"
@@ -205,6 +243,16 @@ def _row(one: Mapping[str, Any]) -> str:
   inner = _indented("\n\n".join(body))
   classes = f".. container:: {_classes(one['paper'])}"
   return f".. _{_target(name)}:\n\n{classes}\n\n{inner}\n"
+
+
+@functools.cache
+def _cost_at_paper_scale(paper: str) -> str:
+  recipe = paper_scale.recipes()[paper]
+  if not recipe.commands:
+    return _plain(recipe.departs)
+  hours = sum(map(paper_scale.chip_hours, recipe.commands))
+  chips = f"{recipe.chips} x {paper_scale.CHIP}"
+  return f"{chips}, an estimate of at most {hours:,.1f} chip-hours"
 
 
 def _plain(text: str) -> str:

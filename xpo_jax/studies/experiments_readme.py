@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.atlas import pages
+from xpo_jax.studies.atlas import pages, worlds
+from xpo_jax.studies.atlas.worlds import World
 
 ROOT = Path(__file__).parents[2] / "experiments"
 README, RESULTS = "README.md", "results"
@@ -42,7 +43,7 @@ what to expect, where it departs from the paper, and which result to show here;
 True rewards are VADER's compound on synthetic reviews, of a model of some 170 thousand
 parameters, where nothing else is said. `make docs` writes this page from the headers.
 """
-_CLAIMS = """
+_EXACT_CLAIMS = """
 ## Claims in exact worlds
 
 `papers/*.py` state what a paper claims, what would count as contrary, and what is run:
@@ -53,6 +54,18 @@ verdict and a figure, and the documentation has them all on one page, the atlas.
 | paper | file | command | verdict | what decides, mean [95 %] over seeds |
 |---|---|---|---|---|
 """
+_CHAT_CLAIMS = """
+## Claims on a chat model
+
+`papers/chat_model/*.py` test claims on SmolLM2-135M-Instruct with LoRA, on the
+sentiment of its own answers: small, one seed, intervals over held-out prompts.
+`fetch_smollm2.py smollm2` makes the model, `xpo reproduce NAME --world smollm2`
+rebuilds a table.
+
+| paper | file | command | verdict | what decides, mean [95 %] over prompts |
+|---|---|---|---|---|
+"""
+_CLAIMS = {worlds.EXACT: _EXACT_CLAIMS, worlds.CHAT_MODEL: _CHAT_CLAIMS}
 
 
 class PaperRow(NamedTuple):
@@ -88,19 +101,23 @@ def text(root: Path = ROOT) -> str:
 
 
 def _claims(root: Path) -> str:
-  """The tables of claims with their findings; nothing where there are none."""
+  """The tables of claims with their findings, of each world that has some."""
   found = [
     pages.read(path.parent) for path in root.glob(f"{RESULTS}/*/{pages.FINDING}")
   ]
-  lines = [(one["paper"], one["table"], _claim(one)) for one in found]
-  return _CLAIMS + "".join(line for _, _, line in sorted(lines)) if lines else ""
+  text = ""
+  for world, head in _CLAIMS.items():
+    own = [one for one in found if one.get("world", worlds.EXACT) == world]
+    lines = sorted((one["paper"], one["table"], _claim(one, world)) for one in own)
+    text += head + "".join(line for _, _, line in lines) if lines else ""
+  return text
 
 
-def _claim(one: Mapping[str, Any]) -> str:
+def _claim(one: Mapping[str, Any], world: World) -> str:
   name, decides = one["table"], one["predictions"]
   cells = [
     f"{one['paper']}, [{one['arxiv']}](https://arxiv.org/abs/{one['arxiv']})",
-    f"[{name}](papers/{name}.py)",
+    f"[{name}]({worlds.FOLDERS[world]}/{name}.py)",
     f"`{one['command']}`",
     one["verdict"],
     "; ".join(f"{x['text']}: {pages.value(x)} ({x['verdict']})" for x in decides),

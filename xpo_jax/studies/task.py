@@ -59,6 +59,7 @@ class Task:
     adapter: what is trained after SFT; None: every weight.
     eval_prompts: number of held-out prompts for evaluation.
     eval_samples: completions of each.
+    eval_batch: held-out prompts that are sampled and scored at once; None: all of them.
     seeds: seeds of samples, order and evaluation; SFT is shared.
   """
 
@@ -84,6 +85,7 @@ class Task:
   adapter: Adapter | None = None
   eval_prompts: int = 128
   eval_samples: int = 4
+  eval_batch: int | None = None
   seeds: tuple[int, ...] = (0, 1, 2)
 
   def __post_init__(self):

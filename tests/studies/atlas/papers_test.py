@@ -7,17 +7,22 @@ from pathlib import Path
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.studies.atlas import cells, find_tables, pages
+from xpo_jax.studies.atlas import cells, find_tables, pages, worlds
 
 RESULTS = Path(__file__).parents[3] / "experiments" / "results"
 NAMES = list(find_tables.files())
+# Of a chat model's tables those that were run.
+ON_CHAT = find_tables.files(worlds.CHAT_MODEL)
+FILES = find_tables.files() | {
+  name: path for name, path in ON_CHAT.items() if (RESULTS / name).exists()
+}
 # Seconds from scratch, should their code have changed since.
 SMALL = ("lee2023_position", "munos2023_last_iterate", "richemond2024_fixed_point")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_committed_pages_are_what_the_committed_cells_say(name):
-  table = find_tables.load(find_tables.files()[name])
+  table = find_tables.load(FILES[name])
   lines = cells.read(RESULTS / name / cells.FILE)
   rendered = pages.files(name, table, lines)
   committed = {
@@ -30,7 +35,7 @@ def test_committed_pages_are_what_the_committed_cells_say(name):
 
 
 def test_committed_folders_are_those_of_tables():
-  assert {path.parent.name for path in RESULTS.glob(f"*/{pages.FINDING}")} == set(NAMES)
+  assert {path.parent.name for path in RESULTS.glob(f"*/{pages.FINDING}")} == set(FILES)
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +61,15 @@ def test_page_of_planted_failures_is_what_the_summary_says(plants):
 def test_check_holds_on_small_tables(capsys):
   assert cli.main(["reproduce", *SMALL, "--check"]) == 0
   assert "every committed verdict holds" in capsys.readouterr().out
+
+
+def test_tables_on_a_chat_model_name_ten_methods_and_no_table_of_another_world():
+  assert not ON_CHAT.keys() & set(NAMES)
+  tables = [find_tables.load(path) for path in ON_CHAT.values()]
+  assert {table.method for table in tables} >= {
+    *("dpo", "ipo", "simpo", "kto", "orpo", "r_dpo", "tdpo2"),
+    *("rloo", "grpo", "online_dpo"),
+  }
+  for table in tables:
+    assert table.world == worlds.CHAT_MODEL
+    assert {arm.settings["policy"] for arm in table.arms} == {worlds.SMOLLM2}

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.studies.atlas import cells, find_tables, pages, reproduce
+from xpo_jax.studies.atlas import cells, find_tables, pages, reproduce, worlds
 from xpo_jax.studies.atlas.cells import Cell
 from xpo_jax.studies.exact import bandits, sampling
+from xpo_jax.studies.real_model import cells as chat_cells
 
 TABLE = '''
 """A table of two small arms."""
@@ -54,7 +55,7 @@ def _table(method, **biases_of_series):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
   """A working directory with two tables that share cells."""
-  folder = tmp_path / "experiments" / find_tables.FOLDER
+  folder = tmp_path / "experiments" / worlds.FOLDERS[worlds.EXACT]
   folder.mkdir(parents=True)
   (folder / "lee_first.py").write_text(_table("first", labeller=(0.0, 3.0)))
   (folder / "lee_second.py").write_text(_table("second", labeller=(3.0, 5.0)))
@@ -191,7 +192,7 @@ def test_cells_of_arms_that_a_table_no_longer_has_are_left_out(home, capsys):
 def test_series_are_named_one_by_one_whatever_is_in_a_name(home, ran):
   count, _ = ran
   series = {"one, first": (0.0,), "labeller": (3.0,), "two": (5.0,)}
-  path = home.parent / find_tables.FOLDER / "lee_first.py"
+  path = home.parent / worlds.FOLDERS[worlds.EXACT] / "lee_first.py"
   path.write_text(_table("first", **series))
   assert cli.main(["reproduce", "first", "--only", "one, first", "two"]) == 0
   assert sorted(set(count)) == [(b, s) for b in (0.0, 5.0) for s in range(3)]
@@ -323,6 +324,95 @@ def test_digest_is_of_settings_seed_and_code(monkeypatch):
   cells.digest(Cell(bandits.pairs, pairs, 0))
   cells._code.cache_clear()
   assert files == [["xpo_jax.studies.exact.bandits", "xpo_jax.objectives._dpo"]]
+
+
+CHAT_TABLE = '''
+"""The start of a chat model."""
+
+import dataclasses
+
+from xpo_jax.studies.atlas import table, worlds
+from xpo_jax.studies.atlas.table import ABOVE, Plot, Prediction, Table
+from xpo_jax.studies.real_model import claims
+
+TABLE = Table(
+  paper="DPO",
+  method="dpo",
+  claim="It is glad.",
+  where="nowhere",
+  design="Samples.",
+  contrary="It is not.",
+  departs="Small.",
+  arms=(claims.START,),
+  predictions=(
+    Prediction("reward", "of 1", table.metric("reward", ("start", None)), ABOVE),
+  ),
+  plot=Plot("kl", "reward", "nats", "reward", "A point."),
+  seeds=1,
+  world=worlds.CHAT_MODEL,
+)
+'''
+
+
+@pytest.fixture
+def chat(home, monkeypatch):
+  """A working directory with a table on a chat model; the models that were judged."""
+  folder = home.parent / worlds.FOLDERS[worlds.CHAT_MODEL]
+  folder.mkdir()
+  (folder / "glad_chat.py").write_text(CHAT_TABLE)
+  judged = []
+
+  def reference_draws(policy, seed):
+    judged.append((policy, seed))
+    return 1.0 if policy == worlds.SMOLLM2 else -1.0
+
+  monkeypatch.setattr(chat_cells, "_study", lambda policy: policy)
+  monkeypatch.setattr(chat_cells.arms, "reference_draws", reference_draws)
+  monkeypatch.setattr(
+    chat_cells,
+    "_measures",
+    lambda sign: {"reward": [sign * x for x in (1.0, 2.0, 3.0)], "kl": [0.0] * 3},
+  )
+  return home, judged
+
+
+def test_world_of_a_chat_model_has_tables_of_its_own(chat, capsys):
+  results, judged = chat
+  command = ["reproduce", "glad_chat", "--world"]
+  assert cli.main([*command, worlds.SMOLLM2]) == 0
+  assert cli.main([*command, worlds.SMOLLM2]) == 0
+  assert judged == [(worlds.SMOLLM2, 0)]
+  found = pages.read(results / "glad_chat")
+  assert (found["world"], found["verdict"]) == (worlds.CHAT_MODEL, "agrees")
+  assert found["command"] == "xpo reproduce glad_chat --world smollm2"
+  assert found["predictions"][0]["mean"] == 2
+  page = (results / "glad_chat" / pages.MARKDOWN).read_text()
+  assert "Mean [95 %] over 3 held-out prompts and 1 seed." in page
+  assert cli.main(["reproduce", "glad_chat"]) == 2
+  assert "no table 'glad_chat'" in capsys.readouterr().err
+
+
+def test_another_chat_model_is_every_arms_and_has_results_of_its_own(chat):
+  results, judged = chat
+  assert cli.main(["reproduce", "glad_chat", "--world", "models/other"]) == 0
+  assert judged == [("models/other", 0)]
+  own = results.parents[1] / "runs" / "results" / "other" / "glad_chat"
+  assert pages.read(own)["verdict"] == "contrary"
+  assert not (results / "glad_chat").exists()
+
+
+def test_cells_of_any_code_are_taken_where_that_is_asked_for(chat):
+  results, judged = chat
+  command = ["reproduce", "glad_chat", "--world", worlds.SMOLLM2]
+  assert cli.main(command) == 0
+  path = results / "glad_chat" / cells.FILE
+  (line,) = cells.read(path)
+  cells.write(path, [line | {"digest": "of older code", "commit": "older"}])
+  assert cli.main([*command, "--any-code"]) == 0
+  assert len(judged) == 1
+  assert pages.read(results / "glad_chat")["commits"] == ["older"]
+  assert cli.main(command) == 0
+  assert len(judged) == 2
 
 
 @pytest.mark.parametrize("name", ["RLAIF (Google)", "2309.00267"])

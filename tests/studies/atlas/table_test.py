@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from xpo_jax.studies.atlas import table
+from xpo_jax.studies.atlas import table, worlds
 from xpo_jax.studies.atlas.table import (
   ABOVE,
   BELOW,
@@ -159,3 +159,28 @@ def test_table_refuses(change, message):
   one = Prediction("x", "", lambda results: SEEDS, ABOVE)
   with pytest.raises(ValueError, match=message):
     make(**({"predictions": (one,)} | change))
+
+
+def test_metrics_of_prompts_are_paired_and_their_interval_is_over_prompts():
+  rng = np.random.default_rng(0)
+  start_P = rng.normal(size=60)
+  gain_P = rng.normal(0.3, 0.5, size=60)
+  arms = [Arm(name, 0.0, sampling.position_bias, {}) for name in ("start", "DPO")]
+  metrics = [[{"reward": list(start_P)}], [{"reward": list(start_P + gain_P)}]]
+  gap = table.gap("reward", ("DPO", None), ("start", None))
+  one = Prediction("gain", "", gap, ABOVE)
+  (outcome,) = table.judge(make((one,)), Results(arms, metrics))
+  assert outcome.interval.units == 60
+  assert outcome.interval.mean == pytest.approx(gain_P.mean())
+  half = stats.t.ppf(0.975, 59) * stats.sem(gain_P)
+  assert outcome.interval.high - outcome.interval.low == pytest.approx(
+    2 * half, rel=0.15
+  )
+  assert outcome.verdict is Verdict.AGREES
+
+
+def test_one_seed_is_enough_for_held_out_prompts_alone():
+  one = Prediction("x", "", lambda results: SEEDS, ABOVE)
+  make((one,), seeds=1, world=worlds.CHAT_MODEL)
+  with pytest.raises(ValueError, match="seeds is 1; an interval needs 2"):
+    make((one,), seeds=1)

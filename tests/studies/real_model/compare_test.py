@@ -101,11 +101,3 @@ def test_second_run_trains_nothing_and_finds_the_same(study, monkeypatch):
   monkeypatch.setattr(loop, "train", refuse)
   assert recipe.run(settings, run_dir) == code
   assert read(run_dir) == before
-
-
-def test_table_of_methods_lists_a_run_of_each():
-  recipe = find_recipe.load("real_methods", ["policy=policy"])
-  listed = recipe.arms(recipe.experiment)
-  assert len(listed) == 10
-  names = {run.objective.name for run in listed.values()}
-  assert {"dpo", "simpo", "kto", "tdpo2", "rloo", "online_dpo"} <= names

@@ -1,14 +1,15 @@
 """Runs on a chat model's own samples: which pairs, which data, which measures."""
 
+import numpy as np
 import pytest
 
 from xpo_jax.config.data import Data, Prompts
 from xpo_jax.config.experiment import Rollouts
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.data import records, split
-from xpo_jax.data.records import Pair
 from xpo_jax.evaluation.bootstrap import Interval
-from xpo_jax.studies.multistage import preference_pairs
+from xpo_jax.feedback.protocol import Scores
+from xpo_jax.studies.multistage import samples
 from xpo_jax.studies.multistage.arm_table import ArmRow
 from xpo_jax.studies.real_model import compare, opinions, runs
 
@@ -25,36 +26,57 @@ def test_every_portion_has_the_prompts_that_the_task_asks_for():
 
 
 @pytest.fixture
-def ranked(monkeypatch):
-  """Replaces the ranking of samples by three pairs, two of them with a cut text."""
-  pairs = [
-    Pair("whole", "p", "good", "bad"),
-    Pair("chosen is cut", "p", records.Cut("good and"), "bad"),
-    Pair("rejected is cut", "p", "good", records.Cut("bad and")),
-  ]
-  monkeypatch.setattr(preference_pairs, "ranked", lambda *_, **__: pairs)
+def sampled(monkeypatch):
+  """Replaces the samples of two prompts; the reward is a completion's length."""
+  cut = records.Cut("the longest of all, but cut")
+  texts = (("long enough", "bb", cut, "c"), ("dd", "ddd", "dddd", "ddddd"))
+  found = samples.Sampled(("p", "q"), texts)
+  monkeypatch.setattr(samples, "texts_of", lambda *_: ["p", "q"])
+  monkeypatch.setattr(samples, "sample", lambda *_, **__: found)
+  monkeypatch.setattr(runs, "MIN_GAP", 4.0)
 
 
 def own_pairs(**changes):
   return runs.own_pairs(
     "policy",
     Prompts("prompts"),
-    None,
+    lambda prompts, texts: Scores(np.array([len(text) for text in texts], np.float32)),
     max_completion_tokens=4,
-    num_prompts=1,
+    num_prompts=2,
     seed=0,
     temperature=1.0,
     **changes,
   )
 
 
-def test_pairs_with_a_cut_completion_are_left_out(ranked):
-  assert [pair.uid for pair in own_pairs()] == ["whole"]
+def test_pair_is_of_best_and_worst_that_ended_where_they_are_far_apart(sampled):
+  (pair,) = own_pairs()
+  assert (pair.prompt, pair.chosen, pair.rejected) == ("p", "long enough", "c")
 
 
-def test_flipped_labels_call_the_worse_one_chosen(ranked):
-  (true,), (flipped,) = own_pairs(), own_pairs(labels="flipped")
+def test_flipped_labels_call_the_worse_one_chosen(sampled):
+  (true,), (flipped,) = own_pairs(), own_pairs(flipped=True)
   assert (flipped.chosen, flipped.rejected) == (true.rejected, true.chosen)
+
+
+def test_length_biased_labeller_adds_to_the_reward_for_each_word():
+  run = runs.experiment(ObjectiveConfig("dpo"), TASK, seed=0, labels="longer")
+  score = run.data.path.arguments["reward"].build()
+  good, bad, long = score(["p"] * 3, ["great", "awful", "awful " * 50]).value_N
+  assert good > bad
+  assert long > good
+
+
+def test_runs_on_the_same_pairs_share_the_references_log_probs(tmp_path):
+  def cache(name, labels="true"):
+    config = ObjectiveConfig(name)
+    run = runs.experiment(config, TASK, seed=0, labels=labels, store=tmp_path)
+    return run.data.reference_cache
+
+  assert cache("dpo") == cache("ipo") == cache("r_dpo")
+  others = {cache("dpo"), cache("dpo", "flipped"), cache("dpo", "longer"), cache("kto")}
+  assert len(others) == 4
+  assert cache("simpo") is cache("tdpo2") is None  # no reference; live in the step
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "sft"])

@@ -1,7 +1,7 @@
 """Finds tables: files with a value `TABLE` in `experiments/papers/`.
 
-As recipes, they are those of the working directory, and of the checkout or the
-installed package.
+Those on a chat model are in a folder of their own there (`worlds.FOLDERS`). As recipes,
+tables are those of the working directory, and of the checkout or the installed package.
 """
 
 import difflib
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xpo_jax.studies import find_recipe
+from xpo_jax.studies.atlas import worlds
+from xpo_jax.studies.atlas.worlds import World
 
 if TYPE_CHECKING:
   from xpo_jax.studies.atlas.table import Table
 
-FOLDER = "papers"
 
-
-def files() -> dict[str, Path]:
-  """The file of each table, by name; the working directory's come first."""
+def files(world: World = worlds.EXACT) -> dict[str, Path]:
+  """The file of each table of a world, by name; the working directory's come first."""
   found: dict[str, Path] = {}
   for directory in (Path.cwd() / "experiments", find_recipe.SHIPPED):
-    for path in sorted((directory / FOLDER).glob("[!_]*.py")):
+    for path in sorted((directory / worlds.FOLDERS[world]).glob("[!_]*.py")):
       found.setdefault(path.stem, path)
   return dict(sorted(found.items()))
 
@@ -45,16 +45,17 @@ def load(path: Path) -> "Table":
   return table
 
 
-def named(names: Sequence[str]) -> "dict[str, Table]":
+def named(names: Sequence[str], world: World = worlds.EXACT) -> "dict[str, Table]":
   """The tables that names mean: of a file, of a method, of a paper, or its number.
 
   Args:
     names: "azar2023_deterministic", "ipo", "IPO" or "2310.12036"; none: every table.
+    world: of the tables.
 
   Raises:
     ValueError: a name that means no table; suggests the nearest.
   """
-  tables = {name: load(path) for name, path in files().items()}
+  tables = {name: load(path) for name, path in files(world).items()}
   if not names:
     return tables
   meant: dict[str, list[str]] = {}

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from xpo_jax.data import sealed_files
-from xpo_jax.evaluation import bootstrap
 from xpo_jax.evaluation.bootstrap import Interval
 from xpo_jax.report import html, line_chart
-from xpo_jax.studies.atlas import cells
+from xpo_jax.studies.atlas import cells, worlds
 from xpo_jax.studies.atlas import table as tables
 from xpo_jax.studies.atlas.table import Outcome, Plot, Results, Table
 from xpo_jax.survey import table as survey_table
@@ -71,7 +70,9 @@ def finding(name: str, table: Table, lines: Sequence[Line]) -> dict[str, Any]:
   row = table.row
   own = [line for arm in cells.of_table(table, lines) for line in arm]
   unique = {line["digest"]: line for line in own}.values()
-  return {
+  # An exact table's finding names no world: those are most, and were first.
+  world = {} if table.world == worlds.EXACT else {"world": table.world}
+  return world | {
     "table": name,
     "method": table.method,
     "paper": table.paper,
@@ -89,7 +90,7 @@ def finding(name: str, table: Table, lines: Sequence[Line]) -> dict[str, Any]:
     "verdict": tables.verdict(outcomes).value,
     "see": table.plot.see,
     "figure": table.plot.y_label,
-    "command": f"xpo reproduce {name}",
+    "command": f"xpo reproduce {name}{worlds.FLAGS[table.world]}",
     "cells": len(unique),
     "seeds": table.seeds,
     "seconds": round(sum(line["seconds"] for line in unique), 1),
@@ -140,8 +141,16 @@ def arms_table(table: Table, results: Results) -> html.Table:
     rows.append([series, float(strength), *shown])
   measured = ([plot.x_label] if plot.x is not None else []) + [plot.y_label]
   strength = "strength" if plot.x is not None else plot.x_label
-  caption = f"Mean [95 %] over {table.seeds} seeds. {plot.see}"
+  caption = f"Mean [95 %] over {_units(table, results)}. {plot.see}"
   return html.Table(["arm", strength, *measured], rows, caption)
+
+
+def _units(table: Table, results: Results) -> str:
+  """What the intervals are over."""
+  seeds = f"{table.seeds} seed" + "s" * (table.seeds > 1)
+  series, strength = results.arms()[0]
+  x = results.metric(series, table.plot.y, strength)
+  return seeds if x.ndim == 1 else f"{x.shape[1]} held-out prompts and {seeds}"
 
 
 def latex(found: Mapping[str, Any]) -> str:
@@ -233,11 +242,11 @@ def _across(results: Results, plot: Plot, series: str, strength: float) -> Inter
   return _mean(np.log10(x_S) if plot.log_x else x_S)
 
 
-def _mean(x_S: np.ndarray) -> Interval:
-  """Mean and interval over the seeds; NaN where a seed has no finite number."""
-  if not np.isfinite(x_S).all():
-    return Interval(math.nan, math.nan, math.nan, math.nan, x_S.size)
-  return bootstrap.t_interval(x_S)
+def _mean(x: np.ndarray) -> Interval:
+  """Mean and interval (`table.interval`); NaN where a seed has no finite number."""
+  if not np.isfinite(x).all():
+    return Interval(math.nan, math.nan, math.nan, math.nan, x.size)
+  return tables.interval(x)
 
 
 def _rounded(x: float) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.studies import find_recipe
-from xpo_jax.studies.atlas import cells, find_tables, pages
+from xpo_jax.studies.atlas import cells, find_tables, pages, paper_scale, worlds
 from xpo_jax.studies.atlas.cells import Line
 from xpo_jax.studies.atlas.table import Cell, Table
 from xpo_jax.train import progress
@@ -40,14 +40,26 @@ class Plan(NamedTuple):
     return {key: cell for key, cell in self.cells.items() if key not in self.there}
 
 
-def default_results() -> Path:
-  """The folder of results: of a checkout, or `runs/results` elsewhere."""
+def default_results(world: str = worlds.EXACT) -> Path:
+  """The folder of results: of a checkout, or `runs/results` elsewhere and of a chat
+  model that none is committed of.
+
+  Args:
+    world: as `--world`.
+  """
   own = Path("experiments") / "results"
+  if world not in (worlds.EXACT, worlds.SMOLLM2):
+    return Path("runs") / "results" / Path(world).name
   return own if own.is_dir() else Path("runs") / "results"
 
 
 def plan(
-  names: Sequence[str], results: Path, *, seeds: int | None = None
+  names: Sequence[str],
+  results: Path,
+  *,
+  seeds: int | None = None,
+  world: str = worlds.EXACT,
+  any_code: bool = False,
 ) -> dict[str, Plan]:
   """Compares tables with the cells that results hold.
 
@@ -55,18 +67,35 @@ def plan(
     names: see `find_tables.named`.
     results: the folder; the package's own results are read too.
     seeds: number of seeds in place of the tables' own.
+    world: as `--world`; a chat model's directory is that of every arm.
+    any_code: count cells as there whatever the code that they were run by.
 
   Raises:
-    ValueError: no such table; fewer than 2 seeds.
+    ValueError: no such table; too few seeds.
   """
   there = cells.cached(results, find_recipe.SHIPPED / "results")
+  of_any_code = {cells.identity(line): line for line in there.values()}
   plans = {}
-  for name, table in find_tables.named(names).items():
+  for name, table in find_tables.named(names, worlds.of(world)).items():
     if seeds is not None:
       table = dataclasses.replace(table, seeds=seeds)
+    if worlds.of(world) == worlds.CHAT_MODEL:
+      table = _on_model(table, world)
     wanted = {cells.digest(cell): cell for arm in table.cells() for cell in arm}
-    plans[name] = Plan(table, wanted, {k: there[k] for k in wanted if k in there})
+    own = {key: there[key] for key in wanted if key in there}
+    if any_code:
+      lines = {key: of_any_code.get(cells.identity(x)) for key, x in wanted.items()}
+      own = {key: line for key, line in lines.items() if line is not None} | own
+    plans[name] = Plan(table, wanted, own)
   return plans
+
+
+def _on_model(table: Table, directory: str) -> Table:
+  """A table whose arms start from a chat model."""
+  arms = [
+    arm._replace(settings={**arm.settings, "policy": directory}) for arm in table.arms
+  ]
+  return dataclasses.replace(table, arms=tuple(arms))
 
 
 def plan_lines(
@@ -158,13 +187,16 @@ def check(
   return wrong
 
 
-def render(names: Sequence[str], results: Path) -> dict[str, Any]:
+def render(
+  names: Sequence[str], results: Path, *, world: str = worlds.EXACT
+) -> dict[str, Any]:
   """Writes tables' pages anew from the cells in their folders, of whatever code, with
   as many seeds as the finding there.
 
   Args:
     names: see `find_tables.named`.
     results: the folder of results.
+    world: see `plan`.
 
   Returns:
     Table -> finding.
@@ -173,7 +205,9 @@ def render(names: Sequence[str], results: Path) -> dict[str, Any]:
     ValueError: no such table; a folder lacks cells of its table.
   """
   findings = {}
-  for name, table in find_tables.named(names).items():
+  for name, table in find_tables.named(names, worlds.of(world)).items():
+    if worlds.of(world) == worlds.CHAT_MODEL:
+      table = _on_model(table, world)
     folder = results / name
     if before := pages.read(folder):
       table = dataclasses.replace(table, seeds=before["seeds"])
@@ -189,22 +223,35 @@ def main(args: Any) -> int:
 
   Raises:
     ValueError: neither a name nor `--all`, or both; `--check` or `--render`, which are
-      of whole tables, with each other, `--only`, `--seeds` or `--plan`; see `plan`,
+      of whole tables, with each other, `--only`, `--seeds`, `--any-code` or `--plan`;
+      `--scale paper` with a flag of cells, or without the accelerators; see `plan`,
       `rebuild` and `render`.
   """
   if bool(args.names) == args.all:
-    known = "\n".join(f"  {name}" for name in find_tables.files())
+    known = "\n".join(f"  {name}" for name in find_tables.files(worlds.of(args.world)))
     raise ValueError(f"xpo reproduce NAME ..., or --all; tables:\n{known}")
-  flags = ("check", "render", "only", "seeds", "plan")
-  given = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
+  if args.scale == "paper":
+    return _at_paper_scale(args)
+  flags = ("check", "render", "only", "seeds", "plan", "any_code")
+  given = [
+    f"--{flag.replace('_', '-')}"
+    for flag in flags
+    if getattr(args, flag) not in (None, False)
+  ]
   if len(given) > 1 and given[0] in ("--check", "--render"):
     rest = " and ".join(given[1:])
     raise ValueError(f"{given[0]} is of whole tables; leave out {rest}")
-  results = args.results or default_results()
+  results = args.results or default_results(args.world)
   if args.render:
-    _print(render(args.names, results), results)
+    _print(render(args.names, results, world=args.world), results)
     return 0
-  plans = plan(args.names, results, seeds=args.seeds)
+  plans = plan(
+    args.names,
+    results,
+    seeds=args.seeds,
+    world=args.world,
+    any_code=args.any_code,
+  )
   only = args.only or ()
   if args.plan:
     print("\n".join(plan_lines(plans, results, only=only)))
@@ -214,6 +261,24 @@ def main(args: Any) -> int:
     print("\n".join(wrong) if wrong else "every committed verdict holds")
     return 1 if wrong else 0
   _print(rebuild(plans, results, only=only), results)
+  return 0
+
+
+def _at_paper_scale(args: Any) -> int:
+  """Shows the recipes of the tables' papers, and runs them unless they are planned."""
+  given = [f for f in ("check", "render", "only", "seeds") if getattr(args, f)]
+  if given:
+    raise ValueError(f"--scale paper has no cells: leave out --{given[0]}")
+  tables = find_tables.named(args.names, worlds.of(args.world))
+  known = paper_scale.recipes()
+  recipes = [known[paper] for paper in dict.fromkeys(t.paper for t in tables.values())]
+  for recipe in recipes:
+    print("\n".join(paper_scale.lines(recipe)), flush=True)
+  if args.plan:
+    return 0
+  for recipe in recipes:
+    if code := paper_scale.run(recipe):
+      return code
   return 0
 
 

@@ -22,6 +22,8 @@ import numpy as np
 
 from xpo_jax.evaluation import bootstrap
 from xpo_jax.evaluation.bootstrap import Interval
+from xpo_jax.studies.atlas import worlds
+from xpo_jax.studies.atlas.worlds import World
 from xpo_jax.survey import table as survey_table
 from xpo_jax.survey import taxonomy
 
@@ -80,10 +82,11 @@ class Arm(NamedTuple):
 
 
 class Results:
-  """Metrics of a table's cells: arrays with one entry a seed.
+  """Metrics of a table's cells: arrays with one entry a seed, `[S]`.
 
   A cell with the metric `step` is a path: its metrics are lists, and each of its steps
-  stands as an arm of that strength.
+  stands as an arm of that strength. Of another cell, a list has an entry for each
+  held-out prompt: the metric is `[S, P]`.
   """
 
   def __init__(self, arms: Sequence[Arm], metrics: Sequence[Sequence[Metrics]]):
@@ -107,7 +110,10 @@ class Results:
     return list(self._columns[series])
 
   def metric(self, series: str, name: str, strength: float | None = None) -> np.ndarray:
-    """A metric of an arm, `[S]`; `strength` where the series has several."""
+    """A metric of an arm, `[S]` or `[S, P]`.
+
+    `strength` is needed where the series has several.
+    """
     arms = self._columns[series]
     if strength is None:
       (strength,) = arms
@@ -153,7 +159,8 @@ class Prediction(NamedTuple):
   Attributes:
     text: what it is; names both sides of a difference.
     unit: of the number.
-    value: results -> one number a seed, paired where it is a difference.
+    value: results -> one number a seed, or `[S, P]` a seed and prompt, paired where it
+      is a difference.
     range: the open interval that the claim expects; `ABOVE` and `BELOW` 0.
   """
 
@@ -200,11 +207,12 @@ class Table:
     arms: what is run.
     predictions: what decides.
     plot: the figure.
-    seeds: number of seeds, from 0.
+    seeds: number of seeds, from 0; one is enough where intervals are over prompts.
     paper_scale: model, data and hyperparameters of the paper or of its public code, and
       whether they were run.
     revised: what of arms, predictions or figure was changed after a first look, and
       why; "": nothing.
+    world: where it is tested; cells of a chat model measure held-out prompts.
   """
 
   paper: str
@@ -220,6 +228,7 @@ class Table:
   seeds: int = 10
   paper_scale: str = ""
   revised: str = ""
+  world: World = worlds.EXACT
 
   def __post_init__(self):
     self.row  # noqa: B018 - refuses an unknown paper
@@ -229,8 +238,11 @@ class Table:
       raise ValueError(f"Table.arms has {twice} twice; give them different strengths")
     if not self.predictions:
       raise ValueError("Table.predictions is empty; a claim predicts a number at least")
-    if self.seeds < 2:
-      raise ValueError(f"Table.seeds is {self.seeds}; an interval needs 2 at least")
+    least = 2 if self.world == worlds.EXACT else 1
+    if self.seeds < least:
+      raise ValueError(
+        f"Table.seeds is {self.seeds}; an interval needs {least} at least"
+      )
 
   @property
   def row(self) -> taxonomy.Paper:
@@ -257,7 +269,7 @@ class Outcome(NamedTuple):
 
   Attributes:
     text, unit, range: of the prediction.
-    interval: mean over the seeds with its 95 % t interval; None: no value.
+    interval: see `interval`; None: no value.
     verdict: of this prediction alone.
     because: why it is not testable, or "".
   """
@@ -350,13 +362,19 @@ def verdict(outcomes: Sequence[Outcome]) -> Verdict:
 
 def _outcome(prediction: Prediction, results: Results) -> Outcome:
   text, unit, value, expected = prediction
-  value_S = np.asarray(value(results), np.float64)
-  missing = int((~np.isfinite(value_S)).sum())
+  x = np.asarray(value(results), np.float64)
+  missing = int((~np.isfinite(x)).sum())
   if missing:
-    because = f"{missing} of {value_S.size} seeds have no such value"
+    because = f"{missing} of {x.size} seeds have no such value"
     return Outcome(text, unit, expected, None, Verdict.NOT_TESTABLE, because)
-  interval = bootstrap.t_interval(value_S)
-  return Outcome(text, unit, expected, interval, _side(interval, expected))
+  found = interval(x)
+  return Outcome(text, unit, expected, found, _side(found, expected))
+
+
+def interval(x: np.ndarray) -> Interval:
+  """Mean and 95 % interval: of `[S]` Student's t over the seeds, of `[S, P]` by
+  bootstrap over seeds and prompts."""
+  return bootstrap.bootstrap_seeds(x) if x.ndim == 2 else bootstrap.t_interval(x)
 
 
 def _side(interval: Interval, expected: tuple[float, float]) -> Verdict:

@@ -197,7 +197,7 @@ def _draws(task: Task, params: Params, reference: Checkpoint, seed: int) -> Draw
     GenerationConfig(
       task.max_completion_tokens, task.eval_samples, temperature=task.temperature
     ),
-    batch=task.eval_prompts,
+    batch=task.eval_batch or task.eval_prompts,
   )
   key = jax.random.fold_in(jax.random.key(seed), 4)
   draws = measure_policy.draw(setup, params, key)

@@ -56,6 +56,7 @@ def sample(
   seed: int,
   temperature: float = 1.0,
   top_k: int | None = None,
+  sequences: int = _SEQUENCES,
 ) -> Sampled:
   """Samples completions of prompts; equal calls of a process sample once.
 
@@ -66,8 +67,9 @@ def sample(
     max_completion_tokens: longest completion.
     seed: of the draws.
     temperature, top_k: see `GenerationConfig`.
+    sequences: decoded together; the draws do not depend on it, memory does.
   """
-  limits = (completions, max_completion_tokens)
+  limits = (completions, max_completion_tokens, sequences)
   return _sampled(policy, tuple(prompts), limits, seed, temperature, top_k)
 
 
@@ -106,12 +108,12 @@ def two_of_each(
 def _sampled(
   policy: str,
   prompts: tuple[str, ...],
-  limits: tuple[int, int],
+  limits: tuple[int, int, int],
   seed: int,
   temperature: float,
   top_k: int | None,
 ) -> Sampled:
-  completions, max_completion_tokens = limits
+  completions, max_completion_tokens, sequences = limits
   checkpoint = hf_checkpoint.load(policy, remat=False)
   drawn = generate(
     transformer.model(checkpoint.config),
@@ -122,7 +124,7 @@ def _sampled(
       max_completion_tokens, completions, temperature=temperature, top_k=top_k
     ),
     key=jax.random.fold_in(jax.random.key(seed), 3),
-    batching=Batching(batch_size=min(max(_SEQUENCES // completions, 1), len(prompts))),
+    batching=Batching(batch_size=min(max(sequences // completions, 1), len(prompts))),
   )
   return Sampled(prompts, drawn.texts_BK)
 
