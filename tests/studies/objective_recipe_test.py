@@ -30,14 +30,16 @@ def _made(name, *words):
 def test_flags_make_the_experiment():
   made = _made("dpo", *ON_RECORDS, "--objective.beta", "0.2", "--adapter.rank", "16")
   assert made.objective == ObjectiveConfig("dpo", beta=0.2)
-  assert made.data == Data("pairs.jsonl") and made.start == Pretrained("policy")
+  assert made.data == Data("pairs.jsonl", split="train|train_prefs")
+  assert made.start == Pretrained("policy")
   assert made.adapter == Adapter(rank=16)
   assert made.evaluation == Evaluation(share=objective_recipe.HELD_OUT)
   assert made.optimizer == Optimizer(
     learning_rate=objective_recipe.ADAPTER_LEARNING_RATE
   )
   whole = _made("dpo", *ON_RECORDS, "--held-out", "test.jsonl")
-  assert whole.evaluation == Evaluation("test.jsonl")
+  assert whole.evaluation == Evaluation("test.jsonl", split="test|test_prefs")
+  assert _made("sft", *ON_RECORDS).data.split == "train|train_sft"
   assert whole.optimizer == Optimizer(learning_rate=objective_recipe.LEARNING_RATE)
 
 

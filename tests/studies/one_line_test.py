@@ -61,8 +61,11 @@ def test_dpo_with_adapters_on_a_model_and_pairs_of_the_hub(here, monkeypatch):
   with pytest.raises(
     ValueError, match=r"no split 'train'; .*train_prefs.*--data.split"
   ):
-    _loaded("dpo", words, here)
-  made, loaded, start = _loaded("dpo", f"{words} --data.split train_prefs", here)
+    _loaded("dpo", f"{words} --data.split train", here)
+  # Without a flag, the split of the kind that the objective learns from.
+  made, loaded, start = _loaded("dpo", words, here)
+  assert loaded.name == "HuggingFaceH4/ultrafeedback_binarized/train_prefs"
+  assert made.data.split == "train|train_prefs"
   assert made.adapter.rank == 16 and start.config.qkv_bias
   assert [record.chosen[-1].content for record in loaded.records] == ["blue"] * 4
 

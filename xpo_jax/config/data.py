@@ -26,7 +26,8 @@ class Data:
     also: further sources of the same kind of records, each "PATH" or "PATH=WEIGHT": of
       a weight of 2 every record counts twice, of 0.5 half of them, by a hash of `seed`
       and the record; `split` and `limit` hold for each.
-    split: of a TFDS or Hugging Face data set.
+    split: of a TFDS or Hugging Face data set; of several names with "|" between them
+      the first that it has ("train|train_prefs").
     portion: only the rows of these prompts, by a hash of `seed` and the prompt:
       "train" (80 %), "tune" or "test" (10 % each); None: all rows.
     limit: use only the first so many records, or None.

@@ -64,7 +64,9 @@ def experiment(name: str, words: Sequence[str], prog: str) -> Experiment:
   adapted = any(word.startswith("--adapter.") for word in flags)
   default = Experiment(
     objective=objective,
-    data=_rollouts(given, built) if given.prompts else Data(given.data),
+    data=_rollouts(given, built)
+    if given.prompts
+    else Data(given.data, split=_splits("train", built)),
     start=Pretrained(_weights(given.model)),
     teacher=given.teacher and Pretrained(_weights(given.teacher)),
     references=tuple(map(_reference, given.references or ())),
@@ -73,9 +75,15 @@ def experiment(name: str, words: Sequence[str], prog: str) -> Experiment:
     ),
     evaluation=Evaluation(share=HELD_OUT)
     if given.held_out is None
-    else Evaluation(given.held_out),
+    else Evaluation(given.held_out, split=_splits("test", built)),
   )
   return command_line.from_args(default, flags, prog, description)
+
+
+def _splits(name: str, objective: Objective) -> str:
+  """A split, or the one of its kind where a data set has several ("train_prefs")."""
+  kind = "sft" if objective.layout is Layout.DEMO else "prefs"
+  return f"{name}|{name}_{kind}"
 
 
 def _fill(given: argparse.Namespace, objective: Objective) -> None:

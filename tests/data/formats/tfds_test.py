@@ -49,7 +49,7 @@ def test_pairs_round_trip_and_a_changed_source_is_rebuilt(data_dir):
 def test_missing_directory_or_split_raises(reviews, data_dir):
   with pytest.raises(FileNotFoundError, match=r"no dataset_info\.json"):
     tfds.read_directory(data_dir, "train")
-  with pytest.raises(ValueError, match=r"split: 'dev' is not in \['test', 'train'\]"):
+  with pytest.raises(ValueError, match="no split 'dev'; it has test, train"):
     tfds.read_directory(reviews, "dev")
 
 

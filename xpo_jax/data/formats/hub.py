@@ -18,7 +18,7 @@ import huggingface_hub
 import yaml
 from huggingface_hub import errors
 
-from xpo_jax.data.formats import tables
+from xpo_jax.data.formats import splits, tables
 from xpo_jax.data.sources import Loaded, Reading
 
 PREFIX = "hub:"
@@ -104,7 +104,7 @@ def read(text: str, split: str, reading: Reading = Reading()) -> Loaded:
 
   Args:
     text: `hub:NAME[:config][@revision]`.
-    split: of it.
+    split: of it, as `splits.find` takes it.
     reading: how rows are read.
 
   Raises:
@@ -112,7 +112,7 @@ def read(text: str, split: str, reading: Reading = Reading()) -> Loaded:
   """
   address = parse(text)
   listed = _names(address)
-  names = _files(address, split, listed, _card(address, listed))
+  split, names = _files(address, split, listed, _card(address, listed))
   folder = _snapshot(address, "dataset", names)
   config = f":{address.config}" if address.config else ""
   files = [folder / name for name in names]
@@ -121,8 +121,8 @@ def read(text: str, split: str, reading: Reading = Reading()) -> Loaded:
 
 def _files(
   address: Address, split: str, names: Sequence[str], card: Sequence[Any]
-) -> list[str]:
-  """The files of a split: by the card of the data set, else by their names."""
+) -> tuple[str, list[str]]:
+  """A split and its files: by the card of the data set, else by their names."""
   rows = sorted(name for name in names if name.endswith(tables.SUFFIXES))
   patterns = _declared(address, card)
   if patterns:
@@ -135,15 +135,12 @@ def _files(
       rows = [name for name in rows if address.config in name.split("/")[:-1]]
     by_split = {
       name: [row for row in rows if name in re.split(r"[/._-]", row)]
-      for name in dict.fromkeys((split, *_SPLITS))
+      for name in dict.fromkeys((*split.split("|"), *_SPLITS))
     }
-  if by_split.get(split):
-    return by_split[split]
-  known = sorted(name for name, files in by_split.items() if files)
+  known = [name for name, files in by_split.items() if files]
   if known:
-    raise ValueError(
-      f"{address} has no split {split!r}; it has {', '.join(known)} (--data.split)"
-    )
+    split = splits.find(split, known, str(address))
+    return split, by_split[split]
   scripts = [name for name in names if name.endswith(".py")]
   why = f", and its script {scripts[0]} is not run" if scripts else ""
   raise ValueError(

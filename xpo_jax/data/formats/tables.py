@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from xpo_jax.data import sources
+from xpo_jax.data.formats import splits
 from xpo_jax.data.records import BadRecord
 from xpo_jax.data.sources import Loaded, Reading
 
@@ -38,7 +39,7 @@ def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> L
 
   Args:
     path: a file with a suffix of `SUFFIXES`, or a directory.
-    split: of a directory with several.
+    split: of a directory with several, as `splits.find` takes it.
     reading: how rows are read.
 
   Raises:
@@ -53,8 +54,7 @@ def read(path: str | os.PathLike, split: str, reading: Reading = Reading()) -> L
   directory, name = path, path.name
   if (path / _DICT).exists():
     known = json.loads((path / _DICT).read_text(encoding="utf-8"))["splits"]
-    if split not in known:
-      raise ValueError(f"split: {split!r} is not among {known} of {path}")
+    split = splits.find(split, known, str(path))
     directory, name = path / split, f"{path.name}/{split}"
   state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
   files = [directory / one["filename"] for one in state["_data_files"]]

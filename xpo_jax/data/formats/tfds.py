@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from xpo_jax.data import sources
+from xpo_jax.data.formats import splits
 from xpo_jax.data.sources import Loaded, Reading
 
 PAIR = {name: tfds.features.Text() for name in ("prompt", "chosen", "rejected")}
@@ -105,9 +106,7 @@ def read_directory(
       f"source: {directory} has {builder.info.file_format.value} files, which need "
       'TensorFlow; prepare it with file_format="array_record"'
     )
-  known = sorted(builder.info.splits)
-  if split.split("[")[0] not in known:
-    raise ValueError(f"split: {split!r} is not in {known}")
+  split = splits.find(split, builder.info.splits, str(directory))
   rows = builder.as_data_source(split)
   size = builder.info.splits[split.split("[")[0]].num_bytes
   name = f"{builder.info.name}/{split}"
