@@ -26,7 +26,10 @@ from xpo_jax.types import Array, Params, Scored, TokenStat
 # Roles whose hidden states, heads and values get a gradient.
 TRAINED = frozenset({"policy", "critic"})
 BUDGET = 8 << 20  # bytes of a chunk's logits, per device; see `chunk_length`
-BLOCK = 512  # entries of the vocabulary at a time; see `block_length`
+# Entries of the vocabulary at a time. On a CPU their logits are to stay in its cache;
+# an accelerator reads and writes the hidden states' gradient once a block.
+BLOCK, CPU_BLOCK = 512, 256
+MIN_VOCAB = 2048  # of a device, to be read by blocks
 _VOCAB = rules.RULES["vocab"]
 
 
@@ -178,16 +181,19 @@ def chunk_length(
   return -(-capacity // chunks)
 
 
-def block_length(tokens: int, vocab: int) -> int | None:
+def block_length(tokens: int, vocab: int, on_cpu: bool) -> int | None:
   """Computes the number of entries of the vocabulary in a block, or None: all at once.
+
+  Float32 logits of `BUDGET` bytes are held as they are, and not computed again.
 
   Args:
     tokens: R x C on one device.
     vocab: V on one device.
+    on_cpu: whether the device is a CPU.
   """
-  if 4 * tokens * vocab <= BUDGET or vocab < 4 * BLOCK:
+  if 4 * tokens * vocab <= BUDGET or vocab < MIN_VOCAB:
     return None
-  return BLOCK
+  return CPU_BLOCK if on_cpu else BLOCK
 
 
 def token_statistics(
@@ -263,7 +269,7 @@ def token_statistics(
     tokens, vocab = target_RC.size, max(vocabularies)
     if mesh is not None:
       tokens, vocab = tokens // meshes.row_shards(mesh), vocab // mesh.shape[_VOCAB]
-    block = block_length(tokens, vocab)
+    block = block_length(tokens, vocab, _device(mesh).platform == "cpu")
   if block is None:
     return _in_chunks(hidden, head, values, target_RC, stats, chunk=chunk, mesh=mesh)
   kernel = by_rule and _has_kernels(mesh)
@@ -302,10 +308,12 @@ def _in_chunks(hidden, head, values, target_RC, stats, *, chunk, mesh):
 
 def _has_kernels(mesh):
   """Whether the chip has kernels, and the compiler need not split them over several."""
-  if mesh is None and jax.device_count() > 1:
-    return False
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-  return device.device_kind in kernels.CHIPS
+  one = mesh is not None or jax.device_count() == 1
+  return one and _device(mesh).device_kind in kernels.CHIPS
+
+
+def _device(mesh):
+  return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh, kernel):

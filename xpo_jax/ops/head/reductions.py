@@ -174,13 +174,13 @@ Results = Mapping[Reduction, Any]  # arrays [n, 1]; of Top a pair of [n, k]
 
 def plan(reductions: Iterable[Reduction]) -> Plan:
   """Orders reductions, and adds the normalisers that they need."""
-  wanted = dict.fromkeys(reductions)
+  wanted: dict[Reduction, None] = dict.fromkeys(reductions)
   for reduction in list(wanted):
     if isinstance(reduction, Mean):
       wanted[LogSumExp(reduction.weight)] = None
     elif isinstance(reduction, LogProbMean):
-      needed = (reduction.weight, *reduction.of)
-      wanted |= dict.fromkeys(LogSumExp(logits) for logits in needed)
+      for logits in (reduction.weight, *reduction.of):
+        wanted[LogSumExp(logits)] = None
 
   def kind(of: type) -> tuple:
     return tuple(x for x in wanted if isinstance(x, of))
@@ -231,7 +231,8 @@ def add(plan: Plan, state: State, block: Block) -> State:
     total + _sum(jnp.where(block.is_target, one.logits.of(block), 0))
     for one, total in zip(plan.targets, state.targets, strict=True)
   )
-  sums, softmax = [], {}
+  sums: list[tuple[Array, Array]] = []
+  softmax: dict[LogSumExp, tuple[Array, Array]] = {}
   for one, (largest, total) in zip(plan.sums, state.sums, strict=True):
     x = block.masked(one.power * one.logits.of(block), one.others, -jnp.inf)
     largest_now = jnp.maximum(largest, x.max(-1, keepdims=True))
@@ -273,7 +274,8 @@ def _merge_top(
 
 def merge(plan: Plan, state: State, axis: str) -> State:
   """Merges the states of devices that hold parts of the vocabulary, in its order."""
-  sums, scale = [], {}
+  sums: list[tuple[Array, Array]] = []
+  scale: dict[LogSumExp, Array] = {}
   for one, (largest, total) in zip(plan.sums, state.sums, strict=True):
     largest_now = jax.lax.pmax(largest, axis)
     scale[one] = jnp.exp(largest - largest_now)
@@ -284,9 +286,8 @@ def merge(plan: Plan, state: State, axis: str) -> State:
   )
 
   def top(one: Top, best: tuple[Array, Array]) -> tuple[Array, Array]:
-    lists = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in best)
-    empty = tuple(x[:, :0] for x in best)
-    return _merge_top(one.k, empty, tuple(lists))
+    logit, ids = jax.lax.all_gather(best, axis, axis=1, tiled=True)
+    return _merge_top(one.k, (logit[:, :0], ids[:, :0]), (logit, ids))
 
   return State(
     jax.lax.psum(state.targets, axis),
@@ -298,7 +299,8 @@ def merge(plan: Plan, state: State, axis: str) -> State:
 
 def combine(plan: Plan, state: State, other: State) -> State:
   """Adds up the states of two parts of the vocabulary, the first one first."""
-  sums, scale = [], {}
+  sums: list[tuple[Array, Array]] = []
+  scale: dict[LogSumExp, tuple[Array, Array]] = {}
   pairs = zip(plan.sums, state.sums, other.sums, strict=True)
   for one, (largest, total), (other_largest, other_total) in pairs:
     largest_now = jnp.maximum(largest, other_largest)
