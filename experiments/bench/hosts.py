@@ -41,10 +41,9 @@ from xpo_jax.config.experiment import (  # noqa: E402
   MeshShape,
   Scratch,
 )
-from xpo_jax.config.factories import Configured, ObjectiveConfig  # noqa: E402
+from xpo_jax.config.factories import ObjectiveConfig  # noqa: E402
 from xpo_jax.config.optim import Optimizer  # noqa: E402
 from xpo_jax.data import sealed_files, synthetic_reviews  # noqa: E402
-from xpo_jax.data.records import Pair, Record  # noqa: E402
 from xpo_jax.evaluation import evaluate_run  # noqa: E402
 from xpo_jax.train import metrics  # noqa: E402
 
@@ -53,17 +52,17 @@ KILL_AT, STOP_AT = 5, 9  # lines of metrics after which a process is ended
 LIMIT = 900.0  # seconds of a run
 
 
-def pairs(count: int) -> list[Record]:
-  """Pairs of synthetic reviews; records that a function makes are written to a run."""
+def write_pairs(path: Path, count: int = 40) -> None:
+  """Writes pairs of synthetic reviews as JSON lines."""
   texts = synthetic_reviews.generate(2 * count, seed=0)
-  return [
-    Pair(f"pair {i}", prompt, good, texts[i + count][1])
-    for i, (prompt, good) in enumerate(texts[:count])
-  ]
+  with path.open("w", encoding="utf-8") as file:
+    for (prompt, good), (_, other) in zip(texts[:count], texts[count:], strict=True):
+      row = {"prompt": prompt, "chosen": good, "rejected": other}
+      file.write(json.dumps(row) + "\n")
 
 
-def experiment(kind: str) -> Experiment:
-  """The run of a kind, "offline" or "online"."""
+def experiment(kind: str, path: str) -> Experiment:
+  """The run of a kind, "offline" on the pairs of a file, or "online"."""
   same: dict[str, Any] = {
     "start": Scratch(MODEL),
     "optimizer": Optimizer(learning_rate=1e-3, ema=0.9),
@@ -72,7 +71,7 @@ def experiment(kind: str) -> Experiment:
     "evaluation": Evaluation(share=0.2),
   }
   if kind == "offline":
-    data = Data(Configured(pairs, count=40), rows_per_step=8, row_length=192, epochs=8)
+    data = Data(path, rows_per_step=8, row_length=192, epochs=60)
     return Experiment(ObjectiveConfig("dpo"), data, **same)
   return experiments.replace(ONLINE, iterations=16, microbatches=1, **same)
 
@@ -166,7 +165,9 @@ def numbers_differ(ours: Any, theirs: Any) -> float:
 
 def drill(kind: str, directory: Path) -> bool:
   """Makes the runs of a kind, and prints a line for each; whether all are right."""
-  train = ["train", str(Path(__file__).resolve()), f"kind={kind}", "--run-dir"]
+  write_pairs(directory / "pairs.jsonl")
+  recipe = [str(Path(__file__).resolve()), f"kind={kind}"]
+  train = ["train", *recipe, f"path={directory / 'pairs.jsonl'}", "--run-dir"]
   one, four, ended = (directory / f"{kind}_{name}" for name in ("one", "four", "ended"))
   right = []
 
