@@ -83,6 +83,8 @@ setup(
     "judge": ["openai>=3,<4"],  # a judge behind an endpoint
     "serve": ["transformers[serving]>=5.20,<6", "torch>=2.6"],  # one served here
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    # compiles for TPUs on any Linux machine: xpo check --topology
+    "tpu-check": ["libtpu>=0.0.40; sys_platform == 'linux'"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "wandb": ["wandb>=0.19"],
     "gguf": ["gguf>=0.10"],

@@ -3,17 +3,25 @@
 import ast
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from xpo_jax import cli
-from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
+from xpo_jax.config.experiment import (
+  Experiment,
+  MeshShape,
+  Pretrained,
+  Scratch,
+  Stage,
+)
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.evaluation import evaluate_reward_model
-from xpo_jax.models import config
+from xpo_jax.models import config, transformer
 from xpo_jax.studies import experiments_readme, find_recipe
 from xpo_jax.studies.sentiment.settings import Arm, SentimentStudy
 from xpo_jax.train import loop
@@ -100,6 +108,25 @@ def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
     find_recipe.load(name)
 
 
+@pytest.mark.parametrize(
+  "name, billions",
+  [
+    ("dpo_llama_1b", 1.236),
+    ("dpo_llama_8b", 8.030),
+    ("dpo_llama_70b", 70.554),
+    ("ppo_llama_8b", 8.030),
+    ("grpo_llama_8b", 8.030),
+  ],
+)
+def test_recipes_at_the_size_of_papers_need_no_policy(name, billions):
+  start = find_recipe.load(name).experiment.start
+  shapes = jax.tree.leaves(transformer.weights(start.model))
+  count = sum(math.prod(weight.shape) for weight in shapes)
+  assert round(count / 1e9, 3) == billions  # of the models' cards
+  policy = find_recipe.load(name, ["policy=DIR"]).experiment.start
+  assert policy == Pretrained("DIR", compute_dtype="bfloat16")
+
+
 def test_every_named_recipe_is_tested():
   assert set(find_recipe.names("recipe")) == {
     "controlled_sentiment",
@@ -109,6 +136,12 @@ def test_every_named_recipe_is_tested():
     "reward_hh",
     "preference_hh",
     "reward_listwise",
+    # in test_recipes_at_the_size_of_papers_need_no_policy
+    "dpo_llama_1b",
+    "dpo_llama_8b",
+    "dpo_llama_70b",
+    "ppo_llama_8b",
+    "grpo_llama_8b",
     "compare_objectives",  # in studies/comparison/train_objectives_test.py
     # in studies/multistage/recipes_test.py
     "rso",

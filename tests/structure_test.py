@@ -20,6 +20,7 @@ ORDER = (
   "feedback",
   "config",
   "train",
+  "topology",
   "evaluation",
   "report",
   "studies",

@@ -219,6 +219,12 @@ def _parser() -> argparse.ArgumentParser:
     "check", _check, "validate a recipe, show its budget, train nothing", True
   )
   sub.add_argument("recipe", nargs="?", help="name, path of a .py, or a run")
+  sub.add_argument(
+    "--topology",
+    metavar="SLICE",
+    help="compile it for a slice that is not here, at its limits and without data: "
+    "v5e:16x16, v5p:4x4x4, v6e:8x8 (the extra tpu-check); h100:64 by arithmetic",
+  )
   sub = command(
     "reproduce",
     _reproduce,
@@ -491,7 +497,19 @@ def _run_study(study, run_dir: Path) -> int:
     return study.run(study.experiment, run_dir)
 
 
-def _check(args, overrides) -> None:
+def _check_topology(args, recipe) -> int:
+  if recipe.run is not None:
+    raise ValueError(
+      f"{args.recipe} is a study of many runs; --topology takes the recipe of one"
+    )
+  from xpo_jax.topology import check
+
+  report = check.check(recipe.experiment, args.topology)
+  print("\n".join(check.lines(report)))
+  return 0 if report.fits else 2
+
+
+def _check(args, overrides) -> int | None:
   try:
     recipe = _recipe(args, overrides)
   except trust.ForeignCode as error:
@@ -505,7 +523,9 @@ def _check(args, overrides) -> None:
       "nothing was built, read or checked; if you know that code: "
       f"{again} {error.options}"
     )
-    return
+    return None
+  if args.topology is not None:
+    return _check_topology(args, recipe)
   from xpo_jax.train import preflight
 
   if recipe.run is None:
@@ -514,12 +534,13 @@ def _check(args, overrides) -> None:
     print(
       f"{args.recipe}: the settings are sound; its runs are not listed, not checked"
     )
-    return
+    return None
   else:
     experiments = list(recipe.arms(recipe.experiment).values())
   for budget in preflight.check(*experiments):
     print("\n".join(preflight.lines(budget)))
   print("nothing wrong found; nothing was trained")
+  return None
 
 
 def _reproduce(args, overrides) -> int:

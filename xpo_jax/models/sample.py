@@ -101,7 +101,7 @@ def sample(
   decoder, prompts = prepare(model, params, prompts, config=config, mesh=mesh)
   if mesh is not None:
     prompts = place.place_rows(mesh, prompts)
-  return _sample(
+  return decode(
     decoder,
     prompts.prompt_BP,
     prompts.length_B,
@@ -249,7 +249,7 @@ def _gather_tables(params: Params, *, model: Model, mesh: Mesh) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames=("completions", "max_completion_tokens"))
-def _sample(
+def decode(
   decoder: decode_state.Decoder,
   prompt_BP: Array,
   length_B: Array,
@@ -259,6 +259,7 @@ def _sample(
   completions: int,
   max_completion_tokens: int,
 ) -> Samples:
+  """The compiled part of `sample`, whose arguments `prepare` checks and places."""
   uniform_BKT2 = token_sampling.uniform(key, row_B, completions, max_completion_tokens)
   out, prompts = decode_state.begin(decoder, prompt_BP, length_B, uniform_BKT2)
   branches = decode_state.room(prompts, uniform_BKT2)

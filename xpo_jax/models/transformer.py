@@ -542,6 +542,12 @@ def sink(params: Params) -> Array | None:
   return params["sink"]["bias"] if "sink" in params else None
 
 
+def attention_block(length: int, platform: str) -> int | None:
+  """Length of the blocks of attention in rows of a length; None: computed whole."""
+  block = _BLOCK.get(platform)
+  return None if block is None or length < _LEAST_BLOCKS * block else block
+
+
 def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
   """Makes the attention of all layers over whole rows.
 
@@ -559,8 +565,8 @@ def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
   given = {"scale": attention_scale(config), "softcap": config.attention_softcap}
   ids = attention.ids(rows.segment_RL, rows.branch_RL, rows.position_RL)
   length = rows.segment_RL.shape[1]
-  block = _BLOCK.get(jax.default_backend())
-  if block is None or length < _LEAST_BLOCKS * block:
+  block = attention_block(length, meshes.platform(mesh))
+  if block is None:
     mask = attention.allowed(ids, ids)
 
     def dense(query, key, value, sink_H, kinds):

@@ -21,6 +21,7 @@ from xpo_jax.ops import capping
 from xpo_jax.types import Array
 
 MASKED = -1e30  # finite: a padding row attends to nothing and must not be NaN
+KEY_BLOCKS = "key_blocks"  # scope of the loops whose length is data
 _START = MASKED / 2  # of a running maximum: exp(MASKED - _START) is 0, not 1
 
 
@@ -269,7 +270,8 @@ def _forward(static, query, key, value, sink, layout):
     zero = mixed[..., :1]
     top, total = (zero + _START, zero) if sink is None else (zero + sink, zero + 1)
     start = (top, total, mixed)
-    top, total, mixed = jax.lax.fori_loop(first, last, of_key_block, start)
+    with jax.named_scope(KEY_BLOCKS):
+      top, total, mixed = jax.lax.fori_loop(first, last, of_key_block, start)
     none = total == 0
     total = jnp.where(none, 1, total)
     # Of a query that attends to nothing: a sum that makes every weight 0.
@@ -306,7 +308,8 @@ def _backward(static, residuals, d_mixed):
       return d_query, d_key, d_value
 
     carry = (jnp.zeros_like(query, wide), *d_key_value)
-    d_query, *d_key_value = jax.lax.fori_loop(first, last, of_key_block, carry)
+    with jax.named_scope(KEY_BLOCKS):
+      d_query, *d_key_value = jax.lax.fori_loop(first, last, of_key_block, carry)
     return tuple(d_key_value), d_query.astype(query.dtype)
 
   xs = (query, ids, d_mixed, log_sum, inner, pairs.start[:-1], pairs.start[1:])

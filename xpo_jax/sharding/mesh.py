@@ -58,6 +58,19 @@ def current() -> AbstractMesh | None:
   return None if mesh.empty else mesh
 
 
+def platform(mesh: Mesh | AbstractMesh | None) -> str:
+  """The platform that programs are compiled for, "tpu", "gpu" or "cpu": that of the
+  mesh, else of the mesh that was entered, else JAX's default backend."""
+  if isinstance(mesh, Mesh):
+    return mesh.devices.flat[0].platform
+  mesh = current() if mesh is None else mesh
+  device = None if mesh is None else mesh.abstract_device
+  if device is None:
+    return jax.default_backend()
+  kind = device.device_kind.lower()
+  return next((name for name in ("tpu", "cpu") if kind.startswith(name)), "gpu")
+
+
 def row_shards(mesh: Mesh) -> int:
   """Returns the number of parts into which the rows of a batch are split."""
   return math.prod(mesh.shape[axis] for axis in ROWS)

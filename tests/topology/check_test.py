@@ -1,0 +1,93 @@
+"""`xpo check --topology`: by arithmetic on GPUs, with what it refuses."""
+
+import dataclasses
+
+import pytest
+
+from xpo_jax import cli
+from xpo_jax.config.experiment import MeshShape, Scratch
+from xpo_jax.models.config import Config
+from xpo_jax.studies import llama
+from xpo_jax.topology import check, programs
+
+SMALL = Config(
+  vocab=512,
+  width=64,
+  layers=2,
+  heads=8,
+  kv_heads=8,
+  head_dim=8,
+  mlp_width=128,
+  compute_dtype="bfloat16",
+)
+RUN = dataclasses.replace(
+  llama.dpo("8B", "pairs.jsonl", None, rows=8), start=Scratch(SMALL)
+)
+
+
+@pytest.fixture(scope="module")
+def report():
+  return check.check(RUN, "h100:8")
+
+
+def test_arguments_are_eight_bytes_a_parameter(report):
+  step = next(one for one in report.figures if one.program.name == "step")
+  state = step.program.arguments[0]
+  held = programs.device_bytes((state.params, state.opt_state))
+  count = sum(x.size for x in state.params["lm"]["blocks"]["up"].values())
+  kernel = state.params["lm"]["blocks"]["up"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 128) and count
+  parameters = 2 * 512 * 64 + 2 * (64 * (4 * 64 + 3 * 128)) + 5 * 64
+  assert held == parameters * 8 / 8 + 4  # and the count of the steps
+
+
+def test_the_reference_pass_needs_a_third_of_the_step(report):
+  least = {one.program.name: one.least for one in report.figures}
+  assert least["step"] == pytest.approx(3 * least["reference pass"])
+
+
+def test_lines_say_what_fits(report):
+  text = "\n".join(check.lines(report))
+  assert report.fits and not report.advice
+  for part in ("h100:8: 8 chips, data 1 x fsdp 8", "8.00 bytes a trained parameter"):
+    assert part in text
+  assert "fits: " in text and "arithmetic" in text
+
+
+def test_what_does_not_fit_says_what_would():
+  large = dataclasses.replace(
+    RUN, start=Scratch(dataclasses.replace(llama.config("70B"), remat=False))
+  )
+  large = dataclasses.replace(large, precision=type(large.precision)())
+  report = check.check(large, "a100-40gb:8")
+  text = "\n".join(check.lines(report))
+  assert not report.fits and "does not fit" in text
+  for part in ("precision.moments bfloat16 saves 32.", "remat", "larger slice"):
+    assert part in text
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"mesh": MeshShape(fsdp=3)}, r"mesh is .*'fsdp': 3.* for the 8 chips of h100:8"),
+    ({"mesh": MeshShape(data=1, fsdp=4, tensor=2), "rows": 6}, "multiple of 4"),
+    ({"limits": None}, r"Data.limits are prompt=None .* set both"),
+    ({"row_length": 100}, r"row_length is 100, a group at the limits has 1024 \+ 2 x"),
+  ],
+)
+def test_bad_input_is_refused(changes, message):
+  data = RUN.data
+  if "limits" in changes:
+    data = dataclasses.replace(data, limits=type(data.limits)())
+  if "rows" in changes:
+    data = dataclasses.replace(data, rows_per_step=changes["rows"])
+  if "row_length" in changes:
+    data = dataclasses.replace(data, row_length=changes["row_length"])
+  run = dataclasses.replace(RUN, data=data, mesh=changes.get("mesh", RUN.mesh))
+  with pytest.raises(ValueError, match=message):
+    check.check(run, "h100:8")
+
+
+def test_the_command_refuses_a_slice_that_does_not_exist(capsys):
+  assert cli.main(["check", "dpo_llama_8b", "--topology", "v5e:3x5"]) == 2
+  assert "v5e:16x16" in capsys.readouterr().err

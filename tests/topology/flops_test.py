@@ -1,0 +1,83 @@
+"""FLOPs of a traced program against those of the model's definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Config
+from xpo_jax.ops import attention
+from xpo_jax.topology import flops
+
+CONFIG = Config(
+  vocab=24,
+  width=8,
+  layers=3,
+  heads=4,
+  kv_heads=2,
+  head_dim=4,
+  mlp_width=12,
+  remat=False,
+)
+
+
+def _no_loops(path):
+  raise AssertionError(f"no loop is of unknown length: {path}")
+
+
+def test_forward_pass_counts_what_the_definition_says():
+  L = 6
+  rows = transformer.Rows.plain(jnp.zeros((2, L), jnp.int32), jnp.ones((2, L)))
+  model = transformer.model(CONFIG)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  traced = jax.jit(model.hidden).trace(params, rows)
+  # Two products of 2 x 6 tokens with all L positions, in each head and layer.
+  attended = 2 * L * L * 4 * CONFIG.heads * CONFIG.head_dim * CONFIG.layers
+  expected = 2 * L * flops.of_token(CONFIG) + attended
+  assert flops.traced(traced.jaxpr, _no_loops) == expected
+  D, H, g, h, F = 8, 4, 2, 4, 12
+  by_hand = 3 * 2 * (D * h * (2 * H + 2 * g) + 3 * D * F)
+  assert flops.of_token(CONFIG) == by_hand
+
+
+def test_a_backward_pass_counts_twice_the_forward_one():
+  def loss(w, x):
+    for _ in range(3):
+      x = jnp.tanh(x @ w)
+    return x.sum()
+
+  w, x = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((5, 5), (7, 5)))
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(w, x)
+  assert flops.traced(traced.jaxpr, _no_loops) == 3 * 3 * 2 * 7 * 5 * 5
+
+
+def test_loops_count_as_often_as_they_run():
+  def run(x, count):
+    x = jax.lax.fori_loop(0, 4, lambda _, x: x @ x, x)
+    with jax.named_scope("data"):
+      return jax.lax.fori_loop(0, count, lambda _, x: x @ x, x)
+
+  traced = jax.jit(run).trace(jnp.ones((3, 3)), 2)
+  trips = {"data": 2.5}
+  total = flops.traced(
+    traced.jaxpr, lambda path: next(n for name, n in trips.items() if name in path)
+  )
+  assert total == (4 + 2.5) * 2 * 27
+
+
+def test_attention_counts_each_position_with_those_before_it():
+  position = np.array([0, 1, 2, 2, 3])  # a prompt of 2, branches of 1 and 2 tokens
+  one = 4 * CONFIG.heads * CONFIG.head_dim * CONFIG.layers
+  assert flops.of_attention(CONFIG, position) == one * (1 + 2 + 3 + 3 + 4)
+
+
+def test_mean_pairs_are_those_of_the_blocks_that_attention_lists():
+  rng = np.random.default_rng(0)
+  segment = np.sort(rng.integers(0, 3, (2, 24)), axis=1)[:, ::-1]
+  branch = np.tile(np.repeat([0, 1, 2], 8), (2, 1))
+  position = np.tile(np.arange(24), (2, 1))
+  ids = jax.tree.map(np.asarray, attention.ids(segment, branch, position))
+  for window in (None, 5):
+    listed = attention.block_pairs(ids, 4, window)
+    expected = int(listed.start[-1]) / (2 * 6)
+    assert flops.mean_pairs(ids, 4, window) == expected

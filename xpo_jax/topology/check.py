@@ -1,0 +1,275 @@
+"""Checks an experiment on a slice that is not there: memory, time, communication.
+
+Where there is a compiler, the figures of a program are the compiler's; the time is the
+sum of its estimates, without waiting for collectives: a lower bound. Without one,
+arguments are exact, temporaries are an upper bound by arithmetic, and the time is that
+of the FLOPs at the chip's peak.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from xpo_jax.config.experiment import Experiment
+from xpo_jax.models import transformer
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.topology import flops, hlo, programs, slices
+from xpo_jax.topology.programs import Program
+from xpo_jax.topology.slices import GIB, Slice
+from xpo_jax.train import validate
+
+
+class Figures(NamedTuple):
+  """What one chip of a slice does in one run of a program.
+
+  Attributes:
+    program: which.
+    arguments: bytes.
+    temporaries: bytes; None: it does not compile, for lack of memory.
+    peak: bytes of all that is there at once, other arrays of the run included.
+    flops: as traced, its part of all chips.
+    least: as `Program.least`, its part.
+    seconds: see the module.
+    collectives: kind -> (runs, bytes); {}: not read.
+    source: where the figures are from.
+  """
+
+  program: Program
+  arguments: float
+  temporaries: float | None
+  peak: float
+  flops: float
+  least: float
+  seconds: float
+  collectives: Mapping[str, tuple[float, float]]
+  source: str
+
+
+class Report(NamedTuple):
+  """Figures of a run on a slice.
+
+  Attributes:
+    slice: of which chips.
+    mesh: sizes of its axes.
+    figures: of each program.
+    advice: what would make it fit; () where it does.
+  """
+
+  slice: Slice
+  mesh: Mapping[str, int]
+  figures: tuple[Figures, ...]
+  advice: tuple[str, ...]
+
+  @property
+  def fits(self) -> bool:
+    """Whether every program has room."""
+    return all(
+      one.temporaries is not None and one.peak <= self.slice.chip.hbm
+      for one in self.figures
+    )
+
+
+def check(experiment: Experiment, name: str) -> Report:
+  """Compiles, or computes, the programs of an experiment for a slice.
+
+  Args:
+    experiment: the run.
+    name: of the slice, see `slices.parse`.
+
+  Raises:
+    ValueError: no such slice; a mesh that it cannot hold or that does not divide sizes;
+      what `programs.make` refuses.
+  """
+  slice_ = slices.parse(name)
+  sizes = validate.mesh_sizes(experiment.mesh, slice_.count)
+  if math.prod(sizes) != slice_.count:
+    named = dict(zip(meshes.AXES, sizes, strict=True))
+    raise ValueError(
+      f"Experiment.mesh is {named} for the {slice_.count} chips of {name}; leave one "
+      "axis None (--mesh.fsdp None), or give sizes whose product is that"
+    )
+  if slice_.compiled:
+    mesh = meshes.make_mesh(*sizes, devices=slices.devices(slice_))
+  else:
+    mesh = jax.sharding.AbstractMesh(
+      sizes, meshes.AXES, (jax.sharding.AxisType.Auto,) * 3
+    )
+  made = programs.make(experiment, mesh)
+  read = _compiled if slice_.compiled else _computed
+  figures = tuple(read(experiment, one, slice_, mesh) for one in made)
+  report = Report(slice_, dict(mesh.shape), figures, ())
+  return report if report.fits else report._replace(advice=_advice(experiment, report))
+
+
+def _compiled(experiment, program: Program, slice_: Slice, mesh) -> Figures:
+  """Figures by the compiler."""
+  del experiment
+  with meshes.entered(mesh):
+    traced = program.function.trace(*program.arguments)
+    lowered = traced.lower()
+  total = flops.traced(traced.jaxpr, program.loops) / slice_.count
+  arguments = programs.device_bytes(program.arguments)
+  least = program.least / slice_.count
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    peak = _used(str(error)) + program.beside
+    ideal = total / slice_.chip.flops
+    return Figures(
+      program, arguments, None, peak, total, least, ideal, {}, "does not compile"
+    )
+  memory = compiled.memory_analysis()
+  peak = memory.peak_memory_in_bytes + program.beside
+  sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak)
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError:  # libtpu does not print every v5p and v6e module
+    ideal, source = total / slice_.chip.flops, "memory by the compiler, time of FLOPs"
+    return Figures(program, *sizes, total, least, ideal, {}, source)
+  cost = hlo.read(text, program.loops)
+  seconds = cost.cycles / slice_.chip.clock
+  return Figures(
+    program, *sizes, cost.flops, least, seconds, cost.collectives, "the compiler"
+  )
+
+
+def _used(message: str) -> float:
+  """Bytes that a program would need, from the compiler's refusal."""
+  found = re.search(r"Used ([0-9.]+)([KMGT]) of", message)
+  if found is None:
+    return math.inf
+  return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))
+
+
+def _computed(experiment, program: Program, slice_: Slice, mesh) -> Figures:
+  """Figures by arithmetic."""
+  with meshes.entered(mesh):
+    traced = program.function.trace(*program.arguments)
+  total = flops.traced(traced.jaxpr, program.loops) / slice_.count
+  arguments = programs.device_bytes(program.arguments)
+  temporaries = _temporaries(experiment, program, mesh)
+  return Figures(
+    program,
+    arguments,
+    temporaries,
+    arguments + temporaries + program.beside,
+    total,
+    program.least / slice_.count,
+    total / slice_.chip.flops,
+    {},
+    "arithmetic",
+  )
+
+
+def _temporaries(experiment, program: Program, mesh) -> float:
+  """Bytes that a program needs at most beside its arguments, by arithmetic: kept
+  activations, one layer's own, whole tables, and the gradient."""
+  config = programs.config_of(experiment.start)
+  item = np.dtype(jax.numpy.dtype(config.compute_dtype)).itemsize
+  shards, tensor = meshes.row_shards(mesh), mesh.shape["tensor"]
+  tree = transformer.weights(config)
+  blocks = sum(math.prod(w.shape) for w in jax.tree.leaves(tree["blocks"]))
+  table = config.vocab * config.width
+  layer = blocks / config.layers / tensor
+  wide = 4 * config.width
+  wide += (2 * config.heads + 2 * config.kv_heads) * config.head_dim / tensor
+  wide += 3 * config.mlp_width / tensor
+  if program.name == "sampler":
+    B = program.arguments[1].shape[0]
+    cache = 2 * config.layers * config.kv_heads * config.head_dim * item
+    # A token of the cache for each that is read or written.
+    return program.tokens * cache + (blocks + 2 * table) * item + B * wide * item
+  batch = program.arguments[2 if program.name == "step" else 1]
+  tokens = batch.tokens_MRL.shape[1] * batch.tokens_MRL.shape[2] / shards
+  kept = config.layers * tokens * (config.width if config.remat else wide) * item
+  total = tokens * wide * item + 2 * layer * item + 2 * table * item
+  if program.name == "step":
+    trained = programs.device_bytes(program.arguments[0].params)
+    total += kept + trained + table * 4 / tensor
+  return total
+
+
+def _advice(experiment: Experiment, report: Report) -> tuple[str, ...]:
+  """What would save memory, with the bytes of a chip that are known."""
+  advice = []
+  shape, start = report.mesh, experiment.start
+  step = next(one for one in report.figures if one.program.name == "step")
+  params = programs.device_bytes(step.program.arguments[0].params)
+  if shape["data"] > 1:
+    saved = step.arguments * (1 - 1 / shape["data"])
+    advice.append(f"--mesh.data 1 --mesh.fsdp None saves {saved / GIB:.2f} GiB")
+  if experiment.precision.moments == "float32":
+    moments = programs.device_bytes(step.program.arguments[0].opt_state) / 2
+    if moments > params / 10:
+      advice.append(f"--precision.moments bfloat16 saves {moments / GIB:.2f} GiB")
+  if experiment.precision.params == "float32" and experiment.adapter is None:
+    advice.append(f"--precision.params bfloat16 saves {params / 2 / GIB:.2f} GiB")
+  config = programs.config_of(start)
+  if not config.remat:
+    advice.append("remat of the start saves most temporaries")
+  if config.compute_dtype == "float32":
+    advice.append("compute_dtype bfloat16 of the start halves activations")
+  batch = step.program.arguments[2]
+  rows = batch.tokens_MRL.shape[1] // (shape["data"] * shape["fsdp"])
+  if rows > 1:
+    advice.append(f"more microbatches: a chip has {rows} rows of a microbatch")
+  else:
+    advice.append("a shorter row_length and lower limits, or more --mesh.tensor")
+  advice.append("a larger slice")
+  return tuple(advice)
+
+
+def lines(report: Report) -> list[str]:
+  """Formats a report for display."""
+  chip = report.slice.chip
+  axes = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
+  out = [f"{report.slice.name}: {report.slice.count} chips, {axes}; per chip:"]
+  hours = 0.0
+  for one in report.figures:
+    out += [f"  {line}" for line in _program_lines(one, report.slice)]
+    hours += one.seconds * (one.program.runs or 0) / 3600
+  state = next(
+    x.program.arguments[0] for x in report.figures if x.program.name == "step"
+  )
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+  held += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+  out.append(
+    f"  state: {held / count:.2f} bytes a trained parameter, {count:,} of them"
+  )
+  if hours:
+    out.append(
+      f"  the run, at least: {hours:,.1f} hours, "
+      f"{hours * report.slice.count:,.0f} chip-hours"
+    )
+  peak = max(one.peak for one in report.figures)
+  if report.fits:
+    out.append(f"  fits: {peak / GIB:.2f} of {chip.hbm / GIB:.2f} GiB")
+  else:
+    out.append(f"  does not fit: {peak / GIB:.2f} of {chip.hbm / GIB:.2f} GiB; it may")
+    out += [f"    {line}" for line in report.advice]
+  return out
+
+
+def _program_lines(one: Figures, slice_: Slice) -> list[str]:
+  rest = "do not fit"
+  if one.temporaries is not None:
+    rest = f"{one.temporaries / GIB:.3f} GiB"
+  seconds = max(one.seconds, 1e-12)
+  mfu = one.least / slice_.chip.flops / seconds
+  out = [
+    f"{one.program.name} ({one.source})",
+    f"  arguments {one.arguments / GIB:.3f} GiB, temporaries {rest}, "
+    f"peak {one.peak / GIB:.2f} of {slice_.chip.hbm / GIB:.2f} GiB",
+    f"  {one.flops / 1e12:,.2f} TFLOP, {one.flops / one.least:.2f} of the least; "
+    f"at least {one.seconds:.3f} s, MFU at most {mfu:.0%}",
+  ]
+  for kind, (runs, size) in sorted(one.collectives.items()):
+    out.append(f"  {kind}: {runs:,.0f} with {size / GIB:.3f} GiB")
+  return out

@@ -1,0 +1,136 @@
+"""Counts FLOPs of matrix products: those of a traced program, and the least needed.
+
+A traced program is counted before the compiler: on all devices together, with what
+rematerialisation computes again, without what the partitioner repeats.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from xpo_jax.models import transformer
+from xpo_jax.models.config import Config
+
+Loops = Callable[[str], float]
+
+
+def traced(jaxpr: ClosedJaxpr, loops: Loops) -> float:
+  """FLOPs of one run of a program.
+
+  Args:
+    jaxpr: of `jax.jit(...).trace(...)`.
+    loops: `name stack -> trips` of a loop whose length is data.
+  """
+  return _of(jaxpr.jaxpr, loops, "")
+
+
+def _of(jaxpr: Jaxpr, loops: Loops, path: str) -> float:
+  return sum(_of_equation(eqn, loops, path) for eqn in jaxpr.eqns)
+
+
+def _of_equation(eqn: JaxprEqn, loops: Loops, path: str) -> float:
+  name = eqn.primitive.name
+  if name == "dot_general":
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    size = math.prod(shape[axis] for axis in contracted)
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * size
+  if name in ("ragged_dot", "ragged_dot_general"):
+    return 2.0 * math.prod(eqn.invars[0].aval.shape) * eqn.outvars[0].aval.shape[-1]
+  here = f"{path}/{eqn.source_info.name_stack}"
+  inner = [_of(j, loops, here) for j in _jaxprs(eqn)]
+  if name == "scan":
+    return sum(inner) * eqn.params["length"]
+  if name == "while":
+    return sum(inner) * loops(here)
+  if name == "cond":
+    return max(inner, default=0.0)
+  if name == "shard_map":
+    return sum(inner) * eqn.params["mesh"].size
+  return sum(inner)
+
+
+def _jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
+  """Programs that an equation runs; of a custom derivative the function alone."""
+  found = []
+  for value in eqn.params.values():
+    for one in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(one, ClosedJaxpr):
+        found.append(one.jaxpr)
+      elif isinstance(one, Jaxpr):
+        found.append(one)
+  return found
+
+
+def of_token(config: Config) -> float:
+  """FLOPs of the blocks' matrices on one token, forward, without attention."""
+  total = 0.0
+  for path, weight in jax.tree_util.tree_leaves_with_path(
+    transformer.weights(config)["blocks"]
+  ):
+    if path[-1].key != "kernel":
+      continue
+    share = 1.0
+    if "experts" in weight.axes:
+      share = config.experts.active / config.experts.count
+    total += 2.0 * math.prod(weight.shape) * share
+  return total
+
+
+def of_attention(config: Config, position: np.ndarray) -> float:
+  """FLOPs of attention, forward: each token with all it attends to, in all layers.
+
+  Args:
+    config: of the decoder.
+    position: of each token in its own text: it attends to so many, and itself.
+  """
+  windows = config.windows or (0,) * config.layers
+  pairs = {
+    window: np.minimum(position + 1.0, window or np.inf).sum()
+    for window in set(windows)
+  }
+  return sum(4.0 * pairs[window] * config.heads * config.head_dim for window in windows)
+
+
+def of_head(config: Config) -> float:
+  """FLOPs of the head over the vocabulary for one token, forward."""
+  return 2.0 * config.width * config.vocab
+
+
+def forward(config: Config, position: np.ndarray, predicted: float) -> float:
+  """The least FLOPs of a forward pass.
+
+  Args:
+    config: of the decoder.
+    position: of each token, without padding, in its own text; a prompt that several
+      completions share counts once.
+    predicted: number of tokens whose logits are needed.
+  """
+  blocks = of_token(config) * position.size + of_attention(config, position)
+  return blocks + predicted * of_head(config)
+
+
+def mean_pairs(ids: Any, block: int, window: int | None) -> float:
+  """Mean number of key blocks of a query block, as `attention.block_pairs` lists them.
+
+  Args:
+    ids: of `attention.ids` of some rows, NumPy arrays.
+    block: length of a block.
+    window: of the layer, or None.
+  """
+  rows, length = ids.key.shape
+  count = length // block
+  pairs = 0
+  for row in range(rows):
+    key, own, prompt, index, position = (x[row] for x in vars(ids).values())
+    seen = (key[None] == own[:, None]) | (key[None] == prompt[:, None])
+    seen &= index[None] <= index[:, None]
+    if window is not None:
+      seen &= position[:, None] - position[None] < window
+    blocks = seen.reshape(count, block, count, block).any((1, 3))
+    pairs += (blocks | np.eye(count, dtype=bool)).sum()
+  return pairs / (rows * count)
