@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.studies.atlas import pages, paper_scale, worlds
+from xpo_jax.studies.atlas import on_text, pages, paper_scale, worlds
+from xpo_jax.studies.atlas.on_text import TextFinding
 from xpo_jax.survey import table, taxonomy
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -32,7 +33,8 @@ ran, and ``xpo reproduce NAME --scale paper`` shows the commands of that.
 
 A second panel, on a chat model, shows whether an effect can be seen in a pretrained
 model of 135M parameters (``xpo reproduce NAME --world smollm2``), with intervals over
-held-out prompts.
+held-out prompts. Where a small language model was trained on synthetic reviews for a
+claim, its row says under "On text" whether the effect survives there.
 
 Values in the survey's 13 directions are a reconstruction, see :doc:`the_survey`.
 """
@@ -198,6 +200,16 @@ def _panel(one: Mapping[str, Any]) -> str:
   return _row(one, what=f"{one['paper']}, on a chat model")
 
 
+def _text_fact(found: TextFinding) -> str:
+  """A measure of a small language model on synthetic reviews."""
+  claim = found.claim
+  expected = pages.expected(pages.ends(claim.expected, claim.unit))
+  return (
+    f"{_plain(claim.text)}: {found.interval} {claim.unit}, expected {expected}: "
+    f"{found.verdict.value} (``xpo train {claim.recipe}``)"
+  )
+
+
 def _row(one: Mapping[str, Any], what: str = "") -> str:
   """A claim, its predictions, figure, cost and command.
 
@@ -225,6 +237,8 @@ def _row(one: Mapping[str, Any], what: str = "") -> str:
     "Commit": ", ".join(commit[:12] for commit in one["commits"]),
   }
   if _world(one) == worlds.EXACT:
+    if shown := on_text.findings(RESULTS).get(one["paper"]):
+      facts["On text"] = "; ".join(map(_text_fact, shown))
     facts["Command at paper scale"] = (
       f"``xpo reproduce {name} --scale paper``, not run; "
       f"{_cost_at_paper_scale(one['paper'])}"

@@ -1,8 +1,10 @@
-"""The recipe of a real model, on a tiny one: trains once, judges, decides."""
+"""Recipe and cells of a real model, on a tiny one: train once, judge, decide."""
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import tiny_policy
@@ -12,7 +14,7 @@ from xpo_jax.models import hf_checkpoint
 from xpo_jax.models.lora import Adapter
 from xpo_jax.studies import find_recipe
 from xpo_jax.studies.multistage import arms
-from xpo_jax.studies.real_model import runs
+from xpo_jax.studies.real_model import cells, runs
 from xpo_jax.train import loop
 
 SIZES = {
@@ -20,9 +22,10 @@ SIZES = {
   "row_length": 96,
   "num_prompts": 8,
   "rows": 2,
+  "learning_rate": 1e-2,
   "eval_prompts": 3,
   "eval_samples": 2,
-  "adapter": Adapter(rank=2, targets="query"),
+  "adapter": Adapter(rank=2, targets="down"),
   "reward": Configured(hash_reward.scorer),
 }
 
@@ -46,6 +49,7 @@ def policy(tmp_path_factory):
 def study(policy, tmp_path_factory):
   """The recipe made small, run once: settings, directory, exit code, output."""
   patch = pytest.MonkeyPatch()
+  patch.setattr(runs, "MIN_GAP", 0.0)
   patch.setattr(runs, "ITERATIONS", 2)
   patch.setattr(runs, "PROMPTS_PER_ITERATION", 4)
   recipe = find_recipe.load("real_model", [f"policy={policy}"])
@@ -70,7 +74,7 @@ def test_rows_are_start_and_methods(study):
   for label, row in rows.items():
     assert row["reward"]["units"] == 3
     assert (row["kl"]["mean"] > 0) == (label != "start")
-    assert 0 <= row["cut"]["mean"] < 1
+    assert 0 <= row["cut"]["mean"] <= 1
 
 
 def test_exit_code_is_whether_every_interval_lies_on_its_side(study):
@@ -101,3 +105,62 @@ def test_second_run_trains_nothing_and_finds_the_same(study, monkeypatch):
   monkeypatch.setattr(loop, "train", refuse)
   assert recipe.run(settings, run_dir) == code
   assert read(run_dir) == before
+
+
+@pytest.fixture
+def small(policy, study, tmp_path, monkeypatch):
+  """Cells of the recipe's sizes, whose programs `study` has compiled."""
+  task = study[1].task
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(
+    cells.runs, "task", lambda _, **changes: dataclasses.replace(task, **changes)
+  )
+  monkeypatch.setattr(cells, "_code", lambda: "code")
+  return str(policy)
+
+
+def test_cells_are_paired_by_prompt_and_trained_once(small, monkeypatch):
+  start = cells.start(0, policy=small)
+  settings = {"objective": "dpo", "hparams": {}, "learning_rate": 1e-2}
+  trained = cells.trained(0, policy=small, **settings)
+  assert start.keys() == trained.keys() == {"reward", "kl", "length", "cut"}
+  for name, of_start in start.items():
+    assert of_start.shape == trained[name].shape == (3,)
+  np.testing.assert_allclose(start["kl"], 0, atol=1e-6)
+  assert (trained["kl"] > 0).all()
+  monkeypatch.setattr(loop, "train", None)
+  again = cells.trained(0, policy=small, **settings)
+  np.testing.assert_array_equal(again["reward"], trained["reward"])
+  assert (Path(cells.STORE, "code", "references")).exists()
+
+
+def test_cell_of_peoples_pairs_measures_log_ratios_of_held_out_ones(small, monkeypatch):
+  monkeypatch.setattr(cells, "PAIR_STEPS", 4)
+  rows = [
+    {
+      "chosen": f"\n\nHuman: say {word}\n\nAssistant: {word} yes",
+      "rejected": f"\n\nHuman: say {word}\n\nAssistant: {word} no",
+    }
+    for word in map("word {}".format, range(40))
+  ]
+  Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+  found = cells.on_pairs(
+    0,
+    policy=small,
+    pairs="pairs.jsonl",
+    objective="dpo",
+    hparams={},
+    learning_rate=3e-2,
+  )
+  assert 0 < len(found["margin"]) < 40
+  np.testing.assert_allclose(
+    found["margin"], found["chosen"] - found["rejected"], atol=1e-5
+  )
+  np.testing.assert_array_equal(found["accuracy"], found["margin"] > 0)
+  assert np.mean(found["margin"]) > 0  # "yes" is chosen in every pair
+
+
+def test_cell_without_the_model_says_what_makes_it(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"fetch_smollm2\.py smollm2 makes one"):
+    cells.start(0, policy="smollm2")

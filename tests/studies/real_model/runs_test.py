@@ -29,7 +29,7 @@ def test_every_portion_has_the_prompts_that_the_task_asks_for():
 def sampled(monkeypatch):
   """Replaces the samples of two prompts; the reward is a completion's length."""
   cut = records.Cut("the longest of all, but cut")
-  texts = (("long enough", "bb", cut, "c"), ("dd", "ddd", "dddd", "ddddd"))
+  texts = (("long enough", " ", cut, "c"), ("dd", "ddd", "dddd", "ddddd"))
   found = samples.Sampled(("p", "q"), texts)
   monkeypatch.setattr(samples, "texts_of", lambda *_: ["p", "q"])
   monkeypatch.setattr(samples, "sample", lambda *_, **__: found)
@@ -49,7 +49,7 @@ def own_pairs(**changes):
   )
 
 
-def test_pair_is_of_best_and_worst_that_ended_where_they_are_far_apart(sampled):
+def test_pair_is_of_best_and_worst_whole_completion_that_are_far_apart(sampled):
   (pair,) = own_pairs()
   assert (pair.prompt, pair.chosen, pair.rejected) == ("p", "long enough", "c")
 

@@ -217,17 +217,20 @@ def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
   return html.Page(found["table"], lead, sections)
 
 
+def ends(expected: tuple[float, float], unit: str) -> dict[str, Any]:
+  """A range as `expected` reads it; an end that is not finite is None."""
+  low, high = (end if math.isfinite(end) else None for end in expected)
+  return {"unit": unit, "above": low, "below": high}
+
+
 def _plain(outcome: Outcome) -> dict[str, Any]:
-  low, high = (end if math.isfinite(end) else None for end in outcome.range)
-  ends = dict.fromkeys(("mean", "low", "high"))
+  found = dict.fromkeys(("mean", "low", "high"))
   if outcome.interval is not None:
-    ends = {key: _rounded(getattr(outcome.interval, key)) for key in ends}
+    found = {key: _rounded(getattr(outcome.interval, key)) for key in found}
   return {
     "text": outcome.text,
-    "unit": outcome.unit,
-    "above": low,
-    "below": high,
-    **ends,
+    **ends(outcome.range, outcome.unit),
+    **found,
     "verdict": outcome.verdict.value,
     "because": outcome.because,
   }

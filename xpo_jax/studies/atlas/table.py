@@ -368,7 +368,7 @@ def _outcome(prediction: Prediction, results: Results) -> Outcome:
     because = f"{missing} of {x.size} seeds have no such value"
     return Outcome(text, unit, expected, None, Verdict.NOT_TESTABLE, because)
   found = interval(x)
-  return Outcome(text, unit, expected, found, _side(found, expected))
+  return Outcome(text, unit, expected, found, side(found, expected))
 
 
 def interval(x: np.ndarray) -> Interval:
@@ -377,7 +377,8 @@ def interval(x: np.ndarray) -> Interval:
   return bootstrap.bootstrap_seeds(x) if x.ndim == 2 else bootstrap.t_interval(x)
 
 
-def _side(interval: Interval, expected: tuple[float, float]) -> Verdict:
+def side(interval: Interval, expected: tuple[float, float]) -> Verdict:
+  """The verdict of an interval on a range: within it, outside of it, or neither."""
   low, high = expected
   if low < interval.low and interval.high < high:
     return Verdict.AGREES

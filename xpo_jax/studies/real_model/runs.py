@@ -144,7 +144,7 @@ def own_pairs(
   """Pairs of the best and the worst of a policy's samples for each prompt.
 
   A completion that was cut at the limit is in no pair: training would end it there.
-  Neither are two whose rewards are less than `MIN_GAP` apart.
+  Neither is an empty one, nor are two whose rewards are less than `MIN_GAP` apart.
 
   Args:
     policy: directory of the policy that writes.
@@ -166,17 +166,19 @@ def own_pairs(
     sequences=_SEQUENCES,
   )
   reward_BK = samples.rewards(reward, sampled)
-  cut_BK = np.array(
-    [[records.is_cut(text) for text in row] for row in sampled.texts_BK]
-  )
-  best_B = np.where(cut_BK, -np.inf, reward_BK).argmax(1)
-  worst_B = np.where(cut_BK, np.inf, reward_BK).argmin(1)
+  whole_BK = np.array([list(map(_is_whole, row)) for row in sampled.texts_BK])
+  best_B = np.where(whole_BK, reward_BK, -np.inf).argmax(1)
+  worst_B = np.where(whole_BK, reward_BK, np.inf).argmin(1)
   row_B = np.arange(len(reward_BK))
   gap_B = reward_BK[row_B, best_B] - reward_BK[row_B, worst_B]
-  keep_B = (gap_B >= MIN_GAP) & ~cut_BK.all(1)
+  keep_B = (gap_B >= MIN_GAP) & whole_BK.any(1)
   chosen_B, rejected_B = (worst_B, best_B) if flipped else (best_B, worst_B)
   columns = (x_B[:, None] for x_B in (chosen_B, rejected_B, keep_B))
   return samples.to_pairs(sampled, reward_BK, *columns)
+
+
+def _is_whole(text: str) -> bool:
+  return bool(text.strip()) and not records.is_cut(text)
 
 
 def train(study: Arms, one: Experiment) -> Trained:
