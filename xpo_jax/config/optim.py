@@ -184,14 +184,14 @@ def rounded(key: Array, values: Params, like: Params) -> Params:
     like: arrays of the dtypes that are wanted.
   """
   leaves, tree = jax.tree.flatten(values)
-  wanted = tree.flatten_up_to(like)
-  return tree.unflatten(
+  return jax.tree.unflatten(
+    tree,
     [
       _rounded(jax.random.fold_in(key, n), x)
       if y.dtype == jnp.bfloat16
       else x.astype(y.dtype)
-      for n, (x, y) in enumerate(zip(leaves, wanted, strict=True))
-    ]
+      for n, (x, y) in enumerate(zip(leaves, jax.tree.leaves(like), strict=True))
+    ],
   )
 
 

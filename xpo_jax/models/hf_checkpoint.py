@@ -478,7 +478,7 @@ def _read_on(
 
   def place(path: tuple, weight: transformer.Weight) -> jax.Array:
     keys = tuple(key.key for key in path)
-    sharding = _leaf(shardings, keys)
+    sharding: Any = _leaf(shardings, keys)
     where = {
       device: tuple(
         slice(*part.indices(size)[:2])

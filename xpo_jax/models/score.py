@@ -347,9 +347,9 @@ def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh, kernel):
   out = {}
   for stat in stats:
     if stat.reduced is None:  # of scalar heads alone
-      read = {role: values[role].astype(wide(values[role])) for role in stat.roles}
-      fixed = {role: x for role, x in read.items() if not _is_trained(role)}
-      out[stat.field] = stat.fn(read | jax.lax.stop_gradient(fixed), target_RC)
+      scalars = {role: values[role].astype(wide(values[role])) for role in stat.roles}
+      fixed = {role: x for role, x in scalars.items() if not _is_trained(role)}
+      out[stat.field] = stat.fn(scalars | jax.lax.stop_gradient(fixed), target_RC)
     else:
       inputs = [reduced[one] for one in stat.reduced.reductions]
       if stat.reduced.detached:

@@ -13,6 +13,7 @@ array of logits. The two are tested to be equal, values and gradients.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,8 @@ def _reading(
   """The same function of reductions of other logits."""
   if reduced is None:
     return None
-  read = (reductions.reading(one, change) for one in reduced.reductions)
+  own = cast(tuple[reductions.Reduction, ...], reduced.reductions)
+  read = (reductions.reading(one, change) for one in own)
   return reduced._replace(reductions=tuple(read))
 
 

@@ -9,7 +9,7 @@ of the FLOPs at the chip's peak.
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -92,6 +92,7 @@ def check(experiment: Experiment, name: str) -> Report:
       f"Experiment.mesh is {named} for the {slice_.count} chips of {name}; leave one "
       "axis None (--mesh.fsdp None), or give sizes whose product is that"
     )
+  mesh: Any
   if slice_.compiled:
     mesh = meshes.make_mesh(*sizes, devices=slices.devices(slice_))
   else:

@@ -36,11 +36,10 @@ def _of_equation(eqn: JaxprEqn, loops: Loops, path: str) -> float:
   name = eqn.primitive.name
   if name == "dot_general":
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    size = math.prod(shape[axis] for axis in contracted)
-    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * size
+    size = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
+    return 2.0 * math.prod(_shape(eqn.outvars[0])) * size
   if name in ("ragged_dot", "ragged_dot_general"):
-    return 2.0 * math.prod(eqn.invars[0].aval.shape) * eqn.outvars[0].aval.shape[-1]
+    return 2.0 * math.prod(_shape(eqn.invars[0])) * _shape(eqn.outvars[0])[-1]
   here = f"{path}/{eqn.source_info.name_stack}"
   inner = [_of(j, loops, here) for j in _jaxprs(eqn)]
   if name == "scan":
@@ -52,6 +51,10 @@ def _of_equation(eqn: JaxprEqn, loops: Loops, path: str) -> float:
   if name == "shard_map":
     return sum(inner) * eqn.params["mesh"].size
   return sum(inner)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape
 
 
 def _jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -275,8 +276,8 @@ def _loops(config: Config, batch: Batch, mesh: Mesh) -> flops.Loops:
 
 
 def _ids(batch: Batch) -> attention.Ids:
-  rows = (batch.segment_MRL[:, 0], batch.branch_MRL[:, 0], batch.position_MRL[:, 0])
-  ids = attention.ids(*rows)
+  rows = (batch.segment_MRL, batch.branch_MRL, batch.position_MRL)
+  ids = attention.ids(*(jnp.asarray(x[:, 0]) for x in rows))
   return jax.tree.map(lambda x: np.asarray(x)[:, None], ids)
 
 
@@ -452,10 +453,10 @@ def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Pr
   if sampling.weights_dtype is not None:
     params = jax.tree.map(lambda x: x.update(dtype=sampling.weights_dtype), params)
   rule = token_sampling.Rule(
-    stop=np.zeros(1, np.int32),
-    temperature=np.float32(sampling.temperature),
-    top_k=None if sampling.top_k is None else np.int32(sampling.top_k),
-    top_p=None if sampling.top_p is None else np.float32(sampling.top_p),
+    stop=jnp.zeros(1, jnp.int32),
+    temperature=jnp.float32(sampling.temperature),
+    top_k=None if sampling.top_k is None else jnp.int32(sampling.top_k),
+    top_p=None if sampling.top_p is None else jnp.float32(sampling.top_p),
     share=None,
     exploration_temperature=None,
   )

@@ -189,11 +189,11 @@ def _backward(static, residuals, cotangents):
     return jax.tree.map(jnp.zeros_like, free), None, None
   needed = static.pulled.roles
   fixed = {role: x for role, x in fixed.items() if role in needed}
-  results = dict(zip(_each(static.plan), values, strict=True))
-  results = tuple(results[one] for one in _each(static.pulled))
-  given = dict(zip(_each(static.plan), cotangents, strict=True))
+  value_of = dict(zip(_each(static.plan), values, strict=True))
+  results = tuple(value_of[one] for one in _each(static.pulled))
+  cotangent_of = dict(zip(_each(static.plan), cotangents, strict=True))
   given = tuple(
-    given[one][0] if isinstance(one, reductions.Top) else given[one]
+    cotangent_of[one][0] if isinstance(one, reductions.Top) else cotangent_of[one]
     for one in static.cotangents
   )
   read = {role: x for role, x in free.items() if role in needed}
@@ -344,8 +344,8 @@ def _backward_on_device(static, trained, roles, target_RC, results, cotangents):
       if role in trained
     },
   )
-  walk = functools.partial(_by_blocks, static.block, step)
-  walk = in_kernel if static.kernel else walk
+  by_blocks = functools.partial(_by_blocks, static.block, step)
+  walk: Callable = in_kernel if static.kernel else by_blocks
   d_tokens, d_heads = _over_slices(split, slices, walk, state, pass_on)
   if split is not None:
     d_tokens = jax.lax.psum(d_tokens, split.vocab)

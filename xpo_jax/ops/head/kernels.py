@@ -10,7 +10,7 @@ Whoever calls asks `fits` first: no `Top`, no second pass, and sizes that VMEM h
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def forward(
   return jax.tree.unflatten(tree, _read(packed[:count], len(leaves)))
 
 
-def _params(*semantics: str) -> Any:
+def _params(*semantics: Literal["parallel", "arbitrary"]) -> Any:
   return pltpu.CompilerParams(
     dimension_semantics=semantics, vmem_limit_bytes=VMEM + (10 << 20)
   )

@@ -240,9 +240,9 @@ def add(plan: Plan, state: State, block: Block) -> State:
     sums.append((largest_now, total * rescale + _sum(weight)))
     softmax[one] = rescale, weight
   means = []
-  for one, total in zip(plan.means, state.means, strict=True):
-    rescale, weight = softmax[LogSumExp(one.weight)]
-    value = block.masked(one.fn(*(x.of(block) for x in one.of)), False, 0)
+  for mean, total in zip(plan.means, state.means, strict=True):
+    rescale, weight = softmax[LogSumExp(mean.weight)]
+    value = block.masked(mean.fn(*(x.of(block) for x in mean.of)), False, 0)
     means.append(total * rescale + _sum(weight * value))
   tops = tuple(
     _merge_top(one.k, best, _top_of_block(one, block))
