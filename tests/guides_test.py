@@ -68,6 +68,9 @@ def test_command_that_is_not_run_could_be(walked, command):
     with contextlib.chdir(home):
       recipe = find_recipe.load(args.recipe, words[:flags])
       command_line.from_args(recipe.experiment, words[flags:])
+  elif words[:2] == ["xpo", "check"]:
+    args, words = cli._parser().parse_known_args(words[1:])
+    find_recipe.load(args.recipe, words)
   elif words[:2] == ["xpo", "evaluate"]:
     assert cli._parser().parse_args(words[1:]).command == "evaluate"
   else:

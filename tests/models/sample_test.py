@@ -303,11 +303,11 @@ def test_decoding_ends_when_every_row_has_ended(monkeypatch):
 
 def test_calls_of_one_shape_compile_once():
   truncated()
-  before = sample._sample._cache_size()
+  before = sample.decode._cache_size()
   changed = {"temperature": 1.3, "top_p": 0.5, "top_k": 7}
   draw(prompts=[[1], [2, 3], [4], [5]], rows=(8, 9, 10, 11), **changed)
   draw(key=9, stop_ids=list(range(len(STOP))), **changed)
-  assert sample._sample._cache_size() == before
+  assert sample.decode._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -341,10 +341,10 @@ def test_calls_of_one_shape_compile_once():
   ],
 )
 def test_bad_input_is_refused_by_name_before_any_compile(changes, words):
-  before = sample._sample._cache_size()
+  before = sample.decode._cache_size()
   with pytest.raises(ValueError, match=words):
     draw(**changes)
-  assert sample._sample._cache_size() == before
+  assert sample.decode._cache_size() == before
 
 
 def test_model_without_a_cache_is_refused():

@@ -231,7 +231,7 @@ def shardings(
   Args:
     mesh: the devices.
     model: what is trained (`lora.trainable_model`).
-    state: arrays or `jax.ShapeDtypeStruct`s.
+    state: arrays, or a `jax.ShapeDtypeStruct` of each.
     optimizer: see `optim.transform`.
     critic: of a separate critic, or None.
 
