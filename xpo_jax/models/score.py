@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from xpo_jax import scored
 from xpo_jax.models import heads, transformer
@@ -269,7 +270,7 @@ def token_statistics(
     tokens, vocab = target_RC.size, max(vocabularies)
     if mesh is not None:
       tokens, vocab = tokens // meshes.row_shards(mesh), vocab // mesh.shape[_VOCAB]
-    block = block_length(tokens, vocab, _device(mesh).platform == "cpu")
+    block = block_length(tokens, vocab, meshes.platform(mesh) == "cpu")
   if block is None:
     return _in_chunks(hidden, head, values, target_RC, stats, chunk=chunk, mesh=mesh)
   kernel = by_rule and _has_kernels(mesh)
@@ -308,12 +309,11 @@ def _in_chunks(hidden, head, values, target_RC, stats, *, chunk, mesh):
 
 def _has_kernels(mesh):
   """Whether the chip has kernels, and the compiler need not split them over several."""
+  if isinstance(mesh, AbstractMesh):
+    return False
   one = mesh is not None or jax.device_count() == 1
-  return one and _device(mesh).device_kind in kernels.CHIPS
-
-
-def _device(mesh):
-  return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return one and device.device_kind in kernels.CHIPS
 
 
 def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh, kernel):

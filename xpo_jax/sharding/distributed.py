@@ -205,8 +205,9 @@ def digest(tree: Any) -> np.ndarray:
   """
   leaves, treedef = jax.tree.flatten(tree)
   sha = hashlib.sha256(str(treedef).encode())
-  for leaf in map(to_host, leaves):
-    leaf = np.asarray(leaf)
+  for leaf in leaves:
+    # Not `device_get`, whose copy would keep the array on the device alive.
+    leaf = np.asarray(to_host(leaf) if is_global(leaf) else leaf)
     sha.update(f"{leaf.dtype}{leaf.shape}".encode())
     sha.update(np.ascontiguousarray(leaf).tobytes())
   return np.frombuffer(sha.digest(), np.uint8)
