@@ -20,6 +20,8 @@ _KINDS = {
   )
 }
 
+_MAPPINGS = ("template_arguments", "columns")  # all other mappings are turns
+
 
 def write(path: Path, rows: Sequence[Record]) -> None:
   """Writes records, a line each; whole or not at all."""
@@ -39,9 +41,10 @@ def read(path: Path) -> tuple[Record, ...]:
 
 def _record(line: dict[str, Any]) -> Record:
   kind = _KINDS[line.pop("kind")]
-  arguments = line.pop("template_arguments")
-  fields = {name: _value(value) for name, value in line.items()}
-  return kind(**fields, template_arguments=arguments)
+  fields = {
+    name: value if name in _MAPPINGS else _value(value) for name, value in line.items()
+  }
+  return kind(**fields)
 
 
 def _value(value: Any) -> Any:
