@@ -5,7 +5,7 @@ other settings are ours, and so are the public models and data sets that stand f
 that are not.
 """
 
-from xpo_jax.studies.atlas.paper_scale import OURS, Command, Recipe, on_records
+from xpo_jax.studies.atlas.paper_scale import ROUND, Recipe, on_records
 
 HH, TLDR = "hub:Anthropic/hh-rlhf", "hub:trl-lib/tldr-preference"
 ULTRA = "hub:HuggingFaceH4/ultrafeedback_binarized"
@@ -14,29 +14,25 @@ PYTHIA_28 = "hub:EleutherAI/pythia-2.8b"
 MISTRAL, LLAMA = "hub:mistralai/Mistral-7B-v0.1", "hub:meta-llama/Llama-2-7b-hf"
 GPT2_LARGE = "hub:openai-community/gpt2-large"
 SIZE = {PYTHIA_28: 2.8e9, MISTRAL: 7.2e9, LLAMA: 6.7e9, GPT2_LARGE: 0.77e9}
-ROUND = "ours, a round figure"
 PAIRS = {HH: 160_000, TLDR: 93_000, ULTRA: 60_000}
-STEP = ("data.rows-per-step",)
 
 
-def sft(name, model, data, chips, *, batch=64, prompt=512, completion=512, **more):
+def sft(name, model, data, chips, *, prompt=512, completion=512, **more):
   """SFT on chosen completions, which the second command starts from; all of it ours."""
-  flags = on_records(
+  return on_records(
+    "sft",
     model,
     data,
-    batch=batch,
+    {},
+    run=f"{name}-sft",
+    parameters=SIZE[model],
+    examples=PAIRS.get(data, 10_000),
+    batch=64,
     chips=chips,
     prompt=prompt,
     completion=completion,
     columns=1,
-  )
-  return Command(
-    "sft",
-    SIZE[model],
-    {OURS: flags | {"optimizer.learning-rate": 1e-5} | more},
-    run=f"{name}-sft",
-    examples=PAIRS.get(data, 10_000),
-    examples_source=ROUND,
+    ours={"optimizer.learning-rate": 1e-5, **more},
   )
 
 
@@ -48,37 +44,40 @@ def pairs(
   chips,
   sources,
   *,
-  batch=64,
   start=None,
+  batch=64,
   prompt=512,
   completion=512,
-  columns=2,
   examples=None,
   examples_source=ROUND,
   ours=None,
 ):
-  """An objective on records; what `sources` state is not ours."""
-  stated = [flag for own in sources.values() for flag in own]
-  flags = on_records(
+  """An objective on pairs, of an SFT command's policy where no start is named."""
+  return on_records(
+    objective,
     start or f"runs/{name}-sft",
     data,
+    sources,
+    run=f"{name}-{objective}",
+    parameters=SIZE[model],
+    examples=examples or PAIRS.get(data, 10_000),
     batch=batch,
     chips=chips,
     prompt=prompt,
     completion=completion,
-    columns=columns,
-    stated=stated,
-  )
-  return Command(
-    objective,
-    SIZE[model],
-    {**sources, OURS: flags | (ours or {})},
-    run=f"{name}-{objective}",
-    examples=examples or PAIRS.get(data, 10_000),
     examples_source=examples_source,
+    ours=ours,
   )
 
 
+SDPO = {
+  "parameters": 10.7e9,
+  "batch": 64,
+  "chips": 16,
+  "prompt": 1024,
+  "completion": 512,
+  "examples_source": "the paper",
+}
 RECIPES = (
   Recipe(
     "DPO",
@@ -194,37 +193,25 @@ RECIPES = (
     "Two stages, the easier data first, each stage's policy the next one's reference.",
     16,
     (
-      Command(
+      on_records(
         "dpo",
-        10.7e9,
-        {
-          OURS: on_records(
-            "hub:upstage/SOLAR-10.7B-v1.0",
-            "hub:Intel/orca_dpo_pairs",
-            batch=64,
-            chips=16,
-            prompt=1024,
-            completion=512,
-          )
-          | {"objective.beta": 0.1, "optimizer.learning-rate": 5e-7}
-        },
+        "hub:upstage/SOLAR-10.7B-v1.0",
+        "hub:Intel/orca_dpo_pairs",
+        {},
         run="sdpo-1",
         examples=12_000,
-        examples_source="the paper",
+        ours={"objective.beta": 0.1, "optimizer.learning-rate": 5e-7},
+        **SDPO,
       ),
-      Command(
+      on_records(
         "dpo",
-        10.7e9,
-        {
-          OURS: on_records(
-            "runs/sdpo-1", ULTRA, batch=64, chips=16, prompt=1024, completion=512
-          )
-          | PREFS
-          | {"objective.beta": 0.1, "optimizer.learning-rate": 5e-7}
-        },
+        "runs/sdpo-1",
+        ULTRA,
+        {},
         run="sdpo-2",
         examples=60_000,
-        examples_source="the paper",
+        ours=PREFS | {"objective.beta": 0.1, "optimizer.learning-rate": 5e-7},
+        **SDPO,
       ),
     ),
     "The paper starts from an SFT model of its own, and follows Zephyr in what it does "
@@ -391,9 +378,10 @@ RECIPES = (
     "ALMA 13B with LoRA on parallel sentences of ten directions.",
     8,
     (
-      Command(
+      on_records(
         "cpo",
-        13e9,
+        "hub:haoranxu/ALMA-13B",
+        "hub:haoranxu/ALMA-R-Preference",
         {
           "the authors' code": {
             "objective.beta": 0.1,
@@ -401,20 +389,17 @@ RECIPES = (
             "objective.reduction": "token_mean",
             "optimizer.learning-rate": 1e-4,
             "data.epochs": 1,
-          },
-          OURS: on_records(
-            "hub:haoranxu/ALMA-13B",
-            "hub:haoranxu/ALMA-R-Preference",
-            batch=128,
-            chips=8,
-            prompt=256,
-            completion=256,
-          )
-          | {"adapter.rank": 16, "optimizer.schedule": "cosine"},
+          }
         },
         run="cpo",
+        parameters=13e9,
         examples=22_000,
         examples_source="the paper",
+        batch=128,
+        chips=8,
+        prompt=256,
+        completion=256,
+        ours={"adapter.rank": 16, "optimizer.schedule": "cosine"},
       ),
     ),
     "The authors' schedule is an inverse square root; the columns of their data are to "
@@ -453,28 +438,24 @@ RECIPES = (
     "Llama-3 8B Instruct on contrastive revisions.",
     8,
     (
-      Command(
+      on_records(
         "apo_zero",
-        8e9,
+        "hub:meta-llama/Meta-Llama-3-8B-Instruct",
+        "hub:ContextualAI/ultrafeedback_clair_32k",
         {
           "TRL's index of papers": {
             "objective.beta": 0.1,
             "optimizer.learning-rate": 2e-7,
             "data.rows-per-step": 64,
-          },
-          OURS: on_records(
-            "hub:meta-llama/Meta-Llama-3-8B-Instruct",
-            "hub:ContextualAI/ultrafeedback_clair_32k",
-            batch=64,
-            chips=8,
-            prompt=512,
-            completion=1024,
-            stated=STEP,
-          ),
+          }
         },
         run="apo",
+        parameters=8e9,
         examples=32_000,
-        examples_source=ROUND,
+        batch=64,
+        chips=8,
+        prompt=512,
+        completion=1024,
       ),
     ),
     "The name of the data set is ours.",

@@ -5,13 +5,9 @@ the rest is ours, as in `pairwise`: the public models that stand for GPT-3, PaLM
 and Anthropic's own, and a reward model that the first command trains.
 """
 
-from xpo_jax.studies.atlas.paper_scale import (
-  OURS,
-  Command,
-  Recipe,
-  on_records,
-  on_rollouts,
-)
+import functools
+
+from xpo_jax.studies.atlas.paper_scale import Recipe, on_records, on_rollouts
 
 HH, TLDR = "hub:Anthropic/hh-rlhf", "hub:trl-lib/tldr-preference"
 TLDR_PROMPTS = "hub:trl-lib/tldr"
@@ -22,7 +18,12 @@ LLAMA_70 = "hub:meta-llama/Llama-2-70b-hf"
 MISTRAL = "hub:mistralai/Mistral-7B-Instruct-v0.2"
 LLAMA_8 = "hub:meta-llama/Meta-Llama-3-8B-Instruct"
 QWEN_MATH = "hub:Qwen/Qwen2.5-Math-7B"
-ROUND = "ours, a round figure"
+
+rollouts = functools.partial(on_rollouts, chips=8, batch=64, prompt=512, completion=64)
+# Pairs that are labelled elsewhere.
+own_pairs = functools.partial(
+  on_records, chips=8, batch=64, prompt=1024, completion=1024
+)
 
 
 def reward_model(
@@ -31,93 +32,20 @@ def reward_model(
   """The reward model that a later command reads."""
   sources = sources or {}
   stated = [flag for own in sources.values() for flag in own]
-  flags = on_records(
+  rate = "optimizer.learning-rate"
+  return on_records(
+    objective,
     model,
     data,
+    sources,
+    run=run,
+    parameters=parameters,
+    examples=160_000 if data == HH else 93_000,
     batch=64,
     chips=chips,
     prompt=512,
     completion=256,
-    stated=stated,
-  )
-  if "optimizer.learning-rate" not in stated:
-    flags["optimizer.learning-rate"] = 1e-5
-  return Command(
-    objective,
-    parameters,
-    {**sources, OURS: flags},
-    run=run,
-    examples=160_000 if data == HH else 93_000,
-    examples_source=ROUND,
-  )
-
-
-def rollouts(
-  objective,
-  model,
-  prompts,
-  reward,
-  sources,
-  *,
-  run,
-  parameters,
-  chips=8,
-  batch=64,
-  prompt=512,
-  completion=64,
-  ours=None,
-):
-  """A command on rollouts; what `sources` state is not ours."""
-  stated = [flag for own in sources.values() for flag in own]
-  flags = on_rollouts(
-    model,
-    prompts,
-    reward,
-    batch=batch,
-    chips=chips,
-    prompt=prompt,
-    completion=completion,
-    stated=stated,
-  )
-  return Command(
-    objective, parameters, {**sources, OURS: flags | (ours or {})}, run=run
-  )
-
-
-def own_pairs(
-  objective,
-  model,
-  data,
-  sources,
-  *,
-  run,
-  parameters,
-  examples,
-  examples_source,
-  chips=8,
-  batch=64,
-  columns=2,
-  ours=None,
-):
-  """A command on pairs that are labelled elsewhere."""
-  stated = [flag for own in sources.values() for flag in own]
-  flags = on_records(
-    model,
-    data,
-    batch=batch,
-    chips=chips,
-    prompt=1024,
-    completion=1024,
-    columns=columns,
-    stated=stated,
-  )
-  return Command(
-    objective,
-    parameters,
-    {**sources, OURS: flags | (ours or {})},
-    run=run,
-    examples=examples,
-    examples_source=examples_source,
+    ours={} if rate in stated else {rate: 1e-5},
   )
 
 
@@ -292,7 +220,6 @@ RECIPES = (
         run="rlaif-reward",
         parameters=6.9e9,
         examples=93_000,
-        examples_source=ROUND,
         ours={"optimizer.learning-rate": 1e-5},
       ),
       rollouts(
@@ -488,7 +415,6 @@ RECIPES = (
         run="sppo-1",
         parameters=7.2e9,
         examples=20_000,
-        examples_source=ROUND,
       ),
     ),
     f"{SAMPLES_OF_FIVE} The authors' script has 18 epochs with an early stop, their "
@@ -507,7 +433,6 @@ RECIPES = (
         run="dno-1",
         parameters=7.2e9,
         examples=20_000,
-        examples_source=ROUND,
         ours={"objective.beta": 0.1, "optimizer.learning-rate": 5e-7},
       ),
     ),

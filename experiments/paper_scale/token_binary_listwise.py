@@ -4,54 +4,18 @@ None was run. What stands beside a source is the paper's, its public code's, or 
 summary's of them; the rest is ours, as in `pairwise`.
 """
 
-from xpo_jax.studies.atlas.paper_scale import OURS, Command, Recipe, on_records
+import functools
+
+from xpo_jax.studies.atlas.paper_scale import Recipe, on_records
 
 HH = "hub:Anthropic/hh-rlhf"
 PYTHIA_28, LLAMA = "hub:EleutherAI/pythia-2.8b", "hub:meta-llama/Llama-2-7b-hf"
 GPT2_MEDIUM = "hub:openai-community/gpt2-medium"
-ROUND = "ours, a round figure"
+
+on = functools.partial(on_records, batch=32, chips=8, prompt=512, completion=256)
 
 
-def on(
-  objective,
-  model,
-  data,
-  sources,
-  *,
-  run,
-  parameters,
-  examples,
-  batch=32,
-  chips=8,
-  prompt=512,
-  completion=256,
-  columns=2,
-  examples_source=ROUND,
-  ours=None,
-):
-  """A command on records; what `sources` state is not ours."""
-  stated = [flag for own in sources.values() for flag in own]
-  flags = on_records(
-    model,
-    data,
-    batch=batch,
-    chips=chips,
-    prompt=prompt,
-    completion=completion,
-    columns=columns,
-    stated=stated,
-  )
-  return Command(
-    objective,
-    parameters,
-    {**sources, OURS: flags | (ours or {})},
-    run=run,
-    examples=examples,
-    examples_source=examples_source,
-  )
-
-
-def sft(run, model, parameters, data, examples, **sizes):
+def sft(run, model, parameters, data, examples):
   """SFT that the next command starts from; all of it ours."""
   return on(
     "sft",
@@ -63,7 +27,6 @@ def sft(run, model, parameters, data, examples, **sizes):
     examples=examples,
     columns=1,
     ours={"optimizer.learning-rate": 1e-5},
-    **sizes,
   )
 
 

@@ -9,18 +9,27 @@ from xpo_jax.studies.atlas import find_tables, paper_scale
 from xpo_jax.studies.atlas.paper_scale import OURS, Command, Recipe
 
 RECIPES = paper_scale.recipes()
-ROWS = paper_scale.on_records(
-  "DIR", "FILE", batch=64, chips=8, prompt=256, completion=128
-)
 
 
 def recipe(command, chips=8):
   return Recipe("DPO", "a test", chips, (command,), "")
 
 
-def dpo(**flags):
-  settings = {"the paper": {"objective.beta": 0.5}, OURS: ROWS | flags}
-  return Command("dpo", 1e9, settings, run="test", examples=1000)
+def dpo(**ours):
+  return paper_scale.on_records(
+    "dpo",
+    "DIR",
+    "FILE",
+    {"the paper": {"objective.beta": 0.5}},
+    run="test",
+    parameters=1e9,
+    examples=1000,
+    batch=64,
+    chips=8,
+    prompt=256,
+    completion=128,
+    ours=ours,
+  )
 
 
 @pytest.mark.parametrize("paper", RECIPES)
@@ -63,15 +72,34 @@ def test_wrong_recipe_is_refused(command, chips, message):
 
 
 def test_batch_that_the_mesh_does_not_divide_is_refused():
-  settings = {OURS: ROWS | {"data.rows-per-step": 60, "data.microbatches": 1}}
-  command = Command("simpo", 1e9, settings, run="test", examples=1)
-  with pytest.raises(ValueError, match="60 rows a step in 1 microbatches"):
+  command = dpo(**{"data.rows-per-step": 60, "data.microbatches": 1})
+  with pytest.raises(ValueError, match=r"rows=60 of a step .*'fsdp': 8"):
     paper_scale.check(recipe(command))
 
 
 def test_setting_from_two_sources_is_refused():
   with pytest.raises(ValueError, match="'model' from two sources"):
-    Command("dpo", 1e9, {"the paper": {"model": "DIR"}, OURS: ROWS}, run="test")
+    Command("dpo", 1e9, {"the paper": {"model": "A"}, OURS: {"model": "B"}}, run="test")
+
+
+def test_what_a_source_states_is_not_ours():
+  stated = {"objective.beta": 0.5, "data.rows-per-step": 128}
+  command = paper_scale.on_records(
+    "dpo",
+    "DIR",
+    "FILE",
+    {"the paper": stated},
+    run="test",
+    parameters=1e9,
+    examples=1000,
+    batch=64,
+    chips=8,
+    prompt=256,
+    completion=128,
+  )
+  assert command.settings["the paper"] == stated
+  assert not stated.keys() & command.settings[OURS].keys()
+  assert command.experiment.data.rows_per_step == 128
 
 
 def test_chip_hours_are_those_of_the_operations():
@@ -81,17 +109,20 @@ def test_chip_hours_are_those_of_the_operations():
 
 
 def test_tokens_of_rollouts_are_prompts_and_samples():
-  flags = paper_scale.on_rollouts(
+  command = paper_scale.on_rollouts(
+    "rloo",
     "DIR",
     "FILE",
     "xpo_jax.feedback.rules:sentiment",
+    {},
+    run="test",
+    parameters=1e9,
     batch=16,
     chips=8,
     prompt=100,
     completion=50,
+    ours={"data.iterations": 10, "data.sampling.completions": 4},
   )
-  flags |= {"data.iterations": 10, "data.sampling.completions": 4}
-  command = Command("rloo", 1e9, {OURS: flags}, run="test")
   samples = 10 * 16 * 4
   assert paper_scale.tokens(command) == (samples * 150, samples * 50)
 

@@ -9,6 +9,7 @@ data sets on the hub were not looked up.
 import dataclasses
 import functools
 import importlib.util
+import math
 import shlex
 import subprocess
 import sys
@@ -19,12 +20,14 @@ import jax
 
 from xpo_jax.config.experiment import Experiment, MeshShape, Rollouts
 from xpo_jax.data.formats import hub
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.studies import find_recipe, objective_recipe
 from xpo_jax.survey import table as survey_table
 from xpo_jax.train import validate
 
 FOLDER = "paper_scale"
 OURS = "ours"  # the source of a setting that the paper does not state
+ROUND = "ours, a round figure"  # of a number of examples
 Value = float | str | bool | Sequence[str]
 
 # Google's figures for a chip of TPU v5p: bfloat16 operations a second, bytes of memory.
@@ -111,28 +114,33 @@ class Recipe:
 
 
 def on_records(
+  objective: str,
   model: str,
   data: str,
+  sources: Mapping[str, Mapping[str, Value]],
   *,
+  run: str,
+  parameters: float,
+  examples: int,
   batch: int,
   chips: int,
   prompt: int,
   completion: int,
   columns: int = 2,
-  stated: Sequence[str] = (),
-  **more: Value,
-) -> dict[str, Value]:
-  """Settings of ours for a run on records, one group a packed row.
+  examples_source: str = ROUND,
+  ours: Mapping[str, Value] | None = None,
+) -> Command:
+  """A command on records, one group a packed row; what no source states is ours.
 
   Args:
+    objective, sources, run, parameters, examples, examples_source: see `Command`.
     model: the start.
     data: of the records.
     batch: groups a step, for the microbatches.
     chips: that rows and weights are split over.
     prompt, completion: tokens at most.
     columns: completions of a group.
-    stated: flags that another source gives, and that are left out here.
-    **more: further flags, "data_split" for `--data.split`.
+    ours: further settings.
   """
   flags: dict[str, Value] = {
     "model": model,
@@ -147,25 +155,30 @@ def on_records(
     "data.limits.long-prompt": "truncate",
     "data.bad-rows": "drop",
   }
-  return _left(flags | _mesh(chips), stated, more)
+  settings = _settings(sources, flags | _mesh(chips), ours)
+  return Command(objective, parameters, settings, run, examples, examples_source)
 
 
 def on_rollouts(
+  objective: str,
   model: str,
   prompts: str,
   reward: str,
+  sources: Mapping[str, Mapping[str, Value]],
   *,
+  run: str,
+  parameters: float,
   batch: int,
   chips: int,
   prompt: int,
   completion: int,
-  stated: Sequence[str] = (),
-  **more: Value,
-) -> dict[str, Value]:
-  """Settings of ours for a run on rollouts.
+  ours: Mapping[str, Value] | None = None,
+) -> Command:
+  """A command on rollouts; what no source states is ours.
 
   Args:
-    model, chips, prompt, completion, stated, more: see `on_records`.
+    objective, model, sources, run, parameters, chips, prompt, completion, ours: see
+      `on_records`.
     prompts: what completions are sampled for.
     reward: what they are judged by.
     batch: prompts an iteration.
@@ -182,20 +195,23 @@ def on_rollouts(
     "data.prompts.bad-rows": "drop",
     "data.sampling.max-completion-tokens": completion,
   }
-  return _left(flags | _mesh(chips), stated, more)
+  settings = _settings(sources, flags | _mesh(chips), ours)
+  return Command(objective, parameters, settings, run)
 
 
 def _mesh(chips: int) -> dict[str, Value]:
   return {"mesh.data": 1, "mesh.fsdp": chips}
 
 
-def _left(
-  flags: dict[str, Value], stated: Sequence[str], more: Mapping[str, Value]
-) -> dict[str, Value]:
-  further = {
-    name.replace("__", "-").replace("_", ".", 1): x for name, x in more.items()
-  }
-  return {name: x for name, x in flags.items() if name not in stated} | further
+def _settings(
+  sources: Mapping[str, Mapping[str, Value]],
+  flags: Mapping[str, Value],
+  ours: Mapping[str, Value] | None,
+) -> dict[str, Mapping[str, Value]]:
+  """The sources, and as ours what they leave of `flags`."""
+  stated = {flag for own in sources.values() for flag in own}
+  left = {flag: value for flag, value in flags.items() if flag not in stated}
+  return {**sources, OURS: left | dict(ours or {})}
 
 
 def recipes() -> dict[str, Recipe]:
@@ -342,16 +358,11 @@ def _as_weights(value: Value) -> Any:
 
 
 def _check_mesh(recipe: Recipe, run: Experiment) -> None:
-  shape = run.mesh
-  data = shape.data or recipe.chips // (shape.fsdp * shape.tensor)
-  used = data * shape.fsdp * shape.tensor
-  if used != recipe.chips:
+  sizes = validate.mesh_sizes(run.mesh, recipe.chips)
+  if math.prod(sizes) != recipe.chips:
     raise ValueError(
-      f"{recipe.paper}: the mesh has {used} devices, the recipe {recipe.chips} chips"
+      f"{recipe.paper}: the mesh has {math.prod(sizes)} devices, the recipe "
+      f"{recipe.chips} chips"
     )
-  rows, parts = run.data.rows_per_step, run.data.microbatches
-  if rows % (parts * data * shape.fsdp):
-    raise ValueError(
-      f"{recipe.paper}: {rows} rows a step in {parts} microbatches do not divide over "
-      f"{data * shape.fsdp} devices"
-    )
+  mesh = jax.sharding.AbstractMesh(sizes, meshes.AXES)
+  meshes.check_batch(mesh, run.data.rows_per_step, run.data.microbatches)
