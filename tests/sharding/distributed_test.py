@@ -1,5 +1,8 @@
 """What several processes share, called by one; `processes_test` has two."""
 
+import subprocess
+import sys
+
 import pytest
 
 from xpo_jax.sharding import distributed
@@ -20,3 +23,12 @@ def test_error_of_one_process_is_its_own(call):
   assert call(lambda: 7) == 7
   with pytest.raises(FileNotFoundError, match="gone"):
     call(fail)
+
+
+def test_importing_the_trainer_starts_no_backend():
+  """`initialize` must come before it, and after imports."""
+  code = (
+    "from xpo_jax import cli; from xpo_jax.train import loop; "
+    "from jax._src import xla_bridge as x; assert not x.backends_are_initialized()"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

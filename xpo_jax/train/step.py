@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from xpo_jax import scored
@@ -47,7 +48,7 @@ Step = Callable[..., tuple[TrainState, dict[str, Array]]]
 ABSENT = float("-inf")  # value of a metric without a row in the batch
 _TERM = "loss/"
 # Folded into a step's key for stochastic rounding.
-_MOMENTS, _PARAMS = jnp.uint32(0xFFFFFFFF), jnp.uint32(0xFFFFFFFE)
+_MOMENTS, _PARAMS = np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFE)
 # Names of the columns of K in metrics; other layouts average over them.
 _COLUMNS = {
   Layout.PAIR: ("chosen", "rejected"),
