@@ -6,7 +6,6 @@ import numpy as np
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
-from xpo_jax.ops import attention
 from xpo_jax.topology import flops
 
 CONFIG = Config(
@@ -69,15 +68,3 @@ def test_attention_counts_each_position_with_those_before_it():
   position = np.array([0, 1, 2, 2, 3])  # a prompt of 2, branches of 1 and 2 tokens
   one = 4 * CONFIG.heads * CONFIG.head_dim * CONFIG.layers
   assert flops.of_attention(CONFIG, position) == one * (1 + 2 + 3 + 3 + 4)
-
-
-def test_mean_pairs_are_those_of_the_blocks_that_attention_lists():
-  rng = np.random.default_rng(0)
-  segment = np.sort(rng.integers(0, 3, (2, 24)), axis=1)[:, ::-1]
-  branch = np.tile(np.repeat([0, 1, 2], 8), (2, 1))
-  position = np.tile(np.arange(24), (2, 1))
-  ids = jax.tree.map(np.asarray, attention.ids(segment, branch, position))
-  for window in (None, 5):
-    listed = attention.block_pairs(ids, 4, window)
-    expected = int(listed.start[-1]) / (2 * 6)
-    assert flops.mean_pairs(ids, 4, window) == expected

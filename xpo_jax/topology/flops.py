@@ -115,25 +115,3 @@ def forward(config: Config, position: np.ndarray, predicted: float) -> float:
   """
   blocks = of_token(config) * position.size + of_attention(config, position)
   return blocks + predicted * of_head(config)
-
-
-def mean_pairs(ids: Any, block: int, window: int | None) -> float:
-  """Mean number of key blocks of a query block, as `attention.block_pairs` lists them.
-
-  Args:
-    ids: of `attention.ids` of some rows, NumPy arrays.
-    block: length of a block.
-    window: of the layer, or None.
-  """
-  rows, length = ids.key.shape
-  count = length // block
-  pairs = 0
-  for row in range(rows):
-    key, own, prompt, index, position = (x[row] for x in vars(ids).values())
-    seen = (key[None] == own[:, None]) | (key[None] == prompt[:, None])
-    seen &= index[None] <= index[:, None]
-    if window is not None:
-      seen &= position[:, None] - position[None] < window
-    blocks = seen.reshape(count, block, count, block).any((1, 3))
-    pairs += (blocks | np.eye(count, dtype=bool)).sum()
-  return pairs / (rows * count)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from xpo_jax.topology.flops import Loops
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%([^ ]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([^ ]+) = (.*)$")
 _SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\]")
@@ -48,7 +50,6 @@ class _Instruction(NamedTuple):
 
 
 _Computation = dict[str, _Instruction]
-Loops = Callable[[str], float]
 
 
 def read(text: str, loops: Loops) -> Cost:

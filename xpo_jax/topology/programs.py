@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xpo_jax.config import optim
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts, Scratch, Start
 from xpo_jax.data import pack
@@ -182,18 +181,11 @@ def _with(tree: Any, shardings: Any) -> Any:
 
 def _state(shapes: _Shapes, objective: Objective) -> tuple[Any, Any]:
   """The abstract state before the first step, and its shardings."""
-  experiment = shapes.experiment
-  precision, logical = experiment.precision, shapes.trained.logical_axes()
-  chain = optim.transform(experiment.optimizer, logical, precision.moments)
-  dtypes = state.lm_dtypes(precision, logical)
-
-  def create(lm: Params) -> state.TrainState:
-    head = heads.init_value_head(shapes.config.width)
-    params = state.with_heads(objective, {"lm": lm}, head)
-    ema = experiment.optimizer.ema is not None
-    return state.create(params, chain, objective.init(), jax.random.key(0), ema, dtypes)
-
-  like = jax.eval_shape(create, shapes.of(shapes.trained))
+  experiment, trained = shapes.experiment, shapes.trained
+  like = state.shapes(
+    experiment, objective, trained, shapes.of(trained), shapes.config.width
+  )
+  chain = state.transform(experiment, trained)
   placed = state.shardings(shapes.mesh, shapes.trained, like, chain)
   return _with(like, placed), placed
 
@@ -264,7 +256,10 @@ def _loops(config: Config, batch: Batch, mesh: Mesh) -> flops.Loops:
     one = jax.tree.map(lambda x: np.asarray(x[:1, 0]), _ids(batch))
     one = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, -length % block))), one)
     windows = [window or None for window in config.windows] or [None]
-    pairs = {w: flops.mean_pairs(one, block, w) for w in dict.fromkeys(windows)}
+    pairs = {
+      w: int(attention.block_pairs(one, block, w).start[-1]) * block / one.key.size
+      for w in dict.fromkeys(windows)
+    }
     trips = sum(pairs[w] for w in windows) / len(windows)
 
   def loops(path: str) -> float:

@@ -23,7 +23,6 @@ class Chip:
     name: as in the name of a slice.
     hbm: bytes of memory that a program may use.
     flops: bfloat16 operations a second, peak.
-    bandwidth: bytes a second from memory.
     clock: cycles a second of the compiler's estimates; None: no compiler.
     shapes: of its slices, chips along each axis of the torus; (): any number.
   """
@@ -31,7 +30,6 @@ class Chip:
   name: str
   hbm: float
   flops: float
-  bandwidth: float
   clock: float | None = None
   shapes: tuple[tuple[int, ...], ...] = ()
 
@@ -45,13 +43,13 @@ _CUBES = (
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip("v5e", 15.75 * GIB, 197e12, 819e9, 1.5e9, _SQUARES),
-    Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 1.75e9, _CUBES),
-    Chip("v6e", 31.25 * GIB, 918e12, 1640e9, 1.75e9, _SQUARES),
-    Chip("a100-40gb", 39.4 * GIB, 312e12, 1555e9),
-    Chip("a100-80gb", 79.2 * GIB, 312e12, 2039e9),
-    Chip("h100", 79.6 * GIB, 989e12, 3350e9),
-    Chip("h200", 139.8 * GIB, 989e12, 4800e9),
+    Chip("v5e", 15.75 * GIB, 197e12, 1.5e9, _SQUARES),
+    Chip("v5p", 95.74 * GIB, 459e12, 1.75e9, _CUBES),
+    Chip("v6e", 31.25 * GIB, 918e12, 1.75e9, _SQUARES),
+    Chip("a100-40gb", 39.4 * GIB, 312e12),
+    Chip("a100-80gb", 79.2 * GIB, 312e12),
+    Chip("h100", 79.6 * GIB, 989e12),
+    Chip("h200", 139.8 * GIB, 989e12),
   )
 }
 

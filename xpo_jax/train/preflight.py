@@ -7,7 +7,6 @@ the longest prompt, completions at the limit. Untrained weights of the same shap
 the place of those of a stage.
 """
 
-import functools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from xpo_jax.config import optim
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.data import audit, pack, token_rows
 from xpo_jax.data.pack import Batches
@@ -33,6 +31,7 @@ from xpo_jax.train import (
   loading,
   loop,
   minibatches,
+  progress,
   records_program,
   references,
   rollouts_program,
@@ -248,7 +247,7 @@ def _rollouts(
 ) -> Budget:
   """The budget of a run on rollouts."""
   parts, first = rollouts_program.assemble(
-    experiment, run_dir, inputs, datasets, _silent
+    experiment, run_dir, inputs, datasets, progress.silent
   )
   lm = parts.frozen.get(state.BASE, parts.ref)
   begin = loading.LoadedStart(parts.model.config, lm, parts.tokenizer)
@@ -280,10 +279,6 @@ def _rollouts(
 
 
 _MAKERS = {records_program: _records, rollouts_program: _rollouts}
-
-
-def _silent(text: str) -> None:
-  del text
 
 
 def _rollouts_memory(parts, first) -> dict[str, int] | None:
@@ -320,17 +315,6 @@ def _memory(
   model = transformer.model(begin.config)
   adapter = experiment.adapter
   trained = lora.trainable_model(model, adapter)
-  precision, logical = experiment.precision, trained.logical_axes()
-  chain = optim.transform(experiment.optimizer, logical, precision.moments)
-  dtypes = state.lm_dtypes(precision, logical)
-  ema = experiment.optimizer.ema is not None
-  needed = aux_losses.joined(objective, aux.losses)
-
-  def create(lm):
-    head = heads.init_value_head(begin.config.width)
-    params = state.with_heads(needed, {"lm": lm}, head)
-    return state.create(params, chain, objective.init(), jax.random.key(0), ema, dtypes)
-
   lm = jax.eval_shape(lambda: begin.params["lm"])
   live = aux_losses.read_reference(objective, aux.losses)
   frozen = {references.ROLE: {"lm": lm}} if live else {}
@@ -357,8 +341,9 @@ def _memory(
     moments=experiment.precision.moments,
   )
   hparams = step.hparams(experiment.optimizer)
-  make = functools.partial(jax.eval_shape, create)
-  return _compiled(update, make(lm), frozen, batch, hparams, aux.batch(0))
+  needed = aux_losses.joined(objective, aux.losses)
+  first = state.shapes(experiment, needed, trained, lm, begin.config.width)
+  return _compiled(update, first, frozen, batch, hparams, aux.batch(0))
 
 
 def _compiled(update: step.Step, *arguments) -> dict[str, int]:

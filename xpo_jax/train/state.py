@@ -250,6 +250,36 @@ def shardings(
   )
 
 
+def transform(
+  experiment: Experiment, trained: Model
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of an experiment (`optim.transform`) for the trained model."""
+  axes, moments = trained.logical_axes(), experiment.precision.moments
+  return optim.transform(experiment.optimizer, axes, moments)
+
+
+def shapes(
+  experiment: Experiment, objective: Objective, trained: Model, lm: Params, width: int
+) -> TrainState:
+  """The state before the first step as `jax.ShapeDtypeStruct`s, without a critic.
+
+  Args:
+    experiment: the run.
+    objective: of the run, its statistics joined with those of auxiliary losses.
+    trained: what is trained (`lora.trainable_model`).
+    lm: its parameters, arrays or `jax.ShapeDtypeStruct`s.
+    width: D of the hidden states.
+  """
+  chain, ema = transform(experiment, trained), experiment.optimizer.ema is not None
+  dtypes = lm_dtypes(experiment.precision, trained.logical_axes())
+
+  def make(lm: Params) -> TrainState:
+    params = with_heads(objective, {"lm": lm}, heads.init_value_head(width))
+    return create(params, chain, objective.init(), jax.random.key(0), ema, dtypes)
+
+  return jax.eval_shape(make, lm)
+
+
 def first(
   experiment: Experiment,
   objective: Objective,
@@ -283,9 +313,8 @@ def first(
   params = with_heads(objective, start, head)
   if critic is not None:
     params[CRITIC] = critic.params
-  precision, logical = experiment.precision, trained.logical_axes()
-  optimizer = optim.transform(experiment.optimizer, logical, precision.moments)
-  dtypes = lm_dtypes(precision, logical)
+  optimizer = transform(experiment, trained)
+  dtypes = lm_dtypes(experiment.precision, trained.logical_axes())
   method_state, key = objective.init(), jax.random.fold_in(root, 2)
   ema = experiment.optimizer.ema is not None
   if mesh is None:
