@@ -269,8 +269,8 @@ def _by_module(
   """Arranges the tensors of a file by the modules of the decoder.
 
   Returns:
-    The tensors by names of its modules alone, B multiplied by what its scale is more
-    than that of adapter_config.json's `r` and `lora_alpha`; module -> rank.
+    The tensors by names of its modules alone, B multiplied by the ratio of its module's
+    scale to that of adapter_config.json's `r` and `lora_alpha`; module -> rank.
   """
   by_module, ranks = {}, {}
   plain = _scale(content, content["r"], content["lora_alpha"])

@@ -13,10 +13,9 @@ from xpo_jax.types import Array, Aux, Loss, Objective, Reduced, Scored, TokenSta
 
 def _log_mean_prob(roles: Mapping[str, Array], target_C: Array) -> Array:
   """log sum_v pi(v)^2, the log of the policy's mean token probability, `[C]`."""
-  del target_C
   logits_CV = roles["policy"]
   square_C = jax.nn.logsumexp(2 * logits_CV, axis=-1)
-  return square_C - 2 * jax.nn.logsumexp(logits_CV, axis=-1)
+  return _from_sums(square_C, jax.nn.logsumexp(logits_CV, axis=-1), target_C)
 
 
 def _from_sums(square_C: Array, total_C: Array, target_C: Array) -> Array:

@@ -311,9 +311,10 @@ def preemption() -> Iterator[StopRequest]:
     else:
       stop.signal = signal.Signals(number).name
 
+  caught = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
   before = {
     number: signal.signal(number, request)
-    for number in (signal.SIGTERM, signal.SIGINT)[several:]
+    for number in caught
     if signal.getsignal(number) is not signal.SIG_IGN
   }
   try:

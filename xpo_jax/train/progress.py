@@ -28,10 +28,11 @@ def say(text: str) -> None:
 
 def of_first(say: Say) -> Say:
   """Lets the first of several processes print, and no other."""
-  return say if distributed.is_first() else _silent
+  return say if distributed.is_first() else silent
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
+  """Prints nothing."""
   del text
 
 

@@ -266,7 +266,8 @@ def main(args: Any) -> int:
 
 def _at_paper_scale(args: Any) -> int:
   """Shows the recipes of the tables' papers, and runs them unless they are planned."""
-  given = [f for f in ("check", "render", "only", "seeds") if getattr(args, f)]
+  flags = ("check", "render", "only", "seeds", "any_code")
+  given = [flag.replace("_", "-") for flag in flags if getattr(args, flag)]
   if given:
     raise ValueError(f"--scale paper has no cells: leave out --{given[0]}")
   tables = find_tables.named(args.names, worlds.of(args.world))

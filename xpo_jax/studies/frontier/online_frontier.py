@@ -31,7 +31,7 @@ from xpo_jax.studies.frontier import processes
 from xpo_jax.studies.multistage import arms
 from xpo_jax.studies.multistage.arms import Arms
 from xpo_jax.studies.task import Task
-from xpo_jax.train import checkpoint, metrics, run_directory, stages
+from xpo_jax.train import checkpoint, metrics, progress, run_directory, stages
 from xpo_jax.types import Params
 
 POINTS = "points"
@@ -277,7 +277,7 @@ def gap(
 
 def _measure(task: Task, run_dir: Path, run: JudgedRun) -> None:
   """`measure`, in a process of its own."""
-  measure(Arms(task, run_dir, _quiet), run)
+  measure(Arms(task, run_dir, progress.silent), run)
 
 
 def _train_shared(study: Arms, runs: Sequence[JudgedRun]) -> None:
@@ -370,7 +370,3 @@ def _read(study: Arms, run: JudgedRun) -> list[FrontierPoint] | None:
 
 def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
   return {n: np.array(x) if isinstance(x, list) else x for n, x in values.items()}
-
-
-def _quiet(text: str) -> None:
-  del text

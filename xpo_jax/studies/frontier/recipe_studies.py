@@ -20,7 +20,7 @@ from xpo_jax.studies.find_recipe import Recipe
 from xpo_jax.studies.multistage import arms
 from xpo_jax.studies.multistage.arms import Arms
 from xpo_jax.studies.task import Task
-from xpo_jax.train import run_directory, stages
+from xpo_jax.train import progress, run_directory, stages
 
 RECIPES = "recipes"
 
@@ -44,7 +44,7 @@ def run_recipe(name: str, task: Task, run_dir: Path) -> None:
   settings = dataclasses.replace(recipe.experiment, task=own)
   results, study_file = directory / arms.RESULTS, directory / find_recipe.STUDY
   before = study_file.read_bytes() if study_file.exists() else None
-  arms.open_study(settings, directory, _quiet)  # the same study, or refused
+  arms.open_study(settings, directory, progress.silent)  # the same study, or refused
   if before != study_file.read_bytes():  # widened by seeds
     results.unlink(missing_ok=True)
   if results.exists():
@@ -67,14 +67,10 @@ def _copy_start(own: Task, task: Task, run_dir: Path, directory: Path) -> None:
   if not isinstance(start, Stage) or start != tasks.start(task):
     return
   source, target = (
-    stages.directory(start.experiment, Arms(own, path, _quiet).store, {})
+    stages.directory(start.experiment, Arms(own, path, progress.silent).store, {})
     for path in (run_dir, directory)
   )
   if (source / run_directory.SUMMARY).exists():
     copy = functools.partial(shutil.copytree, source)
     # Unsealed: the files of a run have checksums of their own.
     sealed_files.write_directory(target, copy, sealed=False)
-
-
-def _quiet(text: str) -> None:
-  del text

@@ -108,9 +108,9 @@ def train(arms: Arms, experiment: Experiment) -> Path:
     return run_dir
   arms.say(f"{run_dir.name}: {experiment.objective} on {experiment.data.title}")
   if (run_dir / yaml_file.FILE).exists():
-    result = loop.resume(run_dir, experiment, store=arms.store, say=_quiet)
+    result = loop.resume(run_dir, experiment, store=arms.store, say=progress.silent)
   else:
-    result = loop.train(experiment, run_dir, store=arms.store, say=_quiet)
+    result = loop.train(experiment, run_dir, store=arms.store, say=progress.silent)
   if result.stopped:
     raise progress.Stopped(f"stopped by {result.stopped}: xpo resume {arms.run_dir}")
   return run_dir
@@ -346,7 +346,3 @@ def _write_settings(run_dir: Path, settings: Any) -> None:
     raise ValueError(f"run directory {run_dir} holds something else; name another one")
   run_dir.mkdir(parents=True, exist_ok=True)
   sealed_files.write_json(path, content)
-
-
-def _quiet(text: str) -> None:
-  del text

@@ -24,7 +24,7 @@ from xpo_jax.studies.atlas import code_digest, worlds
 from xpo_jax.studies.multistage import arms
 from xpo_jax.studies.multistage.arms import Arms
 from xpo_jax.studies.real_model import runs
-from xpo_jax.train import loading
+from xpo_jax.train import loading, progress
 
 STORE = Path("runs") / "reproduce"
 HELD_OUT_PAIRS = 32
@@ -155,7 +155,7 @@ def _study(policy: str, learning_rate: float | None = None) -> Arms:
       f"python experiments/fetch_smollm2.py {worlds.SMOLLM2} makes one"
     )
   changes = {} if learning_rate is None else {"learning_rate": learning_rate}
-  return Arms(runs.task(policy, **changes), STORE / _code(), _quiet)
+  return Arms(runs.task(policy, **changes), STORE / _code(), progress.silent)
 
 
 @functools.cache
@@ -171,7 +171,3 @@ def _measures(draws: Draws) -> Metrics:
     "cut": ~draws.ended_PK,
   }
   return {name: measure_policy.per_prompt(x_PK) for name, x_PK in columns.items()}
-
-
-def _quiet(text: str) -> None:
-  del text

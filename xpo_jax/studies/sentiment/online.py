@@ -20,7 +20,7 @@ from xpo_jax.feedback import rules
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.studies.sentiment.labelled_pairs import Corpus
 from xpo_jax.studies.sentiment.settings import OnlineArm, SentimentStudy, TrainedPolicy
-from xpo_jax.train import checkpoint, loop, metrics, run_directory
+from xpo_jax.train import checkpoint, loop, metrics, progress, run_directory
 from xpo_jax.types import Params
 
 START = "sft"
@@ -51,7 +51,7 @@ def train(
     began, directory = time.perf_counter(), run_dir / f"{arm.label}-{seed}"
     experiment = arm_run(arm, study, run_dir / START, seed)
     datasets = {experiment.data.prompts.path: prompts}
-    result = loop.train(experiment, directory, datasets=datasets, say=_quiet)
+    result = loop.train(experiment, directory, datasets=datasets, say=progress.silent)
     if result.stopped:  # this study keeps nothing to go on from
       raise KeyboardInterrupt
     seconds = (time.perf_counter() - began) / len(arm.strengths)
@@ -100,7 +100,3 @@ def _prompts(corpus: Corpus) -> list[records.Prompt]:
 def _curve(lines: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
   names = set(lines[0]).intersection(*lines)
   return {name: np.array([line[name] for line in lines]) for name in names}
-
-
-def _quiet(text: str) -> None:
-  del text
