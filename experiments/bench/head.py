@@ -23,7 +23,6 @@ logits), at that rate.
 import argparse
 import json
 import os
-import re
 import time
 
 os.environ["XLA_FLAGS"] = (
@@ -41,6 +40,7 @@ from xpo_jax.models import score
 from xpo_jax.ops import token_stats
 from xpo_jax.ops.token_stats import LOGP, REF_KL, REF_LOGP
 from xpo_jax.sharding import mesh as meshes
+from xpo_jax.topology import hlo
 
 SETS = {
   "dpo": (LOGP,),
@@ -165,7 +165,8 @@ def ahead(name, blocks, sizes, only, topology):
   floor = flops / TERAFLOPS / 1e9
   for way, statistics in chosen(all_ways(blocks, sizes, chips[0]), only):
     compiled = gradient(statistics, SETS[name]).lower(*arguments).compile()
-    estimate = cycles(compiled.as_text()) / CLOCK_GHZ / 1e6
+    cycles = hlo.read(compiled.as_text(), no_loops).cycles
+    estimate = cycles / CLOCK_GHZ / 1e6
     if way == "kernel":  # logits twice, and the two gradients
       estimate += floor * (products + (2 if arguments[1] else 1)) / products
     yield {
@@ -179,33 +180,9 @@ def ahead(name, blocks, sizes, only, topology):
     }
 
 
-def cycles(text: str) -> int:
-  """The estimated cycles of a compiled module, loops by their number of turns."""
-  computations, name, entry = {}, None, None
-  for line in text.splitlines():
-    opened = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-    if opened and not line.startswith(" "):
-      name = opened[2]
-      computations[name] = []
-      entry = name if opened[1] else entry
-    elif name:
-      computations[name].append(line)
-
-  def turns(condition: str) -> int:
-    constants = re.findall(r"s32\[\][^=]* constant\((\d+)\)", "\n".join(condition))
-    return max(map(int, constants), default=1)
-
-  def total(name: str) -> int:
-    found = 0
-    for line in computations[name]:
-      own = re.search(r'"estimated_cycles":"?(\d+)', line)
-      found += int(own[1]) if own else 0
-      loop = re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
-      if loop:
-        found += turns(computations[loop[1]]) * total(loop[2])
-    return found
-
-  return total(entry)
+def no_loops(path: str) -> float:
+  """The number of turns of a loop whose length is data: there is none here."""
+  raise ValueError(f"a loop of unknown length: {path}")
 
 
 def main() -> None:
