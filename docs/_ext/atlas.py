@@ -31,9 +31,9 @@ trees of a few tokens, games of a dozen completions. They show whether a claim f
 from the method, not how methods rank on large models; each row says what its paper
 ran, and ``xpo reproduce NAME --scale paper`` shows the commands of that.
 
-A second panel, on a chat model, shows whether an effect can be seen in a pretrained
-model of 135M parameters (``xpo reproduce NAME --world smollm2``), with intervals over
-held-out prompts. Where a small language model was trained on synthetic reviews for a
+``xpo reproduce NAME --world smollm2`` tests some claims on a pretrained chat model of
+135M parameters, with intervals over held-out prompts; a claim whose result is there has
+a second panel. Where a small language model was trained on synthetic reviews for a
 claim, its row says under "On text" whether the effect survives there.
 
 Values in the survey's 13 directions are a reconstruction, see :doc:`the_survey`.
