@@ -109,22 +109,27 @@ def test_recipe_is_found_by_name_and_takes_its_arguments(name, arguments):
 
 
 @pytest.mark.parametrize(
-  "name, billions",
+  "name, arguments, billions",
   [
-    ("dpo_llama_1b", 1.236),
-    ("dpo_llama_8b", 8.030),
-    ("dpo_llama_70b", 70.554),
-    ("ppo_llama_8b", 8.030),
-    ("grpo_llama_8b", 8.030),
+    ("dpo_llama", ["size=1B"], 1.236),
+    ("dpo_llama", [], 8.030),
+    ("dpo_llama", ["size=70B"], 70.554),
+    ("ppo_llama_8b", [], 8.030),
+    ("grpo_llama_8b", [], 8.030),
   ],
 )
-def test_recipes_at_the_size_of_papers_need_no_policy(name, billions):
-  start = find_recipe.load(name).experiment.start
+def test_recipes_at_the_size_of_papers_need_no_policy(name, arguments, billions):
+  start = find_recipe.load(name, arguments).experiment.start
   shapes = jax.tree.leaves(transformer.weights(start.model))
   count = sum(math.prod(weight.shape) for weight in shapes)
   assert round(count / 1e9, 3) == billions  # of the models' cards
   policy = find_recipe.load(name, ["policy=DIR"]).experiment.start
   assert policy == Pretrained("DIR", compute_dtype="bfloat16")
+
+
+def test_llama_of_another_size_is_refused():
+  with pytest.raises(ValueError, match="size is '9B'; allowed: 1B, 8B, 70B"):
+    find_recipe.load("dpo_llama", ["size=9B"])
 
 
 def test_every_named_recipe_is_tested():
@@ -137,9 +142,7 @@ def test_every_named_recipe_is_tested():
     "preference_hh",
     "reward_listwise",
     # in test_recipes_at_the_size_of_papers_need_no_policy
-    "dpo_llama_1b",
-    "dpo_llama_8b",
-    "dpo_llama_70b",
+    "dpo_llama",
     "ppo_llama_8b",
     "grpo_llama_8b",
     "compare_objectives",  # in studies/comparison/train_objectives_test.py

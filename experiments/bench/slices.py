@@ -1,7 +1,8 @@
 """Checks the recipes at the size of papers on slices of TPUs that are not here.
 
-    python -m experiments.bench.slices --out slices.jsonl [RECIPE:SLICE ...]
+    python -m experiments.bench.slices --out slices.jsonl [RUN ...]
 
+A run is one quoted argument, "RECIPE [ARGUMENT ...] SLICE"; without any, those of RUNS.
 One line a recipe and slice: per chip bytes, FLOPs, estimated seconds, collectives, and
 the compiler's version (`xpo check RECIPE --topology SLICE`; the extra tpu-check). A
 line that is there already is not computed again. Each takes minutes of a CPU.
@@ -17,31 +18,32 @@ from xpo_jax.studies import find_recipe
 from xpo_jax.topology import check
 
 RUNS = (
-  "dpo_llama_8b v5e:16x16",
-  "dpo_llama_1b v5e:4x4",
-  "dpo_llama_70b v5e:16x16",
+  "dpo_llama v5e:16x16",
+  "dpo_llama size=1B rows=64 v5e:4x4",
+  "dpo_llama size=70B v5e:16x16",
   "ppo_llama_8b v5e:16x16",
   "grpo_llama_8b v5e:16x16",
-  "dpo_llama_8b v5p:4x4x4",
-  "dpo_llama_1b v5p:2x2x2",
-  "dpo_llama_70b v5p:4x8x8",
+  "dpo_llama v5p:4x4x4",
+  "dpo_llama size=1B rows=64 v5p:2x2x2",
+  "dpo_llama size=70B v5p:4x8x8",
   "ppo_llama_8b v5p:4x4x4",
   "grpo_llama_8b v5p:4x4x4",
-  "dpo_llama_8b v6e:8x8",
-  "dpo_llama_1b v6e:2x4",
-  "dpo_llama_70b v6e:16x16",
+  "dpo_llama v6e:8x8",
+  "dpo_llama size=1B rows=64 v6e:2x4",
+  "dpo_llama size=70B v6e:16x16",
   "ppo_llama_8b v6e:8x8",
   "grpo_llama_8b v6e:8x8",
 )
 
 
-def measure(recipe: str, name: str) -> dict:
+def measure(run: str) -> dict:
   """The figures of a recipe on a slice."""
   start = time.process_time()
-  report = check.check(find_recipe.load(recipe, []).experiment, name)
+  recipe, *arguments, name = run.split()
+  report = check.check(find_recipe.load(recipe, arguments).experiment, name)
   print("\n".join(check.lines(report)), flush=True)
   return {
-    "run": f"{recipe} {name}",
+    "run": run,
     "mesh": dict(report.mesh),
     "fits": report.fits,
     "libtpu": importlib.metadata.version("libtpu"),
@@ -67,17 +69,17 @@ def measure(recipe: str, name: str) -> dict:
 def main() -> None:
   """Appends a line of each run that has none."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("runs", nargs="*", metavar="RECIPE:SLICE")
+  parser.add_argument("runs", nargs="*", metavar="RUN")
   parser.add_argument("--out", type=Path, required=True)
   args = parser.parse_args()
-  runs = [run.replace(":", " ", 1) for run in args.runs] or list(RUNS)
+  runs = args.runs or list(RUNS)
   there = set()
   if args.out.exists():
     lines = args.out.read_text(encoding="utf-8").splitlines()
     there = {json.loads(line)["run"] for line in lines}
   for run in runs:
     if run not in there:
-      line = json.dumps(measure(*run.split()))
+      line = json.dumps(measure(run))
       with args.out.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 

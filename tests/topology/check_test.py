@@ -89,5 +89,5 @@ def test_bad_input_is_refused(changes, message):
 
 
 def test_the_command_refuses_a_slice_that_does_not_exist(capsys):
-  assert cli.main(["check", "dpo_llama_8b", "--topology", "v5e:3x5"]) == 2
+  assert cli.main(["check", "dpo_llama", "--topology", "v5e:3x5"]) == 2
   assert "v5e:16x16" in capsys.readouterr().err
