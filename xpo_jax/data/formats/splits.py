@@ -23,4 +23,7 @@ def find(wanted: str, known: Collection[str], where: str) -> str:
     if name.partition("[")[0] in known:
       return name
   listed = ", ".join(sorted(known))
-  raise ValueError(f"{where} has no split {wanted!r}; it has {listed} (--data.split)")
+  raise ValueError(
+    f"{where} has no split {wanted!r}; it has {listed} (--data.split, or "
+    "--evaluation.split of held-out data)"
+  )

@@ -36,7 +36,7 @@ PER_WORD = 0.05  # reward that the length-biased labeller adds for each word
 # Of a method on fresh samples, four of each prompt.
 ITERATIONS, PROMPTS_PER_ITERATION = 5, 16
 SCORES = {"cut": lambda seed, draws: ~draws.ended_PK}
-_SEQUENCES = 96  # decoded together: 2 GB of keys, values and logits at 135M parameters
+_SEQUENCES = 96  # decoded together; memory grows with it
 
 
 def task(policy: str, **changes: Any) -> Task:
