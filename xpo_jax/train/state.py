@@ -261,14 +261,17 @@ def transform(
 def shapes(
   experiment: Experiment, objective: Objective, trained: Model, lm: Params, width: int
 ) -> TrainState:
-  """The state before the first step as `jax.ShapeDtypeStruct`s, without a critic.
+  """Shapes and dtypes of the state before the first step, without a critic.
 
   Args:
     experiment: the run.
     objective: of the run, its statistics joined with those of auxiliary losses.
     trained: what is trained (`lora.trainable_model`).
-    lm: its parameters, arrays or `jax.ShapeDtypeStruct`s.
+    lm: its parameters, or their shapes and dtypes.
     width: D of the hidden states.
+
+  Returns:
+    Of each array a `jax.ShapeDtypeStruct`.
   """
   chain, ema = transform(experiment, trained), experiment.optimizer.ema is not None
   dtypes = lm_dtypes(experiment.precision, trained.logical_axes())
