@@ -259,3 +259,9 @@ def test_column_that_the_data_lack_is_said_with_what_brings_it(
     assert cli.main(["check", name, *words]) == 2
     said = capsys.readouterr().err
     assert f"{reads}, which pairs.jsonl:" in said and fix in said
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("dpoo", "dpo"), ("rlhff", "rlhf")])
+def test_misspelt_name_is_of_the_nearest_objective_or_recipe(typed, meant):
+  with pytest.raises(ValueError, match=rf"{typed}.* \(did you mean '{meant}'\?\)"):
+    find_recipe.path_of(typed)

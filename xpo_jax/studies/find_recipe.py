@@ -97,7 +97,8 @@ def path_of(recipe: str) -> Path:
   """Finds the file of a recipe, by its name or path.
 
   Raises:
-    ValueError: no such recipe; suggests the nearest name.
+    ValueError: no such recipe; suggests the nearest name, of objectives too, which
+      `xpo train` takes as well.
   """
   if recipe.endswith(".py"):
     if not Path(recipe).is_file():
@@ -105,12 +106,13 @@ def path_of(recipe: str) -> Path:
     return Path(recipe)
   known = names()
   if recipe not in known:
-    near = difflib.get_close_matches(recipe, known, n=1)
+    near = difflib.get_close_matches(recipe, {*known, *objectives.NAMES}, n=1)
     meant = f" (did you mean {near[0]!r}?)" if near else ""
     listed = ", ".join(known) or "none here"
     raise ValueError(
-      f"no recipe {recipe!r}{meant}; known: {listed}; a path to a .py file with a "
-      "function experiment(), or a run, will do too"
+      f"no recipe or objective {recipe!r}{meant}; recipes: {listed}; `xpo list` has "
+      "the objectives too; a path to a .py file with a function experiment(), or a "
+      "run, will do as well"
     )
   return known[recipe]
 
