@@ -9,8 +9,6 @@ from xpo_jax import objectives, scored
 from xpo_jax.testing import toy
 from xpo_jax.types import Aux
 
-KEY = jax.random.key(0)
-
 
 def pairs(gap):
   """Pairs with these log-ratio gaps."""
@@ -40,14 +38,14 @@ def test_fixed_beta_and_all_pairs_is_dpo():
   s = toy.scored(K=2)
   o = objectives.beta_dpo(beta=0.3, alpha=0.0, keep=1.0)
   expected = scored.evaluate(objectives.dpo(beta=0.3), s)
-  actual = scored.evaluate(o, s, o.init(), KEY)
+  actual = scored.evaluate(o, s, o.init(), jax.random.key(0))
   assert actual.loss == pytest.approx(float(expected.loss), rel=1e-6)
   np.testing.assert_allclose(actual.per_example_B, expected.per_example_B, rtol=1e-6)
 
 
 def test_first_step_without_any_gap_is_log_2():
   o, s = objectives.beta_dpo(), toy.scored(K=2, policy_equals_ref=True)
-  out = scored.evaluate(o, s, o.init(), KEY)
+  out = scored.evaluate(o, s, o.init(), jax.random.key(0))
   assert out.loss == pytest.approx(np.log(2))
   assert out.state["gap_std"] == 0
 
@@ -56,7 +54,7 @@ def test_first_step_without_any_gap_is_log_2():
 def drawn(keep, weight_B):
   o = objectives.beta_dpo(keep=keep)
   s = toy.scored(K=2, B=10).replace(weight_B=weight_B)
-  return o.prepare(s, o.init(), KEY)[0].rows
+  return o.prepare(s, o.init(), jax.random.key(0))[0].rows
 
 
 @pytest.mark.parametrize(("rows", "keep"), [(8, 0.8), (10, 0.7), (5, 0.1), (4, 1.0)])
@@ -72,7 +70,7 @@ def test_typical_pairs_are_drawn_more_often():
   gap = np.array([0.0, 0.1, -0.1, 4.0])
   o = objectives.beta_dpo(keep=0.5, momentum=0.0)
   draw = jax.jit(jax.vmap(lambda key: o.prepare(pairs(gap), o.init(), key)[0].rows))
-  share = np.asarray(draw(jax.random.split(KEY, 400))).mean(0)
+  share = np.asarray(draw(jax.random.split(jax.random.key(0), 400))).mean(0)
   assert share.sum() == pytest.approx(2)
   assert share[3] < share[:3].min() - 0.2
 
@@ -80,14 +78,14 @@ def test_typical_pairs_are_drawn_more_often():
 def test_beta_never_falls_below_the_floor():
   state = {"gap_mean": jnp.float32(100.0), "gap_std": jnp.float32(1.0)}
   o = objectives.beta_dpo(alpha=0.6, keep=1.0)
-  out = scored.evaluate(o, pairs(np.array([0.0, 1.0])), state, KEY)
+  out = scored.evaluate(o, pairs(np.array([0.0, 1.0])), state, jax.random.key(0))
   assert out.metrics["beta"] == pytest.approx(1e-3)
 
 
 def test_missing_state_and_missing_key_are_refused():
   o, s = objectives.beta_dpo(), toy.scored(K=2)
   with pytest.raises(ValueError, match=r"beta_dpo keeps state.*objective\.init\(\)"):
-    scored.evaluate(o, s, key=KEY)
+    scored.evaluate(o, s, key=jax.random.key(0))
   with pytest.raises(
     ValueError, match=r"beta_dpo draws random numbers.*jax\.random\.key"
   ):

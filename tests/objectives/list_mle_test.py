@@ -7,11 +7,9 @@ import pytest
 from tests.objectives import ragged
 from xpo_jax import objectives, scored
 
-KEY = jax.random.key(0)
-
 
 def evaluate(s, beta=0.5):
-  return scored.evaluate(objectives.list_mle(beta), s, (), KEY)
+  return scored.evaluate(objectives.list_mle(beta), s, (), jax.random.key(0))
 
 
 def test_without_ties_it_is_plackett_luce():

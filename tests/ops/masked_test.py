@@ -11,8 +11,8 @@ from xpo_jax.ops import masked
 
 masked = compiled.module(masked)
 
-MASK = jnp.array([[[1.0, 1, 0], [0, 1, 0]], [[1, 1, 1], [0, 0, 0]]])
-X = jnp.array([[[1.0, 2, 9], [9, 4, 9]], [[5, 6, 7], [9, 9, 9]]])
+MASK = np.array([[[1.0, 1, 0], [0, 1, 0]], [[1, 1, 1], [0, 0, 0]]], np.float32)
+X = np.array([[[1.0, 2, 9], [9, 4, 9]], [[5, 6, 7], [9, 9, 9]]], np.float32)
 FUNCTIONS = {
   "sum_T": (masked.sum_T, [[3, 4], [18, 0]]),
   "mean_T": (masked.mean_T, [[1.5, 4], [6, 0]]),

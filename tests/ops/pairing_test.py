@@ -12,8 +12,8 @@ pairing = compiled.module(pairing)
 
 tournament = jax.jit(pairing.tournament)
 
-REWARD = jnp.array([[1.0, 3.0, 0.0, 9.0], [2.0, 2.0, 2.0, 2.0], [0.0, 4.0, 5.0, -9.0]])
-PRESENT = jnp.array([[1.0, 1.0, 1.0, 0.0], [1.0] * 4, [1.0, 0.0, 0.0, 0.0]])
+REWARD = np.array([[1, 3, 0, 9], [2, 2, 2, 2], [0, 4, 5, -9]], np.float32)
+PRESENT = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]], np.float32)
 
 
 def as_lists(pairs):

@@ -13,9 +13,12 @@ from xpo_jax.ops import token_mdp
 token_mdp = compiled.module(token_mdp)
 
 V, T, BETA = 3, 3, 0.5
-NEXT_SV = token_mdp.tree(V, T)
-S = len(NEXT_SV)
+S = sum(V**t for t in range(T))
 PATHS = list(itertools.product(range(V), repeat=T))
+
+
+def transitions():
+  return token_mdp.tree(V, T)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def mdp():
   rng = np.random.default_rng(0)
   reward = jnp.asarray(rng.normal(size=(S, V)), jnp.float32)
   ref = jnp.log(jnp.asarray(rng.dirichlet([2.0] * V, size=S), jnp.float32))
-  return reward, ref, token_mdp.soft_bellman(reward, ref, NEXT_SV, BETA, T)
+  return reward, ref, token_mdp.soft_bellman(reward, ref, transitions(), BETA, T)
 
 
 def walk(path):
@@ -36,21 +39,21 @@ def walk(path):
 
 
 def test_tree_numbers_states_by_length_then_tokens():
-  assert S == 1 + V + V**2
-  np.testing.assert_array_equal(NEXT_SV[0], [1, 2, 3])
-  np.testing.assert_array_equal(NEXT_SV[1], [4, 5, 6])
-  assert (NEXT_SV[1 + V :] == S).all()  # the last token ends it
+  assert len(transitions()) == S == 1 + V + V**2
+  np.testing.assert_array_equal(transitions()[0], [1, 2, 3])
+  np.testing.assert_array_equal(transitions()[1], [4, 5, 6])
+  assert (transitions()[1 + V :] == S).all()  # the last token ends it
   np.testing.assert_array_equal(token_mdp.sequences(V, T), PATHS)
 
 
 def test_along_reads_the_entries_of_each_completion(mdp):
   reward, _, _ = mdp
-  actual = token_mdp.along(reward, NEXT_SV, token_mdp.sequences(V, T))
+  actual = token_mdp.along(reward, transitions(), token_mdp.sequences(V, T))
   expected = [np.asarray(reward)[walk(path)] for path in PATHS]
   np.testing.assert_array_equal(actual, expected)
-  grouped = token_mdp.along(reward, NEXT_SV, jnp.asarray(PATHS).reshape(3, -1, T))
+  grouped = token_mdp.along(reward, transitions(), jnp.asarray(PATHS).reshape(3, -1, T))
   np.testing.assert_array_equal(grouped.reshape(-1, T), expected)
-  beyond = token_mdp.along(reward, NEXT_SV, jnp.zeros((1, T + 2), jnp.int32))
+  beyond = token_mdp.along(reward, transitions(), jnp.zeros((1, T + 2), jnp.int32))
   assert not beyond[:, T:].any()
 
 
@@ -58,7 +61,7 @@ def test_value_and_policy_are_those_of_all_completions(mdp):
   reward, ref, best = mdp
   paths = token_mdp.sequences(V, T)
   r, logref, logp = (
-    np.asarray(token_mdp.along(x, NEXT_SV, paths), np.float64).sum(-1)
+    np.asarray(token_mdp.along(x, transitions(), paths), np.float64).sum(-1)
     for x in (reward, ref, best.logp_SV)
   )
   weight = np.exp(logref + r / BETA)  # the optimum over whole completions
@@ -78,7 +81,7 @@ def test_q_v_and_policy_are_consistent(mdp):
 def test_impossible_token_stays_impossible(mdp):
   reward, ref, _ = mdp
   ref = ref.at[0, 1].set(-jnp.inf)
-  best = token_mdp.soft_bellman(reward, ref, NEXT_SV, BETA, T)
+  best = token_mdp.soft_bellman(reward, ref, transitions(), BETA, T)
   assert np.isneginf(best.logp_SV[0, 1])
   assert np.isfinite(best.value_S).all()
 
@@ -102,7 +105,7 @@ def test_short_completions_end_where_the_table_says():
 
 def test_beam_of_width_1_is_greedy(mdp):
   _, _, best = mdp
-  tokens, _ = token_mdp.beam_search(best.logp_SV, NEXT_SV, 1, T)
+  tokens, _ = token_mdp.beam_search(best.logp_SV, transitions(), 1, T)
   state = 0
   for token in np.asarray(tokens)[0]:
     assert token == np.argmax(best.logp_SV[state])
@@ -111,7 +114,7 @@ def test_beam_of_width_1_is_greedy(mdp):
 
 def test_excess_beams_have_probability_0(mdp):
   _, _, best = mdp
-  tokens, logp = token_mdp.beam_search(best.logp_SV, NEXT_SV, V**T + 2, T)
+  tokens, logp = token_mdp.beam_search(best.logp_SV, transitions(), V**T + 2, T)
   assert np.isneginf(logp[-2:]).all()
   assert len({tuple(row) for row in np.asarray(tokens[:-2])}) == V**T
 
@@ -121,7 +124,7 @@ def test_program_size_does_not_depend_on_depth(mdp):
 
   def program(depth):
     def backup(reward):
-      return token_mdp.soft_bellman(reward, ref, NEXT_SV, BETA, depth)
+      return token_mdp.soft_bellman(reward, ref, transitions(), BETA, depth)
 
     return str(jax.make_jaxpr(backup)(reward))
 

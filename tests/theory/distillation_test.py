@@ -16,9 +16,15 @@ from xpo_jax.ops import token_mdp, token_stats
 pytestmark = pytest.mark.usefixtures("float64")
 
 V, T = 3, 3
-NEXT_SV = token_mdp.tree(V, T)
-PATHS = token_mdp.sequences(V, T)
-S = len(NEXT_SV)
+S = sum(V**t for t in range(T))
+
+
+def transitions():
+  return token_mdp.tree(V, T)
+
+
+def completions():
+  return token_mdp.sequences(V, T)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def logits():
 
 
 def along(x_SV):
-  return token_mdp.along(x_SV, NEXT_SV, PATHS)
+  return token_mdp.along(x_SV, transitions(), completions())
 
 
 def states(x_SV):
@@ -64,8 +70,8 @@ def expected(objective, logits, sampler=None):
   def loss(policy):
     s = scored.from_logits(
       states(policy)[:, None],
-      jnp.asarray(PATHS)[:, None],
-      jnp.ones((len(PATHS), 1, T)),
+      jnp.asarray(completions())[:, None],
+      jnp.ones((len(completions()), 1, T)),
       teacher_logits_BKTV=states(teacher)[:, None],
       stats=objective.stats,
       weight_B=weight,
@@ -120,7 +126,7 @@ def test_weight_of_teacher_mixed_samples_corrects_the_token_itself(logits):
   reward_SV = jnp.log(q) - jnp.log(p)
   later_S = (mixed_SV * reward_SV).sum(-1)  # of a token drawn from the mixture
   for state in range(1, V + 1):  # after the first token, by hand
-    visits, after = mixed_SV[0, state - 1], NEXT_SV[state]
+    visits, after = mixed_SV[0, state - 1], transitions()[state]
 
     def loss(x, state=state, after=after):
       logp = jax.nn.log_softmax(x)

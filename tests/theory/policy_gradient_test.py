@@ -16,9 +16,15 @@ from xpo_jax.types import Mean
 pytestmark = pytest.mark.usefixtures("float64")
 
 V, T, BETA = 3, 3, 0.4
-NEXT_SV = token_mdp.tree(V, T)
-PATHS = token_mdp.sequences(V, T)
-S, N = len(NEXT_SV), len(PATHS)
+S, N = sum(V**t for t in range(T)), V**T
+
+
+def transitions():
+  return token_mdp.tree(V, T)
+
+
+def completions():
+  return token_mdp.sequences(V, T)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def world():
 
 
 def along(x_SV):
-  return token_mdp.along(x_SV, NEXT_SV, PATHS)
+  return token_mdp.along(x_SV, transitions(), completions())
 
 
 def log_policy(logits):
@@ -79,7 +85,7 @@ def expected(objective, world, state=(), first=None, value=None):
 def policy_value(logits, reward):
   """V of the policy in the state before each token of each completion, `[N, T]`."""
   p = np.exp(np.asarray(log_policy(logits)).sum(-1))
-  paths = np.asarray(PATHS)
+  paths = np.asarray(completions())
   value = np.zeros((N, T))
   for t in range(T):
     for n in range(N):
@@ -141,7 +147,7 @@ def test_ppo_at_ratio_1_is_the_policy_gradient_over_the_deviation(world, lam):
 def test_expected_gradient_vanishes_at_the_soft_optimum(world):
   _, ref, _ = world
   dense = np.random.default_rng(2).normal(size=(S, V))
-  best = token_mdp.soft_bellman(dense, ref, NEXT_SV, BETA, T)
+  best = token_mdp.soft_bellman(dense, ref, transitions(), BETA, T)
   state = objectives.reinforce().init()
   reward = along(dense).sum(-1)
   at_best = expected(objectives.reinforce(BETA), (best.logp_SV, ref, reward), state)

@@ -13,9 +13,15 @@ from xpo_jax import objectives, scored
 from xpo_jax.ops import token_mdp
 
 V, T, BETA = 3, 4, 0.5
-NEXT_SV = token_mdp.tree(V, T)
-PATHS = token_mdp.sequences(V, T)
-S, N = len(NEXT_SV), len(PATHS)
+S, N = sum(V**t for t in range(T)), V**T
+
+
+def transitions():
+  return token_mdp.tree(V, T)
+
+
+def completions():
+  return token_mdp.sequences(V, T)
 
 
 def draw(seed):
@@ -25,14 +31,14 @@ def draw(seed):
 
 
 def along(x_SV):
-  return token_mdp.along(x_SV, NEXT_SV, PATHS)
+  return token_mdp.along(x_SV, transitions(), completions())
 
 
 @pytest.fixture(scope="module")
 def mdp():
   reward, ref = draw(0)
   with jax.enable_x64(True):
-    best = token_mdp.soft_bellman(reward, ref, NEXT_SV, BETA, T)
+    best = token_mdp.soft_bellman(reward, ref, transitions(), BETA, T)
     return reward, ref, jax.device_get(best)
 
 
@@ -42,7 +48,7 @@ def test_optimal_policy_is_the_softmax_of_q(mdp):
   np.testing.assert_allclose(
     best.logp_SV, special.log_softmax(best.q_SV / BETA, -1), atol=1e-12
   )
-  leaves = np.asarray(NEXT_SV) >= len(best.value_S)  # nothing comes after
+  leaves = np.asarray(transitions()) >= len(best.value_S)  # nothing comes after
   np.testing.assert_allclose(
     best.q_SV[leaves], (reward + BETA * ref)[leaves], atol=1e-12
   )
@@ -116,9 +122,9 @@ def test_beam_search_maximises_reward_plus_beta_log_ref():
   @jax.jit
   @jax.vmap
   def search(reward, ref):
-    best = token_mdp.soft_bellman(reward, ref, NEXT_SV, BETA, T)
-    wide, _ = token_mdp.beam_search(best.logp_SV, NEXT_SV, V ** (T - 1), T)
-    narrow, _ = token_mdp.beam_search(best.logp_SV, NEXT_SV, 1, T)
+    best = token_mdp.soft_bellman(reward, ref, transitions(), BETA, T)
+    wide, _ = token_mdp.beam_search(best.logp_SV, transitions(), V ** (T - 1), T)
+    narrow, _ = token_mdp.beam_search(best.logp_SV, transitions(), 1, T)
     searched = along(reward + BETA * ref).sum(-1)
     place = V ** jnp.arange(T)[::-1]
     values = [searched[(row[0] * place).sum()] for row in (wide, narrow)]
