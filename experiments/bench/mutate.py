@@ -12,14 +12,18 @@ arguments, declarations (`Objective(...)`), annotations, texts. A mutant is
 
 A first run of the theory tests notes which statements each one executes. A mutant meets
 the tests that execute its statement (those that execute its file, where the statement
-runs at import), the fastest first, then the unit tests, until one fails or the run
-takes more than `LIMIT` CPU seconds. Unit tests are `tests/FOLDER/NAME_test.py`, or
-those of the folder that mention the name where there is no such file; those of the
-files of the folder that import it; then the conformance tests of the objective.
+runs at import), one case of each test first, the fastest first, then the unit tests,
+until one fails. Where the theory tests take more than `LIMIT` CPU seconds, the unit
+tests follow and the outcome says that theory was cut. Unit tests are
+`tests/FOLDER/NAME_test.py`, or those of the folder that mention the name where there is
+no such file; those of the files of the folder that import it; then the conformance
+tests of the objective.
 
-Every mutant is a fork of one process that has imported JAX but not this package and
-has started no backend. Compiled programs are shared through a cache of its own, keyed
-by the program itself: a mutant whose program differs cannot read the original's.
+Every mutant is a fork of one process that has collected the tests and has started no
+backend; the code of the functions that the mutant changes is exchanged in it. A mutant
+of a statement that runs at import is a fork that has not imported this package.
+Compiled programs are shared through a cache of its own, keyed by the program itself: a
+mutant whose program differs cannot read the original's.
 
 Needs no accelerator; a few seconds a mutant.
 """
@@ -28,16 +32,20 @@ import argparse
 import ast
 import collections
 import copy
+import gc
 import hashlib
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import os
 import random
 import re
 import resource
+import signal
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,8 +58,8 @@ TARGETS = ("xpo_jax/objectives", "xpo_jax/ops")
 THEORY = "tests/theory"
 CONFORMANCE = "tests/objectives/conformance_test.py"
 SKIPPED = ("__init__.py", "_hparams.py")  # index and checks of arguments: no formula
-LIMIT = 300  # CPU seconds
-FEW = 3  # theory tests of the first fork of a mutant: most fail one of them
+LIMIT = 150  # CPU seconds of a mutant's theory tests, and of its unit tests
+OUT_OF_TIME, IMPOSSIBLE = -signal.SIGXCPU, 71  # exit codes of forks
 
 
 # --- Mutations ---------------------------------------------------------------------
@@ -421,10 +429,27 @@ class Note(ast.NodeTransformer):
 
 
 class Test(NamedTuple):
-  """What the first run notes of a test: seconds, and lines executed by file."""
+  """What the first run notes of a test.
+
+  Attributes:
+    seconds: of its run.
+    lines: executed by it and by the import of its file; lists of numbers by file.
+  """
 
   seconds: float
   lines: dict[str, list[int]]
+
+
+class Executed(NamedTuple):
+  """What the first run notes.
+
+  Attributes:
+    tests: by id.
+    imports: lines that the imports of the test files and of the package execute.
+  """
+
+  tests: dict[str, Test]
+  imports: dict[str, set[int]]
 
 
 class _Recorder:
@@ -467,32 +492,6 @@ class _Recorder:
       self.failed.append(report.nodeid)
 
 
-class _Chosen:
-  """Pytest plugin: theory tests in order, unit tests, conformance of one objective."""
-
-  def __init__(self, order: Sequence[str], name: str, log: Path):
-    self.order = {nodeid: i for i, nodeid in enumerate(order)}
-    self.name = name
-    self.log = log
-
-  def place(self, nodeid: str) -> int | None:
-    """Position of a test in the run; None if it is left out."""
-    if nodeid.startswith(THEORY):
-      return self.order.get(nodeid)
-    if nodeid.startswith(CONFORMANCE):
-      own = re.search(rf"[\[-]{self.name}[\]-]", nodeid)
-      return len(self.order) + 1 if own else None
-    return len(self.order)
-
-  def pytest_collection_modifyitems(self, items: list) -> None:
-    items[:] = [item for item in items if self.place(item.nodeid) is not None]
-    items.sort(key=lambda item: self.place(item.nodeid))
-
-  def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
-    del location
-    self.log.write_text(nodeid)
-
-
 def _pytest(arguments: Sequence[str], plugin: object) -> int:
   import pytest
 
@@ -501,12 +500,13 @@ def _pytest(arguments: Sequence[str], plugin: object) -> int:
   return int(pytest.main([*options, *arguments], plugins=[plugin]))
 
 
-def _forked(work: Callable[[], int], seconds: int) -> int:
+def _forked(work: Callable[[], int], seconds: int | None) -> int:
   """Exit code of `work` in a fork, its output discarded; a limit on its CPU seconds."""
   child = os.fork()
   if child == 0:
     try:
-      resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+      if seconds is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
       quiet = os.open(os.devnull, os.O_WRONLY)
       os.dup2(quiet, 1)
       os.dup2(quiet, 2)
@@ -539,7 +539,7 @@ def _digests() -> dict[str, str]:
   return digests
 
 
-def first_run() -> dict[str, Test]:
+def first_run() -> Executed:
   """The lines that each theory test executes; only files that changed are run again.
 
   Raises:
@@ -569,7 +569,8 @@ def first_run() -> dict[str, Test]:
     sys.meta_path.insert(0, Finder(trees))
     _pytest(stale, recorder)
     for file in stale:
-      known[file] = {"digest": digests[file], "tests": {}}
+      imports = {f: sorted(x) for f, x in recorder.of_modules.get(file, {}).items()}
+      known[file] = {"digest": digests[file], "tests": {}, "imports": imports}
     for nodeid, test in recorder.tests.items():
       # A test that fails by itself, or reads the sources that this run changes.
       if nodeid not in recorder.failed:
@@ -583,14 +584,25 @@ def first_run() -> dict[str, Test]:
       raise RuntimeError(f"the theory tests could not be run: exit code {code}")
     known = json.loads(stored.read_text())
   tests = {k: Test(*v) for x in known.values() for k, v in x["tests"].items()}
-  return dict(sorted(tests.items()))
+  imports: dict[str, set[int]] = collections.defaultdict(set)
+  for noted in known.values():
+    for file, lines in noted["imports"].items():
+      imports[file].update(lines)
+  return Executed(dict(sorted(tests.items())), imports)
 
 
 class Outcome(NamedTuple):
-  """How a mutant ended: "theory", "unit" or "survived", and the test that failed."""
+  """How a mutant ended.
+
+  Attributes:
+    kind: "theory", "unit" or "survived".
+    test: the one that failed, or that was running when the process died.
+    cut: whether the theory tests reached `LIMIT`.
+  """
 
   kind: str
   test: str
+  cut: bool
 
 
 def name_of(file: str) -> str:
@@ -616,44 +628,186 @@ def unit_tests(file: str) -> list[str]:
   return list(dict.fromkeys([*names, *[CONFORMANCE] * ("objectives" in file)]))
 
 
-def _stages(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> list[list[str]]:
-  """Theory tests that execute a mutant, the fastest first: a few, then the others."""
+def theory_tests(file: str, mutant: Mutant, executed: Executed) -> list[str]:
+  """Those that execute a mutant, the fastest first, in turns of a case of each test."""
   low, high = mutant.lines
-
-  def executes(test: Test) -> bool:
+  found: dict[str, list[str]] = collections.defaultdict(list)
+  for nodeid, test in sorted(executed.tests.items(), key=lambda x: x[1].seconds):
     lines = test.lines.get(file, [])
-    if not mutant.in_function:
-      return bool(lines)
-    return any(low <= line <= high for line in lines)
-
-  order = [nodeid for nodeid, test in tests.items() if executes(test)]
-  order.sort(key=lambda nodeid: tests[nodeid].seconds)
-  return [order[:FEW], order[FEW:]]
+    if any(low <= x <= high for x in lines) if mutant.in_function else lines:
+      found[nodeid.partition("[")[0]].append(nodeid)
+  turns = itertools.zip_longest(*found.values())
+  return [nodeid for turn in turns for nodeid in turn if nodeid]
 
 
-def judge(file: str, mutant: Mutant, tests: Mapping[str, Test]) -> Outcome:
-  """Runs the tests that execute a mutant's statement until one fails."""
-  log = WORK / f"running-{os.getpid()}"
-  unit = unit_tests(file)
-  stages = [
-    (order, sorted({nodeid.split("::")[0] for nodeid in order}))
-    for order in _stages(file, mutant, tests)
-    if order
-  ]
-  for order, files in [*stages, ([], unit)]:
+def _codes(tree: ast.Module, path: str) -> list[types.CodeType]:
+  """Code of every function of a module, in the order in which they are defined."""
+  found: list[types.CodeType] = []
 
-    def work(order: list[str] = order, files: list[str] = files) -> int:
+  def walk(code: types.CodeType) -> None:
+    for constant in code.co_consts:
+      if isinstance(constant, types.CodeType):
+        found.append(constant)
+        walk(constant)
+
+  walk(compile(tree, path, "exec", dont_inherit=True))
+  return found
+
+
+def exchange(path: str, mutant: Mutant) -> bool:
+  """Gives the functions of an imported module the mutant's code; False: impossible."""
+  old, new = _codes(mutant.module, path), _codes(mutant.tree(), path)
+  if len(old) != len(new):
+    return False
+  changed = [(x, y) for x, y in zip(old, new, strict=True) if x != y]
+  done = 0
+  for function in gc.get_objects():
+    if not isinstance(function, types.FunctionType):
+      continue
+    if function.__code__.co_filename != path:
+      continue
+    for before, after in changed:
+      if function.__code__ == before:
+        if before.co_freevars != after.co_freevars:
+          return False
+        function.__code__ = after
+        done += 1
+        break
+  return done > 0
+
+
+class _Judge:
+  """Pytest plugin: in place of a run, judges mutants by the tests collected."""
+
+  def __init__(
+    self,
+    jobs: Sequence[tuple[str, Mutant]],
+    executed: Executed,
+    out: Path,
+    importing: bool,
+  ):
+    self.jobs, self.executed, self.out, self.importing = jobs, executed, out, importing
+    self.log = WORK / f"running-{os.getpid()}"
+    self.failed = False
+
+  def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
+    del location
+    self.log.write_text(nodeid)
+
+  def pytest_runtest_logreport(self, report: Any) -> None:
+    self.failed |= report.failed
+
+  def pytest_runtestloop(self, session: Any) -> bool:
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+      raise RuntimeError(f"importing the tests started a backend: {threads} threads")
+    for file, mutant in self.jobs:
+      outcome = self.judge(session.items, file, mutant)
+      if outcome is not None:
+        _append(self.out, file, mutant, outcome)
+    self.log.unlink(missing_ok=True)
+    return True
+
+  def judge(self, items: Sequence[Any], file: str, mutant: Mutant) -> Outcome | None:
+    """Runs the tests that execute a mutant until one fails; None: cannot exchange."""
+    place = {x: i for i, x in enumerate(theory_tests(file, mutant, self.executed))}
+    theory = sorted(
+      (x for x in items if x.nodeid in place), key=lambda x: place[x.nodeid]
+    )
+    own = unit_tests(file)
+    unit = [x for x in items if x.nodeid.split("::")[0] in own]
+    wanted = re.compile(rf"[\[-]{name_of(file)}[\]-]")
+    unit = [
+      x for x in unit if not x.nodeid.startswith(CONFORMANCE) or wanted.search(x.nodeid)
+    ]
+    cut = False
+    for kind, chosen in (("theory", theory), ("unit", unit)):
+      self.log.write_text("")
+      code = _forked(lambda chosen=chosen: self.run(chosen, file, mutant), LIMIT)
+      running = self.log.read_text()
+      if code == IMPOSSIBLE:
+        return None
+      if code == OUT_OF_TIME and kind == "theory":
+        cut = True
+      elif code != 0:
+        return Outcome(kind, running + (" (time)" if code == OUT_OF_TIME else ""), cut)
+    return Outcome("survived", "", cut)
+
+  def run(self, items: Sequence[Any], file: str, mutant: Mutant) -> int:
+    """Runs tests until one fails; whether one did."""
+    if not self.importing and not exchange(str(REPOSITORY / file), mutant):
+      return IMPOSSIBLE
+    for item, following in itertools.zip_longest(items, items[1:]):
+      item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+      if self.failed:
+        return 1
+    return 0
+
+
+def _at_import(file: str, mutant: Mutant, executed: Executed) -> bool:
+  """Whether a mutant's statement runs when the package or a test is imported."""
+  low, high = mutant.lines
+  imports = executed.imports.get(file, set())
+  return not mutant.in_function or any(low <= x <= high for x in imports)
+
+
+def _session(
+  jobs: Sequence[tuple[str, Mutant]], executed: Executed, out: Path, importing: bool
+) -> int:
+  """Judges mutants in a fork that collects their tests, and appends the outcomes.
+
+  Args:
+    jobs: one mutant, if it is imported.
+    executed: what the theory tests execute.
+    out: file of outcomes.
+    importing: import the mutant's module instead of exchanging the code of functions.
+
+  Returns:
+    The exit code of pytest.
+  """
+  judge = _Judge(jobs, executed, out, importing)
+
+  def work() -> int:
+    if importing:
+      file, mutant = jobs[0]
       sys.meta_path.insert(0, Finder({_module_name(file): mutant.tree()}))
-      return _pytest(["-x", *files], _Chosen(order, name_of(file), log))
+    files = {x for file, _ in jobs for x in unit_tests(file)}
+    return _pytest([THEORY, *sorted(files)], judge)
 
-    log.write_text(files[0])  # before the first test only an import can fail
-    code = _forked(work, LIMIT)
-    running = log.read_text()
-    log.unlink()
-    if code != 0:
-      kind = "theory" if running.startswith(THEORY) else "unit"
-      return Outcome(kind, running + (" (time)" if code < 0 else ""))
-  return Outcome("survived", "")
+  return _forked(work, None)
+
+
+def judge_all(
+  jobs: Sequence[tuple[str, Mutant]], executed: Executed, out: Path
+) -> dict[tuple[str, str], Outcome]:
+  """Judges mutants that the file of outcomes lacks; returns it, by file and text."""
+
+  def known() -> dict[tuple[str, str], Outcome]:
+    lines = out.read_text().splitlines() if out.exists() else []
+    return {
+      (x["file"], x["mutant"]): Outcome(x["kind"], x["test"], x["cut"])
+      for x in map(json.loads, lines)
+    }
+
+  def left() -> list[tuple[str, Mutant]]:
+    done = known()
+    return [job for job in jobs if (job[0], str(job[1])) not in done]
+
+  quick = [job for job in left() if not _at_import(*job, executed)]
+  if quick and (code := _session(quick, executed, out, False)):
+    raise RuntimeError(f"the tests could not be collected: exit code {code}")
+  for job in left():  # those too that cannot be exchanged
+    code = _session([job], executed, out, True)
+    if code:
+      kind = "theory" if theory_tests(*job, executed) else "unit"
+      _append(out, *job, Outcome(kind, "import", False))
+  return known()
+
+
+def _append(out: Path, file: str, mutant: Mutant, outcome: Outcome) -> None:
+  line = json.dumps({"file": file, "mutant": str(mutant), **outcome._asdict()})
+  with out.open("a") as stream:
+    stream.write(line + "\n")
 
 
 def _prepare() -> None:
@@ -679,7 +833,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--seed", type=int, default=0, help="of the sample")
   parser.add_argument("--match", default="", metavar="TEXT", help="only such mutants")
   parser.add_argument("--list", action="store_true", help="print the mutants only")
-  parser.add_argument("--out", type=Path, help="write every outcome here, as JSON")
+  parser.add_argument(
+    "--out",
+    type=Path,
+    help="append each outcome, a line of JSON; those it has are not judged again",
+  )
   options = parser.parse_args(arguments)
   files = targets()
   if options.only:
@@ -704,24 +862,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(sum(map(len, chosen.values())), "mutants")
     return
   _prepare()
-  tests = first_run()
-  outcomes = []
-  table: dict[str, collections.Counter] = {}
-  for file, every in chosen.items():
-    table[file] = collections.Counter()
-    for mutant in every:
-      outcome = judge(file, mutant, tests)
-      table[file][outcome.kind] += 1
-      outcomes.append({"file": file, "mutant": str(mutant), **outcome._asdict()})
-      if outcome.kind != "theory":
-        print(f"{file}:{mutant}\n  {outcome.kind} {outcome.test}", flush=True)
-      if options.out:
-        options.out.write_text(json.dumps(outcomes, indent=1))
-  print(f"\n{'file':44} mutants theory  unit survived")
+  executed = first_run()
+  out = options.out or WORK / f"outcomes-{os.getpid()}.jsonl"
+  jobs = [(file, mutant) for file, every in chosen.items() for mutant in every]
+  outcomes = judge_all(jobs, executed, out)
+  table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+  for file, mutant in jobs:
+    outcome = outcomes[file, str(mutant)]
+    table[file][outcome.kind] += 1
+    table[file]["cut"] += outcome.cut
+    if outcome.kind != "theory":
+      cut = ", theory cut" if outcome.cut else ""
+      print(f"{file}:{mutant}\n  {outcome.kind} {outcome.test}{cut}")
+  print(f"\n{'file':44} mutants theory  unit survived, of which theory was cut")
   total = sum(table.values(), collections.Counter())
   for file, count in [*table.items(), ("all", total)]:
-    numbers = (count.total(), count["theory"], count["unit"], count["survived"])
-    print(f"{file:44} {numbers[0]:7} {numbers[1]:6} {numbers[2]:5} {numbers[3]:8}")
+    theory, unit, survived = (count[x] for x in ("theory", "unit", "survived"))
+    number = theory + unit + survived
+    print(f"{file:44} {number:7} {theory:6} {unit:5} {survived:8} {count['cut']:5}")
 
 
 if __name__ == "__main__":

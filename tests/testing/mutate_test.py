@@ -1,6 +1,7 @@
 """Mutants of `experiments/bench/mutate.py`: what is changed, and what is left alone."""
 
 import ast
+import importlib.util
 
 import pytest
 
@@ -61,3 +62,52 @@ def test_the_first_run_notes_every_statement_of_a_function():
   lines = []
   exec(compile(tree, "f", "exec"), {"__executed__": lines.append})
   assert lines == [2, 3, 6]
+
+
+SOURCE = """
+def outer(scale):
+  def inner(x):
+    return scale * x
+  return inner
+
+
+def f(x, y):
+  return x - y
+
+
+g = f
+double = outer(2)
+"""
+
+
+def _module(tmp_path):
+  """An imported module, and its mutants by text."""
+  path = tmp_path / "formula.py"
+  path.write_text(SOURCE)
+  spec = importlib.util.spec_from_file_location("formula", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module, str(path), {str(x): x for x in mutate.mutants(SOURCE)}
+
+
+def test_functions_of_an_imported_module_get_the_code_of_a_mutant(tmp_path):
+  module, path, mutants = _module(tmp_path)
+  assert mutate.exchange(path, mutants["9: x - y  ->  y - x"])
+  assert module.f(5, 2) == module.g(5, 2) == -3
+  assert module.double(3) == 6
+
+
+def test_function_that_loses_a_variable_of_its_closure_is_not_exchanged(tmp_path):
+  module, path, mutants = _module(tmp_path)
+  assert not mutate.exchange(path, mutants["4: scale * x  ->  x"])
+  assert module.double(3) == 6
+
+
+def test_one_case_of_each_theory_test_comes_first():
+  (mutant,) = [x for x in mutate.mutants("def f(x):\n  return -x_B") if x.in_function]
+  seconds = {"a[1]": 1.0, "a[2]": 2.0, "b[1]": 3.0, "c": 0.5}
+  tests = {name: mutate.Test(s, {"f.py": [2]}) for name, s in seconds.items()}
+  tests["elsewhere"] = mutate.Test(0.1, {"f.py": [7]})
+  executed = mutate.Executed(tests, {})
+  expected = ["c", "a[1]", "b[1]", "a[2]"]
+  assert mutate.theory_tests("f.py", mutant, executed) == expected
