@@ -3,8 +3,9 @@
     python experiments/bench/mutate.py --sample 5 --seed 0
     python experiments/bench/mutate.py --only xpo_jax/ops/returns.py
 
-A mutant is one file with one change: see `MUTATIONS`. Not mutated: metrics, checks of
-arguments, declarations (`Objective(...)`), annotations, texts. A mutant is
+A mutant is one file with one change: see `MUTATIONS`. Not mutated: metrics (functions
+named so or called "a metric"), checks of arguments, declarations (`Objective(...)`),
+annotations, texts. A mutant is
 
 - killed by theory: a test of `tests/theory/` fails,
 - killed by a unit test only: those pass, a test of the file's own unit tests fails,
@@ -298,7 +299,9 @@ def _skipped(node: ast.AST) -> bool:
   if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):
     return True
   if isinstance(node, ast.FunctionDef | ast.ClassDef):
-    return node.name.endswith("metrics")
+    return node.name.endswith("metrics") or "a metric" in (
+      ast.get_docstring(node) or ""
+    )
   if isinstance(node, ast.If):
     return any(isinstance(x, ast.Raise) for x in node.body)
   if isinstance(node, ast.Assign | ast.AugAssign):
