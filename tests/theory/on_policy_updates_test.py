@@ -209,8 +209,11 @@ def test_dual_clip_bounds_the_loss_of_a_negative_advantage():
 
 def test_ppo_is_pessimistic_in_policy_and_value():
   """The value's clip keeps the larger of two squares, halved and weighted."""
-  value, target = RNG.normal(size=(2, B, 2, T))
+  value = RNG.normal(size=(B, 2, T))
+  # Beyond the clip and within it, above the old value and below, towards the target
+  # and away from it.
   old_value = value + np.array([0.5, -0.4, 0.1, -0.05])
+  target = value + np.array([1.0, -1.0])[:, None]
   A = np.broadcast_to(ADVANTAGE[..., None], MASK.shape)
   o = objectives.ppo(BETA, clip=0.2, value_clip=0.3, value_weight=0.7)
   statistics = dict.fromkeys(("advantage_mean", "advantage_std"), jnp.zeros(()))
@@ -243,7 +246,8 @@ def test_ppo_is_pessimistic_in_policy_and_value():
   )
   outside = abs(value - old_value) > 0.3
   kept = ~outside | ((value - target) ** 2 > (moved - target) ** 2)
-  assert (outside & ~kept & (MASK > 0)).any()
+  for above in (value > old_value, value < old_value):
+    assert (outside & ~kept & above & (MASK > 0)).any()
   np.testing.assert_allclose(
     value_slope, np.where(kept, 0.7 * (value - target), 0) * share, atol=1e-12
   )
