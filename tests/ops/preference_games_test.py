@@ -29,6 +29,8 @@ def test_win_rate_counts_itself_and_no_absent_completion():
   rate = preference_games.win_rate(win, jnp.array([[1.0, 1.0, 0.0]]))
   up = 1 / (1 + np.exp(-2.0))
   np.testing.assert_allclose(rate, [[(0.5 + up) / 2, (1.5 - up) / 2, 0]], rtol=1e-6)
+  filler = preference_games.win_rate(win, jnp.zeros((1, 3)))
+  np.testing.assert_array_equal(filler, jnp.zeros((1, 3)))
 
 
 def test_share_is_the_exponent_of_the_reference():
