@@ -31,10 +31,12 @@ def test_previous_tokens_are_the_set_of_earlier_tokens(always):
     np.testing.assert_array_equal(actual[b, k], expected)
 
 
-def marks(tokens, length, n):
+def marks(tokens, mask, n):
   actual, seen = np.zeros(len(tokens)), set()
-  for t in range(length - n + 1):
+  for t in range(len(tokens) - n + 1):
     gram = tuple(tokens[t : t + n])
+    if not mask[t : t + n].all():
+      continue
     if gram in seen:
       actual[t : t + n] = 1
     seen.add(gram)
@@ -43,9 +45,13 @@ def marks(tokens, length, n):
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_repeated_ngrams_are_marked_including_the_last(n):
-  actual = repetition.repeated_ngrams(TOKENS, MASK, n)
-  for b, k in np.ndindex(2, 2):
-    expected = marks(TOKENS[b, k], int(MASK[b, k].sum()), n)
+  rng = np.random.default_rng(1)
+  tokens = rng.integers(2, size=(16, 2, 9))
+  mask = (np.arange(9) < rng.integers(10, size=(16, 2, 1))).astype(np.float32)
+  mask[:8, :, 3] = 0  # a gap: a tool's answer
+  actual = repetition.repeated_ngrams(tokens, mask, n)
+  for b, k in np.ndindex(16, 2):
+    expected = marks(tokens[b, k], mask[b, k], n)
     np.testing.assert_array_equal(actual[b, k], expected)
   same = repetition.repeated_ngrams(np.zeros((1, 1, 9), int), np.ones((1, 1, 9)), n)
   np.testing.assert_array_equal(same[0, 0], [0] + [1] * 8)

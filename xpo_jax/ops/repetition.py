@@ -34,10 +34,10 @@ def previous_tokens(
   real_BKTV = jnp.expand_dims(mask_BKT > 0, 3)
   own_BKTV = jax.nn.one_hot(tokens_BKT, vocab)
   seen_BKTV = jnp.where(real_BKTV, own_BKTV, 0)
-  before_BKTV = jnp.cumsum(seen_BKTV, 2) - seen_BKTV
+  so_far_BKTV = jnp.cumsum(seen_BKTV, 2)
   for token_id in always:
-    before_BKTV = before_BKTV.at[..., token_id].set(1)
-  return jnp.where(real_BKTV & (before_BKTV > 0) & (own_BKTV == 0), 1.0, 0.0)
+    so_far_BKTV = so_far_BKTV.at[..., token_id].set(1)
+  return jnp.where(real_BKTV & (so_far_BKTV > 0) & (own_BKTV == 0), 1.0, 0.0)
 
 
 def repeated_ngrams(tokens_BKT: Array, mask_BKT: Array, n: int) -> Array:
