@@ -75,6 +75,18 @@ def test_tokens_out_of_bounds_leave_loss_and_denominators(level):
   np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
 
 
+def test_completion_without_a_token_left_is_absent_and_an_empty_one_is_not():
+  mask = np.ones((1, 3, 2))
+  mask[0, 0] = 0  # it ended at once
+  keep = np.ones_like(mask)
+  keep[0, 1] = 0
+  logp = np.zeros_like(mask)
+  s = scored.from_token_logps(logp, mask, logp)
+  left = sampler_correction.leave_out(s, jnp.asarray(keep))
+  np.testing.assert_array_equal(left.length_BK, [[0, 0, 2]])
+  np.testing.assert_array_equal(left.present_BK, [[1, 0, 1]])
+
+
 def test_metrics_say_how_far_the_sampler_is():
   s = _record()
   tokens = (np.asarray(s.mask_BKT) * np.asarray(s.present_BK)[..., None]) > 0
