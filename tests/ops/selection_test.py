@@ -46,6 +46,15 @@ def test_filler_is_never_drawn_nor_counted():
   selected = draws(np.zeros(3), 0.5, (1.0, 0.0, 1.0))
   assert not selected[:, 1].any()
   assert (selected.sum(1) == 1).all()  # half of two rows, not of three
+  assert not draws(np.zeros(3), 0.5, (0.0, 0.0, 0.0)).any()
+
+
+def test_number_drawn_is_rounded_as_decimals_are():
+  rows = np.arange(75)
+  drawn = selection.without_replacement(
+    np.zeros(75), 0.84, np.ones(75), rows, jax.random.key(0)
+  )
+  assert drawn.sum() == 63  # in float32 the product is 62.999996
 
 
 def test_underflowing_weights_still_fill_the_count():

@@ -33,7 +33,7 @@ def without_replacement(
   real_B = weight_B > 0
   score_B = jnp.where(real_B, log_weight_B + gumbel_B, -jnp.inf)
   rank_B = jnp.argsort(jnp.argsort(-score_B))
-  # With 1e-4, 0.7 * 10 = 6.9999995 counts as 7.
+  # 0.84 * 75 is 62.999996 in float32: with 1e-4 it counts as 63.
   count = jnp.maximum(jnp.floor(keep * real_B.sum() + 1e-4), 1)
   return jnp.where((rank_B < count) & real_B, 1, 0).astype(weight_B.dtype)
 
