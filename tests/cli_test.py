@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
-from tests import tiny_policy, xla_flags
+from tests import hub_cache, tiny_policy, xla_flags
 from xpo_jax import cli, objectives
 from xpo_jax.config import trust
 from xpo_jax.data import synthetic_reviews
@@ -62,13 +64,32 @@ _REFUSED = {
 }
 
 
+def _write_hub(cache, rows):
+  """A cache of the hub with the README's model, of random weights, and its data."""
+  model = hub_cache.repository(cache, "model", "Qwen/Qwen2.5-0.5B-Instruct")
+  tiny_policy.write_family(model, "qwen2")
+  name = "HuggingFaceH4/ultrafeedback_binarized"
+  data = hub_cache.repository(cache, "dataset", name)
+  asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+  columns = {"prompt": [row["prompt"] for row in rows]}
+  for side in ("chosen", "rejected"):
+    columns[side] = [
+      [*turns, {"role": "assistant", "content": row[side]}]
+      for turns, row in zip(asked, rows, strict=True)
+    ]
+  pyarrow.parquet.write_table(pa.table(columns), data / "train_prefs.parquet")
+  (data / "README.md").write_text(
+    "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    "  - split: train_prefs\n    path: train_prefs.parquet\n---\n"
+  )
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
   """The README's walk, verbatim, then refusals: `{command: (code, out, err)}`."""
   home = tmp_path_factory.mktemp("readme")
   (recipe,) = [t for k, t in BLOCKS if k == "python" and "def experiment" in t]
   (home / "my_recipe.py").write_text(recipe, encoding="utf-8")
-  tiny_policy.write(home / "smollm2")
   (row,) = [t for k, t in BLOCKS if k == "json"]
   texts, others = synthetic_reviews.generate(60, 0), synthetic_reviews.generate(60, 1)
   rows = [
@@ -78,8 +99,9 @@ def walked(tmp_path_factory):
   ]
   lines = [row.strip(), *map(json.dumps, rows)]
   (home / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  _write_hub(home / "hub", rows)
   commands = [c for c in _commands() if c.startswith("xpo ")]
-  environment = dict(os.environ)
+  environment = dict(os.environ) | {"HF_HUB_CACHE": str(home / "hub")}
   environment["XLA_FLAGS"] = xla_flags.COMPILE_FAST  # one device, as on a laptop
   done = subprocess.run(
     [sys.executable, "-c", _DRIVER],
