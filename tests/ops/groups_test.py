@@ -1,5 +1,6 @@
 """Statistics over a group, against NumPy on the present completions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,3 +109,10 @@ def test_weighted_sum_skips_missing_rewards():
   )
   np.testing.assert_allclose(total, [[1 + 0.5 * 2, 0.5 * 2, 0]])
   assert present.tolist() == [[1, 1, 0]]
+
+
+def test_gradient_of_an_empty_group_is_0():
+  def total(x):
+    return groups.centre(x, jnp.zeros((1, 3))).sum()
+
+  np.testing.assert_array_equal(jax.grad(total)(jnp.ones((1, 3))), jnp.zeros((1, 3)))

@@ -58,6 +58,14 @@ def test_other_rules_order_by_reward():
   ]
 
 
+@pytest.mark.parametrize("present", [[1.0, 0.0], [0.0, 1.0]])
+def test_pair_with_an_absent_completion_is_dropped(present):
+  reward, present = jnp.array([[1.0, 2.0]]), jnp.array([present])
+  _, _, margin, keep = as_lists(pairing.first_two(reward, present))
+  assert (margin, keep) == ([0], [0])
+  assert not tournament(preference_games.from_rewards(reward), present).keep_BJ.any()
+
+
 def test_tournament_of_8_by_reward_has_4_and_2_and_1_pairs():
   reward = jnp.array([[3.0, 1.0, 0.0, 5.0, 2.0, 7.0, 6.0, 4.0]])
   comparisons = tournament(preference_games.from_rewards(reward), jnp.ones((1, 8)))
