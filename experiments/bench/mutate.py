@@ -17,8 +17,8 @@ runs at import), one case of each test first, the fastest first, then the unit t
 until one fails. Where the theory tests take more than `LIMIT` CPU seconds, the unit
 tests follow and the outcome says that theory was cut. Unit tests are
 `tests/FOLDER/NAME_test.py`, or those of the folder that mention the name where there is
-no such file; those of the files of the folder that import it; then the conformance
-tests of the objective.
+no such file; those of the folders below that mention it; those of the files of the
+folder that import it; then the conformance tests of the objective.
 
 Every mutant is a fork of one process that has collected the tests and has started no
 backend; the code of the functions that the mutant changes is exchanged in it. A mutant
@@ -618,11 +618,12 @@ def unit_tests(file: str) -> list[str]:
   folder = REPOSITORY / "tests" / Path(file).parent.name
   own = folder / f"{name_of(file)}_test.py"
   found = [own]
+  named = re.compile(rf"\b{name_of(file)}\b")
   if not own.exists():
-    mention = re.compile(rf"\b{name_of(file)}\b")
-    found = [
-      x for x in sorted(folder.glob("*_test.py")) if mention.search(x.read_text())
-    ]
+    found = [x for x in sorted(folder.glob("*_test.py")) if named.search(x.read_text())]
+  found += [
+    x for x in sorted(folder.glob("*/*_test.py")) if named.search(x.read_text())
+  ]
   imports = re.compile(rf"import .*\b{Path(file).stem}\b")
   for user in sorted((REPOSITORY / file).parent.glob("*.py")):
     if imports.search(user.read_text()):
