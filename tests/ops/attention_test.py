@@ -158,3 +158,19 @@ def test_another_packing_compiles_nothing():
   compiled = attended._cache_size()
   attended("blocks", rows("many groups"), *given)
   assert attended._cache_size() == compiled
+
+
+def test_position_sees_its_branch_and_its_prompt_alone():
+  segment, branch, position = np.array(
+    [
+      [1, 1, 1, 1, 1, 2, 2, 2, 2, 0],
+      [0, 0, 1, 1, 2, 0, 1, 2, 2, 0],
+      [0, 1, 2, 3, 2, 0, 1, 1, 2, 0],
+    ]
+  )
+  seen = np.zeros((10, 10), bool)
+  for i, j in np.ndindex(9, 9):
+    same = segment[i] == segment[j] and branch[j] in (0, branch[i])
+    seen[i, j] = same and j <= i
+  ids = attention.ids(*(jnp.asarray(x[None]) for x in (segment, branch, position)))
+  np.testing.assert_array_equal(attention.allowed(ids, ids)[0], seen)
