@@ -338,13 +338,12 @@ def test_decoding_equals_whole_rows(name):
     hidden_BD, prompts = kv_cache.prefill(
       config, lm, jnp.asarray(prompt_BP), jnp.asarray(length_B)
     )
-    layers = kv_cache.layers(lm)
 
     def step(branches, t):
       token_BK = jnp.asarray(own_BKT)[:, :, t]
       at_BK = jnp.full((B, K), t)
       hidden_BKD, branches = kv_cache.decode(
-        config, layers, token_BK, at_BK, prompts, branches
+        config, lm, token_BK, at_BK, prompts, branches
       )
       return branches, hidden_BKD
 

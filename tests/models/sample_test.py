@@ -1,7 +1,9 @@
 import dataclasses
 import functools
+import re
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -299,6 +301,58 @@ def test_decoding_ends_when_every_row_has_ended(monkeypatch):
   draw(completions=2, stop_ids=[149] * 150)
   jax.effects_barrier()
   assert ran  # the watch works
+
+
+def equations(jaxpr) -> int:
+  """Number of equations of a program, those of the programs within it included."""
+  inner = jax.extend.core.jaxprs_in_params
+  return sum(1 + sum(map(equations, inner(eqn.params))) for eqn in jaxpr.eqns)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_decode_step_does_not_grow_with_depth(config):
+  def size(layers):
+    windows = config.windows and (layers // 2) * config.windows
+    deep = dataclasses.replace(config, layers=layers, windows=windows)
+    token_BK = jnp.zeros((2, K), jnp.int32)
+
+    def step(params, prompt_BP, length_B):
+      _, prompts = kv_cache.prefill(deep, params, prompt_BP, length_B)
+      branches = kv_cache.branches(prompts, K, T)
+      return kv_cache.decode(deep, params, token_BK, token_BK, prompts, branches)
+
+    shapes = jax.eval_shape(transformer.model(deep).init, jax.random.key(0))
+    traced = jax.make_jaxpr(step)(
+      shapes, jnp.ones((2, 5), jnp.int32), jnp.ones(2, jnp.int32)
+    )
+    return equations(traced.jaxpr)
+
+  assert size(2) == size(6) > 100
+
+
+def test_decode_step_copies_no_cache():
+  """The compiled loop writes the completions' cache in place."""
+  arrays = sample.PromptBatch(*sample.pad(PROMPTS, 5), np.arange(4))
+  config = GenerationConfig(T, completions=K, stop_ids=STOP)
+  decoder, arrays = sample.prepare(
+    transformer.model(LLAMA), params(LLAMA), arrays, config=config
+  )
+  lowered = sample.decode.lower(
+    decoder,
+    arrays.prompt_BP,
+    arrays.length_B,
+    jax.random.key(0),
+    arrays.row_B,
+    completions=K,
+    max_completion_tokens=T,
+  )
+  shape = (LLAMA.layers, len(PROMPTS), K, LLAMA.kv_heads, T, LLAMA.head_dim)
+  text = lowered.compile().as_text()
+  assert str(list(shape)).replace(" ", "") in text  # the cache is one array
+  loops, _ = text.split("\nENTRY")
+  moved = re.findall(r"= f32\[([\d,]+)\]\S* (?:copy|transpose)\(", loops)
+  sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in moved]
+  assert sizes and np.prod(shape) not in sizes
 
 
 def test_calls_of_one_shape_compile_once():

@@ -120,7 +120,6 @@ def sample(
   decoder, prompts = batch_sampler.prepare(
     model, params, prompts, config=config, mesh=mesh
   )
-  layers = _layers(decoder)
   B, K, T = len(prompts.length_B), config.completions, config.max_completion_tokens
   group = min(-(-slots // K), B)
   group += -group % shards
@@ -175,7 +174,7 @@ def sample(
     if (number_of_slot < 0).all():
       break
     wanted = freed if len(waiting) or start < B else slots
-    state, ran = _advance(layers, state, wanted)
+    state, ran = _advance(decoder, state, wanted)
     out, steps = distributed.to_host(state.sequences.out), steps + int(ran)
     ended = np.flatnonzero((number_of_slot >= 0) & ~out.open_BK[:, 0])
     store(out, ended, number_of_slot[ended])
@@ -202,9 +201,6 @@ def _read(
   return _Sequences(out, caches, rules.pin_rows(decoder.mesh, uniform_BKT2))
 
 
-_layers = jax.jit(decode_state.layers)
-
-
 @functools.partial(jax.jit, static_argnames=("slots", "mesh"))
 def _empty(read: _Sequences, slots: int, mesh: Mesh | None) -> _Slots:
   """Slots that hold nothing, all of them free."""
@@ -213,8 +209,8 @@ def _empty(read: _Sequences, slots: int, mesh: Mesh | None) -> _Slots:
   out = out.replace(ended_BK=~out.ended_BK)
   uniform_BKT2 = jnp.zeros((slots, 1, T, 2))
   prompts = tuple(kv_cache.zeros(one, slots) for one in read.prompts)
-  branches = decode_state.room(prompts, uniform_BKT2)
-  return rules.pin_rows(mesh, _Slots(_Sequences(out, prompts, uniform_BKT2), branches))
+  branches = decode_state.room(prompts, uniform_BKT2, mesh)
+  return _Slots(_pinned(mesh, _Sequences(out, prompts, uniform_BKT2)), branches)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="mesh")
@@ -244,7 +240,13 @@ def _fill(
       own(sequences.uniform_BKT2, read.uniform_BKT2),
     )
 
-  return rules.pin_rows(mesh, jax.lax.fori_loop(0, count, one, sequences))
+  return _pinned(mesh, jax.lax.fori_loop(0, count, one, sequences))
+
+
+def _pinned(mesh: Mesh | None, sequences: _Sequences) -> _Sequences:
+  """Sequences that are split by rows, their caches by heads too."""
+  rows = rules.pin_rows(mesh, (sequences.out, sequences.uniform_BKT2))
+  return _Sequences(rows[0], kv_cache.pin(mesh, sequences.prompts), rows[1])
 
 
 @functools.partial(jax.jit, donate_argnums=1)

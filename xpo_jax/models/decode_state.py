@@ -76,19 +76,15 @@ def begin(
     hidden.append(jnp.broadcast_to(hidden_BD[:, None], (B, K, hidden_BD.shape[1])))
     prompts.append(read)
   out = _emit(decoder, Samples.empty(B, K, T), hidden, uniform_BKT2)
-  return rules.pin_rows(decoder.mesh, (out, tuple(prompts)))
+  return rules.pin_rows(decoder.mesh, out), kv_cache.pin(decoder.mesh, tuple(prompts))
 
 
 def room(
-  prompts: tuple[kv_cache.PromptCache, ...], uniform_BKT2: Array
+  prompts: tuple[kv_cache.PromptCache, ...], uniform_BKT2: Array, mesh: Mesh | None
 ) -> tuple[kv_cache.Branches, ...]:
   """Empty caches of the completions beside those of their prompts."""
-  return tuple(kv_cache.branches(read, *uniform_BKT2.shape[1:3]) for read in prompts)
-
-
-def layers(decoder: Decoder) -> Decoder:
-  """The decoder as `extend` needs it: a second copy of its blocks, layer by layer."""
-  return decoder.replace(params=tuple(kv_cache.layers(p) for p in decoder.params))
+  K, T = uniform_BKT2.shape[1:3]
+  return kv_cache.pin(mesh, tuple(kv_cache.branches(read, K, T) for read in prompts))
 
 
 def extend(
@@ -98,10 +94,7 @@ def extend(
   branches: tuple[kv_cache.Branches, ...],
   uniform_BKT2: Array,
 ) -> tuple[Samples, tuple[kv_cache.Branches, ...]]:
-  """Adds a token to every completion that is open; all have one at least.
-
-  The decoder is one of `layers`.
-  """
+  """Adds a token to every completion that is open; all have one at least."""
   at_BK = jnp.maximum(out.length_BK - 1, 0)
   token_BK = _take(out.tokens_BKT, at_BK)
   hidden, grown = [], []
@@ -114,7 +107,7 @@ def extend(
     hidden.append(hidden_BKD)
     grown.append(own)
   out = _emit(decoder, out, hidden, uniform_BKT2)
-  return rules.pin_rows(decoder.mesh, (out, tuple(grown)))
+  return rules.pin_rows(decoder.mesh, out), tuple(grown)
 
 
 def _emit(

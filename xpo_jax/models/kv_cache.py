@@ -1,9 +1,12 @@
 """The decoder with a key-value cache: prompts once, then one token per branch.
 
 The K completions of a prompt read the prompt's keys and values from one copy; each
-holds only its own tokens beside it. A step goes through the layers one by one, each
-with weights and caches of its own: a scan would first copy them out of their stack.
+holds only its own tokens beside it. A step scans the layers. Weights and the prompts'
+cache are scanned over; the branches' cache is carried, so that each layer writes one
+position of it in place and no step copies it.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ from jax.sharding import Mesh
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
 from xpo_jax.ops import attention, capping
+from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
 from xpo_jax.types import Array, Params
 
 
@@ -20,24 +25,24 @@ from xpo_jax.types import Array, Params
 class PromptCache:
   """Keys and values of the prompts, read by all their branches.
 
-  `g` are the key-value heads and `h` their dimensions.
+  `N` are the layers, `g` the key-value heads and `h` their dimensions.
 
   Attributes:
-    key, value: `[B, g, P, h]` of each layer.
+    key, value: `[N, B, g, P, h]`.
     length_B: tokens of each prompt.
   """
 
-  key: tuple[Array, ...]
-  value: tuple[Array, ...]
+  key: Array
+  value: Array
   length_B: Array
 
 
 @struct.dataclass
 class Branches:
-  """Keys and values of the branches' own tokens, `[B, K, g, T, h]` of each layer."""
+  """Keys and values of the branches' own tokens, `[N, B, K, g, T, h]`."""
 
-  key: tuple[Array, ...]
-  value: tuple[Array, ...]
+  key: Array
+  value: Array
 
 
 def prefill(
@@ -66,38 +71,48 @@ def prefill(
   )
   last = jnp.take_along_axis(x, (length_B - 1)[:, None, None], axis=1)[:, 0]
   hidden_BD = transformer.norm(config, params["final_norm"], last)
-  return hidden_BD, PromptCache(tuple(key), tuple(value), length_B)
+  return hidden_BD, PromptCache(key, value, length_B)
 
 
 def zeros(prompts: PromptCache, B: int) -> PromptCache:
   """The cache of B other prompts as wide, none of which was read."""
-  return jax.tree.map(lambda x: jnp.zeros((B, *x.shape[1:]), x.dtype), prompts)
+  N, _, *sizes = prompts.key.shape
+  empty = jnp.zeros((N, B, *sizes), prompts.key.dtype)
+  return PromptCache(empty, empty, jnp.zeros(B, prompts.length_B.dtype))
 
 
 def copy(to: PromptCache, at: Array, prompts: PromptCache, b: Array) -> PromptCache:
   """Copies the cache of prompt `b` to row `at` of `to`."""
-  return jax.tree.map(lambda old, new: old.at[at].set(new[b]), to, prompts)
+  return PromptCache(
+    key=to.key.at[:, at].set(prompts.key[:, b]),
+    value=to.value.at[:, at].set(prompts.value[:, b]),
+    length_B=to.length_B.at[at].set(prompts.length_B[b]),
+  )
 
 
 def branches(
   prompts: PromptCache, completions: int, max_completion_tokens: int
 ) -> Branches:
   """Room for K branches of T tokens beside each prompt."""
-
-  def room(x: Array) -> Array:
-    B, g, _, h = x.shape
-    return jnp.zeros((B, completions, g, max_completion_tokens, h), x.dtype)
-
-  return Branches(*jax.tree.map(room, (prompts.key, prompts.value)))
+  N, B, g, _, h = prompts.key.shape
+  shape = (N, B, completions, g, max_completion_tokens, h)
+  room = jnp.zeros(shape, prompts.key.dtype)
+  return Branches(room, room)
 
 
-def layers(params: Params) -> Params:
-  """The parameters of a decoder with those of its blocks in a list of layers."""
-  blocks = params["blocks"]
-  count = len(jax.tree.leaves(blocks)[0])
-  return params | {
-    "blocks": [jax.tree.map(lambda w, i=i: w[i], blocks) for i in range(count)]
-  }
+def pin(mesh: Mesh | None, caches: Any) -> Any:
+  """Constrains a tree of caches to be split by rows, and by key-value heads where the
+  mesh divides them, under jit; no mesh, no effect."""
+
+  def one(x: Array) -> Array:
+    if mesh is None or x.ndim == 1:
+      return rules.pin(mesh, x, meshes.ROWS)
+    # Layers, rows, perhaps completions; then heads, positions, dimensions.
+    heads = rules.kv_head_axis(mesh, x.shape[-3])
+    between = [None] * (x.ndim - 5)
+    return rules.pin(mesh, x, None, meshes.ROWS, *between, heads, None, None)
+
+  return jax.tree.map(one, caches)
 
 
 def decode(
@@ -113,7 +128,7 @@ def decode(
 
   Args:
     config: of the decoder.
-    params: of `layers`.
+    params: of the decoder.
     token_BK: token ids.
     at_BK: number of tokens already in each branch, less than T.
     prompts: of `prefill`.
@@ -125,13 +140,14 @@ def decode(
   """
   position_BK = prompts.length_B[:, None] + at_BK
   tables = transformer.angles(config, position_BK)
-  kinds = transformer.layer_kinds(config)
-  P, T = prompts.key[0].shape[2], branches.key[0].shape[3]
+  P, T = prompts.key.shape[3], branches.key.shape[4]
   in_prompt = (jnp.arange(P)[None] < prompts.length_B[:, None])[:, None]
   in_branch = jnp.arange(T)[None, None] <= at_BK[..., None]
   prompt_position, own_position = jnp.arange(P)[None, None], jnp.arange(T)[None, None]
 
-  def step(x, layer, kinds, prompt_key, prompt_value, own_key, own_value):
+  def step(carry, layer):
+    x, own = carry
+    n, layer_params, kinds, prompt_key, prompt_value = layer
     near = attention.within(position_BK[..., None], prompt_position, kinds.window_N)
     own_near = attention.within(at_BK[..., None], own_position, kinds.window_N)
 
@@ -140,7 +156,10 @@ def decode(
       g = key.shape[2]
       query = query.reshape(B, K, g, H // g, h) * transformer.attention_scale(config)
       wide = jnp.promote_types(query.dtype, jnp.float32)
-      key, value = _write(own_key, key, at_BK), _write(own_value, value, at_BK)
+      grown = Branches(
+        _write(own.key, n, key, at_BK), _write(own.value, n, value, at_BK)
+      )
+      key, value = grown.key[n], grown.value[n]
       # Two stretches under one softmax: the prompt and the branch.
       score = [
         jnp.einsum("bkgmh,bgph->bkgmp", query, prompt_key, preferred_element_type=wide),
@@ -149,35 +168,46 @@ def decode(
       for i, seen in enumerate((in_prompt & near, in_branch & own_near)):
         capped = capping.soft_cap(score[i], config.attention_softcap)
         score[i] = jnp.where(seen[:, :, None, None], capped, attention.MASKED)
-      sink_H = transformer.sink(layer)
+      sink_H = transformer.sink(layer_params)
       sink = None if sink_H is None else sink_H.reshape(1, 1, g, H // g)
       weight = attention.weights(jnp.concatenate(score, axis=-1), sink)
       weight = weight.astype(value.dtype)
       mixed = jnp.einsum("bkgmp,bgph->bkgmh", weight[..., :P], prompt_value)
       mixed += jnp.einsum("bkgmt,bkgth->bkgmh", weight[..., P:], value)
-      return mixed.reshape(B, K, H, h), (key, value)
+      return mixed.reshape(B, K, H, h), grown
 
     rotation = transformer.layer_angles(tables, kinds.rotary_N)
-    x, own, _ = transformer.block(config, layer, x, rotation, attend, mesh)
-    return x, own
+    x, own, _ = transformer.block(config, layer_params, x, rotation, attend, mesh)
+    return (x, pin(mesh, own)), None
 
   x = transformer.embed(config, params, token_BK, position_BK)
-  caches = (prompts.key, prompts.value, branches.key, branches.value)
-  grown = []
-  for n, (layer, *layer_caches) in enumerate(
-    zip(params["blocks"], *caches, strict=True)
-  ):
-    kind = jax.tree.map(lambda kind_N, n=n: kind_N[n], kinds)
-    x, own = step(x, layer, kind, *layer_caches)
-    grown.append(own)
-  hidden_BKD = transformer.norm(config, params["final_norm"], x)
-  return hidden_BKD, Branches(*zip(*grown, strict=True))
+  layers = (
+    jnp.arange(config.layers),
+    params["blocks"],
+    transformer.layer_kinds(config),
+    prompts.key,
+    prompts.value,
+  )
+  (x, branches), _ = jax.lax.scan(step, (x, branches), layers)
+  return transformer.norm(config, params["final_norm"], x), branches
 
 
-def _write(cache: Array, new: Array, at_BK: Array) -> Array:
-  """Puts `[B, K, g, h]` at its branches' places in `[B, K, g, T, h]`."""
-
-  def put(cache: Array, new: Array, at: Array) -> Array:
-    return cache.at[:, at].set(new, mode="promise_in_bounds")
-
-  return jax.vmap(jax.vmap(put))(cache, new, at_BK)
+def _write(cache: Array, n: Array, new: Array, at_BK: Array) -> Array:
+  """Puts `[B, K, g, h]` at its branches' places in layer n of `[N, B, K, g, T, h]`."""
+  # `vmap` of an indexed update would transpose the whole cache there and back.
+  layer_and_place = jnp.stack([jnp.broadcast_to(n, at_BK.shape), at_BK], axis=-1)
+  dimensions = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(2, 3),
+    inserted_window_dims=(0, 4),
+    scatter_dims_to_operand_dims=(0, 4),
+    operand_batching_dims=(1, 2),
+    scatter_indices_batching_dims=(0, 1),
+  )
+  return jax.lax.scatter(
+    cache,
+    layer_and_place,
+    new,
+    dimensions,
+    unique_indices=True,
+    mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+  )

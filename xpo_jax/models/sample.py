@@ -262,14 +262,13 @@ def decode(
   """The compiled part of `sample`, whose arguments `prepare` checks and places."""
   uniform_BKT2 = token_sampling.uniform(key, row_B, completions, max_completion_tokens)
   out, prompts = decode_state.begin(decoder, prompt_BP, length_B, uniform_BKT2)
-  branches = decode_state.room(prompts, uniform_BKT2)
-  layers = decode_state.layers(decoder)
+  branches = decode_state.room(prompts, uniform_BKT2, decoder.mesh)
 
   def more(carry: tuple) -> Array:
     return carry[0].open_BK.any()
 
   def step(carry: tuple) -> tuple:
     out, branches = carry
-    return decode_state.extend(layers, out, prompts, branches, uniform_BKT2)
+    return decode_state.extend(decoder, out, prompts, branches, uniform_BKT2)
 
   return jax.lax.while_loop(more, step, (out, branches))[0]

@@ -598,7 +598,7 @@ def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
       more = {"block": block, "sink_H": sink_H, "window": window}
       return attention.blocked(query, key, value, ids, pairs, **more, **given)
 
-    heads = PartitionSpec(meshes.ROWS, None, _head_axis(config, mesh))
+    heads = PartitionSpec(meshes.ROWS, None, rules.kv_head_axis(mesh, config.kv_heads))
     specs = (heads, heads, heads, PartitionSpec(heads[2]), by_row, by_row, None)
     wide = (
       jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in (query, key, value)
@@ -614,14 +614,6 @@ def _on_rows(function: Callable, mesh: Mesh | None, specs: Any, out: Any) -> Cal
   if mesh is None:
     return function
   return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
-
-
-def _head_axis(config: Config, mesh: Mesh | None) -> str | None:
-  """The mesh axis that splits heads; None where it does not divide the key heads."""
-  axis = rules.RULES["kv_heads"]
-  if mesh is None or config.kv_heads % mesh.shape[axis]:
-    return None
-  return axis
 
 
 def _hidden(config: Config, params: Params, rows: Rows) -> Array:

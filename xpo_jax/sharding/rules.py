@@ -78,6 +78,12 @@ def param_shardings(mesh: Mesh, logical_axes: Any, params: Params) -> Params:
   )
 
 
+def kv_head_axis(mesh: Mesh | None, kv_heads: int) -> str | None:
+  """The mesh axis that splits heads; None where it does not divide the key heads."""
+  axis = RULES["kv_heads"]
+  return None if mesh is None or kv_heads % mesh.shape[axis] else axis
+
+
 def pin(mesh: Mesh | None, x: Array, *axes: Any) -> Array:
   """Constrains `x` to be split by these mesh axes, under jit; no mesh, no effect."""
   if mesh is None:
