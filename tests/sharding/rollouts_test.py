@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from tests.train.tiny_runs import MODEL, NASH
+from tests.train.tiny_runs import MODEL, NASH, PLAIN
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Evaluation
 from xpo_jax.config.experiment import MeshShape, Scratch
+from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Opponent
+from xpo_jax.models import generate
+from xpo_jax.models.lora import Adapter
 from xpo_jax.train import loop, metrics, rollouts, run_directory
 
 SAMPLING = dataclasses.replace(
@@ -28,6 +32,52 @@ SPLIT = experiments.replace(
   mesh=MeshShape(data=2, fsdp=2, tensor=2),
   sampling=dataclasses.replace(SAMPLING, slots=4),
 )
+
+
+LORA = Adapter(rank=2, alpha=4.0, targets="query|up", dora=True)
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["all weights", "adapter"])
+def test_samples_on_a_mesh_are_those_of_one_device(adapter, tmp_path, monkeypatch):
+  one = experiments.replace(
+    PLAIN,
+    adapter=adapter,
+    iterations=2,
+    prompts_per_iteration=8,
+    sampling=dataclasses.replace(PLAIN.data.sampling, prompts_at_once=3),
+    # With a small eps, Adam scales rounding errors of zero gradients up to whole steps.
+    optimizer=Optimizer(learning_rate=1e-2, eps=1e-2),
+  )
+  split = experiments.replace(one, mesh=MeshShape(data=2, fsdp=2, tensor=2))
+  sampled_on, generated = [], generate.generate
+
+  def watched(*args, batching, **how):
+    sampled_on.append(batching.mesh)
+    return generated(*args, batching=batching, **how)
+
+  monkeypatch.setattr(generate, "generate", watched)
+  drawn = {}
+  for name, experiment in (("one", one), ("split", split)):
+    assert loop.train(experiment, tmp_path / name, say=lambda text: None).finished
+    drawn[name] = [
+      rollouts.read(tmp_path / name / run_directory.ROLLOUTS / f"{n:06d}.jsonl")
+      for n in (1, 2)
+    ]
+  assert [mesh and mesh.size for mesh in sampled_on] == [None, None, 8, 8]
+  for ours, theirs in zip(drawn["split"], drawn["one"], strict=True):
+    assert ours.texts_BK == theirs.texts_BK
+    for name in ("logp", "sampler_logp"):
+      np.testing.assert_allclose(
+        rollouts.flat(getattr(ours, name)),
+        rollouts.flat(getattr(theirs, name)),
+        atol=1e-5,
+        rtol=0,
+      )
+  for ours, theirs in zip(
+    *(metrics.read(tmp_path / name) for name in ("split", "one")), strict=True
+  ):
+    for measured in ("loss", "grad_norm", "rollout/reward", "rollout/kl"):
+      assert ours[measured] == pytest.approx(theirs[measured], rel=1e-3, abs=1e-5)
 
 
 def test_split_run_with_refilled_slots_is_the_run_on_one_device(tmp_path):

@@ -65,6 +65,7 @@ class Sampling:
       it (`minillm`).
     staleness: iterations by which the sampler's weights lag behind the policy's.
     prompts_at_once: decoded together until all have ended; None: all of an iteration.
+      On a mesh it is rounded up to a multiple of data x fsdp, as `slots` is.
     weights_dtype: dtype that weights are rounded to for sampling, as in an engine of
       lower precision; the policy's log-probs are then the trainer's, of the weights as
       they are. None: no rounding.

@@ -121,8 +121,7 @@ def sample(
     model, params, prompts, config=config, mesh=mesh
   )
   B, K, T = len(prompts.length_B), config.completions, config.max_completion_tokens
-  group = min(-(-slots // K), B)
-  group += -group % shards
+  group = meshes.padded_rows(mesh, min(-(-slots // K), B))
   completed = jax.tree.map(
     lambda x: np.zeros((B * K, *x.shape[2:]), x.dtype),
     jax.eval_shape(lambda: Samples.empty(B, K, T)),

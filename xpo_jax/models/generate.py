@@ -211,7 +211,7 @@ def _in_batches(
 ) -> tuple[Samples, int]:
   """Samples on the host, and the slot steps they took."""
   B = len(prompts.length_B)
-  batch_size = batching.batch_size or B + -B % batching.row_shards
+  batch_size = batching.batch_size or meshes.padded_rows(batching.mesh, B)
   batches, slot_steps = [], 0
   for indices in batch_indices(B, batch_size):
     out = sample.sample(

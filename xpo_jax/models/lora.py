@@ -350,8 +350,12 @@ def trainable_model(model: Model, adapter: Adapter | None) -> Model:
   )
 
 
+@functools.lru_cache
 def attached_model(model: Model, adapter: Adapter | None) -> Model:
-  """Returns the model with the logical axes of the result of `attach`."""
+  """Returns the model with the logical axes of the result of `attach`.
+
+  Equal arguments share one object and what was compiled for it.
+  """
   if adapter is None:
     return model
 

@@ -76,6 +76,16 @@ def row_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def padded_rows(mesh: Mesh | None, rows: int) -> int:
+  """Returns the least number of at least `rows` that a mesh splits evenly.
+
+  Args:
+    mesh: from `make_mesh`; None: one device, which takes any number.
+    rows: number of rows.
+  """
+  return rows if mesh is None else rows + -rows % row_shards(mesh)
+
+
 def check_batch(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
   """Refuses a step whose rows do not split evenly.
 

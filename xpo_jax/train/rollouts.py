@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import records, sealed_files
 from xpo_jax.data.records import Conversation, PromptText, Turn, columns_of
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import Teacher
-from xpo_jax.models import generate
+from xpo_jax.models import generate, lora
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
+from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train.loading import PromptSet
 from xpo_jax.types import Array, Layout, Params
 
@@ -71,19 +74,24 @@ class RolloutBatch:
 
 
 class SamplerParams(NamedTuple):
-  """Decoders to sample from, the "lm" parameters.
+  """Decoders to sample from, the "lm" parameters, and where they are.
 
   Attributes:
     policy: the policy that samples.
     ref: the reference, where column 0 or an opponent is sampled from it.
     average: the averaged policy, where an opponent is sampled from it.
     teacher: the teacher, where completions are sampled from a mixture with it.
+    adapter: what is attached to `policy` and `average`, or None.
+    mesh: devices that prompts are split over, by data and fsdp, the parameters by their
+      logical axes and the caches by rows and heads; None: one device.
   """
 
   policy: Params
   ref: Params | None = None
   average: Params | None = None
   teacher: Teacher | None = None
+  adapter: Adapter | None = None
+  mesh: Mesh | None = None
 
 
 def draw(
@@ -113,12 +121,17 @@ def draw(
     Rollouts without rewards.
   """
   ids = [prompts.ids[row] for row in row_B]
-  params = SamplerParams(*(_cast(one, sampling.weights_dtype) for one in params))
+  if sampling.weights_dtype is not None:
+    params = _cast(params, sampling.weights_dtype)
   groups = _groups(model, params, sampling, key)
-  batching = generate.Batching(sampling.prompts_at_once, sampling.slots, prompts.width)
+  batch_size, slots = (
+    None if size is None else meshes.padded_rows(params.mesh, size)
+    for size in (sampling.prompts_at_once, sampling.slots)
+  )
+  batching = generate.Batching(batch_size, slots, prompts.width, params.mesh)
   drawn = [
     generate.generate(
-      model,
+      group.model,
       group.params,
       ids,
       tokenizer=tokenizer,
@@ -155,20 +168,26 @@ def draw(
   )
 
 
-def _cast(
-  params: Params | Teacher | None, dtype: str | None
-) -> Params | Teacher | None:
-  """Parameters in the dtype of the sampler; None: as they are."""
-  if params is None or dtype is None:
-    return params
-  if isinstance(params, Teacher):
-    return params._replace(params=_cast(params.params, dtype))
-  return jax.tree.map(lambda x: x.astype(dtype), params)
+def _cast(params: SamplerParams, dtype: str) -> SamplerParams:
+  """The decoders with parameters of another dtype."""
+  policy, ref, average, teacher = jax.tree.map(
+    lambda x: x.astype(dtype),
+    (
+      params.policy,
+      params.ref,
+      params.average,
+      params.teacher and params.teacher.params,
+    ),
+  )
+  if params.teacher is not None:
+    teacher = params.teacher._replace(params=teacher)
+  return params._replace(policy=policy, ref=ref, average=average, teacher=teacher)
 
 
 class _Group(NamedTuple):
   """Columns that are sampled with the same settings."""
 
+  model: Model
   params: Params
   key: Array
   config: GenerationConfig
@@ -178,7 +197,8 @@ def _groups(
   model: Model, sampler_params: SamplerParams, sampling: Sampling, key: Array
 ) -> list[_Group]:
   """The columns of K in their order, then those of the opponent."""
-  params, ref_params, average, teacher = sampler_params
+  params, ref_params, average, teacher, adapter, _ = sampler_params
+  policy = lora.attached_model(model, adapter)
   own_key, column0_key, opponent_key, exploration_key = jax.random.split(key, 4)
   config = GenerationConfig(
     sampling.max_completion_tokens,
@@ -189,8 +209,8 @@ def _groups(
   greedy_config = dataclasses.replace(config, greedy=True, top_k=None, top_p=None)
   column0 = {
     "sample": [],
-    "greedy": [_Group(params, column0_key, greedy_config)],
-    "reference": [_Group(ref_params, column0_key, config)],
+    "greedy": [_Group(policy, params, column0_key, greedy_config)],
+    "reference": [_Group(model, ref_params, column0_key, config)],
   }[sampling.column0_source]
   columns = sampling.own
   own_config = dataclasses.replace(config, completions=columns.stop - columns.start)
@@ -199,7 +219,7 @@ def _groups(
       teacher.model, teacher.params["lm"], sampling.teacher_share, arithmetic=True
     )
     own_config = dataclasses.replace(own_config, mixture=other)
-  own = _Group(params, own_key, own_config)
+  own = _Group(policy, params, own_key, own_config)
   explorers = []
   if sampling.exploration_temperature is not None:
     exploration_config = dataclasses.replace(
@@ -207,19 +227,19 @@ def _groups(
       completions=sampling.completions // 2,
       exploration_temperature=sampling.exploration_temperature,
     )
-    explorers = [_Group(params, exploration_key, exploration_config)]
+    explorers = [_Group(policy, params, exploration_key, exploration_config)]
   rivals, opponent = [], sampling.opponent
   if opponent is not None:
-    base_params = params if opponent.of == "sampler" else average
+    base = policy, params if opponent.of == "sampler" else average
     # A single model at the ends.
-    ends, mixture = {0.0: base_params, 1.0: ref_params}, None
+    ends, mixture = {0.0: base, 1.0: (model, ref_params)}, None
     if opponent.share not in ends:
       mixture = Mixture(model, ref_params, opponent.share)
-    source = ends.get(opponent.share, base_params)
+    source = ends.get(opponent.share, base)
     rival_config = dataclasses.replace(
       config, completions=opponent.completions, mixture=mixture
     )
-    rivals = [_Group(source, opponent_key, rival_config)]
+    rivals = [_Group(*source, opponent_key, rival_config)]
   return [*column0, own, *explorers, *rivals]
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xpo_jax.config.experiment import Experiment, stages
 from xpo_jax.config.sampling import Opponent, SamplerCorrection, Sampling
@@ -80,6 +81,7 @@ class Parts(NamedTuple):
     model: of policy and reference.
     tokenizer: of the policy.
     begin: the start, without its weights.
+    mesh: of the run; None: one device.
     prompts: training prompts.
     held_out: held-out prompts, or None.
     ref: `{"lm": ...}`, the reference that the run starts with.
@@ -104,6 +106,7 @@ class Parts(NamedTuple):
   model: Model
   tokenizer: Any
   begin: LoadedStart
+  mesh: Mesh | None
   prompts: PromptSet
   held_out: PromptSet | None
   ref: Params
@@ -281,6 +284,7 @@ def assemble(
     model=model,
     tokenizer=begin.tokenizer,
     begin=begin._replace(params={}, adapter=None),
+    mesh=mesh,
     prompts=chosen,
     held_out=held_out,
     ref=ref,
@@ -404,7 +408,12 @@ def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
   if drawn is None:
     drawn = rollouts.draw(
       parts.model,
-      SamplerParams(_policy(parts, params), parts.ref["lm"]),
+      SamplerParams(
+        _policy(parts, params),
+        parts.ref["lm"],
+        adapter=parts.experiment.adapter,
+        mesh=parts.mesh,
+      ),
       held_out,
       np.arange(len(held_out.ids)),
       sampling,
@@ -546,6 +555,8 @@ def _sampled(
     ref["lm"],
     _policy(parts, final_params(now.train)),
     parts.teacher,
+    parts.experiment.adapter,
+    parts.mesh,
   )
   path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
   drawn = rollouts.written(path)
