@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
+from tests.train.tiny_runs import PLAIN
 from xpo_jax import cli
+from xpo_jax.config import experiment as experiments
+from xpo_jax.config.data import Limits
 from xpo_jax.config.experiment import MeshShape, Scratch
 from xpo_jax.models.config import Config
 from xpo_jax.studies import llama
@@ -91,3 +94,23 @@ def test_bad_input_is_refused(changes, message):
 def test_the_command_refuses_a_slice_that_does_not_exist(capsys):
   assert cli.main(["check", "dpo_llama", "--topology", "v5e:3x5"]) == 2
   assert "v5e:16x16" in capsys.readouterr().err
+
+
+def test_the_sampler_runs_on_the_mesh_of_the_run():
+  """Prompts are split by rows, weights as they are trained."""
+  prompts = dataclasses.replace(PLAIN.data.prompts, limits=Limits(prompt=8))
+  run = experiments.replace(
+    PLAIN,
+    start=Scratch(SMALL),
+    prompts=prompts,
+    prompts_per_iteration=8,
+    sampling=dataclasses.replace(PLAIN.data.sampling, prompts_at_once=5),
+    mesh=MeshShape(data=1, fsdp=4, tensor=2),
+  )
+  sampler = check.check(run, "h100:8").figures[0].program
+  decoder, prompt_BP, *_ = sampler.arguments
+  assert sampler.name == "sampler" and dict(decoder.mesh.shape)["fsdp"] == 4
+  assert prompt_BP.shape == (8, 8)  # five, rounded up
+  assert prompt_BP.sharding.shard_shape(prompt_BP.shape) == (2, 8)
+  kernel = decoder.params[0]["blocks"]["up"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 64 // 4, 128 // 2)

@@ -145,7 +145,7 @@ def prepare(
   )
   if mesh is not None:
     trees = tuple(
-      _gather_tables(
+      gather_tables(
         place.place_params(mesh, tree, one.logical_axes()), model=one, mesh=mesh
       )
       for one, tree in zip(models, trees, strict=True)
@@ -243,8 +243,9 @@ def _check_ids(name: str, ids: np.ndarray, vocab: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))
-def _gather_tables(params: Params, *, model: Model, mesh: Mesh) -> Params:
-  # Before the loop, which would gather them for every token.
+def gather_tables(params: Params, *, model: Model, mesh: Mesh) -> Params:
+  """Gathers the tables with a vocabulary axis along the other one, as `decode` reads
+  them: before its loop, which would do so for every token."""
   return rules.gather_tables(mesh, params, model.logical_axes())
 
 

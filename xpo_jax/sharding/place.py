@@ -124,8 +124,12 @@ def place_rows(mesh: Mesh, tree: Any) -> Any:
     ValueError: rows that do not split evenly.
   """
   meshes.check_batch(mesh, len(jax.tree.leaves(tree)[0]))
-  by_row = NamedSharding(mesh, PartitionSpec(meshes.ROWS))
-  return _put(tree, jax.tree.map(lambda _: by_row, tree))
+  return _put(tree, jax.tree.map(lambda _: row_sharding(mesh), tree))
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array whose first axis is rows."""
+  return NamedSharding(mesh, PartitionSpec(meshes.ROWS))
 
 
 def _unchanged(batch: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.models import transformer
 from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
 from xpo_jax.topology import flops, hlo, programs, slices
 from xpo_jax.topology.programs import Program
 from xpo_jax.topology.slices import GIB, Slice
@@ -183,9 +184,13 @@ def _temporaries(experiment, program: Program, mesh) -> float:
   wide += 3 * config.mlp_width / tensor
   if program.name == "sampler":
     B = program.arguments[1].shape[0]
-    cache = 2 * config.layers * config.kv_heads * config.head_dim * item
-    # A token of the cache for each that is read or written.
-    return program.tokens * cache + (blocks + 2 * table) * item + B * wide * item
+    cache = 2 * config.layers * config.kv_heads * config.head_dim * item / shards
+    if rules.kv_head_axis(mesh, config.kv_heads) is not None:
+      cache /= tensor
+    # A token of the cache for each that is read or written, gathered tables in the
+    # parameters' dtype and the compute dtype, and a layer gathered along the width.
+    tables = 2 * table * (4 + item) / tensor
+    return program.tokens * cache + tables + 2 * layer * item + B / shards * wide * item
   batch = program.arguments[2 if program.name == "step" else 1]
   tokens = batch.tokens_MRL.shape[1] * batch.tokens_MRL.shape[2] / shards
   kept = config.layers * tokens * (config.width if config.remat else wide) * item

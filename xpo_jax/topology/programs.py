@@ -111,6 +111,11 @@ class _Shapes:
       tree,
     )
 
+  def rows(self, tree: Any) -> Any:
+    """Abstract arrays whose first axis is rows, split by rows."""
+    by_row = place.row_sharding(self.mesh)
+    return _with(tree, jax.tree.map(lambda _: by_row, tree))
+
   def batch(self, batch: Batch) -> Batch:
     """An abstract batch on the mesh."""
     meshes.check_batch(self.mesh, batch.tokens_MRL.shape[1])
@@ -442,8 +447,9 @@ def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Pr
       f"Sampling.slots is {sampling.slots}; --topology compiles the sampler of whole "
       "batches: set prompts_at_once instead"
     )
-  K = sampling.completions
+  K, mesh = sampling.completions, shapes.mesh
   B = sampling.prompts_at_once or data.prompts_per_iteration
+  B = meshes.padded_rows(mesh, B)
   params = shapes.policy()
   if sampling.weights_dtype is not None:
     params = jax.tree.map(lambda x: x.update(dtype=sampling.weights_dtype), params)
@@ -455,11 +461,17 @@ def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Pr
     share=None,
     exploration_temperature=None,
   )
-  decoder = decode_state.Decoder((params,), shapes.whole(rule), (config,), False)
-  prompt_BP = np.zeros((B, P), np.int32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  rest = shapes.whole((prompt_BP, np.zeros(B, np.int32), key, np.zeros(B, np.int32)))
-  draw = functools.partial(sample.decode, completions=K, max_completion_tokens=T)
+  decoder = decode_state.Decoder((params,), shapes.whole(rule), (config,), False, mesh)
+  key = shapes.whole(jax.eval_shape(lambda: jax.random.key(0)))
+  prompt_BP, length_B = np.zeros((B, P), np.int32), np.zeros(B, np.int32)
+  prompt_BP, length_B, row_B = shapes.rows((prompt_BP, length_B, length_B))
+  attached = lora.attached_model(shapes.model, shapes.adapter)
+
+  def draw(decoder, *prompts):
+    tables = functools.partial(sample.gather_tables, model=attached, mesh=mesh)
+    decoder = decoder.replace(params=tuple(map(tables, decoder.params)))
+    return sample.decode(decoder, *prompts, completions=K, max_completion_tokens=T)
+
   read = np.tile(np.arange(P), B)
   written = np.tile(np.arange(P, P + T), B * K)
   least = flops.forward(config, read, B)
@@ -473,7 +485,7 @@ def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Pr
   return Program(
     "sampler",
     jax.jit(draw),
-    (decoder, *rest),
+    (decoder, prompt_BP, length_B, key, row_B),
     least,
     loops,
     int(read.size + written.size),
