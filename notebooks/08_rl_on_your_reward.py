@@ -76,7 +76,7 @@ small = Config(
   kv_heads=2,
   head_dim=24,
   mlp_width=96,
-  remat=False,
+  remat="none",
 )
 sft = Experiment(
   ObjectiveConfig("sft"),

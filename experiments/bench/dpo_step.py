@@ -2,7 +2,7 @@
 
 What: the trainer's own step (forward, backward, AdamW, metrics) for a model of 13.1M
   parameters on 8 pairs of 128 + 128 tokens, vocabulary 16,384, float32.
-Command: python experiments/bench/dpo_step.py [--steps 5] [--remat]
+Command: python experiments/bench/dpo_step.py [--steps 5] [--remat none]
 Hardware: one pinned core, one thread, no accelerator; seconds are process CPU seconds,
   the least of the steps.
 Hours: 0.02
@@ -25,6 +25,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from xpo_jax import objectives
 from xpo_jax.config import optim
 from xpo_jax.data import pack, tokenise
 from xpo_jax.models import score, transformer
+from xpo_jax.models.config import Remat
 from xpo_jax.ops import token_stats
 from xpo_jax.train import state, step
 from xpo_jax.types import Layout
@@ -60,7 +62,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--variant", choices=VARIANTS, help="measure this one here")
   parser.add_argument("--steps", type=int, default=5)
-  parser.add_argument("--remat", action="store_true", help="recompute the layers")
+  parser.add_argument(
+    "--remat", choices=get_args(Remat), default="none", help="see Config"
+  )
   args = parser.parse_args()
   if args.variant:
     print(json.dumps(measure(args.variant, args.steps, args.remat)))
@@ -71,7 +75,7 @@ def main() -> None:
   print(f"{'':12}" + "".join(f"{name:>14}" for name in header), flush=True)
   for variant in VARIANTS:
     command = [sys.executable, __file__, "--variant", variant]
-    command += ["--steps", str(args.steps)] + ["--remat"] * args.remat
+    command += ["--steps", str(args.steps), "--remat", args.remat]
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE)
     results[variant] = r = json.loads(done.stdout.splitlines()[-1])
     print(
@@ -87,7 +91,7 @@ def main() -> None:
     print(f"{variant}: {ratio:.2f} x as fast as plain")
 
 
-def measure(variant: str, steps: int, remat: bool) -> dict[str, float]:
+def measure(variant: str, steps: int, remat: Remat) -> dict[str, float]:
   """Seconds, memory and first loss of one variant, in this process."""
   if sys.platform == "linux":
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -72,7 +72,7 @@ def run_of(objective: str, sampler: str, correction: str, policy: Path) -> Exper
     prompts_per_iteration=16,
     sampler_correction=CORRECTIONS[correction],
     allow_off_policy=sampler != "the policy",
-    start=Pretrained(str(policy), remat=False),
+    start=Pretrained(str(policy), remat="none"),
   )
 
 

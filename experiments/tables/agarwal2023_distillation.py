@@ -153,7 +153,7 @@ def run(settings: Distillation, run_dir: Path) -> int:
     if isinstance(source, Stage)
     else Path(source.directory)
   )
-  teacher = hf_checkpoint.load(directory, remat=False)
+  teacher = hf_checkpoint.load(directory, remat="none")
   begin, seeds = study_arms.start(study), settings.task.seeds
   own = {
     seed: study_arms.judge(study, teacher.params, seed, reference=directory)

@@ -176,14 +176,35 @@ def test_flag_of_an_optional_record_makes_it():
   got = from_args(RECORDS, ["--adapter.rank", "16", "--adapter.targets", "query|value"])
   assert got.adapter == Adapter(rank=16, targets="query|value")
   assert from_args(RECORDS, []).adapter is None
-  flags = ["--reference.directory", "ref", "--reference.no-remat"]
-  assert from_args(RECORDS, flags).reference == Pretrained("ref", remat=False)
+  flags = ["--reference.directory", "ref", "--reference.remat", "none"]
+  assert from_args(RECORDS, flags).reference == Pretrained("ref", remat="none")
 
 
 def test_required_field_of_an_optional_record_is_asked_for(capsys):
   with pytest.raises(SystemExit):
-    from_args(RECORDS, ["--reference.no-remat"])
+    from_args(RECORDS, ["--reference.remat", "none"])
   assert "--reference.directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "--start.no-remat",
+    "--reference.no_remat",
+    "--start.remat",
+    "--start.remat --seed 1",
+  ],
+)
+def test_remat_without_a_policy_is_refused_with_those_there_are(words):
+  with pytest.raises(ValueError, match=r"\.remat one of none, full, dots, offload"):
+    from_args(RECORDS, words.split())
+
+
+def test_unknown_remat_is_refused_with_those_there_are(capsys):
+  with pytest.raises(SystemExit):
+    from_args(RECORDS, ["--start.remat", "True"])
+  error = capsys.readouterr().err
+  assert all(name in error for name in ("none", "full", "dots", "offload"))
 
 
 def test_optional_record_is_checked_with_the_other_flags():

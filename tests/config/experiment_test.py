@@ -39,6 +39,11 @@ def _aux_loss(**changes):
   [
     (lambda: experiments.replace(RECORDS, seed=-1), "Experiment.seed is -1"),
     (lambda: MeshShape(fsdp=0), "MeshShape.fsdp is 0"),
+    (
+      lambda: Pretrained("policy", remat=False),
+      r"Pretrained.remat is False; allowed: .*'dots'.*; instead of False give 'none'",
+    ),
+    (lambda: Pretrained("policy", remat="dot"), "Pretrained.remat is 'dot'; allowed: "),
     (lambda: Loop(log_every=0), "Loop.log_every is 0"),
     (lambda: Loop(checkpoint_minutes=0), "Loop.checkpoint_minutes is 0"),
     (lambda: Loop(checkpoint_minutes=float("nan")), "Loop.checkpoint_minutes is nan"),

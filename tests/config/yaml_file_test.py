@@ -22,6 +22,7 @@ from xpo_jax.config.experiment import (
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
+from xpo_jax.data import sealed_files
 from xpo_jax.data.sources import Reading
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models.config import Config, Llama3Scaling, Rotary
@@ -229,6 +230,21 @@ def test_field_that_does_not_exist_is_refused_with_the_nearest():
   plain["optimizer"]["learning_rat"] = plain["optimizer"].pop("learning_rate")
   with pytest.raises(ValueError, match=r"optimizer has no field learning_rat.*rate\?"):
     yaml_file.from_dict(Experiment, plain)
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "none")])
+def test_boolean_remat_of_an_older_run_is_read_as_a_policy(old, new, tmp_path):
+  scratch = Scratch(dataclasses.replace(MODEL, remat=new))
+  run = experiments.replace(PLAIN, start=scratch, reference=Pretrained("b", remat=new))
+  yaml_file.write(tmp_path, run)
+  file = tmp_path / yaml_file.FILE
+  content = yaml.safe_load(file.read_text())
+  content["experiment"]["start"]["model"]["remat"] = old
+  content["experiment"]["reference"]["remat"] = old
+  file.unlink()
+  sealed_files.write_commented(file, yaml.safe_dump(content))
+  assert f"remat: {str(old).lower()}" in file.read_text()
+  assert yaml_file.read(tmp_path)[0] == run
 
 
 def test_directory_without_config_is_not_a_run(tmp_path):

@@ -41,7 +41,7 @@ MODEL = Config(
   head_dim=4,
   mlp_width=16,
   tied=True,
-  remat=False,
+  remat="none",
 )
 RUN = Experiment(
   objective=ObjectiveConfig("rloo"),

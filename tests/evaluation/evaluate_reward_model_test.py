@@ -33,7 +33,7 @@ MODEL = Config(
   head_dim=8,
   mlp_width=16,
   tied=True,
-  remat=False,
+  remat="none",
 )
 RUN = Experiment(
   ObjectiveConfig("bradley_terry"),

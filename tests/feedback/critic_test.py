@@ -33,7 +33,7 @@ from xpo_jax.train import (
 )
 from xpo_jax.train.loading import Inputs
 
-POLICY = Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)
+POLICY = Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat="none")
 CRITIC = dataclasses.replace(POLICY, width=16, head_dim=8, layers=2)  # another size
 
 
@@ -77,7 +77,7 @@ def experiment(saved):
       ref_update_every=1,
       critic_init=saved["reward"],
     ),
-    start=Pretrained(saved["policy"], remat=False),
+    start=Pretrained(saved["policy"], remat="none"),
     optimizer=Optimizer(learning_rate=1e-2, ema=0.5),
     loop=Loop(log_every=1),
     mesh=MeshShape(data=1),
@@ -166,7 +166,7 @@ def test_adapters_of_another_base_are_refused(experiment, trained, saved, tmp_pa
     peft.load(run_dir / run_directory.ADAPTER, POLICY, moved)
   _assembled(experiment, tmp_path / "run")
   tokenizer = hf_checkpoint.load(saved["policy"]).tokenizer
-  other = Pretrained(_save(tmp_path / "other", POLICY, tokenizer, 5), remat=False)
+  other = Pretrained(_save(tmp_path / "other", POLICY, tokenizer, 5), remat="none")
   with pytest.raises(ValueError, match=r"changed\n  base_sha256: "):
     _assembled(experiments.replace(experiment, start=other), tmp_path / "run")
 

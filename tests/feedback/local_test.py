@@ -40,7 +40,7 @@ CONFIG = Config(
   kv_heads=2,
   head_dim=4,
   mlp_width=16,
-  remat=False,
+  remat="none",
 )
 # Judges read bounded logits too.
 MODEL = transformer.model(dataclasses.replace(CONFIG, logit_softcap=2.0))

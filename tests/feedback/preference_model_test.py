@@ -23,7 +23,7 @@ CONFIG = Config(
   head_dim=4,
   mlp_width=16,
   positions=256,
-  remat=False,
+  remat="none",
 )
 LIMITS = Limits(completion=5)
 TEXTS = synthetic_reviews.generate(8, seed=0)

@@ -28,7 +28,7 @@ CONFIG = Config(
   head_dim=4,
   mlp_width=16,
   positions=256,
-  remat=False,
+  remat="none",
 )
 TEXTS = synthetic_reviews.generate(5, seed=0)
 PROMPTS, COMPLETIONS = (list(column) for column in zip(*TEXTS, strict=True))

@@ -31,7 +31,7 @@ CONFIG = Config(
   head_dim=4,
   mlp_width=16,
   positions=256,
-  remat=False,
+  remat="none",
 )
 TEMPLATE, LIMITS = Template("Q: ", "\nA:"), Limits(12, 6, "truncate")
 TEXTS = synthetic_reviews.generate(6, seed=0)

@@ -53,8 +53,8 @@ def assert_same(a, b) -> None:
 def test_bfloat16_file_loads_as_its_rounded_values(checkpoints, tmp_path):
   config, params, _ = checkpoints["gpt2"]
   hf_checkpoint.save(tmp_path, config, params, dtype="bfloat16")
-  reloaded = hf_checkpoint.load(tmp_path, compute_dtype="bfloat16", remat=False)
-  assert reloaded.config.compute_dtype == "bfloat16" and not reloaded.config.remat
+  reloaded = hf_checkpoint.load(tmp_path, compute_dtype="bfloat16", remat="none")
+  assert reloaded.config.compute_dtype == "bfloat16" and reloaded.config.remat == "none"
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), params)
   assert_same(reloaded.params, rounded)
 

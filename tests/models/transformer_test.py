@@ -1,4 +1,5 @@
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,8 @@ import numpy as np
 import pytest
 
 from xpo_jax.models import transformer
-from xpo_jax.models.config import Activation, Config, Norm, Rotary
+from xpo_jax.models.config import Activation, Config, Norm, Remat, Rotary
+from xpo_jax.topology import flops
 
 LLAMA = Config(
   vocab=32,
@@ -17,7 +19,7 @@ LLAMA = Config(
   head_dim=8,
   mlp_width=24,
   positions=64,
-  remat=False,
+  remat="none",
 )
 GPT2 = dataclasses.replace(
   LLAMA,
@@ -103,22 +105,54 @@ def test_packed_branches_equal_separate_rows(config):
     )
 
 
-def test_remat_changes_neither_value_nor_gradient():
+def _value_and_grad(remat):
+  model = transformer.model(dataclasses.replace(LLAMA, remat=remat))
+
+  def loss(params):
+    return (model.hidden(params, packed()) @ model.head(params).T).std()
+
+  return jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "offload"])
+def test_remat_changes_neither_value_nor_gradient(remat):
   params = noisy_params(LLAMA)
-
-  def value_and_grad(remat):
-    model = transformer.model(dataclasses.replace(LLAMA, remat=remat))
-
-    def loss(params):
-      return (model.hidden(params, packed()) @ model.head(params).T).std()
-
-    return jax.jit(jax.value_and_grad(loss))(params)
-
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
-    value_and_grad(True),
-    value_and_grad(False),
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6),
+    _value_and_grad(remat)(params),
+    _value_and_grad("none")(params),
   )
+
+
+def test_remat_computes_again_what_it_does_not_save():
+  params = jax.eval_shape(transformer.model(LLAMA).init, jax.random.key(0))
+  count = {
+    remat: flops.traced(_value_and_grad(remat).trace(params).jaxpr, lambda path: 1.0)
+    for remat in get_args(Remat)
+  }
+  L, D, H, g, h, F = 14, 16, 4, 2, 8, 24
+  # Both products of attention have heads and rows as batch dimensions.
+  attention = 2 * 2 * L * L * H * h
+  # Of the linear layers the last one's output, which is only added, is not needed.
+  linear = 2 * L * (D * h * (H + 2 * g) + H * h * D + 2 * D * F)
+  assert count["dots"] - count["none"] == LLAMA.layers * attention
+  assert count["full"] - count["none"] == LLAMA.layers * (attention + linear)
+  assert count["offload"] == count["dots"]
+
+
+def test_offload_keeps_products_in_memory_of_the_host():
+  params = jax.eval_shape(transformer.model(LLAMA).init, jax.random.key(0))
+
+  def on_host(remat):
+    program = str(_value_and_grad(remat).trace(params).jaxpr)
+    return program.count("<host>") > 0
+
+  assert [on_host(remat) for remat in ("none", "full", "dots", "offload")] == [
+    False,
+    False,
+    False,
+    True,
+  ]
 
 
 def test_bfloat16_compute_is_close_with_float32_parameters():

@@ -21,7 +21,7 @@ PLAIN = Config(
   kv_heads=2,
   head_dim=4,
   mlp_width=24,
-  remat=True,
+  remat="full",
 )
 WINDOWS = dataclasses.replace(
   PLAIN,

@@ -67,7 +67,7 @@ def test_table_trains_every_student_and_measures_it_by_the_teacher(teacher, tmp_
 
 def test_kl_of_sequences_is_that_of_the_evaluation(teacher, tmp_path):
   study = arms.open_study(_table(TASK), tmp_path / "study", quiet)
-  of = hf_checkpoint.load(teacher, remat=False)
+  of = hf_checkpoint.load(teacher, remat="none")
   other = of._replace(params=jax.tree.map(lambda x: 1.5 * x, of.params))
   hf_checkpoint.save(
     tmp_path / "other", other.config, other.params, tokenizer=of.tokenizer
@@ -80,7 +80,7 @@ def test_kl_of_sequences_is_that_of_the_evaluation(teacher, tmp_path):
 
 
 def test_kl_of_sequences_between_two_sizes_is_that_of_their_logits(teacher, tmp_path):
-  of = hf_checkpoint.load(teacher, remat=False)
+  of = hf_checkpoint.load(teacher, remat="none")
   model = transformer.model(tasks.small_model(of.config.vocab, 16, 1))
   params = {"lm": model.init(jax.random.key(4))}
   other = of._replace(config=model.config, params=params)
@@ -108,8 +108,8 @@ def test_teacher_starts_larger_or_as_the_policy_that_is_given():
   assert made.experiment.objective.name == "grpo"
   assert made.experiment.start.experiment.start.model.width == distillation.WIDTH
   given = distillation.teacher(Task("mine.jsonl", policy="gpt2"))
-  assert given.experiment.start == Pretrained("gpt2", remat=False)
-  assert distillation.teacher(Task(), "mine") == Pretrained("mine", remat=False)
+  assert given.experiment.start == Pretrained("gpt2", remat="none")
+  assert distillation.teacher(Task(), "mine") == Pretrained("mine", remat="none")
 
 
 def test_recipe_of_given_completions_samples_the_teacher():
@@ -120,7 +120,7 @@ def test_recipe_of_given_completions_samples_the_teacher():
   plain = json.loads(json.dumps(yaml_file.to_dict(experiment)))
   assert yaml_file.from_dict(Experiment, plain) == experiment
   mine = find_recipe.load("kd", ["policy=gpt2", "teacher=gpt2-xl"]).experiment
-  assert mine.start == Pretrained("gpt2", remat=False)
+  assert mine.start == Pretrained("gpt2", remat="none")
   assert mine.data.path.arguments["policy"] == "gpt2-xl"
 
 

@@ -17,7 +17,7 @@ class Settings:
 
 
 def experiment(
-  remat: bool = True,
+  packed: bool = True,
   rate: float = 1.0,
   steps: int | None = 3,
   sizes: tuple[int, ...] = (),
@@ -41,8 +41,8 @@ def recipe(tmp_path):
 @pytest.mark.parametrize(
   ("word", "value"),
   [
-    ("remat=false", False),
-    ("remat=True", True),
+    ("packed=false", False),
+    ("packed=True", True),
     ("rate=1e-4", 1e-4),
     ("steps=7", 7),
     ("steps=None", None),
@@ -64,7 +64,7 @@ def test_argument_has_its_annotated_type(recipe, word, value):
 @pytest.mark.parametrize(
   ("word", "match"),
   [
-    ("remat=1", "remat is '1'; it must be true or false"),
+    ("packed=1", "packed is '1'; it must be true or false"),
     ("rate=fast", "rate is 'fast'; it must be a number"),
     ("steps=1.5", "steps is '1.5'; it must be a whole number"),
     ("sizes=1,x", "sizes is '1,x'; it must be a whole number"),

@@ -35,7 +35,7 @@ def test_recipe_is_a_value_that_takes_texts_and_a_policy_of_ones_own(name, tmp_p
   given = find_recipe.load(name, ["source=mine.jsonl", "policy=gpt2"]).experiment
   while isinstance(given.start, Stage):  # SPIN's iterations
     given = given.start.experiment
-  assert given.start == Pretrained("gpt2", remat=False)
+  assert given.start == Pretrained("gpt2", remat="none")
   assert given.data.path.arguments["policy"] == "gpt2"
 
 
@@ -65,7 +65,7 @@ def start(tmp_path_factory):
 def _small(experiment: Experiment, start: str) -> Experiment:
   """The experiment on the smallest task; stages before it too."""
   arguments = dict(experiment.data.path.arguments)
-  before = Pretrained(start, remat=False)
+  before = Pretrained(start, remat="none")
   if isinstance(arguments["policy"], Stage) and experiment.seed > 1:
     before = Stage(_small(experiment.start.experiment, start))
   arguments["policy"] = start if isinstance(before, Pretrained) else before

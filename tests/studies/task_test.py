@@ -84,7 +84,7 @@ def test_recipe_passes_every_check_that_needs_no_data(name, tmp_path):
 @pytest.mark.parametrize("name", METRICS)
 def test_recipe_takes_texts_and_a_policy_of_ones_own(name):
   given = find_recipe.load(name, ["source=mine.jsonl", "policy=gpt2"]).experiment
-  assert given.start == Pretrained("gpt2", remat=False)
+  assert given.start == Pretrained("gpt2", remat="none")
   assert given.data.prompts.path == given.evaluation.path == "mine.jsonl"
   assert given.data.prompts.portion == "train" and given.evaluation.portion == "test"
   assert {loss.data.path for loss in given.aux_losses} <= {"mine.jsonl"}
@@ -125,7 +125,7 @@ def teacher(tmp_path_factory):
   run_dir = tmp_path_factory.mktemp("runs") / "teacher"
   larger = dataclasses.replace(SMALL, width=16)
   loop.train(tasks.sft(larger), run_dir, say=quiet)
-  return Pretrained(str(run_dir / run_directory.POLICY), remat=False)
+  return Pretrained(str(run_dir / run_directory.POLICY), remat="none")
 
 
 # The small model writes letters, which no kind of praise matches.
@@ -149,7 +149,7 @@ def test_recipe_learns_in_miniature(name, start, teacher, tmp_path, monkeypatch)
   small = experiments.replace(
     whole,
     prompts=dataclasses.replace(data.prompts, path="synthetic:60"),
-    start=Pretrained(str(start), remat=False),
+    start=Pretrained(str(start), remat="none"),
     teacher=None if whole.teacher is None else teacher,
     feedback=JUDGES.get(name, data.feedback),
     sampling=dataclasses.replace(

@@ -2,14 +2,18 @@
 
 import dataclasses
 
+import jax
 import pytest
 
+from tests.models.transformer_test import GPT2, LLAMA, packed
 from tests.train.tiny_runs import PLAIN
 from xpo_jax import cli
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Limits
 from xpo_jax.config.experiment import MeshShape, Scratch
-from xpo_jax.models.config import Config
+from xpo_jax.models import lora, transformer
+from xpo_jax.models.config import Activation, Config, Experts, QKNorm, Rotary
+from xpo_jax.models.lora import Adapter
 from xpo_jax.studies import llama
 from xpo_jax.topology import check, programs
 
@@ -52,21 +56,67 @@ def test_the_reference_pass_needs_a_third_of_the_step(report):
 def test_lines_say_what_fits(report):
   text = "\n".join(check.lines(report))
   assert report.fits and not report.advice
-  for part in ("h100:8: 8 chips, data 1 x fsdp 8", "8.00 bytes a trained parameter"):
+  for part in (
+    "h100:8: 8 chips, data 1 x fsdp 8",
+    "remat full; per chip",
+    "8.00 bytes a trained parameter",
+  ):
     assert part in text
   assert "fits: " in text and "arithmetic" in text
 
 
 def test_what_does_not_fit_says_what_would():
   large = dataclasses.replace(
-    RUN, start=Scratch(dataclasses.replace(llama.config("70B"), remat=False))
+    RUN, start=Scratch(dataclasses.replace(llama.config("70B"), remat="none"))
   )
   large = dataclasses.replace(large, precision=type(large.precision)())
   report = check.check(large, "a100-40gb:8")
   text = "\n".join(check.lines(report))
   assert not report.fits and "does not fit" in text
-  for part in ("precision.moments bfloat16 saves 32.", "remat", "larger slice"):
+  for part in ("precision.moments bfloat16 saves 32.", "larger slice", "remat none;"):
     assert part in text
+  (full,) = (line for line in report.advice if "start.model.remat full saves" in line)
+  (dots,) = (line for line in report.advice if "start.model.remat dots saves" in line)
+  assert float(full.split()[-2]) > float(dots.split()[-2]) > 0
+
+
+NEOX = dataclasses.replace(
+  GPT2,
+  activation=Activation.GELU,
+  rotary=Rotary(fraction=0.5),
+  parallel_residual=True,
+  tied=False,
+)
+OLMO = dataclasses.replace(LLAMA, pre_norm=False, post_norm=True, qk_norm=QKNorm.WIDTH)
+MIXTURE = dataclasses.replace(LLAMA, experts=Experts(count=4, active=2))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("adapter", [None, Adapter(rank=3), Adapter(targets="key|up")])
+@pytest.mark.parametrize("config", [LLAMA, GPT2, NEOX, OLMO, MIXTURE])
+def test_kept_activations_are_those_of_the_traced_program(config, adapter, remat):
+  model = transformer.model(dataclasses.replace(config, remat=remat))
+  base = jax.eval_shape(model.init, jax.random.key(0))
+  params, join = base, lambda base, own: own
+  if adapter is not None:
+    adapted = lora.attached_model(model, adapter)
+    params = jax.eval_shape(
+      lora.trainable_model(model, adapter).init, jax.random.key(0)
+    )
+    join = lambda base, own: lora.attach(base, own, adapter)  # noqa: E731
+    model = adapted
+
+  def loss(own, base):
+    hidden, _ = transformer.states(model, join(base, own), packed())
+    return hidden.std()
+
+  traced = jax.jit(jax.value_and_grad(loss)).trace(params, base)
+  # What the forward loop over layers keeps it returns: [layers, 1, 14 tokens, ...].
+  forward = next(e for e in traced.jaxpr.jaxpr.eqns if e.primitive.name == "scan")
+  stacked = [x.aval for x in forward.outvars[forward.params["num_carry"] :]]
+  size = sum(x.size for x in stacked if x.shape[:3] == (config.layers, 1, 14))
+  expected = check.kept_width(config, remat, adapter)
+  assert size == config.layers * 14 * expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ CONFIG = Config(
   kv_heads=2,
   head_dim=4,
   mlp_width=12,
-  remat=False,
+  remat="none",
 )
 
 

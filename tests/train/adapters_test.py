@@ -87,7 +87,7 @@ def _prepared(experiment, run_dir):
 
 
 def _at(directory) -> Pretrained:
-  return Pretrained(str(directory), remat=False)
+  return Pretrained(str(directory), remat="none")
 
 
 def test_run_leaves_the_adapter_alone(home):

@@ -31,7 +31,7 @@ from xpo_jax.types import AuxLoss, Layout
 RUN = Experiment(
   ObjectiveConfig("dpo"),
   Data("pairs", rows_per_step=4, row_length=192, epochs=2, steps=5),
-  Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat=False)),
+  Scratch(Config(320, 12, 1, 2, 2, 6, 16, tied=True, remat="none")),
   Optimizer(learning_rate=1e-2),
   Loop(log_every=1, checkpoint_every=1),
   MeshShape(data=1),

@@ -28,7 +28,7 @@ CONFIG = Config(
   head_dim=4,
   mlp_width=16,
   positions=64,
-  remat=False,
+  remat="none",
 )
 
 

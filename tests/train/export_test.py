@@ -169,7 +169,7 @@ def test_start_with_weights_gives_the_samples_that_rewards_are_standardised_on(
     return normalise(model, prompts, completions)
 
   monkeypatch.setattr(reward_model, "normalise", watched)
-  start = Pretrained(str(adapted.run_dir / run_directory.ADAPTER), remat=False)
+  start = Pretrained(str(adapted.run_dir / run_directory.ADAPTER), remat="none")
   experiment = dataclasses.replace(REWARD, start=start)
   directory = _writer(experiment, tmp_path / "run", datasets)
   ((prompts, completions),) = seen

@@ -171,7 +171,7 @@ def test_start_without_a_tokenizer_is_refused(saved):
 
 def test_reference_of_its_own_is_of_the_same_architecture_and_tokenizer(saved):
   def reference(name):
-    given = Pretrained(str(saved / name), remat=False)
+    given = Pretrained(str(saved / name), remat="none")
     run = experiments.replace(RUN, start=start, reference=given)
     return references.load(run, begin)
 

@@ -64,13 +64,13 @@ def _run(saved, ref_minus, ref_plus):
       conversion=Configured("xpo_jax.data.transforms.conversions:lists_by_prompt"),
       steps=2,
     ),
-    Pretrained(saved["start"], remat=False),
+    Pretrained(saved["start"], remat="none"),
     Optimizer(learning_rate=1e-3),
     Loop(log_every=1, checkpoint_every=1),
     MeshShape(data=1),
     references=(
-      NamedReference("ref_minus", Pretrained(saved[ref_minus], remat=False)),
-      NamedReference("ref_plus", Pretrained(saved[ref_plus], remat=False)),
+      NamedReference("ref_minus", Pretrained(saved[ref_minus], remat="none")),
+      NamedReference("ref_plus", Pretrained(saved[ref_plus], remat="none")),
     ),
   )
 
@@ -134,4 +134,4 @@ def test_stage_becomes_the_directory_of_its_policy(saved, tmp_path):
   )
   assert [where for where, _ in experiments.stages(run)] == ["references.0.weights"]
   (one,) = stages.replaced(run, lambda stage: tmp_path / "policy").references
-  assert one.weights == Pretrained(str(tmp_path / "policy"), remat=False)
+  assert one.weights == Pretrained(str(tmp_path / "policy"), remat="none")

@@ -41,6 +41,17 @@ def test_step_of_the_adapters_is_compiled(datasets):
   assert first in "\n".join(preflight.lines(budget))
 
 
+def test_memory_of_the_step_is_that_of_its_remat(datasets):
+  temporaries = {}
+  for remat in ("none", "full"):
+    model = dataclasses.replace(MODEL, layers=6, remat=remat)
+    run = experiments.replace(ADAPTED, start=Scratch(model))
+    (budget,) = preflight.check(run, datasets=datasets)
+    assert f"  remat {remat}" in preflight.lines(budget)
+    temporaries[remat] = budget.bytes["temporaries"]
+  assert temporaries["full"] < temporaries["none"]
+
+
 def test_rows_lengths_repeats_and_overlap_are_shown(tmp_path):
   """Ten rows of one known length each, but for the last; the tokenizer is of words."""
   words = Tokenizer(WordLevel({w: i for i, w in enumerate(["<eos>", *"abcdefghij"])}))

@@ -183,7 +183,7 @@ def test_changed_base_is_refused(adapted, datasets, tmp_path):
   base = tmp_path / "base"
   shutil.copytree(adapted.run_dir / run_directory.BASE, base)
   (base / sealed_files.MANIFEST).unlink()  # a directory of one's own has none
-  start = Pretrained(str(base), remat=False)
+  start = Pretrained(str(base), remat="none")
   experiment = dataclasses.replace(ADAPTED, start=start)
 
   def say(text):

@@ -464,7 +464,7 @@ def test_start_whose_weights_changed_is_refused(tmp_path):
   model = transformer.model(MODEL)
   texts = [text for row in synthetic_reviews.generate(20, seed=0) for text in row]
   tokenizer, start = synthetic_reviews.train_bpe(texts, 300), tmp_path / "start"
-  run = experiments.replace(RUN, start=Pretrained(str(start), remat=False))
+  run = experiments.replace(RUN, start=Pretrained(str(start), remat="none"))
 
   def prepared(seed):
     shutil.rmtree(start, ignore_errors=True)

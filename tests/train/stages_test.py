@@ -129,7 +129,7 @@ def test_digest_changes_with_the_files_that_are_read(tmp_path):
 
 
 def test_stages_are_replaced_by_the_directories_of_their_policies():
-  bf16 = dataclasses.replace(MODEL, compute_dtype="bfloat16", remat=True)
+  bf16 = dataclasses.replace(MODEL, compute_dtype="bfloat16", remat="full")
   sft = experiments.replace(SFT, start=Scratch(bf16))
   reward = experiments.replace(REWARD, start=Stage(sft))
   run = experiments.replace(
@@ -147,8 +147,8 @@ def test_stages_are_replaced_by_the_directories_of_their_policies():
   )
   found = stages.replaced(run, lambda stage: Path(stage.experiment.objective.name))
   # Read as the first start was: its dtype and remat.
-  assert found.start == Pretrained("bradley_terry", "bfloat16", True)
-  assert found.reference == Pretrained("sft", "bfloat16", True)
+  assert found.start == Pretrained("bradley_terry", "bfloat16", "full")
+  assert found.reference == Pretrained("sft", "bfloat16", "full")
   assert found.data.critic_init == "bradley_terry"
   (scorer,) = found.data.feedback.source.arguments["rows"]
   assert scorer.arguments["directory"] == "bradley_terry"

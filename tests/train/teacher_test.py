@@ -53,7 +53,7 @@ def _save(place, config, tokenizer, seed):
   params = transformer.model(config).init(jax.random.key(seed))
   params = jax.tree.map(lambda x: 2 * x, params)
   hf_checkpoint.save(place, config, {"lm": params}, tokenizer=tokenizer)
-  return Pretrained(str(place), remat=False)
+  return Pretrained(str(place), remat="none")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ MODEL = Config(
   head_dim=6,
   mlp_width=16,
   tied=True,
-  remat=False,
+  remat="none",
 )
 # All that a resume can get wrong: a controller, stale samples, a reference that moves,
 # several passes over minibatches of microbatches, a value, an average of weights.

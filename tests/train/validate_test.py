@@ -1,6 +1,7 @@
 """What a run is refused for before anything is read or compiled."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -239,6 +240,20 @@ def test_the_longest_prompt_of_a_known_tokenizer_must_fit(directory, tmp_path):
     match = "a prompt of 19 tokens that is 25, .* 24 positions"
     with pytest.raises(ValueError, match=match):
       loop.check(run, datasets)
+
+
+def test_offload_needs_pinned_memory_of_the_host(monkeypatch, tmp_path):
+  model = dataclasses.replace(MODEL, remat="offload")
+  run = experiments.replace(RUN, start=_after(Scratch(model)))
+  _check(run)  # the CPU has it
+  device = SimpleNamespace(
+    device_kind="TPU v1", addressable_memories=lambda: [SimpleNamespace(kind="device")]
+  )
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  match = r"Config.remat .*'pinned_host'; TPU v1 has device; allowed here: none, full, "
+  with pytest.raises(ValueError, match=match):
+    loop.train(run, tmp_path / "run", say=lambda text: None)
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_rating_is_brought_by_its_pair_construction_alone():

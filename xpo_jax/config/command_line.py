@@ -8,6 +8,7 @@ is given as words NAME=VALUE.
 
 import dataclasses
 import enum
+import itertools
 import json
 import types
 import typing
@@ -19,6 +20,7 @@ import tyro
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import Configured, ObjectiveConfig, factory
+from xpo_jax.models.config import Remat
 
 # Where a function of a field is looked up by its name alone.
 _HOMES = {
@@ -47,8 +49,10 @@ def from_args(
     description: what `--help` says first; None: the docstring of the class.
 
   Raises:
-    ValueError: a value that its field refuses, or a mapping that is not NAME=VALUE.
+    ValueError: a value that its field refuses, a mapping that is not NAME=VALUE, or a
+      `remat` without a policy.
   """
+  _refuse_remat_flag(args)
   default, args = _with_functions(default, list(args))
   helping = bool({"-h", "--help"} & set(args))
   face = _face(default, None if helping else _flags(args))
@@ -58,13 +62,26 @@ def from_args(
   return _behind(default, given)
 
 
+def _refuse_remat_flag(args: Sequence[str]) -> None:
+  """Refuses the flags of `remat` as a boolean: `--start.no-remat`, `--start.remat`."""
+  for word, value in itertools.pairwise([*args, "--"]):
+    flag = word.replace("_", "-")
+    without_value = flag.endswith(".remat") and value.startswith("--")
+    if flag.startswith("--") and (without_value or flag.endswith(".no-remat")):
+      raise ValueError(
+        f"{word} has no policy; give {flag.replace('no-remat', 'remat')} one of "
+        f"{', '.join(typing.get_args(Remat))} (of earlier versions, --start.remat was "
+        "full and --start.no-remat none)"
+      )
+
+
 def _flags(args: Sequence[str]) -> set[tuple[str, ...]]:
   """The paths of the flags: ("data", "limits", "prompt")."""
   flags = set()
   for word in args:
     if word.startswith("--"):
       *path, name = word[2:].partition("=")[0].replace("-", "_").split(".")
-      flags.add((*path, name.removeprefix("no_")))  # --remat and --no-remat
+      flags.add((*path, name.removeprefix("no_")))  # --dora and --no-dora
   return flags
 
 

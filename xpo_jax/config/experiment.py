@@ -17,7 +17,7 @@ from xpo_jax.config.data import Data, Evaluation, Prompts, title_of
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Optimizer, Precision
 from xpo_jax.config.sampling import Feedback, SamplerCorrection, Sampling
-from xpo_jax.models.config import Config
+from xpo_jax.models.config import Config, Remat, check_remat
 from xpo_jax.models.lora import Adapter
 from xpo_jax.types import AuxLoss
 
@@ -44,12 +44,16 @@ class Pretrained:
     directory: config.json, safetensors, tokenizer; or "hub:ORG/NAME[@revision]", or a
       GGUF file (`models.weights_source`).
     compute_dtype: dtype of activations.
-    remat: recompute each block in the backward pass instead of keeping it.
+    remat: what of a block the backward pass computes again: "none", "full", "dots" or
+      "offload"; see `Config.remat`.
   """
 
   directory: str
   compute_dtype: str = "float32"
-  remat: bool = True
+  remat: Remat = "full"
+
+  def __post_init__(self):
+    check_remat("Pretrained", self.remat)
 
 
 @dataclasses.dataclass(frozen=True)

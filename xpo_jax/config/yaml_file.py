@@ -31,6 +31,7 @@ from xpo_jax.config.experiment import (
 )
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.data import sealed_files
+from xpo_jax.models.config import Remat, remat_of
 
 FILE = "config.yaml"
 FORMAT = 2  # of config.yaml and what stands beside it
@@ -236,6 +237,8 @@ def _from_dict(hint: Any, value: Any, where: str) -> Any:
   if typing.get_origin(hint) is tuple:
     kind, *_ = typing.get_args(hint)
     return tuple(_from_dict(kind, x, f"{where}.{i}") for i, x in enumerate(value))
+  if hint == Remat and isinstance(value, bool):  # of a run before there was a choice
+    return remat_of(value)
   if hint is float and isinstance(value, int):
     return float(value)
   return value

@@ -74,7 +74,7 @@ def load(directory: str | Path, tokenizer: Any, like: Config) -> Critic:
   Args:
     directory: see `reward_model.load`.
     tokenizer: of the policy; the reward model's may have another chat template.
-    like: of the policy: its dtype, and whether blocks are recomputed.
+    like: of the policy: its dtype and rematerialisation.
 
   Raises:
     ValueError: no reward model there, or one of another tokenizer.

@@ -113,7 +113,7 @@ def load(directory: str | Path, **settings: Any) -> Backend:
   Raises:
     ValueError: as `hf_checkpoint.load`, or no tokenizer.
   """
-  checkpoint = hf_checkpoint.load(directory, remat=False)
+  checkpoint = hf_checkpoint.load(directory, remat="none")
   if checkpoint.tokenizer is None:
     raise ValueError(
       f"{directory} has no tokenizer; save one in the directory of the weights"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from xpo_jax.data import audit
 from xpo_jax.models import hf_checkpoint, transformer
-from xpo_jax.models.config import Config
+from xpo_jax.models.config import Config, Remat
 from xpo_jax.models.transformer import Model
 from xpo_jax.types import Objective, Params, TokenStat
 
@@ -76,7 +76,7 @@ def check_vocab(vocab: int, students: int) -> None:
 
 
 def load(
-  directory: str, compute_dtype: str, remat: bool, *, tokenizer: Any, like: Config
+  directory: str, compute_dtype: str, remat: Remat, *, tokenizer: Any, like: Config
 ) -> Teacher:
   """Loads a teacher.
 

@@ -2,6 +2,10 @@
 
 import dataclasses
 import enum
+from typing import Literal, get_args
+
+# What the backward pass computes again; see `Config.remat`.
+Remat = Literal["none", "full", "dots", "offload"]
 
 
 class Norm(enum.Enum):
@@ -125,6 +129,31 @@ class Experts:
       )
 
 
+def check_remat(owner: str, value: object) -> None:
+  """Refuses a rematerialisation policy that is not among `Remat`.
+
+  Args:
+    owner: class of the field, for the message.
+    value: of its field `remat`.
+
+  Raises:
+    ValueError: another value; of a boolean, which the field once was, it names the
+      policy that has the same meaning.
+  """
+  allowed = get_args(Remat)
+  if value in allowed:
+    return
+  hint = ""
+  if isinstance(value, bool):
+    hint = f"; instead of {value} give {remat_of(value)!r}"
+  raise ValueError(f"{owner}.remat is {value!r}; allowed: {allowed}{hint}")
+
+
+def remat_of(recompute: bool) -> Remat:
+  """The policy that a boolean meant before there was a choice."""
+  return "full" if recompute else "none"
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Configuration of a decoder. The defaults are Llama's; sizes have no default.
@@ -170,7 +199,11 @@ class Config:
     tied: the head shares the embedding's weights.
     compute_dtype: dtype of activations, not of parameters. Norms, rotary angles and
       softmax are computed in at least float32.
-    remat: recompute each block's activations in the backward pass.
+    remat: rematerialisation, what of each block's activations the backward pass
+      computes again. "none": nothing, all are kept. "full": all but the block's input.
+      "dots": all but its input and the outputs of matrix products without batch
+      dimensions: of the linear layers, neither of attention nor of experts. "offload":
+      the same, and those outputs wait in pinned memory of the host.
     stop_ids: tokens that end a completion beside the tokenizer's EOS, as a checkpoint's
       generation_config.json lists them.
     family: Hugging Face's model_type of the checkpoint, which names the weights of
@@ -214,7 +247,7 @@ class Config:
   parallel_residual: bool = False
   tied: bool = False
   compute_dtype: str = "float32"
-  remat: bool = True
+  remat: Remat = "full"
   stop_ids: tuple[int, ...] = ()
   family: str | None = None
 
@@ -238,6 +271,7 @@ class Config:
       raise ValueError(
         f"Config.compute_dtype is {self.compute_dtype!r}; allowed: {allowed}"
       )
+    check_remat("Config", self.remat)
     if self.rotary is not None and self.rotary_dim % 2:
       raise ValueError(
         f"Config.rotary.fraction {self.rotary.fraction} of head_dim {self.head_dim} "

@@ -30,7 +30,7 @@ from xpo_jax.models import (
   transformer,
   weights_source,
 )
-from xpo_jax.models.config import Config
+from xpo_jax.models.config import Config, Remat
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import rules
 from xpo_jax.types import Params
@@ -136,7 +136,7 @@ def read_tokenizer(directory: str | Path) -> Any:
 def load(
   directory: str | Path,
   compute_dtype: str = "float32",
-  remat: bool = True,
+  remat: Remat = "full",
   mesh: Mesh | None = None,
 ) -> Checkpoint:
   """Loads a Hugging Face directory; checks everything before it reads weights.
@@ -203,7 +203,7 @@ def is_adapter(directory: str | Path) -> bool:
 
 
 def load_adapted(
-  directory: str | Path, compute_dtype: str = "float32", remat: bool = True
+  directory: str | Path, compute_dtype: str = "float32", remat: Remat = "full"
 ) -> Adapted:
   """Loads the adapter of a directory and its base, which may be an adapter too.
 
@@ -232,7 +232,7 @@ def is_classifier(directory: str | Path) -> bool:
 
 
 def load_classifier(
-  directory: str | Path, compute_dtype: str = "float32", remat: bool = True
+  directory: str | Path, compute_dtype: str = "float32", remat: Remat = "full"
 ) -> Checkpoint:
   """Loads a `*ForSequenceClassification` of one label, checked as by `load`.
 

@@ -32,6 +32,16 @@ _BLOCK = {"cpu": 64, "tpu": 128}
 _LEAST_BLOCKS = 4  # shorter rows are computed whole
 _DRAWN_AT_ONCE = 1 << 26  # most random numbers of an initialisation in one array
 
+HOST_MEMORY = "pinned_host"  # where remat "offload" keeps activations
+# What `jax.checkpoint` saves of a block, beside its input.
+_POLICIES = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims(
+    "device", HOST_MEMORY
+  ),
+}
+
 _ACTIVATIONS = {
   Activation.SILU: jax.nn.silu,
   Activation.GELU: functools.partial(jax.nn.gelu, approximate=False),
@@ -666,7 +676,7 @@ def run_blocks(
     x, (key, value), logits = block(config, params, x, rotation, attend, mesh)
     return x, keep(key, value, logits)
 
-  if config.remat:
-    step = jax.checkpoint(step, prevent_cse=False)
+  if config.remat != "none":
+    step = jax.checkpoint(step, prevent_cse=False, policy=_POLICIES[config.remat])
   x = embed(config, params, rows.tokens_RL, rows.position_RL)
   return jax.lax.scan(step, x, (params["blocks"], layer_kinds(config)))

@@ -43,7 +43,7 @@ def teacher(task: Task, directory: str | None = None) -> Pretrained | Stage:
       from a larger model, or from `Task.policy` where that is given.
   """
   if directory is not None:
-    return Pretrained(directory, remat=False)
+    return Pretrained(directory, remat="none")
   larger = dataclasses.replace(task, width=WIDTH) if task.policy is None else task
   sampling = Sampling(completions=8, max_completion_tokens=task.max_completion_tokens)
   grpo = tasks.on_rollouts(

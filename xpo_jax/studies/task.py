@@ -131,7 +131,7 @@ def small_model(vocab: int, width: int, layers: int) -> Config:
     mlp_width=3 * width,
     positions=1024,
     tied=True,
-    remat=False,  # the activations of a row are a few kilobytes
+    remat="none",  # the activations of a row are a few kilobytes
   )
 
 
@@ -163,7 +163,7 @@ def sft(task: Task) -> Experiment:
 def start(task: Task) -> Start:
   """Makes the start of all policies of a recipe, which is also the reference."""
   if task.policy is not None:
-    return Pretrained(task.policy, remat=False)
+    return Pretrained(task.policy, remat="none")
   return Stage(sft(task))
 
 

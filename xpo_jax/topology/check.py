@@ -9,13 +9,16 @@ of the FLOPs at the chip's peak.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 
-from xpo_jax.config.experiment import Experiment
-from xpo_jax.models import transformer
+from xpo_jax.config.experiment import Experiment, Scratch
+from xpo_jax.data.pack import Batch
+from xpo_jax.models import lora, transformer
+from xpo_jax.models.config import Config, Remat
+from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.sharding import rules
 from xpo_jax.topology import flops, hlo, programs, slices
@@ -56,12 +59,14 @@ class Report(NamedTuple):
   Attributes:
     slice: of which chips.
     mesh: sizes of its axes.
+    remat: what the backward pass computes again, see `Config.remat`.
     figures: of each program.
     advice: what would make it fit; () where it does.
   """
 
   slice: Slice
   mesh: Mapping[str, int]
+  remat: Remat
   figures: tuple[Figures, ...]
   advice: tuple[str, ...]
 
@@ -103,7 +108,8 @@ def check(experiment: Experiment, name: str) -> Report:
   made = programs.make(experiment, mesh)
   read = _compiled if slice_.compiled else _computed
   figures = tuple(read(experiment, one, slice_, mesh) for one in made)
-  report = Report(slice_, dict(mesh.shape), figures, ())
+  remat = programs.config_of(experiment.start).remat
+  report = Report(slice_, dict(mesh.shape), remat, figures, ())
   return report if report.fits else report._replace(advice=_advice(experiment, report))
 
 
@@ -174,16 +180,14 @@ def _temporaries(experiment, program: Program, mesh) -> float:
   activations, one layer's own, whole tables, and the gradient."""
   config = programs.config_of(experiment.start)
   item = np.dtype(jax.numpy.dtype(config.compute_dtype)).itemsize
-  shards, tensor = meshes.row_shards(mesh), mesh.shape["tensor"]
+  tensor = mesh.shape["tensor"]
   tree = transformer.weights(config)
   blocks = sum(math.prod(w.shape) for w in jax.tree.leaves(tree["blocks"]))
   table = config.vocab * config.width
   layer = blocks / config.layers / tensor
-  wide = 4 * config.width
-  wide += (2 * config.heads + 2 * config.kv_heads) * config.head_dim / tensor
-  wide += 3 * config.mlp_width / tensor
+  wide = _layer_width(config, tensor)
   if program.name == "sampler":
-    B = program.arguments[1].shape[0]
+    B, shards = program.arguments[1].shape[0], meshes.row_shards(mesh)
     cache = 2 * config.layers * config.kv_heads * config.head_dim * item / shards
     if rules.kv_head_axis(mesh, config.kv_heads) is not None:
       cache /= tensor
@@ -191,14 +195,67 @@ def _temporaries(experiment, program: Program, mesh) -> float:
     # parameters' dtype and the compute dtype, and a layer gathered along the width.
     tables = 2 * table * (4 + item) / tensor
     return program.tokens * cache + tables + 2 * layer * item + B / shards * wide * item
-  batch = program.arguments[2 if program.name == "step" else 1]
-  tokens = batch.tokens_MRL.shape[1] * batch.tokens_MRL.shape[2] / shards
-  kept = config.layers * tokens * (config.width if config.remat else wide) * item
+  tokens = _tokens(program.arguments[2 if program.name == "step" else 1], mesh.shape)
   total = tokens * wide * item + 2 * layer * item + 2 * table * item
   if program.name == "step":
     trained = programs.device_bytes(program.arguments[0].params)
-    total += kept + trained + table * 4 / tensor
+    kept = kept_width(config, config.remat, experiment.adapter, tensor)
+    total += config.layers * tokens * kept * item + trained + table * 4 / tensor
   return total
+
+
+def _tokens(batch: Batch, shape: Mapping[str, int]) -> float:
+  """Tokens of a microbatch that a chip has."""
+  rows, length = batch.tokens_MRL.shape[1:]
+  return rows * length / math.prod(shape[axis] for axis in meshes.ROWS)
+
+
+def kept_width(
+  config: Config, remat: Remat, adapter: Adapter | None = None, tensor: int = 1
+) -> float:
+  """Activations of a token that a layer keeps on a chip for the backward pass.
+
+  Of "none" an estimate of what the compiler keeps, attention's weights left out; of
+  the others exact.
+
+  Args:
+    config: of the decoder.
+    remat: see `Config.remat`; what "offload" keeps on the host is not counted.
+    adapter: its factors' outputs are matrix products of their own.
+    tensor: shards of heads and MLP.
+
+  Returns:
+    A number of elements of the compute dtype.
+  """
+  if remat == "none":
+    return _layer_width(config, tensor)
+  if remat != "dots":
+    return config.width
+  # Outputs that a recomputed block reads: not those that are only added up.
+  added = 0 if not config.post_norm else config.width
+  outputs = {
+    "query": config.heads * config.head_dim / tensor,
+    "key": config.kv_heads * config.head_dim / tensor,
+    "value": config.kv_heads * config.head_dim / tensor,
+    "output": added if config.parallel_residual else config.width,
+  }
+  if config.experts is None:
+    outputs |= {"up": config.mlp_width / tensor, "down": added}
+    outputs |= {"gate": config.mlp_width / tensor} if config.gated else {}
+  else:
+    outputs["router"] = config.experts.count
+  total = config.width + sum(outputs.values())
+  if adapter is not None:
+    adapted = [name for name in lora.targets(config, adapter) if name in outputs]
+    total += sum(outputs[name] + adapter.rank for name in adapted)
+  return total
+
+
+def _layer_width(config: Config, tensor: int) -> float:
+  """Elements of a token that one layer computes, about."""
+  wide = 4.0 * config.width
+  wide += (2 * config.heads + 2 * config.kv_heads) * config.head_dim / tensor
+  return wide + 3 * config.mlp_width / tensor
 
 
 def _advice(experiment: Experiment, report: Report) -> tuple[str, ...]:
@@ -217,11 +274,19 @@ def _advice(experiment: Experiment, report: Report) -> tuple[str, ...]:
   if experiment.precision.params == "float32" and experiment.adapter is None:
     advice.append(f"--precision.params bfloat16 saves {params / 2 / GIB:.2f} GiB")
   config = programs.config_of(start)
-  if not config.remat:
-    advice.append("remat of the start saves most temporaries")
+  batch = step.program.arguments[2]
+  item = np.dtype(jax.numpy.dtype(config.compute_dtype)).itemsize
+  elements = config.layers * _tokens(batch, shape) * item
+  kept = {
+    remat: elements * kept_width(config, remat, experiment.adapter, shape["tensor"])
+    for remat in get_args(Remat)
+  }
+  field = "start.model.remat" if isinstance(start, Scratch) else "start.remat"
+  for remat, size in kept.items():
+    if (saved := kept[config.remat] - size) > 0:
+      advice.append(f"--{field} {remat} saves {saved / GIB:.2f} GiB")
   if config.compute_dtype == "float32":
     advice.append("compute_dtype bfloat16 of the start halves activations")
-  batch = step.program.arguments[2]
   rows = batch.tokens_MRL.shape[1] // (shape["data"] * shape["fsdp"])
   if rows > 1:
     advice.append(f"more microbatches: a chip has {rows} rows of a microbatch")
@@ -235,7 +300,10 @@ def lines(report: Report) -> list[str]:
   """Formats a report for display."""
   chip = report.slice.chip
   axes = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
-  out = [f"{report.slice.name}: {report.slice.count} chips, {axes}; per chip:"]
+  out = [
+    f"{report.slice.name}: {report.slice.count} chips, {axes}, remat {report.remat}; "
+    "per chip:"
+  ]
   hours = 0.0
   for one in report.figures:
     out += [f"  {line}" for line in _program_lines(one, report.slice)]

@@ -24,6 +24,7 @@ from xpo_jax.data.token_rows import TokenInfo, TokenRows
 from xpo_jax.feedback import reward_model
 from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
+from xpo_jax.models.config import Remat
 from xpo_jax.ops.kl_control import Affine
 from xpo_jax.train import (
   aux_losses,
@@ -57,6 +58,7 @@ class Budget(NamedTuple):
     bytes: of the compiled step on one device: "arguments" (state and batch),
       "temporaries", and for a run on rollouts "between updates": reference, teacher and
       older samplers; without sampling. None on a mesh.
+    remat: what of a block the step computes again, see `Config.remat`.
     shown: the first rows, token by token (`audit.inspect_tokens`); of a run on rollouts
       the first prompts.
   """
@@ -65,6 +67,7 @@ class Budget(NamedTuple):
   counts: Mapping[str, Any]
   sizes: Mapping[str, int]
   bytes: Mapping[str, int] | None
+  remat: Remat
   shown: TokenRows
 
 
@@ -101,6 +104,7 @@ def lines(budget: Budget) -> list[str]:
   if "tokens computed" in sizes:
     ratio = sizes["tokens computed"] / max(sizes["unique tokens"], 1)
     facts.append(f"tokens computed per unique token {ratio:.3f}")
+  facts.append(f"remat {budget.remat}")
   for name, value in (budget.bytes or {}).items():
     facts.append(f"memory, {name}: {value / 2**20:,.1f} MiB")
   shown = token_rows.lines(budget.shown, SHOWN)
@@ -205,7 +209,9 @@ def _records(
     _export(experiment, begin, policy)
     parameters = sum(x.size for x in jax.tree.leaves(begin.params))
     counts = {"made by": data.path.name}
-    return Budget(name, counts, {"parameters": parameters}, None, [])
+    return Budget(
+      name, counts, {"parameters": parameters}, None, begin.config.remat, []
+    )
   loaded = inputs.loaded or loading.load(data, data, datasets)
   begin = loading.start(experiment, run_dir, loaded)
   train, _, counts = records_program.examples(
@@ -234,7 +240,12 @@ def _records(
     except ValueError as error:  # perhaps because of the rows that were dropped
       raise ValueError("\n  ".join([str(error), *audit.notes(counts)])) from error
   return Budget(
-    name, counts, sizes, memory, audit.inspect_tokens(batches[0], begin.tokenizer)
+    name,
+    counts,
+    sizes,
+    memory,
+    begin.config.remat,
+    audit.inspect_tokens(batches[0], begin.tokenizer),
   )
 
 
@@ -274,7 +285,12 @@ def _rollouts(
   ]
   memory = _rollouts_memory(parts, first)
   return Budget(
-    str(experiment.objective), parts.counts, sizes, memory, TokenRows(prompts)
+    str(experiment.objective),
+    parts.counts,
+    sizes,
+    memory,
+    parts.model.config.remat,
+    TokenRows(prompts),
   )
 
 

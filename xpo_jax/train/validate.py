@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ from xpo_jax.config.experiment import (
 )
 from xpo_jax.data.sources import Loaded
 from xpo_jax.feedback import critic, teacher
-from xpo_jax.models import hf_checkpoint, peft, weights_source
-from xpo_jax.models.config import Config
+from xpo_jax.models import hf_checkpoint, peft, transformer, weights_source
+from xpo_jax.models.config import Config, Remat
 from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
@@ -75,7 +76,8 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
     datasets: see `loading.load`.
 
   Raises:
-    ValueError: a mesh that does not fit the devices or the batch; wandb on and not
+    ValueError: a mesh that does not fit the devices or the batch; remat "offload" on a
+      backend without pinned memory of the host; wandb on and not
       installed; an evaluator that cannot be made; an adapter to go on with that the
       start has not; a teacher that nothing reads, that is missing, or of another
       vocabulary than the start's; see `aux_losses.check` and `split_overlap.check`.
@@ -92,6 +94,7 @@ def check_common(experiment: Experiment, data: Data | None, datasets: Datasets) 
     for rows_per_step, microbatches in sizes:
       meshes.check_batch(mesh, rows_per_step, microbatches)
   aux_losses.check(experiment.aux_losses, datasets)
+  _check_remat(experiment.start)
   _check_teacher(experiment)
   _check_continued(experiment)
   _check_references(experiment)
@@ -283,6 +286,24 @@ def _decoder(weights: Start) -> tuple[Config, str | None]:
   if isinstance(weights, Scratch):
     return weights.model, weights.tokenizer
   return hf_checkpoint.read_config(weights.directory), weights.directory
+
+
+def _check_remat(start: Start) -> None:
+  """Refuses to offload activations where the devices reach no pinned host memory."""
+  while isinstance(start, Stage):
+    start = start.experiment.start
+  remat = start.model.remat if isinstance(start, Scratch) else start.remat
+  if remat != "offload":
+    return
+  device = jax.local_devices()[0]
+  kinds = [memory.kind for memory in device.addressable_memories()]
+  if transformer.HOST_MEMORY not in kinds:
+    field = "Config.remat" if isinstance(start, Scratch) else "Pretrained.remat"
+    raise ValueError(
+      f'{field} is "offload", which needs the memory {transformer.HOST_MEMORY!r}; '
+      f"{device.device_kind} has {', '.join(kinds)}; allowed here: "
+      f"{', '.join(name for name in get_args(Remat) if name != remat)}"
+    )
 
 
 def _check_teacher(experiment: Experiment) -> None:

@@ -51,9 +51,9 @@ def test_experiment_has_the_settings_that_are_shown():
 
 
 def test_words_are_those_of_a_shell():
-  words = dpo(**{"start.remat": False, "data.also": ["A", "B"]}).words()
+  words = dpo(**{"adapter.rslora": False, "data.also": ["A", "B"]}).words()
   assert words[:4] == ["train", "dpo", "--objective.beta", "0.5"]
-  assert "--start.no-remat" in words
+  assert "--adapter.no-rslora" in words
   assert words[words.index("--data.also") :][1:3] == ["A", "B"]
   assert words[-1] == "--run-dir=runs/test"
 

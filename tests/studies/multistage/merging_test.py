@@ -32,8 +32,8 @@ def test_base_with_an_adapters_change_is_the_runs_policy(tiny_policy, tmp_path):
   experiment = tasks.on_records(ObjectiveConfig("sft"), task, rows, adapter=adapter)
   run_dir = Path(tmp_path / "run")
   loop.train(experiment, run_dir, say=lambda text: None)
-  base = hf_checkpoint.load(tiny_policy, remat=False)
-  policy = hf_checkpoint.load(run_dir / run_directory.ADAPTER, remat=False)
+  base = hf_checkpoint.load(tiny_policy, remat="none")
+  policy = hf_checkpoint.load(run_dir / run_directory.ADAPTER, remat="none")
   change = merging.change(run_dir, base)
   assert set(change["blocks"]) == {"query", "up"}
   assert max(np.abs(x).max() for x in jax.tree.leaves(change)) > 0

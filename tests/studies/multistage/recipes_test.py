@@ -149,7 +149,7 @@ def test_recipe_takes_texts_and_a_policy_of_ones_own(name):
   assert (settings.task.path, settings.task.policy) == ("mine.jsonl", "gpt2")
   for label, experiment in _arms(name)(settings).items():
     if "then" not in label and "sDPO" not in label:
-      assert experiment.start == Pretrained("gpt2", remat=False)
+      assert experiment.start == Pretrained("gpt2", remat="none")
 
 
 def test_each_seed_draws_its_own_samples_and_order():

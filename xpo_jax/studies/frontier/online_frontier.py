@@ -312,7 +312,7 @@ def _policies(study: Arms, run: JudgedRun) -> Iterator[tuple[float, float, Param
   run_dir = arms.train(study, run.experiment)
   seconds = [line["time/seconds"] for line in metrics.read(run_dir)]
   if run.strength is not None:
-    policy = hf_checkpoint.load(run_directory.policy(run_dir), remat=False)
+    policy = hf_checkpoint.load(run_directory.policy(run_dir), remat="none")
     yield run.strength, sum(seconds), policy.params
     return
   yield 0, 0.0, arms.start(study).params

@@ -119,7 +119,7 @@ def train(arms: Arms, experiment: Experiment) -> Path:
 def policy(arms: Arms, experiment: Experiment) -> Checkpoint:
   """The policy that an experiment leaves; trained where it is missing."""
   directory = run_directory.policy(train(arms, experiment))
-  return hf_checkpoint.load(directory, remat=False)
+  return hf_checkpoint.load(directory, remat="none")
 
 
 def trained_records(arms: Arms, experiment: Experiment) -> tuple[Record, ...]:
@@ -138,7 +138,7 @@ def start_directory(arms: Arms) -> Path:
 
 def start(arms: Arms) -> Checkpoint:
   """The same, loaded."""
-  return hf_checkpoint.load(start_directory(arms), remat=False)
+  return hf_checkpoint.load(start_directory(arms), remat="none")
 
 
 def train_arm(arms: Arms, make: Callable[[int], Experiment]) -> Trained:
@@ -151,7 +151,7 @@ def train_arm(arms: Arms, make: Callable[[int], Experiment]) -> Trained:
   policies, seconds = {}, 0.0
   for seed in arms.task.seeds:
     run_dir = train(arms, make(seed))
-    checkpoint = hf_checkpoint.load(run_directory.policy(run_dir), remat=False)
+    checkpoint = hf_checkpoint.load(run_directory.policy(run_dir), remat="none")
     policies[seed] = checkpoint.params
     seconds += sum(line["time/seconds"] for line in metrics.read(run_dir))
   return Trained(policies, seconds)
@@ -178,7 +178,7 @@ def judge(
   if eval_samples is not None:
     task = dataclasses.replace(task, eval_samples=eval_samples)
   reference = start_directory(arms) if reference is None else reference
-  checkpoint = hf_checkpoint.load(reference, remat=False)
+  checkpoint = hf_checkpoint.load(reference, remat="none")
   return _draws(task, params, checkpoint, seed)
 
 
@@ -222,7 +222,7 @@ def reference_draws(arms: Arms, seed: int, *, reference: Path | None = None) -> 
 @functools.lru_cache(maxsize=32)  # every arm is compared with the same samples
 def _reference_draws(directory: str, task: str, seed: int) -> Draws:
   settings = yaml_file.from_dict(Task, json.loads(task))
-  checkpoint = hf_checkpoint.load(directory, remat=False)
+  checkpoint = hf_checkpoint.load(directory, remat="none")
   return _draws(settings, checkpoint.params, checkpoint, seed)
 
 

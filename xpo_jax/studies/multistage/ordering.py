@@ -122,7 +122,7 @@ def stage(
 
 
 def _accuracy(policy: str, pairs: tuple[records.Pair, ...]) -> float:
-  checkpoint = hf_checkpoint.load(policy, remat=False)
+  checkpoint = hf_checkpoint.load(policy, remat="none")
   examples = tokenise.tokenise_valid(pairs, checkpoint.tokenizer).examples
   logp_BK = sequence_logps.score_pairs(
     transformer.model(checkpoint.config),

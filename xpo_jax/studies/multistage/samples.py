@@ -114,7 +114,7 @@ def _sampled(
   top_k: int | None,
 ) -> Sampled:
   completions, max_completion_tokens, sequences = limits
-  checkpoint = hf_checkpoint.load(policy, remat=False)
+  checkpoint = hf_checkpoint.load(policy, remat="none")
   drawn = generate(
     transformer.model(checkpoint.config),
     checkpoint.params["lm"],

@@ -184,6 +184,6 @@ def _is_whole(text: str) -> bool:
 def train(study: Arms, one: Experiment) -> Trained:
   """Trains a run in the study's store, or finds it there."""
   run_dir = arms.train(study, one)
-  checkpoint = hf_checkpoint.load(run_directory.policy(run_dir), remat=False)
+  checkpoint = hf_checkpoint.load(run_directory.policy(run_dir), remat="none")
   seconds = sum(line["time/seconds"] for line in metrics.read(run_dir))
   return Trained({one.seed: checkpoint.params}, seconds)

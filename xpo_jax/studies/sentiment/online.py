@@ -80,7 +80,7 @@ def arm_run(
       iterations=arm.strengths[-1],
       prompts_per_iteration=arm.prompts_per_iteration,
     ),
-    start=Pretrained(str(start), remat=False),
+    start=Pretrained(str(start), remat="none"),
     optimizer=Optimizer(learning_rate=arm.learning_rate, schedule="constant"),
     loop=Loop(
       checkpoint_every=arm.strengths[0],
