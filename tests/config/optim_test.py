@@ -73,6 +73,89 @@ def test_lion_equals_the_paper():
     m = 0.5 * m + 0.5 * g
 
 
+def _newton_schulz(x):
+  """Five steps of Jordan's quintic on a matrix's singular values, divided by its norm;
+  its limits are about 0.7 and 1.2."""
+  U, s, V = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+  s /= np.linalg.norm(s)
+  for _ in range(5):
+    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+  return U @ np.diag(s) @ V
+
+
+def test_muon_orthogonalises_the_momentum_of_each_layer_and_expert():
+  axes = {
+    "up": ("layers", "experts", "embed", "expert_mlp"),
+    "query": ("layers", "embed", "heads", "head_dim"),
+    "output": ("layers", "heads", "head_dim", "embed"),
+  }
+  shapes = {"up": (2, 2, 8, 12), "query": (3, 8, 2, 5), "output": (1, 2, 5, 8)}
+  matrices = {"up": (8, 12), "query": (8, 10), "output": (10, 8)}
+  rng = np.random.default_rng(0)
+  grads = [
+    {"lm": {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}}
+    for _ in range(2)
+  ]
+  b1 = 0.8
+  chain = optim.transform(Optimizer("muon", b1=b1, clip=None), axes)
+  state = chain.init(grads[0])
+  for grad in grads:
+    got, state = chain.update(grad, state, grad)
+  for name, shape in matrices.items():
+    one, two = (grad["lm"][name].reshape(-1, *shape) for grad in grads)
+    # Nesterov's momentum with the bias corrections of Dozat 2016.
+    mean = (1 - b1) * (b1 * one + two)
+    ahead = b1 * mean / (1 - b1**3) + (1 - b1) * two / (1 - b1**2)
+    updates = got["lm"][name].reshape(-1, *shape)
+    scale = 0.2 * np.sqrt(max(shape))  # Liu et al. 2025, equation 4
+    for update, x in zip(updates, ahead, strict=True):
+      np.testing.assert_allclose(update / scale, _newton_schulz(x), atol=1e-4)
+      singular = np.linalg.svd(update / scale, compute_uv=False)
+      assert 0.5 < singular.min() and singular.max() < 1.25
+
+
+def test_muon_leaves_all_but_hidden_matrices_to_adamw():
+  rng = np.random.default_rng(0)
+  shapes = {"kernel": (2, 3, 4), "bias": (2, 4), "embedding": (5, 3)}
+  grads = {"lm": {n: rng.normal(size=s) for n, s in shapes.items()}}
+  grads["value"] = {"kernel_D": rng.normal(size=3)}
+  grads = jax.tree.map(lambda x: x.astype(np.float32), grads)
+  axes = AXES | {"embedding": ("vocab", "embed")}
+  config = Optimizer("muon", b1=0.8, b2=0.9, eps=1e-6, clip=None, weight_decay=0.5)
+  chain = optim.transform(config, axes)
+  params = jax.tree.map(jnp.ones_like, grads)
+  got, _ = chain.update(grads, chain.init(params), params)
+  parts = [(got["lm"][n], grads["lm"][n]) for n in ("bias", "embedding")]
+  parts.append((got["value"]["kernel_D"], grads["value"]["kernel_D"]))
+  for (update, g), decay in zip(parts, (0.0, 0.5, 0.0), strict=True):
+    ahead = 0.8 * 0.2 * g / (1 - 0.8**2) + g  # Nesterov's momentum after one step
+    np.testing.assert_allclose(update, ahead / (np.abs(g) + 1e-6) + decay, rtol=1e-4)
+  kernel = np.asarray(got["lm"]["kernel"] - 0.5) / (0.2 * np.sqrt(4))
+  want = [_newton_schulz(g) for g in grads["lm"]["kernel"]]
+  np.testing.assert_allclose(kernel, want, atol=1e-4)
+
+
+def test_muon_keeps_one_moment_of_a_matrix_in_bfloat16_its_coefficients_exact():
+  params = _params()
+  chain = optim.transform(Optimizer("muon"), AXES, "bfloat16")
+  state = chain.init(params)
+  for n in range(2):
+    update = jax.jit(
+      lambda s, n: chain.update(params, s, params, key=jax.random.key(n))
+    )
+    _, state = update(state, n)
+  arrays = jax.tree_util.tree_leaves_with_path(state)
+  (kernel,) = (x for _, x in arrays if x.shape == (2, 3, 4))
+  (coefficients,) = (x for path, x in arrays if "ns_coeffs" in str(path[-1]))
+  assert kernel.dtype == jnp.bfloat16 and coefficients.dtype == jnp.float32
+  np.testing.assert_allclose(coefficients, [3.4445, -4.7750, 2.0315], rtol=1e-6)
+
+
+def test_muon_without_axes_is_refused():
+  with pytest.raises(ValueError, match=r"kind is 'muon'.*no logical axes"):
+    optim.transform(Optimizer("muon"))
+
+
 def test_rounding_to_bfloat16_keeps_the_mean_and_moves_one_unit_at_most():
   # 1 + 1/128 is the next bfloat16 after 1; a quarter of the way is up in a quarter.
   x = jnp.float32(1 + 0.25 / 128)

@@ -8,6 +8,7 @@ import pytest
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
+from xpo_jax.config import optim
 from xpo_jax.sharding import distributed, place, rules
 from xpo_jax.sharding import mesh as meshes
 
@@ -81,6 +82,22 @@ def test_init_optimizer_places_moments_with_parameters(
   after = update(params, state, params)
   for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
     assert x.shape not in like or x.ndim < 2 or y.sharding == x.sharding
+
+
+def test_muon_on_a_mesh_equals_one_device(mesh, params):
+  optimizer = optim.transform(optim.Optimizer("muon"), AXES)
+  axes, placed = {"lm": AXES}, {"lm": params}
+  host = jax.device_get(placed)
+  state = place.init_optimizer(mesh, optimizer, placed, axes)
+  # Of the kernel a momentum, of the table AdamW's two.
+  large = [x for x in jax.tree.leaves(state) if x.ndim > 1]
+  assert sorted(x.shape for x in large) == [(2, 8, 12), (6, 8), (6, 8)]
+  assert all(len(x.sharding.device_set) == 8 and _parts(x) != {x.shape} for x in large)
+  update = jax.jit(optimizer.update)
+  got, _ = update(placed, state, placed)
+  want, _ = update(host, optimizer.init(host), host)
+  for x, y in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_params_that_do_not_divide_are_refused_by_name(mesh):

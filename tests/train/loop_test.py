@@ -21,7 +21,7 @@ from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Scratch
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.optim import Optimizer, Precision
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import hf_checkpoint
 from xpo_jax.models.lora import Adapter
@@ -74,6 +74,30 @@ def test_run_killed_between_checkpoints_resumes_bit_for_bit(whole, datasets, tmp
   assert result.finished
   assert "continuing after step 3" in said
   assert compare.differences(run_dir, whole) == []
+
+
+def _stopped_and_resumed(experiment, datasets, run_dir):
+  """Trains with a SIGTERM in step 2, and resumes."""
+
+  def say(text):
+    if text.startswith("step 2/"):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  assert not loop.train(experiment, run_dir, datasets=datasets, say=say).finished
+  assert loop.resume(run_dir, datasets=datasets, say=quiet).finished
+
+
+def test_muon_with_moments_in_bfloat16_resumes_bit_for_bit(datasets, tmp_path):
+  run = experiments.replace(
+    RUN,
+    optimizer=Optimizer("muon", learning_rate=1e-2),
+    precision=Precision(moments="bfloat16"),
+    evaluation=Evaluation(),
+    steps=5,
+  )
+  loop.train(run, tmp_path / "whole", datasets=datasets, say=quiet)
+  _stopped_and_resumed(run, datasets, tmp_path / "stopped")
+  assert compare.differences(tmp_path / "stopped", tmp_path / "whole") == []
 
 
 def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_path):

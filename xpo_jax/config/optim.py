@@ -5,19 +5,22 @@ once, and the optimiser's state does not carry it.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from xpo_jax.config import checks
 from xpo_jax.types import Array, Params
 
-Kind = Literal["adamw", "rmsprop", "adafactor", "lion"]
+Kind = Literal["adamw", "rmsprop", "adafactor", "lion", "muon"]
 Stored = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "linear", "cosine"]
+_MUON_RMS = 0.2  # root mean square of an update, as AdamW's usually is
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,21 @@ class Optimizer:
   """Optimiser, learning-rate schedule, clipping and weight average.
 
   Attributes:
-    kind: adamw, rmsprop (the DPO paper's), adafactor or lion.
+    kind: adamw, rmsprop (the DPO paper's), adafactor, lion or muon. Muon
+      orthogonalises the momentum of the blocks' matrices; embeddings, head, norms,
+      biases and scalar heads have AdamW with Nesterov's momentum. Its updates have the
+      root mean square of AdamW's, 0.2, so that one learning rate serves both.
     learning_rate: peak, after warm-up.
     warmup_steps: steps of linear warm-up: step 1 has 1 / (warmup + 1) of the peak.
     schedule: after warm-up: constant, or down to `floor` by the last step, linearly
       or along a half cosine.
     floor: fraction of the peak at the last step.
-    b1: decay of the first moment (adamw), or of the average whose sign is the update
-      (lion).
-    b2: decay of the second moment (adamw, rmsprop; adafactor has its own rule), or of
-      lion's average.
-    eps: added to the root of the second moment (adamw, rmsprop).
+    b1: decay of the first moment (adamw, muon), or of the average whose sign is the
+      update (lion).
+    b2: decay of the second moment (adamw, rmsprop, muon's AdamW; adafactor has its own
+      rule), or of lion's average.
+    eps: added to the root of the second moment (adamw, rmsprop, muon's AdamW), and to
+      the norm of muon's momentum.
     weight_decay: decoupled, times the learning rate; matrices only, neither norms nor
       biases nor the value head.
     clip: global norm to which a gradient is clipped, or None.
@@ -93,6 +100,11 @@ class Optimizer:
     if self.ema is not None:
       _within("ema", self.ema, 0 < self.ema < 1, "in (0, 1), or None for no average")
 
+  @property
+  def reads_axes(self) -> bool:
+    """Whether `transform` needs the names of the parameters' axes."""
+    return self.weight_decay > 0 or self.kind == "muon"
+
 
 def transform(
   config: Optimizer,
@@ -104,8 +116,8 @@ def transform(
   Args:
     config: the optimiser.
     logical_axes: axis names of the language model's leaves (`Model.logical_axes()`);
-      they tell a matrix from a bias stacked over layers. Read by weight decay, which
-      leaves a scalar head and a critic alone.
+      they tell a matrix from a bias stacked over layers. Read by weight decay and by
+      Muon, which leave a scalar head and a critic alone.
     moments: see `Precision`. With "bfloat16", `update` takes a `key` for the rounding.
 
   Returns:
@@ -113,12 +125,17 @@ def transform(
     `-learning_rate * update`.
 
   Raises:
-    ValueError: weight decay without logical axes.
+    ValueError: weight decay or Muon without logical axes.
   """
   if config.weight_decay and logical_axes is None:
     raise ValueError(
       f"Optimizer.weight_decay is {config.weight_decay}, but the model names no "
       "logical axes, which tell matrices from biases; name them, or set it to 0"
+    )
+  if config.kind == "muon" and logical_axes is None:
+    raise ValueError(
+      "Optimizer.kind is 'muon', but the model names no logical axes, which tell a "
+      "matrix's inputs from its outputs; name them, or choose 'adamw'"
     )
   chain = []
   if config.clip is not None:
@@ -135,6 +152,20 @@ def transform(
       chain.append(optax.scale_by_param_block_rms())
     case "lion":  # Chen et al. 2023, arXiv:2302.06675
       chain.append(optax.scale_by_lion(config.b1, config.b2))
+    case (
+      "muon"
+    ):  # Jordan et al. 2024; update scale of Liu et al. 2025, arXiv:2502.16982
+      chain.append(
+        optax.contrib.muon(
+          learning_rate=-1.0,  # of a descent: the update is what is subtracted
+          beta=config.b1,
+          eps=config.eps,
+          adam_b1=config.b1,
+          adam_b2=config.b2,
+          muon_weight_dimension_numbers=functools.partial(_muon_axes, logical_axes),
+          consistent_rms=_MUON_RMS,
+        )
+      )
   if config.weight_decay:
     decays = functools.partial(_decays, matrices(logical_axes))
     chain.append(optax.add_decayed_weights(config.weight_decay, decays))
@@ -155,8 +186,11 @@ def _in_bfloat16(
     return x.dtype == jnp.float32 and x.ndim > 0
 
   def init(params: Params) -> optax.OptState:
-    return jax.tree.map(
-      lambda x: x.astype(jnp.bfloat16) if is_moment(x) else x, chain.init(params)
+    # Of the parameters' arrays alone: Muon's coefficients stay float32.
+    return optax.tree.map_params(
+      chain,
+      lambda x: x.astype(jnp.bfloat16) if is_moment(x) else x,
+      chain.init(params),
     )
 
   def update(
@@ -218,6 +252,33 @@ def matrices(logical_axes: Params) -> Params:
     logical_axes,
     is_leaf=lambda x: isinstance(x, tuple),
   )
+
+
+def _muon_axes(logical_axes: Params, params: Params) -> Params | None:
+  """The input and output axes of the matrices that Muon updates; None: AdamW.
+
+  Those are the kernels of blocks and the factors of adapters, each layer's and each
+  expert's a matrix of its own. Embeddings and head, whose gradients have few rows, are
+  AdamW's as in Jordan et al. 2024.
+  """
+  if not isinstance(params, Mapping):  # optax's placeholder of all parameters
+    return None
+
+  def numbers(axes: tuple) -> optax.contrib.MuonDimensionNumbers | None:
+    if {"vocab", "position"} & set(axes):
+      return None
+    sides: list[list[int]] = []  # heads and their dimensions are one
+    for number, axis in enumerate(axes):
+      if axis == "head_dim" and sides:
+        sides[-1].append(number)
+      elif axis not in ("layers", "experts", "head_dim"):
+        sides.append([number])
+    if len(sides) != 2:
+      return None
+    return optax.contrib.MuonDimensionNumbers(*map(tuple, sides))
+
+  lm = jax.tree.map(numbers, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
+  return {name: lm if name == "lm" else None for name in params}
 
 
 def _decays(lm: Params, params: Params) -> Params:

@@ -55,13 +55,20 @@ def optimizer_shardings(
     shardings: those of the parameters, see `rules.param_shardings`.
   """
   whole = rules.replicated(mesh)
+
+  def placed(x, param, sharding):
+    if isinstance(x, optax.MaskedNode):  # a parameter of another optimiser (Muon)
+      return x
+    return sharding if x.shape == param.shape else whole
+
   return optax.tree.map_params(
     optimizer,
-    lambda x, param, sharding: sharding if x.shape == param.shape else whole,
+    placed,
     jax.eval_shape(optimizer.init, params),
     params,
     shardings,
     transform_non_params=lambda _: whole,
+    is_leaf=lambda x: isinstance(x, optax.MaskedNode),
   )
 
 

@@ -110,7 +110,7 @@ def make_step(
       )
   # A user's own module need not name axes that are not read.
   trained = lora.trainable_model(models["policy"], adapter)
-  axes = trained.logical_axes() if optimizer.weight_decay else None
+  axes = trained.logical_axes() if optimizer.reads_axes else None
   chain = optim.transform(optimizer, axes, moments)
 
   def step(state, frozen, batch, hparams, aux_batches=None):
