@@ -363,8 +363,8 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--merged",
     action="store_true",
-    help="a whole model, the adapter merged into its base; otherwise of adapters only "
-    "they are copied, in PEFT's format",
+    help="a whole model in float32, the adapter merged into its base; otherwise of "
+    "adapters only they are copied, in PEFT's format",
   )
   return parser
 

@@ -14,7 +14,7 @@ from xpo_jax.config.experiment import (
   Stage,
 )
 from xpo_jax.config.factories import Configured, ObjectiveConfig
-from xpo_jax.config.optim import Optimizer
+from xpo_jax.config.optim import Optimizer, Precision
 from xpo_jax.config.sampling import Feedback, Opponent, Sampling
 from xpo_jax.feedback import reward_model
 from xpo_jax.models.lora import Adapter
@@ -73,6 +73,18 @@ def test_bad_value_is_refused_by_field(make, says):
 def test_sizes_of_rollouts_that_do_not_divide_are_refused(sizes, match):
   with pytest.raises(ValueError, match=match):
     experiments.replace(ROLLOUTS, **sizes)
+
+
+def test_base_in_bfloat16_needs_an_adapter_and_a_reference_that_stays():
+  precision = Precision(base="bfloat16")
+  with pytest.raises(ValueError, match=r"Precision.base is 'bfloat16'.*adapter None"):
+    experiments.replace(RECORDS, precision=precision)
+  with pytest.raises(ValueError, match=r"Precision.base is 'bfloat16'.*every 3"):
+    experiments.replace(
+      ROLLOUTS, precision=precision, adapter=Adapter(), ref_update_every=3
+    )
+  with pytest.raises(ValueError, match=r"Precision.base is 'float16'; allowed"):
+    Precision(base="float16")
 
 
 def test_overlong_buffer_longer_than_completions_is_refused():

@@ -119,6 +119,18 @@ def test_kept_activations_are_those_of_the_traced_program(config, adapter, remat
   assert size == config.layers * 14 * expected
 
 
+def test_base_of_adapters_in_bfloat16_takes_two_bytes_a_weight():
+  narrow = dataclasses.replace(RUN.precision, base="bfloat16")
+  adapted = dataclasses.replace(RUN, adapter=Adapter(rank=2))
+  held = []
+  for run in (adapted, dataclasses.replace(adapted, precision=narrow)):
+    figures = check.check(run, "h100:8").figures
+    step = next(one for one in figures if one.program.name == "step")
+    held.append(programs.device_bytes(step.program.arguments[1]["base"]))
+  matrices = 2 * 512 * 64 + 2 * (64 * (4 * 64 + 3 * 128))
+  assert held[0] - held[1] == 2 * matrices / 8
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [

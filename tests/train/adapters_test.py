@@ -18,6 +18,7 @@ from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Evaluation, Prompts
 from xpo_jax.config.experiment import Pretrained, Rollouts, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.optim import Precision
 from xpo_jax.config.sampling import Feedback, Sampling
 from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.sources import Loaded
@@ -105,6 +106,42 @@ def test_run_leaves_the_adapter_alone(home):
   parts = {part for part, x in moved["blocks"].items() if any(x.values())}
   assert parts == {"query", "up"}
   assert policy.tokenizer.chat_template == tiny_policy.TEMPLATE
+
+
+def test_base_in_bfloat16_computes_what_its_rounded_weights_do(home, tmp_path):
+  model = hf_checkpoint.load(home / "model")
+  rounded = hf_checkpoint.save(
+    tmp_path / "rounded",
+    model.config,
+    model.params,
+    tokenizer=model.tokenizer,
+    dtype="bfloat16",
+  )
+
+  def trained(name, start, base):
+    run = _experiment(home, "first", start=_at(start), precision=Precision(base=base))
+    program = _prepared(run, tmp_path / name)
+    now, losses = program.state, []
+    sizes = [x.size for x in jax.tree.leaves(now.opt_state) if x.ndim]
+    assert sum(sizes) == 2 * sum(x.size for x in jax.tree.leaves(now.params))
+    assert {x.dtype for x in jax.tree.leaves(now.params)} == {jnp.dtype("float32")}
+    for index in range(3):
+      now, numbers = program.advance(now, index)
+      losses.append(float(numbers["loss"]))
+    return np.array(losses), program.policy(now)["lm"]["blocks"]
+
+  wide, _ = trained("wide", home / "model", "float32")
+  exact, policy = trained("exact", rounded, "float32")
+  got, merged = trained("narrow", rounded, "bfloat16")
+  # bfloat16 holds the rounded weights exactly; merged, adapters are not rounded away.
+  np.testing.assert_allclose(got, exact, rtol=1e-6)
+  for part in ("query", "up"):
+    np.testing.assert_allclose(
+      merged[part]["kernel"], policy[part]["kernel"], rtol=1e-5, atol=1e-6
+    )
+  # Each weight moves by a part of 1 / 512 at most.
+  half, _ = trained("half", home / "model", "bfloat16")
+  assert 0 < np.abs(half - wide).max() < 0.02 * np.abs(wide).max()
 
 
 def test_commands_read_the_adapter_and_its_base(home, tmp_path, capsys):

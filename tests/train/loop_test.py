@@ -10,12 +10,13 @@ import sys
 import textwrap
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from tests.quiet import quiet
 from tests.train import compare
-from tests.train.tiny_runs import MODEL
+from tests.train.tiny_runs import ADAPTED, MODEL
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation
@@ -98,6 +99,17 @@ def test_muon_with_moments_in_bfloat16_resumes_bit_for_bit(datasets, tmp_path):
   loop.train(run, tmp_path / "whole", datasets=datasets, say=quiet)
   _stopped_and_resumed(run, datasets, tmp_path / "stopped")
   assert compare.differences(tmp_path / "stopped", tmp_path / "whole") == []
+
+
+def test_adapters_on_a_base_in_bfloat16_resume_bit_for_bit(datasets, tmp_path):
+  run = experiments.replace(ADAPTED, precision=Precision(base="bfloat16"))
+  loop.train(run, tmp_path / "whole", datasets=datasets, say=quiet)
+  _stopped_and_resumed(run, datasets, tmp_path / "stopped")
+  assert compare.differences(tmp_path / "stopped", tmp_path / "whole") == []
+  # The adapter is read onto its base again, which the run wrote.
+  policy = hf_checkpoint.load(tmp_path / "whole" / run_directory.ADAPTER)
+  dtypes = {x.dtype for x in jax.tree.leaves(policy.params["lm"])}
+  assert dtypes == {np.dtype("float32")}
 
 
 def test_sigterm_and_a_damaged_checkpoint_change_nothing(whole, datasets, tmp_path):

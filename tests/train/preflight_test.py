@@ -14,6 +14,7 @@ from xpo_jax.config import experiment as experiments
 from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, MeshShape, Scratch, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.optim import Precision
 from xpo_jax.config.sampling import Feedback
 from xpo_jax.data.records import Demonstration, Prompt, Rated
 from xpo_jax.data.tokenise import Limits
@@ -39,6 +40,14 @@ def test_step_of_the_adapters_is_compiled(datasets):
   assert budget.bytes["arguments"] > 4 * budget.sizes["parameters"]
   first = f"first rows, loss in [ ]:\n    prompt: {budget.shown[0][0].text}"
   assert first in "\n".join(preflight.lines(budget))
+
+
+def test_base_in_bfloat16_takes_two_bytes_a_weight_of_its_matrices(datasets):
+  half = experiments.replace(ADAPTED, precision=Precision(base="bfloat16"))
+  wide, narrow = preflight.check(ADAPTED, half, datasets=datasets)
+  saved = wide.bytes["arguments"] - narrow.bytes["arguments"]
+  D, F, layers = 12, 16, 2
+  assert saved == 2 * (320 * D + layers * (4 * D * D + 3 * D * F))
 
 
 def test_memory_of_the_step_is_that_of_its_remat(datasets):

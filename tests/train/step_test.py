@@ -185,7 +185,7 @@ def test_parameters_in_bfloat16_move_as_those_in_float32_in_the_mean(tiny):
   batch, axes = tiny.batches(Layout.PAIR)[0], tiny.model.logical_axes()
   chain = optim.transform(optimizer, axes, "bfloat16")
   update = step.make_step(objectives.dpo, models, optimizer, 9, moments="bfloat16")
-  dtypes = state.lm_dtypes(optim.Precision("bfloat16", "bfloat16"), axes)
+  dtypes = state.lm_dtypes("bfloat16", axes)
   start = state.create(
     tiny.policy, chain, (), jax.random.key(0), ema=True, lm_dtypes=dtypes
   )

@@ -337,7 +337,8 @@ class Experiment:
       sets by `output_router_logits` and `router_aux_loss_coef`.
     references: further frozen models of a run on records, one for each role of its own
       that the objective reads (`d2o`); () for other objectives.
-    precision: dtypes of the trained weights and of the optimiser's state in memory.
+    precision: dtypes of the trained weights, of the optimiser's state and of the base
+      of adapters in memory.
   """
 
   objective: ObjectiveConfig
@@ -362,6 +363,7 @@ class Experiment:
         f"Experiment.router_loss is {self.router_loss}; it must be a number >= 0, or "
         "None for the start's own"
       )
+    self._check_base()
     names = [loss.name for loss in self.aux_losses]
     for name in names:
       if names.count(name) > 1:
@@ -369,6 +371,23 @@ class Experiment:
           f"two aux_losses are called {name!r}; give each AuxLossConfig.name its own"
         )
     checks.check_not_negative(self, "seed")
+
+  def _check_base(self) -> None:
+    base, data = self.precision.base, self.data
+    if base == "float32":
+      return
+    if self.adapter is None:
+      raise ValueError(
+        f"Precision.base is {base!r}, and Experiment.adapter None: without adapters no "
+        "base is frozen; set an adapter, or Precision.base to 'float32' (the dtype of "
+        "trained weights is Precision.params)"
+      )
+    if isinstance(data, Rollouts) and data.ref_update_every is not None:
+      raise ValueError(
+        f"Precision.base is {base!r}, and Rollouts.ref_update_every "
+        f"{data.ref_update_every}: the reference becomes a merged policy, in float32; "
+        "set Precision.base to 'float32', or ref_update_every to None"
+      )
 
 
 def replace(experiment: Experiment, **changes: Any) -> Experiment:

@@ -36,14 +36,20 @@ class Precision:
       "float32": 4 bytes a parameter.
     moments: of the optimiser's averages. AdamW has two: 4 + 2 x 4 bytes a parameter
       become 4 + 2 x 2 with "bfloat16".
+    base: of the matrices of the frozen base that adapters are added to, 4 bytes a
+      parameter, 2 with "bfloat16": rounded to the nearest when the run starts. Adapters
+      stay of `params`; they and merged models are written in float32, on the base as it
+      is stored.
   """
 
   params: Stored = "float32"
   moments: Stored = "float32"
+  base: Stored = "float32"
 
   def __post_init__(self):
     checks.check_among(self, "params", get_args(Stored))
     checks.check_among(self, "moments", get_args(Stored))
+    checks.check_among(self, "base", get_args(Stored))
 
 
 @dataclass(frozen=True)

@@ -365,8 +365,8 @@ def export(run_dir: str | Path, directory: str | Path, *, merged: bool = False) 
   Args:
     run_dir: a finished run, or a directory of a model or an adapter.
     directory: does not exist yet.
-    merged: write a whole model, with the adapter merged into its base; otherwise an
-      adapter is copied as it is.
+    merged: write a whole model in float32, with the adapter merged into its base as it
+      is stored; otherwise an adapter is copied as it is.
 
   Raises:
     ValueError: the run is not finished, or the directory exists; a reward model that

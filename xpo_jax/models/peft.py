@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
@@ -111,7 +112,8 @@ def save(
     config: of the decoder.
     adapter: configuration of `params`.
     params: a tree like that of `lora.init`.
-    base: the decoder's parameters in training; `xpo_jax.json` has their digest.
+    base: the decoder's parameters in training; `xpo_jax.json` has their digest and
+      dtype.
     base_name: name of the base (`models.weights_source`), for
       `base_model_name_or_path`; a directory there is absolute.
     wrapper: see `hf_families.ModelFamily`, of the base as it is stored.
@@ -177,7 +179,9 @@ def save(
   }
   text = json.dumps(content, indent=2, sort_keys=True) + "\n"
   (directory / CONFIG).write_text(text, encoding="utf-8")
-  header = {"parts": sorted(blocks), "l1": adapter.l1, "base_sha256": _digest(base)}
+  dtype = _dtype(base)
+  header = {"parts": sorted(blocks), "l1": adapter.l1, "base_dtype": dtype}
+  header["base_sha256"] = _digest(base, dtype)
   if named is not None and Path(named).exists():
     header["base"] = os.path.relpath(named, directory.resolve())
   text = json.dumps(header, indent=2) + "\n"
@@ -209,8 +213,10 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   tensors, ranks = _by_module(config, content, header, tensors)
   modules = _adapted(config, tensors)
   problems = _problems(content, config, tensors, modules, ranks)
-  if header is not None and not problems and header["base_sha256"] != _digest(base):
-    problems.append("the base has other weights than the base of training")
+  if header is not None and not problems:
+    dtype = header.get("base_dtype", "float32")
+    if header["base_sha256"] != _digest(base, dtype):
+      problems.append("the base has other weights than the base of training")
   if problems:
     listed = "\n  ".join(sorted(problems)[:10])
     name = content.get("base_model_name_or_path")
@@ -575,8 +581,19 @@ def _problems(
   return problems
 
 
-def _digest(base: Params) -> str:
-  return distributed.digest(jax.device_get(base)).tobytes().hex()
+def _dtype(base: Params) -> str:
+  """The dtype that a base's matrices had in training, "float32" or "bfloat16"."""
+  narrow = any(jnp.result_type(x) == jnp.bfloat16 for x in jax.tree.leaves(base))
+  return "bfloat16" if narrow else "float32"
+
+
+def _digest(base: Params, dtype: str) -> str:
+  """The digest of a base, all of it rounded where its matrices were in training: equal
+  for the stored base and the rounded one."""
+  base = jax.device_get(base)
+  if dtype == "bfloat16":
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
+  return distributed.digest(base).tobytes().hex()
 
 
 def _as_integer(number: float) -> int | float:

@@ -24,7 +24,7 @@ from xpo_jax.sharding import rules
 from xpo_jax.topology import flops, hlo, programs, slices
 from xpo_jax.topology.programs import Program
 from xpo_jax.topology.slices import GIB, Slice
-from xpo_jax.train import validate
+from xpo_jax.train import state, validate
 
 
 class Figures(NamedTuple):
@@ -273,6 +273,9 @@ def _advice(experiment: Experiment, report: Report) -> tuple[str, ...]:
       advice.append(f"--precision.moments bfloat16 saves {moments / GIB:.2f} GiB")
   if experiment.precision.params == "float32" and experiment.adapter is None:
     advice.append(f"--precision.params bfloat16 saves {params / 2 / GIB:.2f} GiB")
+  if experiment.precision.base == "float32" and experiment.adapter is not None:
+    base = programs.device_bytes(step.program.arguments[1][state.BASE])
+    advice.append(f"--precision.base bfloat16 saves {base / 2 / GIB:.2f} GiB")
   config = programs.config_of(start)
   batch = step.program.arguments[2]
   item = np.dtype(jax.numpy.dtype(config.compute_dtype)).itemsize

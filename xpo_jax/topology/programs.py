@@ -90,9 +90,26 @@ class _Shapes:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return _with(shapes, rules.param_shardings(self.mesh, model.logical_axes(), shapes))
 
+  def base(self) -> Params:
+    """Abstract parameters of the start, in the dtypes of the base of adapters."""
+    base = self.of(self.model)
+    if self.adapter is None:
+      return base
+    stored = self.experiment.precision.base
+    dtypes = state.lm_dtypes(stored, self.model.logical_axes())
+    if dtypes is None:
+      return base
+    return jax.tree.map(lambda x, dtype: x.update(dtype=dtype), base, dtypes)
+
+  def reference(self) -> Params:
+    """Abstract parameters of the reference: one of its own is float32."""
+    if self.experiment.reference is None:
+      return self.base()
+    return self.of(self.model)
+
   def policy(self) -> Params:
     """Abstract parameters of the policy's decoder, adapters attached."""
-    base = self.of(self.model)
+    base = self.base()
     if self.adapter is None:
       return base
     adapter = self.of(self.trained)
@@ -201,7 +218,7 @@ def _frozen(shapes: _Shapes, objective: Objective) -> tuple[dict, dict[str, Mode
   models = {"policy": model, references.ROLE: model}
   frozen = {}
   if aux_losses.read_reference(objective, ()):
-    frozen[references.ROLE] = {"lm": shapes.of(model)}
+    frozen[references.ROLE] = {"lm": shapes.reference()}
   if experiment.teacher is not None:
     models[TEACHER] = transformer.model(config_of(experiment.teacher))
     if aux_losses.read_teacher(objective, ()):
@@ -209,7 +226,7 @@ def _frozen(shapes: _Shapes, objective: Objective) -> tuple[dict, dict[str, Mode
   for one in experiment.references:
     models[one.role], frozen[one.role] = model, {"lm": shapes.of(model)}
   if shapes.adapter is not None:
-    frozen[state.BASE] = {"lm": shapes.of(model)}
+    frozen[state.BASE] = {"lm": shapes.base()}
   return frozen, models
 
 
@@ -375,7 +392,8 @@ def _scoring(
   reads = {role for stat in stats for role in stat.decoders}
   models = {role: model for role, model in models.items() if role in reads}
   for role, model in models.items():
-    params[role] = {"lm": shapes.of(model)}
+    lm = shapes.reference() if role == references.ROLE else shapes.of(model)
+    params[role] = {"lm": lm}
     if any(role in stat.scalar_heads for stat in stats):
       params[role]["value"] = shapes.whole(
         jax.eval_shape(lambda: heads.init_value_head(shapes.config.width))

@@ -37,6 +37,7 @@ from xpo_jax.models import hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import distributed, place
+from xpo_jax.train import state
 from xpo_jax.types import Objective, Params
 
 Datasets = Mapping[str, Sequence[Record]]
@@ -265,6 +266,9 @@ def start(
       that its adapters are not defined on.
   """
   begin = _start(experiment, run_dir, loaded, mesh)
+  if experiment.adapter is not None:
+    lm = base_in_memory(experiment, begin.config, begin.params["lm"])
+    begin = begin._replace(params=begin.params | {"lm": lm})
   lora.check_base(begin.config, experiment.adapter, begin.params["lm"])
   template = experiment.data.source.template.chat_template
   if template is not None:  # it is exported with the tokenizer
@@ -282,6 +286,21 @@ def start(
   else:
     changes = {"router_loss": False}
   return begin._replace(config=dataclasses.replace(begin.config, **changes))
+
+
+def base_in_memory(experiment: Experiment, config: Config, lm: Params) -> Params:
+  """The base of adapters in the dtypes of `Precision.base`, rounded to the nearest.
+
+  Args:
+    experiment: the run, with an adapter.
+    config: of the decoder.
+    lm: its parameters.
+  """
+  axes = transformer.model(config).logical_axes()
+  dtypes = state.lm_dtypes(experiment.precision.base, axes)
+  if dtypes is None:
+    return lm
+  return jax.tree.map(lambda x, dtype: x.astype(dtype), lm, dtypes)
 
 
 def _start(

@@ -75,7 +75,7 @@ def load(experiment: Experiment, begin: loading.LoadedStart) -> Reference | None
     return None if begin.adapter is None else Reference(None, begin.adapter)
   adapted = experiment.adapter is not None
   if adapted and hf_checkpoint.is_adapter(source.directory):
-    on_base = _on_base(source, begin)
+    on_base = _on_base(experiment, begin)
     if on_base is not None:
       return on_base
   if adapted and _same_place(source.directory, begin.name):
@@ -83,8 +83,10 @@ def load(experiment: Experiment, begin: loading.LoadedStart) -> Reference | None
   other = loading.pretrained(source)
   _check_alike(source, other, begin)
   lm = other.params["lm"]
-  if adapted and _weights(lm) == _weights(begin.params["lm"]):
-    return Reference(None, None)
+  if adapted:
+    rounded = loading.base_in_memory(experiment, begin.config, lm)
+    if _weights(rounded) == _weights(begin.params["lm"]):
+      return Reference(None, None)
   return Reference(lm, None)
 
 
@@ -122,13 +124,17 @@ def merged(begin: loading.LoadedStart, reference: Reference) -> Reference:
   return Reference(lora.merged(begin.params["lm"], params, form), None)
 
 
-def _on_base(source: Pretrained, begin: loading.LoadedStart) -> Reference | None:
+def _on_base(experiment: Experiment, begin: loading.LoadedStart) -> Reference | None:
   """A reference that is an adapter on the run's base; None where it has another."""
+  source = experiment.reference
   base = peft.base_of(weights_source.directory(source.directory))
   if not _same_place(base, begin.name):
     return None
+  stored = begin.params["lm"]
+  if experiment.precision.base != "float32":  # the adapter's digest may be of float32
+    stored = hf_checkpoint.load(begin.name).params["lm"]
   form, params = peft.load(
-    weights_source.directory(source.directory), begin.config, begin.params["lm"]
+    weights_source.directory(source.directory), begin.config, stored
   )
   tokenizer = hf_checkpoint.read_tokenizer(source.directory)
   _check_alike(source, begin._replace(tokenizer=tokenizer), begin)

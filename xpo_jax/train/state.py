@@ -183,12 +183,13 @@ def _average(params: Params) -> Params:
   )
 
 
-def lm_dtypes(precision: optim.Precision, logical_axes: Params) -> Params | None:
-  """The dtypes of a decoder's trained parameters in memory; None: as they are."""
-  if precision.params == "float32":
+def lm_dtypes(stored: optim.Stored, logical_axes: Params) -> Params | None:
+  """The dtypes of a decoder's parameters in memory, of which matrices are `stored`;
+  None: as they are."""
+  if stored == "float32":
     return None
   return jax.tree.map(
-    lambda matrix: jnp.dtype(precision.params if matrix else "float32"),
+    lambda matrix: jnp.dtype(stored if matrix else "float32"),
     optim.matrices(logical_axes),
   )
 
@@ -274,7 +275,7 @@ def shapes(
     Of each array a `jax.ShapeDtypeStruct`.
   """
   chain, ema = transform(experiment, trained), experiment.optimizer.ema is not None
-  dtypes = lm_dtypes(experiment.precision, trained.logical_axes())
+  dtypes = lm_dtypes(experiment.precision.params, trained.logical_axes())
 
   def make(lm: Params) -> TrainState:
     params = with_heads(objective, {"lm": lm}, heads.init_value_head(width))
@@ -317,7 +318,7 @@ def first(
   if critic is not None:
     params[CRITIC] = critic.params
   optimizer = transform(experiment, trained)
-  dtypes = lm_dtypes(experiment.precision, trained.logical_axes())
+  dtypes = lm_dtypes(experiment.precision.params, trained.logical_axes())
   method_state, key = objective.init(), jax.random.fold_in(root, 2)
   ema = experiment.optimizer.ema is not None
   if mesh is None:
