@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
@@ -62,6 +64,25 @@ def test_loops_count_as_often_as_they_run():
     traced.jaxpr, lambda path: next(n for name, n in trips.items() if name in path)
   )
   assert total == (4 + 2.5) * 2 * 27
+
+
+def test_a_kernel_counts_as_often_as_its_grid_and_loops_run():
+  def kernel(count_ref, x_ref, out_ref):
+    with jax.named_scope("data"):
+      y = jax.lax.fori_loop(0, count_ref[0], lambda _, x: x @ x, x_ref[...])
+    out_ref[...] = y @ y
+
+  @jax.jit
+  def run(count, x):
+    square = pl.BlockSpec((8, 8), lambda i, _: (i, 0))
+    grid_spec = pltpu.PrefetchScalarGridSpec(1, (3,), [square], square)
+    call = pl.pallas_call(kernel, out_shape=x, grid_spec=grid_spec)
+    return call(count, x @ x[:8].T)
+
+  traced = run.trace(jnp.array([2]), jnp.ones((24, 8)))
+  inside = 3 * (2.5 + 1) * 2 * 8**3
+  assert flops.in_kernels(traced.jaxpr, lambda path: 2.5) == inside
+  assert flops.traced(traced.jaxpr, lambda path: 2.5) == inside + 2 * 24 * 8 * 8
 
 
 def test_attention_counts_each_position_with_those_before_it():

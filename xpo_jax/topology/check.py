@@ -1,7 +1,8 @@
 """Checks an experiment on a slice that is not there: memory, time, communication.
 
 Where there is a compiler, the figures of a program are the compiler's; the time is the
-sum of its estimates, without waiting for collectives: a lower bound. Without one,
+sum of its estimates, without waiting for collectives: a lower bound. It states nothing
+of Pallas kernels: their FLOPs are counted as traced, at the chip's peak. Without one,
 arguments are exact, temporaries are an upper bound by arithmetic, and the time is that
 of the FLOPs at the chip's peak.
 """
@@ -35,7 +36,7 @@ class Figures(NamedTuple):
     arguments: bytes.
     temporaries: bytes; None: it does not compile, for lack of memory.
     peak: bytes of all that is there at once, other arrays of the run included.
-    flops: as traced, its part of all chips.
+    flops: its part of all chips', as traced or as compiled; those of kernels as traced.
     least: as `Program.least`, its part.
     seconds: see the module.
     collectives: kind -> (runs, bytes); {}: not read.
@@ -120,6 +121,7 @@ def _compiled(experiment, program: Program, slice_: Slice, mesh) -> Figures:
     traced = program.function.trace(*program.arguments)
     lowered = traced.lower()
   total = flops.traced(traced.jaxpr, program.loops) / slice_.count
+  kernels = flops.in_kernels(traced.jaxpr, program.loops) / slice_.count
   arguments = programs.device_bytes(program.arguments)
   least = program.least / slice_.count
   try:
@@ -141,9 +143,10 @@ def _compiled(experiment, program: Program, slice_: Slice, mesh) -> Figures:
     ideal, source = total / slice_.chip.flops, "memory by the compiler, time of FLOPs"
     return Figures(program, *sizes, total, least, ideal, {}, source)
   cost = hlo.read(text, program.loops)
-  seconds = cost.cycles / slice_.chip.clock
+  seconds = cost.cycles / slice_.chip.clock + kernels / slice_.chip.flops
+  products = cost.flops + kernels
   return Figures(
-    program, *sizes, cost.flops, least, seconds, cost.collectives, "the compiler"
+    program, *sizes, products, least, seconds, cost.collectives, "the compiler"
   )
 
 

@@ -19,29 +19,39 @@ Loops = Callable[[str], float]
 
 
 def traced(jaxpr: ClosedJaxpr, loops: Loops) -> float:
-  """FLOPs of one run of a program.
+  """FLOPs of one run of a program, those of its Pallas kernels too.
 
   Args:
     jaxpr: of `jax.jit(...).trace(...)`.
     loops: `name stack -> trips` of a loop whose length is data.
   """
-  return _of(jaxpr.jaxpr, loops, "")
+  return _of(jaxpr.jaxpr, loops, "", True)
 
 
-def _of(jaxpr: Jaxpr, loops: Loops, path: str) -> float:
-  return sum(_of_equation(eqn, loops, path) for eqn in jaxpr.eqns)
+def in_kernels(jaxpr: ClosedJaxpr, loops: Loops) -> float:
+  """FLOPs of one run of a program's Pallas kernels alone; arguments as in `traced`."""
+  return _of(jaxpr.jaxpr, loops, "", False)
 
 
-def _of_equation(eqn: JaxprEqn, loops: Loops, path: str) -> float:
+def _of(jaxpr: Jaxpr, loops: Loops, path: str, counts: bool) -> float:
+  """FLOPs of a part of a program; `counts`: also of products outside kernels."""
+  return sum(_of_equation(eqn, loops, path, counts) for eqn in jaxpr.eqns)
+
+
+def _of_equation(eqn: JaxprEqn, loops: Loops, path: str, counts: bool) -> float:
   name = eqn.primitive.name
   if name == "dot_general":
     (contracted, _), _ = eqn.params["dimension_numbers"]
     size = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
-    return 2.0 * math.prod(_shape(eqn.outvars[0])) * size
+    return 2.0 * math.prod(_shape(eqn.outvars[0])) * size * counts
   if name in ("ragged_dot", "ragged_dot_general"):
-    return 2.0 * math.prod(_shape(eqn.invars[0])) * _shape(eqn.outvars[0])[-1]
+    size = _shape(eqn.outvars[0])[-1]
+    return 2.0 * math.prod(_shape(eqn.invars[0])) * size * counts
   here = f"{path}/{eqn.source_info.name_stack}"
-  inner = [_of(j, loops, here) for j in _jaxprs(eqn)]
+  kernel = name == "pallas_call"
+  inner = [_of(j, loops, here, counts or kernel) for j in _jaxprs(eqn)]
+  if kernel:
+    return sum(inner) * math.prod(eqn.params["grid_mapping"].grid)
   if name == "scan":
     return sum(inner) * eqn.params["length"]
   if name == "while":

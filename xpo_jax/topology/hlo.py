@@ -2,7 +2,8 @@
 
 XLA's own `cost_analysis` counts the body of a loop once. Here each counts as often as
 it runs: as its condition and its counter say, or for loops whose length is data, as
-`loops` says. Kernels that the text does not show (custom calls) count nothing.
+`loops` says. Kernels that the text does not show (custom calls) count nothing:
+`flops.in_kernels` counts them.
 """
 
 import math
