@@ -5,12 +5,14 @@ fastest for short rows. `blocked` visits only the pairs of blocks that hold an a
 pair, few in packed rows, with a softmax that is updated block by block (Milakov and
 Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135). Which pairs those
 are is data: another packing compiles nothing, and padding costs nothing.
+`ops.tpu.attention` computes the same in a TPU's kernels.
 
 Heads are grouped (Ainslie et al. 2023, arXiv:2305.13245): H query heads share g key
 heads, which are never repeated.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -69,8 +71,16 @@ def allowed(query: Ids, key: Ids, window: Any = None) -> Array:
   """
   q = jax.tree.map(lambda x: x[..., :, None], query)
   k = jax.tree.map(lambda x: x[..., None, :], key)
-  seen = ((k.key == q.own) | (k.key == q.prompt)) & (k.index <= q.index)
-  return seen & within(q.position, k.position, window)
+  return attends(q, k, window)
+
+
+def attends(query: Ids, key: Ids, window: Any = None) -> Array:
+  """`allowed` of ids whose shapes broadcast."""
+  run = (key.key == query.own) | (key.key == query.prompt)
+  seen = run & (key.index <= query.index)
+  if window is None:
+    return seen
+  return seen & within(query.position, key.position, window)
 
 
 def within(query_position: Array, key_position: Array, window: Any) -> Array:
@@ -183,10 +193,39 @@ def block_pairs(ids: Ids, block: int, window: Any = None) -> Blocks:
   return Blocks(start, (row * count + key).astype(jnp.int32))
 
 
-class _Static(NamedTuple):
+class Static(NamedTuple):
+  """What is known of `blocked` before it is traced.
+
+  Attributes:
+    block: length of a block.
+    row_blocks: number of blocks of a row.
+    scale: factor of the logits.
+    softcap: c of `capping.soft_cap` on the logits, or None.
+  """
+
   block: int
+  row_blocks: int
   scale: float
   softcap: float | None
+
+
+class Passes(NamedTuple):
+  """The two passes of `blocked` over arrays by block.
+
+  Blocks are numbered through, N of them; the m query heads of a key head stand one
+  after the other, M = m b queries. `layout` is `(ids [N, b], pairs, window)`.
+
+  Attributes:
+    forward: `(static, query [N, g, M, h], key and value [N, g, b, h], sink [g, M, 1] or
+      None, layout) -> (mixed [N, g, M, h], log_sum [N, g, M, 1])`, the latter of
+      `log_sums`.
+    backward: `(static, query, key, value, layout, d_mixed [N, g, M, h], log_sum, inner)
+      -> gradients of query, key and value`; inner `[N, g, M, 1]` is the product of
+      mixed and d_mixed.
+  """
+
+  forward: Callable[..., tuple[Array, Array]]
+  backward: Callable[..., tuple[Array, Array, Array]]
 
 
 def blocked(
@@ -201,6 +240,7 @@ def blocked(
   softcap: float | None = None,
   sink_H: Array | None = None,
   window: Any = None,
+  passes: Passes | None = None,
 ) -> Array:
   """Attention over listed pairs of blocks, `[R, L, H, h]`; 0 on padding.
 
@@ -217,9 +257,19 @@ def blocked(
     softcap: c of `capping.soft_cap` on the logits, or None.
     sink_H: see `weights`, of each head.
     window: see `allowed`.
+    passes: what computes it; None: loops of XLA.
+
+  Raises:
+    ValueError: L is no multiple of `block`.
   """
-  static = _Static(block, scale, softcap)
-  group_size = query.shape[2] // key.shape[2]
+  R, L, H, h = query.shape
+  if L % block:
+    raise ValueError(
+      f"block={block} does not divide the row length {L}; pad rows to "
+      f"{-(-L // block) * block} (`padded`)"
+    )
+  static = Static(block, L // block, scale, softcap)
+  group_size = H // key.shape[2]
   parts = [_split(x, block, n) for x, n in ((query, group_size), (key, 1), (value, 1))]
   sink = None  # of each row of a query block
   if sink_H is not None:
@@ -228,8 +278,7 @@ def blocked(
     # Varies over the devices of a mesh, as its gradient does.
     sink = sink + jnp.zeros_like(parts[0][0, ..., :1], sink.dtype)
   layout = (jax.tree.map(lambda x: x.reshape(-1, block), ids), pairs, window)
-  mixed = _blocked(static, *parts, sink, layout)
-  R, L, H, h = query.shape
+  mixed = _blocked(passes or _LOOPS, static, *parts, sink, layout)
   mixed = mixed.reshape(R, L // block, key.shape[2], group_size, block, h)
   return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(R, L, H, h)
 
@@ -242,12 +291,107 @@ def _split(x: Array, block: int, group_size: int) -> Array:
   return x.reshape(-1, heads // group_size, group_size * block, h)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(static, query, key, value, sink, layout):
-  return _forward(static, query, key, value, sink, layout)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _blocked(passes, static, query, key, value, sink, layout):
+  return _forward(passes, static, query, key, value, sink, layout)[0]
 
 
-def _forward(static, query, key, value, sink, layout):
+def _forward(passes, static, query, key, value, sink, layout):
+  mixed, log_sum = passes.forward(static, query, key, value, sink, layout)
+  return mixed, (query, key, value, sink, layout, mixed, log_sum)
+
+
+def _backward(passes, static, residuals, d_mixed):
+  query, key, value, sink, layout, mixed, log_sum = residuals
+  wide = _wide(query)
+  inner = (d_mixed.astype(wide) * mixed.astype(wide)).sum(-1, keepdims=True)
+  gradients = passes.backward(
+    static, query, key, value, layout, d_mixed, log_sum, inner
+  )
+  d_sink = None if sink is None else -(jnp.exp(sink[None] - log_sum) * inner).sum(0)
+  return *gradients, d_sink, None
+
+
+_blocked.defvjp(_forward, _backward)
+
+
+# --- A pair of blocks
+
+
+def scores(static: Static, product: Array) -> tuple[Array, Array | float]:
+  """Logits of products of queries and keys, and the soft cap's derivative."""
+  score = product * static.scale
+  if static.softcap is None:
+    return score, 1.0
+  bent = jnp.tanh(score / static.softcap)
+  return bent * static.softcap, 1 - bent**2
+
+
+def start(like: Array, sink: Array | None) -> tuple[Array, Array]:
+  """Maximum and sum of a softmax over no key, or over a sink alone.
+
+  Args:
+    like: zeros in the shape of the results.
+    sink: logits that broadcast to it, or None.
+  """
+  return (like + _START, like) if sink is None else (like + sink, like + 1)
+
+
+def add(
+  top: Array, total: Array, score: Array, axis: int
+) -> tuple[Array, Array, Array, Array]:
+  """Adds keys to a softmax.
+
+  Args:
+    top: the maximum before, 1 along `axis`.
+    total: the sum of `exp(score - top)` before.
+    score: of the keys; `MASKED` where they are masked.
+    axis: that of keys.
+
+  Returns:
+    Maximum, sum, weights of the keys, and the factor of the weights before.
+  """
+  higher = jnp.maximum(top, score.max(axis, keepdims=True))
+  weight, shrink = jnp.exp(score - higher), jnp.exp(top - higher)
+  return higher, total * shrink + weight.sum(axis, keepdims=True), weight, shrink
+
+
+def log_sums(top: Array, total: Array) -> tuple[Array, Array]:
+  """The divisor of weighted values, and the logarithm of the sum of `exp(score)`.
+
+  Where a query attends to nothing: 1, and a logarithm that makes every weight 0.
+  """
+  none = total == 0
+  total = jnp.where(none, 1, total)
+  return total, jnp.where(none, -MASKED, top + jnp.log(total))
+
+
+def pull(
+  static: Static,
+  score: Array,
+  slope: Array | float,
+  log_sum: Array,
+  d_weight: Array,
+  inner: Array,
+) -> tuple[Array, Array]:
+  """Weights of keys, and the gradient of the products of queries and keys.
+
+  Args:
+    static: of the call.
+    score: `MASKED` where keys are masked.
+    slope: of `scores`.
+    log_sum: of `log_sums`.
+    d_weight: gradient of the weights.
+    inner: see `Passes`.
+  """
+  weight = jnp.exp(score - log_sum)
+  return weight, weight * (d_weight - inner) * slope * static.scale
+
+
+# --- Loops of XLA
+
+
+def _forward_loop(static, query, key, value, sink, layout):
   ids, pairs, window = layout
   keys_T = key.swapaxes(-1, -2)
   wide = _wide(query)
@@ -258,37 +402,27 @@ def _forward(static, query, key, value, sink, layout):
     def of_key_block(p, running):
       top, total, mixed = running
       j = pairs.key[p]
-      score, _ = _scores(static, query, keys_T[j])
+      score, _ = scores(static, _matmul(query, keys_T[j], wide))
       score = _mask(score, query_ids, _at(ids, j), window)
-      higher = jnp.maximum(top, score.max(-1, keepdims=True))
-      weight, shrink = jnp.exp(score - higher), jnp.exp(top - higher)
+      top, total, weight, shrink = add(top, total, score, axis=-1)
       added = _matmul(weight.astype(value.dtype), value[j], wide)
-      total = total * shrink + weight.sum(-1, keepdims=True)
-      return higher, total, mixed * shrink + added
+      return top, total, mixed * shrink + added
 
     mixed = jnp.zeros_like(query, wide)
-    zero = mixed[..., :1]
-    top, total = (zero + _START, zero) if sink is None else (zero + sink, zero + 1)
-    start = (top, total, mixed)
+    running = (*start(mixed[..., :1], sink), mixed)
     with jax.named_scope(KEY_BLOCKS):
-      top, total, mixed = jax.lax.fori_loop(first, last, of_key_block, start)
-    none = total == 0
-    total = jnp.where(none, 1, total)
-    # Of a query that attends to nothing: a sum that makes every weight 0.
-    log_sum = jnp.where(none, -MASKED, top + jnp.log(total))
+      top, total, mixed = jax.lax.fori_loop(first, last, of_key_block, running)
+    total, log_sum = log_sums(top, total)
     return carry, ((mixed / total).astype(query.dtype), log_sum)
 
   xs = (query, ids, pairs.start[:-1], pairs.start[1:])
-  _, (mixed, log_sum) = jax.lax.scan(of_query_block, None, xs)
-  return mixed, (query, key, value, sink, layout, mixed, log_sum)
+  return jax.lax.scan(of_query_block, None, xs)[1]
 
 
-def _backward(static, residuals, d_mixed):
-  query, key, value, sink, layout, mixed, log_sum = residuals
+def _backward_loop(static, query, key, value, layout, d_mixed, log_sum, inner):
   ids, pairs, window = layout
   keys_T, values_T = key.swapaxes(-1, -2), value.swapaxes(-1, -2)
   wide = _wide(query)
-  inner = (d_mixed.astype(wide) * mixed.astype(wide)).sum(-1, keepdims=True)
 
   def of_query_block(d_key_value, xs):
     query, query_ids, d_mixed, log_sum, inner, first, last = xs
@@ -296,11 +430,10 @@ def _backward(static, residuals, d_mixed):
     def of_key_block(p, carry):
       d_query, d_key, d_value = carry
       j = pairs.key[p]
-      score, slope = _scores(static, query, keys_T[j])
+      score, slope = scores(static, _matmul(query, keys_T[j], wide))
       score = _mask(score, query_ids, _at(ids, j), window)
-      weight = jnp.exp(score - log_sum)
       d_weight = _matmul(d_mixed, values_T[j], wide)
-      d_score = weight * (d_weight - inner) * slope * static.scale
+      weight, d_score = pull(static, score, slope, log_sum, d_weight, inner)
       d_score, weight = d_score.astype(key.dtype), weight.astype(value.dtype)
       d_query = d_query + _matmul(d_score, key[j], wide)
       d_key = _add_at(d_key, j, _matmul(d_score.swapaxes(-1, -2), query, wide))
@@ -315,20 +448,10 @@ def _backward(static, residuals, d_mixed):
   xs = (query, ids, d_mixed, log_sum, inner, pairs.start[:-1], pairs.start[1:])
   zeros = (jnp.zeros_like(key, wide), jnp.zeros_like(value, wide))
   (d_key, d_value), d_query = jax.lax.scan(of_query_block, zeros, xs)
-  d_sink = None if sink is None else -(jnp.exp(sink[None] - log_sum) * inner).sum(0)
-  return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), d_sink, None
+  return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype)
 
 
-_blocked.defvjp(_forward, _backward)
-
-
-def _scores(static: _Static, query: Array, key_T: Array) -> tuple[Array, Array | float]:
-  """Logits of a pair of blocks, `[g, m b, b]`, and the soft cap's derivative."""
-  score = _matmul(query, key_T, _wide(query)) * static.scale
-  if static.softcap is None:
-    return score, 1.0
-  bent = jnp.tanh(score / static.softcap)
-  return bent * static.softcap, 1 - bent**2
+_LOOPS = Passes(_forward_loop, _backward_loop)
 
 
 def _mask(score: Array, query: Ids, key: Ids, window: Any) -> Array:

@@ -19,11 +19,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from xpo_jax.ops.head import reductions
 from xpo_jax.ops.head.reductions import Plan, Reduction, State
+from xpo_jax.ops.tpu import chip
 from xpo_jax.types import Array
 
 # Chips whose VMEM, 128 MiB, the kernels are made for, as JAX names them.
 CHIPS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
-LANES = 128  # of a vector register; the columns of a packed array
 FORWARD_TOKENS, BACKWARD_TOKENS = 1024, 256  # of a tile
 VMEM = 110 << 20  # bytes that tiles and sums may take
 
@@ -46,7 +46,7 @@ def fits(
     roles: number of roles that are read.
     trained: number of those that have a gradient.
   """
-  if plan.tops or plan.second or shape[1] % LANES:
+  if plan.tops or plan.second or shape[1] % chip.LANES:
     return False
   return backward_tile(tokens, shape, dtypes, roles, trained) is not None
 
@@ -64,7 +64,7 @@ def backward_tile(
   for size in _tiles(length):
     # All of the hidden states' gradient; the head's in float32, and a product of its
     # size; what is read and written, twice, as the next tile is on its way.
-    sums = trained * width * 4 * (_padded(tokens, rows) + 2 * size)
+    sums = trained * width * 4 * (chip.padded(tokens, rows) + 2 * size)
     moved = 2 * width * (item * roles * (size + rows) + d_item * trained * size)
     last = trained * width * d_item * rows
     if sums + moved + last <= VMEM:
@@ -76,11 +76,7 @@ def _tiles(length):
   """Rows of the head in a tile, best first: divisors of its length, then others."""
   sizes = (512, 384, 256)
   whole = [size for size in sizes if length % size == 0]
-  return [min(size, _padded(length, LANES)) for size in (*whole, *sizes)]
-
-
-def _padded(length: int, multiple: int) -> int:
-  return -(-length // multiple) * multiple
+  return [min(size, chip.padded(length, chip.LANES)) for size in (*whole, *sizes)]
 
 
 # --- Forward
@@ -109,7 +105,7 @@ def forward(
     interpret: whether to run it without a TPU.
   """
   count, length = target.shape[0], next(iter(head.values())).shape[0]
-  rows, size = min(FORWARD_TOKENS, _padded(count, 8)), _tiles(length)[0]
+  rows, size = min(FORWARD_TOKENS, chip.padded(count, 8)), _tiles(length)[0]
   roles, masked = sorted(tokens), padded or length % size > 0
   start = functools.partial(reductions.start, plan, rows, jnp.float32)
   leaves, tree = jax.tree.flatten(jax.eval_shape(start))
@@ -125,7 +121,7 @@ def forward(
       _write(out_ref, jax.tree.leaves(start()))
 
     read = zip(roles, x_refs, w_refs, strict=True)
-    logits = {role: _dot(x[...], w[...], ((1,), (1,))) for role, x, w in read}
+    logits = {role: chip.dot(x[...], w[...], ((1,), (1,))) for role, x, w in read}
     block = _block(span_ref, target_ref[...], logits, at, masked)
     state = jax.tree.unflatten(tree, _read(out_ref, len(leaves)))
     _write(out_ref, jax.tree.leaves(reductions.add(plan, state, block)))
@@ -133,7 +129,7 @@ def forward(
   grid = (xs[0].shape[0] // rows, pl.cdiv(length, size))
   packed = pl.pallas_call(
     kernel,
-    out_shape=jax.ShapeDtypeStruct((xs[0].shape[0], LANES), jnp.float32),
+    out_shape=jax.ShapeDtypeStruct((xs[0].shape[0], chip.LANES), jnp.float32),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       grid=grid,
@@ -145,7 +141,7 @@ def forward(
           for role in roles
         ),
       ],
-      out_specs=pl.BlockSpec((rows, LANES), lambda i, j, _: (i, 0)),
+      out_specs=pl.BlockSpec((rows, chip.LANES), lambda i, j, _: (i, 0)),
     ),
     compiler_params=_params("parallel", "arbitrary"),
     interpret=interpret,
@@ -173,18 +169,6 @@ def _read(packed: Any, count: int) -> list[Array]:
 def _write(ref: Any, columns: list[Array]) -> None:
   for k, column in enumerate(columns):
     ref[:, k : k + 1] = column
-
-
-def _dot(x: Array, y: Array, contracted: tuple) -> Array:
-  # HIGHEST: by default float32 products are computed from bfloat16 operands.
-  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-  return jax.lax.dot_general(
-    x,
-    y,
-    (contracted, ((), ())),
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
 
 
 def _block(span_ref, target, logits, at, masked):
@@ -227,7 +211,7 @@ def backward(
     interpret: whether to run it without a TPU.
   """
   count, length = target.shape[0], next(iter(head.values())).shape[0]
-  rows = min(BACKWARD_TOKENS, _padded(count, 8))
+  rows = min(BACKWARD_TOKENS, chip.padded(count, 8))
   operand = next(iter(tokens.values())).dtype
   width = max(x.shape[1] for x in tokens.values())
   size = backward_tile(
@@ -238,7 +222,7 @@ def backward(
   columns = [target.astype(jnp.float32)]  # exact: ids are below 2^24
   columns += [results[one] for one in known] + [cotangents[one] for one in given]
   packed = jnp.concatenate(columns, axis=1)
-  packed = jnp.pad(packed, ((0, -count % rows), (0, LANES - packed.shape[1])))
+  packed = jnp.pad(packed, ((0, -count % rows), (0, chip.LANES - packed.shape[1])))
   xs = [_pad(tokens[role], rows) for role in roles]
   total = xs[0].shape[0]
   grid = (pl.cdiv(length, size), total // rows)
@@ -254,7 +238,7 @@ def backward(
     if length % size:  # what lies behind the head may be anything, NaN too
       within = at * size + jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0)
       w = {role: jnp.where(within < length, y, 0) for role, y in w.items()}
-    logits = {role: _dot(x[role], w[role], ((1,), (1,))) for role in roles}
+    logits = {role: chip.dot(x[role], w[role], ((1,), (1,))) for role in roles}
     read = _read(packed_ref, len(columns))
     block = _block(span_ref, read[0].astype(jnp.int32), logits, at, masked)
     result = dict(zip(known, read[1:], strict=False))
@@ -262,7 +246,7 @@ def backward(
     d_logits = reductions.pull(plan, result, cotangent, block, trained)
     for k, role in enumerate(trained):
       d = d_logits[role].astype(x[role].dtype)
-      d_x, d_w = _dot(d, w[role], ((1,), (0,))), _dot(d, x[role], ((0,), (0,)))
+      d_x, d_w = chip.dot(d, w[role], ((1,), (0,))), chip.dot(d, x[role], ((0,), (0,)))
       here = pl.ds(pl.multiple_of(i * rows, rows), rows)
       sum_x, sum_w = sum_x_refs[k], sum_w_refs[k]
 
@@ -302,7 +286,7 @@ def backward(
       num_scalar_prefetch=1,
       grid=grid,
       in_specs=[
-        pl.BlockSpec((rows, LANES), lambda j, i, _: (i, 0)),
+        pl.BlockSpec((rows, chip.LANES), lambda j, i, _: (i, 0)),
         *(pl.BlockSpec((rows, widths[role]), lambda j, i, _: (i, 0)) for role in roles),
         *(pl.BlockSpec((size, widths[role]), lambda j, i, _: (j, 0)) for role in roles),
       ],
