@@ -43,6 +43,8 @@ MODULES = {
     "ops.head.reductions",
     "ops.head.blocks",
     "ops.head.kernels",
+    "ops.tpu.attention",
+    "ops.tpu.chip",
   ),
   "Rules around a loss": (
     "ops.selection",

@@ -9,6 +9,7 @@ import pytest
 
 from tests import compiled
 from xpo_jax.ops import attention
+from xpo_jax.ops.tpu import attention as kernels
 
 attention = compiled.module(attention)
 
@@ -54,7 +55,10 @@ KINDS = (
   "a long prompt",
   "padding on the left",
 )
-SCALE = DIM**-0.5
+BY_BLOCKS = {
+  "blocks": attention.blocked,
+  "kernels": functools.partial(kernels.blocked, interpret=True),
+}
 
 
 @functools.partial(jax.jit, static_argnames=("by", "softcap"))
@@ -64,31 +68,37 @@ def attended(by, ids, arrays, softcap, window):
   real = (ids.key >= 0)[..., None, None]
 
   def mixed(query, key, value, sink):
-    more = {"scale": SCALE, "softcap": softcap, "sink_H": sink}
+    more = {"scale": query.shape[-1] ** -0.5, "softcap": softcap, "sink_H": sink}
     if by == "mask":
       seen = attention.allowed(ids, ids, window)
       out = attention.dense(query, key, value, seen, **more)
     else:
       pairs = attention.block_pairs(ids, BLOCK, window)
       more |= {"block": BLOCK, "window": window}
-      out = attention.blocked(query, key, value, ids, pairs, **more)
+      out = BY_BLOCKS[by](query, key, value, ids, pairs, **more)
     return jnp.where(real, out, 0)
 
   out, pullback = jax.vjp(mixed, *inputs)
   return out, pullback(d_mixed)
 
 
-def arrays(dtype, sink: bool):
+def arrays(dtype, sink: bool, key_heads: int = KEY_HEADS, dim: int = DIM):
   rng = np.random.default_rng(1)
-  shapes = [(R, L, n, DIM) for n in (HEADS, KEY_HEADS, KEY_HEADS)]
+  heads = (HEADS, key_heads, key_heads, HEADS)
   *inputs, d_mixed = (
-    jnp.asarray(rng.standard_normal(shape), dtype)
-    for shape in (*shapes, (R, L, HEADS, DIM))
+    jnp.asarray(rng.standard_normal((R, L, n, dim)), dtype) for n in heads
   )
   sinks = jnp.asarray(rng.standard_normal(HEADS), jnp.float32) if sink else None
   return (*inputs, sinks, d_mixed)
 
 
+def check(actual, expected):
+  assert jnp.abs(expected[0]).max() > 0.1
+  for x, y in zip(*map(jax.tree.leaves, (expected, actual)), strict=True):
+    np.testing.assert_allclose(y, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("by", BY_BLOCKS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
   ("softcap", "window", "sink"),
@@ -96,24 +106,29 @@ def arrays(dtype, sink: bool):
   ids=["plain", "soft cap, window, sink"],
 )
 def test_blocks_are_equal_to_the_mask_in_values_and_gradients(
-  kind, softcap, window, sink
+  kind, softcap, window, sink, by
 ):
   given = (rows(kind), arrays(jnp.float32, sink), softcap, window)
-  expected, actual = (attended(by, *given) for by in ("mask", "blocks"))
-  assert jnp.abs(expected[0]).max() > 0.1
-  for x, y in zip(*map(jax.tree.leaves, (expected, actual)), strict=True):
-    np.testing.assert_allclose(y, x, atol=1e-5)
+  check(attended(by, *given), attended("mask", *given))
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_mask_is():
+@pytest.mark.parametrize(("key_heads", "dim"), [(1, 64), (HEADS, 128)])
+def test_kernels_take_any_group_of_heads_and_their_usual_sizes(key_heads, dim):
+  inputs = arrays(jnp.float32, False, key_heads, dim)
+  given = (rows("eight branches"), inputs, None, None)
+  check(attended("kernels", *given), attended("mask", *given))
+
+
+@pytest.mark.parametrize("by", BY_BLOCKS)
+def test_bfloat16_is_as_near_to_float32_as_the_mask_is(by):
   ids = rows("many groups")
   whole = attended("mask", ids, arrays(jnp.float32, False), None, None)
   errors = {}
-  for by in ("mask", "blocks"):
-    rounded = attended(by, ids, arrays(jnp.bfloat16, False), None, None)
+  for way in ("mask", by):
+    rounded = attended(way, ids, arrays(jnp.bfloat16, False), None, None)
     pairs = zip(*map(jax.tree.leaves, (whole, rounded)), strict=True)
-    errors[by] = max(float(jnp.abs(x - y).max()) for x, y in pairs)
-  assert errors["blocks"] < 1.5 * errors["mask"]
+    errors[way] = max(float(jnp.abs(x - y).max()) for x, y in pairs)
+  assert errors[by] < 1.5 * errors["mask"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,21 +157,23 @@ def test_mask_and_pairs_of_blocks_are_those_of_the_definition(kind, window):
     np.testing.assert_array_equal(listed[start[n] : start[n + 1]], expected)
 
 
-def test_a_row_of_padding_is_visited_once_a_block_and_gives_0():
+@pytest.mark.parametrize("by", BY_BLOCKS)
+def test_a_row_of_padding_is_visited_once_a_block_and_gives_0(by):
   ids = rows("an empty row")
   pairs = attention.block_pairs(ids, BLOCK)
   count = L // BLOCK
   assert pairs.start[2 * count] - pairs.start[count] == count
-  out, grads = attended("blocks", ids, arrays(jnp.float32, True), None, None)
+  out, grads = attended(by, ids, arrays(jnp.float32, True), None, None)
   assert not out[1].any()
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
-def test_another_packing_compiles_nothing():
+@pytest.mark.parametrize("by", BY_BLOCKS)
+def test_another_packing_compiles_nothing(by):
   given = (arrays(jnp.float32, False), None, None)
-  attended("blocks", rows("one group"), *given)
+  attended(by, rows("one group"), *given)
   compiled = attended._cache_size()
-  attended("blocks", rows("many groups"), *given)
+  attended(by, rows("many groups"), *given)
   assert attended._cache_size() == compiled
 
 
@@ -174,3 +191,34 @@ def test_position_sees_its_branch_and_its_prompt_alone():
     seen[i, j] = same and j <= i
   ids = attention.ids(*(jnp.asarray(x[None]) for x in (segment, branch, position)))
   np.testing.assert_array_equal(attention.allowed(ids, ids)[0], seen)
+
+
+@pytest.mark.parametrize(
+  ("attend", "block", "message"),
+  [
+    (attention.blocked, 32, "block=32 does not divide the row length 48; .* to 64"),
+    (BY_BLOCKS["kernels"], 32, "block=32 does not divide the row length 48"),
+    (kernels.blocked, 24, "block=24: .* multiples of 128, such as 128"),
+  ],
+)
+def test_a_bad_block_is_refused(attend, block, message):
+  *inputs, _, _ = arrays(jnp.float32, False)
+  ids = rows("one group")
+  pairs = attention.block_pairs(ids, BLOCK)
+  with pytest.raises(ValueError, match=message):
+    attend(*inputs, ids, pairs, block=block, scale=1.0)
+
+
+@pytest.mark.parametrize(
+  ("shape", "block", "dtype", "fits"),
+  [
+    ((4, 3072, 32, 64), 128, jnp.bfloat16, True),
+    ((1, 8192, 32, 128), 128, jnp.bfloat16, True),
+    ((1, 65536, 32, 128), 128, jnp.bfloat16, False),  # keys of a row fill VMEM
+    ((1024, 4096, 32, 128), 128, jnp.bfloat16, False),  # the list fills SMEM
+    ((4, 3072, 32, 64), 64, jnp.bfloat16, False),
+    ((4, 3072, 32, 64), 128, jnp.float16, False),
+  ],
+)
+def test_what_kernels_do_not_hold_is_left_to_the_loops(shape, block, dtype, fits):
+  assert kernels.fits(shape, 8, block, dtype) == fits
