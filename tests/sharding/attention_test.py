@@ -1,6 +1,7 @@
 """A decoder whose attention is by blocks equals one that masks whole rows."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,16 @@ def check(actual, expected):
     np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4)
 
 
+def use_kernels(monkeypatch):
+  interpreted = functools.partial(transformer.kernels.blocked, interpret=True)
+  monkeypatch.setattr(transformer.kernels, "blocked", interpreted)
+  monkeypatch.setattr(transformer, "_has_kernels", lambda *_: True)
+  # Interpreted kernels mix what varies over devices with what does not.
+  monkeypatch.setattr(
+    jax, "shard_map", functools.partial(jax.shard_map, check_vma=False)
+  )
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("split", [None, (2, 2, 2), (2, 1, 4)], ids=str)
 def test_blocks_equal_masked_rows_on_any_mesh(name, split, monkeypatch):
@@ -86,7 +97,42 @@ def test_blocks_equal_masked_rows_on_any_mesh(name, split, monkeypatch):
   check(value_and_gradient(config, {"cpu": 8}, monkeypatch, mesh), expected)
 
 
-def test_no_device_gathers_rows_or_blocks_of_another(monkeypatch):
+def test_kernels_equal_masked_rows_on_a_mesh(monkeypatch):
+  expected = value_and_gradient(WINDOWS, {}, monkeypatch)
+  use_kernels(monkeypatch)
+  mesh = meshes.make_mesh(2, 2, 2)
+  check(value_and_gradient(WINDOWS, {"cpu": 8}, monkeypatch, mesh), expected)
+
+
+@pytest.mark.parametrize(
+  ("kind", "length", "entered", "chosen"),
+  [
+    ("TPU v5 lite", 4096, False, True),
+    ("TPU v6e", 4096, False, True),
+    ("TPU v4", 4096, False, False),
+    ("cpu", 4096, False, False),
+    ("TPU v5 lite", 65536, False, False),
+    ("TPU v5 lite", 4096, True, False),  # the compiler would have to split them
+  ],
+)
+def test_kernels_are_chosen_on_chips_that_hold_them(kind, length, entered, chosen):
+  automatic = (jax.sharding.AxisType.Auto,) * 3
+  device = jax.sharding.AbstractDevice(kind, 1, kind[:3].lower())
+  mesh = jax.sharding.AbstractMesh(
+    (1, 4, 1), meshes.AXES, automatic, abstract_device=device
+  )
+  query, key = (
+    jax.ShapeDtypeStruct((1, length, heads, 128), jnp.bfloat16) for heads in (32, 8)
+  )
+  with jax.sharding.use_abstract_mesh(mesh):
+    given = None if entered else mesh
+    assert transformer._has_kernels(given, query, key, 128) == chosen
+
+
+@pytest.mark.parametrize("by_kernels", [False, True], ids=["loops", "kernels"])
+def test_no_device_gathers_rows_or_blocks_of_another(by_kernels, monkeypatch):
+  if by_kernels:
+    use_kernels(monkeypatch)
   monkeypatch.setattr(transformer, "_BLOCK", {"cpu": 8})
   mesh = meshes.make_mesh(8, 1, 1)
   model = transformer.model(PLAIN)

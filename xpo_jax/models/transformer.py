@@ -22,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
 from xpo_jax.ops import attention, experts
 from xpo_jax.ops.experts import Groups
+from xpo_jax.ops.tpu import attention as kernels
 from xpo_jax.sharding import draws, rules
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params, Routing
@@ -561,7 +562,8 @@ def attention_block(length: int, platform: str) -> int | None:
 def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
   """Makes the attention of all layers over whole rows.
 
-  By blocks where rows are long enough for it, on backends where it is faster.
+  By blocks where rows are long enough for it, on backends where it is faster; in
+  kernels on TPUs whose memory holds what they need (`kernels.fits`).
 
   Args:
     config: of the decoder.
@@ -606,7 +608,9 @@ def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
 
     def attend(query, key, value, sink_H, ids, pairs, window):
       more = {"block": block, "sink_H": sink_H, "window": window}
-      return attention.blocked(query, key, value, ids, pairs, **more, **given)
+      by_kernels = _has_kernels(mesh, query, key, block)
+      way = kernels.blocked if by_kernels else attention.blocked
+      return way(query, key, value, ids, pairs, **more, **given)
 
     heads = PartitionSpec(meshes.ROWS, None, rules.kv_head_axis(mesh, config.kv_heads))
     specs = (heads, heads, heads, PartitionSpec(heads[2]), by_row, by_row, None)
@@ -617,6 +621,15 @@ def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
     return attend(*wide, sink_H, ids, pairs, kinds.window_N)[:, :length]
 
   return blocked
+
+
+def _has_kernels(mesh: Mesh | None, query: Array, key: Array, block: int) -> bool:
+  """Whether kernels attend within a device's rows; arguments are its parts."""
+  # Without a mesh the compiler would have to split them over devices, which it cannot.
+  alone = mesh is not None or (meshes.current() is None and jax.device_count() == 1)
+  known = meshes.device_kind(mesh) in kernels.CHIPS
+  fits = kernels.fits(query.shape, key.shape[2], block, query.dtype)
+  return alone and known and fits
 
 
 def _on_rows(function: Callable, mesh: Mesh | None, specs: Any, out: Any) -> Callable:

@@ -59,16 +59,20 @@ def current() -> AbstractMesh | None:
 
 
 def platform(mesh: Mesh | AbstractMesh | None) -> str:
-  """The platform that programs are compiled for, "tpu", "gpu" or "cpu": that of the
-  mesh, else of the mesh that was entered, else JAX's default backend."""
+  """The platform that programs are compiled for, "tpu", "gpu" or "cpu"; argument as in
+  `device_kind`."""
+  kind = device_kind(mesh).lower()
+  return next((name for name in ("tpu", "cpu") if kind.startswith(name)), "gpu")
+
+
+def device_kind(mesh: Mesh | AbstractMesh | None) -> str:
+  """The kind of device that programs are compiled for, as JAX names it: that of the
+  mesh, else of the mesh that was entered, else of JAX's default backend."""
   if isinstance(mesh, Mesh):
-    return mesh.devices.flat[0].platform
+    return mesh.devices.flat[0].device_kind
   mesh = current() if mesh is None else mesh
   device = None if mesh is None else mesh.abstract_device
-  if device is None:
-    return jax.default_backend()
-  kind = device.device_kind.lower()
-  return next((name for name in ("tpu", "cpu") if kind.startswith(name)), "gpu")
+  return (device or jax.devices()[0]).device_kind
 
 
 def row_shards(mesh: Mesh) -> int:
