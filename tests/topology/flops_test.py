@@ -8,6 +8,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import attention
+from xpo_jax.ops.tpu import attention as kernels
 from xpo_jax.topology import flops
 
 CONFIG = Config(
@@ -83,6 +85,28 @@ def test_a_kernel_counts_as_often_as_its_grid_and_loops_run():
   inside = 3 * (2.5 + 1) * 2 * 8**3
   assert flops.in_kernels(traced.jaxpr, lambda path: 2.5) == inside
   assert flops.traced(traced.jaxpr, lambda path: 2.5) == inside + 2 * 24 * 8 * 8
+
+
+def test_kernels_of_attention_count_as_the_loops_do():
+  R, L, H, g, h, b = 2, 512, 4, 2, 64, 128
+  ids = jax.eval_shape(lambda: attention.ids(*jnp.ones((3, R, L), jnp.int32)))
+  pairs = jax.eval_shape(lambda ids: attention.block_pairs(ids, b), ids)
+
+  def loops(path):
+    assert attention.KEY_BLOCKS in path
+    return 2.5
+
+  def count(way):
+    def loss(*inputs):
+      return way(*inputs, block=b, scale=1.0).sum()
+
+    shapes = (jax.ShapeDtypeStruct((R, L, n, h), jnp.float32) for n in (H, g, g))
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes, ids, pairs)
+    return flops.traced(traced.jaxpr, loops)
+
+  # Two products of a pair of blocks forward, five backward.
+  assert count(kernels.blocked) == 7 * 2 * (R * L / b) * 2.5 * H * b * b * h
+  assert count(kernels.blocked) == count(attention.blocked)
 
 
 def test_attention_counts_each_position_with_those_before_it():
