@@ -62,6 +62,25 @@ def _gradient(**how):
   return jax.jit(jax.value_and_grad(step, (0, 1, 2), has_aux=True))
 
 
+def test_temperatures_divide_logits_before_their_bound():
+  bounded = token_stats.capped(token_stats.LOGP, (("policy", 2.0),))
+  stat = token_stats.tempered(token_stats.tempered(bounded, 0.7), 0.5)
+  hidden, head, values, target_RC = _inputs()
+  no_caps = dict.fromkeys(hidden)
+  whole, by_blocks = (
+    score.token_statistics(
+      hidden, head, target_RC, (stat,), values=values, softcaps=no_caps, **how
+    )[stat.field]
+    for how in ({"chunk": C}, {"block": BLOCK})
+  )
+  # What was bounded gets its logits divided, by both temperatures.
+  divided = np.asarray(hidden["policy"]) @ np.asarray(head["policy"]).T / 0.35
+  expected = special.log_softmax(2 * np.tanh(divided / 2), -1)
+  expected = np.take_along_axis(expected, np.asarray(target_RC)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(whole, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(by_blocks, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_statistics_by_blocks_equal_those_of_whole_logits():
   assert len(STATS) == 17
   expected = _gradient(chunk=C)(*_inputs())
