@@ -4,17 +4,19 @@ from xpo_jax.studies.atlas import table, worlds
 from xpo_jax.studies.atlas.table import Arm, Plot, Prediction, Table
 from xpo_jax.studies.real_model import cells, claims
 
+PAIRS = "hh_harmless_pairs.jsonl.gz"
 DPO = Arm(
   "DPO",
   0.0,
   cells.on_pairs,
   {
     "policy": worlds.SMOLLM2,
-    "pairs": "hh_harmless_pairs.jsonl.gz",
+    "pairs": PAIRS,
     "objective": "dpo",
     "hparams": {},
     "learning_rate": claims.LEARNING_RATE,
   },
+  {PAIRS: "harmless-base/train.jsonl.gz of Anthropic/hh-rlhf on the hub"},
 )
 TABLE = Table(
   paper="DPO",

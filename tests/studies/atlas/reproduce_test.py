@@ -1,5 +1,6 @@
 """Tables are rebuilt from their cells, which are run once, whatever ends the run."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -413,6 +414,18 @@ def test_cells_of_any_code_are_taken_where_that_is_asked_for(chat):
   assert pages.read(results / "glad_chat")["commits"] == ["older"]
   assert cli.main(command) == 0
   assert len(judged) == 2
+
+
+def test_file_that_cells_read_is_asked_for_before_any_runs(home, ran):
+  plans = reproduce.plan(["lee_first", "lee_second"], home)
+  one = plans["lee_second"]
+  first, *others = one.table.arms
+  arms = (first._replace(files={"pairs.jsonl": "of the hub"}), *others)
+  plans["lee_second"] = one._replace(table=dataclasses.replace(one.table, arms=arms))
+  with pytest.raises(ValueError, match=r"lee_second: no such file 'pairs.jsonl'.*hub"):
+    reproduce.rebuild(plans, home)
+  count, _ = ran
+  assert not count
 
 
 @pytest.mark.parametrize("name", ["RLAIF (Google)", "2309.00267"])

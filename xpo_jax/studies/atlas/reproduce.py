@@ -74,7 +74,8 @@ def plan(
     ValueError: no such table; too few seeds.
   """
   there = cells.cached(results, find_recipe.SHIPPED / "results")
-  of_any_code = {cells.identity(line): line for line in there.values()}
+  # Those of `results` stand first, and win.
+  of_any_code = {cells.identity(line): line for line in reversed(there.values())}
   plans = {}
   for name, table in find_tables.named(names, worlds.of(world)).items():
     if seeds is not None:
@@ -142,8 +143,8 @@ def rebuild(
     Table -> finding, of the tables that were written.
 
   Raises:
-    ValueError: a name in `only` is no series of the tables; the folder has a finding
-      of more seeds.
+    ValueError: a name in `only` is no series of the tables; a file that cells read is
+      missing; the folder has a finding of more seeds.
   """
   _check(plans, results, only)
   findings = {}
@@ -361,12 +362,21 @@ def _missing(one: Plan, only: Sequence[str]) -> dict[str, Cell]:
 
 
 def _check(plans: Mapping[str, Plan], results: Path, only: Sequence[str]) -> None:
-  """Refuses an unknown series, and fewer seeds than a finding in the results has."""
+  """Refuses an unknown series, a file that is not there, and fewer seeds than a finding
+  in the results has."""
   known = {arm.series: None for one in plans.values() for arm in one.table.arms}
   for name in only:
     if name not in known:
       raise ValueError(f"--only {name}: no such series; allowed: {', '.join(known)}")
   for name, one in plans.items():
+    missing = _missing(one, only)
+    for arm, row in zip(one.table.arms, one.table.cells(), strict=True):
+      for path, source in arm.files.items() if missing else ():
+        if not Path(path).exists() and any(cells.digest(x) in missing for x in row):
+          raise ValueError(
+            f"{name}: no such file {path!r}; put it there ({source}), or name the "
+            "other tables"
+          )
     before = pages.read(results / name)
     if before and before["seeds"] > one.table.seeds:
       raise ValueError(

@@ -73,12 +73,14 @@ class Arm(NamedTuple):
     strength: the swept number that tells arms of a series apart; NaN-free.
     run: see `Cell`.
     settings: see `Cell`.
+    files: what the settings name that must be there: path -> where it is from.
   """
 
   series: str
   strength: float
   run: Run
   settings: Mapping[str, Any]
+  files: Mapping[str, str] = {}
 
 
 class Results:
