@@ -186,23 +186,10 @@ def test_required_field_of_an_optional_record_is_asked_for(capsys):
   assert "--reference.directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-  "words",
-  [
-    "--start.no-remat",
-    "--reference.no_remat",
-    "--start.remat",
-    "--start.remat --seed 1",
-  ],
-)
-def test_remat_without_a_policy_is_refused_with_those_there_are(words):
-  with pytest.raises(ValueError, match=r"\.remat one of none, full, dots, offload"):
-    from_args(RECORDS, words.split())
-
-
-def test_unknown_remat_is_refused_with_those_there_are(capsys):
+@pytest.mark.parametrize("words", ["--start.no-remat", "--start.remat True"])
+def test_flag_of_a_choice_as_a_boolean_is_refused_with_those_there_are(words, capsys):
   with pytest.raises(SystemExit):
-    from_args(RECORDS, ["--start.remat", "True"])
+    from_args(RECORDS, words.split())
   error = capsys.readouterr().err
   assert all(name in error for name in ("none", "full", "dots", "offload"))
 

@@ -8,7 +8,6 @@ is given as words NAME=VALUE.
 
 import dataclasses
 import enum
-import itertools
 import json
 import types
 import typing
@@ -20,7 +19,6 @@ import tyro
 from xpo_jax.config import yaml_file
 from xpo_jax.config.experiment import Experiment
 from xpo_jax.config.factories import Configured, ObjectiveConfig, factory
-from xpo_jax.models.config import Remat
 
 # Where a function of a field is looked up by its name alone.
 _HOMES = {
@@ -49,10 +47,8 @@ def from_args(
     description: what `--help` says first; None: the docstring of the class.
 
   Raises:
-    ValueError: a value that its field refuses, a mapping that is not NAME=VALUE, or a
-      `remat` without a policy.
+    ValueError: a value that its field refuses, or a mapping that is not NAME=VALUE.
   """
-  _refuse_remat_flag(args)
   default, args = _with_functions(default, list(args))
   helping = bool({"-h", "--help"} & set(args))
   face = _face(default, None if helping else _flags(args))
@@ -60,19 +56,6 @@ def from_args(
     type(face), default=face, args=args, prog=prog, description=description
   )
   return _behind(default, given)
-
-
-def _refuse_remat_flag(args: Sequence[str]) -> None:
-  """Refuses the flags of `remat` as a boolean: `--start.no-remat`, `--start.remat`."""
-  for word, value in itertools.pairwise([*args, "--"]):
-    flag = word.replace("_", "-")
-    without_value = flag.endswith(".remat") and value.startswith("--")
-    if flag.startswith("--") and (without_value or flag.endswith(".no-remat")):
-      raise ValueError(
-        f"{word} has no policy; give {flag.replace('no-remat', 'remat')} one of "
-        f"{', '.join(typing.get_args(Remat))} (of earlier versions, --start.remat was "
-        "full and --start.no-remat none)"
-      )
 
 
 def _flags(args: Sequence[str]) -> set[tuple[str, ...]]:
