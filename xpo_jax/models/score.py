@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 
 from xpo_jax import scored
 from xpo_jax.models import heads, transformer
@@ -273,7 +272,7 @@ def token_statistics(
     block = block_length(tokens, vocab, meshes.platform(mesh) == "cpu")
   if block is None:
     return _in_chunks(hidden, head, values, target_RC, stats, chunk=chunk, mesh=mesh)
-  kernel = by_rule and _has_kernels(mesh)
+  kernel = by_rule and meshes.has_chips(mesh, kernels.CHIPS)
   return _by_blocks(
     hidden, head, values, target_RC, stats, block=block, mesh=mesh, kernel=kernel
   )
@@ -305,15 +304,6 @@ def _in_chunks(hidden, head, values, target_RC, stats, *, chunk, mesh):
   )
   static = (stats, min(chunk, capacity), mesh)
   return _statistics(static, trained, trained_heads, frozen, target_RC)
-
-
-def _has_kernels(mesh):
-  """Whether the chip has kernels, and the compiler need not split them over several."""
-  if isinstance(mesh, AbstractMesh):
-    return False
-  one = mesh is not None or jax.device_count() == 1
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-  return one and device.device_kind in kernels.CHIPS
 
 
 def _by_blocks(hidden, head, values, target_RC, stats, *, block, mesh, kernel):

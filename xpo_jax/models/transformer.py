@@ -625,11 +625,8 @@ def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
 
 def _has_kernels(mesh: Mesh | None, query: Array, key: Array, block: int) -> bool:
   """Whether kernels attend within a device's rows; arguments are its parts."""
-  # Without a mesh the compiler would have to split them over devices, which it cannot.
-  alone = mesh is not None or (meshes.current() is None and jax.device_count() == 1)
-  known = meshes.device_kind(mesh) in kernels.CHIPS
   fits = kernels.fits(query.shape, key.shape[2], block, query.dtype)
-  return alone and known and fits
+  return fits and meshes.has_chips(mesh, kernels.CHIPS)
 
 
 def _on_rows(function: Callable, mesh: Mesh | None, specs: Any, out: Any) -> Callable:

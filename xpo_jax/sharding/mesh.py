@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -73,6 +73,18 @@ def device_kind(mesh: Mesh | AbstractMesh | None) -> str:
   mesh = current() if mesh is None else mesh
   device = None if mesh is None else mesh.abstract_device
   return (device or jax.devices()[0]).device_kind
+
+
+def has_chips(mesh: Mesh | AbstractMesh | None, kinds: Collection[str]) -> bool:
+  """Whether kernels of these chips can compute each device's part of arrays.
+
+  Args:
+    mesh: in whose `shard_map` they run; None: on the only device, for without a mesh
+      the compiler would have to split them, which it cannot.
+    kinds: of chips, as JAX names them.
+  """
+  alone = mesh is not None or (current() is None and jax.device_count() == 1)
+  return alone and device_kind(mesh) in kinds
 
 
 def row_shards(mesh: Mesh) -> int:
