@@ -158,9 +158,8 @@ def transform(
       chain.append(optax.scale_by_param_block_rms())
     case "lion":  # Chen et al. 2023, arXiv:2302.06675
       chain.append(optax.scale_by_lion(config.b1, config.b2))
-    case (
-      "muon"
-    ):  # Jordan et al. 2024; update scale of Liu et al. 2025, arXiv:2502.16982
+    case "muon":
+      # Jordan et al. 2024; update scale of Liu et al. 2025, arXiv:2502.16982.
       chain.append(
         optax.contrib.muon(
           learning_rate=-1.0,  # of a descent: the update is what is subtracted

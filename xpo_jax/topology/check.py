@@ -235,7 +235,7 @@ def kept_width(
   if remat != "dots":
     return config.width
   # Outputs that a recomputed block reads: not those that are only added up.
-  added = 0 if not config.post_norm else config.width
+  added = config.width if config.post_norm else 0
   outputs = {
     "query": config.heads * config.head_dim / tensor,
     "key": config.kv_heads * config.head_dim / tensor,

@@ -170,18 +170,19 @@ def draw(
 
 def _cast(params: SamplerParams, dtype: str) -> SamplerParams:
   """The decoders with parameters of another dtype."""
-  policy, ref, average, teacher = jax.tree.map(
-    lambda x: x.astype(dtype),
-    (
-      params.policy,
-      params.ref,
-      params.average,
-      params.teacher and params.teacher.params,
-    ),
+
+  def cast(tree: Params | None) -> Params | None:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+  teacher = params.teacher
+  if teacher is not None:
+    teacher = teacher._replace(params=cast(teacher.params))
+  return params._replace(
+    policy=cast(params.policy),
+    ref=cast(params.ref),
+    average=cast(params.average),
+    teacher=teacher,
   )
-  if params.teacher is not None:
-    teacher = params.teacher._replace(params=teacher)
-  return params._replace(policy=policy, ref=ref, average=average, teacher=teacher)
 
 
 class _Group(NamedTuple):

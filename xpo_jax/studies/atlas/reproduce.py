@@ -371,12 +371,12 @@ def _check(plans: Mapping[str, Plan], results: Path, only: Sequence[str]) -> Non
   for name, one in plans.items():
     missing = _missing(one, only)
     for arm, row in zip(one.table.arms, one.table.cells(), strict=True):
-      for path, source in arm.files.items() if missing else ():
-        if not Path(path).exists() and any(cells.digest(x) in missing for x in row):
-          raise ValueError(
-            f"{name}: no such file {path!r}; put it there ({source}), or name the "
-            "other tables"
-          )
+      absent = [path for path in arm.files if not Path(path).exists()]
+      if absent and any(cells.digest(cell) in missing for cell in row):
+        raise ValueError(
+          f"{name}: no such file {absent[0]!r}; put it there "
+          f"({arm.files[absent[0]]}), or name the other tables"
+        )
     before = pages.read(results / name)
     if before and before["seeds"] > one.table.seeds:
       raise ValueError(
