@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict JAX, one compile cache for the whole suite."""
 
 import os
+import signal
 from pathlib import Path
 
 from tests import xla_flags
@@ -19,6 +20,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell that runs the tests in the background has them, and their children, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Each program that JAX's caches hold makes the compilation of the next one slower: at

@@ -213,15 +213,6 @@ def test_sharded_state_restores_onto_its_shardings(saved):
   np.testing.assert_array_equal(w, _state(3).params["lm"]["w"])
 
 
-@pytest.fixture
-def ctrl_c_ends():
-  """Python's handler, also where the shell that runs the tests ignores Ctrl-C."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c_ends")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_becomes_a_request_and_the_handler_is_put_back(number, capfd):
   before = signal.getsignal(number)
@@ -233,7 +224,6 @@ def test_signal_becomes_a_request_and_the_handler_is_put_back(number, capfd):
   assert ("once more ends at once" in capfd.readouterr().err) == (number == 2)
 
 
-@pytest.mark.usefixtures("ctrl_c_ends")
 def test_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
   before = signal.getsignal(signal.SIGINT)
   with checkpoint.preemption() as stop:
