@@ -147,10 +147,14 @@ def arms_table(table: Table, results: Results) -> html.Table:
 
 def _units(table: Table, results: Results) -> str:
   """What the intervals are over."""
-  seeds = f"{table.seeds} seed" + "s" * (table.seeds > 1)
+  seeds = _seeds(table.seeds)
   series, strength = results.arms()[0]
   x = results.metric(series, table.plot.y, strength)
   return seeds if x.ndim == 1 else f"{x.shape[1]} held-out prompts and {seeds}"
+
+
+def _seeds(number: int) -> str:
+  return f"{number} seed" + "s" * (number > 1)
 
 
 def latex(found: Mapping[str, Any]) -> str:
@@ -201,7 +205,10 @@ def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
     ["departs from the paper", found["departs"]],
     ["changed after a first look", found["revised"] or "nothing"],
     ["command", f"`{found['command']}`"],
-    ["cost", f"{found['cells']} cells, {found['seconds']:g} s, {found['seeds']} seeds"],
+    [
+      "cost",
+      f"{found['cells']} cells, {found['seconds']:g} s, {_seeds(found['seeds'])}",
+    ],
     ["at paper scale", found["paper_scale"]],
     ["commit", ", ".join(found["commits"])],
   ]

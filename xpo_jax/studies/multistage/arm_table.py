@@ -43,9 +43,10 @@ def write(path: Path, title: str, rows: Sequence[ArmRow], task: Task) -> html.Ta
     [row.label, *(_cell(row.measures.get(n)) for n in names), f"{row.seconds:.0f}"]
     for row in rows
   ]
+  seeds = f"{len(task.seeds)} seed" + "s" * (len(task.seeds) > 1)
   caption = (
     f"{title}. Mean [95 %] over {task.eval_prompts} held-out prompts x "
-    f"{task.eval_samples} samples and {len(task.seeds)} seeds; reward: the task's true "
+    f"{task.eval_samples} samples and {seeds}; reward: the task's true "
     "reward; change: paired with the reference's; KL to the reference, nats; the "
     "reference is the start where no other is named."
   )
