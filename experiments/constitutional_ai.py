@@ -6,7 +6,7 @@ Paper: Bai et al. 2022, arXiv:2212.08073. SL-CAI: four rounds of critique and re
   are too sure, are clamped to [0.4, 0.6]; a preference model; RL.
 Command: xpo train constitutional_ai [source=FILE policy=DIR]
   [--critic.error 0.1 --judge.error 0.1 --reasoning-judge.temperature 0.05]
-Hardware: 2 CPU cores; eight minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: harsh words fall with every revision and in SL-CAI, further in RL-CAI (paper:
   harmlessness of RL-CAI above SL-CAI above the helpful model); of a judge that is too
   sure, clamped labels are worth no less than the same unclamped. That a language model

@@ -4,7 +4,7 @@ Paper: Rafailov et al. 2023, arXiv:2305.18290, Sec. 6.1 and Fig. 2 (left).
 Command: xpo train controlled_sentiment source=FILE --bad-rows drop
   source: JSON lines with a `text` column (plain or .gz), a TFDS directory, hub:NAME.
   A text's first four words are its prompt; rows without more words are bad rows.
-Hardware: 2 CPU cores; 17 CPU minutes on 9,600 sentences.
+Hardware: 2 CPU cores, half an hour.
 Expected: the paper has a figure, no table. A few thousand sentences are too few for
   this model: its samples are phrases of real words that do not make sense, and the page
   shows how methods trade reward for KL. Settings are set by hand, not tuned.

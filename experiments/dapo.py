@@ -4,10 +4,9 @@ Paper: Yu et al. 2025, arXiv:2503.14476: 16 samples of each prompt, 16 updates f
   round of samples, no KL; rewards of 1 and -1; a soft penalty over the last fifth of
   the longest completion.
 Command: xpo train dapo [source=FILE policy=DIR]
-Hardware: 2 CPU cores; not measured at the default size. 11 s of CPU time after SFT
-  with --data.sampling.max_completion_tokens 10 --data.iterations 16
-  --data.prompts_per_iteration 16 --optimizer.learning_rate 1e-3, where the result is
-  from.
+Hardware: 2 CPU cores, minutes with --data.sampling.max_completion_tokens 10
+  --data.iterations 16 --data.prompts_per_iteration 16 --optimizer.learning_rate 1e-3,
+  where the result is from.
 Expected: the success rate of held-out prompts rises above SFT's; fewer and fewer
   prompts inform, so that more and more completions are sampled for one that is used
   (`rollout/sampled_per_used`). Of the parts, those for length matter most here: without

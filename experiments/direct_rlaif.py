@@ -3,7 +3,7 @@
 Paper: Lee et al. 2023, arXiv:2309.00267: a language model rates each sample from 1 to
   10, its expected rating is the reward of REINFORCE; samples at temperature 0.9.
 Command: xpo train direct_rlaif [source=FILE policy=DIR --data.feedback.source.error 0]
-Hardware: 2 CPU cores; 70 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, less so the more often
   the ratings are wrong; `eval/reward` is the mean rating.
 Departs from the paper: the rater is not a language model but the true reward in whole

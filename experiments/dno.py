@@ -3,7 +3,7 @@
 Paper: Rosset et al. 2024, arXiv:2404.03715: rounds of samples ranked by a preference;
   the last round's policy is the reference.
 Command: xpo train dno [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 76 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises with every round; `eval/reward` is
   the win rate against the start.
 Departs from the paper: its exact form, on all pairs of four samples; its practical form

@@ -3,7 +3,7 @@
 Paper: Liu et al. 2025, arXiv:2503.20783: no division by a group's deviation or by a
   completion's length, no KL.
 Command: xpo train dr_grpo [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 75 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's; without a KL term the
   KL is greater than that of `grpo`.
 Result: true reward {Dr. GRPO | reward} at {Dr. GRPO | kl | 2} nats, from {SFT |

@@ -3,7 +3,7 @@
 Paper: Agarwal et al. 2023, arXiv:2306.13649, which distils T5 models on summaries,
   translation and arithmetic; no number of it can be reproduced at this size.
 Command: xpo train gkd [fraction=NUMBER source=FILE policy=DIR teacher=DIR]
-Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
+Hardware: 2 CPU cores, minutes, without teacher and SFT.
 Expected: the divergence to the teacher falls, and the true reward of held-out prompts,
   which is not trained on, rises to the teacher's; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model; below fraction 1 every

@@ -4,7 +4,7 @@ Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155: 4 to 9 answers ranked
   people, a reward model on all pairs of a list, PPO against it from its own weights'
   value, and PPO-ptx, which adds 27.8 times the language-model loss on pretraining text.
 Command: xpo train instructgpt [--iterations 40 --beta 0.2]
-Hardware: 2 CPU cores; eight minutes for three seeds on one of them, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: reward rises above the SFT model's with and without ptx; the loss on text of
   another kind drifts up under PPO, stays with a large gamma at little cost in reward,
   and a larger beta does not do the same (paper, App. E.6: ptx of at least 20 mends what

@@ -5,7 +5,7 @@ Paper: Bai et al. 2022, arXiv:2204.05862 (Anthropic's helpful and harmless assis
   policies are trained from scratch, about weekly; comparisons are halved into those of
   a train and of a test reward model, and both scores are plotted against sqrt(KL).
 Command: xpo train iterated_rlhf [source=FILE policy=DIR --rounds 4 --beta 0.1]
-Hardware: 2 CPU cores; 14 minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: with as many labels, reward models trained on the policy's own completions
   lead to more reward than those trained on the SFT model's only; the train score rises
   with sqrt(KL) about linearly at first, the test score less.

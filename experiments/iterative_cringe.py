@@ -3,7 +3,7 @@
 Paper: Adolphs et al. 2022, arXiv:2211.05826, whose policy is labelled and trained in
   turn; Xu et al. 2023, arXiv:2312.16682, for pairs too.
 Command: xpo train iterative_cringe [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 62 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises with every round.
 Departs from the papers: the sign of the true reward is the label, in place of a
   classifier's; each round trains on its own samples alone, without human labels; alpha

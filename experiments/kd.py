@@ -3,7 +3,7 @@
 Paper: Hinton et al. 2015, arXiv:1503.02531; on sequences Kim and Rush 2016,
   arXiv:1606.07947, whose translations cannot be reproduced at this size.
 Command: xpo train kd [source=FILE policy=DIR teacher=DIR]
-Hardware: 2 CPU cores, beside many other jobs: one minute, without teacher and SFT.
+Hardware: 2 CPU cores, minutes, without teacher and SFT.
 Expected: the KL from the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model.
 Result: KL from the teacher from {agarwal2023_distillation: start | from_teacher | 2}

@@ -3,7 +3,7 @@
 Paper: Gu et al. 2023, arXiv:2306.08543, which distils GPT-2, OPT and LLaMA on
   instructions; no number of it can be reproduced at this size.
 Command: xpo train minillm [source=FILE policy=DIR teacher=DIR]
-Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
+Hardware: 2 CPU cores, minutes, without teacher and SFT.
 Expected: the KL to the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model; no loss on pretraining
   text; one update for each round of samples.

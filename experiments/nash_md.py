@@ -3,7 +3,7 @@
 Paper: Munos et al. 2023, arXiv:2312.00886: win against a mixture of policy and
   reference, the reference's share 0.125 to 0.375.
 Command: xpo train nash_md [source=FILE policy=DIR --data.sampling.opponent.share 0]
-Hardware: 2 CPU cores; 80 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the win rate against the start (`eval/reward`) rises above 1/2, and the true
   reward above SFT's, because praise of any kind beats none. No reward explains which
   kind wins: at the equilibrium the policy mixes all three.

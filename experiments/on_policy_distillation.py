@@ -4,7 +4,7 @@ Paper: the reverse KL on a student's completions is of Agarwal et al. 2023,
   arXiv:2306.13649; the form is "On-Policy Distillation", Lu and Thinking Machines Lab
   2025, whose mathematics cannot be reproduced at this size.
 Command: xpo train on_policy_distillation [source=FILE policy=DIR teacher=DIR]
-Hardware: 2 CPU cores, beside many other jobs: two minutes, without teacher and SFT.
+Hardware: 2 CPU cores, minutes, without teacher and SFT.
 Expected: the KL to the teacher falls; `agarwal2023_distillation` compares.
 Departs from the paper: the teacher is GRPO of a larger model.
 Result: KL to the teacher from {agarwal2023_distillation: start | to_teacher | 2} nats

@@ -3,7 +3,7 @@
 Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792: a language model says which of two
   fresh samples is better.
 Command: xpo train online_dpo [source=FILE policy=DIR --data.feedback.source.error 0.1]
-Hardware: 2 CPU cores; 87 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, less so the more often
   the judge errs; `eval/reward` is the judge's own win rate against the start.
 Departs from the paper: the judge is not a language model but the sign of the true

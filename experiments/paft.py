@@ -3,7 +3,7 @@
 Paper: Pentyala et al. 2024, arXiv:2406.17923: SFT with an L1 penalty on its change, DPO
   straight on the base, merged linearly, by task arithmetic, TIES or DARE.
 Command: xpo train paft [source=FILE policy=DIR --keep 0.2 --drop 0.5 --adapter.rank 4]
-Hardware: 2 CPU cores; eight minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: merged models keep more of both than SFT then DPO, TIES and DARE-TIES better
   with a sparse SFT change; no number is taken from the paper, which was not opened.
   DARE that drops nine in ten is likely to hurt a small model.

@@ -4,7 +4,7 @@ Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, after Ziegler et al. 
   arXiv:1909.08593, who introduce the adaptive KL. No result of theirs can be reproduced
   at this size.
 Command: xpo train ppo [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 89 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, and the KL of a
   completion moves towards the controller's target, 3 nats; no number is taken from the
   papers.

@@ -4,7 +4,7 @@ Paper: Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, whose gamma is 27.8 o
   pretraining text. Its results, regressions on public tasks undone, cannot be
   reproduced at this size.
 Command: xpo train ppo_ptx [gamma=NUMBER source=FILE policy=DIR]
-Hardware: 2 CPU cores; 103 s of CPU time, SFT included.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, less than `ppo`'s the
   larger gamma is, while the loss of the texts stays where SFT leaves it; no number is
   taken from the paper.

@@ -3,7 +3,7 @@
 Paper: Dong et al. 2023, arXiv:2304.06767: the best of 8 to 32 samples of each prompt,
   then supervised fine-tuning on these, in rounds.
 Command: xpo train raft [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 59 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, less than `rloo`'s
   from as many samples, of which RAFT learns from one in eight (Ahmadian et al. 2024,
   arXiv:2402.14740, Table 1: RLOO above RAFT by 1 to 5 points of win rate).

@@ -4,7 +4,7 @@ Paper: the controlled-sentiment setting of Rafailov et al. 2023 (DPO), arXiv:230
   RLOO: Ahmadian et al. 2024, arXiv:2402.14740.
 Command: xpo train real_model [policy=DIR]
   python experiments/fetch_smollm2.py smollm2 makes the default policy.
-Hardware: 2 CPU cores, 20 minutes beside another job, 10.3 GB of memory.
+Hardware: 2 CPU cores, half an hour, 11 GB of memory.
 Expected: intervals of the change of reward above 0 for both methods, and below 0 with
   flipped labels; otherwise the command fails.
 Departs from the paper: the model is a chat model of 135M parameters with LoRA, the

@@ -3,7 +3,7 @@
 Paper: Ahmadian et al. 2024, arXiv:2402.14740, where it is the simplest of the policy
   gradients; its results are of models of billions of parameters.
 Command: xpo train reinforce [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 77 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's, less than `rloo`'s
   from as many samples, whose baseline is the prompt's own (paper, Table 1: REINFORCE
   with a baseline 6 to 9 points of win rate below RLOO with four samples).

@@ -6,7 +6,7 @@ Command: xpo train reward_listwise path=ai_feedback_listwise.jsonl.gz
   then xpo evaluate runs/reward_listwise: prints its agreement with labels
   path: JSON lines with `prompt` and `responses`, each an object with `text` and
   `p_beats_baseline`, the judge's probability that it beats one fixed completion.
-Hardware: 2 CPU cores; an hour on one of them, beside other jobs.
+Hardware: 2 CPU cores, an hour.
 Expected: no number of the paper applies. The judge prefers long completions, so a model
   may be accurate by length alone: read accuracy beside `accuracy_shorter` and `length`.
   It reads 128 tokens of a completion (62 % are longer), the judge all of it.

@@ -5,7 +5,7 @@ Paper: Lee et al. 2023, arXiv:2309.00267: a language model prefers one of two sa
   Direct RLAIF rates each sample instead, and needs no reward model.
 Command: xpo train rlaif [source=FILE policy=DIR judge=MODULE:FUNCTION]
   [--judge.error 0.15 --judge.position 0.2]
-Hardware: 2 CPU cores; twelve minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: asked in both orders, the judge says 1/2 on the pairs that it decides by
   position, so that they are left out, not wrong; distilled RLAIF comes near RLHF
   (paper: preferred in 50 % of summaries, with a judge that agrees with people on 78 %),

@@ -3,7 +3,7 @@
 Paper: Ahmadian et al. 2024, arXiv:2402.14740. Its results are of language models of
   billions of parameters and cannot be reproduced at this size.
 Command: xpo train rloo [source=FILE policy=DIR]
-Hardware: 2 CPU cores, one and a half minutes.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises above SFT's; no number is taken
   from the paper.
 Result: true reward {RLOO | reward} at {RLOO | kl | 2} nats, from {SFT | reward.mean};

@@ -3,7 +3,7 @@
 Paper: Liu et al. 2023, arXiv:2309.06657: 64 candidates of the SFT policy, 8 accepted by
   statistical rejection sampling, ranked in a first round, sigmoid- or hinge-norm loss.
 Command: xpo train rso [--beta 0.5 --gamma 0.05 --ranking tournament]
-Hardware: 2 CPU cores; six minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, minutes for three seeds.
 Expected: accepted pairs give more reward than the first 8 samples (paper, Table 1: RSO
   above sft-sample-rank by 0.2 to 4 points of its proxy); at this size, direction only.
 Departs from the paper: the ranking model is the task's true reward, its logit

@@ -3,7 +3,7 @@
 Paper: Kim et al. 2024, arXiv:2403.19270: two data sets, first the one on whose pairs
   the first model has the greater accuracy (easier); every stage is plain DPO.
 Command: xpo train sdpo [source=FILE policy=DIR --beta 0.3 --num-sources 2]
-Hardware: 2 CPU cores; four minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, minutes for three seeds.
 Expected: more reward at more KL than DPO on all data, more so easy first (paper, Table
   2: 74.3 against 72.7; random parts 72.6). Two stages of one beta restrain less than
   one does: `DPO, beta / stages` is the fair control.

@@ -5,7 +5,7 @@ Paper: Yuan et al. 2024, arXiv:2401.10020: M0 pretrained; M1 fine-tuned on seed 
   reference) on the best against the worst of 4 samples, rated by the model itself.
 Command: xpo train self_rewarding [source=FILE policy=DIR rater=MODULE:FUNCTION]
   [--rater.error 0.1 --rounds 2]
-Hardware: 2 CPU cores; eleven minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: the policies get better from M1 to M3, and so do they as judges (paper:
   AlpacaEval win rates 9.9, 15.4, 20.4 %; judging 78.7, 80.4, 81.7 % of pairs right).
   The claim itself, that a language model teaches itself to follow instructions and to

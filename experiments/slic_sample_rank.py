@@ -4,7 +4,7 @@ Paper: Zhao et al. 2023, arXiv:2305.10425: 8 samples of each prompt, ranked by a
   tournament of pairwise comparisons or by a pointwise reward, loss with delta = 1 and
   an NLL term.
 Command: xpo train slic_sample_rank [source=FILE policy=DIR --delta 1 --weight 0.1]
-Hardware: 2 CPU cores; four minutes for three seeds, beside other jobs.
+Hardware: 2 CPU cores, minutes for three seeds.
 Expected: both rankings above SFT, the tournament's above the pointwise one (paper: win
   rates 86.2 and 82.4 %, SFT 45.0 %); here both use the true reward, so direction only.
 Departs from the paper: the ranking model is the task's true reward; the pointwise arm

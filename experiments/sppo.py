@@ -3,7 +3,7 @@
 Paper: Wu et al. 2024, arXiv:2405.00675: three rounds, five samples of each prompt, the
   best and the worst by win rate; the last round's policy is the reference.
 Command: xpo train sppo [source=FILE policy=DIR]
-Hardware: 2 CPU cores; 53 s of CPU time, 37 s of them SFT.
+Hardware: 2 CPU cores, minutes.
 Expected: the true reward of held-out prompts rises with every round; `eval/reward` is
   the win rate against the start.
 Departs from the paper: eta is 5, not 1000, whose target of hundreds of nats no run of

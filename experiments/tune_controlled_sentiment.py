@@ -7,7 +7,7 @@ of the matched KLs, and among those has most reward there, is the one to write i
 `xpo_jax/studies/sentiment/settings.py`.
 
 Command: python experiments/tune_controlled_sentiment.py [FILE of sentences]
-Hardware: 2 CPU cores, six to eight minutes on synthetic reviews.
+Hardware: 2 CPU cores, minutes on synthetic reviews.
 Result: after four rounds, each around the last one's choice, the settings of
   `settings.ARMS`.
 """

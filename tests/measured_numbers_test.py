@@ -55,6 +55,26 @@ def test_headers_hold_no_measured_number():
     assert not found, f"{_name(path)}: name its place, {{LABEL | MEASURE}}"
 
 
+_TIME = re.compile(
+  r"\b(?:\d[\d.]*|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)"
+  r"(?: CPU)? (?:s|seconds?|minutes?|hours?)\b"
+)
+
+
+@pytest.mark.parametrize("path", HEADERS, ids=_name)
+def test_hardware_holds_no_measured_time(path):
+  found = _TIME.findall(experiments_readme.header(path).get("Hardware", ""))
+  assert not found, "say seconds, minutes, a quarter of an hour, half an hour, hours"
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["19 minutes for 42", "one minute, without", "of 17 CPU minutes", "; 141 s for"],
+)
+def test_a_measured_time_is_recognised(text):
+  assert _TIME.search(text)
+
+
 @pytest.mark.parametrize(
   "text",
   [

@@ -4,7 +4,7 @@ Paper: Agarwal et al. 2023 (GKD), arXiv:2306.13649: on a student's own completio
   (lambda = 1) distillation does better than on fixed ones, whichever the divergence;
   Gu et al. 2023 (MiniLLM), arXiv:2306.08543: policy gradient of the reverse KL.
 Command: xpo train agarwal2023_distillation [source=FILE policy=DIR teacher=DIR]
-Hardware: 2 CPU cores, beside many other jobs: one to two minutes a student.
+Hardware: 2 CPU cores, minutes a student.
 Expected: every student comes nearer to its teacher than its start is, in both KLs; the
   forward KL has the least KL from the teacher, the reverse KL the least KL to it; on
   the student's own completions (paper) more so than on the teacher's.

@@ -4,8 +4,8 @@ Paper: Ahmadian et al. 2024, arXiv:2402.14740: RLOO above RAFT, REINFORCE and PP
   et al. 2024 (OAIF), arXiv:2402.04792: online DPO above offline DPO.
 Command: xpo train ahmadian2024_frontier [source=TEXTS.jsonl policy=DIR] [--jobs 2]
   The same command goes on with an interrupted run; --show draws the points there are.
-Hardware: 2 CPU cores; three seeds on one of them, beside other jobs and with offline
-  DPO's points there: five minutes on synthetic reviews, ten on movie sentences.
+Hardware: 2 CPU cores, with offline DPO's points there minutes on synthetic reviews, a
+  quarter of an hour on movie sentences.
 Expected: every method's reward rises with KL and stays below best of n.
 Result: RLOO - RAFT, true reward at 0.25 nats: {RLOO - RAFT, synthetic reviews, at 0.25
   nats | reward}, three seeds.

@@ -4,8 +4,7 @@ Paper: Ahmadian et al. 2024, arXiv:2402.14740, Table 1, and the papers that the 
   below name. Theirs are models of billions of parameters, ours has some 170 thousand.
 Command: xpo train ahmadian2024_online_methods [--jobs 2 --only rloo,ppo]
   The same command goes on with an interrupted run; --show prints the rows there are.
-Hardware: 2 CPU cores; 18 online recipes took 26 minutes on one of them, beside other
-  jobs.
+Hardware: 2 CPU cores, half an hour.
 Expected: more true reward than the start's for every recipe; no order among them is
   expected: their strengths are not matched.
 Result: PPO, true reward {PPO | reward} at {PPO | kl | 1} nats from {SFT | reward}, the

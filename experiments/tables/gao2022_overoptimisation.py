@@ -6,7 +6,7 @@ Paper: Gao et al. 2022, arXiv:2210.10760: the score of a learned reward rises wi
   ("train").
 Command: xpo train gao2022_overoptimisation [--jobs 2]
   The same command goes on with an interrupted run; --show draws the points there are.
-Hardware: 2 CPU cores; eight minutes on one of them for three seeds, beside other jobs.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: the train score rises throughout; the fewer the labels, the further the test
   score and the true reward stay behind it, or turn; where the labels prefer long
   completions both scores rise together and the true reward does not follow: an error of

@@ -5,7 +5,7 @@ Paper: Guo et al. 2024 (OAIF), arXiv:2402.04792, where a judge labels the policy
   about three quarters of pairs trains a policy that people like as well as RLHF's.
 Command: xpo train guo2024_noisy_judge [source=TEXTS.jsonl policy=DIR] [--jobs 2]
   The same command goes on with an interrupted run; --show draws the points there are.
-Hardware: 2 CPU cores; seven minutes on one of them for three seeds, beside another job.
+Hardware: 2 CPU cores, a quarter of an hour for three seeds.
 Expected: an error rate that is the same on every pair scales the expected gradient by
   1 - 2 error: the KL grows more slowly, reward at equal KL is little less, until at one
   half there is nothing to learn.
