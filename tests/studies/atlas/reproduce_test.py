@@ -179,6 +179,12 @@ def test_fewer_seeds_replace_no_finding_and_no_cell(home, ran, capsys, tmp_path)
   assert pages.read(elsewhere / "lee_first")["seeds"] == 2
 
 
+def test_table_without_cells_is_not_rendered_and_leaves_no_folder(home, capsys):
+  assert cli.main(["reproduce", "first", "--render"]) == 2
+  assert "no cell of" in capsys.readouterr().err
+  assert not (home / "lee_first").exists()
+
+
 def test_cells_of_arms_that_a_table_no_longer_has_are_left_out(home, capsys):
   assert cli.main(["reproduce", "first"]) == 0
   file = home / "lee_first" / cells.FILE

@@ -40,8 +40,9 @@ def write(folder: Path, table: Table, lines: Sequence[Line]) -> dict[str, Any]:
   Raises:
     ValueError: a cell has no line.
   """
+  texts = files(folder.name, table, lines)
   folder.mkdir(parents=True, exist_ok=True)
-  for file, text in files(folder.name, table, lines).items():
+  for file, text in texts.items():
     sealed_files.write_text(folder / file, text)
   return finding(folder.name, table, lines)
 
