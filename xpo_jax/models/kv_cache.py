@@ -3,7 +3,8 @@
 The K completions of a prompt read the prompt's keys and values from one copy; each
 holds only its own tokens beside it. A step scans the layers. Weights and the prompts'
 cache are scanned over; the branches' cache is carried, so that each layer writes one
-position of it in place and no step copies it.
+place of it and no step copies it. That place is the same in all branches, whatever
+their lengths: the cache is a ring, in which the next place is that of the next step.
 """
 
 from typing import Any
@@ -39,10 +40,17 @@ class PromptCache:
 
 @struct.dataclass
 class Branches:
-  """Keys and values of the branches' own tokens, `[N, B, K, g, T, h]`."""
+  """Keys and values of the branches' own tokens.
+
+  Attributes:
+    key, value: `[N, B, K, g, T, h]`; of every branch the place before `next`, modulo T,
+      has its last token, the one before that its last but one.
+    next: where the next token of every branch is written; a number.
+  """
 
   key: Array
   value: Array
+  next: Array
 
 
 def prefill(
@@ -97,7 +105,7 @@ def branches(
   N, B, g, _, h = prompts.key.shape
   shape = (N, B, completions, g, max_completion_tokens, h)
   room = jnp.zeros(shape, prompts.key.dtype)
-  return Branches(room, room)
+  return Branches(room, room, jnp.int32(0))
 
 
 def pin(mesh: Mesh | None, caches: Any) -> Any:
@@ -105,8 +113,8 @@ def pin(mesh: Mesh | None, caches: Any) -> Any:
   mesh divides them, under jit; no mesh, no effect."""
 
   def one(x: Array) -> Array:
-    if mesh is None or x.ndim == 1:
-      return rules.pin(mesh, x, meshes.ROWS)
+    if mesh is None or x.ndim < 2:
+      return rules.pin(mesh, x, *[meshes.ROWS] * x.ndim)
     # Layers, rows, perhaps completions; then heads, positions, dimensions.
     heads = rules.kv_head_axis(mesh, x.shape[-3])
     between = [None] * (x.ndim - 5)
@@ -130,7 +138,8 @@ def decode(
     config: of the decoder.
     params: of the decoder.
     token_BK: token ids.
-    at_BK: number of tokens already in each branch, less than T.
+    at_BK: number of tokens already in each branch, less than T: one more than at the
+      last call, or 0, where the branch's place is taken by another.
     prompts: of `prefill`.
     branches: of `branches` or of the last `decode`.
     mesh: see `transformer.states`.
@@ -142,8 +151,10 @@ def decode(
   tables = transformer.angles(config, position_BK)
   P, T = prompts.key.shape[3], branches.key.shape[4]
   in_prompt = (jnp.arange(P)[None] < prompts.length_B[:, None])[:, None]
-  in_branch = jnp.arange(T)[None, None] <= at_BK[..., None]
-  prompt_position, own_position = jnp.arange(P)[None, None], jnp.arange(T)[None, None]
+  # Which token of its branch each place holds; beyond the last: of an older branch.
+  own_position = (at_BK[..., None] - branches.next + jnp.arange(T)[None, None]) % T
+  in_branch = own_position <= at_BK[..., None]
+  prompt_position = jnp.arange(P)[None, None]
 
   def step(carry, layer):
     x, own = carry
@@ -156,10 +167,13 @@ def decode(
       g = key.shape[2]
       query = query.reshape(B, K, g, H // g, h) * transformer.attention_scale(config)
       wide = jnp.promote_types(query.dtype, jnp.float32)
-      grown = Branches(
-        _write(own.key, n, key, at_BK), _write(own.value, n, value, at_BK)
-      )
-      key, value = grown.key[n], grown.value[n]
+      grown = [
+        jax.lax.dynamic_update_slice(
+          cache, new[None, :, :, :, None], (n, 0, 0, 0, branches.next, 0)
+        )
+        for cache, new in zip(own, (key, value), strict=True)
+      ]
+      key, value = (cache[n] for cache in grown)
       # Two stretches under one softmax: the prompt and the branch.
       score = [
         jnp.einsum("bkgmh,bgph->bkgmp", query, prompt_key, preferred_element_type=wide),
@@ -188,26 +202,6 @@ def decode(
     prompts.key,
     prompts.value,
   )
-  (x, branches), _ = jax.lax.scan(step, (x, branches), layers)
-  return transformer.norm(config, params["final_norm"], x), branches
-
-
-def _write(cache: Array, n: Array, new: Array, at_BK: Array) -> Array:
-  """Puts `[B, K, g, h]` at its branches' places in layer n of `[N, B, K, g, T, h]`."""
-  # `vmap` of an indexed update would transpose the whole cache there and back.
-  layer_and_place = jnp.stack([jnp.broadcast_to(n, at_BK.shape), at_BK], axis=-1)
-  dimensions = jax.lax.ScatterDimensionNumbers(
-    update_window_dims=(2, 3),
-    inserted_window_dims=(0, 4),
-    scatter_dims_to_operand_dims=(0, 4),
-    operand_batching_dims=(1, 2),
-    scatter_indices_batching_dims=(0, 1),
-  )
-  return jax.lax.scatter(
-    cache,
-    layer_and_place,
-    new,
-    dimensions,
-    unique_indices=True,
-    mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-  )
+  (x, own), _ = jax.lax.scan(step, (x, [branches.key, branches.value]), layers)
+  grown = Branches(*own, (branches.next + 1) % T)
+  return transformer.norm(config, params["final_norm"], x), grown
