@@ -83,7 +83,7 @@ _RESERVED = frozenset(
 )
 _NUMBERS = ("probability", "margin", "reward")  # optional, but in all rows or none
 # Bytes of rows that are read once; the records of more are read anew with every pass.
-HELD_BYTES = 2**28
+HELD_BYTES = 2**26
 _LARGEST = 3.4028234663852886e38  # of float32
 
 
