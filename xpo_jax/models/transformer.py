@@ -23,7 +23,7 @@ from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
 from xpo_jax.ops import attention, experts
 from xpo_jax.ops.experts import Groups
 from xpo_jax.ops.tpu import attention as kernels
-from xpo_jax.sharding import draws, rules
+from xpo_jax.sharding import draws, lookup, rules
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params, Routing
 
@@ -530,13 +530,18 @@ def _rotate(x: Array, rotation: tuple) -> Array:
   return jnp.concatenate([*rotated, unrotated], axis=-1)
 
 
-def embed(config: Config, params: Params, tokens: Array, position: Array) -> Array:
-  """Embeds tokens and, where learned, positions, in the compute dtype."""
-  # "fill": an out-of-range id or position gives NaN, which stops the run; JAX's
-  # default would clamp it.
-  x = params["embedding"].at[tokens].get(mode="fill")
+def embed(
+  config: Config,
+  params: Params,
+  tokens: Array,
+  position: Array,
+  mesh: Mesh | None = None,
+) -> Array:
+  """Embeds tokens and, where learned, positions, in the compute dtype; mesh: see
+  `states`."""
+  x = lookup.take(mesh, params["embedding"], tokens, ("vocab", "embed"))
   if config.rotary is None:
-    x = x + params["position"].at[position].get(mode="fill")
+    x = x + lookup.take(mesh, params["position"], position, ("position", "embed"))
   return _scaled(x.astype(config.compute_dtype), config.embedding_scale)
 
 
@@ -688,5 +693,5 @@ def run_blocks(
 
   if config.remat != "none":
     step = jax.checkpoint(step, prevent_cse=False, policy=_POLICIES[config.remat])
-  x = embed(config, params, rows.tokens_RL, rows.position_RL)
+  x = embed(config, params, rows.tokens_RL, rows.position_RL, mesh)
   return jax.lax.scan(step, x, (params["blocks"], layer_kinds(config)))
