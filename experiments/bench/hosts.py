@@ -65,7 +65,9 @@ def experiment(kind: str, path: str) -> Experiment:
   """The run of a kind, "offline" on the pairs of a file, or "online"."""
   same: dict[str, Any] = {
     "start": Scratch(MODEL),
-    "optimizer": Optimizer(learning_rate=1e-3, ema=0.9),
+    # Adam divides by the root of the second moment: at the usual eps a gradient that is
+    # almost 0 would turn rounding into a step of full length.
+    "optimizer": Optimizer(learning_rate=1e-3, ema=0.9, eps=1e-3),
     "loop": Loop(log_every=1, checkpoint_every=2, eval_every=8),
     "mesh": MeshShape(fsdp=2),
     "evaluation": Evaluation(share=0.2),
