@@ -67,7 +67,7 @@ def experiment(kind: str, path: str) -> Experiment:
     "start": Scratch(MODEL),
     # Adam divides by the root of the second moment: at the usual eps a gradient that is
     # almost 0 would turn rounding into a step of full length.
-    "optimizer": Optimizer(learning_rate=1e-3, ema=0.9, eps=1e-3),
+    "optimizer": Optimizer(learning_rate=1e-3, ema=0.9, eps=1e-2),
     "loop": Loop(log_every=1, checkpoint_every=2, eval_every=8),
     "mesh": MeshShape(fsdp=2),
     "evaluation": Evaluation(share=0.2),
