@@ -38,3 +38,26 @@ def test_check_batch_refuses_uneven_rows_by_name():
     meshes.check_batch(mesh, 16, microbatches=3)
   with pytest.raises(ValueError, match="rows=0"):
     meshes.check_batch(mesh, 0)
+
+
+def test_current_mesh_is_one_of_ours_that_was_entered():
+  ours = meshes.make_mesh(2, 1, 4)
+  other = jax.make_mesh((8,), ("runs",), axis_types=(AxisType.Auto,))
+  seen = []
+
+  def look(x):
+    seen.append(meshes.current())
+    return x
+
+  jax.jit(look)(1.0)
+  with meshes.entered(ours):
+    jax.jit(look)(2)
+  parts = jax.sharding.PartitionSpec("runs")
+  jax.jit(jax.shard_map(look, mesh=other, in_specs=parts, out_specs=parts))(
+    jax.numpy.arange(8)
+  )
+  rows = jax.sharding.PartitionSpec(meshes.ROWS)
+  jax.jit(jax.shard_map(look, mesh=ours, in_specs=rows, out_specs=rows))(
+    jax.numpy.arange(8.0)
+  )
+  assert seen == [None, ours.abstract_mesh, None, None]

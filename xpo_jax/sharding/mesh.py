@@ -53,9 +53,11 @@ def entered(mesh: Mesh | None) -> Iterator[None]:
 
 
 def current() -> AbstractMesh | None:
-  """The mesh that was entered, or None: for functions that users call without one."""
+  """The mesh of `AXES` that was entered, or None: for functions that users call without
+  one. Where another is entered, or a `shard_map` is within its part, there is none."""
   mesh = jax.sharding.get_abstract_mesh()
-  return None if mesh.empty else mesh
+  ours = mesh.axis_names == AXES and not mesh.manual_axes
+  return mesh if ours else None
 
 
 def platform(mesh: Mesh | AbstractMesh | None) -> str:
