@@ -48,7 +48,7 @@ def test_split_table_is_read_as_a_whole_one(sizes, axes):
 
 
 @pytest.mark.nonfinite
-@pytest.mark.parametrize("wrong", [V, 10 * V])
+@pytest.mark.parametrize("wrong", [-1, V, 10 * V])
 @pytest.mark.parametrize("sizes", [None, (1, 8, 1), (2, 2, 2)], ids=str)
 def test_id_that_the_table_lacks_gives_nan(sizes, wrong):
   mesh = None if sizes is None else meshes.make_mesh(*sizes)

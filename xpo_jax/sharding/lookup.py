@@ -26,7 +26,7 @@ def take(mesh: Mesh | None, table: Array, ids: Array, axes: tuple[str, str]) -> 
     axes: logical axes of the table.
   """
   if mesh is None:
-    return table.at[ids].get(mode="fill")
+    return table.at[ids].get(mode="fill", wrap_negative_indices=False)
   across, width = (_splits(mesh, axis) for axis in axes)
 
   def local(table: Array, ids: Array) -> Array:
