@@ -231,9 +231,7 @@ def _row(one: Mapping[str, Any], what: str = "") -> str:
     facts["Not finite"] = _plain("; ".join(one["not_finite"]))
   facts |= {
     "Command": f"``{one['command']}``",
-    "Cost": f"{one['cells']} cells, {one['seconds']:g} s, {one['seeds']} "
-    f"seed{'s' * (one['seeds'] > 1)}, "
-    f"{', '.join(one['hardware'])}",
+    "Cost": f"{pages.cost(one)}, {', '.join(one['hardware'])}",
     "Commit": ", ".join(commit[:12] for commit in one["commits"]),
   }
   if _world(one) == worlds.EXACT:

@@ -145,6 +145,11 @@ def cell(value) -> str:
   return str(value)
 
 
+def counted(number: int, noun: str) -> str:
+  """A number of things: "1 seed", "3 seeds"."""
+  return f"{number} {noun}" + "s" * (number != 1)
+
+
 def inline(text: str) -> markupsafe.Markup:
   """Converts text with markup to escaped HTML."""
   out = html_lib.escape(printable(str(text)))

@@ -148,14 +148,16 @@ def arms_table(table: Table, results: Results) -> html.Table:
 
 def _units(table: Table, results: Results) -> str:
   """What the intervals are over."""
-  seeds = _seeds(table.seeds)
+  seeds = html.counted(table.seeds, "seed")
   series, strength = results.arms()[0]
   x = results.metric(series, table.plot.y, strength)
   return seeds if x.ndim == 1 else f"{x.shape[1]} held-out prompts and {seeds}"
 
 
-def _seeds(number: int) -> str:
-  return f"{number} seed" + "s" * (number > 1)
+def cost(found: Mapping[str, Any]) -> str:
+  """What a finding took: cells, seconds, seeds."""
+  seeds = html.counted(found["seeds"], "seed")
+  return f"{found['cells']} cells, {found['seconds']:g} s, {seeds}"
 
 
 def latex(found: Mapping[str, Any]) -> str:
@@ -206,10 +208,7 @@ def _page(found: Mapping[str, Any], arms: html.Table) -> html.Page:
     ["departs from the paper", found["departs"]],
     ["changed after a first look", found["revised"] or "nothing"],
     ["command", f"`{found['command']}`"],
-    [
-      "cost",
-      f"{found['cells']} cells, {found['seconds']:g} s, {_seeds(found['seeds'])}",
-    ],
+    ["cost", cost(found)],
     ["at paper scale", found["paper_scale"]],
     ["commit", ", ".join(found["commits"])],
   ]

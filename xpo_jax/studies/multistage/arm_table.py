@@ -43,7 +43,7 @@ def write(path: Path, title: str, rows: Sequence[ArmRow], task: Task) -> html.Ta
     [row.label, *(_cell(row.measures.get(n)) for n in names), f"{row.seconds:.0f}"]
     for row in rows
   ]
-  seeds = f"{len(task.seeds)} seed" + "s" * (len(task.seeds) > 1)
+  seeds = html.counted(len(task.seeds), "seed")
   caption = (
     f"{title}. Mean [95 %] over {task.eval_prompts} held-out prompts x "
     f"{task.eval_samples} samples and {seeds}; reward: the task's true "
