@@ -3,8 +3,8 @@
     python experiments/bench/data.py [--pairs 160000 16000] [--ways held streamed]
 
 Pairs as long as those of Anthropic HH, of synthetic reviews, in JSON lines, through
-`loading.load` and `audit.prepare`: read, tokenised by all cores, counted, split by
-prompt and stored. Each way in a process of its own: "held" in memory, "streamed" as
+`loading.load` and `audit.prepare`: read, tokenised, counted, split by prompt
+and stored. Each way in a process of its own: "held" in memory, "streamed" as
 sources larger than `sources.HELD_BYTES` are. Prints a JSON line each.
 """
 

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 import jax
 
 from xpo_jax.config import experiment as experiments
-from xpo_jax.config.experiment import Experiment, MeshShape, Scratch
+from xpo_jax.config.experiment import Experiment, Scratch
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.models import transformer
 from xpo_jax.models.config import Config
+from xpo_jax.ops import attention
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.studies import llama
-from xpo_jax.topology import hlo, programs, slices
+from xpo_jax.topology import flops, hlo, programs, slices
 
 PROMPTS, COMPLETIONS = 8, 4
 # Bytes a second between a chip and its memory (Google Cloud's pages of each version).
@@ -51,8 +52,8 @@ def sampler(config: Config, mesh: jax.sharding.Mesh, dtype: str) -> programs.Pro
 def measure(name: str, tensor: int, dtype: str) -> Iterator[dict]:
   """Lines of a slice, by depth."""
   slice_ = slices.parse(name)
-  sizes = MeshShape(fsdp=slice_.count // tensor, tensor=tensor)
-  mesh = meshes.make_mesh(1, sizes.fsdp, tensor, devices=slices.devices(slice_))
+  fsdp = slice_.count // tensor
+  mesh = meshes.make_mesh(1, fsdp, tensor, devices=slices.devices(slice_))
   whole = llama.config("1B")
   for layers in DEPTHS:
     config = dataclasses.replace(whole, layers=layers)
@@ -60,8 +61,7 @@ def measure(name: str, tensor: int, dtype: str) -> Iterator[dict]:
     with meshes.entered(mesh):
       compiled = program.function.lower(*program.arguments).compile()
     text = compiled.as_text()
-    # The loop over tokens is the only one whose length the text does not say.
-    costs = [hlo.read(text, lambda _, trips=trips: trips) for trips in (1.0, 2.0)]
+    costs = [hlo.read(text, tokens_read(number)) for number in (1, 2)]
     cycles = costs[1].cycles - costs[0].cycles
     collectives = {
       kind: [both - once for both, once in zip(found, before, strict=True)]
@@ -81,6 +81,12 @@ def measure(name: str, tensor: int, dtype: str) -> Iterator[dict]:
       "temporaries_mib": round(compiled.memory_analysis().temp_size_in_bytes / 2**20),
       "program_lines": text.count("\n"),
     }
+
+
+def tokens_read(number: int) -> flops.Loops:
+  """The lengths that the text does not say: of the loop over tokens so many turns, and
+  of those over the prompts' blocks of keys none, for they are in no decode step."""
+  return lambda path: 0.0 if attention.KEY_BLOCKS in path else float(number)
 
 
 def least_seconds(config: Config, slice_: slices.Slice, dtype: str) -> float:
