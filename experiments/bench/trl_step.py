@@ -23,6 +23,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+import tokenizers
+import transformers
+
+from experiments.bench.sampling import CONFIG, ONE_THREAD
+from xpo_jax.config.data import Data
+from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained
+from xpo_jax.config.factories import ObjectiveConfig
+from xpo_jax.config.optim import Optimizer
+from xpo_jax.data import sources
+from xpo_jax.models import hf_checkpoint, transformer
+from xpo_jax.train import records_program
+
 PEER = Path(__file__).with_name("trl_step_peer.py")
 PROMPT = COMPLETION = 128
 PAIRS, LEARNING_RATE, BETA, BOUND = 8, 1e-4, 0.1, 1e-4
@@ -31,25 +45,9 @@ SETS = ("fixed", "lengths")
 
 
 def write_inputs(directory: Path, steps: int) -> None:
-  """Writes the model, its tokenizer, and the rows of both sets."""
-  import jax
-  import numpy as np
-  import tokenizers
-  import transformers
-
-  from xpo_jax.models import hf_checkpoint, transformer
-
-  config = transformer.Config(
-    vocab=16_384,
-    width=256,
-    layers=6,
-    heads=4,
-    kv_heads=4,
-    head_dim=64,
-    mlp_width=688,
-  )
+  """Writes the model, its tokenizer, the settings, and the rows of both sets."""
   # A word is a token: lengths are exact, and no token spans prompt and completion.
-  words = {f"w{i}": i for i in range(config.vocab - 3)}
+  words = {f"w{i}": i for i in range(CONFIG.vocab - 3)}
   marks = ("<|end|>", "<|pad|>", "<|unknown|>")
   vocab = words | {mark: len(words) + i for i, mark in enumerate(marks)}
   inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, "<|unknown|>"))
@@ -57,8 +55,8 @@ def write_inputs(directory: Path, steps: int) -> None:
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=inner, eos_token=marks[0], pad_token=marks[1], unk_token=marks[2]
   )
-  params = jax.jit(transformer.model(config).init)(jax.random.key(0))
-  hf_checkpoint.save(directory / "model", config, {"lm": params}, tokenizer=tokenizer)
+  params = jax.jit(transformer.model(CONFIG).init)(jax.random.key(0))
+  hf_checkpoint.save(directory / "model", CONFIG, {"lm": params}, tokenizer=tokenizer)
 
   rng = np.random.default_rng(0)
 
@@ -77,21 +75,13 @@ def write_inputs(directory: Path, steps: int) -> None:
     "fixed": [pair(PROMPT, COMPLETION, COMPLETION) for _ in range(PAIRS)],
     "lengths": [pair(*drawn()) for _ in range(2 * PAIRS * steps)],
   }
-  (directory / "rows.json").write_text(json.dumps(rows))
+  settings = {"pairs": PAIRS, "learning_rate": LEARNING_RATE, "beta": BETA}
+  (directory / "jobs.json").write_text(json.dumps(settings | {"steps": steps} | rows))
 
 
 def measure(directory: Path, name: str, steps: int) -> dict[str, Any]:
   """Ours, in this process."""
-  import jax
-
-  from xpo_jax.config.data import Data
-  from xpo_jax.config.experiment import Experiment, Loop, MeshShape, Pretrained
-  from xpo_jax.config.factories import ObjectiveConfig
-  from xpo_jax.config.optim import Optimizer
-  from xpo_jax.data import sources
-  from xpo_jax.train import records_program
-
-  rows = json.loads((directory / "rows.json").read_text())[name]
+  rows = json.loads((directory / "jobs.json").read_text())[name]
   same = {"steps": steps, "epochs": steps}
   data = {
     "fixed": Data("rows", rows_per_step=PAIRS, groups_per_row=1, **same),
@@ -119,27 +109,15 @@ def measure(directory: Path, name: str, steps: int) -> dict[str, Any]:
     losses.append(float(jax.block_until_ready(metrics)["loss"]))
     seconds.append(time.process_time() - start)
     pairs.append(int(program.batch(index).present_MBK.any(-1).sum()))
-  return result("xpo_jax", name, seconds, pairs, losses)
-
-
-def result(
-  side: str, name: str, seconds: list[float], pairs: list[int], losses: list[float]
-) -> dict[str, Any]:
-  """A line of a side; the first step, which compiles, is left out of its seconds."""
-  per_pair = [s / n for s, n in zip(seconds[1:], pairs[1:], strict=True)]
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-  return {
-    "side": side,
-    "set": name,
-    "s_a_pair": round(min(per_pair) if name == "fixed" else _mean(per_pair), 4),
-    "pairs_a_step": _mean(pairs),
-    "peak_mib": round(peak),
-    "losses": losses,
-  }
+  return {"seconds": seconds, "pairs": pairs, "losses": losses, "peak_mib": round(peak)}
 
 
-def _mean(numbers: list) -> float:
-  return round(sum(numbers) / len(numbers), 4)
+def seconds_a_pair(found: dict[str, Any], name: str) -> float:
+  """Without the first step, which compiles: the least of equal steps, else the mean."""
+  steps = zip(found["seconds"][1:], found["pairs"][1:], strict=True)
+  of_steps = [seconds / pairs for seconds, pairs in steps]
+  return min(of_steps) if name == "fixed" else sum(of_steps) / len(of_steps)
 
 
 def main() -> None:
@@ -154,9 +132,8 @@ def main() -> None:
     print(json.dumps(found))
     return
   core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
-  one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
   env = os.environ | {
-    "XLA_FLAGS": one_thread,
+    "XLA_FLAGS": ONE_THREAD,
     "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -164,14 +141,20 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as temporary:
     write_inputs(Path(temporary), options.steps)
     for name in SETS:
-      ours = [sys.executable, "-m", "experiments.bench.trl_step", "--of"]
-      theirs = [options.peer, str(PEER)]
+      steps = ["--steps", str(options.steps)]
+      commands = {
+        "xpo_jax": ["-m", "experiments.bench.trl_step", *steps, "--of"],
+        "trl": [str(PEER)],
+      }
       sides = []
-      for command in (ours, theirs):
-        command = [*core, *command, temporary, name, "--steps", str(options.steps)]
+      for side, command in commands.items():
+        python = sys.executable if side == "xpo_jax" else options.peer
+        command = [*core, python, *command, temporary, name]
         done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE)
-        sides.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps(sides[-1]), flush=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        found["s_a_pair"] = round(seconds_a_pair(found, name), 4)
+        print(json.dumps({"side": side, "set": name} | found), flush=True)
+        sides.append(found)
       a, b = sides
       print(
         f"{name}: {b['s_a_pair'] / a['s_a_pair']:.2f} x as fast as TRL, "

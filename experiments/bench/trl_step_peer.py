@@ -1,8 +1,8 @@
 """TRL's DPO trainer on what `trl_step.py` wrote; needs torch and TRL, and no JAX.
 
 Command: started by trl_step.py, in a process of its own:
-  python trl_step_peer.py DIRECTORY SET --steps N
-Prints one line of JSON, as `trl_step.result` does.
+  python trl_step_peer.py DIRECTORY SET
+Prints one line of JSON, as `trl_step.measure` returns it.
 """
 
 import argparse
@@ -11,8 +11,6 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-
-PAIRS, LEARNING_RATE, BETA = 8, 1e-4, 0.1
 
 
 def main() -> None:
@@ -25,11 +23,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("directory", type=Path)
   parser.add_argument("set")
-  parser.add_argument("--steps", type=int, required=True)
   options = parser.parse_args()
   torch.set_num_threads(1)
   transformers.logging.set_verbosity_error()
-  rows = json.loads((options.directory / "rows.json").read_text())[options.set]
+  jobs = json.loads((options.directory / "jobs.json").read_text())
   seconds, losses = [], []
 
   class Clock(transformers.TrainerCallback):
@@ -47,11 +44,11 @@ def main() -> None:
       ),
       args=trl.DPOConfig(
         output_dir=output,
-        beta=BETA,
+        beta=jobs["beta"],
         precompute_ref_log_probs=True,
-        per_device_train_batch_size=PAIRS,
-        max_steps=options.steps,
-        learning_rate=LEARNING_RATE,
+        per_device_train_batch_size=jobs["pairs"],
+        max_steps=jobs["steps"],
+        learning_rate=jobs["learning_rate"],
         lr_scheduler_type="constant",
         optim="adamw_torch",
         weight_decay=0.0,
@@ -65,7 +62,7 @@ def main() -> None:
         logging_strategy="no",
         disable_tqdm=True,
       ),
-      train_dataset=datasets.Dataset.from_list(rows),
+      train_dataset=datasets.Dataset.from_list(jobs[options.set]),
       processing_class=transformers.AutoTokenizer.from_pretrained(model),
       callbacks=[Clock()],
     )
@@ -78,21 +75,9 @@ def main() -> None:
 
     trainer.compute_loss = recorded
     trainer.train()
-  per_pair = [s / PAIRS for s in seconds[1:]]
-  mean = sum(per_pair) / len(per_pair)
-  best = min(per_pair) if options.set == "fixed" else mean
-  print(
-    json.dumps(
-      {
-        "side": f"trl {trl.__version__}",
-        "set": options.set,
-        "s_a_pair": round(best, 4),
-        "pairs_a_step": PAIRS,
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
-        "losses": losses,
-      }
-    )
-  )
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+  found = {"seconds": seconds, "pairs": [jobs["pairs"]] * len(seconds)}
+  print(json.dumps(found | {"losses": losses, "peak_mib": round(peak)}))
 
 
 if __name__ == "__main__":
