@@ -1,5 +1,7 @@
 """Meshes: sizes, axis types, refused arguments."""
 
+import itertools
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -61,3 +63,25 @@ def test_current_mesh_is_one_of_ours_that_was_entered():
     jax.numpy.arange(8.0)
   )
   assert seen == [None, ours.abstract_mesh, None, None]
+
+
+def _grid(*sizes):
+  return list(itertools.product(*map(range, sizes)))
+
+
+@pytest.mark.parametrize(
+  "places, lines",
+  [
+    (_grid(16, 16), (16, 16)),
+    (_grid(4, 8, 8), (4, 8, 8)),
+    ([(x if y % 2 else 3 - x, y) for y in range(4) for x in range(4)], (4, 4)),
+    ([(4 * x, y) for x in range(4) for y in range(16)], (4, 16)),
+    (_grid(16), (16,)),
+    (_grid(2, 4), (8,)),  # few
+    ([()] * 16, (16,)),  # no torus
+    ([(0, 0), (1, 1), (2, 2)] * 4, (12,)),  # no line
+  ],
+  ids=str,
+)
+def test_lines_of_an_axis_are_those_of_the_torus(places, lines):
+  assert meshes._lines(places) == lines

@@ -7,7 +7,8 @@ import pytest
 from tests.fixtures.hlo import write
 from xpo_jax.topology import hlo
 
-TEXT = (Path(__file__).parents[1] / "fixtures" / "hlo" / "loops_v5e.txt").read_text()
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "hlo"
+TEXT = (FIXTURES / "loops_v5e.txt").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,20 @@ def test_each_layer_is_gathered_once_a_trip(cost):
   assert cost.collectives == {
     "all-gather": (write.LAYERS + 3, (write.LAYERS + 3) * size)
   }
+
+
+def test_each_reduce_scatter_of_one_channel_counts():
+  """Also those that are written as a fusion of an all-reduce and a slice."""
+  text = (FIXTURES / "scattered_v5e.txt").read_text()
+  ((kind, (runs, size)),) = (
+    item
+    for item in hlo.read(text, {}.__getitem__).collectives.items()
+    if item[0] in ("reduce-scatter", "all-reduce")
+  )
+  assert (kind, runs) == ("reduce-scatter", 2 * len(write.LINES))
+  whole = 2 * 2 * write.SUM[0] * write.SUM[1]  # two sums, bfloat16
+  least = whole / 4 + whole / 16  # after a line of 4, and after the second
+  assert least <= size < 1.1 * least  # the compiler pads some
 
 
 def test_cycles_grow_with_the_trips(cost):

@@ -294,7 +294,7 @@ def _in_chunks(hidden, head, values, target_RC, stats, *, chunk, mesh):
   read = {role for stat in stats for role in stat.roles}
   tokens = hidden | {role: values[role] for role in sorted(read & set(values))}
   trained = {role: x for role, x in tokens.items() if _is_trained(role)}
-  heads = {role: rules.pin(mesh, x, _VOCAB) for role, x in head.items()}
+  heads = {role: rules.gather_table(mesh, x) for role, x in head.items()}
   trained_heads = {role: w for role, w in heads.items() if _is_trained(role)}
   frozen = jax.lax.stop_gradient(
     (

@@ -23,7 +23,7 @@ from xpo_jax.models.config import Activation, Config, Norm, QKNorm, Rotary
 from xpo_jax.ops import attention, experts
 from xpo_jax.ops.experts import Groups
 from xpo_jax.ops.tpu import attention as kernels
-from xpo_jax.sharding import draws, lookup, rules
+from xpo_jax.sharding import draws, lookup, products, rules
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params, Routing
 
@@ -292,9 +292,14 @@ def _scaled(x: Array, scale: float) -> Array:
   return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
-def _linear(params: Params, x: Array, contract: int = 1) -> Array:
-  kernel = params["kernel"].astype(x.dtype)
-  y = jnp.tensordot(x, kernel, axes=contract)
+def _linear(
+  config: Config, params: Params, name: str, x: Array, mesh: Mesh | None
+) -> Array:
+  """Applies the linear layer of a name among those of a block."""
+  axes = weights(config)["blocks"][name]["kernel"].axes[1:]
+  contract = axes.index("embed") or 1  # all before it, or it
+  params = params[name]
+  y = products.product(mesh, axes, x, params["kernel"], contract)
   lora = params.get("lora", {})  # of `lora.attach`
   if lora:
     a, b = (lora[name].astype(x.dtype) for name in ("a", "b"))
@@ -306,11 +311,11 @@ def _linear(params: Params, x: Array, contract: int = 1) -> Array:
   return y
 
 
-def _mlp(config: Config, params: Params, x: Array) -> Array:
-  up = _linear(params["up"], x)
+def _mlp(config: Config, linear: Callable, x: Array) -> Array:
+  up = linear("up", x)
   if config.gated:
-    return _linear(params["down"], _gate(config, _linear(params["gate"], x), up))
-  return _linear(params["down"], _ACTIVATIONS[config.activation](up))
+    return linear("down", _gate(config, linear("gate", x), up))
+  return linear("down", _ACTIVATIONS[config.activation](up))
 
 
 def _gate(config: Config, gate: Array, up: Array) -> Array:
@@ -322,13 +327,13 @@ def _gate(config: Config, gate: Array, up: Array) -> Array:
 
 
 def _mixture(
-  config: Config, params: Params, x: Array, mesh: Mesh | None
+  config: Config, params: Params, linear: Callable, x: Array, mesh: Mesh | None
 ) -> tuple[Array, Array]:
   """Output of the mixture of experts, and the router's logits `[..., E]`.
 
   The router's logits are computed in at least float32.
   """
-  logits = _linear(params["router"], x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+  logits = linear("router", x.astype(jnp.promote_types(x.dtype, jnp.float32)))
   own = {part: params[part] for part in ("gate", "up", "down")}
   if mesh is None:
     return _experts(config, own, x, logits, first=0).astype(x.dtype), logits
@@ -405,17 +410,20 @@ def block(
   def normed(name: str, x: Array) -> Array:
     return norm(config, params[name], x) if name in params else x
 
+  def linear(name: str, x: Array) -> Array:
+    return _linear(config, params, name, x, mesh)
+
   h = normed("attention_norm", x)
-  query = _rotate(normed("query_norm", _linear(params["query"], h)), rotation)
-  key = _rotate(normed("key_norm", _linear(params["key"], h)), rotation)
-  mixed, aux = attend(query, key, _linear(params["value"], h))
-  attended = normed("attention_post_norm", _linear(params["output"], mixed, contract=2))
+  query = _rotate(normed("query_norm", linear("query", h)), rotation)
+  key = _rotate(normed("key_norm", linear("key", h)), rotation)
+  mixed, aux = attend(query, key, linear("value", h))
+  attended = normed("attention_post_norm", linear("output", mixed))
   attended = x + _scaled(attended, config.residual_scale)
   h = normed("mlp_norm", x if config.parallel_residual else attended)
   if config.experts is None:
-    change, logits = _mlp(config, params, h), None
+    change, logits = _mlp(config, linear, h), None
   else:
-    change, logits = _mixture(config, params, h, mesh)
+    change, logits = _mixture(config, params, linear, h, mesh)
   change = normed("mlp_post_norm", change)
   return attended + _scaled(change, config.residual_scale), aux, logits
 

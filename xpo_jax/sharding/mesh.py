@@ -1,15 +1,21 @@
 """The device mesh: ("data", "fsdp", "tensor"), always with Auto axes."""
 
 import contextlib
+import contextvars
 import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
+_ON_A_LINE = 8  # devices whose collectives need not follow the torus
+_entered: contextvars.ContextVar[Mesh | AbstractMesh | None] = contextvars.ContextVar(
+  "entered", default=None
+)
 
 
 def make_mesh(
@@ -43,13 +49,17 @@ def make_mesh(
 
 
 @contextlib.contextmanager
-def entered(mesh: Mesh | None) -> Iterator[None]:
+def entered(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
   """Makes a mesh `current` while a block is traced; None: no mesh."""
   if mesh is None:
     yield
-  else:
+    return
+  token = _entered.set(mesh)
+  try:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       yield
+  finally:
+    _entered.reset(token)
 
 
 def current() -> AbstractMesh | None:
@@ -87,6 +97,38 @@ def has_chips(mesh: Mesh | AbstractMesh | None, kinds: Collection[str]) -> bool:
   """
   alone = mesh is not None or (current() is None and jax.device_count() == 1)
   return alone and device_kind(mesh) in kinds
+
+
+def lines(mesh: Mesh | AbstractMesh, axis: str) -> tuple[int, ...]:
+  """Factors of a mesh axis, the last the fastest, each a line of a TPU's torus.
+
+  A collective over one line after the other takes neighbours alone. One factor where
+  there is no torus, where it is small, and where it is not known: of an abstract mesh
+  the lines are those of the mesh that was entered.
+  """
+  if isinstance(mesh, AbstractMesh):
+    known = _entered.get()
+    if not isinstance(known, Mesh) or known.abstract_mesh != mesh:
+      return (mesh.shape[axis],)
+    mesh = known
+  along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
+  first = along.reshape(len(along), -1)[:, 0]
+  return _lines([getattr(device, "coords", ()) for device in first])
+
+
+def _lines(places: Sequence[Sequence[int]]) -> tuple[int, ...]:
+  """The factors of a list of places on a torus; see `lines`."""
+  count, length = len(places), 1
+  while length < count and _on_a_line(places[: length + 1]):
+    length += 1
+  if count <= _ON_A_LINE or length in (1, 2, count) or count % length:
+    return (count,)
+  return (*_lines(places[::length]), length)
+
+
+def _on_a_line(places: Sequence[Sequence[int]]) -> bool:
+  """Whether places differ in one coordinate."""
+  return sum(len(set(of_axis)) > 1 for of_axis in zip(*places, strict=True)) == 1
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -5,10 +5,11 @@ replication would only show when memory runs out. The key and value heads alone 
 whole there: models have few of them (Gemma 3 1B: one), and they are small.
 """
 
+import functools
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params
@@ -78,10 +79,15 @@ def param_shardings(mesh: Mesh, logical_axes: Any, params: Params) -> Params:
   )
 
 
+def mesh_axis(mesh: Mesh | AbstractMesh, axis: str, size: int) -> str | None:
+  """The mesh axis that splits a logical axis of a size; None: it is held whole."""
+  rule = RULES[axis]
+  return None if rule is None or size % mesh.shape[rule] else rule
+
+
 def kv_head_axis(mesh: Mesh | None, kv_heads: int) -> str | None:
   """The mesh axis that splits heads; None where it does not divide the key heads."""
-  axis = RULES["kv_heads"]
-  return None if mesh is None or kv_heads % mesh.shape[axis] else axis
+  return None if mesh is None else mesh_axis(mesh, "kv_heads", kv_heads)
 
 
 def pin(mesh: Mesh | None, x: Array, *axes: Any) -> Array:
@@ -106,11 +112,34 @@ def gather_tables(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
   """
 
   def gather(axes, x):
-    if "vocab" not in axes:
-      return x
-    return pin(mesh, x, *(RULES[axis] if axis == "vocab" else None for axis in axes))
+    return gather_table(mesh, x, axes) if "vocab" in axes else x
 
   return jax.tree.map(gather, logical_axes, params, is_leaf=is_axes)
+
+
+def gather_table(
+  mesh: Mesh | None, x: Array, axes: tuple = ("vocab", "embed")
+) -> Array:
+  """Restricts a table to be split along its vocabulary alone; its gradient is split as
+  the table was. No mesh, no effect."""
+  if mesh is None:
+    return x
+  split = tuple(RULES[axis] for axis in axes)
+  vocab = tuple(RULES[axis] if axis == "vocab" else None for axis in axes)
+  return _repinned(mesh, vocab, split, x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _repinned(mesh: Mesh, axes: tuple, of_gradient: tuple, x: Array) -> Array:
+  """`pin` to `axes`, with a gradient that is pinned to others."""
+  del of_gradient
+  return pin(mesh, x, *axes)
+
+
+_repinned.defvjp(
+  lambda mesh, axes, of_gradient, x: (pin(mesh, x, *axes), None),
+  lambda mesh, axes, of_gradient, _, d_x: (pin(mesh, d_x, *of_gradient),),
+)
 
 
 def _mesh_axis(mesh, path, axis, size):

@@ -24,6 +24,9 @@ _COLLECTIVES = (
   *("all-gather", "all-reduce", "reduce-scatter"),
   *("collective-permute", "all-to-all"),
 )
+# A fusion of an all-reduce and the slice that a device keeps of it: it is computed as a
+# reduce-scatter, the whole sum is nowhere.
+_REDUCE_SCATTER = "all-reduce-scatter"
 
 
 class Cost(NamedTuple):
@@ -143,6 +146,8 @@ class _Reader:
       fused = one.opcode == "fusion"
       for called, times in self._called(one, computation):
         inner_flops, inner_cycles, inner = self._cost(called)
+        if called.startswith(_REDUCE_SCATTER):
+          inner = {("reduce-scatter", one.name): (1.0, _result_bytes(one))}
         flops += times * inner_flops
         cycles += 0.0 if fused else times * inner_cycles
         for key, (runs, size) in inner.items():
@@ -206,7 +211,8 @@ def _attribute(one: _Instruction, name: str) -> str:
 
 def _channel(one: _Instruction) -> str:
   found = re.search(r"channel_id=(\d+)", one.text)
-  return found[1] if found else one.name
+  # JAX gives all collectives of its `shard_map`s the first channel.
+  return one.name if found is None or found[1] == "1" else found[1]
 
 
 def _result_bytes(one: _Instruction) -> float:
