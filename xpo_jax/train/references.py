@@ -28,7 +28,9 @@ from xpo_jax.feedback.teacher import Teacher
 from xpo_jax.models import hf_checkpoint, lora, peft, weights_source
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
+from xpo_jax.ops.tpu import chip
 from xpo_jax.sharding import distributed
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train import loading, state
 from xpo_jax.types import Objective, Params, TokenStat
 
@@ -287,7 +289,11 @@ def recorder(
     fields = vars(record) | dict(record.extra)
     return {stat.field: fields[stat.field] for stat in stats}
 
-  return jax.jit(lambda params, batch: jax.lax.map(lambda b: one(params, b), batch))
+  options = chip.compiler_options(meshes.device_kind(mesh))
+  return jax.jit(
+    lambda params, batch: jax.lax.map(lambda b: one(params, b), batch),
+    compiler_options=options,
+  )
 
 
 def compute(

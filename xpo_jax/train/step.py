@@ -26,6 +26,8 @@ from xpo_jax.models.lora import Adapter
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import experts, masked, policy_loss, token_stats
+from xpo_jax.ops.tpu import chip
+from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train import state as states
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import (
@@ -69,7 +71,8 @@ def make_step(
   moments: optim.Stored = "float32",
 ) -> Step:
   """Makes the jitted step `(state, frozen, batch, hyperparameters, aux_batches) ->
-  (state, metrics)`.
+  (state, metrics)`; on TPUs it has compiler options, which `jax.jit` takes only of a
+  function that no other jitted one calls.
 
   `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
   in `batch.ref`). `hparams` is `{"objective": numeric hyperparameters,
@@ -159,7 +162,8 @@ def make_step(
     }
 
   out = None if shardings is None else (shardings, None)
-  return jax.jit(step, donate_argnums=0, out_shardings=out)
+  options = chip.compiler_options(meshes.device_kind(mesh))
+  return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def make_evaluation(

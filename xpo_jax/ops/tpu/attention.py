@@ -22,11 +22,7 @@ from xpo_jax.ops.attention import Blocks, Ids, Passes, Static
 from xpo_jax.ops.tpu import chip
 from xpo_jax.types import Array
 
-# Chips with 64 MiB of VMEM or more, as JAX names them.
-CHIPS = (
-  *("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p"),
-  *("TPU v6 lite", "TPU v6e"),
-)
+CHIPS = chip.LARGE_VMEM
 VMEM = 52 << 20  # bytes that arrays of the kernels may take
 SMEM = 512 << 10  # bytes that the list of pairs may take
 _FIELDS = 8  # rows of a tile of int32; the five ids of a position are the first

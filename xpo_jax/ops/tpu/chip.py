@@ -6,6 +6,23 @@ import jax.numpy as jnp
 from xpo_jax.types import Array
 
 LANES = 128  # of a vector register
+# Chips with 64 MiB of VMEM or more, as JAX names them.
+LARGE_VMEM = (
+  *("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p"),
+  *("TPU v6 lite", "TPU v6e"),
+)
+
+
+def compiler_options(kind: str) -> dict[str, str]:
+  """Options of XLA, for `jax.jit`, of a program that is mostly products of matrices.
+
+  A fusion may take 32 MiB of VMEM, twice the default: its tiles are larger, and what is
+  fused with a product is computed, and read, less often.
+
+  Args:
+    kind: of the devices, as JAX names it.
+  """
+  return {"xla_tpu_scoped_vmem_limit_kib": "32768"} if kind in LARGE_VMEM else {}
 
 
 def padded(length: int, multiple: int) -> int:
