@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from xpo_jax.models import transformer
@@ -123,6 +124,15 @@ def pin(mesh: Mesh | None, caches: Any) -> Any:
   return jax.tree.map(one, caches)
 
 
+def _in_memory(x: Array, mesh: Mesh | None) -> Array:
+  """A cache as it lies in a TPU's memory, positions along a register: the compiler by
+  itself lays it out for the step's one write, and turns it around for each read."""
+  if meshes.platform(mesh) != "tpu":
+    return x
+  *others, position, dimension = range(x.ndim)
+  return with_layout_constraint(x, Layout((*others, dimension, position)))
+
+
 def decode(
   config: Config,
   params: Params,
@@ -173,7 +183,8 @@ def decode(
         )
         for cache, new in zip(own, (key, value), strict=True)
       ]
-      key, value = (cache[n] for cache in grown)
+      grown = [_in_memory(cache, mesh) for cache in grown]
+      key, value = (_in_memory(cache[n], mesh) for cache in grown)
       # Two stretches under one softmax: the prompt and the branch.
       score = [
         jnp.einsum("bkgmh,bgph->bkgmp", query, prompt_key, preferred_element_type=wide),
