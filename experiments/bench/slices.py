@@ -2,7 +2,8 @@
 
     python -m experiments.bench.slices --out slices.jsonl [RUN ...]
 
-A run is one quoted argument, "RECIPE [ARGUMENT ...] SLICE"; without any, those of RUNS.
+A run is one quoted argument, "RECIPE [ARGUMENT ...] [FLAG ...] SLICE", arguments and flags
+as of `xpo check`; without any, those of RUNS.
 One line a recipe and slice: per chip bytes, FLOPs, estimated seconds, collectives, and
 the compiler's version (`xpo check RECIPE --topology SLICE`; the extra tpu-check). A
 line that is there already is not computed again. Each takes minutes of a CPU.
@@ -14,11 +15,14 @@ import json
 import time
 from pathlib import Path
 
+from xpo_jax.config import command_line
 from xpo_jax.studies import find_recipe
 from xpo_jax.topology import check
 
 RUNS = (
   "dpo_llama v5e:16x16",
+  "dpo_llama --start.model.remat dots v5e:16x16",
+  "dpo_llama --start.model.remat offload v5e:16x16",
   "dpo_llama size=1B rows=64 v5e:4x4",
   "dpo_llama size=70B v5e:16x16",
   "ppo_llama_8b v5e:16x16",
@@ -39,8 +43,11 @@ RUNS = (
 def measure(run: str) -> dict:
   """The figures of a recipe on a slice."""
   start = time.process_time()
-  recipe, *arguments, name = run.split()
-  report = check.check(find_recipe.load(recipe, arguments).experiment, name)
+  recipe, *rest, name = run.split()
+  flags = next((n for n, x in enumerate(rest) if x.startswith("--")), len(rest))
+  experiment = find_recipe.load(recipe, rest[:flags]).experiment
+  experiment = command_line.from_args(experiment, rest[flags:])
+  report = check.check(experiment, name)
   print("\n".join(check.lines(report)), flush=True)
   return {
     "run": run,
