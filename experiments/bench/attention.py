@@ -1,6 +1,6 @@
 """Attention by blocks beside attention that masks whole rows: seconds, temporaries.
 
-    python experiments/bench/attention.py [--length 1024 2048 4096] [--block 64]
+    python experiments/bench/attention.py [--length 1024 2048 4096] [--block 32]
     python experiments/bench/attention.py --topology v5e:2x2     (pip install libtpu)
 
 Without a topology: rows are packed with groups of a prompt and two completions of
@@ -189,7 +189,7 @@ def main() -> None:
   """Prints a JSON line for each length, or row and way."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--length", type=int, nargs="+", default=[1024, 2048, 4096])
-  parser.add_argument("--block", type=int, default=64)
+  parser.add_argument("--block", type=int, default=32)
   parser.add_argument("--topology", help="of a TPU with readable programs: v5e:2x2")
   options = parser.parse_args()
   if options.topology:

@@ -2,8 +2,8 @@
 
     python -m experiments.bench.slices --out slices.jsonl [RUN ...]
 
-A run is one quoted argument, "RECIPE [ARGUMENT ...] [FLAG ...] SLICE", arguments and flags
-as of `xpo check`; without any, those of RUNS.
+A run is one quoted argument, "RECIPE [ARGUMENT ...] [FLAG ...] SLICE", as of `xpo
+check`; without any, those of RUNS.
 One line a recipe and slice: per chip bytes, FLOPs, estimated seconds, collectives, and
 the compiler's version (`xpo check RECIPE --topology SLICE`; the extra tpu-check). A
 line that is there already is not computed again. Each takes minutes of a CPU.

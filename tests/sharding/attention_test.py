@@ -94,14 +94,14 @@ def test_blocks_equal_masked_rows_on_any_mesh(name, split, monkeypatch):
   config = CONFIGS[name]
   expected = value_and_gradient(config, {}, monkeypatch)
   mesh = None if split is None else meshes.make_mesh(*split)
-  check(value_and_gradient(config, {"cpu": 8}, monkeypatch, mesh), expected)
+  check(value_and_gradient(config, {"cpu": (8, 32)}, monkeypatch, mesh), expected)
 
 
 def test_kernels_equal_masked_rows_on_a_mesh(monkeypatch):
   expected = value_and_gradient(WINDOWS, {}, monkeypatch)
   use_kernels(monkeypatch)
   mesh = meshes.make_mesh(2, 2, 2)
-  check(value_and_gradient(WINDOWS, {"cpu": 8}, monkeypatch, mesh), expected)
+  check(value_and_gradient(WINDOWS, {"cpu": (8, 32)}, monkeypatch, mesh), expected)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_kernels_are_chosen_on_chips_that_hold_them(kind, length, entered, chose
 def test_no_device_gathers_rows_or_blocks_of_another(by_kernels, monkeypatch):
   if by_kernels:
     use_kernels(monkeypatch)
-  monkeypatch.setattr(transformer, "_BLOCK", {"cpu": 8})
+  monkeypatch.setattr(transformer, "_BLOCK", {"cpu": (8, 32)})
   mesh = meshes.make_mesh(8, 1, 1)
   model = transformer.model(PLAIN)
   params = place.place_params(

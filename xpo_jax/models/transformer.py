@@ -27,10 +27,10 @@ from xpo_jax.sharding import draws, lookup, products, rules
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.types import Array, Params, Routing
 
-# Length of a block of attention. On GPUs a loop of as many steps as the data say waits
-# for the host at each: there all of a row is computed.
-_BLOCK = {"cpu": 64, "tpu": 128}
-_LEAST_BLOCKS = 4  # shorter rows are computed whole
+# Length of a block of attention, and of the shortest row that is computed by blocks. On
+# GPUs a loop of as many steps as the data say waits for the host at each: there all of
+# a row is computed.
+_BLOCK = {"cpu": (32, 256), "tpu": (128, 512)}
 _DRAWN_AT_ONCE = 1 << 26  # most random numbers of an initialisation in one array
 
 HOST_MEMORY = "pinned_host"  # where remat "offload" keeps activations
@@ -568,8 +568,8 @@ def sink(params: Params) -> Array | None:
 
 def attention_block(length: int, platform: str) -> int | None:
   """Length of the blocks of attention in rows of a length; None: computed whole."""
-  block = _BLOCK.get(platform)
-  return None if block is None or length < _LEAST_BLOCKS * block else block
+  block, shortest = _BLOCK.get(platform, (None, 0))
+  return None if length < shortest else block
 
 
 def row_attention(config: Config, rows: Rows, mesh: Mesh | None) -> Callable:
