@@ -149,7 +149,7 @@ def _precomputed(model, params, ref):
 
 
 def _trainer(model, params, frozen, batch):
-  run = step.make_step(
+  run = step.make_update(
     functools.partial(objectives.dpo, beta=BETA),
     {"policy": model, "ref": model},
     OPTIMIZER,

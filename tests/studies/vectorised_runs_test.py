@@ -9,6 +9,7 @@ from xpo_jax.config import optim
 from xpo_jax.config.factories import ObjectiveConfig
 from xpo_jax.data import pack, tokenise
 from xpo_jax.models import config, transformer
+from xpo_jax.ops.tpu import chip
 from xpo_jax.studies import vectorised_runs
 from xpo_jax.train import state, step
 from xpo_jax.types import Layout
@@ -123,3 +124,22 @@ def test_start_is_the_reference_of_what_the_batches_do_not_hold(swept):
     losses.append(float(metrics["loss"]))
   assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[-1] != losses[0]
   np.testing.assert_allclose(outcome.curve["loss"], losses, rtol=1e-5)
+
+
+def test_sweep_compiles_where_steps_have_compiler_options(swept, monkeypatch):
+  """As on TPUs: JAX takes such options of outermost functions alone."""
+  model, start, data, _, runs, _, outcomes = swept
+  options = {"xla_cpu_enable_fast_math": False}
+  monkeypatch.setattr(chip, "compiler_options", lambda kind: options)
+  build = ObjectiveConfig("simpo").build
+  alone = step.make_step(build, {"policy": model}, OPTIMIZER, len(data[0]))
+  carry = state.create(start, optim.transform(OPTIMIZER), (), jax.random.key(0))
+  with pytest.raises(ValueError, match="compiler_options"):
+    jax.jit(alone).lower(carry, {}, data[0][0], runs[0].hparams)
+  many = vectorised_runs.Sweep(
+    ObjectiveConfig("simpo"), model, start, OPTIMIZER, jax.devices()[:1]
+  )
+  (outcome,) = many(runs[:1])
+  np.testing.assert_allclose(
+    outcome.curve["loss"], outcomes[0].curve["loss"], rtol=1e-5
+  )

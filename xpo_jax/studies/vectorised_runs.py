@@ -132,7 +132,7 @@ class Sweep:
       data, hparams, seed = jax.tree.map(lambda x: x[0], (data, hparams, seed))
       steps = data.weight_MB.shape[0]
       models = dict.fromkeys(("policy", "ref"), self._model)
-      update = step.make_step(self._use.build, models, self._optimizer, steps)
+      update = step.make_update(self._use.build, models, self._optimizer, steps)
       key = jax.random.key(seed)
       head = heads.init_reward_head(key, self._model.config.width)
       params = state.with_heads(objective, start, head)

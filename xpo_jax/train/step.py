@@ -71,8 +71,8 @@ def make_step(
   moments: optim.Stored = "float32",
 ) -> Step:
   """Makes the jitted step `(state, frozen, batch, hyperparameters, aux_batches) ->
-  (state, metrics)`; on TPUs it has compiler options, which `jax.jit` takes only of a
-  function that no other jitted one calls.
+  (state, metrics)`. Within another jitted function, call `make_update`'s instead: JAX
+  takes compiler options, which a step has on TPUs, of outermost functions alone.
 
   `frozen` maps each frozen role to `{"lm": params}` ({} where cached statistics stand
   in `batch.ref`). `hparams` is `{"objective": numeric hyperparameters,
@@ -105,6 +105,33 @@ def make_step(
   Raises:
     ValueError: an auxiliary loss whose objective has a state.
   """
+  update = make_update(
+    build,
+    models,
+    optimizer,
+    steps,
+    mesh=mesh,
+    adapter=adapter,
+    aux_losses=aux_losses,
+    moments=moments,
+  )
+  out = None if shardings is None else (shardings, None)
+  options = chip.compiler_options(meshes.device_kind(mesh))
+  return jax.jit(update, donate_argnums=0, out_shardings=out, compiler_options=options)
+
+
+def make_update(
+  build: Callable[..., Objective],
+  models: Mapping[str, Model],
+  optimizer: optim.Optimizer,
+  steps: int,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  adapter: Adapter | None = None,
+  aux_losses: Sequence[AuxLoss] = (),
+  moments: optim.Stored = "float32",
+) -> Step:
+  """Makes the step as a function to be jitted; arguments and errors of `make_step`."""
   for aux_loss in aux_losses:
     if jax.tree.leaves(aux_loss.objective.init()):
       raise ValueError(
@@ -161,9 +188,7 @@ def make_step(
       "learning_rate": rate,
     }
 
-  out = None if shardings is None else (shardings, None)
-  options = chip.compiler_options(meshes.device_kind(mesh))
-  return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
+  return step
 
 
 def make_evaluation(
