@@ -6,7 +6,6 @@ import JAX.
 
 import argparse
 import errno
-import itertools
 import os
 import shlex
 import sys
@@ -437,27 +436,7 @@ def _recipe(args, overrides):
 
     experiment = objective_recipe.experiment(args.recipe, overrides, prog)
     return find_recipe.Recipe(experiment)
-  # Words before the first flag are the recipe's own arguments.
-  flags = next(
-    (i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides)
-  )
-  late = [
-    word
-    for before, word in itertools.pairwise(overrides[flags:])
-    if "=" in word and not word.startswith("-") and not before.startswith("-")
-  ]
-  if late:
-    raise ValueError(
-      f"{late[-1]}: the recipe's own arguments stand before the first flag, as in "
-      f"xpo {args.command} {args.recipe} {late[-1]} {overrides[flags]} ..."
-    )
-  recipe = find_recipe.load(args.recipe, overrides[:flags])
-  if flags == len(overrides):
-    return recipe
-  from xpo_jax.config import command_line
-
-  changed = command_line.from_args(recipe.experiment, overrides[flags:], prog=prog)
-  return recipe._replace(experiment=changed)
+  return find_recipe.configured(args.recipe, overrides, prog)
 
 
 def _train(args, overrides) -> int | None:

@@ -15,7 +15,6 @@ import json
 import time
 from pathlib import Path
 
-from xpo_jax.config import command_line
 from xpo_jax.studies import find_recipe
 from xpo_jax.topology import check
 
@@ -43,11 +42,9 @@ RUNS = (
 def measure(run: str) -> dict:
   """The figures of a recipe on a slice."""
   start = time.process_time()
-  recipe, *rest, name = run.split()
-  flags = next((n for n, x in enumerate(rest) if x.startswith("--")), len(rest))
-  experiment = find_recipe.load(recipe, rest[:flags]).experiment
-  experiment = command_line.from_args(experiment, rest[flags:])
-  report = check.check(experiment, name)
+  recipe, *words, name = run.split()
+  found = find_recipe.configured(recipe, words, f"xpo check {recipe}")
+  report = check.check(found.experiment, name)
   print("\n".join(check.lines(report)), flush=True)
   return {
     "run": run,

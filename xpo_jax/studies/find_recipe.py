@@ -16,6 +16,7 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import itertools
 import re
 import types
 import typing
@@ -145,6 +146,38 @@ def load(recipe: str, arguments: Sequence[str] = ()) -> Recipe:
       "beside a function run() a dataclass of settings"
     )
   return Recipe(returned, names_of.get("run"), names_of.get("arms"))
+
+
+def configured(recipe: str, words: Sequence[str], prog: str) -> Recipe:
+  """Loads a recipe with its own arguments, the words before the first flag, and changes
+  its experiment by the flags.
+
+  Args:
+    recipe: see `path_of`.
+    words: of a command line, such as `["size=1B", "--seed", "1"]`.
+    prog: the command and the recipe, for messages and `--help`.
+
+  Raises:
+    ValueError: see `load` and `command_line.from_args`; an argument behind a flag.
+  """
+  flags = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+  late = [
+    word
+    for before, word in itertools.pairwise(words[flags:])
+    if "=" in word and not word.startswith("-") and not before.startswith("-")
+  ]
+  if late:
+    raise ValueError(
+      f"{late[-1]}: the recipe's own arguments stand before the first flag, as in "
+      f"{prog} {late[-1]} {words[flags]} ..."
+    )
+  found = load(recipe, words[:flags])
+  if flags == len(words):
+    return found
+  from xpo_jax.config import command_line  # slow to import
+
+  changed = command_line.from_args(found.experiment, words[flags:], prog=prog)
+  return found._replace(experiment=changed)
 
 
 def run_of(recipe: str) -> Path | None:
