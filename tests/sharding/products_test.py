@@ -105,10 +105,10 @@ def test_policies_of_remat_see_the_product(case):
   assert products_of(None) == 4  # computed again
 
 
-@pytest.mark.parametrize("rows, moved", [(ROWS, "kernel"), (1, "rows")])
-def test_the_smaller_of_activations_and_weights_is_moved(rows, moved):
+@pytest.mark.parametrize("length, gathered", [(LENGTH, True), (1, False)])
+def test_few_activations_leave_it_to_the_compiler_what_moves(length, gathered):
   axes, sizes, _ = KERNELS["down"]
   mesh = meshes.make_mesh(1, 8, 1)
-  x = jnp.ones((8, rows, sizes[0]))
-  run = jax.make_jaxpr(lambda x, k: products.product(mesh, axes, x, k))
-  assert ("all_gather" in str(run(x, jnp.ones(sizes)))) == (moved == "kernel")
+  x = jnp.ones((ROWS, length, sizes[0]))
+  run = jax.make_jaxpr(lambda x, kernel: products.product(mesh, axes, x, kernel))
+  assert ("all_gather" in str(run(x, jnp.ones(sizes)))) == gathered

@@ -168,11 +168,6 @@ def _alternatives(targets: str) -> list[str]:
   return targets.split("|") if re.fullmatch(r"[\w./|\\-]+", targets) else []
 
 
-def input_axes(part: str) -> int:
-  """Number of input axes of a kernel: two for the attention output, else one."""
-  return 2 if part == "output" else 1
-
-
 def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
   """Returns the adapters' parameters as a tree of `transformer.Weight`.
 
@@ -188,7 +183,7 @@ def weights(config: Config, adapter: Adapter) -> dict[str, Any]:
   for part in targets(config, adapter):
     kernel = kernels[part]["kernel"]
     stacked = 1 + ("experts" in kernel.axes)
-    cut = stacked + input_axes(part)
+    cut = stacked + transformer.input_axes(part)
     std = (3 * math.prod(kernel.shape[stacked:cut])) ** -0.5
     tree[part] = {
       "a": Weight(
@@ -223,7 +218,7 @@ def norms(base: Params, part: str) -> np.ndarray:
     ValueError: weights that are all 0: they have no direction, which DoRA divides by.
   """
   kernel = jax.device_get(base["blocks"][part]["kernel"])
-  inputs = tuple(range(input_axes(part)))
+  inputs = tuple(range(transformer.input_axes(part)))
   square = [np.square(of_layer, dtype=np.float64).sum(inputs) for of_layer in kernel]
   layers = [n for n, of_layer in enumerate(square) if not of_layer.all()]
   if layers:
@@ -293,7 +288,7 @@ def delta(base: Params, params: Params, adapter: Adapter) -> Params:
 
   def product(part: str, a: Array, b: Array) -> Array:
     multiply = functools.partial(jnp.tensordot, axes=1)
-    for _ in range(a.ndim - 1 - input_axes(part)):  # layers, and experts
+    for _ in range(a.ndim - 1 - transformer.input_axes(part)):  # layers, and experts
       multiply = jax.vmap(multiply)
     return multiply(a, b)
 
@@ -303,7 +298,7 @@ def delta(base: Params, params: Params, adapter: Adapter) -> Params:
     if adapter.dora:
       kernel = base["blocks"][part]["kernel"]
       scale = _output_scale(kernel, own["a"], adapter.scale * own["b"], own["m"])
-      scale = jnp.expand_dims(scale, tuple(range(1, 1 + input_axes(part))))
+      scale = jnp.expand_dims(scale, tuple(range(1, 1 + transformer.input_axes(part))))
       change = (scale - 1) * kernel + scale * change
     changes[part] = {"kernel": change}
   return {"blocks": changes}

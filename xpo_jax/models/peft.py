@@ -49,7 +49,14 @@ from safetensors import safe_open
 
 from xpo_jax.data import sealed_files
 from xpo_jax.data.formats import hub
-from xpo_jax.models import hf_config, hf_families, hf_weights, lora, weights_source
+from xpo_jax.models import (
+  hf_config,
+  hf_families,
+  hf_weights,
+  lora,
+  transformer,
+  weights_source,
+)
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
 from xpo_jax.sharding import distributed
@@ -519,7 +526,7 @@ def _module(entry: hf_weights.WeightEntry) -> _Module:
   indices = entry.split(np.arange(math.prod(entry.shape)).reshape(entry.shape))
   outputs = {}
   for (_, part, _), index in zip(entry.paths, indices, strict=True):
-    inputs = math.prod(index.shape[: lora.input_axes(part)])
+    inputs = math.prod(index.shape[: transformer.input_axes(part)])
     index = index.reshape(inputs, -1)
     fan_in_first = bool(inputs > 1 and index[1, 0] - index[0, 0] > 1)
     outputs[part] = index[0] if fan_in_first else index[0] // inputs

@@ -292,13 +292,15 @@ def _scaled(x: Array, scale: float) -> Array:
   return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
+def input_axes(part: str) -> int:
+  """Number of input axes of a kernel: two for the attention output, else one."""
+  return 2 if part == "output" else 1
+
+
 def _linear(
-  config: Config, params: Params, name: str, x: Array, mesh: Mesh | None
+  params: Params, axes: tuple[str, ...], contract: int, x: Array, mesh: Mesh | None
 ) -> Array:
-  """Applies the linear layer of a name among those of a block."""
-  axes = weights(config)["blocks"][name]["kernel"].axes[1:]
-  contract = axes.index("embed") or 1  # all before it, or it
-  params = params[name]
+  """Applies a linear layer, whose kernel has these axes; mesh: see `block`."""
   y = products.product(mesh, axes, x, params["kernel"], contract)
   lora = params.get("lora", {})  # of `lora.attach`
   if lora:
@@ -410,8 +412,11 @@ def block(
   def normed(name: str, x: Array) -> Array:
     return norm(config, params[name], x) if name in params else x
 
+  layers = weights(config)["blocks"]
+
   def linear(name: str, x: Array) -> Array:
-    return _linear(config, params, name, x, mesh)
+    axes = layers[name]["kernel"].axes[1:]
+    return _linear(params[name], axes, input_axes(name), x, mesh)
 
   h = normed("attention_norm", x)
   query = _rotate(normed("query_norm", linear("query", h)), rotation)

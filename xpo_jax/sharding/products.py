@@ -43,8 +43,8 @@ def product(
 ) -> Array:
   """Computes `jnp.tensordot(x, kernel, axes=contract)` in the dtype of `x`.
 
-  Where there are fewer activations than weights, as in a step of decoding, weights are
-  not gathered: the compiler moves activations.
+  Where there are fewer activations than weights, as in a step of decoding, the compiler
+  chooses what moves.
 
   Args:
     mesh: over which rows, the first axis of `x`, and the kernel are split by the rules;

@@ -71,7 +71,8 @@ def param_shardings(mesh: Mesh, logical_axes: Any, params: Params) -> Params:
       )
     sizes = zip(axes, x.shape, strict=True)
     return NamedSharding(
-      mesh, PartitionSpec(*(_mesh_axis(mesh, path, axis, size) for axis, size in sizes))
+      mesh,
+      PartitionSpec(*(_checked_axis(mesh, path, axis, size) for axis, size in sizes)),
     )
 
   return jax.tree_util.tree_map_with_path(
@@ -122,34 +123,26 @@ def gather_table(
 ) -> Array:
   """Restricts a table to be split along its vocabulary alone; its gradient is split as
   the table was. No mesh, no effect."""
-  if mesh is None:
-    return x
-  split = tuple(RULES[axis] for axis in axes)
-  vocab = tuple(RULES[axis] if axis == "vocab" else None for axis in axes)
-  return _repinned(mesh, vocab, split, x)
+  return x if mesh is None else _by_vocab(mesh, axes, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _repinned(mesh: Mesh, axes: tuple, of_gradient: tuple, x: Array) -> Array:
-  """`pin` to `axes`, with a gradient that is pinned to others."""
-  del of_gradient
-  return pin(mesh, x, *axes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_vocab(mesh: Mesh, axes: tuple, x: Array) -> Array:
+  return pin(mesh, x, *(RULES[axis] if axis == "vocab" else None for axis in axes))
 
 
-_repinned.defvjp(
-  lambda mesh, axes, of_gradient, x: (pin(mesh, x, *axes), None),
-  lambda mesh, axes, of_gradient, _, d_x: (pin(mesh, d_x, *of_gradient),),
+_by_vocab.defvjp(
+  lambda mesh, axes, x: (_by_vocab(mesh, axes, x), None),
+  lambda mesh, axes, _, d_x: (pin(mesh, d_x, *(RULES[axis] for axis in axes)),),
 )
 
 
-def _mesh_axis(mesh, path, axis, size):
-  """The mesh axis that splits an axis of a parameter, or None: held whole."""
-  rule = RULES[axis]
-  count = mesh.shape[rule] if rule else 1
-  if size % count == 0:
-    return rule
-  if axis in _WHOLE_IF_NOT_DIVISIBLE:
-    return None
+def _checked_axis(mesh, path, axis, size):
+  """`mesh_axis` of an axis of a parameter, which the mesh must divide."""
+  rule, found = RULES[axis], mesh_axis(mesh, axis, size)
+  if found == rule or axis in _WHOLE_IF_NOT_DIVISIBLE:
+    return found
+  count = mesh.shape[rule]
   allowed = [n for n in range(1, size + 1) if size % n == 0]
   raise ValueError(
     f"parameter {_name(path)}: axis {axis!r} of size {size} cannot be split over "
