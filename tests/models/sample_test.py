@@ -11,6 +11,7 @@ import pytest
 from xpo_jax.models import kv_cache, sample, transformer
 from xpo_jax.models.config import Activation, Config, Norm
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
+from xpo_jax.sharding import mesh as meshes
 
 # 150 tokens: more than one block of the two-step draw, and not a whole number.
 LLAMA = Config(
@@ -353,6 +354,30 @@ def test_decode_step_copies_no_cache():
   moved = re.findall(r"= f32\[([\d,]+)\]\S* (?:copy|transpose)\(", loops)
   sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in moved]
   assert sizes and np.prod(shape) not in sizes
+
+
+def test_layout_of_caches_on_tpus_changes_no_number(monkeypatch):
+  """Two steps of decoding, the caches laid out as on a TPU."""
+  prompt_BP, length_B = jnp.asarray([[5, 6, 7], [9, 1, 1]]), jnp.asarray([3, 1])
+  token_BK = jnp.asarray([[11, 12, 13], [14, 15, 16]])
+
+  def two_steps(params, token_BK):
+    _, prompts = kv_cache.prefill(LLAMA, params, prompt_BP, length_B)
+    caches, hidden = kv_cache.branches(prompts, K, T), []
+    for n in range(2):
+      at_BK = jnp.full_like(token_BK, n)
+      x, caches = kv_cache.decode(LLAMA, params, token_BK + n, at_BK, prompts, caches)
+      hidden.append(x)
+    return hidden, caches
+
+  expected = jax.jit(two_steps)(params(LLAMA), token_BK)
+  monkeypatch.setattr(meshes, "platform", lambda mesh: "tpu")
+  laid_out = jax.jit(lambda *x: two_steps(*x))
+  text = laid_out.lower(params(LLAMA), token_BK).as_text()
+  assert "LayoutConstraint" in text
+  ours = laid_out(params(LLAMA), token_BK)
+  for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_calls_of_one_shape_compile_once():

@@ -1,8 +1,10 @@
 """Meshes: sizes, axis types, refused arguments."""
 
 import itertools
+import types
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
@@ -85,3 +87,23 @@ def _grid(*sizes):
 )
 def test_lines_of_an_axis_are_those_of_the_torus(places, lines):
   assert meshes._lines(places) == lines
+
+
+def test_lines_of_a_mesh_are_those_of_its_devices_and_slices():
+  def chip(place):
+    part, *coords = place
+    return types.SimpleNamespace(slice_index=part, coords=coords)
+
+  chips = list(map(chip, _grid(2, 4, 4, 2)))  # two slices; the last axis is "tensor"
+  devices = np.array(chips).reshape(1, 32, 2)
+  mesh = types.SimpleNamespace(devices=devices, axis_names=meshes.AXES)
+  assert meshes.lines(mesh, "fsdp") == (8, 4)
+  assert meshes.lines(mesh, "tensor") == (2,)
+
+
+def test_mesh_without_a_torus_is_one_line():
+  mesh = meshes.make_mesh(1, 4, 2)
+  assert meshes.lines(mesh, "fsdp") == (4,)
+  with meshes.entered(mesh):
+    assert meshes.lines(meshes.current(), "fsdp") == (4,)
+  assert meshes.lines(mesh.abstract_mesh, "fsdp") == (4,)

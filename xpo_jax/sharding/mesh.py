@@ -100,11 +100,11 @@ def has_chips(mesh: Mesh | AbstractMesh | None, kinds: Collection[str]) -> bool:
 
 
 def lines(mesh: Mesh | AbstractMesh, axis: str) -> tuple[int, ...]:
-  """Factors of a mesh axis, the last the fastest, each a line of a TPU's torus.
+  """Factors of a mesh axis, the last the fastest: lines of a TPU's torus.
 
-  A collective over one line after the other takes neighbours alone. One factor where
-  there is no torus, where it is small, and where it is not known: of an abstract mesh
-  the lines are those of the mesh that was entered.
+  The first factor is what is left over: few devices, those of several slices, or those
+  that are on no line. It is the only one where there is no torus, and where that is not
+  known: of an abstract mesh the lines are those of the mesh that was entered.
   """
   if isinstance(mesh, AbstractMesh):
     known = _entered.get()
@@ -113,7 +113,12 @@ def lines(mesh: Mesh | AbstractMesh, axis: str) -> tuple[int, ...]:
     mesh = known
   along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
   first = along.reshape(len(along), -1)[:, 0]
-  return _lines([getattr(device, "coords", ()) for device in first])
+  return _lines([_place(device) for device in first])
+
+
+def _place(device: jax.Device) -> tuple[int, ...]:
+  """The slice that a device is in, and where on the torus of that."""
+  return (getattr(device, "slice_index", 0), *getattr(device, "coords", ()))
 
 
 def _lines(places: Sequence[Sequence[int]]) -> tuple[int, ...]:
