@@ -51,6 +51,9 @@ class Data:
       completions.
     reference_cache: directory of the reference's log-probs, shared by the runs that
       name it; None keeps them in the run's own.
+    token_cache: directory of tokenised data sets, each by the digest of its records,
+      tokenizer, template, limits and split, shared by the runs that name it; None:
+      every run tokenises its data.
   """
 
   path: str | Configured
@@ -72,6 +75,7 @@ class Data:
   steps: int | None = None
   seed: int = 0
   reference_cache: str | None = None
+  token_cache: str | None = None
 
   def __post_init__(self):
     checks.check_among(self, "bad_rows", ("stop", "drop"))

@@ -15,8 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpo_jax.data import sealed_files
 from xpo_jax.data.tokenise import Example
 from xpo_jax.types import Layout
+
+_HEADER = "examples.json"
+_ARRAYS = ("tokens", "loss", "piece_start", "group_start", "length", "responses")
 
 
 class TokenStore(NamedTuple):
@@ -52,8 +56,8 @@ class StoredExamples(Sequence[Example]):
   Attributes:
     store: their tokens.
     layout: of all of them.
-    directory: where its files, and those of examples made of these, are; None: in
-      memory.
+    uids: UTF-8 bytes of all uids, and the offset of each.
+    directory: where files of examples made of these are; None: in memory.
   """
 
   def __init__(
@@ -65,7 +69,7 @@ class StoredExamples(Sequence[Example]):
   ):
     """Takes the store and the uids: their bytes, and the offset of each."""
     self.store, self.layout, self.directory = store, layout, directory
-    self._uids, self._uid_start = uids
+    self.uids = uids
 
   def __len__(self) -> int:
     return len(self.store.group_start) - 1
@@ -74,13 +78,13 @@ class StoredExamples(Sequence[Example]):
     if isinstance(index, slice):
       return [self[n] for n in range(*index.indices(len(self)))]
     n = range(len(self))[index]
-    data = self.store
+    data, (uids, starts) = self.store, self.uids
     first, end = data.group_start[n], data.group_start[n + 1]
     cuts = list(itertools.pairwise(data.piece_start[first : end + 1].tolist()))
     tokens = [np.array(data.tokens[a:b]) for a, b in cuts]
     masks = tuple(np.array(data.loss[a:b]) for a, b in cuts[1:])
     return Example(
-      uid=self._uids[self._uid_start[n] : self._uid_start[n + 1]].tobytes().decode(),
+      uid=uids[starts[n] : starts[n + 1]].tobytes().decode(),
       prompt=tokens[0],
       completions=tuple(tokens[1:]),
       layout=self.layout,
@@ -210,6 +214,57 @@ def collected(
   for example in examples:
     writer.append(example)
   return writer.finish()
+
+
+def save(directory: Path, examples: Sequence[Example]) -> None:
+  """Writes examples to a new directory, which `load` maps into memory.
+
+  Raises:
+    ValueError: see `ExampleWriter.append`.
+  """
+  if not isinstance(examples, StoredExamples):
+    writer = ExampleWriter(None)
+    for example in examples:
+      writer.append(example)
+    examples = writer.finish()
+  directory.mkdir()
+  store, (uids, uid_start) = examples.store, examples.uids
+  arrays = {"uids": uids, "uid_start": uid_start}
+  arrays |= {name: getattr(store, name) for name in _ARRAYS}
+  for kind in ("fields", "token_fields"):
+    arrays |= {f"{kind}.{name}": x for name, x in getattr(store, kind).items()}
+  for name, x in arrays.items():
+    np.save(directory / f"{name}.npy", x)
+  content = {"layout": examples.layout.value, "T": store.T, "arrays": sorted(arrays)}
+  sealed_files.write_json(directory / _HEADER, content)
+
+
+def load(directory: Path, new_files: Path) -> StoredExamples:
+  """Maps the examples that `save` wrote into memory.
+
+  Args:
+    directory: of them.
+    new_files: directory for the files of examples made of these.
+  """
+  content = sealed_files.read_json(directory / _HEADER)
+  arrays = {
+    name: np.load(directory / f"{name}.npy", mmap_mode="r")
+    for name in content["arrays"]
+  }
+
+  def of(kind: str) -> dict[str, np.ndarray]:
+    prefix = f"{kind}."
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays[name] for name in names}
+
+  store = TokenStore(
+    **{name: arrays[name] for name in _ARRAYS},
+    fields=of("fields"),
+    token_fields=of("token_fields"),
+    T=content["T"],
+  )
+  uids = (arrays["uids"], arrays["uid_start"])
+  return StoredExamples(store, Layout(content["layout"]), new_files, uids)
 
 
 def build_store(examples: Sequence[Example]) -> TokenStore:

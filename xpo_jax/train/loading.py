@@ -1,6 +1,7 @@
 """Loads records, tokenizer, initial weights, and examples of a run."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data, Evaluation, Prompts
 from xpo_jax.config.experiment import Experiment, Pretrained, Scratch
 from xpo_jax.config.factories import Configured, factory
@@ -24,6 +26,7 @@ from xpo_jax.data import (
   sealed_files,
   split,
   synthetic_reviews,
+  token_cache,
   tokenise,
 )
 from xpo_jax.data.formats import hub, tables, tfds
@@ -424,13 +427,13 @@ def prepare(
   """
   data, evaluation = experiment.data, experiment.evaluation
   file = run_dir / "bad_rows.jsonl"
-  prepared = _prepare(data, loaded, tokenizer, evaluation.shares, file)
+  prepared = _prepare(data, data, loaded, tokenizer, evaluation.shares, file)
   counts = prepared.audit.summary()
   examples = prepared.examples
   if evaluation.path is not None:
     other = load(evaluation, data, datasets)
     file = run_dir / "bad_rows_held_out.jsonl"
-    prepared = _prepare(data, other, tokenizer, {"held_out": 1.0}, file)
+    prepared = _prepare(data, evaluation, other, tokenizer, {"held_out": 1.0}, file)
     examples = examples | prepared.examples
     counts = counts | {"held_out": prepared.audit.summary()}
   if held_out := examples.get("held_out"):
@@ -467,7 +470,7 @@ def examples(
   """
   loaded = load(data, data, datasets, run_dir / RECORDS_OF.format(name))
   file = run_dir / f"bad_rows_{name}.jsonl"
-  prepared = _prepare(data, loaded, tokenizer, {"train": 1.0}, file)
+  prepared = _prepare(data, data, loaded, tokenizer, {"train": 1.0}, file)
   rows = prepared.examples["train"]
   if data.conversion is not None:
     rows = _converted(data, rows)
@@ -486,8 +489,17 @@ def _converted(data: Data, rows: list[Example]) -> list[Example]:
   return converted
 
 
-def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
-  return audit.prepare(
+def _prepare(
+  data: Data,
+  source: Data | Evaluation,
+  loaded: Loaded,
+  tokenizer: Any,
+  fractions: Mapping[str, float],
+  file: Path,
+) -> audit.Prepared:
+  """Splits and tokenises the records of a source, read and tokenised as `data` says."""
+  make = functools.partial(
+    audit.prepare,
     loaded,
     tokenizer,
     fractions=fractions,
@@ -498,6 +510,19 @@ def _prepare(data, loaded, tokenizer, fractions, file) -> audit.Prepared:
     bad_rows_file=file,
     directory=file.parent,
   )
+  if data.token_cache is None:
+    return make()
+  chosen = ("split", "portion", "limit")  # of the source, by name and digest
+  parts = {name: yaml_file.to_dict(vars(data)[name]) for name in ("template", "limits")}
+  key = {
+    "source": [loaded.name, loaded.sha256, *(vars(source)[name] for name in chosen)],
+    "reading": yaml_file.to_dict(data.reading),
+    "tokenizer": audit.tokenizer_digest(tokenizer),
+    "fractions": dict(fractions),
+    "seed": data.seed,
+    "bad_rows": data.bad_rows,
+  }
+  return token_cache.prepared(Path(data.token_cache), key | parts, make, file)
 
 
 def records_digest(rows: Sequence[Record]) -> str:
