@@ -3,7 +3,8 @@
 Paper: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300.
 Command: xpo train grpo_llama_8b path=PROMPTS policy=DIR
   Before it: xpo check grpo_llama_8b --topology v5e:16x16
-Hardware: a slice of TPUs; the mesh is fsdp over all its chips.
+Hardware: a slice of TPUs; it trains with fsdp over all chips and samples with the
+  weights split over groups of 8.
 Expected: no number of the paper; the reward, here VADER's, is to be replaced by your
   own (--data.feedback.source).
 Departs from the paper: 4 samples of each prompt, not 64.

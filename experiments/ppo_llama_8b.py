@@ -3,7 +3,8 @@
 Paper: Ouyang et al. 2022, arXiv:2203.02155, with a value head on the policy's states.
 Command: xpo train ppo_llama_8b path=PROMPTS policy=DIR
   Before it: xpo check ppo_llama_8b --topology v5e:16x16
-Hardware: a slice of TPUs; the mesh is fsdp over all its chips.
+Hardware: a slice of TPUs; it trains with fsdp over all chips and samples with the
+  weights split over groups of 8.
 Expected: no number of the paper; the reward, here VADER's, is to be replaced by your
   own (--data.feedback.source).
 Departs from the paper: no critic of its own, one pass over each round of samples.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,8 +38,14 @@ SPLIT = experiments.replace(
 LORA = Adapter(rank=2, alpha=4.0, targets="query|up", dora=True)
 
 
-@pytest.mark.parametrize("adapter", [None, LORA], ids=["all weights", "adapter"])
-def test_samples_on_a_mesh_are_those_of_one_device(adapter, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("adapter", "to_sample"),
+  [(None, None), (LORA, MeshShape(data=4, tensor=2))],
+  ids=["all weights", "adapter, sampled on another mesh"],
+)
+def test_samples_on_a_mesh_are_those_of_one_device(
+  adapter, to_sample, tmp_path, monkeypatch
+):
   one = experiments.replace(
     PLAIN,
     adapter=adapter,
@@ -48,12 +55,19 @@ def test_samples_on_a_mesh_are_those_of_one_device(adapter, tmp_path, monkeypatc
     # With a small eps, Adam scales rounding errors of zero gradients up to whole steps.
     optimizer=Optimizer(learning_rate=1e-2, eps=1e-2),
   )
-  split = experiments.replace(one, mesh=MeshShape(data=2, fsdp=2, tensor=2))
+  split = experiments.replace(
+    one,
+    mesh=MeshShape(data=2, fsdp=2, tensor=2),
+    sampling=dataclasses.replace(one.data.sampling, mesh=to_sample),
+  )
   sampled_on, generated = [], generate.generate
 
-  def watched(*args, batching, **how):
-    sampled_on.append(batching.mesh)
-    return generated(*args, batching=batching, **how)
+  def watched(model, params, *args, batching, **how):
+    mesh = batching.mesh
+    sampled_on.append(mesh and tuple(mesh.shape.values()))
+    if mesh is not None:
+      assert {x.sharding.mesh for x in jax.tree.leaves(params)} == {mesh}
+    return generated(model, params, *args, batching=batching, **how)
 
   monkeypatch.setattr(generate, "generate", watched)
   drawn = {}
@@ -63,7 +77,8 @@ def test_samples_on_a_mesh_are_those_of_one_device(adapter, tmp_path, monkeypatc
       rollouts.read(tmp_path / name / run_directory.ROLLOUTS / f"{n:06d}.jsonl")
       for n in (1, 2)
     ]
-  assert [mesh and mesh.size for mesh in sampled_on] == [None, None, 8, 8]
+  sizes = (2, 2, 2) if to_sample is None else (4, 1, 2)
+  assert sampled_on == [None, None, sizes, sizes]
   for ours, theirs in zip(drawn["split"], drawn["one"], strict=True):
     assert ours.texts_BK == theirs.texts_BK
     for name in ("logp", "sampler_logp"):

@@ -158,21 +158,47 @@ def test_the_command_refuses_a_slice_that_does_not_exist(capsys):
   assert "v5e:16x16" in capsys.readouterr().err
 
 
+ON_SAMPLES = experiments.replace(
+  PLAIN,
+  start=Scratch(SMALL),
+  prompts=dataclasses.replace(PLAIN.data.prompts, limits=Limits(prompt=8)),
+  prompts_per_iteration=8,
+  sampling=dataclasses.replace(PLAIN.data.sampling, prompts_at_once=5),
+  mesh=MeshShape(data=1, fsdp=4, tensor=2),
+)
+
+
 def test_the_sampler_runs_on_the_mesh_of_the_run():
   """Prompts are split by rows, weights as they are trained."""
-  prompts = dataclasses.replace(PLAIN.data.prompts, limits=Limits(prompt=8))
-  run = experiments.replace(
-    PLAIN,
-    start=Scratch(SMALL),
-    prompts=prompts,
-    prompts_per_iteration=8,
-    sampling=dataclasses.replace(PLAIN.data.sampling, prompts_at_once=5),
-    mesh=MeshShape(data=1, fsdp=4, tensor=2),
-  )
-  sampler = check.check(run, "h100:8").figures[0].program
+  sampler = check.check(ON_SAMPLES, "h100:8").figures[0].program
   decoder, prompt_BP, *_ = sampler.arguments
   assert sampler.name == "sampler" and dict(decoder.mesh.shape)["fsdp"] == 4
   assert prompt_BP.shape == (8, 8)  # five, rounded up
   assert prompt_BP.sharding.shard_shape(prompt_BP.shape) == (2, 8)
   kernel = decoder.params[0]["blocks"]["up"]["kernel"]
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 64 // 4, 128 // 2)
+
+
+def test_the_sampler_runs_on_a_mesh_of_its_own_beside_the_state():
+  to_sample = dataclasses.replace(
+    ON_SAMPLES.data.sampling, mesh=MeshShape(tensor=2), weights_dtype="bfloat16"
+  )
+  own, shared = (
+    check.check(run, "h100:8")
+    for run in (experiments.replace(ON_SAMPLES, sampling=to_sample), ON_SAMPLES)
+  )
+  sampler = own.figures[0].program
+  decoder, prompt_BP, *_ = sampler.arguments
+  assert prompt_BP.sharding.shard_shape(prompt_BP.shape) == (2, 8)
+  kernel = decoder.params[0]["blocks"]["up"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape) == (2, 64, 128 // 2)
+  # The policy is not what is sampled from, so it is there besides.
+  policy = programs.device_bytes(own.figures[-1].program.arguments[0].params)
+  assert sampler.beside - shared.figures[0].program.beside == policy
+  assert any("sampler on data 4 x fsdp 1 x tensor 2" in x for x in check.lines(own))
+
+
+def test_a_sampling_mesh_that_the_slice_does_not_hold_is_refused():
+  sampling = dataclasses.replace(ON_SAMPLES.data.sampling, mesh=MeshShape(tensor=3))
+  with pytest.raises(ValueError, match=r"Sampling.mesh is .*--data.sampling.mesh.fsdp"):
+    check.check(experiments.replace(ON_SAMPLES, sampling=sampling), "h100:8")

@@ -27,7 +27,13 @@ from xpo_jax.models import hf_checkpoint, transformer
 from xpo_jax.models.config import Activation, Norm
 from xpo_jax.models.lora import Adapter
 from xpo_jax.ops import kl_control
-from xpo_jax.train import loop, metrics, pair_construction, validate
+from xpo_jax.train import (
+  loop,
+  metrics,
+  pair_construction,
+  rollouts_program,
+  validate,
+)
 
 RUN = experiments.replace(PLAIN, objective=ObjectiveConfig("ppo"))
 ONE = Sampling(completions=1)
@@ -322,6 +328,25 @@ def test_an_averaged_opponent_needs_an_average_of_whole_weights(changes, match):
 def test_a_mesh_that_does_not_fit_is_refused(mesh, match):
   with pytest.raises(ValueError, match=match):
     _check(experiments.replace(RUN, mesh=mesh))
+
+
+WIDE = MeshShape(data=4, tensor=2)
+
+
+@pytest.mark.parametrize(
+  ("mesh", "to_sample", "match"),
+  [
+    (WIDE, MeshShape(tensor=3), r"Sampling\.mesh: .* places for 8 devices"),
+    (MeshShape(data=1), WIDE, "the run would have one device of 8; leave Sampling"),
+    (WIDE, MeshShape(data=1), "the sampler would have one device of 8; leave Samp"),
+    (WIDE, MeshShape(tensor=8), r"Sampling\.mesh: parameter .*cannot be split .*=8"),
+    (MeshShape(tensor=8), None, r"Experiment\.mesh: parameter .*cannot be split .*=8"),
+  ],
+)
+def test_a_mesh_that_cannot_sample_or_hold_the_model_is_refused(mesh, to_sample, match):
+  sampling = dataclasses.replace(RUN.data.sampling, mesh=to_sample)
+  with pytest.raises(ValueError, match=match):
+    rollouts_program.check(experiments.replace(RUN, mesh=mesh, sampling=sampling), {})
 
 
 def test_mesh_takes_the_devices_that_the_other_axes_leave():

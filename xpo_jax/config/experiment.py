@@ -15,6 +15,7 @@ from typing import Any
 from xpo_jax.config import checks
 from xpo_jax.config.data import Data, Evaluation, Prompts, title_of
 from xpo_jax.config.factories import Configured, ObjectiveConfig
+from xpo_jax.config.mesh_shape import MeshShape
 from xpo_jax.config.optim import Optimizer, Precision
 from xpo_jax.config.sampling import Feedback, SamplerCorrection, Sampling
 from xpo_jax.models.config import Config, Remat, check_remat
@@ -128,26 +129,6 @@ class AuxLossConfig:
   def build(self) -> AuxLoss:
     """The loss that the step takes."""
     return AuxLoss(self.weight, self.objective.build(), self.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshShape:
-  """Devices along each axis of the mesh; their product is the number of devices.
-
-  Attributes:
-    data: copies of the model, each with its rows; None: all devices that the other
-      axes leave. 1 x 1 x 1 is one device, however many there are.
-    fsdp: shards of parameters and optimiser state; rows are split over it too. None:
-      all devices that the other axes leave; `data` is then 1 where it is None.
-    tensor: shards of heads, MLP and vocabulary.
-  """
-
-  data: int | None = None
-  fsdp: int | None = 1
-  tensor: int = 1
-
-  def __post_init__(self):
-    checks.check_positive(self, "data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from xpo_jax.config import checks
 from xpo_jax.config.factories import Configured
+from xpo_jax.config.mesh_shape import MeshShape
 from xpo_jax.ops import sampler_correction
 
 
@@ -71,6 +72,10 @@ class Sampling:
       they are. None: no rounding.
     slots: instead, number of decode slots, each refilled when its completion ends
       (`continuous_batching.sample`); the draws are the same.
+    mesh: the run's devices as another mesh, on which an iteration's weights are placed
+      anew to sample. Over `fsdp` they are gathered for every token; over `tensor` they
+      stay where they are, and activations are summed: `MeshShape(tensor=8)` for a large
+      model on many devices. None: the run's mesh.
   """
 
   completions: int = 4
@@ -86,6 +91,7 @@ class Sampling:
   prompts_at_once: int | None = None
   slots: int | None = None
   weights_dtype: Literal["bfloat16", "float16"] | None = None
+  mesh: MeshShape | None = None
 
   def __post_init__(self):
     checks.check_among(self, "column0_source", ("sample", "greedy", "reference"))

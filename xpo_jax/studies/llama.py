@@ -24,6 +24,8 @@ from xpo_jax.models.config import Config, Llama3Scaling, Rotary
 # Weights in float32, moments in bfloat16: 8 bytes a parameter.
 AT_SCALE = Precision(moments="bfloat16")
 EVERY_CHIP = MeshShape(fsdp=None)
+# The 8B samples on groups of 8 chips, as many as it has key heads.
+TO_SAMPLE = MeshShape(tensor=8)
 
 
 def config(size: str) -> Config:
@@ -125,6 +127,7 @@ def on_rollouts(
         completions=completions,
         max_completion_tokens=1024,
         weights_dtype="bfloat16",
+        mesh=TO_SAMPLE,
       ),
       iterations=500,
       prompts_per_iteration=prompts,

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, get_args
 import jax
 import numpy as np
 
-from xpo_jax.config.experiment import Experiment, Scratch
+from xpo_jax.config.experiment import Experiment, Rollouts, Scratch
+from xpo_jax.config.mesh_shape import MeshShape
 from xpo_jax.data.pack import Batch
 from xpo_jax.models import lora, transformer
 from xpo_jax.models.config import Config, Remat
@@ -92,32 +93,38 @@ def check(experiment: Experiment, name: str) -> Report:
       what `programs.make` refuses.
   """
   slice_ = slices.parse(name)
-  sizes = validate.mesh_sizes(experiment.mesh, slice_.count)
-  if math.prod(sizes) != slice_.count:
-    named = dict(zip(meshes.AXES, sizes, strict=True))
-    raise ValueError(
-      f"Experiment.mesh is {named} for the {slice_.count} chips of {name}; leave one "
-      "axis None (--mesh.fsdp None), or give sizes whose product is that"
-    )
-  mesh: Any
-  if slice_.compiled:
-    mesh = meshes.make_mesh(*sizes, devices=slices.devices(slice_))
-  else:
-    mesh = jax.sharding.AbstractMesh(
-      sizes, meshes.AXES, (jax.sharding.AxisType.Auto,) * 3
-    )
-  made = programs.make(experiment, mesh)
+  mesh = _mesh(experiment.mesh, slice_, "Experiment.mesh", "--mesh")
+  data, sampling_mesh = experiment.data, None
+  if isinstance(data, Rollouts) and data.sampling.mesh is not None:
+    field = ("Sampling.mesh", "--data.sampling.mesh")
+    sampling_mesh = _mesh(data.sampling.mesh, slice_, *field)
+  made = programs.make(experiment, mesh, sampling_mesh)
   read = _compiled if slice_.compiled else _computed
-  figures = tuple(read(experiment, one, slice_, mesh) for one in made)
+  figures = tuple(read(experiment, one, slice_) for one in made)
   remat = programs.config_of(experiment.start).remat
   report = Report(slice_, dict(mesh.shape), remat, figures, ())
   return report if report.fits else report._replace(advice=_advice(experiment, report))
 
 
-def _compiled(experiment, program: Program, slice_: Slice, mesh) -> Figures:
+def _mesh(shape: MeshShape, slice_: Slice, field: str, flag: str) -> Any:
+  """The mesh of this shape on a slice, its devices those of the compiler."""
+  sizes = validate.mesh_sizes(shape, slice_.count)
+  if math.prod(sizes) != slice_.count:
+    named = dict(zip(meshes.AXES, sizes, strict=True))
+    raise ValueError(
+      f"{field} is {named} for the {slice_.count} chips of {slice_.name}; leave one "
+      f"axis None ({flag}.fsdp None), or give sizes whose product is that"
+    )
+  if slice_.compiled:
+    return meshes.make_mesh(*sizes, devices=slices.devices(slice_))
+  types = (jax.sharding.AxisType.Auto,) * len(meshes.AXES)
+  return jax.sharding.AbstractMesh(sizes, meshes.AXES, types)
+
+
+def _compiled(experiment: Experiment, program: Program, slice_: Slice) -> Figures:
   """Figures by the compiler."""
   del experiment
-  with meshes.entered(mesh):
+  with meshes.entered(program.mesh):
     traced = program.function.trace(*program.arguments)
     lowered = traced.lower()
   total = flops.traced(traced.jaxpr, program.loops) / slice_.count
@@ -158,13 +165,13 @@ def _used(message: str) -> float:
   return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))
 
 
-def _computed(experiment, program: Program, slice_: Slice, mesh) -> Figures:
+def _computed(experiment: Experiment, program: Program, slice_: Slice) -> Figures:
   """Figures by arithmetic."""
-  with meshes.entered(mesh):
+  with meshes.entered(program.mesh):
     traced = program.function.trace(*program.arguments)
   total = flops.traced(traced.jaxpr, program.loops) / slice_.count
   arguments = programs.device_bytes(program.arguments)
-  temporaries = _temporaries(experiment, program, mesh)
+  temporaries = _temporaries(experiment, program)
   return Figures(
     program,
     arguments,
@@ -178,12 +185,12 @@ def _computed(experiment, program: Program, slice_: Slice, mesh) -> Figures:
   )
 
 
-def _temporaries(experiment, program: Program, mesh) -> float:
+def _temporaries(experiment: Experiment, program: Program) -> float:
   """Bytes that a program needs at most beside its arguments, by arithmetic: kept
   activations, one layer's own, whole tables, and the gradient."""
   config = programs.config_of(experiment.start)
   item = np.dtype(jax.numpy.dtype(config.compute_dtype)).itemsize
-  tensor = mesh.shape["tensor"]
+  mesh, tensor = program.mesh, program.mesh.shape["tensor"]
   tree = transformer.weights(config)
   blocks = sum(math.prod(w.shape) for w in jax.tree.leaves(tree["blocks"]))
   table = config.vocab * config.width
@@ -305,14 +312,14 @@ def _advice(experiment: Experiment, report: Report) -> tuple[str, ...]:
 def lines(report: Report) -> list[str]:
   """Formats a report for display."""
   chip = report.slice.chip
-  axes = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
   out = [
-    f"{report.slice.name}: {report.slice.count} chips, {axes}, remat {report.remat}; "
-    "per chip:"
+    f"{report.slice.name}: {report.slice.count} chips, {_axes(report.mesh)}, remat "
+    f"{report.remat}; per chip:"
   ]
   hours = 0.0
   for one in report.figures:
-    out += [f"  {line}" for line in _program_lines(one, report.slice)]
+    on = "" if one.program.mesh.shape == report.mesh else _axes(one.program.mesh.shape)
+    out += [f"  {line}" for line in _program_lines(one, report.slice, on)]
     hours += one.seconds * (one.program.runs or 0) / 3600
   state = next(
     x.program.arguments[0] for x in report.figures if x.program.name == "step"
@@ -337,14 +344,19 @@ def lines(report: Report) -> list[str]:
   return out
 
 
-def _program_lines(one: Figures, slice_: Slice) -> list[str]:
+def _axes(shape: Mapping[str, int]) -> str:
+  return " x ".join(f"{name} {size}" for name, size in shape.items())
+
+
+def _program_lines(one: Figures, slice_: Slice, on: str) -> list[str]:
+  """Lines of a program; `on` is its mesh where that is not the run's."""
   rest = "do not fit"
   if one.temporaries is not None:
     rest = f"{one.temporaries / GIB:.3f} GiB"
   seconds = max(one.seconds, 1e-12)
   mfu = one.least / slice_.chip.flops / seconds
   out = [
-    f"{one.program.name} ({one.source})",
+    f"{one.program.name}{on and ' on '}{on} ({one.source})",
     f"  arguments {one.arguments / GIB:.3f} GiB, temporaries {rest}, "
     f"peak {one.peak / GIB:.2f} of {slice_.chip.hbm / GIB:.2f} GiB",
     f"  {one.flops / 1e12:,.2f} TFLOP, {one.flops / one.least:.2f} of the least; "

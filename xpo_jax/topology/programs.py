@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Pretrained, Rollouts, Scratch, Start
+from xpo_jax.config.sampling import Sampling
 from xpo_jax.data import pack
 from xpo_jax.data.pack import Batch
 from xpo_jax.data.tokenise import Example
@@ -41,6 +42,7 @@ from xpo_jax.train import (
   aux_losses,
   minibatches,
   references,
+  rollouts,
   rollouts_program,
   state,
   step,
@@ -56,6 +58,7 @@ class Program:
 
   Attributes:
     name: what it is, for display.
+    mesh: that it runs on.
     function: of `jax.jit`.
     arguments: `jax.ShapeDtypeStruct`s with shardings.
     least: FLOPs that it needs at least, on all devices together.
@@ -66,6 +69,7 @@ class Program:
   """
 
   name: str
+  mesh: Mesh
   function: Any
   arguments: tuple
   least: float
@@ -139,8 +143,15 @@ class _Shapes:
     return _with(batch, place.batch_shardings(self.mesh, batch))
 
 
-def make(experiment: Experiment, mesh: Mesh) -> list[Program]:
+def make(
+  experiment: Experiment, mesh: Mesh, sampling_mesh: Mesh | None = None
+) -> list[Program]:
   """Makes the programs of an experiment.
+
+  Args:
+    experiment: the run.
+    mesh: that it trains on.
+    sampling_mesh: that it samples on; None: the same.
 
   Raises:
     ValueError: what shapes alone do not say: limits that are None, a start, critic or
@@ -149,7 +160,8 @@ def make(experiment: Experiment, mesh: Mesh) -> list[Program]:
   shapes = _Shapes(experiment, mesh)
   _check(experiment)
   if isinstance(experiment.data, Rollouts):
-    return _of_rollouts(shapes, experiment.data)
+    own = shapes if sampling_mesh is None else _Shapes(experiment, sampling_mesh)
+    return _of_rollouts(shapes, own, experiment.data)
   return _of_records(shapes, experiment.data)
 
 
@@ -330,7 +342,9 @@ def _of_records(shapes: _Shapes, data: Data) -> list[Program]:
   )
   loops = _loops(shapes.config, batch, shapes.mesh)
   tokens = int((batch.segment_MRL > 0).sum())
-  programs = [Program("step", take, arguments, least, loops, tokens, data.steps)]
+  programs = [
+    Program("step", shapes.mesh, take, arguments, least, loops, tokens, data.steps)
+  ]
   if cached:
     programs.append(
       _scoring(
@@ -402,6 +416,7 @@ def _scoring(
     least += _forward(model.config, batch, logits)
   return Program(
     "reference pass",
+    shapes.mesh,
     references.recorder(models, stats, shapes.mesh),
     (params, shapes.batch(batch)),
     least,
@@ -412,7 +427,7 @@ def _scoring(
   )
 
 
-def _of_rollouts(shapes: _Shapes, data: Rollouts) -> list[Program]:
+def _of_rollouts(shapes: _Shapes, sampler: _Shapes, data: Rollouts) -> list[Program]:
   experiment, sampling = shapes.experiment, data.sampling
   build = rollouts_program.at_temperature(experiment.objective.build, data.temperature)
   if data.sampler_correction is not None:
@@ -448,13 +463,28 @@ def _of_rollouts(shapes: _Shapes, data: Rollouts) -> list[Program]:
   held = device_bytes((first, frozen.get(state.BASE))) + start + older
   policy = device_bytes(shapes.policy())
   in_step = start if references.ROLE in frozen else 0
+  shared = 0 if sampler is not shapes else device_bytes(_uncast(shapes, sampling))
   return [
-    _sampler(shapes, data, P, T, held - policy),
+    _sampler(sampler, data, P, T, held - shared),
     _scoring(shapes, models, stats, plain, scored, held - (start or policy)),
     Program(
-      "step", take, arguments, least, loops, tokens, updates, start - in_step + older
+      "step",
+      shapes.mesh,
+      take,
+      arguments,
+      least,
+      loops,
+      tokens,
+      updates,
+      start - in_step + older,
     ),
   ]
+
+
+def _uncast(shapes: _Shapes, sampling: Sampling) -> list[Any]:
+  """The policy's abstract parameters that sampling reads without a copy."""
+  params, dtype = jax.tree.leaves(shapes.policy()), sampling.weights_dtype
+  return [x for x in params if dtype is None or rollouts.dtype_of(x, dtype) == x.dtype]
 
 
 def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Program:
@@ -470,7 +500,9 @@ def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Pr
   B = meshes.padded_rows(mesh, B)
   params = shapes.policy()
   if sampling.weights_dtype is not None:
-    params = jax.tree.map(lambda x: x.update(dtype=sampling.weights_dtype), params)
+    params = jax.tree.map(
+      lambda x: x.update(dtype=rollouts.dtype_of(x, sampling.weights_dtype)), params
+    )
   rule = token_sampling.Rule(
     stop=jnp.zeros(1, jnp.int32),
     temperature=jnp.float32(sampling.temperature),
@@ -502,6 +534,7 @@ def _sampler(shapes: _Shapes, data: Rollouts, P: int, T: int, beside: int) -> Pr
   count = -(-data.prompts_per_iteration // B)
   return Program(
     "sampler",
+    mesh,
     jax.jit(draw),
     (decoder, prompt_BP, length_B, key, row_B),
     least,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,7 +25,7 @@ from xpo_jax.models import generate, lora
 from xpo_jax.models.generation_config import GenerationConfig, Mixture
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import distributed
+from xpo_jax.sharding import distributed, place
 from xpo_jax.sharding import mesh as meshes
 from xpo_jax.train.loading import PromptSet
 from xpo_jax.types import Array, Layout, Params
@@ -83,7 +84,8 @@ class SamplerParams(NamedTuple):
     teacher: the teacher, where completions are sampled from a mixture with it.
     adapter: what is attached to `policy` and `average`, or None.
     mesh: devices that prompts are split over, by data and fsdp, the parameters by their
-      logical axes and the caches by rows and heads; None: one device.
+      logical axes and the caches by rows and heads; None: one device. Parameters may be
+      on the same devices as another mesh.
   """
 
   policy: Params
@@ -121,9 +123,8 @@ def draw(
     Rollouts without rewards.
   """
   ids = [prompts.ids[row] for row in row_B]
-  if sampling.weights_dtype is not None:
-    params = _cast(params, sampling.weights_dtype)
   groups = _groups(model, params, sampling, key)
+  groups = _ready(groups, sampling.weights_dtype, params.mesh)
   batch_size, slots = (
     None if size is None else meshes.padded_rows(params.mesh, size)
     for size in (sampling.prompts_at_once, sampling.slots)
@@ -168,23 +169,6 @@ def draw(
   )
 
 
-def _cast(params: SamplerParams, dtype: str) -> SamplerParams:
-  """The decoders with parameters of another dtype."""
-
-  def cast(tree: Params | None) -> Params | None:
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
-
-  teacher = params.teacher
-  if teacher is not None:
-    teacher = teacher._replace(params=cast(teacher.params))
-  return params._replace(
-    policy=cast(params.policy),
-    ref=cast(params.ref),
-    average=cast(params.average),
-    teacher=teacher,
-  )
-
-
 class _Group(NamedTuple):
   """Columns that are sampled with the same settings."""
 
@@ -192,6 +176,36 @@ class _Group(NamedTuple):
   params: Params
   key: Array
   config: GenerationConfig
+
+
+def dtype_of(x: Array, dtype: str) -> np.dtype:
+  """The dtype of a parameter in a sampler with `Sampling.weights_dtype`: codes of
+  weights in 4 bits stay as they are."""
+  return jnp.dtype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+
+
+def _ready(groups: list[_Group], dtype: str | None, mesh: Mesh | None) -> list[_Group]:
+  """The groups with the parameters that they read in a dtype, and on the mesh."""
+  ready: dict[int, Params] = {}  # of groups that share parameters, once
+
+  def made(model: Model, params: Params) -> Params:
+    if id(params) not in ready:
+      tree = params
+      if dtype is not None:
+        tree = jax.tree.map(lambda x: x.astype(dtype_of(x, dtype)), tree)
+      if mesh is not None:
+        tree = place.place_params(mesh, tree, model.logical_axes())
+      ready[id(params)] = tree
+    return ready[id(params)]
+
+  def of_group(group: _Group) -> _Group:
+    config, mixture = group.config, group.config.mixture
+    if mixture is not None:
+      other = mixture._replace(params=made(mixture.model, mixture.params))
+      config = dataclasses.replace(config, mixture=other)
+    return group._replace(params=made(group.model, group.params), config=config)
+
+  return list(map(of_group, groups))
 
 
 def _groups(

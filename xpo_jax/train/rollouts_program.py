@@ -81,7 +81,7 @@ class Parts(NamedTuple):
     model: of policy and reference.
     tokenizer: of the policy.
     begin: the start, without its weights.
-    mesh: of the run; None: one device.
+    sampling_mesh: devices that sample; None: one device.
     prompts: training prompts.
     held_out: held-out prompts, or None.
     ref: `{"lm": ...}`, the reference that the run starts with.
@@ -106,7 +106,7 @@ class Parts(NamedTuple):
   model: Model
   tokenizer: Any
   begin: LoadedStart
-  mesh: Mesh | None
+  sampling_mesh: Mesh | None
   prompts: PromptSet
   held_out: PromptSet | None
   ref: Params
@@ -284,7 +284,7 @@ def assemble(
     model=model,
     tokenizer=begin.tokenizer,
     begin=begin._replace(params={}, adapter=None),
-    mesh=mesh,
+    sampling_mesh=validate.sampling_mesh(experiment),
     prompts=chosen,
     held_out=held_out,
     ref=ref,
@@ -412,7 +412,7 @@ def evaluate(parts: Parts, now: RolloutState) -> dict[str, float]:
         _policy(parts, params),
         parts.ref["lm"],
         adapter=parts.experiment.adapter,
-        mesh=parts.mesh,
+        mesh=parts.sampling_mesh,
       ),
       held_out,
       np.arange(len(held_out.ids)),
@@ -556,7 +556,7 @@ def _sampled(
     _policy(parts, final_params(now.train)),
     parts.teacher,
     parts.experiment.adapter,
-    parts.mesh,
+    parts.sampling_mesh,
   )
   path = parts.run_dir / run_directory.ROLLOUTS / f"{index + 1:06d}.jsonl"
   drawn = rollouts.written(path)

@@ -28,6 +28,7 @@ from xpo_jax.models.config import Config, Remat
 from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.kl_control import Controller, Observation
 from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import rules
 from xpo_jax.testing import toy
 from xpo_jax.train import aux_losses, loading, metrics, pair_construction, references
 from xpo_jax.train.loading import Datasets
@@ -55,6 +56,28 @@ def make_mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
       "MeshShape.data out, or start one process"
     )
   return None
+
+
+def sampling_mesh(experiment: Experiment) -> jax.sharding.Mesh | None:
+  """Makes the mesh that a run on rollouts samples on; None for one device.
+
+  Raises:
+    ValueError: see `make_mesh`; a `Sampling.mesh` where one of the two is one device.
+  """
+  run, shape = make_mesh(experiment.mesh), experiment.data.sampling.mesh
+  if shape is None:
+    return run
+  try:
+    own = make_mesh(shape)
+  except ValueError as error:
+    raise ValueError(f"Sampling.mesh: {error}") from error
+  if run is None or own is None:
+    raise ValueError(
+      f"Sampling.mesh is {shape} and Experiment.mesh {experiment.mesh}: "
+      f"{'the run' if run is None else 'the sampler'} would have one device of "
+      f"{jax.device_count()}; leave Sampling.mesh None"
+    )
+  return own
 
 
 def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
@@ -216,11 +239,12 @@ def check_rollouts(experiment: Experiment, datasets: Datasets) -> None:
   mesh = make_mesh(experiment.mesh)
   if mesh is not None:
     meshes.check_batch(mesh, data.rows_per_step, data.microbatches)
+  sampling_mesh(experiment)
   check_common(experiment, None, datasets)
 
 
 def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> None:
-  """Refuses prompts and sampling that the start does not support (`check_room`).
+  """Refuses prompts, sampling and meshes that the start does not support.
 
   Args:
     experiment: the run.
@@ -228,9 +252,11 @@ def check_start(experiment: Experiment, loaded: Loaded, datasets: Datasets) -> N
     datasets: see `loading.load`.
 
   Raises:
-    ValueError: see `loading.check_room`.
+    ValueError: see `loading.check_room`; a mesh, the run's or the sampler's, that does
+      not divide the model.
   """
   config, directory = _decoder(experiment.start)
+  _check_divisible(experiment, config)
   longest = 1
   if config.position_limit is not None and directory is not None:
     tokenizer = hf_checkpoint.read_tokenizer(directory)
@@ -286,6 +312,24 @@ def _decoder(weights: Start) -> tuple[Config, str | None]:
   if isinstance(weights, Scratch):
     return weights.model, weights.tokenizer
   return hf_checkpoint.read_config(weights.directory), weights.directory
+
+
+def _check_divisible(experiment: Experiment, config: Config) -> None:
+  """Refuses a mesh, the run's or the sampler's, that does not divide the decoder."""
+  named = {
+    "Experiment.mesh": make_mesh(experiment.mesh),
+    "Sampling.mesh": sampling_mesh(experiment),
+  }
+  if not any(named.values()):
+    return
+  model = transformer.model(config)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  for field, mesh in named.items():
+    if mesh is not None:
+      try:
+        rules.param_shardings(mesh, model.logical_axes(), shapes)
+      except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
 
 
 def _check_remat(start: Start) -> None:
