@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import products, rules
+from xpo_jax.sharding import nf4, products, rules
 
 MESHES = [(1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2)]
 ROWS, LENGTH = 8, 6
@@ -112,3 +112,26 @@ def test_few_activations_leave_it_to_the_compiler_what_moves(length, gathered):
   x = jnp.ones((ROWS, length, sizes[0]))
   run = jax.make_jaxpr(lambda x, kernel: products.product(mesh, axes, x, kernel))
   assert ("all_gather" in str(run(x, jnp.ones(sizes)))) == gathered
+
+
+@pytest.mark.parametrize("sizes", [None, *MESHES], ids=str)
+def test_product_with_a_weight_in_4_bits_is_that_with_its_values(sizes, case):
+  """And so is the gradient of its input; scales are whole where a mesh does not divide
+  their blocks."""
+  axes, contract, x, kernel, weight = case
+  small = nf4.quantise(kernel, contract - 1)
+
+  def of(mesh, kernel):
+    def loss(x):
+      y = products.product(mesh, axes, x, kernel, contract)
+      return (jnp.sin(y) * weight).sum(), y
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+  expected = of(None, small.astype(jnp.float32))(x)
+  mesh = None if sizes is None else meshes.make_mesh(*sizes)
+  if mesh is not None:
+    x, small = _placed(mesh, axes, x, small)
+  got = of(mesh, small)(x)
+  for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -131,6 +131,22 @@ def test_base_of_adapters_in_bfloat16_takes_two_bytes_a_weight():
   assert held[0] - held[1] == 2 * matrices / 8
 
 
+def test_base_of_adapters_in_4_bits_takes_half_a_byte_a_weight_and_its_scales():
+  adapted = dataclasses.replace(RUN, adapter=Adapter(rank=2))
+  held = {}
+  for base in ("bfloat16", "nf4"):
+    precision = dataclasses.replace(RUN.precision, base=base)
+    run = dataclasses.replace(adapted, precision=precision)
+    step = check.check(run, "h100:8").figures[0].program
+    held[base] = programs.device_bytes(step.arguments[1]["base"])
+  kernels = 2 * (64 * (4 * 64 + 3 * 128))
+  # Eight devices do not divide one block of 64 inputs: those scales are whole.
+  whole = 2 * (3 * 64 + 2 * 128)  # of query, key, value; of up and gate
+  split = 2 * (8 * 64 + 2 * 64)  # of output, blocks of its 8 heads; of down
+  scales = 2 * (whole + split / 8)
+  assert held["bfloat16"] - held["nf4"] == (2 - 0.5) * kernels / 8 - scales
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [

@@ -26,6 +26,7 @@ from xpo_jax.evaluation import evaluate_run
 from xpo_jax.feedback import rules
 from xpo_jax.models import hf_checkpoint, peft, transformer
 from xpo_jax.models.lora import Adapter
+from xpo_jax.sharding import nf4
 from xpo_jax.train import (
   loading,
   loop,
@@ -36,6 +37,7 @@ from xpo_jax.train import (
   rollouts_program,
   run_directory,
   stages,
+  state,
 )
 from xpo_jax.train.loading import Inputs
 
@@ -142,6 +144,33 @@ def test_base_in_bfloat16_computes_what_its_rounded_weights_do(home, tmp_path):
   # Each weight moves by a part of 1 / 512 at most.
   half, _ = trained("half", home / "model", "bfloat16")
   assert 0 < np.abs(half - wide).max() < 0.02 * np.abs(wide).max()
+
+
+def test_base_in_4_bits_computes_what_its_values_do(home, tmp_path):
+  """And leaves an adapter that is read on those values, not on the base as stored."""
+  model = hf_checkpoint.load(home / "model")
+  lm = state.base_in_memory("nf4", transformer.model(model.config), model.params["lm"])
+  values = model.params | {"lm": jax.tree.map(np.float32, nf4.dense(lm))}
+  config, tokenizer = model.config, model.tokenizer
+  hf_checkpoint.save(tmp_path / "values", config, values, tokenizer=tokenizer)
+  losses, merged = {}, {}
+  for base, start in (("float32", tmp_path / "values"), ("nf4", home / "model")):
+    run = _experiment(home, "first", start=_at(start), precision=Precision(base=base))
+    program = _prepared(run, tmp_path / base)
+    now, losses[base] = program.state, []
+    for index in range(3):
+      now, numbers = program.advance(now, index)
+      losses[base].append(float(numbers["loss"]))
+    merged[base] = nf4.dense(program.policy(now)["lm"]["blocks"])
+  np.testing.assert_allclose(losses["nf4"], losses["float32"], rtol=1e-6)
+  chex.assert_trees_all_close(merged["nf4"], merged["float32"], rtol=1e-5, atol=1e-6)
+  program.export(now, program.policy(now))(tmp_path / "adapter")
+  read = hf_checkpoint.load(tmp_path / "adapter")
+  chex.assert_trees_all_close(
+    read.params["lm"]["blocks"], merged["nf4"], rtol=1e-5, atol=1e-6
+  )
+  down = (x.params["lm"]["blocks"]["down"]["kernel"] for x in (read, model))
+  assert not np.allclose(*down, atol=1e-3)  # not adapted: it differs by the rounding
 
 
 def test_commands_read_the_adapter_and_its_base(home, tmp_path, capsys):

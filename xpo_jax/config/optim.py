@@ -19,6 +19,7 @@ from xpo_jax.types import Array, Params
 
 Kind = Literal["adamw", "rmsprop", "adafactor", "lion", "muon"]
 Stored = Literal["float32", "bfloat16"]
+StoredBase = Literal[Stored, "nf4"]
 Schedule = Literal["constant", "linear", "cosine"]
 _MUON_RMS = 0.2  # root mean square of an update, as AdamW's usually is
 
@@ -37,19 +38,22 @@ class Precision:
     moments: of the optimiser's averages. AdamW has two: 4 + 2 x 4 bytes a parameter
       become 4 + 2 x 2 with "bfloat16".
     base: of the matrices of the frozen base that adapters are added to, 4 bytes a
-      parameter, 2 with "bfloat16": rounded to the nearest when the run starts. Adapters
-      stay of `params`; they and merged models are written in float32, on the base as it
-      is stored.
+      parameter, 2 with "bfloat16": rounded to the nearest when the run starts. "nf4"
+      keeps its linear layers in 4 bits, of blocks of up to 64 weights with a scale of
+      16 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314; `sharding.nf4`), and embedding,
+      head and router in bfloat16. Adapters stay of `params`; they and merged models are
+      written in float32, on the base as it is stored, which with "nf4" is rounded to
+      those values again.
   """
 
   params: Stored = "float32"
   moments: Stored = "float32"
-  base: Stored = "float32"
+  base: StoredBase = "float32"
 
   def __post_init__(self):
     checks.check_among(self, "params", get_args(Stored))
     checks.check_among(self, "moments", get_args(Stored))
-    checks.check_among(self, "base", get_args(Stored))
+    checks.check_among(self, "base", get_args(StoredBase))
 
 
 @dataclass(frozen=True)

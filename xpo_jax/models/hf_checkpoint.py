@@ -32,7 +32,7 @@ from xpo_jax.models import (
 )
 from xpo_jax.models.config import Config, Remat
 from xpo_jax.models.lora import Adapter
-from xpo_jax.sharding import rules
+from xpo_jax.sharding import nf4, rules
 from xpo_jax.types import Params
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -65,7 +65,8 @@ class Adapted(NamedTuple):
 
   Attributes:
     base: the base; its tokenizer is the adapter's, where the adapter has one, and its
-      scalar head the adapter's, or none.
+      scalar head the adapter's, or none. Where the adapter was trained on a base in 4
+      bits, these are its values.
     name: of the base (`models.weights_source`).
     adapter: configuration.
     params: the adapter's parameters, float32 arrays on the host.
@@ -212,14 +213,17 @@ def load_adapted(
   directory = weights_source.directory(directory)
   name = peft.base_of(directory)
   base = load(name, compute_dtype, remat)
-  adapter, params = peft.load(directory, base.config, base.params["lm"])
+  lm = base.params["lm"]
+  adapter, params = peft.load(directory, base.config, lm)
+  if peft.is_of_nf4(directory):
+    lm = jax.device_get(nf4.dense(lora.quantised(base.config, lm)))
   config, tokenizer = base.config, _load_tokenizer(directory, base.config)
   if tokenizer is None:
     tokenizer = base.tokenizer
   else:
     stop_ids = sorted({*config.stop_ids} - {tokenizer.eos_token_id})
     config = dataclasses.replace(config, stop_ids=tuple(stop_ids))
-  own = {"lm": base.params["lm"]} | _read_head(directory)
+  own = {"lm": lm} | _read_head(directory)
   return Adapted(Checkpoint(config, own, tokenizer), name, adapter, params)
 
 

@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ import numpy as np
 from xpo_jax.models import hf_config, merge, transformer
 from xpo_jax.models.config import Config
 from xpo_jax.models.transformer import Model, Weight
+from xpo_jax.sharding import nf4
 from xpo_jax.types import Array, Params
 
 
@@ -219,7 +220,10 @@ def norms(base: Params, part: str) -> np.ndarray:
   """
   kernel = jax.device_get(base["blocks"][part]["kernel"])
   inputs = tuple(range(transformer.input_axes(part)))
-  square = [np.square(of_layer, dtype=np.float64).sum(inputs) for of_layer in kernel]
+  square = [
+    np.square(np.asarray(of_layer), dtype=np.float64).sum(inputs)
+    for of_layer in _by_layer(kernel)
+  ]
   layers = [n for n, of_layer in enumerate(square) if not of_layer.all()]
   if layers:
     raise ValueError(
@@ -239,6 +243,41 @@ def check_base(config: Config, adapter: Adapter | None, base: Params) -> None:
   if adapter is not None and adapter.dora:
     for part in targets(config, adapter):
       norms(base, part)
+
+
+def quantised(config: Config, base: Params) -> Params:
+  """The base with the kernels of its linear layers in 4 bits (`nf4.quantise`); the
+  router of experts, embedding and head stay as they are.
+
+  On the host it is computed layer by layer, so that no device holds more of the base.
+  """
+  kernels = transformer.weights(config)["blocks"]
+  blocks = {}
+  for part, own in base["blocks"].items():
+    blocks[part] = own
+    if "kernel" not in own or nf4.is_nf4(own["kernel"]) or part == "router":
+      continue
+    # The last of the inputs; layers and experts are before them.
+    axis = transformer.input_axes(part) + ("experts" in kernels[part]["kernel"].axes)
+    blocks[part] = own | {"kernel": _quantised(own["kernel"], axis)}
+  return base | {"blocks": blocks}
+
+
+_quantise = jax.jit(nf4.quantise, static_argnames="axis")
+
+
+def _quantised(kernel: Array, axis: int) -> nf4.NF4:
+  """A kernel stacked over layers, in 4 bits."""
+  if not isinstance(kernel, np.ndarray):
+    return _quantise(kernel, axis=axis)
+  layers = [jax.device_get(_quantise(one, axis=axis - 1)) for one in kernel]
+  return jax.tree.map(lambda *x: np.stack(x), *layers)
+
+
+def _by_layer(kernel: Array | nf4.NF4) -> Iterator[Array]:
+  """The layers of a stacked kernel as arrays."""
+  for n in range(kernel.shape[0]):
+    yield nf4.dense(jax.tree.map(lambda x, n=n: x[n], kernel))
 
 
 def attach(base: Params, params: Params, adapter: Adapter) -> Params:
@@ -299,7 +338,7 @@ def delta(base: Params, params: Params, adapter: Adapter) -> Params:
       kernel = base["blocks"][part]["kernel"]
       scale = _output_scale(kernel, own["a"], adapter.scale * own["b"], own["m"])
       scale = jnp.expand_dims(scale, tuple(range(1, 1 + transformer.input_axes(part))))
-      change = (scale - 1) * kernel + scale * change
+      change = (scale - 1) * kernel.astype(change.dtype) + scale * change
     changes[part] = {"kernel": change}
   return {"blocks": changes}
 
@@ -316,7 +355,7 @@ def add(base: Params, change: Params) -> Params:
   kernels = {}
   for part in change["blocks"]:
     kernel = blocks[part]["kernel"]
-    wide = jnp.promote_types(jnp.result_type(kernel), jnp.float32)
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
     kernels[part] = {"kernel": kernel.astype(wide)}
   kernels = merge.apply({"blocks": kernels}, change)["blocks"]
   return base | {"blocks": blocks | {p: blocks[p] | k for p, k in kernels.items()}}

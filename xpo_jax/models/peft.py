@@ -59,7 +59,7 @@ from xpo_jax.models import (
 )
 from xpo_jax.models.config import Config
 from xpo_jax.models.lora import Adapter
-from xpo_jax.sharding import distributed
+from xpo_jax.sharding import distributed, nf4
 from xpo_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -188,7 +188,7 @@ def save(
   (directory / CONFIG).write_text(text, encoding="utf-8")
   dtype = _dtype(base)
   header = {"parts": sorted(blocks), "l1": adapter.l1, "base_dtype": dtype}
-  header["base_sha256"] = _digest(base, dtype)
+  header["base_sha256"] = _digest(config, base, dtype)
   if named is not None and Path(named).exists():
     header["base"] = os.path.relpath(named, directory.resolve())
   text = json.dumps(header, indent=2) + "\n"
@@ -220,9 +220,11 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   tensors, ranks = _by_module(config, content, header, tensors)
   modules = _adapted(config, tensors)
   problems = _problems(content, config, tensors, modules, ranks)
+  if is_of_nf4(directory):
+    base = lora.quantised(config, base)
   if header is not None and not problems:
     dtype = header.get("base_dtype", "float32")
-    if header["base_sha256"] != _digest(base, dtype):
+    if header["base_sha256"] != _digest(config, base, dtype):
       problems.append("the base has other weights than the base of training")
   if problems:
     listed = "\n  ".join(sorted(problems)[:10])
@@ -588,18 +590,31 @@ def _problems(
   return problems
 
 
+def is_of_nf4(directory: Path) -> bool:
+  """Whether an adapter was trained on a base in 4 bits (`Precision.base`)."""
+  header = _read(directory)[1] or {}
+  return header.get("base_dtype") == "nf4"
+
+
 def _dtype(base: Params) -> str:
-  """The dtype that a base's matrices had in training, "float32" or "bfloat16"."""
-  narrow = any(jnp.result_type(x) == jnp.bfloat16 for x in jax.tree.leaves(base))
+  """What a base's matrices were in training, a value of `Precision.base`."""
+  leaves = jax.tree.leaves(base, is_leaf=nf4.is_nf4)
+  if any(map(nf4.is_nf4, leaves)):
+    return "nf4"
+  narrow = any(jnp.result_type(x) == jnp.bfloat16 for x in leaves)
   return "bfloat16" if narrow else "float32"
 
 
-def _digest(base: Params, dtype: str) -> str:
+def _digest(config: Config, base: Params, dtype: str) -> str:
   """The digest of a base, all of it rounded where its matrices were in training: equal
   for the stored base and the rounded one."""
   base = jax.device_get(base)
-  if dtype == "bfloat16":
-    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
+  if dtype == "nf4":
+    base = lora.quantised(config, base)
+  if dtype != "float32":
+    base = jax.tree.map(
+      lambda x: x if nf4.is_nf4(x) else x.astype(jnp.bfloat16), base, is_leaf=nf4.is_nf4
+    )
   return distributed.digest(base).tobytes().hex()
 
 

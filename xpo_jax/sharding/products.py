@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import rules
+from xpo_jax.sharding import nf4, rules
 from xpo_jax.types import Array
 
 _SPLIT = rules.RULES["embed"]
@@ -25,10 +25,10 @@ _COPIES = tuple(axis for axis in meshes.ROWS if axis != _SPLIT)
 
 
 class _Static(NamedTuple):
-  """Mesh, `meshes.lines` of `_SPLIT`, the mesh axes of the kernel, and how many of its
-  axes are contracted."""
+  """Mesh, or None where the kernel is used as it is; `meshes.lines` of `_SPLIT`, the
+  mesh axes of the kernel, and how many of its axes are contracted."""
 
-  mesh: Mesh | AbstractMesh
+  mesh: Mesh | AbstractMesh | None
   lines: tuple[int, ...]
   kernel: tuple[str | None, ...]
   contract: int
@@ -51,15 +51,20 @@ def product(
       None: wherever they are.
     axes: logical axes of the kernel; "embed" is the first of its inputs or outputs.
     x: activations `[R, ..., *inputs]`.
-    kernel: a weight `[*inputs, *outputs]`.
+    kernel: a weight `[*inputs, *outputs]`. One in 4 bits is frozen: it has no gradient,
+      and its codes are gathered, not its values.
     contract: number of inputs.
   """
+  static = _Static(None, (), (None,) * len(axes), contract)
   if mesh is not None and mesh.shape[_SPLIT] > 1 and x.size >= kernel.size:
     sizes = zip(axes, kernel.shape, strict=True)
     split = tuple(rules.mesh_axis(mesh, axis, size) for axis, size in sizes)
     if _SPLIT in split:
       static = _Static(mesh, meshes.lines(mesh, _SPLIT), split, contract)
-      return _product(static, x, kernel)
+  if nf4.is_nf4(kernel):
+    return _frozen_product(static, x, kernel)
+  if static.mesh is not None:
+    return _product(static, x, kernel)
   return jnp.tensordot(x, kernel.astype(x.dtype), axes=contract)
 
 
@@ -104,6 +109,36 @@ def _backward(static, residuals, dy):
 _product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frozen_product(static, x, kernel):
+  """The product with a weight in 4 bits, which is kept so for the backward pass."""
+  return _with_values(static, x, kernel)
+
+
+def _with_values(static, x, kernel):
+  return jnp.tensordot(x, _values(static, kernel, x.dtype), axes=static.contract)
+
+
+def _frozen_forward(static, x, kernel):
+  return _with_values(static, x, kernel), kernel
+
+
+def _frozen_backward(static, kernel, dy):
+  outputs = tuple(range(static.contract - len(static.kernel), 0))
+  values = _values(static, kernel, dy.dtype)
+  return jnp.tensordot(dy, values, axes=(outputs, outputs)), None
+
+
+_frozen_product.defvjp(_frozen_forward, _frozen_backward)
+
+
+def _values(static, kernel, dtype):
+  """A weight in 4 bits as an array, whole along `_SPLIT`."""
+  if static.mesh is not None:
+    kernel = jax.tree.map(functools.partial(_gathered, static), kernel)
+  return kernel.astype(dtype)
+
+
 def _whole(axes):
   """Mesh axes of what is whole along `_SPLIT`."""
   return tuple(None if axis == _SPLIT else axis for axis in axes)
@@ -112,16 +147,22 @@ def _whole(axes):
 # check_vma: nothing in the functions below is differentiated by JAX.
 
 
-def _gathered(static, kernel):
-  """The kernel, whole along `_SPLIT`."""
-  at = static.kernel.index(_SPLIT)
+def _gathered(static, x):
+  """The kernel, or the codes or scales of one, whole along `_SPLIT`."""
+  split = [
+    None if axis is None or size % static.mesh.shape[axis] else axis
+    for axis, size in zip(static.kernel, x.shape, strict=True)
+  ]
+  if _SPLIT not in split:  # scales that are whole already
+    return x
+  at = split.index(_SPLIT)
   return jax.shard_map(
     lambda part: jax.lax.all_gather(part, _SPLIT, axis=at, tiled=True),
     mesh=static.mesh,
-    in_specs=PartitionSpec(*static.kernel),
-    out_specs=PartitionSpec(*_whole(static.kernel)),
+    in_specs=PartitionSpec(*split),
+    out_specs=PartitionSpec(*_whole(split)),
     check_vma=False,
-  )(kernel)
+  )(x)
 
 
 def _kernel_gradient(static, x, dy):

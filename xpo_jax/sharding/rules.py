@@ -2,7 +2,8 @@
 
 A size that its mesh axis does not divide is refused, never replicated instead: silent
 replication would only show when memory runs out. The key and value heads alone are held
-whole there: models have few of them (Gemma 3 1B: one), and they are small.
+whole there: models have few of them (Gemma 3 1B: one), and they are small; so are the
+scales of weights in 4 bits.
 """
 
 import functools
@@ -12,6 +13,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from xpo_jax.sharding import mesh as meshes
+from xpo_jax.sharding import nf4
 from xpo_jax.types import Array, Params
 
 # Logical axis of a parameter -> mesh axis, or None: whole on every device.
@@ -70,10 +72,14 @@ def param_shardings(mesh: Mesh, logical_axes: Any, params: Params) -> Params:
         f"parameter {_name(path)} of shape {x.shape} has the axes {axes}"
       )
     sizes = zip(axes, x.shape, strict=True)
-    return NamedSharding(
-      mesh,
-      PartitionSpec(*(_checked_axis(mesh, path, axis, size) for axis, size in sizes)),
-    )
+    split = [_checked_axis(mesh, path, axis, size) for axis, size in sizes]
+    if not nf4.is_nf4(x):
+      return NamedSharding(mesh, PartitionSpec(*split))
+    sizes = zip(axes, x.scale.shape, strict=True)
+    of_scale = [mesh_axis(mesh, axis, size) for axis, size in sizes]
+    specs = (PartitionSpec(*split), PartitionSpec(*of_scale))
+    shardings: list[Any] = [NamedSharding(mesh, spec) for spec in specs]
+    return nf4.NF4(*shardings)
 
   return jax.tree_util.tree_map_with_path(
     sharding, logical_axes, params, is_leaf=is_axes

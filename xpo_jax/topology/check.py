@@ -283,9 +283,11 @@ def _advice(experiment: Experiment, report: Report) -> tuple[str, ...]:
       advice.append(f"--precision.moments bfloat16 saves {moments / GIB:.2f} GiB")
   if experiment.precision.params == "float32" and experiment.adapter is None:
     advice.append(f"--precision.params bfloat16 saves {params / 2 / GIB:.2f} GiB")
-  if experiment.precision.base == "float32" and experiment.adapter is not None:
+  if experiment.precision.base != "nf4" and experiment.adapter is not None:
     base = programs.device_bytes(step.program.arguments[1][state.BASE])
-    advice.append(f"--precision.base bfloat16 saves {base / 2 / GIB:.2f} GiB")
+    if experiment.precision.base == "float32":
+      advice.append(f"--precision.base bfloat16 saves {base / 2 / GIB:.2f} GiB")
+    advice.append("--precision.base nf4 keeps the base's linear layers in 4 bits")
   config = programs.config_of(start)
   batch = step.program.arguments[2]
   item = np.dtype(jax.numpy.dtype(config.compute_dtype)).itemsize

@@ -7,7 +7,6 @@ and every row full; neither data nor weights are read.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ from xpo_jax.models.config import Config
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import attention
 from xpo_jax.sharding import mesh as meshes
-from xpo_jax.sharding import place, rules
+from xpo_jax.sharding import nf4, place, rules
 from xpo_jax.topology import flops
 from xpo_jax.train import (
   aux_losses,
@@ -100,10 +99,11 @@ class _Shapes:
     if self.adapter is None:
       return base
     stored = self.experiment.precision.base
-    dtypes = state.lm_dtypes(stored, self.model.logical_axes())
-    if dtypes is None:
-      return base
-    return jax.tree.map(lambda x, dtype: x.update(dtype=dtype), base, dtypes)
+    rounded = jax.eval_shape(
+      functools.partial(state.base_in_memory, stored, self.model), base
+    )
+    axes = self.model.logical_axes()
+    return _with(rounded, rules.param_shardings(self.mesh, axes, rounded))
 
   def reference(self) -> Params:
     """Abstract parameters of the reference: one of its own is float32."""
@@ -188,7 +188,7 @@ def config_of(start: Start) -> Config:
 def device_bytes(tree: Any) -> int:
   """Bytes of abstract arrays on one device."""
   return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+    nf4.nbytes(x.sharding.shard_shape(x.shape), x.dtype)
     for x in jax.tree.leaves(tree)
     if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
   )

@@ -19,7 +19,7 @@ from xpo_jax.models import generate, hf_checkpoint, transformer
 from xpo_jax.models.generation_config import GenerationConfig
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import distributed
+from xpo_jax.sharding import distributed, nf4
 from xpo_jax.train import run_directory
 from xpo_jax.train.loading import LoadedStart
 from xpo_jax.train.state import BASE, TrainState, final_params
@@ -134,7 +134,7 @@ def base_writer(
     return functools.partial(
       hf_checkpoint.save,
       config=model.config,
-      params=distributed.to_host(frozen[BASE]),
+      params=nf4.dense(distributed.to_host(frozen[BASE])),
       tokenizer=tokenizer,
     )
 

@@ -270,7 +270,8 @@ def start(
   """
   begin = _start(experiment, run_dir, loaded, mesh)
   if experiment.adapter is not None:
-    lm = base_in_memory(experiment, begin.config, begin.params["lm"])
+    stored, lm = experiment.precision.base, begin.params["lm"]
+    lm = state.base_in_memory(stored, transformer.model(begin.config), lm)
     begin = begin._replace(params=begin.params | {"lm": lm})
   lora.check_base(begin.config, experiment.adapter, begin.params["lm"])
   template = experiment.data.source.template.chat_template
@@ -289,21 +290,6 @@ def start(
   else:
     changes = {"router_loss": False}
   return begin._replace(config=dataclasses.replace(begin.config, **changes))
-
-
-def base_in_memory(experiment: Experiment, config: Config, lm: Params) -> Params:
-  """The base of adapters in the dtypes of `Precision.base`, rounded to the nearest.
-
-  Args:
-    experiment: the run, with an adapter.
-    config: of the decoder.
-    lm: its parameters.
-  """
-  axes = transformer.model(config).logical_axes()
-  dtypes = state.lm_dtypes(experiment.precision.base, axes)
-  if dtypes is None:
-    return lm
-  return jax.tree.map(lambda x, dtype: x.astype(dtype), lm, dtypes)
 
 
 def _start(

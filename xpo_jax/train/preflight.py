@@ -26,6 +26,7 @@ from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, hf_checkpoint, lora, transformer
 from xpo_jax.models.config import Remat
 from xpo_jax.ops.kl_control import Affine
+from xpo_jax.sharding import nf4
 from xpo_jax.train import (
   aux_losses,
   export,
@@ -177,7 +178,8 @@ def _export(experiment: Experiment, begin: LoadedStart, policy: Path) -> None:
     hf_checkpoint.save(policy, config, params, tokenizer=tokenizer)
   else:
     base = policy.with_name(run_directory.BASE)
-    hf_checkpoint.save(base, config, {"lm": params["lm"]}, tokenizer=tokenizer)
+    stored = nf4.dense({"lm": params["lm"]})
+    hf_checkpoint.save(base, config, stored, tokenizer=tokenizer)
     hf_checkpoint.save_adapter(
       policy,
       config,
@@ -207,7 +209,7 @@ def _records(
     placeholder = Loaded(name, (Prompt("", name),), (), "")
     begin = loading.start(experiment, run_dir, placeholder)
     _export(experiment, begin, policy)
-    parameters = sum(x.size for x in jax.tree.leaves(begin.params))
+    parameters = nf4.count(begin.params)
     counts = {"made by": data.path.name}
     return Budget(
       name, counts, {"parameters": parameters}, None, begin.config.remat, []
@@ -231,7 +233,7 @@ def _records(
     "row length": batches.shape.L,
     "tokens computed": batches.tokens_computed,
     "unique tokens": batches.tokens_unique,
-    "parameters": sum(x.size for x in jax.tree.leaves(begin.params)),
+    "parameters": nf4.count(begin.params),
   }
   memory = None
   if validate.make_mesh(experiment.mesh) is None:
@@ -273,8 +275,8 @@ def _rollouts(
     "updates an iteration": data.minibatches * data.ppo_epochs,
     "completions in all": completions,
     "tokens sampled, at most": completions * sampling.max_completion_tokens,
-    "parameters": sum(x.size for x in jax.tree.leaves(parts.ref)),
-    "parameters trained": sum(x.size for x in jax.tree.leaves(first.train.params)),
+    "parameters": nf4.count(parts.ref),
+    "parameters trained": nf4.count(first.train.params),
   }
   prompts = [
     [
@@ -319,7 +321,7 @@ def _rollouts_memory(parts, first) -> dict[str, int] | None:
   resident = [first.sampler, *[parts.ref] * copies]
   if parts.teacher is not None and TEACHER not in read:
     resident.append(parts.teacher.params)
-  between = sum(x.nbytes for x in jax.tree.leaves(resident))
+  between = sum(nf4.nbytes(x.shape, x.dtype) for x in jax.tree.leaves(resident))
   return _compiled(parts.take, *arguments) | {"between updates": between}
 
 

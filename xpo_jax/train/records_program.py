@@ -21,7 +21,7 @@ from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import TEACHER
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import distributed, place
+from xpo_jax.sharding import distributed, nf4, place
 from xpo_jax.train import (
   aux_losses,
   export,
@@ -414,7 +414,6 @@ def _cached(
 def _sizes(batches: Batches, first: TrainState, frozen: Mapping) -> dict[str, Any]:
   """Sizes of the run: steps, shape of a batch, tokens, parameters."""
   trained = jax.tree.leaves(first.params)
-  base = jax.tree.leaves(frozen.get(state.BASE, {}))
   carried = jax.tree.leaves(dataclasses.replace(first, key=None))
   return {
     "steps": len(batches),
@@ -423,7 +422,7 @@ def _sizes(batches: Batches, first: TrainState, frozen: Mapping) -> dict[str, An
     **{f"shape_{k}": v for k, v in batches.shape._asdict().items()},
     "tokens_computed": batches.tokens_computed,
     "tokens_unique": batches.tokens_unique,
-    "parameters": sum(x.size for x in [*trained, *base]),
+    "parameters": nf4.count([trained, frozen.get(state.BASE, {})]),
     "parameters_trained": sum(x.size for x in trained),
     "state_bytes": sum(x.nbytes for x in carried),
   }

@@ -25,7 +25,7 @@ from xpo_jax.data.pack import Batch, Batches
 from xpo_jax.data.token_store import TokenStore
 from xpo_jax.data.tokenise import Example
 from xpo_jax.feedback.teacher import Teacher
-from xpo_jax.models import hf_checkpoint, lora, peft, weights_source
+from xpo_jax.models import hf_checkpoint, lora, peft, transformer, weights_source
 from xpo_jax.models.score import score
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops.tpu import chip
@@ -86,7 +86,8 @@ def load(experiment: Experiment, begin: loading.LoadedStart) -> Reference | None
   _check_alike(source, other, begin)
   lm = other.params["lm"]
   if adapted:
-    rounded = loading.base_in_memory(experiment, begin.config, lm)
+    stored, model = experiment.precision.base, transformer.model(begin.config)
+    rounded = state.base_in_memory(stored, model, lm)
     if _weights(rounded) == _weights(begin.params["lm"]):
       return Reference(None, None)
   return Reference(lm, None)
@@ -129,15 +130,15 @@ def merged(begin: loading.LoadedStart, reference: Reference) -> Reference:
 def _on_base(experiment: Experiment, begin: loading.LoadedStart) -> Reference | None:
   """A reference that is an adapter on the run's base; None where it has another."""
   source = experiment.reference
-  base = peft.base_of(weights_source.directory(source.directory))
-  if not _same_place(base, begin.name):
+  directory = weights_source.directory(source.directory)
+  if not _same_place(peft.base_of(directory), begin.name):
+    return None
+  if peft.is_of_nf4(directory) and experiment.precision.base != "nf4":
     return None
   stored = begin.params["lm"]
   if experiment.precision.base != "float32":  # the adapter's digest may be of float32
     stored = hf_checkpoint.load(begin.name).params["lm"]
-  form, params = peft.load(
-    weights_source.directory(source.directory), begin.config, stored
-  )
+  form, params = peft.load(directory, begin.config, stored)
   tokenizer = hf_checkpoint.read_tokenizer(source.directory)
   _check_alike(source, begin._replace(tokenizer=tokenizer), begin)
   return Reference(None, loading.OnBase(form, params))

@@ -29,7 +29,7 @@ from xpo_jax.feedback.teacher import TEACHER, Teacher
 from xpo_jax.models import heads, lora, transformer
 from xpo_jax.models.transformer import Model
 from xpo_jax.ops import kl_control, sampler_correction, token_stats
-from xpo_jax.sharding import place
+from xpo_jax.sharding import nf4, place
 from xpo_jax.train import (
   aux_losses,
   export,
@@ -160,7 +160,7 @@ def prepare(
   """
   parts, first = assemble(experiment, run_dir, inputs, datasets, say)
   data, sampling = experiment.data, experiment.data.sampling
-  parameters = sum(x.size for x in jax.tree.leaves([first.train.params, parts.frozen]))
+  parameters = nf4.count([first.train.params, parts.frozen])
   sizes = {
     "iterations": data.iterations,
     "prompts_per_iteration": data.prompts_per_iteration,

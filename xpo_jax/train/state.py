@@ -17,7 +17,7 @@ from xpo_jax.feedback.critic import CRITIC, Critic
 from xpo_jax.models import heads, lora
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
-from xpo_jax.sharding import place, rules
+from xpo_jax.sharding import nf4, place, rules
 from xpo_jax.types import Array, Objective, Params, State
 
 BASE = "base"  # the frozen parameters that adapters are added to
@@ -191,6 +191,25 @@ def lm_dtypes(stored: optim.Stored, logical_axes: Params) -> Params | None:
   return jax.tree.map(
     lambda matrix: jnp.dtype(stored if matrix else "float32"),
     optim.matrices(logical_axes),
+  )
+
+
+def base_in_memory(stored: optim.StoredBase, model: Model, lm: Params) -> Params:
+  """The base of adapters as `Precision.base` says, rounded to the nearest.
+
+  Args:
+    stored: `Precision.base`.
+    model: of the base.
+    lm: its parameters.
+  """
+  matrices = stored
+  if stored == "nf4":
+    lm, matrices = lora.quantised(model.config, lm), "bfloat16"
+  dtypes = lm_dtypes(matrices, model.logical_axes())
+  if dtypes is None:
+    return lm
+  return jax.tree.map(
+    lambda dtype, x: x if nf4.is_nf4(x) else x.astype(dtype), dtypes, lm
   )
 
 
