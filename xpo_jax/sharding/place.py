@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,6 +22,12 @@ def place_params(mesh: Mesh, params: Params, logical_axes: Any) -> Params:
     ValueError: a size that its mesh axis does not divide, by the parameter's name.
   """
   return _put(params, rules.param_shardings(mesh, logical_axes, params))
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+  """Copies of arrays, each where it is."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 def init_params(

@@ -304,7 +304,7 @@ def _start(
     key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
     model = transformer.model(begin.model)
     if mesh is None:
-      lm = model.init(key)
+      lm = jax.jit(model.init)(key)
     else:
       lm = place.init_params(mesh, model.init, model.logical_axes(), key)
     return LoadedStart(begin.model, {"lm": lm}, tokenizer)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xpo_jax.config import factories
@@ -145,7 +144,7 @@ def prepare(
     ref, ref_model = references.place(mesh, model, frozen, other)
   if aux_losses.read_reference(objective, aux.losses):
     apart = adapter is not None or other is not None
-    frozen[references.ROLE] = ref if apart else jax.tree.map(jnp.copy, ref)
+    frozen[references.ROLE] = ref if apart else place.copied(ref)
   scoring = _ReferenceScoring(
     experiment, run_dir, begin, ref, ref_model, mesh, put, say
   )

@@ -261,7 +261,7 @@ def assemble(
   )
   frozen = {}
   if adapter is None:
-    ref = {"lm": jax.tree.map(jnp.copy, first.params["lm"])}
+    ref = {"lm": place.copied(first.params["lm"])}
   else:
     base = state.frozen(mesh, model, begin.params["lm"])
     frozen[state.BASE] = ref = {"lm": base}
@@ -365,7 +365,7 @@ def iterate(
     present_BK = present_BK * used_B[:, None]
   before = None
   if sampling.staleness:
-    before = jax.tree.map(jnp.copy, now.train.params)  # the state is donated
+    before = place.copied(now.train.params)  # the state is donated
   examples, arrays = minibatches.construct(
     parts.pairs, drawn, values, reward_BK, present_BK
   )
@@ -512,7 +512,7 @@ def recorded_stats(objective: Objective, sampling: Sampling) -> tuple[TokenStat,
 
 
 def _copied(first: TrainState) -> Params:
-  return jax.tree.map(jnp.copy, first.params)
+  return place.copied(first.params)
 
 
 def _roles(parts: Parts, params: Params) -> dict[str, Params]:
@@ -681,7 +681,7 @@ def _after(parts, now, trained, before, index, line, episodes) -> RolloutState:
     beta = jnp.float32(parts.controller.update(beta, observation))
   if every is not None and (index + 1) % every == 0:
     merged = state.merged(trained.params, parts.frozen, parts.experiment.adapter)
-    ref = {"lm": jax.tree.map(jnp.copy, merged["lm"])}
+    ref = {"lm": place.copied(merged["lm"])}
   sampler = now.sampler
   if sampler:
     sampler = (*sampler[1:], before)

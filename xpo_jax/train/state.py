@@ -163,7 +163,7 @@ def create(
   """
   average = _average(params) if ema else None
   opt_state = optimizer.init(params)  # of the dtypes before they are rounded
-  params = jax.tree.map(jnp.copy, params)
+  params = place.copied(params)
   if lm_dtypes is not None:
     lm = jax.tree.map(lambda x, dtype: x.astype(dtype), params["lm"], lm_dtypes)
     params = params | {"lm": lm}
