@@ -107,3 +107,16 @@ def test_mesh_without_a_torus_is_one_line():
   with meshes.entered(mesh):
     assert meshes.lines(meshes.current(), "fsdp") == (4,)
   assert meshes.lines(mesh.abstract_mesh, "fsdp") == (4,)
+
+
+def test_axis_that_is_a_part_of_an_axis_of_the_torus(monkeypatch):
+  """`jax.make_mesh` refuses it: 8 devices of 4 x 4 x 4."""
+
+  def refuse(*args, **options):
+    raise NotImplementedError("Failed to find assignment for logical_axis_index 2")
+
+  expected = dict(meshes.make_mesh(2, 2, 2).shape)
+  monkeypatch.setattr(jax, "make_mesh", refuse)
+  split = meshes.make_mesh(2, 2, 2)
+  assert dict(split.shape) == expected and set(split.axis_types) == {AxisType.Auto}
+  assert set(split.devices.flat) == set(jax.devices())

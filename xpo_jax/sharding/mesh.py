@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -42,10 +43,16 @@ def make_mesh(
       f"mesh {sizes} has {math.prod(sizes.values())} places for {len(devices)} "
       f"devices; (data, fsdp, tensor) may be {_factorizations(len(devices))}"
     )
+  shape = tuple(sizes.values())
   # Explicit types: `jax.make_mesh` defaults to Explicit axes, `Mesh` to Auto ones.
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices
-  )
+  types = (AxisType.Auto,) * len(AXES)
+  try:
+    return jax.make_mesh(shape, AXES, types, devices=devices)
+  except NotImplementedError:  # an axis takes a part of one of the torus: 8 of 4x4x4
+    placed = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, AXES, axis_types=types)
 
 
 @contextlib.contextmanager
