@@ -15,7 +15,7 @@ from xpo_jax.models import lora, transformer
 from xpo_jax.models.config import Activation, Config, Experts, QKNorm, Rotary
 from xpo_jax.models.lora import Adapter
 from xpo_jax.studies import llama
-from xpo_jax.topology import check, programs
+from xpo_jax.topology import check, programs, slices
 
 SMALL = Config(
   vocab=512,
@@ -218,3 +218,13 @@ def test_a_sampling_mesh_that_the_slice_does_not_hold_is_refused():
   sampling = dataclasses.replace(ON_SAMPLES.data.sampling, mesh=MeshShape(tensor=3))
   with pytest.raises(ValueError, match=r"Sampling.mesh is .*--data.sampling.mesh.fsdp"):
     check.check(experiments.replace(ON_SAMPLES, sampling=sampling), "h100:8")
+
+
+def test_time_is_that_of_the_flops_where_the_compiler_has_no_estimate():
+  """It writes 2^63 - 1 cycles for an operation that it cannot estimate."""
+  slice_ = slices.parse("v5e:2x2")
+  chip = slice_.chip
+  known = check._seconds(3 * chip.clock, 2 * chip.flops, 4 * chip.flops, slice_)
+  unknown = check._seconds(2.0**63 - 1, 2 * chip.flops, 4 * chip.flops, slice_)
+  assert known == (5.0, "the compiler")
+  assert unknown == (4.0, "the compiler, time of FLOPs")

@@ -28,6 +28,8 @@ from xpo_jax.topology.programs import Program
 from xpo_jax.topology.slices import GIB, Slice
 from xpo_jax.train import state, validate
 
+_NO_ESTIMATE = 2.0**62  # cycles: the compiler writes the largest integer instead
+
 
 class Figures(NamedTuple):
   """What one chip of a slice does in one run of a program.
@@ -150,11 +152,19 @@ def _compiled(experiment: Experiment, program: Program, slice_: Slice) -> Figure
     ideal, source = total / slice_.chip.flops, "memory by the compiler, time of FLOPs"
     return Figures(program, *sizes, total, least, ideal, {}, source)
   cost = hlo.read(text, program.loops)
-  seconds = cost.cycles / slice_.chip.clock + kernels / slice_.chip.flops
   products = cost.flops + kernels
-  return Figures(
-    program, *sizes, products, least, seconds, cost.collectives, "the compiler"
-  )
+  seconds, source = _seconds(cost.cycles, kernels, products, slice_)
+  return Figures(program, *sizes, products, least, seconds, cost.collectives, source)
+
+
+def _seconds(
+  cycles: float, kernels: float, products: float, slice_: Slice
+) -> tuple[float, str]:
+  """The time of a program by the compiler's cycles and the FLOPs of kernels, and where
+  it is from; that of all its FLOPs where an operation has no estimate."""
+  if cycles >= _NO_ESTIMATE:
+    return products / slice_.chip.flops, "the compiler, time of FLOPs"
+  return cycles / slice_.chip.clock + kernels / slice_.chip.flops, "the compiler"
 
 
 def _used(message: str) -> float:
