@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -50,3 +51,21 @@ def write(directory):
   )
   params = {"lm": transformer.model(config).init(jax.random.key(0))}
   return hf_checkpoint.save(directory, config, params, tokenizer=_tokenizer())
+
+
+def write_pairs(file, number):
+  """Writes so many pairs of synthetic reviews, less those of one text, as JSON lines;
+  returns the rows."""
+  texts, others = (synthetic_reviews.generate(number, seed) for seed in (0, 1))
+  rows = [
+    {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    for (prompt, chosen), (_, rejected) in zip(texts, others, strict=True)
+    if chosen != rejected
+  ]
+  write_rows(file, rows)
+  return rows
+
+
+def write_rows(file, rows):
+  """Writes rows as JSON lines."""
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

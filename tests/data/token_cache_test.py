@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import chex
 import numpy as np
@@ -12,7 +11,7 @@ from tests import tiny_policy
 from xpo_jax.config.data import Data, Evaluation
 from xpo_jax.config.experiment import Experiment, Pretrained
 from xpo_jax.config.factories import ObjectiveConfig
-from xpo_jax.data import audit, synthetic_reviews, tokenise
+from xpo_jax.data import audit, tokenise
 from xpo_jax.data.render import Template
 from xpo_jax.data.tokenise import Limits
 from xpo_jax.models import hf_checkpoint
@@ -24,14 +23,9 @@ def home(tmp_path_factory):
   """A model, and 60 pairs of which one is bad."""
   home = tmp_path_factory.mktemp("home")
   tiny_policy.write(home / "model")
-  texts, others = synthetic_reviews.generate(60, 0), synthetic_reviews.generate(60, 1)
-  rows = [
-    {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    for (prompt, chosen), (_, rejected) in zip(texts, others, strict=True)
-  ]
+  rows = tiny_policy.write_pairs(home / "pairs.jsonl", 60)
   rows[7]["rejected"] = rows[7]["chosen"]
-  lines = "".join(json.dumps(row) + "\n" for row in rows)
-  (home / "pairs.jsonl").write_text(lines, encoding="utf-8")
+  tiny_policy.write_rows(home / "pairs.jsonl", rows)
   return home
 
 
@@ -116,6 +110,14 @@ def test_a_file_of_held_out_records_is_cached_beside_the_others(
   _alike(second, prepare(_data(home, None), held_out))
   shorter = prepare(data, dataclasses.replace(held_out, limit=10))
   assert (shorter[4], len(shorter[1])) == (10, 10)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_tokenised(
+  home, prepare, monkeypatch
+):
+  monkeypatch.setattr(tokenise, "tokenise_valid", None)  # no call of it succeeds
+  with pytest.raises(ValueError, match=r"Data.token_cache is .*pairs.jsonl.* or None"):
+    prepare(_data(home, home / "pairs.jsonl"))
 
 
 def test_a_damaged_file_is_named_and_no_data_set_is_read(home, prepare, tmp_path):

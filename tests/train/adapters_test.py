@@ -20,7 +20,6 @@ from xpo_jax.config.experiment import Pretrained, Rollouts, Stage
 from xpo_jax.config.factories import Configured, ObjectiveConfig
 from xpo_jax.config.optim import Precision
 from xpo_jax.config.sampling import Feedback, Sampling
-from xpo_jax.data import synthetic_reviews
 from xpo_jax.data.sources import Loaded
 from xpo_jax.evaluation import evaluate_run
 from xpo_jax.feedback import rules
@@ -61,14 +60,7 @@ def home(tmp_path_factory):
   """`model`, `pairs.jsonl`, and the finished runs `first` and `second` on them."""
   home = tmp_path_factory.mktemp("adapters")
   tiny_policy.write(home / "model")
-  texts, others = synthetic_reviews.generate(30, 0), synthetic_reviews.generate(30, 1)
-  rows = [
-    {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    for (prompt, chosen), (_, rejected) in zip(texts, others, strict=True)
-    if chosen != rejected
-  ]
-  lines = "".join(json.dumps(row) + "\n" for row in rows)
-  (home / "pairs.jsonl").write_text(lines, encoding="utf-8")
+  tiny_policy.write_pairs(home / "pairs.jsonl", 30)
   _train(home, "first", "sft", "model", *FORM)
   _train(home, "second", "sft", "model", *FORM, "--seed", "1")
   return home

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,14 @@ def prepared(
     The data set, its examples mapped from files; its records are left out.
 
   Raises:
-    ValueError: a file of the cache is damaged; what `make` raises.
+    ValueError: the directory cannot be made or written to; a file of the cache is
+      damaged; what `make` raises.
   """
   key = dict(key) | {name: importlib.metadata.version(name) for name in _PACKAGES}
   text = json.dumps(key, sort_keys=True)
   place = directory / hashlib.sha256(text.encode()).hexdigest()[:32]
   if not distributed.on_first(place.exists):
+    distributed.on_first(lambda: _check_writable(directory))
     new = make()
     distributed.on_first(lambda: _write(place, key, new))
   stored = distributed.together(lambda: _read(place, bad_rows_file.parent))
@@ -54,6 +57,18 @@ def prepared(
       lambda: audit.write_bad_records(stored.audit.bad, bad_rows_file)
     )
   return stored
+
+
+def _check_writable(directory: Path) -> None:
+  """Refuses a directory before the tokens are made that are to be written there."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
+  except OSError as error:
+    raise ValueError(
+      f"Data.token_cache is {str(directory)!r}, and tokens cannot be written there: "
+      f"{error.strerror}; name a directory that can be written to, or None"
+    ) from error
 
 
 def _write(place: Path, key: Mapping[str, Any], new: Prepared) -> None:

@@ -220,10 +220,10 @@ def load(directory: str | Path, config: Config, base: Params) -> tuple[Adapter, 
   tensors, ranks = _by_module(config, content, header, tensors)
   modules = _adapted(config, tensors)
   problems = _problems(content, config, tensors, modules, ranks)
-  if is_of_nf4(directory):
-    base = lora.quantised(config, base)
   if header is not None and not problems:
     dtype = header.get("base_dtype", "float32")
+    if dtype == "nf4":
+      base = lora.quantised(config, base)
     if header["base_sha256"] != _digest(config, base, dtype):
       problems.append("the base has other weights than the base of training")
   if problems:

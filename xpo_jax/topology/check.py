@@ -1,8 +1,9 @@
 """Checks an experiment on a slice that is not there: memory, time, communication.
 
 Where there is a compiler, the figures of a program are the compiler's; the time is the
-sum of its estimates, without waiting for collectives: a lower bound. It states nothing
-of Pallas kernels: their FLOPs are counted as traced, at the chip's peak. Without one,
+sum of its estimates, without waiting for collectives: a lower bound; that of all FLOPs
+at the chip's peak where it has no estimate of an operation. It states nothing of Pallas
+kernels: their FLOPs are counted as traced, at the chip's peak. Without one,
 arguments are exact, temporaries are an upper bound by arithmetic, and the time is that
 of the FLOPs at the chip's peak.
 """

@@ -49,7 +49,7 @@ from xpo_jax.train.minibatches import RowSizes
 from xpo_jax.train.pair_construction import PairConstruction
 from xpo_jax.train.progress import Say
 from xpo_jax.train.rollouts import RolloutBatch, SamplerParams
-from xpo_jax.train.state import Program, RolloutState, TrainState, final_params
+from xpo_jax.train.state import Program, RolloutState, final_params
 from xpo_jax.types import Objective, Params, TokenStat
 
 SHOWN = (
@@ -321,7 +321,7 @@ def assemble(
     step=place.replicate(mesh, jnp.zeros((), jnp.int32)),
     train=first,
     ref=None if data.ref_update_every is None else ref,
-    sampler=tuple(_copied(first) for _ in range(data.sampling.staleness)),
+    sampler=tuple(place.copied(first.params) for _ in range(data.sampling.staleness)),
     beta=None
     if controller is None
     else place.replicate(mesh, jnp.float32(controller.beta)),
@@ -509,10 +509,6 @@ def recorded_stats(objective: Objective, sampling: Sampling) -> tuple[TokenStat,
     logp = token_stats.tempered(token_stats.LOGP, temperature)
     stats[OLD_LOGP] = logp._replace(field=OLD_LOGP)
   return tuple(stats[field] for field in sorted(stats))
-
-
-def _copied(first: TrainState) -> Params:
-  return place.copied(first.params)
 
 
 def _roles(parts: Parts, params: Params) -> dict[str, Params]:
