@@ -46,8 +46,19 @@ def _placed(mesh, axes, x, kernel):
   return jax.device_put(x, by_row), jax.device_put(kernel, sharding)
 
 
+# What sums a gradient over devices of a kind, and keeps each one's part.
+SUMS = {"cpu": "all-to-all(", "TPU v5 lite": "reduce-scatter("}
+
+
+@pytest.fixture(params=SUMS)
+def kind(request, monkeypatch):
+  """The kind of device that `products` reads; the devices are those of the test."""
+  monkeypatch.setattr(meshes, "device_kind", lambda mesh: request.param)
+  return request.param
+
+
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_product_and_gradients_of_a_split_kernel(sizes, case):
+def test_product_and_gradients_of_a_split_kernel(sizes, case, kind):
   axes, contract, x, kernel, weight = case
   mesh = meshes.make_mesh(*sizes)
   expected = _loss(None, axes, contract, weight)(x, kernel)
@@ -60,9 +71,11 @@ def test_product_and_gradients_of_a_split_kernel(sizes, case):
     # Each device has the part of the gradient that belongs to its part of the kernel.
     d_kernel = ours[1][1]
     assert d_kernel.sharding.is_equivalent_to(placed[1].sharding, kernel.ndim)
-    assert "reduce-scatter(" in run.lower(*placed).compile().as_text()
+    text = run.lower(*placed).compile().as_text()
+    assert [sum_of for sum_of in SUMS.values() if sum_of in text] == [SUMS[kind]]
 
 
+@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("lines", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
 def test_sums_scattered_line_by_line_are_those_scattered_at_once(
   lines, case, monkeypatch

@@ -176,7 +176,7 @@ def _kernel_gradient(static, x, dy):
     # The axis that is scattered comes first: it is cut into whole tiles of memory.
     pair = (x, dy) if _SPLIT in inputs else (dy, x)
     whole = jnp.tensordot(*pair, axes=(tuple(range(lead)),) * 2)
-    part = jax.lax.psum(_scattered(whole, static.lines), _COPIES)
+    part = jax.lax.psum(_scattered(static, whole), _COPIES)
     if _SPLIT in inputs:
       return part
     return jnp.moveaxis(part, range(len(outputs)), range(-len(outputs), 0))
@@ -190,12 +190,18 @@ def _kernel_gradient(static, x, dy):
   )(x, dy)
 
 
-def _scattered(x: Array, lines: tuple[int, ...]) -> Array:
+def _scattered(static, x):
   """The device's part, along the first axis, of the sum over the devices."""
-  place = np.arange(math.prod(lines)).reshape(lines)
-  for number, length in enumerate(lines):
+  place = np.arange(math.prod(static.lines)).reshape(static.lines)
+  for number, length in enumerate(static.lines):
     groups = np.moveaxis(place, number, -1).reshape(-1, length).tolist()
-    x = jax.lax.psum_scatter(
-      x, _SPLIT, scatter_dimension=0, axis_index_groups=groups, tiled=True
-    )
+    # Between processes on CPUs, JAX's reduce-scatter may overwrite what it still sends
+    # (jax-ml/jax#40830), and waits for no more than 30 seconds (jax-ml/jax#40831).
+    if meshes.device_kind(static.mesh) == "cpu":
+      x = jax.lax.all_to_all(x, _SPLIT, 0, 0, axis_index_groups=groups, tiled=True)
+      x = x.reshape(length, -1, *x.shape[1:]).sum(0)
+    else:
+      x = jax.lax.psum_scatter(
+        x, _SPLIT, scatter_dimension=0, axis_index_groups=groups, tiled=True
+      )
   return x
