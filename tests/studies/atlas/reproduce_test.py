@@ -185,6 +185,16 @@ def test_table_without_cells_is_not_rendered_and_leaves_no_folder(home, capsys):
   assert not (home / "lee_first").exists()
 
 
+def test_table_without_cells_keeps_no_other_from_being_rendered(home, capsys):
+  assert cli.main(["reproduce", "second"]) == 0
+  (home / "lee_second" / pages.MARKDOWN).unlink()
+  assert cli.main(["reproduce", "--all", "--render"]) == 2
+  error = capsys.readouterr().err
+  assert "lee_first" in error and error.rstrip().endswith("1 other tables were written")
+  assert (home / "lee_second" / pages.MARKDOWN).exists()
+  assert not (home / "lee_first").exists()
+
+
 def test_cells_of_arms_that_a_table_no_longer_has_are_left_out(home, capsys):
   assert cli.main(["reproduce", "first"]) == 0
   file = home / "lee_first" / cells.FILE

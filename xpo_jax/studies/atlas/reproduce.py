@@ -192,7 +192,7 @@ def render(
   names: Sequence[str], results: Path, *, world: str = worlds.EXACT
 ) -> dict[str, Any]:
   """Writes tables' pages anew from the cells in their folders, of whatever code, with
-  as many seeds as the finding there.
+  as many seeds as the finding there; then refuses the tables that lack cells.
 
   Args:
     names: see `find_tables.named`.
@@ -203,9 +203,10 @@ def render(
     Table -> finding.
 
   Raises:
-    ValueError: no such table; a folder lacks cells of its table.
+    ValueError: no such table; folders lack cells of their tables; the pages of all
+      others are written.
   """
-  findings = {}
+  findings, faults = {}, []
   for name, table in find_tables.named(names, worlds.of(world)).items():
     if worlds.of(world) == worlds.CHAT_MODEL:
       table = _on_model(table, world)
@@ -215,7 +216,10 @@ def render(
     try:
       findings[name] = pages.write(folder, table, cells.read(folder / cells.FILE))
     except ValueError as error:
-      raise ValueError(f"{folder / cells.FILE}: {error}") from error
+      faults.append(f"{folder / cells.FILE}: {error}")
+  if faults:
+    others = f"; {len(findings)} other tables were written" if findings else ""
+    raise ValueError("\n".join(faults) + others)
   return findings
 
 
