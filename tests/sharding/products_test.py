@@ -76,6 +76,7 @@ def test_product_and_gradients_of_a_split_kernel(sizes, case, kind):
 
 
 @pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("kind", ["TPU v5 lite"], indirect=True)
 @pytest.mark.parametrize("lines", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
 def test_sums_scattered_line_by_line_are_those_scattered_at_once(
   lines, case, monkeypatch
