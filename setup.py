@@ -44,6 +44,7 @@ setup(
     "flax>=0.10.6,<0.14",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20,<0.13",
+    "etils[epath]>=1.12",
     "chex>=0.1.90",
     "transformers>=5,<6",
     "tensorflow-datasets>=4.9.10",
@@ -79,7 +80,10 @@ setup(
       "sphinx>=8",
       "furo>=2024.8.6",
       "openai>=3,<4",
+      "gcsfs>=2025.5",
+      "gcp-storage-emulator>=2024.8",
     ],
+    "bucket": ["gcsfs>=2025.5", "s3fs>=2025.5"],  # checkpoints on gs:// and s3://
     "judge": ["openai>=3,<4"],  # a judge behind an endpoint
     "serve": ["transformers[serving]>=5.20,<6", "torch>=2.6"],  # one served here
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],

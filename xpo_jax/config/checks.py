@@ -4,7 +4,7 @@ import difflib
 import numbers
 from typing import Any
 
-from xpo_jax.data import split
+from xpo_jax.data import buckets, split
 
 
 def check_positive(config: Any, *fields: str) -> None:
@@ -26,6 +26,14 @@ def check_among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
     raise ValueError(
       f"{type(config).__name__}.{field} is {value!r}; allowed: {allowed}{hint}"
     )
+
+
+def check_directory(config: Any, field: str) -> None:
+  """Refuses what names neither a whole path nor a directory in a bucket."""
+  try:
+    buckets.directory(vars(config)[field])
+  except ValueError as error:
+    raise ValueError(f"{type(config).__name__}.{field} {error}") from error
 
 
 def check_portion(config: Any) -> None:

@@ -145,6 +145,9 @@ class Loop:
       saved, whatever `checkpoint_every` says; on several hosts with the next line that
       is logged. None: off.
     keep: checkpoints kept, the newest ones.
+    checkpoints: directory of this run's checkpoints, its whole path, or in a bucket,
+      `gs://` or `s3://` (the extra `bucket`); None: `checkpoints/` in the run
+      directory.
     wandb: project at Weights & Biases, or None; a resumed run goes on with its curves.
     evaluator: a function that makes an evaluation of the policy,
       `train.state.Policy -> {name: number}`, or None; such as
@@ -158,6 +161,7 @@ class Loop:
   checkpoint_every: int | None = None
   checkpoint_minutes: float | None = 10.0
   keep: int = 2
+  checkpoints: str | None = None
   wandb: str | None = None
   evaluator: Configured | None = None
   evaluator_every: int | None = None
@@ -170,6 +174,8 @@ class Loop:
         f"Loop.evaluator_every is {self.evaluator_every}, and Loop.evaluator is None; "
         "name a function that makes an evaluation, or leave it out"
       )
+    if self.checkpoints is not None:
+      checks.check_directory(self, "checkpoints")
     minutes = self.checkpoint_minutes
     if minutes is not None and not 0 < minutes < math.inf:
       raise ValueError(

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xpo_jax.data import buckets
+
 CHECKSUM = "checksum"
 MANIFEST = "MANIFEST.sha256.json"
 _BESIDE = ".{}.half"  # no name that a user gives
@@ -69,8 +71,11 @@ def write_text(path: Path, text: str) -> None:
   write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: buckets.Directory, data: bytes) -> None:
   """Writes a file whole or not at all."""
+  if buckets.is_bucket(path):
+    path.write_bytes(data)
+    return
   temporary = _beside(path)
   with temporary.open("wb") as file:
     file.write(data)
@@ -240,7 +245,7 @@ def is_vacant(directory: Path) -> bool:
   return all(path.match(_BESIDE.format("*")) for path in directory.iterdir())
 
 
-def seal(directory: Path) -> None:
+def seal(directory: buckets.Directory) -> None:
   """Writes the manifest of a directory: the SHA-256 sum of each file, by name."""
   sums = {
     str(file.relative_to(directory)): file_digest(file) for file in _files(directory)
@@ -249,7 +254,7 @@ def seal(directory: Path) -> None:
   write_bytes(directory / MANIFEST, (json.dumps(sums, indent=1) + "\n").encode())
 
 
-def damage(directory: Path) -> str | None:
+def damage(directory: buckets.Directory) -> str | None:
   """Describes the damage of a sealed directory; None where it is as it was sealed.
 
   Files that the manifest does not name are not looked at.
@@ -286,13 +291,15 @@ def check_directory(directory: Path, mend: str = "put it back from a copy") -> N
     )
 
 
-def file_digest(file: Path) -> str:
+def file_digest(file: buckets.Directory) -> str:
   """Computes the SHA-256 sum of a file."""
   with file.open("rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _files(directory: Path) -> list[Path]:
+def _files(directory: buckets.Directory) -> list[Any]:
+  if buckets.is_bucket(directory):
+    return buckets.files(directory)
   return sorted(file for file in directory.rglob("*") if file.is_file())
 
 

@@ -17,7 +17,6 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent import futures
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from xpo_jax.data import sealed_files
+from xpo_jax.data import buckets, sealed_files
 from xpo_jax.sharding import distributed
 from xpo_jax.train.state import TrainState
 from xpo_jax.types import Params
@@ -53,17 +52,19 @@ class Manager(ocp.CheckpointManager):
   """Orbax's manager without deletion of old steps, which `finish` does after sealing.
 
   Attributes:
+    place: the directory of the checkpoints.
     keep: steps that are kept.
     background: the thread that seals while training goes on; None: `save` does.
     unsealed: the step that was saved last, until it is known to be sealed.
     sealing: its sealing in the background, on the first process.
   """
 
-  def __init__(self, directory: Path, keep: int, background: bool):
+  def __init__(self, place: buckets.Directory, keep: int, background: bool):
     options = ocp.CheckpointManagerOptions(
       enable_async_checkpointing=background, cleanup_tmp_directories=True
     )
-    super().__init__(directory, options=options)
+    super().__init__(place, options=options)
+    self.place = place
     self.keep = keep
     self.background = futures.ThreadPoolExecutor(1) if background else None
     self.unsealed: int | None = None
@@ -75,19 +76,51 @@ class Manager(ocp.CheckpointManager):
     super().close()
 
 
-def open_manager(directory: Path, keep: int, *, background: bool = False) -> Manager:
+def open_manager(
+  directory: buckets.Directory, keep: int, *, background: bool = False
+) -> Manager:
   """Opens a manager that keeps the last `keep` steps and deletes incomplete files.
 
   Args:
-    directory: of the checkpoints.
+    directory: of the checkpoints, perhaps in a bucket.
     keep: number of steps.
     background: save while training goes on; `finish` waits.
   """
-  return Manager(directory.resolve(), keep, background)
+  place = directory if buckets.is_bucket(directory) else directory.resolve()
+  return Manager(place, keep, background)
+
+
+def check_place(place: buckets.Directory, new: bool) -> None:
+  """Refuses a directory of checkpoints that this process cannot write.
+
+  Args:
+    place: the directory, perhaps in a bucket.
+    new: whether the run is: then the directory must not have checkpoints, else it must
+      exist, unless it is in a bucket, where empty directories do not.
+
+  Raises:
+    ValueError: it cannot be written, has checkpoints of another run, or is absent.
+  """
+  if not (new or buckets.is_bucket(place) or place.exists()):
+    raise ValueError(
+      f"Loop.checkpoints {place} does not exist here: mount it, or put it back; where "
+      "it is lost, start the run anew under another name"
+    )
+  steps = [name for name in buckets.names(place) if name.isdigit()] if new else []
+  if steps:
+    raise ValueError(
+      f"Loop.checkpoints {place} has checkpoints, of the steps {', '.join(steps)}: "
+      "name a directory for this run alone, or resume the run that they are of"
+    )
+  try:
+    buckets.check_writable(place, f".process_{jax.process_index()}")
+  except ValueError as error:
+    raise ValueError(f"Loop.checkpoints {error}") from error
 
 
 def check_room(manager: Manager, state: Any, saves: int) -> None:
-  """Refuses a run whose checkpoints do not fit on the disk, beside those there are.
+  """Refuses a run whose checkpoints do not fit on the disk, beside those there are; a
+  bucket has room.
 
   Args:
     manager: see `open_manager`.
@@ -98,12 +131,14 @@ def check_room(manager: Manager, state: Any, saves: int) -> None:
   Raises:
     ValueError: there is too little room; names the bytes needed and free.
   """
+  if buckets.is_bucket(manager.place):
+    return
   bytes_each = sum(x.nbytes for x in jax.tree.leaves(state) if not _is_key(x))
   needed = bytes_each * max(saves - len(manager.all_steps()), 0)
-  free = shutil.disk_usage(manager.directory).free
+  free = shutil.disk_usage(manager.place).free
   if needed > free:
     raise ValueError(
-      f"no room for checkpoints in {manager.directory}: they need {needed:,} bytes "
+      f"no room for checkpoints in {manager.place}: they need {needed:,} bytes "
       f"({bytes_each:,} each), and {free:,} are free; free some space, or lower "
       "Loop.keep"
     )
@@ -154,13 +189,13 @@ def finish(manager: Manager) -> None:
   for old in sorted(manager.all_steps())[: -manager.keep]:
     # First, so that a kill leaves a step that is incomplete, not one that is damaged.
     if distributed.is_first():
-      (Path(manager.directory) / str(old) / MANIFEST).unlink(missing_ok=True)
+      (manager.place / str(old) / MANIFEST).unlink(missing_ok=True)
     manager.delete(old)
 
 
 def _seal(manager: Manager, step: int) -> None:
   manager.wait_until_finished()
-  sealed_files.seal(Path(manager.directory) / str(step))
+  sealed_files.seal(manager.place / str(step))
 
 
 def restore(manager: Manager, like: TrainState) -> Restored | None:
@@ -187,7 +222,7 @@ def restore(manager: Manager, like: TrainState) -> Restored | None:
   fields = {
     field.name: getattr(abstract, field.name) for field in dataclasses.fields(like)
   }
-  stored = _stored_fields(Path(manager.directory) / str(valid))
+  stored = _stored_fields(manager.place / str(valid))
   # An older version's checkpoint lacks a field that was added since.
   known = {name: x for name, x in fields.items() if x is not None or name in stored}
   content = manager.restore(
@@ -203,7 +238,7 @@ def _newest_valid(manager: Manager) -> tuple[int | None, tuple[str, ...]]:
   """The newest valid step, and why later ones, which are deleted, are not."""
   faults, valid = {}, None
   for step in sorted(manager.all_steps(), reverse=True):
-    fault = sealed_files.damage(Path(manager.directory) / str(step))
+    fault = sealed_files.damage(manager.place / str(step))
     if fault is None:
       valid = step
       break
@@ -211,19 +246,19 @@ def _newest_valid(manager: Manager) -> tuple[int | None, tuple[str, ...]]:
   rejected = tuple(f"step {step}: {fault}" for step, fault in faults.items())
   # Steps are deleted only after a newer one is sealed: a single step without a manifest
   # is an incomplete first save.
-  sealed = [Path(manager.directory) / str(step) / MANIFEST for step in faults]
+  sealed = [manager.place / str(step) / MANIFEST for step in faults]
   if faults and valid is None and (len(sealed) > 1 or sealed[0].exists()):
     listed = "\n  ".join(rejected)
     raise ValueError(
-      f"every checkpoint in {manager.directory} is damaged\n  {listed}\nnothing was "
+      f"every checkpoint in {manager.place} is damaged\n  {listed}\nnothing was "
       "deleted; put one back from a copy, or start the run anew under another name"
     )
   for step in faults:  # orbax refuses to write over a step
-    shutil.rmtree(Path(manager.directory) / str(step))
+    buckets.remove(manager.place / str(step))
   return valid, rejected
 
 
-def _stored_fields(step: Path) -> set[str]:
+def _stored_fields(step: buckets.Directory) -> set[str]:
   """Names of the fields of the state in a checkpoint."""
   return set(ocp.PyTreeCheckpointHandler().metadata(step / "state").keys())
 
@@ -233,15 +268,13 @@ def read(manager: Manager, step: int) -> dict[str, Any]:
 
   It may be of another number of devices, or of processes.
   """
-  stored = ocp.PyTreeCheckpointHandler().metadata(
-    Path(manager.directory) / str(step) / "state"
-  )
+  stored = ocp.PyTreeCheckpointHandler().metadata(manager.place / str(step) / "state")
   like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored.tree)
   args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
   return manager.restore(step, args=args)["state"]
 
 
-def policies(directory: Path) -> Iterator[tuple[int, Params]]:
+def policies(directory: buckets.Directory) -> Iterator[tuple[int, Params]]:
   """Yields steps and parameters of the checkpoints of a run, in order.
 
   The parameters are those of `state.final_params`, on the host; incomplete checkpoints,

@@ -17,7 +17,7 @@ import numpy as np
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Rollouts
-from xpo_jax.data import sealed_files
+from xpo_jax.data import buckets, sealed_files
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
@@ -106,6 +106,7 @@ def train(
   say(f"{run_dir}: {experiment.objective} on {experiment.data.title}")
   inputs = distributed.together(lambda: check(experiment, datasets))
   _refuse_different_processes(experiment, inputs)
+  _check_checkpoints(experiment, new=True)
   with run_directory.create(run_dir, experiment, say):
     return _run(experiment, run_dir, store, inputs, datasets, say)
 
@@ -136,6 +137,7 @@ def resume(
   read = functools.partial(run_directory.read_config, run_dir, experiment)
   recorded = distributed.together(read)
   _refuse_different_processes(recorded, Inputs())
+  _check_checkpoints(recorded, new=False)
   with run_directory.lock(run_dir, say):
     say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
     return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
@@ -172,6 +174,13 @@ def _refuse_different_processes(experiment: Experiment, inputs: Inputs) -> None:
     run_directory.refuse_different_processes(what, own)
 
 
+def _check_checkpoints(experiment: Experiment, new: bool) -> None:
+  """Refuses `Loop.checkpoints` that this run cannot have; see `check_place`."""
+  if experiment.loop.checkpoints is not None:
+    place = buckets.directory(experiment.loop.checkpoints)
+    distributed.together(functools.partial(checkpoint.check_place, place, new))
+
+
 def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   store = stages.default_store(run_dir) if store is None else Path(store)
 
@@ -197,9 +206,10 @@ def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:
   sizes = _parameters(program.sizes, experiment.adapter)
   say(f"{sizes}; {program.headline}; compiling the first")
   meta = {"experiment": yaml_file.to_dict(experiment), **yaml_file.surroundings()}
-  checkpoints = run_dir / run_directory.CHECKPOINTS
   manager = checkpoint.open_manager(
-    checkpoints, experiment.loop.keep, background=jax.process_count() > 1
+    run_directory.checkpoints(run_dir, experiment),
+    experiment.loop.keep,
+    background=jax.process_count() > 1,
   )
   saves = min(experiment.loop.keep + 1, program.total)
   distributed.on_first(lambda: checkpoint.check_room(manager, program.state, saves))

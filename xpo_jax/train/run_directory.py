@@ -2,14 +2,15 @@
 
 A run directory holds `config.yaml` (the experiment, versions, flags, code), `data.json`
 (counts and hashes), `shown.json` (the first rows, token by token), `metrics.jsonl`,
-`tensorboard/`, `checkpoints/`, `policy/` (a Hugging Face directory) or `adapter/`
-(PEFT's format, where adapters are trained; `base/` has what they belong to where it was
-random weights), `stages/` (a run directory for each `Stage`) and, when it is finished,
-`summary.json`. A run on records has `references/`, the
-reference's statistics; a run on rollouts has `rollouts/`, JSON lines of each iteration,
-and `held_out/`, the same of each evaluation by iterations done. While a process writes
-it, `lock.json` says which; of a study, `NAME.lock.json` beside its directory. Of
-several processes of a run all see it, the first writes it, and all write checkpoints.
+`tensorboard/`, `checkpoints/` (unless `Loop.checkpoints` is elsewhere), `policy/` (a
+Hugging Face directory) or `adapter/` (PEFT's format, where adapters are trained;
+`base/` has what they belong to where it was random weights), `stages/` (a run directory
+for each `Stage`) and, when it is finished, `summary.json`. A run on records has
+`references/`, the reference's statistics; a run on rollouts has `rollouts/`, JSON lines
+of each iteration, and `held_out/`, the same of each evaluation by iterations done.
+While a process writes it, `lock.json` says which; of a study, `NAME.lock.json` beside
+its directory. Of several processes of a run all see it, the first writes it, and all
+write checkpoints.
 """
 
 import contextlib
@@ -32,10 +33,10 @@ import numpy as np
 
 from xpo_jax.config import trust, yaml_file
 from xpo_jax.config.experiment import Experiment
-from xpo_jax.data import audit, sealed_files
+from xpo_jax.data import audit, buckets, sealed_files
 from xpo_jax.data.pack import Batch
 from xpo_jax.sharding import distributed
-from xpo_jax.train import checkpoint, progress
+from xpo_jax.train import checkpoint, metrics, progress
 
 SUMMARY, SHOWN, COUNTS = "summary.json", "shown.json", "data.json"
 CHECKPOINTS, POLICY, ADAPTER, BASE = "checkpoints", "policy", "adapter", "base"
@@ -44,7 +45,7 @@ ROLLOUTS, HELD_OUT = "rollouts", "held_out"
 LOCK, WANDB_ID = "lock.json", "wandb_id.json"
 SHOWN_ROWS = 4
 # Results for which the directory of a refused run is not removed.
-_COMPUTED = (CHECKPOINTS, STAGES, ROLLOUTS, HELD_OUT)
+_COMPUTED = (CHECKPOINTS, metrics.FILE, STAGES, ROLLOUTS, HELD_OUT)
 # Digests and counts that data.json of an older run may lack.
 JUDGES_DIGEST, START_DIGEST = "judges_sha256", "start_sha256"
 _NEWER = frozenset(
@@ -227,6 +228,13 @@ def _started(pid: int) -> str | None:
   if state in "ZX":  # ended, and not yet waited for
     return None
   return f"{(proc / 'sys/kernel/random/boot_id').read_text().strip()} {ticks}"
+
+
+def checkpoints(run_dir: Path, experiment: Experiment) -> buckets.Directory:
+  """The directory of a run's checkpoints: in the run directory, or where its
+  configuration says."""
+  named = experiment.loop.checkpoints
+  return run_dir / CHECKPOINTS if named is None else buckets.directory(named)
 
 
 def exported(run_dir: Path, experiment: Experiment) -> Path:
