@@ -9,7 +9,8 @@
 #   tpu_pod.sh stop                                # SIGTERM: all save a checkpoint
 #   tpu_pod.sh delete
 #
-# RUN is a directory that every host sees, such as a mounted Filestore (NFS).
+# RUN is a directory that every host sees, such as a mounted Filestore (NFS); with
+# --loop.checkpoints gs://BUCKET/NAME it needs no room for checkpoints.
 set -euo pipefail
 
 on_all_hosts() {
@@ -26,7 +27,7 @@ case "$command" in
   install)
     gcloud compute tpus tpu-vm scp --recurse . "$TPU_NAME:xpo_jax" --zone="$ZONE" \
       --worker=all
-    on_all_hosts "pip install -e './xpo_jax[tpu]'"
+    on_all_hosts "pip install -e './xpo_jax[tpu,bucket]'"
     ;;
   run)
     on_all_hosts "cd xpo_jax && experiments/launch/start_or_resume.sh $(printf '%q ' "$@")"

@@ -7,7 +7,8 @@
 #   xpk.sh run WORKLOAD RUN RECIPE [ARGUMENT...]   # starts the run, or goes on with it
 #   xpk.sh delete WORKLOAD
 #
-# RUN is a directory that every host sees: a volume of `xpk storage attach`.
+# RUN is a directory that every host sees: a volume of `xpk storage attach`; with
+# --loop.checkpoints gs://BUCKET/NAME it needs no room for checkpoints.
 set -euo pipefail
 
 command=$1

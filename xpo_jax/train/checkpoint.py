@@ -106,8 +106,8 @@ def check_place(place: buckets.Directory, new: bool) -> None:
       f"Loop.checkpoints {place} does not exist here: mount it, or put it back; where "
       "it is lost, start the run anew under another name"
     )
-  steps = [name for name in buckets.names(place) if name.isdigit()] if new else []
-  if steps:
+  steps = sorted(filter(str.isdigit, buckets.names(place)), key=int)
+  if new and steps:
     raise ValueError(
       f"Loop.checkpoints {place} has checkpoints, of the steps {', '.join(steps)}: "
       "name a directory for this run alone, or resume the run that they are of"
