@@ -44,13 +44,13 @@ def _count(event: str, duration: float, **_) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-_LONG = Path(__file__).parent / "train"
+_FIRST = Path(__file__).parent / "train"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Puts the folder of the longest files first: one of them begun as the last leaves
-  the other processes with nothing to do."""
-  items.sort(key=lambda item: _LONG not in item.path.parents)
+  """Puts a folder of long files first that is nearly the last by name: a long file that
+  is begun last leaves the other processes with nothing to do."""
+  items.sort(key=lambda item: _FIRST not in item.path.parents)
 
 
 @pytest.fixture(autouse=True, scope="module")

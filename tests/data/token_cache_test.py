@@ -116,7 +116,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_tokenised(
   home, prepare, monkeypatch
 ):
   monkeypatch.setattr(tokenise, "tokenise_valid", None)  # no call of it succeeds
-  with pytest.raises(ValueError, match=r"Data.token_cache is .*pairs.jsonl.* or None"):
+  with pytest.raises(
+    ValueError, match=r"Data.token_cache .*pairs.jsonl cannot .* or None"
+  ):
     prepare(_data(home, home / "pairs.jsonl"))
 
 

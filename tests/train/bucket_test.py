@@ -17,6 +17,7 @@ from tests.train.tiny_runs import PLAIN
 from xpo_jax.config import experiment as experiments
 from xpo_jax.config.experiment import Loop
 from xpo_jax.data import buckets, sealed_files
+from xpo_jax.sharding import distributed
 from xpo_jax.train import checkpoint, loop
 
 
@@ -129,13 +130,28 @@ def test_bucket_that_cannot_be_written_is_refused(storage, tmp_path):
   [
     ("runs/first", "runs/first is relative, and a run may be resumed from elsewhere"),
     ("az://bucket/run", "is of no known bucket; allowed: gs://, s3://"),
-    (
-      "s3://bucket/run",
-      r"is read by s3fs, which is not installed; pip install 'xpo_jax",
-    ),
   ],
 )
-def test_place_that_cannot_be_is_refused_by_its_field(place, says, monkeypatch):
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_name_of_no_place_is_refused_by_its_field(place, says):
   with pytest.raises(ValueError, match=f"^Loop.checkpoints .*{says}"):
     Loop(checkpoints=place)
+
+
+def test_run_without_the_package_of_its_bucket_is_read_and_not_begun(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  run = _experiment("s3://bucket/run")
+  says = r"Loop.checkpoints s3:.* s3fs, which is not installed; pip install 'xpo_jax"
+  with pytest.raises(ValueError, match=says):
+    loop.train(run, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_place_that_only_one_process_sees_is_refused(tmp_path, monkeypatch):
+  checkpoint.check_place(str(tmp_path), new=True)
+  assert not list(tmp_path.iterdir())
+  # Process 0 has written its mark in another directory of this name.
+  monkeypatch.setattr(distributed, "on_first", lambda function: ".mark")
+  with pytest.raises(ValueError, match="is not the directory that process 0 sees"):
+    checkpoint.check_place(str(tmp_path), new=True)

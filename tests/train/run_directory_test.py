@@ -343,8 +343,8 @@ def test_wandb_gets_the_configuration(tmp_path):
 
 
 def test_directory_that_a_process_cannot_write_is_refused(tmp_path, monkeypatch):
-  def read_only(dir):
-    raise PermissionError(f"Permission denied: {dir}")
+  def read_only(place):
+    raise PermissionError(f"Permission denied: {place}")
 
   run_directory._check_shared(tmp_path / "none")  # of one process
   monkeypatch.setattr(run_directory.jax, "process_count", lambda: 2)
@@ -352,6 +352,7 @@ def test_directory_that_a_process_cannot_write_is_refused(tmp_path, monkeypatch)
     run_directory._check_shared(tmp_path)
   (tmp_path / "config.yaml").touch()
   run_directory._check_shared(tmp_path)
-  monkeypatch.setattr(run_directory.tempfile, "TemporaryFile", read_only)
-  with pytest.raises(ValueError, match=r"cannot be written here \(Permission denied"):
+  monkeypatch.setattr(run_directory.buckets, "write_mark", read_only)
+  says = r"cannot be written here \(PermissionError: Permission denied"
+  with pytest.raises(ValueError, match=says):
     run_directory._check_shared(tmp_path)

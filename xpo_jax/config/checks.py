@@ -31,7 +31,7 @@ def check_among(config: Any, field: str, allowed: tuple[str, ...]) -> None:
 def check_directory(config: Any, field: str) -> None:
   """Refuses what names neither a whole path nor a directory in a bucket."""
   try:
-    buckets.directory(vars(config)[field])
+    buckets.check_name(vars(config)[field])
   except ValueError as error:
     raise ValueError(f"{type(config).__name__}.{field} {error}") from error
 

@@ -6,6 +6,7 @@ not at all, so no temporary file stands beside it.
 """
 
 import importlib.util
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -19,24 +20,34 @@ _LIBRARIES = {"gs://": ("gcsfs", "gcs"), "s3://": ("s3fs", "s3")}
 Directory: TypeAlias = "Path | epath.Path"
 
 
+def check_name(text: str) -> None:
+  """Refuses what names neither a whole path nor a directory in a bucket.
+
+  Raises:
+    ValueError: the name is relative, or of another kind of URL.
+  """
+  scheme, separator, _ = text.partition("://")
+  allowed = ", ".join(_LIBRARIES)
+  if separator and scheme + separator not in _LIBRARIES:
+    raise ValueError(f"{text} is of no known bucket; allowed: {allowed}")
+  if not separator and not Path(text).is_absolute():
+    raise ValueError(
+      f"{text} is relative, and a run may be resumed from elsewhere; give a whole "
+      f"path, or a bucket: {allowed}"
+    )
+
+
 def directory(text: str) -> Directory:
   """The directory of a name: of `pathlib`, or of `etils.epath` where it is in a bucket.
 
   Raises:
-    ValueError: the name is relative, or of another kind of URL; the package that reads
-      the bucket is not installed.
+    ValueError: see `check_name`; the package that reads the bucket is not installed.
   """
-  scheme = text[: text.find("://") + 3] if "://" in text else ""
-  if scheme not in ("", *_LIBRARIES):
-    raise ValueError(f"{text} is of no known bucket; allowed: {', '.join(_LIBRARIES)}")
-  if not scheme:
-    if not Path(text).is_absolute():
-      raise ValueError(
-        f"{text} is relative, and a run may be resumed from elsewhere; give a whole "
-        f"path, or a bucket: {', '.join(_LIBRARIES)}"
-      )
+  check_name(text)
+  scheme, separator, _ = text.partition("://")
+  if not separator:
     return Path(text)
-  library, protocol = _LIBRARIES[scheme]
+  library, protocol = _LIBRARIES[scheme + separator]
   if importlib.util.find_spec(library) is None:
     raise ValueError(
       f"{text} is read by {library}, which is not installed; pip install "
@@ -79,20 +90,22 @@ def remove(place: Directory) -> None:
     place.rmtree()
 
 
-def check_writable(place: Directory, probe: str) -> None:
-  """Refuses a directory that this process cannot write; makes it where it is absent.
+def write_mark(place: Directory) -> str:
+  """Writes an empty file with a name of its own; returns the name."""
+  name = f".{secrets.token_hex(8)}"
+  (place / name).write_bytes(b"")
+  return name
 
-  Args:
-    place: the directory.
-    probe: name of a file that is written and removed; no two processes use the same.
+
+def check_writable(place: Directory) -> None:
+  """Refuses a directory that this process cannot write; makes it where it is absent.
 
   Raises:
     ValueError: it cannot be written; says why.
   """
   try:
     place.mkdir(parents=True, exist_ok=True)
-    (place / probe).write_bytes(b"")
-    (place / probe).unlink()
+    (place / write_mark(place)).unlink()
   except Exception as error:  # each library of buckets has its own
     raise ValueError(
       f"{place} cannot be written here ({type(error).__name__}: {error})"

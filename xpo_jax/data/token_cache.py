@@ -8,12 +8,11 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.data import audit, sealed_files, token_store
+from xpo_jax.data import audit, buckets, sealed_files, token_store
 from xpo_jax.data.audit import Audit, Prepared
 from xpo_jax.data.records import BadRecord
 from xpo_jax.sharding import distributed
@@ -62,12 +61,10 @@ def prepared(
 def _check_writable(directory: Path) -> None:
   """Refuses a directory before the tokens are made that are to be written there."""
   try:
-    directory.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=directory).close()
-  except OSError as error:
+    buckets.check_writable(directory)
+  except ValueError as error:
     raise ValueError(
-      f"Data.token_cache is {str(directory)!r}, and tokens cannot be written there: "
-      f"{error.strerror}; name a directory that can be written to, or None"
+      f"Data.token_cache {error}; name a directory that can be written to, or None"
     ) from error
 
 

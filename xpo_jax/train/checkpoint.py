@@ -90,37 +90,58 @@ def open_manager(
   return Manager(place, keep, background)
 
 
-def check_place(place: buckets.Directory, new: bool) -> None:
-  """Refuses a directory of checkpoints that this process cannot write.
+def check_place(named: str, new: bool) -> None:
+  """Refuses a directory that a run cannot have its checkpoints in; a collective call.
 
   Args:
-    place: the directory, perhaps in a bucket.
+    named: `Loop.checkpoints`.
     new: whether the run is: then the directory must not have checkpoints, else it must
       exist, unless it is in a bucket, where empty directories do not.
 
   Raises:
-    ValueError: it cannot be written, has checkpoints of another run, or is absent.
+    ValueError: a process cannot read or write it, or sees another directory under its
+      name; it has checkpoints of another run, or is absent.
   """
-  if not (new or buckets.is_bucket(place) or place.exists()):
-    raise ValueError(
-      f"Loop.checkpoints {place} does not exist here: mount it, or put it back; where "
-      "it is lost, start the run anew under another name"
-    )
-  steps = sorted(filter(str.isdigit, buckets.names(place)), key=int)
-  if new and steps:
-    raise ValueError(
-      f"Loop.checkpoints {place} has checkpoints, of the steps {', '.join(steps)}: "
-      "name a directory for this run alone, or resume the run that they are of"
-    )
+  distributed.together(lambda: _check_own_place(named, new))
+  place = buckets.directory(named)
+  mark = place / distributed.on_first(lambda: buckets.write_mark(place))
   try:
-    buckets.check_writable(place, f".process_{jax.process_index()}")
+    distributed.together(lambda: _check_seen(mark))
+  finally:
+    distributed.on_first(lambda: mark.unlink())
+
+
+def _check_own_place(named: str, new: bool) -> None:
+  """Refuses a directory by what this process sees of it."""
+  try:
+    place = buckets.directory(named)
+    if not (new or buckets.is_bucket(place) or place.exists()):
+      raise ValueError(
+        f"{place} does not exist here: mount it, or put it back; where it is lost, "
+        "start the run anew under another name"
+      )
+    steps = sorted(filter(str.isdigit, buckets.names(place)), key=int)
+    if new and steps:
+      raise ValueError(
+        f"{place} has checkpoints, of the steps {', '.join(steps)}: name a directory "
+        "for this run alone, or resume the run that they are of"
+      )
+    buckets.check_writable(place)
   except ValueError as error:
     raise ValueError(f"Loop.checkpoints {error}") from error
 
 
+def _check_seen(mark: buckets.Directory) -> None:
+  if not mark.exists():
+    raise ValueError(
+      f"Loop.checkpoints {mark.parent} is not the directory that process 0 sees: of "
+      "several processes all must see it; name one on a shared file system, or a bucket"
+    )
+
+
 def check_room(manager: Manager, state: Any, saves: int) -> None:
-  """Refuses a run whose checkpoints do not fit on the disk, beside those there are; a
-  bucket has room.
+  """Refuses a run whose checkpoints do not fit on the disk, beside those there are; of
+  a bucket nothing is asked.
 
   Args:
     manager: see `open_manager`.

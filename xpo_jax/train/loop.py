@@ -17,7 +17,7 @@ import numpy as np
 from xpo_jax.config import yaml_file
 from xpo_jax.config.data import Data
 from xpo_jax.config.experiment import Experiment, Rollouts
-from xpo_jax.data import buckets, sealed_files
+from xpo_jax.data import sealed_files
 from xpo_jax.models.lora import Adapter
 from xpo_jax.models.transformer import Model
 from xpo_jax.sharding import distributed
@@ -106,7 +106,8 @@ def train(
   say(f"{run_dir}: {experiment.objective} on {experiment.data.title}")
   inputs = distributed.together(lambda: check(experiment, datasets))
   _refuse_different_processes(experiment, inputs)
-  _check_checkpoints(experiment, new=True)
+  if experiment.loop.checkpoints is not None:
+    checkpoint.check_place(experiment.loop.checkpoints, new=True)
   with run_directory.create(run_dir, experiment, say):
     return _run(experiment, run_dir, store, inputs, datasets, say)
 
@@ -137,7 +138,8 @@ def resume(
   read = functools.partial(run_directory.read_config, run_dir, experiment)
   recorded = distributed.together(read)
   _refuse_different_processes(recorded, Inputs())
-  _check_checkpoints(recorded, new=False)
+  if recorded.loop.checkpoints is not None:
+    checkpoint.check_place(recorded.loop.checkpoints, new=False)
   with run_directory.lock(run_dir, say):
     say(f"{run_dir}: resuming {recorded.objective} on {recorded.data.title}")
     return _run(recorded, run_dir, store, Inputs(), datasets or {}, say)
@@ -172,13 +174,6 @@ def _refuse_different_processes(experiment: Experiment, inputs: Inputs) -> None:
     "data": {} if loaded is None else {loaded.name: loaded.sha256},
   }.items():
     run_directory.refuse_different_processes(what, own)
-
-
-def _check_checkpoints(experiment: Experiment, new: bool) -> None:
-  """Refuses `Loop.checkpoints` that this run cannot have; see `check_place`."""
-  if experiment.loop.checkpoints is not None:
-    place = buckets.directory(experiment.loop.checkpoints)
-    distributed.together(functools.partial(checkpoint.check_place, place, new))
 
 
 def _run(experiment, run_dir, store, inputs, datasets, say) -> Result:

@@ -23,7 +23,6 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -334,12 +333,11 @@ def _check_shared(run_dir: Path) -> None:
       "processes all must see the run directory; name one on a shared file system"
     )
   try:
-    with tempfile.TemporaryFile(dir=run_dir):
-      pass
-  except OSError as error:
+    buckets.check_writable(run_dir)
+  except ValueError as error:
     raise ValueError(
-      f"{run_dir} cannot be written here ({error}), and every process writes its part "
-      "of a checkpoint: give this host's user the right to write it"
+      f"{error}, and every process writes its part of a checkpoint: give this host's "
+      "user the right to write it"
     ) from error
 
 

@@ -218,8 +218,8 @@ def render(
     except ValueError as error:
       faults.append(f"{folder / cells.FILE}: {error}")
   if faults:
-    others = f"; {len(findings)} other tables were written" if findings else ""
-    raise ValueError("\n".join(faults) + others)
+    faults += ["the pages of all others were written"] if findings else []
+    raise ValueError("\n".join(faults))
   return findings
 
 
