@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from xpo_jax import scored as _scored
+
 
 def module(source: types.ModuleType, *, but: Collection[str] = ()) -> Any:
   """A module whose functions are compiled.
@@ -56,3 +58,9 @@ def _program(fn: Callable[..., Any], tree: Any, static: tuple) -> Callable[..., 
     return fn(*args, **kwargs)
 
   return jax.jit(run)
+
+
+# What makes a record takes lists, whose numbers would be constants of the program.
+scored = module(
+  _scored, but=("check", "from_logits", "from_sequence_logps", "from_token_logps")
+)

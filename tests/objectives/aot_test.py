@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.objectives import _aot
 from xpo_jax.testing import toy
 

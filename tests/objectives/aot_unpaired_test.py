@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 from xpo_jax.types import Aux
 
@@ -20,7 +21,7 @@ def unpaired_by_sorting(logp_BK, ref_BK, beta):
 def test_unpaired_rows_add_up_to_the_sorted_loss_and_its_gradient():
   rng = np.random.default_rng(0)
   logp, ref = rng.normal(size=(2, 6, 2)).astype(np.float32)
-  expected = jax.value_and_grad(unpaired_by_sorting)(logp, ref, 0.8)
+  expected = jax.jit(jax.value_and_grad(unpaired_by_sorting))(logp, ref, 0.8)
   o = objectives.aot_unpaired(beta=0.8)
 
   def in_rows(logp_BK):
@@ -34,7 +35,7 @@ def test_unpaired_rows_add_up_to_the_sorted_loss_and_its_gradient():
       losses.append(o.loss(s_b, Aux(rows_b)).terms["aot_unpaired"].total)
     return sum(losses) / 6
 
-  actual = jax.value_and_grad(in_rows)(jnp.asarray(logp))
+  actual = jax.jit(jax.value_and_grad(in_rows))(jnp.asarray(logp))
   np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
   np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5, atol=1e-7)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 
@@ -22,7 +23,7 @@ def test_gradient_raises_chosen_and_lowers_rejected_anywhere():
   def loss(logp_BKT):
     return scored.evaluate(objectives.apo_zero(), s.replace(logp_BKT=logp_BKT)).loss
 
-  slope = jax.grad(loss)(s.logp_BKT)
+  slope = jax.jit(jax.grad(loss))(s.logp_BKT)
   mask = np.asarray(s.mask_BKT) > 0
   assert (slope[:, 0][mask[:, 0]] < 0).all()
   assert (slope[:, 1][mask[:, 1]] > 0).all()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 
 def record(ratio, desirable, weight):

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiled import scored
 from tests.objectives import group_oracle as oracle
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 
 
 def check():
@@ -39,7 +40,7 @@ def test_no_token_is_dropped():
     def loss(logp_BKT):
       return scored.evaluate(o, s.replace(logp_BKT=logp_BKT)).loss
 
-    return jax.grad(loss)(s.logp_BKT).ravel()
+    return jax.jit(jax.grad(loss))(s.logp_BKT).ravel()
 
   a = 0.5 / (np.sqrt(0.5) + 1e-4)
   assert not slope(objectives.grpo(beta=None)).any()

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import token_stats
 from xpo_jax.types import Aux
 
@@ -74,7 +75,7 @@ def test_contrast_token_is_raised_unless_detached():
       s = record(o, ((0,), (0,)), logits)
       return o.loss(s, Aux()).terms["cringe"].total
 
-    return np.asarray(jax.grad(loss)(jnp.asarray(LOGITS)))[1, 0, 0]
+    return np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(LOGITS)))[1, 0, 0]
 
   push = 1 / (1 + np.exp(-(4.0 - 1.0)))
   live, fixed = slope(objectives.cringe()), slope(objectives.cringe(detach=True))
@@ -90,7 +91,7 @@ def test_extreme_logits_stay_finite(gap):
     return scored.evaluate(o, record(o, ((1,), (0,)), logits)).loss
 
   logits = jnp.zeros(LOGITS.shape).at[..., 1].set(gap)
-  value, slope = jax.value_and_grad(loss)(logits)
+  value, slope = jax.jit(jax.value_and_grad(loss))(logits)
   assert np.isfinite(value)
   assert np.isfinite(slope).all()
 

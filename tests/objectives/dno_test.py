@@ -4,8 +4,9 @@ import jax
 import numpy as np
 from scipy import special
 
+from tests.compiled import scored
 from tests.objectives import pairs
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 
@@ -25,7 +26,7 @@ def test_hand_computed_row_and_its_two_gradients():
     s_ = s.replace(logp_BKT=logp_BKT, value_BKT=value_BKT)
     return scored.evaluate(o, s_).loss
 
-  policy, value = jax.grad(loss, (0, 1))(s.logp_BKT, s.value_BKT)
+  policy, value = jax.jit(jax.grad(loss, (0, 1)))(s.logp_BKT, s.value_BKT)
   np.testing.assert_allclose(policy[0, 0], [-residual, -residual], rtol=1e-6)
   np.testing.assert_allclose(value[0, 0], [-residual, 0], rtol=1e-6)
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.compiled import scored
 from tests.objectives import group_oracle as oracle
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 from xpo_jax.types import Aux
 
 
@@ -33,7 +34,7 @@ def check():
     aux = Aux(jnp.asarray(a_BKT, jnp.float32))
     return o.loss(s.replace(logp_BKT=logp_BKT), aux).terms["gspo_token"].value
 
-  gradient = np.asarray(jax.grad(loss)(s.logp_BKT))
+  gradient = np.asarray(jax.jit(jax.grad(loss))(s.logp_BKT))
   for b, group in enumerate(fields):
     for k, (logp, old, _) in zip(np.flatnonzero(present[b]), group, strict=True):
       n = len(logp)
@@ -55,7 +56,7 @@ def test_a_token_without_advantage_gets_no_gradient():
   def loss(logp_BKT):
     return o.loss(s.replace(logp_BKT=logp_BKT), Aux(a_BKT)).terms["gspo_token"].value
 
-  gradient = jax.grad(loss)(s.logp_BKT)
+  gradient = jax.jit(jax.grad(loss))(s.logp_BKT)
   assert not gradient[:, :, 0].any()
   assert gradient[:, :, 1].any()
 

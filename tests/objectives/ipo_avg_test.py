@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.compiled import scored
 from tests.objectives import pairs
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 

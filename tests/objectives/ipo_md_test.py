@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.feedback import protocol
 from xpo_jax.testing import toy
 
@@ -52,4 +53,4 @@ def test_preferences_between_two_samples_give_the_judges_p():
     s = scored.from_sequence_logps(logp, [[4, 4]], [[-1.0, -1.0]], reward_BK=rate_BK)
     return scored.evaluate(objectives.ipo_md(), s).loss
 
-  assert float(jax.grad(loss)(0.0)) == pytest.approx(1 - 2 * 0.9, rel=1e-5)
+  assert float(jax.jit(jax.grad(loss))(0.0)) == pytest.approx(1 - 2 * 0.9, rel=1e-5)

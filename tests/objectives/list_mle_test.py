@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiled import scored
 from tests.objectives import ragged
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 
 
 def evaluate(s, beta=0.5):

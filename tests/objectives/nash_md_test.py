@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 
@@ -15,7 +16,9 @@ def test_hand_computed_value_and_gradient():
     )
     return scored.evaluate(objectives.nash_md(beta=0.1), s).loss
 
-  value, grad = jax.value_and_grad(loss)(np.array([[[-1.0, -0.5]]], np.float32))
+  value, grad = jax.jit(jax.value_and_grad(loss))(
+    np.array([[[-1.0, -0.5]]], np.float32)
+  )
   gain = 0.9 - 0.5 - 0.1 * (1 + 0.5)
   assert value == pytest.approx(gain * 1.5)
   # Both tokens are charged the whole log-ratio, and none flows through it.
@@ -42,7 +45,7 @@ def test_local_estimator_charges_each_token_its_own_log_ratio():
     s = scored.from_token_logps(logp, np.ones((1, 1, 2)), ref, reward_BK=[[0.9]])
     return objectives.nash_md_token_local(s, 0.1)[0, 0]
 
-  value, slope = jax.value_and_grad(estimate)(np.asarray(logp, np.float32))
+  value, slope = jax.jit(jax.value_and_grad(estimate))(np.asarray(logp, np.float32))
   cost = 0.1 * (logp - ref) - 0.4
   assert value == pytest.approx((cost * logp).sum(), rel=1e-6)
   np.testing.assert_allclose(slope, cost, rtol=1e-5)

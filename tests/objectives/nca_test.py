@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy import special
 
+from tests.compiled import scored
 from tests.objectives import pairs
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 
@@ -45,7 +46,7 @@ def test_fewer_than_two_completions_give_0():
   def loss(logp_BKT):
     return scored.evaluate(objectives.nca_list(), s.replace(logp_BKT=logp_BKT)).loss
 
-  value, slope = jax.value_and_grad(loss)(s.logp_BKT)
+  value, slope = jax.jit(jax.value_and_grad(loss))(s.logp_BKT)
   assert value == 0
   assert not slope.any()
 
@@ -67,5 +68,5 @@ def test_forms_outside_the_index_stay_finite(factory):
   def loss(logp_BKT):
     return scored.evaluate(o, s.replace(logp_BKT=logp_BKT), o.init()).loss
 
-  value, slope = jax.value_and_grad(loss)(s.logp_BKT)
+  value, slope = jax.jit(jax.value_and_grad(loss))(s.logp_BKT)
   assert np.isfinite(value) and np.isfinite(slope).all()

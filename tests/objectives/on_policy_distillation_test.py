@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiled import scored
 from tests.objectives import teacher_records
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
@@ -36,7 +37,7 @@ def test_no_gradient_where_teacher_and_sampler_agree():
   def loss(logp_BKT):
     return scored.evaluate(o, s.replace(logp_BKT=logp_BKT)).loss
 
-  assert not np.asarray(jax.grad(loss)(s.logp_BKT)).any()
+  assert not np.asarray(jax.jit(jax.grad(loss))(s.logp_BKT)).any()
 
 
 @pytest.mark.parametrize("discount", [-0.1, 1.1])

@@ -24,7 +24,7 @@ def _has_ratio(objective: Objective) -> bool:
       changed = record.replace(logp_BKT=logp_BKT, old_logp_BKT=old_logp_BKT)
       return sum(x.value for x in objective.loss(changed, aux).terms.values())
 
-    return jax.grad(loss)(record.logp_BKT)
+    return jax.jit(jax.grad(loss))(record.logp_BKT)
 
   return bool(jnp.any(slope(record.old_logp_BKT) != slope(record.logp_BKT)))
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 2, 3, 5))
@@ -57,7 +58,7 @@ def test_gate_closes_as_the_margin_grows():
 
     # The chosen token stays at 1/3, the rejected one falls `gap` behind its rival.
     logits = jnp.zeros((1, 2, 1, 3)).at[0, 1, 0, 0].set(gap)
-    return jnp.linalg.norm(jax.grad(loss)(logits)[0, 0, 0])
+    return jnp.linalg.norm(jax.jit(jax.grad(loss))(logits)[0, 0, 0])
 
   # sigma(-gap / temperature), before a likelihood that pulls as it did
   assert force(30.0) / force(20.0) == pytest.approx(np.exp(-10 / 2.0), rel=1e-3)

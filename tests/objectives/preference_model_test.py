@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 VALUE = np.array([[[9.0, 1.0], [0.5, 8.0]], [[-2.0, 7.0], [9.0, -1.0]]])
 MASK = np.array([[[1, 1], [1, 0]], [[1, 0], [1, 1]]])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.compiled import scored
 from tests.objectives import ragged
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 
 
 def test_pair_is_a_softmax_of_tempered_scores():

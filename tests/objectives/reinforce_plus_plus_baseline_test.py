@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from tests.compiled import scored
 from tests.objectives import group_oracle as oracle
 from tests.objectives import reinforce_plus_plus_test as plus_plus
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 
 
 def _advantages(s):

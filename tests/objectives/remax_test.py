@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 

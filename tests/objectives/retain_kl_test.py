@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 
 def test_oracle_over_two_texts_of_different_length():

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 
@@ -33,7 +34,7 @@ def test_effect_per_token_does_not_depend_on_length():
       s = scored.from_sequence_logps(logp, [[4], [8]], logp - 1, desirable_BK=bad)
       return scored.evaluate(o, s).loss
 
-    return np.asarray(jax.grad(loss)(logp))[:, 0]
+    return np.asarray(jax.jit(jax.grad(loss))(logp))[:, 0]
 
   short, long = slope(objectives.simnpo(beta=2.0))
   assert short / long == pytest.approx(8 / 4)  # d a / d logp = 1 / length

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 
 def record(ratio, kl):
@@ -35,7 +36,7 @@ def test_only_the_first_version_raises_the_chosen_kl():
     def loss(kl_BKT):
       return scored.evaluate(o, s.replace(ref_kl_BKT=kl_BKT)).loss
 
-    return jax.grad(loss)(s.ref_kl_BKT)[0, :, 0]
+    return jax.jit(jax.grad(loss))(s.ref_kl_BKT)[0, :, 0]
 
   chosen, rejected = slope(objectives.tdpo1(beta=0.5))
   weight = 0.5 / (1 + np.exp(0.5 * 1.0))  # beta sigma(-z)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 
 
@@ -17,7 +18,7 @@ def test_without_alpha_it_is_dpo_in_value_and_gradient():
     def of(logp_BKT):
       return scored.evaluate(o, s.replace(logp_BKT=logp_BKT)).loss
 
-    return jax.value_and_grad(of)(s.logp_BKT)
+    return jax.jit(jax.value_and_grad(of))(s.logp_BKT)
 
   tdpo2, dpo = objectives.tdpo2(beta=0.3, alpha=0.0), objectives.dpo(beta=0.3)
   chex.assert_trees_all_equal(loss(tdpo2), loss(dpo))
@@ -47,4 +48,4 @@ def test_extreme_kl_stays_finite():
     def loss(kl_BKT, o=o):
       return scored.evaluate(o, s.replace(ref_kl_BKT=kl_BKT)).loss
 
-    chex.assert_tree_all_finite(jax.value_and_grad(loss)(s.ref_kl_BKT))
+    chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(loss))(s.ref_kl_BKT))

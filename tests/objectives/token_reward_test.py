@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 VALUE = np.array([[[0.5, 1.0, -2.0]], [[3.0, 7.0, 7.0]]])
 LABEL = np.array([[[0.0, 1.0, -0.3]], [[-1.0, 9.0, 9.0]]])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import sampler_correction
 from xpo_jax.ops.sampler_correction import corrected
 from xpo_jax.testing import toy

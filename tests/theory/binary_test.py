@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -36,7 +37,7 @@ def dro_slope(logits, value, mu):
     )
     return scored.evaluate(objectives.dro(BETA), s).loss
 
-  return jax.grad(loss, (0, 1))(logits, value)
+  return jax.jit(jax.grad(loss, (0, 1)))(logits, value)
 
 
 VALUE = BETA * special.logsumexp(REWARD / BETA, b=np.exp(REF), axis=1)
@@ -89,7 +90,7 @@ def kto_slope(logp, up, kept_fraction, **weights):
     )
     return scored.evaluate(objectives.kto(BETA, **weights), s).loss
 
-  return np.asarray(jax.grad(loss)(logp)) * weight.sum()
+  return np.asarray(jax.jit(jax.grad(loss))(logp)) * weight.sum()
 
 
 def test_kto_weight_compensates_rare_desirable_feedback():
@@ -119,7 +120,7 @@ def npo_slope(ratio, beta):
     s = scored.from_sequence_logps(logp[:, None], zero + 1, zero, desirable_BK=zero)
     return scored.evaluate(objectives.npo(beta), s).loss
 
-  return jax.grad(loss)(jnp.asarray(ratio)) * len(ratio)
+  return jax.jit(jax.grad(loss))(jnp.asarray(ratio)) * len(ratio)
 
 
 def test_npo_is_gradient_ascent_as_beta_falls():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import token_mdp, token_stats
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -91,7 +92,7 @@ def visited_kl(logits, fixed):
 
 def test_sampled_reverse_kl_has_the_gradient_of_the_kl_of_sequences(logits):
   gradient = expected(objectives.on_policy_distillation(1.0), logits)
-  exact = jax.grad(sequence_kl)(*logits)
+  exact = jax.jit(jax.grad(sequence_kl))(*logits)
   np.testing.assert_allclose(gradient, exact, atol=1e-10)
   assert np.abs(exact).max() > 0.05
 
@@ -105,12 +106,12 @@ def test_without_later_tokens_it_is_the_full_kl_at_visited_positions(logits):
   over_vocabulary = expected(objectives.gkd(1.0), logits)
   np.testing.assert_allclose(T * over_vocabulary, exact, atol=1e-10)
   # The positions that the choice of a token leads to are not in it.
-  assert np.abs(exact - jax.grad(sequence_kl)(*logits)).max() > 0.01
+  assert np.abs(exact - jax.jit(jax.grad(sequence_kl))(*logits)).max() > 0.01
 
 
 def test_single_step_and_long_range_make_up_the_kl_of_sequences(logits):
   o = objectives.minillm(0.0, length_normalised=False)
-  exact = jax.grad(sequence_kl)(*logits)
+  exact = jax.jit(jax.grad(sequence_kl))(*logits)
   np.testing.assert_allclose(expected(o, logits), exact, atol=1e-10)
   normalised = expected(objectives.minillm(0.0), logits)
   assert np.abs(normalised - exact).max() > 0.01
@@ -133,7 +134,7 @@ def test_weight_of_teacher_mixed_samples_corrects_the_token_itself(logits):
       kl = (jnp.exp(logp) * (logp - jnp.log(q[state]))).sum()
       return kl - (jnp.exp(logp) * later_S[after]).sum()
 
-    exact = visits * jax.grad(loss)(policy[state])
+    exact = visits * jax.jit(jax.grad(loss))(policy[state])
     np.testing.assert_allclose(gradient[state], exact, atol=1e-10)
 
 

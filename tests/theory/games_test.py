@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import preference_games
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -115,7 +116,7 @@ def _slope(factory, theta, ref, beta, weight_B, win_rate_BK, pairs_BK):
     s = s.replace(weight_B=weight_B / weight_B.sum())
     return scored.evaluate(factory(beta), s).loss
 
-  return jax.grad(loss)(theta)
+  return jax.jit(jax.grad(loss))(theta)
 
 
 def slope(factory, logp, ref, win, *, sampler, beta, labels="pair", against=None):
@@ -228,7 +229,7 @@ def test_nash_md_gradient_by_enumeration_differs_from_trls():
     return s.mean_BK(objectives.nash_md_token_local(s, 0.3)).value
 
   def slopes(theta):
-    gradients = [jax.grad(f)(theta) for f in (gain, paper_loss, local_loss)]
+    gradients = [jax.jit(jax.grad(f))(theta) for f in (gain, paper_loss, local_loss)]
     return [jnp.concatenate([x.ravel() for x in slope]) for slope in gradients]
 
   exact, paper, local = jax.device_get(jax.jit(slopes)(theta))
@@ -246,7 +247,7 @@ def test_nash_md_leaves_a_sample_alone_that_wins_as_often_as_it_loses():
       s = scored.from_sequence_logps(logp, [[2, 3]], ref, reward_BK=win)
       return scored.evaluate(objectives.nash_md(0.3), s).loss
 
-    return np.asarray(jax.grad(loss)(jnp.asarray(logp)))
+    return np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(logp)))
 
   assert not slope([[0.5, 0.5]], logp).any()
   # Elsewhere the win rate above 1/2 balances beta times the log-ratio.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.testing import toy
 from xpo_jax.types import Aux
 

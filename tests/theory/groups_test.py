@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import groups
 from xpo_jax.testing import toy
 from xpo_jax.types import Array, Aux, Objective
@@ -48,7 +49,7 @@ def expected_gradient(o: Objective, length: tuple[int, ...] = (1, 1, 1)) -> Arra
     return scored.evaluate(o, s).loss
 
   with jax.enable_x64(True):
-    return np.asarray(jax.grad(loss)(jnp.asarray(LOGITS)))
+    return np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(LOGITS)))
 
 
 def policy_gradient(beta: float = 0.0) -> Array:
@@ -59,7 +60,7 @@ def policy_gradient(beta: float = 0.0) -> Array:
     return -(jnp.exp(logp) * (REWARD - beta * (logp - ref))).sum()
 
   with jax.enable_x64(True):
-    return np.asarray(jax.grad(negative)(jnp.asarray(LOGITS)))
+    return np.asarray(jax.jit(jax.grad(negative))(jnp.asarray(LOGITS)))
 
 
 def cosine(a: Array, b: Array) -> float:
@@ -177,7 +178,7 @@ def test_gspo_weights_by_the_sequence_ratio():
   def loss(logp_BKT: Array) -> Array:
     return o.loss(s.replace(logp_BKT=logp_BKT), Aux(rows=advantage)).terms["gspo"].value
 
-  value, gradient = jax.value_and_grad(loss)(s.logp_BKT)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(s.logp_BKT)
   mask, length = np.asarray(s.mask_BKT), np.asarray(s.length_BK)
   gap = (np.asarray(s.logp_BKT) - np.asarray(s.old_logp_BKT)) * mask
   ratio = np.exp(gap.sum(-1)) ** (1 / length)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import ranking
 from xpo_jax.testing import toy
 
@@ -19,7 +20,7 @@ def loss_and_gradient(objective, s, key=None):
   def loss(logp_BKT):
     return scored.evaluate(objective, s.replace(logp_BKT=logp_BKT), (), key).loss
 
-  return jax.value_and_grad(loss)(s.logp_BKT)
+  return jax.jit(jax.value_and_grad(loss))(s.logp_BKT)
 
 
 def pairs(reward=(1.0, 0.0)):
@@ -141,7 +142,7 @@ def test_intransitive_preferences_need_a_model_of_pairs():
     s = scored.from_token_logps(None, one, reward_head_BKT=value, reward_BK=votes)
     return scored.evaluate(objectives.soft_bradley_terry(), s).loss
 
-  loss, gradient = jax.value_and_grad(rewards)(jnp.zeros(3))
+  loss, gradient = jax.jit(jax.value_and_grad(rewards))(jnp.zeros(3))
   assert loss == pytest.approx(np.log(2))
   np.testing.assert_allclose(gradient, 0, atol=1e-7)  # convex, so this is the best
 

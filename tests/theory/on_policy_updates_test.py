@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import groups, kl_control, policy_loss, returns
 from xpo_jax.types import Aux
 

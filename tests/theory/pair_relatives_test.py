@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import token_mdp
 from xpo_jax.testing import toy
 from xpo_jax.types import Aux
@@ -120,7 +121,7 @@ def test_dpo_shift_trades_margin_for_the_chosen_likelihood(similar):
       s = scored.from_token_logps(logps(x), np.ones((1, 2, 2)), logps(logits))
       return scored.evaluate(o, s).loss
 
-    return -np.asarray(jax.grad(loss)(logits))
+    return -np.asarray(jax.jit(jax.grad(loss))(logits))
 
   moved = step(objectives.dpo_shift(beta, f)) - step(objectives.dpo(beta))
   chosen, rejected = (
@@ -145,7 +146,7 @@ def test_simper_s_gradient_is_weighted_by_the_inverse_perplexity():
     def loss(logp):
       return scored.evaluate(o, scored.from_sequence_logps(logp, length)).loss
 
-    return np.asarray(jax.grad(loss)(logp))[0]
+    return np.asarray(jax.jit(jax.grad(loss))(logp))[0]
 
   for average in ([-0.2, -3.0], [-2.0, -0.1], [0.0, 0.0]):
     weight = np.exp(average) / length[0]
@@ -196,7 +197,7 @@ def test_hinge_of_simpo_stops_at_the_margin():
       s = scored.from_sequence_logps(jnp.stack([a, -1.0])[None], [[1, 1]])
       return scored.evaluate(objectives.simpo(2.0, 0.5, link=link), s).loss
 
-    return float(jax.grad(loss)(jnp.asarray(average)))
+    return float(jax.jit(jax.grad(loss))(jnp.asarray(average)))
 
   assert slope(-0.2, "hinge") == 0  # z = 2 * 0.8 - 0.5 = 1.1
   assert slope(-0.3, "hinge") == pytest.approx(-2.0)  # z = 0.9
@@ -229,7 +230,7 @@ def test_udm_makes_bco_s_optimum_independent_of_the_classes_prompts():
       )
       return sum(t.value for t in o.loss(s, Aux(shared=shift)).terms.values())
 
-    return np.asarray(jax.grad(loss)(u))
+    return np.asarray(jax.jit(jax.grad(loss))(u))
 
   best = jnp.asarray((np.log(good / bad).ravel() + shift) / beta)
   np.testing.assert_allclose(slope(objectives.bco_udm(beta), best), 0, atol=1e-12)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import divergences, links
 from xpo_jax.testing import toy
 
@@ -207,7 +208,7 @@ def test_f_dpo_reaches_the_optimum_of_the_f_regularised_reward(name):
     d = divergences.between(divergence, logp, jnp.asarray(REF))
     return jnp.exp(logp) @ REWARD - beta * d
 
-  np.testing.assert_allclose(jax.grad(objective)(optimum + REF), 0, atol=1e-9)
+  np.testing.assert_allclose(jax.jit(jax.grad(objective))(optimum + REF), 0, atol=1e-9)
   ratio = minimiser(objectives.f_dpo(beta, divergence), BRADLEY_TERRY)
   np.testing.assert_allclose(ratio, optimum, atol=1e-5)
 
@@ -219,7 +220,7 @@ def test_r_dpo_dpop_and_robust_dpo_at_zero_are_dpo():
     def loss(logp_BKT):
       return scored.evaluate(objective, s.replace(logp_BKT=logp_BKT)).loss
 
-    return jax.value_and_grad(loss)(s.logp_BKT)
+    return jax.jit(jax.value_and_grad(loss))(s.logp_BKT)
 
   loss, gradient = of(objectives.dpo(BETA))
   for zeroed in (

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import token_mdp
 
 V, T, BETA = 3, 4, 0.5

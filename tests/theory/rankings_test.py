@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import ranking
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -130,7 +131,7 @@ def test_exo_list_of_all_completions_is_the_reverse_kl_to_the_tilted_reference()
     return (jnp.exp(logp) * (logp - target)).sum(1).mean()
 
   loss, slope = lists(objectives.exo_list(1.0, temperature), RATIO)
-  value, expected = jax.value_and_grad(reverse)(jnp.asarray(RATIO))
+  value, expected = jax.jit(jax.value_and_grad(reverse))(jnp.asarray(RATIO))
   assert loss == pytest.approx(float(value))
   np.testing.assert_allclose(slope, expected, atol=1e-12)
   best, slope = lists(objectives.exo_list(1.0, temperature), target)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import scored
 from tests.theory import groups_test, policy_gradient_test
-from xpo_jax import objectives, scored
+from xpo_jax import objectives
 from xpo_jax.objectives import _reinforce_plus_plus
 from xpo_jax.ops import groups, returns
 from xpo_jax.testing import toy
@@ -34,7 +35,7 @@ def _gradient(o, s, rows=None):
     out = o.loss(s.replace(logp_BKT=logp_BKT), aux)
     return sum(term.value for term in out.terms.values())
 
-  return np.asarray(jax.grad(loss)(s.logp_BKT))
+  return np.asarray(jax.jit(jax.grad(loss))(s.logp_BKT))
 
 
 @pytest.mark.parametrize("clips", [(1.0, 1e3), (0.05, 0.1)])
@@ -236,7 +237,7 @@ def test_entropy_bonus_moves_the_optimum_to_the_softmax_of_the_reward():
       out = o.loss(s, Aux(jnp.asarray(advantage)))
       return sum(term.value for term in out.terms.values())
 
-    return jax.grad(loss)(logits)
+    return jax.jit(jax.grad(loss))(logits)
 
   best = jnp.asarray(reward / weight)
   np.testing.assert_allclose(gradient(best), 0, atol=1e-12)

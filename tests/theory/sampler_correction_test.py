@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import token_mdp
 from xpo_jax.ops.sampler_correction import corrected
 from xpo_jax.testing import bandit
@@ -70,7 +71,7 @@ def gradient(
     state = Mean(jnp.float64(0.7), jnp.float64(1)) if objective.init() else None
     return scored.evaluate(objective, s, state).loss
 
-  return np.asarray(jax.grad(loss)(jnp.asarray(THETA)))
+  return np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(THETA)))
 
 
 def policy_gradient(task: bandit.Bandit, reward_XY=None, beta: float = 0.0):
@@ -82,7 +83,7 @@ def policy_gradient(task: bandit.Bandit, reward_XY=None, beta: float = 0.0):
     penalty_XY = beta * (logp_XY - task.ref_logp_XY)
     return -(jnp.exp(logp_XY) * (reward_XY - penalty_XY)).sum(1).mean()
 
-  return np.asarray(jax.grad(negative)(jnp.asarray(THETA)))
+  return np.asarray(jax.jit(jax.grad(negative))(jnp.asarray(THETA)))
 
 
 def bias(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -222,12 +223,12 @@ def test_only_the_ratio_of_whole_completions_is_exact():
       )
       return scored.evaluate(objective, s, objective.init()).loss
 
-    return np.asarray(jax.grad(loss)(jnp.asarray(logits_SV)))
+    return np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(logits_SV)))
 
   def negative(logits_SV: Array) -> Array:
     return -(jnp.exp(along(logits_SV).sum(-1)) * reward_N).sum()
 
-  wanted = np.asarray(jax.grad(negative)(jnp.asarray(logits_SV)))
+  wanted = np.asarray(jax.jit(jax.grad(negative))(jnp.asarray(logits_SV)))
   plain = objectives.reinforce(beta=None)
   by_token, by_sequence = (
     corrected(plain, cap=math.inf, level=level) for level in ("token", "sequence")

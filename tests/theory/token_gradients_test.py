@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from xpo_jax import objectives, scored
+from tests.compiled import scored
+from xpo_jax import objectives
 from xpo_jax.ops import divergences, repetition, returns, token_mdp, token_stats
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -418,6 +418,7 @@ def test_judge_is_asked_about_conversations(tmp_path):
     prompts=Prompts("talks"),
     start=Scratch(MODEL, str(tmp_path / "tokenizer")),
     feedback=Feedback(Configured(remembering)),
+    iterations=1,
     evaluation=Evaluation(),
   )
   rows = [Prompt(str(n), talk) for n, talk in enumerate(turns)]
