@@ -60,7 +60,8 @@ def _program(fn: Callable[..., Any], tree: Any, static: tuple) -> Callable[..., 
   return jax.jit(run)
 
 
-# What makes a record takes lists, whose numbers would be constants of the program.
+# A constructor takes lists, whose numbers would be constants of the program; `check`
+# returns no array.
 scored = module(
   _scored, but=("check", "from_logits", "from_sequence_logps", "from_token_logps")
 )
